@@ -1,0 +1,1 @@
+"""What producer and workers share; imports neither of them."""

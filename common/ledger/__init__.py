@@ -1,0 +1,19 @@
+"""The database of runs, dates and checkpoints: the truth about what was done."""
+
+from common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Progress, Run
+from common.ledger.states import DateState, RunState, WindowState
+from common.ledger.store import Ledger, open_ledger
+
+__all__ = [
+    "Checkpoint",
+    "DateRow",
+    "DateState",
+    "Ledger",
+    "NewDate",
+    "NewRun",
+    "Progress",
+    "Run",
+    "RunState",
+    "WindowState",
+    "open_ledger",
+]

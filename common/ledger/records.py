@@ -1,0 +1,139 @@
+"""What the ledger hands out: frozen rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from common.coverage import Verdict
+from common.errors import StagedFileLost
+from common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState
+from common.warehouse.base import StagedFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDate:
+    """One date of a run to open: to be built in a window, or ended by the plan with its reason."""
+
+    day: date
+    window: int | None = None
+    state: DateState = DateState.PENDING
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])  #: further columns of `run_dates`
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """A run to open."""
+
+    job: str
+    job_version: str
+    options: Mapping[str, Any]
+    requested: str
+    requested_by: str
+    owner: str | None
+    dates: tuple[NewDate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A launched backfill."""
+
+    id: str
+    job: str
+    job_version: str
+    state: RunState
+    options: Mapping[str, Any]
+    requested: str
+    requested_by: str
+    owner: str | None
+    first_date: date
+    last_date: date
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED_RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DateRow:
+    """One date of a run, as far as it has come."""
+
+    run_id: str
+    day: date
+    job: str
+    window: int | None
+    state: DateState
+    active: bool
+    attempt: int
+    deaths: int
+    lease_owner: str | None
+    lease_until: datetime | None
+    reason: str | None
+    verdict: Verdict | None
+    expected: int | None
+    found: Mapping[str, int] | None
+    source: str | None
+    source_reason: str | None
+    matched: int | None
+    missing: tuple[str, ...]
+    rows: int | None
+    staged_path: str | None
+    checksum: str | None
+    target_before: str | None
+    inputs: str | None
+    error_kind: str | None
+    error: str | None
+    queued_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    seconds: float | None
+
+    def staged_file(self) -> StagedFile:
+        """The file this date has staged. Raises `StagedFileLost` when it has none."""
+        if self.staged_path is None or self.checksum is None or self.rows is None:
+            raise StagedFileLost("no file was staged", day=self.day)
+        return StagedFile(day=self.day, path=Path(self.staged_path), checksum=self.checksum, rows=self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The durable proof that a date is complete."""
+
+    job: str
+    day: date
+    run_id: str
+    job_version: str
+    verdict: Verdict
+    reason: str
+    expected: int
+    matched: int
+    rows: int
+    source: str
+    checksum: str
+    inputs: str
+    checkpointed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: its state and the number of its dates in each state."""
+
+    run: Run
+    counts: Mapping[DateState, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def ended(self) -> int:
+        return sum(n for state, n in self.counts.items() if state in ENDED_DATES)
+
+    def of(self, *states: DateState) -> int:
+        return sum(self.counts.get(state, 0) for state in states)

@@ -1,0 +1,73 @@
+"""The states of runs, dates and windows, and the moves between them."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class RunState(Enum):
+    """Where a run is. The last four are ends."""
+
+    PLANNED = "planned"  #: written down, nothing sent yet
+    RUNNING = "running"  #: windows are open
+    PAUSED = "paused"  #: no new window is opened
+    SUCCEEDED = "succeeded"  #: every date is checkpointed or skipped
+    PARTIAL = "partial"  #: some dates are blocked or failed
+    FAILED = "failed"  #: no date was checkpointed
+    CANCELLED = "cancelled"  #: stopped before its end; what was checkpointed stays
+
+
+class DateState(Enum):
+    """Where one date of a run is."""
+
+    PENDING = "pending"  #: its window is not open yet
+    QUEUED = "queued"  #: a task for it was sent
+    PROCESSING = "processing"  #: a worker holds it under a lease
+    STAGED = "staged"  #: its rows wait for the gate
+    PUBLISHED = "published"  #: readers see its rows; no checkpoint yet
+    CHECKPOINTED = "checkpointed"  #: done, and proven
+    FAILED = "failed"  #: it could not be built
+    BLOCKED = "blocked"  #: the gate, or the pre-flight check, refused it
+    SKIPPED = "skipped"  #: nothing to build, for the reason given
+
+
+class WindowState(Enum):
+    """Where a window is."""
+
+    PENDING = "pending"  #: not sent yet
+    OPEN = "open"  #: its tasks were sent
+    CLOSING = "closing"  #: a gate works on it under a lease
+    CLOSED = "closed"  #: every date of it has its end
+
+
+ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED})
+ENDED_DATES = frozenset({DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED})
+
+#: What the gate finds settled when it is called: nothing of these is still being worked on.
+READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}
+
+DATE_MOVES: dict[DateState, frozenset[DateState]] = {
+    DateState.PENDING: frozenset({DateState.QUEUED}),
+    DateState.QUEUED: frozenset({DateState.PROCESSING, DateState.FAILED}),
+    DateState.PROCESSING: frozenset(
+        {
+            DateState.STAGED,
+            DateState.FAILED,
+            DateState.BLOCKED,
+            DateState.SKIPPED,
+            DateState.QUEUED,
+            DateState.PROCESSING,  # taken over from a dead worker
+        }
+    ),
+    DateState.STAGED: frozenset({DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED}),
+    DateState.PUBLISHED: frozenset({DateState.CHECKPOINTED}),
+    **{end: frozenset[DateState]() for end in ENDED_DATES},
+}
+
+
+def final_state(ends: dict[DateState, int]) -> RunState:
+    """The end of a run whose dates ended like this."""
+    bad = ends.get(DateState.FAILED, 0) + ends.get(DateState.BLOCKED, 0)
+    if not bad:
+        return RunState.SUCCEEDED
+    return RunState.PARTIAL if ends.get(DateState.CHECKPOINTED, 0) else RunState.FAILED

@@ -1,0 +1,161 @@
+"""The ledger's tables. Alembic's migrations create them; a test holds the two together."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.types import TypeDecorator
+
+from common.ledger.states import DateState, RunState, WindowState
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC timestamp, also on SQLite, which keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a timestamp without a zone reached the ledger")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def one_of(column: str, states: type[RunState] | type[DateState] | type[WindowState]) -> CheckConstraint:
+    listed = ", ".join(f"'{state.value}'" for state in states)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("job", String(128), nullable=False),
+    Column("job_version", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("options", JSON, nullable=False),  #: fallback, force, reason, window, in_flight, ...
+    Column("requested", Text, nullable=False),  #: what was asked for and what it resolved to, in words
+    Column("requested_by", String(128), nullable=False),
+    Column("owner", String(128)),  #: the embedded stack that runs it; null on a broker of the user's
+    Column("first_date", Date, nullable=False),
+    Column("last_date", Date, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    one_of("state", RunState),
+    Index(None, "job", "created_at"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("run_id", String(40), ForeignKey("runs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", UtcDateTime),
+    Column("opened_at", UtcDateTime),
+    Column("closed_at", UtcDateTime),
+    one_of("state", WindowState),
+)
+
+run_dates = Table(
+    "run_dates",
+    metadata,
+    Column("run_id", String(40), ForeignKey("runs.id"), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("job", String(128), nullable=False),
+    Column("window", Integer),  #: null for a date that was ended by the plan
+    Column("state", String(16), nullable=False),
+    Column("active", Boolean, nullable=False),  #: holds the date against other runs of the job
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("deaths", Integer, nullable=False, server_default="0"),  #: attempts that ended with the worker's death
+    Column("lease_owner", String(128)),
+    Column("lease_until", UtcDateTime),
+    Column("reason", Text),  #: why it was skipped, blocked, accepted, ...
+    Column("verdict", String(16)),
+    Column("expected", Integer),
+    Column("found", JSON),  #: expected entities found, by source
+    Column("source", String(256)),
+    Column("source_reason", Text),
+    Column("matched", Integer),
+    Column("missing", JSON),  #: names of missing entities (a sample)
+    Column("rows", Integer),
+    Column("staged_path", Text),
+    Column("checksum", String(64)),
+    Column("target_before", String(64)),  #: the target partition's fingerprint when the date was staged
+    Column("inputs", String(64)),  #: fingerprint of the input partitions it was built from
+    Column("error_kind", String(128)),
+    Column("error", Text),
+    Column("queued_at", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("seconds", Float),  #: wall time of the last attempt
+    one_of("state", DateState),
+    Index(
+        "uq_run_dates_active",
+        "job",
+        "day",
+        unique=True,
+        sqlite_where=text("active"),
+        postgresql_where=text("active"),
+    ),
+    Index(None, "run_id", "window"),
+    Index(None, "run_id", "state"),
+    Index(None, "job", "day"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job", String(128), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
+    Column("job_version", String(64), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("expected", Integer, nullable=False),
+    Column("matched", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("source", String(256), nullable=False),
+    Column("checksum", String(64), nullable=False),
+    Column("inputs", String(64), nullable=False),
+    Column("checkpointed_at", UtcDateTime, nullable=False),
+    CheckConstraint("verdict IN ('complete', 'accepted', 'forced')", name="verdict"),
+)

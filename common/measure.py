@@ -1,0 +1,242 @@
+"""Who is expected on which date, and how much of that each source has. Counts are over the expected set only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow as pa
+
+from common.dates import ONE_DAY, DateRange, ranges
+from common.job import CalendarFacts, Job, Source
+from common.schema import TableName
+from common.warehouse.base import Scan, StagedFile, StagedScan, Warehouse, need_table
+
+SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
+
+EXPECTED = """
+    SELECT day, COUNT(DISTINCT entity) AS n FROM truth WHERE entity IS NOT NULL GROUP BY day
+"""
+
+FOUND = """
+    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS n
+    FROM truth AS t JOIN source AS s ON s.day = t.day AND s.entity = t.entity
+    GROUP BY t.day
+"""
+
+FOUND_IN_EITHER = """
+    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS n
+    FROM truth AS t
+    LEFT JOIN source AS s ON s.day = t.day AND s.entity = t.entity
+    LEFT JOIN other AS o ON o.day = t.day AND o.entity = t.entity
+    WHERE s.entity IS NOT NULL OR o.entity IS NOT NULL
+    GROUP BY t.day
+"""
+
+ENTITIES = """
+    SELECT DISTINCT day, CAST(entity AS STRING) AS entity FROM listed WHERE entity IS NOT NULL
+"""
+
+EVENTS = """
+    SELECT day, COUNT(*) AS n FROM calendar GROUP BY day
+"""
+
+SEASONS = """
+    SELECT season, MIN(day) AS opens FROM calendar WHERE kind = @kind GROUP BY season
+"""
+
+MATCHED = """
+    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS expected, COUNT(DISTINCT s.entity) AS matched
+    FROM truth AS t LEFT JOIN staged AS s ON s.day = t.day AND s.entity = t.entity
+    WHERE t.entity IS NOT NULL
+    GROUP BY t.day
+"""
+
+MISSING = """
+    SELECT DISTINCT t.day AS day, CAST(t.entity AS STRING) AS entity
+    FROM truth AS t LEFT JOIN staged AS s ON s.day = t.day AND s.entity = t.entity
+    WHERE t.entity IS NOT NULL AND s.entity IS NULL
+    ORDER BY day, entity
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """Tables that a job names and the warehouse does not have."""
+
+    sources: frozenset[str]  #: names of sources: they count as having nothing
+    inputs: frozenset[str]  #: names of optional inputs: `process` gets None for them
+    calendar: bool  #: a date with nothing expected is then skipped, not questioned
+
+    def notes(self, job: Job) -> list[str]:
+        """One sentence for each absent table."""
+        found = [
+            f"source {one.name}: table {one.table} does not exist, counted as 0 found"
+            for one in job.sources
+            if one.name in self.sources
+        ]
+        found += [
+            f"optional input {one.name}: table {one.table} does not exist, done without"
+            for one in job.inputs
+            if one.name in self.inputs
+        ]
+        if self.calendar and job.expectation.calendar:
+            table = job.expectation.calendar.table
+            found.append(f"calendar {table} does not exist: dates with nothing expected are skipped unquestioned")
+        return found
+
+
+def check_tables(warehouse: Warehouse, job: Job) -> Absent:
+    """Look at every table the job reads.
+
+    Raises `TableNotFound` when the expectation's table or a required input's does not exist, `SchemaMismatch` when a
+    table lacks its date column or a column the job reads.
+    """
+    truth = job.expectation
+    need_table(warehouse, TableName.parse(truth.table)).require(truth.date_column, (truth.entity,))
+    absent_sources: set[str] = set()
+    for source in job.sources:
+        info = warehouse.describe(TableName.parse(source.table))
+        if info is None:
+            absent_sources.add(source.name)
+        else:
+            info.require(source.date_column, (job.source_entity(source),))
+            info.require(source.date_column, source.columns or ())
+    absent_inputs: set[str] = set()
+    for one in job.inputs:
+        table = TableName.parse(one.table)
+        info = warehouse.describe(table) if one.optional else need_table(warehouse, table)
+        if info is None:
+            absent_inputs.add(one.name)
+        else:
+            info.require(one.date_column, one.columns or ())
+    return Absent(
+        sources=frozenset(absent_sources),
+        inputs=frozenset(absent_inputs),
+        calendar=not _has_calendar(warehouse, job),
+    )
+
+
+def _has_calendar(warehouse: Warehouse, job: Job) -> bool:
+    calendar = job.expectation.calendar
+    info = warehouse.describe(TableName.parse(calendar.table)) if calendar else None
+    if calendar is None or info is None:
+        return False
+    named = [calendar.season_column, calendar.season_filter[0] if calendar.season_filter else None]
+    info.require(calendar.date_column, tuple(name for name in named if name))
+    return True
+
+
+def expected_counts(warehouse: Warehouse, job: Job, days: Iterable[date]) -> dict[date, int]:
+    """The number of expected entities by day; a day without any is not in it. One query."""
+    return _by_day(warehouse.query(EXPECTED, scans={"truth": truth_scan(job, days)}))
+
+
+def found_counts(
+    warehouse: Warehouse, job: Job, source: Source, days: Sequence[date], *, or_in: Source | None = None
+) -> dict[date, int]:
+    """The number of expected entities by day that the source has (or, with `or_in`, either of two). One query."""
+    scans = {"truth": truth_scan(job, days), "source": source_scan(job, source, days)}
+    if or_in is None:
+        return _by_day(warehouse.query(FOUND, scans=scans))
+    return _by_day(warehouse.query(FOUND_IN_EITHER, scans={**scans, "other": source_scan(job, or_in, days)}))
+
+
+def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
+    """The distinct entities by day."""
+    found: dict[date, set[str]] = {}
+    for row in warehouse.query(ENTITIES, scans={"listed": scan}).to_pylist():
+        found.setdefault(row["day"], set()).add(row["entity"])
+    return {day: frozenset(names) for day, names in found.items()}
+
+
+def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
+    """What the calendar says of the days; None without a calendar."""
+    calendar = job.expectation.calendar
+    if calendar is None or not days or warehouse.describe(TableName.parse(calendar.table)) is None:
+        return None
+    table = TableName.parse(calendar.table)
+    events = Scan(
+        table=table,
+        date_column=calendar.date_column,
+        dates=tuple(ranges(days)),
+        columns={"day": calendar.date_column},
+    )
+    counted = _by_day(warehouse.query(EVENTS, scans={"calendar": events}))
+    if calendar.season_column is None or calendar.season_filter is None:
+        return CalendarFacts(events=counted)
+    kind_column, kind = calendar.season_filter
+    seasons = Scan(
+        table=table,
+        date_column=calendar.date_column,
+        dates=(DateRange(start=min(days) - ONE_DAY * SEASON_LOOKBACK_DAYS, through=max(days)),),
+        columns={"day": calendar.date_column, "season": calendar.season_column, "kind": kind_column},
+    )
+    opened = warehouse.query(SEASONS, scans={"calendar": seasons}, params={"kind": kind})
+    return CalendarFacts(events=counted, season_starts=tuple(sorted(opened["opens"].to_pylist())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """How the staged rows of one date compare with the expectation."""
+
+    expected: int
+    matched: int
+    missing: tuple[str, ...]
+
+
+def match_staged(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict[date, Match]:
+    """Recount staged rows against the expectation, read anew. Days with nothing expected are not in it."""
+    days = [staged.day for staged in files]
+    scans = {
+        "truth": truth_scan(job, days),
+        "staged": StagedScan(files=tuple(files), columns={"day": job.target.date_column, "entity": job.entity}),
+    }
+    missing: dict[date, list[str]] = {}
+    for row in warehouse.query(MISSING, scans=scans).to_pylist():
+        missing.setdefault(row["day"], []).append(row["entity"])
+    return {
+        row["day"]: Match(expected=row["expected"], matched=row["matched"], missing=tuple(missing.get(row["day"], ())))
+        for row in warehouse.query(MATCHED, scans=scans).to_pylist()
+    }
+
+
+def truth_scan(job: Job, days: Iterable[date]) -> Scan:
+    truth = job.expectation
+    return Scan(
+        table=TableName.parse(truth.table),
+        date_column=truth.date_column,
+        dates=tuple(ranges(days)),
+        columns={"day": truth.date_column, "entity": truth.entity},
+    )
+
+
+def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
+    """The source's entities on the days themselves: what its coverage is counted over."""
+    return Scan(
+        table=TableName.parse(source.table),
+        date_column=source.date_column,
+        dates=tuple(ranges(days)),
+        columns={"day": source.date_column, "entity": job.source_entity(source)},
+    )
+
+
+def input_fingerprint(warehouse: Warehouse, job: Job, day: date) -> str:
+    """A value that changes when any partition the date is built from changes, or the job's version does."""
+    parts: list[str] = [job.version]
+    read: dict[tuple[str, str], int] = {(job.expectation.table, job.expectation.date_column): 0}
+    for one in (*job.sources, *job.inputs):
+        key = (one.table, one.date_column)
+        read[key] = max(read.get(key, 0), one.lookback_days)
+    for (table, date_column), lookback in sorted(read.items()):
+        days = [found for one in ranges([day], lookback=lookback) for found in one.days()]
+        found = warehouse.fingerprints(TableName.parse(table), date_column, days)
+        parts += [table, *(found[one] for one in sorted(days))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _by_day(counted: pa.Table) -> dict[date, int]:
+    found: Mapping[date, int] = dict(zip(counted["day"].to_pylist(), counted["n"].to_pylist(), strict=True))
+    return dict(found)

@@ -1,0 +1,155 @@
+"""The Celery app, its queues and task names, and how a window is sent.
+
+The chord is the fast path, never the truth: its body is told a run and a window and reads all else from the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Protocol
+
+from celery import Celery, Signature, chord
+from celery.result import denied_join_result
+from kombu import Queue
+from kombu.exceptions import OperationalError as KombuError
+
+from common.errors import BrokerUnavailable
+from common.job import Job
+from common.settings import Settings
+
+PROCESS_DATE = "backfill.process_date"
+CLOSE_WINDOW = "backfill.close_window"
+RECONCILE = "backfill.reconcile"
+
+DATES_QUEUE = "backfill"
+GATE_QUEUE = "gate"
+MAINTENANCE_QUEUE = "maintenance"
+QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE)
+
+RECONCILE_SECONDS = 5.0  #: a run without progress for so long is reconciled by whoever follows it
+SEVEN_DAYS = 7 * 24 * 3600
+RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+
+
+def make_app(settings: Settings, broker_url: str) -> Celery:
+    """The Celery app on that broker, with every setting that a lost worker or a long run depends on."""
+    app = Celery("gated-backfill", broker=broker_url, backend=broker_url)
+    transport = {"visibility_timeout": settings.visibility_seconds}
+    app.conf.update(
+        task_acks_late=True,  # a killed worker's date comes back
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,  # long tasks spread evenly, and less is redelivered
+        broker_transport_options=transport,
+        result_backend_transport_options=transport,
+        result_expires=SEVEN_DAYS,  # the default day loses a long chord silently
+        result_chord_expires=SEVEN_DAYS,
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_publish_retry_policy=RESULT_TRIES,
+        worker_max_tasks_per_child=2000,
+        worker_max_memory_per_child=1_500_000,  # KiB
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+        broker_connection_retry_on_startup=True,
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        task_default_queue=MAINTENANCE_QUEUE,
+        task_queues=[Queue(name) for name in QUEUES],
+        task_routes={
+            PROCESS_DATE: {"queue": DATES_QUEUE},
+            CLOSE_WINDOW: {"queue": GATE_QUEUE},
+            RECONCILE: {"queue": MAINTENANCE_QUEUE},
+        },
+        enable_utc=True,
+    )
+    return app
+
+
+class Dispatcher(Protocol):
+    """How the dates of a window reach the functions that process them."""
+
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+        """Have each day processed, then the window closed. Sending again does no harm."""
+        ...
+
+    def send_gate(self, run: str, number: int, job: Job) -> None:
+        """Have the window closed. Sending again does no harm."""
+        ...
+
+
+class CeleryDispatcher:
+    """One chord a window: a task per date, and the gate as its body."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+        headers = [
+            self._app.signature(
+                PROCESS_DATE,
+                args=(run, day.isoformat()),
+                immutable=True,
+                queue=DATES_QUEUE,
+                soft_time_limit=job.soft_time_limit_seconds,
+                time_limit=job.time_limit_seconds,
+                argsrepr=f"{job.name} {day.isoformat()} run={run}",
+                kwargsrepr="",
+                ignore_result=False,  # a chord counts its headers by their results
+            )
+            for day in days
+        ]
+        try:
+            with denied_join_result():  # nobody waits for results: do not subscribe to each of them
+                chord(headers, app=self._app)(self._gate(run, number, job))
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def send_gate(self, run: str, number: int, job: Job) -> None:
+        try:
+            self._gate(run, number, job).apply_async()
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def send_reconcile(self, run: str, *, lost_tasks: bool = False) -> None:
+        """Have the run reconciled; a message that is not taken up before the next one is due is dropped."""
+        try:
+            self._app.send_task(
+                RECONCILE,
+                args=(run, lost_tasks),
+                queue=MAINTENANCE_QUEUE,
+                ignore_result=True,
+                expires=None if lost_tasks else RECONCILE_SECONDS,
+                argsrepr=f"run={run}",
+                kwargsrepr="",
+            )
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def _gate(self, run: str, number: int, job: Job) -> Signature:
+        return self._app.signature(
+            CLOSE_WINDOW,
+            args=(run, number),
+            immutable=True,  # the results are not handed over: the gate reads ledger and staging
+            queue=GATE_QUEUE,
+            ignore_result=True,
+            argsrepr=f"{job.name} window {number} run={run}",
+            kwargsrepr="",
+        )
+
+
+def check_broker(app: Celery) -> None:
+    """Raises `BrokerUnavailable` when the broker does not answer at once."""
+    try:
+        with app.connection_for_write(connect_timeout=3) as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+    except (KombuError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker at {connection_label(app)} does not answer: {exc}") from exc
+
+
+def connection_label(app: Celery) -> str:
+    """The broker's address without its password."""
+    return app.connection_for_write().as_uri(include_password=False)

@@ -1,0 +1,49 @@
+"""Closing a run whose process is gone, or was told to stop, so that nothing it proved is lost or doubted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from common.job import Job
+from common.ledger import DateRow, DateState, Ledger, Run, RunState
+from common.schema import TableName
+from common.staging import Staging
+from common.warehouse.base import Warehouse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What a closed run had reached."""
+
+    run: Run
+    checkpointed: int
+    adopted: tuple[date, ...]  #: published by its gate but not yet checkpointed: proven now, not rebuilt
+    unfinished: int  #: dates given free
+
+
+def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, staging: Staging) -> Released:
+    """End a run as cancelled and give its dates free. Its workers must be gone or told to stop.
+
+    A date whose target already holds exactly the rows that its gate passed is checkpointed: the gate died between
+    publish and checkpoint.
+    """
+    candidates = ledger.dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
+    adopted = _published(candidates, job, warehouse)
+    ledger.move_dates(run.id, adopted, expect=DateState.STAGED, to=DateState.PUBLISHED)
+    proven = ledger.checkpoint(run.id, adopted)
+    ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.RUNNING, RunState.PAUSED], to=RunState.CANCELLED)
+    staging.discard(run.id)
+    progress = ledger.progress(run.id)
+    return Released(
+        run=progress.run,
+        checkpointed=progress.of(DateState.CHECKPOINTED),
+        adopted=tuple(proven),
+        unfinished=progress.total - progress.ended,
+    )
+
+
+def _published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
+    passed = {row.day: row.checksum for row in rows if row.verdict is not None and row.verdict.passes}
+    now = warehouse.fingerprints(TableName.parse(job.target.table), job.target.date_column, list(passed))
+    return [day for day, checksum in passed.items() if now[day] == checksum]

@@ -1,0 +1,124 @@
+"""Table names, column types and table schemas: checked once, then trusted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from common.errors import SchemaMismatch, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pandera.pandas as pandera
+
+ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE"]
+Types = Mapping[str, ColumnType]
+
+ARROW_TYPES: dict[ColumnType, pa.DataType] = {
+    "STRING": pa.string(),
+    "INT64": pa.int64(),
+    "FLOAT64": pa.float64(),
+    "BOOL": pa.bool_(),
+    "DATE": pa.date32(),
+}
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def checked_identifier(name: str, what: str) -> str:
+    """The name itself if it is a plain identifier. Raises `UserError` for quotes, `;`, dots, `..` and the like."""
+    if not IDENTIFIER.fullmatch(name):
+        raise UserError(f"{name!r} is not a valid {what}: letters, digits and _ only, not starting with a digit")
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class TableName:
+    """`dataset.table`, both plain identifiers: the only form in which a table's name reaches SQL or a path."""
+
+    dataset: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}.{self.table}"
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        parts = text.split(".")
+        if len(parts) != 2:
+            raise UserError(f"{text!r} is not a table name: write it as dataset.table")
+        return cls(checked_identifier(parts[0], "dataset name"), checked_identifier(parts[1], "table name"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One output column: its type, whether it may be null, and the bounds of its values (both included)."""
+
+    type: ColumnType
+    nullable: bool = False
+    ge: float | None = None
+    le: float | None = None
+
+
+def column_type(arrow: pa.DataType) -> ColumnType | None:
+    """Our name for an Arrow type, or None for a type that no column of ours has."""
+    for name, known in ARROW_TYPES.items():
+        if known.equals(arrow):
+            return name
+    return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
+
+
+def arrow_schema(types: Types) -> pa.Schema:
+    return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
+
+
+def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> pa.Table:
+    """The frame with exactly these columns, in this order, in exactly these types.
+
+    Raises `SchemaMismatch` for a missing or unknown column and for a value that does not fit its type.
+    """
+    missing = [name for name in columns if name not in frame.columns]
+    unknown = [str(name) for name in frame.columns if name not in columns]
+    if missing or unknown:
+        raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
+    arrays: list[pa.Array] = []
+    for name, column in columns.items():
+        try:
+            arrays.append(_typed(frame[name], ARROW_TYPES[column.type]))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as exc:
+            raise SchemaMismatch(f"{what}: column {name} is not {column.type}: {exc}") from exc
+    return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
+
+
+def _typed(series: Any, kind: pa.DataType) -> pa.Array:
+    made = pa.array(series, from_pandas=True)
+    if isinstance(made, pa.ChunkedArray):
+        made = made.combine_chunks()
+    if pa.types.is_null(made.type) or not made.type.equals(kind):
+        made = made.cast(kind)  # a safe cast: it refuses to lose anything
+    return made
+
+
+def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
+    """The columns as a pandera schema: types, nulls and bounds, and no column besides."""
+    import pandas as pd
+    import pandera.pandas as pandera
+
+    def checks(column: Column) -> Sequence[pandera.Check]:
+        low = [pandera.Check.ge(column.ge)] if column.ge is not None else []
+        high = [pandera.Check.le(column.le)] if column.le is not None else []
+        return [*low, *high]
+
+    return pandera.DataFrameSchema(
+        {
+            name: pandera.Column(
+                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=[*checks(column)], nullable=column.nullable
+            )
+            for name, column in columns.items()
+        },
+        strict=True,
+        ordered=True,
+    )

@@ -1,0 +1,277 @@
+"""A warehouse of Parquet files, one per table and date, queried with DuckDB.
+
+`<root>/<dataset>/<table>/<date_column>=YYYY-MM-DD/part.parquet`. Only the partitions that a query's dates need are
+handed to DuckDB, as an explicit list: a glob over all of them costs ten times as much. There is no database file, which
+would lock other processes out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any, LiteralString
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from sqlglot.errors import SqlglotError
+
+from common.errors import (
+    NotAllowed,
+    QueryFailed,
+    SchemaMismatch,
+    StagedFileLost,
+    TableNotFound,
+    WarehouseUnavailable,
+)
+from common.schema import TableName, checked_identifier, column_type
+from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, TableInfo
+from common.warehouse.files import checksum_of, locked, parquet_bytes, sync_folder, write_atomically
+from common.warehouse.sql import parameter_names, to_duckdb
+
+PART = "part.parquet"
+PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
+PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
+LOADING = ".loading"  #: a load in preparation; once it holds COMMITTED it will take effect whatever dies
+COMMITTED = "COMMITTED"
+
+
+class LocalWarehouse:
+    """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
+
+    def __init__(self, root: Path, *, threads: int = 1) -> None:
+        self.root = root
+        self._threads = threads
+        self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"LocalWarehouse({str(self.root)!r})"
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def describe(self, table: TableName) -> TableInfo | None:
+        folder = self._folder(table)
+        with _translated(table):
+            self._finish_load(table)
+            first = next(_partitions(folder), None)
+            if first is None:
+                return self._unpartitioned(table)
+            schema = pq.read_schema(first / PART)
+        columns = {field.name: column_type(field.type) or str(field.type) for field in schema}
+        return TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
+
+    def query(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any] | None = None,
+    ) -> pa.Table:
+        tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        connection = self._connection()
+        try:
+            for name, scan in scans.items():
+                self._relation(connection, scan).create_view(checked_identifier(name, "scan name"), replace=True)
+            bound = {key: value for key, value in (params or {}).items() if key in parameter_names(sql)}
+            return connection.sql(to_duckdb(sql), params=bound).to_arrow_table()
+        except duckdb.IOException as exc:
+            raise WarehouseUnavailable(str(exc), table=tables) from exc
+        except (duckdb.Error, SqlglotError) as exc:
+            raise QueryFailed(str(exc), table=tables) from exc
+
+    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        with _translated(table):
+            return {day: _fingerprint(self._part(table, date_column, day)) for day in days}
+
+    def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
+        """Which run and attempt wrote the partition; None for one that no run wrote as it is now."""
+        part = self._part(table, date_column, day)
+        try:
+            noted = json.loads((part.parent / PUBLICATION).read_text())
+        except FileNotFoundError:
+            return None
+        return noted if noted["checksum"] == _fingerprint(part) else None
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        target: TableName,
+        date_column: str,
+        files: Sequence[StagedFile],
+        *,
+        unchanged_since: Mapping[date, str],
+        publication: str,
+    ) -> Receipt:
+        published: set[date] = set()
+        with _translated(target), locked(self._folder(target) / ".lock"):
+            for staged in files:
+                part = self._part(target, date_column, staged.day)
+                now = _fingerprint(part)
+                if now not in (staged.checksum, unchanged_since[staged.day]):
+                    continue
+                if now != staged.checksum:
+                    self._replace_part(part, staged, publication)
+                published.add(staged.day)
+        days = frozenset(staged.day for staged in files)
+        return Receipt(published=frozenset(published), changed=days - published)
+
+    def _replace_part(self, part: Path, staged: StagedFile, publication: str) -> None:
+        try:
+            data = staged.path.read_bytes()
+        except FileNotFoundError as exc:
+            raise StagedFileLost("the staged file is gone", day=staged.day) from exc
+        if checksum_of(data) != staged.checksum:
+            raise StagedFileLost("the staged file is not what was staged", day=staged.day)
+        for left_over in part.parent.glob(f".{PART}.*.tmp"):
+            left_over.unlink(missing_ok=True)
+        write_atomically(part, data)
+        note = {"publication": publication, "checksum": staged.checksum, "rows": staged.rows}
+        write_atomically(part.parent / PUBLICATION, json.dumps(note).encode())
+
+    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
+        checked_identifier(date_column, "column name")
+        self._require_same_shape(table, date_column, rows)
+        folder = self._folder(table)
+        with _translated(table), locked(folder / ".lock"):
+            self._roll_forward(folder)
+            shutil.rmtree(folder / LOADING, ignore_errors=True)
+            days = _write_partitions(folder / LOADING, date_column, rows)
+            write_atomically(folder / LOADING / COMMITTED, b"")
+            self._roll_forward(folder)
+        return days
+
+    def _require_same_shape(self, table: TableName, date_column: str, rows: pa.Table) -> None:
+        known = self.describe(table)
+        if known is None:
+            return
+        known.require(date_column)
+        given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
+        if given != dict(known.columns):
+            differing = sorted(set(given.items()) ^ set(known.columns.items()))
+            raise SchemaMismatch(
+                f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
+                table=str(table),
+            )
+
+    def _finish_load(self, table: TableName) -> None:
+        """Carry out a load that was committed by a process which then died."""
+        folder = self._folder(table)
+        if (folder / LOADING / COMMITTED).exists():
+            with locked(folder / ".lock"):
+                self._roll_forward(folder)
+
+    def _roll_forward(self, folder: Path) -> None:
+        loading = folder / LOADING
+        if not (loading / COMMITTED).exists():
+            return
+        for new in sorted(_partitions(loading)):
+            (folder / new.name).mkdir(exist_ok=True)
+            (new / PART).replace(folder / new.name / PART)
+            (folder / new.name / PUBLICATION).unlink(missing_ok=True)
+            sync_folder(folder / new.name)
+        sync_folder(folder)
+        (loading / COMMITTED).unlink()
+        shutil.rmtree(loading)
+
+    # -- paths and relations --------------------------------------------------------------------------------
+
+    def _folder(self, table: TableName) -> Path:
+        return self.root / table.dataset / table.table
+
+    def _part(self, table: TableName, date_column: str, day: date) -> Path:
+        return self._folder(table) / f"{date_column}={day.isoformat()}" / PART
+
+    def _unpartitioned(self, table: TableName) -> TableInfo | None:
+        if next(self._folder(table).glob("*.parquet"), None) is None:
+            return None
+        return TableInfo(table=table, columns={}, partitioned_by=None)
+
+    def _parts(self, scan: Scan) -> list[Path]:
+        if sum(len(one) for one in scan.dates) <= PROBE_AT_MOST:
+            wanted = (self._part(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
+            return [part for part in wanted if part.exists()]
+        needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
+        return [found / PART for found in sorted(_partitions(self._folder(scan.table))) if found.name in needed]
+
+    def _relation(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
+        if isinstance(scan, StagedScan):
+            paths = [str(staged.path) for staged in scan.files]
+        else:
+            paths = self._checked_parts(scan)
+        relation = connection.read_parquet(paths, hive_partitioning=False) if paths else self._empty(connection, scan)
+        if scan.columns is None:
+            return relation
+        return relation.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in scan.columns.items()))
+
+    def _checked_parts(self, scan: Scan) -> list[str]:
+        info = self.describe(scan.table)
+        if info is None:
+            raise TableNotFound("no such table in the warehouse", table=str(scan.table))
+        info.require(scan.date_column, tuple((scan.columns or {}).values()))
+        return [str(part) for part in self._parts(scan)]
+
+    def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
+        if isinstance(scan, StagedScan):
+            raise QueryFailed("no staged file was given to the query")
+        first = next(_partitions(self._folder(scan.table)))
+        return connection.from_arrow(pq.read_schema(first / PART).empty_table())
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """A connection of this thread's own: DuckDB's are not to be shared."""
+        found = getattr(self._local, "connection", None)
+        if found is None:
+            found = duckdb.connect(config={"threads": self._threads, "autoinstall_known_extensions": False})
+            self._local.connection = found
+        return found
+
+
+def _partitions(folder: Path) -> Iterator[Path]:
+    """The partition folders that hold a part, in no order."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if "=" in entry.name and (entry / PART).exists():
+            yield entry
+
+
+def _fingerprint(part: Path) -> str:
+    try:
+        return checksum_of(part.read_bytes())
+    except FileNotFoundError:
+        return ABSENT
+
+
+def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:
+    days = sorted(pc.unique(rows[date_column]).to_pylist())
+    ordered = rows.sort_by([(date_column, "ascending")])
+    starts = {found["day"]: found["n"] for found in _counts(ordered, date_column)}
+    offset = 0
+    for day in days:
+        part = folder / f"{date_column}={day.isoformat()}" / PART
+        write_atomically(part, parquet_bytes(ordered.slice(offset, starts[day])))
+        offset += starts[day]
+    return days
+
+
+def _counts(rows: pa.Table, date_column: str) -> list[dict[str, Any]]:
+    counted = rows.group_by(date_column).aggregate([(date_column, "count")])
+    return counted.rename_columns({date_column: "day", f"{date_column}_count": "n"}).to_pylist()
+
+
+@contextmanager
+def _translated(table: TableName) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as exc:
+        raise SchemaMismatch(f"a partition is not a readable Parquet file: {exc}", table=str(table)) from exc
+    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
+        raise NotAllowed(f"{exc.strerror}: {exc.filename}", table=str(table)) from exc
+    except OSError as exc:
+        raise WarehouseUnavailable(f"{exc.strerror or exc}: {exc.filename or ''}", table=str(table)) from exc

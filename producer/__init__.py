@@ -1,0 +1,1 @@
+"""The side that plans, launches and reports; it sends tasks by name."""

@@ -1,0 +1,52 @@
+"""The process behind `backfill run --detach` on the embedded stack: it owns the run and the stack until its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from common.errors import BackfillError
+from common.job import find_job
+from common.ledger import Progress, Run
+from common.settings import read_settings
+from producer.session import Interrupted, Launch, decide, execute, open_site, refuse_blocked
+
+
+def main() -> int:
+    """Reads a launch from standard input and answers with one line, `run ID` or `refused WHY`; then works on."""
+    launch = Launch.from_json(json.loads(sys.stdin.read()))
+    try:
+        site = open_site(read_settings())
+        job = find_job(launch.request.job)
+        plan = decide(launch, job, site)
+        refuse_blocked(plan, allow_partial=launch.allow_partial)
+        execute(launch, plan, site, _ignore, _announce)
+    except Interrupted:
+        return 130
+    except BackfillError as exc:
+        _answer(f"refused {exc}")
+        return 2
+    return 0
+
+
+def _announce(run: Run) -> None:
+    _answer(f"run {run.id}")
+
+
+def _answer(line: str) -> None:
+    """One line to the command that started this process; nobody listens after the first."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _ignore(progress: Progress) -> None:
+    """Nobody watches here: `backfill watch` reads the ledger."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

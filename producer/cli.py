@@ -1,0 +1,516 @@
+"""The command line. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete, 130 interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from common.coverage import Fallback
+from common.dates import DateRange, parse_date
+from common.errors import BackfillError, UserError
+from common.job import Job, find_job, job_names
+from common.ledger import DateState, Progress, Run, RunState
+from common.queue import make_app
+from common.settings import Settings, read_settings
+from producer.launch import follow
+from producer.plan import (
+    Action,
+    Plan,
+    Reprocess,
+    Request,
+    input_list,
+    make_plan,
+    read_plan,
+    refuse_if_changed,
+    request_of,
+    requested_days,
+    save_plan,
+)
+from producer.report import Watcher, make_console, print_json, print_plan, print_run, print_runs, run_json
+from producer.session import (
+    Interrupted,
+    Launch,
+    Site,
+    decide,
+    execute,
+    launch_in_background,
+    open_site,
+    refuse_blocked,
+    release_what_is_dead,
+)
+
+COMPLETE, REFUSED, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
+ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
+
+app = typer.Typer(
+    name="backfill",
+    help="Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is "
+    "recounted. Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not "
+    "complete.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobName = Annotated[str | None, typer.Option("--job", help="The job to run; `backfill jobs` lists them.")]
+Start = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]
+End = Annotated[str | None, typer.Option("--end-date", help="Last date, YYYY-MM-DD, included.")]
+Dates = Annotated[
+    list[str] | None,
+    typer.Option("--dates", help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."),
+]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Dates to leave out, written as in --dates.")]
+ReprocessOption = Annotated[
+    Reprocess,
+    typer.Option(
+        help="Dates that earlier runs dealt with. none: only dates that no run has ended. failed: those and the "
+        "blocked and failed ones. all: every date, checkpointed ones included."
+    ),
+]
+Newest = Annotated[bool, typer.Option("--newest-first", help="Build the latest dates first.")]
+FallbackOption = Annotated[
+    Fallback | None,
+    typer.Option(
+        help="When the primary source is partial. replace: all rows from the best fallback. fill: only the missing "
+        "entities from it. off: build from the primary and let the gate judge.  [default: the job's]"
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Commit dates of low coverage, marked as forced for ever. Needs --reason."),
+]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why the dates are forced; stored with them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is open; follow it with `watch`.")]
+Window = Annotated[
+    int | None,
+    typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Worker processes of the embedded stack.  [default: BACKFILL_WORKERS or 2]"),
+]
+Sequential = Annotated[bool, typer.Option("--sequential", help="One date at a time, in this process.")]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Run the other dates when some would be blocked; exit code 3.")
+]
+NoPreflight = Annotated[
+    bool,
+    typer.Option("--no-preflight", help="Send the dates that would be blocked too, and let the gate judge."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def no_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def plan(
+    job: JobName = None,
+    start_date: Start = None,
+    end_date: End = None,
+    dates: Dates = None,
+    exclude: Exclude = None,
+    reprocess: ReprocessOption = Reprocess.FAILED,
+    newest_first: Newest = False,
+    fallback: FallbackOption = None,
+    force: Force = False,
+    reason: Reason = None,
+    as_json: AsJson = False,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the plan to a file, for `run --plan`.")] = None,
+    every_date: Annotated[bool, typer.Option("--every-date", help="A line for each date of a long plan.")] = False,
+) -> None:
+    """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
+    days = _days(start_date, end_date, dates, exclude)
+    request = _request(job, days, exclude, reprocess, newest_first, fallback, _forced(force, reason))
+    settings = read_settings()
+    site = open_site(settings)
+    launch = Launch(request=request, window=settings.window, workers=settings.workers)
+    made = decide_plan(launch, site)
+    if save is not None:
+        save_plan(made, save)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        print_plan(make_console(), made, every_date=every_date)
+    raise typer.Exit(INCOMPLETE if made.of(Action.BLOCKED) else COMPLETE)
+
+
+@app.command()
+def run(
+    job: JobName = None,
+    start_date: Start = None,
+    end_date: End = None,
+    dates: Dates = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Run exactly what `plan --save` showed, or refuse.")
+    ] = None,
+    exclude: Exclude = None,
+    reprocess: ReprocessOption = Reprocess.FAILED,
+    newest_first: Newest = False,
+    fallback: FallbackOption = None,
+    force: Force = False,
+    reason: Reason = None,
+    allow_partial: AllowPartial = False,
+    no_preflight: NoPreflight = False,
+    sequential: Sequential = False,
+    window: Window = None,
+    workers: Workers = None,
+    detach: Detach = False,
+    yes: Yes = False,
+) -> None:
+    """Build the dates of a range, each checked before it is published, and follow the run to its end."""
+    because = _forced(force, reason)
+    stored = None
+    if plan_file is not None:
+        if any((job, start_date, end_date, dates, exclude)):
+            raise UserError("--plan says which job and dates: give no --job, --start-date, --dates or --exclude")
+        stored = read_plan(plan_file)
+        request = request_of(stored, plan_file)
+    else:
+        days = _days(start_date, end_date, dates, exclude)
+        request = _request(job, days, exclude, reprocess, newest_first, fallback, because)
+    settings = read_settings()
+    launch = Launch(
+        request=request,
+        window=window or settings.window,
+        workers=workers or settings.workers,
+        sequential=sequential,
+        allow_partial=allow_partial,
+        preflight=not no_preflight,
+    )
+
+    def check(made: Plan) -> None:
+        if stored is not None and plan_file is not None:
+            refuse_if_changed(stored, made, plan_file)
+
+    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, check=check))
+
+
+@app.command()
+def retry(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run whose blocked and failed dates are built.")],
+    fallback: FallbackOption = None,
+    force: Force = False,
+    reason: Reason = None,
+    allow_partial: AllowPartial = False,
+    no_preflight: NoPreflight = False,
+    sequential: Sequential = False,
+    window: Window = None,
+    workers: Workers = None,
+    detach: Detach = False,
+    yes: Yes = False,
+) -> None:
+    """Build the blocked and failed dates of a run again, in a new run, and no others."""
+    because = _forced(force, reason)
+    settings = read_settings()
+    site = open_site(settings)
+    earlier = site.ledger.run(run_id)
+    progress = site.ledger.progress(run_id)
+    if not progress.run.ended:
+        raise UserError(f"run {run_id} is still {progress.run.state.value}: wait for its end with `backfill watch`")
+    incomplete = site.ledger.dates(run_id, states=[DateState.BLOCKED, DateState.FAILED])
+    days = tuple(row.day for row in incomplete)
+    if not days:
+        make_console().print(f"run {run_id} has no blocked or failed dates: nothing to retry")
+        raise typer.Exit(COMPLETE)
+    launch = Launch(
+        request=Request(
+            job=earlier.job,
+            days=days,
+            fallback=fallback or Fallback(earlier.options["fallback"]),
+            forced_because=because,
+        ),
+        window=window or settings.window,
+        workers=workers or settings.workers,
+        sequential=sequential,
+        allow_partial=allow_partial,
+        preflight=not no_preflight,
+    )
+    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes))
+
+
+@app.command()
+def status(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
+    as_json: AsJson = False,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
+) -> None:
+    """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
+    site = open_site(read_settings())
+    console = make_console()
+    latest = site.ledger.latest_runs(max(last, 1))
+    if run_id is None and not latest:
+        if as_json:
+            print_json(None)
+        else:
+            console.print("no run was launched yet: start with `backfill plan --help`")
+        return
+    progress = site.ledger.progress(run_id or latest[0].id)
+    rows = site.ledger.dates(progress.run.id)
+    if as_json:
+        print_json(run_json(progress, rows))
+    else:
+        print_run(console, progress, rows)
+        others = [one for one in latest if one.id != progress.run.id]
+        if run_id is None and others and last:
+            console.print()
+            print_runs(console, others)
+    raise typer.Exit(_exit_code(progress) if progress.run.ended else COMPLETE)
+
+
+@app.command()
+def watch(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
+) -> None:
+    """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
+    settings = read_settings()
+    site = open_site(settings)
+    latest = site.ledger.latest_runs(1)
+    if run_id is None and not latest:
+        raise UserError("no run was launched yet")
+    found = site.ledger.run(run_id or latest[0].id)
+    celery = None
+    if found.owner is None and settings.broker is not None:
+        celery = make_app(settings, settings.broker.get_secret_value())
+    console = make_console()
+    try:
+        with Watcher(console).showing() as watcher:
+            progress = follow(found.id, site, watcher.show, app=celery)
+    except KeyboardInterrupt:
+        console.print(f"run {found.id} goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    if not progress.run.ended:
+        console.print(f"the process that ran {found.id} is gone: launch the same command again to complete its dates")
+        raise typer.Exit(INCOMPLETE)
+    print_run(console, progress, site.ledger.dates(found.id))
+    raise typer.Exit(_exit_code(progress))
+
+
+@app.command()
+def jobs(as_json: AsJson = False) -> None:
+    """List the installed jobs with their tables."""
+    found = [find_job(name) for name in job_names()]
+    if as_json:
+        print_json([_job_json(one) for one in found])
+        return
+    console = make_console()
+    for one in found:
+        console.print(f"[bold]{one.name}[/bold]  version {one.version}  {one.description}")
+        for role, table in one.tables():
+            console.print(f"  {role:<20} {table}")
+
+
+@app.command()
+def load(
+    table: Annotated[str, typer.Argument(help="The table, as dataset.table.")],
+    file: Annotated[Path, typer.Argument(help="A CSV file with a header, or a Parquet file.")],
+    date_column: Annotated[
+        str | None,
+        typer.Option(help="The column that dates each row.  [default: what the table or a job says]"),
+    ] = None,
+) -> None:
+    """Load a CSV or Parquet file into a table of the local warehouse, replacing the dates it holds: all or nothing."""
+    from producer.load import load_file
+
+    settings = read_settings()
+    site = open_site(settings)
+    loaded = load_file(site.warehouse, table, file, date_column)
+    make_console().print(loaded.in_words())
+
+
+@app.command()
+def demo() -> None:
+    """Make a season of data with the incident planted, run the job over it, and replay the incident."""
+    from producer.demo import run_demo
+
+    raise typer.Exit(run_demo(read_settings(), make_console()))
+
+
+# -- shared by the commands -----------------------------------------------------------------------------------
+
+
+def decide_plan(launch: Launch, site: Site) -> Plan:
+    """The plan of a request, without asking whether its dates are taken: it launches nothing."""
+    return make_plan(launch.request, find_job(launch.request.job), site.warehouse, site.ledger)
+
+
+def launch_and_follow(
+    launch: Launch,
+    settings: Settings,
+    *,
+    detach: bool = False,
+    yes: bool = False,
+    check: Callable[[Plan], None] = lambda _: None,
+) -> int:
+    """Plan, show, ask, and run; returns the exit code."""
+    console = make_console()
+    site = open_site(settings)
+    job = find_job(launch.request.job)
+    for released in release_what_is_dead(job, launch.request, site):
+        console.print(
+            f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
+            f"{released.unfinished} are free again"
+        )
+    made = decide(launch, job, site)
+    check(made)
+    print_plan(console, made)
+    refuse_blocked(made, allow_partial=launch.allow_partial)
+    if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
+        console.print(_nothing_to_do(made))
+        return COMPLETE
+    _ask(made, launch, yes=yes)
+    if detach and site.embedded:
+        run_id = launch_in_background(launch, settings)
+        console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
+        return COMPLETE
+    return _follow(launch, made, site, console, detach=detach)
+
+
+def _follow(launch: Launch, made: Plan, site: Site, console: Any, *, detach: bool) -> int:
+    def opened(run: Run) -> None:
+        console.print(f"run [bold]{run.id}[/bold]")
+
+    try:
+        with _terminable(), Watcher(console).showing() as watcher:
+            progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
+    except Interrupted as stop:
+        console.print(_interrupted(stop))
+        return INTERRUPTED
+    if detach and not progress.run.ended:
+        console.print(f"follow it with `backfill watch {progress.run.id}`")
+        return COMPLETE
+    print_run(console, progress, site.ledger.dates(progress.run.id))
+    if progress.run.state is not RunState.SUCCEEDED:
+        console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
+    return _exit_code(progress)
+
+
+def _interrupted(stop: Interrupted) -> str:
+    if stop.released is None:
+        return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
+    return (
+        f"run {stop.run.id} is cancelled: {stop.released.checkpointed} of its dates are checkpointed, "
+        f"{stop.released.unfinished} are free again; the same command completes them"
+    )
+
+
+def _nothing_to_do(made: Plan) -> str:
+    done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
+    if done and not skipped:
+        return f"nothing to do: all {done} date(s) are checkpointed"
+    return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
+
+
+def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
+    """At a terminal, ask before what is large or replaces what is published."""
+    count = len(made.of(Action.BUILD))
+    replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
+    if yes or not sys.stdin.isatty() or not (replaces or count >= ASK_FROM):
+        return
+    if not typer.confirm(f"Build {count} date(s)?"):
+        raise UserError("nothing was started")
+
+
+def _exit_code(progress: Progress) -> int:
+    return COMPLETE if progress.run.state is RunState.SUCCEEDED else INCOMPLETE
+
+
+def _days(start: str | None, end: str | None, dates: list[str] | None, exclude: list[str] | None) -> tuple[date, ...]:
+    if dates and (start or end):
+        raise UserError("give either --dates or --start-date and --end-date, not both")
+    if not dates and not (start and end):
+        raise UserError("give --start-date and --end-date, or --dates")
+    span = DateRange(start=parse_date(start), through=parse_date(end)) if start and end else None
+    return requested_days(span, input_list(dates or [], "--dates"), input_list(exclude or [], "--exclude"))
+
+
+def _request(
+    job: str | None,
+    days: tuple[date, ...],
+    exclude: list[str] | None,
+    reprocess: Reprocess,
+    newest_first: bool,
+    fallback: Fallback | None,
+    because: str | None,
+) -> Request:
+    if job is None:
+        raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
+    find_job(job)
+    return Request(
+        job=job,
+        days=days,
+        excluded=input_list(exclude or [], "--exclude"),
+        reprocess=reprocess,
+        newest_first=newest_first,
+        fallback=fallback,
+        forced_because=because,
+    )
+
+
+def _forced(force: bool, reason: str | None) -> str | None:
+    said = (reason or "").strip()
+    if force and not said:
+        raise UserError("--force needs --reason: it is stored with every date that is forced")
+    if said and not force:
+        raise UserError("--reason is for --force")
+    return said if force else None
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "version": job.version,
+        "description": job.description,
+        "tables": [{"role": role, "table": table} for role, table in job.tables()],
+        "fallback": job.fallback.value,
+        "complete_ratio": job.policy.complete_ratio,
+        "accept_ratio": job.policy.accept_ratio,
+    }
+
+
+class _terminable:  # noqa: N801 - reads as a phrase in its `with`
+    """Inside it, a SIGTERM ends the command as a Ctrl-C does."""
+
+    def __enter__(self) -> None:
+        def stop(*_: Any) -> NoReturn:
+            raise KeyboardInterrupt
+
+        self._before = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def main() -> None:
+    """The console script: errors become one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except BackfillError as exc:
+        _fail(str(exc))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except TyperException as exc:
+        _fail(exc.format_message())
+    except Abort:
+        _fail("nothing was started")
+    sys.exit(code if isinstance(code, int) else COMPLETE)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"backfill: {' '.join(message.split())}\n")
+    sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Opening a run, sending its first windows, and following it to its end through the ledger."""
+
+from __future__ import annotations
+
+import getpass
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from celery import Celery
+
+from common.coverage import Verdict
+from common.dates import describe, windows
+from common.errors import DatesTaken
+from common.job import Job
+from common.ledger import DateState, Ledger, NewDate, NewRun, Progress, Run, RunState
+from common.options import RunOptions
+from common.processes import identity, is_dead
+from common.queue import RECONCILE_SECONDS, CeleryDispatcher
+from common.recover import Released, release_run
+from common.settings import Settings
+from common.staging import Staging
+from common.warehouse.base import Warehouse
+from producer.plan import Action, Plan, Step, missing_names
+from producer.stack import EmbeddedStack
+
+SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
+POLL_SECONDS = 0.2
+ACTIVE = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a command works on."""
+
+    settings: Settings
+    ledger: Ledger
+    warehouse: Warehouse
+    staging: Staging
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the broker is one that each run brings along."""
+        return self.settings.broker is None
+
+
+def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bool) -> Run:
+    """Write the run down, planned. With `owned` it lives and dies with this process.
+
+    Raises `DatesTaken`, and writes nothing, when an active run of the job holds one of the dates.
+    """
+    new = NewRun(
+        job=job.name,
+        job_version=job.version,
+        options=options.stored(),
+        requested=plan.summary(),
+        requested_by=getpass.getuser(),
+        owner=identity() if owned else None,
+        dates=tuple(_dates(plan, job, options, site)),
+    )
+    return site.ledger.open_run(new)
+
+
+def _dates(plan: Plan, job: Job, options: RunOptions, site: Site) -> list[NewDate]:
+    build = [step.day for step in plan.of(Action.BUILD)]
+    window_of = {day: number for number, days in enumerate(windows(build, options.window), 1) for day in days}
+    blocked = {step.day: step for step in plan.of(Action.BLOCKED)}
+    names = missing_names(list(blocked), job, blocked, site.warehouse) if blocked else {}
+    ends = {
+        Action.SKIP: (DateState.SKIPPED, Verdict.SKIPPED),
+        Action.BLOCKED: (DateState.BLOCKED, Verdict.BLOCKED),
+    }
+
+    def ended(step: Step) -> NewDate:
+        state, verdict = ends[step.action]
+        facts: dict[str, Any] = {
+            "reason": f"pre-flight: {step.reason}" if step.action is Action.BLOCKED else step.reason,
+            "verdict": verdict.value,
+            "expected": step.expected,
+            "found": dict(step.found),
+            "source": step.source,
+            "matched": step.supplied,
+            "missing": names.get(step.day, []),
+        }
+        return NewDate(day=step.day, state=state, facts=facts)
+
+    return [
+        NewDate(day=step.day, window=window_of[step.day]) if step.action is Action.BUILD else ended(step)
+        for step in plan.steps
+        if step.action is not Action.DONE
+    ]
+
+
+def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
+    """Set a planned run going: open its first windows and send their tasks."""
+    site.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    dispatcher = CeleryDispatcher(app)
+    for number, days in site.ledger.open_windows(run.id, in_flight=RunOptions.restored(run.options).in_flight).items():
+        dispatcher.send_window(run.id, number, job, days)
+    site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
+
+
+def run_sequentially(run: Run, job: Job, site: Site, show: Callable[[Progress], None]) -> Progress:
+    """Run a planned run to its end in this process, with the functions that the workers' tasks call."""
+    engine = importlib.import_module(SEQUENTIAL)
+    engine.run_sequentially(run, job, site.settings, lambda: show(site.ledger.progress(run.id)))
+    return site.ledger.progress(run.id)
+
+
+def follow(
+    run_id: str,
+    site: Site,
+    show: Callable[[Progress], None],
+    *,
+    app: Celery | None,
+    stack: EmbeddedStack | None = None,
+) -> Progress:
+    """Watch a run in the ledger until it ends. Restarts what dies of an embedded stack, and has a stuck run reconciled.
+
+    Celery's own results are never waited for: that costs more with every date.
+    """
+    last_ended, last_change = -1, time.monotonic()
+    while True:
+        progress = site.ledger.progress(run_id)
+        show(progress)
+        if progress.run.ended:
+            return progress
+        if progress.ended != last_ended:
+            last_ended, last_change = progress.ended, time.monotonic()
+        if stack is not None and stack.restart_dead():
+            _send_reconcile(app, run_id, lost_tasks=True)
+        elif time.monotonic() - last_change > RECONCILE_SECONDS:
+            _send_reconcile(app, run_id, lost_tasks=False)
+            last_change = time.monotonic()
+        if stack is None and progress.run.owner is not None and is_dead(progress.run.owner):
+            return progress
+        time.sleep(POLL_SECONDS)
+
+
+def _send_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool) -> None:
+    if app is not None:
+        CeleryDispatcher(app).send_reconcile(run_id, lost_tasks=lost_tasks)
+
+
+def release_dead_runs(job: Job, days: tuple[date, ...], site: Site) -> list[Released]:
+    """Close the active runs on these dates whose process is gone, so that their dates are free again."""
+    holders = (site.ledger.run(run_id) for run_id in site.ledger.active_holders(job.name, days))
+    dead = [run for run in holders if run.owner is not None and is_dead(run.owner)]
+    return [release_run(run, job, site.ledger, site.warehouse, site.staging) for run in dead]
+
+
+def refuse_if_taken(job: Job, days: list[date], site: Site) -> None:
+    """Raises `DatesTaken` when an active run of the job holds one of the days."""
+    for run_id, held in site.ledger.active_holders(job.name, days).items():
+        raise DatesTaken(
+            f"run {run_id} is active and holds {len(held)} of these dates of job {job.name}: {describe(held)}; "
+            f"follow it with `backfill watch {run_id}`",
+            run=run_id,
+        )

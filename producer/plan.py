@@ -1,0 +1,331 @@
+"""What a run would do with each date, decided before anything starts. `plan` prints it, `run` sends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from common.clock import today
+from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent
+from common.dates import DateRange, describe, hull, parse_date
+from common.errors import UserError
+from common.job import CalendarFacts, Job
+from common.ledger import Checkpoint, DateRow, DateState, Ledger
+from common.measure import (
+    Absent,
+    calendar_facts,
+    check_tables,
+    entities,
+    expected_counts,
+    found_counts,
+    source_scan,
+    truth_scan,
+)
+from common.options import RunOptions
+from common.warehouse.base import Warehouse
+
+PLAN_FORMAT = 1
+
+
+class Action(Enum):
+    """What a run does with a date."""
+
+    BUILD = "build"  #: send a task for it
+    DONE = "done"  #: leave it: it is checkpointed, or was tried before and is not to be tried again
+    SKIP = "skip"  #: there is nothing to build on it
+    BLOCKED = "blocked"  #: it would not pass the gate
+
+
+class Reprocess(Enum):
+    """Which dates that an earlier run dealt with are built again."""
+
+    NONE = "none"  #: only dates that no run has ended yet
+    FAILED = "failed"  #: those, and the ones that ended blocked or failed
+    ALL = "all"  #: every date, checkpointed ones included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One date of a plan. The reason is shown to the user as it stands."""
+
+    day: date
+    action: Action
+    reason: str
+    expected: int | None = None
+    found: Mapping[str, int] = field(default_factory=dict[str, int])
+    source: str | None = None
+    supplied: int | None = None  #: expected entities that the chosen source can supply
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "day": self.day.isoformat(),
+            "action": self.action.value,
+            "found": dict(self.found),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for."""
+
+    job: str
+    days: tuple[date, ...]
+    excluded: tuple[date, ...] = ()
+    reprocess: Reprocess = Reprocess.FAILED
+    newest_first: bool = False
+    fallback: Fallback | None = None
+    forced_because: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "job": self.job,
+            "days": [day.isoformat() for day in self.days],
+            "excluded": [day.isoformat() for day in self.excluded],
+            "reprocess": self.reprocess.value,
+            "newest_first": self.newest_first,
+            "fallback": self.fallback.value if self.fallback else None,
+            "forced_because": self.forced_because,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Request:
+        return cls(
+            job=stored["job"],
+            days=tuple(parse_date(day) for day in stored["days"]),
+            excluded=tuple(parse_date(day) for day in stored["excluded"]),
+            reprocess=Reprocess(stored["reprocess"]),
+            newest_first=bool(stored["newest_first"]),
+            fallback=Fallback(stored["fallback"]) if stored["fallback"] else None,
+            forced_because=stored["forced_because"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps of a request, in the order in which they would be sent, and what is worth knowing of its tables."""
+
+    request: Request
+    version: str
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+
+    def of(self, action: Action) -> list[Step]:
+        return [step for step in self.steps if step.action is action]
+
+    def summary(self) -> str:
+        """What the request resolved to, in one line."""
+        span = describe([*self.request.days, *self.request.excluded])
+        counts = ", ".join(f"{len(self.of(action))} {words}" for action, words in _WORDS.items() if self.of(action))
+        cut = f", {len(self.request.excluded)} excluded" if self.request.excluded else ""
+        return f"{self.request.job}, {span}: {len(self.steps)} date(s){cut}: {counts}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format": PLAN_FORMAT,
+            **self.request.as_json(),
+            "version": self.version,
+            "summary": self.summary(),
+            "counts": {action.value: len(self.of(action)) for action in Action},
+            "notes": list(self.notes),
+            "steps": [step.as_json() for step in self.steps],
+        }
+
+
+_WORDS = {
+    Action.BUILD: "to build",
+    Action.DONE: "left as they are",
+    Action.SKIP: "to skip",
+    Action.BLOCKED: "would be blocked",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything a plan is decided from."""
+
+    expected: Mapping[date, int]
+    found: Mapping[str, Mapping[date, int]]  #: by source
+    either: Mapping[str, Mapping[date, int]]  #: by fallback: what it and the primary have between them
+    calendar: CalendarFacts | None
+    checkpoints: Mapping[date, Checkpoint]
+    ends: Mapping[date, DateRow]  #: how the latest run left each date
+
+
+def requested_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
+    """The dates asked for, oldest first. Raises `UserError` for a future date, and when nothing is left."""
+    asked = sorted({*(span.days() if span else ()), *days})
+    if late := [day for day in asked if day > today()]:
+        raise UserError(f"{describe(late)} is in the future: the last date that can be asked for is {today()} (UTC)")
+    kept = tuple(day for day in asked if day not in set(excluded))
+    if not kept:
+        raise UserError("no date is left: every date asked for is excluded" if asked else "no date was asked for")
+    return kept
+
+
+def make_plan(request: Request, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
+    """Measure the whole range, in one grouped query per table, and decide every date. Changes nothing."""
+    absent = check_tables(warehouse, job)
+    options = RunOptions.of(job, window=1, in_flight=1, fallback=request.fallback, because=request.forced_because)
+    measured = _measure(request.days, job, warehouse, ledger, absent, options)
+    steps = plan_dates(request, job, measured, options)
+    ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
+    return Plan(request=request, version=job.version, steps=ordered, notes=tuple(absent.notes(job)))
+
+
+def _measure(
+    days: Sequence[date], job: Job, warehouse: Warehouse, ledger: Ledger, absent: Absent, options: RunOptions
+) -> Measured:
+    present = [source for source in job.sources if source.name not in absent.sources]
+    found = {source.name: found_counts(warehouse, job, source, days) for source in present}
+    either: dict[str, Mapping[date, int]] = {}
+    if options.fallback is Fallback.FILL:
+        primary, *others = job.sources
+        for other in others:
+            both = primary in present and other in present
+            either[other.name] = (
+                found_counts(warehouse, job, primary, days, or_in=other)
+                if both
+                else found.get(primary.name) or found.get(other.name, {})
+            )
+    span = hull(days)
+    return Measured(
+        expected=expected_counts(warehouse, job, days),
+        found=found,
+        either=either,
+        calendar=calendar_facts(warehouse, job, days),
+        checkpoints=ledger.checkpoints(job.name, span.start, span.through),
+        ends=ledger.last_ends(job.name, span.start, span.through),
+    )
+
+
+def plan_dates(request: Request, job: Job, measured: Measured, options: RunOptions) -> list[Step]:
+    """One step per date, oldest first."""
+    return [_step(day, request, job, measured, options) for day in request.days]
+
+
+def _step(day: date, request: Request, job: Job, measured: Measured, options: RunOptions) -> Step:
+    found = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
+    step = Step(day=day, action=Action.BUILD, reason="", expected=measured.expected.get(day, 0), found=found)
+    if left := _left_alone(day, request.reprocess, measured):
+        return replace(step, action=Action.DONE, reason=left)
+    if skipped := job.skip(day, measured.calendar):
+        return replace(step, action=Action.SKIP, reason=skipped)
+    about_truth = judge_truth(job.truth(step.expected or 0, day, measured.calendar))
+    if about_truth is not None and about_truth.verdict is Verdict.SKIPPED:
+        return replace(step, action=Action.SKIP, reason=about_truth.reason)
+    choice = choose_source(
+        list(found),
+        found,
+        step.expected or 0,
+        policy=options.policy,
+        fallback=options.fallback,
+        with_fill={name: counts.get(day, 0) for name, counts in measured.either.items()} or None,
+    )
+    step = replace(step, source=choice.label, supplied=choice.found)
+    if about_truth is not None:
+        return _unless_forced(replace(step, reason=about_truth.reason), request, choice)
+    if choice.found < options.accept_ratio * (step.expected or 0):
+        return _unless_forced(replace(step, reason=choice.reason), request, choice)
+    return replace(step, reason=choice.reason)
+
+
+def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | None:
+    checkpoint, end = measured.checkpoints.get(day), measured.ends.get(day)
+    if reprocess is Reprocess.ALL:
+        return None
+    if checkpoint is not None:
+        of = percent(checkpoint.matched, checkpoint.expected)
+        forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""
+        return f"already checkpointed ({of}{forced}, run {checkpoint.run_id})"
+    if reprocess is Reprocess.NONE and end is not None and end.state in (DateState.BLOCKED, DateState.FAILED):
+        return f"ended {end.state.value} in run {end.run_id}, and --reprocess is none"
+    return None
+
+
+def _unless_forced(step: Step, request: Request, choice: Choice) -> Step:
+    if request.forced_because is not None and choice.found:
+        return replace(step, action=Action.BUILD, reason=f"{step.reason}; will be forced: {request.forced_because}")
+    return replace(step, action=Action.BLOCKED)
+
+
+def missing_names(
+    days: Sequence[date], job: Job, steps: Mapping[date, Step], warehouse: Warehouse
+) -> dict[date, list[str]]:
+    """For each day, the expected entities that its chosen source lacks, by name."""
+    expected = entities(warehouse, truth_scan(job, days))
+    present: dict[str, dict[date, frozenset[str]]] = {}
+
+    def supplied(day: date) -> frozenset[str]:
+        chosen = (steps[day].source or "").split("+")
+        return frozenset[str]().union(*(present[name].get(day, frozenset()) for name in chosen if name in present))
+
+    absent = check_tables(warehouse, job).sources
+    for source in job.sources:
+        if source.name not in absent:
+            present[source.name] = entities(warehouse, source_scan(job, source, days))
+    return {day: sorted(expected.get(day, frozenset()) - supplied(day)) for day in days}
+
+
+def save_plan(plan: Plan, file: Path) -> None:
+    """Write the plan where `run --plan` finds it. Raises `UserError` when the file can't be written."""
+    try:
+        file.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+    except OSError as exc:
+        raise UserError(f"the plan can't be written to {file}: {exc.strerror}") from exc
+
+
+def read_plan(file: Path) -> Mapping[str, Any]:
+    """A saved plan. Raises `UserError` when it is none."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise UserError(f"the plan {file} can't be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise UserError(f"{file} is not a plan: {exc}") from exc
+    if not isinstance(stored, dict) or stored.get("format") != PLAN_FORMAT:
+        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote")
+    return stored
+
+
+def request_of(stored: Mapping[str, Any], file: Path) -> Request:
+    """The request that a saved plan was made from. Raises `UserError` when it is damaged."""
+    try:
+        return Request.from_json(stored)
+    except (KeyError, TypeError, ValueError, UserError) as exc:
+        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote: {exc}") from exc
+
+
+def refuse_if_changed(stored: Mapping[str, Any], now: Plan, file: Path) -> None:
+    """Raises `UserError`, naming dates, unless the plan made now is the one that was saved."""
+    if stored.get("version") != now.version:
+        raise UserError(f"the job's version was {stored.get('version')} in {file} and is {now.version} now: plan again")
+    was = {step["day"]: step for step in stored.get("steps", [])}
+    differing = [step for step in now.steps if was.get(step.day.isoformat()) != step.as_json()]
+    if not differing and len(was) == len(now.steps):
+        return
+    first = differing[0] if differing else None
+    example = f", e.g. {first.day}: now {first.action.value}, {first.reason}" if first else ""
+    raise UserError(
+        f"the world has changed since {file} was saved: {len(differing)} date(s) differ "
+        f"({describe(step.day for step in differing)}){example}; plan again"
+    )
+
+
+def input_list(texts: Sequence[str], option: str) -> tuple[date, ...]:
+    """Dates and ranges as written on the command line: `2023-02-23,2023-03-01..2023-03-05`, any number of times."""
+    found: list[date] = []
+    for text in (part.strip() for one in texts for part in one.split(",")):
+        if not text:
+            continue
+        start, dots, through = text.partition("..")
+        try:
+            first = parse_date(start)
+            found += DateRange(start=first, through=parse_date(through) if dots else first).days()
+        except UserError as exc:
+            raise UserError(f"{option}: {exc}") from exc
+    return tuple(sorted(set(found)))

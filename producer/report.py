@@ -1,0 +1,293 @@
+"""What the commands print: plans, progress, runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from common.clock import utcnow
+from common.coverage import percent
+from common.dates import describe
+from common.ledger import DateRow, DateState, Progress, Run, RunState
+from producer.plan import Action, Plan, Step
+
+PIPE_WIDTH = 160  #: columns when the output is not a terminal
+SHOW_EACH_UP_TO = 40  #: dates; beyond that, dates that are simply built are told together
+NAMES_SHOWN = 12
+LINE_EVERY_SECONDS = 5.0
+
+STYLES = {
+    Action.BUILD: "green",
+    Action.DONE: "dim",
+    Action.SKIP: "dim",
+    Action.BLOCKED: "bold red",
+}
+RUN_STYLES = {
+    RunState.SUCCEEDED: "bold green",
+    RunState.PARTIAL: "bold yellow",
+    RunState.FAILED: "bold red",
+    RunState.CANCELLED: "yellow",
+}
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+# -- plans ----------------------------------------------------------------------------------------------------
+
+
+def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> None:
+    """The plan as a table: each date, or, for a long one, each stretch of dates that fare alike."""
+    console.print(f"[bold]{escape(plan.summary())}[/bold]")
+    for note in plan.notes:
+        console.print(f"  note: {escape(note)}")
+    sources = list(plan.steps[0].found) if plan.steps else []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("dates", "action", "expected", *sources):
+        table.add_column(name, justify="left" if name in ("dates", "action") else "right", no_wrap=True)
+    table.add_column("source", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for group in _grouped(plan.steps, each=every_date or len(plan.steps) <= SHOW_EACH_UP_TO):
+        table.add_row(*_plan_row(group, sources), style=STYLES[group[0].action])
+    console.print(table)
+
+
+def _grouped(steps: Sequence[Step], *, each: bool) -> list[list[Step]]:
+    groups: list[list[Step]] = []
+    for step in steps:
+        alike = groups and not each and _alike(groups[-1][-1], step)
+        if alike:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _alike(one: Step, other: Step) -> bool:
+    """Two neighbouring dates that need no line each: never so where something is blocked or falls back."""
+    if one.action is not other.action or one.action is Action.BLOCKED:
+        return False
+    if one.action is Action.BUILD:
+        return one.source == other.source and _from_primary(one) and _from_primary(other)
+    return one.reason.split(" (")[0] == other.reason.split(" (")[0]
+
+
+def _from_primary(step: Step) -> bool:
+    return step.source == next(iter(step.found), None)
+
+
+def _plan_row(group: Sequence[Step], sources: Sequence[str]) -> list[str]:
+    first = group[0]
+    expected = sum(step.expected or 0 for step in group)
+    found = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
+    dates = describe(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
+    reason = first.reason if len(group) == 1 else _common_reason(group)
+    return [dates, first.action.value, str(expected), *found, first.source or "-", escape(reason)]
+
+
+def _span(group: Sequence[Step]) -> str:
+    days = [step.day for step in group]
+    return f"{min(days)}..{max(days)}"
+
+
+def _common_reason(group: Sequence[Step]) -> str:
+    reasons = {step.reason for step in group}
+    if len(reasons) == 1:
+        return group[0].reason
+    if group[0].action is Action.BUILD:
+        low = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
+        return f"primary at {low} % or more"
+    return group[0].reason.split(" (")[0]
+
+
+# -- progress -------------------------------------------------------------------------------------------------
+
+
+class Watcher:
+    """Shows how far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._started = time.monotonic()
+        self._at_start: int | None = None
+        self._last_line = 0.0
+        self._last_text = ""
+
+    @contextmanager
+    def showing(self) -> Iterator[Watcher]:
+        if not self._console.is_terminal:
+            yield self
+            return
+        columns = (TextColumn("{task.fields[state]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bar(*columns, TextColumn("{task.fields[text]}"), console=self._console) as bar:
+            self._bar = bar
+            self._task = bar.add_task("", total=None, state="planned", text="")
+            yield self
+
+    def show(self, progress: Progress) -> None:
+        text = self._text(progress)
+        if self._bar is not None and self._task is not None:
+            state = progress.run.state.value
+            self._bar.update(self._task, total=progress.total, completed=progress.ended, state=state, text=text)
+            return
+        due = time.monotonic() - self._last_line > LINE_EVERY_SECONDS
+        if (due or progress.run.ended) and text != self._last_text:
+            self._last_line, self._last_text = time.monotonic(), text
+            self._console.print(f"{progress.run.state.value}: {progress.ended} of {progress.total} dates, {text}")
+
+    def _text(self, progress: Progress) -> str:
+        if self._at_start is None:
+            self._at_start = progress.ended
+        seconds = time.monotonic() - self._started
+        rate = (progress.ended - self._at_start) / seconds if seconds > 0 else 0.0
+        left = progress.total - progress.ended
+        parts = [
+            f"{progress.of(DateState.CHECKPOINTED)} done",
+            f"{progress.of(DateState.BLOCKED)} blocked",
+            f"{progress.of(DateState.FAILED)} failed",
+        ]
+        staged = progress.of(DateState.STAGED, DateState.PUBLISHED)
+        if staged:
+            parts.append(f"{staged} waiting for the gate")
+        if rate > 0:
+            parts.append(f"{rate:.1f} dates/s")
+        if rate > 0 and left:
+            parts.append(f"{timedelta(seconds=int(left / rate))} left")
+        return ", ".join(parts)
+
+
+# -- runs -----------------------------------------------------------------------------------------------------
+
+
+def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> None:
+    """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
+    run = progress.run
+    console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
+    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by)})")
+    console.print(f"  options  {escape(_options(run))}")
+    console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
+    counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
+    console.print(f"  dates    {counts or 'none'}")
+    _print_sources(console, rows)
+    _print_incomplete(console, [row for row in rows if row.state in (DateState.BLOCKED, DateState.FAILED)])
+    noted = [row for row in rows if row.verdict is not None and row.verdict.value in ("accepted", "forced")]
+    for row in noted:
+        verdict = row.verdict.value if row.verdict else ""
+        console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
+        _print_missing(console, row)
+
+
+def _options(run: Run) -> str:
+    shown = {"fallback": run.options["fallback"], "window": run.options["window"]}
+    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+    because = run.options.get("forced_because")
+    return f"{text}, FORCED: {because}" if because else text
+
+
+def _print_sources(console: Console, rows: Sequence[DateRow]) -> None:
+    used: dict[str, list[DateRow]] = {}
+    for row in rows:
+        if row.state is DateState.CHECKPOINTED and row.source:
+            used.setdefault(row.source, []).append(row)
+    for source, of_source in sorted(used.items()):
+        matched, expected = sum(r.matched or 0 for r in of_source), sum(r.expected or 0 for r in of_source)
+        share = percent(matched, expected)
+        console.print(f"  source   {source}: {len(of_source)} date(s), {matched} of {expected} entities ({share})")
+
+
+def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
+    for row in rows:
+        console.print(f"  {row.day}  [bold red]{row.state.value}[/bold red]  {escape(row.reason or row.error or '')}")
+        if row.found:
+            found = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
+            console.print(f"              found: {escape(found)}")
+        _print_missing(console, row)
+        if row.staged_path and row.state is DateState.BLOCKED:
+            console.print(f"              kept for inspection: {escape(row.staged_path)}", soft_wrap=True)
+
+
+def _print_missing(console: Console, row: DateRow) -> None:
+    count = (row.expected or 0) - (row.matched or 0)
+    if not row.missing or count <= 0:
+        return
+    more = f" and {count - NAMES_SHOWN} more (all with --json)" if count > NAMES_SHOWN else ""
+    console.print(f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}")
+
+
+def print_runs(console: Console, runs: Sequence[Run]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "state", "launched", "asked"):
+        table.add_column(name, no_wrap=name != "asked", overflow="fold")
+    for run in runs:
+        table.add_row(run.id, run.state.value, _moment(run.created_at), escape(run.requested))
+    console.print(table)
+
+
+def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
+    run = progress.run
+    return {
+        "run": run.id,
+        "job": run.job,
+        "version": run.job_version,
+        "state": run.state.value,
+        "requested": run.requested,
+        "requested_by": run.requested_by,
+        "options": dict(run.options),
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "counts": {state.value: n for state, n in progress.counts.items()},
+        "dates": [_date_json(row) for row in rows],
+    }
+
+
+def _date_json(row: DateRow) -> dict[str, Any]:
+    return {
+        "day": row.day,
+        "state": row.state.value,
+        "verdict": row.verdict.value if row.verdict else None,
+        "reason": row.reason,
+        "expected": row.expected,
+        "found": row.found,
+        "source": row.source,
+        "source_reason": row.source_reason,
+        "matched": row.matched,
+        "missing": list(row.missing),
+        "rows": row.rows,
+        "attempt": row.attempt,
+        "error_kind": row.error_kind,
+        "error": row.error,
+        "checksum": row.checksum,
+        "seconds": row.seconds,
+        "quarantined": row.staged_path if row.state is DateState.BLOCKED else None,
+    }
+
+
+def _moment(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "not yet"
+
+
+def _duration(run: Run) -> str:
+    if run.started_at is None:
+        return "-"
+    seconds = ((run.finished_at or utcnow()) - run.started_at).total_seconds()
+    return f"took {seconds:.1f} s" if run.finished_at else f"running for {seconds:.0f} s"

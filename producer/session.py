@@ -1,0 +1,212 @@
+"""A run from its plan to its end: on the embedded stack, on the user's broker, or in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from common.dates import describe
+from common.errors import UserError
+from common.job import Job, find_job
+from common.ledger import Progress, Run, open_ledger
+from common.options import RunOptions
+from common.queue import check_broker, make_app
+from common.recover import Released, release_run
+from common.settings import Settings
+from common.staging import open_staging
+from common.warehouse import open_warehouse
+from producer.launch import (
+    Site,
+    follow,
+    open_run,
+    refuse_if_taken,
+    release_dead_runs,
+    run_sequentially,
+    start_run,
+)
+from producer.plan import Action, Plan, Request, make_plan
+from producer.stack import EmbeddedStack, clean_up_dead_stacks
+
+PLANNING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A request and how to carry it out."""
+
+    request: Request
+    window: int
+    workers: int
+    sequential: bool = False
+    allow_partial: bool = False
+    preflight: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in _PLAIN}, "request": self.request.as_json()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Launch:
+        return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
+
+
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight")
+
+
+class Interrupted(Exception):
+    """Somebody stopped the command; the run it owned is closed, or goes on at the user's broker."""
+
+    def __init__(self, run: Run, released: Released | None) -> None:
+        super().__init__(run.id)
+        self.run = run
+        self.released = released
+
+
+def open_site(settings: Settings) -> Site:
+    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed."""
+    return Site(
+        settings=settings,
+        ledger=open_ledger(settings.ledger_url),
+        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS),
+        staging=open_staging(settings.staging_url),
+    )
+
+
+def release_what_is_dead(job: Job, request: Request, site: Site) -> list[Released]:
+    """Free the dates of runs whose command is gone, after making sure that their workers are gone too."""
+    clean_up_dead_stacks(site.settings.home)
+    return release_dead_runs(job, request.days, site)
+
+
+def decide(launch: Launch, job: Job, site: Site) -> Plan:
+    """The plan of a launch. Raises `DatesTaken` when another active run holds one of its dates."""
+    plan = make_plan(launch.request, job, site.warehouse, site.ledger)
+    if not launch.preflight:
+        plan = sent_all_the_same(plan)
+    refuse_if_taken(job, [step.day for step in plan.of(Action.BUILD)], site)
+    return plan
+
+
+def sent_all_the_same(plan: Plan) -> Plan:
+    """The plan with the dates that would be blocked sent to the gate for its verdict."""
+    steps = tuple(
+        replace(step, action=Action.BUILD, reason=f"{step.reason}; sent without pre-flight")
+        if step.action is Action.BLOCKED
+        else step
+        for step in plan.steps
+    )
+    return replace(plan, steps=steps)
+
+
+def refuse_blocked(plan: Plan, *, allow_partial: bool) -> None:
+    """Raises `UserError` naming the dates that would be blocked, unless the others may run without them."""
+    blocked = plan.of(Action.BLOCKED)
+    if blocked and not allow_partial:
+        first = blocked[0]
+        raise UserError(
+            f"refused: {len(blocked)} date(s) would be blocked: {describe(step.day for step in blocked)} "
+            f"({first.day}: {first.reason}). Load what is missing and plan again, or run the other dates with "
+            f"--allow-partial, or take these out with --exclude; nothing was started"
+        )
+
+
+def execute(
+    launch: Launch,
+    plan: Plan,
+    site: Site,
+    show: Callable[[Progress], None],
+    opened: Callable[[Run], None],
+    *,
+    wait: bool = True,
+) -> Progress:
+    """Open the run of a plan and bring it to its end; `opened` is told the run once it is written down.
+
+    Raises `Interrupted` when the user stops it.
+    """
+    job = find_job(plan.request.job)
+    options = RunOptions.of(
+        job,
+        window=launch.window,
+        in_flight=site.settings.windows_in_flight,
+        fallback=plan.request.fallback,
+        because=plan.request.forced_because,
+    )
+    if not (site.embedded or launch.sequential):
+        return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
+    run = open_run(plan, job, options, site, owned=True)
+    opened(run)
+    try:
+        if launch.sequential:
+            return run_sequentially(run, job, site, show)
+        return _on_embedded_stack(run, job, launch, site, show)
+    except KeyboardInterrupt:
+        raise Interrupted(run, _release(run, job, site)) from None
+    except BaseException:
+        _release(run, job, site)
+        raise
+
+
+def _on_embedded_stack(run: Run, job: Job, launch: Launch, site: Site, show: Callable[[Progress], None]) -> Progress:
+    with EmbeddedStack(site.settings, launch.workers) as stack:
+        app = make_app(site.settings, stack.broker_url)
+        start_run(run, job, site, app)
+        return follow(run.id, site, show, app=app, stack=stack)
+
+
+def _on_users_broker(
+    plan: Plan,
+    job: Job,
+    options: RunOptions,
+    site: Site,
+    show: Callable[[Progress], None],
+    opened: Callable[[Run], None],
+    *,
+    wait: bool,
+) -> Progress:
+    assert site.settings.broker is not None
+    app = make_app(site.settings, site.settings.broker.get_secret_value())
+    check_broker(app)
+    run = open_run(plan, job, options, site, owned=False)
+    opened(run)
+    start_run(run, job, site, app)
+    if not wait:
+        return site.ledger.progress(run.id)
+    try:
+        return follow(run.id, site, show, app=app)
+    except KeyboardInterrupt:
+        raise Interrupted(run, None) from None
+
+
+def _release(run: Run, job: Job, site: Site) -> Released | None:
+    if site.ledger.run(run.id).ended:
+        return None
+    return release_run(run, job, site.ledger, site.warehouse, site.staging)
+
+
+def launch_in_background(launch: Launch, settings: Settings) -> str:
+    """Carry out a launch in a process of its own, with the embedded stack; returns the run's id once it is open."""
+    log_file = settings.home.absolute() / "logs" / "background.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "producer.background"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "BACKFILL_HOME": str(settings.home.absolute())},
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin as pipe:
+        pipe.write(json.dumps(launch.as_json()).encode())
+    with process.stdout as pipe:
+        first = pipe.readline().decode().strip()
+    kind, _, text = first.partition(" ")
+    if kind != "run":
+        raise UserError(text or f"the background process ended at once: see {log_file}")
+    return text

@@ -1,0 +1,1 @@
+"""The side that builds dates and gates them."""

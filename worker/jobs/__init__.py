@@ -1,0 +1,1 @@
+"""The jobs that ship with the tool; others are found by the entry point `backfill.jobs`."""

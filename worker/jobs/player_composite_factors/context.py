@@ -1,0 +1,71 @@
+"""The context of a player on a date, derived from the box scores of the days before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import numpy as np
+import pandas as pd
+
+WEEK = 7
+FORTNIGHT = 14
+LAST_GAMES = 7
+WHO = ["player_lookup", "game_date"]
+
+
+def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """One row per player of the summary on each of the days, with what the 14 days before tell.
+
+    Only rows dated before the day count, never the day's own: they are what is to be predicted. What those 14 days do
+    not tell is null: projected usage, pace differential and age always.
+    """
+    today = history[history["game_date"].isin(pd.DatetimeIndex(days))]
+    subjects = today[["player_lookup", "game_date", "game_id", "team_abbr", "opponent_team_abbr"]]
+    earlier = _earlier_games(subjects, history)
+    context = subjects.merge(_summed(earlier), on=WHO, how="left").merge(_usage(earlier), on=WHO, how="left")
+    rest = context["age_of_last_game"] - 1
+    games = context["games"].fillna(0)
+    return context.assign(
+        days_rest=rest.astype("Int64"),
+        back_to_back=rest.eq(0).astype("boolean").mask(rest.isna()),
+        games_in_last_7_days=games.astype("Int64"),
+        minutes_in_last_7_days=context["minutes"].fillna(0.0),
+        avg_minutes_per_game_last_7=(context["minutes"] / games.where(games > 0)),
+        back_to_backs_last_14_days=context["back_to_backs"].fillna(0).astype("Int64"),
+        projected_usage_rate=np.nan,
+        pace_differential=np.nan,
+        player_age=pd.array([pd.NA] * len(context), dtype="Int64"),
+        star_teammates_out=pd.array([0] * len(context), dtype="Int64"),
+    ).drop(columns=["age_of_last_game", "games", "minutes", "back_to_backs"])
+
+
+def _earlier_games(subjects: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+    """Every subject's games of the 14 days before its date; `age` is how many days before."""
+    played = history[["player_lookup", "game_date", "minutes_played", "usage_rate"]]
+    pairs = subjects[WHO].merge(played.rename(columns={"game_date": "played_on"}), on="player_lookup")
+    pairs["age"] = (pairs["game_date"] - pairs["played_on"]).dt.days
+    found = pairs[pairs["age"].between(1, FORTNIGHT)]
+    return found.sort_values([*WHO, "played_on"], kind="stable", ignore_index=True)
+
+
+def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
+    recent = earlier["age"] <= WEEK
+    same = (earlier[WHO] == earlier[WHO].shift()).all(axis=1)
+    next_day = same & ((earlier["played_on"] - earlier["played_on"].shift()).dt.days == 1)
+    grouped = earlier.assign(
+        games=recent.astype("int64"),
+        minutes=earlier["minutes_played"].where(recent),
+        back_to_backs=next_day.astype("int64"),
+    ).groupby(WHO, sort=False)
+    summed = grouped[["games", "back_to_backs"]].sum()
+    return summed.assign(
+        minutes=grouped["minutes"].sum(min_count=1), age_of_last_game=grouped["age"].min()
+    ).reset_index()
+
+
+def _usage(earlier: pd.DataFrame) -> pd.DataFrame:
+    """The mean usage rate of the last seven games, fewer if there are fewer."""
+    last = earlier.groupby(WHO, sort=False).tail(LAST_GAMES)
+    found = last.groupby(WHO, sort=False)["usage_rate"].mean().reset_index()
+    return found.rename(columns={"usage_rate": "avg_usage_rate_last_7_games"})

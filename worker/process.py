@@ -1,0 +1,219 @@
+"""One date: claim it, choose its source, build its rows, stage them, and write down how it went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import pandas as pd
+import pyarrow as pa
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from common.clock import utcnow
+from common.coverage import Verdict, judge_truth
+from common.errors import BackfillError, LedgerUnavailable, ProcessFailed, Retryable
+from common.job import Batch, Job, find_job
+from common.ledger import DateRow, DateState
+from common.measure import input_fingerprint
+from common.options import RunOptions
+from common.processes import is_dead
+from common.schema import TableName, to_arrow
+from worker.deps import Deps
+from worker.sources import SourceCheck, check_sources, read_inputs, read_rows
+
+log = structlog.get_logger()
+
+GRACE_SECONDS = 30  #: what a lease outlives the hard time limit by
+LONGEST_WAIT_SECONDS = 60.0
+MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+NOT_OURS = "not ours to process"
+
+
+class TryAgain(Exception):
+    """The date should be processed again after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"again in {seconds:.1f} s")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one attempt at one date ended: what a chord's header returns."""
+
+    day: date
+    state: str
+    detail: str = ""
+
+
+def backoff(retries: int, first_seconds: float) -> float:
+    """Seconds to wait before retry number `retries` (0 is the first): they double, up to a minute."""
+    return min(first_seconds * 2**retries, LONGEST_WAIT_SECONDS)
+
+
+def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Outcome:
+    """Process one date of a run. A repeated or late call changes nothing.
+
+    The outcome is in the ledger before it is returned. Raises nothing but `TryAgain`: after a transient error, while
+    another worker's lease on the date still runs, or while the ledger is out of reach.
+    """
+    wait = backoff(retries, deps.settings.retry_seconds)
+    with structlog.contextvars.bound_contextvars(run=run_id, day=day.isoformat()):
+        try:
+            return _process(run_id, day, deps, retries)
+        except LedgerUnavailable as exc:
+            log.warning("ledger_unavailable", error=str(exc))
+            raise TryAgain(wait) from exc
+
+
+def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
+    run = deps.ledger.run(run_id)
+    job = find_job(run.job)
+    until = utcnow() + timedelta(seconds=job.time_limit_seconds + GRACE_SECONDS)
+    claimed = deps.ledger.claim_date(
+        run_id, day, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
+    )
+    if claimed is None:
+        return _not_claimed(run_id, day, deps)
+    started = time.monotonic()
+    try:
+        with _failures_of_the_job():
+            outcome = _build(job, RunOptions.restored(run.options), claimed, deps, started)
+    except Retryable as exc:
+        if retries < deps.settings.max_retries:
+            _give_back(claimed, deps, exc)
+            raise TryAgain(backoff(retries, deps.settings.retry_seconds)) from exc
+        outcome = _failed(claimed, deps, exc, started)
+    except BackfillError as exc:
+        outcome = _failed(claimed, deps, exc, started)
+    return outcome
+
+
+def _not_claimed(run_id: str, day: date, deps: Deps) -> Outcome:
+    """Another worker may hold the date: it may have died unseen on another host, so come back after its lease."""
+    lease = deps.ledger.lease_of(run_id, day)
+    if lease is not None:
+        raise TryAgain(max((lease - utcnow()).total_seconds(), 0) + 1)
+    return Outcome(day=day, state=NOT_OURS)
+
+
+@contextmanager
+def _failures_of_the_job() -> Iterator[None]:
+    """Whatever a job's code or its data raise is a failed date, never a failed chord."""
+    try:
+        yield
+    except BackfillError:
+        raise
+    except SoftTimeLimitExceeded as exc:
+        raise ProcessFailed("took longer than its soft time limit") from exc
+    except Exception as exc:
+        raise ProcessFailed(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started: float) -> Outcome:
+    day = claimed.day
+    target = TableName.parse(job.target.table)
+    before = deps.warehouse.fingerprints(target, job.target.date_column, [day])[day]
+    inputs = input_fingerprint(deps.warehouse, job, day)
+    check = check_sources(deps.warehouse, job, options, day)
+    facts = _facts(check)
+    about_truth = judge_truth(check.truth)
+    forced = options.forced_because is not None and bool(check.supplied)
+    if about_truth is not None and not forced:
+        ends = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
+        return _end(claimed, deps, ends[about_truth.verdict], verdict=about_truth, facts=facts, started=started)
+    rows = _rows(job, check, day, deps)
+    staged = deps.staging.write(claimed.run_id, day, claimed.attempt, rows)
+    facts |= {
+        "staged_path": str(staged.path),
+        "checksum": staged.checksum,
+        "rows": staged.rows,
+        "target_before": before,
+        "inputs": inputs,
+        "error": None,
+        "error_kind": None,
+        "seconds": time.monotonic() - started,
+    }
+    moved = deps.ledger.move_date(
+        claimed.run_id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner=deps.owner, **facts
+    )
+    log.info("date_staged" if moved else "move_lost", rows=staged.rows, source=check.choice.label)
+    return Outcome(day=day, state=DateState.STAGED.value, detail=check.choice.label)
+
+
+def _rows(job: Job, check: SourceCheck, day: date, deps: Deps) -> pa.Table:
+    batch = Batch(
+        days=(day,),
+        rows=read_rows(deps.warehouse, job, check, day),
+        inputs=read_inputs(deps.warehouse, job, [day]),
+    )
+    made = job.process(batch)
+    if not isinstance(made, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance] - an author may err
+        raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=day)
+    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}")
+    strangers = set(rows[job.target.date_column].unique().to_pylist()) - {day}
+    if strangers:
+        raise ProcessFailed(f"process returned rows of other dates: {sorted(map(str, strangers))[:3]}", day=day)
+    return rows.sort_by([(name, "ascending") for name in (job.target.date_column, *job.target.key)])
+
+
+def _facts(check: SourceCheck) -> dict[str, object]:
+    return {
+        "expected": len(check.expected),
+        "found": check.found,
+        "source": check.choice.label,
+        "source_reason": check.choice.reason,
+        "matched": len(check.supplied),
+        "missing": sorted(check.expected - check.supplied)[:MOST_MISSING_NAMES],
+    }
+
+
+def _end(claimed: DateRow, deps: Deps, state: DateState, *, verdict, facts, started: float) -> Outcome:
+    deps.ledger.move_date(
+        claimed.run_id,
+        claimed.day,
+        expect=DateState.PROCESSING,
+        to=state,
+        owner=deps.owner,
+        verdict=verdict.verdict.value,
+        reason=verdict.reason,
+        seconds=time.monotonic() - started,
+        **facts,
+    )
+    log.info("date_ended", state=state.value, reason=verdict.reason)
+    return Outcome(day=claimed.day, state=state.value, detail=verdict.reason)
+
+
+def _failed(claimed: DateRow, deps: Deps, exc: BackfillError, started: float) -> Outcome:
+    cause = exc.__cause__ or exc
+    log.error("date_failed", error_kind=exc.kind, error=str(exc), exc_info=cause)
+    deps.ledger.move_date(
+        claimed.run_id,
+        claimed.day,
+        expect=DateState.PROCESSING,
+        to=DateState.FAILED,
+        owner=deps.owner,
+        verdict=Verdict.FAILED.value,
+        reason=f"{exc.kind}: {exc}",
+        error_kind=exc.kind,
+        error=str(exc),
+        seconds=time.monotonic() - started,
+    )
+    return Outcome(day=claimed.day, state=DateState.FAILED.value, detail=str(exc))
+
+
+def _give_back(claimed: DateRow, deps: Deps, exc: Retryable) -> None:
+    log.warning("date_retried", error_kind=exc.kind, error=str(exc), attempt=claimed.attempt)
+    deps.ledger.move_date(
+        claimed.run_id,
+        claimed.day,
+        expect=DateState.PROCESSING,
+        to=DateState.QUEUED,
+        owner=deps.owner,
+        error_kind=exc.kind,
+        error=str(exc),
+    )

@@ -1,0 +1,138 @@
+"""Measuring the sources of one date, choosing among them, and reading the rows of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import pandas as pd
+import pyarrow as pa
+import structlog
+
+from common.coverage import Choice, Truth, choose_source
+from common.dates import ranges
+from common.job import SOURCE_COLUMN, Input, Job, Source
+from common.measure import calendar_facts, entities, source_scan, truth_scan
+from common.options import RunOptions
+from common.schema import TableName, Types
+from common.warehouse.base import Scan, Warehouse
+
+log = structlog.get_logger()
+
+SAMPLE = 10  #: names of missing entities in a log event
+EVERYTHING = "SELECT * FROM rows_of_it"
+PANDAS_TYPES = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCheck:
+    """What one date's sources hold, and which was chosen."""
+
+    truth: Truth
+    expected: frozenset[str]
+    present: Mapping[str, frozenset[str]]  #: by source, the expected entities it has
+    choice: Choice
+
+    @property
+    def found(self) -> dict[str, int]:
+        return {name: len(names) for name, names in self.present.items()}
+
+    @property
+    def supplied(self) -> frozenset[str]:
+        """The expected entities that the choice can supply."""
+        other = self.present[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
+        return self.present[self.choice.source] | other
+
+
+def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date) -> SourceCheck:
+    """Measure every source of the date against the expectation and choose one. Logs one `source_check` event."""
+    expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
+    present = {source.name: _present(warehouse, job, source, day) & expected for source in job.sources}
+    order = [source.name for source in job.sources]
+    choice = choose_source(
+        order,
+        {name: len(names) for name, names in present.items()},
+        len(expected),
+        policy=options.policy,
+        fallback=options.fallback,
+        with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
+    )
+    truth = job.truth(len(expected), day, calendar_facts(warehouse, job, [day]))
+    check = SourceCheck(truth=truth, expected=expected, present=present, choice=choice)
+    _log(check, day)
+    return check
+
+
+def _present(warehouse: Warehouse, job: Job, source: Source, day: date) -> frozenset[str]:
+    if warehouse.describe(TableName.parse(source.table)) is None:
+        return frozenset()
+    return entities(warehouse, source_scan(job, source, [day])).get(day, frozenset())
+
+
+def _log(check: SourceCheck, day: date) -> None:
+    count = len(check.expected)
+    missing = sorted(check.expected - check.supplied)
+    log.info(
+        "source_check",
+        day=day.isoformat(),
+        expected=count,
+        found=check.found,
+        coverage={name: round(n / count, 4) if count else None for name, n in check.found.items()},
+        chosen=check.choice.label,
+        reason=check.choice.reason,
+        missing=missing[:SAMPLE],
+        missing_count=len(missing),
+    )
+
+
+def read_rows(warehouse: Warehouse, job: Job, check: SourceCheck, day: date) -> pd.DataFrame:
+    """The rows to process, in the order of date and entity; `_source` names where each came from."""
+    chosen = job.source(check.choice.source)
+    rows = _rows_of(warehouse, job, chosen, [day])
+    if check.choice.fill_from is not None:
+        other = job.source(check.choice.fill_from)
+        more = _rows_of(warehouse, job, other, [day])
+        wanted = check.present[other.name] - check.present[chosen.name]
+        more = more[more[job.source_entity(other)].astype(str).isin(wanted)]
+        rows = pd.concat([rows, more.rename(columns={job.source_entity(other): job.source_entity(chosen)})])
+    order = [chosen.date_column, job.source_entity(chosen)]
+    return rows.sort_values(order, kind="stable", ignore_index=True)
+
+
+def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
+    needed = _needed(source.columns, source.date_column, job.source_entity(source))
+    if warehouse.describe(TableName.parse(source.table)) is None:
+        empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
+        return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
+    rows = _read(warehouse, source, days, needed)
+    if source.derive is not None:
+        rows = source.derive(rows, days)
+    return rows.assign(**{SOURCE_COLUMN: source.name})
+
+
+def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:
+    """The job's further inputs for the days; None for an optional table that does not exist."""
+    found: dict[str, pd.DataFrame | None] = {}
+    for one in job.inputs:
+        absent = one.optional and warehouse.describe(TableName.parse(one.table)) is None
+        needed = _needed(one.columns, one.date_column)
+        found[one.name] = None if absent else _read(warehouse, one, days, needed)
+    return found
+
+
+def _read(
+    warehouse: Warehouse, one: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
+) -> pd.DataFrame:
+    scan = Scan(
+        table=TableName.parse(one.table),
+        date_column=one.date_column,
+        dates=tuple(ranges(days, lookback=one.lookback_days)),
+        columns=columns,
+    )
+    rows = warehouse.query(EVERYTHING, scans={"rows_of_it": scan})
+    return rows.to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
+
+
+def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:
+    return None if columns is None else {name: name for name in dict.fromkeys((*always, *columns))}

@@ -1,0 +1,64 @@
+"""The Celery tasks: each takes ids and ISO dates and calls one function that can be tested without a broker."""
+
+from __future__ import annotations
+
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from common.errors import Retryable
+from common.logs import configure_logs
+from common.processes import die_with_parent
+from common.queue import CLOSE_WINDOW, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
+from common.settings import read_settings
+from worker import gate, process, reconcile
+from worker.deps import Deps, open_deps
+
+
+def broker_url() -> str:
+    broker = read_settings().broker
+    if broker is None:
+        raise SystemExit("set BACKFILL_BROKER to the broker that the producer uses, e.g. redis://localhost:6379/0")
+    return broker.get_secret_value()
+
+
+app: Celery = make_app(read_settings(), broker_url())
+configure_logs()
+
+
+@lru_cache(maxsize=1)
+def deps() -> Deps:
+    """This process's connections, opened on first use: they must not be shared with a forked child."""
+    return open_deps(read_settings(), CeleryDispatcher(app))
+
+
+@worker_process_init.connect
+def _in_child(**_: Any) -> None:
+    die_with_parent()
+    deps.cache_clear()
+
+
+@app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False)
+def process_date(self: Any, run: str, day: str) -> dict[str, str]:
+    try:
+        outcome = process.process_date(run, date.fromisoformat(day), deps(), retries=self.request.retries)
+    except process.TryAgain as again:
+        raise self.retry(countdown=again.seconds) from None
+    return {"day": day, "state": outcome.state, "detail": outcome.detail}
+
+
+@app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
+def close_window(self: Any, run: str, number: int) -> None:
+    settings, retries = deps().settings, self.request.retries
+    try:
+        gate.close_window(run, number, deps(), last_try=retries >= settings.max_retries)
+    except Retryable as exc:
+        raise self.retry(countdown=process.backoff(retries, settings.retry_seconds), exc=exc) from exc
+
+
+@app.task(name=RECONCILE)
+def reconcile_run(run: str, lost_tasks: bool = False) -> None:
+    reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
