@@ -60,6 +60,10 @@ class QueryFailed(BackfillError):
     """The warehouse refused a query as wrong; asking again gives the same answer."""
 
 
+class ExpectationUnreadable(BackfillError):
+    """Who must be on a date could not be found out: the date is blocked, never taken for complete."""
+
+
 class StagedFileLost(BackfillError):
     """A staged file is missing or its bytes are not those that were staged."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 
 import pyarrow as pa
 
 from common.dates import ONE_DAY, DateRange, ranges
+from common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
 from common.job import CalendarFacts, Job, Source
 from common.schema import TableName
 from common.warehouse.base import Scan, StagedFile, StagedScan, Warehouse, need_table
@@ -129,6 +131,15 @@ def _has_calendar(warehouse: Warehouse, job: Job) -> bool:
     return True
 
 
+@contextmanager
+def reading_expectation() -> Generator[None]:
+    """Turns every lasting failure to read inside it into `ExpectationUnreadable`; a passing one stays `Retryable`."""
+    try:
+        yield
+    except (TableNotFound, SchemaMismatch, QueryFailed) as exc:
+        raise ExpectationUnreadable(f"expectation unreadable: {exc}") from exc
+
+
 def expected_counts(warehouse: Warehouse, job: Job, days: Iterable[date]) -> dict[date, int]:
     """The number of expected entities by day; a day without any is not in it. One query."""
     return _by_day(warehouse.query(EXPECTED, scans={"truth": truth_scan(job, days)}))
@@ -175,7 +186,9 @@ def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Cale
         columns={"day": calendar.date_column, "season": calendar.season_column, "kind": kind_column},
     )
     opened = warehouse.query(SEASONS, scans={"calendar": seasons}, params={"kind": kind})
-    return CalendarFacts(events=counted, season_starts=tuple(sorted(opened["opens"].to_pylist())))
+    return CalendarFacts(
+        events=counted, season_starts=tuple(sorted(found for found in opened["opens"].to_pylist() if found is not None))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,5 +251,4 @@ def input_fingerprint(warehouse: Warehouse, job: Job, day: date) -> str:
 
 
 def _by_day(counted: pa.Table) -> dict[date, int]:
-    found: Mapping[date, int] = dict(zip(counted["day"].to_pylist(), counted["n"].to_pylist(), strict=True))
-    return dict(found)
+    return {row["day"]: row["n"] for row in counted.to_pylist()}

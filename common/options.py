@@ -41,5 +41,6 @@ class RunOptions:
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> RunOptions:
-        known = {name: stored[name] for name in cls.__dataclass_fields__}
-        return cls(**{**known, "fallback": Fallback(stored["fallback"])})
+        values: dict[str, Any] = {name: stored[name] for name in cls.__dataclass_fields__}
+        values["fallback"] = Fallback(stored["fallback"])
+        return cls(**values)

@@ -10,12 +10,12 @@ from datetime import date
 from typing import Protocol
 
 from celery import Celery, Signature, chord
-from celery.result import denied_join_result
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 
 from common.errors import BrokerUnavailable
 from common.job import Job
+from common.results import WRITE_ONLY
 from common.settings import Settings
 
 PROCESS_DATE = "backfill.process_date"
@@ -27,14 +27,14 @@ GATE_QUEUE = "gate"
 MAINTENANCE_QUEUE = "maintenance"
 QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE)
 
-RECONCILE_SECONDS = 5.0  #: a run without progress for so long is reconciled by whoever follows it
+RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
 SEVEN_DAYS = 7 * 24 * 3600
 RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
 
 def make_app(settings: Settings, broker_url: str) -> Celery:
     """The Celery app on that broker, with every setting that a lost worker or a long run depends on."""
-    app = Celery("gated-backfill", broker=broker_url, backend=broker_url)
+    app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
     transport = {"visibility_timeout": settings.visibility_seconds}
     app.conf.update(
         task_acks_late=True,  # a killed worker's date comes back
@@ -103,8 +103,7 @@ class CeleryDispatcher:
             for day in days
         ]
         try:
-            with denied_join_result():  # nobody waits for results: do not subscribe to each of them
-                chord(headers, app=self._app)(self._gate(run, number, job))
+            chord(headers, app=self._app)(self._gate(run, number, job))
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 

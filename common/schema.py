@@ -84,7 +84,7 @@ def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> p
     unknown = [str(name) for name in frame.columns if name not in columns]
     if missing or unknown:
         raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
-    arrays: list[pa.Array] = []
+    arrays: list[pa.Array[Any]] = []
     for name, column in columns.items():
         try:
             arrays.append(_typed(frame[name], ARROW_TYPES[column.type]))
@@ -93,7 +93,7 @@ def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> p
     return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
 
 
-def _typed(series: Any, kind: pa.DataType) -> pa.Array:
+def _typed(series: Any, kind: pa.DataType) -> pa.Array[Any]:
     made = pa.array(series, from_pandas=True)
     if isinstance(made, pa.ChunkedArray):
         made = made.combine_chunks()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -33,7 +34,16 @@ from producer.plan import (
     requested_days,
     save_plan,
 )
-from producer.report import Watcher, make_console, print_json, print_plan, print_run, print_runs, run_json
+from producer.report import (
+    Watcher,
+    is_interrupted,
+    make_console,
+    print_json,
+    print_plan,
+    print_run,
+    print_runs,
+    run_json,
+)
 from producer.session import (
     Interrupted,
     Launch,
@@ -266,7 +276,8 @@ def status(
         if run_id is None and others and last:
             console.print()
             print_runs(console, others)
-    raise typer.Exit(_exit_code(progress) if progress.run.ended else COMPLETE)
+    unfinished = not progress.run.ended and not is_interrupted(progress.run)
+    raise typer.Exit(COMPLETE if unfinished else _exit_code(progress))
 
 
 @app.command()
@@ -382,7 +393,7 @@ def _follow(launch: Launch, made: Plan, site: Site, console: Any, *, detach: boo
         console.print(f"run [bold]{run.id}[/bold]")
 
     try:
-        with _terminable(), Watcher(console).showing() as watcher:
+        with _stoppable(), Watcher(console).showing() as watcher:
             progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
     except Interrupted as stop:
         console.print(_interrupted(stop))
@@ -479,17 +490,19 @@ def _job_json(job: Job) -> dict[str, Any]:
     }
 
 
-class _terminable:  # noqa: N801 - reads as a phrase in its `with`
-    """Inside it, a SIGTERM ends the command as a Ctrl-C does."""
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
 
-    def __enter__(self) -> None:
-        def stop(*_: Any) -> NoReturn:
-            raise KeyboardInterrupt
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
 
-        self._before = signal.signal(signal.SIGTERM, stop)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def main() -> None:

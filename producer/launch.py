@@ -25,6 +25,7 @@ from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.base import Warehouse
 from producer.plan import Action, Plan, Step, missing_names
+from producer.report import is_interrupted
 from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
@@ -135,7 +136,7 @@ def follow(
         elif time.monotonic() - last_change > RECONCILE_SECONDS:
             _send_reconcile(app, run_id, lost_tasks=False)
             last_change = time.monotonic()
-        if stack is None and progress.run.owner is not None and is_dead(progress.run.owner):
+        if stack is None and is_interrupted(progress.run):
             return progress
         time.sleep(POLL_SECONDS)
 

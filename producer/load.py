@@ -60,7 +60,7 @@ def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | N
     for column in raw.columns:
         checked_identifier(column, "column name")
     dated = _date_column(name, date_column or dated_by, known, raw)
-    types = {**_inferred(raw), **{c: kind for c, kind in known.items() if c in raw.columns}, dated: "DATE"}
+    types: dict[str, ColumnType] = {**_inferred(raw), **known, dated: "DATE"}
     lacking = [column for column in known if column not in raw.columns]
     if lacking:
         raise SchemaMismatch(f"{file} lacks the column(s) {', '.join(lacking)}", table=table)
@@ -151,8 +151,8 @@ def _read_parquet(file: Path) -> _Raw:
         if kind is None:
             raise UserError(f"{file}: column {field.name} is {field.type}, which no table here can hold")
         types[field.name] = kind
-        values = table[field.name]
-        columns[field.name] = (values if kind == "STRING" else values.cast(ARROW_TYPES[kind])).to_pylist()
+        values: Any = table[field.name]
+        columns[field.name] = values.to_pylist() if kind == "STRING" else values.cast(ARROW_TYPES[kind]).to_pylist()
     places = list(range(1, table.num_rows + 1))
     return _Raw(columns=columns, places=places, place_word="row", types=types)
 
@@ -251,7 +251,7 @@ def _typed(raw: _Raw, types: dict[str, ColumnType], dated: str, file: Path) -> p
     for name, values in raw.columns.items():
         columns[name] = list(_converted(name, values, types[name], raw, problems, required=name == dated))
     _refuse(file, [text for _, text in sorted(problems)])
-    order = {name: types[name] for name in raw.columns}
+    order: dict[str, ColumnType] = {name: types[name] for name in raw.columns}
     return pa.table(columns, schema=arrow_schema(order))
 
 

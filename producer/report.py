@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from common.clock import utcnow
 from common.coverage import percent
 from common.dates import describe
 from common.ledger import DateRow, DateState, Progress, Run, RunState
+from common.processes import is_dead
 from producer.plan import Action, Plan, Step
 
 PIPE_WIDTH = 160  #: columns when the output is not a terminal
@@ -133,7 +134,7 @@ class Watcher:
         self._last_text = ""
 
     @contextmanager
-    def showing(self) -> Iterator[Watcher]:
+    def showing(self) -> Generator[Watcher]:
         if not self._console.is_terminal:
             yield self
             return
@@ -182,6 +183,10 @@ def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> 
     """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
     run = progress.run
     console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
+    if is_interrupted(run):
+        console.print(
+            "  [bold red]interrupted[/bold red]: its process is gone; launch the same command again to complete it"
+        )
     console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by)})")
     console.print(f"  options  {escape(_options(run))}")
     console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
@@ -194,6 +199,11 @@ def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> 
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
+
+
+def is_interrupted(run: Run) -> bool:
+    """Whether the run can't go on: it lived in a process that is gone."""
+    return not run.ended and run.owner is not None and is_dead(run.owner)
 
 
 def _options(run: Run) -> str:
@@ -249,6 +259,7 @@ def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
         "job": run.job,
         "version": run.job_version,
         "state": run.state.value,
+        "interrupted": is_interrupted(run),
         "requested": run.requested,
         "requested_by": run.requested_by,
         "options": dict(run.options),

@@ -183,7 +183,7 @@ class EmbeddedStack:
         while True:
             try:
                 client.ping()
-            except redis.exceptions.ConnectionError as exc:
+            except redis.ConnectionError as exc:
                 if time.monotonic() > deadline or self._children[0].process.poll() is not None:
                     raise StackFailed(f"the embedded broker does not start: see {self.log_file}") from exc
                 time.sleep(0.02)

@@ -17,7 +17,7 @@ import structlog
 
 from common.clock import utcnow
 from common.coverage import Judgement, Recount, Verdict, judge
-from common.errors import BackfillError, QueryFailed, Retryable, SchemaMismatch, TableNotFound
+from common.errors import BackfillError, ExpectationUnreadable, Retryable
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, WindowState
 from common.ledger.states import READY_FOR_GATE
@@ -114,13 +114,13 @@ def _settle(run: Run, number: int, job: Job, dates: Sequence[DateRow], deps: Dep
 
 def _judge(run: Run, job: Job, files: Sequence[StagedFile], deps: Deps, *, last_try: bool) -> _Judged:
     """A verdict for each file's date; without a readable expectation, every one of them is blocked."""
-    unreadable = (TableNotFound, SchemaMismatch, QueryFailed, *((Retryable,) if last_try else ()))
+    unreadable = (ExpectationUnreadable, *((Retryable,) if last_try else ()))
     options = RunOptions.restored(run.options)
     try:
         counts = recount(deps.warehouse, job, files)
     except unreadable as exc:
         log.error("expectation_unreadable", error=str(exc))
-        blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"expectation unreadable: {exc}")
+        blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
         return _Judged(verdicts={staged.day: blocked for staged in files})
     verdicts = {
         day: judge(counted, policy=options.policy, forced_because=options.forced_because)

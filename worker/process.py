@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,8 +15,8 @@ import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from common.clock import utcnow
-from common.coverage import Verdict, judge_truth
-from common.errors import BackfillError, LedgerUnavailable, ProcessFailed, Retryable
+from common.coverage import Judgement, Verdict, judge_truth
+from common.errors import BackfillError, ExpectationUnreadable, LedgerUnavailable, ProcessFailed, Retryable
 from common.job import Batch, Job, find_job
 from common.ledger import DateRow, DateState
 from common.measure import input_fingerprint
@@ -88,6 +89,9 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
             _give_back(claimed, deps, exc)
             raise TryAgain(backoff(retries, deps.settings.retry_seconds)) from exc
         outcome = _failed(claimed, deps, exc, started)
+    except ExpectationUnreadable as exc:
+        blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
+        outcome = _end(claimed, deps, blocked, facts={}, started=started)
     except BackfillError as exc:
         outcome = _failed(claimed, deps, exc, started)
     return outcome
@@ -102,7 +106,7 @@ def _not_claimed(run_id: str, day: date, deps: Deps) -> Outcome:
 
 
 @contextmanager
-def _failures_of_the_job() -> Iterator[None]:
+def _failures_of_the_job() -> Generator[None]:
     """Whatever a job's code or its data raise is a failed date, never a failed chord."""
     try:
         yield
@@ -124,8 +128,7 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     about_truth = judge_truth(check.truth)
     forced = options.forced_because is not None and bool(check.supplied)
     if about_truth is not None and not forced:
-        ends = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
-        return _end(claimed, deps, ends[about_truth.verdict], verdict=about_truth, facts=facts, started=started)
+        return _end(claimed, deps, about_truth, facts=facts, started=started)
     rows = _rows(job, check, day, deps)
     staged = deps.staging.write(claimed.run_id, day, claimed.attempt, rows)
     facts |= {
@@ -161,7 +164,7 @@ def _rows(job: Job, check: SourceCheck, day: date, deps: Deps) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in (job.target.date_column, *job.target.key)])
 
 
-def _facts(check: SourceCheck) -> dict[str, object]:
+def _facts(check: SourceCheck) -> dict[str, Any]:
     return {
         "expected": len(check.expected),
         "found": check.found,
@@ -172,20 +175,22 @@ def _facts(check: SourceCheck) -> dict[str, object]:
     }
 
 
-def _end(claimed: DateRow, deps: Deps, state: DateState, *, verdict, facts, started: float) -> Outcome:
+def _end(claimed: DateRow, deps: Deps, judgement: Judgement, *, facts: Mapping[str, Any], started: float) -> Outcome:
+    """End a date that is not staged: skipped or blocked, with the reason."""
+    state = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}[judgement.verdict]
     deps.ledger.move_date(
         claimed.run_id,
         claimed.day,
         expect=DateState.PROCESSING,
         to=state,
         owner=deps.owner,
-        verdict=verdict.verdict.value,
-        reason=verdict.reason,
+        verdict=judgement.verdict.value,
+        reason=judgement.reason,
         seconds=time.monotonic() - started,
         **facts,
     )
-    log.info("date_ended", state=state.value, reason=verdict.reason)
-    return Outcome(day=claimed.day, state=state.value, detail=verdict.reason)
+    log.info("date_ended", state=state.value, reason=judgement.reason)
+    return Outcome(day=claimed.day, state=state.value, detail=judgement.reason)
 
 
 def _failed(claimed: DateRow, deps: Deps, exc: BackfillError, started: float) -> Outcome:

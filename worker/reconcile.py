@@ -9,12 +9,16 @@ import structlog
 from common.clock import utcnow
 from common.job import find_job
 from common.ledger import DateRow, Run, RunState, WindowState
-from common.ledger.states import ENDED_DATES, READY_FOR_GATE
+from common.ledger.states import READY_FOR_GATE
 from common.processes import is_dead
 from worker.deps import Deps
 from worker.gate import go_on
 
 log = structlog.get_logger()
+
+GATE_IS_LATE = timedelta(
+    seconds=10
+)  #: a chord calls its gate within so long of its last date; calling it twice is safe
 
 
 def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
@@ -37,7 +41,7 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
         if again:
             log.warning("dates_sent_again", run=run_id, window=number, count=len(again))
             deps.dispatcher.send_window(run_id, number, job, again)
-        elif _needs_gate(deps.ledger.dates(run_id, window=number), deps, stalled=stalled):
+        elif _needs_gate(deps.ledger.dates(run_id, window=number), stalled=stalled):
             deps.dispatcher.send_gate(run_id, number, job)
         else:
             continue
@@ -53,10 +57,9 @@ def _is_stalled(run: Run, deps: Deps) -> bool:
     return latest is not None and utcnow() - latest > timedelta(seconds=deps.settings.stalled_seconds)
 
 
-def _needs_gate(rows: list[DateRow], deps: Deps, *, stalled: bool) -> bool:
+def _needs_gate(rows: list[DateRow], *, stalled: bool) -> bool:
     """Every date is settled, and the chord did not call the gate though it had the time to, or will not at all."""
     if any(row.state not in READY_FOR_GATE for row in rows):
         return False
     touched = [moment for row in rows for moment in (row.started_at, row.ended_at) if moment is not None]
-    waited = not touched or utcnow() - max(touched) > timedelta(seconds=deps.settings.stalled_seconds)
-    return stalled or waited or all(row.state in ENDED_DATES for row in rows)
+    return stalled or not touched or utcnow() - max(touched) > GATE_IS_LATE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 
 import pandas as pd
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.coverage import Recount
 from common.job import Job
-from common.measure import Match, calendar_facts, match_staged
+from common.measure import Match, calendar_facts, match_staged, reading_expectation
 from common.schema import arrow_schema, pandera_schema
 from common.warehouse.base import StagedFile, Warehouse
 
@@ -21,14 +21,15 @@ from common.warehouse.base import StagedFile, Warehouse
 def recount(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict[date, Recount]:
     """What the staged files hold, against the expectation as it is now; one entry for each file's day.
 
-    Raises `TableNotFound`, `SchemaMismatch`, `QueryFailed` when the expectation can't be read.
+    Raises `ExpectationUnreadable`.
     """
     if not files:
         return {}
     days = [staged.day for staged in files]
     sound, misshapen = _split(job, files)
-    matches = match_staged(warehouse, job, sound) if sound else {}
-    calendar = calendar_facts(warehouse, job, days)
+    with reading_expectation():
+        matches = match_staged(warehouse, job, sound) if sound else {}
+        calendar = calendar_facts(warehouse, job, days)
     rows = {staged.day: pq.read_table(staged.path) for staged in sound}
     broken = _broken_rows(job, rows)
     nothing = Match(expected=0, matched=0, missing=())
@@ -86,7 +87,8 @@ def _first_failures(
         return dict.fromkeys(rows, str(exc).splitlines()[0])
     found: dict[date, str] = {}
     placed = cases.assign(day=_at(rows, cases["index"].astype(int)))
-    for day, of_day in placed.groupby("day", sort=False):
+    for day in dict.fromkeys(placed["day"]):
+        of_day = placed[placed["day"] == day]
         first = of_day.iloc[0]
         found[day] = f"{first['column']} fails {first['check']} in {len(of_day)} row(s), e.g. {first['failure_case']}"
     return found
@@ -96,18 +98,15 @@ def _days(rows: Mapping[date, pa.Table]) -> list[date]:
     return [day for day, table in rows.items() for _ in range(table.num_rows)]
 
 
-def _at(rows: Mapping[date, pa.Table], positions) -> list[date]:
+def _at(rows: Mapping[date, pa.Table], positions: Iterable[int]) -> list[date]:
     days = _days(rows)
     return [days[int(position)] for position in positions]
 
 
 def _null_keys(job: Job, rows: pa.Table) -> int:
-    null = pa.array([False] * rows.num_rows)
-    for name in job.target.key:
-        null = pc.or_(null, pc.is_null(rows[name]))
-    return int(pc.sum(null).as_py() or 0)
+    return rows.num_rows - rows.select(list(job.target.key)).drop_null().num_rows
 
 
 def _duplicate_keys(job: Job, rows: pa.Table) -> int:
-    counted = rows.select(list(job.target.key)).group_by(list(job.target.key)).aggregate([([], "count_all")])
-    return int(pc.sum(pc.greater(counted["count_all"], 1)).as_py() or 0)
+    counted = rows.group_by(list(job.target.key)).aggregate([([], "count_all")])
+    return counted.filter(pc.field("count_all") > 1).num_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -13,7 +14,7 @@ import structlog
 from common.coverage import Choice, Truth, choose_source
 from common.dates import ranges
 from common.job import SOURCE_COLUMN, Input, Job, Source
-from common.measure import calendar_facts, entities, source_scan, truth_scan
+from common.measure import calendar_facts, entities, reading_expectation, source_scan, truth_scan
 from common.options import RunOptions
 from common.schema import TableName, Types
 from common.warehouse.base import Scan, Warehouse
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 
 SAMPLE = 10  #: names of missing entities in a log event
 EVERYTHING = "SELECT * FROM rows_of_it"
-PANDAS_TYPES = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,13 @@ class SourceCheck:
 
 
 def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date) -> SourceCheck:
-    """Measure every source of the date against the expectation and choose one. Logs one `source_check` event."""
-    expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
+    """Measure every source of the date against the expectation and choose one. Logs one `source_check` event.
+
+    Raises `ExpectationUnreadable`.
+    """
+    with reading_expectation():
+        expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
+        calendar = calendar_facts(warehouse, job, [day])
     present = {source.name: _present(warehouse, job, source, day) & expected for source in job.sources}
     order = [source.name for source in job.sources]
     choice = choose_source(
@@ -58,7 +64,7 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date
         fallback=options.fallback,
         with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
     )
-    truth = job.truth(len(expected), day, calendar_facts(warehouse, job, [day]))
+    truth = job.truth(len(expected), day, calendar)
     check = SourceCheck(truth=truth, expected=expected, present=present, choice=choice)
     _log(check, day)
     return check

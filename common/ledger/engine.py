@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def _upgrade(engine: Engine) -> None:
 
 
 @contextmanager
-def _one_at_a_time(engine: Engine) -> Iterator[None]:
+def _one_at_a_time(engine: Engine) -> Generator[None]:
     if engine.dialect.name == "sqlite":
         with locked(Path(f"{engine.url.database}.migrating")):
             yield

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, update
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.clock import utcnow
@@ -17,10 +17,21 @@ from common.dates import describe
 from common.errors import DatesTaken, LedgerUnavailable, LedgerUnusable, UserError
 from common.ledger.engine import make_engine, migrate
 from common.ledger.records import Checkpoint, DateRow, NewRun, Progress, Run
-from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState, final_state
+from common.ledger.rows import (
+    Facts,
+    checkpoint_of,
+    checkpoint_values,
+    date_row_of,
+    date_values,
+    grouped_by_columns,
+    moved,
+    poisoned,
+    run_is_on,
+    run_of,
+    run_values,
+)
+from common.ledger.states import ENDED_RUNS, DateState, RunState, WindowState, final_state
 from common.ledger.tables import checkpoints, run_dates, runs, windows
-
-Facts = Mapping[str, Any]
 
 
 class Ledger:
@@ -43,14 +54,14 @@ class Ledger:
         days = [one.day for one in new.dates]
         try:
             with self._write() as connection:
-                connection.execute(insert(runs), _run_values(run_id, new))
+                connection.execute(insert(runs), run_values(run_id, new))
                 numbers = sorted({one.window for one in new.dates if one.window is not None})
                 if numbers:
                     connection.execute(
                         insert(windows),
                         [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
                     )
-                for values in _grouped(_date_values(run_id, new)):
+                for values in grouped_by_columns(date_values(run_id, new)):
                     connection.execute(insert(run_dates), values)
         except IntegrityError as exc:
             raise self._taken(new.job, days, exc) from exc
@@ -62,13 +73,13 @@ class Ledger:
             row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
         if row is None:
             raise UserError(f"there is no run {run_id!r}: `backfill status` lists the latest")
-        return _run(row)
+        return run_of(row)
 
     def latest_runs(self, limit: int = 10) -> list[Run]:
         """The runs launched last, newest first."""
         query = select(runs).order_by(runs.c.created_at.desc()).limit(limit)
         with self._read() as connection:
-            return [_run(row) for row in connection.execute(query).mappings()]
+            return [run_of(row) for row in connection.execute(query).mappings()]
 
     def active_holders(self, job: str, days: Collection[date]) -> dict[str, list[date]]:
         """The active runs of the job that hold one of the days, each with those days."""
@@ -94,16 +105,16 @@ class Ledger:
         if to in ENDED_RUNS:
             values["finished_at"] = utcnow()
         with self._write() as connection:
-            moved = connection.execute(
+            changed = connection.execute(
                 update(runs)
                 .where(runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
                 .values(values)
             ).rowcount
-            if moved and to in ENDED_RUNS:
+            if changed and to in ENDED_RUNS:
                 connection.execute(
                     update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
                 )
-        return bool(moved)
+        return bool(changed)
 
     def finish_run(self, run_id: str) -> RunState | None:
         """End a running run if all its windows are closed; returns its end, or None if it goes on."""
@@ -230,7 +241,7 @@ class Ledger:
         if days is not None:
             query = query.where(run_dates.c.day.in_(list(days)))
         with self._read() as connection:
-            return [_date_row(row) for row in connection.execute(query).mappings()]
+            return [date_row_of(row) for row in connection.execute(query).mappings()]
 
     def claim_date(
         self,
@@ -251,7 +262,7 @@ class Ledger:
         this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
         with self._write() as connection:
             row = connection.execute(select(run_dates).where(this).with_for_update()).mappings().one_or_none()
-            if row is None or not _run_is_on(connection, run_id):
+            if row is None or not run_is_on(connection, run_id):
                 return None
             deaths = row["deaths"]
             if row["state"] == DateState.PROCESSING.value:
@@ -261,7 +272,7 @@ class Ledger:
             elif row["state"] != DateState.QUEUED.value:
                 return None
             if deaths >= max_deaths:
-                connection.execute(update(run_dates).where(this).values(_poison(deaths, now)))
+                connection.execute(update(run_dates).where(this).values(poisoned(deaths, now)))
                 return None
             values = {
                 "state": DateState.PROCESSING.value,
@@ -272,7 +283,7 @@ class Ledger:
                 "started_at": now,
             }
             connection.execute(update(run_dates).where(this).values(values))
-        return _date_row({**row, **values})
+        return date_row_of({**row, **values})
 
     def give_back(
         self, run_id: str, number: int, *, queued_too: bool, is_dead: Callable[[str], bool], max_deaths: int
@@ -295,9 +306,9 @@ class Ledger:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
                     deaths = row["deaths"] + 1
-                    values |= {"deaths": deaths} | _moved(DateState.PROCESSING, DateState.QUEUED, {})
+                    values |= {"deaths": deaths} | moved(DateState.PROCESSING, DateState.QUEUED, {})
                     if deaths >= max_deaths:
-                        values = _poison(deaths, now)
+                        values = poisoned(deaths, now)
                 connection.execute(update(run_dates).where(this).values(values))
                 if values.get("state") != DateState.FAILED.value:
                     again.append(row["day"])
@@ -328,7 +339,7 @@ class Ledger:
         if owner is not None:
             this = and_(this, run_dates.c.lease_owner == owner)
         with self._write() as connection:
-            return bool(connection.execute(update(run_dates).where(this).values(_moved(expect, to, facts))).rowcount)
+            return bool(connection.execute(update(run_dates).where(this).values(moved(expect, to, facts))).rowcount)
 
     def move_dates(self, run_id: str, days: Collection[date], *, expect: DateState, to: DateState) -> int:
         """Change the state of several dates at once; returns how many were in the state expected."""
@@ -342,7 +353,7 @@ class Ledger:
                     run_dates.c.day.in_(list(days)),
                     run_dates.c.state == expect.value,
                 )
-                .values(_moved(expect, to, {}))
+                .values(moved(expect, to, {}))
             ).rowcount
 
     def last_activity(self, run_id: str) -> datetime | None:
@@ -384,7 +395,7 @@ class Ledger:
             .order_by(run_dates.c.ended_at)
         )
         with self._read() as connection:
-            return {row["day"]: _date_row(row) for row in connection.execute(query).mappings()}
+            return {row["day"]: date_row_of(row) for row in connection.execute(query).mappings()}
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
@@ -415,11 +426,11 @@ class Ledger:
             proven = [row["day"] for row in found]
             job = found[0]["job"]
             connection.execute(delete(checkpoints).where(checkpoints.c.job == job, checkpoints.c.day.in_(proven)))
-            connection.execute(insert(checkpoints), [_checkpoint_values(row, now) for row in found])
+            connection.execute(insert(checkpoints), [checkpoint_values(row, now) for row in found])
             connection.execute(
                 update(run_dates)
                 .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(proven))
-                .values(_moved(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
+                .values(moved(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
             )
         return proven
 
@@ -427,17 +438,17 @@ class Ledger:
         """The job's checkpoints in the range, by day."""
         query = select(checkpoints).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
         with self._read() as connection:
-            return {row["day"]: _checkpoint(row) for row in connection.execute(query).mappings()}
+            return {row["day"]: checkpoint_of(row) for row in connection.execute(query).mappings()}
 
     # -- connections ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def _write(self) -> Generator[Connection]:
         with _translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def _read(self) -> Generator[Connection]:
         with (
             _translated(),
             self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
@@ -472,7 +483,7 @@ def open_ledger(url: str, *, create: bool = True) -> Ledger:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated() -> Generator[None]:
     try:
         yield
     except IntegrityError:
@@ -481,105 +492,3 @@ def _translated() -> Iterator[None]:
         raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
     except DatabaseError as exc:
         raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
-
-
-def _moved(expect: DateState, to: DateState, facts: Facts) -> dict[str, Any]:
-    if to not in DATE_MOVES[expect]:
-        raise ValueError(f"a date never moves from {expect.value} to {to.value}")
-    values = dict(facts) | {"state": to.value, "lease_owner": None, "lease_until": None}
-    if not DATE_MOVES[to]:
-        values["ended_at"] = utcnow()
-    if to is DateState.QUEUED:
-        values["queued_at"] = utcnow()
-    return values
-
-
-def _poison(deaths: int, now: datetime) -> dict[str, Any]:
-    return {
-        "state": DateState.FAILED.value,
-        "verdict": Verdict.FAILED.value,
-        "deaths": deaths,
-        "lease_owner": None,
-        "lease_until": None,
-        "error_kind": "WorkerLost",
-        "error": f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)",
-        "reason": f"killed its worker {deaths} times",
-        "ended_at": now,
-    }
-
-
-def _run_is_on(connection: Connection, run_id: str) -> bool:
-    state = connection.execute(select(runs.c.state).where(runs.c.id == run_id)).scalar()
-    return state == RunState.RUNNING.value
-
-
-def _run_values(run_id: str, new: NewRun) -> dict[str, Any]:
-    days = [one.day for one in new.dates]
-    return {
-        "id": run_id,
-        "job": new.job,
-        "job_version": new.job_version,
-        "state": RunState.PLANNED.value,
-        "options": dict(new.options),
-        "requested": new.requested,
-        "requested_by": new.requested_by,
-        "owner": new.owner,
-        "first_date": min(days),
-        "last_date": max(days),
-        "created_at": utcnow(),
-    }
-
-
-def _date_values(run_id: str, new: NewRun) -> list[dict[str, Any]]:
-    now = utcnow()
-    return [
-        dict(one.facts)
-        | {
-            "run_id": run_id,
-            "day": one.day,
-            "job": new.job,
-            "window": one.window,
-            "state": one.state.value,
-            "active": one.state is DateState.PENDING,
-            "ended_at": None if one.state is DateState.PENDING else now,
-        }
-        for one in new.dates
-    ]
-
-
-def _grouped(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows by the columns they set: one statement can insert only rows that set the same ones."""
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(tuple(sorted(row)), []).append(row)
-    return list(found.values())
-
-
-def _run(row: RowMapping) -> Run:
-    return Run(**{**row, "state": RunState(row["state"])})
-
-
-def _date_row(row: Mapping[Any, Any]) -> DateRow:
-    verdict = Verdict(row["verdict"]) if row["verdict"] else None
-    changed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
-    return DateRow(**{**row, **changed})
-
-
-def _checkpoint(row: RowMapping) -> Checkpoint:
-    return Checkpoint(**{**row, "verdict": Verdict(row["verdict"])})
-
-
-def _checkpoint_values(row: RowMapping, now: datetime) -> dict[str, Any]:
-    kept = (
-        "job",
-        "day",
-        "run_id",
-        "job_version",
-        "verdict",
-        "reason",
-        "expected",
-        "matched",
-        "rows",
-        "source",
-    )
-    return {name: row[name] for name in (*kept, "checksum", "inputs")} | {"checkpointed_at": now}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, LiteralString
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sqlglot.errors import SqlglotError
 
@@ -249,7 +248,7 @@ def _fingerprint(part: Path) -> str:
 
 
 def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:
-    days = sorted(pc.unique(rows[date_column]).to_pylist())
+    days = sorted(found["day"] for found in _counts(rows, date_column))
     ordered = rows.sort_by([(date_column, "ascending")])
     starts = {found["day"]: found["n"] for found in _counts(ordered, date_column)}
     offset = 0
@@ -266,7 +265,7 @@ def _counts(rows: pa.Table, date_column: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _translated(table: TableName) -> Iterator[None]:
+def _translated(table: TableName) -> Generator[None]:
     try:
         yield
     except pa.ArrowInvalid as exc:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BOOTSTRAP_DAYS = 14
 LOOKBACK_DAYS = 14
+SEASON_DAYS = 300  #: a season is over so long after it began
 PLAYERS_PER_GAME = 16  #: the fewest that a game on the calendar implies
 SEASON_STARTS = (
     date(2021, 10, 19),
@@ -33,9 +34,14 @@ UPCOMING = "nba_analytics.upcoming_player_game_context"
 
 
 def skip_bootstrap(day: date, calendar: CalendarFacts | None) -> str | None:
-    """`bootstrap` on the first 14 days of a season: there is too little history to derive from."""
-    known = (*SEASON_STARTS, *(calendar.season_starts if calendar else ()))
-    start = season_start(day, known)
+    """`bootstrap` on the first 14 days of a season: there is too little history to derive from.
+
+    The calendar tells when the seasons that are not listed here began. Of a listed season it is not believed: one that
+    was loaded from February on would make February look like October.
+    """
+    told = calendar.season_starts if calendar else ()
+    unlisted = [start for start in told if not any(0 <= (start - known).days < SEASON_DAYS for known in SEASON_STARTS)]
+    start = season_start(day, [*SEASON_STARTS, *unlisted])
     return "bootstrap" if start is not None and (day - start).days < BOOTSTRAP_DAYS else None
 
 

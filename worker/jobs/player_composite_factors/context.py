@@ -20,7 +20,7 @@ def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame
     Only rows dated before the day count, never the day's own: they are what is to be predicted. What those 14 days do
     not tell is null: projected usage, pace differential and age always.
     """
-    today = history[history["game_date"].isin(pd.DatetimeIndex(days))]
+    today = history[history["game_date"].isin(pd.DatetimeIndex(list(days)))]
     subjects = today[["player_lookup", "game_date", "game_id", "team_abbr", "opponent_team_abbr"]]
     earlier = _earlier_games(subjects, history)
     context = subjects.merge(_summed(earlier), on=WHO, how="left").merge(_usage(earlier), on=WHO, how="left")

@@ -134,7 +134,7 @@ def _with_zones(
         zone_rate=np.select(is_zone, rates, np.nan),
         defense_vs_league_avg=np.select(is_zone, defences, np.nan),
         has_zones=np.logical_or.reduce(is_zone) & ~np.isnan(np.select(is_zone, rates, np.nan)),
-        has_defense=~np.isnan(np.vstack(defences)).all(axis=0),
+        has_defense=np.logical_not(np.logical_and.reduce([np.isnan(one) for one in defences])),
     ).set_index(context.index)
 
 
@@ -147,7 +147,7 @@ def _per_date(rows: pd.DataFrame | None, who: str) -> pd.DataFrame | None:
 
 def _column(frame: pd.DataFrame, name: str, kind: type) -> Array:
     if name in frame.columns:
-        return frame[name].to_numpy(kind, na_value=np.nan if kind is float else None)
+        return frame[name].to_numpy(kind)
     return np.full(len(frame), np.nan if kind is float else None, dtype=kind)
 
 

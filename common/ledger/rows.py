@@ -1,0 +1,122 @@
+"""Between the ledger's tables and its records: the values that are written, the rows that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, select
+
+from common.clock import utcnow
+from common.coverage import Verdict
+from common.ledger.records import Checkpoint, DateRow, NewRun, Run
+from common.ledger.states import DATE_MOVES, DateState, RunState
+from common.ledger.tables import runs
+
+Facts = Mapping[str, Any]
+
+
+def moved(expect: DateState, to: DateState, facts: Facts) -> dict[str, Any]:
+    if to not in DATE_MOVES[expect]:
+        raise ValueError(f"a date never moves from {expect.value} to {to.value}")
+    values = dict(facts) | {"state": to.value, "lease_owner": None, "lease_until": None}
+    if not DATE_MOVES[to]:
+        values["ended_at"] = utcnow()
+    if to is DateState.QUEUED:
+        values["queued_at"] = utcnow()
+    return values
+
+
+def poisoned(deaths: int, now: datetime) -> dict[str, Any]:
+    return {
+        "state": DateState.FAILED.value,
+        "verdict": Verdict.FAILED.value,
+        "deaths": deaths,
+        "lease_owner": None,
+        "lease_until": None,
+        "error_kind": "WorkerLost",
+        "error": f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)",
+        "reason": f"killed its worker {deaths} times",
+        "ended_at": now,
+    }
+
+
+def run_is_on(connection: Connection, run_id: str) -> bool:
+    state = connection.execute(select(runs.c.state).where(runs.c.id == run_id)).scalar()
+    return state == RunState.RUNNING.value
+
+
+def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
+    days = [one.day for one in new.dates]
+    return {
+        "id": run_id,
+        "job": new.job,
+        "job_version": new.job_version,
+        "state": RunState.PLANNED.value,
+        "options": dict(new.options),
+        "requested": new.requested,
+        "requested_by": new.requested_by,
+        "owner": new.owner,
+        "first_date": min(days),
+        "last_date": max(days),
+        "created_at": utcnow(),
+    }
+
+
+def date_values(run_id: str, new: NewRun) -> list[dict[str, Any]]:
+    now = utcnow()
+    return [
+        dict(one.facts)
+        | {
+            "run_id": run_id,
+            "day": one.day,
+            "job": new.job,
+            "window": one.window,
+            "state": one.state.value,
+            "active": one.state is DateState.PENDING,
+            "ended_at": None if one.state is DateState.PENDING else now,
+        }
+        for one in new.dates
+    ]
+
+
+def grouped_by_columns(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows by the columns they set: one statement can insert only rows that set the same ones."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(sorted(row)), []).append(row)
+    return list(found.values())
+
+
+def run_of(row: RowMapping) -> Run:
+    values: dict[str, Any] = {**row, "state": RunState(row["state"])}
+    return Run(**values)
+
+
+def date_row_of(row: Mapping[Any, Any]) -> DateRow:
+    verdict = Verdict(row["verdict"]) if row["verdict"] else None
+    changed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
+    values: dict[str, Any] = {**row, **changed}
+    return DateRow(**values)
+
+
+def checkpoint_of(row: RowMapping) -> Checkpoint:
+    values: dict[str, Any] = {**row, "verdict": Verdict(row["verdict"])}
+    return Checkpoint(**values)
+
+
+def checkpoint_values(row: RowMapping, now: datetime) -> dict[str, Any]:
+    kept = (
+        "job",
+        "day",
+        "run_id",
+        "job_version",
+        "verdict",
+        "reason",
+        "expected",
+        "matched",
+        "rows",
+        "source",
+    )
+    return {name: row[name] for name in (*kept, "checksum", "inputs")} | {"checkpointed_at": now}

@@ -1,0 +1,196 @@
+"""Real processes are killed with -9, and nothing is lost, doubled or left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import date, timedelta
+
+import psutil
+import pytest
+
+from tests.lab import Lab, players, until
+
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(8)]
+SPAN = ("--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
+RUN = ("run", "--job", "probe", *SPAN)
+TARGET = "probe.probe"
+
+
+def prepare(lab: Lab, *, trick: str | None = None, on: date | None = None) -> None:
+    for day in DAYS:
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20), trick=trick if on in (None, day) else None)
+
+
+def undisturbed(lab: Lab) -> dict[str, bytes]:
+    """What a run that nobody disturbs publishes: the tricks leave no trace in the rows."""
+    (lab.marks / "released").touch()
+    assert lab.run(DAYS, "probe").run.state.value == "succeeded"
+    found = lab.table_bytes(TARGET)
+    lab.drop(TARGET)
+    for mark in lab.marks.iterdir():
+        mark.unlink()
+    return found
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def workers(pid: int) -> list[psutil.Process]:
+    """The pool processes that process dates: the grandchildren."""
+    return [child for child in descendants(pid) if child.parent() and child.parent().ppid() == pid]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+def test_a_killed_worker_process_loses_nothing(lab: Lab) -> None:
+    prepare(lab, trick="kill:once", on=DAYS[3])
+
+    ran = lab.command(*RUN)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (row,) = [row for row in lab.status()["dates"] if row["day"] == str(DAYS[3])]
+    assert (row["state"], row["attempt"]) == ("checkpointed", 2)
+    assert len(lab.table_bytes(TARGET)) == len(DAYS)
+
+
+def test_a_date_that_kills_its_worker_three_times_is_failed_and_the_others_complete(lab: Lab) -> None:
+    prepare(lab, trick="kill", on=DAYS[3])
+
+    ran = lab.command(*RUN)
+
+    assert ran.returncode == 3, ran.stdout + ran.stderr
+    states = {row["day"]: row["state"] for row in lab.status()["dates"]}
+    assert states == {str(day): "failed" if day == DAYS[3] else "checkpointed" for day in DAYS}
+    (row,) = [row for row in lab.status()["dates"] if row["state"] == "failed"]
+    assert (row["reason"], row["error_kind"]) == ("killed its worker 3 times", "WorkerLost")
+
+
+@pytest.mark.parametrize("victim", ["pool process", "worker", "gate worker", "broker", "everything"])
+def test_whatever_of_the_stack_is_killed_the_run_completes(lab: Lab, victim: str) -> None:
+    prepare(lab, trick="wait")
+    command = lab.start(*RUN)
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+
+    children = {" ".join(child.cmdline()): child for child in psutil.Process(command.pid).children()}
+    named = {
+        "pool process": workers(command.pid)[:1],
+        "worker": [child for line, child in children.items() if "dates@" in line],
+        "gate worker": [child for line, child in children.items() if "gate@" in line],
+        "broker": [child for line, child in children.items() if "valkey" in line],
+        "everything": list(children.values()),
+    }
+    assert named[victim]
+    for process in named[victim]:
+        process.kill()
+    (lab.marks / "released").touch()
+    out, err = command.communicate(timeout=120)
+
+    assert command.returncode == 0, out + err
+    assert len(lab.table_bytes(TARGET)) == len(DAYS)
+    assert len(lab.site.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == len(DAYS)
+
+
+def test_a_killed_command_leaves_no_process_and_the_same_command_completes_the_range(lab: Lab) -> None:
+    prepare(lab, trick="wait")
+    expected = undisturbed(lab)
+    command = lab.start(*RUN, "--window", "2", "--reprocess", "all")
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    left_behind = descendants(command.pid)
+    assert len(left_behind) >= 4
+
+    command.kill()
+    command.wait()
+    until(lambda: gone(left_behind), "the end of every process of the killed command")
+    assert lab.status()["interrupted"]
+
+    (lab.marks / "released").touch()
+    again = lab.command(*RUN, "--window", "2", "--reprocess", "all")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "was interrupted" in again.stdout
+    assert lab.table_bytes(TARGET) == expected
+    assert list((lab.home / "stacks").iterdir()) == []
+    assert list((lab.home / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_cancels_its_run_and_leaves_nothing_behind(lab: Lab, sign: signal.Signals) -> None:
+    prepare(lab, trick="wait")
+    command = lab.start(*RUN)
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    processes = descendants(command.pid)
+
+    os.kill(command.pid, sign)
+    out, err = command.communicate(timeout=60)
+
+    assert command.returncode == 130, out + err
+    assert "the same command completes them" in out
+    assert gone(processes)
+    assert list((lab.home / "stacks").iterdir()) == []
+    assert lab.status()["state"] == "cancelled"
+    (lab.marks / "released").touch()
+    assert lab.command(*RUN).returncode == 0
+
+
+def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_dates(lab: Lab) -> None:
+    prepare(lab, trick="wait")
+    command = lab.start(*RUN)
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+
+    refused = lab.command("run", "--job", "probe", "--dates", f"{DAYS[5]}..{DAYS[7]},{DAYS[0]}")
+    first = lab.site.ledger.latest_runs(1)[0].id
+    (lab.marks / "released").touch()
+    out, err = command.communicate(timeout=60)
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert first in refused.stderr
+    assert "2023-02-20, 2023-02-25..2023-02-27" in refused.stderr
+    assert command.returncode == 0, out + err
+    assert [run.id for run in lab.site.ledger.latest_runs()] == [first]
+
+
+def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab) -> None:
+    for day in DAYS[:2]:
+        lab.probe("expected", day, players(3))
+    lab.probe("first", DAYS[0], players(3), trick="sleep")
+    lab.probe("first", DAYS[1], players(3))
+
+    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}")
+
+    assert ran.returncode == 3, ran.stdout + ran.stderr
+    states = {row["day"]: (row["state"], row["error"]) for row in lab.status()["dates"]}
+    assert states[str(DAYS[0])] == ("failed", "took longer than its soft time limit")
+    assert states[str(DAYS[1])][0] == "checkpointed"
+
+
+def test_a_date_that_ignores_its_soft_limit_is_killed_and_in_the_end_failed(lab: Lab) -> None:
+    for day in DAYS[:2]:
+        lab.probe("expected", day, players(3))
+    lab.probe("first", DAYS[0], players(3), trick="stuck")
+    lab.probe("first", DAYS[1], players(3))
+
+    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}")
+
+    assert ran.returncode == 3, ran.stdout + ran.stderr
+    states = {row["day"]: (row["state"], row["error_kind"]) for row in lab.status()["dates"]}
+    assert states[str(DAYS[0])] == ("failed", "WorkerLost")
+    assert states[str(DAYS[1])][0] == "checkpointed"
+
+
+def test_a_detached_run_goes_on_without_its_command_and_can_be_watched(lab: Lab) -> None:
+    prepare(lab, trick="wait")
+
+    started = lab.command(*RUN, "--detach")
+    assert started.returncode == 0, started.stderr
+    assert "goes on in the background" in started.stdout
+    assert lab.status()["state"] == "running"
+    (lab.marks / "released").touch()
+    watched = lab.command("watch")
+
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert "8 checkpointed" in watched.stdout
+    until(lambda: list((lab.home / "stacks").iterdir()) == [], "the end of the background stack")

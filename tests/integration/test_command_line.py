@@ -1,0 +1,294 @@
+"""The command as its user meets it: what it refuses, what it prints, how it exits."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, players
+
+DAY = date(2023, 2, 23)
+JOB = ("--job", "player_composite_factors")
+TARGET = "nba_precompute.player_composite_factors"
+
+
+def snapshot(home: Path) -> dict[str, bytes]:
+    """Every file below the home but the ledger, which SQLite touches when it is merely opened."""
+    kept = (path for path in home.rglob("*") if path.is_file() and not path.name.startswith("ledger.db"))
+    return {str(path.relative_to(home)): path.read_bytes() for path in kept}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(
+            ["--start-date", "2023-02-24", "--end-date", "2023-02-23"], "before the start date", id="reversed"
+        ),
+        pytest.param(["--start-date", "2023-02-23", "--end-date", "2999-01-01"], "is in the future", id="future"),
+        pytest.param(["--dates", "2999-01-01"], "is in the future", id="future-date"),
+        pytest.param(["--dates", "2023-02-30"], "2023-02-30 is not a date on the calendar", id="no-such-date"),
+        pytest.param(["--start-date", "yesterday", "--end-date", "2023-02-23"], "YYYY-MM-DD", id="words"),
+        pytest.param(["--start-date", "2023-02-23"], "give --start-date and --end-date, or --dates", id="no-end"),
+        pytest.param([], "give --start-date and --end-date, or --dates", id="no-dates"),
+        pytest.param(["--dates", "2023-02-23", "--start-date", "2023-02-23"], "either --dates or", id="both"),
+        pytest.param(
+            ["--dates", "2023-02-23", "--exclude", "2023-02-23"], "every date asked for is excluded", id="none"
+        ),
+        pytest.param(["--dates", "2023-02-23", "--force"], "--force needs --reason", id="force-without-reason"),
+        pytest.param(
+            ["--dates", "2023-02-23", "--force", "--reason", "  "], "--force needs --reason", id="blank-reason"
+        ),
+        pytest.param(["--dates", "2023-02-23", "--window", "0"], "--window", id="window-of-none"),
+        pytest.param(["--dates", "2023-02-23", "--reprocess", "some"], "--reprocess", id="unknown-choice"),
+        pytest.param(["--dates", "2023-02-23", "--what"], "--what", id="unknown-option"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_change_nothing(lab: Lab, arguments: list[str], says: str) -> None:
+    lab.summary(DAY, players(20))
+    before = snapshot(lab.home)
+
+    refused = lab.command("run", *JOB, *arguments)
+
+    assert refused.returncode == 2
+    assert says in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert snapshot(lab.home) == before
+    assert lab.site.ledger.latest_runs() == []
+
+
+def test_an_unknown_job_is_refused_with_the_known_ones(lab: Lab) -> None:
+    refused = lab.command("run", "--job", "os", "--dates", str(DAY))
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "no job named 'os'; installed jobs: player_composite_factors, probe" in refused.stderr
+
+
+def test_a_missing_truth_table_is_refused(lab: Lab) -> None:
+    for command in ("plan", "run"):
+        refused = lab.command(command, *JOB, "--dates", str(DAY))
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert "nba_analytics.player_game_summary: no such table" in refused.stderr
+
+
+def test_a_table_without_the_date_column_is_refused(lab: Lab) -> None:
+    lab.load(
+        "nba_analytics.player_game_summary",
+        DAY,
+        [{"player_lookup": "a"}],
+        {"player_lookup": "STRING", "played": "DATE"},
+    )
+
+    refused = lab.command("run", *JOB, "--dates", str(DAY))
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "has no date column game_date" in refused.stderr
+
+
+def test_a_source_that_lacks_a_column_is_refused_before_anything_starts(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.load(
+        "nba_analytics.upcoming_player_game_context",
+        DAY,
+        [{"player_lookup": "a"}],
+        {"player_lookup": "STRING", "game_date": "DATE"},
+    )
+
+    refused = lab.command("run", *JOB, "--dates", str(DAY))
+
+    assert refused.returncode == 2
+    assert "upcoming_player_game_context: lacks the column(s) game_id" in refused.stderr
+
+
+@pytest.mark.parametrize("setting", ["HOME", "WAREHOUSE", "STAGING"])
+def test_a_folder_that_can_not_be_written_is_refused(lab: Lab, tmp_path: Path, setting: str) -> None:
+    lab.summary(DAY, players(20))
+    in_the_way = tmp_path / "a file"
+    in_the_way.write_text("not a folder")
+    value = {"HOME": f"{in_the_way}/home", "WAREHOUSE": f"local:{in_the_way}/warehouse", "STAGING": f"{in_the_way}/x"}
+
+    refused = lab.command("run", *JOB, "--dates", str(DAY), **{f"BACKFILL_{setting}": value[setting]})
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert in_the_way.read_text() == "not a folder"
+    assert lab.published(TARGET, DAY) == []
+
+
+def test_a_corrupt_ledger_is_refused_and_left_as_it_is(lab: Lab, tmp_path: Path) -> None:
+    corrupt = tmp_path / "corrupt.db"
+    corrupt.write_bytes(b"this is no database at all" * 100)
+
+    for command in (["status"], ["run", *JOB, "--dates", str(DAY)], ["plan", *JOB, "--dates", str(DAY)]):
+        refused = lab.command(*command, BACKFILL_LEDGER=f"sqlite:///{corrupt}")
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert "ledger" in refused.stderr
+    assert corrupt.read_bytes() == b"this is no database at all" * 100
+
+
+@pytest.mark.parametrize("name", ["a.b'c", "a.b;DROP TABLE x", "a.b c", "../../etc.passwd", "a.b.c", "a", 'a."b"'])
+def test_a_table_name_that_is_no_plain_name_is_refused(lab: Lab, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("day,name\n2023-02-23,a\n")
+
+    refused = lab.command("load", name, str(file))
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert not (lab.home / "warehouse").exists()
+
+
+def test_a_secret_in_a_wrong_url_is_not_printed(lab: Lab) -> None:
+    refused = lab.command("status", BACKFILL_LEDGER="mysql://user:hunter2@host/db")
+
+    assert refused.returncode == 2
+    assert "hunter2" not in refused.stderr + refused.stdout
+
+
+def test_a_broker_that_does_not_answer_is_refused_without_its_password(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+
+    refused = lab.command("run", *JOB, "--dates", str(DAY), BACKFILL_BROKER="redis://:hunter2@127.0.0.1:1/0")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "does not answer" in refused.stderr
+    assert "hunter2" not in refused.stderr
+    assert lab.site.ledger.latest_runs() == []
+
+
+def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "summary.csv"
+    header = "player_lookup,game_id,game_date,team_abbr,opponent_team_abbr,minutes_played,usage_rate"
+    rows = [f"{name},0022,{DAY + timedelta(days=n)},ATL,NYK,30.5,20" for n in range(3) for name in players(20)]
+    file.write_text("\n".join([header, *rows]) + "\n")
+
+    loaded = lab.command("load", "nba_analytics.player_game_summary", str(file))
+    assert (loaded.returncode, "60 row(s) on 3 date(s)" in loaded.stdout) == (0, True)
+    span = ("--start-date", "2023-02-23", "--end-date", "2023-02-25")
+    ran = lab.command("run", *JOB, *span)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "60 of 60 entities (100.0 %)" in ran.stdout
+    assert "does not exist, counted as 0 found" in ran.stdout
+    assert [row["game_id"] for row in lab.published(TARGET, DAY)] == ["0022"] * 20
+
+    before = lab.table_bytes(TARGET)
+    again = lab.command("run", *JOB, *span)
+    assert again.returncode == 0
+    assert "nothing to do: all 3 date(s) are checkpointed" in again.stdout
+    assert lab.table_bytes(TARGET) == before
+    assert len(lab.site.ledger.latest_runs()) == 1
+
+
+def test_incomplete_dates_exit_with_3_and_status_names_them_and_who_is_missing(lab: Lab) -> None:
+    for day in (DAY, DAY + timedelta(days=1)):
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20) if day == DAY else players(5))
+
+    ran = lab.command("run", "--job", "probe", "--dates", "2023-02-23..2023-02-24", "--no-preflight")
+    status = lab.command("status")
+
+    assert (ran.returncode, status.returncode) == (3, 3)
+    assert "backfill retry" in ran.stdout
+    assert "2023-02-24  blocked  5 of 20 expected entities (25.0 %), below 90%" in status.stdout
+    assert "missing 15: player005, player006" in status.stdout
+    (blocked,) = [one for one in lab.status()["dates"] if one["state"] == "blocked"]
+    assert blocked["missing"] == players(20)[5:]
+    assert Path(blocked["quarantined"]).exists()
+
+
+def test_retry_builds_the_blocked_and_failed_dates_of_a_run_and_no_others(lab: Lab) -> None:
+    for n in range(3):
+        lab.probe("expected", DAY + timedelta(days=n), players(20))
+    lab.probe("first", DAY, players(20))
+    lab.probe("first", DAY + timedelta(days=1), players(5))
+    lab.probe("first", DAY + timedelta(days=2), players(20), trick="raise")
+    first = lab.run([DAY + timedelta(days=n) for n in range(3)], "probe")
+    lab.probe("first", DAY + timedelta(days=1), players(20))
+    lab.probe("first", DAY + timedelta(days=2), players(20))
+
+    retried = lab.command("retry", first.run.id, "--sequential")
+
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    assert [one["day"] for one in lab.status()["dates"]] == ["2023-02-24", "2023-02-25"]
+    again = lab.command("retry", lab.site.ledger.latest_runs(1)[0].id)
+    assert "nothing to retry" in again.stdout
+
+
+def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:
+    for n in range(3):
+        lab.probe("expected", DAY + timedelta(days=n), players(20))
+    lab.probe("first", DAY, players(20))
+    lab.probe("first", DAY + timedelta(days=1), players(5))
+    lab.probe("second", DAY + timedelta(days=1), players(19))
+    lab.run([DAY], "probe")
+    span = ("--start-date", "2023-02-23", "--end-date", "2023-02-26")
+
+    shown = lab.command("plan", "--job", "probe", *span)
+    told = json.loads(lab.command("plan", "--job", "probe", *span, "--json").stdout)
+
+    assert shown.returncode == 3  # the third date would be blocked
+    actions = {step["day"]: (step["action"], step["source"], step["expected"]) for step in told["steps"]}
+    assert actions == {
+        "2023-02-23": ("done", None, 20),
+        "2023-02-24": ("build", "second", 20),
+        "2023-02-25": ("blocked", "first", 20),
+        "2023-02-26": ("skip", None, 0),
+    }
+    for step in told["steps"]:
+        assert step["day"] in shown.stdout
+        assert step["reason"] in shown.stdout
+    assert len(lab.site.ledger.latest_runs()) == 1
+
+
+def test_a_saved_plan_runs_exactly_as_shown_or_is_refused(lab: Lab, tmp_path: Path) -> None:
+    for n in range(2):
+        lab.probe("expected", DAY + timedelta(days=n), players(20))
+        lab.probe("first", DAY + timedelta(days=n), players(20))
+    saved = str(tmp_path / "plan.json")
+    assert lab.command("plan", "--job", "probe", "--dates", "2023-02-23..2023-02-24", "--save", saved).returncode == 0
+
+    lab.probe("first", DAY, players(19))
+    refused = lab.command("run", "--plan", saved, "--sequential")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "1 date(s) differ (2023-02-23)" in refused.stderr
+
+    lab.probe("first", DAY, players(20))
+    ran = lab.command("run", "--plan", saved, "--sequential")
+    assert ran.returncode == 0, ran.stderr
+    assert len(lab.published("probe.probe", DAY, "day")) == 20
+
+
+def test_newest_first_excluded_and_windowed_dates_are_built_in_that_order(lab: Lab) -> None:
+    days = [DAY + timedelta(days=n) for n in range(5)]
+    for day in days:
+        lab.probe("expected", day, players(3))
+        lab.probe("first", day, players(3))
+
+    span = ("--start-date", "2023-02-23", "--end-date", "2023-02-27", "--exclude", "2023-02-25")
+    ran = lab.command("run", "--job", "probe", *span, "--newest-first", "--window", "2", "--sequential")
+
+    assert ran.returncode == 0, ran.stderr
+    rows = lab.site.ledger.dates(lab.site.ledger.latest_runs(1)[0].id)
+    by_window = {number: [row.day.day for row in rows if row.window == number] for number in (1, 2)}
+    assert by_window == {1: [26, 27], 2: [23, 24]}
+
+
+def test_sequential_and_parallel_runs_give_byte_identical_tables(lab: Lab, tmp_path: Path) -> None:
+    days = [DAY + timedelta(days=n) for n in range(8)]
+    for day in days:
+        lab.summary(day, players(30))
+        lab.upcoming(day, players(30 if day.day % 2 else 4))
+    span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
+
+    assert lab.command("run", *JOB, *span, "--sequential").returncode == 0
+    sequential = lab.table_bytes(TARGET)
+    assert lab.command("run", *JOB, *span, "--reprocess", "all", "--window", "3", "--newest-first").returncode == 0
+
+    assert len(sequential) == 8
+    assert lab.table_bytes(TARGET) == sequential
+
+
+def test_help_is_printed_for_every_command(lab: Lab) -> None:
+    for command in ("plan", "run", "retry", "status", "watch", "jobs", "load", "demo"):
+        helped = lab.command(command, "--help")
+        assert (helped.returncode, "Usage" in helped.stdout) == (0, True)

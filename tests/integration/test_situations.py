@@ -1,0 +1,431 @@
+"""The situations of the incident, each against the real ledger, warehouse, staging, workers' code and gate."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+import structlog
+
+from common.coverage import Fallback, Verdict
+from common.errors import UserError
+from common.job import find_job
+from common.ledger import DateState, RunState
+from common.options import RunOptions
+from producer.launch import open_run
+from producer.plan import Reprocess
+from tests.lab import Lab, players
+from worker.deps import open_deps
+from worker.gate import GateOutcome, close_window, go_on
+from worker.inline import InlineDispatcher
+from worker.process import process_date
+
+DAY = date(2023, 2, 23)
+NEXT_DAY = date(2023, 2, 24)
+TARGET = "nba_precompute.player_composite_factors"
+
+
+def names_of(lab: Lab, day: date = DAY) -> set[str]:
+    return {row["player_lookup"] for row in lab.published(TARGET, day)}
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "state", "verdict", "share"),
+    [
+        pytest.param(187, 187, DateState.CHECKPOINTED, Verdict.COMPLETE, "100.0 %", id="whole"),
+        pytest.param(190, 200, DateState.CHECKPOINTED, Verdict.COMPLETE, "95.0 %", id="exactly-95"),
+        pytest.param(180, 200, DateState.CHECKPOINTED, Verdict.ACCEPTED, "90.0 %", id="exactly-90"),
+        pytest.param(899, 1000, DateState.BLOCKED, Verdict.BLOCKED, "89.9 %", id="just-below-90"),
+        pytest.param(94, 187, DateState.BLOCKED, Verdict.BLOCKED, "50.2 %", id="half"),
+        pytest.param(1, 187, DateState.BLOCKED, Verdict.BLOCKED, "0.5 %", id="one-stale-row"),
+    ],
+)
+def test_a_date_is_published_only_at_sufficient_coverage(
+    lab: Lab, found: int, expected: int, state: DateState, verdict: Verdict, share: str
+) -> None:
+    lab.summary(DAY, players(expected))
+    lab.upcoming(DAY, players(found))
+
+    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+
+    assert (outcome.state, outcome.verdict) == (state, verdict)
+    assert share in (outcome.reason or "")
+    assert (outcome.matched, outcome.expected) == (found, expected)
+    assert len(names_of(lab)) == (found if verdict.passes else 0)
+    assert (DAY in lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)) is verdict.passes
+
+
+def test_a_blocked_date_names_who_is_missing_and_keeps_the_refused_rows(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, players(1))
+
+    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+
+    assert list(outcome.missing) == players(187)[1:]
+    assert outcome.staged_path is not None
+    assert "quarantine" in outcome.staged_path
+    assert outcome.staged_file().path.exists()
+
+
+def test_nothing_expected_off_the_calendar_is_skipped(lab: Lab) -> None:
+    lab.summary(NEXT_DAY, players(40))
+    lab.schedule(NEXT_DAY, games=2)
+
+    progress = lab.run([DAY, NEXT_DAY])
+
+    assert lab.outcome(DAY, progress).state is DateState.SKIPPED
+    assert lab.outcome(DAY, progress).reason == "not on the calendar"
+    assert progress.run.state is RunState.SUCCEEDED
+
+
+def test_nothing_expected_without_a_calendar_is_skipped_with_just_that_reason(lab: Lab) -> None:
+    lab.summary(NEXT_DAY, players(40))
+
+    progress = lab.run([DAY, NEXT_DAY])
+
+    assert lab.outcome(DAY, progress).reason == "nothing expected"
+
+
+def test_nothing_expected_on_a_calendar_date_is_blocked(lab: Lab) -> None:
+    lab.schedule(DAY, games=2)
+    lab.summary(NEXT_DAY, players(40))
+
+    outcome = lab.outcome(DAY, lab.run([DAY]))
+
+    assert outcome.state is DateState.BLOCKED
+    assert "truth incomplete: 0 expected" in (outcome.reason or "")
+
+
+def test_a_truth_below_what_the_calendar_implies_is_blocked(lab: Lab) -> None:
+    lab.schedule(DAY, games=2)
+    lab.summary(DAY, players(31))
+    lab.upcoming(DAY, players(31))
+
+    outcome = lab.outcome(DAY, lab.run([DAY]))
+
+    assert outcome.state is DateState.BLOCKED
+    assert "at least 32" in (outcome.reason or "")
+
+
+def test_force_without_a_reason_is_refused_and_starts_nothing(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+
+    refused = lab.command("run", "--job", "player_composite_factors", "--dates", str(DAY), "--force")
+
+    assert refused.returncode == 2
+    assert "--force needs --reason" in refused.stderr
+    assert lab.site.ledger.latest_runs() == []
+
+
+def test_force_with_a_reason_commits_the_date_as_forced_for_ever(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, players(94))
+
+    progress = lab.run([DAY], fallback=Fallback.OFF, because="the box scores of one arena are lost")
+
+    assert lab.outcome(DAY, progress).verdict is Verdict.FORCED
+    checkpoint = lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY]
+    assert checkpoint.verdict is Verdict.FORCED
+    assert "the box scores of one arena are lost" in checkpoint.reason
+    assert len(names_of(lab)) == 94
+    assert "forced" in lab.plan([DAY]).steps[0].reason
+
+
+def test_force_never_commits_rows_that_are_wrong_in_themselves(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.upcoming(DAY, [*players(20), "player000"])
+
+    progress = lab.run([DAY], because="hurry")
+
+    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
+
+
+def test_an_expectation_that_became_unreadable_before_the_gate_blocks(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, players(187))
+    dispatcher = InlineDispatcher()
+    deps = open_deps(lab.settings, dispatcher)
+    job = find_job("player_composite_factors")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+    assert process_date(run.id, DAY, deps).state == "staged"
+
+    lab.drop("nba_analytics.player_game_summary")
+    assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
+
+    (row,) = deps.ledger.dates(run.id)
+    assert row.state is DateState.BLOCKED
+    assert "expectation unreadable" in (row.reason or "")
+    assert names_of(lab) == set()
+
+
+def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    deps = open_deps(lab.settings, InlineDispatcher())
+    job = find_job("player_composite_factors")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+
+    lab.drop("nba_analytics.player_game_summary")
+    process_date(run.id, DAY, deps)
+    close_window(run.id, 1, deps)
+
+    (row,) = deps.ledger.dates(run.id)
+    assert row.state is DateState.BLOCKED
+    assert "expectation unreadable" in (row.reason or "")
+    assert deps.ledger.run(run.id).state is RunState.FAILED
+
+
+def test_as_many_rows_of_the_wrong_players_are_blocked(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, players(187, prefix="stranger"))
+
+    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+
+    assert (outcome.state, outcome.matched, outcome.rows) == (DateState.BLOCKED, 0, 187)
+
+
+def test_the_same_player_twice_is_blocked_as_a_duplicate_key(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, [*players(187), "player005"])
+
+    outcome = lab.outcome(DAY, lab.run([DAY]))
+
+    assert outcome.state is DateState.BLOCKED
+    assert "duplicate key" in (outcome.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("in_primary", "chosen"),
+    [
+        pytest.param(None, "derived", id="no-table"),
+        pytest.param(0, "derived", id="empty"),
+        pytest.param(1, "derived", id="half-a-per-cent"),
+        pytest.param(78, "derived", id="39-per-cent"),
+        pytest.param(179, "derived", id="just-below-90-per-cent"),
+        pytest.param(180, "upcoming", id="exactly-90-per-cent"),
+        pytest.param(200, "upcoming", id="complete"),
+    ],
+)
+def test_coverage_of_the_primary_decides_whether_to_fall_back(lab: Lab, in_primary: int | None, chosen: str) -> None:
+    lab.summary(DAY, players(200))
+    if in_primary is not None:
+        lab.upcoming(NEXT_DAY, players(3))
+    if in_primary:
+        lab.upcoming(DAY, players(in_primary))
+
+    with structlog.testing.capture_logs() as logs:
+        outcome = lab.outcome(DAY, lab.run([DAY], preflight=True))
+
+    assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, chosen)
+    assert outcome.found == {"upcoming": in_primary or 0, "derived": 200}
+    (check,) = [event for event in logs if event["event"] == "source_check"]
+    assert check["expected"] == 200
+    assert check["found"] == {"upcoming": in_primary or 0, "derived": 200}
+    assert check["coverage"] == {"upcoming": (in_primary or 0) / 200, "derived": 1.0}
+    assert check["chosen"] == chosen
+    assert check["day"] == "2023-02-23"
+
+
+def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(30))
+    lab.probe("second", DAY, players(100)[50:])
+
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+
+    assert (outcome.state, outcome.source, outcome.matched) == (DateState.BLOCKED, "second", 50)
+    assert list(outcome.missing) == players(100)[:50]
+
+
+def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(30))
+    lab.probe("second", DAY, players(100)[50:])
+
+    with structlog.testing.capture_logs() as logs:
+        lab.run([DAY], "probe")
+
+    (check,) = [event for event in logs if event["event"] == "source_check"]
+    assert check["missing"] == players(100)[:10]
+    assert check["missing_count"] == 50
+    assert check["reason"] == "no source reaches 90%; the best has 50.0 %"
+
+
+def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(68))
+    lab.probe("second", DAY, players(100))
+
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe", fallback=Fallback.FILL))
+
+    assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, "first+second")
+    came_from = {row["name"]: row["source"] for row in lab.published("probe.probe", DAY, "day")}
+    assert came_from == {name: "first" if n < 68 else "second" for n, name in enumerate(players(100))}
+
+
+def test_fill_completes_a_date_that_neither_source_holds_alone(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(60))
+    lab.probe("second", DAY, players(100)[40:])
+
+    assert lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
+
+
+def test_fill_works_for_the_player_factors_too(lab: Lab) -> None:
+    lab.summary(DAY, players(175))
+    lab.upcoming(DAY, players(68))
+
+    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.FILL))
+
+    assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, "upcoming+derived")
+    sources = [row["context_source"] for row in lab.published(TARGET, DAY)]
+    assert (sources.count("upcoming"), sources.count("derived")) == (68, 107)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "state", "reason"),
+    [
+        pytest.param("duplicate", DateState.BLOCKED, "duplicate key", id="a-row-twice"),
+        pytest.param("null key", DateState.BLOCKED, "null key", id="a-key-without-value"),
+        pytest.param("out of range", DateState.BLOCKED, "value fails greater_than_or_equal_to(0)", id="out-of-range"),
+        pytest.param("wrong day", DateState.FAILED, "rows of other dates: ['2023-02-24']", id="another-dates-rows"),
+        pytest.param("no column", DateState.FAILED, "missing columns ['value']", id="a-column-less"),
+        pytest.param("no frame", DateState.FAILED, "not a DataFrame", id="no-rows-at-all"),
+    ],
+)
+def test_rows_that_are_wrong_in_themselves_never_get_through(
+    lab: Lab, spoil: str, state: DateState, reason: str
+) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), spoil=spoil)
+
+    progress = lab.run([DAY], "probe")
+
+    assert lab.outcome(DAY, progress).state is state
+    assert reason in (lab.outcome(DAY, progress).reason or "")
+    assert lab.published("probe.probe", DAY, "day") == []
+
+
+def test_one_failing_date_does_not_hold_up_the_others(lab: Lab) -> None:
+    for day in (DAY, NEXT_DAY):
+        lab.probe("expected", day, players(20))
+    lab.probe("first", DAY, players(20), trick="raise")
+    lab.probe("first", NEXT_DAY, players(20))
+
+    progress = lab.run([DAY, NEXT_DAY], "probe")
+
+    assert progress.run.state is RunState.PARTIAL
+    assert lab.outcome(DAY, progress).error == "RuntimeError: no luck on 2023-02-23"
+    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+
+
+def test_a_transient_error_is_retried_until_it_passes(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), trick="transient:3")
+
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+
+    assert (outcome.state, outcome.attempt) == (DateState.CHECKPOINTED, 4)
+
+
+def test_a_transient_error_that_does_not_pass_fails_the_date(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), trick="transient:99")
+
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+
+    assert (outcome.state, outcome.error_kind) == (DateState.FAILED, "WarehouseUnavailable")
+
+
+def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_overwritten(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.upcoming(DAY, players(20))
+    dispatcher = InlineDispatcher()
+    deps = open_deps(lab.settings, dispatcher)
+    job = find_job("player_composite_factors")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+    process_date(run.id, DAY, deps)
+    types = {name: column.type for name, column in job.target.columns.items()}
+    lab.load(TARGET, DAY, [{"player_lookup": "written by the daily job"}], types)
+
+    assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
+    assert names_of(lab) == {"written by the daily job"}
+    dispatcher.drain(deps, lambda: None)
+
+    (row,) = deps.ledger.dates(run.id)
+    assert (row.state, row.attempt) == (DateState.CHECKPOINTED, 2)
+    assert names_of(lab) == set(players(20))
+
+
+def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    dispatcher = InlineDispatcher()
+    deps = open_deps(lab.settings, dispatcher)
+    job = find_job("player_composite_factors")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+    process_date(run.id, DAY, deps)
+    deps.ledger.dates(run.id)[0].staged_file().path.write_bytes(b"half a file")
+
+    assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
+    dispatcher.drain(deps, lambda: None)
+
+    assert deps.ledger.dates(run.id)[0].state is DateState.CHECKPOINTED
+
+
+def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    deps = open_deps(lab.settings, InlineDispatcher())
+    job = find_job("player_composite_factors")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+
+    assert close_window(run.id, 1, deps) is GateOutcome.NOT_READY
+    process_date(run.id, DAY, deps)
+    assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
+    before = lab.table_bytes(TARGET)
+    assert close_window(run.id, 1, deps) is GateOutcome.NOT_OURS
+    assert process_date(run.id, DAY, deps).state == "not ours to process"
+    assert lab.table_bytes(TARGET) == before
+
+
+def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    lab.upcoming(DAY, players(1))
+    first = lab.run([DAY])
+    before = lab.table_bytes(TARGET)
+
+    replay = lab.run([DAY], fallback=Fallback.OFF, reprocess=Reprocess.ALL)
+
+    assert lab.outcome(DAY, replay).state is DateState.BLOCKED
+    assert lab.table_bytes(TARGET) == before
+    assert lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
+
+
+def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("expected", NEXT_DAY, players(100))
+    lab.probe("first", DAY, players(30))
+    lab.probe("first", NEXT_DAY, players(100))
+
+    with pytest.raises(UserError, match=r"1 date\(s\) would be blocked: 2023-02-23 .*--allow-partial"):
+        lab.run([DAY, NEXT_DAY], "probe", preflight=True)
+    assert lab.site.ledger.latest_runs() == []
+
+    progress = lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
+    assert progress.run.state is RunState.PARTIAL
+    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
+    assert list(lab.outcome(DAY, progress).missing) == players(100)[30:]
+    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED

@@ -1,0 +1,190 @@
+"""A laboratory: a home folder, tables by the name of who is on which date, and runs in this process or as commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from common.coverage import Fallback
+from common.job import find_job
+from common.ledger import DateRow, Progress
+from common.schema import TableName, arrow_schema
+from common.settings import Settings
+from producer.plan import Plan, Reprocess, Request
+from producer.session import Launch, Site, decide, execute, open_site, refuse_blocked
+from worker.jobs.player_composite_factors import JOB as PLAYER_JOB
+
+PACKAGES = Path(__file__).parent / "packages"
+BACKFILL = Path(sys.executable).parent / "backfill"
+PATIENCE_SECONDS = 60.0
+PLAYER_TYPES = PLAYER_JOB.declared_types()
+SUMMARY = PLAYER_JOB.sources[1].table
+UPCOMING = PLAYER_JOB.sources[0].table
+SCHEDULE = {"game_id": "STRING", "season": "STRING", "season_type": "STRING", "game_date": "DATE"}
+NEUTRAL = {"STRING": "x", "INT64": 1, "FLOAT64": 20.0, "BOOL": False}
+
+
+def players(count: int, prefix: str = "player") -> list[str]:
+    return [f"{prefix}{n:03d}" for n in range(count)]
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """What the condition returns once it is true. Fails the test when it does not become so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
+
+
+@dataclass
+class Lab:
+    """A home of its own, its tables, and its runs."""
+
+    home: Path
+    settings: Settings
+    site: Site
+    marks: Path
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    # -- tables --
+
+    def load(self, table: str, day: date, rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> None:
+        date_column = next(name for name, kind in types.items() if kind == "DATE")
+        columns = {
+            name: [day if name == date_column else row.get(name, NEUTRAL.get(kind)) for row in rows]
+            for name, kind in types.items()
+        }
+        self.site.warehouse.load(TableName.parse(table), date_column, pa.table(columns, schema=arrow_schema(types)))
+
+    def summary(self, day: date, names: Sequence[str]) -> None:
+        """These players played on the day."""
+        rows = [{"player_lookup": name, "game_id": "1"} for name in names]
+        self.load(SUMMARY, day, rows, PLAYER_TYPES[SUMMARY] | {"game_date": "DATE"})
+
+    def upcoming(self, day: date, names: Sequence[str]) -> None:
+        """The primary source has these players on the day."""
+        rows = [{"player_lookup": name, "game_id": "1"} for name in names]
+        self.load(UPCOMING, day, rows, PLAYER_TYPES[UPCOMING] | {"game_date": "DATE"})
+
+    def schedule(self, day: date, games: int) -> None:
+        rows = [{"game_id": str(n), "season": "2022-23", "season_type": "regular"} for n in range(games)]
+        self.load("nba_reference.schedule", day, rows, SCHEDULE)
+
+    def probe(self, table: str, day: date, names: Sequence[str], *, trick: str | None = None, spoil: str = "") -> None:
+        """One table of the probe jobs: `expected`, `first` or `second`."""
+        types = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+        rows = [{"name": name, "value": float(n), "trick": trick, "spoil": spoil} for n, name in enumerate(names)]
+        self.load(f"probe.{table}", day, rows, types)
+
+    def drop(self, table: str) -> None:
+        name = TableName.parse(table)
+        folder = self.home / "warehouse" / name.dataset / name.table
+        folder.rename(self.home / f"dropped-{name.table}")
+
+    def published(self, table: str, day: date, date_column: str = "game_date") -> list[dict[str, Any]]:
+        """The published rows of a day, read with nothing of ours."""
+        name = TableName.parse(table)
+        part = self.home / "warehouse" / name.dataset / name.table / f"{date_column}={day}" / "part.parquet"
+        if not part.exists():
+            return []
+        with duckdb.connect() as connection:
+            return connection.sql("SELECT * FROM read_parquet($1)", params=[str(part)]).to_arrow_table().to_pylist()
+
+    def table_bytes(self, table: str) -> dict[str, bytes]:
+        """Every data file of a table by its path within it."""
+        name = TableName.parse(table)
+        folder = self.home / "warehouse" / name.dataset / name.table
+        return {str(part.relative_to(folder)): part.read_bytes() for part in folder.rglob("part.parquet")}
+
+    # -- runs in this process --
+
+    def request(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> Request:
+        return Request(job=job, days=tuple(sorted(days)), **more)
+
+    def plan(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> Plan:
+        launch = Launch(request=self.request(days, job, **more), window=100, workers=1)
+        return decide(launch, find_job(job), self.site)
+
+    def run(
+        self,
+        days: Sequence[date],
+        job: str = PLAYER_JOB.name,
+        *,
+        preflight: bool = False,
+        allow_partial: bool = False,
+        window: int = 100,
+        fallback: Fallback | None = None,
+        because: str | None = None,
+        reprocess: Reprocess = Reprocess.FAILED,
+    ) -> Progress:
+        """Run the days sequentially, by default without pre-flight: the gate is what is on trial."""
+        request = self.request(days, job, fallback=fallback, forced_because=because, reprocess=reprocess)
+        launch = Launch(request=request, window=window, workers=1, sequential=True, preflight=preflight)
+        plan = decide(launch, find_job(job), self.site)
+        refuse_blocked(plan, allow_partial=allow_partial)
+        return execute(launch, plan, self.site, lambda _: None, lambda _: None)
+
+    def outcome(self, day: date, progress: Progress) -> DateRow:
+        (row,) = self.site.ledger.dates(progress.run.id, days=[day])
+        return row
+
+    # -- commands --
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")},
+            "BACKFILL_HOME": str(self.home),
+            "PYTHONPATH": str(PACKAGES / "probe_jobs"),
+            "PROBE_MARKS": str(self.marks),
+        }
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start the console script; it is killed at the end of the test if it still runs."""
+        process = subprocess.Popen(
+            [str(BACKFILL), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment() | environment,
+        )
+        self.running.append(process)
+        return process
+
+    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def status(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self.command("status", *arguments, "--json").stdout)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    home, marks = tmp_path / "home", tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.syspath_prepend(str(PACKAGES / "probe_jobs"))
+    monkeypatch.setenv("PROBE_MARKS", str(marks))
+    settings = Settings(home=home, retry_seconds=0.05)  # pyright: ignore[reportCallIssue]
+    lab = Lab(home=home, settings=settings, site=open_site(settings), marks=marks)
+    yield lab
+    for process in lab.running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    lab.site.ledger.close()

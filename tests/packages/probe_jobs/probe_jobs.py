@@ -1,0 +1,117 @@
+"""Jobs of another package, whose rows say how they are to misbehave.
+
+A row's `trick` is obeyed when its date is processed. What must happen once only, or wait for the test, goes through
+files in the folder named by PROBE_MARKS.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+from common.errors import WarehouseUnavailable
+from common.job import Batch, Expectation, Job, Source, Target
+from common.schema import Column
+
+PATIENCE_SECONDS = 60
+
+
+def process(batch: Batch) -> pd.DataFrame:
+    for trick in sorted(set(batch.rows["trick"].dropna())):
+        name, _, argument = trick.partition(":")
+        TRICKS[name](batch, argument)
+    rows = batch.rows.assign(source=batch.rows["_source"])
+    made = rows[["name", "day", "value", "source"]]
+    return OUTPUT_TRICKS.get(str(batch.rows["spoil"].iloc[0]), lambda frame: frame)(made)
+
+
+def first_time(name: str) -> bool:
+    """Whether nobody called this with that name before."""
+    try:
+        (Path(os.environ["PROBE_MARKS"]) / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def kill_worker(batch: Batch, argument: str) -> None:
+    if argument != "once" or first_time(f"killed-{batch.days[0]}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_error(batch: Batch, argument: str) -> None:
+    raise RuntimeError(f"no luck on {batch.days[0]}")
+
+
+def fail_for_a_while(batch: Batch, argument: str) -> None:
+    if any(first_time(f"transient-{batch.days[0]}-{n}") for n in range(int(argument))):
+        raise WarehouseUnavailable("come back later", day=batch.days[0])
+
+
+def wait_for_release(batch: Batch, argument: str) -> None:
+    marks = Path(os.environ["PROBE_MARKS"])
+    (marks / f"waiting-{batch.days[0]}").touch()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (marks / "released").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def sleep_long(batch: Batch, argument: str) -> None:
+    time.sleep(PATIENCE_SECONDS)
+
+
+def ignore_the_soft_limit(batch: Batch, argument: str) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    time.sleep(PATIENCE_SECONDS)
+
+
+TRICKS = {
+    "kill": kill_worker,
+    "raise": raise_error,
+    "transient": fail_for_a_while,
+    "wait": wait_for_release,
+    "sleep": sleep_long,
+    "stuck": ignore_the_soft_limit,
+}
+
+OUTPUT_TRICKS = {
+    "duplicate": lambda made: pd.concat([made, made.head(1)]),
+    "null key": lambda made: made.assign(name=made["name"].where(made.index != made.index[0], None)),
+    "out of range": lambda made: made.assign(value=-5.0),
+    "wrong day": lambda made: made.assign(day=made["day"] + pd.Timedelta(days=1)),
+    "no column": lambda made: made.drop(columns="value"),
+    "no frame": lambda made: [1, 2, 3],
+}
+
+COLUMNS = {"name": "STRING", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+
+
+def probe(name: str, **more) -> Job:
+    return Job(
+        name=name,
+        version="1",
+        description="Does what its rows tell it to",
+        target=Target(
+            table=f"probe.{name}",
+            date_column="day",
+            key=("name", "day"),
+            columns={
+                "name": Column(type="STRING"),
+                "day": Column(type="DATE"),
+                "value": Column(type="FLOAT64", ge=0),
+                "source": Column(type="STRING"),
+            },
+        ),
+        expectation=Expectation(table="probe.expected", date_column="day", entity="name"),
+        sources=(
+            Source(name="first", table="probe.first", date_column="day", columns=COLUMNS),
+            Source(name="second", table="probe.second", date_column="day", columns=COLUMNS),
+        ),
+        process=process,
+        **more,
+    )
+
+
+PROBE = probe("probe")
+IN_A_HURRY = probe("probe_in_a_hurry", soft_time_limit_seconds=1, time_limit_seconds=3)
