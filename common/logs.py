@@ -1,14 +1,18 @@
-"""Logs are events with fields, one JSON object a line, on standard error."""
+"""Logs are events with fields, one JSON object a line,"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 import structlog
 
 
-def configure_logs() -> None:
-    """Send events as JSON lines to standard error; called once, by the entry point of a process."""
+def configure_logs(stream: TextIO | None = None) -> None:
+    """Send events as JSON lines to the stream, or to standard error; called by the entry point of a process."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -17,6 +21,19 @@ def configure_logs() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
+        logger_factory=structlog.PrintLoggerFactory(stream or sys.__stderr__),
         cache_logger_on_first_use=False,
     )
+
+
+@contextmanager
+def logging_to_file(file: Path) -> Generator[None]:
+    """Inside it, events are appended to the file, so that they do not stand between the lines a command prints."""
+    before = structlog.get_config()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        configure_logs(stream)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)

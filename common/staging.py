@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from common.errors import NotAllowed, UserError, WarehouseUnavailable
 from common.warehouse.base import StagedFile
-from common.warehouse.files import checksum_of, parquet_bytes, write_atomically
+from common.warehouse.files import check_writable, checksum_of, parquet_bytes, write_atomically
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -21,6 +21,10 @@ class Staging:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def check(self) -> None:
+        """Raises `NotAllowed` when nothing could be staged. Changes nothing."""
+        check_writable(self.root)
 
     def write(self, run: str, day: date, attempt: int, rows: pa.Table) -> StagedFile:
         """Stage one date's rows. Raises `WarehouseUnavailable` when the folder can't be written."""

@@ -18,6 +18,7 @@ from common.dates import DateRange, parse_date
 from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
 from common.ledger import DateState, Progress, Run, RunState
+from common.logs import logging_to_file
 from common.queue import make_app
 from common.settings import Settings, read_settings
 from producer.launch import follow
@@ -393,7 +394,11 @@ def _follow(launch: Launch, made: Plan, site: Site, console: Any, *, detach: boo
         console.print(f"run [bold]{run.id}[/bold]")
 
     try:
-        with _stoppable(), Watcher(console).showing() as watcher:
+        with (
+            _stoppable(),
+            logging_to_file(site.settings.home / "logs" / "command.log"),
+            Watcher(console).showing() as watcher,
+        ):
             progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
     except Interrupted as stop:
         console.print(_interrupted(stop))

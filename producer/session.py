@@ -17,9 +17,11 @@ from common.ledger import Progress, Run, open_ledger
 from common.options import RunOptions
 from common.queue import check_broker, make_app
 from common.recover import Released, release_run
+from common.schema import TableName
 from common.settings import Settings
 from common.staging import open_staging
 from common.warehouse import open_warehouse
+from common.warehouse.files import check_writable
 from producer.launch import (
     Site,
     follow,
@@ -128,6 +130,7 @@ def execute(
     Raises `Interrupted` when the user stops it.
     """
     job = find_job(plan.request.job)
+    _check_folders(job, site)
     options = RunOptions.of(
         job,
         window=launch.window,
@@ -148,6 +151,13 @@ def execute(
     except BaseException:
         _release(run, job, site)
         raise
+
+
+def _check_folders(job: Job, site: Site) -> None:
+    """Raises `NotAllowed` when something that the run must write can't be written."""
+    site.warehouse.check_publishable(TableName.parse(job.target.table))
+    site.staging.check()
+    check_writable(site.settings.home.absolute())
 
 
 def _on_embedded_stack(run: Run, job: Job, launch: Launch, site: Site, show: Callable[[Progress], None]) -> Progress:

@@ -125,6 +125,10 @@ class Warehouse(Protocol):
         """
         ...
 
+    def check_publishable(self, target: TableName) -> None:
+        """Raises `NotAllowed` when nothing could be published to the table. Changes nothing."""
+        ...
+
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
         """Replace the partitions of all dates in `rows`: all of them or, whatever dies, none. Returns the dates.
 

@@ -31,7 +31,7 @@ from common.errors import (
 )
 from common.schema import TableName, checked_identifier, column_type
 from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, TableInfo
-from common.warehouse.files import checksum_of, locked, parquet_bytes, sync_folder, write_atomically
+from common.warehouse.files import check_writable, checksum_of, locked, parquet_bytes, sync_folder, write_atomically
 from common.warehouse.sql import parameter_names, to_duckdb
 
 PART = "part.parquet"
@@ -133,6 +133,9 @@ class LocalWarehouse:
         write_atomically(part, data)
         note = {"publication": publication, "checksum": staged.checksum, "rows": staged.rows}
         write_atomically(part.parent / PUBLICATION, json.dumps(note).encode())
+
+    def check_publishable(self, target: TableName) -> None:
+        check_writable(self._folder(target))
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
         checked_identifier(date_column, "column name")
