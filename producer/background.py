@@ -10,7 +10,8 @@ from common.errors import BackfillError
 from common.job import find_job
 from common.ledger import Progress, Run
 from common.settings import read_settings
-from producer.session import Interrupted, Launch, decide, execute, open_site, refuse_blocked
+from producer.session import Interrupted, Launch, decide, execute, refuse_blocked
+from producer.site import open_site
 
 
 def main() -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,11 +14,9 @@ from common.coverage import Fallback
 from common.dates import DateRange, parse_date
 from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
-from common.ledger import DateState, Progress, Run, RunState
-from common.logs import logging_to_file
-from common.queue import make_app
-from common.settings import Settings, read_settings
-from producer.launch import follow
+from common.ledger import DateState
+from common.settings import read_settings
+from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
 from producer.plan import (
     Action,
     Plan,
@@ -45,21 +40,9 @@ from producer.report import (
     print_runs,
     run_json,
 )
-from producer.session import (
-    Interrupted,
-    Launch,
-    Site,
-    decide,
-    execute,
-    launch_in_background,
-    open_site,
-    refuse_blocked,
-    release_what_is_dead,
-)
+from producer.site import open_site
 
-COMPLETE, REFUSED, INCOMPLETE, INTERRUPTED = 0, 2, 3, 130
-ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
-
+# Celery and what it brings along are imported by the commands that send tasks: the others answer sooner without.
 app = typer.Typer(
     name="backfill",
     help="Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is "
@@ -144,10 +127,8 @@ def plan(
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
     days = _days(start_date, end_date, dates, exclude)
     request = _request(job, days, exclude, reprocess, newest_first, fallback, _forced(force, reason))
-    settings = read_settings()
-    site = open_site(settings)
-    launch = Launch(request=request, window=settings.window, workers=settings.workers)
-    made = decide_plan(launch, site)
+    site = open_site(read_settings())
+    made = make_plan(request, find_job(request.job), site.warehouse, site.ledger)
     if save is not None:
         save_plan(made, save)
     if as_json:
@@ -181,6 +162,8 @@ def run(
     yes: Yes = False,
 ) -> None:
     """Build the dates of a range, each checked before it is published, and follow the run to its end."""
+    from producer.attended import Launch, launch_and_follow
+
     because = _forced(force, reason)
     stored = None
     if plan_file is not None:
@@ -223,6 +206,8 @@ def retry(
     yes: Yes = False,
 ) -> None:
     """Build the blocked and failed dates of a run again, in a new run, and no others."""
+    from producer.attended import Launch, launch_and_follow
+
     because = _forced(force, reason)
     settings = read_settings()
     site = open_site(settings)
@@ -278,7 +263,7 @@ def status(
             console.print()
             print_runs(console, others)
     unfinished = not progress.run.ended and not is_interrupted(progress.run)
-    raise typer.Exit(COMPLETE if unfinished else _exit_code(progress))
+    raise typer.Exit(COMPLETE if unfinished else exit_code(progress))
 
 
 @app.command()
@@ -286,6 +271,9 @@ def watch(
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
 ) -> None:
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
+    from common.queue import make_app
+    from producer.launch import follow
+
     settings = read_settings()
     site = open_site(settings)
     latest = site.ledger.latest_runs(1)
@@ -306,7 +294,7 @@ def watch(
         console.print(f"the process that ran {found.id} is gone: launch the same command again to complete its dates")
         raise typer.Exit(INCOMPLETE)
     print_run(console, progress, site.ledger.dates(found.id))
-    raise typer.Exit(_exit_code(progress))
+    raise typer.Exit(exit_code(progress))
 
 
 @app.command()
@@ -350,96 +338,6 @@ def demo() -> None:
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------
-
-
-def decide_plan(launch: Launch, site: Site) -> Plan:
-    """The plan of a request, without asking whether its dates are taken: it launches nothing."""
-    return make_plan(launch.request, find_job(launch.request.job), site.warehouse, site.ledger)
-
-
-def launch_and_follow(
-    launch: Launch,
-    settings: Settings,
-    *,
-    detach: bool = False,
-    yes: bool = False,
-    check: Callable[[Plan], None] = lambda _: None,
-) -> int:
-    """Plan, show, ask, and run; returns the exit code."""
-    console = make_console()
-    site = open_site(settings)
-    job = find_job(launch.request.job)
-    for released in release_what_is_dead(job, launch.request, site):
-        console.print(
-            f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
-            f"{released.unfinished} are free again"
-        )
-    made = decide(launch, job, site)
-    check(made)
-    print_plan(console, made)
-    refuse_blocked(made, allow_partial=launch.allow_partial)
-    if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
-        console.print(_nothing_to_do(made))
-        return COMPLETE
-    _ask(made, launch, yes=yes)
-    if detach and site.embedded:
-        run_id = launch_in_background(launch, settings)
-        console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
-        return COMPLETE
-    return _follow(launch, made, site, console, detach=detach)
-
-
-def _follow(launch: Launch, made: Plan, site: Site, console: Any, *, detach: bool) -> int:
-    def opened(run: Run) -> None:
-        console.print(f"run [bold]{run.id}[/bold]")
-
-    try:
-        with (
-            _stoppable(),
-            logging_to_file(site.settings.home / "logs" / "command.log"),
-            Watcher(console).showing() as watcher,
-        ):
-            progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
-    except Interrupted as stop:
-        console.print(_interrupted(stop))
-        return INTERRUPTED
-    if detach and not progress.run.ended:
-        console.print(f"follow it with `backfill watch {progress.run.id}`")
-        return COMPLETE
-    print_run(console, progress, site.ledger.dates(progress.run.id))
-    if progress.run.state is not RunState.SUCCEEDED:
-        console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
-    return _exit_code(progress)
-
-
-def _interrupted(stop: Interrupted) -> str:
-    if stop.released is None:
-        return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
-    return (
-        f"run {stop.run.id} is cancelled: {stop.released.checkpointed} of its dates are checkpointed, "
-        f"{stop.released.unfinished} are free again; the same command completes them"
-    )
-
-
-def _nothing_to_do(made: Plan) -> str:
-    done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
-    if done and not skipped:
-        return f"nothing to do: all {done} date(s) are checkpointed"
-    return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
-
-
-def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
-    """At a terminal, ask before what is large or replaces what is published."""
-    count = len(made.of(Action.BUILD))
-    replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
-    if yes or not sys.stdin.isatty() or not (replaces or count >= ASK_FROM):
-        return
-    if not typer.confirm(f"Build {count} date(s)?"):
-        raise UserError("nothing was started")
-
-
-def _exit_code(progress: Progress) -> int:
-    return COMPLETE if progress.run.state is RunState.SUCCEEDED else INCOMPLETE
 
 
 def _days(start: str | None, end: str | None, dates: list[str] | None, exclude: list[str] | None) -> tuple[date, ...]:
@@ -493,21 +391,6 @@ def _job_json(job: Job) -> dict[str, Any]:
         "complete_ratio": job.policy.complete_ratio,
         "accept_ratio": job.policy.accept_ratio,
     }
-
-
-@contextmanager
-def _stoppable() -> Generator[None]:
-    """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
 
 
 def main() -> None:

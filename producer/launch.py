@@ -6,7 +6,6 @@ import getpass
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -16,36 +15,19 @@ from common.coverage import Verdict
 from common.dates import describe, windows
 from common.errors import DatesTaken
 from common.job import Job
-from common.ledger import DateState, Ledger, NewDate, NewRun, Progress, Run, RunState
+from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState
 from common.options import RunOptions
 from common.processes import identity, is_dead
 from common.queue import RECONCILE_SECONDS, CeleryDispatcher
 from common.recover import Released, release_run
-from common.settings import Settings
-from common.staging import Staging
-from common.warehouse.base import Warehouse
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
+from producer.site import Site
 from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
 ACTIVE = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """What a command works on."""
-
-    settings: Settings
-    ledger: Ledger
-    warehouse: Warehouse
-    staging: Staging
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the broker is one that each run brings along."""
-        return self.settings.broker is None
 
 
 def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bool) -> Run:

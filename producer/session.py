@@ -13,17 +13,14 @@ from typing import Any
 from common.dates import describe
 from common.errors import UserError
 from common.job import Job, find_job
-from common.ledger import Progress, Run, open_ledger
+from common.ledger import Progress, Run
 from common.options import RunOptions
 from common.queue import check_broker, make_app
 from common.recover import Released, release_run
 from common.schema import TableName
 from common.settings import Settings
-from common.staging import open_staging
-from common.warehouse import open_warehouse
 from common.warehouse.files import check_writable
 from producer.launch import (
-    Site,
     follow,
     open_run,
     refuse_if_taken,
@@ -32,9 +29,8 @@ from producer.launch import (
     start_run,
 )
 from producer.plan import Action, Plan, Request, make_plan
+from producer.site import Site
 from producer.stack import EmbeddedStack, clean_up_dead_stacks
-
-PLANNING_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +64,6 @@ class Interrupted(Exception):
         self.released = released
 
 
-def open_site(settings: Settings) -> Site:
-    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed."""
-    return Site(
-        settings=settings,
-        ledger=open_ledger(settings.ledger_url),
-        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS),
-        staging=open_staging(settings.staging_url),
-    )
-
-
 def release_what_is_dead(job: Job, request: Request, site: Site) -> list[Released]:
     """Free the dates of runs whose command is gone, after making sure that their workers are gone too."""
     clean_up_dead_stacks(site.settings.home)
@@ -85,7 +71,11 @@ def release_what_is_dead(job: Job, request: Request, site: Site) -> list[Release
 
 
 def decide(launch: Launch, job: Job, site: Site) -> Plan:
-    """The plan of a launch. Raises `DatesTaken` when another active run holds one of its dates."""
+    """The plan of a launch.
+
+    Raises `DatesTaken` when another active run holds one of its dates, `NotAllowed` when a folder can't be written.
+    """
+    _check_folders(job, site)
     plan = make_plan(launch.request, job, site.warehouse, site.ledger)
     if not launch.preflight:
         plan = sent_all_the_same(plan)
@@ -130,7 +120,6 @@ def execute(
     Raises `Interrupted` when the user stops it.
     """
     job = find_job(plan.request.job)
-    _check_folders(job, site)
     options = RunOptions.of(
         job,
         window=launch.window,

@@ -1,0 +1,129 @@
+"""A launch with somebody watching: shown as a plan, asked about where it is large, followed to its end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from common.errors import UserError
+from common.job import find_job
+from common.ledger import Run, RunState
+from common.logs import logging_to_file
+from common.settings import Settings
+from producer.exit_codes import COMPLETE, INTERRUPTED, exit_code
+from producer.plan import Action, Plan, Reprocess
+from producer.report import Watcher, make_console, print_plan, print_run
+from producer.session import (
+    Interrupted,
+    Launch,
+    decide,
+    execute,
+    launch_in_background,
+    refuse_blocked,
+    release_what_is_dead,
+)
+from producer.site import Site, open_site
+
+ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
+
+
+def launch_and_follow(
+    launch: Launch,
+    settings: Settings,
+    *,
+    detach: bool = False,
+    yes: bool = False,
+    check: Callable[[Plan], None] = lambda _: None,
+) -> int:
+    """Plan, show, ask, and run; returns the exit code."""
+    console = make_console()
+    site = open_site(settings)
+    job = find_job(launch.request.job)
+    for released in release_what_is_dead(job, launch.request, site):
+        console.print(
+            f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
+            f"{released.unfinished} are free again"
+        )
+    made = decide(launch, job, site)
+    check(made)
+    print_plan(console, made)
+    refuse_blocked(made, allow_partial=launch.allow_partial)
+    if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
+        console.print(_nothing_to_do(made))
+        return COMPLETE
+    _ask(made, launch, yes=yes)
+    if detach and site.embedded:
+        run_id = launch_in_background(launch, settings)
+        console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
+        return COMPLETE
+    return _follow(launch, made, site, console, detach=detach)
+
+
+def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach: bool) -> int:
+    def opened(run: Run) -> None:
+        console.print(f"run [bold]{run.id}[/bold]")
+
+    try:
+        with (
+            stoppable(),
+            logging_to_file(site.settings.home / "logs" / "command.log"),
+            Watcher(console).showing() as watcher,
+        ):
+            progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
+    except Interrupted as stop:
+        console.print(interrupted_in_words(stop))
+        return INTERRUPTED
+    if detach and not progress.run.ended:
+        console.print(f"follow it with `backfill watch {progress.run.id}`")
+        return COMPLETE
+    print_run(console, progress, site.ledger.dates(progress.run.id))
+    if progress.run.state is not RunState.SUCCEEDED:
+        console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
+    return exit_code(progress)
+
+
+def interrupted_in_words(stop: Interrupted) -> str:
+    if stop.released is None:
+        return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
+    return (
+        f"run {stop.run.id} is cancelled: {stop.released.checkpointed} of its dates are checkpointed, "
+        f"{stop.released.unfinished} are free again; the same command completes them"
+    )
+
+
+def _nothing_to_do(made: Plan) -> str:
+    done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
+    if done and not skipped:
+        return f"nothing to do: all {done} date(s) are checkpointed"
+    return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
+
+
+def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
+    """At a terminal, ask before what is large or replaces what is published."""
+    count = len(made.of(Action.BUILD))
+    replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
+    if yes or not sys.stdin.isatty() or not (replaces or count >= ASK_FROM):
+        return
+    if not typer.confirm(f"Build {count} date(s)?"):
+        raise UserError("nothing was started")
+
+
+@contextmanager
+def stoppable() -> Generator[None]:
+    """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,38 @@
+"""What a command works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.ledger import Ledger, open_ledger
+from common.settings import Settings
+from common.staging import Staging, open_staging
+from common.warehouse import open_warehouse
+from common.warehouse.base import Warehouse
+
+PLANNING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The places that the four URLs name, opened."""
+
+    settings: Settings
+    ledger: Ledger
+    warehouse: Warehouse
+    staging: Staging
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the broker is one that each run brings along."""
+        return self.settings.broker is None
+
+
+def open_site(settings: Settings) -> Site:
+    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed."""
+    return Site(
+        settings=settings,
+        ledger=open_ledger(settings.ledger_url),
+        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS),
+        staging=open_staging(settings.staging_url),
+    )
