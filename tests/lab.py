@@ -23,7 +23,8 @@ from common.ledger import DateRow, Progress
 from common.schema import TableName, arrow_schema
 from common.settings import Settings
 from producer.plan import Plan, Reprocess, Request
-from producer.session import Launch, Site, decide, execute, open_site, refuse_blocked
+from producer.session import Launch, decide, execute, refuse_blocked
+from producer.site import Site, open_site
 from worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 
 PACKAGES = Path(__file__).parent / "packages"
