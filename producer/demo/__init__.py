@@ -1,0 +1,132 @@
+"""`backfill demo`: a season with the incident in it, the job over it, and the incident as it happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+
+from common.coverage import Fallback
+from common.dates import DateRange
+from common.errors import UserError
+from common.job import find_job
+from common.ledger import DateState, Progress, RunState
+from common.logs import logging_to_file
+from common.schema import TableName
+from common.settings import Settings
+from common.warehouse.files import write_atomically
+from producer.attended import interrupted_in_words, stoppable
+from producer.demo.page import (
+    print_done,
+    print_flow,
+    print_made,
+    print_next,
+    print_planned,
+    print_replay,
+    print_source_checks,
+)
+from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
+from producer.plan import Action, Plan, Reprocess, Request
+from producer.report import Watcher, print_run
+from producer.session import Interrupted, Launch, decide, execute, release_what_is_dead
+from producer.site import Site, open_site
+
+JOB = "player_composite_factors"
+MARKER = "demo.json"  #: in the home: the tables are ours, and whether they are whole
+FORMAT = 1
+WORKERS = 2
+
+
+def run_demo(settings: Settings, console: Console) -> int:
+    """The demo on the embedded stack, whatever broker is set; returns the exit code.
+
+    Raises `UserError`, and changes nothing, when the warehouse is not local or holds such tables of somebody else's.
+    """
+    started = time.monotonic()
+    site = open_site(settings.model_copy(update={"broker": None}))
+    try:
+        with stoppable(), logging_to_file(settings.home / "logs" / "command.log"):
+            return _run(site, console, started)
+    except Interrupted as stop:
+        console.print(interrupted_in_words(stop))
+        return INTERRUPTED
+
+
+def _run(site: Site, console: Console, started: float) -> int:
+    from producer.demo.season import FIRST_DATE, INCIDENT, LAST_DATE
+
+    made = _make_tables_once(site)
+    print_made(console, site, DateRange(start=FIRST_DATE, through=LAST_DATE), new=made)
+    season = Request(job=JOB, days=tuple(DateRange(start=FIRST_DATE, through=LAST_DATE).days()))
+    release_what_is_dead(find_job(JOB), season, site)
+    launch = Launch(request=season, window=site.settings.window, workers=WORKERS)
+    plan = decide(launch, find_job(JOB), site)
+    if not plan.of(Action.BUILD):
+        print_done(console, plan)
+        print_next(console)
+        return COMPLETE
+    print_planned(console, plan)
+    progress = _execute(launch, plan, site, console)
+    if progress.run.state is not RunState.SUCCEEDED:
+        print_run(console, progress, site.ledger.dates(progress.run.id))
+        return INCOMPLETE
+    print_source_checks(console, site, progress)
+    blocked = _replay(site, console, sorted(INCIDENT))
+    print_flow(console, progress, time.monotonic() - started)
+    print_next(console)
+    return COMPLETE if blocked else INCOMPLETE
+
+
+def _replay(site: Site, console: Console, days: list[date]) -> bool:
+    """Build the incident's dates with the fallback off and no pre-flight; tells whether the gate blocked them all."""
+    request = Request(job=JOB, days=tuple(days), reprocess=Reprocess.ALL, fallback=Fallback.OFF)
+    launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
+    plan = decide(launch, find_job(JOB), site)
+    progress = execute(launch, plan, site, lambda _: None, lambda _: None)
+    rows = site.ledger.dates(progress.run.id)
+    print_replay(console, site, rows)
+    return all(row.state is DateState.BLOCKED for row in rows)
+
+
+def _execute(launch: Launch, plan: Plan, site: Site, console: Console) -> Progress:
+    with Watcher(console).showing() as watcher:
+        return execute(launch, plan, site, watcher.show, lambda _: None)
+
+
+def _make_tables_once(site: Site) -> bool:
+    """Make the season's tables unless an earlier demo did; returns whether they were made now."""
+    from producer.demo.season import load_season
+
+    if not site.settings.warehouse_url.startswith("local:"):
+        raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
+    marker = site.settings.home.absolute() / MARKER
+    state = _read_marker(marker)
+    if state == {"format": FORMAT, "state": "made"}:
+        return False
+    if state is None:
+        _refuse_tables_of_others(site)
+    write_atomically(marker, json.dumps({"format": FORMAT, "state": "making"}).encode())
+    load_season(site.warehouse)
+    write_atomically(marker, json.dumps({"format": FORMAT, "state": "made"}).encode())
+    return True
+
+
+def _read_marker(marker: Path) -> dict[str, object] | None:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as exc:
+        raise UserError(f"{marker} is damaged: remove it together with the demo's tables") from exc
+
+
+def _refuse_tables_of_others(site: Site) -> None:
+    for role, name in find_job(JOB).tables():
+        if role != "target" and site.warehouse.describe(TableName.parse(name)) is not None:
+            raise UserError(
+                f"the local warehouse already holds {name}, which the demo did not make: "
+                f"run the demo with another BACKFILL_HOME"
+            )

@@ -1,0 +1,176 @@
+"""What the demo prints. Every figure comes from the plan, the ledger or the published table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.coverage import percent
+from common.dates import DateRange, describe
+from common.job import find_job
+from common.ledger import DateRow, DateState, Progress
+from common.schema import TableName
+from common.warehouse.base import Scan
+from producer.plan import Action, Plan
+from producer.site import Site
+
+JOB = "player_composite_factors"
+NAMES_SHOWN = 4
+COUNT = "SELECT COUNT(*) AS n FROM published"
+
+
+def heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(f"[bold]{text}[/bold]")
+
+
+def print_made(console: Console, site: Site, span: DateRange, *, new: bool) -> None:
+    heading(console, "1. A season of data")
+    where = _short(Path(site.settings.warehouse_url.removeprefix("local:")))
+    console.print(
+        f"{'Made' if new else 'Found, as an earlier demo made it'}: 30 teams, 82 games each, {span}, as Parquet in {where}"
+    )
+    if new:
+        for role, table in find_job(JOB).tables()[1:]:
+            console.print(f"  {role:<20} {table}")
+
+
+def print_planned(console: Console, plan: Plan) -> None:
+    """What the run is about to do, counted by reason."""
+    heading(console, "2. The plan")
+    console.print(escape(plan.summary()))
+    reasons: dict[str, list[date]] = {}
+    for step in plan.of(Action.SKIP):
+        reasons.setdefault(step.reason, []).append(step.day)
+    for reason, days in reasons.items():
+        console.print(f"  {len(days):>3} skipped: {reason} ({describe(days, most=3)})")
+    primary = next(iter(plan.steps[0].found))
+    built = plan.of(Action.BUILD)
+    for source in dict.fromkeys(step.source for step in built):
+        days = [step.day for step in built if step.source == source]
+        which = "the primary" if source == primary else f"a fallback, on {describe(days)}"
+        console.print(f"  {len(days):>3} to build from {source}: {which}")
+    heading(console, "3. The run, on two local workers")
+
+
+def print_source_checks(console: Console, site: Site, progress: Progress) -> None:
+    """What the workers found on each date: the dates from the primary together, each other one by itself."""
+    heading(console, "4. What the source checks found")
+    rows = [row for row in site.ledger.dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
+    primary = find_job(JOB).sources[0].name
+    usual = [row for row in rows if row.source == primary]
+    low = min(usual, key=lambda row: (row.matched or 0) / (row.expected or 1))
+    console.print(
+        f"{len(usual)} dates were built from {primary}: it had {percent(low.matched or 0, low.expected or 0)} "
+        f"or more of the expected players on each"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("date", "expected", *(source.name for source in find_job(JOB).sources), "built from", "result"):
+        table.add_column(name, no_wrap=True)
+    for row in (row for row in rows if row.source != primary):
+        found = [f"{n} ({percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
+        result = f"{row.matched}/{row.expected} ({percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
+        table.add_row(str(row.day), str(row.expected), *found, row.source or "", f"[green]{result}[/green]")
+    console.print("These fell back, because coverage decides, not emptiness:")
+    console.print(table)
+
+
+def print_replay(console: Console, site: Site, rows: Sequence[DateRow]) -> None:
+    """The incident once more, with the fallback off: what the gate said, and that nothing published was touched."""
+    heading(console, "5. The incident, as it happened")
+    console.print("The same two dates once more, with the fallback off, straight to the gate:")
+    for row in rows:
+        style = "bold red" if row.state is DateState.BLOCKED else "bold yellow"
+        share = f"{row.matched}/{row.expected} = {percent(row.matched or 0, row.expected or 0)}"
+        console.print(f"  {row.day}  [{style}]{row.state.value.upper()}[/{style}]  {share}: {escape(row.reason or '')}")
+        console.print(
+            f"              missing: {', '.join(row.missing[:NAMES_SHOWN])} "
+            f"and {max(len(row.missing) - NAMES_SHOWN, 0)} more"
+        )
+        if row.staged_path:
+            console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
+    checkpoints = site.ledger.checkpoints(JOB, rows[0].day, rows[-1].day)
+    for row in rows:
+        kept = checkpoints[row.day]
+        console.print(
+            f"  {row.day}  still published: {_published(site, row.day)} rows; "
+            f"its checkpoint is that of the first run ({kept.matched}/{kept.expected} from {kept.source})"
+        )
+
+
+def _published(site: Site, day: date) -> int:
+    target = find_job(JOB).target
+    scan = Scan(
+        table=TableName.parse(target.table),
+        date_column=target.date_column,
+        dates=(DateRange(start=day, through=day),),
+    )
+    return site.warehouse.query(COUNT, scans={"published": scan})["n"].to_pylist()[0] or 0
+
+
+def print_flow(console: Console, progress: Progress, seconds: float) -> None:
+    console.print()
+    done = progress.of(DateState.CHECKPOINTED)
+    console.print(
+        f"[bold green]{done} dates published and checkpointed; the whole demo took {seconds:.1f} s.[/bold green]"
+    )
+
+
+def print_done(console: Console, plan: Plan) -> None:
+    heading(console, "2. Nothing to do")
+    console.print(
+        f"All {len(plan.of(Action.DONE))} dates are checkpointed already "
+        f"({len(plan.of(Action.SKIP))} have nothing to build): no run was started."
+    )
+
+
+def print_next(console: Console) -> None:
+    """Commands that work as they stand, from where the user is."""
+    heading(console, "What to try next")
+    command, span = _command(), "--start-date 2023-02-20 --end-date 2023-02-28"
+    part = "nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
+    for text, what in (
+        (f"{command} status", "the replay: what was blocked, why, and who is missing"),
+        (f"{command} plan --job {JOB} {span} --reprocess all", "what a rebuild would do; launches nothing"),
+        (
+            f"{command} run --job {JOB} --dates 2023-02-23 --reprocess all --fallback off",
+            "pre-flight refuses before anything starts",
+        ),
+        (
+            f"{command} run --job {JOB} --dates 2023-02-24 --reprocess all --fallback fill",
+            "keep the 68 rows the primary has, take the rest from the fallback",
+        ),
+        (
+            f"""{_python()} -c "import pandas; print(pandas.read_parquet('{_warehouse()}/{part}'))\"""",
+            "the published rows",
+        ),
+    ):
+        console.print(f"  [dim]# {what}[/dim]")
+        console.print(f"  {escape(text)}", soft_wrap=True)
+
+
+def _command() -> str:
+    return _short(Path(sys.argv[0])) if os.sep in sys.argv[0] else sys.argv[0]
+
+
+def _python() -> str:
+    return _short(Path(sys.executable))
+
+
+def _warehouse() -> str:
+    from common.settings import read_settings
+
+    return _short(Path(read_settings().warehouse_url.removeprefix("local:")))
+
+
+def _short(path: Path) -> str:
+    """The path from here, when that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

@@ -1,0 +1,267 @@
+"""A season that never was, the same every time: 30 teams, 82 games each, with the incident planted in it.
+
+2023-02-23 has exactly 187 players in the summary and one stale row in the upcoming table; 2023-02-24 has 175 and 68.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from common.job import find_job
+from common.schema import TableName, Types, arrow_schema
+from common.warehouse.base import Warehouse
+from producer.demo.names import FIRST_NAMES, LAST_NAMES, TEAMS
+
+SEED = 20230223
+FIRST_DATE = date(2022, 10, 18)
+LAST_DATE = date(2023, 4, 9)
+NO_GAMES = frozenset(
+    {date(2022, 11, 24), date(2022, 12, 24), *(date(2023, 2, 17) + timedelta(days=n) for n in range(6))}
+)
+GAMES_EACH = 82
+GAMES_BY_WEEKDAY = (8, 6, 11, 4, 10, 8, 6)  #: Monday first; scaled to the number of games there are
+INCIDENT = {date(2023, 2, 23): (9, 187, 1), date(2023, 2, 24): (8, 175, 68)}  #: games, players, rows in upcoming
+CALL_UPS_EVERY = 23  #: dates, on each of which two late call-ups are missing from the upcoming table
+NO_SHOT_ZONES = 0.03  #: the share of players whose shooting nobody has analysed
+MINUTES_BY_RANK = np.array([35, 34, 32, 30, 27, 22, 19, 16, 12, 9, 7, 5, 4, 3, 3.0])
+LOOKBACK_GAMES = 14  #: nobody plays more games in 14 days
+
+SCHEDULE_TYPES: Types = {
+    "game_id": "STRING",
+    "game_date": "DATE",
+    "season": "STRING",
+    "season_type": "STRING",
+    "home_team_abbr": "STRING",
+    "away_team_abbr": "STRING",
+}
+SUMMARY_TYPES: Types = {
+    "player_lookup": "STRING",
+    "player_name": "STRING",
+    "game_id": "STRING",
+    "game_date": "DATE",
+    "team_abbr": "STRING",
+    "opponent_team_abbr": "STRING",
+    "is_home": "BOOL",
+    "minutes_played": "FLOAT64",
+    "points": "INT64",
+    "field_goals_attempted": "INT64",
+    "three_pointers_attempted": "INT64",
+    "free_throws_attempted": "INT64",
+    "turnovers": "INT64",
+    "usage_rate": "FLOAT64",
+}
+
+
+def load_season(warehouse: Warehouse) -> int:
+    """Make the season's tables in the warehouse; returns the number of dates with games."""
+    tables = make_season()
+    declared = find_job("player_composite_factors").declared_types()
+    for name, frame in tables.items():
+        own = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
+        dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
+        types = own.get(name) or {**declared[name], dated: "DATE"}
+        rows = pa.Table.from_pandas(frame[list(types)], schema=arrow_schema(types), preserve_index=False)
+        warehouse.load(TableName.parse(name), dated, rows)
+    return tables["nba_reference.schedule"]["game_date"].nunique()
+
+
+def make_season() -> dict[str, pd.DataFrame]:
+    """The season's tables by name."""
+    dice = np.random.default_rng(SEED)
+    players = make_players(dice)
+    schedule = make_schedule(dice)
+    summary = make_summary(schedule, players, dice)
+    context = make_context(summary, players, dice)
+    return {
+        "nba_reference.schedule": schedule,
+        "nba_analytics.player_game_summary": summary,
+        "nba_analytics.upcoming_player_game_context": make_partial(context, dice),
+        "nba_precompute.player_shot_zone_analysis": make_shot_zones(summary, players, dice),
+        "nba_precompute.team_defense_zone_analysis": make_team_defense(schedule, dice),
+    }
+
+
+def game_dates() -> list[date]:
+    days = (FIRST_DATE + timedelta(days=n) for n in range((LAST_DATE - FIRST_DATE).days + 1))
+    return [day for day in days if day not in NO_GAMES]
+
+
+def games_per_date(days: list[date]) -> dict[date, int]:
+    """How many games each date has: 1,230 in all, by weekday, all teams on the last date, the incident's as they were."""
+    fixed = {day: games for day, (games, _, _) in INCIDENT.items()} | {days[-1]: len(TEAMS) // 2}
+    free = [day for day in days if day not in fixed]
+    wanted = len(TEAMS) * GAMES_EACH // 2 - sum(fixed.values())
+    weights = np.array([GAMES_BY_WEEKDAY[day.weekday()] for day in free], float)
+    steps = np.floor(np.concatenate([[0.0], np.cumsum(weights)]) * wanted / weights.sum() + 1e-9).astype(int)
+    return fixed | dict(zip(free, np.diff(steps).tolist(), strict=True))
+
+
+def make_schedule(dice: np.random.Generator) -> pd.DataFrame:
+    """Every team plays 82 games, never two on a date: those with the most games left play, rather not day after day."""
+    days = game_dates()
+    quota = games_per_date(days)
+    left = np.full(len(TEAMS), GAMES_EACH)
+    played_before = np.zeros(len(TEAMS), bool)
+    yesterday: date | None = None
+    rows: list[tuple[date, str, str]] = []
+    for at, day in enumerate(days):
+        rested = played_before & (yesterday == day - timedelta(days=1))
+        settled = at >= len(days) - 10  # towards the end only the games left count, so that all end with none
+        urge = left + (0.0 if settled else dice.uniform(0, 1.5, len(TEAMS)) - 1.2 * rested)
+        chosen = np.argsort(-urge, kind="stable")[: 2 * quota[day]]
+        left[chosen] -= 1
+        played_before = np.isin(np.arange(len(TEAMS)), chosen)
+        yesterday = day
+        pairs = dice.permutation(chosen).reshape(-1, 2)
+        rows += [(day, TEAMS[home], TEAMS[away]) for home, away in pairs]
+    frame = pd.DataFrame(rows, columns=["game_date", "home_team_abbr", "away_team_abbr"])
+    frame["game_id"] = [f"00222{n:05d}" for n in range(1, len(frame) + 1)]
+    return frame.assign(season="2022-23", season_type="regular")
+
+
+def make_players(dice: np.random.Generator) -> pd.DataFrame:
+    """13 to 15 players a team, ranked by how much they play, each with his age, usage and way of shooting."""
+    rosters = dice.integers(13, 16, len(TEAMS))
+    count = int(rosters.sum())
+    picked = dice.permutation(len(FIRST_NAMES) * len(LAST_NAMES))[:count]
+    names = [f"{FIRST_NAMES[n // len(LAST_NAMES)]} {LAST_NAMES[n % len(LAST_NAMES)]}" for n in picked.tolist()]
+    rank = np.concatenate([np.arange(size) for size in rosters])
+    shooting = dice.dirichlet([3.0, 1.5, 3.0], count) * 100
+    return pd.DataFrame(
+        {
+            "player_lookup": [name.lower().replace(" ", "") for name in names],
+            "player_name": names,
+            "team_abbr": np.repeat(TEAMS, rosters),
+            "rank": rank,
+            "player_age": dice.integers(19, 40, count),
+            "usage": np.clip(28 - rank + dice.normal(0, 3, count), 8, 38),
+            "paint": shooting[:, 0],
+            "mid_range": shooting[:, 1],
+            "analysed": dice.uniform(size=count) >= NO_SHOT_ZONES,
+        }
+    )
+
+
+def make_summary(schedule: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+    """One row per player who played; a team's minutes in a game add up to 240."""
+    sides = _sides(schedule)
+    sides["playing"] = _how_many_play(sides, dice)
+    rows = sides.merge(players, on="team_abbr")
+    rows = rows.assign(keen=rows["rank"] + dice.normal(0, 1.2, len(rows)))
+    rows["place"] = rows.groupby(["game_id", "team_abbr"])["keen"].rank(method="first").astype(int) - 1
+    rows = rows[rows["place"] < rows["playing"]].reset_index(drop=True)
+    share = MINUTES_BY_RANK[rows["place"].to_numpy()] * dice.uniform(0.8, 1.2, len(rows))
+    total = pd.Series(share).groupby([rows["game_id"], rows["team_abbr"]]).transform("sum").to_numpy()
+    minutes = np.round(share / total * 240, 2)
+    shots = dice.poisson(minutes * rows["usage"] / 58)
+    threes = dice.binomial(shots, 0.38)
+    return rows.assign(
+        minutes_played=minutes,
+        usage_rate=np.round(np.clip(rows["usage"] + dice.normal(0, 4, len(rows)), 0, 60), 2),
+        field_goals_attempted=shots,
+        three_pointers_attempted=threes,
+        free_throws_attempted=dice.poisson(minutes / 14),
+        turnovers=dice.poisson(minutes / 20),
+        points=dice.binomial(shots, 0.47) * 2 + dice.binomial(threes, 0.36),
+    )[list(SUMMARY_TYPES)]
+
+
+def _sides(schedule: pd.DataFrame) -> pd.DataFrame:
+    """Each game twice, once from either team."""
+    home = schedule.rename(columns={"home_team_abbr": "team_abbr", "away_team_abbr": "opponent_team_abbr"})
+    away = schedule.rename(columns={"away_team_abbr": "team_abbr", "home_team_abbr": "opponent_team_abbr"})
+    both = pd.concat([home.assign(is_home=True), away.assign(is_home=False)])
+    return both.sort_values(["game_date", "game_id", "is_home"], kind="stable", ignore_index=True)
+
+
+def _how_many_play(sides: pd.DataFrame, dice: np.random.Generator) -> np.ndarray:
+    playing = dice.integers(9, 13, len(sides))
+    for day, (games, players, _) in INCIDENT.items():
+        of_day = np.flatnonzero(sides["game_date"] == day)
+        few, more = divmod(players, 2 * games)
+        playing[of_day] = few
+        playing[of_day[:more]] += 1
+    return playing
+
+
+def make_context(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+    """What was known of each player before his game, from his games before and a projection."""
+    known = players[["player_lookup", "player_age"]]
+    rows = summary.merge(known, on="player_lookup").sort_values(["player_lookup", "game_date"], ignore_index=True)
+    rows = rows.assign(**_history(rows))
+    projected = np.round(np.clip(rows["avg_usage_rate_last_7_games"] + dice.normal(0, 3, len(rows)), 0, 60), 2)
+    pace = {team: dice.normal(0, 2.2) for team in TEAMS}
+    differential = rows["team_abbr"].map(pace) - rows["opponent_team_abbr"].map(pace)
+    stars_out = dice.choice([0, 1, 2], len(rows), p=[0.9, 0.08, 0.02])
+    rows = rows.assign(
+        projected_usage_rate=projected, pace_differential=np.round(differential, 2), star_teammates_out=stars_out
+    )
+    return rows.sort_values(["game_date", "game_id", "player_lookup"], ignore_index=True)
+
+
+def _history(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Rest, load and usage before each row's game; the rows are in the order of player and date."""
+    when = pd.to_datetime(rows["game_date"])
+    by_player = rows.assign(when=when).groupby("player_lookup", sort=False)
+    before = {k: by_player["when"].shift(k) for k in range(1, LOOKBACK_GAMES + 2)}
+    age = {k: (when - day).dt.days for k, day in before.items()}
+    week = {k: age[k] <= 7 for k in range(1, 8)}
+    games = sum((week[k].astype(int) for k in week), pd.Series(0, rows.index))
+    minutes = sum((by_player["minutes_played"].shift(k).where(week[k], 0.0) for k in week), pd.Series(0.0, rows.index))
+    pairs = sum(
+        (((before[k] - before[k + 1]).dt.days == 1) & (age[k + 1] <= 14) for k in range(1, LOOKBACK_GAMES + 1)),
+        pd.Series(0, rows.index),
+    )
+    usage = pd.concat([by_player["usage_rate"].shift(k).where(age[k] <= 14) for k in range(1, 8)], axis=1)
+    rest = age[1] - 1
+    return {
+        "days_rest": rest.astype("Int64"),
+        "back_to_back": rest == 0,
+        "games_in_last_7_days": games,
+        "minutes_in_last_7_days": minutes.round(2),
+        "avg_minutes_per_game_last_7": (minutes / games.where(games > 0)).round(2),
+        "back_to_backs_last_14_days": pairs.astype(int),
+        "avg_usage_rate_last_7_games": usage.mean(axis=1).round(2),
+    }
+
+
+def make_partial(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+    """The context as its table really was: late call-ups are not in it, and on two dates almost nobody is."""
+    days = context["game_date"].unique()
+    keep = np.ones(len(context), bool)
+    for at, day in enumerate(days):
+        of_day = dice.permutation(np.flatnonzero(context["game_date"] == day))
+        if day in INCIDENT:
+            keep[of_day[INCIDENT[day][2] :]] = False
+        elif at % CALL_UPS_EVERY == CALL_UPS_EVERY - 1 and len(of_day) > 80:
+            keep[of_day[:2]] = False
+    return context[keep].reset_index(drop=True)
+
+
+def make_shot_zones(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+    """Where each player has been shooting from, as of each date."""
+    analysed = players[players["analysed"]][["player_lookup", "paint", "mid_range"]]
+    rows = summary[["player_lookup", "game_date"]].merge(analysed, on="player_lookup")
+    paint = np.round(np.clip(rows["paint"] + dice.normal(0, 2, len(rows)), 1, 97), 1)
+    mid_range = np.round(np.clip(rows["mid_range"] + dice.normal(0, 2, len(rows)), 1, 98 - paint), 1)
+    rates = pd.DataFrame({"paint": paint, "mid_range": mid_range, "perimeter": np.round(100 - paint - mid_range, 1)})
+    return rows.assign(
+        analysis_date=rows["game_date"],
+        primary_scoring_zone=rates.idxmax(axis=1),
+        **{f"{zone}_rate": rates[zone] for zone in rates.columns},
+    )
+
+
+def make_team_defense(schedule: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+    """How each team that plays defends each zone, against the league's average in percentage points."""
+    rows = _sides(schedule)[["game_date", "team_abbr"]]
+    usual = {team: dice.normal(0, 2.5, 3) for team in TEAMS}
+    found = np.stack([usual[team] for team in rows["team_abbr"]]) + dice.normal(0, 0.8, (len(rows), 3))
+    zones = dict(zip(("paint", "mid_range", "perimeter"), np.round(found, 2).T, strict=True))
+    return rows.assign(
+        analysis_date=rows["game_date"], **{f"{zone}_vs_league_avg": values for zone, values in zones.items()}
+    )
