@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import pyarrow as pa
@@ -35,10 +35,6 @@ FOUND_IN_EITHER = """
     LEFT JOIN other AS o ON o.day = t.day AND o.entity = t.entity
     WHERE s.entity IS NOT NULL OR o.entity IS NOT NULL
     GROUP BY t.day
-"""
-
-ENTITIES = """
-    SELECT DISTINCT day, CAST(entity AS STRING) AS entity FROM listed WHERE entity IS NOT NULL
 """
 
 EVENTS = """
@@ -156,39 +152,44 @@ def found_counts(
 
 
 def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
-    """The distinct entities by day."""
+    """The distinct entities by day, as text. The scan has the columns `day` and `entity`."""
     found: dict[date, set[str]] = {}
-    for row in warehouse.query(ENTITIES, scans={"listed": scan}).to_pylist():
-        found.setdefault(row["day"], set()).add(row["entity"])
+    rows = warehouse.read(scan)
+    for day, entity in zip(rows["day"].to_pylist(), rows["entity"].to_pylist(), strict=True):
+        if day is not None and entity is not None:
+            found.setdefault(day, set()).add(str(entity))
     return {day: frozenset(names) for day, names in found.items()}
 
 
-def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
-    """What the calendar says of the days; None without a calendar."""
+def calendar_events(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
+    """How many events the calendar has on each of the days, and nothing of seasons; None without a calendar."""
     calendar = job.expectation.calendar
     if calendar is None or not days or warehouse.describe(TableName.parse(calendar.table)) is None:
         return None
-    table = TableName.parse(calendar.table)
     events = Scan(
-        table=table,
+        table=TableName.parse(calendar.table),
         date_column=calendar.date_column,
         dates=tuple(ranges(days)),
         columns={"day": calendar.date_column},
     )
-    counted = _by_day(warehouse.query(EVENTS, scans={"calendar": events}))
-    if calendar.season_column is None or calendar.season_filter is None:
-        return CalendarFacts(events=counted)
+    return CalendarFacts(events=_by_day(warehouse.query(EVENTS, scans={"calendar": events})))
+
+
+def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
+    """What the calendar says of the days and of the seasons they lie in; None without a calendar."""
+    counted = calendar_events(warehouse, job, days)
+    calendar = job.expectation.calendar
+    if counted is None or calendar is None or calendar.season_column is None or calendar.season_filter is None:
+        return counted
     kind_column, kind = calendar.season_filter
     seasons = Scan(
-        table=table,
+        table=TableName.parse(calendar.table),
         date_column=calendar.date_column,
         dates=(DateRange(start=min(days) - ONE_DAY * SEASON_LOOKBACK_DAYS, through=max(days)),),
         columns={"day": calendar.date_column, "season": calendar.season_column, "kind": kind_column},
     )
-    opened = warehouse.query(SEASONS, scans={"calendar": seasons}, params={"kind": kind})
-    return CalendarFacts(
-        events=counted, season_starts=tuple(sorted(found for found in opened["opens"].to_pylist() if found is not None))
-    )
+    opened = warehouse.query(SEASONS, scans={"calendar": seasons}, params={"kind": kind})["opens"].to_pylist()
+    return replace(counted, season_starts=tuple(sorted(day for day in opened if day is not None)))
 
 
 @dataclass(frozen=True, kw_only=True)

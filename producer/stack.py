@@ -79,8 +79,8 @@ class EmbeddedStack:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(at_once=kind is None)
 
     def restart_dead(self) -> bool:
         """Start again what has died; returns whether anything had. Raises `StackFailed` when it keeps dying."""
@@ -102,9 +102,9 @@ class EmbeddedStack:
         self._write_state()
         return True
 
-    def stop(self) -> None:
-        """End every process and remove what only they needed."""
-        workers = [child.process for child in self._children if child.name != "broker"]
+    def stop(self, *, at_once: bool = False) -> None:
+        """End every process and remove what only they needed; a task in progress may finish unless `at_once`."""
+        workers = [child.process for child in self._children if child.name != "broker" and not at_once]
         for process in workers:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from common.coverage import Recount
 from common.job import Job
-from common.measure import Match, calendar_facts, match_staged, reading_expectation
+from common.measure import Match, calendar_events, match_staged, reading_expectation
 from common.schema import arrow_schema, pandera_schema
 from common.warehouse.base import StagedFile, Warehouse
 
@@ -29,7 +29,7 @@ def recount(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict
     sound, misshapen = _split(job, files)
     with reading_expectation():
         matches = match_staged(warehouse, job, sound) if sound else {}
-        calendar = calendar_facts(warehouse, job, days)
+        calendar = calendar_events(warehouse, job, days)
     rows = {staged.day: pq.read_table(staged.path) for staged in sound}
     broken = _broken_rows(job, rows)
     nothing = Match(expected=0, matched=0, missing=())

@@ -14,7 +14,7 @@ import structlog
 from common.coverage import Choice, Truth, choose_source
 from common.dates import ranges
 from common.job import SOURCE_COLUMN, Input, Job, Source
-from common.measure import calendar_facts, entities, reading_expectation, source_scan, truth_scan
+from common.measure import calendar_events, entities, reading_expectation, source_scan, truth_scan
 from common.options import RunOptions
 from common.schema import TableName, Types
 from common.warehouse.base import Scan, Warehouse
@@ -22,7 +22,6 @@ from common.warehouse.base import Scan, Warehouse
 log = structlog.get_logger()
 
 SAMPLE = 10  #: names of missing entities in a log event
-EVERYTHING = "SELECT * FROM rows_of_it"
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -53,7 +52,7 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date
     """
     with reading_expectation():
         expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
-        calendar = calendar_facts(warehouse, job, [day])
+        calendar = calendar_events(warehouse, job, [day])
     present = {source.name: _present(warehouse, job, source, day) & expected for source in job.sources}
     order = [source.name for source in job.sources]
     choice = choose_source(
@@ -136,8 +135,7 @@ def _read(
         dates=tuple(ranges(days, lookback=one.lookback_days)),
         columns=columns,
     )
-    rows = warehouse.query(EVERYTHING, scans={"rows_of_it": scan})
-    return rows.to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
+    return warehouse.read(scan).to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
 
 
 def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:

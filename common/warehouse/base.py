@@ -104,6 +104,10 @@ class Warehouse(Protocol):
         """
         ...
 
+    def read(self, scan: Scan) -> pa.Table:
+        """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does."""
+        ...
+
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         """For each day, a value that changes whenever the partition's rows do; `ABSENT` without a partition."""
         ...

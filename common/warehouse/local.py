@@ -84,6 +84,16 @@ class LocalWarehouse:
         except (duckdb.Error, SqlglotError) as exc:
             raise QueryFailed(str(exc), table=tables) from exc
 
+    def read(self, scan: Scan) -> pa.Table:
+        parts = self._checked_parts(scan)
+        wanted = None if scan.columns is None else list(scan.columns.values())
+        with _translated(scan.table):
+            tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
+            rows = pa.concat_tables(tables) if tables else self._schema(scan.table).empty_table()
+        if scan.columns is None or wanted is None:
+            return rows
+        return rows.select(wanted).rename_columns(list(scan.columns))
+
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with _translated(table):
             return {day: _fingerprint(self._part(table, date_column, day)) for day in days}
@@ -222,8 +232,10 @@ class LocalWarehouse:
     def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
         if isinstance(scan, StagedScan):
             raise QueryFailed("no staged file was given to the query")
-        first = next(_partitions(self._folder(scan.table)))
-        return connection.from_arrow(pq.read_schema(first / PART).empty_table())
+        return connection.from_arrow(self._schema(scan.table).empty_table())
+
+    def _schema(self, table: TableName) -> pa.Schema:
+        return pq.read_schema(next(_partitions(self._folder(table))) / PART)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of this thread's own: DuckDB's are not to be shared."""

@@ -1,0 +1,208 @@
+"""What many tests build: rows, staged files, runs in each state, and processes that race."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.clock import utcnow
+from common.coverage import Verdict
+from common.dates import DateRange, windows
+from common.ledger import DateState, Ledger, NewDate, NewRun, Run, RunState
+from common.schema import TableName
+from common.staging import Staging
+from common.warehouse.base import Scan, StagedFile, Warehouse
+
+ROOT = Path(__file__).parent.parent
+FEB_23 = date(2023, 2, 23)
+FEB_24 = date(2023, 2, 24)
+FEB_25 = date(2023, 2, 25)
+DAYS = (FEB_23, FEB_24, FEB_25)
+JOB = "players"
+TABLE = TableName("nba", "factors")
+PATIENCE_SECONDS = 60
+
+# -- rows and tables ----------------------------------------------------------------------------------------------
+
+
+def rows_of(*days: date, players: int = 3, score: float = 1.0) -> pa.Table:
+    """So many players on each of the days."""
+    listed = [(f"player{n:03d}", day, score + n) for day in days for n in range(players)]
+    schema = pa.schema([("player", pa.string()), ("day", pa.date32()), ("score", pa.float64())])
+    columns = [list(column) for column in zip(*listed, strict=True)] if listed else [[], [], []]
+    return pa.table(columns, schema=schema)
+
+
+def span(start: date, through: date | None = None) -> DateRange:
+    return DateRange(start=start, through=through or start)
+
+
+def scan(*dates: DateRange, table: TableName = TABLE, columns: dict[str, str] | None = None) -> Scan:
+    return Scan(table=table, date_column="day", dates=dates, columns=columns)
+
+
+def counts(warehouse: Warehouse, *days: date, table: TableName = TABLE) -> dict[date, int]:
+    """The rows that a reader finds on each of the days; a day without any is not in it."""
+    scans = {"t": scan(*(span(day) for day in days), table=table)}
+    found = warehouse.query("SELECT day, COUNT(*) AS n FROM t GROUP BY day", scans=scans)
+    return {row["day"]: row["n"] for row in found.to_pylist()}
+
+
+def staged(staging: Staging, day: date, *, players: int = 3, score: float = 1.0, attempt: int = 1) -> StagedFile:
+    return staging.write("run-1", day, attempt, rows_of(day, players=players, score=score))
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every data file under a folder with its bytes."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
+
+
+# -- runs and their dates -----------------------------------------------------------------------------------------
+
+
+def everyone_lives(owner: str) -> bool:
+    return False
+
+
+def everyone_is_dead(owner: str) -> bool:
+    return True
+
+
+def new_run(days: Sequence[date] = DAYS, *, window: int = 100, job: str = JOB, **more: Any) -> NewRun:
+    listed = [
+        NewDate(day=day, window=number) for number, group in enumerate(windows(list(days), window)) for day in group
+    ]
+    values: dict[str, Any] = {
+        "job": job,
+        "job_version": "1",
+        "options": {"window": window},
+        "requested": "these days",
+        "requested_by": "a test",
+        "owner": None,
+        "dates": tuple(listed),
+    }
+    return NewRun(**values | more)
+
+
+def running_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100, **more: Any) -> Run:
+    """A run on its way, none of its windows open yet."""
+    run = ledger.open_run(new_run(days, window=window, **more))
+    assert ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    return ledger.run(run.id)
+
+
+def queued_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100, **more: Any) -> Run:
+    """A run with all its windows open and all its dates queued."""
+    run = running_run(ledger, days, window=window, **more)
+    ledger.open_windows(run.id, in_flight=len(days))
+    return run
+
+
+def claimed_date(
+    ledger: Ledger, run: Run, day: date, *, owner: str = "worker", lease: timedelta = timedelta(minutes=5)
+) -> None:
+    """The owner holds the date; with a negative lease, no longer."""
+    taken = ledger.claim_date(run.id, day, owner, utcnow() + lease, is_dead=everyone_lives, max_deaths=3)
+    assert taken is not None
+
+
+def staged_date(ledger: Ledger, run: Run, day: date, *, checksum: str = "c" * 64) -> None:
+    """Its rows wait for the gate."""
+    claimed_date(ledger, run, day)
+    facts = {
+        "staged_path": f"/staging/{day}.parquet",
+        "checksum": checksum,
+        "rows": 187,
+        "target_before": "absent",
+        "inputs": "i" * 64,
+        "expected": 187,
+        "matched": 187,
+        "source": "upcoming",
+    }
+    assert ledger.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts)
+
+
+def published_date(ledger: Ledger, run: Run, day: date, *, verdict: Verdict | None = Verdict.COMPLETE) -> None:
+    """Readers see its rows; no checkpoint yet."""
+    staged_date(ledger, run, day)
+    if verdict is not None:
+        ledger.note_verdicts(run.id, {day: {"verdict": verdict.value, "reason": "187 of 187"}})
+    assert ledger.move_date(run.id, day, expect=DateState.STAGED, to=DateState.PUBLISHED)
+
+
+def checkpointed_date(ledger: Ledger, run: Run, day: date) -> None:
+    published_date(ledger, run, day)
+    assert ledger.checkpoint(run.id, [day]) == [day]
+
+
+def failed_date(ledger: Ledger, run: Run, day: date) -> None:
+    claimed_date(ledger, run, day)
+    assert ledger.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
+
+
+def blocked_date(ledger: Ledger, run: Run, day: date) -> None:
+    staged_date(ledger, run, day)
+    assert ledger.move_date(run.id, day, expect=DateState.STAGED, to=DateState.BLOCKED, verdict="blocked")
+
+
+def state_of(ledger: Ledger, run: Run, day: date) -> DateState:
+    (row,) = ledger.dates(run.id, days=[day])
+    return row.state
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+PRELUDE = """
+import sys
+def wait_for_the_others():
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process of its own that runs the code; it finds the arguments in `sys.argv[1:]`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The process after its end, whatever that was."""
+    process = start_python(code, *arguments)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def race(*runners: tuple[str, tuple[object, ...]]) -> list[str]:
+    """Run each piece of code in a process of its own, past `wait_for_the_others()` all at once; what they print."""
+    processes = [start_python(code, *arguments) for code, arguments in runners]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert first == "ready\n", first + process.communicate(timeout=PATIENCE_SECONDS)[1]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        printed = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    assert [process.returncode for process in processes] == [0] * len(processes), [err for _, err in printed]
+    return [out for out, _ in printed]

