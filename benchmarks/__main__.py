@@ -95,7 +95,7 @@ def machine() -> dict[str, object]:
 
 
 def main(runs: int = typer.Option(3, min=1, help="Runs of each command; the median is told.")) -> None:
-    """Measure a season: the plan over it, the whole run, one date after the other, and a second run that finds it done."""
+    """Measure a season: the plan, the run, the run one date after the other, and the run that finds it done."""
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -35,7 +35,7 @@ def print_made(console: Console, site: Site, span: DateRange, *, new: bool) -> N
     heading(console, "1. A season of data")
     where = _short(Path(site.settings.warehouse_url.removeprefix("local:")))
     console.print(
-        f"{'Made' if new else 'Found, as an earlier demo made it'}: 30 teams, 82 games each, {span}, as Parquet in {where}"
+        f"{'Made' if new else 'Found, made by an earlier demo'}: 30 teams, 82 games each, {span}, as Parquet in {where}"
     )
     if new:
         for role, table in find_job(JOB).tables()[1:]:

@@ -91,7 +91,7 @@ def game_dates() -> list[date]:
 
 
 def games_per_date(days: list[date]) -> dict[date, int]:
-    """How many games each date has: 1,230 in all, by weekday, all teams on the last date, the incident's as they were."""
+    """How many games each date has: 1,230 in all, by weekday; all teams play on the last date."""
     fixed = {day: games for day, (games, _, _) in INCIDENT.items()} | {days[-1]: len(TEAMS) // 2}
     free = [day for day in days if day not in fixed]
     wanted = len(TEAMS) * GAMES_EACH // 2 - sum(fixed.values())

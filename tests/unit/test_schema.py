@@ -93,6 +93,7 @@ def converted(values: Any, kind: ColumnType) -> list[Any]:
         pytest.param(pd.to_datetime(["2023-02-23"]), "DATE", [date(2023, 2, 23)], id="timestamps-at-midnight"),
         pytest.param([date(2023, 2, 23), None], "DATE", [date(2023, 2, 23), None], id="dates"),
         *[pytest.param([None, None], kind, [None, None], id=f"all-null-{kind}") for kind in ARROW_TYPES],
+        *[pytest.param([np.nan], kind, [None], id=f"not-a-number-{kind}") for kind in ARROW_TYPES],
         *[pytest.param([], kind, [], id=f"no-rows-{kind}") for kind in ARROW_TYPES],
     ],
 )

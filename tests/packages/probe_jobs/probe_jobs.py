@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+
 from common.errors import WarehouseUnavailable
 from common.job import Batch, Expectation, Job, Source, Target
 from common.schema import Column

@@ -1,0 +1,415 @@
+"""What a run would do with each date, and that a saved plan is what runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.clock import today
+from common.coverage import Fallback, Verdict
+from common.errors import UserError
+from common.job import Batch, Calendar, CalendarFacts, Expectation, Job, Source, Target
+from common.ledger import Checkpoint, DateRow, DateState
+from common.options import RunOptions
+from common.schema import Column
+from producer.plan import (
+    Action,
+    Measured,
+    Plan,
+    Reprocess,
+    Request,
+    Step,
+    input_list,
+    plan_dates,
+    read_plan,
+    refuse_if_changed,
+    request_of,
+    requested_days,
+    save_plan,
+)
+
+DAY = date(2023, 2, 23)
+NEXT = date(2023, 2, 24)
+MIDNIGHT = datetime(2023, 3, 1, tzinfo=UTC)
+
+
+def not_on_mondays(day: date, calendar: CalendarFacts | None) -> str | None:
+    return "a Monday" if day.weekday() == 0 else None
+
+
+def process(batch: Batch) -> Any:
+    return batch.rows
+
+
+JOB = Job(
+    name="players",
+    version="3",
+    target=Target(
+        table="nba.factors",
+        date_column="day",
+        key=("player",),
+        columns={"player": Column(type="STRING"), "day": Column(type="DATE")},
+    ),
+    expectation=Expectation(
+        table="nba.summary",
+        date_column="day",
+        entity="player",
+        calendar=Calendar(table="nba.schedule", date_column="day", floor_per_event=16),
+    ),
+    sources=(
+        Source(name="upcoming", table="nba.upcoming", date_column="day"),
+        Source(name="derived", table="nba.summary", date_column="day"),
+    ),
+    process=process,
+    skip=not_on_mondays,
+)
+
+
+def checkpoint(day: date = DAY, *, verdict: Verdict = Verdict.COMPLETE, matched: int = 187) -> Checkpoint:
+    return Checkpoint(
+        job="players",
+        day=day,
+        run_id="run-0",
+        job_version="3",
+        verdict=verdict,
+        reason="",
+        expected=187,
+        matched=matched,
+        rows=matched,
+        source="upcoming",
+        checksum="c",
+        inputs="i",
+        checkpointed_at=MIDNIGHT,
+    )
+
+
+def ended(state: DateState) -> DateRow:
+    nothing = dict.fromkeys(field.name for field in fields(DateRow))
+    known = {"run_id": "run-0", "day": DAY, "job": "players", "state": state, "active": False, "missing": ()}
+    return DateRow(**nothing | known | {"attempt": 1, "deaths": 0, "ended_at": MIDNIGHT})
+
+
+def measured(
+    *,
+    day: date = DAY,
+    expected: int = 187,
+    upcoming: int = 187,
+    derived: int = 187,
+    games: int | None = 9,
+    either: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    end: DateRow | None = None,
+) -> Measured:
+    """One date, by default with nothing wrong about it."""
+    return Measured(
+        expected={day: expected} if expected else {},
+        found={"upcoming": {day: upcoming}, "derived": {day: derived}},
+        either={} if either is None else {"derived": {day: either}},
+        calendar=None if games is None else CalendarFacts(events={day: games} if games else {}),
+        checkpoints={day: checkpoint} if checkpoint else {},
+        ends={day: end} if end else {},
+    )
+
+
+def step_of(facts: Measured, *, day: date = DAY, job: Job = JOB, **request: Any) -> Step:
+    asked = Request(job=job.name, days=(day,), **request)
+    options = RunOptions.of(job, window=1, in_flight=1, fallback=asked.fallback, because=asked.forced_because)
+    (step,) = plan_dates(asked, job, facts, options)
+    assert step.day == day
+    return step
+
+
+# -- dates that an earlier run dealt with -------------------------------------------------------------------------
+
+ALL = (Reprocess.NONE, Reprocess.FAILED, Reprocess.ALL)
+
+
+@pytest.mark.parametrize(
+    ("facts", "built_with"),
+    [
+        pytest.param(measured(), ALL, id="new"),
+        pytest.param(measured(checkpoint=checkpoint()), (Reprocess.ALL,), id="checkpointed"),
+        pytest.param(
+            measured(checkpoint=checkpoint(verdict=Verdict.FORCED, matched=94)), (Reprocess.ALL,), id="forced"
+        ),
+        pytest.param(
+            measured(checkpoint=checkpoint(), end=ended(DateState.FAILED)), (Reprocess.ALL,), id="rebuilt-in-vain"
+        ),
+        pytest.param(measured(end=ended(DateState.FAILED)), (Reprocess.FAILED, Reprocess.ALL), id="failed"),
+        pytest.param(measured(end=ended(DateState.BLOCKED)), (Reprocess.FAILED, Reprocess.ALL), id="blocked"),
+        pytest.param(measured(end=ended(DateState.SKIPPED)), ALL, id="skipped-then"),
+    ],
+)
+def test_reprocess_says_what_is_built_again(facts: Measured, built_with: tuple[Reprocess, ...]) -> None:
+    assert tuple(mode for mode in Reprocess if step_of(facts, reprocess=mode).action is Action.BUILD) == built_with
+
+
+def test_a_date_left_alone_says_how_complete_it_is() -> None:
+    done = step_of(measured(checkpoint=checkpoint(verdict=Verdict.FORCED, matched=94)))
+    assert (done.action, done.reason) == (Action.DONE, "already checkpointed (50.2 %, forced, run run-0)")
+
+
+def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
+    left = step_of(measured(end=ended(DateState.FAILED)), reprocess=Reprocess.NONE)
+    assert (left.action, left.reason) == (Action.DONE, "ended failed in run run-0, and --reprocess is none")
+
+
+# -- dates with nothing to build ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "action", "reason"),
+    [
+        pytest.param(measured(), Action.BUILD, "primary at 100.0 %", id="whole"),
+        pytest.param(measured(upcoming=1), Action.BUILD, "primary below 90% at 0.5 %", id="falls-back"),
+        pytest.param(
+            measured(upcoming=0, derived=94),
+            Action.BLOCKED,
+            "no source reaches 90%; the best has 50.2 %",
+            id="no-source-reaches",
+        ),
+        pytest.param(measured(expected=0, games=0), Action.SKIP, "not on the calendar", id="off-the-calendar"),
+        pytest.param(measured(expected=0, games=None), Action.SKIP, "nothing expected", id="no-calendar"),
+        pytest.param(
+            measured(expected=0, upcoming=0, derived=0),
+            Action.BLOCKED,
+            "truth incomplete: 0 expected, but the calendar has 9 event(s), which imply at least 144",
+            id="nobody-expected-on-a-game-day",
+        ),
+        pytest.param(
+            measured(expected=100, upcoming=100, derived=100),
+            Action.BLOCKED,
+            "truth incomplete: 100 expected, but the calendar has 9 event(s), which imply at least 144",
+            id="below-the-floor",
+        ),
+    ],
+)
+def test_a_date_is_decided_from_what_was_measured(facts: Measured, action: Action, reason: str) -> None:
+    step = step_of(facts)
+    assert (step.action, step.reason) == (action, reason)
+
+
+def test_the_skip_rule_of_the_job_comes_with_its_reason() -> None:
+    monday = date(2023, 2, 20)
+    skipped = step_of(measured(day=monday), day=monday)
+    assert (skipped.action, skipped.reason) == (Action.SKIP, "a Monday")
+
+
+def test_a_source_that_does_not_exist_has_nothing() -> None:
+    facts = replace(measured(), found={"derived": {DAY: 187}})
+    step = step_of(facts)
+    assert (step.found, step.source) == ({"upcoming": 0, "derived": 187}, "derived")
+
+
+def test_a_step_says_what_each_source_has_and_what_the_choice_supplies() -> None:
+    step = step_of(measured(upcoming=68))
+    assert (step.expected, step.found) == (187, {"upcoming": 68, "derived": 187})
+    assert (step.source, step.supplied) == ("derived", 187)
+
+
+# -- fallback and force -------------------------------------------------------------------------------------------
+
+
+def test_with_the_fallback_off_a_partial_primary_would_be_blocked() -> None:
+    step = step_of(measured(upcoming=1), fallback=Fallback.OFF)
+    assert (step.action, step.reason) == (Action.BLOCKED, "primary below 90% at 0.5 %, fallback is off")
+
+
+def test_filling_counts_what_both_have_between_them() -> None:
+    step = step_of(measured(upcoming=100, derived=100, either=187), fallback=Fallback.FILL)
+    assert (step.action, step.source, step.supplied) == (Action.BUILD, "upcoming+derived", 187)
+
+
+def test_filling_that_does_not_suffice_would_be_blocked() -> None:
+    step = step_of(measured(upcoming=100, derived=100, either=120), fallback=Fallback.FILL)
+    assert (step.action, step.supplied) == (Action.BLOCKED, 120)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param(measured(upcoming=94, derived=94), id="low-coverage"),
+        pytest.param(measured(expected=100, upcoming=100), id="truth-incomplete"),
+    ],
+)
+def test_force_builds_what_would_be_blocked_and_says_so(facts: Measured) -> None:
+    step = step_of(facts, forced_because="all there is")
+    assert step.action is Action.BUILD
+    assert step.reason.endswith("will be forced: all there is")
+
+
+def test_force_builds_nothing_from_nothing() -> None:
+    assert step_of(measured(upcoming=0, derived=0), forced_because="all there is").action is Action.BLOCKED
+    nobody = measured(expected=0, upcoming=0, derived=0)
+    assert step_of(nobody, forced_because="all there is").action is Action.BLOCKED
+
+
+# -- what was asked for -------------------------------------------------------------------------------------------
+
+DAYS = st.dates(min_value=date(2015, 1, 1), max_value=date(2023, 1, 1))
+REQUESTS = st.builds(
+    Request,
+    job=st.just("players"),
+    days=st.lists(DAYS, min_size=1, max_size=5, unique=True).map(lambda days: tuple(sorted(days))),
+    excluded=st.lists(DAYS, max_size=3, unique=True).map(lambda days: tuple(sorted(days))),
+    reprocess=st.sampled_from(Reprocess),
+    newest_first=st.booleans(),
+    fallback=st.none() | st.sampled_from(Fallback),
+    forced_because=st.none() | st.text(min_size=1),
+)
+
+
+@given(REQUESTS)
+def test_a_request_survives_being_written_down(request: Request) -> None:
+    assert Request.from_json(json.loads(json.dumps(request.as_json()))) == request
+
+
+def test_dates_are_asked_for_by_range_and_by_list_and_taken_out() -> None:
+    listed = input_list(["2023-02-26, 2023-02-20..2023-02-22", "2023-02-26"], "--dates")
+    assert requested_days(None, listed, [date(2023, 2, 21)]) == (
+        date(2023, 2, 20),
+        date(2023, 2, 22),
+        date(2023, 2, 26),
+    )
+
+
+def test_today_can_be_asked_for_and_tomorrow_cannot() -> None:
+    assert requested_days(None, [today()], []) == (today(),)
+    with pytest.raises(UserError, match="in the future"):
+        requested_days(None, [today() + timedelta(days=1)], [])
+
+
+def test_a_request_for_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="no date was asked for"):
+        requested_days(None, [], [])
+    with pytest.raises(UserError, match="every date asked for is excluded"):
+        requested_days(None, [DAY], [DAY])
+
+
+@pytest.mark.parametrize("text", ["2023-02-30", "2023-02-23..", "..2023-02-23", "2023-02-24..2023-02-23", "x"])
+def test_a_wrong_list_of_dates_is_refused_by_the_name_of_its_option(text: str) -> None:
+    with pytest.raises(UserError, match="--exclude"):
+        input_list([text], "--exclude")
+
+
+# -- saved plans --------------------------------------------------------------------------------------------------
+
+
+def plan_of(*steps: Step) -> Plan:
+    request = Request(job="players", days=tuple(step.day for step in steps), reprocess=Reprocess.ALL)
+    return Plan(request=request, version="3", steps=steps, notes=())
+
+
+def built(day: date, **more: Any) -> Step:
+    return Step(day=day, action=Action.BUILD, reason="primary at 100.0 %", expected=187, **more)
+
+
+PLAN = plan_of(
+    built(DAY, found={"upcoming": 187, "derived": 180}, source="upcoming", supplied=187),
+    built(NEXT, found={"upcoming": 0, "derived": 187}, source="derived", supplied=187),
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "plan.json"
+
+
+def test_a_saved_plan_is_read_back_and_runs_while_nothing_changed(file: Path) -> None:
+    save_plan(PLAN, file)
+    stored = read_plan(file)
+    assert request_of(stored, file) == PLAN.request
+    refuse_if_changed(stored, PLAN, file)
+
+
+def changed_step(**changes: Any) -> Plan:
+    return replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], **changes)))
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        pytest.param(changed_step(expected=188), id="one-more-expected"),
+        pytest.param(changed_step(found={"upcoming": 1, "derived": 187}), id="one-more-found"),
+        pytest.param(changed_step(supplied=186), id="one-less-supplied"),
+        pytest.param(changed_step(action=Action.DONE, reason="already checkpointed"), id="done-meanwhile"),
+        pytest.param(changed_step(reason="primary at 99.4 %"), id="another-reason"),
+        pytest.param(changed_step(day=date(2023, 2, 24) + timedelta(days=1)), id="another-date"),
+    ],
+)
+def test_a_plan_is_refused_when_the_world_has_changed(file: Path, now: Plan) -> None:
+    save_plan(PLAN, file)
+    with pytest.raises(UserError, match=r"the world has changed.*1 date\(s\) differ \(2023-02-2") as refused:
+        refuse_if_changed(read_plan(file), now, file)
+    assert "2023-02-23" not in str(refused.value)
+
+
+def test_a_plan_is_refused_when_a_date_is_gone(file: Path) -> None:
+    save_plan(PLAN, file)
+    with pytest.raises(UserError, match="the world has changed"):
+        refuse_if_changed(read_plan(file), plan_of(PLAN.steps[0]), file)
+
+
+def test_a_plan_is_refused_when_the_job_has_another_version(file: Path) -> None:
+    save_plan(PLAN, file)
+    with pytest.raises(UserError, match=r"version was 3 in .* and is 4 now"):
+        refuse_if_changed(read_plan(file), replace(PLAN, version="4"), file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="cut"),
+        pytest.param(b"\xff\xfe", id="bytes"),
+        pytest.param(b"[1, 2]", id="list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b'{"format": 99}', id="another-format"),
+    ],
+)
+def test_what_is_no_plan_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"plan\.json is not a plan"):
+        read_plan(file)
+
+
+def test_a_plan_that_is_not_there_is_refused(file: Path) -> None:
+    with pytest.raises(UserError, match="can't be read"):
+        read_plan(file)
+
+
+def test_a_plan_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be written"):
+        save_plan(PLAN, tmp_path / "no-such-folder" / "plan.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param({"days": None}, id="no-days"),
+        pytest.param({"days": ["2023-02-30"]}, id="no-such-day"),
+        pytest.param({"days": [20230223]}, id="a-number-for-a-day"),
+        pytest.param({"reprocess": "sometimes"}, id="unknown-word"),
+        pytest.param({"steps": [{}]}, id="a-step-without-a-day"),
+        pytest.param({"steps": [1]}, id="a-number-for-a-step"),
+        pytest.param({"steps": None}, id="no-steps"),
+    ],
+)
+def test_a_damaged_plan_is_refused(file: Path, damage: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps({**PLAN.as_json(), **damage}))
+    with pytest.raises(UserError):
+        _ = request_of(read_plan(file), file) and refuse_if_changed(read_plan(file), PLAN, file)
+
+
+def test_a_plan_counts_what_it_will_do() -> None:
+    plan = replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], action=Action.SKIP, reason="a Monday")))
+    assert plan.summary() == "players, 2023-02-23..2023-02-24: 2 date(s): 1 to build, 1 to skip"
+    assert plan.as_json()["counts"] == {"build": 1, "done": 0, "skip": 1, "blocked": 0}

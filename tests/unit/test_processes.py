@@ -1,0 +1,73 @@
+"""Knowing whether the holder of a lease still lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from common.processes import identity, is_dead, kill_if_same
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_we_are_not_dead() -> None:
+    assert not is_dead(identity())
+
+
+def test_a_living_child_is_not_dead(child: subprocess.Popen[bytes]) -> None:
+    assert not is_dead(identity(child.pid))
+
+
+def test_a_killed_child_is_dead(child: subprocess.Popen[bytes]) -> None:
+    owner = identity(child.pid)
+    child.kill()
+    child.wait()
+    assert is_dead(owner)
+
+
+def test_a_killed_child_that_nobody_has_waited_for_is_dead(child: subprocess.Popen[bytes]) -> None:
+    owner = identity(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    assert is_dead(owner)
+
+
+def test_a_later_process_of_the_same_number_is_somebody_else() -> None:
+    host, pid, started = identity().rsplit(":", 2)
+    assert is_dead(f"{host}:{pid}:{int(started) - 100}")
+
+
+def test_nothing_is_known_of_another_host() -> None:
+    assert not is_dead("elsewhere:1:1")
+    assert not is_dead("elsewhere:with:colons:1:1")
+
+
+def test_a_process_has_one_identity() -> None:
+    assert identity() == identity(os.getpid())
+
+
+def test_the_process_of_that_identity_is_killed(child: subprocess.Popen[bytes]) -> None:
+    owner = identity(child.pid)
+    assert kill_if_same(owner)
+    assert child.wait() == -signal.SIGKILL
+    assert not kill_if_same(owner)
+
+
+def test_a_process_of_another_host_is_left_alone(child: subprocess.Popen[bytes]) -> None:
+    _, pid, started = identity(child.pid).rsplit(":", 2)
+    assert not kill_if_same(f"elsewhere:{pid}:{started}")
+    assert child.poll() is None

@@ -1,0 +1,143 @@
+"""Settings: read whole, wrong ones named, secrets never shown."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pytest
+
+from common.errors import BackfillError, UserError
+from common.ledger import open_ledger
+from common.settings import Settings, read_settings
+from common.staging import open_staging
+from common.warehouse import open_warehouse
+from common.warehouse.local import LocalWarehouse
+
+PASSWORD = "hunter2-s3cret"  # noqa: S105 - the one that must not be shown
+
+
+def shown(exc: BaseException) -> str:
+    """All that a log could print of an error."""
+    return "".join(traceback.format_exception(exc)) + repr(exc)
+
+
+def test_the_defaults_lie_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings()
+    assert settings.broker is None
+    assert settings.ledger_url == f"sqlite:///{tmp_path}/.backfill/ledger.db"
+    assert settings.warehouse_url == f"local:{tmp_path}/.backfill/warehouse"
+    assert settings.staging_url == f"{tmp_path}/.backfill/staging"
+
+
+def test_reading_settings_makes_nothing(home: Settings) -> None:
+    assert home.ledger_url
+    assert not home.home.exists()
+
+
+def test_the_environment_overrides_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "HOME": "/somewhere",
+        "LEDGER": "postgresql://db/ledger",
+        "WAREHOUSE": "local:/data",
+        "STAGING": "/shared",
+        "WINDOW": "7",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"BACKFILL_{name}", value)
+    settings = read_settings()
+    assert (settings.home, settings.window) == (Path("/somewhere"), 7)
+    urls = (settings.ledger_url, settings.warehouse_url, settings.staging_url)
+    assert urls == ("postgresql://db/ledger", "local:/data", "/shared")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        pytest.param("BACKFILL_BROKER", f"redis://user:{PASSWORD}@broker:6379/0", id="broker"),
+        pytest.param("BACKFILL_LEDGER", f"postgresql://user:{PASSWORD}@db/ledger", id="ledger"),
+    ],
+)
+def test_a_password_is_never_printed(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    monkeypatch.setenv(name, url)
+    settings = read_settings()
+    assert PASSWORD not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    monkeypatch.setenv("BACKFILL_WINDOW", "many")
+    with pytest.raises(UserError) as refused:
+        read_settings()
+    assert PASSWORD not in shown(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param(f"user:{PASSWORD}@db/ledger", id="no-scheme"),
+        pytest.param(f"mysql://user:{PASSWORD}@db/ledger", id="another-database"),
+        pytest.param(f"postgresql://user:{PASSWORD}@db:port/ledger", id="bad-port"),
+        pytest.param(f"postgresql://user:{PASSWORD}@127.0.0.1:1/ledger?connect_timeout=2", id="nobody-answers"),
+        pytest.param(f"sqlite://user:{PASSWORD}@/", id="no-file"),
+        pytest.param(PASSWORD, id="the-password-alone"),
+    ],
+)
+def test_a_ledger_url_that_is_wrong_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BackfillError) as refused:
+        open_ledger(url)
+    assert PASSWORD not in shown(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("BACKFILL_WINDOW", "a_lot_of_dates", id="no-number"),
+        pytest.param("BACKFILL_WINDOW", "-4711", id="negative"),
+        pytest.param("BACKFILL_WINDOW", "471100", id="too-big"),
+        pytest.param("BACKFILL_WINDOW", "47.11", id="fraction"),
+        pytest.param("BACKFILL_WORKERS", "", id="empty"),
+        pytest.param("BACKFILL_RETRY_SECONDS", "-0.4711", id="no-positive-time"),
+        pytest.param("BACKFILL_VISIBILITY_SECONDS", "47", id="too-short"),
+    ],
+)
+def test_a_wrong_number_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=name) as refused:
+        read_settings()
+    assert not value or value not in str(refused.value)
+
+
+def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_WINDOW", "x")
+    monkeypatch.setenv("BACKFILL_WORKERS", "y")
+    with pytest.raises(UserError, match=r"BACKFILL_WINDOW: .*; BACKFILL_WORKERS: "):
+        read_settings()
+
+
+def test_settings_cannot_be_changed_afterwards(home: Settings) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        home.window = 5
+
+
+def test_a_local_warehouse_is_opened_by_its_url(tmp_path: Path) -> None:
+    opened = open_warehouse(f"local:{tmp_path}")
+    assert isinstance(opened, LocalWarehouse)
+    assert opened.root == tmp_path
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("local:", id="no-folder"),
+        pytest.param("/just/a/folder", id="no-kind"),
+        pytest.param("snowflake://account", id="unknown-kind"),
+    ],
+)
+def test_another_warehouse_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match="BACKFILL_WAREHOUSE"):
+        open_warehouse(url)
+
+
+def test_staging_that_is_no_folder_is_refused() -> None:
+    with pytest.raises(UserError, match="BACKFILL_STAGING"):
+        open_staging("ftp://host/staging")
