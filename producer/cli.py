@@ -38,6 +38,7 @@ from producer.report import (
     print_plan,
     print_run,
     print_runs,
+    print_source_checks,
     run_json,
 )
 from producer.site import open_site
@@ -240,6 +241,9 @@ def retry(
 def status(
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
     as_json: AsJson = False,
+    every_date: Annotated[
+        bool, typer.Option("--every-date", help="Every date with its source check, not only the incomplete ones.")
+    ] = False,
     last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
 ) -> None:
     """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
@@ -258,6 +262,8 @@ def status(
         print_json(run_json(progress, rows))
     else:
         print_run(console, progress, rows)
+        if every_date:
+            print_source_checks(console, rows)
         others = [one for one in latest if one.id != progress.run.id]
         if run_id is None and others and last:
             console.print()

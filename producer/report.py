@@ -243,6 +243,22 @@ def _print_missing(console: Console, row: DateRow) -> None:
     console.print(f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}")
 
 
+def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
+    """Every date with what its source check found, which source it was built from and why, and how it ended."""
+    sources = list(dict.fromkeys(name for row in rows for name in row.found or {}))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("date", "state", "expected", *sources):
+        table.add_column(name, justify="left" if name in ("date", "state") else "right", no_wrap=True)
+    table.add_column("built from", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for row in rows:
+        counts = [str((row.found or {}).get(name, "-")) for name in sources]
+        why = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
+        expected = "-" if row.expected is None else str(row.expected)
+        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", escape(why or "-"))
+    console.print(table)
+
+
 def print_runs(console: Console, runs: Sequence[Run]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "state", "launched", "asked"):

@@ -66,7 +66,7 @@ def _run(site: Site, console: Console, started: float) -> int:
     plan = decide(launch, find_job(JOB), site)
     if not plan.of(Action.BUILD):
         print_done(console, plan)
-        print_next(console)
+        print_next(console, _season_run(site))
         return COMPLETE
     print_planned(console, plan)
     progress = _execute(launch, plan, site, console)
@@ -76,7 +76,7 @@ def _run(site: Site, console: Console, started: float) -> int:
     print_source_checks(console, site, progress)
     blocked = _replay(site, console, sorted(INCIDENT))
     print_flow(console, progress, time.monotonic() - started)
-    print_next(console)
+    print_next(console, progress.run.id)
     return COMPLETE if blocked else INCOMPLETE
 
 
@@ -89,6 +89,13 @@ def _replay(site: Site, console: Console, days: list[date]) -> bool:
     rows = site.ledger.dates(progress.run.id)
     print_replay(console, site, rows)
     return all(row.state is DateState.BLOCKED for row in rows)
+
+
+def _season_run(site: Site) -> str:
+    """The run that built the season's last date."""
+    from producer.demo.season import LAST_DATE
+
+    return site.ledger.checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
 
 
 def _execute(launch: Launch, plan: Plan, site: Site, console: Console) -> Progress:

@@ -71,6 +71,7 @@ def print_source_checks(console: Console, site: Site, progress: Progress) -> Non
         f"{len(usual)} dates were built from {primary}: it had {percent(low.matched or 0, low.expected or 0)} "
         f"or more of the expected players on each"
     )
+    _print_months(console, rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("date", "expected", *(source.name for source in find_job(JOB).sources), "built from", "result"):
         table.add_column(name, no_wrap=True)
@@ -79,6 +80,18 @@ def print_source_checks(console: Console, site: Site, progress: Progress) -> Non
         result = f"{row.matched}/{row.expected} ({percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
         table.add_row(str(row.day), str(row.expected), *found, row.source or "", f"[green]{result}[/green]")
     console.print("These fell back, because coverage decides, not emptiness:")
+    console.print(table)
+
+
+def _print_months(console: Console, rows: Sequence[DateRow]) -> None:
+    sources = [source.name for source in find_job(JOB).sources]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("month", "dates", "players expected", *(f"found in {name}" for name in sources)):
+        table.add_column(name, justify="left" if name == "month" else "right")
+    for month in dict.fromkeys(f"{row.day:%Y-%m}" for row in rows):
+        of_month = [row for row in rows if f"{row.day:%Y-%m}" == month]
+        found = [str(sum((row.found or {}).get(name, 0) for row in of_month)) for name in sources]
+        table.add_row(month, str(len(of_month)), str(sum(row.expected or 0 for row in of_month)), *found)
     console.print(table)
 
 
@@ -131,13 +144,14 @@ def print_done(console: Console, plan: Plan) -> None:
     )
 
 
-def print_next(console: Console) -> None:
-    """Commands that work as they stand, from where the user is."""
+def print_next(console: Console, season_run: str) -> None:
+    """Commands that work as they stand, from where the user is; `season_run` built the season."""
     heading(console, "What to try next")
     command, span = _command(), "--start-date 2023-02-20 --end-date 2023-02-28"
     part = "nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
     for text, what in (
         (f"{command} status", "the replay: what was blocked, why, and who is missing"),
+        (f"{command} status {season_run} --every-date", "the season's run, with the source check of every date"),
         (f"{command} plan --job {JOB} {span} --reprocess all", "what a rebuild would do; launches nothing"),
         (
             f"{command} run --job {JOB} --dates 2023-02-23 --reprocess all --fallback off",

@@ -14,7 +14,7 @@ from common.staging import open_staging
 from common.warehouse import open_warehouse
 from common.warehouse.local import LocalWarehouse
 
-PASSWORD = "hunter2-s3cret"  # noqa: S105 - the one that must not be shown
+PASSWORD = "hunter2-s3cret"
 
 
 def shown(exc: BaseException) -> str:

@@ -1,0 +1,697 @@
+"""What every ledger promises: one suite, each database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta, timezone
+from threading import Barrier
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy.exc import StatementError
+
+from common.clock import utcnow
+from common.coverage import Verdict
+from common.errors import DatesTaken, UserError
+from common.ledger import DateRow, DateState, Ledger, NewDate, Run, RunState, WindowState, open_ledger
+from tests.builders import (
+    DAYS,
+    FEB_23,
+    FEB_24,
+    FEB_25,
+    JOB,
+    blocked_date,
+    checkpointed_date,
+    claimed_date,
+    everyone_is_dead,
+    everyone_lives,
+    failed_date,
+    new_run,
+    published_date,
+    queued_run,
+    race,
+    running_run,
+    staged_date,
+    state_of,
+)
+
+T = TypeVar("T")
+MANY_DAYS = [date(2023, 1, 1) + timedelta(days=n) for n in range(200)]
+EXPIRED = timedelta(minutes=-1)
+
+
+def at_once(times: int, call: Callable[[int], T]) -> list[T]:
+    """What the call returns to each of so many threads that make it at the same moment."""
+    barrier = Barrier(times)
+
+    def one(number: int) -> T:
+        barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(one, range(times)))
+
+
+def claim(
+    ledger: Ledger,
+    run: Run,
+    day: date = FEB_23,
+    *,
+    owner: str = "other",
+    is_dead: Callable[[str], bool] = everyone_lives,
+    max_deaths: int = 3,
+) -> DateRow | None:
+    until = utcnow() + timedelta(minutes=5)
+    return ledger.claim_date(run.id, day, owner, until, is_dead=is_dead, max_deaths=max_deaths)
+
+
+def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
+    (row,) = ledger.dates(run.id, days=[day])
+    return row
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_opened_run_reads_back_as_it_was_asked_for(ledger: Ledger) -> None:
+    opened = ledger.open_run(new_run(options={"fallback": "fill", "forced_because": None}, owner="host:1:1"))
+    assert opened == ledger.run(opened.id)
+    assert (opened.state, opened.job, opened.owner) == (RunState.PLANNED, JOB, "host:1:1")
+    assert (opened.first_date, opened.last_date) == (FEB_23, FEB_25)
+    assert opened.options == {"fallback": "fill", "forced_because": None}
+    assert [row.day for row in ledger.dates(opened.id)] == list(DAYS)
+    assert {row.state for row in ledger.dates(opened.id)} == {DateState.PENDING}
+
+
+def test_dates_ended_by_the_plan_keep_their_reason_and_hold_nothing(ledger: Ledger) -> None:
+    ended = NewDate(day=FEB_23, state=DateState.SKIPPED, facts={"reason": "bootstrap", "verdict": "skipped"})
+    run = ledger.open_run(new_run(dates=(ended, NewDate(day=FEB_24, window=0))))
+    row = row_of(ledger, run, FEB_23)
+    assert (row.state, row.reason, row.verdict, row.active) == (
+        DateState.SKIPPED,
+        "bootstrap",
+        Verdict.SKIPPED,
+        False,
+    )
+    assert ledger.active_holders(JOB, DAYS) == {run.id: [FEB_24]}
+
+
+def test_a_run_that_does_not_exist_is_named(ledger: Ledger) -> None:
+    with pytest.raises(UserError, match="no run 'nope'"):
+        ledger.run("nope")
+
+
+def test_the_latest_runs_come_first(ledger: Ledger) -> None:
+    opened = [ledger.open_run(new_run([day])).id for day in DAYS]
+    assert [run.id for run in ledger.latest_runs(2)] == opened[:0:-1]
+
+
+def test_a_date_belongs_to_one_active_run_of_a_job(ledger: Ledger) -> None:
+    first = ledger.open_run(new_run([FEB_23, FEB_24]))
+    with pytest.raises(DatesTaken, match=rf"run {first.id} is active and holds 1 .* 2023-02-24") as refused:
+        ledger.open_run(new_run([FEB_24, FEB_25]))
+    assert refused.value.run == first.id
+    assert [run.id for run in ledger.latest_runs()] == [first.id]
+    assert ledger.active_holders(JOB, DAYS) == {first.id: [FEB_23, FEB_24]}
+
+
+def test_another_job_may_have_the_same_dates(ledger: Ledger) -> None:
+    ledger.open_run(new_run())
+    assert ledger.open_run(new_run(job="teams")).state is RunState.PLANNED
+
+
+@pytest.mark.parametrize("end", [RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED])
+def test_an_ended_run_gives_its_dates_free(ledger: Ledger, end: RunState) -> None:
+    first = queued_run(ledger)
+    assert ledger.move_run(first.id, expect=[RunState.RUNNING], to=end)
+    assert ledger.active_holders(JOB, DAYS) == {}
+    second = ledger.open_run(new_run())
+    assert ledger.active_holders(JOB, DAYS) == {second.id: list(DAYS)}
+
+
+def test_a_paused_run_keeps_its_dates(ledger: Ledger) -> None:
+    run = running_run(ledger)
+    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    with pytest.raises(DatesTaken):
+        ledger.open_run(new_run([FEB_23]))
+
+
+def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> None:
+    def attempt(number: int) -> str:
+        try:
+            return ledger.open_run(new_run(DAYS if number % 2 else DAYS[::-1])).id
+        except DatesTaken as taken:
+            return f"taken by {taken.run}"
+
+    results = at_once(4, attempt)
+    (winner,) = [found for found in results if not found.startswith("taken")]
+    assert sorted(results) == sorted([winner, *[f"taken by {winner}"] * 3])
+
+
+OPEN_A_RUN = """
+    from common.errors import DatesTaken
+    from common.ledger import open_ledger
+    from tests.builders import new_run
+    ledger = open_ledger(sys.argv[1], create=False)
+    wait_for_the_others()
+    try:
+        print("opened", ledger.open_run(new_run()).id)
+    except DatesTaken as taken:
+        print("taken", taken.run)
+    ledger.close()
+"""
+
+
+def test_of_two_processes_that_open_the_same_dates_one_wins(ledger_url: str) -> None:
+    said = [line.split() for line in race(*[(OPEN_A_RUN, (ledger_url,))] * 2)]
+    assert sorted(word for word, _ in said) == ["opened", "taken"]
+    assert len({run for _, run in said}) == 1
+
+
+def test_a_run_moves_only_from_the_states_expected(ledger: Ledger) -> None:
+    run = ledger.open_run(new_run())
+    assert not ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    assert ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
+    assert not ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
+    assert ledger.run(run.id).state is RunState.RUNNING
+
+
+def test_a_resumed_run_keeps_the_time_of_its_first_start(ledger: Ledger) -> None:
+    started = running_run(ledger)
+    ledger.move_run(started.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    ledger.move_run(started.id, expect=[RunState.PAUSED], to=RunState.RUNNING)
+    assert ledger.run(started.id).started_at == started.started_at
+
+
+ENDS = [
+    pytest.param([checkpointed_date, checkpointed_date, checkpointed_date], RunState.SUCCEEDED, id="all-checkpointed"),
+    pytest.param([checkpointed_date, checkpointed_date, blocked_date], RunState.PARTIAL, id="one-blocked"),
+    pytest.param([checkpointed_date, failed_date, blocked_date], RunState.PARTIAL, id="one-checkpointed"),
+    pytest.param([failed_date, failed_date, blocked_date], RunState.FAILED, id="none-checkpointed"),
+]
+
+
+@pytest.mark.parametrize(("reach", "end"), ENDS)
+def test_a_run_ends_as_its_dates_did(
+    ledger: Ledger, reach: Sequence[Callable[[Ledger, Run, date], None]], end: RunState
+) -> None:
+    run = queued_run(ledger)
+    for reached, day in zip(reach, DAYS, strict=True):
+        reached(ledger, run, day)
+    assert ledger.finish_run(run.id) is None, "its window is not closed"
+    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    assert ledger.finish_run(run.id) is end
+    assert ledger.finish_run(run.id) is None, "it has ended already"
+    ended = ledger.run(run.id)
+    assert (ended.state, ended.ended, ended.finished_at is not None) == (end, True, True)
+    assert ledger.active_holders(JOB, DAYS) == {}
+
+
+def test_a_run_whose_dates_the_plan_ended_finishes_at_once(ledger: Ledger) -> None:
+    run = ledger.open_run(new_run(dates=(NewDate(day=FEB_23, state=DateState.SKIPPED),)))
+    ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    assert ledger.finish_run(run.id) is RunState.SUCCEEDED
+
+
+def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
+    run = queued_run(ledger, MANY_DAYS[:6])
+    checkpointed_date(ledger, run, MANY_DAYS[0])
+    checkpointed_date(ledger, run, MANY_DAYS[1])
+    blocked_date(ledger, run, MANY_DAYS[2])
+    staged_date(ledger, run, MANY_DAYS[3])
+    progress = ledger.progress(run.id)
+    assert progress.counts == {
+        DateState.CHECKPOINTED: 2,
+        DateState.BLOCKED: 1,
+        DateState.STAGED: 1,
+        DateState.QUEUED: 2,
+    }
+    assert (progress.total, progress.ended) == (6, 3)
+    assert progress.of(DateState.STAGED, DateState.QUEUED) == 3
+
+
+# -- windows ------------------------------------------------------------------------------------------------------
+
+
+def test_windows_open_in_order_up_to_the_number_in_flight(ledger: Ledger) -> None:
+    run = running_run(ledger, MANY_DAYS[:10], window=2)
+    opened = ledger.open_windows(run.id, in_flight=3)
+    assert {n: sorted(days) for n, days in opened.items()} == {n: MANY_DAYS[2 * n : 2 * n + 2] for n in range(3)}
+    assert ledger.open_windows(run.id, in_flight=3) == {}
+    assert {row.day for row in ledger.dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
+    assert ledger.windows_in(run.id, [WindowState.OPEN]) == [0, 1, 2]
+    assert ledger.windows_in(run.id, [WindowState.PENDING]) == [3, 4]
+
+
+def test_a_window_that_its_gate_works_on_is_still_in_flight(ledger: Ledger) -> None:
+    run = running_run(ledger, MANY_DAYS[:4], window=2)
+    ledger.open_windows(run.id, in_flight=1)
+    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    assert ledger.open_windows(run.id, in_flight=1) == {}
+    ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    assert list(ledger.open_windows(run.id, in_flight=1)) == [1]
+
+
+@pytest.mark.parametrize("state", [RunState.PLANNED, RunState.PAUSED, RunState.CANCELLED])
+def test_only_a_running_run_opens_windows(ledger: Ledger, state: RunState) -> None:
+    run = ledger.open_run(new_run())
+    ledger.move_run(run.id, expect=[RunState.PLANNED], to=state)
+    assert ledger.open_windows(run.id, in_flight=3) == {}
+
+
+def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
+    run = running_run(ledger, MANY_DAYS[:40], window=2)
+    results = at_once(4, lambda _: ledger.open_windows(run.id, in_flight=7))
+    opened = [number for result in results for number in result]
+    assert sorted(opened) == list(range(7))
+
+
+def test_one_gate_at_a_time_has_a_window(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    until = utcnow() + timedelta(minutes=1)
+    claims = at_once(4, lambda n: ledger.claim_window(run.id, 0, f"gate-{n}", until, is_dead=everyone_lives))
+    assert sorted(claims) == [False, False, False, True]
+    assert ledger.holds_window(run.id, 0, f"gate-{claims.index(True)}")
+    assert not ledger.holds_window(run.id, 0, f"gate-{claims.index(False)}")
+
+
+@pytest.mark.parametrize(
+    ("lease", "is_dead"),
+    [
+        pytest.param(timedelta(minutes=1), everyone_is_dead, id="dead"),
+        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
+    ],
+)
+def test_a_gate_that_is_gone_is_replaced(ledger: Ledger, lease: timedelta, is_dead: Callable[[str], bool]) -> None:
+    run = queued_run(ledger)
+    ledger.claim_window(run.id, 0, "old", utcnow() + lease, is_dead=everyone_lives)
+    assert ledger.claim_window(run.id, 0, "new", utcnow() + timedelta(minutes=1), is_dead=is_dead)
+    assert not ledger.holds_window(run.id, 0, "old")
+    assert not ledger.leave_window(run.id, 0, "old", to=WindowState.CLOSED)
+    assert ledger.holds_window(run.id, 0, "new")
+
+
+@pytest.mark.parametrize("number", [pytest.param(0, id="pending"), pytest.param(7, id="unknown")])
+def test_a_window_that_is_not_open_has_no_gate(ledger: Ledger, number: int) -> None:
+    run = running_run(ledger)
+    assert not ledger.claim_window(run.id, number, "gate", utcnow(), is_dead=everyone_is_dead)
+
+
+def test_a_window_given_back_open_can_be_taken_again_and_a_closed_one_not(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    until = utcnow() + timedelta(minutes=1)
+    for to, again in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
+        assert ledger.leave_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
+        assert ledger.claim_window(run.id, 0, "gate", until, is_dead=everyone_is_dead) is again
+    assert not ledger.holds_window(run.id, 0, "gate")
+
+
+def test_a_gate_of_an_ended_run_no_longer_holds_its_window(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert not ledger.holds_window(run.id, 0, "gate")
+
+
+# -- claiming dates -----------------------------------------------------------------------------------------------
+
+
+def test_a_queued_date_is_claimed_once(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    taken = claim(ledger, run, owner="first")
+    assert taken is not None
+    assert (taken.state, taken.attempt, taken.deaths, taken.lease_owner) == (DateState.PROCESSING, 1, 0, "first")
+    assert taken == row_of(ledger, run)
+    assert claim(ledger, run, owner="second") is None
+    assert row_of(ledger, run).lease_owner == "first"
+
+
+def test_threads_at_once_claim_a_date_once(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claims = at_once(6, lambda n: claim(ledger, run, owner=f"worker-{n}"))
+    assert len([taken for taken in claims if taken]) == 1
+
+
+@pytest.mark.parametrize(
+    ("lease", "is_dead"),
+    [
+        pytest.param(timedelta(minutes=5), everyone_is_dead, id="dead"),
+        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
+    ],
+)
+def test_a_date_of_a_worker_that_is_gone_is_taken_over_and_the_death_counted(
+    ledger: Ledger, lease: timedelta, is_dead: Callable[[str], bool]
+) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="gone", lease=lease)
+    taken = claim(ledger, run, owner="new", is_dead=is_dead)
+    assert taken is not None
+    assert (taken.attempt, taken.deaths, taken.lease_owner) == (2, 1, "new")
+    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="gone")
+
+
+def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is not None
+    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is not None
+    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is None
+    row = row_of(ledger, run)
+    assert (row.state, row.verdict, row.deaths) == (DateState.FAILED, Verdict.FAILED, 2)
+    assert (row.error_kind, row.reason) == ("WorkerLost", "killed its worker 2 times")
+    assert (row.lease_owner, row.ended_at is not None) == (None, True)
+
+
+@pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
+def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, state: RunState) -> None:
+    run = queued_run(ledger)
+    ledger.move_run(run.id, expect=[RunState.RUNNING], to=state)
+    assert claim(ledger, run) is None
+    assert state_of(ledger, run, FEB_23) is DateState.QUEUED
+
+
+@pytest.mark.parametrize("reach", [staged_date, published_date, checkpointed_date, failed_date, blocked_date])
+def test_a_date_past_processing_is_not_claimed_again(
+    ledger: Ledger, reach: Callable[[Ledger, Run, date], None]
+) -> None:
+    run = queued_run(ledger)
+    reach(ledger, run, FEB_23)
+    assert claim(ledger, run, is_dead=everyone_is_dead) is None
+
+
+def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> None:
+    run = running_run(ledger)
+    assert claim(ledger, run) is None
+    assert claim(ledger, run, date(1999, 1, 1)) is None
+
+
+def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    assert ledger.lease_of(run.id, FEB_23) is None
+    taken = claim(ledger, run)
+    assert taken is not None
+    assert ledger.lease_of(run.id, FEB_23) == taken.lease_until
+
+
+CLAIM_ALL = """
+    import json
+    import random
+    from datetime import date, timedelta
+    from common.clock import utcnow
+    from common.ledger import open_ledger
+    from tests.builders import everyone_lives
+    url, run, owner, first, count = sys.argv[1:]
+    ledger = open_ledger(url, create=False)
+    days = [date.fromisoformat(first) + timedelta(days=n) for n in range(int(count))]
+    random.shuffle(days)
+    wait_for_the_others()
+    until = utcnow() + timedelta(minutes=5)
+    mine = [
+        day.isoformat()
+        for day in days
+        if ledger.claim_date(run, day, owner, until, is_dead=everyone_lives, max_deaths=3)
+    ]
+    print(json.dumps(mine))
+    ledger.close()
+"""
+
+
+def test_eight_processes_claim_every_date_exactly_once(ledger_url: str) -> None:
+    ledger = open_ledger(ledger_url, create=False)
+    run = queued_run(ledger, MANY_DAYS)
+    runners = [(CLAIM_ALL, (ledger_url, run.id, f"worker-{n}", MANY_DAYS[0], len(MANY_DAYS))) for n in range(8)]
+    claimed = {f"worker-{n}": json.loads(said) for n, said in enumerate(race(*runners))}
+    owners = {row.day.isoformat(): row.lease_owner for row in ledger.dates(run.id)}
+    ledger.close()
+    assert sorted(day for days in claimed.values() for day in days) == [day.isoformat() for day in MANY_DAYS]
+    assert owners == {day: owner for owner, days in claimed.items() for day in days}
+
+
+# -- giving dates back --------------------------------------------------------------------------------------------
+
+
+def give_back(ledger: Ledger, run: Run, *, queued_too: bool = False, dead: Sequence[str] = ()) -> list[date]:
+    return ledger.give_back(run.id, 0, queued_too=queued_too, is_dead=lambda owner: owner in dead, max_deaths=2)
+
+
+def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="dead")
+    claimed_date(ledger, run, FEB_24, owner="alive")
+    assert give_back(ledger, run, dead=["dead"]) == [FEB_23]
+    back = row_of(ledger, run, FEB_23)
+    assert (back.state, back.deaths, back.lease_owner) == (DateState.QUEUED, 1, None)
+    assert state_of(ledger, run, FEB_24) is DateState.PROCESSING
+    assert give_back(ledger, run, dead=["dead"]) == []
+
+
+def test_dates_past_their_lease_are_queued_again(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, lease=EXPIRED)
+    assert give_back(ledger, run) == [FEB_23]
+
+
+def test_what_was_queued_counts_as_lost_only_when_said_so(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_25)
+    assert give_back(ledger, run) == []
+    assert sorted(give_back(ledger, run, queued_too=True)) == [FEB_23, FEB_24]
+    assert row_of(ledger, run, FEB_23).deaths == 0
+
+
+def test_a_date_that_has_killed_too_many_is_not_given_back(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    for _ in range(2):
+        claimed_date(ledger, run, FEB_23, owner="dead")
+        again = give_back(ledger, run, dead=["dead"])
+    assert again == []
+    assert state_of(ledger, run, FEB_23) is DateState.FAILED
+
+
+# -- moving dates -------------------------------------------------------------------------------------------------
+
+
+def test_a_move_records_its_facts(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23)
+    facts: dict[str, Any] = {
+        "found": {"upcoming": 1, "derived": 187},
+        "missing": ["a", "b"],
+        "source_reason": "primary below 90% at 0.5 %",
+        "seconds": 1.5,
+    }
+    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts)
+    row = row_of(ledger, run)
+    assert (row.found, row.missing) == ({"upcoming": 1, "derived": 187}, ("a", "b"))
+    assert (row.source_reason, row.seconds, row.lease_owner) == (facts["source_reason"], 1.5, None)
+
+
+def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_23)
+    before = row_of(ledger, run)
+    move = {"expect": DateState.PROCESSING, "to": DateState.STAGED, "rows": 1}
+    assert not ledger.move_date(run.id, FEB_23, **move)
+    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, error="late")
+    assert row_of(ledger, run) == before
+
+
+def test_a_move_of_somebody_who_no_longer_holds_the_date_changes_nothing(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="holder")
+    before = row_of(ledger, run)
+    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="other", rows=1)
+    assert row_of(ledger, run) == before
+
+
+def test_of_moves_made_at_once_one_counts(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_23)
+    ends = [DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED]
+    moves = at_once(4, lambda n: ledger.move_date(run.id, FEB_23, expect=DateState.STAGED, to=ends[n]))
+    assert sorted(moves) == [False, False, False, True]
+    assert state_of(ledger, run, FEB_23) is ends[moves.index(True)]
+
+
+@pytest.mark.parametrize(
+    ("expect", "to"),
+    [
+        pytest.param(DateState.PROCESSING, DateState.CHECKPOINTED, id="past-the-gate"),
+        pytest.param(DateState.STAGED, DateState.CHECKPOINTED, id="without-publishing"),
+        pytest.param(DateState.CHECKPOINTED, DateState.QUEUED, id="from-an-end"),
+        pytest.param(DateState.QUEUED, DateState.PENDING, id="backwards"),
+    ],
+)
+def test_a_move_that_is_impossible_is_a_mistake_of_ours(ledger: Ledger, expect: DateState, to: DateState) -> None:
+    run = queued_run(ledger)
+    with pytest.raises(ValueError, match="never moves"):
+        ledger.move_date(run.id, FEB_23, expect=expect, to=to)
+    with pytest.raises(ValueError, match="never moves"):
+        ledger.move_dates(run.id, DAYS, expect=expect, to=to)
+
+
+def test_several_dates_move_if_they_are_where_they_are_expected(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_23)
+    staged_date(ledger, run, FEB_24)
+    assert ledger.move_dates(run.id, DAYS, expect=DateState.STAGED, to=DateState.PUBLISHED) == 2
+    assert ledger.move_dates(run.id, [], expect=DateState.STAGED, to=DateState.PUBLISHED) == 0
+    assert [row.state for row in ledger.dates(run.id)] == [DateState.PUBLISHED] * 2 + [DateState.QUEUED]
+
+
+def test_dates_are_listed_oldest_first_by_window_state_and_day(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS[::-1], window=2)
+    staged_date(ledger, run, FEB_24)
+    assert [row.day for row in ledger.dates(run.id)] == list(DAYS)
+    assert [row.day for row in ledger.dates(run.id, window=0)] == [FEB_24, FEB_25]
+    assert [row.day for row in ledger.dates(run.id, states=[DateState.STAGED])] == [FEB_24]
+    assert [row.day for row in ledger.dates(run.id, window=0, days=[FEB_23, FEB_25])] == [FEB_25]
+    assert ledger.dates(run.id, states=[]) == []
+
+
+def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_23, checksum="a" * 64)
+    found = row_of(ledger, run).staged_file()
+    assert (found.day, found.checksum, found.rows) == (FEB_23, "a" * 64, 187)
+    with pytest.raises(Exception, match="no file was staged"):
+        row_of(ledger, run, FEB_24).staged_file()
+
+
+# -- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def proven(ledger: Ledger, job: str = JOB) -> dict[date, str]:
+    return {day: found.run_id for day, found in ledger.checkpoints(job, FEB_23, FEB_25).items()}
+
+
+def test_a_published_date_that_passed_is_checkpointed_with_its_facts(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    published_date(ledger, run, FEB_23, verdict=Verdict.ACCEPTED)
+    assert ledger.checkpoint(run.id, [FEB_23]) == [FEB_23]
+    found = ledger.checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
+    assert (found.run_id, found.job_version, found.verdict) == (run.id, "1", Verdict.ACCEPTED)
+    assert (found.expected, found.matched, found.rows, found.source) == (187, 187, 187, "upcoming")
+    assert (found.checksum, found.inputs) == ("c" * 64, "i" * 64)
+    assert state_of(ledger, run, FEB_23) is DateState.CHECKPOINTED
+
+
+def test_checkpointing_twice_changes_nothing(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    checkpointed_date(ledger, run, FEB_23)
+    before = ledger.checkpoints(JOB, FEB_23, FEB_25)
+    assert ledger.checkpoint(run.id, [FEB_23]) == []
+    assert ledger.checkpoint(run.id, []) == []
+    assert ledger.checkpoints(JOB, FEB_23, FEB_25) == before
+
+
+@pytest.mark.parametrize("reach", [claimed_date, staged_date, failed_date, blocked_date])
+def test_what_is_not_published_is_never_checkpointed(
+    ledger: Ledger, reach: Callable[[Ledger, Run, date], None]
+) -> None:
+    run = queued_run(ledger)
+    reach(ledger, run, FEB_23)
+    assert ledger.checkpoint(run.id, DAYS) == []
+    assert proven(ledger) == {}
+
+
+@pytest.mark.parametrize("verdict", [None, *(one for one in Verdict if not one.passes)])
+def test_what_did_not_pass_is_never_checkpointed(ledger: Ledger, verdict: Verdict | None) -> None:
+    run = queued_run(ledger)
+    published_date(ledger, run, FEB_23, verdict=verdict)
+    assert ledger.checkpoint(run.id, [FEB_23]) == []
+    assert proven(ledger) == {}
+
+
+def test_a_rebuilt_date_has_the_checkpoint_of_its_latest_run(ledger: Ledger) -> None:
+    first = queued_run(ledger)
+    checkpointed_date(ledger, first, FEB_23)
+    checkpointed_date(ledger, first, FEB_24)
+    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    second = queued_run(ledger)
+    checkpointed_date(ledger, second, FEB_23)
+    assert proven(ledger) == {FEB_23: second.id, FEB_24: first.id}
+
+
+def test_checkpoints_belong_to_a_job_and_a_range(ledger: Ledger) -> None:
+    run, other = queued_run(ledger), queued_run(ledger, job="teams")
+    checkpointed_date(ledger, run, FEB_23)
+    checkpointed_date(ledger, other, FEB_24)
+    assert (proven(ledger), proven(ledger, "teams")) == ({FEB_23: run.id}, {FEB_24: other.id})
+    assert ledger.checkpoints(JOB, FEB_24, FEB_25) == {}
+
+
+def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    published_date(ledger, run, FEB_23)
+    results = at_once(4, lambda _: ledger.checkpoint(run.id, [FEB_23]))
+    assert sorted(results) == [[], [], [], [FEB_23]]
+
+
+def test_verdicts_are_noted_on_staged_dates_only(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    staged_date(ledger, run, FEB_23)
+    note = {"verdict": "complete", "reason": "187 of 187", "matched": 187}
+    ledger.note_verdicts(run.id, {FEB_23: note, FEB_24: note})
+    assert row_of(ledger, run, FEB_23).verdict is Verdict.COMPLETE
+    assert row_of(ledger, run, FEB_24).verdict is None
+
+
+def test_the_latest_end_of_each_date_is_remembered(ledger: Ledger) -> None:
+    first = queued_run(ledger)
+    blocked_date(ledger, first, FEB_23)
+    failed_date(ledger, first, FEB_24)
+    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    second = queued_run(ledger)
+    checkpointed_date(ledger, second, FEB_23)
+    claimed_date(ledger, second, FEB_24)
+    ends = {day: (row.run_id, row.state) for day, row in ledger.last_ends(JOB, FEB_23, FEB_25).items()}
+    assert ends == {FEB_23: (second.id, DateState.CHECKPOINTED), FEB_24: (first.id, DateState.FAILED)}
+
+
+# -- time ---------------------------------------------------------------------------------------------------------
+
+
+def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
+    before = utcnow()
+    run = queued_run(ledger)
+    checkpointed_date(ledger, run, FEB_23)
+    row, opened = row_of(ledger, run), ledger.run(run.id)
+    stamps = [
+        opened.created_at,
+        opened.started_at,
+        row.queued_at,
+        row.started_at,
+        row.ended_at,
+        ledger.checkpoints(JOB, FEB_23, FEB_23)[FEB_23].checkpointed_at,
+    ]
+    assert {stamp.utcoffset() for stamp in stamps if stamp} == {timedelta(0)}
+    assert all(stamp is not None and before <= stamp <= utcnow() for stamp in stamps)
+
+
+def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
+    ledger.claim_date(run.id, FEB_23, "worker", lease, is_dead=everyone_lives, max_deaths=3)
+    assert ledger.lease_of(run.id, FEB_23) == datetime(2023, 2, 23, 17, tzinfo=UTC)
+
+
+def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    naive = datetime(2023, 2, 23)  # noqa: DTZ001 - the one to refuse
+    with pytest.raises(StatementError, match="without a zone"):
+        ledger.claim_date(run.id, FEB_23, "worker", naive, is_dead=everyone_lives, max_deaths=3)
+    assert state_of(ledger, run, FEB_23) is DateState.QUEUED
+
+
+def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Ledger) -> None:
+    run = running_run(ledger)
+    assert ledger.last_activity(run.id) is None
+    ledger.open_windows(run.id, in_flight=1)
+    queued = ledger.last_activity(run.id)
+    assert queued is not None
+    assert queued.utcoffset() == timedelta(0)
+    claimed_date(ledger, run, FEB_23)
+    assert ledger.last_activity(run.id) is None
