@@ -148,19 +148,19 @@ class Watcher:
         text = self._text(progress)
         if self._bar is not None and self._task is not None:
             state = progress.run.state.value
-            self._bar.update(self._task, total=progress.total, completed=progress.ended, state=state, text=text)
+            self._bar.update(self._task, total=progress.total, completed=progress.worked, state=state, text=text)
             return
         due = time.monotonic() - self._last_line > LINE_EVERY_SECONDS
         if (due or progress.run.ended) and text != self._last_text:
             self._last_line, self._last_text = time.monotonic(), text
-            self._console.print(f"{progress.run.state.value}: {progress.ended} of {progress.total} dates, {text}")
+            self._console.print(f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}")
 
     def _text(self, progress: Progress) -> str:
         if self._at_start is None:
-            self._at_start = progress.ended
+            self._at_start = progress.worked
         seconds = time.monotonic() - self._started
-        rate = (progress.ended - self._at_start) / seconds if seconds > 0 else 0.0
-        left = progress.total - progress.ended
+        rate = (progress.worked - self._at_start) / seconds if seconds > 0 else 0.0
+        left = progress.total - progress.worked
         parts = [
             f"{progress.of(DateState.CHECKPOINTED)} done",
             f"{progress.of(DateState.BLOCKED)} blocked",
@@ -240,7 +240,9 @@ def _print_missing(console: Console, row: DateRow) -> None:
     if not row.missing or count <= 0:
         return
     more = f" and {count - NAMES_SHOWN} more (all with --json)" if count > NAMES_SHOWN else ""
-    console.print(f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}")
+    console.print(
+        f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}", soft_wrap=True
+    )
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:

@@ -135,5 +135,10 @@ class Progress:
     def ended(self) -> int:
         return sum(n for state, n in self.counts.items() if state in ENDED_DATES)
 
+    @property
+    def worked(self) -> int:
+        """Dates that no worker has to touch any more: those that ended and those that wait for the gate."""
+        return self.ended + self.of(DateState.STAGED, DateState.PUBLISHED)
+
     def of(self, *states: DateState) -> int:
         return sum(self.counts.get(state, 0) for state in states)
