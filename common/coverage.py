@@ -69,6 +69,11 @@ def percent(part: int, whole: int) -> str:
     return f"{part * 1000 // whole / 10:.1f} %"
 
 
+def reaches(part: int, whole: int, ratio: float) -> bool:
+    """Whether `part` of `whole` is at least the ratio: asked in this one way everywhere, so that answers agree."""
+    return not whole or part / whole >= ratio
+
+
 def judge_truth(truth: Truth) -> Judgement | None:
     """Skip or block a date for what its expectation is; None when the date can be built.
 
@@ -118,9 +123,8 @@ def choose_source(
     else the best there is, and the gate will refuse it.
     """
     primary, others = order[0], order[1:]
-    needed = policy.accept_ratio * expected
     threshold = f"{policy.accept_ratio:.0%}"
-    if found[primary] >= needed:
+    if reaches(found[primary], expected, policy.accept_ratio):
         return Choice(source=primary, reason=f"primary at {percent(found[primary], expected)}", found=found[primary])
     if fallback is Fallback.OFF or not others:
         why = "fallback is off" if fallback is Fallback.OFF else "there is no fallback"
@@ -131,7 +135,7 @@ def choose_source(
         reason = f"primary below {threshold} at {percent(found[primary], expected)}, filled from {best}"
         return Choice(source=primary, fill_from=best, reason=reason, found=with_fill[best])
     best = max(order, key=lambda name: found[name])
-    if found[best] >= needed:
+    if reaches(found[best], expected, policy.accept_ratio):
         reason = f"primary below {threshold} at {percent(found[primary], expected)}"
     else:
         reason = f"no source reaches {threshold}; the best has {percent(found[best], expected)}"
@@ -162,11 +166,10 @@ def judge(counted: Recount, *, policy: CoveragePolicy, forced_because: str | Non
     if about_truth := judge_truth(counted.truth):
         return _unless_forced(about_truth, counted, forced_because)
     expected = counted.truth.expected
-    ratio = counted.matched / expected
     found = f"{counted.matched} of {expected} expected entities ({percent(counted.matched, expected)})"
-    if ratio >= policy.complete_ratio:
+    if reaches(counted.matched, expected, policy.complete_ratio):
         return Judgement(verdict=Verdict.COMPLETE, reason=found)
-    if ratio >= policy.accept_ratio:
+    if reaches(counted.matched, expected, policy.accept_ratio):
         return Judgement(verdict=Verdict.ACCEPTED, reason=f"{found}, below {policy.complete_ratio:.0%}")
     blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"{found}, below {policy.accept_ratio:.0%}")
     return _unless_forced(blocked, counted, forced_because)

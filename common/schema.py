@@ -84,22 +84,33 @@ def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> p
     unknown = [str(name) for name in frame.columns if name not in columns]
     if missing or unknown:
         raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
+    repeated = [name for name in columns if list(frame.columns).count(name) > 1]
+    if repeated:
+        raise SchemaMismatch(f"{what}: repeated columns {repeated}")
     arrays: list[pa.Array[Any]] = []
     for name, column in columns.items():
         try:
             arrays.append(_typed(frame[name], ARROW_TYPES[column.type]))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as exc:
+        except (pa.ArrowException, OverflowError, ValueError) as exc:
             raise SchemaMismatch(f"{what}: column {name} is not {column.type}: {exc}") from exc
     return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
 
 
 def _typed(series: Any, kind: pa.DataType) -> pa.Array[Any]:
-    made = pa.array(series, from_pandas=True)
+    """The series in exactly that type. Raises `ArrowException` or `ValueError` rather than lose anything."""
+    made: Any = pa.array(series, from_pandas=True)
     if isinstance(made, pa.ChunkedArray):
         made = made.combine_chunks()
-    if pa.types.is_null(made.type) or not made.type.equals(kind):
-        made = made.cast(kind)  # a safe cast: it refuses to lose anything
-    return made
+    if made.null_count == len(made):
+        return pa.array([None] * len(made), kind)
+    if made.type.equals(kind):
+        return made
+    cast = made.cast(kind)
+    if pa.types.is_temporal(made.type) and not cast.cast(made.type).equals(made):
+        raise ValueError("it has a time of day")
+    if pa.types.is_boolean(kind):
+        raise ValueError(f"it holds {made.type}")  # Arrow takes any number for a truth value
+    return cast
 
 
 def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:

@@ -21,7 +21,9 @@ from common.schema import ARROW_TYPES, ColumnType, TableName, arrow_schema, chec
 from common.warehouse.base import Warehouse
 
 PROBLEMS_SHOWN = 5
-INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)")
+INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
+NUMBER = re.compile(r"(?i:[+-]?(nan|inf|infinity))|[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+DIGITS_ONLY = re.compile(r"[+-]?\d+")
 INT64_BOUND = 2**63
 TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -143,6 +145,9 @@ def _read_csv(file: Path) -> _Raw:
 
 
 def _read_parquet(file: Path) -> _Raw:
+    schema = pq.read_schema(file)
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{file}: two columns have the same name: {', '.join(schema.names)}")
     table = pq.ParquetFile(file).read()
     types: dict[str, ColumnType] = {}
     columns: dict[str, list[Any]] = {}
@@ -187,8 +192,8 @@ def _infer(values: Sequence[Any]) -> ColumnType:
 def _fits(value: str, kind: ColumnType) -> bool:
     if kind == "BOOL":
         return value.lower() in ("true", "false")
-    if kind == "FLOAT64" and re.match(r"[+-]?0\d", value):
-        return False
+    if kind == "FLOAT64" and (re.match(r"[+-]?0\d", value) or DIGITS_ONLY.fullmatch(value)):
+        return _fits(value, "INT64")  # more digits than an INT64 holds are an identifier, no measurement
     try:
         CONVERT[kind](value)
     except (ValueError, UserError):
@@ -209,10 +214,9 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError("is not a number") from None
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
+        raise ValueError("is not a number")
+    number = float(value)
     if not math.isfinite(number):
         raise ValueError("is not a finite number")
     return number

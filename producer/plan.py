@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from common.clock import today
-from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent
+from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent, reaches
 from common.dates import DateRange, describe, hull, parse_date
 from common.errors import UserError
 from common.job import CalendarFacts, Job
@@ -229,7 +232,7 @@ def _step(day: date, request: Request, job: Job, measured: Measured, options: Ru
     step = replace(step, source=choice.label, supplied=choice.found)
     if about_truth is not None:
         return _unless_forced(replace(step, reason=about_truth.reason), request, choice)
-    if choice.found < options.accept_ratio * (step.expected or 0):
+    if not reaches(choice.found, step.expected or 0, options.accept_ratio):
         return _unless_forced(replace(step, reason=choice.reason), request, choice)
     return replace(step, reason=choice.reason)
 
@@ -279,7 +282,34 @@ def save_plan(plan: Plan, file: Path) -> None:
         raise UserError(f"the plan can't be written to {file}: {exc.strerror}") from exc
 
 
-def read_plan(file: Path) -> Mapping[str, Any]:
+class SavedStep(TypedDict):
+    """A step as `Step.as_json` gives it."""
+
+    day: str
+    action: str
+    reason: str
+    expected: int | None
+    found: dict[str, int]
+    source: str | None
+    supplied: int | None
+
+
+class SavedPlan(TypedDict):
+    """What of a saved plan is read back."""
+
+    format: Literal[1]
+    job: str
+    version: str
+    days: list[str]
+    excluded: list[str]
+    reprocess: str
+    newest_first: bool
+    fallback: str | None
+    forced_because: str | None
+    steps: list[SavedStep]
+
+
+def read_plan(file: Path) -> SavedPlan:
     """A saved plan. Raises `UserError` when it is none."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -287,24 +317,25 @@ def read_plan(file: Path) -> Mapping[str, Any]:
         raise UserError(f"the plan {file} can't be read: {exc.strerror}") from exc
     except ValueError as exc:
         raise UserError(f"{file} is not a plan: {exc}") from exc
-    if not isinstance(stored, dict) or stored.get("format") != PLAN_FORMAT:
-        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote")
-    return stored
+    try:
+        return TypeAdapter(SavedPlan).validate_python(stored, strict=True)
+    except ValidationError as exc:
+        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote") from exc
 
 
-def request_of(stored: Mapping[str, Any], file: Path) -> Request:
+def request_of(stored: SavedPlan, file: Path) -> Request:
     """The request that a saved plan was made from. Raises `UserError` when it is damaged."""
     try:
         return Request.from_json(stored)
-    except (KeyError, TypeError, ValueError, UserError) as exc:
+    except (ValueError, UserError) as exc:
         raise UserError(f"{file} is not a plan that `backfill plan --save` wrote: {exc}") from exc
 
 
-def refuse_if_changed(stored: Mapping[str, Any], now: Plan, file: Path) -> None:
+def refuse_if_changed(stored: SavedPlan, now: Plan, file: Path) -> None:
     """Raises `UserError`, naming dates, unless the plan made now is the one that was saved."""
-    if stored.get("version") != now.version:
-        raise UserError(f"the job's version was {stored.get('version')} in {file} and is {now.version} now: plan again")
-    was = {step["day"]: step for step in stored.get("steps", [])}
+    if stored["version"] != now.version:
+        raise UserError(f"the job's version was {stored['version']} in {file} and is {now.version} now: plan again")
+    was = {step["day"]: step for step in stored["steps"]}
     differing = [step for step in now.steps if was.get(step.day.isoformat()) != step.as_json()]
     if not differing and len(was) == len(now.steps):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -159,50 +160,54 @@ def state_of(ledger: Ledger, run: Run, day: date) -> DateState:
 
 # -- processes ----------------------------------------------------------------------------------------------------
 
-PRELUDE = """
-import sys
-def wait_for_the_others():
-    print("ready", flush=True)
-    sys.stdin.readline()
+RACE = """
+import json, multiprocessing, sys, traceback
+
+def started(results, wait, number, name, arguments):
+    try:
+        results.put((number, globals()[name](wait, *arguments), None))
+    except BaseException:
+        results.put((number, None, traceback.format_exc()))
+
+runners = json.load(sys.stdin)
+fork = multiprocessing.get_context("fork")  # what is imported once serves them all
+results, line = fork.SimpleQueue(), fork.Barrier(len(runners))
+processes = [
+    fork.Process(target=started, args=(results, line.wait, number, name, arguments))
+    for number, (name, arguments) in enumerate(runners)
+]
+for process in processes:
+    process.start()
+found = sorted(results.get() for _ in processes)
+for process in processes:
+    process.join()
+print(json.dumps(found))
 """
 
 
-def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of its own that runs the code; it finds the arguments in `sys.argv[1:]`."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def run_python(code: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the code in a process of its own, which finds the arguments in `sys.argv[1:]`, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
 
 
-def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The process after its end, whatever that was."""
-    process = start_python(code, *arguments)
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def race(code: str, *runners: tuple[object, ...]) -> list[Any]:
+    """What functions defined by the code return, each run in a process of its own.
 
-
-def race(*runners: tuple[str, tuple[object, ...]]) -> list[str]:
-    """Run each piece of code in a process of its own, past `wait_for_the_others()` all at once; what they print."""
-    processes = [start_python(code, *arguments) for code, arguments in runners]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            assert first == "ready\n", first + process.communicate(timeout=PATIENCE_SECONDS)[1]
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        printed = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    assert [process.returncode for process in processes] == [0] * len(processes), [err for _, err in printed]
-    return [out for out, _ in printed]
+    A runner is a function's name and its arguments. Each is handed `wait` as its first argument, which returns once
+    all the processes have called it.
+    """
+    listed = [(name, [*map(str, arguments)]) for name, *arguments in runners]
+    ran = run_python(textwrap.dedent(code) + RACE, stdin=json.dumps(listed))
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)
+    traces = [trace for _, _, trace in results if trace]
+    assert not traces, "\n".join(traces)
+    return [result for _, result, _ in results]

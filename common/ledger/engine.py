@@ -32,7 +32,7 @@ def make_engine(url: str) -> Engine:
 def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError) as exc:
         raise UserError("BACKFILL_LEDGER is not a database URL") from exc
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise UserError(f"BACKFILL_LEDGER names {parsed.get_backend_name()}: use sqlite:///FILE or postgresql://...")
@@ -112,5 +112,7 @@ def _one_at_a_time(engine: Engine) -> Generator[None]:
         return
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-        yield
-        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -489,6 +490,8 @@ def _translated() -> Generator[None]:
     except IntegrityError:
         raise
     except OperationalError as exc:
+        if getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # a table or column is not there
+            raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
         raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
     except DatabaseError as exc:
         raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc

@@ -32,11 +32,12 @@ from common.errors import (
 from common.schema import TableName, checked_identifier, column_type
 from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, TableInfo
 from common.warehouse.files import check_writable, checksum_of, locked, parquet_bytes, sync_folder, write_atomically
-from common.warehouse.sql import parameter_names, to_duckdb
+from common.warehouse.sql import parameter_names, table_names, to_duckdb, with_googlesql_types
 
 PART = "part.parquet"
 PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
 PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
+MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 LOADING = ".loading"  #: a load in preparation; once it holds COMMITTED it will take effect whatever dies
 COMMITTED = "COMMITTED"
 
@@ -72,17 +73,41 @@ class LocalWarehouse:
         scans: Mapping[str, Scan | StagedScan],
         params: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        named = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        for _ in range(MOST_TRIES):
+            parts = {name: self._paths(scan) for name, scan in scans.items()}
+            before = _stamps(parts)
+            try:
+                found: pa.Table | duckdb.Error = self._run(sql, scans, parts, params or {})
+            except duckdb.Error as exc:
+                found = exc
+            except (SqlglotError, pa.ArrowInvalid) as exc:
+                raise QueryFailed(str(exc), table=named) from exc
+            if _stamps(parts) != before:
+                continue  # DuckDB opens a file twice; one was replaced in between, so the answer means nothing
+            if isinstance(found, pa.Table):
+                return found
+            if isinstance(found, duckdb.IOException):
+                raise WarehouseUnavailable(str(found), table=named) from found
+            raise QueryFailed(str(found), table=named) from found
+        raise WarehouseUnavailable(f"was written to during each of {MOST_TRIES} reads", table=named)
+
+    def _run(
+        self,
+        sql: LiteralString,
+        scans: Mapping[str, Scan | StagedScan],
+        parts: Mapping[str, list[str]],
+        params: Mapping[str, Any],
+    ) -> pa.Table:
+        unknown = table_names(sql) - set(scans)
+        if unknown:
+            raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
         connection = self._connection()
-        try:
-            for name, scan in scans.items():
-                self._relation(connection, scan).create_view(checked_identifier(name, "scan name"), replace=True)
-            bound = {key: value for key, value in (params or {}).items() if key in parameter_names(sql)}
-            return connection.sql(to_duckdb(sql), params=bound).to_arrow_table()
-        except duckdb.IOException as exc:
-            raise WarehouseUnavailable(str(exc), table=tables) from exc
-        except (duckdb.Error, SqlglotError) as exc:
-            raise QueryFailed(str(exc), table=tables) from exc
+        for name, scan in scans.items():
+            relation = self._relation(connection, scan, parts[name])
+            relation.create_view(checked_identifier(name, "scan name"), replace=True)
+        bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
+        return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
 
     def read(self, scan: Scan) -> pa.Table:
         parts = self._checked_parts(scan)
@@ -96,6 +121,7 @@ class LocalWarehouse:
 
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with _translated(table):
+            self._finish_load(table)
             return {day: _fingerprint(self._part(table, date_column, day)) for day in days}
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
@@ -120,6 +146,7 @@ class LocalWarehouse:
     ) -> Receipt:
         published: set[date] = set()
         with _translated(target), locked(self._folder(target) / ".lock"):
+            self._roll_forward(self._folder(target))
             for staged in files:
                 part = self._part(target, date_column, staged.day)
                 now = _fingerprint(part)
@@ -212,11 +239,14 @@ class LocalWarehouse:
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
         return [found / PART for found in sorted(_partitions(self._folder(scan.table))) if found.name in needed]
 
-    def _relation(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
-        if isinstance(scan, StagedScan):
-            paths = [str(staged.path) for staged in scan.files]
-        else:
-            paths = self._checked_parts(scan)
+    def _paths(self, scan: Scan | StagedScan) -> list[str]:
+        return (
+            [str(staged.path) for staged in scan.files] if isinstance(scan, StagedScan) else self._checked_parts(scan)
+        )
+
+    def _relation(
+        self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, paths: list[str]
+    ) -> duckdb.DuckDBPyRelation:
         relation = connection.read_parquet(paths, hive_partitioning=False) if paths else self._empty(connection, scan)
         if scan.columns is None:
             return relation
@@ -241,7 +271,13 @@ class LocalWarehouse:
         """A connection of this thread's own: DuckDB's are not to be shared."""
         found = getattr(self._local, "connection", None)
         if found is None:
-            found = duckdb.connect(config={"threads": self._threads, "autoinstall_known_extensions": False})
+            found = duckdb.connect(
+                config={
+                    "threads": self._threads,
+                    "autoinstall_known_extensions": False,
+                    "python_enable_replacements": False,
+                }
+            )
             self._local.connection = found
         return found
 
@@ -253,6 +289,18 @@ def _partitions(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
         if "=" in entry.name and (entry / PART).exists():
             yield entry
+
+
+def _stamps(parts: Mapping[str, list[str]]) -> list[tuple[int, int, int]]:
+    """What tells whether a file was replaced: its inode, its size and when it was written."""
+    stamps: list[tuple[int, int, int]] = []
+    for path in (one for paths in parts.values() for one in paths):
+        try:
+            found = Path(path).stat()
+            stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
+        except FileNotFoundError:
+            stamps.append((0, 0, 0))
+    return stamps
 
 
 def _fingerprint(part: Path) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -20,6 +22,7 @@ from common.settings import Settings
 from common.warehouse.files import write_atomically
 from producer.attended import interrupted_in_words, stoppable
 from producer.demo.page import (
+    Standing,
     print_done,
     print_flow,
     print_made,
@@ -27,6 +30,7 @@ from producer.demo.page import (
     print_planned,
     print_replay,
     print_source_checks,
+    standing,
 )
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from producer.plan import Action, Plan, Reprocess, Request
@@ -35,7 +39,7 @@ from producer.session import Interrupted, Launch, decide, execute, release_what_
 from producer.site import Site, open_site
 
 JOB = "player_composite_factors"
-MARKER = "demo.json"  #: in the home: the tables are ours, and whether they are whole
+MARKER = "demo.json"  #: in the home: in which warehouse the tables are ours, and whether they are whole
 FORMAT = 1
 WORKERS = 2
 
@@ -46,6 +50,7 @@ def run_demo(settings: Settings, console: Console) -> int:
     Raises `UserError`, and changes nothing, when the warehouse is not local or holds such tables of somebody else's.
     """
     started = time.monotonic()
+    _refuse_other_warehouses(settings)
     site = open_site(settings.model_copy(update={"broker": None}))
     try:
         with stoppable(), logging_to_file(settings.home / "logs" / "command.log"):
@@ -64,7 +69,7 @@ def _run(site: Site, console: Console, started: float) -> int:
     release_what_is_dead(find_job(JOB), season, site)
     launch = Launch(request=season, window=site.settings.window, workers=WORKERS)
     plan = decide(launch, find_job(JOB), site)
-    if not plan.of(Action.BUILD):
+    if not plan.of(Action.BUILD) and not plan.of(Action.BLOCKED):
         print_done(console, plan)
         print_next(console, _season_run(site))
         return COMPLETE
@@ -74,21 +79,31 @@ def _run(site: Site, console: Console, started: float) -> int:
         print_run(console, progress, site.ledger.dates(progress.run.id))
         return INCOMPLETE
     print_source_checks(console, site, progress)
-    blocked = _replay(site, console, sorted(INCIDENT))
+    if not replay(site, console, sorted(INCIDENT)):
+        return INCOMPLETE
     print_flow(console, progress, time.monotonic() - started)
     print_next(console, progress.run.id)
-    return COMPLETE if blocked else INCOMPLETE
+    return COMPLETE
 
 
-def _replay(site: Site, console: Console, days: list[date]) -> bool:
-    """Build the incident's dates with the fallback off and no pre-flight; tells whether the gate blocked them all."""
+def replay(site: Site, console: Console, days: list[date]) -> bool:
+    """Build the incident's dates with the fallback off and no pre-flight.
+
+    Tells whether the gate blocked them all and left what was published, and its checkpoints, as they were.
+    """
     request = Request(job=JOB, days=tuple(days), reprocess=Reprocess.ALL, fallback=Fallback.OFF)
     launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
     plan = decide(launch, find_job(JOB), site)
+    before = standing(site, days)
     progress = execute(launch, plan, site, lambda _: None, lambda _: None)
+    return _replay_held(site, console, progress, before)
+
+
+def _replay_held(site: Site, console: Console, progress: Progress, before: dict[date, Standing]) -> bool:
     rows = site.ledger.dates(progress.run.id)
-    print_replay(console, site, rows)
-    return all(row.state is DateState.BLOCKED for row in rows)
+    after = standing(site, list(before))
+    print_replay(console, rows, before, after)
+    return after == before and all(row.state is DateState.BLOCKED for row in rows)
 
 
 def _season_run(site: Site) -> str:
@@ -107,27 +122,46 @@ def _make_tables_once(site: Site) -> bool:
     """Make the season's tables unless an earlier demo did; returns whether they were made now."""
     from producer.demo.season import load_season
 
-    if not site.settings.warehouse_url.startswith("local:"):
-        raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
     marker = site.settings.home.absolute() / MARKER
-    state = _read_marker(marker)
-    if state == {"format": FORMAT, "state": "made"}:
-        return False
-    if state is None:
+    where = _warehouse_from_home(site.settings)
+    known = _read_marker(marker)
+    if known is None:
         _refuse_tables_of_others(site)
-    write_atomically(marker, json.dumps({"format": FORMAT, "state": "making"}).encode())
+    elif known.get("warehouse") != where:
+        raise UserError(
+            f"{marker} is of a demo in another warehouse: run the demo with that BACKFILL_WAREHOUSE "
+            f"or with another BACKFILL_HOME"
+        )
+    made = {"format": FORMAT, "warehouse": where, "state": "made"}
+    if known == made:
+        return False
+    write_atomically(marker, json.dumps(made | {"state": "making"}).encode())
     load_season(site.warehouse)
-    write_atomically(marker, json.dumps({"format": FORMAT, "state": "made"}).encode())
+    write_atomically(marker, json.dumps(made).encode())
     return True
 
 
-def _read_marker(marker: Path) -> dict[str, object] | None:
+def _refuse_other_warehouses(settings: Settings) -> None:
+    if not settings.warehouse_url.startswith("local:"):
+        raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
+
+
+def _warehouse_from_home(settings: Settings) -> str:
+    """The warehouse's folder as seen from the home, so that a home may be moved with the warehouse in it."""
+    return os.path.relpath(settings.warehouse_url.removeprefix("local:"), settings.home)
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    damaged = f"{marker} is damaged: remove it together with the demo's tables"
     try:
-        return json.loads(marker.read_text(encoding="utf-8"))
+        found: object = json.loads(marker.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as exc:
-        raise UserError(f"{marker} is damaged: remove it together with the demo's tables") from exc
+        raise UserError(damaged) from exc
+    if not isinstance(found, dict):
+        raise UserError(damaged)
+    return cast("dict[str, Any]", found)
 
 
 def _refuse_tables_of_others(site: Site) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from common.coverage import percent
 from common.dates import DateRange, describe
 from common.job import find_job
-from common.ledger import DateRow, DateState, Progress
+from common.ledger import Checkpoint, DateRow, DateState, Progress
 from common.schema import TableName
 from common.warehouse.base import Scan
 from producer.plan import Action, Plan
@@ -24,6 +25,20 @@ from producer.site import Site
 JOB = "player_composite_factors"
 NAMES_SHOWN = 4
 COUNT = "SELECT COUNT(*) AS n FROM published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is published and proven of a date."""
+
+    rows: int  #: counted in the published table
+    checkpoint: Checkpoint
+
+
+def standing(site: Site, days: Sequence[date]) -> dict[date, Standing]:
+    """What is published and proven of each of the days, which must all be checkpointed."""
+    checkpoints = site.ledger.checkpoints(JOB, min(days), max(days))
+    return {day: Standing(rows=_published(site, day), checkpoint=checkpoints[day]) for day in days}
 
 
 def heading(console: Console, text: str) -> None:
@@ -66,16 +81,23 @@ def print_source_checks(console: Console, site: Site, progress: Progress) -> Non
     rows = [row for row in site.ledger.dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
     primary = find_job(JOB).sources[0].name
     usual = [row for row in rows if row.source == primary]
-    low = min(usual, key=lambda row: (row.matched or 0) / (row.expected or 1))
-    console.print(
-        f"{len(usual)} dates were built from {primary}: it had {percent(low.matched or 0, low.expected or 0)} "
-        f"or more of the expected players on each"
-    )
+    if usual:
+        low = min(usual, key=lambda row: (row.matched or 0) / (row.expected or 1))
+        console.print(
+            f"{len(usual)} dates were built from {primary}: it had {percent(low.matched or 0, low.expected or 0)} "
+            f"or more of the expected players on each"
+        )
     _print_months(console, rows)
+    _print_fallbacks(console, [row for row in rows if row.source != primary])
+
+
+def _print_fallbacks(console: Console, rows: Sequence[DateRow]) -> None:
+    if not rows:
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("date", "expected", *(source.name for source in find_job(JOB).sources), "built from", "result"):
         table.add_column(name, no_wrap=True)
-    for row in (row for row in rows if row.source != primary):
+    for row in rows:
         found = [f"{n} ({percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
         result = f"{row.matched}/{row.expected} ({percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
         table.add_row(str(row.day), str(row.expected), *found, row.source or "", f"[green]{result}[/green]")
@@ -95,27 +117,46 @@ def _print_months(console: Console, rows: Sequence[DateRow]) -> None:
     console.print(table)
 
 
-def print_replay(console: Console, site: Site, rows: Sequence[DateRow]) -> None:
-    """The incident once more, with the fallback off: what the gate said, and that nothing published was touched."""
+def print_replay(
+    console: Console, rows: Sequence[DateRow], before: Mapping[date, Standing], after: Mapping[date, Standing]
+) -> None:
+    """The incident once more, with the fallback off: what the gate said, and whether what was published stands."""
     heading(console, "5. The incident, as it happened")
     console.print("The same two dates once more, with the fallback off, straight to the gate:")
     for row in rows:
         style = "bold red" if row.state is DateState.BLOCKED else "bold yellow"
         share = f"{row.matched}/{row.expected} = {percent(row.matched or 0, row.expected or 0)}"
         console.print(f"  {row.day}  [{style}]{row.state.value.upper()}[/{style}]  {share}: {escape(row.reason or '')}")
-        console.print(
-            f"              missing: {', '.join(row.missing[:NAMES_SHOWN])} "
-            f"and {max(len(row.missing) - NAMES_SHOWN, 0)} more"
-        )
-        if row.staged_path:
-            console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
-    checkpoints = site.ledger.checkpoints(JOB, rows[0].day, rows[-1].day)
+        if row.state is DateState.BLOCKED:
+            _print_refused(console, row)
     for row in rows:
-        kept = checkpoints[row.day]
+        _print_standing(console, row.day, before[row.day], after[row.day])
+    passed = [row.day for row in rows if row.state is not DateState.BLOCKED]
+    if passed:
+        console.print(f"[bold red]The demo failed: the gate did not block {describe(passed)}.[/bold red]")
+
+
+def _print_refused(console: Console, row: DateRow) -> None:
+    missing = (row.expected or 0) - (row.matched or 0)
+    console.print(
+        f"              missing: {', '.join(row.missing[:NAMES_SHOWN])} and {max(missing - NAMES_SHOWN, 0)} more"
+    )
+    if row.staged_path:
+        console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
+
+
+def _print_standing(console: Console, day: date, before: Standing, after: Standing) -> None:
+    if after != before:
         console.print(
-            f"  {row.day}  still published: {_published(site, row.day)} rows; "
-            f"its checkpoint is that of the first run ({kept.matched}/{kept.expected} from {kept.source})"
+            f"  {day}  [bold red]The demo failed: the replay changed what was published[/bold red]: "
+            f"{before.rows} rows of run {before.checkpoint.run_id}, now {after.rows} of {after.checkpoint.run_id}"
         )
+        return
+    kept = after.checkpoint
+    console.print(
+        f"  {day}  still published: {after.rows} rows; "
+        f"its checkpoint is that of the first run ({kept.matched}/{kept.expected} from {kept.source})"
+    )
 
 
 def _published(site: Site, day: date) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from datetime import date
 
-from tests.lab import Lab
+from rich.console import Console
+
+from producer.demo import replay
+from tests.lab import Lab, players
 
 TARGET = "nba_precompute.player_composite_factors"
+FEB_23, FEB_24 = date(2023, 2, 23), date(2023, 2, 24)
 
 
 def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(lab: Lab) -> None:
@@ -21,8 +26,8 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     )
     assert "2023-02-23  BLOCKED  1/187 = 0.5 %" in first.stdout
     assert "2023-02-24  BLOCKED  68/175 = 38.8 %" in first.stdout
-    assert len(lab.published(TARGET, date(2023, 2, 23))) == 187
-    assert {row["context_source"] for row in lab.published(TARGET, date(2023, 2, 23))} == {"derived"}
+    assert len(lab.published(TARGET, FEB_23)) == 187
+    assert {row["context_source"] for row in lab.published(TARGET, FEB_23)} == {"derived"}
     runs = lab.site.ledger.latest_runs()
     assert [run.state.value for run in runs] == ["failed", "succeeded"]
 
@@ -36,9 +41,46 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
 
 
 def test_the_demo_leaves_tables_alone_that_it_did_not_make(lab: Lab) -> None:
-    lab.summary(date(2023, 2, 23), ["somebody"])
+    lab.summary(FEB_23, ["somebody"])
 
     refused = lab.command("demo")
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "already holds nba_analytics.player_game_summary, which the demo did not make" in refused.stderr
+
+
+def test_the_demo_leaves_another_warehouse_alone_whatever_its_marker_says(lab: Lab) -> None:
+    lab.summary(FEB_23, ["somebody"])
+    (lab.home / "demo.json").write_text('{"format": 1, "warehouse": "elsewhere", "state": "making"}')
+    before = lab.table_bytes("nba_analytics.player_game_summary")
+
+    refused = lab.command("demo")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "is of a demo in another warehouse" in refused.stderr
+    assert lab.table_bytes("nba_analytics.player_game_summary") == before
+
+
+def test_the_demo_refuses_a_warehouse_that_is_not_local_and_leaves_nothing_behind(lab: Lab) -> None:
+    home = lab.home.parent / "unused"
+
+    refused = lab.command("demo", BACKFILL_HOME=str(home), BACKFILL_WAREHOUSE="bigquery://project")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert not home.exists()
+
+
+def test_a_replay_that_the_gate_does_not_block_is_a_failure(lab: Lab) -> None:
+    for day, present in ((FEB_23, 20), (FEB_24, 1)):
+        lab.schedule(day, games=1)
+        lab.summary(day, players(20))
+        lab.upcoming(day, players(present))
+    lab.run([FEB_23, FEB_24])
+    page = io.StringIO()
+
+    held = replay(lab.site, Console(file=page, width=160), [FEB_23, FEB_24])
+
+    assert not held
+    assert "The demo failed: the gate did not block 2023-02-23." in page.getvalue()
+    assert "2023-02-23  The demo failed: the replay changed what was published" in page.getvalue()
+    assert "2023-02-24  still published: 20 rows; its checkpoint is that of the first run" in page.getvalue()

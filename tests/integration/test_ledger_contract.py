@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -154,18 +153,21 @@ OPEN_A_RUN = """
     from common.errors import DatesTaken
     from common.ledger import open_ledger
     from tests.builders import new_run
-    ledger = open_ledger(sys.argv[1], create=False)
-    wait_for_the_others()
-    try:
-        print("opened", ledger.open_run(new_run()).id)
-    except DatesTaken as taken:
-        print("taken", taken.run)
-    ledger.close()
+
+    def open_a_run(wait, url):
+        ledger = open_ledger(url, create=False)
+        wait()
+        try:
+            return "opened", ledger.open_run(new_run()).id
+        except DatesTaken as taken:
+            return "taken", taken.run
+        finally:
+            ledger.close()
 """
 
 
 def test_of_two_processes_that_open_the_same_dates_one_wins(ledger_url: str) -> None:
-    said = [line.split() for line in race(*[(OPEN_A_RUN, (ledger_url,))] * 2)]
+    said = race(OPEN_A_RUN, *[("open_a_run", ledger_url)] * 2)
     assert sorted(word for word, _ in said) == ["opened", "taken"]
     assert len({run for _, run in said}) == 1
 
@@ -396,37 +398,38 @@ def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
 
 
 CLAIM_ALL = """
-    import json
     import random
     from datetime import date, timedelta
     from common.clock import utcnow
     from common.ledger import open_ledger
     from tests.builders import everyone_lives
-    url, run, owner, first, count = sys.argv[1:]
-    ledger = open_ledger(url, create=False)
-    days = [date.fromisoformat(first) + timedelta(days=n) for n in range(int(count))]
-    random.shuffle(days)
-    wait_for_the_others()
-    until = utcnow() + timedelta(minutes=5)
-    mine = [
-        day.isoformat()
-        for day in days
-        if ledger.claim_date(run, day, owner, until, is_dead=everyone_lives, max_deaths=3)
-    ]
-    print(json.dumps(mine))
-    ledger.close()
+
+    def claim_all(wait, url, run, owner, first, count):
+        ledger = open_ledger(url, create=False)
+        days = [date.fromisoformat(first) + timedelta(days=n) for n in range(int(count))]
+        random.shuffle(days)
+        until = utcnow() + timedelta(minutes=5)
+        wait()
+        mine = [
+            day.isoformat()
+            for day in days
+            if ledger.claim_date(run, day, owner, until, is_dead=everyone_lives, max_deaths=3)
+        ]
+        ledger.close()
+        return mine
 """
 
 
-def test_eight_processes_claim_every_date_exactly_once(ledger_url: str) -> None:
-    ledger = open_ledger(ledger_url, create=False)
+def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
+    ledger = open_ledger(sqlite_url, create=False)
     run = queued_run(ledger, MANY_DAYS)
-    runners = [(CLAIM_ALL, (ledger_url, run.id, f"worker-{n}", MANY_DAYS[0], len(MANY_DAYS))) for n in range(8)]
-    claimed = {f"worker-{n}": json.loads(said) for n, said in enumerate(race(*runners))}
-    owners = {row.day.isoformat(): row.lease_owner for row in ledger.dates(run.id)}
+    owners = [f"worker-{n}" for n in range(8)]
+    claims = race(CLAIM_ALL, *[("claim_all", sqlite_url, run.id, one, MANY_DAYS[0], len(MANY_DAYS)) for one in owners])
+    claimed = [(day, owner) for owner, days in zip(owners, claims, strict=True) for day in days]
+    rows = ledger.dates(run.id)
     ledger.close()
-    assert sorted(day for days in claimed.values() for day in days) == [day.isoformat() for day in MANY_DAYS]
-    assert owners == {day: owner for owner, days in claimed.items() for day in days}
+    assert sorted(claimed) == [(row.day.isoformat(), row.lease_owner) for row in rows]
+    assert [row.day for row in rows] == MANY_DAYS
 
 
 # -- giving dates back --------------------------------------------------------------------------------------------

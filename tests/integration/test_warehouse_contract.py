@@ -1,0 +1,617 @@
+"""What every warehouse promises: one suite, each implementation."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from common.errors import QueryFailed, SchemaMismatch, StagedFileLost, TableNotFound, UserError
+from common.schema import TableName
+from common.staging import Staging
+from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, Warehouse, need_table
+from common.warehouse.local import LocalWarehouse
+from tests.builders import (
+    DAYS,
+    FEB_23,
+    FEB_24,
+    FEB_25,
+    TABLE,
+    counts,
+    race,
+    rows_of,
+    run_python,
+    scan,
+    span,
+    staged,
+    tree,
+)
+
+MISSING = TableName("nba", "nothing")
+ALL = "SELECT * FROM t ORDER BY day, player"
+
+
+def load(warehouse: Warehouse, *days: date, **more: Any) -> None:
+    warehouse.load(TABLE, "day", rows_of(*days, **more))
+
+
+def prints(warehouse: Warehouse, *days: date) -> list[str]:
+    found = warehouse.fingerprints(TABLE, "day", days)
+    return [found[day] for day in days]
+
+
+def publish(
+    warehouse: Warehouse, *files: StagedFile, since: dict[date, str] | None = None, publication: str = "run-1/0"
+) -> Receipt:
+    """Publish, by default against the partitions as they are now."""
+    now = warehouse.fingerprints(TABLE, "day", [file.day for file in files]) if since is None else since
+    return warehouse.publish(TABLE, "day", files, unchanged_since=now, publication=publication)
+
+
+def published(*days: date) -> Receipt:
+    return Receipt(published=frozenset(days), changed=frozenset())
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_described_by_its_columns_and_what_dates_it(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    found = warehouse.describe(TABLE)
+    assert found is not None
+    assert dict(found.columns) == {"player": "STRING", "day": "DATE", "score": "FLOAT64"}
+    assert found.partitioned_by == "day"
+    assert need_table(warehouse, TABLE) == found
+
+
+def test_a_table_that_does_not_exist_is_nothing(warehouse: Warehouse) -> None:
+    assert warehouse.describe(MISSING) is None
+    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
+        need_table(warehouse, MISSING)
+
+
+@pytest.mark.parametrize(
+    ("date_column", "columns", "said"),
+    [
+        pytest.param("game_date", (), "no date column game_date: it is partitioned by day", id="date-column"),
+        pytest.param("day", ("team",), r"lacks the column\(s\) team", id="column"),
+        pytest.param("day", {"score": "INT64"}, "column score is FLOAT64, not INT64", id="type"),
+    ],
+)
+def test_a_table_that_is_not_as_needed_says_how(
+    warehouse: Warehouse, date_column: str, columns: Any, said: str
+) -> None:
+    load(warehouse, FEB_23)
+    with pytest.raises(SchemaMismatch, match=said):
+        need_table(warehouse, TABLE).require(date_column, columns)
+
+
+# -- queries ------------------------------------------------------------------------------------------------------
+
+
+def test_a_scan_of_one_date_has_no_row_of_another(warehouse: Warehouse) -> None:
+    load(warehouse, *DAYS)
+    found = warehouse.query(ALL, scans={"t": scan(span(FEB_24))})
+    assert set(found["day"].to_pylist()) == {FEB_24}
+    assert found.num_rows == 3
+
+
+def test_a_scan_takes_several_ranges(warehouse: Warehouse) -> None:
+    days = [FEB_23 + timedelta(days=n) for n in range(10)]
+    load(warehouse, *days)
+    asked = scan(span(days[0], days[1]), span(days[4]), span(days[8], days[9]))
+    found = warehouse.query("SELECT DISTINCT day FROM t ORDER BY day", scans={"t": asked})
+    assert found["day"].to_pylist() == [days[0], days[1], days[4], days[8], days[9]]
+
+
+@pytest.mark.parametrize(
+    "length", [pytest.param(59, id="short"), pytest.param(60, id="60"), pytest.param(3650, id="10-years")]
+)
+def test_a_range_of_any_length_has_the_same_rows(warehouse: Warehouse, length: int) -> None:
+    load(warehouse, FEB_23 - timedelta(days=1), *DAYS)
+    asked = scan(span(FEB_23, FEB_23 + timedelta(days=length)))
+    assert warehouse.query("SELECT COUNT(*) AS n FROM t", scans={"t": asked}).to_pylist() == [{"n": 9}]
+
+
+def test_a_range_without_rows_gives_none_in_the_right_types(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    found = warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_25))})
+    assert found.num_rows == 0
+    assert found.schema.equals(rows_of().schema)
+    assert warehouse.query("SELECT * FROM t", scans={"t": scan()}).num_rows == 0
+
+
+def test_every_type_comes_back_as_it_went_in(warehouse: Warehouse) -> None:
+    rows = pa.table(
+        {
+            "player": pa.array(["a", "ä 'quoted' \n", None]),
+            "day": pa.array([FEB_23] * 3),
+            "whole": pa.array([2**63 - 1, -(2**63), None]),
+            "share": pa.array([0.1, -1e300, None]),
+            "sure": pa.array([True, False, None]),
+            "born": pa.array([date(1, 1, 1), date(9999, 12, 31), None]),
+            "empty": pa.array([None] * 3, pa.string()),
+        }
+    )
+    warehouse.load(TABLE, "day", rows)
+    found = warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23))})
+    assert found.schema.equals(rows.schema)
+    assert found.sort_by("whole").to_pylist() == rows.sort_by("whole").to_pylist()
+
+
+def test_a_scan_may_rename_columns_and_hides_the_others(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23, players=2)
+    renamed = scan(span(FEB_23), columns={"entity": "player", "d": "day"})
+    found = warehouse.query("SELECT * FROM t ORDER BY entity", scans={"t": renamed})
+    assert found.to_pylist() == [{"entity": "player000", "d": FEB_23}, {"entity": "player001", "d": FEB_23}]
+    with pytest.raises(QueryFailed):
+        warehouse.query("SELECT score FROM t", scans={"t": renamed})
+
+
+def test_a_query_joins_tables_and_staged_files(warehouse: Warehouse, staging: Staging) -> None:
+    load(warehouse, FEB_23, FEB_24)
+    files = (staged(staging, FEB_23, players=2), staged(staging, FEB_24, players=1))
+    both = {"t": scan(span(FEB_23, FEB_24)), "s": StagedScan(files=files, columns={"d": "day", "who": "player"})}
+    found = warehouse.query(
+        "SELECT day, COUNT(*) AS n FROM t JOIN s ON s.who = t.player AND s.d = t.day GROUP BY day ORDER BY day",
+        scans=both,
+    )
+    assert found.to_pylist() == [{"day": FEB_23, "n": 2}, {"day": FEB_24, "n": 1}]
+
+
+def test_values_are_bound_never_pasted(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    wanted = "SELECT COUNT(*) AS n FROM t WHERE player = @name"
+    scans = {"t": scan(span(FEB_23))}
+    assert warehouse.query(wanted, scans=scans, params={"name": "player001"}).to_pylist() == [{"n": 1}]
+    hostile = "player001' OR '1' = '1"
+    assert warehouse.query(wanted, scans=scans, params={"name": hostile}).to_pylist() == [{"n": 0}]
+
+
+def test_parameters_that_the_query_does_not_use_are_ignored(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    scans = {"t": scan(span(FEB_23))}
+    assert warehouse.query("SELECT COUNT(*) AS n FROM t", scans=scans, params={"x": 1})["n"].to_pylist() == [3]
+
+
+GOOGLE_SQL = [
+    pytest.param("SELECT COUNTIF(score > 1) AS x FROM t", 2, id="countif"),
+    pytest.param("SELECT SAFE_DIVIDE(1, 0) AS x FROM t LIMIT 1", None, id="safe-divide-by-zero"),
+    pytest.param("SELECT SAFE_DIVIDE(COUNT(*), 2) AS x FROM t", 1.5, id="safe-divide"),
+    pytest.param("SELECT COUNT(*) AS x FROM t WHERE day > DATE_SUB(@day, INTERVAL 1 DAY)", 3, id="date-sub"),
+    pytest.param("SELECT COUNT(*) AS x FROM t WHERE day > DATE_ADD(@day, INTERVAL 1 DAY)", 0, id="date-add"),
+    pytest.param("SELECT DATE_DIFF(@day, DATE '2023-02-20', DAY) AS x FROM t LIMIT 1", 3, id="date-diff"),
+    pytest.param("SELECT CAST(1 AS STRING) AS x FROM t LIMIT 1", "1", id="cast-to-string"),
+    pytest.param("SELECT IFNULL(NULL, 'none') AS x FROM t LIMIT 1", "none", id="ifnull"),
+]
+
+
+@pytest.mark.parametrize(("sql", "expected"), GOOGLE_SQL)
+def test_googlesql_is_understood(warehouse: Warehouse, sql: Any, expected: Any) -> None:
+    load(warehouse, FEB_23)
+    found = warehouse.query(sql, scans={"t": scan(span(FEB_23))}, params={"day": FEB_23})
+    assert found.to_pylist() == [{"x": expected}]
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        pytest.param("SELECT COUNTIF(score > 1) AS x FROM t", pa.int64(), id="countif"),
+        pytest.param("SELECT DATE_SUB(day, INTERVAL 1 DAY) AS x FROM t", pa.date32(), id="date-sub"),
+        pytest.param("SELECT COUNT(*) AS x FROM t", pa.int64(), id="count"),
+        pytest.param("SELECT MIN(day) AS x FROM t", pa.date32(), id="min"),
+    ],
+)
+def test_a_result_has_the_types_that_googlesql_gives_it(warehouse: Warehouse, sql: Any, expected: pa.DataType) -> None:
+    load(warehouse, FEB_23)
+    found = warehouse.query(sql, scans={"t": scan(span(FEB_23))})
+    assert found.schema.field("x").type == expected
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        pytest.param("SELEC * FROM t", id="misspelt"),
+        pytest.param("SELECT * FROM t WHERE (", id="unfinished"),
+        pytest.param("SELECT 'open FROM t", id="open-quote"),
+        pytest.param("SELECT nobody FROM t", id="unknown-column"),
+        pytest.param("SELECT * FROM elsewhere", id="unknown-table"),
+        pytest.param("SELECT * FROM t WHERE day = @day", id="parameter-without-a-value"),
+        pytest.param("SELECT player + 1 FROM t", id="wrong-types"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_a_wrong_query_fails_for_good(warehouse: Warehouse, sql: Any) -> None:
+    load(warehouse, FEB_23)
+    with pytest.raises(QueryFailed):
+        warehouse.query(sql, scans={"t": scan(span(FEB_23))})
+
+
+def test_a_query_sees_its_own_scans_only(warehouse: Warehouse) -> None:
+    load(warehouse, *DAYS)
+    assert counts(warehouse, *DAYS) == dict.fromkeys(DAYS, 3)
+    with pytest.raises(QueryFailed):
+        warehouse.query("SELECT * FROM t", scans={})
+    with pytest.raises(QueryFailed):
+        warehouse.query("SELECT * FROM t", scans={"other": scan(span(FEB_23))})
+
+
+def test_a_scan_of_a_missing_table_is_named(warehouse: Warehouse) -> None:
+    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
+        warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=MISSING)})
+
+
+def test_a_scan_by_a_wrong_column_is_refused(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    wrong = replace(scan(span(FEB_23)), date_column="player")
+    with pytest.raises(SchemaMismatch, match="no date column player"):
+        warehouse.query("SELECT * FROM t", scans={"t": wrong})
+    with pytest.raises(SchemaMismatch, match="team"):
+        warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), columns={"x": "team"})})
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(scan(span(FEB_24)), id="one-date"),
+        pytest.param(scan(span(FEB_23), span(FEB_25)), id="several-ranges"),
+        pytest.param(scan(span(FEB_23, FEB_25), columns={"who": "player", "d": "day"}), id="renamed"),
+        pytest.param(scan(span(date(2023, 1, 1), date(2023, 12, 31))), id="a-year"),
+        pytest.param(scan(span(date(2023, 1, 1))), id="no-rows"),
+        pytest.param(scan(span(date(2023, 1, 1)), columns={"who": "player"}), id="no-rows-renamed"),
+        pytest.param(scan(), id="no-dates"),
+    ],
+)
+def test_reading_a_scan_gives_what_selecting_all_of_it_does(warehouse: Warehouse, asked: Scan) -> None:
+    load(warehouse, *DAYS)
+    read, queried = warehouse.read(asked), warehouse.query("SELECT * FROM t", scans={"t": asked})
+    order = [(name, "ascending") for name in queried.column_names]
+    assert read.schema.equals(queried.schema)
+    assert read.sort_by(order).equals(queried.sort_by(order))
+
+
+def test_reading_is_refused_as_a_query_is(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
+        warehouse.read(scan(span(FEB_23), table=MISSING))
+    with pytest.raises(SchemaMismatch, match="team"):
+        warehouse.read(scan(span(FEB_23), columns={"x": "team"}))
+    with pytest.raises(SchemaMismatch, match="no date column player"):
+        warehouse.read(replace(scan(span(FEB_23)), date_column="player"))
+
+
+def test_columns_that_come_in_another_order_are_read_by_their_names(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    warehouse.load(TABLE, "day", rows_of(FEB_24).select(["score", "day", "player"]))
+    both = scan(span(FEB_23, FEB_24))
+    wanted = rows_of(FEB_23, FEB_24).sort_by([("day", "ascending"), ("player", "ascending")]).to_pylist()
+    for found in (warehouse.query("SELECT * FROM t", scans={"t": both}), warehouse.read(both)):
+        assert found.sort_by([("day", "ascending"), ("player", "ascending")]).to_pylist() == wanted
+
+
+def test_threads_may_query_at_once(warehouse: Warehouse) -> None:
+    days = [FEB_23 + timedelta(days=n) for n in range(8)]
+    for players, day in enumerate(days, start=1):
+        load(warehouse, day, players=players)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda day: counts(warehouse, day), days))
+    assert found == [{day: players} for players, day in enumerate(days, start=1)]
+
+
+# -- fingerprints -------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_changes_exactly_when_the_rows_do(warehouse: Warehouse) -> None:
+    assert prints(warehouse, *DAYS) == [ABSENT] * 3
+    load(warehouse, FEB_23, FEB_24)
+    before = prints(warehouse, *DAYS)
+    load(warehouse, FEB_23, FEB_24)
+    assert prints(warehouse, *DAYS) == before
+    load(warehouse, FEB_23, score=2.0)
+    after = prints(warehouse, *DAYS)
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True]
+    assert len(set(after)) == 3
+
+
+# -- publishing ---------------------------------------------------------------------------------------------------
+
+
+def test_publishing_makes_the_table_and_replaces_a_date_wholly(warehouse: Warehouse, staging: Staging) -> None:
+    assert publish(warehouse, staged(staging, FEB_23, players=187)) == published(FEB_23)
+    assert publish(warehouse, staged(staging, FEB_23, players=5, attempt=2)) == published(FEB_23)
+    assert counts(warehouse, *DAYS) == {FEB_23: 5}
+
+
+def test_the_target_holds_exactly_the_staged_bytes(warehouse: Warehouse, staging: Staging) -> None:
+    file = staged(staging, FEB_23)
+    publish(warehouse, file)
+    assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: file.checksum}
+
+
+def test_publishing_leaves_the_other_dates_alone(warehouse: Warehouse, staging: Staging) -> None:
+    load(warehouse, FEB_23, FEB_25)
+    before = prints(warehouse, FEB_23, FEB_25)
+    publish(warehouse, staged(staging, FEB_24, players=9))
+    assert prints(warehouse, FEB_23, FEB_25) == before
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 9, FEB_25: 3}
+
+
+def test_publishing_twice_changes_nothing_the_second_time(warehouse: Warehouse, staging: Staging) -> None:
+    files = [staged(staging, day) for day in DAYS]
+    since = dict.fromkeys(DAYS, ABSENT)
+    first = publish(warehouse, *files, since=since)
+    before = prints(warehouse, *DAYS)
+    assert publish(warehouse, *files, since=since) == first == published(*DAYS)
+    assert prints(warehouse, *DAYS) == before
+
+
+def test_a_date_published_already_needs_no_staged_file(warehouse: Warehouse, staging: Staging) -> None:
+    file = staged(staging, FEB_23)
+    publish(warehouse, file)
+    staging.discard("run-1")
+    assert publish(warehouse, file, since={FEB_23: ABSENT}) == published(FEB_23)
+
+
+def test_a_date_that_somebody_else_wrote_meanwhile_is_left_alone(warehouse: Warehouse, staging: Staging) -> None:
+    since = warehouse.fingerprints(TABLE, "day", DAYS)
+    files = [staged(staging, day, players=9) for day in DAYS]
+    load(warehouse, FEB_24, players=4)
+    receipt = publish(warehouse, *files, since=since)
+    assert receipt == Receipt(published=frozenset({FEB_23, FEB_25}), changed=frozenset({FEB_24}))
+    assert counts(warehouse, *DAYS) == {FEB_23: 9, FEB_24: 4, FEB_25: 9}
+
+
+def test_a_date_that_vanished_meanwhile_is_a_changed_one(warehouse: Warehouse, staging: Staging) -> None:
+    receipt = publish(warehouse, staged(staging, FEB_23), since={FEB_23: "f" * 64})
+    assert receipt == Receipt(published=frozenset(), changed=frozenset({FEB_23}))
+    assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: ABSENT}
+
+
+def test_publishing_nothing_is_nothing(warehouse: Warehouse) -> None:
+    assert publish(warehouse) == published()
+
+
+DAMAGES = [
+    pytest.param(lambda path: path.unlink(), id="gone"),
+    pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), id="cut"),
+    pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), id="tampered"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_staged_file_that_is_not_what_was_staged_is_never_published(
+    warehouse: Warehouse, staging: Staging, damage: Callable[[Path], None]
+) -> None:
+    load(warehouse, FEB_23)
+    before = prints(warehouse, FEB_23)
+    file = staged(staging, FEB_23, players=9)
+    damage(file.path)
+    with pytest.raises(StagedFileLost) as lost:
+        publish(warehouse, file)
+    assert lost.value.day == FEB_23
+    assert prints(warehouse, FEB_23) == before
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+
+
+def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    file = staged(staging, FEB_23, players=9)
+    publish(local_warehouse, file, publication="run-7/3")
+    noted = local_warehouse.publication(TABLE, "day", FEB_23)
+    assert noted == {"publication": "run-7/3", "checksum": file.checksum, "rows": 9}
+    load(local_warehouse, FEB_23, score=2.0)
+    assert local_warehouse.publication(TABLE, "day", FEB_23) is None
+
+
+PUBLISH_WHILE_OTHERS_READ = """
+    from pathlib import Path
+    from common.staging import Staging
+    from common.warehouse.local import LocalWarehouse
+    from tests.builders import FEB_23, TABLE, counts, rows_of, scan, span
+
+    def publish(wait, root, times):
+        warehouse, staging = LocalWarehouse(Path(root) / "warehouse"), Staging(Path(root) / "staging")
+        files = [staging.write("run", FEB_23, n, rows_of(FEB_23, players=n)) for n in (100, 200)]
+        wait()
+        for n in range(int(times)):
+            now = warehouse.fingerprints(TABLE, "day", [FEB_23])
+            receipt = warehouse.publish(TABLE, "day", [files[n % 2]], unchanged_since=now, publication=f"run/{n}")
+            assert receipt.published == {FEB_23}, receipt
+        (Path(root) / "done").touch()
+        return int(times)
+
+    def read(wait, root, how):
+        warehouse, found = LocalWarehouse(Path(root) / "warehouse"), []
+        wait()
+        while not (Path(root) / "done").exists():
+            if how == "query":
+                found.append(counts(warehouse, FEB_23)[FEB_23])
+            else:
+                found.append(warehouse.read(scan(span(FEB_23))).num_rows)
+        return found
+"""
+
+
+def test_readers_see_the_old_rows_or_the_new_and_never_an_error(tmp_path: Path) -> None:
+    load(LocalWarehouse(tmp_path / "warehouse"), FEB_23, players=200)
+    times, *found = race(
+        PUBLISH_WHILE_OTHERS_READ, ("publish", tmp_path, 150), ("read", tmp_path, "query"), ("read", tmp_path, "read")
+    )
+    assert times == 150
+    assert [set(one) for one in found] == [{100, 200}, {100, 200}]
+
+
+# -- loading ------------------------------------------------------------------------------------------------------
+
+
+def test_loading_replaces_exactly_the_dates_it_brings(warehouse: Warehouse) -> None:
+    load(warehouse, *DAYS, players=5)
+    kept = prints(warehouse, FEB_25)
+    assert warehouse.load(TABLE, "day", rows_of(FEB_24, FEB_23, players=2)) == [FEB_23, FEB_24]
+    assert counts(warehouse, *DAYS) == {FEB_23: 2, FEB_24: 2, FEB_25: 5}
+    assert prints(warehouse, FEB_25) == kept
+
+
+def changed(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
+    at = rows.schema.get_field_index(name)
+    return rows.set_column(at, name, rows[name].cast(kind))
+
+
+@pytest.mark.parametrize(
+    ("date_column", "rows"),
+    [
+        pytest.param("day", rows_of(FEB_23).append_column("x", pa.array([1, 2, 3])), id="further-column"),
+        pytest.param("day", rows_of(FEB_23).drop_columns("score"), id="missing-column"),
+        pytest.param("day", changed(rows_of(FEB_23), "score", pa.int64()), id="another-type"),
+        pytest.param("born", rows_of(FEB_23).rename_columns(["player", "born", "score"]), id="another-date-column"),
+    ],
+)
+def test_rows_of_another_shape_are_refused_and_change_nothing(
+    warehouse: Warehouse, date_column: str, rows: pa.Table
+) -> None:
+    load(warehouse, *DAYS)
+    before = prints(warehouse, *DAYS)
+    with pytest.raises(SchemaMismatch):
+        warehouse.load(TABLE, date_column, rows)
+    assert prints(warehouse, *DAYS) == before
+
+
+LOAD_AND_DIE = """
+    import json, os, signal, sys
+    from pathlib import Path
+    from common.warehouse.local import LocalWarehouse
+    from tests.builders import DAYS, TABLE, rows_of
+
+    def load_and_die(root, step, last):
+        calls, real = 0, getattr(os, step)
+
+        def counted(*arguments, **more):
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **more)
+
+        setattr(os, step, counted)
+        LocalWarehouse(Path(root)).load(TABLE, "day", rows_of(*DAYS, players=9))
+
+    for root, step, last in json.load(sys.stdin):
+        child = os.fork()
+        if not child:
+            load_and_die(root, step, last)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+# A load of three dates writes three files and the mark that commits it, then moves the three into place.
+BEFORE_THE_COMMIT, AFTER_THE_COMMIT = dict.fromkeys(DAYS, 3), dict.fromkeys(DAYS, 9)
+DEATHS = {
+    "nothing-written": ("replace", 1, BEFORE_THE_COMMIT),
+    "two-dates-written": ("replace", 3, BEFORE_THE_COMMIT),
+    "just-before-the-commit": ("replace", 4, BEFORE_THE_COMMIT),
+    "just-after-the-commit": ("replace", 5, AFTER_THE_COMMIT),
+    "one-date-in-place": ("replace", 6, AFTER_THE_COMMIT),
+    "two-dates-in-place": ("replace", 7, AFTER_THE_COMMIT),
+    "all-dates-in-place": ("unlink", 3, AFTER_THE_COMMIT),
+    "while-cleaning-up": ("rmdir", 1, AFTER_THE_COMMIT),
+}
+LOOKED_AT_IN_THREE_WAYS = ("queried", "fingerprinted", "published to")
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Warehouses in which a load of 9 players a day over 3 was killed, each by its death and what is done with it."""
+    folder = tmp_path_factory.mktemp("killed")
+    cases = [
+        (folder / way / death, step, last)
+        for death, (step, last, _) in DEATHS.items()
+        for way in LOOKED_AT_IN_THREE_WAYS
+    ]
+    for root, _, _ in cases:
+        load(LocalWarehouse(root), *DAYS, players=3)
+    died = run_python(LOAD_AND_DIE, stdin=json.dumps([(str(root), step, last) for root, step, last in cases]))
+    assert [int(code) for code in died.stdout.split()] == [-signal.SIGKILL] * len(cases), died.stderr
+    return folder
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_killed_load_has_replaced_all_dates_or_none(killed: Path, death: str) -> None:
+    reader, expected = LocalWarehouse(killed / "queried" / death), DEATHS[death][2]
+    assert counts(reader, *DAYS) == expected
+    load(reader, FEB_23, players=4)
+    assert counts(reader, *DAYS) == {**expected, FEB_23: 4}
+    assert not list(reader.root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_killed_load_is_whole_for_whoever_looks_at_fingerprints_first(killed: Path, death: str) -> None:
+    reader = LocalWarehouse(killed / "fingerprinted" / death)
+    first = prints(reader, *DAYS)
+    assert counts(reader, *DAYS) == DEATHS[death][2]
+    assert prints(reader, *DAYS) == first
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_killed_load_never_overwrites_what_was_published_after_it(killed: Path, staging: Staging, death: str) -> None:
+    reader, expected = LocalWarehouse(killed / "published to" / death), DEATHS[death][2]
+    assert publish(reader, staged(staging, FEB_23, players=5)) == published(FEB_23)
+    assert counts(reader, *DAYS) == {**expected, FEB_23: 5}
+
+
+# -- places where nothing may be written --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "blocked",
+    [
+        pytest.param((), id="the-warehouse"),
+        pytest.param(("nba",), id="the-dataset"),
+        pytest.param(("nba", "factors"), id="the-table"),
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_an_error_of_the_user(
+    local_warehouse: LocalWarehouse, staging: Staging, blocked: Sequence[str]
+) -> None:
+    place = local_warehouse.root.joinpath(*blocked)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"a file")
+    with pytest.raises(UserError):
+        local_warehouse.check_publishable(TABLE)
+    with pytest.raises(UserError):
+        load(local_warehouse, FEB_23)
+    with pytest.raises(UserError):
+        publish(local_warehouse, staged(staging, FEB_23), since={FEB_23: ABSENT})
+    assert place.read_bytes() == b"a file"
+
+
+def test_a_check_leaves_nothing_behind(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.check_publishable(TABLE)
+    assert not local_warehouse.root.exists()
+
+
+@pytest.mark.parametrize("name", ["...secret", "..", "nba/../../x.t", "nba...", "../x.t", "nba.../x"])
+def test_no_table_name_leads_out_of_the_warehouse(local_warehouse: LocalWarehouse, name: str) -> None:
+    outside = LocalWarehouse(local_warehouse.root.parent)
+    outside.load(TableName("secret", "t"), "day", rows_of(FEB_23))
+    before = tree(local_warehouse.root.parent)
+    with pytest.raises(UserError):
+        local_warehouse.load(TableName.parse(name), "day", rows_of(FEB_23))
+    with pytest.raises(UserError):
+        local_warehouse.load(TABLE, "../../day", rows_of(FEB_23).rename_columns(["player", "../../day", "score"]))
+    assert tree(local_warehouse.root.parent) == before
+
+
+def test_a_partition_that_is_no_parquet_file_is_an_error_of_ours(local_warehouse: LocalWarehouse) -> None:
+    load(local_warehouse, FEB_23)
+    (part,) = local_warehouse.root.rglob("part.parquet")
+    part.write_bytes(b"not a Parquet file")
+    with pytest.raises(SchemaMismatch, match=r"nba\.factors"):
+        local_warehouse.describe(TABLE)
