@@ -447,7 +447,8 @@ def test_readers_see_the_old_rows_or_the_new_and_never_an_error(tmp_path: Path) 
         PUBLISH_WHILE_OTHERS_READ, ("publish", tmp_path, 150), ("read", tmp_path, "query"), ("read", tmp_path, "read")
     )
     assert times == 150
-    assert [set(one) for one in found] == [{100, 200}, {100, 200}]
+    assert all(set(one) <= {100, 200} for one in found)
+    assert set().union(*map(set, found)) == {100, 200}  # which of them looks when is up to the machine
 
 
 # -- loading ------------------------------------------------------------------------------------------------------
