@@ -36,7 +36,7 @@ class Staging:
             raise NotAllowed(f"staging: {exc.strerror}: {exc.filename}", day=day) from exc
         except OSError as exc:
             raise WarehouseUnavailable(f"staging: {exc.strerror}: {exc.filename}", day=day) from exc
-        return StagedFile(day=day, path=path, checksum=checksum_of(data), rows=rows.num_rows)
+        return StagedFile(day=day, attempt=attempt, path=path, checksum=checksum_of(data), rows=rows.num_rows)
 
     def path(self, run: str, day: date, attempt: int) -> Path:
         """Where that attempt's rows are: an attempt never overwrites another's."""

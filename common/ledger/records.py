@@ -98,7 +98,13 @@ class DateRow:
         """The file this date has staged. Raises `StagedFileLost` when it has none."""
         if self.staged_path is None or self.checksum is None or self.rows is None:
             raise StagedFileLost("no file was staged", day=self.day)
-        return StagedFile(day=self.day, path=Path(self.staged_path), checksum=self.checksum, rows=self.rows)
+        return StagedFile(
+            day=self.day,
+            attempt=self.attempt,
+            path=Path(self.staged_path),
+            checksum=self.checksum,
+            rows=self.rows,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

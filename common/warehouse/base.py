@@ -59,6 +59,7 @@ class StagedFile:
     """One date's rows as a file that waits for the gate."""
 
     day: date
+    attempt: int
     path: Path
     checksum: str  #: SHA-256 of the file's bytes, in hex
     rows: int

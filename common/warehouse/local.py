@@ -114,7 +114,7 @@ class LocalWarehouse:
         wanted = None if scan.columns is None else list(scan.columns.values())
         with _translated(scan.table):
             tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
-            rows = pa.concat_tables(tables) if tables else self._schema(scan.table).empty_table()
+            rows = _stacked(tables) if tables else self._schema(scan.table).empty_table()
         if scan.columns is None or wanted is None:
             return rows
         return rows.select(wanted).rename_columns(list(scan.columns))
@@ -168,7 +168,12 @@ class LocalWarehouse:
         for left_over in part.parent.glob(f".{PART}.*.tmp"):
             left_over.unlink(missing_ok=True)
         write_atomically(part, data)
-        note = {"publication": publication, "checksum": staged.checksum, "rows": staged.rows}
+        note = {
+            "publication": publication,
+            "attempt": staged.attempt,
+            "checksum": staged.checksum,
+            "rows": staged.rows,
+        }
         write_atomically(part.parent / PUBLICATION, json.dumps(note).encode())
 
     def check_publishable(self, target: TableName) -> None:
@@ -289,6 +294,15 @@ def _partitions(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
         if "=" in entry.name and (entry / PART).exists():
             yield entry
+
+
+def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
+    """The tables one after the other, their columns matched by name as a query matches them."""
+    names = tables[0].column_names
+    for table in tables:
+        if missing := set(names) - set(table.column_names):
+            raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
+    return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
 
 
 def _stamps(parts: Mapping[str, list[str]]) -> list[tuple[int, int, int]]:

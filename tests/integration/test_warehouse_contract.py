@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -407,7 +408,7 @@ def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
     file = staged(staging, FEB_23, players=9)
     publish(local_warehouse, file, publication="run-7/3")
     noted = local_warehouse.publication(TABLE, "day", FEB_23)
-    assert noted == {"publication": "run-7/3", "checksum": file.checksum, "rows": 9}
+    assert noted == {"publication": "run-7/3", "attempt": 1, "checksum": file.checksum, "rows": 9}
     load(local_warehouse, FEB_23, score=2.0)
     assert local_warehouse.publication(TABLE, "day", FEB_23) is None
 
@@ -489,6 +490,7 @@ def test_rows_of_another_shape_are_refused_and_change_nothing(
 LOAD_AND_DIE = """
     import json, os, signal, sys
     from pathlib import Path
+    import pyarrow.acero, pyarrow.compute
     from common.warehouse.local import LocalWarehouse
     from tests.builders import DAYS, TABLE, rows_of
 
@@ -524,47 +526,57 @@ DEATHS = {
     "all-dates-in-place": ("unlink", 3, AFTER_THE_COMMIT),
     "while-cleaning-up": ("rmdir", 1, AFTER_THE_COMMIT),
 }
-LOOKED_AT_IN_THREE_WAYS = ("queried", "fingerprinted", "published to")
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Warehouses in which a load of 9 players a day over 3 was killed, each by its death and what is done with it."""
-    folder = tmp_path_factory.mktemp("killed")
-    cases = [
-        (folder / way / death, step, last)
-        for death, (step, last, _) in DEATHS.items()
-        for way in LOOKED_AT_IN_THREE_WAYS
-    ]
+def deaths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Warehouses in which a load of 9 players a day over 3 was killed, each by the name of its death."""
+    folder = tmp_path_factory.mktemp("deaths")
+    load(LocalWarehouse(folder / "before"), *DAYS, players=3)
+    cases = [(str(folder / death), step, last) for death, (step, last, _) in DEATHS.items()]
     for root, _, _ in cases:
-        load(LocalWarehouse(root), *DAYS, players=3)
-    died = run_python(LOAD_AND_DIE, stdin=json.dumps([(str(root), step, last) for root, step, last in cases]))
+        shutil.copytree(folder / "before", root)
+    died = run_python(LOAD_AND_DIE, stdin=json.dumps(cases))
     assert [int(code) for code in died.stdout.split()] == [-signal.SIGKILL] * len(cases), died.stderr
     return folder
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_killed_load_has_replaced_all_dates_or_none(killed: Path, death: str) -> None:
-    reader, expected = LocalWarehouse(killed / "queried" / death), DEATHS[death][2]
-    assert counts(reader, *DAYS) == expected
-    load(reader, FEB_23, players=4)
-    assert counts(reader, *DAYS) == {**expected, FEB_23: 4}
-    assert not list(reader.root.rglob("*.tmp"))
+@pytest.fixture(params=DEATHS)
+def death(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_killed_load_is_whole_for_whoever_looks_at_fingerprints_first(killed: Path, death: str) -> None:
-    reader = LocalWarehouse(killed / "fingerprinted" / death)
-    first = prints(reader, *DAYS)
-    assert counts(reader, *DAYS) == DEATHS[death][2]
-    assert prints(reader, *DAYS) == first
+@pytest.fixture
+def killed(deaths: Path, death: str, tmp_path: Path) -> LocalWarehouse:
+    """A fresh reader of what such a death has left."""
+    return LocalWarehouse(Path(shutil.copytree(deaths / death, tmp_path / "killed")))
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_killed_load_never_overwrites_what_was_published_after_it(killed: Path, staging: Staging, death: str) -> None:
-    reader, expected = LocalWarehouse(killed / "published to" / death), DEATHS[death][2]
-    assert publish(reader, staged(staging, FEB_23, players=5)) == published(FEB_23)
-    assert counts(reader, *DAYS) == {**expected, FEB_23: 5}
+def test_a_killed_load_has_replaced_all_dates_or_none(killed: LocalWarehouse, death: str) -> None:
+    expected = DEATHS[death][2]
+    assert counts(killed, *DAYS) == expected
+    load(killed, FEB_23, players=4)
+    assert counts(killed, *DAYS) == {**expected, FEB_23: 4}
+    assert not list(killed.root.rglob("*.tmp"))
+
+
+def test_a_killed_load_is_whole_for_whoever_looks_at_fingerprints_first(killed: LocalWarehouse, death: str) -> None:
+    first = prints(killed, *DAYS)
+    assert counts(killed, *DAYS) == DEATHS[death][2]
+    assert prints(killed, *DAYS) == first
+
+
+def test_a_killed_load_never_overwrites_what_was_published_after_it(
+    killed: LocalWarehouse, deaths: Path, death: str, staging: Staging
+) -> None:
+    before_the_load = LocalWarehouse(deaths / "before").fingerprints(TABLE, "day", [FEB_23])
+    receipt = publish(killed, staged(staging, FEB_23, players=5), since=before_the_load)
+    if DEATHS[death][2] is BEFORE_THE_COMMIT:
+        assert receipt == published(FEB_23)
+        assert counts(killed, *DAYS) == {**BEFORE_THE_COMMIT, FEB_23: 5}
+    else:
+        assert receipt.changed == {FEB_23}
+        assert counts(killed, *DAYS) == AFTER_THE_COMMIT
 
 
 # -- places where nothing may be written --------------------------------------------------------------------------
