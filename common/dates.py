@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from common.errors import UserError
 
 ONE_DAY = timedelta(days=1)
+FIRST_DAY = date(1900, 1, 1)  #: leaves room for every lookback
 ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -18,9 +19,12 @@ def parse_date(text: str) -> date:
     if not ISO_DATE.fullmatch(text.strip()):
         raise UserError(f"{text!r} is not a date: write it as YYYY-MM-DD")
     try:
-        return date.fromisoformat(text.strip())
+        found = date.fromisoformat(text.strip())
     except ValueError as exc:
         raise UserError(f"{text.strip()} is not a date on the calendar") from exc
+    if found < FIRST_DAY:
+        raise UserError(f"{found} is too long ago: the first date is {FIRST_DAY}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 import psutil
 
@@ -16,13 +17,29 @@ PR_SET_PDEATHSIG = 1
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    return socket.gethostname()
+    """The host, and on Linux the process namespace: containers may share a name, but not their pids."""
+    namespace = Path("/proc/self/ns/pid")
+    try:
+        return f"{socket.gethostname()}.{namespace.stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def identity(pid: int | None = None) -> str:
     """`host:pid:start` of a process, ours by default: the start tells it from a later one with the same pid."""
-    process = psutil.Process(pid)
-    return f"{_host()}:{process.pid}:{int(process.create_time() * 100)}"
+    of = os.getpid() if pid is None else pid
+    return f"{_host()}:{of}:{_started(of)}"
+
+
+def _started(pid: int) -> int:
+    """When the process started, in ticks that a step of the clock does not move. Raises `psutil.NoSuchProcess`."""
+    if sys.platform != "linux":
+        return int(psutil.Process(pid).create_time())
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as exc:
+        raise psutil.NoSuchProcess(pid) from exc
+    return int(stat.rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
 
 
 def is_dead(owner: str) -> bool:
@@ -31,8 +48,7 @@ def is_dead(owner: str) -> bool:
     if host != _host():
         return False
     try:
-        process = psutil.Process(int(pid))
-        return process.status() == psutil.STATUS_ZOMBIE or int(process.create_time() * 100) != int(started)
+        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE or _started(int(pid)) != int(started)
     except psutil.NoSuchProcess:
         return True
 

@@ -27,6 +27,7 @@ PIPE_WIDTH = 160  #: columns when the output is not a terminal
 SHOW_EACH_UP_TO = 40  #: dates; beyond that, dates that are simply built are told together
 NAMES_SHOWN = 12
 LINE_EVERY_SECONDS = 5.0
+IDLE_SECONDS = 15.0  #: without a worker taking a date, after which the user is asked whether there are any
 
 STYLES = {
     Action.BUILD: "green",
@@ -131,6 +132,8 @@ class Watcher:
         self._started = time.monotonic()
         self._at_start: int | None = None
         self._last_line = 0.0
+        self._last_moving = (-1, 0)
+        self._last_moved = time.monotonic()
         self._last_text = ""
 
     @contextmanager
@@ -155,6 +158,13 @@ class Watcher:
             self._last_line, self._last_text = time.monotonic(), text
             self._console.print(f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}")
 
+    def _is_idle(self, progress: Progress) -> bool:
+        """Whether dates have been waiting for a worker for a while and none has come."""
+        moving = (progress.worked, progress.of(DateState.PROCESSING))
+        if moving != self._last_moving or not progress.of(DateState.QUEUED):
+            self._last_moving, self._last_moved = moving, time.monotonic()
+        return time.monotonic() - self._last_moved > IDLE_SECONDS and not progress.of(DateState.PROCESSING)
+
     def _text(self, progress: Progress) -> str:
         if self._at_start is None:
             self._at_start = progress.worked
@@ -166,6 +176,8 @@ class Watcher:
             f"{progress.of(DateState.BLOCKED)} blocked",
             f"{progress.of(DateState.FAILED)} failed",
         ]
+        if self._is_idle(progress):
+            parts.append("no worker takes a date: are workers running on this broker?")
         staged = progress.of(DateState.STAGED, DateState.PUBLISHED)
         if staged:
             parts.append(f"{staged} waiting for the gate")

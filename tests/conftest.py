@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,8 +19,6 @@ from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.base import Warehouse
 from common.warehouse.local import LocalWarehouse
-
-TEMPLATE = "migrated_ledger"
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +72,54 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.cleanup()
 
 
+class Clones:
+    """Databases cloned from a template: the next one is made, and used ones are dropped, while tests run."""
+
+    def __init__(self, server: str, template: str) -> None:
+        self._server = server
+        self._template = template
+        self._background = ThreadPoolExecutor(1)
+        self._next = self._background.submit(self._make)
+
+    def database(self) -> Iterator[str]:
+        """The URL of a database that nobody else has; it is dropped afterwards."""
+        name = self._next.result()
+        self._next = self._background.submit(self._make)
+        yield of_database(self._server, name)
+        self._background.submit(self._run, f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        self._background.shutdown()
+
+    def _make(self) -> str:
+        name = f"test_{uuid4().hex}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        return name
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self._server, autocommit=True) as connection:
+            connection.execute(statement)
+
+
+def of_database(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
 @pytest.fixture(scope="session")
-def _postgres_template(postgres_server: str) -> str:
+def _empty_databases(postgres_server: str) -> Iterator[Clones]:
+    clones = Clones(postgres_server, "template1")
+    yield clones
+    clones.close()
+
+
+@pytest.fixture(scope="session")
+def _migrated_databases(postgres_server: str) -> Iterator[Clones]:
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {TEMPLATE}")
-    open_ledger(_of_database(postgres_server, TEMPLATE)).close()
-    return TEMPLATE
+        connection.execute("CREATE DATABASE migrated")
+    open_ledger(of_database(postgres_server, "migrated")).close()
+    clones = Clones(postgres_server, "migrated")
+    yield clones
+    clones.close()
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +136,9 @@ def empty_sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+def empty_postgres_url(_empty_databases: Clones) -> Iterator[str]:
     """A database without any table."""
-    yield from _database(postgres_server, "template1")
+    yield from _empty_databases.database()
 
 
 @pytest.fixture
@@ -108,9 +149,9 @@ def sqlite_url(empty_sqlite_url: str, _sqlite_template: Path) -> str:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str, _postgres_template: str) -> Iterator[str]:
+def postgres_url(_migrated_databases: Clones) -> Iterator[str]:
     """A migrated, empty ledger."""
-    yield from _database(postgres_server, _postgres_template)
+    yield from _migrated_databases.database()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -129,15 +170,3 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
     opened = open_ledger(ledger_url, create=False)
     yield opened
     opened.close()
-
-
-def _of_database(server: str, name: str) -> str:
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
-
-
-def _database(server: str, template: str) -> Iterator[str]:
-    name = f"test_{uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
-        yield _of_database(server, name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

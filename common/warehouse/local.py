@@ -114,7 +114,9 @@ class LocalWarehouse:
         wanted = None if scan.columns is None else list(scan.columns.values())
         with _translated(scan.table):
             tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
-            rows = _stacked(tables) if tables else self._schema(scan.table).empty_table()
+            rows = (
+                _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
+            )
         if scan.columns is None or wanted is None:
             return rows
         return rows.select(wanted).rename_columns(list(scan.columns))
@@ -181,6 +183,8 @@ class LocalWarehouse:
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
         checked_identifier(date_column, "column name")
+        if date_column not in rows.column_names or rows[date_column].null_count:
+            raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
         self._require_same_shape(table, date_column, rows)
         folder = self._folder(table)
         with _translated(table), locked(folder / ".lock"):
@@ -296,9 +300,8 @@ def _partitions(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
-    """The tables one after the other, their columns matched by name as a query matches them."""
-    names = tables[0].column_names
+def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
+    """These columns of the tables one after the other, matched by name as a query matches them."""
     for table in tables:
         if missing := set(names) - set(table.column_names):
             raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
