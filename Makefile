@@ -19,7 +19,7 @@ demo: $(READY)  ## set up, make a season of data with the incident in it, and ru
 	$(BIN)/backfill demo
 
 test: $(READY)  ## set up and run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## ruff (lint and format) and the layering of the packages
 	$(BIN)/ruff check .
