@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from common.clock import today
 from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent, reaches
-from common.dates import DateRange, describe, hull, parse_date
+from common.dates import FIRST_DAY, DateRange, describe, hull, parse_date
 from common.errors import UserError
 from common.job import CalendarFacts, Job
 from common.ledger import Checkpoint, DateRow, DateState, Ledger
@@ -160,8 +160,10 @@ class Measured:
 
 
 def requested_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
-    """The dates asked for, oldest first. Raises `UserError` for a future date, and when nothing is left."""
+    """The dates asked for, oldest first. Raises `UserError` for one too late or too early, and when none is left."""
     asked = sorted({*(span.days() if span else ()), *days})
+    if asked and asked[0] < FIRST_DAY:
+        raise UserError(f"{asked[0]} is too long ago: the first date that can be asked for is {FIRST_DAY}")
     if late := [day for day in asked if day > today()]:
         raise UserError(f"{describe(late)} is in the future: the last date that can be asked for is {today()} (UTC)")
     kept = tuple(day for day in asked if day not in set(excluded))
