@@ -17,6 +17,7 @@ from tests.lab import Lab
 
 SUMMARY = "nba_analytics.player_game_summary"
 TARGET = "nba_precompute.player_composite_factors"
+BOX_SCORES = Path(__file__).parent.parent / "data" / "player_game_summary_2026_playoffs_round1.csv"
 FIRST = date(2023, 1, 2)
 DAYS = [FIRST + timedelta(days=n) for n in range(24)]
 HEADER = ["player_lookup", "game_id", "game_date", "team_abbr", "opponent_team_abbr", "minutes_played", "usage_rate"]
@@ -97,11 +98,29 @@ def test_derived_factors_agree_with_the_rules_to_the_last_digit(lab: Lab, tmp_pa
 
     assert progress.run.state.value == "succeeded"
     expected = by_the_rules(rows)
-    published = {
-        (row["player_lookup"], str(row["game_date"])): row for day in DAYS for row in lab.published(TARGET, day)
-    }
-    assert published.keys() == expected.keys()
     assert len({one["fatigue_score"] for one in expected.values()}) > 5  # else this would prove little
+    agree(lab, DAYS, expected)
+
+
+def test_real_box_scores_are_published_whole_and_agree_with_the_rules(lab: Lab) -> None:
+    with BOX_SCORES.open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    days = sorted({date.fromisoformat(row["game_date"]) for row in rows})
+    assert lab.command("load", SUMMARY, str(BOX_SCORES)).returncode == 0
+
+    span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
+    ran = lab.command("run", "--job", "player_composite_factors", *span)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{len(rows)} of {len(rows)} entities (100.0 %)" in ran.stdout
+    agree(lab, days, by_the_rules(rows))
+
+
+def agree(lab: Lab, days: list[date], expected: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """The published rows of the days are those expected, each with the values expected of it."""
+    found = [row for day in days for row in lab.published(TARGET, day)]
+    published = {(row["player_lookup"], str(row["game_date"])): row for row in found}
+    assert published.keys() == expected.keys()
     for key, rules in expected.items():
         row = published[key]
         context = json.loads(row["fatigue_context_json"])
