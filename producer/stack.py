@@ -152,7 +152,6 @@ class EmbeddedStack:
             "appendonly no",
             "loglevel warning",
             "maxmemory-policy noeviction",
-            f"dir {self._folder}",
         ]
         return "\n".join(lines).encode()
 

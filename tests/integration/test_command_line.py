@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -177,6 +178,20 @@ def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab,
     assert "nothing to do: all 3 date(s) are checkpointed" in again.stdout
     assert lab.table_bytes(TARGET) == before
     assert len(lab.site.ledger.latest_runs()) == 1
+
+
+def test_a_home_with_blanks_and_quotes_in_its_relative_path_is_as_good_as_any(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "summary.csv"
+    file.write_text(
+        "player_lookup,game_id,game_date,team_abbr,opponent_team_abbr,minutes_played,usage_rate\n"
+        "a,1,2023-02-23,ATL,NYK,30.5,20\n"
+    )
+    home = os.path.relpath(tmp_path / "it's a höme; really")
+
+    assert lab.command("load", "nba_analytics.player_game_summary", str(file), BACKFILL_HOME=home).returncode == 0
+    ran = lab.command("run", *JOB, "--dates", str(DAY), BACKFILL_HOME=home)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_incomplete_dates_exit_with_3_and_status_names_them_and_who_is_missing(lab: Lab) -> None:
