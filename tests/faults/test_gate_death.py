@@ -1,0 +1,119 @@
+"""The gate is killed with -9 between its steps: what it published is proven once, never rebuilt, never lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from common.job import find_job
+from common.ledger import DateState, Run, RunState
+from common.options import RunOptions
+from common.recover import release_run
+from producer.launch import open_run
+from tests.lab import Lab, players
+from worker.deps import Deps, open_deps
+from worker.gate import GateOutcome, close_window, go_on
+from worker.inline import InlineDispatcher
+from worker.process import process_date
+
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
+TARGET = "probe.probe"
+
+GATE_THAT_DIES = """
+import os, signal, sys
+from pathlib import Path
+from common.ledger import Ledger
+from common.settings import Settings
+from common.warehouse.local import LocalWarehouse
+from worker.deps import open_deps
+from worker.gate import close_window
+from worker.inline import InlineDispatcher
+
+def die(*arguments, **named):
+    if not (len(arguments) == 3 and not arguments[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+home, run, at = sys.argv[1:]
+owner, name = {"Ledger": Ledger, "LocalWarehouse": LocalWarehouse}[at.split(".")[0]], at.split(".")[1]
+setattr(owner, name, die)
+close_window(run, 1, open_deps(Settings(home=Path(home)), InlineDispatcher()))
+"""
+
+DEATHS = [
+    pytest.param("Ledger.note_verdicts", 0, id="before-its-verdicts-are-noted"),
+    pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
+    pytest.param("LocalWarehouse._replace_part", 0, id="while-it-publishes"),
+    pytest.param("Ledger.move_dates", 3, id="after-it-published"),
+    pytest.param("Ledger.checkpoint", 3, id="before-it-checkpoints"),
+    pytest.param("Ledger.leave_window", 3, id="before-it-closes-the-window"),
+]
+
+
+@pytest.fixture
+def deps(lab: Lab) -> Deps:
+    return open_deps(lab.settings, InlineDispatcher())
+
+
+@pytest.fixture
+def staged(lab: Lab, deps: Deps) -> Run:
+    """A run whose dates all wait for the gate."""
+    for day in DAYS:
+        lab.probe("expected", day, players(10))
+        lab.probe("first", day, players(10))
+    job = find_job("probe")
+    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=True)
+    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    go_on(run, job, deps)
+    for day in DAYS:
+        process_date(run.id, day, deps)
+    return run
+
+
+def kill_the_gate(lab: Lab, run: Run, at: str) -> None:
+    command = [sys.executable, "-c", GATE_THAT_DIES, str(lab.home), run.id, at]
+    died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
+    assert died.returncode == -9, died.stderr
+
+
+def written(lab: Lab) -> dict[Path, int]:
+    """When each published file was written."""
+    parts = (lab.home / "warehouse" / "probe" / "probe").rglob("part.parquet")
+    return {part: part.stat().st_mtime_ns for part in parts}
+
+
+@pytest.mark.parametrize(("at", "published"), DEATHS)
+def test_the_next_gate_completes_the_window_and_rewrites_nothing(
+    lab: Lab, deps: Deps, staged: Run, at: str, published: int
+) -> None:
+    kill_the_gate(lab, staged, at)
+    before = written(lab)
+    assert len(before) == published
+
+    assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
+
+    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.CHECKPOINTED}
+    assert deps.ledger.run(staged.id).state is RunState.SUCCEEDED
+    assert len(lab.table_bytes(TARGET)) == len(DAYS)
+    assert before.items() <= written(lab).items()
+
+
+@pytest.mark.parametrize(("at", "published"), DEATHS)
+def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
+    lab: Lab, deps: Deps, staged: Run, at: str, published: int
+) -> None:
+    kill_the_gate(lab, staged, at)
+
+    released = release_run(staged, find_job("probe"), deps.ledger, deps.warehouse, lab.site.staging)
+
+    assert (released.checkpointed, released.unfinished) == (published, len(DAYS) - published)
+    assert len(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == published
+    assert deps.ledger.run(staged.id).state is RunState.CANCELLED
+    assert deps.ledger.active_holders("probe", DAYS) == {}
+    again = lab.run(DAYS, "probe") if published < len(DAYS) else None
+    assert again is None or again.run.state is RunState.SUCCEEDED
+    assert len(lab.table_bytes(TARGET)) == len(DAYS)
