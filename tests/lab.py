@@ -19,12 +19,17 @@ import pytest
 
 from common.coverage import Fallback
 from common.job import find_job
-from common.ledger import DateRow, Progress
+from common.ledger import DateRow, Progress, Run, RunState
+from common.options import RunOptions
 from common.schema import TableName, arrow_schema
 from common.settings import Settings
+from producer.launch import open_run
 from producer.plan import Plan, Reprocess, Request
 from producer.session import Launch, decide, execute, refuse_blocked
 from producer.site import Site, open_site
+from worker.deps import Deps, open_deps
+from worker.gate import go_on
+from worker.inline import InlineDispatcher
 from worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 
 PACKAGES = Path(__file__).parent / "packages"
@@ -138,6 +143,17 @@ class Lab:
         plan = decide(launch, find_job(job), self.site)
         refuse_blocked(plan, allow_partial=allow_partial)
         return execute(launch, plan, self.site, lambda _: None, lambda _: None)
+
+    def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
+        """A running run with its one window open, and what a worker needs to work on it."""
+        dispatcher = InlineDispatcher()
+        deps = open_deps(self.settings, dispatcher)
+        found = find_job(job)
+        options = RunOptions.of(found, window=len(days), in_flight=1, fallback=None, because=None)
+        run = open_run(self.plan(days, job), found, options, self.site, owned=True)
+        deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+        go_on(run, found, deps)
+        return run, deps, dispatcher
 
     def outcome(self, day: date, progress: Progress) -> DateRow:
         (row,) = self.site.ledger.dates(progress.run.id, days=[day])

@@ -11,13 +11,10 @@ import pytest
 
 from common.job import find_job
 from common.ledger import DateState, Run, RunState
-from common.options import RunOptions
 from common.recover import release_run
-from producer.launch import open_run
 from tests.lab import Lab, players
-from worker.deps import Deps, open_deps
-from worker.gate import GateOutcome, close_window, go_on
-from worker.inline import InlineDispatcher
+from worker.deps import Deps
+from worker.gate import GateOutcome, close_window
 from worker.process import process_date
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
@@ -54,24 +51,15 @@ DEATHS = [
 
 
 @pytest.fixture
-def deps(lab: Lab) -> Deps:
-    return open_deps(lab.settings, InlineDispatcher())
-
-
-@pytest.fixture
-def staged(lab: Lab, deps: Deps) -> Run:
+def opened(lab: Lab) -> tuple[Run, Deps]:
     """A run whose dates all wait for the gate."""
     for day in DAYS:
         lab.probe("expected", day, players(10))
         lab.probe("first", day, players(10))
-    job = find_job("probe")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, _ = lab.opened(DAYS, "probe")
     for day in DAYS:
         process_date(run.id, day, deps)
-    return run
+    return run, deps
 
 
 def kill_the_gate(lab: Lab, run: Run, at: str) -> None:
@@ -88,8 +76,9 @@ def written(lab: Lab) -> dict[Path, int]:
 
 @pytest.mark.parametrize(("at", "published"), DEATHS)
 def test_the_next_gate_completes_the_window_and_rewrites_nothing(
-    lab: Lab, deps: Deps, staged: Run, at: str, published: int
+    lab: Lab, opened: tuple[Run, Deps], at: str, published: int
 ) -> None:
+    staged, deps = opened
     kill_the_gate(lab, staged, at)
     before = written(lab)
     assert len(before) == published
@@ -104,8 +93,9 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
 
 @pytest.mark.parametrize(("at", "published"), DEATHS)
 def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
-    lab: Lab, deps: Deps, staged: Run, at: str, published: int
+    lab: Lab, opened: tuple[Run, Deps], at: str, published: int
 ) -> None:
+    staged, deps = opened
     kill_the_gate(lab, staged, at)
 
     released = release_run(staged, find_job("probe"), deps.ledger, deps.warehouse, lab.site.staging)

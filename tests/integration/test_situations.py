@@ -11,13 +11,9 @@ from common.coverage import Fallback, Verdict
 from common.errors import UserError
 from common.job import find_job
 from common.ledger import DateState, RunState
-from common.options import RunOptions
-from producer.launch import open_run
 from producer.plan import Reprocess
 from tests.lab import Lab, players
-from worker.deps import open_deps
-from worker.gate import GateOutcome, close_window, go_on
-from worker.inline import InlineDispatcher
+from worker.gate import GateOutcome, close_window
 from worker.process import process_date
 
 DAY = date(2023, 2, 23)
@@ -143,13 +139,7 @@ def test_force_never_commits_rows_that_are_wrong_in_themselves(lab: Lab) -> None
 def test_an_expectation_that_became_unreadable_before_the_gate_blocks(lab: Lab) -> None:
     lab.summary(DAY, players(187))
     lab.upcoming(DAY, players(187))
-    dispatcher = InlineDispatcher()
-    deps = open_deps(lab.settings, dispatcher)
-    job = find_job("player_composite_factors")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, _ = lab.opened([DAY])
     assert process_date(run.id, DAY, deps).state == "staged"
 
     lab.drop("nba_analytics.player_game_summary")
@@ -163,12 +153,7 @@ def test_an_expectation_that_became_unreadable_before_the_gate_blocks(lab: Lab) 
 
 def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
     lab.summary(DAY, players(187))
-    deps = open_deps(lab.settings, InlineDispatcher())
-    job = find_job("player_composite_factors")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, _ = lab.opened([DAY])
 
     lab.drop("nba_analytics.player_game_summary")
     process_date(run.id, DAY, deps)
@@ -345,15 +330,9 @@ def test_a_transient_error_that_does_not_pass_fails_the_date(lab: Lab) -> None:
 def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_overwritten(lab: Lab) -> None:
     lab.summary(DAY, players(20))
     lab.upcoming(DAY, players(20))
-    dispatcher = InlineDispatcher()
-    deps = open_deps(lab.settings, dispatcher)
-    job = find_job("player_composite_factors")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, dispatcher = lab.opened([DAY])
     process_date(run.id, DAY, deps)
-    types = {name: column.type for name, column in job.target.columns.items()}
+    types = {name: column.type for name, column in find_job(run.job).target.columns.items()}
     lab.load(TARGET, DAY, [{"player_lookup": "written by the daily job"}], types)
 
     assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
@@ -367,13 +346,7 @@ def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_ove
 
 def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
     lab.summary(DAY, players(20))
-    dispatcher = InlineDispatcher()
-    deps = open_deps(lab.settings, dispatcher)
-    job = find_job("player_composite_factors")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, dispatcher = lab.opened([DAY])
     process_date(run.id, DAY, deps)
     deps.ledger.dates(run.id)[0].staged_file().path.write_bytes(b"half a file")
 
@@ -385,12 +358,7 @@ def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
 
 def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(lab: Lab) -> None:
     lab.summary(DAY, players(20))
-    deps = open_deps(lab.settings, InlineDispatcher())
-    job = find_job("player_composite_factors")
-    options = RunOptions.of(job, window=10, in_flight=1, fallback=None, because=None)
-    run = open_run(lab.plan([DAY]), job, options, lab.site, owned=True)
-    deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    go_on(run, job, deps)
+    run, deps, _ = lab.opened([DAY])
 
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_READY
     process_date(run.id, DAY, deps)
