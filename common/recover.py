@@ -29,7 +29,7 @@ def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, stagin
     publish and checkpoint.
     """
     candidates = ledger.dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
-    adopted = _published(candidates, job, warehouse)
+    adopted = still_published(candidates, job, warehouse)
     ledger.move_dates(run.id, adopted, expect=DateState.STAGED, to=DateState.PUBLISHED)
     proven = ledger.checkpoint(run.id, adopted)
     ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.RUNNING, RunState.PAUSED], to=RunState.CANCELLED)
@@ -43,7 +43,8 @@ def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, stagin
     )
 
 
-def _published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
+def still_published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
+    """The dates that the gate passed and whose target holds exactly the staged bytes now."""
     passed = {row.day: row.checksum for row in rows if row.verdict is not None and row.verdict.passes}
     now = warehouse.fingerprints(TableName.parse(job.target.table), job.target.date_column, list(passed))
     return [day for day, checksum in passed.items() if now[day] == checksum]

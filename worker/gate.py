@@ -20,9 +20,10 @@ from common.coverage import Judgement, Recount, Verdict, judge
 from common.errors import BackfillError, ExpectationUnreadable, Retryable
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, WindowState
-from common.ledger.states import READY_FOR_GATE
+from common.ledger.states import ENDED_DATES, READY_FOR_GATE
 from common.options import RunOptions
 from common.processes import is_dead
+from common.recover import still_published
 from common.schema import TableName
 from common.warehouse.base import StagedFile
 from worker.deps import Deps
@@ -91,6 +92,9 @@ def _close(run: Run, number: int, deps: Deps, *, last_try: bool) -> GateOutcome:
         deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.OPEN)
         deps.dispatcher.send_window(run.id, number, job, again)
         return GateOutcome.SENT_BACK
+    if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
+        deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.OPEN)
+        return GateOutcome.NOT_READY
     deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.CLOSED)
     go_on(run, job, deps)
     return GateOutcome.CLOSED
@@ -98,7 +102,9 @@ def _close(run: Run, number: int, deps: Deps, *, last_try: bool) -> GateOutcome:
 
 def _settle(run: Run, number: int, job: Job, dates: Sequence[DateRow], deps: Deps, *, last_try: bool) -> list[date]:
     """Recount, judge, publish, checkpoint. Returns the dates that have to be processed again."""
-    deps.ledger.checkpoint(run.id, [row.day for row in dates if row.state is DateState.PUBLISHED])
+    published = [row for row in dates if row.state is DateState.PUBLISHED]
+    kept = still_published(published, job, deps.warehouse)  # an earlier gate died here; who knows how long ago
+    deps.ledger.checkpoint(run.id, kept)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
     files = {day: row.staged_file() for day, row in staged.items()}
     lost = [day for day, file in files.items() if not deps.staging.is_intact(file)]
@@ -108,7 +114,9 @@ def _settle(run: Run, number: int, job: Job, dates: Sequence[DateRow], deps: Dep
     _block(run, judged, whole, deps)
     changed = _publish(run, number, job, [staged[day] for day in judged.days(passing=True)], deps)
     again = _send_back(run, [*(staged[day] for day in lost)], "the staged file was lost", deps)
-    again += _send_back(run, [staged[day] for day in changed], "the target changed since it was staged", deps)
+    overwritten = [row for row in published if row.day not in kept]
+    overwritten += [staged[day] for day in changed]
+    again += _send_back(run, overwritten, "the target changed since it was staged", deps)
     return again
 
 
@@ -180,10 +188,10 @@ def _send_back(run: Run, rows: Sequence[DateRow], why: str, deps: Deps) -> list[
     for row in rows:
         log.warning("date_sent_back", day=row.day.isoformat(), reason=why, attempt=row.attempt)
         if row.attempt < MAX_ATTEMPTS:
-            deps.ledger.move_date(run.id, row.day, expect=DateState.STAGED, to=DateState.QUEUED, verdict=None)
+            deps.ledger.move_date(run.id, row.day, expect=row.state, to=DateState.QUEUED, verdict=None)
             again.append(row.day)
         else:
-            _fail(run, row.day, "SentBackTooOften", f"{why}, {row.attempt} times", deps)
+            _fail(run, row, "SentBackTooOften", f"{why}, {row.attempt} times", deps)
     return again
 
 
@@ -192,15 +200,15 @@ def _give_up(run: Run, number: int, exc: Exception, deps: Deps) -> list[date]:
     log.error("gate_failed", error=str(exc), exc_info=exc)
     kind = exc.kind if isinstance(exc, BackfillError) else type(exc).__name__
     for row in deps.ledger.dates(run.id, window=number, states=[DateState.STAGED]):
-        _fail(run, row.day, kind, f"the gate could not publish it: {exc}", deps)
+        _fail(run, row, kind, f"the gate could not publish it: {exc}", deps)
     return []
 
 
-def _fail(run: Run, day: date, kind: str, why: str, deps: Deps) -> None:
+def _fail(run: Run, row: DateRow, kind: str, why: str, deps: Deps) -> None:
     deps.ledger.move_date(
         run.id,
-        day,
-        expect=DateState.STAGED,
+        row.day,
+        expect=row.state,
         to=DateState.FAILED,
         verdict=Verdict.FAILED.value,
         reason=why,

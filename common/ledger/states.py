@@ -60,14 +60,15 @@ DATE_MOVES: dict[DateState, frozenset[DateState]] = {
         }
     ),
     DateState.STAGED: frozenset({DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED}),
-    DateState.PUBLISHED: frozenset({DateState.CHECKPOINTED}),
+    DateState.PUBLISHED: frozenset({DateState.CHECKPOINTED, DateState.QUEUED, DateState.FAILED}),
     **{end: frozenset[DateState]() for end in ENDED_DATES},
 }
 
 
 def final_state(ends: dict[DateState, int]) -> RunState:
     """The end of a run whose dates ended like this."""
-    bad = ends.get(DateState.FAILED, 0) + ends.get(DateState.BLOCKED, 0)
+    fine = (DateState.CHECKPOINTED, DateState.SKIPPED)
+    bad = sum(count for state, count in ends.items() if state not in fine)
     if not bad:
         return RunState.SUCCEEDED
     return RunState.PARTIAL if ends.get(DateState.CHECKPOINTED, 0) else RunState.FAILED

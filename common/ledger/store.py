@@ -417,6 +417,7 @@ class Ledger:
                     run_dates.c.run_id == run_id,
                     run_dates.c.day.in_(list(days)),
                     run_dates.c.state == DateState.PUBLISHED.value,
+                    run_dates.c.active,  # a run that was closed meanwhile no longer holds its dates
                     run_dates.c.verdict.in_(passing),
                 )
                 .with_for_update()

@@ -91,6 +91,21 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
     assert before.items() <= written(lab).items()
 
 
+def test_a_published_date_that_somebody_overwrote_is_built_again_not_checkpointed(
+    lab: Lab, opened: tuple[Run, Deps]
+) -> None:
+    staged, deps = opened
+    kill_the_gate(lab, staged, "Ledger.checkpoint")
+    kinds = {name: column.type for name, column in find_job("probe").target.columns.items()}
+    lab.load(TARGET, DAYS[0], [{"name": "written by the daily job"}], kinds)
+
+    assert close_window(staged.id, 1, deps) is GateOutcome.SENT_BACK
+
+    assert set(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == set(DAYS[1:])
+    (row,) = deps.ledger.dates(staged.id, days=[DAYS[0]])
+    assert row.state is DateState.QUEUED
+
+
 @pytest.mark.parametrize(("at", "published"), DEATHS)
 def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     lab: Lab, opened: tuple[Run, Deps], at: str, published: int
