@@ -16,7 +16,7 @@ from common.job import find_job
 from common.ledger import Run, RunState
 from common.logs import logging_to_file
 from common.settings import Settings
-from producer.exit_codes import COMPLETE, INTERRUPTED, exit_code
+from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.plan import Action, Plan, Reprocess
 from producer.report import Watcher, make_console, print_plan, print_run
 from producer.session import (
@@ -56,7 +56,7 @@ def launch_and_follow(
     refuse_blocked(made, allow_partial=launch.allow_partial)
     if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
         console.print(_nothing_to_do(made))
-        return COMPLETE
+        return _at_best(COMPLETE, made)
     _ask(made, launch, yes=yes)
     if detach and site.embedded:
         run_id = launch_in_background(launch, settings)
@@ -85,7 +85,12 @@ def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach:
     print_run(console, progress, site.ledger.dates(progress.run.id))
     if progress.run.state is not RunState.SUCCEEDED:
         console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
-    return exit_code(progress)
+    return _at_best(exit_code(progress), made)
+
+
+def _at_best(code: int, made: Plan) -> int:
+    """The exit code, but never that of a complete range when dates were left incomplete."""
+    return INCOMPLETE if code == COMPLETE and any(step.left_incomplete for step in made.steps) else code
 
 
 def interrupted_in_words(stop: Interrupted) -> str:
@@ -99,6 +104,8 @@ def interrupted_in_words(stop: Interrupted) -> str:
 
 def _nothing_to_do(made: Plan) -> str:
     done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
+    if left := sum(step.left_incomplete for step in made.steps):
+        return f"nothing was built: {left} date(s) are not complete and were left so; --reprocess failed builds them"
     if done and not skipped:
         return f"nothing to do: all {done} date(s) are checkpointed"
     return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"

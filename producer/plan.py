@@ -33,6 +33,7 @@ from common.options import RunOptions
 from common.warehouse.base import Warehouse
 
 PLAN_FORMAT = 1
+ENDED = "ended "  #: how the reason begins for a date that is left alone though it is not complete
 
 
 class Action(Enum):
@@ -63,6 +64,11 @@ class Step:
     found: Mapping[str, int] = field(default_factory=dict[str, int])
     source: str | None = None
     supplied: int | None = None  #: expected entities that the chosen source can supply
+
+    @property
+    def left_incomplete(self) -> bool:
+        """Left alone although no run completed it."""
+        return self.action is Action.DONE and self.reason.startswith(ENDED)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -248,7 +254,7 @@ def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | No
         forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""
         return f"already checkpointed ({of}{forced}, run {checkpoint.run_id})"
     if reprocess is Reprocess.NONE and end is not None and end.state in (DateState.BLOCKED, DateState.FAILED):
-        return f"ended {end.state.value} in run {end.run_id}, and --reprocess is none"
+        return f"{ENDED}{end.state.value} in run {end.run_id}, and --reprocess is none"
     return None
 
 

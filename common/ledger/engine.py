@@ -60,7 +60,7 @@ def _sqlite(url: URL) -> Engine:
     def began(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         # A transaction that reads and then writes must hold the write lock from its start, or SQLite fails it
         # at once, without waiting, when another one has written in between.
-        if connection.get_isolation_level() != "AUTOCOMMIT":
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -54,19 +54,27 @@ class Ledger:
         run_id = f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         days = [one.day for one in new.dates]
         try:
-            with self._write() as connection:
-                connection.execute(insert(runs), run_values(run_id, new))
-                numbers = sorted({one.window for one in new.dates if one.window is not None})
-                if numbers:
-                    connection.execute(
-                        insert(windows),
-                        [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
-                    )
-                for values in grouped_by_columns(date_values(run_id, new)):
-                    connection.execute(insert(run_dates), values)
+            try:
+                self._write_run(run_id, new)
+            except LedgerUnavailable:
+                # Two that open the same dates in different orders deadlock on PostgreSQL, which ends one of them: on
+                # its second try it waits for the other and learns that the dates are taken.
+                self._write_run(run_id, new)
         except IntegrityError as exc:
             raise self._taken(new.job, days, exc) from exc
         return self.run(run_id)
+
+    def _write_run(self, run_id: str, new: NewRun) -> None:
+        with self._write() as connection:
+            connection.execute(insert(runs), run_values(run_id, new))
+            numbers = sorted({one.window for one in new.dates if one.window is not None})
+            if numbers:
+                connection.execute(
+                    insert(windows),
+                    [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
+                )
+            for values in grouped_by_columns(date_values(run_id, new)):
+                connection.execute(insert(run_dates), values)
 
     def run(self, run_id: str) -> Run:
         """The run. Raises `UserError` when there is none of that id."""
