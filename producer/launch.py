@@ -27,7 +27,6 @@ from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
-ACTIVE = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
 
 
 def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bool) -> Run:

@@ -21,7 +21,6 @@ RESERVED = (
     "travel_impact_score",
     "opponent_strength_score",
 )
-WARNINGS = ("high_fatigue", "extreme_shot_zone_mismatch", "extreme_total_adjustment")
 
 
 def composite_factors(
