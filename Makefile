@@ -2,11 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EMULATOR := .venv-emulator
+EMULATOR_READY := $(EMULATOR)/.ready
 
-.PHONY: demo test lint types check bench lock clean help
+.PHONY: demo test test-bigquery lint types check bench lock clean help
 
 help:  ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -15,11 +17,22 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
+# The BigQuery emulator's pins and its pytest plugin must not touch ours: it has an environment of its own.
+$(EMULATOR_READY): tests/emulator/requirements.lock
+	$(PYTHON) -m venv $(EMULATOR)
+	$(EMULATOR)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/emulator/requirements.lock
+	@touch $(EMULATOR_READY)
+
 demo: $(READY)  ## set up, make a season of data with the incident in it, and run the main job
 	$(BIN)/backfill demo
 
-test: $(READY)  ## set up and run the tests
+test: $(READY) $(EMULATOR_READY)  ## set up and run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+LOCATION ?= US
+test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PROJECT=my-project [LOCATION=EU]
+	@test -n "$(PROJECT)" || { echo "say in which project: make test-bigquery PROJECT=my-project"; exit 2; }
+	TEST_BIGQUERY="bigquery://$(PROJECT)?location=$(LOCATION)" $(BIN)/python -m pytest tests/real_bigquery $(ARGS)
 
 lint: $(READY)  ## ruff (lint and format) and the layering of the packages
 	$(BIN)/ruff check .
@@ -37,6 +50,7 @@ bench: $(READY)  ## measure, and write benchmarks/results.json
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --extra dev --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file tests/emulator/requirements.lock tests/emulator/requirements.in
 
 clean:  ## remove the virtual environment and the demo's data
-	rm -rf $(VENV) .backfill
+	rm -rf $(VENV) $(EMULATOR) .backfill

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 
@@ -12,3 +14,28 @@ def utcnow() -> datetime:
 def today() -> date:
     """Today's date in UTC: the last date a backfill may ask for."""
     return utcnow().date()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What another clock said between two moments of this machine's."""
+
+    before: datetime
+    said: datetime
+    after: datetime
+
+    @property
+    def took(self) -> float:
+        """The seconds that asking took."""
+        return (self.after - self.before).total_seconds()
+
+    @property
+    def apart(self) -> float:
+        """The seconds that the clocks differ at least: the other one was read at any moment of the asking."""
+        return max((self.before - self.said).total_seconds(), (self.said - self.after).total_seconds(), 0.0)
+
+
+def read_clock(ask: Callable[[], datetime]) -> Reading:
+    before = utcnow()
+    said = ask()
+    return Reading(before=before, said=said, after=utcnow())

@@ -64,8 +64,16 @@ class ExpectationUnreadable(BackfillError):
     """Who must be on a date could not be found out: the date is blocked, never taken for complete."""
 
 
+class NothingKept(UserError):
+    """What a run replaced is not kept any more, so it can't be put back."""
+
+
 class StagedFileLost(BackfillError):
     """A staged file is missing or its bytes are not those that were staged."""
+
+    def __init__(self, message: str, *, day: date) -> None:
+        super().__init__(message, day=day)
+        self.file_day = day
 
 
 class ProcessFailed(BackfillError):

@@ -208,8 +208,10 @@ def find_job(name: str) -> Job:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
             found = point.load()
-        except (ImportError, AttributeError) as exc:
-            raise UserError(f"job {name} is installed but can't be loaded from {point.value}: {exc}") from exc
+        except Exception as exc:  # the edge: a job's module is somebody else's code
+            raise UserError(
+                f"job {name} is installed but can't be loaded from {point.value}: {type(exc).__name__}: {exc}"
+            ) from exc
         if not isinstance(found, Job):
             raise UserError(f"the entry point {point.value} of job {name} is no Job")
         if found.name != name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import pyarrow as pa
@@ -13,8 +13,8 @@ import pyarrow as pa
 from common.dates import ONE_DAY, DateRange, ranges
 from common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
 from common.job import CalendarFacts, Job, Source
-from common.schema import TableName
-from common.warehouse.base import Scan, StagedFile, StagedScan, Warehouse, need_table
+from common.schema import ColumnType, TableName, Types
+from common.warehouse.base import Scan, StagedFile, StagedScan, TableInfo, Warehouse, need_table
 
 SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
 
@@ -92,38 +92,85 @@ def check_tables(warehouse: Warehouse, job: Job) -> Absent:
     Raises `TableNotFound` when the expectation's table or a required input's does not exist, `SchemaMismatch` when a
     table lacks its date column or a column the job reads.
     """
-    truth = job.expectation
-    need_table(warehouse, TableName.parse(truth.table)).require(truth.date_column, (truth.entity,))
-    absent_sources: set[str] = set()
-    for source in job.sources:
-        info = warehouse.describe(TableName.parse(source.table))
-        if info is None:
-            absent_sources.add(source.name)
-        else:
-            info.require(source.date_column, (job.source_entity(source),))
-            info.require(source.date_column, source.columns or ())
-    absent_inputs: set[str] = set()
-    for one in job.inputs:
-        table = TableName.parse(one.table)
-        info = warehouse.describe(table) if one.optional else need_table(warehouse, table)
-        if info is None:
-            absent_inputs.add(one.name)
-        else:
-            info.require(one.date_column, one.columns or ())
+    absent = {need.role for need in needs(job) if not _is_there(warehouse, need)}
     return Absent(
-        sources=frozenset(absent_sources),
-        inputs=frozenset(absent_inputs),
-        calendar=not _has_calendar(warehouse, job),
+        sources=frozenset(one.name for one in job.sources if f"source {one.name}" in absent),
+        inputs=frozenset(one.name for one in job.inputs if f"input {one.name}" in absent),
+        calendar=job.expectation.calendar is None or "calendar" in absent,
     )
 
 
-def _has_calendar(warehouse: Warehouse, job: Job) -> bool:
-    calendar = job.expectation.calendar
-    info = warehouse.describe(TableName.parse(calendar.table)) if calendar else None
-    if calendar is None or info is None:
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """A table that a job reads, and what it must be like."""
+
+    role: str  #: the part it plays, as `Job.tables` names it
+    table: TableName
+    date_column: str
+    columns: tuple[str, ...] = ()  #: that it must have, in any type
+    types: Types = field(default_factory=dict[str, ColumnType])  #: of the columns that must be of one
+    optional: bool = False
+
+    def misfits(self, info: TableInfo) -> list[str]:
+        """What is wrong with the table, each as the end of a sentence about it."""
+        return list(
+            dict.fromkeys(info.misfits(self.date_column, self.columns) + info.misfits(self.date_column, self.types))
+        )
+
+
+def needs(job: Job) -> list[Need]:
+    """Every table the job reads. A source is optional: where its table does not exist it counts as having nothing."""
+    truth = job.expectation
+    found = [
+        Need(
+            role="expectation",
+            table=TableName.parse(truth.table),
+            date_column=truth.date_column,
+            columns=(truth.entity,),
+        )
+    ]
+    for source in job.sources:
+        found.append(
+            Need(
+                role=f"source {source.name}",
+                table=TableName.parse(source.table),
+                date_column=source.date_column,
+                columns=(job.source_entity(source),),
+                types=source.columns or {},
+                optional=True,
+            )
+        )
+    for one in job.inputs:
+        found.append(
+            Need(
+                role=f"input {one.name}",
+                table=TableName.parse(one.table),
+                date_column=one.date_column,
+                types=one.columns or {},
+                optional=one.optional,
+            )
+        )
+    if (calendar := truth.calendar) is not None:
+        named = [calendar.season_column, calendar.season_filter[0] if calendar.season_filter else None]
+        found.append(
+            Need(
+                role="calendar",
+                table=TableName.parse(calendar.table),
+                date_column=calendar.date_column,
+                columns=tuple(name for name in named if name),
+                optional=True,
+            )
+        )
+    return found
+
+
+def _is_there(warehouse: Warehouse, need: Need) -> bool:
+    """Whether the table exists. Raises `TableNotFound` when it must, `SchemaMismatch` when it is not as needed."""
+    info = warehouse.describe(need.table) if need.optional else need_table(warehouse, need.table)
+    if info is None:
         return False
-    named = [calendar.season_column, calendar.season_filter[0] if calendar.season_filter else None]
-    info.require(calendar.date_column, tuple(name for name in named if name))
+    if wrong := need.misfits(info):
+        raise SchemaMismatch("; ".join(wrong), table=str(need.table))
     return True
 
 
@@ -161,17 +208,20 @@ def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
     return {day: frozenset(names) for day, names in found.items()}
 
 
-def calendar_events(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
-    """How many events the calendar has on each of the days, and nothing of seasons; None without a calendar."""
-    calendar = job.expectation.calendar
-    if calendar is None or not days or warehouse.describe(TableName.parse(calendar.table)) is None:
+def calendar_events(
+    warehouse: Warehouse, job: Job, days: Sequence[date], *, must_exist: bool = False
+) -> CalendarFacts | None:
+    """How many events the calendar has on each of the days, and nothing of seasons; None without a calendar.
+
+    With `must_exist`, raises `TableNotFound` when the job names one and the table is not there.
+    """
+    events = calendar_scan(job, days)
+    if events is None or not days:
         return None
-    events = Scan(
-        table=TableName.parse(calendar.table),
-        date_column=calendar.date_column,
-        dates=tuple(ranges(days)),
-        columns={"day": calendar.date_column},
-    )
+    if warehouse.describe(events.table) is None:
+        if must_exist:
+            raise TableNotFound("the calendar was there when the run was planned and is gone", table=str(events.table))
+        return None
     return CalendarFacts(events=_by_day(warehouse.query(EVENTS, scans={"calendar": events})))
 
 
@@ -217,6 +267,19 @@ def match_staged(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) ->
     }
 
 
+def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:
+    """The calendar's entries on the days; None without a calendar."""
+    calendar = job.expectation.calendar
+    if calendar is None:
+        return None
+    return Scan(
+        table=TableName.parse(calendar.table),
+        date_column=calendar.date_column,
+        dates=tuple(ranges(days)),
+        columns={"day": calendar.date_column},
+    )
+
+
 def truth_scan(job: Job, days: Iterable[date]) -> Scan:
     truth = job.expectation
     return Scan(
@@ -238,15 +301,22 @@ def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
 
 
 def input_fingerprint(warehouse: Warehouse, job: Job, day: date) -> str:
-    """A value that changes when any partition the date is built from changes, or the job's version does."""
+    """A value that changes when anything the date is built from changes, or the job's version does."""
     parts: list[str] = [job.version]
-    read: dict[tuple[str, str], int] = {(job.expectation.table, job.expectation.date_column): 0}
+    truth = job.expectation
+    lookbacks: dict[tuple[str, str], int] = {(truth.table, truth.date_column): 0}
+    columns: dict[tuple[str, str], set[str] | None] = {(truth.table, truth.date_column): {truth.entity}}
     for one in (*job.sources, *job.inputs):
         key = (one.table, one.date_column)
-        read[key] = max(read.get(key, 0), one.lookback_days)
-    for (table, date_column), lookback in sorted(read.items()):
+        lookbacks[key] = max(lookbacks.get(key, 0), one.lookback_days)
+        known = columns.setdefault(key, set())
+        columns[key] = None if known is None or one.columns is None else {*known, *one.columns}
+    for source in job.sources:
+        if (read := columns[source.table, source.date_column]) is not None:
+            read.add(job.source_entity(source))
+    for (table, date_column), lookback in sorted(lookbacks.items()):
         days = [found for one in ranges([day], lookback=lookback) for found in one.days()]
-        found = warehouse.fingerprints(TableName.parse(table), date_column, days)
+        found = warehouse.fingerprints(TableName.parse(table), date_column, days, columns=columns[table, date_column])
         parts += [table, *(found[one] for one in sorted(days))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -20,9 +20,19 @@ class RunOptions:
     window: int  #: dates per window
     in_flight: int  #: windows open at once
     forced_because: str | None = None
+    calendar: bool = False  #: there was a calendar when the run was planned: it must still be there
 
     @classmethod
-    def of(cls, job: Job, *, window: int, in_flight: int, fallback: Fallback | None, because: str | None) -> RunOptions:
+    def of(
+        cls,
+        job: Job,
+        *,
+        window: int,
+        in_flight: int,
+        fallback: Fallback | None,
+        because: str | None,
+        calendar: bool = False,
+    ) -> RunOptions:
         return cls(
             fallback=fallback or job.fallback,
             complete_ratio=job.policy.complete_ratio,
@@ -30,6 +40,7 @@ class RunOptions:
             window=window,
             in_flight=in_flight,
             forced_because=because,
+            calendar=calendar,
         )
 
     @property
@@ -41,6 +52,6 @@ class RunOptions:
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> RunOptions:
-        values: dict[str, Any] = {name: stored[name] for name in cls.__dataclass_fields__}
+        values: dict[str, Any] = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         values["fallback"] = Fallback(stored["fallback"])
         return cls(**values)

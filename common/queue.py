@@ -5,15 +5,20 @@ The chord is the fast path, never the truth: its body is told a run and a window
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import date
-from typing import Protocol
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from celery import Celery, Signature, chord
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
+from redis.exceptions import RedisError, ResponseError
 
-from common.errors import BrokerUnavailable
+from common.clock import Reading, read_clock
+from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.results import WRITE_ONLY
 from common.settings import Settings
@@ -28,12 +33,18 @@ MAINTENANCE_QUEUE = "maintenance"
 QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE)
 
 RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
+ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
+WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
 RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
 
 def make_app(settings: Settings, broker_url: str) -> Celery:
-    """The Celery app on that broker, with every setting that a lost worker or a long run depends on."""
+    """The Celery app on that broker, with every setting that a lost worker or a long run depends on.
+
+    Raises `UserError` for a URL that names no broker.
+    """
+    broker_address(broker_url)
     app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
     transport = {"visibility_timeout": settings.visibility_seconds}
     app.conf.update(
@@ -140,15 +151,60 @@ class CeleryDispatcher:
         )
 
 
-def check_broker(app: Celery) -> None:
-    """Raises `BrokerUnavailable` when the broker does not answer at once."""
+@dataclass(frozen=True, kw_only=True)
+class BrokerAnswer:
+    """A broker that answers."""
+
+    address: str  #: without user and password
+    seconds: float  #: that a round trip took
+    clock: Reading | None  #: None when it does not tell the time
+
+
+def ask_broker(settings: Settings, url: str) -> BrokerAnswer:
+    """What the broker answers over a connection such as workers have. Changes nothing.
+
+    Raises `UserError` for a URL that names no broker, and `BrokerUnavailable` when it does not answer within
+    `ASKING_SECONDS`.
+    """
+    address = broker_address(url)
+    patience = {"socket_timeout": ASKING_SECONDS, "socket_connect_timeout": ASKING_SECONDS}
+    app = make_app(settings, url)
     try:
-        with app.connection_for_write(connect_timeout=3) as connection:
-            connection.ensure_connection(max_retries=1, timeout=3)
-    except (KombuError, OSError) as exc:
-        raise BrokerUnavailable(f"the broker at {connection_label(app)} does not answer: {exc}") from exc
+        with app.connection_for_write(transport_options=patience) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=ASKING_SECONDS)
+            channel: Any = connection.default_channel
+            channel.client.ping()  # so that what is timed is a round trip, not the way to one
+            started = time.monotonic()
+            channel.client.ping()
+            seconds = time.monotonic() - started
+            return BrokerAnswer(address=address, seconds=seconds, clock=_clock_of(channel.client))
+    except (KombuError, RedisError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker at {address} does not answer: {exc}") from exc
+    except (ValueError, TypeError, KeyError) as exc:  # kombu's words for a wrong URL, which may quote its password
+        raise UserError(f"BACKFILL_BROKER is no usable URL: {WRITE_IT}") from exc
 
 
-def connection_label(app: Celery) -> str:
-    """The broker's address without its password."""
-    return app.connection_for_write().as_uri(include_password=False)
+def broker_address(url: str) -> str:
+    """The broker's address without user and password. Raises `UserError` for a URL that names no broker."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as exc:  # its text may quote a part of the password
+        raise UserError(f"BACKFILL_BROKER is no URL: {WRITE_IT}") from exc
+    if parts.scheme not in ("redis", "rediss", "redis+socket"):
+        raise UserError(f"BACKFILL_BROKER is not the URL of a Redis or Valkey server: {WRITE_IT}")
+    if parts.scheme != "redis+socket" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"):
+        raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {WRITE_IT}")
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+
+
+def _clock_of(client: Any) -> Reading | None:
+    try:
+        return read_clock(lambda: _time_of(client))
+    except ResponseError:  # this user may not ask for it
+        return None
+
+
+def _time_of(client: Any) -> datetime:
+    seconds, microseconds = client.time()
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)

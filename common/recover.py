@@ -46,5 +46,5 @@ def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, stagin
 def still_published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
     """The dates that the gate passed and whose target holds exactly the staged bytes now."""
     passed = {row.day: row.checksum for row in rows if row.verdict is not None and row.verdict.passes}
-    now = warehouse.fingerprints(TableName.parse(job.target.table), job.target.date_column, list(passed))
-    return [day for day, checksum in passed.items() if now[day] == checksum]
+    known = {day: checksum for day, checksum in passed.items() if checksum is not None}
+    return sorted(warehouse.holds(TableName.parse(job.target.table), job.target.date_column, known))

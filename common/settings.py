@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.errors import UserError
+from common.warehouse import LOCAL, is_local
+from common.warehouse.base import Limits
+
+SQLITE = "sqlite:///"
 
 
 class Settings(BaseSettings):
@@ -18,8 +23,8 @@ class Settings(BaseSettings):
     home: Path = Path(".backfill")  #: holds the embedded defaults of the four URLs
     broker: SecretStr | None = None  #: redis://...; None starts an embedded broker for each run
     ledger: SecretStr | None = None  #: sqlite:///FILE or postgresql://...
-    warehouse: str | None = None  #: local:DIR
-    staging: str | None = None  #: a folder that all workers share
+    warehouse: str | None = None  #: local:DIR or bigquery://PROJECT?location=US
+    staging: str | None = None  #: a folder that all workers share, or gs://bucket/prefix
 
     window: int = Field(100, ge=1, le=5000)  #: dates per chord
     windows_in_flight: int = Field(3, ge=1, le=50)  #: windows of a run that are open at once
@@ -31,17 +36,48 @@ class Settings(BaseSettings):
     stalled_seconds: int = Field(60, ge=1)  #: without progress for so long, what was queued is sent again
     visibility_seconds: int = Field(7200, ge=60)  #: must exceed the longest hard time limit of any job
 
+    max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query
+    warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long a passing trouble of BigQuery is sat out
+    warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
+    price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
+    undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
+
+    @property
+    def gate_lease(self) -> timedelta:
+        """How long a gate may go without a sign of life: longer than the jobs of one publication take."""
+        jobs = 0.0 if is_local(self.warehouse_url) else 3 * self.warehouse_job_seconds
+        return timedelta(seconds=self.gate_lease_seconds + jobs)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            max_bytes_billed=self.max_bytes_billed,
+            retry_seconds=self.warehouse_retry_seconds,
+            job_seconds=self.warehouse_job_seconds,
+            undo_days=self.undo_days,
+        )
+
     @property
     def ledger_url(self) -> str:
-        return self.ledger.get_secret_value() if self.ledger else f"sqlite:///{self.home.absolute() / 'ledger.db'}"
+        """The ledger's URL; a SQLite file is named from the root, for processes that start elsewhere."""
+        if self.ledger is None:
+            return f"{SQLITE}{self.home.absolute() / 'ledger.db'}"
+        url = self.ledger.get_secret_value()
+        file = url.removeprefix(SQLITE)
+        return f"{SQLITE}{Path(file).absolute()}" if url.startswith(SQLITE) and file else url
 
     @property
     def warehouse_url(self) -> str:
-        return self.warehouse or f"local:{self.home.absolute() / 'warehouse'}"
+        if self.warehouse is None:
+            return f"{LOCAL}{self.home.absolute() / 'warehouse'}"
+        folder = self.warehouse.removeprefix(LOCAL)
+        return f"{LOCAL}{Path(folder).absolute()}" if is_local(self.warehouse) and folder else self.warehouse
 
     @property
     def staging_url(self) -> str:
-        return self.staging or str(self.home.absolute() / "staging")
+        if self.staging is None:
+            return str(self.home.absolute() / "staging")
+        return self.staging if "://" in self.staging else str(Path(self.staging).absolute())
 
 
 def read_settings() -> Settings:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import typer
@@ -59,7 +60,7 @@ def launch_and_follow(
         return _at_best(COMPLETE, made)
     _ask(made, launch, yes=yes)
     if detach and site.embedded:
-        run_id = launch_in_background(launch, settings)
+        run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
         console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
         return COMPLETE
     return _follow(launch, made, site, console, detach=detach)

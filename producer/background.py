@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from common.errors import BackfillError
+from common.errors import BackfillError, UserError
 from common.job import find_job
 from common.ledger import Progress, Run
 from common.settings import read_settings
@@ -21,6 +21,8 @@ def main() -> int:
         site = open_site(read_settings())
         job = find_job(launch.request.job)
         plan = decide(launch, job, site)
+        if launch.shown not in (None, plan.digest()):
+            raise UserError("the world has changed since the plan was shown a moment ago: nothing was started")
         refuse_blocked(plan, allow_partial=launch.allow_partial)
         execute(launch, plan, site, _ignore, _announce)
     except Interrupted:

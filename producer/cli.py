@@ -16,6 +16,8 @@ from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
 from common.ledger import DateState
 from common.settings import read_settings
+from producer.cli_setup import add_setup_commands
+from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
 from producer.plan import (
     Action,
@@ -41,7 +43,7 @@ from producer.report import (
     print_source_checks,
     run_json,
 )
-from producer.site import open_site
+from producer.site import open_site, requester
 
 # Celery and what it brings along are imported by the commands that send tasks: the others answer sooner without.
 app = typer.Typer(
@@ -124,18 +126,25 @@ def plan(
     as_json: AsJson = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan to a file, for `run --plan`.")] = None,
     every_date: Annotated[bool, typer.Option("--every-date", help="A line for each date of a long plan.")] = False,
+    window: Window = None,
 ) -> None:
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
     days = _days(start_date, end_date, dates, exclude)
     request = _request(job, days, exclude, reprocess, newest_first, fallback, _forced(force, reason))
-    site = open_site(read_settings())
-    made = make_plan(request, find_job(request.job), site.warehouse, site.ledger)
+    settings = read_settings()
+    site = open_site(settings)
+    found = find_job(request.job)
+    made = make_plan(request, found, site.warehouse, site.ledger)
+    dates_a_window = window or settings.window
+    cost = cost_of(made, found, site.warehouse, window=dates_a_window, price_per_tib=settings.price_per_tib)
     if save is not None:
         save_plan(made, save)
     if as_json:
-        print_json(made.as_json())
+        print_json(made.as_json() | {"cost": cost.as_json() if cost else None})
     else:
         print_plan(make_console(), made, every_date=every_date)
+        if cost is not None:
+            make_console().print(f"cost: {cost.in_words()}", soft_wrap=True)
     raise typer.Exit(INCOMPLETE if made.of(Action.BLOCKED) else COMPLETE)
 
 
@@ -304,6 +313,36 @@ def watch(
 
 
 @app.command()
+def undo(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run whose published dates are taken back.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done with each date.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Give the dates that a run published the rows they held before it, and the checkpoints that went with them.
+
+    A date that had no checkpoint before the run has none afterwards. Refuses, and changes nothing, when a later run
+    or anybody else has built one of the dates since, or when what the run replaced is not kept any more.
+    """
+    from producer.undo import plan_undo
+    from producer.undo import undo as carry_out
+
+    site = open_site(read_settings())
+    console = make_console()
+    planned = plan_undo(run_id, site)
+    console.print(f"undo of run {run_id}, {planned.in_words()}")
+    if dry_run:
+        return
+    if not yes and not sys.stdin.isatty():
+        raise UserError("nothing was undone: nobody is at a terminal to be asked, so say --yes")
+    if not yes and not typer.confirm(f"Undo {len(planned.days)} date(s)?"):
+        raise UserError("nothing was undone")
+    again = carry_out(planned, site, requester())
+    without = len(planned.days) - len(again)
+    rest = f"; {without} have no checkpoint any more and count as not built" if without else ""
+    console.print(f"undone: {len(planned.days)} date(s), {len(again)} have their earlier checkpoints again{rest}")
+
+
+@app.command()
 def jobs(as_json: AsJson = False) -> None:
     """List the installed jobs with their tables."""
     found = [find_job(name) for name in job_names()]
@@ -326,13 +365,20 @@ def load(
         typer.Option(help="The column that dates each row.  [default: what the table or a job says]"),
     ] = None,
 ) -> None:
-    """Load a CSV or Parquet file into a table of the local warehouse, replacing the dates it holds: all or nothing."""
+    """Load a CSV or Parquet file into a table of the warehouse, replacing the dates it holds: all or nothing."""
     from producer.load import load_file
 
     settings = read_settings()
     site = open_site(settings)
+    built_by = [name for name in job_names() if find_job(name).target.table == table]  # a job that can't load refuses
     loaded = load_file(site.warehouse, table, file, date_column)
     make_console().print(loaded.in_words())
+    for name in built_by:
+        make_console().print(
+            f"note: it is the target of job {name}: where this replaced checkpointed rows, the next run over "
+            f"the date builds it again",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -341,6 +387,9 @@ def demo() -> None:
     from producer.demo import run_demo
 
     raise typer.Exit(run_demo(read_settings(), make_console()))
+
+
+add_setup_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from common.ledger import Progress, RunState
 
 COMPLETE = 0  #: everything asked for is complete
 REFUSED = 2  #: refused or bad usage; nothing was changed
-INCOMPLETE = 3  #: some dates are not complete
+INCOMPLETE = 3  #: some dates are not complete; of `doctor`: something is not as it must be
 INTERRUPTED = 130
 
 

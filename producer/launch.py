@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib
 import time
 from collections.abc import Callable
@@ -12,17 +11,16 @@ from typing import Any
 from celery import Celery
 
 from common.coverage import Verdict
-from common.dates import describe, windows
-from common.errors import DatesTaken
+from common.dates import windows
 from common.job import Job
-from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState
+from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState, dates_taken
 from common.options import RunOptions
 from common.processes import identity, is_dead
 from common.queue import RECONCILE_SECONDS, CeleryDispatcher
 from common.recover import Released, release_run
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
-from producer.site import Site
+from producer.site import Site, requester
 from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
@@ -39,7 +37,7 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bo
         job_version=job.version,
         options=options.stored(),
         requested=plan.summary(),
-        requested_by=getpass.getuser(),
+        requested_by=requester(),
         owner=identity() if owned else None,
         dates=tuple(_dates(plan, job, options, site)),
     )
@@ -130,15 +128,11 @@ def _send_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool) -> Non
 def release_dead_runs(job: Job, days: tuple[date, ...], site: Site) -> list[Released]:
     """Close the active runs on these dates whose process is gone, so that their dates are free again."""
     holders = (site.ledger.run(run_id) for run_id in site.ledger.active_holders(job.name, days))
-    dead = [run for run in holders if run.owner is not None and is_dead(run.owner)]
+    dead = [run for run in holders if not run.ended and run.owner is not None and is_dead(run.owner)]
     return [release_run(run, job, site.ledger, site.warehouse, site.staging) for run in dead]
 
 
 def refuse_if_taken(job: Job, days: list[date], site: Site) -> None:
     """Raises `DatesTaken` when an active run of the job holds one of the days."""
     for run_id, held in site.ledger.active_holders(job.name, days).items():
-        raise DatesTaken(
-            f"run {run_id} is active and holds {len(held)} of these dates of job {job.name}: {describe(held)}; "
-            f"follow it with `backfill watch {run_id}`",
-            run=run_id,
-        )
+        raise dates_taken(site.ledger.run(run_id), held)

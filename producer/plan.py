@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from enum import Enum
@@ -15,7 +16,7 @@ from typing_extensions import TypedDict
 
 from common.clock import today
 from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent, reaches
-from common.dates import FIRST_DAY, DateRange, describe, hull, parse_date
+from common.dates import FIRST_DAY, ONE_DAY, DateRange, describe, hull, parse_date
 from common.errors import UserError
 from common.job import CalendarFacts, Job
 from common.ledger import Checkpoint, DateRow, DateState, Ledger
@@ -30,6 +31,7 @@ from common.measure import (
     truth_scan,
 )
 from common.options import RunOptions
+from common.schema import TableName
 from common.warehouse.base import Warehouse
 
 PLAN_FORMAT = 1
@@ -122,9 +124,15 @@ class Plan:
     version: str
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
+    calendar: bool = False  #: whether there is a calendar to hold the expectation against
 
     def of(self, action: Action) -> list[Step]:
         return [step for step in self.steps if step.action is action]
+
+    def digest(self) -> str:
+        """A value that is the same for the same steps."""
+        steps = json.dumps([step.as_json() for step in self.steps], sort_keys=True)
+        return hashlib.sha256(steps.encode()).hexdigest()
 
     def summary(self) -> str:
         """What the request resolved to, in one line."""
@@ -163,6 +171,7 @@ class Measured:
     calendar: CalendarFacts | None
     checkpoints: Mapping[date, Checkpoint]
     ends: Mapping[date, DateRow]  #: how the latest run left each date
+    changed: Set[date] = frozenset()  #: checkpointed dates whose rows are no longer those that were proven
 
 
 def requested_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
@@ -184,8 +193,28 @@ def make_plan(request: Request, job: Job, warehouse: Warehouse, ledger: Ledger) 
     options = RunOptions.of(job, window=1, in_flight=1, fallback=request.fallback, because=request.forced_because)
     measured = _measure(request.days, job, warehouse, ledger, absent, options)
     steps = plan_dates(request, job, measured, options)
+    refuse_expired([step.day for step in steps if step.action is Action.BUILD], job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
-    return Plan(request=request, version=job.version, steps=ordered, notes=tuple(absent.notes(job)))
+    return Plan(
+        request=request,
+        version=job.version,
+        steps=ordered,
+        notes=tuple(absent.notes(job)),
+        calendar=not absent.calendar,
+    )
+
+
+def refuse_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
+    """Raises `UserError` when the target would drop one of the days at once: its partitions expire."""
+    info = warehouse.describe(TableName.parse(job.target.table))
+    if info is None or info.expires_after_days is None:
+        return
+    first_kept = today() - ONE_DAY * info.expires_after_days
+    if gone := [day for day in days if day < first_kept]:
+        raise UserError(
+            f"{info.table} drops partitions older than {info.expires_after_days} day(s), so {len(gone)} date(s) would "
+            f"vanish after they were built: {describe(gone)}; start at {first_kept}, or let it keep them longer"
+        )
 
 
 def _measure(
@@ -204,14 +233,24 @@ def _measure(
                 else found.get(primary.name) or found.get(other.name, {})
             )
     span = hull(days)
+    checkpoints = ledger.checkpoints(job.name, span.start, span.through)
     return Measured(
         expected=expected_counts(warehouse, job, days),
         found=found,
         either=either,
         calendar=calendar_facts(warehouse, job, days),
-        checkpoints=ledger.checkpoints(job.name, span.start, span.through),
+        checkpoints=checkpoints,
+        changed=_changed(days, job, warehouse, checkpoints),
         ends=ledger.last_ends(job.name, span.start, span.through),
     )
+
+
+def _changed(
+    days: Sequence[date], job: Job, warehouse: Warehouse, checkpoints: Mapping[date, Checkpoint]
+) -> frozenset[date]:
+    """The checkpointed days whose target no longer holds what was proven: somebody wrote it, or it is gone."""
+    proven = {day: checkpoints[day].checksum for day in days if day in checkpoints}
+    return frozenset(proven) - warehouse.holds(TableName.parse(job.target.table), job.target.date_column, proven)
 
 
 def plan_dates(request: Request, job: Job, measured: Measured, options: RunOptions) -> list[Step]:
@@ -238,6 +277,8 @@ def _step(day: date, request: Request, job: Job, measured: Measured, options: Ru
         with_fill={name: counts.get(day, 0) for name, counts in measured.either.items()} or None,
     )
     step = replace(step, source=choice.label, supplied=choice.found)
+    if request.reprocess is not Reprocess.ALL and day in measured.changed:
+        choice = replace(choice, reason=f"checkpointed, but its rows were changed since; {choice.reason}")
     if about_truth is not None:
         return _unless_forced(replace(step, reason=about_truth.reason), request, choice)
     if not reaches(choice.found, step.expected or 0, options.accept_ratio):
@@ -248,6 +289,10 @@ def _step(day: date, request: Request, job: Job, measured: Measured, options: Ru
 def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | None:
     checkpoint, end = measured.checkpoints.get(day), measured.ends.get(day)
     if reprocess is Reprocess.ALL:
+        return None
+    if checkpoint is not None and day in measured.changed:
+        if reprocess is Reprocess.NONE:
+            return f"{ENDED}with run {checkpoint.run_id}, but its rows were changed since, and --reprocess is none"
         return None
     if checkpoint is not None:
         of = percent(checkpoint.matched, checkpoint.expected)

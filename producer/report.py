@@ -202,6 +202,10 @@ def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> 
     console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by)})")
     console.print(f"  options  {escape(_options(run))}")
     console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
+    if run.undone_at is not None:
+        console.print(
+            f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
+        )
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
     _print_sources(console, rows)
@@ -296,6 +300,8 @@ def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
         "created_at": run.created_at,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
+        "undone_at": run.undone_at,
+        "undone_by": run.undone_by,
         "counts": {state.value: n for state, n in progress.counts.items()},
         "dates": [_date_json(row) for row in rows],
     }

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.job import Job, find_job
 from common.ledger import Progress, Run
 from common.options import RunOptions
-from common.queue import check_broker, make_app
+from common.queue import ask_broker, make_app
 from common.recover import Released, release_run
 from common.schema import TableName
 from common.settings import Settings
@@ -43,6 +43,7 @@ class Launch:
     sequential: bool = False
     allow_partial: bool = False
     preflight: bool = True
+    shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
 
     def as_json(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in _PLAIN}, "request": self.request.as_json()}
@@ -52,7 +53,7 @@ class Launch:
         return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
 
 
-_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight")
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "shown")
 
 
 class Interrupted(Exception):
@@ -120,12 +121,14 @@ def execute(
     Raises `Interrupted` when the user stops it.
     """
     job = find_job(plan.request.job)
+    site.warehouse.forget_replaced()
     options = RunOptions.of(
         job,
         window=launch.window,
         in_flight=site.settings.windows_in_flight,
         fallback=plan.request.fallback,
         because=plan.request.forced_because,
+        calendar=plan.calendar,
     )
     if not (site.embedded or launch.sequential):
         return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
@@ -167,8 +170,9 @@ def _on_users_broker(
     wait: bool,
 ) -> Progress:
     assert site.settings.broker is not None
-    app = make_app(site.settings, site.settings.broker.get_secret_value())
-    check_broker(app)
+    url = site.settings.broker.get_secret_value()
+    ask_broker(site.settings, url)
+    app = make_app(site.settings, url)
     run = open_run(plan, job, options, site, owned=False)
     opened(run)
     start_run(run, job, site, app)
@@ -196,7 +200,14 @@ def launch_in_background(launch: Launch, settings: Settings) -> str:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "BACKFILL_HOME": str(settings.home.absolute())},
+            env={
+                **os.environ,
+                "BACKFILL_HOME": str(settings.home.absolute()),
+                "BACKFILL_LEDGER": settings.ledger_url,
+                "BACKFILL_WAREHOUSE": settings.warehouse_url,
+                "BACKFILL_STAGING": settings.staging_url,
+            },
+            cwd=log_file.parent,  # not where a package of the user's may have the name of one of ours
             start_new_session=True,
         )
     assert process.stdin is not None

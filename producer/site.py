@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from dataclasses import dataclass
 
 from common.ledger import Ledger, open_ledger
@@ -28,11 +30,19 @@ class Site:
         return self.settings.broker is None
 
 
+def requester() -> str:
+    """Who runs this command, as it is stored with what it does."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        return f"uid {os.getuid()}"
+
+
 def open_site(settings: Settings) -> Site:
     """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed."""
     return Site(
         settings=settings,
         ledger=open_ledger(settings.ledger_url),
-        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS),
+        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits),
         staging=open_staging(settings.staging_url),
     )

@@ -168,6 +168,7 @@ class EmbeddedStack:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **env},
+                cwd=self._folder,  # Python would import what lies in the user's folder before what is installed
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )

@@ -18,7 +18,14 @@ from common.ledger import Ledger, open_ledger
 from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.base import Warehouse
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.bigquery_client import Address
 from common.warehouse.local import LocalWarehouse
+from tests.buckets import serve_buckets
+from tests.emulator import Emulator
+
+#: These need a project of Google's: `make test-bigquery PROJECT=...` runs them.
+collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +49,22 @@ def local_warehouse(tmp_path: Path) -> LocalWarehouse:
     return LocalWarehouse(tmp_path / "warehouse")
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """A BigQuery emulator that lives as long as the session."""
+    with Emulator(tmp_path_factory.mktemp("bigquery")) as started:
+        yield started
+
+
+@pytest.fixture
+def bigquery_warehouse(emulator: Emulator) -> Iterator[BigQueryWarehouse]:
+    """BigQuery, through the real client, in which nothing is yet."""
+    emulator.empty()
+    yield BigQueryWarehouse(Address.parse(emulator.url))
+    emulator.empty()
+
+
+@pytest.fixture(params=["local", "bigquery"])
 def warehouse(request: pytest.FixtureRequest) -> Warehouse:
     """Each warehouse that has to keep the contract."""
     return request.getfixturevalue(f"{request.param}_warehouse")
@@ -51,6 +73,18 @@ def warehouse(request: pytest.FixtureRequest) -> Warehouse:
 @pytest.fixture
 def staging(tmp_path: Path) -> Staging:
     return Staging(tmp_path / "staging")
+
+
+@pytest.fixture
+def bucket_staging(tmp_path: Path) -> Staging:
+    serve_buckets(tmp_path / "buckets")
+    return Staging("gs://bucket/prefix")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def any_staging(request: pytest.FixtureRequest) -> Staging:
+    """Each place that files may be staged in."""
+    return request.getfixturevalue("staging" if request.param == "folder" else "bucket_staging")
 
 
 # -- ledger -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
 import pytest
+from google.api_core.exceptions import NotFound
 
 from common.coverage import Fallback
 from common.job import find_job
@@ -27,6 +28,7 @@ from producer.launch import open_run
 from producer.plan import Plan, Reprocess, Request
 from producer.session import Launch, decide, execute, refuse_blocked
 from producer.site import Site, open_site
+from tests.emulator import Emulator
 from worker.deps import Deps, open_deps
 from worker.gate import go_on
 from worker.inline import InlineDispatcher
@@ -56,6 +58,66 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
 
 
+class Tables(Protocol):
+    """The tables of a lab, seen with nothing of ours."""
+
+    def drop(self, table: TableName) -> None: ...
+
+    def rows(self, table: TableName, day: date, date_column: str) -> list[dict[str, Any]]: ...
+
+    def partitions(self, table: TableName) -> dict[str, bytes]: ...
+
+
+class LocalTables:
+    """Parquet files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def drop(self, table: TableName) -> None:
+        folder = self._root / table.dataset / table.table
+        folder.rename(self._root.parent / f"dropped-{table.table}")
+
+    def rows(self, table: TableName, day: date, date_column: str) -> list[dict[str, Any]]:
+        part = self._root / table.dataset / table.table / f"{date_column}={day}" / "part.parquet"
+        if not part.exists():
+            return []
+        with duckdb.connect() as connection:
+            return connection.sql("SELECT * FROM read_parquet($1)", params=[str(part)]).to_arrow_table().to_pylist()
+
+    def partitions(self, table: TableName) -> dict[str, bytes]:
+        folder = self._root / table.dataset / table.table
+        return {str(part.relative_to(folder)): part.read_bytes() for part in folder.glob("*=*/part.parquet")}
+
+
+class EmulatedTables:
+    """Tables of a BigQuery emulator, through the client."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._client = emulator.client()
+
+    def drop(self, table: TableName) -> None:
+        self._client.delete_table(str(table))
+
+    def rows(self, table: TableName, day: date, date_column: str) -> list[dict[str, Any]]:
+        return [row for row in self._all(table) if row[date_column] == day]
+
+    def partitions(self, table: TableName) -> dict[str, bytes]:
+        """By each distinct date of the rows, the rows in a fixed order, every value to the last digit."""
+        found: dict[str, list[str]] = {}
+        for row in self._all(table):
+            day = next(str(value) for value in row.values() if isinstance(value, date))
+            found.setdefault(day, []).append(repr(sorted(row.items())))
+        return {day: "\n".join(sorted(rows)).encode() for day, rows in sorted(found.items())}
+
+    def _all(self, table: TableName) -> list[dict[str, Any]]:
+        try:
+            found = self._client.query(f"SELECT * FROM {table}").result()
+        except NotFound:
+            return []
+        return found.to_arrow(create_bqstorage_client=False).to_pylist()
+
+
 @dataclass
 class Lab:
     """A home of its own, its tables, and its runs."""
@@ -64,6 +126,7 @@ class Lab:
     settings: Settings
     site: Site
     marks: Path
+    tables: Tables
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     # -- tables --
@@ -97,24 +160,15 @@ class Lab:
         self.load(f"probe.{table}", day, rows, types)
 
     def drop(self, table: str) -> None:
-        name = TableName.parse(table)
-        folder = self.home / "warehouse" / name.dataset / name.table
-        folder.rename(self.home / f"dropped-{name.table}")
+        self.tables.drop(TableName.parse(table))
 
     def published(self, table: str, day: date, date_column: str = "game_date") -> list[dict[str, Any]]:
         """The published rows of a day, read with nothing of ours."""
-        name = TableName.parse(table)
-        part = self.home / "warehouse" / name.dataset / name.table / f"{date_column}={day}" / "part.parquet"
-        if not part.exists():
-            return []
-        with duckdb.connect() as connection:
-            return connection.sql("SELECT * FROM read_parquet($1)", params=[str(part)]).to_arrow_table().to_pylist()
+        return self.tables.rows(TableName.parse(table), day, date_column)
 
     def table_bytes(self, table: str) -> dict[str, bytes]:
-        """Every data file of a table by its path within it."""
-        name = TableName.parse(table)
-        folder = self.home / "warehouse" / name.dataset / name.table
-        return {str(part.relative_to(folder)): part.read_bytes() for part in folder.rglob("part.parquet")}
+        """What every partition of a table holds, by a name for it."""
+        return self.tables.partitions(TableName.parse(table))
 
     # -- runs in this process --
 
@@ -149,11 +203,18 @@ class Lab:
         dispatcher = InlineDispatcher()
         deps = open_deps(self.settings, dispatcher)
         found = find_job(job)
-        options = RunOptions.of(found, window=len(days), in_flight=1, fallback=None, because=None)
-        run = open_run(self.plan(days, job), found, options, self.site, owned=True)
+        plan = self.plan(days, job)
+        options = RunOptions.of(
+            found, window=len(days), in_flight=1, fallback=None, because=None, calendar=plan.calendar
+        )
+        run = open_run(plan, found, options, self.site, owned=True)
         deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
         go_on(run, found, deps)
         return run, deps, dispatcher
+
+    def opened_again(self) -> Deps:
+        """What a worker that has just started needs."""
+        return open_deps(self.settings, InlineDispatcher())
 
     def outcome(self, day: date, progress: Progress) -> DateRow:
         (row,) = self.site.ledger.dates(progress.run.id, days=[day])
@@ -167,9 +228,10 @@ class Lab:
             "BACKFILL_HOME": str(self.home),
             "PYTHONPATH": str(PACKAGES / "probe_jobs"),
             "PROBE_MARKS": str(self.marks),
+            **({"BACKFILL_WAREHOUSE": self.settings.warehouse} if self.settings.warehouse else {}),
         }
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
         """Start the console script; it is killed at the end of the test if it still runs."""
         process = subprocess.Popen(
             [str(BACKFILL), *arguments],
@@ -178,12 +240,13 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
             env=self.environment() | environment,
+            cwd=cwd,
         )
         self.running.append(process)
         return process
 
-    def command(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, **environment)
+    def command(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, cwd=cwd, **environment)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -193,12 +256,30 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """Everything embedded: Parquet files, SQLite, a folder."""
+    yield from made_lab(tmp_path, monkeypatch, LocalTables(tmp_path / "home" / "warehouse"))
+
+
+@pytest.fixture
+def bigquery_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> Iterator[Lab]:
+    """The warehouse is BigQuery, through the real client."""
+    emulator.empty()
+    yield from made_lab(tmp_path / "bigquery", monkeypatch, EmulatedTables(emulator), warehouse=emulator.url)
+
+
+@pytest.fixture(params=["local", "bigquery"])
+def any_lab(request: pytest.FixtureRequest) -> Lab:
+    """A lab over each warehouse."""
+    return request.getfixturevalue("lab" if request.param == "local" else "bigquery_lab")
+
+
+def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables, **settings: Any) -> Iterator[Lab]:
     home, marks = tmp_path / "home", tmp_path / "marks"
-    marks.mkdir()
+    marks.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(PACKAGES / "probe_jobs"))
     monkeypatch.setenv("PROBE_MARKS", str(marks))
-    settings = Settings(home=home, retry_seconds=0.05)  # pyright: ignore[reportCallIssue]
-    lab = Lab(home=home, settings=settings, site=open_site(settings), marks=marks)
+    made = Settings(home=home, retry_seconds=0.05, **settings)  # pyright: ignore[reportCallIssue]
+    lab = Lab(home=home, settings=made, site=open_site(made), marks=marks, tables=tables)
     yield lab
     for process in lab.running:
         if process.poll() is None:

@@ -29,7 +29,7 @@ def open_deps(settings: Settings, dispatcher: Dispatcher) -> Deps:
     return Deps(
         settings=settings,
         ledger=open_ledger(settings.ledger_url, create=False),
-        warehouse=open_warehouse(settings.warehouse_url),
+        warehouse=open_warehouse(settings.warehouse_url, limits=settings.limits),
         staging=open_staging(settings.staging_url),
         dispatcher=dispatcher,
     )

@@ -7,9 +7,10 @@ state it expects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from enum import Enum
 from typing import Any
 
@@ -17,7 +18,7 @@ import structlog
 
 from common.clock import utcnow
 from common.coverage import Judgement, Recount, Verdict, judge
-from common.errors import BackfillError, ExpectationUnreadable, Retryable
+from common.errors import BackfillError, ExpectationUnreadable, NotAllowed, Retryable, StagedFileLost, UserError
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, WindowState
 from common.ledger.states import ENDED_DATES, READY_FOR_GATE
@@ -25,7 +26,7 @@ from common.options import RunOptions
 from common.processes import is_dead
 from common.recover import still_published
 from common.schema import TableName
-from common.warehouse.base import StagedFile
+from common.warehouse.base import Receipt, StagedFile
 from worker.deps import Deps
 from worker.process import MOST_MISSING_NAMES
 from worker.recount import recount
@@ -45,6 +46,34 @@ class GateOutcome(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A window under this gate's lease. Another gate may take it over once the lease has run out."""
+
+    run: Run
+    number: int
+    job: Job
+    deps: Deps
+
+    def hold(self) -> None:
+        """Renew the lease: asked before each step that changes anything. Raises `_LeaseLost`."""
+        until = utcnow() + self.deps.settings.gate_lease
+        if not self.deps.ledger.renew_window(self.run.id, self.number, self.deps.owner, until):
+            raise _LeaseLost(f"window {self.number} of run {self.run.id}")
+
+    def move(self, row: DateRow, to: DateState, **facts: Any) -> bool:
+        """Move a date, if it is still where it was and the window is still this gate's."""
+        holder = (self.number, self.deps.owner)
+        return self.deps.ledger.move_date(self.run.id, row.day, expect=row.state, to=to, gate=holder, **facts)
+
+    def leave(self, to: WindowState) -> bool:
+        return self.deps.ledger.leave_window(self.run.id, self.number, self.deps.owner, to=to)
+
+
+class _LeaseLost(Exception):
+    """This gate took so long that its window is another's, or the run was ended meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Judged:
     """The staged dates of a window with their verdicts."""
 
@@ -61,71 +90,111 @@ def close_window(run_id: str, number: int, deps: Deps, *, last_try: bool = False
     Raises `Retryable` for a passing trouble, unless it is the last try: then the dates are blocked or failed with it.
     """
     run = deps.ledger.run(run_id)
-    until = utcnow() + timedelta(seconds=deps.settings.gate_lease_seconds)
+    until = utcnow() + deps.settings.gate_lease
     if run.ended or not deps.ledger.claim_window(run_id, number, deps.owner, until, is_dead=is_dead):
         return GateOutcome.NOT_OURS
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):
         try:
-            outcome = _close(run, number, deps, last_try=last_try)
+            job = find_job(run.job)
+        except UserError as exc:
+            return _without_job(run, number, deps, exc, last_try=last_try)
+        window = _Held(run=run, number=number, job=job, deps=deps)
+        try:
+            outcome = _close(window, last_try=last_try)
+        except _LeaseLost:
+            log.warning("gate_lost_its_lease")
+            outcome = GateOutcome.NOT_OURS
         except BaseException:
-            deps.ledger.leave_window(run_id, number, deps.owner, to=WindowState.OPEN)
+            window.leave(WindowState.OPEN)
             raise
         log.info("window_gated", outcome=outcome.value)
     return outcome
 
 
-def _close(run: Run, number: int, deps: Deps, *, last_try: bool) -> GateOutcome:
-    job = find_job(run.job)
-    dates = deps.ledger.dates(run.id, window=number)
-    if any(row.state not in READY_FOR_GATE for row in dates):
+def _without_job(run: Run, number: int, deps: Deps, exc: UserError, *, last_try: bool) -> GateOutcome:
+    """This gate does not have the job; another may. Once that has been tried, its dates and the run's rest fail."""
+    log.error("job_not_loaded", error=str(exc))
+    if not last_try:
         deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.OPEN)
-        return GateOutcome.NOT_READY
-    try:
-        again = _settle(run, number, job, dates, deps, last_try=last_try)
-    except Retryable as exc:
-        if not last_try:
-            raise
-        again = _give_up(run, number, exc, deps)
-    except Exception as exc:  # noqa: BLE001 - the edge: a window that can't be gated fails its dates, not the run
-        again = _give_up(run, number, exc, deps)
-    if again:
-        deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.OPEN)
-        deps.dispatcher.send_window(run.id, number, job, again)
-        return GateOutcome.SENT_BACK
-    if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
-        deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.OPEN)
-        return GateOutcome.NOT_READY
+        raise Retryable(str(exc)) from exc
+    why = f"the gate on {socket.gethostname()} can't work on it: {exc}"
+    facts = {"verdict": Verdict.FAILED.value, "reason": why, "error_kind": exc.kind, "error": why}
+    for row in deps.ledger.dates(run.id, window=number):
+        if row.state in (DateState.STAGED, DateState.PUBLISHED):
+            holder = (number, deps.owner)
+            deps.ledger.move_date(run.id, row.day, expect=row.state, to=DateState.FAILED, gate=holder, **facts)
+    deps.ledger.fail_rest(run.id, exc.kind, why)
     deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.CLOSED)
-    go_on(run, job, deps)
+    deps.ledger.finish_run(run.id)
     return GateOutcome.CLOSED
 
 
-def _settle(run: Run, number: int, job: Job, dates: Sequence[DateRow], deps: Deps, *, last_try: bool) -> list[date]:
+def _close(window: _Held, *, last_try: bool) -> GateOutcome:
+    run, number, deps = window.run, window.number, window.deps
+    dates = deps.ledger.dates(run.id, window=number)
+    if any(row.state not in READY_FOR_GATE for row in dates):
+        window.leave(WindowState.OPEN)
+        return GateOutcome.NOT_READY
+    try:
+        again = _settle(window, dates, last_try=last_try)
+    except _LeaseLost:
+        raise
+    except Retryable as exc:
+        if not last_try:
+            raise
+        again = _give_up(window, exc)
+    except Exception as exc:  # noqa: BLE001 - the edge: a window that can't be gated fails its dates, not the run
+        again = _give_up(window, exc)
+    if again:
+        window.leave(WindowState.OPEN)
+        deps.dispatcher.send_window(run.id, number, window.job, again)
+        return GateOutcome.SENT_BACK
+    if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
+        window.leave(WindowState.OPEN)
+        return GateOutcome.NOT_READY
+    if not window.leave(WindowState.CLOSED):
+        return GateOutcome.NOT_OURS
+    go_on(run, window.job, deps)
+    return GateOutcome.CLOSED
+
+
+def _settle(window: _Held, dates: Sequence[DateRow], *, last_try: bool) -> list[date]:
     """Recount, judge, publish, checkpoint. Returns the dates that have to be processed again."""
+    run, deps = window.run, window.deps
     published = [row for row in dates if row.state is DateState.PUBLISHED]
-    kept = still_published(published, job, deps.warehouse)  # an earlier gate died here; who knows how long ago
+    kept = still_published(published, window.job, deps.warehouse)  # an earlier gate died here; who knows when
     deps.ledger.checkpoint(run.id, kept)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
     files = {day: row.staged_file() for day, row in staged.items()}
-    lost = [day for day, file in files.items() if not deps.staging.is_intact(file)]
-    whole = {day: file for day, file in files.items() if day not in lost}
-    judged = _judge(run, job, list(whole.values()), deps, last_try=last_try)
-    deps.ledger.note_verdicts(run.id, _noted(judged))
-    _block(run, judged, whole, deps)
-    changed = _publish(run, number, job, [staged[day] for day in judged.days(passing=True)], deps)
-    again = _send_back(run, [*(staged[day] for day in lost)], "the staged file was lost", deps)
+    judged, lost = _judge_whole(window, files, last_try=last_try)
+    window.hold()
+    deps.ledger.note_verdicts(run.id, _noted(judged), gate=(window.number, deps.owner))
+    _block(window, judged, staged)
+    receipt = _publish(window, [staged[day] for day in judged.days(passing=True)])
+    again = _send_back(window, [staged[day] for day in sorted(lost | receipt.lost)], "the staged file was lost")
     overwritten = [row for row in published if row.day not in kept]
-    overwritten += [staged[day] for day in changed]
-    again += _send_back(run, overwritten, "the target changed since it was staged", deps)
+    overwritten += [staged[day] for day in sorted(receipt.changed)]
+    again += _send_back(window, overwritten, "the target changed since it was staged")
     return again
 
 
-def _judge(run: Run, job: Job, files: Sequence[StagedFile], deps: Deps, *, last_try: bool) -> _Judged:
+def _judge_whole(window: _Held, files: Mapping[date, StagedFile], *, last_try: bool) -> tuple[_Judged, frozenset[date]]:
+    """The verdicts on the files that are whole, and the days of those that are not."""
+    lost = {day for day, file in files.items() if not window.deps.staging.is_intact(file)}
+    while True:
+        whole = [file for day, file in files.items() if day not in lost]
+        try:
+            return _judge(window, whole, last_try=last_try), frozenset(lost)
+        except StagedFileLost as exc:  # lost since it was looked at
+            lost.add(exc.file_day)
+
+
+def _judge(window: _Held, files: Sequence[StagedFile], *, last_try: bool) -> _Judged:
     """A verdict for each file's date; without a readable expectation, every one of them is blocked."""
     unreadable = (ExpectationUnreadable, *((Retryable,) if last_try else ()))
-    options = RunOptions.restored(run.options)
+    options = RunOptions.restored(window.run.options)
     try:
-        counts = recount(deps.warehouse, job, files)
+        counts = recount(window.deps.warehouse, window.job, files, with_calendar=options.calendar)
     except unreadable as exc:
         log.error("expectation_unreadable", error=str(exc))
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
@@ -153,63 +222,79 @@ def _noted(judged: _Judged) -> dict[date, dict[str, Any]]:
     return {day: noted(day, judgement) for day, judgement in judged.verdicts.items()}
 
 
-def _block(run: Run, judged: _Judged, files: Mapping[date, StagedFile], deps: Deps) -> None:
+def _block(window: _Held, judged: _Judged, staged: Mapping[date, DateRow]) -> None:
     for day in judged.days(passing=False):
+        window.hold()
         verdict = judged.verdicts[day]
-        kept = deps.staging.quarantine(run.id, files[day])
-        deps.ledger.move_date(run.id, day, expect=DateState.STAGED, to=DateState.BLOCKED, staged_path=str(kept))
-        log.warning("date_blocked", day=day.isoformat(), reason=verdict.reason, quarantined=str(kept))
+        kept = window.deps.staging.quarantine(window.run.id, staged[day].staged_file())
+        window.move(staged[day], DateState.BLOCKED, staged_path=kept)
+        log.warning("date_blocked", day=day.isoformat(), reason=verdict.reason, quarantined=kept)
 
 
-def _publish(run: Run, number: int, job: Job, passing: Sequence[DateRow], deps: Deps) -> frozenset[date]:
-    """Publish, then checkpoint: never the other way, so that no checkpoint is without its data.
-
-    Returns the dates left alone because their target changed since they were staged.
-    """
-    if not passing or not deps.ledger.holds_window(run.id, number, deps.owner):
-        return frozenset()
+def _publish(window: _Held, passing: Sequence[DateRow]) -> Receipt:
+    """Publish, then checkpoint: never the other way, so that no checkpoint is without its data."""
+    if not passing:
+        return Receipt(published=frozenset())
+    run, target, deps = window.run, window.job.target, window.deps
+    window.hold()
     receipt = deps.warehouse.publish(
-        TableName.parse(job.target.table),
-        job.target.date_column,
+        TableName.parse(target.table),
+        target.date_column,
         [row.staged_file() for row in passing],
         unchanged_since={row.day: row.target_before or "" for row in passing},
-        publication=f"{run.id}/{number}",
+        publication=f"{run.id}/{window.number}",
     )
-    deps.ledger.move_dates(run.id, receipt.published, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    proven = deps.ledger.checkpoint(run.id, receipt.published)
-    deps.staging.discard(run.id, frozenset(proven))
+    _prove(window, receipt.published)
+    return receipt
+
+
+def _prove(window: _Held, days: Collection[date]) -> None:
+    """Checkpoint dates whose target holds exactly what was staged."""
+    run, ledger = window.run, window.deps.ledger
+    window.hold()  # a date that another gate has sent back since is no longer what was published
+    holder = (window.number, window.deps.owner)
+    ledger.move_dates(run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
+    proven = ledger.checkpoint(run.id, days)
+    window.deps.staging.discard(run.id, frozenset(proven))
     log.info("dates_checkpointed", count=len(proven))
-    return receipt.changed
 
 
-def _send_back(run: Run, rows: Sequence[DateRow], why: str, deps: Deps) -> list[date]:
+def _send_back(window: _Held, rows: Sequence[DateRow], why: str) -> list[date]:
     """Queue dates again, unless that has been tried too often."""
     again: list[date] = []
     for row in rows:
         log.warning("date_sent_back", day=row.day.isoformat(), reason=why, attempt=row.attempt)
-        if row.attempt < MAX_ATTEMPTS:
-            deps.ledger.move_date(run.id, row.day, expect=row.state, to=DateState.QUEUED, verdict=None)
+        if row.attempt >= MAX_ATTEMPTS:
+            _fail(window, row, "SentBackTooOften", f"{why}, {row.attempt} times")
+        elif window.move(row, DateState.QUEUED, verdict=None):
             again.append(row.day)
-        else:
-            _fail(run, row, "SentBackTooOften", f"{why}, {row.attempt} times", deps)
     return again
 
 
-def _give_up(run: Run, number: int, exc: Exception, deps: Deps) -> list[date]:
-    """Fail what is still staged: the gate could not work on it."""
+def _give_up(window: _Held, exc: Exception) -> list[date]:
+    """Fail what is still staged: the gate could not work on it. What did get published is proven, not failed."""
     log.error("gate_failed", error=str(exc), exc_info=exc)
     kind = exc.kind if isinstance(exc, BackfillError) else type(exc).__name__
-    for row in deps.ledger.dates(run.id, window=number, states=[DateState.STAGED]):
-        _fail(run, row, kind, f"the gate could not publish it: {exc}", deps)
+    if isinstance(exc, NotAllowed):
+        window.deps.ledger.fail_rest(window.run.id, kind, str(exc))
+    window.hold()
+    staged = window.deps.ledger.dates(window.run.id, window=window.number, states=[DateState.STAGED])
+    try:
+        visible = still_published(staged, window.job, window.deps.warehouse)
+    except Retryable as unknown:  # readers may see their rows, or not: neither is known, so neither is said
+        log.error("target_unreadable", error=str(unknown))
+        return []
+    _prove(window, visible)
+    for row in staged:
+        if row.day not in visible:
+            _fail(window, row, kind, f"the gate could not publish it: {exc}")
     return []
 
 
-def _fail(run: Run, row: DateRow, kind: str, why: str, deps: Deps) -> None:
-    deps.ledger.move_date(
-        run.id,
-        row.day,
-        expect=row.state,
-        to=DateState.FAILED,
+def _fail(window: _Held, row: DateRow, kind: str, why: str) -> None:
+    window.move(
+        row,
+        DateState.FAILED,
         verdict=Verdict.FAILED.value,
         reason=why,
         error_kind=kind,

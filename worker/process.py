@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,15 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from common.clock import utcnow
 from common.coverage import Judgement, Verdict, judge_truth
-from common.errors import BackfillError, ExpectationUnreadable, LedgerUnavailable, ProcessFailed, Retryable
+from common.errors import (
+    BackfillError,
+    ExpectationUnreadable,
+    LedgerUnavailable,
+    NotAllowed,
+    ProcessFailed,
+    Retryable,
+    UserError,
+)
 from common.job import Batch, Job, find_job
 from common.ledger import DateRow, DateState
 from common.measure import input_fingerprint
@@ -73,7 +82,10 @@ def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Out
 
 def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
     run = deps.ledger.run(run_id)
-    job = find_job(run.job)
+    try:
+        job = find_job(run.job)
+    except UserError as exc:
+        return _without_job(run_id, day, deps, exc, retries)
     until = utcnow() + timedelta(seconds=job.time_limit_seconds + GRACE_SECONDS)
     claimed = deps.ledger.claim_date(
         run_id, day, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
@@ -95,6 +107,25 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
     except BackfillError as exc:
         outcome = _failed(claimed, deps, exc, started)
     return outcome
+
+
+def _without_job(run_id: str, day: date, deps: Deps, exc: UserError, retries: int) -> Outcome:
+    """This worker does not have the job; another may. Once that has been tried, the date is failed."""
+    log.error("job_not_loaded", error=str(exc))
+    if retries < deps.settings.max_retries:
+        raise TryAgain(backoff(retries, deps.settings.retry_seconds)) from exc
+    why = f"the worker on {socket.gethostname()} can't work on it: {exc}"
+    deps.ledger.move_date(
+        run_id,
+        day,
+        expect=DateState.QUEUED,
+        to=DateState.FAILED,
+        verdict=Verdict.FAILED.value,
+        reason=why,
+        error_kind=exc.kind,
+        error=why,
+    )
+    return Outcome(day=day, state=DateState.FAILED.value, detail=why)
 
 
 def _not_claimed(run_id: str, day: date, deps: Deps) -> Outcome:
@@ -122,8 +153,8 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     day = claimed.day
     target = TableName.parse(job.target.table)
     before = deps.warehouse.fingerprints(target, job.target.date_column, [day])[day]
-    inputs = input_fingerprint(deps.warehouse, job, day)
     check = check_sources(deps.warehouse, job, options, day)
+    inputs = input_fingerprint(deps.warehouse, job, day)
     facts = _facts(check)
     about_truth = judge_truth(check.truth)
     forced = options.forced_because is not None and bool(check.supplied)
@@ -132,7 +163,7 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     rows = _rows(job, check, day, deps)
     staged = deps.staging.write(claimed.run_id, day, claimed.attempt, rows)
     facts |= {
-        "staged_path": str(staged.path),
+        "staged_path": staged.location,
         "checksum": staged.checksum,
         "rows": staged.rows,
         "target_before": before,
@@ -195,6 +226,8 @@ def _end(claimed: DateRow, deps: Deps, judgement: Judgement, *, facts: Mapping[s
 
 def _failed(claimed: DateRow, deps: Deps, exc: BackfillError, started: float) -> Outcome:
     cause = exc.__cause__ or exc
+    if isinstance(exc, NotAllowed):  # nor would the other dates be allowed
+        deps.ledger.fail_rest(claimed.run_id, exc.kind, str(exc))
     log.error("date_failed", error_kind=exc.kind, error=str(exc), exc_info=cause)
     deps.ledger.move_date(
         claimed.run_id,

@@ -16,6 +16,7 @@ from worker.gate import go_on
 
 log = structlog.get_logger()
 
+START_IS_LATE = timedelta(seconds=10)  #: a command opens a run and starts it within so long
 GATE_IS_LATE = timedelta(
     seconds=10
 )  #: a chord calls its gate within so long of its last date; calling it twice is safe
@@ -29,6 +30,9 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     broker or a worker died). A window that is settled but not closed gets its gate.
     """
     run = deps.ledger.run(run_id)
+    if run.state is RunState.PLANNED and run.owner is None and utcnow() - run.created_at > START_IS_LATE:
+        deps.ledger.move_run(run_id, expect=[RunState.PLANNED], to=RunState.RUNNING)  # its command died before it did
+        run = deps.ledger.run(run_id)
     if run.state is not RunState.RUNNING:
         return 0
     job = find_job(run.job)

@@ -9,28 +9,33 @@ import pandas as pd
 import pandera.errors
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from common.coverage import Recount
 from common.job import Job
 from common.measure import Match, calendar_events, match_staged, reading_expectation
 from common.schema import arrow_schema, pandera_schema
 from common.warehouse.base import StagedFile, Warehouse
+from common.warehouse.staged import read_staged
 
 
-def recount(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict[date, Recount]:
+def recount(
+    warehouse: Warehouse, job: Job, files: Sequence[StagedFile], *, with_calendar: bool = False
+) -> dict[date, Recount]:
     """What the staged files hold, against the expectation as it is now; one entry for each file's day.
 
-    Raises `ExpectationUnreadable`.
+    `with_calendar`: the calendar was there when the run was planned, so it must be now.
+
+    Raises `ExpectationUnreadable`, `StagedFileLost`.
     """
     if not files:
         return {}
     days = [staged.day for staged in files]
-    sound, misshapen = _split(job, files)
+    tables = {staged.day: read_staged(staged) for staged in files}
+    sound, misshapen = _split(job, files, tables)
     with reading_expectation():
         matches = match_staged(warehouse, job, sound) if sound else {}
-        calendar = calendar_events(warehouse, job, days)
-    rows = {staged.day: pq.read_table(staged.path) for staged in sound}
+        calendar = calendar_events(warehouse, job, days, must_exist=with_calendar)
+    rows = {staged.day: tables[staged.day] for staged in sound}
     broken = _broken_rows(job, rows)
     nothing = Match(expected=0, matched=0, missing=())
 
@@ -50,13 +55,15 @@ def recount(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict
     return {staged.day: counted(staged) for staged in files}
 
 
-def _split(job: Job, files: Sequence[StagedFile]) -> tuple[list[StagedFile], dict[date, str]]:
+def _split(
+    job: Job, files: Sequence[StagedFile], tables: Mapping[date, pa.Table]
+) -> tuple[list[StagedFile], dict[date, str]]:
     """The files that have exactly the target's columns, and what is wrong with each of the others."""
     wanted = arrow_schema({name: column.type for name, column in job.target.columns.items()})
     sound: list[StagedFile] = []
     misshapen: dict[date, str] = {}
     for staged in files:
-        schema = pq.read_schema(staged.path)
+        schema = tables[staged.day].schema
         if schema.equals(wanted):
             sound.append(staged)
         else:

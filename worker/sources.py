@@ -52,7 +52,7 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date
     """
     with reading_expectation():
         expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
-        calendar = calendar_events(warehouse, job, [day])
+        calendar = calendar_events(warehouse, job, [day], must_exist=options.calendar)
     present = {source.name: _present(warehouse, job, source, day) & expected for source in job.sources}
     order = [source.name for source in job.sources]
     choice = choose_source(

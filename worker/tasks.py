@@ -6,10 +6,11 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.signals import worker_process_init
 
-from common.errors import Retryable
+from common.errors import BackfillError, Retryable
 from common.logs import configure_logs
 from common.processes import die_with_parent
 from common.queue import CLOSE_WINDOW, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
@@ -27,12 +28,22 @@ def broker_url() -> str:
 
 app: Celery = make_app(read_settings(), broker_url())
 configure_logs()
+log = structlog.get_logger()
 
 
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
     return open_deps(read_settings(), CeleryDispatcher(app))
+
+
+def opened(task: Any) -> Deps:
+    """The connections, or the task once more after a while: a header task of a chord never raises."""
+    try:
+        return deps()
+    except BackfillError as exc:
+        log.error("connections_not_opened", error=str(exc))
+        raise task.retry(countdown=process.backoff(task.request.retries, read_settings().retry_seconds)) from None
 
 
 @worker_process_init.connect
@@ -44,7 +55,7 @@ def _in_child(**_: Any) -> None:
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False)
 def process_date(self: Any, run: str, day: str) -> dict[str, str]:
     try:
-        outcome = process.process_date(run, date.fromisoformat(day), deps(), retries=self.request.retries)
+        outcome = process.process_date(run, date.fromisoformat(day), opened(self), retries=self.request.retries)
     except process.TryAgain as again:
         raise self.retry(countdown=again.seconds) from None
     return {"day": day, "state": outcome.state, "detail": outcome.detail}
@@ -52,7 +63,7 @@ def process_date(self: Any, run: str, day: str) -> dict[str, str]:
 
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
 def close_window(self: Any, run: str, number: int) -> None:
-    settings, retries = deps().settings, self.request.retries
+    settings, retries = opened(self).settings, self.request.retries
     try:
         gate.close_window(run, number, deps(), last_try=retries >= settings.max_retries)
     except Retryable as exc:

@@ -1,6 +1,7 @@
 """The database of runs, dates and checkpoints: the truth about what was done."""
 
 from common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Progress, Run
+from common.ledger.runs import dates_taken
 from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.store import Ledger, open_ledger
 
@@ -15,5 +16,6 @@ __all__ = [
     "Run",
     "RunState",
     "WindowState",
+    "dates_taken",
     "open_ledger",
 ]

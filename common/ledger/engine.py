@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -15,7 +17,10 @@ from sqlalchemy.pool import NullPool
 from common.errors import LedgerUnusable, UserError
 from common.warehouse.files import locked
 
-HEAD = "0001"  #: the newest migration; a test holds it to the scripts
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0002"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for another's transaction on SQLite
 ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
@@ -23,13 +28,14 @@ ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time
 
 def make_engine(url: str) -> Engine:
     """An engine for `sqlite:///FILE` or `postgresql://...`. Raises `UserError` for any other URL."""
-    parsed = _parsed(url)
+    parsed = parsed_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
     return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=2)
 
 
-def _parsed(url: str) -> URL:
+def parsed_url(url: str) -> URL:
+    """The parts of a ledger's URL. Raises `UserError` for one that names no ledger."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as exc:
@@ -52,7 +58,7 @@ def _sqlite(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None  # the driver is not to begin transactions behind our back
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
@@ -66,13 +72,27 @@ def _sqlite(url: URL) -> Engine:
     return engine
 
 
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the journal's mode, for which SQLite itself doesn't wait while another process sets it."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
 def migrate(engine: Engine, *, create: bool) -> None:
     """Bring the tables to this version's state. Raises `LedgerUnusable` when that can't be done."""
     found = _revision(engine)
     if found == HEAD:
         return
     if not create:
-        raise LedgerUnusable(f"the ledger is at version {found}, this program needs {HEAD}: run `backfill jobs` once")
+        raise LedgerUnusable(f"the ledger is at version {found}, this program needs {HEAD}: run `backfill status` once")
     with _one_at_a_time(engine):
         _upgrade(engine)
 
@@ -86,22 +106,46 @@ def _revision(engine: Engine) -> str | None:
 
 def _upgrade(engine: Engine) -> None:
     from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
     found = _revision(engine)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise LedgerUnusable(f"the ledger was written by a newer version (its tables are at {found})")
+    refuse_newer(found)
+    _refuse_foreign(engine, found)
+    config = _config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
         except CommandError as exc:
             raise LedgerUnusable(f"the ledger's tables can't be brought up to date: {exc}") from exc
+
+
+def _refuse_foreign(engine: Engine, revision: str | None) -> None:
+    """Raises `LedgerUnusable` for a SQLite file that holds tables and no ledger: it is somebody else's."""
+    if revision is not None or engine.dialect.name != "sqlite":
+        return
+    if foreign := sorted(set(inspect(engine).get_table_names()) - {"alembic_version"}):
+        named = ", ".join(foreign[:3])
+        raise LedgerUnusable(
+            f"{engine.url.database} is another program's (it has the tables {named}): name another file"
+        )
+
+
+def refuse_newer(revision: str | None) -> None:
+    """Raises `LedgerUnusable` unless a ledger at that revision can be brought up to date."""
+    from alembic.script import ScriptDirectory
+
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise LedgerUnusable(f"the ledger was written by a newer version (its tables are at {revision})")
+
+
+def _config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 
 from common.coverage import Verdict
@@ -54,6 +53,8 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    undone_at: datetime | None
+    undone_by: str | None
 
     @property
     def ended(self) -> bool:
@@ -101,7 +102,7 @@ class DateRow:
         return StagedFile(
             day=self.day,
             attempt=self.attempt,
-            path=Path(self.staged_path),
+            location=self.staged_path,
             checksum=self.checksum,
             rows=self.rows,
         )

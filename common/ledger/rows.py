@@ -101,7 +101,7 @@ def date_row_of(row: Mapping[Any, Any]) -> DateRow:
     return DateRow(**values)
 
 
-def checkpoint_of(row: RowMapping) -> Checkpoint:
+def checkpoint_of(row: Mapping[Any, Any]) -> Checkpoint:
     values: dict[str, Any] = {**row, "verdict": Verdict(row["verdict"])}
     return Checkpoint(**values)
 

@@ -47,7 +47,7 @@ ENDED_DATES = frozenset({DateState.CHECKPOINTED, DateState.FAILED, DateState.BLO
 READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}
 
 DATE_MOVES: dict[DateState, frozenset[DateState]] = {
-    DateState.PENDING: frozenset({DateState.QUEUED}),
+    DateState.PENDING: frozenset({DateState.QUEUED, DateState.FAILED}),
     DateState.QUEUED: frozenset({DateState.PROCESSING, DateState.FAILED}),
     DateState.PROCESSING: frozenset(
         {

@@ -78,6 +78,8 @@ runs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    Column("undone_at", UtcDateTime),
+    Column("undone_by", String(128)),
     one_of("state", RunState),
     Index(None, "job", "created_at"),
 )
@@ -158,4 +160,14 @@ checkpoints = Table(
     Column("inputs", String(64), nullable=False),
     Column("checkpointed_at", UtcDateTime, nullable=False),
     CheckConstraint("verdict IN ('complete', 'accepted', 'forced')", name="verdict"),
+)
+
+#: What a run's checkpoints replaced, for when the run is undone.
+replaced_checkpoints = Table(
+    "replaced_checkpoints",
+    metadata,
+    Column("replaced_by", String(40), ForeignKey("runs.id"), primary_key=True),
+    Column("job", String(128), primary_key=True),
+    Column("day", Date, primary_key=True),
+    *(Column(one.name, one.type, nullable=False) for one in checkpoints.c if not one.primary_key),
 )

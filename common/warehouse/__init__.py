@@ -5,14 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import UserError
-from common.warehouse.base import Warehouse
+from common.warehouse.base import Limits, Warehouse
+
+LOCAL = "local:"
 
 
-def open_warehouse(url: str, *, threads: int = 1) -> Warehouse:
-    """The warehouse at `local:DIR`. Raises `UserError` for any other kind of URL."""
+def is_local(url: str) -> bool:
+    """Whether the URL names a folder of Parquet files."""
+    return url.startswith(LOCAL)
+
+
+def open_warehouse(url: str, *, threads: int = 1, limits: Limits | None = None) -> Warehouse:
+    """The warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
     kind, _, rest = url.partition(":")
     if kind == "local" and rest:
         from common.warehouse.local import LocalWarehouse
 
-        return LocalWarehouse(Path(rest), threads=threads)
-    raise UserError(f"BACKFILL_WAREHOUSE is {url!r}: write it as local:DIR")
+        return LocalWarehouse(Path(rest), threads=threads, limits=limits)
+    if kind == "bigquery":
+        from common.warehouse.bigquery import BigQueryWarehouse
+        from common.warehouse.bigquery_client import Address
+
+        return BigQueryWarehouse(Address.parse(url), limits)
+    raise UserError(f"BACKFILL_WAREHOUSE is {url!r}: write it as local:DIR or bigquery://PROJECT")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
+from datetime import date, datetime
 from typing import Any, LiteralString, Protocol
 
 import pyarrow as pa
 
 from common.dates import DateRange
 from common.errors import SchemaMismatch, TableNotFound
-from common.schema import TableName, Types
+from common.schema import TableName, Types, checked_identifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a warehouse may cost and how long it may take."""
+
+    max_bytes_billed: int = 100 * 1024**3  #: of one query; a dearer one is refused before it runs
+    retry_seconds: float = 60.0  #: how long a passing trouble is sat out before it is reported
+    job_seconds: float = 600.0  #: how long one job may take
+    undo_days: int = 30  #: how long what a run replaced is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +31,49 @@ class TableInfo:
     table: TableName
     columns: Mapping[str, str]
     partitioned_by: str | None
+    expires_after_days: int | None = None  #: partitions older than so many days vanish by themselves
 
     def require(self, date_column: str, columns: Types | Collection[str] = ()) -> None:
-        """Raises `SchemaMismatch` unless it is partitioned by that date column and has these columns."""
-        if self.partitioned_by != date_column:
-            raise SchemaMismatch(
+        """Raises `SchemaMismatch` unless it is dated by that column and has these columns.
+
+        A table without partitions will do where the warehouse has such; one partitioned by another column will not.
+        """
+        if found := self.misfits(date_column, columns):
+            raise SchemaMismatch("; ".join(found), table=str(self.table))
+
+    def misfits(self, date_column: str, columns: Types | Collection[str] = ()) -> list[str]:
+        """Everything that `require` objects to, each as the end of a sentence about the table."""
+        unpartitioned = self.partitioned_by is None and self.columns.get(date_column) == "DATE"
+        if self.partitioned_by != date_column and not unpartitioned:
+            return [
                 f"has no date column {date_column}: it is partitioned by {self.partitioned_by or 'nothing'}; "
-                f"its columns are {', '.join(self.columns)}",
-                table=str(self.table),
-            )
-        lacking = [name for name in (date_column, *columns) if name not in self.columns]
-        if lacking:
-            raise SchemaMismatch(f"lacks the column(s) {', '.join(lacking)}", table=str(self.table))
-        if not isinstance(columns, Mapping):
-            return
-        for name, kind in columns.items():
-            if self.columns[name] != kind:
-                raise SchemaMismatch(f"column {name} is {self.columns[name]}, not {kind}", table=str(self.table))
+                f"its columns are {', '.join(self.columns)}"
+            ]
+        lacking = dict.fromkeys(name for name in (date_column, *columns) if name not in self.columns)
+        found = [f"lacks the column(s) {', '.join(lacking)}"] if lacking else []
+        types = columns if isinstance(columns, Mapping) else {}
+        wrong = [name for name, kind in types.items() if self.columns.get(name, kind) != kind]
+        return found + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
+
+
+def refuse_other_shape(known: TableInfo | None, date_column: str, given: Mapping[str, str]) -> None:
+    """Raises `SchemaMismatch` unless rows with these columns may be written to the table, or it does not exist."""
+    if known is None:
+        return
+    known.require(date_column)
+    if dict(given) != dict(known.columns):
+        differing = sorted(set(given.items()) ^ set(known.columns.items()))
+        raise SchemaMismatch(
+            f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
+            table=str(known.table),
+        )
+
+
+def refuse_undated(table: TableName, date_column: str, rows: pa.Table) -> None:
+    """Raises `SchemaMismatch` unless every row to load into the table has a date."""
+    checked_identifier(date_column, "column name")
+    if date_column not in rows.column_names or rows[date_column].null_count:
+        raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +95,7 @@ class StagedFile:
 
     day: date
     attempt: int
-    path: Path
+    location: str  #: a path that all workers share, or a URL such as gs://bucket/prefix/...
     checksum: str  #: SHA-256 of the file's bytes, in hex
     rows: int
 
@@ -75,10 +110,19 @@ class StagedScan:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a publish did. Every date handed in is in exactly one of the two."""
+    """What a publish did. Every date handed in is in exactly one of the three."""
 
-    published: frozenset[date]  #: the target now holds exactly the staged bytes
-    changed: frozenset[date]  #: left alone: somebody else wrote the partition since the date was staged
+    published: frozenset[date]  #: the target now holds exactly the staged rows
+    changed: frozenset[date] = frozenset()  #: left alone: somebody else wrote the partition since it was staged
+    lost: frozenset[date] = frozenset()  #: left alone: its staged file is gone or is not what was staged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """What a run did to one date: the partition's fingerprints before its first publication and after its last."""
+
+    before: str
+    published: str
 
 
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
@@ -109,8 +153,21 @@ class Warehouse(Protocol):
         """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does."""
         ...
 
-    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
-        """For each day, a value that changes whenever the partition's rows do; `ABSENT` without a partition."""
+    def bytes_of(self, scan: Scan) -> int | None:
+        """The bytes that are billed for reading the scan, found out without reading it; None where it is free."""
+        ...
+
+    def fingerprints(
+        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+    ) -> dict[date, str]:
+        """For each day, a value that changes whenever the partition's rows do, and only then; `ABSENT` without any.
+
+        With `columns`, a warehouse that pays for what it reads looks at those only.
+        """
+        ...
+
+    def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
+        """The days whose partitions hold exactly the rows that were published from a file of that checksum."""
         ...
 
     def publish(
@@ -125,13 +182,56 @@ class Warehouse(Protocol):
         """Replace the partitions of the files' dates, each wholly or not at all.
 
         Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint is not the one
-        in `unchanged_since` is left alone and reported, unless it already holds the staged bytes: so publishing
-        twice changes nothing the second time. Raises `StagedFileLost`, `WarehouseUnavailable`.
+        in `unchanged_since` is left alone and reported, unless it already holds the staged rows: so publishing
+        twice changes nothing the second time. `publication` is RUN/WINDOW; what the run's first publication of a
+        date replaces is kept for `restore`. Raises `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
         """
         ...
 
-    def check_publishable(self, target: TableName) -> None:
-        """Raises `NotAllowed` when nothing could be published to the table. Changes nothing."""
+    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
+        """What the run published over, for those of the days on which it changed the partition or set out to."""
+        ...
+
+    def check_restorable(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> None:
+        """Raises `NothingKept` when what one of the days held before is not kept any more. Changes nothing."""
+        ...
+
+    def restore(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> frozenset[date]:
+        """Give the days the rows they held before the run; returns those that hold them now.
+
+        A day that holds anything but what the run published is left alone. Repeating it changes nothing. Raises
+        `NothingKept`, and changes nothing, when what a day held is not kept any more.
+        """
+        ...
+
+    def forget_replaced(self) -> None:
+        """Remove what was kept for longer than `Limits.undo_days`."""
+        ...
+
+    def create_table(self, table: TableName, columns: Types, date_column: str, cluster_by: Sequence[str] = ()) -> bool:
+        """Make the table, empty, unless it exists; returns whether it was made."""
+        ...
+
+    def prepare(self) -> bool | None:
+        """Make what the warehouse keeps for itself, so that no worker needs the right to; returns whether it was made.
+
+        None when it keeps nothing that has to be made.
+        """
+        ...
+
+    def check_publishable(self, target: TableName) -> bool:
+        """Raises `NotAllowed` when nothing could be published to the table. Changes nothing.
+
+        Returns False when nothing speaks against it, but the warehouse does not tell.
+        """
+        ...
+
+    def now(self) -> datetime | None:
+        """What the warehouse's clock says; None where it is this machine's. Raises as `query` does."""
         ...
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:

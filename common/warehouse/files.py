@@ -54,8 +54,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises `NotAllowed` unless files can be made in the folder, which need not exist yet. Leaves nothing behind."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = folder
     try:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as exc:

@@ -8,11 +8,12 @@ would lock other processes out.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -21,32 +22,56 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlglot.errors import SqlglotError
 
+from common.clock import utcnow
 from common.errors import (
     NotAllowed,
+    NothingKept,
     QueryFailed,
     SchemaMismatch,
     StagedFileLost,
     TableNotFound,
     WarehouseUnavailable,
 )
-from common.schema import TableName, checked_identifier, column_type
-from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, TableInfo
-from common.warehouse.files import check_writable, checksum_of, locked, parquet_bytes, sync_folder, write_atomically
+from common.schema import TableName, Types, checked_identifier, column_type
+from common.warehouse.base import (
+    ABSENT,
+    Limits,
+    Receipt,
+    Replaced,
+    Scan,
+    StagedFile,
+    StagedScan,
+    TableInfo,
+    refuse_other_shape,
+    refuse_undated,
+)
+from common.warehouse.files import (
+    check_writable,
+    checksum_of,
+    locked,
+    parquet_bytes,
+    sync_folder,
+    write_atomically,
+)
 from common.warehouse.sql import parameter_names, table_names, to_duckdb, with_googlesql_types
+from common.warehouse.staged import read_staged_bytes
 
 PART = "part.parquet"
 PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
 PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
-LOADING = ".loading"  #: a load in preparation; once it holds COMMITTED it will take effect whatever dies
+LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
 COMMITTED = "COMMITTED"
+UNDO = ".undo"  #: in the root: by run, table and date, what a run's first publication replaced
+REPLACED = "replaced.json"  #: beside a kept part: the fingerprints before and after
 
 
 class LocalWarehouse:
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
-    def __init__(self, root: Path, *, threads: int = 1) -> None:
+    def __init__(self, root: Path, *, threads: int = 1, limits: Limits | None = None) -> None:
         self.root = root
+        self._limits = limits or Limits()
         self._threads = threads
         self._local = threading.local()
 
@@ -121,10 +146,19 @@ class LocalWarehouse:
             return rows
         return rows.select(wanted).rename_columns(list(scan.columns))
 
-    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+    def bytes_of(self, scan: Scan) -> int | None:
+        return None
+
+    def fingerprints(
+        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+    ) -> dict[date, str]:
         with _translated(table):
             self._finish_load(table)
             return {day: _fingerprint(self._part(table, date_column, day)) for day in days}
+
+    def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
+        now = self.fingerprints(table, date_column, list(checksums))
+        return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
         """Which run and attempt wrote the partition; None for one that no run wrote as it is now."""
@@ -146,67 +180,97 @@ class LocalWarehouse:
         unchanged_since: Mapping[date, str],
         publication: str,
     ) -> Receipt:
-        published: set[date] = set()
-        with _translated(target), locked(self._folder(target) / ".lock"):
-            self._roll_forward(self._folder(target))
+        lost: set[date] = set()
+        folder = self._folder(target)
+        run = publication.partition("/")[0]
+        with _translated(target), locked(folder / ".lock"):
+            self._start_loading(folder)
+            now = {staged.day: _fingerprint(self._part(target, date_column, staged.day)) for staged in files}
+            there = {staged.day for staged in files if now[staged.day] == staged.checksum}
+            changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
             for staged in files:
-                part = self._part(target, date_column, staged.day)
-                now = _fingerprint(part)
-                if now not in (staged.checksum, unchanged_since[staged.day]):
+                if staged.day in there or staged.day in changed:
                     continue
-                if now != staged.checksum:
-                    self._replace_part(part, staged, publication)
-                published.add(staged.day)
-        days = frozenset(staged.day for staged in files)
-        return Receipt(published=frozenset(published), changed=days - published)
+                part = self._part(target, date_column, staged.day)
+                try:
+                    _prepare(folder / LOADING / part.parent.name, staged, publication)
+                except StagedFileLost:
+                    lost.add(staged.day)
+                else:
+                    _keep(part, self._kept(run, part), before=now[staged.day], published=staged.checksum)
+            self._commit_loading(folder)
+        published = frozenset(now) - changed - lost
+        return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
 
-    def _replace_part(self, part: Path, staged: StagedFile, publication: str) -> None:
-        try:
-            data = staged.path.read_bytes()
-        except FileNotFoundError as exc:
-            raise StagedFileLost("the staged file is gone", day=staged.day) from exc
-        if checksum_of(data) != staged.checksum:
-            raise StagedFileLost("the staged file is not what was staged", day=staged.day)
-        for left_over in part.parent.glob(f".{PART}.*.tmp"):
-            left_over.unlink(missing_ok=True)
-        write_atomically(part, data)
-        note = {
-            "publication": publication,
-            "attempt": staged.attempt,
-            "checksum": staged.checksum,
-            "rows": staged.rows,
-        }
-        write_atomically(part.parent / PUBLICATION, json.dumps(note).encode())
+    def _kept(self, run: str, part: Path) -> Path:
+        """The folder of what the run replaced on the part's date."""
+        return self.root / UNDO / run / part.parent.relative_to(self.root)
 
-    def check_publishable(self, target: TableName) -> None:
+    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
+        found: dict[date, Replaced] = {}
+        with _translated(target):
+            for day in days:
+                note = self._kept(run, self._part(target, date_column, day)) / REPLACED
+                if note.exists():
+                    found[day] = Replaced(**json.loads(note.read_text()))
+        return found
+
+    def check_restorable(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> None:
+        held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
+        kept = {day: self._kept(run, self._part(target, date_column, day)) / PART for day in held}
+        if gone := [day for day in held if _fingerprint(kept[day]) != replaced[day].before]:
+            raise NothingKept(
+                f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
+                table=str(target),
+                day=min(gone),
+            )
+
+    def restore(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> frozenset[date]:
+        folder = self._folder(target)
+        with _translated(target), locked(folder / ".lock"):
+            self._roll_forward(folder)
+            parts = {day: self._part(target, date_column, day) for day in replaced}
+            waiting = [day for day, one in replaced.items() if _fingerprint(parts[day]) == one.published]
+            self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
+            for day in waiting:
+                _put_back(parts[day], self._kept(run, parts[day]) / PART, replaced[day])
+            sync_folder(folder)
+            return frozenset(day for day, one in replaced.items() if _fingerprint(parts[day]) == one.before)
+
+    def forget_replaced(self) -> None:
+        before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
+        for run in (self.root / UNDO).glob("*"):
+            if run.stat().st_mtime < before:
+                for kept in run.rglob(PART):  # the notes stay: they tell that something was replaced
+                    kept.unlink(missing_ok=True)
+
+    def create_table(self, table: TableName, columns: Types, date_column: str, cluster_by: Sequence[str] = ()) -> bool:
+        return False  # a folder becomes a table with its first partition
+
+    def prepare(self) -> None:
+        return None
+
+    def check_publishable(self, target: TableName) -> bool:
         check_writable(self._folder(target))
+        return True
+
+    def now(self) -> None:
+        return None
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
-        checked_identifier(date_column, "column name")
-        if date_column not in rows.column_names or rows[date_column].null_count:
-            raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
-        self._require_same_shape(table, date_column, rows)
+        refuse_undated(table, date_column, rows)
+        given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
+        refuse_other_shape(self.describe(table), date_column, given)
         folder = self._folder(table)
         with _translated(table), locked(folder / ".lock"):
-            self._roll_forward(folder)
-            shutil.rmtree(folder / LOADING, ignore_errors=True)
+            self._start_loading(folder)
             days = _write_partitions(folder / LOADING, date_column, rows)
-            write_atomically(folder / LOADING / COMMITTED, b"")
-            self._roll_forward(folder)
+            self._commit_loading(folder)
         return days
-
-    def _require_same_shape(self, table: TableName, date_column: str, rows: pa.Table) -> None:
-        known = self.describe(table)
-        if known is None:
-            return
-        known.require(date_column)
-        given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
-        if given != dict(known.columns):
-            differing = sorted(set(given.items()) ^ set(known.columns.items()))
-            raise SchemaMismatch(
-                f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
-                table=str(table),
-            )
 
     def _finish_load(self, table: TableName) -> None:
         """Carry out a load that was committed by a process which then died."""
@@ -215,6 +279,16 @@ class LocalWarehouse:
             with locked(folder / ".lock"):
                 self._roll_forward(folder)
 
+    def _start_loading(self, folder: Path) -> None:
+        self._roll_forward(folder)
+        shutil.rmtree(folder / LOADING, ignore_errors=True)
+
+    def _commit_loading(self, folder: Path) -> None:
+        """Put what was prepared into effect: from the mark on it will take effect whatever dies."""
+        if (folder / LOADING).exists():
+            write_atomically(folder / LOADING / COMMITTED, b"")
+            self._roll_forward(folder)
+
     def _roll_forward(self, folder: Path) -> None:
         loading = folder / LOADING
         if not (loading / COMMITTED).exists():
@@ -222,7 +296,10 @@ class LocalWarehouse:
         for new in sorted(_partitions(loading)):
             (folder / new.name).mkdir(exist_ok=True)
             (new / PART).replace(folder / new.name / PART)
-            (folder / new.name / PUBLICATION).unlink(missing_ok=True)
+            if (new / PUBLICATION).exists():
+                (new / PUBLICATION).replace(folder / new.name / PUBLICATION)
+            else:
+                (folder / new.name / PUBLICATION).unlink(missing_ok=True)
             sync_folder(folder / new.name)
         sync_folder(folder)
         (loading / COMMITTED).unlink()
@@ -249,9 +326,7 @@ class LocalWarehouse:
         return [found / PART for found in sorted(_partitions(self._folder(scan.table))) if found.name in needed]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
-        return (
-            [str(staged.path) for staged in scan.files] if isinstance(scan, StagedScan) else self._checked_parts(scan)
-        )
+        return [staged.location for staged in scan.files] if isinstance(scan, StagedScan) else self._checked_parts(scan)
 
     def _relation(
         self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, paths: list[str]
@@ -318,6 +393,48 @@ def _stamps(parts: Mapping[str, list[str]]) -> list[tuple[int, int, int]]:
         except FileNotFoundError:
             stamps.append((0, 0, 0))
     return stamps
+
+
+def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
+    """Write the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`."""
+    data = read_staged_bytes(staged)
+    note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
+    write_atomically(place / PUBLICATION, json.dumps(note).encode())
+    write_atomically(place / PART, data)
+
+
+def _keep(part: Path, kept: Path, *, before: str, published: str) -> None:
+    """Keep what the part held before the run's first publication, and note what it is about to hold."""
+    note = kept / REPLACED
+    if note.exists():
+        before = json.loads(note.read_text())["before"]
+    elif before != ABSENT:
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / PART).unlink(missing_ok=True)
+        _link(part, kept / PART)
+    write_atomically(note, json.dumps({"before": before, "published": published}).encode())
+
+
+def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
+    if replaced.before == replaced.published:
+        return
+    if replaced.before == ABSENT:
+        part.unlink()
+        shutil.rmtree(part.parent)
+        return
+    temporary = part.with_name(f".{PART}.undo.tmp")
+    temporary.unlink(missing_ok=True)
+    _link(kept, temporary)
+    temporary.replace(part)
+    sync_folder(part.parent)
+
+
+def _link(file: Path, other: Path) -> None:
+    """The file under another name too; published files are replaced, never written into."""
+    try:
+        os.link(file, other)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, other)
 
 
 def _fingerprint(part: Path) -> str:

@@ -19,6 +19,7 @@ from common.ledger import DateState, Progress, RunState
 from common.logs import logging_to_file
 from common.schema import TableName
 from common.settings import Settings
+from common.warehouse import LOCAL, is_local
 from common.warehouse.files import write_atomically
 from producer.attended import interrupted_in_words, stoppable
 from producer.demo.page import (
@@ -142,13 +143,16 @@ def _make_tables_once(site: Site) -> bool:
 
 
 def _refuse_other_warehouses(settings: Settings) -> None:
-    if not settings.warehouse_url.startswith("local:"):
+    """The demo makes tables: in files, or in a BigQuery emulator, but in nobody's project."""
+    if not (is_local(settings.warehouse_url) or "endpoint=" in settings.warehouse_url):
         raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
 
 
 def _warehouse_from_home(settings: Settings) -> str:
     """The warehouse's folder as seen from the home, so that a home may be moved with the warehouse in it."""
-    return os.path.relpath(settings.warehouse_url.removeprefix("local:"), settings.home)
+    if not is_local(settings.warehouse_url):
+        return settings.warehouse_url
+    return os.path.relpath(settings.warehouse_url.removeprefix(LOCAL), settings.home)
 
 
 def _read_marker(marker: Path) -> dict[str, Any] | None:
@@ -168,6 +172,6 @@ def _refuse_tables_of_others(site: Site) -> None:
     for role, name in find_job(JOB).tables():
         if role != "target" and site.warehouse.describe(TableName.parse(name)) is not None:
             raise UserError(
-                f"the local warehouse already holds {name}, which the demo did not make: "
+                f"the warehouse already holds {name}, which the demo did not make: "
                 f"run the demo with another BACKFILL_HOME"
             )

@@ -18,6 +18,8 @@ from common.dates import DateRange, describe
 from common.job import find_job
 from common.ledger import Checkpoint, DateRow, DateState, Progress
 from common.schema import TableName
+from common.settings import read_settings
+from common.warehouse import LOCAL, is_local
 from common.warehouse.base import Scan
 from producer.plan import Action, Plan
 from producer.site import Site
@@ -48,10 +50,10 @@ def heading(console: Console, text: str) -> None:
 
 def print_made(console: Console, site: Site, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
-    where = _short(Path(site.settings.warehouse_url.removeprefix("local:")))
-    console.print(
-        f"{'Made' if new else 'Found, made by an earlier demo'}: 30 teams, 82 games each, {span}, as Parquet in {where}"
-    )
+    url = site.settings.warehouse_url
+    where = f"as Parquet in {_warehouse(url)}" if is_local(url) else f"in {escape(url)}"
+    made = "Made" if new else "Found, made by an earlier demo"
+    console.print(f"{made}: 30 teams, 82 games each, {span}, {where}", soft_wrap=True)
     if new:
         for role, table in find_job(JOB).tables()[1:]:
             console.print(f"  {role:<20} {table}")
@@ -189,8 +191,7 @@ def print_next(console: Console, season_run: str) -> None:
     """Commands that work as they stand, from where the user is; `season_run` built the season."""
     heading(console, "What to try next")
     command, span = _command(), "--start-date 2023-02-20 --end-date 2023-02-28"
-    part = "nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
-    for text, what in (
+    hints = [
         (f"{command} status", "the replay: what was blocked, why, and who is missing"),
         (f"{command} status {season_run} --every-date", "the season's run, with the source check of every date"),
         (f"{command} plan --job {JOB} {span} --reprocess all", "what a rebuild would do; launches nothing"),
@@ -202,11 +203,14 @@ def print_next(console: Console, season_run: str) -> None:
             f"{command} run --job {JOB} --dates 2023-02-24 --reprocess all --fallback fill",
             "keep the 68 rows the primary has, take the rest from the fallback",
         ),
-        (
-            f"""{_python()} -c "import pandas; print(pandas.read_parquet('{_warehouse()}/{part}'))\"""",
-            "the published rows",
-        ),
-    ):
+    ]
+    url = read_settings().warehouse_url
+    if is_local(url):
+        part = f"{_warehouse(url)}/nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
+        hints.append(
+            (f"""{_python()} -c "import pandas; print(pandas.read_parquet('{part}'))\"""", "the published rows")
+        )
+    for text, what in hints:
         console.print(f"  [dim]# {what}[/dim]")
         console.print(f"  {escape(text)}", soft_wrap=True)
 
@@ -219,10 +223,9 @@ def _python() -> str:
     return _short(Path(sys.executable))
 
 
-def _warehouse() -> str:
-    from common.settings import read_settings
-
-    return _short(Path(read_settings().warehouse_url.removeprefix("local:")))
+def _warehouse(url: str) -> str:
+    """The local warehouse's folder."""
+    return _short(Path(url.removeprefix(LOCAL)))
 
 
 def _short(path: Path) -> str:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common.clock import utcnow
+from common.errors import WarehouseUnavailable
 from common.job import find_job
 from common.ledger import DateState, Run, RunState
 from common.recover import release_run
+from common.warehouse.base import Receipt
+from common.warehouse.local import LocalWarehouse
+from tests.builders import everyone_is_dead
 from tests.lab import Lab, players
 from worker.deps import Deps
 from worker.gate import GateOutcome, close_window
@@ -43,7 +50,7 @@ close_window(run, 1, open_deps(Settings(home=Path(home)), InlineDispatcher()))
 DEATHS = [
     pytest.param("Ledger.note_verdicts", 0, id="before-its-verdicts-are-noted"),
     pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
-    pytest.param("LocalWarehouse._replace_part", 0, id="while-it-publishes"),
+    pytest.param("LocalWarehouse._commit_loading", 0, id="while-it-publishes"),
     pytest.param("Ledger.move_dates", 3, id="after-it-published"),
     pytest.param("Ledger.checkpoint", 3, id="before-it-checkpoints"),
     pytest.param("Ledger.leave_window", 3, id="before-it-closes-the-window"),
@@ -70,7 +77,7 @@ def kill_the_gate(lab: Lab, run: Run, at: str) -> None:
 
 def written(lab: Lab) -> dict[Path, int]:
     """When each published file was written."""
-    parts = (lab.home / "warehouse" / "probe" / "probe").rglob("part.parquet")
+    parts = (lab.home / "warehouse" / "probe" / "probe").glob("day=*/part.parquet")
     return {part: part.stat().st_mtime_ns for part in parts}
 
 
@@ -122,3 +129,60 @@ def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     again = lab.run(DAYS, "probe") if published < len(DAYS) else None
     assert again is None or again.run.state is RunState.SUCCEEDED
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
+
+
+class OvertakenWarehouse(LocalWarehouse):
+    """A warehouse so slow that, before it has answered, another gate has the window and has sent its dates back."""
+
+    def __init__(self, root: Path, run: Run, deps: Deps) -> None:
+        super().__init__(root)
+        self._of_run, self._deps = run, deps
+
+    def publish(self, *arguments: Any, **named: Any) -> Receipt:
+        receipt = super().publish(*arguments, **named)
+        later = utcnow() + timedelta(minutes=5)
+        assert self._deps.ledger.claim_window(self._of_run.id, 1, "another", later, is_dead=everyone_is_dead)
+        for day in DAYS:
+            self._deps.ledger.move_date(self._of_run.id, day, expect=DateState.STAGED, to=DateState.QUEUED)
+        return receipt
+
+
+def test_a_gate_that_was_overtaken_proves_nothing(lab: Lab, opened: tuple[Run, Deps]) -> None:
+    staged, deps = opened
+    slow = replace(deps, warehouse=OvertakenWarehouse(lab.home / "warehouse", staged, deps))
+
+    assert close_window(staged.id, 1, slow) is GateOutcome.NOT_OURS
+
+    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.QUEUED}
+    assert deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1]) == {}
+
+
+class LostWarehouse(LocalWarehouse):
+    """A warehouse that publishes and is out of reach before it can say so."""
+
+    out_of_reach = False
+
+    def publish(self, *arguments: Any, **named: Any) -> Receipt:
+        super().publish(*arguments, **named)
+        self.out_of_reach = True
+        raise WarehouseUnavailable("no answer")
+
+    def holds(self, *arguments: Any, **named: Any) -> frozenset[date]:
+        if self.out_of_reach:
+            raise WarehouseUnavailable("no answer")
+        return super().holds(*arguments, **named)
+
+
+def test_dates_of_which_nobody_knows_whether_they_are_published_are_neither_failed_nor_proven(
+    lab: Lab, opened: tuple[Run, Deps]
+) -> None:
+    staged, deps = opened
+    lost = LostWarehouse(lab.home / "warehouse")
+
+    assert close_window(staged.id, 1, replace(deps, warehouse=lost), last_try=True) is GateOutcome.NOT_READY
+    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.STAGED}
+    before = written(lab)
+    assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
+
+    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.CHECKPOINTED}
+    assert written(lab) == before

@@ -1,3 +1,7 @@
 """The fixtures of these tests."""
 
+from tests.lab import any_lab as any_lab
+from tests.lab import bigquery_lab as bigquery_lab
 from tests.lab import lab as lab
+from tests.rest_lab import double as double
+from tests.rest_lab import rest_warehouse as rest_warehouse

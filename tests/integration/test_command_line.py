@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
+from producer.session import Launch
 from tests.lab import Lab, players
 
 DAY = date(2023, 2, 23)
@@ -309,3 +313,63 @@ def test_help_is_printed_for_every_command(lab: Lab) -> None:
     for command in ("plan", "run", "retry", "status", "watch", "jobs", "load", "demo"):
         helped = lab.command(command, "--help")
         assert (helped.returncode, "Usage" in helped.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("redis://:hun/ter2@127.0.0.1:1/0", id="slash-in-the-password"),
+        pytest.param("sentinel://:hunter2@127.0.0.1:1", id="another-scheme"),
+        pytest.param("redis://:hunter2@127.0.0.1:1/notadb", id="no-database-number"),
+        pytest.param("redis://:hunter2@127.0.0.1:1/0", id="nobody-there"),
+    ],
+)
+def test_a_broker_that_can_not_be_used_is_one_line_without_its_password(lab: Lab, url: str) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20))
+
+    refused = lab.command("run", "--job", "probe", "--dates", str(DAY), BACKFILL_BROKER=url)
+
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "hun" not in refused.stderr + refused.stdout
+    assert lab.site.ledger.latest_runs() == []
+
+
+@pytest.mark.parametrize("how", [(), ("--detach",)], ids=["attended", "detached"])
+def test_a_folder_with_packages_of_our_names_in_it_is_no_danger(lab: Lab, tmp_path: Path, how: tuple[str, ...]) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20))
+    for name in ("common", "worker", "producer", "celery"):
+        (tmp_path / "project" / name).mkdir(parents=True)
+        (tmp_path / "project" / name / "__init__.py").write_text("raise SystemExit('not this one')")
+    relative = {
+        "BACKFILL_HOME": os.path.relpath(lab.home, tmp_path / "project"),
+        "BACKFILL_STAGING": "staging",
+        "BACKFILL_LEDGER": "sqlite:///own.db",
+    }
+
+    ran = lab.command("run", "--job", "probe", "--dates", str(DAY), *how, cwd=tmp_path / "project", **relative)
+    watched = lab.command("watch", cwd=tmp_path / "project", **relative)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert len(lab.published("probe.probe", DAY, "day")) == 20
+    assert (tmp_path / "project" / "own.db").exists()
+
+
+def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20))
+    launch = Launch(request=lab.request([DAY], "probe"), window=1, workers=1)
+    for shown, refused in ((lab.plan([DAY], "probe").digest(), False), ("another plan's", True)):
+        ran = subprocess.run(
+            [sys.executable, "-m", "producer.background"],
+            input=json.dumps(replace(launch, shown=shown).as_json()),
+            env=lab.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.stdout.startswith("refused the world has changed" if refused else "run "), ran.stderr
+    assert len(lab.site.ledger.latest_runs()) == 1

@@ -41,6 +41,10 @@ MANY_DAYS = [date(2023, 1, 1) + timedelta(days=n) for n in range(200)]
 EXPIRED = timedelta(minutes=-1)
 
 
+def soon() -> datetime:
+    return utcnow() + timedelta(minutes=1)
+
+
 def at_once(times: int, call: Callable[[int], T]) -> list[T]:
     """What the call returns to each of so many threads that make it at the same moment."""
     barrier = Barrier(times)
@@ -271,13 +275,27 @@ def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
     assert sorted(opened) == list(range(7))
 
 
+def test_who_holds_a_date_may_take_it_again_and_has_not_died(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    for _ in range(5):
+        taken = ledger.claim_date(run.id, FEB_23, "worker", soon(), is_dead=everyone_lives, max_deaths=3)
+        assert taken is not None
+    assert (taken.deaths, taken.attempt) == (0, 5)
+
+
+def test_the_gate_that_holds_a_window_may_take_it_again(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    for _ in range(2):
+        assert ledger.claim_window(run.id, 0, "gate", soon(), is_dead=everyone_lives)
+
+
 def test_one_gate_at_a_time_has_a_window(ledger: Ledger) -> None:
     run = queued_run(ledger)
     until = utcnow() + timedelta(minutes=1)
     claims = at_once(4, lambda n: ledger.claim_window(run.id, 0, f"gate-{n}", until, is_dead=everyone_lives))
     assert sorted(claims) == [False, False, False, True]
-    assert ledger.holds_window(run.id, 0, f"gate-{claims.index(True)}")
-    assert not ledger.holds_window(run.id, 0, f"gate-{claims.index(False)}")
+    assert ledger.renew_window(run.id, 0, f"gate-{claims.index(True)}", soon())
+    assert not ledger.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
 
 
 @pytest.mark.parametrize(
@@ -291,9 +309,9 @@ def test_a_gate_that_is_gone_is_replaced(ledger: Ledger, lease: timedelta, is_de
     run = queued_run(ledger)
     ledger.claim_window(run.id, 0, "old", utcnow() + lease, is_dead=everyone_lives)
     assert ledger.claim_window(run.id, 0, "new", utcnow() + timedelta(minutes=1), is_dead=is_dead)
-    assert not ledger.holds_window(run.id, 0, "old")
+    assert not ledger.renew_window(run.id, 0, "old", soon())
     assert not ledger.leave_window(run.id, 0, "old", to=WindowState.CLOSED)
-    assert ledger.holds_window(run.id, 0, "new")
+    assert ledger.renew_window(run.id, 0, "new", soon())
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, id="pending"), pytest.param(7, id="unknown")])
@@ -308,14 +326,14 @@ def test_a_window_given_back_open_can_be_taken_again_and_a_closed_one_not(ledger
     for to, again in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
         assert ledger.leave_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
         assert ledger.claim_window(run.id, 0, "gate", until, is_dead=everyone_is_dead) is again
-    assert not ledger.holds_window(run.id, 0, "gate")
+    assert not ledger.renew_window(run.id, 0, "gate", soon())
 
 
 def test_a_gate_of_an_ended_run_no_longer_holds_its_window(ledger: Ledger) -> None:
     run = queued_run(ledger)
     ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
     ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    assert not ledger.holds_window(run.id, 0, "gate")
+    assert not ledger.renew_window(run.id, 0, "gate", soon())
 
 
 # -- claiming dates -----------------------------------------------------------------------------------------------
@@ -357,9 +375,10 @@ def test_a_date_of_a_worker_that_is_gone_is_taken_over_and_the_death_counted(
 
 def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is not None
-    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is not None
-    assert claim(ledger, run, max_deaths=2, is_dead=everyone_is_dead) is None
+    claims = [
+        claim(ledger, run, owner=f"worker-{n}", max_deaths=2, is_dead=everyone_is_dead) is not None for n in range(3)
+    ]
+    assert claims == [True, True, False]
     row = row_of(ledger, run)
     assert (row.state, row.verdict, row.deaths) == (DateState.FAILED, Verdict.FAILED, 2)
     assert (row.error_kind, row.reason) == ("WorkerLost", "killed its worker 2 times")

@@ -176,6 +176,17 @@ def test_a_database_of_another_program_is_refused_for_good(file: Path) -> None:
         open_ledger(f"sqlite:///{file}")
 
 
+def test_a_file_of_another_program_is_left_as_it_is(file: Path) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.close()
+    with pytest.raises(LedgerUnusable, match="another program's"):
+        open_ledger(f"sqlite:///{file}")
+    connection = sqlite3.connect(file)
+    assert [name for (name,) in connection.execute("SELECT name FROM sqlite_master")] == ["songs"]
+    connection.close()
+
+
 def test_a_ledger_that_lost_a_table_is_unusable_not_just_out_of_reach(sqlite_url: str, file: Path) -> None:
     connection = sqlite3.connect(file)
     connection.execute("DROP TABLE checkpoints")

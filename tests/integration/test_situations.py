@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from datetime import date
+import sys
+from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 import structlog
 
 from common.coverage import Fallback, Verdict
-from common.errors import UserError
+from common.errors import Retryable, UserError
 from common.job import find_job
 from common.ledger import DateState, RunState
-from producer.plan import Reprocess
-from tests.lab import Lab, players
+from common.options import RunOptions
+from producer.launch import open_run
+from producer.plan import Action, Reprocess
+from tests.lab import PACKAGES, Lab, players
+from worker.deps import open_deps
 from worker.gate import GateOutcome, close_window
-from worker.process import process_date
+from worker.inline import InlineDispatcher
+from worker.process import TryAgain, process_date
+from worker.reconcile import reconcile
 
 DAY = date(2023, 2, 23)
 NEXT_DAY = date(2023, 2, 24)
 TARGET = "nba_precompute.player_composite_factors"
 
 
-def names_of(lab: Lab, day: date = DAY) -> set[str]:
-    return {row["player_lookup"] for row in lab.published(TARGET, day)}
+def names_of(any_lab: Lab, day: date = DAY) -> set[str]:
+    return {row["player_lookup"] for row in any_lab.published(TARGET, day)}
 
 
 @pytest.mark.parametrize(
@@ -37,125 +44,142 @@ def names_of(lab: Lab, day: date = DAY) -> set[str]:
     ],
 )
 def test_a_date_is_published_only_at_sufficient_coverage(
-    lab: Lab, found: int, expected: int, state: DateState, verdict: Verdict, share: str
+    any_lab: Lab, found: int, expected: int, state: DateState, verdict: Verdict, share: str
 ) -> None:
-    lab.summary(DAY, players(expected))
-    lab.upcoming(DAY, players(found))
+    any_lab.summary(DAY, players(expected))
+    any_lab.upcoming(DAY, players(found))
 
-    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], fallback=Fallback.OFF))
 
     assert (outcome.state, outcome.verdict) == (state, verdict)
     assert share in (outcome.reason or "")
     assert (outcome.matched, outcome.expected) == (found, expected)
-    assert len(names_of(lab)) == (found if verdict.passes else 0)
-    assert (DAY in lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)) is verdict.passes
+    assert len(names_of(any_lab)) == (found if verdict.passes else 0)
+    assert (DAY in any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)) is verdict.passes
 
 
-def test_a_blocked_date_names_who_is_missing_and_keeps_the_refused_rows(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, players(1))
+def test_a_blocked_date_names_who_is_missing_and_keeps_the_refused_rows(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, players(1))
 
-    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], fallback=Fallback.OFF))
 
     assert list(outcome.missing) == players(187)[1:]
     assert outcome.staged_path is not None
     assert "quarantine" in outcome.staged_path
-    assert outcome.staged_file().path.exists()
+    assert Path(outcome.staged_file().location).exists()
 
 
-def test_nothing_expected_off_the_calendar_is_skipped(lab: Lab) -> None:
-    lab.summary(NEXT_DAY, players(40))
-    lab.schedule(NEXT_DAY, games=2)
+def test_nothing_expected_off_the_calendar_is_skipped(any_lab: Lab) -> None:
+    any_lab.summary(NEXT_DAY, players(40))
+    any_lab.schedule(NEXT_DAY, games=2)
 
-    progress = lab.run([DAY, NEXT_DAY])
+    progress = any_lab.run([DAY, NEXT_DAY])
 
-    assert lab.outcome(DAY, progress).state is DateState.SKIPPED
-    assert lab.outcome(DAY, progress).reason == "not on the calendar"
+    assert any_lab.outcome(DAY, progress).state is DateState.SKIPPED
+    assert any_lab.outcome(DAY, progress).reason == "not on the calendar"
     assert progress.run.state is RunState.SUCCEEDED
 
 
-def test_nothing_expected_without_a_calendar_is_skipped_with_just_that_reason(lab: Lab) -> None:
-    lab.summary(NEXT_DAY, players(40))
+def test_nothing_expected_without_a_calendar_is_skipped_with_just_that_reason(any_lab: Lab) -> None:
+    any_lab.summary(NEXT_DAY, players(40))
 
-    progress = lab.run([DAY, NEXT_DAY])
+    progress = any_lab.run([DAY, NEXT_DAY])
 
-    assert lab.outcome(DAY, progress).reason == "nothing expected"
+    assert any_lab.outcome(DAY, progress).reason == "nothing expected"
 
 
-def test_nothing_expected_on_a_calendar_date_is_blocked(lab: Lab) -> None:
-    lab.schedule(DAY, games=2)
-    lab.summary(NEXT_DAY, players(40))
+def test_nothing_expected_on_a_calendar_date_is_blocked(any_lab: Lab) -> None:
+    any_lab.schedule(DAY, games=2)
+    any_lab.summary(NEXT_DAY, players(40))
 
-    outcome = lab.outcome(DAY, lab.run([DAY]))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY]))
 
     assert outcome.state is DateState.BLOCKED
     assert "truth incomplete: 0 expected" in (outcome.reason or "")
 
 
-def test_a_truth_below_what_the_calendar_implies_is_blocked(lab: Lab) -> None:
-    lab.schedule(DAY, games=2)
-    lab.summary(DAY, players(31))
-    lab.upcoming(DAY, players(31))
+def test_a_truth_below_what_the_calendar_implies_is_blocked(any_lab: Lab) -> None:
+    any_lab.schedule(DAY, games=2)
+    any_lab.summary(DAY, players(31))
+    any_lab.upcoming(DAY, players(31))
 
-    outcome = lab.outcome(DAY, lab.run([DAY]))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY]))
 
     assert outcome.state is DateState.BLOCKED
     assert "at least 32" in (outcome.reason or "")
 
 
-def test_force_without_a_reason_is_refused_and_starts_nothing(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
+def test_force_without_a_reason_is_refused_and_starts_nothing(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
 
-    refused = lab.command("run", "--job", "player_composite_factors", "--dates", str(DAY), "--force")
+    refused = any_lab.command("run", "--job", "player_composite_factors", "--dates", str(DAY), "--force")
 
     assert refused.returncode == 2
     assert "--force needs --reason" in refused.stderr
-    assert lab.site.ledger.latest_runs() == []
+    assert any_lab.site.ledger.latest_runs() == []
 
 
-def test_force_with_a_reason_commits_the_date_as_forced_for_ever(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, players(94))
+def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, players(94))
 
-    progress = lab.run([DAY], fallback=Fallback.OFF, because="the box scores of one arena are lost")
+    progress = any_lab.run([DAY], fallback=Fallback.OFF, because="the box scores of one arena are lost")
 
-    assert lab.outcome(DAY, progress).verdict is Verdict.FORCED
-    checkpoint = lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY]
+    assert any_lab.outcome(DAY, progress).verdict is Verdict.FORCED
+    checkpoint = any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY]
     assert checkpoint.verdict is Verdict.FORCED
     assert "the box scores of one arena are lost" in checkpoint.reason
-    assert len(names_of(lab)) == 94
-    assert "forced" in lab.plan([DAY]).steps[0].reason
+    assert len(names_of(any_lab)) == 94
+    assert "forced" in any_lab.plan([DAY]).steps[0].reason
 
 
-def test_force_never_commits_rows_that_are_wrong_in_themselves(lab: Lab) -> None:
-    lab.summary(DAY, players(20))
-    lab.upcoming(DAY, [*players(20), "player000"])
+def test_force_never_commits_rows_that_are_wrong_in_themselves(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(20))
+    any_lab.upcoming(DAY, [*players(20), "player000"])
 
-    progress = lab.run([DAY], because="hurry")
+    progress = any_lab.run([DAY], because="hurry")
 
-    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
+    assert any_lab.outcome(DAY, progress).state is DateState.BLOCKED
 
 
-def test_an_expectation_that_became_unreadable_before_the_gate_blocks(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, players(187))
-    run, deps, _ = lab.opened([DAY])
+def test_an_expectation_that_became_unreadable_before_the_gate_blocks(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, players(187))
+    run, deps, _ = any_lab.opened([DAY])
     assert process_date(run.id, DAY, deps).state == "staged"
 
-    lab.drop("nba_analytics.player_game_summary")
+    any_lab.drop("nba_analytics.player_game_summary")
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
 
     (row,) = deps.ledger.dates(run.id)
     assert row.state is DateState.BLOCKED
     assert "expectation unreadable" in (row.reason or "")
-    assert names_of(lab) == set()
+    assert names_of(any_lab) == set()
 
 
-def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    run, deps, _ = lab.opened([DAY])
+@pytest.mark.parametrize("gone", ["before-the-worker", "before-the-gate"])
+def test_a_calendar_that_vanished_after_the_plan_blocks(any_lab: Lab, gone: str) -> None:
+    any_lab.schedule(DAY, games=1)
+    any_lab.summary(DAY, players(20))
+    run, deps, _ = any_lab.opened([DAY])
+    if gone == "before-the-gate":
+        process_date(run.id, DAY, deps)
+    any_lab.drop("nba_reference.schedule")
+    deps = any_lab.opened_again()
+    process_date(run.id, DAY, deps)
+    close_window(run.id, 1, deps)
 
-    lab.drop("nba_analytics.player_game_summary")
+    (row,) = deps.ledger.dates(run.id)
+    assert row.state is DateState.BLOCKED
+    assert "the calendar was there when the run was planned" in (row.reason or "")
+
+
+def test_an_expectation_unreadable_for_the_worker_blocks(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    run, deps, _ = any_lab.opened([DAY])
+
+    any_lab.drop("nba_analytics.player_game_summary")
     process_date(run.id, DAY, deps)
     close_window(run.id, 1, deps)
 
@@ -165,20 +189,20 @@ def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
     assert deps.ledger.run(run.id).state is RunState.FAILED
 
 
-def test_as_many_rows_of_the_wrong_players_are_blocked(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, players(187, prefix="stranger"))
+def test_as_many_rows_of_the_wrong_players_are_blocked(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, players(187, prefix="stranger"))
 
-    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.OFF))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], fallback=Fallback.OFF))
 
     assert (outcome.state, outcome.matched, outcome.rows) == (DateState.BLOCKED, 0, 187)
 
 
-def test_the_same_player_twice_is_blocked_as_a_duplicate_key(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, [*players(187), "player005"])
+def test_the_same_player_twice_is_blocked_as_a_duplicate_key(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, [*players(187), "player005"])
 
-    outcome = lab.outcome(DAY, lab.run([DAY]))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY]))
 
     assert outcome.state is DateState.BLOCKED
     assert "duplicate key" in (outcome.reason or "")
@@ -196,15 +220,17 @@ def test_the_same_player_twice_is_blocked_as_a_duplicate_key(lab: Lab) -> None:
         pytest.param(200, "upcoming", id="complete"),
     ],
 )
-def test_coverage_of_the_primary_decides_whether_to_fall_back(lab: Lab, in_primary: int | None, chosen: str) -> None:
-    lab.summary(DAY, players(200))
+def test_coverage_of_the_primary_decides_whether_to_fall_back(
+    any_lab: Lab, in_primary: int | None, chosen: str
+) -> None:
+    any_lab.summary(DAY, players(200))
     if in_primary is not None:
-        lab.upcoming(NEXT_DAY, players(3))
+        any_lab.upcoming(NEXT_DAY, players(3))
     if in_primary:
-        lab.upcoming(DAY, players(in_primary))
+        any_lab.upcoming(DAY, players(in_primary))
 
     with structlog.testing.capture_logs() as logs:
-        outcome = lab.outcome(DAY, lab.run([DAY], preflight=True))
+        outcome = any_lab.outcome(DAY, any_lab.run([DAY], preflight=True))
 
     assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, chosen)
     assert outcome.found == {"upcoming": in_primary or 0, "derived": 200}
@@ -216,24 +242,24 @@ def test_coverage_of_the_primary_decides_whether_to_fall_back(lab: Lab, in_prima
     assert check["day"] == "2023-02-23"
 
 
-def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(30))
-    lab.probe("second", DAY, players(100)[50:])
+def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(100))
+    any_lab.probe("first", DAY, players(30))
+    any_lab.probe("second", DAY, players(100)[50:])
 
-    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
 
     assert (outcome.state, outcome.source, outcome.matched) == (DateState.BLOCKED, "second", 50)
     assert list(outcome.missing) == players(100)[:50]
 
 
-def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(30))
-    lab.probe("second", DAY, players(100)[50:])
+def test_the_source_check_of_a_blocked_date_samples_who_is_missing(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(100))
+    any_lab.probe("first", DAY, players(30))
+    any_lab.probe("second", DAY, players(100)[50:])
 
     with structlog.testing.capture_logs() as logs:
-        lab.run([DAY], "probe")
+        any_lab.run([DAY], "probe")
 
     (check,) = [event for event in logs if event["event"] == "source_check"]
     assert check["missing"] == players(100)[:10]
@@ -241,34 +267,34 @@ def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> 
     assert check["reason"] == "no source reaches 90%; the best has 50.0 %"
 
 
-def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(68))
-    lab.probe("second", DAY, players(100))
+def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(100))
+    any_lab.probe("first", DAY, players(68))
+    any_lab.probe("second", DAY, players(100))
 
-    outcome = lab.outcome(DAY, lab.run([DAY], "probe", fallback=Fallback.FILL))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe", fallback=Fallback.FILL))
 
     assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, "first+second")
-    came_from = {row["name"]: row["source"] for row in lab.published("probe.probe", DAY, "day")}
+    came_from = {row["name"]: row["source"] for row in any_lab.published("probe.probe", DAY, "day")}
     assert came_from == {name: "first" if n < 68 else "second" for n, name in enumerate(players(100))}
 
 
-def test_fill_completes_a_date_that_neither_source_holds_alone(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(60))
-    lab.probe("second", DAY, players(100)[40:])
+def test_fill_completes_a_date_that_neither_source_holds_alone(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(100))
+    any_lab.probe("first", DAY, players(60))
+    any_lab.probe("second", DAY, players(100)[40:])
 
-    assert lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
+    assert any_lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
 
 
-def test_fill_works_for_the_player_factors_too(lab: Lab) -> None:
-    lab.summary(DAY, players(175))
-    lab.upcoming(DAY, players(68))
+def test_fill_works_for_the_player_factors_too(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(175))
+    any_lab.upcoming(DAY, players(68))
 
-    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.FILL))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], fallback=Fallback.FILL))
 
     assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, "upcoming+derived")
-    sources = [row["context_source"] for row in lab.published(TARGET, DAY)]
+    sources = [row["context_source"] for row in any_lab.published(TARGET, DAY)]
     assert (sources.count("upcoming"), sources.count("derived")) == (68, 107)
 
 
@@ -284,71 +310,71 @@ def test_fill_works_for_the_player_factors_too(lab: Lab) -> None:
     ],
 )
 def test_rows_that_are_wrong_in_themselves_never_get_through(
-    lab: Lab, spoil: str, state: DateState, reason: str
+    any_lab: Lab, spoil: str, state: DateState, reason: str
 ) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), spoil=spoil)
+    any_lab.probe("expected", DAY, players(20))
+    any_lab.probe("first", DAY, players(20), spoil=spoil)
 
-    progress = lab.run([DAY], "probe")
+    progress = any_lab.run([DAY], "probe")
 
-    assert lab.outcome(DAY, progress).state is state
-    assert reason in (lab.outcome(DAY, progress).reason or "")
-    assert lab.published("probe.probe", DAY, "day") == []
+    assert any_lab.outcome(DAY, progress).state is state
+    assert reason in (any_lab.outcome(DAY, progress).reason or "")
+    assert any_lab.published("probe.probe", DAY, "day") == []
 
 
-def test_one_failing_date_does_not_hold_up_the_others(lab: Lab) -> None:
+def test_one_failing_date_does_not_hold_up_the_others(any_lab: Lab) -> None:
     for day in (DAY, NEXT_DAY):
-        lab.probe("expected", day, players(20))
-    lab.probe("first", DAY, players(20), trick="raise")
-    lab.probe("first", NEXT_DAY, players(20))
+        any_lab.probe("expected", day, players(20))
+    any_lab.probe("first", DAY, players(20), trick="raise")
+    any_lab.probe("first", NEXT_DAY, players(20))
 
-    progress = lab.run([DAY, NEXT_DAY], "probe")
+    progress = any_lab.run([DAY, NEXT_DAY], "probe")
 
     assert progress.run.state is RunState.PARTIAL
-    assert lab.outcome(DAY, progress).error == "RuntimeError: no luck on 2023-02-23"
-    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+    assert any_lab.outcome(DAY, progress).error == "RuntimeError: no luck on 2023-02-23"
+    assert any_lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
 
 
-def test_a_transient_error_is_retried_until_it_passes(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), trick="transient:3")
+def test_a_transient_error_is_retried_until_it_passes(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(20))
+    any_lab.probe("first", DAY, players(20), trick="transient:3")
 
-    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
 
     assert (outcome.state, outcome.attempt) == (DateState.CHECKPOINTED, 4)
 
 
-def test_a_transient_error_that_does_not_pass_fails_the_date(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), trick="transient:99")
+def test_a_transient_error_that_does_not_pass_fails_the_date(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(20))
+    any_lab.probe("first", DAY, players(20), trick="transient:99")
 
-    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
+    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
 
     assert (outcome.state, outcome.error_kind) == (DateState.FAILED, "WarehouseUnavailable")
 
 
-def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_overwritten(lab: Lab) -> None:
-    lab.summary(DAY, players(20))
-    lab.upcoming(DAY, players(20))
-    run, deps, dispatcher = lab.opened([DAY])
+def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_overwritten(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(20))
+    any_lab.upcoming(DAY, players(20))
+    run, deps, dispatcher = any_lab.opened([DAY])
     process_date(run.id, DAY, deps)
     types = {name: column.type for name, column in find_job(run.job).target.columns.items()}
-    lab.load(TARGET, DAY, [{"player_lookup": "written by the daily job"}], types)
+    any_lab.load(TARGET, DAY, [{"player_lookup": "written by the daily job"}], types)
 
     assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
-    assert names_of(lab) == {"written by the daily job"}
+    assert names_of(any_lab) == {"written by the daily job"}
     dispatcher.drain(deps, lambda: None)
 
     (row,) = deps.ledger.dates(run.id)
     assert (row.state, row.attempt) == (DateState.CHECKPOINTED, 2)
-    assert names_of(lab) == set(players(20))
+    assert names_of(any_lab) == set(players(20))
 
 
-def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
-    lab.summary(DAY, players(20))
-    run, deps, dispatcher = lab.opened([DAY])
+def test_a_staged_file_that_is_lost_or_damaged_is_made_again(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(20))
+    run, deps, dispatcher = any_lab.opened([DAY])
     process_date(run.id, DAY, deps)
-    deps.ledger.dates(run.id)[0].staged_file().path.write_bytes(b"half a file")
+    Path(deps.ledger.dates(run.id)[0].staged_file().location).write_bytes(b"half a file")
 
     assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
     dispatcher.drain(deps, lambda: None)
@@ -356,44 +382,120 @@ def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
     assert deps.ledger.dates(run.id)[0].state is DateState.CHECKPOINTED
 
 
-def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(lab: Lab) -> None:
-    lab.summary(DAY, players(20))
-    run, deps, _ = lab.opened([DAY])
+def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(20))
+    run, deps, _ = any_lab.opened([DAY])
 
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_READY
     process_date(run.id, DAY, deps)
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
-    before = lab.table_bytes(TARGET)
+    before = any_lab.table_bytes(TARGET)
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_OURS
     assert process_date(run.id, DAY, deps).state == "not ours to process"
-    assert lab.table_bytes(TARGET) == before
+    assert any_lab.table_bytes(TARGET) == before
 
 
-def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(lab: Lab) -> None:
-    lab.summary(DAY, players(187))
-    lab.upcoming(DAY, players(1))
-    first = lab.run([DAY])
-    before = lab.table_bytes(TARGET)
+def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(187))
+    any_lab.upcoming(DAY, players(1))
+    first = any_lab.run([DAY])
+    before = any_lab.table_bytes(TARGET)
 
-    replay = lab.run([DAY], fallback=Fallback.OFF, reprocess=Reprocess.ALL)
+    replay = any_lab.run([DAY], fallback=Fallback.OFF, reprocess=Reprocess.ALL)
 
-    assert lab.outcome(DAY, replay).state is DateState.BLOCKED
-    assert lab.table_bytes(TARGET) == before
-    assert lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
+    assert any_lab.outcome(DAY, replay).state is DateState.BLOCKED
+    assert any_lab.table_bytes(TARGET) == before
+    assert any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
 
 
-def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("expected", NEXT_DAY, players(100))
-    lab.probe("first", DAY, players(30))
-    lab.probe("first", NEXT_DAY, players(100))
+def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(any_lab: Lab) -> None:
+    any_lab.probe("expected", DAY, players(100))
+    any_lab.probe("expected", NEXT_DAY, players(100))
+    any_lab.probe("first", DAY, players(30))
+    any_lab.probe("first", NEXT_DAY, players(100))
 
     with pytest.raises(UserError, match=r"1 date\(s\) would be blocked: 2023-02-23 .*--allow-partial"):
-        lab.run([DAY, NEXT_DAY], "probe", preflight=True)
-    assert lab.site.ledger.latest_runs() == []
+        any_lab.run([DAY, NEXT_DAY], "probe", preflight=True)
+    assert any_lab.site.ledger.latest_runs() == []
 
-    progress = lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
+    progress = any_lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
     assert progress.run.state is RunState.PARTIAL
-    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
-    assert list(lab.outcome(DAY, progress).missing) == players(100)[30:]
-    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+    assert any_lab.outcome(DAY, progress).state is DateState.BLOCKED
+    assert list(any_lab.outcome(DAY, progress).missing) == players(100)[30:]
+    assert any_lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+
+
+def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (DAY, NEXT_DAY):
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20))
+    run, deps, _ = lab.opened([DAY, NEXT_DAY], "probe")
+    process_date(run.id, DAY, deps)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(PACKAGES / "probe_jobs")])
+    find_job.cache_clear()
+
+    with pytest.raises(TryAgain):
+        process_date(run.id, NEXT_DAY, deps)
+    process_date(run.id, NEXT_DAY, deps, retries=deps.settings.max_retries)
+    with pytest.raises(Retryable):
+        close_window(run.id, 1, deps)
+    assert close_window(run.id, 1, deps, last_try=True) is GateOutcome.CLOSED
+
+    rows = deps.ledger.dates(run.id)
+    assert {row.state for row in rows} == {DateState.FAILED}
+    assert all("there is no job named 'probe'" in (row.reason or "") for row in rows)
+    assert deps.ledger.run(run.id).state is RunState.FAILED
+
+
+def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20))
+    job = find_job("probe")
+    options = RunOptions.of(job, window=1, in_flight=1, fallback=None, because=None)
+    run = open_run(lab.plan([DAY], "probe"), job, options, lab.site, owned=False)
+    dispatcher = InlineDispatcher()
+    deps = open_deps(lab.settings, dispatcher)
+
+    reconcile(run.id, deps)
+    assert deps.ledger.run(run.id).state is RunState.PLANNED  # its command may be about to start it
+    monkeypatch.setattr("worker.reconcile.START_IS_LATE", timedelta(0))
+    reconcile(run.id, deps)
+    dispatcher.drain(deps, lambda: None)
+
+    assert deps.ledger.run(run.id).state is RunState.SUCCEEDED
+
+
+def test_a_permission_that_is_missing_ends_the_run_at_once(lab: Lab) -> None:
+    days = [DAY + timedelta(days=n) for n in range(6)]
+    for day in days:
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20), trick="forbid" if day == DAY else None)
+
+    progress = lab.run(days, "probe", window=2)
+
+    assert progress.run.state is RunState.FAILED
+    assert {lab.outcome(day, progress).error_kind for day in days} == {"NotAllowed"}
+    assert lab.table_bytes("probe.probe") == {}
+
+
+def test_a_checkpointed_date_whose_rows_are_no_longer_there_is_built_again(any_lab: Lab) -> None:
+    for day in (DAY, NEXT_DAY):
+        any_lab.probe("expected", day, players(20))
+        any_lab.probe("first", day, players(20))
+    any_lab.run([DAY, NEXT_DAY], "probe")
+    whole = any_lab.table_bytes("probe.probe")
+    types = {name: column.type for name, column in find_job("probe").target.columns.items()}
+    any_lab.load("probe.probe", DAY, [{"name": "player000"}], types)
+
+    steps = {step.day: step for step in any_lab.plan([DAY, NEXT_DAY], "probe").steps}
+    assert (steps[DAY].action, steps[NEXT_DAY].action) == (Action.BUILD, Action.DONE)
+    assert steps[DAY].reason.startswith("checkpointed, but its rows were changed since")
+    left = any_lab.plan([DAY], "probe", reprocess=Reprocess.NONE).steps[0]
+    assert left.left_incomplete
+
+    any_lab.run([DAY, NEXT_DAY], "probe")
+    assert any_lab.table_bytes("probe.probe") == whole
+    any_lab.drop("probe.probe")
+    assert {step.action for step in any_lab.plan([DAY, NEXT_DAY], "probe").steps} == {Action.BUILD}

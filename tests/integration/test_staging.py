@@ -11,29 +11,30 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.staging import SAFE_NAME, Staging
+from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, FEB_25, rows_of, staged
 
 
-def test_what_is_staged_reads_back_whole(staging: Staging) -> None:
+def test_what_is_staged_reads_back_whole(any_staging: Staging) -> None:
     rows = rows_of(FEB_23, players=187)
-    file = staging.write("run-1", FEB_23, 1, rows)
+    file = any_staging.write("run-1", FEB_23, 1, rows)
     assert (file.day, file.rows) == (FEB_23, 187)
-    assert staging.is_intact(file)
-    assert pq.read_table(file.path).equals(rows)
+    assert any_staging.is_intact(file)
+    assert pq.read_table(path_of(file.location)).equals(rows)
 
 
-def test_the_same_rows_give_the_same_file_whoever_stages_them(staging: Staging) -> None:
-    first = staging.write("run-1", FEB_23, 1, rows_of(FEB_23))
-    again = staging.write("run-2", FEB_23, 2, rows_of(FEB_23).replace_schema_metadata({"built": "elsewhere"}))
+def test_the_same_rows_give_the_same_file_whoever_stages_them(any_staging: Staging) -> None:
+    first = any_staging.write("run-1", FEB_23, 1, rows_of(FEB_23))
+    again = any_staging.write("run-2", FEB_23, 2, rows_of(FEB_23).replace_schema_metadata({"built": "elsewhere"}))
     assert first.checksum == again.checksum
-    assert first.path != again.path
+    assert first.location != again.location
 
 
-def test_an_attempt_never_overwrites_anothers_rows(staging: Staging) -> None:
-    first = staged(staging, FEB_23, players=1, attempt=1)
-    second = staged(staging, FEB_23, players=187, attempt=2)
-    assert staging.is_intact(first)
-    assert staging.is_intact(second)
+def test_an_attempt_never_overwrites_anothers_rows(any_staging: Staging) -> None:
+    first = staged(any_staging, FEB_23, players=1, attempt=1)
+    second = staged(any_staging, FEB_23, players=187, attempt=2)
+    assert any_staging.is_intact(first)
+    assert any_staging.is_intact(second)
 
 
 @pytest.mark.parametrize(
@@ -46,66 +47,66 @@ def test_an_attempt_never_overwrites_anothers_rows(staging: Staging) -> None:
         pytest.param(lambda path: path.write_bytes(b"X" + path.read_bytes()[1:]), id="one-byte-changed"),
     ],
 )
-def test_a_damaged_file_is_not_intact(staging: Staging, damage: object) -> None:
-    file = staged(staging, FEB_23)
-    damage(file.path)  # pyright: ignore[reportCallIssue]
-    assert not staging.is_intact(file)
+def test_a_damaged_file_is_not_intact(any_staging: Staging, damage: object) -> None:
+    file = staged(any_staging, FEB_23)
+    damage(path_of(file.location))  # pyright: ignore[reportCallIssue]
+    assert not any_staging.is_intact(file)
 
 
-def test_a_refused_file_is_kept_in_quarantine(staging: Staging) -> None:
-    file = staged(staging, FEB_23)
-    data = file.path.read_bytes()
-    kept = staging.quarantine("run-1", file)
+def test_a_refused_file_is_kept_in_quarantine(any_staging: Staging) -> None:
+    file = staged(any_staging, FEB_23)
+    data = path_of(file.location).read_bytes()
+    kept = path_of(any_staging.quarantine("run-1", file))
     assert kept.read_bytes() == data
     assert "quarantine" in kept.parts
-    assert not file.path.exists()
-    assert staging.quarantine("run-1", file) == kept
+    assert not path_of(file.location).exists()
+    assert path_of(any_staging.quarantine("run-1", file)) == kept
     assert kept.read_bytes() == data
 
 
-def test_discarding_a_run_leaves_its_quarantine_and_other_runs(staging: Staging) -> None:
-    kept = staging.quarantine("run-1", staged(staging, FEB_23))
-    file, other = staged(staging, FEB_24), staging.write("run-2", FEB_24, 1, rows_of(FEB_24))
-    staging.discard("run-1")
-    staging.discard("run-1")
-    assert not file.path.parent.exists()
+def test_discarding_a_run_leaves_its_quarantine_and_other_runs(any_staging: Staging) -> None:
+    kept = path_of(any_staging.quarantine("run-1", staged(any_staging, FEB_23)))
+    file, other = staged(any_staging, FEB_24), any_staging.write("run-2", FEB_24, 1, rows_of(FEB_24))
+    any_staging.discard("run-1")
+    any_staging.discard("run-1")
+    assert not path_of(file.location).parent.exists()
     assert kept.exists()
-    assert staging.is_intact(other)
+    assert any_staging.is_intact(other)
 
 
-def test_discarding_days_removes_all_their_attempts_and_no_others(staging: Staging) -> None:
-    gone = [staged(staging, FEB_23, attempt=1), staged(staging, FEB_23, attempt=2), staged(staging, FEB_24)]
-    stays = staged(staging, FEB_25)
-    staging.discard("run-1", frozenset({FEB_23, FEB_24}))
-    staging.discard("run-2", frozenset({FEB_25}))
-    assert [file.path.exists() for file in gone] == [False, False, False]
-    assert staging.is_intact(stays)
+def test_discarding_days_removes_all_their_attempts_and_no_others(any_staging: Staging) -> None:
+    gone = [staged(any_staging, FEB_23, attempt=1), staged(any_staging, FEB_23, attempt=2), staged(any_staging, FEB_24)]
+    stays = staged(any_staging, FEB_25)
+    any_staging.discard("run-1", frozenset({FEB_23, FEB_24}))
+    any_staging.discard("run-2", frozenset({FEB_25}))
+    assert [path_of(file.location).exists() for file in gone] == [False, False, False]
+    assert any_staging.is_intact(stays)
 
 
 NAMES = ["..", ".", "", "a/b", "../../etc", "/etc", "a b", "a\n", "a.b", "run\0"]
 
 
 @pytest.mark.parametrize("run", NAMES)
-def test_what_is_no_run_id_never_becomes_a_path(staging: Staging, tmp_path: Path, run: str) -> None:
+def test_what_is_no_run_id_never_becomes_a_path(any_staging: Staging, tmp_path: Path, run: str) -> None:
     outside = tmp_path / "outside.parquet"
     outside.write_bytes(b"dear")
-    file = staged(staging, FEB_23)
+    file = staged(any_staging, FEB_23)
     with pytest.raises(UserError):
-        staging.write(run, FEB_23, 1, rows_of(FEB_23))
+        any_staging.write(run, FEB_23, 1, rows_of(FEB_23))
     with pytest.raises(UserError):
-        staging.path(run, FEB_23, 1)
+        any_staging.location(run, FEB_23, 1)
     with pytest.raises(UserError):
-        staging.quarantine(run, file)
+        any_staging.quarantine(run, file)
     with pytest.raises(UserError):
-        staging.discard(run)
+        any_staging.discard(run)
     assert outside.exists()
-    assert staging.is_intact(file)
+    assert any_staging.is_intact(file)
 
 
 @given(st.text(max_size=10))
 def test_every_path_lies_under_the_staging_folder(run: str) -> None:
     try:
-        path = Staging(Path("/staging")).path(run, FEB_23, 1)
+        path = Path(Staging(Path("/staging")).location(run, FEB_23, 1))
     except UserError:
         assert not SAFE_NAME.fullmatch(run)
         return
@@ -121,11 +122,16 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path)
         staged(staging, FEB_23)
 
 
-def test_a_check_leaves_nothing_behind(staging: Staging) -> None:
-    staging.check()
-    assert not staging.root.exists()
+def test_a_check_leaves_nothing_behind(any_staging: Staging) -> None:
+    any_staging.check()
+    assert not [path for path in path_of(str(any_staging.root)).rglob("*") if path.is_file()]
 
 
-def test_nothing_half_written_is_left_behind(staging: Staging) -> None:
-    file = staged(staging, FEB_23)
-    assert [path.name for path in file.path.parent.iterdir()] == ["2023-02-23-1.parquet"]
+def test_a_kind_of_url_that_nobody_serves_is_refused() -> None:
+    with pytest.raises(UserError, match="nowhere://"):
+        Staging("nowhere://bucket/prefix")
+
+
+def test_nothing_half_written_is_left_behind(any_staging: Staging) -> None:
+    file = staged(any_staging, FEB_23)
+    assert [path.name for path in path_of(file.location).parent.iterdir()] == ["2023-02-23-1.parquet"]

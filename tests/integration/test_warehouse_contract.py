@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from common.errors import QueryFailed, SchemaMismatch, StagedFileLost, TableNotFound, UserError
+from common.errors import QueryFailed, SchemaMismatch, TableNotFound, UserError, WarehouseUnavailable
 from common.schema import TableName
 from common.staging import Staging
 from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, Warehouse, need_table
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.files import checksum_of
 from common.warehouse.local import LocalWarehouse
+from tests.buckets import path_of
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -35,6 +41,7 @@ from tests.builders import (
     staged,
     tree,
 )
+from tests.emulator import Emulator
 
 MISSING = TableName("nba", "nothing")
 ALL = "SELECT * FROM t ORDER BY day, player"
@@ -58,7 +65,19 @@ def publish(
 
 
 def published(*days: date) -> Receipt:
-    return Receipt(published=frozenset(days), changed=frozenset())
+    return Receipt(published=frozenset(days))
+
+
+def contents(warehouse: Warehouse, *days: date) -> list[dict[str, Any]]:
+    """Every row that a reader finds on the days."""
+    return warehouse.query(ALL, scans={"t": scan(*(span(day) for day in days))}).to_pylist()
+
+
+def in_other_bytes(file: StagedFile) -> StagedFile:
+    """The file with the same rows, written as another version of the library might."""
+    path = path_of(file.location)
+    pq.write_table(pq.read_table(path), path, compression="gzip")
+    return replace(file, checksum=checksum_of(path.read_bytes()))
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
@@ -334,7 +353,9 @@ def test_publishing_makes_the_table_and_replaces_a_date_wholly(warehouse: Wareho
 def test_the_target_holds_exactly_the_staged_bytes(warehouse: Warehouse, staging: Staging) -> None:
     file = staged(staging, FEB_23)
     publish(warehouse, file)
-    assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: file.checksum}
+    assert warehouse.holds(TABLE, "day", {FEB_23: file.checksum, FEB_24: file.checksum}) == {FEB_23}
+    load(warehouse, FEB_23, score=9.0)
+    assert warehouse.holds(TABLE, "day", {FEB_23: file.checksum}) == frozenset()
 
 
 def test_publishing_leaves_the_other_dates_alone(warehouse: Warehouse, staging: Staging) -> None:
@@ -394,12 +415,11 @@ def test_a_staged_file_that_is_not_what_was_staged_is_never_published(
     load(warehouse, FEB_23)
     before = prints(warehouse, FEB_23)
     file = staged(staging, FEB_23, players=9)
-    damage(file.path)
-    with pytest.raises(StagedFileLost) as lost:
-        publish(warehouse, file)
-    assert lost.value.day == FEB_23
+    damage(path_of(file.location))
+    receipt = publish(warehouse, file, staged(staging, FEB_24, players=4))
+    assert receipt == Receipt(published=frozenset({FEB_24}), lost=frozenset({FEB_23}))
     assert prints(warehouse, FEB_23) == before
-    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 4}
 
 
 def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
@@ -450,6 +470,117 @@ def test_readers_see_the_old_rows_or_the_new_and_never_an_error(tmp_path: Path) 
     assert times == 150
     assert all(set(one) <= {100, 200} for one in found)
     assert set().union(*map(set, found)) == {100, 200}  # which of them looks when is up to the machine
+
+
+# -- errors in the middle of a publication ------------------------------------------------------------------------
+
+
+@contextmanager
+def files_stay_below(size: int) -> Generator[None]:
+    """No file of this process can grow beyond so many bytes: as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_publication_leaves_every_date_as_it_was(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    load(local_warehouse, FEB_23)
+    before = tree(local_warehouse.root / "nba")
+    files = [staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=20_000), staged(staging, FEB_25)]
+    with files_stay_below(30_000), pytest.raises(WarehouseUnavailable):
+        publish(local_warehouse, *files)
+    assert contents(local_warehouse, *DAYS) == rows_of(FEB_23).to_pylist()
+    assert before.items() <= tree(local_warehouse.root / "nba").items()
+    assert publish(local_warehouse, *files) == published(*DAYS)
+
+
+def test_a_transaction_that_fails_in_the_middle_leaves_every_date_as_it_was(
+    bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
+) -> None:
+    load(bigquery_warehouse, FEB_23)
+    publish(bigquery_warehouse, staged(staging, FEB_25))
+    before, recorded = contents(bigquery_warehouse, *DAYS), emulator.rows("backfill.publications")
+    emulator.run("ALTER TABLE backfill.publications RENAME COLUMN row_count TO counted")  # its last step will fail
+    files = [staged(staging, day, players=9) for day in (FEB_23, FEB_24)]
+    with pytest.raises(QueryFailed, match=r"nba\.factors"):
+        publish(bigquery_warehouse, *files)
+    assert contents(bigquery_warehouse, *DAYS) == before
+    emulator.run("ALTER TABLE backfill.publications RENAME COLUMN counted TO row_count")
+    assert emulator.rows("backfill.publications") == recorded
+    assert publish(bigquery_warehouse, *files) == published(FEB_23, FEB_24)
+
+
+# -- what a run replaced -----------------------------------------------------------------------------------------
+
+
+def test_what_a_run_replaced_comes_back_row_by_row(warehouse: Warehouse, staging: Staging) -> None:
+    load(warehouse, FEB_23, players=5)
+    before = contents(warehouse, *DAYS)
+    publish(warehouse, staged(staging, FEB_23, players=9), staged(staging, FEB_24), publication="run-a/1")
+
+    replaced = warehouse.replaced(TABLE, "day", "run-a", DAYS)
+
+    assert {day: one.before == ABSENT for day, one in replaced.items()} == {FEB_23: False, FEB_24: True}
+    assert warehouse.restore(TABLE, "day", "run-a", replaced) == {FEB_23, FEB_24}
+    assert contents(warehouse, *DAYS) == before
+    assert prints(warehouse, *DAYS) == [replaced[FEB_23].before, ABSENT, ABSENT]
+    assert warehouse.restore(TABLE, "day", "run-a", replaced) == {FEB_23, FEB_24}
+    assert contents(warehouse, *DAYS) == before
+
+
+def test_a_date_published_twice_by_a_run_gets_back_what_it_held_before_the_first_time(
+    warehouse: Warehouse, staging: Staging
+) -> None:
+    load(warehouse, FEB_23, players=5)
+    before = contents(warehouse, FEB_23)
+    for attempt in (1, 2):
+        publish(warehouse, staged(staging, FEB_23, players=9 + attempt, attempt=attempt), publication="run-b/1")
+
+    replaced = warehouse.replaced(TABLE, "day", "run-b", [FEB_23])
+
+    assert warehouse.restore(TABLE, "day", "run-b", replaced) == {FEB_23}
+    assert contents(warehouse, FEB_23) == before
+
+
+def test_rows_that_were_there_already_under_other_bytes_are_published_and_given_back(
+    warehouse: Warehouse, staging: Staging
+) -> None:
+    load(warehouse, FEB_23, FEB_24)
+    before = prints(warehouse, *DAYS)
+    other = in_other_bytes(staged(staging, FEB_23))
+    receipt = publish(warehouse, other, staged(staging, FEB_24), publication="run-g/1")
+    assert receipt == published(FEB_23, FEB_24)
+    assert warehouse.holds(TABLE, "day", {FEB_23: other.checksum}) == {FEB_23}
+    replaced = warehouse.replaced(TABLE, "day", "run-g", DAYS)
+    assert warehouse.restore(TABLE, "day", "run-g", replaced) == set(replaced)
+    assert prints(warehouse, *DAYS) == before
+
+
+def test_a_date_that_was_written_since_is_not_restored(warehouse: Warehouse, staging: Staging) -> None:
+    load(warehouse, FEB_23, FEB_24)
+    publish(warehouse, staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=9), publication="run-c/1")
+    load(warehouse, FEB_24, players=7)
+
+    replaced = warehouse.replaced(TABLE, "day", "run-c", DAYS)
+
+    assert warehouse.restore(TABLE, "day", "run-c", replaced) == {FEB_23}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 7}
+
+
+def test_a_run_that_published_nothing_replaced_nothing(warehouse: Warehouse, staging: Staging) -> None:
+    load(warehouse, FEB_23)
+    same = staged(staging, FEB_23)
+    publish(warehouse, same, publication="run-d/1")
+    publish(warehouse, same, publication="run-e/1")
+    assert warehouse.replaced(TABLE, "day", "run-e", DAYS) == {}
+    assert warehouse.replaced(TABLE, "day", "run-f", DAYS) == {}
+    warehouse.forget_replaced()
+    assert set(warehouse.replaced(TABLE, "day", "run-d", DAYS)) <= {FEB_23}
 
 
 # -- loading ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.errors import WarehouseUnavailable
+from common.errors import NotAllowed, WarehouseUnavailable
 from common.job import Batch, Expectation, Job, Source, Target
 from common.schema import Column
 
@@ -50,6 +50,10 @@ def fail_for_a_while(batch: Batch, argument: str) -> None:
         raise WarehouseUnavailable("come back later", day=batch.days[0])
 
 
+def forbid(batch: Batch, argument: str) -> None:
+    raise NotAllowed("this user may not read it", day=batch.days[0])
+
+
 def wait_for_release(batch: Batch, argument: str) -> None:
     marks = Path(os.environ["PROBE_MARKS"])
     (marks / f"waiting-{batch.days[0]}").touch()
@@ -71,6 +75,7 @@ TRICKS = {
     "kill": kill_worker,
     "raise": raise_error,
     "transient": fail_for_a_while,
+    "forbid": forbid,
     "wait": wait_for_release,
     "sleep": sleep_long,
     "stuck": ignore_the_soft_limit,

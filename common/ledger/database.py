@@ -1,0 +1,62 @@
+"""One database, for reading and for writing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from sqlalchemy import ColumnElement, Connection, Engine, and_
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+
+from common.errors import LedgerUnavailable, LedgerUnusable
+from common.ledger.states import WindowState
+from common.ledger.tables import windows
+
+
+class Database:
+    """Raises `LedgerUnavailable` (repeat) and `LedgerUnusable` (do not) for what its engine raises."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def _write(self) -> Generator[Connection]:
+        with translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Generator[Connection]:
+        with (
+            translated(),
+            self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def held_by(run_id: str, gate: tuple[int, str]) -> ColumnElement[bool]:
+    """That the gate (a window and an owner) works on its window."""
+    number, owner = gate
+    return and_(
+        windows.c.run_id == run_id,
+        windows.c.number == number,
+        windows.c.lease_owner == owner,
+        windows.c.state == WindowState.CLOSING.value,
+    )
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except OperationalError as exc:
+        if getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # a table or column is not there
+            raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
+        raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
+    except DatabaseError as exc:
+        raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc

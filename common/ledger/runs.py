@@ -1,0 +1,141 @@
+"""Runs: opened, moved, followed, ended."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from datetime import date
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from common.clock import utcnow
+from common.dates import describe
+from common.errors import DatesTaken, LedgerUnavailable, LedgerUnusable, UserError
+from common.ledger.database import Database
+from common.ledger.records import NewRun, Progress, Run
+from common.ledger.rows import date_values, grouped_by_columns, run_of, run_values
+from common.ledger.states import ENDED_RUNS, DateState, RunState, WindowState, final_state
+from common.ledger.tables import run_dates, runs, windows
+
+
+class Runs(Database):
+    """The runs of every job, and who holds which dates."""
+
+    def open_run(self, new: NewRun) -> Run:
+        """Write a run down with all its dates, as planned.
+
+        Raises `DatesTaken`, and writes nothing, when another active run of the job holds one of its dates.
+        """
+        run_id = f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        days = [one.day for one in new.dates]
+        try:
+            try:
+                self._write_run(run_id, new)
+            except LedgerUnavailable:
+                # Two that open the same dates in different orders deadlock on PostgreSQL, which ends one of them: on
+                # its second try it waits for the other and learns that the dates are taken.
+                self._write_run(run_id, new)
+        except IntegrityError as exc:
+            raise self._taken(new.job, days, exc) from exc
+        return self.run(run_id)
+
+    def _write_run(self, run_id: str, new: NewRun) -> None:
+        with self._write() as connection:
+            connection.execute(insert(runs), run_values(run_id, new))
+            numbers = sorted({one.window for one in new.dates if one.window is not None})
+            if numbers:
+                connection.execute(
+                    insert(windows),
+                    [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
+                )
+            for values in grouped_by_columns(date_values(run_id, new)):
+                connection.execute(insert(run_dates), values)
+
+    def run(self, run_id: str) -> Run:
+        """The run. Raises `UserError` when there is none of that id."""
+        with self._read() as connection:
+            row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
+        if row is None:
+            raise UserError(f"there is no run {run_id!r}: `backfill status` lists the latest")
+        return run_of(row)
+
+    def latest_runs(self, limit: int = 10) -> list[Run]:
+        """The runs launched last, newest first."""
+        query = select(runs).order_by(runs.c.created_at.desc()).limit(limit)
+        with self._read() as connection:
+            return [run_of(row) for row in connection.execute(query).mappings()]
+
+    def active_holders(self, job: str, days: Collection[date]) -> dict[str, list[date]]:
+        """The active runs of the job that hold one of the days, each with those days."""
+        if not days:
+            return {}
+        query = select(run_dates.c.run_id, run_dates.c.day).where(
+            run_dates.c.job == job,
+            run_dates.c.active,
+            run_dates.c.day.between(min(days), max(days)),
+        )
+        wanted, found = set(days), dict[str, list[date]]()
+        with self._read() as connection:
+            for row in connection.execute(query):
+                if row.day in wanted:
+                    found.setdefault(row.run_id, []).append(row.day)
+        return found
+
+    def move_run(self, run_id: str, *, expect: Collection[RunState], to: RunState) -> bool:
+        """Change a run's state if it is one of those expected; an ended run gives its dates free."""
+        values: dict[str, Any] = {"state": to.value}
+        if to is RunState.RUNNING:
+            values["started_at"] = func.coalesce(runs.c.started_at, utcnow())
+        if to in ENDED_RUNS:
+            values["finished_at"] = utcnow()
+        with self._write() as connection:
+            changed = connection.execute(
+                update(runs)
+                .where(runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
+                .values(values)
+            ).rowcount
+            if changed and to in ENDED_RUNS:
+                connection.execute(
+                    update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
+                )
+        return bool(changed)
+
+    def finish_run(self, run_id: str) -> RunState | None:
+        """End a running run if all its windows are closed; returns its end, or None if it goes on."""
+        with self._read() as connection:
+            unclosed = connection.execute(
+                select(func.count())
+                .select_from(windows)
+                .where(windows.c.run_id == run_id, windows.c.state != WindowState.CLOSED.value)
+            ).scalar_one()
+        if unclosed:
+            return None
+        end = final_state(dict(self.progress(run_id).counts))
+        return end if self.move_run(run_id, expect=[RunState.RUNNING], to=end) else None
+
+    def progress(self, run_id: str) -> Progress:
+        """One indexed query, however many dates the run has."""
+        query = select(run_dates.c.state, func.count()).where(run_dates.c.run_id == run_id).group_by(run_dates.c.state)
+        run = self.run(run_id)
+        with self._read() as connection:
+            return Progress(run=run, counts={DateState(state): n for state, n in connection.execute(query)})
+
+    def _taken(self, job: str, days: Sequence[date], exc: IntegrityError) -> DatesTaken | LedgerUnusable:
+        holders = self.active_holders(job, days)
+        if not holders:
+            return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
+        run_id, held = max(holders.items(), key=lambda item: len(item[1]))
+        return dates_taken(self.run(run_id), held)
+
+
+def dates_taken(run: Run, held: Sequence[date]) -> DatesTaken:
+    """That the run holds the days, and how to be rid of that."""
+    holds = f"holds {len(held)} of these dates of job {run.job}: {describe(held)}"
+    if run.ended:
+        return DatesTaken(
+            f"run {run.id} is being undone and {holds}; if nobody is at it any more, `backfill undo {run.id}` ends it",
+            run=run.id,
+        )
+    return DatesTaken(f"run {run.id} is active and {holds}; follow it with `backfill watch {run.id}`", run=run.id)

@@ -1,0 +1,194 @@
+"""Files by a path or by a URL such as gs://bucket/prefix, with our errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from common.errors import BackfillError, NotAllowed, UserError, WarehouseUnavailable
+from common.warehouse.files import check_writable, write_atomically
+
+REFUSED = (401, 403)  #: HTTP codes that no retry mends
+
+
+class Store(Protocol):
+    """A tree of files, each whole or absent, named by `/`-separated keys."""
+
+    def location(self, key: str) -> str:
+        """Where the file is, in the form in which it is handed to others."""
+        ...
+
+    def check(self) -> None:
+        """Raises `NotAllowed` when nothing could be written. Changes nothing that stays."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None: ...
+
+    def move(self, location: str, key: str) -> None:
+        """Move the file, if it is there, to its new key."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files directly in the folder; none if there is no such folder."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """Remove the file or the folder with all that is in it, if it is there."""
+        ...
+
+
+def open_store(root: Path | str) -> Store:
+    """The folder at a path, or the objects below a URL. Raises `UserError` for a URL of an unknown kind."""
+    if isinstance(root, str) and "://" in root:
+        return ObjectStore(root)
+    return FolderStore(Path(root))
+
+
+def read_bytes(location: str) -> bytes:
+    """What is at a path or a URL. Raises `FileNotFoundError`, `NotAllowed`, `WarehouseUnavailable`."""
+    with translated(location):
+        if "://" not in location:
+            return Path(location).read_bytes()
+        return filesystem(location).cat_file(location)
+
+
+def filesystem(url: str) -> Any:
+    """The file system that serves the URL. Raises `UserError` for any kind but gs://."""
+    import fsspec
+
+    kind = url.partition("://")[0]
+    if kind == "gs" and not urlsplit(url).netloc:
+        raise UserError(f"{url} names no bucket: write it as gs://bucket/prefix")
+    if kind != "gs":
+        raise UserError(f"files can't be kept at {kind}:// URLs: give a folder that all workers share, or gs://...")
+    if fsspec.get_filesystem_class(kind).__module__.startswith("gcsfs"):
+        _require_credentials(url)
+    return fsspec.filesystem(kind, use_listings_cache=False)  # other workers write beside this one
+
+
+def _require_credentials(url: str) -> None:
+    """Raises `NotAllowed` without Google credentials: the file system would try at length without them."""
+    import google.auth
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs on the way, it raises in the end
+    with translated(url):
+        google.auth.default(scopes=["https://www.googleapis.com/auth/devstorage.read_write"])
+
+
+@contextmanager
+def translated(what: str) -> Generator[None]:
+    """A missing file stays a `FileNotFoundError`; what may not be touched and what fails in passing become ours."""
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+
+    try:
+        yield
+    except (BackfillError, FileNotFoundError):
+        raise
+    except DefaultCredentialsError as exc:
+        raise NotAllowed(
+            f"{what}: no Google credentials were found: run `gcloud auth application-default login`, or set "
+            f"GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
+        ) from exc
+    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
+        raise NotAllowed(f"{what}: {exc.strerror or exc}") from exc
+    except (OSError, GoogleAuthError) as exc:
+        if str(exc).startswith("Forbidden"):  # as gcsfs says it
+            raise NotAllowed(f"{what}: {exc}") from exc
+        raise WarehouseUnavailable(f"{what}: {getattr(exc, 'strerror', None) or exc}") from exc
+    except ValueError as exc:
+        if not str(exc).startswith("Bad Request"):
+            raise
+        raise NotAllowed(f"{what}: {exc}") from exc
+    except Exception as exc:
+        if type(exc).__module__.partition(".")[0] not in ("gcsfs", "aiohttp"):
+            raise
+        if getattr(exc, "code", getattr(exc, "status", None)) in REFUSED:
+            raise NotAllowed(f"{what}: {exc}") from exc
+        raise WarehouseUnavailable(f"{what}: {exc}") from exc
+
+
+class FolderStore:
+    """A folder that all workers share. A power cut leaves every file whole or absent."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def location(self, key: str) -> str:
+        return str(self.root / key)
+
+    def check(self) -> None:
+        check_writable(self.root)
+
+    def write(self, key: str, data: bytes) -> None:
+        with translated(self.location(key)):
+            write_atomically(self.root / key, data)
+
+    def move(self, location: str, key: str) -> None:
+        with translated(location):
+            (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+            if Path(location).exists():
+                Path(location).replace(self.root / key)
+
+    def names(self, folder: str) -> list[str]:
+        place = self.root / folder
+        return [path.name for path in place.iterdir()] if place.is_dir() else []
+
+    def remove(self, key: str) -> None:
+        import shutil
+
+        place = self.root / key
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+
+class ObjectStore:
+    """The objects below a URL; the store itself shows each whole or not at all."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+        self._files: Any = filesystem(self.root)
+
+    def location(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def check(self) -> None:
+        probe = self.location(".backfill-probe")
+        with translated(self.root):
+            self._files.pipe_file(probe, b"")
+            self._files.rm_file(probe)
+
+    def write(self, key: str, data: bytes) -> None:
+        with translated(self.location(key)):
+            try:
+                self._files.pipe_file(self.location(key), data)
+            except FileNotFoundError as exc:
+                raise NotAllowed(f"{self.root}: there is no such bucket") from exc
+
+    def move(self, location: str, key: str) -> None:
+        with translated(location):
+            try:
+                self._files.cp_file(location, self.location(key))
+                self._files.rm_file(location)
+            except FileNotFoundError:
+                return  # it was moved already
+
+    def names(self, folder: str) -> list[str]:
+        with translated(self.location(folder)):
+            try:
+                found = self._files.ls(self.location(folder), detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+        return [name.rpartition("/")[2] for name in found]
+
+    def remove(self, key: str) -> None:
+        with translated(self.location(key)):
+            try:
+                self._files.rm(self.location(key), recursive=True)
+            except FileNotFoundError:
+                return

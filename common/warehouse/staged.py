@@ -1,0 +1,34 @@
+"""Reading staged files, each checked against what was staged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import StagedFileLost
+from common.objects import read_bytes
+from common.warehouse.base import StagedFile
+from common.warehouse.files import checksum_of
+
+
+def read_staged_bytes(staged: StagedFile) -> bytes:
+    """The staged file's bytes. Raises `StagedFileLost` when they are gone or are not those that were staged."""
+    try:
+        data = read_bytes(staged.location)
+    except FileNotFoundError as exc:
+        raise StagedFileLost("the staged file is gone", day=staged.day) from exc
+    if checksum_of(data) != staged.checksum:
+        raise StagedFileLost("the staged file is not what was staged", day=staged.day)
+    return data
+
+
+def read_staged(staged: StagedFile) -> pa.Table:
+    """The staged file's rows. Raises `StagedFileLost`."""
+    return pq.read_table(pa.BufferReader(read_staged_bytes(staged)))
+
+
+def rows_of_all(files: Sequence[StagedFile]) -> pa.Table:
+    """The rows of several staged files, one after the other. Raises `StagedFileLost`."""
+    return pa.concat_tables([read_staged(staged) for staged in files])

@@ -1,0 +1,95 @@
+"""Starts the BigQuery emulator, repaired where it does not do as BigQuery does.
+
+Run by the interpreter of the emulator's own virtual environment, with the emulator's own command line. It reaches into
+version 1.4.0, which `requirements.lock` pins. `docs/bigquery.md` says what it proves and what it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from bqemulator.api.routes import jobs, upload
+from bqemulator.cli import main
+from bqemulator.domain.errors import AlreadyExistsError
+from bqemulator.jobs import executor
+from bqemulator.storage import engine
+
+PARAMETER = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`[^`]*`|--[^\n]*|/\*.*?\*/|@@\w+)|@(\w+)""", re.DOTALL)
+UNQUOTED = ("INT64", "INTEGER", "BOOL", "BOOLEAN")
+CAST = ("FLOAT64", "NUMERIC", "BIGNUMERIC")
+
+
+def start_offline() -> None:
+    """Extensions, for GEOGRAPHY and Avro, would be downloaded, and nothing here needs them."""
+    os.environ.setdefault("BQEMU_ENABLE_FORMAT_EXTENSIONS", "false")
+    engine.DuckDBEngine._load_spatial = lambda self: None
+
+
+def take_uploads_of_any_type() -> None:
+    """The client sends the media part of a multipart upload as `*/*`."""
+    for name, value in list(vars(upload).items()):
+        if isinstance(value, tuple) and "application/octet-stream" in value:
+            setattr(upload, name, (*value, "*/*"))
+
+
+def match_parquet_columns_by_name() -> None:
+    def insert(path: str, table: str, context: Any) -> None:
+        context.engine.execute(f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet(?)", [path])
+
+    executor._LOAD_FORMAT_HANDLERS["PARQUET"] = insert
+
+
+def bind_parameters_in_scripts() -> None:
+    """Parameters of a statement are bound; those of a script are dropped: write them in as literals."""
+    run = executor._run_query_body
+
+    async def with_literals(*, bq_sql: str, query_params: Any, is_scripted: bool, **more: Any) -> Any:
+        if is_scripted and query_params:
+            values = {p["name"]: literal(p["parameterType"], p["parameterValue"]) for p in query_params}
+            bq_sql = PARAMETER.sub(lambda found: found[1] or values.get(found[2], found[0]), bq_sql)
+        return await run(bq_sql=bq_sql, query_params=query_params, is_scripted=is_scripted, **more)
+
+    executor._run_query_body = with_literals
+
+
+def literal(kind: dict[str, Any], value: dict[str, Any]) -> str:
+    name = kind["type"].upper()
+    if name == "ARRAY":
+        values = ", ".join(literal(kind["arrayType"], one) for one in value.get("arrayValues") or [])
+        return f"CAST([{values}] AS ARRAY<{kind['arrayType']['type']}>)"
+    text = value.get("value")
+    if text is None:
+        return f"CAST(NULL AS {name})"
+    if name in UNQUOTED:
+        return str(text)
+    quoted = "'" + str(text).replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+    if name == "STRING":
+        return quoted
+    return f"CAST({quoted} AS {name})" if name in CAST else f"{name} {quoted}"
+
+
+def refuse_a_job_id_that_was_used() -> None:
+    """Query jobs and loads from gs://; uploads ignore the id they are given."""
+
+    def refusing(handle: Any) -> Any:
+        async def handled(project_id: str, job_id: str, config: Any, *arguments: Any, **named: Any) -> Any:
+            context = named.get("ctx") or arguments[-1]
+            if context.catalog.get_job(project_id, job_id) is not None:
+                raise AlreadyExistsError(f"Already Exists: Job {project_id}:US.{job_id}")
+            return await handle(project_id, job_id, config, *arguments, **named)
+
+        return handled
+
+    jobs._handle_query_job = refusing(jobs._handle_query_job)
+    jobs._handle_load_job_with_async_envelope = refusing(jobs._handle_load_job_with_async_envelope)
+
+
+if __name__ == "__main__":
+    start_offline()
+    take_uploads_of_any_type()
+    match_parquet_columns_by_name()
+    bind_parameters_in_scripts()
+    refuse_a_job_id_that_was_used()
+    main()

@@ -1,0 +1,495 @@
+"""What the BigQuery warehouse sends, and what it costs: on a strict double of BigQuery's REST interface."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from google.api_core.exceptions import Conflict
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+
+from common.errors import UserError
+from common.job import Batch, Expectation, Job, Source, Target
+from common.measure import expected_counts, match_staged
+from common.schema import Column, TableName
+from common.staging import Staging
+from common.warehouse.base import ABSENT, Receipt, Replaced, StagedFile, StagedScan
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.bigquery_client import Address
+from common.warehouse.files import checksum_of, parquet_bytes
+from tests import rest_rules as rules
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
+from tests.rest_double import RestDouble
+from tests.rest_lab import TYPES, opened, publish
+from tests.rest_service import HOST, PROJECT, Request
+
+TRUTH = TableName("nba", "summary")
+COUNT = "SELECT day, COUNT(*) AS n FROM t WHERE player = @player GROUP BY day"
+DAY_MS = 24 * 3600 * 1000
+
+
+def no_process(batch: Batch) -> Any:
+    raise AssertionError("nothing is built here")
+
+
+JOB = Job(
+    name="factors",
+    version="1",
+    target=Target(
+        table=str(TABLE),
+        date_column="day",
+        key=("player", "day"),
+        columns={name: Column(type=kind) for name, kind in TYPES.items()},
+    ),
+    expectation=Expectation(table=str(TRUTH), date_column="day", entity="player"),
+    sources=(Source(name="summary", table=str(TRUTH), date_column="day"),),
+    process=no_process,
+)
+
+
+def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging) -> None:
+    """Every sort of statement that the warehouse has."""
+    warehouse.create_table(TRUTH, TYPES, "day")
+    warehouse.load(TABLE, "day", rows_of(FEB_25))
+    warehouse.read(scan(span(FEB_23, FEB_25), columns={"day": "day", "entity": "player"}))
+    warehouse.query(COUNT, scans={"t": scan(span(FEB_23), span(FEB_25))}, params={"player": "player001"})
+    warehouse.bytes_of(scan(span(FEB_23), columns={"entity": "player"}))
+    files = [staged(staging, day, players=5) for day in (FEB_23, FEB_24)]
+    match_staged(warehouse, JOB, files)
+    assert publish(warehouse, files).published == {FEB_23, FEB_24}
+    again = [staged(staging, day, players=6, attempt=2) for day in (FEB_23, FEB_24)]
+    since = {file.day: file.checksum for file in files}
+    warehouse.publish(TABLE, "day", again, unchanged_since=since, publication="run-2/0")
+    warehouse.replaced(TABLE, "day", "run-2", [FEB_23])
+    back = {
+        old.day: Replaced(before=old.checksum, published=new.checksum) for old, new in zip(files, again, strict=True)
+    }
+    assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
+    warehouse.restore(TABLE, "day", "run-2", back)
+
+
+# -- what every request is like -----------------------------------------------------------------------------------
+
+
+def test_every_query_is_limited_and_binds_its_values(double: RestDouble, staging: Staging) -> None:
+    of_all_kinds(opened(double, max_bytes_billed=12_345), double, staging)
+    sent = [one for one in double.log if one.kind == "query"]
+    assert {"backfill-publish", "backfill-replace", "backfill-restore"} <= {
+        one.job.rpartition("-")[0][:16] for one in sent
+    }
+    for one in sent:
+        asked = one.body["configuration"]["query"]
+        assert asked["maximumBytesBilled"] == "12345"
+        assert asked["useLegacySql"] is False
+        assert asked["parameterMode"] == "NAMED"
+
+
+def test_no_value_is_written_into_a_statement(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
+) -> None:
+    of_all_kinds(rest_warehouse, double, staging)
+    text = "\n".join(double.statements())
+    literals = set(re.findall(r"'([^']*)'", text))
+    assert literals == {"absent", ".", "$.day", "$.before", "$.published", "$.checksum", "$.attempt", "$.row_count"}
+    assert '"' not in text
+    assert set(re.findall(r"\b\d{2,}\b", text)) == {"1000000007"}
+    assert not re.search(r"player\d|run-\d|[^_]\b[0-9a-f]{64}", text)
+
+
+def test_no_partition_column_stands_in_a_function(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
+) -> None:
+    of_all_kinds(rest_warehouse, double, staging)
+    for statement in double.statements():
+        assert not rules.wraps_in_a_function(statement, "day")
+        assert not rules.unfiltered(statement, TABLE.table, "day")
+        assert not rules.unfiltered(statement, TRUTH.table, "day")
+
+
+def test_no_request_waits_for_ever(rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging) -> None:
+    of_all_kinds(rest_warehouse, double, staging)
+    rest_warehouse.check_publishable(TABLE)
+    assert [one.call for one in double.log if one.timeout is None] == []
+
+
+@pytest.mark.parametrize("location", [pytest.param("europe-west1", id="region"), pytest.param("EU", id="EU")])
+def test_jobs_and_datasets_are_where_the_address_says(double: RestDouble, staging: Staging, location: str) -> None:
+    there = BigQueryWarehouse(Address.parse(f"bigquery://{PROJECT}?location={location}"), http=double)
+    of_all_kinds(there, double, staging)
+    assert {one["location"] for one in double.datasets.values()} == {location}
+    assert {one.reference["location"] for one in double.jobs.values()} == {location}
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    pytest.param("x` WHERE TRUE; DROP TABLE y; --", id="sql"),
+    pytest.param("x.y", id="dot"),
+    pytest.param("../x", id="path"),
+    pytest.param("x/y?z", id="url"),
+    pytest.param("x y", id="space"),
+    pytest.param("1x", id="digit"),
+    pytest.param("", id="empty"),
+    pytest.param("ä", id="letter"),
+]
+FILE = StagedFile(day=FEB_23, attempt=1, location="/nowhere", checksum="c" * 64, rows=1)
+WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
+    "describe": lambda w, t: w.describe(t),
+    "read": lambda w, t: w.read(scan(span(FEB_23), table=t)),
+    "query": lambda w, t: w.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=t)}),
+    "fingerprints": lambda w, t: w.fingerprints(t, "day", [FEB_23]),
+    "publish": lambda w, t: w.publish(t, "day", [FILE], unchanged_since={FEB_23: ABSENT}, publication="run-1/0"),
+    "restore": lambda w, t: w.restore(t, "day", "run-1", {FEB_23: Replaced(before=ABSENT, published="c")}),
+    "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
+    "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
+    "check_publishable": lambda w, t: w.check_publishable(t),
+}
+WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
+    "read": lambda w, c: w.read(replace(scan(span(FEB_23)), date_column=c)),
+    "read-columns": lambda w, c: w.read(scan(span(FEB_23), columns={"x": c})),
+    "read-names": lambda w, c: w.read(scan(span(FEB_23), columns={c: "player"})),
+    "staged-columns": lambda w, c: w.query("SELECT 1", scans={"t": StagedScan(files=(FILE,), columns={"x": c})}),
+    "scan-name": lambda w, c: w.query("SELECT 1", scans={c: scan(span(FEB_23))}),
+    "fingerprints": lambda w, c: w.fingerprints(TABLE, c, [FEB_23]),
+    "fingerprints-columns": lambda w, c: w.fingerprints(TABLE, "day", [FEB_23], columns=[c]),
+    "publish": lambda w, c: w.publish(TABLE, c, [FILE], unchanged_since={FEB_23: ABSENT}, publication="run-1/0"),
+    "restore": lambda w, c: w.restore(TABLE, c, "run-1", {FEB_23: Replaced(before=ABSENT, published="c")}),
+    "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
+    "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
+    "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),
+    "create_table-cluster": lambda w, c: w.create_table(TABLE, TYPES, "day", [c]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("doing", WITH_A_TABLE)
+def test_a_table_by_no_plain_name_is_refused_before_any_request(double: RestDouble, doing: str, name: str) -> None:
+    for table in (TableName("nba", name), TableName(name, "factors")):
+        with pytest.raises(UserError):
+            WITH_A_TABLE[doing](opened(double), table)
+    assert double.log == []
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("doing", WITH_A_COLUMN)
+def test_a_column_by_no_plain_name_is_refused_before_any_request(double: RestDouble, doing: str, name: str) -> None:
+    with pytest.raises(UserError):
+        WITH_A_COLUMN[doing](opened(double), name)
+    assert double.log == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("bigquery://", id="no-project"),
+        pytest.param("bigquery://P`; DROP", id="project-sql"),
+        pytest.param("bigquery://UPPER-CASE", id="project-upper-case"),
+        pytest.param("bigquery://test-project/more", id="path"),
+        pytest.param("bigquery://user@test-project", id="user"),
+        pytest.param("bigquery://test-project:443", id="port"),
+        pytest.param("bigquery://test-project?location=U S", id="location"),
+        pytest.param("bigquery://test-project?location=../x", id="location-path"),
+        pytest.param("bigquery://test-project?dataset=a.b", id="dataset"),
+        pytest.param("bigquery://test-project?dataset=x`", id="dataset-sql"),
+        pytest.param("bigquery://test-project?datset=x", id="unknown-option"),
+        pytest.param("bigquery://test-project?dataset", id="option-without-a-value"),
+        pytest.param("bigquery://test-project?endpoint=file:///x", id="endpoint"),
+        pytest.param("bigquery://test-project#x", id="fragment"),
+        pytest.param("bq://test-project", id="scheme"),
+        pytest.param("bigquery://[", id="no-url"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UserError):
+        Address.parse(url)
+
+
+# -- scans --------------------------------------------------------------------------------------------------------
+
+
+def days_from(start: date, count: int, step: int = 1) -> list[date]:
+    return [start + timedelta(days=n * step) for n in range(count)]
+
+
+def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
+    rest_warehouse.create_table(TRUTH, TYPES, "day")
+    days = days_from(FEB_23, 3650)
+    expected_counts(rest_warehouse, JOB, days)
+    (sent,) = double.calls("jobs.insert")
+    assert "GROUP BY day" in sent.statement
+    assert "WHERE `day` BETWEEN @truth__start_0 AND @truth__through_0" in sent.statement
+    assert sent.params == {"truth__start_0": days[0], "truth__through_0": days[-1]}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "bound"), [pytest.param(100, 200, id="written-out"), pytest.param(101, 3, id="one-array")]
+)
+def test_many_ranges_are_one_query_of_few_parameters(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, ranges: int, bound: int
+) -> None:
+    rest_warehouse.create_table(TABLE, TYPES, "day")
+    asked = [span(day, day + timedelta(days=1)) for day in days_from(FEB_23, ranges, step=3)]
+    rest_warehouse.read(scan(*asked))
+    (sent,) = double.calls("jobs.insert")
+    assert len(sent.params) == bound
+    assert not rules.wraps_in_a_function(sent.statement, "day")
+    if bound == 3:
+        assert sent.params["t__days"] == [day for one in asked for day in one.days()]
+        assert (sent.params["t__start"], sent.params["t__through"]) == (asked[0].start, asked[-1].through)
+
+
+def test_a_scan_of_no_dates_is_one_that_bigquery_takes(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
+    rest_warehouse.create_table(TABLE, TYPES, "day")
+    assert rest_warehouse.read(scan()).num_rows == 0
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def expires_in_days(table: Mapping[str, Any]) -> float:
+    return (int(table["expirationTime"]) - time.time() * 1000) / DAY_MS
+
+
+def test_a_table_is_made_partitioned_clustered_and_to_be_filtered(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble
+) -> None:
+    assert rest_warehouse.create_table(TABLE, TYPES, "day", ["player", "score"])
+    assert not rest_warehouse.create_table(TABLE, TYPES, "day", ["player", "score"])
+    (sent,) = double.calls("tables.insert")
+    assert sent.body["timePartitioning"] == {"type": "DAY", "field": "day"}
+    assert sent.body["clustering"] == {"fields": ["player", "score"]}
+    assert sent.body["requirePartitionFilter"] is True
+    assert "expirationTime" not in sent.body
+
+
+def test_tables_of_our_own_expire_by_themselves(double: RestDouble, staging: Staging) -> None:
+    warehouse = opened(double, undo_days=17)
+    of_all_kinds(warehouse, double, staging)
+    own = {name: found for (dataset, name), found in double.tables.items() if dataset == "backfill"}
+    temporary = [found for name, found in own.items() if name.startswith(("staged_", "load_"))]
+    assert len(temporary) == 3
+    assert all(0.9 < expires_in_days(found) < 1.1 for found in temporary)
+    (kept,) = [found for name, found in own.items() if name.startswith("undo_run_2_")]
+    assert 16.9 < expires_in_days(kept) < 17.1
+    assert "expirationTime" not in own["publications"]
+    assert not [one for one in (kept, own["publications"]) if "timePartitioning" in one]  # old dates' would expire
+    assert not [name for name in own if name.startswith("undo_run_1_")]  # it replaced nothing
+
+
+# -- windows ------------------------------------------------------------------------------------------------------
+
+
+def kinds(double: RestDouble) -> Counter[str]:
+    """How many jobs of each sort were sent, and how many uploads."""
+    jobs = [one for one in double.log if one.call in ("jobs.insert", "jobs.upload") and one.job.startswith("backfill-")]
+    return Counter(f"{one.call} {one.job.split('-')[1]}" for one in jobs)
+
+
+def test_a_window_of_bytes_is_one_upload_and_one_script(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
+) -> None:
+    files = [staged(staging, day, players=4) for day in DAYS]
+    assert publish(rest_warehouse, files) == Receipt(published=frozenset(DAYS))
+    assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
+    ((_, data, _),) = [one.body for one in double.calls("jobs.upload.put")]
+    assert pq.read_table(io.BytesIO(data)).num_rows == 12
+
+
+def test_a_window_in_buckets_is_one_load_of_all_uris_and_no_upload(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, bucket_staging: Staging
+) -> None:
+    files = [staged(bucket_staging, day, players=4) for day in DAYS]
+    assert publish(rest_warehouse, files) == Receipt(published=frozenset(DAYS))
+    assert kinds(double) == {"jobs.insert load": 1, "jobs.insert publish": 1}
+    (sent,) = double.calls("jobs.insert", job="backfill-load-")
+    load = sent.body["configuration"]["load"]
+    assert load["sourceUris"] == [file.location for file in files]
+    assert (load["sourceFormat"], load["writeDisposition"]) == ("PARQUET", "WRITE_TRUNCATE")
+
+
+def test_a_window_that_was_recounted_is_not_loaded_again(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
+) -> None:
+    rest_warehouse.create_table(TRUTH, TYPES, "day")
+    files = [staged(staging, day) for day in DAYS]
+    match_staged(rest_warehouse, JOB, files)
+    assert publish(rest_warehouse, files[:2]).published == set(DAYS[:2])
+    assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
+
+
+# Of our own: the two datasets, the target, the publications, and, where dates are replaced, the undo table.
+TABLE_OPERATIONS_ONCE = 5
+WINDOW = 100
+
+
+def is_table_operation(one: Request) -> bool:
+    """Whether BigQuery's quotas for operations on tables may count it: all but reads."""
+    if one.kind == "query":
+        return "BEGIN TRANSACTION" in one.statement
+    return one.kind == "load" or one.call in ("tables.insert", "tables.delete", "datasets.insert")
+
+
+@pytest.mark.parametrize(
+    "replacing", [pytest.param(False, id="new-dates"), pytest.param(True, id="dates-that-are-there")]
+)
+def test_ten_years_stay_within_the_quotas(double: RestDouble, tmp_path: Path, replacing: bool) -> None:
+    days = days_from(date(2013, 1, 1), 3650)
+    before = "old" if replacing else ABSENT
+    warehouse = opened(double)
+    warehouse.create_table(TRUTH, TYPES, "day")
+    if replacing:
+        warehouse.create_table(TABLE, TYPES, "day")
+        double.dates.held[str(TABLE)] = dict.fromkeys(days, before)
+    made = len([one for one in double.log if is_table_operation(one)])
+    starts = range(0, len(days), WINDOW)
+    for number, start in enumerate(starts):
+        files = [plainly_staged(tmp_path, day) for day in days[start : start + WINDOW]]
+        match_staged(warehouse, JOB, files)
+        receipt = publish(warehouse, files, publication=f"run-1/{number}", before=before)
+        assert receipt.published == {file.day for file in files}
+    operations = [one for one in double.log[made:] if is_table_operation(one)]
+    assert len(operations) <= 3 * len(starts) + TABLE_OPERATIONS_ONCE
+    touched = [len(params["days"]) for _, params in double.dates.scripts]
+    assert touched == [WINDOW] * (len(days) // WINDOW) + [len(days) % WINDOW]
+    assert max(Counter(of_one_table(one) for one in operations).values()) == len(starts)
+
+
+def plainly_staged(folder: Path, day: date) -> StagedFile:
+    """As `Staging` writes it, without waiting for the disk."""
+    data = parquet_bytes(rows_of(day, players=1))
+    path = folder / f"{day}.parquet"
+    path.write_bytes(data)
+    return StagedFile(day=day, attempt=1, location=str(path), checksum=checksum_of(data), rows=1)
+
+
+def of_one_table(one: Request) -> str:
+    """The table that the quotas would count the operation for."""
+    if one.kind == "query":
+        return str(TABLE)
+    if one.kind == "load":
+        return one.body["configuration"]["load"]["destinationTable"]["tableId"]
+    return json.dumps(one.body.get("tableReference", one.body.get("datasetReference")))
+
+
+TOO_MANY = days_from(date(2013, 1, 1), 4001)
+
+
+@pytest.mark.parametrize(
+    "doing",
+    [
+        pytest.param(lambda w: publish(w, [replace(FILE, day=day) for day in TOO_MANY]), id="publish"),
+        pytest.param(lambda w: w.load(TABLE, "day", rows_of(*TOO_MANY, players=1)), id="load"),
+        pytest.param(
+            lambda w: w.restore(TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, Replaced(before="b", published="p"))),
+            id="restore",
+        ),
+    ],
+)
+def test_more_partitions_than_one_job_may_touch_are_refused(
+    double: RestDouble, doing: Callable[[BigQueryWarehouse], object]
+) -> None:
+    with pytest.raises(UserError, match="4001 dates"):
+        doing(opened(double))
+    assert double.log == []
+
+
+# -- the double itself --------------------------------------------------------------------------------------------
+
+
+def query_body(**changed: Any) -> dict[str, Any]:
+    query: dict[str, Any] = {"query": "SELECT 1", "useLegacySql": False} | changed
+    return {"jobReference": {"projectId": PROJECT, "jobId": "j"}, "configuration": {"query": query}}
+
+
+def load_body(**changed: Any) -> dict[str, Any]:
+    place = {"projectId": PROJECT, "datasetId": "nba", "tableId": "t"}
+    schema = {"fields": [{"name": "day", "type": "DATE"}]}
+    load = {"destinationTable": place, "schema": schema, "sourceFormat": "PARQUET", "sourceUris": ["gs://b/k"]}
+    given = {k: v for k, v in (load | changed).items() if v is not None}
+    return {"jobReference": {"projectId": PROJECT, "jobId": "j"}, "configuration": {"load": given}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        pytest.param("GET", "projects/test-project/models", None, id="another-route"),
+        pytest.param("PATCH", "projects/test-project/datasets/nba", {}, id="another-method"),
+        pytest.param("POST", "projects/another/jobs", query_body(), id="another-project"),
+        pytest.param("POST", "jobs", query_body(useLegacySql=True), id="legacy-sql"),
+        pytest.param("POST", "jobs", query_body(useLegacySql=None), id="no-dialect"),
+        pytest.param("POST", "jobs", query_body(maxBytesBilled="1"), id="unknown-key"),
+        pytest.param("POST", "jobs", query_body(query="SELECT @x"), id="unbound-parameter"),
+        pytest.param(
+            "POST",
+            "jobs",
+            query_body(
+                query="SELECT @x",
+                queryParameters=[{"name": "x", "parameterType": {"type": "INT64"}, "parameterValue": {"value": "1"}}],
+            ),
+            id="no-parameter-mode",
+        ),
+        pytest.param("POST", "jobs", load_body(schema=None), id="load-without-schema"),
+        pytest.param("POST", "jobs", load_body(sourceFormat=None), id="load-without-format"),
+        pytest.param("POST", "jobs", load_body(sourceUris=None), id="load-of-nothing"),
+        pytest.param("POST", "jobs", load_body(sourceUris=["/file"]), id="load-of-a-file"),
+        pytest.param("POST", "jobs", load_body(format="PARQUET"), id="load-with-unknown-key"),
+    ],
+)
+def test_the_double_takes_no_request_that_the_reference_does_not_have(
+    double: RestDouble, method: str, path: str, body: Any
+) -> None:
+    place = path if path.startswith("projects/") else f"projects/{PROJECT}/{path}"
+    data = None if body is None else json.dumps(body)
+    with pytest.raises((AssertionError, KeyError)):
+        double.request(method, f"{HOST}/bigquery/v2/{place}", data, {"Content-Type": "application/json"})
+    assert not double.jobs
+
+
+def test_the_double_takes_an_upload_in_parts(double: RestDouble) -> None:
+    opened(double).create_table(TABLE, TYPES, "day")
+    client = bigquery.Client(project=PROJECT, _http=double, credentials=AnonymousCredentials())
+    config = bigquery.LoadJobConfig(
+        source_format="PARQUET", schema=[bigquery.SchemaField(name, kind) for name, kind in TYPES.items()]
+    )
+    data = parquet_bytes(rows_of(*DAYS))
+    job = client.load_table_from_file(io.BytesIO(data), "nba.factors", size=len(data), job_config=config)
+    assert job.result().state == "DONE"
+    assert client.get_table("nba.factors").num_rows == 9
+    with pytest.raises(Conflict):
+        client.load_table_from_file(
+            io.BytesIO(data), "nba.factors", size=len(data), job_config=config, job_id=job.job_id
+        )
+
+
+@pytest.mark.parametrize(
+    ("sql", "unfiltered"),
+    [
+        pytest.param("SELECT * FROM `p.d.t` WHERE `day` BETWEEN @a AND @b", False, id="between"),
+        pytest.param("SELECT * FROM `p.d.t` WHERE `day` IN UNNEST(@days)", False, id="in-an-array"),
+        pytest.param("SELECT * FROM `p.d.t`", True, id="no-filter"),
+        pytest.param("SELECT * FROM `p.d.t` WHERE FALSE", True, id="false"),
+        pytest.param("SELECT * FROM `p.d.t` WHERE CAST(`day` AS STRING) IN UNNEST(@days)", True, id="cast"),
+        pytest.param("SELECT * FROM `p.d.t` WHERE `day` IN (SELECT day FROM x)", True, id="subquery"),
+        pytest.param("DELETE FROM `p.d.t` WHERE TRUE", True, id="delete"),
+        pytest.param("INSERT INTO `p.d.t` (x) SELECT x FROM y", False, id="insert"),
+    ],
+)
+def test_the_double_knows_a_filter_that_prunes_partitions(sql: str, unfiltered: bool) -> None:
+    assert rules.unfiltered(sql, "t", "day") is unfiltered
+
+
+def test_the_double_knows_a_column_in_a_function() -> None:
+    assert rules.wraps_in_a_function("SELECT 1 FROM t WHERE DATE_ADD(day, INTERVAL 1 DAY) BETWEEN @a AND @b", "day")
+    assert rules.wraps_in_a_function("SELECT 1 FROM t WHERE x = 1 AND CAST(day AS STRING) = @a", "day")
+    assert not rules.wraps_in_a_function("SELECT MIN(day) FROM t WHERE (day BETWEEN @a AND @b) OR day = @c", "day")

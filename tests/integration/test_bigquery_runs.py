@@ -1,0 +1,71 @@
+"""Whole runs with BigQuery as the warehouse, against the same runs on files."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+from common.dates import DateRange
+from common.errors import QueryFailed
+from common.ledger import DateState, RunState
+from producer.demo.season import INCIDENT, load_season
+from producer.plan import Reprocess
+from tests.emulator import Emulator
+from tests.lab import Lab, players
+
+TARGET = "nba_precompute.player_composite_factors"
+JOB = ("--job", "player_composite_factors")
+AROUND_THE_INCIDENT = DateRange(start=date(2023, 2, 16), through=date(2023, 2, 26))
+PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+
+
+def test_the_incident_in_a_season_gives_the_same_rows_to_the_last_digit(lab: Lab, bigquery_lab: Lab) -> None:
+    span = ("--start-date", str(AROUND_THE_INCIDENT.start), "--end-date", str(AROUND_THE_INCIDENT.through))
+    for one in (lab, bigquery_lab):
+        load_season(one.site.warehouse)
+
+    for one in (lab, bigquery_lab):
+        ran = one.command("run", *JOB, *span)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    for day in AROUND_THE_INCIDENT.days():
+        rows = [in_order(one.published(TARGET, day)) for one in (lab, bigquery_lab)]
+        assert rows[0] == rows[1], day
+    for day in INCIDENT:
+        published = bigquery_lab.published(TARGET, day)
+        assert {row["context_source"] for row in published} == {"derived"}
+        assert len(published) == {"2023-02-23": 187, "2023-02-24": 175}[str(day)]
+
+
+def in_order(rows: list[dict[str, object]]) -> list[str]:
+    """The rows with every value as it reads back, in a fixed order."""
+    return sorted(repr(sorted(row.items())) for row in rows)
+
+
+def test_an_error_in_the_middle_of_a_publication_leaves_table_and_checkpoints_as_they_were(
+    bigquery_lab: Lab, emulator: Emulator
+) -> None:
+    days = [date(2024, 1, 1) + timedelta(days=n) for n in range(3)]
+    for day in days:
+        bigquery_lab.probe("expected", day, players(20))
+        bigquery_lab.probe("first", day, players(20))
+    first = bigquery_lab.run(days[:2], "probe")
+    before = bigquery_lab.table_bytes("probe.probe")
+    proven = bigquery_lab.site.ledger.checkpoints("probe", days[0], days[-1])
+    for day in days:
+        rows = [{"name": name, "value": n + 0.5, "trick": None, "spoil": ""} for n, name in enumerate(players(20))]
+        bigquery_lab.load("probe.first", day, rows, PROBE_TYPES)
+    emulator.run("ALTER TABLE backfill.publications RENAME COLUMN row_count TO counted")  # the last step will fail
+
+    failed = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)
+
+    assert first.run.state is RunState.SUCCEEDED
+    assert failed.run.state is RunState.FAILED
+    assert failed.of(DateState.FAILED) == 3
+    assert QueryFailed.__name__ in {bigquery_lab.outcome(day, failed).error_kind for day in days}
+    assert bigquery_lab.table_bytes("probe.probe") == before
+    assert bigquery_lab.site.ledger.checkpoints("probe", days[0], days[-1]) == proven
+
+    emulator.run("ALTER TABLE backfill.publications RENAME COLUMN counted TO row_count")
+    again = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)
+    assert again.run.state is RunState.SUCCEEDED
+    assert len(bigquery_lab.table_bytes("probe.probe")) == 3

@@ -1,0 +1,256 @@
+"""Undoing a run: every date gets back what it held, or nothing is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+
+from common.errors import NothingKept, UserError
+from common.job import find_job
+from common.ledger import Progress, RunState
+from producer.plan import Action, Reprocess
+from producer.undo import UndoPlan, plan_undo, undo
+from tests.emulator import Emulator
+from tests.lab import Lab, players
+
+FIRST = date(2024, 1, 1)
+DAYS = [FIRST + timedelta(days=n) for n in range(3)]
+TARGET = "probe.probe"
+PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+
+
+def sources(lab: Lab, days: Sequence[date], *, more: float = 0.0) -> None:
+    """What the probe job is built from; another `more` gives other rows."""
+    for day in days:
+        lab.probe("expected", day, players(20))
+        rows = [{"name": name, "value": n + more, "trick": None, "spoil": ""} for n, name in enumerate(players(20))]
+        lab.load("probe.first", day, rows, PROBE_TYPES)
+
+
+def built(lab: Lab, days: Sequence[date]) -> Progress:
+    return lab.run(days, "probe", reprocess=Reprocess.ALL)
+
+
+def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
+    found = lab.site.ledger.checkpoints("probe", min(days), max(days))
+    return {day: checkpoint.run_id for day, checkpoint in found.items()}
+
+
+def undone(lab: Lab, progress: Progress) -> UndoPlan:
+    planned = plan_undo(progress.run.id, lab.site)
+    undo(planned, lab.site, "a test")
+    return planned
+
+
+def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_lab: Lab) -> None:
+    sources(any_lab, DAYS, more=0.1)
+    first = built(any_lab, DAYS)
+    before = any_lab.table_bytes(TARGET)
+    sources(any_lab, DAYS[1:], more=0.2)
+    second = built(any_lab, DAYS[1:])
+    assert any_lab.table_bytes(TARGET) != before
+
+    planned = undone(any_lab, second)
+
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
+    assert (sorted(planned.put_back), planned.removed) == (DAYS[1:], {})
+    assert any_lab.site.ledger.run(second.run.id).undone_by == "a test"
+
+
+def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_run(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    first = built(any_lab, DAYS)
+    whole = any_lab.table_bytes(TARGET)
+
+    undone(any_lab, first)
+
+    assert any_lab.table_bytes(TARGET) == {}
+    assert checkpoints(any_lab) == {}
+    assert {step.action for step in any_lab.plan(DAYS, "probe").steps} == {Action.BUILD}
+    any_lab.run(DAYS, "probe")
+    assert any_lab.table_bytes(TARGET) == whole
+
+
+def test_a_run_that_changed_nothing_is_undone_without_touching_a_row(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    first = built(any_lab, DAYS)
+    before = any_lab.table_bytes(TARGET)
+
+    planned = undone(any_lab, built(any_lab, DAYS))
+
+    assert list(planned.same) == DAYS
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
+
+
+def test_runs_are_undone_one_after_the_other_down_to_nothing(any_lab: Lab) -> None:
+    states: list[dict[str, bytes]] = [{}]
+    runs: list[Progress] = []
+    for more in (0.1, 0.2, 0.3):
+        sources(any_lab, DAYS, more=more)
+        runs.append(built(any_lab, DAYS))
+        states.append(any_lab.table_bytes(TARGET))
+    for progress in reversed(runs):
+        assert any_lab.table_bytes(TARGET) == states.pop()
+        undone(any_lab, progress)
+    assert any_lab.table_bytes(TARGET) == states.pop() == {}
+
+
+def test_a_run_that_a_later_one_published_over_is_refused_naming_it(any_lab: Lab) -> None:
+    sources(any_lab, DAYS, more=0.1)
+    first = built(any_lab, DAYS)
+    sources(any_lab, DAYS[:1], more=0.2)
+    second = built(any_lab, DAYS[:1])
+    before, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
+
+    with pytest.raises(UserError, match=rf"run {second.run.id} has built 1 of its dates since: 2024-01-01"):
+        plan_undo(first.run.id, any_lab.site)
+
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == proven
+
+
+def test_a_date_that_somebody_else_wrote_is_refused(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    first = built(any_lab, DAYS)
+    overwrite(any_lab, DAYS[2])
+
+    with pytest.raises(UserError, match="something other than a run of this job has built 1 of its dates"):
+        plan_undo(first.run.id, any_lab.site)
+
+
+def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.site)
+    overwrite(any_lab, DAYS[2])
+
+    with pytest.raises(UserError, match=r"1 date\(s\) were written by somebody else meanwhile.*2024-01-03"):
+        undo(planned, any_lab.site, "a test")
+
+    assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]
+    assert any_lab.site.ledger.run(planned.run.id).undone_at is None
+    assert checkpoints(any_lab) == {}
+
+
+def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_checkpoints(any_lab: Lab) -> None:
+    sources(any_lab, DAYS, more=0.1)
+    built(any_lab, DAYS)
+    sources(any_lab, DAYS, more=0.2)
+    planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.site)
+    third = built(any_lab, DAYS)  # the same rows once more
+    rows, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
+
+    with pytest.raises(UserError, match=rf"run {third.run.id} has checkpointed"):
+        undo(planned, any_lab.site, "a test")
+
+    assert (any_lab.table_bytes(TARGET), checkpoints(any_lab)) == (rows, proven)
+    assert set(proven.values()) == {third.run.id}
+
+
+def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    first = built(any_lab, DAYS)
+    any_lab.site.ledger.withdraw(first.run.id, DAYS)
+
+    with pytest.raises(UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` ends it"):
+        built(any_lab, DAYS)
+
+    undone(any_lab, first)
+    assert any_lab.table_bytes(TARGET) == {}
+    assert built(any_lab, DAYS).run.state is RunState.SUCCEEDED
+
+
+def test_rows_that_vanished_from_what_was_kept_are_noticed_before_anything_is_touched(
+    bigquery_lab: Lab, emulator: Emulator
+) -> None:
+    sources(bigquery_lab, DAYS, more=0.1)
+    built(bigquery_lab, DAYS)
+    sources(bigquery_lab, DAYS, more=0.2)
+    second = built(bigquery_lab, DAYS)
+    rows, proven = bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)
+    (kept,) = [one for one in emulator.client().list_tables("backfill") if one.table_id.startswith("undo_")]
+    emulator.run(f"DELETE FROM backfill.{kept.table_id} WHERE day = DATE '2024-01-02'")
+
+    with pytest.raises(NothingKept, match=r"on 1 date\(s\) is not kept"):
+        plan_undo(second.run.id, bigquery_lab.site)
+
+    assert (bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)) == (rows, proven)
+
+
+def overwrite(lab: Lab, day: date) -> None:
+    (row, *_) = lab.published(TARGET, day, "day")
+    types = {name: column.type for name, column in find_job("probe").target.columns.items()}
+    lab.load(TARGET, day, [row | {"value": 99.0}], types)
+
+
+def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) -> None:
+    sources(any_lab, DAYS, more=0.1)
+    built(any_lab, DAYS)
+    before = any_lab.table_bytes(TARGET)
+    sources(any_lab, DAYS, more=0.2)
+    second = built(any_lab, DAYS)
+    planned = plan_undo(second.run.id, any_lab.site)
+    any_lab.site.ledger.withdraw(second.run.id, planned.days)
+    one = {DAYS[0]: planned.put_back[DAYS[0]]}
+    any_lab.site.warehouse.restore(planned.target, "day", second.run.id, one)
+
+    undone(any_lab, second)
+
+    assert any_lab.table_bytes(TARGET) == before
+
+
+@pytest.mark.parametrize("id_of", [lambda run: "no-such-run", lambda run: run.id], ids=["unknown", "undone-already"])
+def test_what_can_not_be_undone_is_said_in_one_line(any_lab: Lab, id_of: Any) -> None:
+    sources(any_lab, DAYS)
+    progress = built(any_lab, DAYS)
+    undone(any_lab, progress)
+    with pytest.raises(UserError, match=r"no run|undone already, by a test"):
+        plan_undo(id_of(progress.run), any_lab.site)
+
+
+def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> None:
+    sources(lab, DAYS, more=0.1)
+    built(lab, DAYS)
+    sources(lab, DAYS, more=0.2)
+    second = built(lab, DAYS)
+    kept = lab.home / "warehouse" / ".undo" / second.run.id
+    long_ago = 1_600_000_000
+    os.utime(kept, (long_ago, long_ago))
+    elsewhere = [FIRST + timedelta(days=10)]
+    sources(lab, elsewhere)
+    built(lab, elsewhere)  # a launch forgets what was kept too long
+    before, proven = lab.table_bytes(TARGET), checkpoints(lab)
+
+    with pytest.raises(NothingKept, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
+        plan_undo(second.run.id, lab.site)
+
+    assert not list(kept.rglob("part.parquet"))
+    assert (lab.table_bytes(TARGET), checkpoints(lab)) == (before, proven)
+
+
+def test_the_command_shows_wants_a_yes_without_a_terminal_and_tells_the_status(any_lab: Lab) -> None:
+    sources(any_lab, DAYS, more=0.1)
+    built(any_lab, DAYS)
+    before = any_lab.table_bytes(TARGET)
+    sources(any_lab, DAYS, more=0.2)
+    second = built(any_lab, DAYS).run.id
+    after = any_lab.table_bytes(TARGET)
+
+    shown = any_lab.command("undo", second, "--dry-run")
+    assert (shown.returncode, any_lab.table_bytes(TARGET)) == (0, after)
+    assert "3 date(s) get back the rows they held before (2024-01-01..2024-01-03)" in shown.stdout.replace("\n", " ")
+    unasked = any_lab.command("undo", second)
+    assert (unasked.returncode, any_lab.table_bytes(TARGET)) == (2, after)
+    assert "--yes" in unasked.stderr
+    done = any_lab.command("undo", second, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert any_lab.table_bytes(TARGET) == before
+    again = any_lab.command("undo", second, "--yes")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "undone already" in again.stderr
+    assert any_lab.status(second)["undone_by"]

@@ -1,0 +1,58 @@
+"""A project of yours, two datasets of the suite's own in it, and nothing else touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from google.cloud import bigquery
+
+from common.schema import TableName
+from common.warehouse.base import Limits
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.bigquery_client import Address, Connection
+
+LIMITS = Limits(max_bytes_billed=1024**3, undo_days=1)
+
+
+@pytest.fixture(scope="session")
+def address() -> Address:
+    """Where the suite works: `TEST_BIGQUERY` with a dataset of its own."""
+    asked = Address.parse(os.environ["TEST_BIGQUERY"])
+    return Address(
+        project=asked.project,
+        location=asked.location,
+        dataset=f"backfill_test_own_{uuid4().hex[:8]}",
+        endpoint=asked.endpoint,
+    )
+
+
+@pytest.fixture(scope="session")
+def client(address: Address) -> bigquery.Client:
+    return Connection(address, LIMITS).client
+
+
+@pytest.fixture(scope="session")
+def dataset(address: Address, client: bigquery.Client) -> Iterator[str]:
+    """A dataset for the suite's tables; it and the tool's own are removed at the end."""
+    name = f"backfill_test_{uuid4().hex[:8]}"
+    made = bigquery.Dataset(f"{address.project}.{name}")
+    made.location = address.location
+    made.default_table_expiration_ms = 24 * 3600 * 1000
+    client.create_dataset(made)
+    yield name
+    for one in (name, address.dataset):
+        client.delete_dataset(f"{address.project}.{one}", delete_contents=True, not_found_ok=True)
+
+
+@pytest.fixture
+def table(dataset: str) -> TableName:
+    """A name that no table has yet."""
+    return TableName(dataset, f"t_{uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def real_warehouse(address: Address, dataset: str) -> BigQueryWarehouse:
+    return BigQueryWarehouse(address, LIMITS)

@@ -1,0 +1,159 @@
+"""What neither the emulator nor the double can prove, against BigQuery itself: `make test-bigquery PROJECT=...`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from uuid import uuid4
+
+import pytest
+from google.api_core.exceptions import BadRequest, GoogleAPICallError
+from google.cloud import bigquery
+
+from common.errors import QueryFailed, WarehouseUnavailable
+from common.schema import TableName
+from common.staging import Staging
+from common.warehouse.base import ABSENT, Limits, Scan, StagedScan
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.bigquery_client import Address
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, rows_of, span, staged
+
+COUNT = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"
+
+
+def counts(warehouse: BigQueryWarehouse, table: TableName) -> dict[date, int]:
+    scan = Scan(table=table, date_column="day", dates=(span(DAYS[0], DAYS[-1]),))
+    return {row["day"]: row["n"] for row in warehouse.query(COUNT, scans={"t": scan}).to_pylist()}
+
+
+def publish(warehouse: BigQueryWarehouse, table: TableName, *files, since=None, run: str | None = None):
+    now = warehouse.fingerprints(table, "day", [file.day for file in files]) if since is None else since
+    return warehouse.publish(
+        table, "day", files, unchanged_since=now, publication=f"{run or 'run-' + uuid4().hex[:8]}/1"
+    )
+
+
+def test_a_publication_replaces_its_dates_and_can_be_undone(
+    real_warehouse: BigQueryWarehouse, table: TableName, staging: Staging
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23, FEB_25, players=5))
+    before = real_warehouse.fingerprints(table, "day", DAYS)
+    files = [staged(staging, FEB_23, players=187), staged(staging, FEB_24, players=9)]
+
+    receipt = publish(real_warehouse, table, *files, run="run-x")
+    again = publish(BigQueryWarehouse(*_parts(real_warehouse)), table, *files, since=before, run="run-x")
+
+    assert receipt == again
+    assert receipt.published == {FEB_23, FEB_24}
+    assert counts(real_warehouse, table) == {FEB_23: 187, FEB_24: 9, FEB_25: 5}
+    assert real_warehouse.holds(table, "day", {file.day: file.checksum for file in files}) == {FEB_23, FEB_24}
+    replaced = real_warehouse.replaced(table, "day", "run-x", DAYS)
+    assert real_warehouse.restore(table, "day", "run-x", replaced) == {FEB_23, FEB_24}
+    assert real_warehouse.fingerprints(table, "day", DAYS) == before
+
+
+def _parts(warehouse: BigQueryWarehouse) -> tuple[Address, Limits]:
+    return warehouse._jobs.address, warehouse._jobs.limits
+
+
+def test_staged_rows_are_recounted_in_sql(real_warehouse: BigQueryWarehouse, dataset: str, staging: Staging) -> None:
+    files = (staged(staging, FEB_23, players=187), staged(staging, FEB_24, players=9))
+    found = real_warehouse.query(COUNT, scans={"t": StagedScan(files=files)}).to_pylist()
+    assert {row["day"]: row["n"] for row in found} == {FEB_23: 187, FEB_24: 9}
+
+
+def test_the_partition_filter_is_required_and_every_statement_has_it(
+    real_warehouse: BigQueryWarehouse, client: bigquery.Client, table: TableName, staging: Staging
+) -> None:
+    publish(real_warehouse, table, staged(staging, FEB_23))
+    with pytest.raises(BadRequest, match="partition"):
+        client.query(f"SELECT COUNT(*) FROM `{client.project}.{table}`").result()
+    publish(real_warehouse, table, staged(staging, FEB_23, players=9))
+    assert counts(real_warehouse, table) == {FEB_23: 9}
+
+
+def test_two_publications_at_once_both_take_effect(
+    real_warehouse: BigQueryWarehouse, table: TableName, staging: Staging
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23, FEB_24))
+    files = [staged(staging, FEB_23, players=50), staged(staging, FEB_24, players=60)]
+
+    def until_published(file) -> frozenset[date]:
+        for _ in range(10):
+            try:
+                return publish(real_warehouse, table, file).published
+            except WarehouseUnavailable:
+                continue  # the other transaction wrote the table first
+        return frozenset()
+
+    with ThreadPoolExecutor(2) as pool:
+        published = list(pool.map(until_published, files))
+
+    assert published == [{FEB_23}, {FEB_24}]
+    assert counts(real_warehouse, table) == {FEB_23: 50, FEB_24: 60}
+
+
+def test_a_script_that_fails_in_its_middle_leaves_everything_as_it_was(
+    real_warehouse: BigQueryWarehouse, client: bigquery.Client, table: TableName
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23))
+    script = f"""
+        BEGIN TRANSACTION;
+        DELETE FROM `{client.project}.{table}` WHERE day = DATE '2023-02-23';
+        SELECT ERROR('in the middle');
+        COMMIT TRANSACTION;
+    """
+    with pytest.raises(GoogleAPICallError):
+        client.query(script).result()
+    assert counts(real_warehouse, table) == {FEB_23: 3}
+
+
+def test_a_load_that_fails_leaves_the_table_as_it_was(
+    real_warehouse: BigQueryWarehouse, client: bigquery.Client, table: TableName
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23))
+    config = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_TRUNCATE")
+    missing = [f"gs://backfill-test-no-such-bucket-{uuid4().hex}/x.parquet"]
+    with pytest.raises(GoogleAPICallError):
+        client.load_table_from_uri(missing, f"{client.project}.{table}", job_config=config).result()
+    assert counts(real_warehouse, table) == {FEB_23: 3}
+
+
+def test_a_query_that_would_bill_too_much_is_refused_before_it_runs(
+    address: Address, real_warehouse: BigQueryWarehouse, table: TableName
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23))
+    frugal = BigQueryWarehouse(address, Limits(max_bytes_billed=1))
+    with pytest.raises(QueryFailed, match="BACKFILL_MAX_BYTES_BILLED"):
+        counts(frugal, table)
+
+
+def test_tables_of_its_own_expire(
+    real_warehouse: BigQueryWarehouse, address: Address, client: bigquery.Client, table: TableName, staging: Staging
+) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23))
+    publish(real_warehouse, table, staged(staging, FEB_23, players=9))
+    tables = [client.get_table(one.reference) for one in client.list_tables(f"{address.project}.{address.dataset}")]
+    passing = [one for one in tables if one.table_id != "publications"]
+    assert passing
+    assert all(one.expires is not None for one in passing)
+    (kept,) = [one for one in tables if one.table_id == "publications"]
+    assert kept.expires is None
+
+
+def test_a_dry_run_tells_the_bytes(real_warehouse: BigQueryWarehouse, table: TableName) -> None:
+    real_warehouse.load(table, "day", rows_of(FEB_23, FEB_24, players=1000))
+    one = real_warehouse.bytes_of(Scan(table=table, date_column="day", dates=(span(FEB_23),)))
+    both = real_warehouse.bytes_of(Scan(table=table, date_column="day", dates=(span(FEB_23, FEB_24),)))
+    assert one is not None
+    assert both is not None
+    assert 0 < one < both  # and so partitions are pruned
+
+
+def test_a_date_that_was_written_meanwhile_is_left_alone(
+    real_warehouse: BigQueryWarehouse, table: TableName, staging: Staging
+) -> None:
+    file = staged(staging, FEB_23, players=9)
+    real_warehouse.load(table, "day", rows_of(FEB_23, players=4))
+    assert publish(real_warehouse, table, file, since={FEB_23: ABSENT}).changed == {FEB_23}
+    assert counts(real_warehouse, table) == {FEB_23: 4}

@@ -1,0 +1,53 @@
+"""A BigQuery warehouse on the double of its REST interface, and a table for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from common.warehouse.base import ABSENT, Limits, Receipt, StagedFile
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.bigquery_client import Address
+from tests import rest_rules as rules
+from tests.builders import TABLE
+from tests.rest_double import RestDouble
+from tests.rest_service import PROJECT, Rows
+
+URL = f"bigquery://{PROJECT}?location=US"
+TYPES: Mapping[str, Any] = {"player": "STRING", "day": "DATE", "score": "FLOAT64"}
+RESULT_TYPES: Mapping[str, str] = {
+    **TYPES,
+    **dict.fromkeys(("n", "expected", "matched"), "INT64"),
+    **dict.fromkeys(("entity", "before", "published"), "STRING"),
+}
+
+
+def nobody(sql: str, params: Mapping[str, Any]) -> Rows:
+    """No rows, in the columns that the query asks for."""
+    selected = rules.statements(sql)[0].named_selects
+    return {name: RESULT_TYPES[name] for name in (TYPES if selected == ["*"] else selected)}, []
+
+
+@pytest.fixture
+def double() -> RestDouble:
+    """A project in which nothing is yet, and in which queries find no rows."""
+    return RestDouble(answer=nobody)
+
+
+@pytest.fixture
+def rest_warehouse(double: RestDouble) -> BigQueryWarehouse:
+    return opened(double)
+
+
+def opened(double: RestDouble, **limits: Any) -> BigQueryWarehouse:
+    """As another process opens it."""
+    return BigQueryWarehouse(Address.parse(URL), Limits(**limits), http=double)
+
+
+def publish(
+    warehouse: BigQueryWarehouse, files: Sequence[StagedFile], *, publication: str = "run-1/0", before: str = ABSENT
+) -> Receipt:
+    since = {file.day: before for file in files}
+    return warehouse.publish(TABLE, "day", files, unchanged_since=since, publication=publication)

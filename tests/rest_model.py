@@ -1,0 +1,82 @@
+"""What the targets hold as publications go by: the effect of our scripts, known by their names and parameters."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+
+from common.warehouse.base import ABSENT
+
+SOURCE = re.compile(r"`[a-z0-9-]+\.(\w+)\.((?:staged|load)_\w+)`")
+UNDO = re.compile(r"`[a-z0-9-]+\.(\w+\.undo_\w+)`")
+TARGET = re.compile(r"DELETE FROM `[a-z0-9-]+\.(\w+\.\w+)`|FROM `[a-z0-9-]+\.(\w+\.\w+)`")
+
+
+class PublishedDates:
+    """Which dates of which target, and of which undo table, hold which content."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[date, str]] = {}
+        self.scripts: list[tuple[str, dict[str, Any]]] = []  #: that took effect, with their parameters
+
+    def is_asked(self, sql: str) -> bool:
+        return "FARM_FINGERPRINT" in sql and "BEGIN TRANSACTION" not in sql
+
+    def answer(self, sql: str, params: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
+        """The rows of a query for contents, or for the days that hold what was published from a file.
+
+        A content is named here by the checksum of the file that it came from.
+        """
+        found = TARGET.search(sql)
+        assert found, "a query for the fingerprints of no table"
+        held = self.held.get(found[1] or found[2], {})
+        if "wanted" in params:
+            wanted = {date.fromisoformat(one["day"]): one["checksum"] for one in map(json.loads, params["wanted"])}
+            return {"day": "DATE"}, [(day,) for day, checksum in sorted(wanted.items()) if held.get(day) == checksum]
+        rows = [(day, held[day]) for day in sorted(params["days"]) if held.get(day, ABSENT) != ABSENT]
+        return {"day": "DATE", "content": "STRING"}, rows
+
+    def run(
+        self, job: str, sql: str, params: Mapping[str, Any], rows_in: Callable[[str, str], pa.Table | None]
+    ) -> None:
+        """The effect of a script of ours, whole. `rows_in` tells what was loaded into a staging table."""
+        target = TARGET.search(sql[sql.index("DELETE FROM") :])
+        assert target, "a script that names no target"
+        held, undo = self.held.setdefault(target[1], {}), UNDO.search(sql)
+        kept = self.held.setdefault(undo[1], {}) if undo else {}
+        if job.startswith("backfill-restore-"):
+            wanted = {date.fromisoformat(one["day"]): one for one in map(json.loads, params["wanted"])}
+            held.update({d: kept.get(d, ABSENT) for d, one in wanted.items() if held[d] == one["published"]})
+        elif job.startswith("backfill-publish-"):
+            _publish(held, kept, _rows_by_day(sql, rows_in), params)
+        else:
+            assert job.startswith("backfill-replace-"), f"no script of ours is named {job}"
+            staged = _rows_by_day(sql, rows_in)
+            held.update({day: f"{staged[day]} rows of {job}" for day in params["days"]})
+        self.scripts.append((job, dict(params)))
+
+
+def _rows_by_day(sql: str, rows_in: Callable[[str, str], pa.Table | None]) -> Counter[Any]:
+    source = SOURCE.search(sql)
+    assert source, "a script that names no staging table"
+    rows = rows_in(source[1], source[2])
+    assert rows is not None, "a script over a staging table that was never loaded"
+    (column,) = (field.name for field in rows.schema if pa.types.is_date(field.type))
+    return Counter(rows[column].to_pylist())
+
+
+def _publish(held: dict[date, str], kept: dict[date, str], staged: Counter[Any], params: Mapping[str, Any]) -> None:
+    wanted = {date.fromisoformat(one["day"]): one for one in map(json.loads, params["wanted"])}
+    assert sorted(wanted) == sorted(params["days"])
+    assert (params["first"], params["last"]) == (min(wanted), max(wanted))
+    for day, one in wanted.items():
+        before = held.get(day, ABSENT)
+        if before == one["before"] and staged[day] == one["row_count"]:
+            kept.setdefault(day, before)
+            held[day] = one["checksum"]

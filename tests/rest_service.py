@@ -1,0 +1,348 @@
+"""What BigQuery does with the requests of its REST interface, in memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests import rest_rules as rules
+from tests.rest_model import PublishedDates
+
+PROJECT = "test-project"
+HOST = "https://bigquery.googleapis.com"
+STATUS = {  # of an answer, for the reason of a job's error
+    "invalidQuery": 400,
+    "invalid": 400,
+    "bytesBilledLimitExceeded": 400,
+    "notFound": 404,
+    "accessDenied": 403,
+    "quotaExceeded": 403,
+    "rateLimitExceeded": 403,
+    "duplicate": 409,
+    "backendError": 503,
+    "internalError": 500,
+    "stopped": 400,
+}
+Rows = tuple[Mapping[str, str], list[tuple[Any, ...]]]  #: the columns with their types, and the rows
+
+
+class Refused(Exception):
+    """The service says no, with an HTTP status and a reason."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.message = status, reason, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request as it came, by the name that the reference has for its method."""
+
+    call: str
+    path: str
+    query: Mapping[str, str]
+    body: Any
+    timeout: Any
+    job: str = ""  #: the id of the job that it starts or asks for
+    kind: str = ""  #: of the job that it starts: query or load
+
+    @property
+    def statement(self) -> str:
+        return self.body["configuration"]["query"]["query"]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return rules.parameters(self.body["configuration"]["query"])
+
+
+@dataclass(kw_only=True)
+class Job:
+    reference: dict[str, str]
+    configuration: dict[str, Any]
+    data: bytes | None = None  #: that were uploaded
+    polls: int = 0  #: for so many looks at it, it still runs
+    done: bool = False
+    error: dict[str, str] | None = None
+    rows: Rows | None = None
+
+
+def no_answer(sql: str, params: Mapping[str, Any]) -> Rows:
+    raise AssertionError(f"a query that the test does not expect: {sql}")
+
+
+@dataclass
+class Service:
+    """A project in BigQuery. `answer` gives the rows of each query but those for fingerprints, or raises `Refused`."""
+
+    answer: Callable[[str, Mapping[str, Any]], Rows] = no_answer
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    loaded: dict[tuple[str, str], pa.Table] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    dates: PublishedDates = field(default_factory=PublishedDates)
+    permissions: tuple[str, ...] = ("bigquery.tables.getData", "bigquery.tables.updateData")
+    uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _failing_jobs: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    _slow: dict[str, int] = field(default_factory=dict)
+
+    def fail_job(self, job: str, reason: str, message: str = "so it is") -> None:
+        """The next job with an id that begins so ends with that error, without any effect."""
+        self._failing_jobs.append((job, {"reason": reason, "message": message}))
+
+    def slow(self, job: str, polls: int) -> None:
+        """Jobs with ids that begin so have their effect, and are done, when they are looked at for the last time."""
+        self._slow[job] = polls
+
+    # -- datasets and tables --------------------------------------------------------------------------------
+
+    def _get_dataset(self, request: Request, dataset: str) -> Any:
+        if dataset not in self.datasets:
+            raise Refused(404, "notFound", f"Not found: Dataset {PROJECT}:{dataset}")
+        return self.datasets[dataset]
+
+    def _insert_dataset(self, request: Request) -> Any:
+        rules.only(request.body, rules.DATASET_KEYS, "a dataset")
+        name = request.body["datasetReference"]["datasetId"]
+        if name in self.datasets:
+            raise Refused(409, "duplicate", f"Already Exists: Dataset {PROJECT}:{name}")
+        self.datasets[name] = {"kind": "bigquery#dataset", "location": "US", **request.body}
+        return self.datasets[name]
+
+    def _get_table(self, request: Request, dataset: str, table: str) -> Any:
+        found = self._table(dataset, table)
+        if found is None:
+            raise Refused(404, "notFound", f"Not found: Table {PROJECT}:{dataset}.{table}")
+        rows = self.loaded.get((dataset, table))
+        return {**found, "numRows": str(rows.num_rows if rows is not None else 0)}
+
+    def _table(self, dataset: str, table: str) -> dict[str, Any] | None:
+        """The table, unless it has expired."""
+        found = self.tables.get((dataset, table))
+        if found is not None and int(found.get("expirationTime", "0")) and _has_passed(found["expirationTime"]):
+            self._forget(dataset, table)
+            return None
+        return found
+
+    def _forget(self, dataset: str, table: str) -> None:
+        self.tables.pop((dataset, table), None)
+        self.loaded.pop((dataset, table), None)
+
+    def _insert_table(self, request: Request, dataset: str) -> Any:
+        made = rules.checked_table(request.body)
+        name = made["tableReference"]["tableId"]
+        assert made["tableReference"] == {"projectId": PROJECT, "datasetId": dataset, "tableId": name}
+        assert "expirationTime" not in made or not _has_passed(made["expirationTime"]), "it expires in the past"
+        self._get_dataset(request, dataset)
+        if self._table(dataset, name) is not None:
+            raise Refused(409, "duplicate", f"Already Exists: Table {PROJECT}:{dataset}.{name}")
+        self.tables[dataset, name] = {"kind": "bigquery#table", "type": "TABLE", **made}
+        return self._get_table(request, dataset, name)
+
+    def _patch_table(self, request: Request, dataset: str, table: str) -> Any:
+        self._get_table(request, dataset, table)
+        rules.only(request.body, {"expirationTime", "tableReference", "labels"}, "the patch of a table")
+        self.tables[dataset, table] |= {"expirationTime": request.body["expirationTime"]}
+        return self._get_table(request, dataset, table)
+
+    def _delete_table(self, request: Request, dataset: str, table: str) -> Any:
+        self._get_table(request, dataset, table)
+        self._forget(dataset, table)
+        return {}
+
+    def _test_permissions(self, request: Request, dataset: str, table: str) -> Any:
+        self._get_table(request, dataset, table)
+        rules.only(request.body, {"permissions"}, "testIamPermissions")
+        held = [one for one in request.body["permissions"] if one in self.permissions]
+        return {"permissions": held} if held else {}
+
+    # -- jobs -----------------------------------------------------------------------------------------------
+
+    def _insert_job(self, request: Request) -> Any:
+        assert request.kind == "query" or "sourceUris" in request.body["configuration"]["load"], "a load of nothing"
+        return self._start(request.body, None)
+
+    def _start(self, body: Mapping[str, Any], data: bytes | None) -> Any:
+        configuration = rules.checked_job(body)
+        reference = {"location": "US", **body["jobReference"]}
+        assert reference["projectId"] == PROJECT
+        job = Job(reference=reference, configuration=configuration, data=data)
+        if configuration.get("dryRun"):
+            return {**_resource(job), "statistics": {"totalBytesProcessed": "0", "query": {}}}
+        name = reference["jobId"]
+        if name in self.jobs:
+            raise Refused(409, "duplicate", f"Already Exists: Job {PROJECT}:{reference['location']}.{name}")
+        self.jobs[name] = job
+        job.polls = next((polls for prefix, polls in self._slow.items() if name.startswith(prefix)), 0)
+        answer = _resource(job)  # as it was when it was made: running
+        if not job.polls:
+            self._finish(job)
+        return answer
+
+    def _finish(self, job: Job) -> None:
+        """The job's effect: whole, or an error and none."""
+        job.done = True
+        name = job.reference["jobId"]
+        failing = next((one for one in self._failing_jobs if name.startswith(one[0])), None)
+        if failing is not None:
+            self._failing_jobs.remove(failing)
+            job.error = failing[1]
+            return
+        try:
+            if "load" in job.configuration:
+                self._load(job.configuration["load"], job.data)
+            else:
+                self._run(job, name)
+        except Refused as exc:
+            job.error = {"reason": exc.reason, "message": exc.message}
+
+    def _load(self, load: Mapping[str, Any], data: bytes | None) -> None:
+        place = load["destinationTable"]
+        dataset, table = place["datasetId"], place["tableId"]
+        if dataset not in self.datasets:
+            raise Refused(404, "notFound", f"Not found: Dataset {PROJECT}:{dataset}")
+        contents = [data] if data is not None else [_read_object(uri) for uri in load["sourceUris"]]
+        rows = pa.concat_tables([pq.read_table(io.BytesIO(one)) for one in contents])
+        columns = [one["name"] for one in load["schema"]["fields"]]
+        if not set(rows.column_names) <= set(columns):
+            raise Refused(400, "invalid", f"Provided Schema does not match: {rows.column_names}")
+        if load.get("writeDisposition") != "WRITE_TRUNCATE" and (dataset, table) in self.loaded:
+            rows = pa.concat_tables([self.loaded[dataset, table], rows])
+        made = self._table(dataset, table) or {"tableReference": place, "type": "TABLE"}
+        self.tables[dataset, table] = {**made, "schema": rules.checked_schema(load["schema"])}
+        self.loaded[dataset, table] = rows
+
+    def _run(self, job: Job, name: str) -> None:
+        query = job.configuration["query"]
+        sql, params = query["query"], rules.parameters(query)
+        for dataset, table in sorted(rules.tables_in(sql)):
+            found = self._table(dataset, table)
+            if found is None:
+                raise Refused(404, "notFound", f"Not found: Table {PROJECT}:{dataset}.{table}")
+            column = found.get("timePartitioning", {}).get("field")
+            if found.get("requirePartitionFilter") and rules.unfiltered(sql, table, column):
+                message = (
+                    f"Cannot query over table '{dataset}.{table}' without a filter over column(s) '{column}' that can "
+                    f"be used for partition elimination"
+                )
+                raise Refused(400, "invalidQuery", message)
+        if "BEGIN TRANSACTION" in sql:
+            assert len(params["days"]) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
+            self.dates.run(name, sql, params, lambda dataset, table: self.loaded.get((dataset, table)))
+        elif self.dates.is_asked(sql):
+            job.rows = self.dates.answer(sql, params)
+        else:
+            job.rows = self.answer(sql, params)
+
+    def _found_job(self, request: Request, name: str) -> Job:
+        job = self.jobs.get(name)
+        if job is None or request.query.get("location", "US") != job.reference["location"]:
+            raise Refused(404, "notFound", f"Not found: Job {PROJECT}:{name}")
+        if not job.done:
+            job.polls -= 1
+            if job.polls < 0:
+                self._finish(job)
+        return job
+
+    def _get_job(self, request: Request, name: str) -> Any:
+        return _resource(self._found_job(request, name))
+
+    def _cancel_job(self, request: Request, name: str) -> Any:
+        job = self.jobs[name]
+        if not job.done:
+            job.done, job.error = True, {"reason": "stopped", "message": "Job execution was cancelled: User requested"}
+        return {"kind": "bigquery#jobCancelResponse", "job": _resource(job)}
+
+    def _get_query_results(self, request: Request, name: str) -> Any:
+        job = self._found_job(request, name)
+        answer: dict[str, Any] = {"kind": "bigquery#getQueryResultsResponse", "jobReference": job.reference}
+        if not job.done:
+            return {**answer, "jobComplete": False}
+        if job.error is not None:
+            raise Refused(STATUS[job.error["reason"]], job.error["reason"], job.error["message"])
+        if job.rows is None:  # a script
+            return {**answer, "jobComplete": True, "totalBytesProcessed": "0"}
+        types, rows = job.rows
+        fields = [{"name": name, "type": rules.TYPES[kind], "mode": "NULLABLE"} for name, kind in types.items()]
+        page = [{"f": [{"v": _cell(value)} for value in row]} for row in rows]
+        answer |= {"jobComplete": True, "schema": {"fields": fields}, "totalRows": str(len(rows))}
+        return answer if request.query.get("maxResults") == "0" else {**answer, "rows": page}
+
+    # -- uploads --------------------------------------------------------------------------------------------
+
+    def _upload(self, request: Request) -> Any:
+        if request.query["uploadType"] == "multipart":
+            return self._start(*request.body)
+        assert request.query["uploadType"] == "resumable"
+        rules.checked_job(request.body)
+        name = str(len(self.uploads))
+        self.uploads[name] = dict(request.body)
+        return {"Location": f"{HOST}/upload/bigquery/v2/projects/{PROJECT}/jobs?uploadType=resumable&upload_id={name}"}
+
+    def _upload_put(self, request: Request) -> Any:
+        name, data, content_range = request.body
+        upload = self.uploads[name]
+        assert content_range == f"bytes 0-{len(data) - 1}/{len(data)}", "uploads in pieces are not what we send"
+        if "answer" not in upload:  # an upload that is finished answers the same again
+            upload["answer"] = self._start({k: upload[k] for k in ("jobReference", "configuration")}, data)
+        return upload["answer"]
+
+
+PREFIX = f"/bigquery/v2/projects/{PROJECT}"
+TABLE = rf"{PREFIX}/datasets/(\w+)/tables/(\w+)"
+ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
+    ("datasets.get", "GET", rf"{PREFIX}/datasets/(\w+)", Service._get_dataset),
+    ("datasets.insert", "POST", rf"{PREFIX}/datasets", Service._insert_dataset),
+    ("tables.get", "GET", TABLE, Service._get_table),
+    ("tables.insert", "POST", rf"{PREFIX}/datasets/(\w+)/tables", Service._insert_table),
+    ("tables.patch", "PATCH", TABLE, Service._patch_table),
+    ("tables.delete", "DELETE", TABLE, Service._delete_table),
+    ("tables.testIamPermissions", "POST", rf"{TABLE}:testIamPermissions", Service._test_permissions),
+    ("jobs.insert", "POST", rf"{PREFIX}/jobs", Service._insert_job),
+    ("jobs.get", "GET", rf"{PREFIX}/jobs/([\w-]+)", Service._get_job),
+    ("jobs.cancel", "POST", rf"{PREFIX}/jobs/([\w-]+)/cancel", Service._cancel_job),
+    ("jobs.getQueryResults", "GET", rf"{PREFIX}/queries/([\w-]+)", Service._get_query_results),
+    ("jobs.upload", "POST", rf"/upload{PREFIX}/jobs", Service._upload),
+    ("jobs.upload.put", "PUT", rf"/upload{PREFIX}/jobs", Service._upload_put),
+)
+
+
+def route(method: str, path: str) -> tuple[str, Callable[..., Any], tuple[str, ...]]:
+    """The call's name in the reference, what handles it, and the names in its path."""
+    for call, wanted, pattern, handle in ROUTES:
+        if wanted == method and (found := re.fullmatch(pattern, path)):
+            return call, handle, found.groups()
+    raise AssertionError(f"the reference has no {method} {path}")
+
+
+def _resource(job: Job) -> dict[str, Any]:
+    status: dict[str, Any] = {"state": "DONE" if job.done else "RUNNING"}
+    if job.error is not None:
+        status |= {"errorResult": job.error, "errors": [job.error]}
+    kept = {k: v for k, v in job.configuration.items() if k != "labels"}
+    return {"kind": "bigquery#job", "jobReference": job.reference, "configuration": kept, "status": status}
+
+
+def _has_passed(milliseconds: str) -> bool:
+    return int(milliseconds) < time.time() * 1000
+
+
+def _cell(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _read_object(uri: str) -> bytes:
+    try:
+        return fsspec.filesystem("gs").cat_file(uri)
+    except FileNotFoundError as exc:
+        raise Refused(404, "notFound", f"Not found: URI {uri}") from exc

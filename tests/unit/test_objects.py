@@ -1,0 +1,39 @@
+"""What a store of files raises becomes ours: what passes, what may not be done, what is not there."""
+
+from __future__ import annotations
+
+import pytest
+from gcsfs.retry import HttpError
+from google.auth.exceptions import DefaultCredentialsError, RefreshError
+
+from common.errors import NotAllowed, UserError, WarehouseUnavailable
+from common.objects import open_store, translated
+
+
+@pytest.mark.parametrize(
+    ("raised", "ours"),
+    [
+        pytest.param(OSError("Forbidden: https://storage...\nno storage.objects.create"), NotAllowed, id="forbidden"),
+        pytest.param(ValueError("Bad Request: bucket\nInvalid bucket name"), NotAllowed, id="bad-request"),
+        pytest.param(HttpError({"code": 401, "message": "Invalid Credentials"}), NotAllowed, id="unauthorized"),
+        pytest.param(HttpError({"code": 503, "message": "try later"}), WarehouseUnavailable, id="unavailable"),
+        pytest.param(HttpError({"code": 429, "message": "slow down"}), WarehouseUnavailable, id="too-many"),
+        pytest.param(DefaultCredentialsError("none"), NotAllowed, id="no-credentials"),
+        pytest.param(RefreshError("metadata server"), WarehouseUnavailable, id="token"),
+        pytest.param(PermissionError(13, "Permission denied"), NotAllowed, id="permission"),
+        pytest.param(OSError(28, "No space left on device"), WarehouseUnavailable, id="disk-full"),
+        pytest.param(ConnectionResetError("reset"), WarehouseUnavailable, id="connection"),
+        pytest.param(FileNotFoundError("gone"), FileNotFoundError, id="gone"),
+        pytest.param(ValueError("a bug of ours"), ValueError, id="anything-else"),
+    ],
+)
+def test_errors_are_sorted(raised: Exception, ours: type[Exception]) -> None:
+    with pytest.raises(ours) as found, translated("gs://bucket/key"):
+        raise raised
+    assert type(found.value) is ours
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "s3://bucket", "http://host", "file:///tmp"])
+def test_only_gs_urls_are_served(url: str) -> None:
+    with pytest.raises(UserError, match="gs://"):
+        open_store(url)
