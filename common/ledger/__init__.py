@@ -1,6 +1,6 @@
 """The database of runs, dates and checkpoints: the truth about what was done."""
 
-from common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Progress, Run
+from common.ledger.records import Checkpoint, DateRow, NewAlert, NewDate, NewRun, Progress, Run
 from common.ledger.runs import dates_taken
 from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.store import Ledger, open_ledger
@@ -10,6 +10,7 @@ __all__ = [
     "DateRow",
     "DateState",
     "Ledger",
+    "NewAlert",
     "NewDate",
     "NewRun",
     "Progress",

@@ -55,6 +55,7 @@ class Run:
     finished_at: datetime | None
     undone_at: datetime | None
     undone_by: str | None
+    reported_at: datetime | None
 
     @property
     def ended(self) -> bool:
@@ -149,3 +150,15 @@ class Progress:
 
     def of(self, *states: DateState) -> int:
         return sum(self.counts.get(state, 0) for state in states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewAlert:
+    """Something that somebody should be told."""
+
+    key: str  #: alerts of one key are told once, e.g. `run-blocked RUN`
+    kind: str
+    title: str  #: one line
+    body: str
+    job: str | None = None
+    run_id: str | None = None

@@ -80,8 +80,10 @@ runs = Table(
     Column("finished_at", UtcDateTime),
     Column("undone_at", UtcDateTime),
     Column("undone_by", String(128)),
+    Column("reported_at", UtcDateTime),  #: when its end was told: alerts recorded, warehouse history written
     one_of("state", RunState),
     Index(None, "job", "created_at"),
+    Index(None, "finished_at"),
 )
 
 windows = Table(
@@ -170,4 +172,85 @@ replaced_checkpoints = Table(
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
     *(Column(one.name, one.type, nullable=False) for one in checkpoints.c if not one.primary_key),
+)
+
+#: Dates that an audit found not to be as they should be; a flag is cleared by the checkpoint that repairs its date.
+flagged_dates = Table(
+    "flagged_dates",
+    metadata,
+    Column("job", String(128), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("finding", String(16), nullable=False),  #: incomplete, missing or changed
+    Column("reason", Text, nullable=False),
+    Column("expected", Integer),
+    Column("matched", Integer),
+    Column("flagged_at", UtcDateTime, nullable=False),
+    Column("flagged_by", String(128), nullable=False),
+    Column("cleared_at", UtcDateTime),
+    Column("cleared_by", String(40)),  #: the run whose checkpoint did
+)
+
+#: Deletions of stale rows: each is backed up before, and can be put back until its backup expires.
+cleanup_operations = Table(
+    "cleanup_operations",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("table_name", String(256), nullable=False),
+    Column("date_column", String(128), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("cutoff", Date, nullable=False),  #: rows of dates before it are stale
+    Column("rows", Integer, nullable=False),  #: stale ones
+    Column("dates", Integer, nullable=False),
+    Column("oldest", Date),
+    Column("newest", Date),
+    Column("table_rows", Integer, nullable=False),  #: rows of the whole table before
+    Column("backup", Text),  #: where the rows are kept
+    Column("checksum", String(64)),  #: of the backup
+    Column("requested_by", String(128), nullable=False),
+    Column("owner", String(128)),  #: the process that works on it
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("backed_up_at", UtcDateTime),
+    Column("deleted_at", UtcDateTime),
+    Column("restored_at", UtcDateTime),
+    Column("restored_by", String(128)),
+    Column("expires_at", UtcDateTime),  #: when its backup is removed
+    Column("error", Text),
+    Index(None, "table_name", "created_at"),
+    Index(None, "state"),
+)
+
+#: What beat has had done: for each kind of work, the last due moment that is done, and who is at it.
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("done_slot", UtcDateTime),  #: the due moment that was last carried out
+    Column("lease_owner", String(128)),
+    Column("lease_until", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("outcome", Text),  #: in words
+    Column("error", Text),
+)
+
+#: Alerts: written down first, then delivered, so that a dead endpoint costs nothing but the message's delay.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("key", String(200), nullable=False),  #: what must be told once, e.g. `run-blocked RUN`
+    Column("kind", String(32), nullable=False),
+    Column("job", String(128)),
+    Column("run_id", String(40)),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),  #: pending, sending, sent, failed
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("lease_owner", String(128)),
+    Column("lease_until", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("sent_at", UtcDateTime),
+    Column("error", Text),
+    Index("uq_alerts_key", "key", unique=True),
+    Index(None, "state", "created_at"),
 )

@@ -14,7 +14,7 @@ from sqlalchemy.exc import StatementError
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.errors import DatesTaken, UserError
-from common.ledger import DateRow, DateState, Ledger, NewDate, Run, RunState, WindowState, open_ledger
+from common.ledger import DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -717,3 +717,15 @@ def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Led
     assert queued.utcoffset() == timedelta(0)
     claimed_date(ledger, run, FEB_23)
     assert ledger.last_activity(run.id) is None
+
+
+# -- alerts -------------------------------------------------------------------------------------------------------
+
+
+def test_alerts_of_one_key_are_written_down_once(ledger: Ledger) -> None:
+    alert = NewAlert(key="run-blocked R", kind="run-blocked", title="2 dates blocked", body="...", job=JOB, run_id="R")
+
+    written = at_once(4, lambda _: ledger.record_alert(alert))
+
+    assert sorted(written) == [False, False, False, True]
+    assert not ledger.record_alert(alert)
