@@ -29,11 +29,11 @@ AUDIT = "audit"  #: who clears a flag whose date was found to be as it should be
 KEYS: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
 
 SOME_MISSING = """
-    SELECT day, entity FROM (
-        SELECT t.day AS day, CAST(t.entity AS STRING) AS entity
+    SELECT day, CAST(entity AS STRING) AS entity FROM (
+        SELECT t.day AS day, t.entity AS entity
         FROM truth AS t LEFT JOIN published AS p ON p.day = t.day AND p.entity = t.entity
         WHERE t.entity IS NOT NULL AND p.entity IS NULL
-        GROUP BY day, entity
+        GROUP BY t.day, t.entity
     ) AS missing
     QUALIFY ROW_NUMBER() OVER (PARTITION BY day ORDER BY entity) <= @most
     ORDER BY day, entity
