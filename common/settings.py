@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
     undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
 
+    # Audit
+    audit_days: int = Field(30, ge=1, le=3650)  #: days up to yesterday that beat audits
+
     @property
     def gate_lease(self) -> timedelta:
         """How long a gate may go without a sign of life: longer than the jobs of one publication take."""

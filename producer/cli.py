@@ -16,6 +16,7 @@ from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
 from common.ledger import DateState
 from common.settings import read_settings
+from producer.cli_audit import add_audit_commands
 from producer.cli_setup import add_setup_commands
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
@@ -83,6 +84,12 @@ Force = Annotated[
     typer.Option("--force", help="Commit dates of low coverage, marked as forced for ever. Needs --reason."),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why the dates are forced; stored with them.")]
+Flagged = Annotated[
+    bool,
+    typer.Option(
+        "--flagged", help="The dates that `coverage --flag-incomplete` or the daily audit flagged, built anew."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is open; follow it with `watch`.")]
@@ -117,6 +124,7 @@ def plan(
     start_date: Start = None,
     end_date: End = None,
     dates: Dates = None,
+    flagged: Flagged = False,
     exclude: Exclude = None,
     reprocess: ReprocessOption = Reprocess.FAILED,
     newest_first: Newest = False,
@@ -129,8 +137,12 @@ def plan(
     window: Window = None,
 ) -> None:
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
-    days = _days(start_date, end_date, dates, exclude)
-    request = _request(job, days, exclude, reprocess, newest_first, fallback, _forced(force, reason))
+    because = _forced(force, reason)
+    if flagged:
+        days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess, as_json=as_json)
+    else:
+        days = _days(start_date, end_date, dates, exclude)
+    request = _request(job, days, exclude, reprocess, newest_first, fallback, because)
     settings = read_settings()
     site = open_site(settings)
     found = find_job(request.job)
@@ -154,6 +166,7 @@ def run(
     start_date: Start = None,
     end_date: End = None,
     dates: Dates = None,
+    flagged: Flagged = False,
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Run exactly what `plan --save` showed, or refuse.")
     ] = None,
@@ -177,12 +190,17 @@ def run(
     because = _forced(force, reason)
     stored = None
     if plan_file is not None:
-        if any((job, start_date, end_date, dates, exclude)):
-            raise UserError("--plan says which job and dates: give no --job, --start-date, --dates or --exclude")
+        if any((job, start_date, end_date, dates, exclude, flagged)):
+            raise UserError(
+                "--plan says which job and dates: give no --job, --start-date, --dates, --flagged or --exclude"
+            )
         stored = read_plan(plan_file)
         request = request_of(stored, plan_file)
     else:
-        days = _days(start_date, end_date, dates, exclude)
+        if flagged:
+            days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess)
+        else:
+            days = _days(start_date, end_date, dates, exclude)
         request = _request(job, days, exclude, reprocess, newest_first, fallback, because)
     settings = read_settings()
     launch = Launch(
@@ -271,6 +289,8 @@ def status(
         print_json(run_json(progress, rows))
     else:
         print_run(console, progress, rows)
+        if flags := site.ledger.flagged(progress.run.job):
+            console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {progress.run.job} --flagged`")
         if every_date:
             print_source_checks(console, rows)
         others = [one for one in latest if one.id != progress.run.id]
@@ -390,6 +410,7 @@ def demo() -> None:
 
 
 add_setup_commands(app)
+add_audit_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------
@@ -404,6 +425,38 @@ def _days(start: str | None, end: str | None, dates: list[str] | None, exclude: 
     return requested_days(span, input_list(dates or [], "--dates"), input_list(exclude or [], "--exclude"))
 
 
+def _flagged_days(
+    job: str | None,
+    start: str | None,
+    end: str | None,
+    dates: list[str] | None,
+    exclude: list[str] | None,
+    reprocess: Reprocess,
+    *,
+    as_json: bool = False,
+) -> tuple[tuple[date, ...], Reprocess]:
+    """The job's flagged dates, and that they are built whether or not they are checkpointed. Exits when none is."""
+    if start or end or dates:
+        raise UserError("--flagged says which dates: give no --start-date, --end-date or --dates")
+    if reprocess is Reprocess.NONE:
+        raise UserError("--flagged builds dates anew: it can't be had with --reprocess none")
+    found = find_job(_named(job))
+    flags = open_site(read_settings()).ledger.flagged(found.name)
+    if not flags:
+        if as_json:
+            print_json(None)
+        else:
+            make_console().print(f"no date of {found.name} is flagged: nothing to do")
+        raise typer.Exit(COMPLETE)
+    return requested_days(None, list(flags), input_list(exclude or [], "--exclude")), Reprocess.ALL
+
+
+def _named(job: str | None) -> str:
+    if job is None:
+        raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
+    return job
+
+
 def _request(
     job: str | None,
     days: tuple[date, ...],
@@ -413,11 +466,8 @@ def _request(
     fallback: Fallback | None,
     because: str | None,
 ) -> Request:
-    if job is None:
-        raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
-    find_job(job)
     return Request(
-        job=job,
+        job=find_job(_named(job)).name,
         days=days,
         excluded=input_list(exclude or [], "--exclude"),
         reprocess=reprocess,

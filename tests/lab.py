@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from google.api_core.exceptions import NotFound
 
@@ -67,6 +69,10 @@ class Tables(Protocol):
 
     def partitions(self, table: TableName) -> dict[str, bytes]: ...
 
+    def keep(self, table: TableName, day: date, date_column: str, column: str, value: str) -> None:
+        """Delete every row of the day but those with the value."""
+        ...
+
 
 class LocalTables:
     """Parquet files below a folder."""
@@ -89,6 +95,11 @@ class LocalTables:
         folder = self._root / table.dataset / table.table
         return {str(part.relative_to(folder)): part.read_bytes() for part in folder.glob("*=*/part.parquet")}
 
+    def keep(self, table: TableName, day: date, date_column: str, column: str, value: str) -> None:
+        part = self._root / table.dataset / table.table / f"{date_column}={day}" / "part.parquet"
+        rows = pq.ParquetFile(part).read()
+        pq.write_table(rows.filter(pc.field(column) == value), part)
+
 
 class EmulatedTables:
     """Tables of a BigQuery emulator, through the client."""
@@ -109,6 +120,10 @@ class EmulatedTables:
             day = next(str(value) for value in row.values() if isinstance(value, date))
             found.setdefault(day, []).append(repr(sorted(row.items())))
         return {day: "\n".join(sorted(rows)).encode() for day, rows in sorted(found.items())}
+
+    def keep(self, table: TableName, day: date, date_column: str, column: str, value: str) -> None:
+        where = f"{date_column} = DATE '{day}' AND {column} != '{value}'"
+        self._client.query(f"DELETE FROM {table} WHERE {where}").result()
 
     def _all(self, table: TableName) -> list[dict[str, Any]]:
         try:
@@ -158,6 +173,10 @@ class Lab:
         types = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
         rows = [{"name": name, "value": float(n), "trick": trick, "spoil": spoil} for n, name in enumerate(names)]
         self.load(f"probe.{table}", day, rows, types)
+
+    def keep_only(self, table: str, day: date, column: str, value: str, date_column: str = "game_date") -> None:
+        """Delete the other published rows of a day, with nothing of ours."""
+        self.tables.keep(TableName.parse(table), day, date_column, column, value)
 
     def drop(self, table: str) -> None:
         self.tables.drop(TableName.parse(table))

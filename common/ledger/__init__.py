@@ -1,5 +1,6 @@
 """The database of runs, dates and checkpoints: the truth about what was done."""
 
+from common.ledger.flags import Flag, NewFlag
 from common.ledger.records import Checkpoint, DateRow, NewAlert, NewDate, NewRun, Progress, Run
 from common.ledger.runs import dates_taken
 from common.ledger.states import DateState, RunState, WindowState
@@ -9,9 +10,11 @@ __all__ = [
     "Checkpoint",
     "DateRow",
     "DateState",
+    "Flag",
     "Ledger",
     "NewAlert",
     "NewDate",
+    "NewFlag",
     "NewRun",
     "Progress",
     "Run",

@@ -13,6 +13,7 @@ from common.clock import utcnow
 from common.coverage import Verdict
 from common.errors import DatesTaken
 from common.ledger.database import Database
+from common.ledger.flags import clear_open, reopen
 from common.ledger.records import Checkpoint
 from common.ledger.rows import checkpoint_of, checkpoint_values, moved
 from common.ledger.states import DateState
@@ -25,7 +26,8 @@ class Checkpoints(Database):
     def checkpoint(self, run_id: str, days: Collection[date]) -> list[date]:
         """Prove published dates complete; returns those that were in that state. One transaction.
 
-        Only a published date with a passing verdict can be checkpointed: there is no other way to write one.
+        Only a published date with a passing verdict can be checkpointed: there is no other way to write one. It clears
+        the date's flag.
         """
         if not days:
             return []
@@ -53,6 +55,7 @@ class Checkpoints(Database):
             _remember(connection, run_id, earlier)
             connection.execute(delete(checkpoints).where(earlier))
             connection.execute(insert(checkpoints), [checkpoint_values(row, now) for row in found])
+            clear_open(connection, job, proven, run_id, now)
             connection.execute(
                 update(run_dates)
                 .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(proven))
@@ -71,7 +74,8 @@ class Checkpoints(Database):
     def withdraw(self, run_id: str, days: Collection[date]) -> None:
         """Remove an ended run's checkpoints of the days, before their rows go, and hold the days for its undoing.
 
-        No checkpoint is ever without its rows, and no other run can take the days until `undone` or `let_go`. Raises
+        No checkpoint is ever without its rows, and no other run can take the days until `undone` or `let_go`. A flag
+        that such a checkpoint cleared is open again: what was wrong with its date is about to come back. Raises
         `DatesTaken`, and changes nothing, when an active run holds one of them or another run's checkpoint stands.
         """
         these = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
@@ -86,6 +90,7 @@ class Checkpoints(Database):
                 if later is not None:
                     raise DatesTaken(f"run {later.run_id} has checkpointed {later.day} meanwhile", run=later.run_id)
                 connection.execute(delete(checkpoints).where(of_days))
+                reopen(connection, job, days, run_id)
         except IntegrityError as exc:
             raise DatesTaken(f"a run holds some of the dates of run {run_id} now: wait for its end", run="") from exc
 

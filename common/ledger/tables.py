@@ -180,14 +180,14 @@ flagged_dates = Table(
     metadata,
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
-    Column("finding", String(16), nullable=False),  #: incomplete, missing or changed
+    Column("finding", String(16), nullable=False),  #: incomplete, missing, duplicated or changed
     Column("reason", Text, nullable=False),
     Column("expected", Integer),
     Column("matched", Integer),
     Column("flagged_at", UtcDateTime, nullable=False),
     Column("flagged_by", String(128), nullable=False),
     Column("cleared_at", UtcDateTime),
-    Column("cleared_by", String(40)),  #: the run whose checkpoint did
+    Column("cleared_by", String(40)),  #: the run whose checkpoint did, or `audit`
 )
 
 #: Deletions of stale rows: each is backed up before, and can be put back until its backup expires.

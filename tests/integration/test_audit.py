@@ -1,0 +1,430 @@
+"""What was written behind the tool's back is found, told, and repaired by a run of just those dates."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner, Result
+
+from common.audit import Audit, Finding, audit_dates, record_audit
+from common.clock import today
+from common.errors import SchemaMismatch, TableNotFound, UserError
+from common.job import find_job
+from common.ledger import NewFlag, RunState
+from common.schema import TableName, arrow_schema
+from producer.cli import app
+from producer.plan import Reprocess
+from producer.undo import plan_undo, undo
+from tests.lab import Lab, players
+from worker.audit import AuditFailed, audit_recent
+
+YESTERDAY = today() - timedelta(days=1)
+DAYS = [YESTERDAY - timedelta(days=n) for n in (4, 3, 2, 1, 0)]
+TARGET = "probe.probe"
+PROBE_COLUMNS = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "source": "STRING"}
+SOURCE_COLUMNS = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+COVERAGE = ("coverage", "--job", "probe")
+
+
+def expect(lab: Lab, *days: date, count: int = 20) -> None:
+    """So many are expected on each of the days, and the first source has them."""
+    listed = [(name, day, float(n), None, "") for day in days for n, name in enumerate(players(count))]
+    rows = pa.table([list(column) for column in zip(*listed, strict=True)], schema=arrow_schema(SOURCE_COLUMNS))
+    for table in ("expected", "first"):
+        lab.site.warehouse.load(TableName("probe", table), "day", rows)
+
+
+def write(lab: Lab, day: date, count: int) -> None:
+    """Rows of the target that no run wrote."""
+    lab.load(TARGET, day, [{"name": name} for name in players(count)], PROBE_COLUMNS)
+
+
+def audit(lab: Lab, *days: date, job: str = "probe") -> Audit:
+    return audit_dates(find_job(job), days, lab.site.warehouse, lab.site.ledger)
+
+
+def findings(lab: Lab, *days: date) -> dict[date, Finding]:
+    return {one.day: one.finding for one in audit(lab, *days).dates}
+
+
+def alerts(lab: Lab) -> list[dict[str, Any]]:
+    """Every alert that was written down, oldest first, read with nothing of ours."""
+    with closing(sqlite3.connect(lab.home / "ledger.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM alerts ORDER BY created_at")]
+
+
+def command(lab: Lab, *arguments: str) -> Result:
+    """The command in this process, which spares its start."""
+    environment = {name: value for name, value in lab.environment().items() if name.startswith("BACKFILL_")}
+    return CliRunner().invoke(app, arguments, env=environment)
+
+
+def coverage(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
+    ran = command(lab, *COVERAGE, *arguments, "--json")
+    assert not ran.stderr, ran.stderr
+    return ran.exit_code, json.loads(ran.stdout)
+
+
+def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
+    lab, day = any_lab, YESTERDAY
+    expect(lab, day, count=187)
+    run = lab.run([day], "probe").run
+    whole = lab.published(TARGET, day, "day")
+    assert "1 complete; 0 newly flagged" in audit_recent(lab.opened_again())
+    assert alerts(lab) == []
+
+    lab.keep_only(TARGET, day, "name", "player042", "day")
+    outcome = audit_recent(lab.opened_again())
+
+    assert "probe: 1 incomplete; 1 newly flagged" in outcome
+    flag = lab.site.ledger.flagged("probe")[day]
+    assert (flag.finding, flag.expected, flag.matched) == ("incomplete", 187, 1)
+    (alert,) = alerts(lab)
+    assert (alert["kind"], alert["job"], alert["state"]) == ("audit", "probe", "pending")
+    assert f"{day} incomplete 1/187 (0.5 %), missing 186: player000, player001" in alert["body"]
+    assert "backfill run --job probe --flagged" in alert["body"]
+    code, report = coverage(lab, "--last-days", "1")
+    (found,) = report["dates"]
+    assert (code, found["finding"], found["matched"], found["changed"]) == (3, "incomplete", 1, True)
+    assert (found["written_by"], found["checkpoint"]) == ("not by a run", run.id)
+    assert found["missing"][:2] == ["player000", "player001"]
+
+    repaired = lab.command("run", "--job", "probe", "--flagged", "--sequential")
+
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert sorted(map(str, lab.published(TARGET, day, "day"))) == sorted(map(str, whole))
+    assert lab.site.ledger.flagged("probe") == {}
+    code, report = coverage(lab, "--last-days", "1")
+    assert (code, report["fine"], report["counts"]["complete"]) == (0, True, 1)
+    assert "probe: 1 complete; 0 newly flagged" in audit_recent(lab.opened_again())
+    assert len(alerts(lab)) == 1
+
+
+def test_what_nobody_proved_what_came_late_and_what_is_missing_are_found(any_lab: Lab) -> None:
+    lab = any_lab
+    by_hand, partly_by_hand, late, missing, changed = DAYS
+    expect(lab, *DAYS)
+    lab.run([late, changed], "probe")
+    write(lab, by_hand, 20)
+    write(lab, partly_by_hand, 17)
+    expect(lab, late, count=30)
+    write(lab, changed, 20)
+
+    found = audit(lab, *DAYS)
+
+    assert {one.day: one.finding for one in found.dates} == {
+        by_hand: Finding.COMPLETE,
+        partly_by_hand: Finding.INCOMPLETE,
+        late: Finding.INCOMPLETE,
+        missing: Finding.MISSING,
+        changed: Finding.CHANGED,
+    }
+    whole, partial, grown, nothing, _ = found.dates
+    assert (whole.written_by, partial.written_by, nothing.written_by) == ("not by a run", "not by a run", "-")
+    assert grown.written_by.startswith("run ")
+    assert partial.missing == tuple(players(20)[17:])
+    assert grown.names_in_words() == f"missing 10: {', '.join(players(30)[20:])}"
+    assert (nothing.lacking, len(nothing.missing)) == (20, 12)
+    record_audit(found, lab.site.ledger, "a test")
+    lab.run(list(lab.site.ledger.flagged("probe")), "probe", reprocess=Reprocess.ALL)
+    assert lab.site.ledger.flagged("probe") == {}
+    assert set(findings(lab, *DAYS).values()) == {Finding.COMPLETE}
+
+
+def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twice_are_found(any_lab: Lab) -> None:
+    expect(any_lab, DAYS[0])
+    found = audit(any_lab, *DAYS[:2])
+    assert [one.finding for one in found.dates] == [Finding.MISSING, Finding.SKIPPED]
+    assert found.notes == (f"target {TARGET} does not exist: it holds no rows of any date",)
+    assert not found.is_fine
+
+    rows = [{"name": name} for name in [*players(20), "player003", "player004", "player004"]]
+    any_lab.load(TARGET, DAYS[0], rows, PROBE_COLUMNS)
+    (twice,) = audit(any_lab, DAYS[0]).dates
+    assert (twice.finding, twice.seen.duplicates, twice.seen.rows, twice.seen.matched) == (
+        Finding.DUPLICATED,
+        2,
+        23,
+        20,
+    )
+
+
+# -- on files only ------------------------------------------------------------------------------------------------
+
+
+def test_strangers_do_not_stand_in_for_who_is_missing(lab: Lab) -> None:
+    expect(lab, YESTERDAY)
+    lab.load(TARGET, YESTERDAY, [{"name": name} for name in players(20, "stranger")], PROBE_COLUMNS)
+    (found,) = audit(lab, YESTERDAY).dates
+    assert (found.finding, found.seen.matched, found.seen.rows) == (Finding.INCOMPLETE, 0, 20)
+
+
+def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab) -> None:
+    lab.probe("expected", YESTERDAY, players(20))
+    lab.probe("first", YESTERDAY, players(5))
+    run = lab.run([YESTERDAY], "probe", because="the league lost the box scores").run
+
+    listed = command(lab, *COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
+
+    assert (listed.exit_code, lab.site.ledger.flagged("probe")) == (0, {})
+    assert f"forced by run {run.id}, rows as committed; now 5 of 20" in listed.stdout.replace("\n", " ")
+    assert "flagged: 0 date(s)" in listed.stdout
+    write(lab, YESTERDAY, 4)
+    code, report = coverage(lab, "--dates", str(YESTERDAY), "--flag-incomplete")
+    (found,) = report["dates"]
+    assert (code, found["finding"], found["forced"], found["changed"]) == (3, "incomplete", True, True)
+    assert report["flagged"] == [str(YESTERDAY)]
+
+
+def test_the_calendar_and_the_skip_rule_are_heeded(lab: Lab) -> None:
+    game, half, nobody, no_game = (date(2023, 2, n) for n in (1, 2, 3, 4))
+    bootstrap = date(2022, 10, 20)
+    for day in (game, half, nobody, bootstrap):
+        lab.schedule(day, games=1)
+    lab.summary(game, players(20))
+    lab.summary(half, players(8))
+    lab.summary(bootstrap, players(20))
+    found = audit(lab, game, half, nobody, no_game, bootstrap, job="player_composite_factors")
+    assert {one.day: (one.finding, one.to_flag) for one in found.dates} == {
+        game: (Finding.MISSING, True),
+        half: (Finding.TRUTH_INCOMPLETE, False),
+        nobody: (Finding.TRUTH_INCOMPLETE, False),
+        no_game: (Finding.SKIPPED, False),
+        bootstrap: (Finding.SKIPPED, False),
+    }
+    lab.drop("nba_reference.schedule")
+    noted = audit(lab, nobody, job="player_composite_factors")
+    assert any("nba_reference.schedule does not exist" in note for note in noted.notes)
+
+
+def test_dates_that_a_run_holds_are_not_judged(lab: Lab) -> None:
+    expect(lab, *DAYS[:2])
+    run, deps, dispatcher = lab.opened(DAYS[:1], "probe")
+    code, report = coverage(lab, "--dates", f"{DAYS[0]},{DAYS[1]}", "--flag-incomplete")
+    assert [one["finding"] for one in report["dates"]] == ["held", "missing"]
+    assert run.id in report["dates"][0]["reason"]
+    assert (code, report["flagged"]) == (3, [str(DAYS[1])])
+    dispatcher.drain(deps, lambda: None)
+    assert lab.site.ledger.run(run.id).state is RunState.SUCCEEDED
+    assert findings(lab, DAYS[0]) == {DAYS[0]: Finding.COMPLETE}
+
+
+def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.audit.DATES_AT_ONCE", 2)
+    expect(lab, *DAYS)
+    lab.run(DAYS[:4], "probe")
+    write(lab, DAYS[1], 3)
+    assert list(findings(lab, *reversed(DAYS)).items()) == [
+        (DAYS[0], Finding.COMPLETE),
+        (DAYS[1], Finding.INCOMPLETE),
+        (DAYS[2], Finding.COMPLETE),
+        (DAYS[3], Finding.COMPLETE),
+        (DAYS[4], Finding.MISSING),
+    ]
+
+
+def test_what_can_not_be_read_is_an_error_not_a_finding(lab: Lab) -> None:
+    with pytest.raises(TableNotFound, match=r"probe\.expected"):
+        audit(lab, YESTERDAY)
+    expect(lab, YESTERDAY)
+    write(lab, YESTERDAY, 20)
+    part = lab.home / "warehouse" / "probe" / "probe" / f"day={YESTERDAY}" / "part.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(SchemaMismatch, match="not a readable Parquet file"):
+        audit(lab, YESTERDAY)
+
+
+def test_undoing_the_repair_brings_the_flag_back(lab: Lab) -> None:
+    expect(lab, YESTERDAY)
+    lab.run([YESTERDAY], "probe")
+    lab.keep_only(TARGET, YESTERDAY, "name", "player001", "day")
+    record_audit(audit(lab, YESTERDAY), lab.site.ledger, "a test")
+    repair = lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL).run
+    assert lab.site.ledger.flagged("probe") == {}
+    undo(plan_undo(repair.id, lab.site), lab.site, "a test")
+    assert findings(lab, YESTERDAY) == {YESTERDAY: Finding.INCOMPLETE}
+    assert list(lab.site.ledger.flagged("probe")) == [YESTERDAY]
+
+
+# -- the commands -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--start-date", "2023-02-23", "--end-date", "2999-01-01"], "is in the future", id="future"),
+        pytest.param(["--dates", "2999-01-01"], "is in the future", id="future-date"),
+        pytest.param(["--start-date", "2023-02-24", "--end-date", "2023-02-23"], "before the start", id="reversed"),
+        pytest.param(["--start-date", "2023-02-23"], "give both --start-date and --end-date", id="no-end"),
+        pytest.param([], "give one of", id="no-dates"),
+        pytest.param(["--dates", "2023-02-23", "--last-days", "3"], "give one of", id="two-ways"),
+        pytest.param(["--last-days", "0"], "--last-days", id="no-day"),
+    ],
+)
+def test_bad_ranges_are_refused(arguments: list[str], says: str) -> None:
+    refused = CliRunner().invoke(app, [*COVERAGE, *arguments])
+    assert refused.exit_code != 0
+    assert refused.stdout == ""
+    assert says in f"{refused.exception} {refused.stderr}"
+
+
+def test_a_future_date_ends_in_one_line_and_changes_nothing(lab: Lab) -> None:
+    refused = lab.command(*COVERAGE, "--start-date", "2023-02-23", "--end-date", "2999-01-01", "--flag-incomplete")
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+    assert "is in the future: the last date that can be asked for" in refused.stderr
+
+
+def test_the_report_counts_lists_what_is_wrong_and_says_what_to_run(lab: Lab) -> None:
+    expect(lab, *DAYS[:3])
+    lab.run(DAYS[:2], "probe")
+    write(lab, DAYS[1], 3)
+    span = ("--start-date", str(DAYS[0]), "--end-date", str(DAYS[2]))
+
+    shown = command(lab, *COVERAGE, *span)
+
+    assert shown.exit_code == 3
+    assert "3 date(s): 1 complete, 1 incomplete, 1 missing" in shown.stdout
+    listed = [line.split()[:4] for line in shown.stdout.splitlines() if line.startswith(str(today().year))]
+    assert listed == [[str(DAYS[1]), "incomplete", "3/20", "15.0"], [str(DAYS[2]), "missing", "0/20", "0.0"]]
+    assert "with --flag-incomplete, then: backfill run --job probe --flagged" in shown.stdout
+    assert lab.site.ledger.flagged("probe") == {}
+    flagged = command(lab, *COVERAGE, *span, "--flag-incomplete", "--every-date")
+    assert "flagged: 2 date(s)" in flagged.stdout
+    assert "next: backfill run --job probe --flagged" in flagged.stdout
+    assert str(DAYS[0]) in flagged.stdout.partition("date ")[2]
+    assert "flagged  2 date(s)" in command(lab, "status").stdout
+
+
+def test_flagged_dates_alone_are_planned_and_built_though_checkpointed(lab: Lab) -> None:
+    expect(lab, *DAYS[:3])
+    lab.run(DAYS[:3], "probe")
+    flags = [NewFlag(day=day, finding="incomplete", reason="1 of 20") for day in DAYS[:2]]
+    lab.site.ledger.flag_dates("probe", flags, "a test")
+
+    planned = json.loads(command(lab, "plan", "--job", "probe", "--flagged", "--json").stdout)
+    assert [(step["day"], step["action"]) for step in planned["steps"]] == [(str(day), "build") for day in DAYS[:2]]
+    ran = command(lab, "run", "--job", "probe", "--flagged", "--exclude", str(DAYS[1]), "--sequential")
+
+    assert ran.exit_code == 0, ran.output
+    (row,) = lab.site.ledger.dates(lab.site.ledger.latest_runs(1)[0].id)
+    assert (row.day, row.rows) == (DAYS[0], 20)
+    assert list(lab.site.ledger.flagged("probe")) == [DAYS[1]]
+
+
+def test_without_a_flag_there_is_nothing_to_do(lab: Lab) -> None:
+    ran = command(lab, "run", "--job", "probe", "--flagged")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (0, "no date of probe is flagged: nothing to do\n", "")
+    assert lab.site.ledger.latest_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--dates", "2023-02-23"], "--flagged says which dates", id="dates"),
+        pytest.param(["--start-date", "2023-02-23"], "--flagged says which dates", id="range"),
+        pytest.param(["--reprocess", "none"], "--reprocess none", id="none"),
+    ],
+)
+def test_flagged_goes_with_no_other_choice_of_dates(arguments: list[str], says: str) -> None:
+    refused = CliRunner().invoke(app, ["run", "--job", "probe", "--flagged", *arguments])
+    assert isinstance(refused.exception, UserError)
+    assert says in str(refused.exception)
+
+
+# -- the daily audit ----------------------------------------------------------------------------------------------
+
+
+def test_only_what_runs_have_dealt_with_is_audited_daily(lab: Lab) -> None:
+    expect(lab, *DAYS)
+    deps = lab.opened_again()
+    assert "probe: never run, not audited" in audit_recent(deps)
+    lab.run(DAYS[3:4], "probe")
+
+    outcome = audit_recent(deps)
+
+    assert "probe: 1 complete, 1 missing; 1 newly flagged" in outcome
+    assert "player_composite_factors: never run" in outcome
+    assert list(lab.site.ledger.flagged("probe")) == [YESTERDAY]
+    (alert,) = alerts(lab)
+    assert f"{YESTERDAY} missing 0/20 (0.0 %)" in alert["body"]
+
+
+def test_what_was_told_is_not_told_again_and_what_is_new_is(lab: Lab) -> None:
+    expect(lab, *DAYS)
+    lab.run(DAYS, "probe")
+    deps = lab.opened_again()
+    write(lab, DAYS[0], 3)
+    audit_recent(deps)
+    assert "1 incomplete; 0 newly flagged" in audit_recent(deps)
+    assert len(alerts(lab)) == 1
+    write(lab, DAYS[1], 3)
+    write(lab, DAYS[2], 3)
+    assert "2 newly flagged" in audit_recent(deps)
+    first, second = alerts(lab)
+    assert [f"{day} incomplete" in second["body"] for day in DAYS[:3]] == [False, True, True]
+    assert second["title"] == "probe: 2 date(s) are not as they must be"
+    assert first["key"] != second["key"]
+
+
+def test_an_audit_that_died_before_it_flagged_tells_once(lab: Lab) -> None:
+    expect(lab, *DAYS)
+    lab.run(DAYS, "probe")
+    write(lab, DAYS[0], 3)
+    deps = lab.opened_again()
+    audit_recent(deps)
+    lab.site.ledger.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
+    audit_recent(deps)
+    assert (len(alerts(lab)), list(lab.site.ledger.flagged("probe"))) == (1, [DAYS[0]])
+
+
+def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
+    expect(lab, YESTERDAY)
+    lab.run([YESTERDAY], "probe")
+    flag = NewFlag(day=YESTERDAY, finding="missing", reason="of yesterday's")
+    lab.site.ledger.flag_dates("probe", [flag], "a test")
+    assert "1 flag(s) cleared" in audit_recent(lab.opened_again())
+    assert lab.site.ledger.flags("probe")[YESTERDAY].cleared_by == "audit"
+
+
+def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
+    expect(lab, DAYS[0])
+    expect(lab, DAYS[1])
+    lab.run(DAYS[:2], "probe")
+    part = lab.home / "warehouse" / "probe" / "expected" / f"day={DAYS[1]}" / "part.parquet"
+    part.unlink()
+    deps = lab.opened_again()
+    assert "1 truth incomplete" in audit_recent(deps)
+    audit_recent(deps)
+    (alert,) = alerts(lab)
+    assert "20 were expected when run" in alert["body"]
+    assert lab.site.ledger.flagged("probe") == {}
+
+
+def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) -> None:
+    expect(lab, *DAYS)
+    lab.run(DAYS, "probe")
+    lab.run(DAYS, "probe_in_a_hurry")
+    write(lab, YESTERDAY, 3)
+    lab.keep_only("probe.probe_in_a_hurry", DAYS[0], "name", "player001", "day")
+    (lab.home / "warehouse" / "probe" / "probe" / f"day={DAYS[2]}" / "part.parquet").write_bytes(b"no Parquet")
+
+    with pytest.raises(AuditFailed, match=r"1 job\(s\) could not be audited: probe: ") as failed:
+        audit_recent(lab.opened_again())
+
+    assert "probe_in_a_hurry: 4 complete, 1 incomplete; 1 newly flagged" in str(failed.value)
+    assert lab.site.ledger.flagged("probe") == {}
+    assert list(lab.site.ledger.flagged("probe_in_a_hurry")) == [DAYS[0]]
+
+
+def test_a_job_whose_expectation_does_not_exist_is_named(lab: Lab) -> None:
+    expect(lab, YESTERDAY)
+    lab.run([YESTERDAY], "probe")
+    lab.drop("probe.expected")
+    assert "probe: not audited: its expectation probe.expected does not exist" in audit_recent(lab.opened_again())

@@ -1,0 +1,157 @@
+"""What every ledger promises of flagged dates: one suite, each database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import pytest
+
+from common.clock import utcnow
+from common.errors import DatesTaken
+from common.ledger import DateState, Ledger, NewDate, NewFlag, RunState
+from tests.builders import (
+    DAYS,
+    FEB_23,
+    FEB_24,
+    FEB_25,
+    JOB,
+    blocked_date,
+    checkpointed_date,
+    new_run,
+    published_date,
+    queued_run,
+    race,
+)
+
+
+def flag(day: date, finding: str = "incomplete") -> NewFlag:
+    return NewFlag(day=day, finding=finding, reason="1 of 187", expected=187, matched=1)
+
+
+def flagged(ledger: Ledger, days: Sequence[date] = DAYS) -> None:
+    ledger.flag_dates(JOB, [flag(day) for day in days], "an audit")
+
+
+def test_a_flag_reads_back_as_it_was_written(ledger: Ledger) -> None:
+    before = utcnow()
+    flagged(ledger, [FEB_24, FEB_23])
+    found = ledger.flagged(JOB)
+    assert list(found) == [FEB_23, FEB_24]
+    one = found[FEB_23]
+    assert (one.job, one.finding, one.reason, one.expected, one.matched) == (JOB, "incomplete", "1 of 187", 187, 1)
+    assert before <= one.flagged_at <= utcnow()
+    assert (one.flagged_by, one.cleared_at, one.cleared_by) == ("an audit", None, None)
+
+
+def test_flags_are_of_one_job_and_none_is_no_flag(ledger: Ledger) -> None:
+    ledger.flag_dates("teams", [flag(FEB_23)], "an audit")
+    ledger.flag_dates(JOB, [], "an audit")
+    assert ledger.flagged(JOB) == {}
+    assert list(ledger.flagged("teams")) == [FEB_23]
+
+
+def test_flagging_again_renews_a_flag_and_opens_a_cleared_one(ledger: Ledger) -> None:
+    flagged(ledger, [FEB_23, FEB_24])
+    first = ledger.flagged(JOB)[FEB_23]
+    assert ledger.clear_flags(JOB, [FEB_23], "audit") == [FEB_23]
+    ledger.flag_dates(JOB, [flag(FEB_23, "missing"), flag(FEB_24, "changed")], "somebody")
+    found = ledger.flagged(JOB)
+    assert {day: one.finding for day, one in found.items()} == {FEB_23: "missing", FEB_24: "changed"}
+    assert found[FEB_23].flagged_at > first.flagged_at
+    assert found[FEB_23].flagged_by == "somebody"
+
+
+def test_clearing_tells_which_dates_were_flagged(ledger: Ledger) -> None:
+    flagged(ledger, [FEB_23, FEB_24])
+    assert ledger.clear_flags(JOB, DAYS, "audit") == [FEB_23, FEB_24]
+    assert ledger.clear_flags(JOB, DAYS, "somebody else") == []
+    assert ledger.clear_flags(JOB, [], "audit") == []
+    assert {one.cleared_by for one in ledger.flags(JOB).values()} == {"audit"}
+    assert ledger.flagged(JOB) == {}
+
+
+def test_a_checkpoint_clears_the_flag_of_its_date_only(ledger: Ledger) -> None:
+    flagged(ledger)
+    ledger.flag_dates("teams", [flag(FEB_23)], "an audit")
+    run = queued_run(ledger)
+    checkpointed_date(ledger, run, FEB_23)
+    blocked_date(ledger, run, FEB_24)
+    assert list(ledger.flagged(JOB)) == [FEB_24, FEB_25]
+    assert list(ledger.flagged("teams")) == [FEB_23]
+    cleared = ledger.flags(JOB)[FEB_23]
+    assert cleared.cleared_by == run.id
+    assert cleared.cleared_at == ledger.checkpoints(JOB, FEB_23, FEB_23)[FEB_23].checkpointed_at
+
+
+def test_a_flag_of_before_keeps_who_cleared_it_when_its_date_is_checkpointed_again(ledger: Ledger) -> None:
+    flagged(ledger, [FEB_23])
+    first = queued_run(ledger)
+    checkpointed_date(ledger, first, FEB_23)
+    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    checkpointed_date(ledger, queued_run(ledger), FEB_23)
+    assert ledger.flags(JOB)[FEB_23].cleared_by == first.id
+
+
+def test_what_is_published_but_not_proven_stays_flagged(ledger: Ledger) -> None:
+    flagged(ledger)
+    run = queued_run(ledger)
+    published_date(ledger, run, FEB_23, verdict=None)
+    assert ledger.checkpoint(run.id, DAYS) == []
+    assert list(ledger.flagged(JOB)) == list(DAYS)
+
+
+def test_undoing_the_run_that_repaired_a_date_flags_it_again(ledger: Ledger) -> None:
+    flagged(ledger, [FEB_23, FEB_24])
+    ledger.clear_flags(JOB, [FEB_24], "audit")
+    run = queued_run(ledger)
+    for day in (FEB_23, FEB_24):
+        checkpointed_date(ledger, run, day)
+    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    ledger.withdraw(run.id, [FEB_23, FEB_24])
+    ledger.undone(run.id, [], "somebody")
+    assert list(ledger.flagged(JOB)) == [FEB_23]
+    assert ledger.flags(JOB)[FEB_24].cleared_by == "audit"
+
+
+def test_a_refused_undo_leaves_the_flag_cleared(ledger: Ledger) -> None:
+    flagged(ledger, [FEB_23])
+    first = queued_run(ledger)
+    checkpointed_date(ledger, first, FEB_23)
+    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    second = queued_run(ledger)
+    checkpointed_date(ledger, second, FEB_23)
+    ledger.move_run(second.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    with pytest.raises(DatesTaken):
+        ledger.withdraw(first.id, [FEB_23])
+    assert ledger.flagged(JOB) == {}
+
+
+def test_the_first_day_of_a_job_is_the_earliest_that_any_run_of_it_dealt_with(ledger: Ledger) -> None:
+    assert ledger.first_day(JOB) is None
+    queued_run(ledger, [FEB_24])
+    ledger.open_run(new_run([FEB_23], job="teams"))
+    assert (ledger.first_day(JOB), ledger.first_day("teams")) == (FEB_24, FEB_23)
+    ended = NewDate(day=FEB_23, state=DateState.SKIPPED, facts={"reason": "bootstrap", "verdict": "skipped"})
+    ledger.open_run(new_run(dates=(ended,)))
+    assert ledger.first_day(JOB) == FEB_23
+
+
+FLAGGING = """
+from datetime import date
+from common.ledger import NewFlag, open_ledger
+
+def flag_all(wait, url, by):
+    ledger = open_ledger(url, create=False)
+    flags = [NewFlag(day=date(2023, 2, n), finding="missing", reason=by) for n in range(1, 29)]
+    wait()
+    for _ in range(5):
+        ledger.flag_dates("players", flags, by)
+    ledger.close()
+    return by
+"""
+
+
+def test_audits_that_flag_the_same_dates_at_once_leave_one_flag_each(ledger_url: str, ledger: Ledger) -> None:
+    race(FLAGGING, *(("flag_all", ledger_url, f"audit {n}") for n in range(3)))
+    assert len(ledger.flagged(JOB)) == 28
