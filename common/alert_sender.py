@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from typing import Any, cast
+from typing import Any
 
 from common.processes import die_with_parent
 
@@ -66,7 +66,7 @@ def _sent(message: dict[str, Any], seconds: float) -> str | None:
             title=message["title"],
             body=message["body"],
             body_format=NotifyFormat.TEXT,
-            log_callback=lambda entry, _: said.append(cast(str, entry.message)),
+            log_callback=lambda entry, _: said.append(entry.message),
             log_level=logging.WARNING,
         )
     except Exception as exc:  # noqa: BLE001 - the edge: plugins raise what they like, and its text may hold secrets

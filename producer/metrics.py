@@ -92,7 +92,7 @@ class Watched:
 def _log_failure(what: str) -> Callable[[Exception], None]:
     def failed(exc: Exception) -> None:
         told = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
-        log.warning("scrape_failed", what=what, error=told)
+        log.warning("not_read", what=what, error=told)
 
     return failed
 
@@ -329,8 +329,8 @@ def tell_what_waits(settings: Settings) -> None:
             deliver(ledger, settings, identity())
         finally:
             ledger.close()
-    except BackfillError as exc:
-        log.warning("not_told", error=str(exc))
+    except Exception as exc:  # noqa: BLE001 - the edge: this is asked again in a minute, whatever goes wrong
+        _log_failure("alerts")(exc)
 
 
 def _age(since: datetime, now: datetime) -> float:
