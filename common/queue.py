@@ -26,6 +26,7 @@ from common.settings import Settings
 PROCESS_DATE = "backfill.process_date"
 CLOSE_WINDOW = "backfill.close_window"
 RECONCILE = "backfill.reconcile"
+AFTER_RUN = "backfill.after_run"
 
 DATES_QUEUE = "backfill"
 GATE_QUEUE = "gate"
@@ -74,6 +75,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
             PROCESS_DATE: {"queue": DATES_QUEUE},
             CLOSE_WINDOW: {"queue": GATE_QUEUE},
             RECONCILE: {"queue": MAINTENANCE_QUEUE},
+            AFTER_RUN: {"queue": MAINTENANCE_QUEUE},
         },
         enable_utc=True,
     )
@@ -89,6 +91,10 @@ class Dispatcher(Protocol):
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
         """Have the window closed. Sending again does no harm."""
+        ...
+
+    def send_after_run(self, run: str) -> None:
+        """Have the end of a run told. Sending again does no harm."""
         ...
 
 
@@ -133,6 +139,19 @@ class CeleryDispatcher:
                 queue=MAINTENANCE_QUEUE,
                 ignore_result=True,
                 expires=None if lost_tasks else RECONCILE_SECONDS,
+                argsrepr=f"run={run}",
+                kwargsrepr="",
+            )
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def send_after_run(self, run: str) -> None:
+        try:
+            self._app.send_task(
+                AFTER_RUN,
+                args=(run,),
+                queue=MAINTENANCE_QUEUE,
+                ignore_result=True,
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.alert_kinds import KINDS, named_kinds
 from common.errors import UserError
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import Limits
@@ -44,6 +46,23 @@ class Settings(BaseSettings):
 
     # Audit
     audit_days: int = Field(30, ge=1, le=3650)  #: days up to yesterday that beat audits
+    # alerts
+    alerts: SecretStr | None = None  #: apprise URLs, separated by white space or commas; None tells nobody
+    alert_kinds: str | None = None  #: the kinds to deliver, separated by commas; None delivers all
+    alert_timeout_seconds: float = Field(10.0, gt=0, le=120)  #: that telling all endpoints may take together
+    alert_retry_seconds: float = Field(60.0, ge=0)  #: before what was not taken is sent again; it doubles each time
+
+    @field_validator("alert_kinds")
+    @classmethod
+    def _known_kinds(cls, value: str | None) -> str | None:
+        if not set(named_kinds(value)) <= set(KINDS):
+            raise PydanticCustomError("alert_kinds", "Known kinds are {known}", {"known": ", ".join(KINDS)})
+        return value
+
+    @property
+    def wanted_kinds(self) -> tuple[str, ...]:
+        """The kinds of alert that are delivered."""
+        return KINDS if self.alert_kinds is None else named_kinds(self.alert_kinds)
 
     @property
     def gate_lease(self) -> timedelta:

@@ -16,7 +16,9 @@ from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
 from common.ledger import DateState
 from common.settings import read_settings
+from producer.cli_alerts import add_alert_commands
 from producer.cli_audit import add_audit_commands
+from producer.cli_metrics import add_metrics_command
 from producer.cli_setup import add_setup_commands
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
@@ -411,6 +413,8 @@ def demo() -> None:
 
 add_setup_commands(app)
 add_audit_commands(app)
+add_alert_commands(app)
+add_metrics_command(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

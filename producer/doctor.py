@@ -16,6 +16,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from common.clock import Reading, read_clock
+from common.delivery import check_urls
+from common.endpoints import endpoints
 from common.errors import BackfillError, LedgerUnavailable, LedgerUnusable, NotAllowed, Retryable, UserError
 from common.job import Job, find_job
 from common.ledger.engine import HEAD
@@ -86,6 +88,7 @@ def examine(settings: Settings, names: Sequence[str]) -> list[Finding]:
         looked.finding,
         _staging(settings),
         _home(settings),
+        _alerts(settings),
         *_clocks({"broker": broker, "ledger": ledger, "warehouse": looked}),
         *_time_limits(settings, jobs),
         *unloadable,
@@ -248,6 +251,19 @@ def _staging(settings: Settings) -> Finding:
     except BackfillError as exc:
         return _fail("staging", exc, "set BACKFILL_STAGING to a place that every worker can write")
     return _ok("staging", f"{settings.staging_url} can be written")
+
+
+def _alerts(settings: Settings) -> Finding:
+    """Whether the endpoints of alerts can be used; nothing is sent to them."""
+    try:
+        places = endpoints(settings)
+        check_urls(places)
+    except UserError as exc:
+        return _fail("alerts", exc, "set BACKFILL_ALERTS to URLs as apprise takes them, separated by spaces")
+    if not places:
+        return _ok("alerts", "nobody is told: BACKFILL_ALERTS is not set")
+    named = ", ".join(place.name for place in places)
+    return _ok("alerts", f"go to {named}; `backfill alerts test` sends one")
 
 
 # -- agreement --------------------------------------------------------------------------------------------------

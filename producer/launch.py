@@ -80,7 +80,9 @@ def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
     dispatcher = CeleryDispatcher(app)
     for number, days in site.ledger.open_windows(run.id, in_flight=RunOptions.restored(run.options).in_flight).items():
         dispatcher.send_window(run.id, number, job, days)
-    site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
+    end = site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
+    if end is not None and run.owner is None:
+        dispatcher.send_after_run(run.id)
 
 
 def run_sequentially(run: Run, job: Job, site: Site, show: Callable[[Progress], None]) -> Progress:

@@ -20,6 +20,7 @@ from common.recover import Released, release_run
 from common.schema import TableName
 from common.settings import Settings
 from common.warehouse.files import check_writable
+from producer.aftermath import tell_end
 from producer.launch import (
     follow,
     open_run,
@@ -143,6 +144,8 @@ def execute(
     except BaseException:
         _release(run, job, site)
         raise
+    finally:
+        tell_end(run.id, site)
 
 
 def _check_folders(job: Job, site: Site) -> None:

@@ -27,6 +27,7 @@ from common.processes import is_dead
 from common.recover import still_published
 from common.schema import TableName
 from common.warehouse.base import Receipt, StagedFile
+from worker.after_run import hand_over
 from worker.deps import Deps
 from worker.process import MOST_MISSING_NAMES
 from worker.recount import recount
@@ -125,7 +126,8 @@ def _without_job(run: Run, number: int, deps: Deps, exc: UserError, *, last_try:
             deps.ledger.move_date(run.id, row.day, expect=row.state, to=DateState.FAILED, gate=holder, **facts)
     deps.ledger.fail_rest(run.id, exc.kind, why)
     deps.ledger.leave_window(run.id, number, deps.owner, to=WindowState.CLOSED)
-    deps.ledger.finish_run(run.id)
+    if deps.ledger.finish_run(run.id) is not None:
+        hand_over(run, deps)
     return GateOutcome.CLOSED
 
 
@@ -311,3 +313,4 @@ def go_on(run: Run, job: Job, deps: Deps) -> None:
     if end is not None:
         deps.staging.discard(run.id)
         log.info("run_ended", run=run.id, state=end.value)
+        hand_over(run, deps)

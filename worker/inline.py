@@ -29,6 +29,9 @@ class InlineDispatcher:
     def send_gate(self, run: str, number: int, job: Job) -> None:
         self._sent.append((run, number, None))
 
+    def send_after_run(self, run: str) -> None:
+        """Nothing: the command that runs in this process owns the run and tells its end."""
+
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:
         """Carry out everything sent, and what that sends in turn; `step` is called after each task."""
         while self._sent:

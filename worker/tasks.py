@@ -13,9 +13,9 @@ from celery.signals import worker_process_init
 from common.errors import BackfillError, Retryable
 from common.logs import configure_logs
 from common.processes import die_with_parent
-from common.queue import CLOSE_WINDOW, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
+from common.queue import AFTER_RUN, CLOSE_WINDOW, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
 from common.settings import read_settings
-from worker import gate, process, reconcile
+from worker import after_run, gate, process, reconcile
 from worker.deps import Deps, open_deps
 
 
@@ -73,3 +73,8 @@ def close_window(self: Any, run: str, number: int) -> None:
 @app.task(name=RECONCILE)
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
+
+
+@app.task(name=AFTER_RUN)
+def tell_run(run: str) -> None:
+    after_run.tell(run, deps())

@@ -162,3 +162,24 @@ class NewAlert:
     body: str
     job: str | None = None
     run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """Something that somebody was told, or is still to be told."""
+
+    id: str
+    key: str
+    kind: str
+    job: str | None
+    run_id: str | None
+    title: str
+    body: str
+    state: str  #: pending, sending, sent, failed (given up) or muted (of a kind that is not wanted)
+    attempts: int
+    lease_owner: str | None
+    lease_until: datetime | None  #: of its sender; while it is pending, when it is tried next
+    delivered: tuple[str, ...]  #: the endpoints that have it, by their masked names
+    created_at: datetime
+    sent_at: datetime | None
+    error: str | None  #: why an endpoint did not take it, without secrets

@@ -67,6 +67,18 @@ class Runs(Database):
         with self._read() as connection:
             return [run_of(row) for row in connection.execute(query).mappings()]
 
+    def unreported_runs(self) -> list[Run]:
+        """The ended runs whose end was not told yet, the one that ended first first."""
+        query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
+        with self._read() as connection:
+            return [run_of(row) for row in connection.execute(query.order_by(runs.c.finished_at)).mappings()]
+
+    def mark_reported(self, run_id: str) -> bool:
+        """Note that the end of an ended run was told; returns False when that was noted before."""
+        this = (runs.c.id == run_id, runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
+        with self._write() as connection:
+            return bool(connection.execute(update(runs).where(*this).values(reported_at=utcnow())).rowcount)
+
     def active_holders(self, job: str, days: Collection[date]) -> dict[str, list[date]]:
         """The active runs of the job that hold one of the days, each with those days."""
         if not days:

@@ -7,13 +7,14 @@ from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
 from common.ledger.flags import Flags
+from common.ledger.gauges import Gauges
 from common.ledger.notices import Notices
 from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices):
-    """Runs, dates, windows, checkpoints, flags and alerts in one database. Safe for any number of processes at once."""
+class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges):
+    """All that is known, in one database. Safe for any number of processes at once."""
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:

@@ -244,10 +244,11 @@ alerts = Table(
     Column("run_id", String(40)),
     Column("title", Text, nullable=False),
     Column("body", Text, nullable=False),
-    Column("state", String(16), nullable=False),  #: pending, sending, sent, failed
+    Column("state", String(16), nullable=False),  #: pending, sending, sent, failed, muted
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("lease_owner", String(128)),
-    Column("lease_until", UtcDateTime),
+    Column("lease_until", UtcDateTime),  #: of a sender; while it is pending, when it is tried next
+    Column("delivered", JSON),  #: the endpoints that have it, by their masked names
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
     Column("error", Text),

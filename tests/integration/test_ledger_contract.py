@@ -729,3 +729,116 @@ def test_alerts_of_one_key_are_written_down_once(ledger: Ledger) -> None:
 
     assert sorted(written) == [False, False, False, True]
     assert not ledger.record_alert(alert)
+
+
+def recorded(ledger: Ledger, *keys: str, kind: str = "audit") -> list[str]:
+    """The ids of alerts that are pending, in the order of the keys."""
+    ledger.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
+    return [found.id for key in keys if (found := ledger.alert(key)) is not None]
+
+
+def claimed_alerts(
+    ledger: Ledger, owner: str = "me", lease: timedelta = timedelta(minutes=1), **more: Any
+) -> list[str]:
+    found = ledger.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
+    return sorted(alert.key for alert in found)
+
+
+def test_of_alerts_written_down_together_only_the_new_ones_are(ledger: Ledger) -> None:
+    recorded(ledger, "a")
+    new = [NewAlert(key=key, kind="audit", title=key, body="...") for key in ("a", "b")]
+
+    assert [alert.key for alert in ledger.record_alerts(new)] == ["b"]
+    assert [alert.key for alert in ledger.latest_alerts(10)] == ["b", "a"]
+    assert ledger.alert("c") is None
+
+
+def test_each_alert_is_claimed_by_one_of_those_that_claim_at_once(ledger: Ledger) -> None:
+    keys = [f"alert {n}" for n in range(6)]
+    recorded(ledger, *keys)
+
+    claims = at_once(4, lambda n: claimed_alerts(ledger, f"sender {n}", limit=2))
+
+    assert sorted(key for claim in claims for key in claim) == keys[: sum(len(claim) for claim in claims)]
+    assert max(len(claim) for claim in claims) == 2
+    assert sum(len(claim) for claim in claims) == 6
+
+
+def test_an_alert_whose_sender_died_or_took_too_long_is_claimed_again(ledger: Ledger) -> None:
+    recorded(ledger, "a")
+    assert claimed_alerts(ledger, "first") == ["a"]
+    assert claimed_alerts(ledger, "second") == []
+    assert claimed_alerts(ledger, "second", is_dead=everyone_is_dead, lease=EXPIRED) == ["a"]
+    assert claimed_alerts(ledger, "third") == ["a"]
+
+
+def test_only_the_sender_that_holds_an_alert_settles_it(ledger: Ledger) -> None:
+    (alert_id,) = recorded(ledger, "a")
+    claimed_alerts(ledger, "mine")
+    assert not ledger.alert_sent(alert_id, "another", ["x"])
+    assert not ledger.alert_failed(alert_id, "another", "...", delivered=[], again_at=None)
+    assert ledger.alert_sent(alert_id, "mine", ["x", "y"])
+    assert not ledger.alert_failed(alert_id, "mine", "...", delivered=[], again_at=None)
+    alert = ledger.alert("a")
+    assert alert is not None
+    assert (alert.state, alert.attempts, alert.delivered) == ("sent", 1, ("x", "y"))
+    assert alert.sent_at is not None
+    assert claimed_alerts(ledger, is_dead=everyone_is_dead) == []
+
+
+def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_not(ledger: Ledger) -> None:
+    (alert_id,) = recorded(ledger, "a")
+    later = utcnow() + timedelta(minutes=5)
+    claimed_alerts(ledger)
+    assert ledger.alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
+    assert claimed_alerts(ledger) == []
+    (again,) = ledger.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
+    assert (again.attempts, again.error, again.delivered) == (1, "answered 500", ("x",))
+    assert ledger.alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
+    assert ledger.alert_counts() == {("failed",): 1}
+    assert claimed_alerts(ledger, now=later + timedelta(days=1)) == []
+
+
+def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_being_sent(ledger: Ledger) -> None:
+    recorded(ledger, "sending")
+    claimed_alerts(ledger)
+    recorded(ledger, "old")
+    moment = utcnow()
+    recorded(ledger, "wanted")
+    recorded(ledger, "unwanted", kind="run-finished")
+    assert ledger.mute_alerts(["audit"]) == 1
+    assert ledger.give_up_alerts(moment, "too late") == 1
+    states = {alert.key: alert.state for alert in ledger.latest_alerts(10)}
+    assert states == {"sending": "sending", "old": "failed", "wanted": "pending", "unwanted": "muted"}
+
+
+def test_the_end_of_a_run_is_noted_as_told_once_and_only_when_it_has_ended(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    assert not ledger.mark_reported(run.id)
+    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert [one.id for one in ledger.unreported_runs()] == [run.id]
+    assert sorted(at_once(4, lambda _: ledger.mark_reported(run.id))) == [False, False, False, True]
+    assert ledger.unreported_runs() == []
+
+
+# -- gauges -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
+    before = utcnow()
+    ledger.answers()
+    done = queued_run(ledger)
+    checkpointed_date(ledger, done, FEB_23)
+    blocked_date(ledger, done, FEB_24)
+    ledger.move_run(done.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    active = queued_run(ledger, [FEB_25], job="teams")
+
+    assert ledger.checkpoint_counts() == {(JOB, "complete"): 1}
+    assert ledger.ended_counts(before) == {(JOB, "checkpointed"): 1, (JOB, "blocked"): 1, (JOB, "queued"): 1}
+    assert ledger.ended_counts(utcnow()) == {}
+    assert ledger.built_from(before) == {(JOB, "upcoming"): 1}
+    assert ledger.active_run_counts() == {("teams", "running"): 1}
+    assert ledger.unfinished_since() == {"teams": active.created_at}
+    assert [run.id for run in ledger.last_ended_runs()] == [done.id]
+    assert sorted(facts.state.value for facts in ledger.date_facts(done.id)) == ["blocked", "checkpointed", "queued"]
+    assert (ledger.flagged_counts(), ledger.maintenance_finished(), ledger.last_cleanups()) == ({}, {}, {})

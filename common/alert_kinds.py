@@ -1,0 +1,25 @@
+"""The kinds of alerts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What an alert is about; the gravest first."""
+
+    LOW_COVERAGE = "low-coverage"  #: dates below half of what is expected
+    RUN_BLOCKED = "run-blocked"  #: a run left dates blocked or failed
+    AUDIT = "audit"  #: published dates are not as they should be
+    CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
+    BEAT_SILENT = "beat-silent"  #: what is scheduled is not done
+    FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is partial again and again
+    RUN_FINISHED = "run-finished"  #: a run ended
+
+
+KINDS = tuple(kind.value for kind in Kind)
+
+
+def named_kinds(text: str | None) -> tuple[str, ...]:
+    """The kinds that a setting names, separated by commas or white space."""
+    return tuple((text or "").replace(",", " ").split())

@@ -1,0 +1,245 @@
+"""What alerts say. Pure: from what is known of a run or of beat to the alerts to write down, and to one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from common.alert_kinds import KINDS, Kind
+from common.coverage import percent, reaches
+from common.dates import describe
+from common.ledger.records import Alert, DateRow, NewAlert, Run
+from common.ledger.states import DateState, RunState
+
+LOW_COVERAGE = 0.5
+FALLBACKS_A_WEEK = 2  #: more than so many are told
+BEAT_SILENT_AFTER = timedelta(minutes=10)
+DATES_NAMED = 5
+NAMES_A_DATE = 10
+REASON_LENGTH = 120
+MESSAGE_LENGTH = 3500  #: chat services cut or refuse what is much longer
+TITLE_LENGTH = 200
+
+_ENDED_AS = {
+    RunState.SUCCEEDED: "succeeded",
+    RunState.PARTIAL: "ended with dates that are not complete",
+    RunState.FAILED: "failed: no date was checkpointed",
+    RunState.CANCELLED: "was cancelled",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """All that is told of a run's end."""
+
+    run: Run
+    dates: Sequence[DateRow]
+    primary: str | None = None  #: the name of the job's first source; None when the job is not installed here
+    fallbacks_this_week: int = 0  #: dates of the job built from a fallback by runs that ended in the last 7 days
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What an endpoint is sent."""
+
+    title: str
+    body: str
+
+
+def alerts_of(ending: Ending, now: datetime) -> list[NewAlert]:
+    """The alerts of an ended run: they are delivered as one message."""
+    bad = [row for row in ending.dates if row.state in (DateState.BLOCKED, DateState.FAILED)]
+    low = [row for row in ending.dates if is_low(row)]
+    found = [_finished(ending)]
+    if bad:
+        found.append(_blocked(ending.run, bad))
+    if low:
+        found.append(_low(ending.run, low))
+    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and fallback_dates(ending.dates, ending.primary):
+        found.append(_fallback_often(ending, now))
+    return found
+
+
+def is_low(row: DateRow) -> bool:
+    """Whether less than half of who is expected on an ended date was there."""
+    if row.state not in (DateState.CHECKPOINTED, DateState.BLOCKED) or not row.expected or row.matched is None:
+        return False
+    return not reaches(row.matched, row.expected, LOW_COVERAGE)
+
+
+def fallback_dates(rows: Sequence[DateRow], primary: str | None) -> list[DateRow]:
+    """The checkpointed dates that were not built from the primary source alone; none when that is not known."""
+    if primary is None:
+        return []
+    return [row for row in rows if row.state is DateState.CHECKPOINTED and row.source not in (None, primary)]
+
+
+def beat_silent(last_seen: datetime | None, now: datetime) -> NewAlert | None:
+    """The alert that beat gives no sign of life, once for each silence; None while it does, or never did."""
+    if last_seen is None or now - last_seen <= BEAT_SILENT_AFTER:
+        return None
+    return NewAlert(
+        key=f"{Kind.BEAT_SILENT} {last_seen.isoformat()}",
+        kind=Kind.BEAT_SILENT,
+        title=f"beat is silent since {last_seen:%Y-%m-%d %H:%M} UTC",
+        body="Cleanup, audit, retention and the catching up of stuck runs are not done while it is. "
+        "Start it again, and see its log for why it stopped.",
+    )
+
+
+def message_of(waiting: Sequence[Alert]) -> Message:
+    """Everything that waits as one message, the gravest first; what is too long is cut, and says so."""
+    ordered = sorted(waiting, key=_gravity)
+    first, others = ordered[0], len({alert.run_id or alert.id for alert in ordered}) - 1
+    more = f" (and {others} more)" if others else ""
+    of_runs: dict[str, list[Alert]] = {}
+    for alert in ordered:
+        of_runs.setdefault(alert.run_id or alert.id, []).append(alert)
+    sections = ["\n\n".join(f"{one.title}\n{one.body}" for one in group) for group in of_runs.values()]
+    return Message(title=cut(f"backfill: {first.title}", TITLE_LENGTH - len(more)) + more, body=_joined(sections))
+
+
+def cut(text: str, length: int) -> str:
+    """The text, or its beginning with an ellipsis where it is longer."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _gravity(alert: Alert) -> tuple[int, datetime, str]:
+    known = KINDS.index(alert.kind) if alert.kind in KINDS else len(KINDS)
+    return known, alert.created_at, alert.id
+
+
+def _joined(sections: Sequence[str]) -> str:
+    """As many of the sections as a message holds, each cut to its share; how many are left out."""
+    kept: list[str] = []
+    room = MESSAGE_LENGTH
+    for number, section in enumerate(sections):
+        if kept and len(section) > room:
+            kept.append(f"and {len(sections) - number} more: `backfill alerts` lists them")
+            break
+        kept.append(cut(section, room))
+        room -= len(kept[-1])
+    return "\n\n----\n\n".join(kept)
+
+
+def _finished(ending: Ending) -> NewAlert:
+    run, rows = ending.run, ending.dates
+    return NewAlert(
+        key=f"{Kind.RUN_FINISHED} {run.id}",
+        kind=Kind.RUN_FINISHED,
+        title=f"run {run.id} of {run.job} {_ENDED_AS.get(run.state, run.state.value)}",
+        body="\n".join(
+            line
+            for line in (
+                f"asked: {cut(run.requested, REASON_LENGTH)}, by {run.requested_by}",
+                f"dates: {_counts(rows)}",
+                _coverage(rows),
+                _fallback(rows, ending.primary),
+                _duration(run),
+            )
+            if line
+        ),
+        job=run.job,
+        run_id=run.id,
+    )
+
+
+def _counts(rows: Sequence[DateRow]) -> str:
+    """How many dates ended how; in a run that was stopped, some did not end."""
+    ends = [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED]
+    counts = {state.value: sum(row.state is state for row in rows) for state in ends}
+    counts["not reached"] = len(rows) - sum(counts.values())
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    forced = sum(row.verdict is not None and row.verdict.value == "forced" for row in rows)
+    return f"{told} ({forced} of them forced)" if forced else told or "none"
+
+
+def _coverage(rows: Sequence[DateRow]) -> str | None:
+    known = [row for row in rows if row.expected and row.matched is not None]
+    if not known:
+        return None
+    matched, expected = sum(row.matched or 0 for row in known), sum(row.expected or 0 for row in known)
+    worst = min(known, key=lambda row: (row.matched or 0) / (row.expected or 1))
+    least = percent(worst.matched or 0, worst.expected or 0)
+    return f"coverage: {percent(matched, expected)} over all, {least} at least, on {worst.day}"
+
+
+def _fallback(rows: Sequence[DateRow], primary: str | None) -> str | None:
+    fell_back = fallback_dates(rows, primary)
+    if not fell_back:
+        return None
+    used = sorted({row.source or "" for row in fell_back})
+    return f"fallback: {len(fell_back)} date(s) were built from {', '.join(used)}"
+
+
+def _duration(run: Run) -> str | None:
+    if run.started_at is None or run.finished_at is None:
+        return None
+    return f"took: {(run.finished_at - run.started_at).total_seconds():.1f} s"
+
+
+def _blocked(run: Run, bad: Sequence[DateRow]) -> NewAlert:
+    blocked, failed = (sum(row.state is state for row in bad) for state in (DateState.BLOCKED, DateState.FAILED))
+    counts = " and ".join(f"{n} {name}" for n, name in ((blocked, "blocked"), (failed, "failed")) if n)
+    lines = [line for row in bad[:DATES_NAMED] for line in _date_lines(row)]
+    if len(bad) > DATES_NAMED:
+        lines.append(f"and {len(bad) - DATES_NAMED} more: {cut(describe(r.day for r in bad), REASON_LENGTH)}")
+    lines.append(f"see why: backfill status {run.id}")
+    lines.append(f"once the cause is mended: backfill retry {run.id}")
+    return NewAlert(
+        key=f"{Kind.RUN_BLOCKED} {run.id}",
+        kind=Kind.RUN_BLOCKED,
+        title=f"{counts} date(s) of {run.job} in run {run.id}",
+        body="\n".join(lines),
+        job=run.job,
+        run_id=run.id,
+    )
+
+
+def _date_lines(row: DateRow) -> list[str]:
+    reason = " ".join((row.reason or row.error or "no reason was noted").split())
+    lines = [f"{row.day} {row.state.value}: {cut(reason, REASON_LENGTH)}"]
+    missing = (row.expected or 0) - (row.matched or 0)
+    if row.missing and missing > 0:
+        names = ", ".join(row.missing[:NAMES_A_DATE])
+        more = f" and {missing - NAMES_A_DATE} more" if missing > NAMES_A_DATE else ""
+        lines.append(f"  missing {missing}: {cut(names, REASON_LENGTH)}{more}")
+    return lines
+
+
+def _low(run: Run, low: Sequence[DateRow]) -> NewAlert:
+    lines = [
+        f"{row.day} {row.state.value}: {row.matched} of {row.expected} ({percent(row.matched or 0, row.expected or 0)})"
+        for row in low[:DATES_NAMED]
+    ]
+    if len(low) > DATES_NAMED:
+        lines.append(f"and {len(low) - DATES_NAMED} more")
+    return NewAlert(
+        key=f"{Kind.LOW_COVERAGE} {run.id}",
+        kind=Kind.LOW_COVERAGE,
+        title=f"coverage below {LOW_COVERAGE:.0%} on {len(low)} date(s) of {run.job}",
+        body="\n".join([*lines, "Their input is largely missing: load it before anything is built again."]),
+        job=run.job,
+        run_id=run.id,
+    )
+
+
+def _fallback_often(ending: Ending, now: datetime) -> NewAlert:
+    year, week, _ = now.isocalendar()
+    job = ending.run.job
+    return NewAlert(
+        key=f"{Kind.FALLBACK_OFTEN} {job} {year}-W{week:02d}",
+        kind=Kind.FALLBACK_OFTEN,
+        title=f"{ending.fallbacks_this_week} dates of {job} were built from a fallback within 7 days",
+        body=f"The primary source {ending.primary} was partial on these dates: see to what writes it.",
+        job=job,
+        run_id=ending.run.id,
+    )
+
+
+def fallbacks(built: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
+    """How many of the dates, counted by job and source, were not built from the job's primary source alone."""
+    if primary is None:
+        return 0
+    return sum(count for (name, source), count in built.items() if name == job and source != primary)

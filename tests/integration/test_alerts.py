@@ -1,0 +1,405 @@
+"""Alerts of real runs, at a real receiver: one message a run, and a receiver that fails changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
+from threading import Barrier
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from common.after_run import HEARTBEAT, after_run, check_beat, deliver, report_ended
+from common.clock import utcnow
+from common.ledger import DateState, NewAlert, RunState
+from common.settings import Settings
+from tests.lab import Lab, players, until
+from tests.receiver import Receiver, receiving
+from worker.after_run import deliver_alerts, report_runs
+
+WHOLE, HALF, STALE = date(2023, 2, 22), date(2023, 2, 23), date(2023, 2, 24)
+USER, PASSWORD = "watcher", "hunter2-s3cret"
+RUN = ("run", "--job", "probe", "--start-date", str(WHOLE), "--end-date", str(STALE), "--no-preflight")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as started:
+        yield started
+
+
+def prepare(lab: Lab) -> None:
+    """One date is whole, one has 60 % of its names, one a single stale row."""
+    for day, found in ((WHOLE, 20), (HALF, 12), (STALE, 1)):
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(found))
+
+
+def told_to(lab: Lab, url: str, **more: object) -> Settings:
+    values = {**lab.settings.model_dump(), "alerts": url, "alert_retry_seconds": 0, **more}
+    return Settings(**values)
+
+
+def blocked_run(lab: Lab) -> str:
+    """A run in this process that left two dates blocked, whose end was written down but told to nobody."""
+    prepare(lab)
+    return lab.run([WHOLE, HALF, STALE], "probe").run.id
+
+
+def text_of_everything(lab: Lab) -> str:
+    """Every file below the home, and every row of the ledger, as text."""
+    files = [path for path in lab.home.rglob("*") if path.is_file() and "warehouse" not in path.parts]
+    return "\n".join(path.read_bytes().decode("utf-8", "replace") for path in files)
+
+
+# -- a run at a receiver that answers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [pytest.param((), id="embedded"), pytest.param(("--sequential",), id="sequential")])
+def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver, how: tuple[str, ...]) -> None:
+    prepare(lab)
+
+    ran = lab.command(*RUN, *how, BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
+
+    assert ran.returncode == 3, ran.stderr
+    assert "warning" not in ran.stderr
+    (message,) = receiver.messages
+    run_id = lab.site.ledger.latest_runs(1)[0].id
+    assert message["title"] == "backfill: coverage below 50% on 1 date(s) of probe"
+    for told in (
+        f"2 blocked date(s) of probe in run {run_id}",
+        "1 checkpointed, 2 blocked",
+        f"coverage: 55.0 % over all, 5.0 % at least, on {STALE}",
+        f"{HALF} blocked: 12 of 20",
+        "missing 8: player012, player013",
+        "missing 19: player001, player002",
+        f"backfill status {run_id}",
+        f"backfill retry {run_id}",
+        "took: ",
+    ):
+        assert told in message["message"]
+    assert receiver.authorizations[0] is not None
+    assert PASSWORD not in ran.stdout + ran.stderr + text_of_everything(lab)
+
+
+def test_the_list_shows_what_was_told_without_secrets(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+    deliver(lab.site.ledger, told_to(lab, receiver.url_for(USER, PASSWORD)), "me:1:1")
+
+    listed = json.loads(lab.command("alerts", "--json").stdout)
+    shown = lab.command("alerts", "--last", "1")
+
+    assert {one["kind"]: one["state"] for one in listed} == {
+        "run-finished": "sent",
+        "run-blocked": "sent",
+        "low-coverage": "sent",
+    }
+    assert {tuple(one["delivered_to"]) for one in listed} == {(f"json://127.0.0.1:{receiver.server_port}",)}
+    assert len(shown.stdout.splitlines()) == 2
+    assert PASSWORD not in json.dumps(listed) + shown.stdout
+
+
+def test_a_run_in_the_background_is_told_by_the_process_that_owns_it(lab: Lab, receiver: Receiver) -> None:
+    prepare(lab)
+    lab.command(*RUN, "--detach", "--allow-partial", BACKFILL_ALERTS=receiver.url)
+    lab.command("watch")
+
+    until(lambda: receiver.messages, "the message")
+    assert "2 blocked" in receiver.messages[0]["message"]
+
+
+def test_only_the_kinds_that_are_wanted_are_told(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+
+    outcome = deliver(lab.site.ledger, told_to(lab, receiver.url, alert_kinds="low-coverage"), "me:1:1")
+
+    (message,) = receiver.messages
+    assert outcome == "1 of 1 alert(s) delivered, 2 not wanted"
+    assert "coverage below" in message["title"]
+    assert "backfill retry" not in message["message"]
+
+
+# -- receivers that fail ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["nobody listens", "hangs", "no url"])
+def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: str) -> None:
+    prepare(lab)
+    with receiving() as receiver:
+        receiver.hangs = True
+        urls = {
+            "nobody listens": f"json://{USER}:{PASSWORD}@127.0.0.1:1/",
+            "no url": f"{USER}:{PASSWORD}@127.0.0.1",
+        }
+        url = urls.get(trouble, receiver.url_for(USER, PASSWORD))
+        ran = lab.command(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
+
+    run = lab.site.ledger.latest_runs(1)[0]
+    states = [row.state for row in lab.site.ledger.dates(run.id)]
+    assert ran.returncode == 3
+    assert (run.state, run.reported_at is not None) == (RunState.PARTIAL, True)
+    assert states == [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.BLOCKED]
+    assert len(lab.table_bytes("probe.probe")) == 1
+    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"pending"}
+    warnings = [line for line in ran.stderr.splitlines() if line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("backfill: warning: ")
+    assert PASSWORD not in ran.stdout + ran.stderr + text_of_everything(lab)
+
+
+def test_what_was_not_taken_is_delivered_when_the_receiver_is_back(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+    settings = told_to(lab, receiver.url)
+    receiver.status = 503
+    refused = deliver(lab.site.ledger, settings, "me:1:1")
+    receiver.status = 200
+
+    again = deliver(lab.site.ledger, settings, "me:1:1")
+
+    assert refused == f"0 of 3 alert(s) delivered; json://127.0.0.1:{receiver.server_port} answered 503"
+    assert again == "3 of 3 alert(s) delivered"
+    assert len(receiver.messages) == 1
+    assert {(one.state, one.attempts, one.error) for one in lab.site.ledger.latest_alerts(10)} == {("sent", 2, None)}
+
+
+def test_a_url_that_apprise_does_not_know_is_noted_by_its_scheme(lab: Lab) -> None:
+    blocked_run(lab)
+
+    outcome = deliver(lab.site.ledger, told_to(lab, f"slak://{PASSWORD}/b"), "me:1:1")
+
+    assert outcome == "0 of 3 alert(s) delivered; slak://... wrong url"
+    assert PASSWORD not in text_of_everything(lab)
+
+
+def test_an_endpoint_that_has_a_message_is_not_sent_it_again_because_of_another(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+    with receiving() as broken:
+        broken.status = 500
+        settings = told_to(lab, f"{receiver.url} {broken.url}")
+        deliver(lab.site.ledger, settings, "me:1:1")
+        broken.status = 200
+        deliver(lab.site.ledger, settings, "me:1:1")
+
+        assert (len(receiver.messages), len(broken.messages)) == (1, 1)
+    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"sent"}
+
+
+def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+    settings, line = told_to(lab, receiver.url), Barrier(2)
+
+    def one(number: int) -> str:
+        line.wait()
+        return deliver(lab.site.ledger, settings, f"other-host:{number}:1")
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(one, range(2)))
+
+    assert sorted(outcomes) == ["3 of 3 alert(s) delivered", "nothing to tell"]
+    assert len(receiver.messages) == 1
+
+
+def test_several_runs_that_wait_are_told_in_one_message(lab: Lab, receiver: Receiver) -> None:
+    prepare(lab)
+    runs = [lab.run([day], "probe").run.id for day in (WHOLE, STALE)]
+
+    deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+
+    (message,) = receiver.messages
+    assert message["title"].endswith("(and 1 more)")
+    assert all(run_id in message["message"] for run_id in runs)
+
+
+def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> None:
+    blocked_run(lab)
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("UPDATE alerts SET created_at = '2023-01-01 00:00:00.000000'"))
+
+    outcome = deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+
+    assert outcome == "nothing to tell, 3 too old to be told"
+    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"failed"}
+    assert receiver.messages == []
+
+
+# -- who tells ----------------------------------------------------------------------------------------------------
+
+
+def test_telling_an_end_twice_writes_it_down_once(lab: Lab) -> None:
+    run_id = blocked_run(lab)
+
+    again = after_run(run_id, lab.site.ledger, lab.site.warehouse, lab.settings)
+
+    assert not again
+    assert len(lab.site.ledger.latest_alerts(10)) == 3
+
+
+def test_a_run_that_goes_on_is_not_told(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened([WHOLE], "probe")
+
+    assert not after_run(run.id, lab.site.ledger, lab.site.warehouse, lab.settings)
+    assert report_runs(deps) == "told the end of 0 run(s)"
+    assert lab.site.ledger.latest_alerts(10) == []
+
+
+def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, receiver: Receiver) -> None:
+    prepare(lab)
+    for day in (WHOLE, HALF):
+        lab.probe("first", day, players(20), trick="wait")
+    process = lab.start(*RUN, "--sequential")
+
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    process.kill()
+    process.communicate()
+    (lab.marks / "released").touch()
+    died = lab.site.ledger.latest_runs(1)[0].id
+
+    ran = lab.command(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url)
+
+    assert ran.returncode == 3
+    (message,) = receiver.messages
+    assert f"run {died} of probe was cancelled" in message["message"]
+
+
+def test_an_interrupted_run_is_told_as_cancelled(lab: Lab, receiver: Receiver) -> None:
+    prepare(lab)
+    lab.probe("first", WHOLE, players(20), trick="wait")
+    process = lab.start(*RUN, BACKFILL_ALERTS=receiver.url)
+
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    process.terminate()
+    process.communicate()
+
+    assert process.returncode == 130
+    (message,) = receiver.messages
+    assert "was cancelled" in message["title"] or "was cancelled" in message["message"]
+
+
+def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
+    prepare(lab)
+    run, deps, dispatcher = lab.opened([STALE], "probe")
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("UPDATE runs SET owner = NULL"))
+    dispatcher.drain(deps, lambda: None)
+    assert lab.site.ledger.run(run.id).ended
+
+    assert report_runs(deps) == f"told the end of 1 run(s): {run.id}"
+    assert report_runs(deps) == "told the end of 0 run(s)"
+    assert deliver_alerts(deps) == "no endpoints are set"
+    assert deliver(deps.ledger, told_to(lab, receiver.url), deps.owner) == "3 of 3 alert(s) delivered"
+
+
+def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
+    run_id = blocked_run(lab)
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("DELETE FROM alerts"))
+        connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = '2023-01-01 00:00:00.000000'"))
+
+    assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert lab.site.ledger.latest_alerts(10) == []
+
+
+def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
+    days = [WHOLE + timedelta(days=n) for n in range(4)]
+    for day in days:
+        lab.probe("expected", day, players(20))
+        lab.probe("second", day, players(20))
+
+    def often() -> list[str]:
+        return [one.title for one in lab.site.ledger.latest_alerts(50) if one.kind == "fallback-often"]
+
+    lab.run(days[:2], "probe")
+    assert often() == []
+    lab.run(days[2:3], "probe")
+    assert often() == ["3 dates of probe were built from a fallback within 7 days"]
+    lab.run(days[3:], "probe")
+    assert len(often()) == 1
+
+
+def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> None:
+    ledger = lab.site.ledger
+    assert not check_beat(ledger)
+    seen = utcnow()
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        row = {"name": HEARTBEAT, "at": f"{seen:%Y-%m-%d %H:%M:%S.%f}"}
+        connection.execute(text("INSERT INTO maintenance (name, finished_at) VALUES (:name, :at)"), row)
+
+    assert not check_beat(ledger, seen + timedelta(minutes=10))
+    assert check_beat(ledger, seen + timedelta(minutes=11))
+    assert not check_beat(ledger, seen + timedelta(minutes=30))
+    (alert,) = ledger.latest_alerts(10)
+    assert (alert.kind, alert.run_id) == ("beat-silent", None)
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_test_message_says_of_each_endpoint_whether_it_went(lab: Lab, receiver: Receiver) -> None:
+    good, dead = receiver.url_for(USER, PASSWORD), f"json://{USER}:{PASSWORD}@127.0.0.1:1/"
+
+    both = lab.command("alerts", "test", BACKFILL_ALERTS=f"{good},{dead}", BACKFILL_ALERT_TIMEOUT_SECONDS="2")
+    one = lab.command("alerts", "test", "--json", BACKFILL_ALERTS=good)
+
+    assert both.returncode == 3
+    assert f"json://127.0.0.1:{receiver.server_port}  delivered" in both.stdout
+    assert "json://127.0.0.1:1  not delivered: could not be reached" in both.stdout
+    assert (one.returncode, [told["delivered"] for told in json.loads(one.stdout)]) == (0, [True])
+    assert [message["title"] for message in receiver.messages] == ["backfill: this is a test"] * 2
+    assert PASSWORD not in both.stdout + both.stderr + one.stdout + one.stderr
+
+
+@pytest.mark.parametrize(
+    ("urls", "says"),
+    [
+        pytest.param(f"slak://{PASSWORD}/b/c", "the slak:// URL", id="unknown-service"),
+        pytest.param(f"tgram://{PASSWORD}", "the tgram:// URL", id="incomplete"),
+        pytest.param(f"{USER}:{PASSWORD}@host", "part 1 of 1 is no URL", id="no-scheme"),
+        pytest.param("", "not set", id="empty"),
+    ],
+)
+def test_a_wrong_url_is_refused_in_one_line_without_it(lab: Lab, urls: str, says: str) -> None:
+    refused = lab.command("alerts", "test", BACKFILL_ALERTS=urls)
+
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert says in refused.stderr
+    assert PASSWORD not in refused.stdout + refused.stderr
+
+
+def test_the_doctor_finds_a_wrong_url_and_sends_nothing(lab: Lab, receiver: Receiver) -> None:
+    wrong = lab.command("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=f"slak://{PASSWORD}/b/c")
+    right = lab.command("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
+
+    levels = [
+        next(one["level"] for one in json.loads(ran.stdout)["checks"] if one["check"] == "alerts")
+        for ran in (wrong, right)
+    ]
+    assert levels == ["FAIL", "OK"]
+    assert receiver.messages == []
+    assert PASSWORD not in wrong.stdout + wrong.stderr + right.stdout + right.stderr
+
+
+def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
+    refused = lab.command("alerts", BACKFILL_ALERT_KINDS="run-blocked,everything")
+
+    assert refused.returncode == 2
+    assert "BACKFILL_ALERT_KINDS: Known kinds are low-coverage, run-blocked" in refused.stderr
+
+
+def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> None:
+    alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", body="...")
+    lab.site.ledger.record_alert(alert)
+
+    deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+
+    assert [message["title"] for message in receiver.messages] == ["backfill: 12,000 stale rows removed"]
+
+
+def test_commands_do_not_wait_for_apprise_to_be_imported(lab: Lab) -> None:
+    listed = lab.command("alerts", PYTHONPROFILEIMPORTTIME="1")
+
+    assert listed.returncode == 0
+    assert " apprise" not in listed.stderr

