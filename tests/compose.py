@@ -139,11 +139,12 @@ class Machine:
         asked = {service: self._ask(service) for service in services}
         return {service for service, check in asked.items() if check.wait(60) == 0}
 
-    def stop(self, service: str) -> int:
-        """As compose stops it: a SIGTERM, and time to end."""
-        process = self.started.pop(service)
-        process.terminate()
-        return process.wait(60)
+    def stop(self, services: Iterable[str]) -> dict[str, int]:
+        """As compose stops them: a SIGTERM, and time to end; their exit codes."""
+        stopping = {service: self.started.pop(service) for service in services}
+        for process in stopping.values():
+            process.terminate()
+        return {service: process.wait(60) for service, process in stopping.items()}
 
     def kill_all(self) -> None:
         for process in self.started.values():

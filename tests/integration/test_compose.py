@@ -44,31 +44,39 @@ IN_COMPOSE = re.compile(r"(?<!\$)\$\{([A-Z][A-Z0-9_]*)")
 DEFAULT_IN_COMPOSE = re.compile(r"(?<!\$)\$\{([A-Z][A-Z0-9_]*):-([^{}]*)\}")
 
 
-@pytest.fixture
-def env_file(tmp_path: Path) -> Path:
-    return write_env(tmp_path / ".env", SECRETS | URLS | {"JOBS_DIR": str(PACKAGES / "probe_jobs")})
+@pytest.fixture(scope="module")
+def env_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("compose") / ".env"
+    return write_env(file, SECRETS | URLS | {"JOBS_DIR": str(PACKAGES / "probe_jobs")})
+
+
+@pytest.fixture(scope="module")
+def whole(env_file: Path) -> dict[str, Any]:
+    """The file with all its profiles, resolved."""
+    return resolved(env_file, *PROFILES)
 
 
 @pytest.fixture
-def services(env_file: Path) -> dict[str, Any]:
-    return resolved(env_file, *PROFILES)["services"]
+def services(whole: dict[str, Any]) -> dict[str, Any]:
+    return whole["services"]
 
 
 # -- the files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profiles", [(), PROFILES], ids=["no profile", "all profiles"])
 def test_the_file_and_what_the_parser_makes_of_it_keep_the_published_schema(
-    profiles: tuple[str, ...], env_file: Path, tmp_path: Path
+    whole: dict[str, Any], env_file: Path, tmp_path: Path
 ) -> None:
-    parsed = tmp_path / "resolved.yml"
-    parsed.write_text(yaml.safe_dump(resolved(env_file, *profiles)))
+    plain = resolved(env_file)
+    files = [FILE, tmp_path / "plain.yml", tmp_path / "whole.yml"]
+    for file, content in zip(files[1:], (plain, whole), strict=True):
+        file.write_text(yaml.safe_dump(content))
 
-    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE, parsed]
+    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
     checked = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60)
 
     assert checked.returncode == 0, checked.stdout
-    assert ("emulator" in resolved(env_file, *profiles)["services"]) == bool(profiles)
+    assert set(whole["services"]) - set(plain["services"]) == set(PROFILES)
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -239,6 +247,7 @@ def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machi
     assert "the ledger's tables are up to date" in setup.stdout
     for name in everything - {"redis"}:
         machine.start(name)
+    become_healthy(machine, everything - {"worker", "gate", "maintenance"})  # these answer without waiting
     become_healthy(machine, everything)
 
     load_probe(data / "warehouse")
@@ -247,12 +256,12 @@ def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machi
     assert "3 checkpointed" in ran.stdout
     assert len(list((data / "warehouse" / "probe" / "probe").glob("day=*"))) == len(DAYS)
 
-    stopped = {name: machine.stop(name) for name in everything - {"redis"}}
+    stopped = machine.stop(everything - {"redis"})
     assert {name for name, code in stopped.items() if code not in (0, -15)} == set()
     for written in machine.volume("beat").iterdir():
         os.utime(written, (0, 0))  # as a beat leaves it that ended long ago
     assert machine.healthy(everything - {"redis"}) == set()
-    assert machine.stop("redis") == 0
+    assert machine.stop({"redis"}) == {"redis": 0}
     assert machine.healthy({"redis"}) == set()
     for log in machine.folder.glob("*.log"):
         assert not any(secret in log.read_text() for secret in (PASSWORD, ENCODED)), log
@@ -269,7 +278,7 @@ def test_the_broker_keeps_what_it_was_told_asks_for_the_password_and_drops_nothi
             stranger.ping()
     command_line = Path(f"/proc/{machine.started['redis'].pid}/cmdline").read_text()
     machine.started["redis"].kill()
-    machine.stop("redis")
+    machine.stop({"redis"})
     machine.start("redis")
     become_healthy(machine, {"redis"})
 
@@ -290,14 +299,12 @@ def test_the_health_check_of_postgres_tells_whether_it_answers(machine: Machine,
     assert machine.healthy({"postgres"}) == set()
 
 
-def test_setup_makes_the_tables_in_the_emulator_of_its_profile(
-    machine: Machine, env_file: Path, tmp_path: Path
-) -> None:
+def test_setup_makes_the_tables_in_the_emulator_of_its_profile(machine: Machine, tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     (url,) = re.findall(r"bigquery://test-project\S+", example)
     assert Address.parse(url).endpoint == "http://emulator:9050"
     chosen = SECRETS | URLS | {"BACKFILL_WAREHOUSE": url, "JOBS_DIR": str(PACKAGES / "probe_jobs")}
-    machine.services = resolved(write_env(env_file, chosen), *PROFILES)["services"]
+    machine.services = resolved(write_env(tmp_path / ".env", chosen), *PROFILES)["services"]
     machine.first_on_path = EMULATOR_PYTHON.parent
 
     assert machine.healthy({"emulator"}) == set()
