@@ -38,7 +38,11 @@ def no_command(context: typer.Context) -> None:
 
 @tables.command()
 def create(job: OneJob = None) -> None:
-    """Make the dataset and the target table of each job, as the job declares it. Repeating it is harmless."""
+    """Make the dataset and the target table of each job, as the job declares it, and the tool's own tables.
+
+    A ledger of an older version is brought up to date. Repeating it is harmless.
+    """
+    from common.ledger import open_ledger
     from producer.tables import create_tables
 
     found = [find_job(name) for name in ([job] if job else job_names())]
@@ -50,6 +54,8 @@ def create(job: OneJob = None) -> None:
     if made.prepared is not None:
         said = "was made" if made.prepared else "was there already"
         console.print(f"the record of publications, in a dataset of the tool's own, {said}", soft_wrap=True)
+    open_ledger(settings.ledger_url).close()
+    console.print("the ledger's tables are up to date")
 
 
 def doctor(job: OneJob = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

