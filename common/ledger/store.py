@@ -6,13 +6,14 @@ from common.ledger.checkpoints import Checkpoints
 from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
+from common.ledger.maintenance import Maintenance
 from common.ledger.notices import Notices
 from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Notices):
-    """Runs, dates, windows, checkpoints and alerts in one database. Safe for any number of processes at once."""
+class Ledger(Runs, Windows, Dates, Checkpoints, Notices, Maintenance):
+    """Runs, dates, windows, checkpoints, alerts and works in one database. Safe for any number of processes at once."""
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
