@@ -17,6 +17,7 @@ from common.job import Job, find_job, job_names
 from common.ledger import DateState
 from common.settings import read_settings
 from producer.cli_setup import add_setup_commands
+from producer.cli_up import add_up_commands
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
 from producer.plan import (
@@ -198,7 +199,9 @@ def run(
         if stored is not None and plan_file is not None:
             refuse_if_changed(stored, made, plan_file)
 
-    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, check=check))
+    raise typer.Exit(
+        launch_and_follow(launch, settings, detach=detach, yes=yes, check=check, workers_asked=workers is not None)
+    )
 
 
 @app.command()
@@ -243,7 +246,7 @@ def retry(
         allow_partial=allow_partial,
         preflight=not no_preflight,
     )
-    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes))
+    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
 
 
 @app.command()
@@ -296,8 +299,8 @@ def watch(
         raise UserError("no run was launched yet")
     found = site.ledger.run(run_id or latest[0].id)
     celery = None
-    if found.owner is None and settings.broker is not None:
-        celery = make_app(settings, settings.broker.get_secret_value())
+    if found.owner is None and site.settings.broker is not None:
+        celery = make_app(settings, site.settings.broker.get_secret_value())
     console = make_console()
     try:
         with Watcher(console).showing() as watcher:
@@ -390,6 +393,7 @@ def demo() -> None:
 
 
 add_setup_commands(app)
+add_up_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

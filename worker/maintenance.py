@@ -54,6 +54,7 @@ def _claimed(name: str, entry: Entry, function: Function, deps: Deps) -> WorkOut
     if not deps.ledger.claim_work(
         name, slot, deps.owner, now + entry.lease, is_dead=is_dead, failed_before=failed_before
     ):
+        log.info("work_not_taken", work=name, slot=slot.isoformat())
         return WorkOutcome.NOT_DUE
     try:
         outcome = function(deps)

@@ -116,8 +116,8 @@ def _every(seconds: int) -> Entry:
 
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> Entry:
     """Daily at the time, or so many minutes after it, so that the works of a night follow each other."""
-    total = (at.hour * 60 + at.minute + minutes) % (24 * 60)
-    return Entry(when=DailyAt(time=time(total // 60, total % 60), zone=settings.timezone), lease=LONGEST_WORK)
+    moment = (datetime.combine(datetime.min, at) + timedelta(minutes=minutes)).time()
+    return Entry(when=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
 
 
 class AtSlots(BaseSchedule):

@@ -106,7 +106,7 @@ def test_a_missed_slot_is_asked_for_again_and_one_that_is_done_or_held_or_new_is
 def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: Deps) -> None:
     made = {name: queued_run(deps.ledger, job=name).id for name in ("old", "recent", "active")}
     for name in ("old", "recent"):
-        deps.ledger.move_run(runs[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
+        deps.ledger.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
     _end(deps, made["old"], days_ago=8)
     files = {run: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for run in [*made.values(), "someone-elses"]}
     kept = deps.staging.quarantine(made["old"], deps.staging.write(made["old"], FEB_24, 1, rows_of(FEB_24)))
