@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -116,7 +116,7 @@ def _every(seconds: int) -> Entry:
 
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> Entry:
     """Daily at the time, or so many minutes after it, so that the works of a night follow each other."""
-    moment = (datetime.combine(datetime.min, at) + timedelta(minutes=minutes)).time()
+    moment = (datetime.combine(date(2000, 1, 1), at) + timedelta(minutes=minutes)).time()
     return Entry(when=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
 
 
