@@ -36,6 +36,10 @@ class Store(Protocol):
         """The names of the files directly in the folder; none if there is no such folder."""
         ...
 
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders directly in the folder, or at the top for ""; none if there is no such folder."""
+        ...
+
     def remove(self, key: str) -> None:
         """Remove the file or the folder with all that is in it, if it is there."""
         ...
@@ -137,6 +141,10 @@ class FolderStore:
         place = self.root / folder
         return [path.name for path in place.iterdir()] if place.is_dir() else []
 
+    def folders(self, folder: str) -> list[str]:
+        place = self.root / folder
+        return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+
     def remove(self, key: str) -> None:
         import shutil
 
@@ -185,6 +193,16 @@ class ObjectStore:
             except FileNotFoundError:
                 return []
         return [name.rpartition("/")[2] for name in found]
+
+    def folders(self, folder: str) -> list[str]:
+        place = self.location(folder) if folder else self.root
+        with translated(place):
+            try:
+                found = self._files.ls(place, detail=True, refresh=True)
+            except FileNotFoundError:
+                return []
+        names = (str(one["name"]) for one in found if one["type"] == "directory")
+        return [name.rstrip("/").rpartition("/")[2] for name in names]
 
     def remove(self, key: str) -> None:
         with translated(self.location(key)):

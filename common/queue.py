@@ -23,10 +23,12 @@ from common.job import Job
 from common.results import WRITE_ONLY
 from common.settings import Settings
 
-PROCESS_DATE = "backfill.process_date"
-CLOSE_WINDOW = "backfill.close_window"
-RECONCILE = "backfill.reconcile"
-AFTER_RUN = "backfill.after_run"
+#: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
+PROCESS_DATE = "process_date"
+CLOSE_WINDOW = "close_window"
+RECONCILE = "reconcile"
+MAINTAIN = "maintain"
+AFTER_RUN = "after_run"
 
 DATES_QUEUE = "backfill"
 GATE_QUEUE = "gate"
@@ -76,6 +78,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
             CLOSE_WINDOW: {"queue": GATE_QUEUE},
             RECONCILE: {"queue": MAINTENANCE_QUEUE},
             AFTER_RUN: {"queue": MAINTENANCE_QUEUE},
+            MAINTAIN: {"queue": MAINTENANCE_QUEUE},
         },
         enable_utc=True,
     )
@@ -95,6 +98,10 @@ class Dispatcher(Protocol):
 
     def send_after_run(self, run: str) -> None:
         """Have the end of a run told. Sending again does no harm."""
+        ...
+
+    def send_work(self, name: str, *, expires: float) -> None:
+        """Have one of beat's works done if it is due; a message not taken up within so many seconds is dropped."""
         ...
 
 
@@ -127,6 +134,20 @@ class CeleryDispatcher:
     def send_gate(self, run: str, number: int, job: Job) -> None:
         try:
             self._gate(run, number, job).apply_async()
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def send_work(self, name: str, *, expires: float) -> None:
+        try:
+            self._app.send_task(
+                MAINTAIN,
+                args=(name,),
+                queue=MAINTENANCE_QUEUE,
+                ignore_result=True,
+                expires=expires,
+                argsrepr=name,
+                kwargsrepr="",
+            )
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import time, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -63,6 +64,49 @@ class Settings(BaseSettings):
     def wanted_kinds(self) -> tuple[str, ...]:
         """The kinds of alert that are delivered."""
         return KINDS if self.alert_kinds is None else named_kinds(self.alert_kinds)
+
+    # beat, Flower and `backfill up`
+    timezone: str = "America/New_York"  #: whose clock the daily times are read on
+    cleanup_at: time = time(4, 0)  #: the cleanup of stale rows; the retention of other things follows it
+    audit_at: time = time(6, 0)
+    maintenance_retry_seconds: int = Field(600, ge=1)  #: after which a daily work that failed is tried again
+    staging_days: int = Field(7, ge=1)  #: how long what an ended run left staged is kept
+    quarantine_days: int = Field(30, ge=1)  #: how long refused files are kept after the end of their run
+    flower_address: str = "127.0.0.1"  #: where Flower listens; 0.0.0.0 for every interface
+    flower_port: int = Field(5555, ge=1, le=65535)
+    flower_user: str = "backfill"
+    flower_password: SecretStr | None = None  #: `backfill up` makes one when there is none
+    stop_seconds: float = Field(30.0, ge=0)  #: how long the tasks in progress are given when a stack is stopped
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+            raise ValueError("is no time zone: write it as America/New_York") from exc
+        return name
+
+    @field_validator("cleanup_at", "audit_at")
+    @classmethod
+    def _local_time(cls, at: time) -> time:
+        if at.tzinfo is not None:
+            raise ValueError("is a time of BACKFILL_TIMEZONE: write it as 04:00, without an offset")
+        return at
+
+    @field_validator("flower_user")
+    @classmethod
+    def _usable_user(cls, user: str) -> str:
+        if not user or "," in user or ":" in user:
+            raise ValueError("must not be empty or hold a comma or a colon")
+        return user
+
+    @field_validator("flower_password")
+    @classmethod
+    def _usable_password(cls, password: SecretStr | None) -> SecretStr | None:
+        if password is not None and (not password.get_secret_value() or "," in password.get_secret_value()):
+            raise ValueError("must not be empty or hold a comma, at which Flower would cut it")
+        return password
 
     @property
     def gate_lease(self) -> timedelta:

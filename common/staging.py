@@ -14,6 +14,7 @@ from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of, parquet_bytes
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+QUARANTINE = "quarantine"
 
 
 class Staging:
@@ -50,7 +51,7 @@ class Staging:
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
         """Move a refused file where it can be inspected, and tell where; doing so again changes nothing."""
-        kept = f"quarantine/{_folder(run)}/{staged.location.rpartition('/')[2]}"
+        kept = f"{QUARANTINE}/{_folder(run)}/{staged.location.rpartition('/')[2]}"
         self._store.move(staged.location, kept)
         return self._store.location(kept)
 
@@ -63,6 +64,18 @@ class Staging:
         for name in self._store.names(folder):
             if name.endswith(".parquet") and not name.startswith(".") and date.fromisoformat(name[:10]) in days:
                 self._store.remove(f"{folder}/{name}")
+
+    def runs(self) -> list[str]:
+        """The ids of the runs that have something staged."""
+        return sorted(name for name in self._store.folders("") if name != QUARANTINE and SAFE_NAME.fullmatch(name))
+
+    def quarantined_runs(self) -> list[str]:
+        """The ids of the runs that have something in quarantine."""
+        return sorted(name for name in self._store.folders(QUARANTINE) if SAFE_NAME.fullmatch(name))
+
+    def discard_quarantine(self, run: str) -> None:
+        """Remove what the gate refused of a run."""
+        self._store.remove(f"{QUARANTINE}/{_folder(run)}")
 
 
 def _key(run: str, day: date, attempt: int) -> str:

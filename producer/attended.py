@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,6 +26,7 @@ from producer.session import (
     refuse_blocked,
     release_what_is_dead,
 )
+from producer.signals import stoppable
 from producer.site import Site, open_site
 
 ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
@@ -41,6 +39,7 @@ def launch_and_follow(
     detach: bool = False,
     yes: bool = False,
     check: Callable[[Plan], None] = lambda _: None,
+    workers_asked: bool = False,
 ) -> int:
     """Plan, show, ask, and run; returns the exit code."""
     console = make_console()
@@ -59,11 +58,21 @@ def launch_and_follow(
         console.print(_nothing_to_do(made))
         return _at_best(COMPLETE, made)
     _ask(made, launch, yes=yes)
+    if not launch.sequential:
+        _tell_the_stack(site, console, workers_asked=workers_asked)
     if detach and site.embedded:
         run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
         console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
         return COMPLETE
     return _follow(launch, made, site, console, detach=detach)
+
+
+def _tell_the_stack(site: Site, console: Console, *, workers_asked: bool) -> None:
+    """Whose broker and workers do it, when they are not the run's own."""
+    if site.standing:
+        console.print("on the stack that is up: its broker and workers do it, and it goes on without this command")
+    if workers_asked and not site.embedded:
+        console.print("note: --workers has no effect here: it is for the stack that a run brings along")
 
 
 def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach: bool) -> int:
@@ -120,18 +129,3 @@ def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
         return
     if not typer.confirm(f"Build {count} date(s)?"):
         raise UserError("nothing was started")
-
-
-@contextmanager
-def stoppable() -> Generator[None]:
-    """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

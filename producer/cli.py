@@ -20,6 +20,7 @@ from producer.cli_alerts import add_alert_commands
 from producer.cli_audit import add_audit_commands
 from producer.cli_metrics import add_metrics_command
 from producer.cli_setup import add_setup_commands
+from producer.cli_up import add_up_commands
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
 from producer.plan import (
@@ -218,7 +219,9 @@ def run(
         if stored is not None and plan_file is not None:
             refuse_if_changed(stored, made, plan_file)
 
-    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, check=check))
+    raise typer.Exit(
+        launch_and_follow(launch, settings, detach=detach, yes=yes, check=check, workers_asked=workers is not None)
+    )
 
 
 @app.command()
@@ -263,7 +266,7 @@ def retry(
         allow_partial=allow_partial,
         preflight=not no_preflight,
     )
-    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes))
+    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
 
 
 @app.command()
@@ -318,8 +321,8 @@ def watch(
         raise UserError("no run was launched yet")
     found = site.ledger.run(run_id or latest[0].id)
     celery = None
-    if found.owner is None and settings.broker is not None:
-        celery = make_app(settings, settings.broker.get_secret_value())
+    if found.owner is None and site.settings.broker is not None:
+        celery = make_app(settings, site.settings.broker.get_secret_value())
     console = make_console()
     try:
         with Watcher(console).showing() as watcher:
@@ -415,6 +418,7 @@ add_setup_commands(app)
 add_audit_commands(app)
 add_alert_commands(app)
 add_metrics_command(app)
+add_up_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from common.schema import TableName
 from common.settings import Settings
 from common.warehouse.files import check_writable
 from producer.aftermath import tell_end
+from producer.children import clean_up_dead_stacks
 from producer.launch import (
     follow,
     open_run,
@@ -31,7 +32,7 @@ from producer.launch import (
 )
 from producer.plan import Action, Plan, Request, make_plan
 from producer.site import Site
-from producer.stack import EmbeddedStack, clean_up_dead_stacks
+from producer.stack import EmbeddedStack
 
 
 @dataclass(frozen=True, kw_only=True)

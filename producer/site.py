@@ -6,11 +6,14 @@ import getpass
 import os
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from common.ledger import Ledger, open_ledger
 from common.settings import Settings
 from common.staging import Staging, open_staging
 from common.warehouse import open_warehouse
 from common.warehouse.base import Warehouse
+from producer.standing import standing_broker
 
 PLANNING_THREADS = 2
 
@@ -23,6 +26,7 @@ class Site:
     ledger: Ledger
     warehouse: Warehouse
     staging: Staging
+    standing: bool = False  #: the broker is that of the stack that `backfill up` keeps running here
 
     @property
     def embedded(self) -> bool:
@@ -39,8 +43,15 @@ def requester() -> str:
 
 
 def open_site(settings: Settings) -> Site:
-    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed."""
+    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed.
+
+    The broker is that of the settings, or else that of the stack that `backfill up` keeps running on these places.
+    """
+    standing = standing_broker(settings)
+    if standing is not None:
+        settings = settings.model_copy(update={"broker": SecretStr(standing)})
     return Site(
+        standing=standing is not None,
         settings=settings,
         ledger=open_ledger(settings.ledger_url),
         warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits),

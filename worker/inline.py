@@ -21,6 +21,7 @@ class InlineDispatcher:
 
     def __init__(self) -> None:
         self._sent: deque[tuple[str, int, date | None]] = deque()
+        self.works: list[str] = []  #: those asked for; nothing here does them
 
     def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
         self._sent.extend((run, number, day) for day in days)
@@ -31,6 +32,9 @@ class InlineDispatcher:
 
     def send_after_run(self, run: str) -> None:
         """Nothing: the command that runs in this process owns the run and tells its end."""
+
+    def send_work(self, name: str, *, expires: float) -> None:
+        self.works.append(name)
 
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:
         """Carry out everything sent, and what that sends in turn; `step` is called after each task."""

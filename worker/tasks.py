@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -13,10 +15,12 @@ from celery.signals import worker_process_init
 from common.errors import BackfillError, Retryable
 from common.logs import configure_logs
 from common.processes import die_with_parent
-from common.queue import AFTER_RUN, CLOSE_WINDOW, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
+from common.queue import AFTER_RUN, CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
 from common.settings import read_settings
-from worker import after_run, gate, process, reconcile
+from worker import after_run, gate, maintenance, process, reconcile
 from worker.deps import Deps, open_deps
+from worker.flower import prepare_flower
+from worker.schedule import LONGEST_WORK, beat_schedule
 
 
 def broker_url() -> str:
@@ -27,6 +31,8 @@ def broker_url() -> str:
 
 
 app: Celery = make_app(read_settings(), broker_url())
+app.conf.beat_schedule = beat_schedule(read_settings(), maintenance.WORKS)
+prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
 
@@ -78,3 +84,15 @@ def reconcile_run(run: str, lost_tasks: bool = False) -> None:
 @app.task(name=AFTER_RUN)
 def tell_run(run: str) -> None:
     after_run.tell(run, deps())
+
+
+@app.task(
+    name=MAINTAIN,
+    soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
+    time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease is another's
+)
+def maintain(name: str) -> None:
+    try:
+        maintenance.run_work(name, deps())
+    except BackfillError as exc:
+        log.error("connections_not_opened", error=str(exc))

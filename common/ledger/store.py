@@ -8,12 +8,13 @@ from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
 from common.ledger.flags import Flags
 from common.ledger.gauges import Gauges
+from common.ledger.maintenance import Maintenance
 from common.ledger.notices import Notices
 from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges):
+class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

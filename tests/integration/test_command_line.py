@@ -310,7 +310,7 @@ def test_sequential_and_parallel_runs_give_byte_identical_tables(lab: Lab, tmp_p
 
 
 def test_help_is_printed_for_every_command(lab: Lab) -> None:
-    for command in ("plan", "run", "retry", "status", "watch", "jobs", "load", "demo"):
+    for command in ("plan", "run", "retry", "status", "watch", "jobs", "load", "demo", "up", "down"):
         helped = lab.command(command, "--help")
         assert (helped.returncode, "Usage" in helped.stdout) == (0, True)
 

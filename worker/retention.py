@@ -1,0 +1,32 @@
+"""Removing what nobody needs any more: staged files left behind, the quarantine, what runs replaced."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from common.clock import utcnow
+from worker.deps import Deps
+
+
+def forget_staged(deps: Deps) -> str:
+    """Remove what runs that ended `staging_days` ago left staged. Files of runs unknown to the ledger stay."""
+    days = deps.settings.staging_days
+    old = deps.ledger.ended_before(deps.staging.runs(), utcnow() - timedelta(days=days))
+    for run in old:
+        deps.staging.discard(run)
+    return f"removed the staged files of {len(old)} run(s) that ended more than {days} days ago"
+
+
+def forget_quarantined(deps: Deps) -> str:
+    """Remove the quarantine of runs that ended `quarantine_days` ago. That of runs unknown to the ledger stays."""
+    days = deps.settings.quarantine_days
+    old = deps.ledger.ended_before(deps.staging.quarantined_runs(), utcnow() - timedelta(days=days))
+    for run in old:
+        deps.staging.discard_quarantine(run)
+    return f"removed the quarantine of {len(old)} run(s) that ended more than {days} days ago"
+
+
+def forget_replaced(deps: Deps) -> str:
+    """Remove what runs replaced and `backfill undo` can't need any more."""
+    deps.warehouse.forget_replaced()
+    return f"what runs replaced more than {deps.settings.undo_days} days ago is not kept any more"
