@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.dated import DatedTable, parse_dated_tables
 from common.errors import UserError
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import Limits
@@ -41,6 +43,43 @@ class Settings(BaseSettings):
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
     undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
+
+    timezone: str = "America/New_York"  #: whose calendar and clock the daily work goes by
+
+    # cleanup of stale rows
+    cleanup_tables: str = "nba_analytics.upcoming_player_game_context,nba_analytics.upcoming_team_game_context"
+    cleanup_days: int = Field(7, ge=1)  #: rows of dates more than so many days ago are stale
+    cleanup_max_share: float = Field(0.5, ge=0, le=1)  #: of a table's rows; a larger cleanup has to be asked for
+    cleanup_backup_days: int = Field(30, ge=1)  #: how long deleted rows are kept for `backfill cleanup restore`
+    cleanup_unusual_rows: int = Field(10_000, ge=0)  #: an operation that deletes more is told
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("it is not a time zone: write one as America/New_York") from None
+        return name
+
+    @field_validator("cleanup_tables")
+    @classmethod
+    def _named_tables(cls, text: str) -> str:
+        try:
+            parse_dated_tables(text)
+        except UserError:
+            raise ValueError("write the tables as dataset.table or dataset.table:date_column, with commas") from None
+        return text
+
+    @property
+    def tables_to_clean(self) -> tuple[DatedTable, ...]:
+        return parse_dated_tables(self.cleanup_tables)
+
+    @property
+    def cleanup_lease(self) -> timedelta:
+        """How long a cleanup may go without a sign of life: longer than the jobs of one of its steps take."""
+        jobs = 0.0 if is_local(self.warehouse_url) else 6 * self.warehouse_job_seconds
+        return timedelta(seconds=300 + jobs)
 
     @property
     def gate_lease(self) -> timedelta:

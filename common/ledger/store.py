@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.ledger.checkpoints import Checkpoints
+from common.ledger.cleanups import Cleanups
 from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
@@ -11,7 +12,7 @@ from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Notices):
+class Ledger(Runs, Windows, Dates, Checkpoints, Notices, Cleanups):
     """Runs, dates, windows, checkpoints and alerts in one database. Safe for any number of processes at once."""
 
 
