@@ -87,9 +87,10 @@ def objection(stale: Stale, max_share: float) -> str | None:
     """Why it is not to be deleted unless somebody says so; None where nothing speaks against it."""
     if stale.share <= max_share:
         return None
+    share = percent(stale.rows, stale.table_rows)
     return (
-        f"{stale.table}: {stale.rows} of its {stale.table_rows} rows ({percent(stale.rows, stale.table_rows)}) are dated before "
-        f"{stale.cutoff}, more than the share of {max_share:g} that one cleanup may delete"
+        f"{stale.table}: {stale.rows} of its {stale.table_rows} rows ({share}) are dated before {stale.cutoff}, "
+        f"more than the share of {max_share:g} that one cleanup may delete"
     )
 
 
