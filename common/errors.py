@@ -86,3 +86,11 @@ class DatesTaken(UserError):
     def __init__(self, message: str, *, run: str) -> None:
         super().__init__(message)
         self.run = run
+
+
+class TableTaken(UserError):
+    """Another process is cleaning the table, or restoring what was cleaned."""
+
+
+class DatesWritten(UserError):
+    """Dates that rows were to be put back to hold others by now."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import time, timedelta
+from datetime import timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
 
-from common.alert_kinds import KINDS, named_kinds
 from common.errors import UserError
+from common.operations_settings import OperationsSettings
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import Limits
 
 SQLITE = "sqlite:///"
 
 
-class Settings(BaseSettings):
+class Settings(OperationsSettings):
     """The settings of one process, from `BACKFILL_*`. URLs may hold passwords: they never print."""
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
@@ -45,68 +43,11 @@ class Settings(BaseSettings):
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
     undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
 
-    # Audit
-    audit_days: int = Field(30, ge=1, le=3650)  #: days up to yesterday that beat audits
-    # alerts
-    alerts: SecretStr | None = None  #: apprise URLs, separated by white space or commas; None tells nobody
-    alert_kinds: str | None = None  #: the kinds to deliver, separated by commas; None delivers all
-    alert_timeout_seconds: float = Field(10.0, gt=0, le=120)  #: that telling all endpoints may take together
-    alert_retry_seconds: float = Field(60.0, ge=0)  #: before what was not taken is sent again; it doubles each time
-
-    @field_validator("alert_kinds")
-    @classmethod
-    def _known_kinds(cls, value: str | None) -> str | None:
-        if not set(named_kinds(value)) <= set(KINDS):
-            raise PydanticCustomError("alert_kinds", "Known kinds are {known}", {"known": ", ".join(KINDS)})
-        return value
-
     @property
-    def wanted_kinds(self) -> tuple[str, ...]:
-        """The kinds of alert that are delivered."""
-        return KINDS if self.alert_kinds is None else named_kinds(self.alert_kinds)
-
-    # beat, Flower and `backfill up`
-    timezone: str = "America/New_York"  #: whose clock the daily times are read on
-    cleanup_at: time = time(4, 0)  #: the cleanup of stale rows; the retention of other things follows it
-    audit_at: time = time(6, 0)
-    maintenance_retry_seconds: int = Field(600, ge=1)  #: after which a daily work that failed is tried again
-    staging_days: int = Field(7, ge=1)  #: how long what an ended run left staged is kept
-    quarantine_days: int = Field(30, ge=1)  #: how long refused files are kept after the end of their run
-    flower_address: str = "127.0.0.1"  #: where Flower listens; 0.0.0.0 for every interface
-    flower_port: int = Field(5555, ge=1, le=65535)
-    flower_user: str = "backfill"
-    flower_password: SecretStr | None = None  #: `backfill up` makes one when there is none
-    stop_seconds: float = Field(30.0, ge=0)  #: how long the tasks in progress are given when a stack is stopped
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
-            raise ValueError("is no time zone: write it as America/New_York") from exc
-        return name
-
-    @field_validator("cleanup_at", "audit_at")
-    @classmethod
-    def _local_time(cls, at: time) -> time:
-        if at.tzinfo is not None:
-            raise ValueError("is a time of BACKFILL_TIMEZONE: write it as 04:00, without an offset")
-        return at
-
-    @field_validator("flower_user")
-    @classmethod
-    def _usable_user(cls, user: str) -> str:
-        if not user or "," in user or ":" in user:
-            raise ValueError("must not be empty or hold a comma or a colon")
-        return user
-
-    @field_validator("flower_password")
-    @classmethod
-    def _usable_password(cls, password: SecretStr | None) -> SecretStr | None:
-        if password is not None and (not password.get_secret_value() or "," in password.get_secret_value()):
-            raise ValueError("must not be empty or hold a comma, at which Flower would cut it")
-        return password
+    def cleanup_lease(self) -> timedelta:
+        """How long a cleanup may go without a sign of life: longer than the jobs of one of its steps take."""
+        jobs = 0.0 if is_local(self.warehouse_url) else 6 * self.warehouse_job_seconds
+        return timedelta(seconds=300 + jobs)
 
     @property
     def gate_lease(self) -> timedelta:

@@ -14,7 +14,9 @@ import pyarrow as pa
 from common.warehouse.base import ABSENT
 
 SOURCE = re.compile(r"`[a-z0-9-]+\.(\w+)\.((?:staged|load)_\w+)`")
+KEPT = re.compile(r"`[a-z0-9-]+\.(\w+\.cleanup_\w+)`")
 UNDO = re.compile(r"`[a-z0-9-]+\.(\w+\.undo_\w+)`")
+ANY_TABLE = re.compile(r"`[a-z0-9-]+\.(\w+\.\w+)`")
 TARGET = re.compile(r"DELETE FROM `[a-z0-9-]+\.(\w+\.\w+)`|FROM `[a-z0-9-]+\.(\w+\.\w+)`")
 
 
@@ -46,6 +48,10 @@ class PublishedDates:
         self, job: str, sql: str, params: Mapping[str, Any], rows_in: Callable[[str, str], pa.Table | None]
     ) -> None:
         """The effect of a script of ours, whole. `rows_in` tells what was loaded into a staging table."""
+        if job.startswith(("backfill-backup-", "backfill-cleanup-", "backfill-putback-")):
+            self._run_of_cleanup(job, sql, params)
+            self.scripts.append((job, dict(params)))
+            return
         target = TARGET.search(sql[sql.index("DELETE FROM") :])
         assert target, "a script that names no target"
         held, undo = self.held.setdefault(target[1], {}), UNDO.search(sql)
@@ -60,6 +66,22 @@ class PublishedDates:
             staged = _rows_by_day(sql, rows_in)
             held.update({day: f"{staged[day]} rows of {job}" for day in params["days"]})
         self.scripts.append((job, dict(params)))
+
+    def _run_of_cleanup(self, job: str, sql: str, params: Mapping[str, Any]) -> None:
+        """A backup, the deletion of what is backed up, or its restoration."""
+        kept_name = KEPT.search(sql)
+        (name,) = {found for found in ANY_TABLE.findall(sql) if not KEPT.search(f"`x.{found}`")}
+        assert kept_name, "a script that names no backup"
+        held, kept = self.held.setdefault(name, {}), self.held.setdefault(kept_name[1], {})
+        if job.startswith("backfill-backup-"):
+            kept.update({day: held[day] for day in params["days"] if day in held})
+            return
+        wanted = {date.fromisoformat(one["day"]): one["published"] for one in map(json.loads, params["wanted"])}
+        for day, content in wanted.items():
+            if job.startswith("backfill-cleanup-") and held.get(day) == kept.get(day) == content:
+                del held[day]
+            elif job.startswith("backfill-putback-") and day not in held and kept.get(day) == content:
+                held[day] = content
 
 
 def _rows_by_day(sql: str, rows_in: Callable[[str, str], pa.Table | None]) -> Counter[Any]:

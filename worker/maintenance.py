@@ -12,7 +12,7 @@ from common.clock import utcnow
 from common.errors import BackfillError
 from common.ledger.maintenance import HEARTBEAT, WorkRow
 from common.processes import is_dead
-from worker import after_run, audit, retention
+from worker import after_run, audit, cleanup, retention
 from worker.deps import Deps
 from worker.reconcile import reconcile
 from worker.schedule import Entry, entries
@@ -132,6 +132,8 @@ def reconcile_all(deps: Deps) -> str:
 
 #: What beat has done, by the names of `worker.schedule.entries`.
 WORKS: dict[str, Function] = {
+    "cleanup": cleanup.clean_stale,
+    "expire_backups": cleanup.expire_backups,
     "staging_retention": retention.forget_staged,
     "quarantine_retention": retention.forget_quarantined,
     "undo_retention": retention.forget_replaced,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.ledger.checkpoints import Checkpoints
+from common.ledger.cleanups import Cleanups
 from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
@@ -14,7 +15,7 @@ from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance):
+class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance, Cleanups):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

@@ -208,6 +208,8 @@ cleanup_operations = Table(
     Column("checksum", String(64)),  #: of the backup
     Column("requested_by", String(128), nullable=False),
     Column("owner", String(128)),  #: the process that works on it
+    Column("lease_until", UtcDateTime),
+    Column("active", Boolean, nullable=False),  #: holds the table against other operations
     Column("created_at", UtcDateTime, nullable=False),
     Column("backed_up_at", UtcDateTime),
     Column("deleted_at", UtcDateTime),
@@ -215,6 +217,13 @@ cleanup_operations = Table(
     Column("restored_by", String(128)),
     Column("expires_at", UtcDateTime),  #: when its backup is removed
     Column("error", Text),
+    Index(
+        "uq_cleanup_operations_active",
+        "table_name",
+        unique=True,
+        sqlite_where=text("active"),
+        postgresql_where=text("active"),
+    ),
     Index(None, "table_name", "created_at"),
     Index(None, "state"),
 )

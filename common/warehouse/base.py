@@ -12,6 +12,7 @@ import pyarrow as pa
 from common.dates import DateRange
 from common.errors import SchemaMismatch, TableNotFound
 from common.schema import TableName, Types, checked_identifier
+from common.warehouse.backups import Backups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class Replaced:
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
 
 
-class Warehouse(Protocol):
+class Warehouse(Backups, Protocol):
     """Tables with one partition per date."""
 
     def describe(self, table: TableName) -> TableInfo | None:

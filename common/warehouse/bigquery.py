@@ -38,6 +38,7 @@ from common.warehouse.base import (
     refuse_other_shape,
     refuse_undated,
 )
+from common.warehouse.bigquery_backups import BigQueryBackups
 from common.warehouse.bigquery_bind import dated, publication_of, scan_statement, wanted, whole_statement
 from common.warehouse.bigquery_client import REQUEST_SECONDS, Address, Connection, job_name, translated
 from common.warehouse.bigquery_schema import check_columns, table_info, types_of
@@ -68,7 +69,7 @@ WRITES = "bigquery.jobs.create, bigquery.tables.updateData"
 MAKES = "bigquery.datasets.create, bigquery.tables.create"
 
 
-class BigQueryWarehouse:
+class BigQueryWarehouse(BigQueryBackups):
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
     def __init__(self, address: Address, limits: Limits | None = None, *, http: Any = None) -> None:

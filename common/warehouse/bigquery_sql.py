@@ -225,7 +225,7 @@ def publish(target: Partitions, source: Quoted, publications: Quoted, kept: Quot
     names = _names(target, source) | {"publications": publications}
     chosen = {"wanted": named(WANTED), "now": contents(target)}
     recorded = {"wanted": named(WANTED), "content": contents(target._replace(table=source))}
-    return _transaction(
+    return transaction(
         named(CHOOSE_UNCHANGED, **names, **chosen),
         *([named(KEEP, **names, kept=kept)] if kept else []),
         named(REMOVE, **names),
@@ -237,7 +237,7 @@ def publish(target: Partitions, source: Quoted, publications: Quoted, kept: Quot
 def load(target: Partitions, source: Quoted) -> Quoted:
     """One transaction that replaces the days by the source's rows. Parameters: days, first, last."""
     names = _names(target, source)
-    return _transaction(named(CHOOSE_GIVEN), named(REMOVE, **names), named(INSERT, **names))
+    return transaction(named(CHOOSE_GIVEN), named(REMOVE, **names), named(INSERT, **names))
 
 
 def restore(target: Partitions, kept: Quoted | None) -> Quoted:
@@ -247,9 +247,9 @@ def restore(target: Partitions, kept: Quoted | None) -> Quoted:
     """
     names = {"wanted": named(WANTED), "now": contents(target)}
     if kept is None:
-        return _transaction(named(CHOOSE_ABSENT, **names), named(REMOVE, **_names(target, target.table)))
+        return transaction(named(CHOOSE_ABSENT, **names), named(REMOVE, **_names(target, target.table)))
     places = _names(target, kept)
-    return _transaction(
+    return transaction(
         named(CHOOSE_KEPT, **names, kept=contents(target._replace(table=kept))),
         named(REMOVE, **places),
         named(INSERT, **places),
@@ -265,5 +265,5 @@ def _names(target: Partitions, source: Quoted) -> dict[str, Quoted]:
     return {"target": target.table, "date": target.date, "columns": target.columns, "source": source}
 
 
-def _transaction(*steps: Quoted) -> Quoted:
+def transaction(*steps: Quoted) -> Quoted:
     return joined("", [named(BEGIN), *steps, named(COMMIT)])

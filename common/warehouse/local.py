@@ -8,11 +8,9 @@ would lock other processes out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, LiteralString
@@ -24,10 +22,8 @@ from sqlglot.errors import SqlglotError
 
 from common.clock import utcnow
 from common.errors import (
-    NotAllowed,
     NothingKept,
     QueryFailed,
-    SchemaMismatch,
     StagedFileLost,
     TableNotFound,
     WarehouseUnavailable,
@@ -47,17 +43,16 @@ from common.warehouse.base import (
 )
 from common.warehouse.files import (
     check_writable,
-    checksum_of,
     locked,
     parquet_bytes,
     sync_folder,
     write_atomically,
 )
+from common.warehouse.local_backups import LocalBackups
+from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
 from common.warehouse.sql import parameter_names, table_names, to_duckdb, with_googlesql_types
 from common.warehouse.staged import read_staged_bytes
 
-PART = "part.parquet"
-PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
 PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
@@ -66,7 +61,7 @@ UNDO = ".undo"  #: in the root: by run, table and date, what a run's first publi
 REPLACED = "replaced.json"  #: beside a kept part: the fingerprints before and after
 
 
-class LocalWarehouse:
+class LocalWarehouse(LocalBackups):
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
     def __init__(self, root: Path, *, threads: int = 1, limits: Limits | None = None) -> None:
@@ -82,9 +77,9 @@ class LocalWarehouse:
 
     def describe(self, table: TableName) -> TableInfo | None:
         folder = self._folder(table)
-        with _translated(table):
+        with translated(table):
             self._finish_load(table)
-            first = next(_partitions(folder), None)
+            first = next(partitions_in(folder), None)
             if first is None:
                 return self._unpartitioned(table)
             schema = pq.read_schema(first / PART)
@@ -137,7 +132,7 @@ class LocalWarehouse:
     def read(self, scan: Scan) -> pa.Table:
         parts = self._checked_parts(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
-        with _translated(scan.table):
+        with translated(scan.table):
             tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
@@ -152,9 +147,9 @@ class LocalWarehouse:
     def fingerprints(
         self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
     ) -> dict[date, str]:
-        with _translated(table):
+        with translated(table):
             self._finish_load(table)
-            return {day: _fingerprint(self._part(table, date_column, day)) for day in days}
+            return {day: fingerprint(self._part(table, date_column, day)) for day in days}
 
     def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         now = self.fingerprints(table, date_column, list(checksums))
@@ -167,7 +162,7 @@ class LocalWarehouse:
             noted = json.loads((part.parent / PUBLICATION).read_text())
         except FileNotFoundError:
             return None
-        return noted if noted["checksum"] == _fingerprint(part) else None
+        return noted if noted["checksum"] == fingerprint(part) else None
 
     # -- writing --------------------------------------------------------------------------------------------
 
@@ -183,9 +178,9 @@ class LocalWarehouse:
         lost: set[date] = set()
         folder = self._folder(target)
         run = publication.partition("/")[0]
-        with _translated(target), locked(folder / ".lock"):
+        with translated(target), locked(folder / ".lock"):
             self._start_loading(folder)
-            now = {staged.day: _fingerprint(self._part(target, date_column, staged.day)) for staged in files}
+            now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
             changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
             for staged in files:
@@ -208,7 +203,7 @@ class LocalWarehouse:
 
     def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
         found: dict[date, Replaced] = {}
-        with _translated(target):
+        with translated(target):
             for day in days:
                 note = self._kept(run, self._part(target, date_column, day)) / REPLACED
                 if note.exists():
@@ -220,7 +215,7 @@ class LocalWarehouse:
     ) -> None:
         held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
         kept = {day: self._kept(run, self._part(target, date_column, day)) / PART for day in held}
-        if gone := [day for day in held if _fingerprint(kept[day]) != replaced[day].before]:
+        if gone := [day for day in held if fingerprint(kept[day]) != replaced[day].before]:
             raise NothingKept(
                 f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
                 table=str(target),
@@ -231,15 +226,15 @@ class LocalWarehouse:
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
     ) -> frozenset[date]:
         folder = self._folder(target)
-        with _translated(target), locked(folder / ".lock"):
+        with translated(target), locked(folder / ".lock"):
             self._roll_forward(folder)
             parts = {day: self._part(target, date_column, day) for day in replaced}
-            waiting = [day for day, one in replaced.items() if _fingerprint(parts[day]) == one.published]
+            waiting = [day for day, one in replaced.items() if fingerprint(parts[day]) == one.published]
             self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
             for day in waiting:
                 _put_back(parts[day], self._kept(run, parts[day]) / PART, replaced[day])
             sync_folder(folder)
-            return frozenset(day for day, one in replaced.items() if _fingerprint(parts[day]) == one.before)
+            return frozenset(day for day, one in replaced.items() if fingerprint(parts[day]) == one.before)
 
     def forget_replaced(self) -> None:
         before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
@@ -266,7 +261,7 @@ class LocalWarehouse:
         given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
         refuse_other_shape(self.describe(table), date_column, given)
         folder = self._folder(table)
-        with _translated(table), locked(folder / ".lock"):
+        with translated(table), locked(folder / ".lock"):
             self._start_loading(folder)
             days = _write_partitions(folder / LOADING, date_column, rows)
             self._commit_loading(folder)
@@ -278,6 +273,9 @@ class LocalWarehouse:
         if (folder / LOADING / COMMITTED).exists():
             with locked(folder / ".lock"):
                 self._roll_forward(folder)
+
+    def _loading(self, folder: Path) -> Path:
+        return folder / LOADING
 
     def _start_loading(self, folder: Path) -> None:
         self._roll_forward(folder)
@@ -293,7 +291,7 @@ class LocalWarehouse:
         loading = folder / LOADING
         if not (loading / COMMITTED).exists():
             return
-        for new in sorted(_partitions(loading)):
+        for new in sorted(partitions_in(loading)):
             (folder / new.name).mkdir(exist_ok=True)
             (new / PART).replace(folder / new.name / PART)
             if (new / PUBLICATION).exists():
@@ -323,7 +321,7 @@ class LocalWarehouse:
             wanted = (self._part(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
             return [part for part in wanted if part.exists()]
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
-        return [found / PART for found in sorted(_partitions(self._folder(scan.table))) if found.name in needed]
+        return [found / PART for found in sorted(partitions_in(self._folder(scan.table))) if found.name in needed]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         return [staged.location for staged in scan.files] if isinstance(scan, StagedScan) else self._checked_parts(scan)
@@ -349,7 +347,7 @@ class LocalWarehouse:
         return connection.from_arrow(self._schema(scan.table).empty_table())
 
     def _schema(self, table: TableName) -> pa.Schema:
-        return pq.read_schema(next(_partitions(self._folder(table))) / PART)
+        return pq.read_schema(next(partitions_in(self._folder(table))) / PART)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of this thread's own: DuckDB's are not to be shared."""
@@ -364,15 +362,6 @@ class LocalWarehouse:
             )
             self._local.connection = found
         return found
-
-
-def _partitions(folder: Path) -> Iterator[Path]:
-    """The partition folders that hold a part, in no order."""
-    if not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        if "=" in entry.name and (entry / PART).exists():
-            yield entry
 
 
 def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
@@ -411,7 +400,7 @@ def _keep(part: Path, kept: Path, *, before: str, published: str) -> None:
     elif before != ABSENT:
         kept.mkdir(parents=True, exist_ok=True)
         (kept / PART).unlink(missing_ok=True)
-        _link(part, kept / PART)
+        link(part, kept / PART)
     write_atomically(note, json.dumps({"before": before, "published": published}).encode())
 
 
@@ -424,24 +413,9 @@ def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
         return
     temporary = part.with_name(f".{PART}.undo.tmp")
     temporary.unlink(missing_ok=True)
-    _link(kept, temporary)
+    link(kept, temporary)
     temporary.replace(part)
     sync_folder(part.parent)
-
-
-def _link(file: Path, other: Path) -> None:
-    """The file under another name too; published files are replaced, never written into."""
-    try:
-        os.link(file, other)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, other)
-
-
-def _fingerprint(part: Path) -> str:
-    try:
-        return checksum_of(part.read_bytes())
-    except FileNotFoundError:
-        return ABSENT
 
 
 def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:
@@ -459,15 +433,3 @@ def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[da
 def _counts(rows: pa.Table, date_column: str) -> list[dict[str, Any]]:
     counted = rows.group_by(date_column).aggregate([(date_column, "count")])
     return counted.rename_columns({date_column: "day", f"{date_column}_count": "n"}).to_pylist()
-
-
-@contextmanager
-def _translated(table: TableName) -> Generator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as exc:
-        raise SchemaMismatch(f"a partition is not a readable Parquet file: {exc}", table=str(table)) from exc
-    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
-        raise NotAllowed(f"{exc.strerror}: {exc.filename}", table=str(table)) from exc
-    except OSError as exc:
-        raise WarehouseUnavailable(f"{exc.strerror or exc}: {exc.filename or ''}", table=str(table)) from exc

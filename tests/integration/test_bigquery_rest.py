@@ -19,11 +19,13 @@ from google.api_core.exceptions import Conflict
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
+from common.clock import utcnow
 from common.errors import UserError
 from common.job import Batch, Expectation, Job, Source, Target
 from common.measure import expected_counts, match_staged
 from common.schema import Column, TableName
 from common.staging import Staging
+from common.warehouse.backups import Backup, KeptDate
 from common.warehouse.base import ABSENT, Receipt, Replaced, StagedFile, StagedScan
 from common.warehouse.bigquery import BigQueryWarehouse
 from common.warehouse.bigquery_client import Address
@@ -35,6 +37,7 @@ from tests.rest_lab import TYPES, opened, publish
 from tests.rest_service import HOST, PROJECT, Request
 
 TRUTH = TableName("nba", "summary")
+BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
 COUNT = "SELECT day, COUNT(*) AS n FROM t WHERE player = @player GROUP BY day"
 DAY_MS = 24 * 3600 * 1000
 
@@ -77,6 +80,13 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     }
     assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
     warehouse.restore(TABLE, "day", "run-2", back)
+    warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
+    warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
+    kept = {FEB_23: KeptDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
+    warehouse.delete_backed_up(BACKUP, kept)
+    assert FEB_23 not in double.dates.held["nba.factors"]
+    assert warehouse.restore_backup(BACKUP, kept) == {FEB_23}
+    assert double.dates.held["nba.factors"][FEB_23] == kept[FEB_23].fingerprint
 
 
 # -- what every request is like -----------------------------------------------------------------------------------
@@ -85,7 +95,7 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
 def test_every_query_is_limited_and_binds_its_values(double: RestDouble, staging: Staging) -> None:
     of_all_kinds(opened(double, max_bytes_billed=12_345), double, staging)
     sent = [one for one in double.log if one.kind == "query"]
-    assert {"backfill-publish", "backfill-replace", "backfill-restore"} <= {
+    assert {"backfill-publish", "backfill-replace", "backfill-restore", "backfill-cleanup", "backfill-putback"} <= {
         one.job.rpartition("-")[0][:16] for one in sent
     }
     for one in sent:
@@ -144,6 +154,7 @@ HOSTILE = [
     pytest.param("ä", id="letter"),
 ]
 FILE = StagedFile(day=FEB_23, attempt=1, location="/nowhere", checksum="c" * 64, rows=1)
+KEPT = {FEB_23: KeptDate(fingerprint="c", rows=1)}
 WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "describe": lambda w, t: w.describe(t),
     "read": lambda w, t: w.read(scan(span(FEB_23), table=t)),
@@ -153,6 +164,9 @@ WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "restore": lambda w, t: w.restore(t, "day", "run-1", {FEB_23: Replaced(before=ABSENT, published="c")}),
     "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
     "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
+    "row_counts": lambda w, t: w.row_counts(t, "day", span(FEB_23)),
+    "back_up": lambda w, t: w.back_up(replace(BACKUP, table=t), [FEB_23], until=utcnow()),
+    "delete_backed_up": lambda w, t: w.delete_backed_up(replace(BACKUP, table=t), KEPT),
     "check_publishable": lambda w, t: w.check_publishable(t),
 }
 WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
@@ -168,6 +182,9 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
     "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
     "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
     "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),
+    "row_counts": lambda w, c: w.row_counts(TABLE, c, span(FEB_23)),
+    "back_up": lambda w, c: w.back_up(replace(BACKUP, date_column=c), [FEB_23], until=utcnow()),
+    "backup": lambda w, c: w.drop_backup(replace(BACKUP, id=f"{c}-")),
     "create_table-cluster": lambda w, c: w.create_table(TABLE, TYPES, "day", [c]),
 }
 
@@ -284,6 +301,8 @@ def test_tables_of_our_own_expire_by_themselves(double: RestDouble, staging: Sta
     assert 16.9 < expires_in_days(kept) < 17.1
     assert "expirationTime" not in own["publications"]
     assert not [one for one in (kept, own["publications"]) if "timePartitioning" in one]  # old dates' would expire
+    assert 31.9 < expires_in_days(own["cleanup_op_1"]) < 32.1  # 30, and a little longer than the ledger knows it
+    assert "timePartitioning" not in own["cleanup_op_1"]
     assert not [name for name in own if name.startswith("undo_run_1_")]  # it replaced nothing
 
 

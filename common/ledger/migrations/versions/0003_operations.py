@@ -49,6 +49,8 @@ def upgrade() -> None:
         sa.Column("checksum", sa.String(length=64), nullable=True),
         sa.Column("requested_by", sa.String(length=128), nullable=False),
         sa.Column("owner", sa.String(length=128), nullable=True),
+        sa.Column("lease_until", UtcDateTime(), nullable=True),
+        sa.Column("active", sa.Boolean(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("backed_up_at", UtcDateTime(), nullable=True),
         sa.Column("deleted_at", UtcDateTime(), nullable=True),
@@ -64,6 +66,14 @@ def upgrade() -> None:
         "cleanup_operations",
         ["table_name", "created_at"],
         unique=False,
+    )
+    op.create_index(
+        "uq_cleanup_operations_active",
+        "cleanup_operations",
+        ["table_name"],
+        unique=True,
+        sqlite_where=sa.text("active"),
+        postgresql_where=sa.text("active"),
     )
     op.create_table(
         "flagged_dates",
@@ -101,6 +111,12 @@ def downgrade() -> None:
     op.drop_column("runs", "reported_at")
     op.drop_table("maintenance")
     op.drop_table("flagged_dates")
+    op.drop_index(
+        "uq_cleanup_operations_active",
+        table_name="cleanup_operations",
+        sqlite_where=sa.text("active"),
+        postgresql_where=sa.text("active"),
+    )
     op.drop_index(op.f("ix_cleanup_operations_table_name_created_at"), table_name="cleanup_operations")
     op.drop_index(op.f("ix_cleanup_operations_state"), table_name="cleanup_operations")
     op.drop_table("cleanup_operations")

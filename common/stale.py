@@ -1,0 +1,115 @@
+"""Which rows of a table are stale, and what speaks against deleting them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from common.clock import utcnow
+from common.coverage import percent
+from common.dated import DatedTable
+from common.dates import DateRange
+from common.errors import UserError
+from common.job import find_job, job_names
+from common.settings import Settings
+from common.warehouse.base import Warehouse
+
+ALL_DATES = DateRange(start=date.min, through=date.max)
+
+
+def local_today(settings: Settings, now: datetime | None = None) -> date:
+    """Today's date where the settings' clock stands."""
+    return (now or utcnow()).astimezone(ZoneInfo(settings.timezone)).date()
+
+
+def cutoff_of(today: date, days: int) -> date:
+    """Rows of dates before it are more than so many days old. Raises `UserError` where that may not be deleted."""
+    if days < 1:
+        raise UserError(f"rows dated today or later are never deleted: {days} days is less than 1")
+    return today - timedelta(days=days)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stale:
+    """What a cleanup would delete from a table."""
+
+    table: DatedTable
+    cutoff: date
+    there: bool  #: whether the table exists
+    rows_by_date: Mapping[date, int]  #: of the stale dates
+    table_rows: int
+    spared: tuple[date, ...] = ()  #: stale dates that are left alone because somebody restored them
+
+    @property
+    def rows(self) -> int:
+        return sum(self.rows_by_date.values())
+
+    @property
+    def share(self) -> float:
+        """Of the table's rows."""
+        return self.rows / self.table_rows if self.table_rows else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "table": str(self.table),
+            "exists": self.there,
+            "cutoff": self.cutoff,
+            "rows": self.rows,
+            "dates": len(self.rows_by_date),
+            "oldest": min(self.rows_by_date, default=None),
+            "newest": max(self.rows_by_date, default=None),
+            "table_rows": self.table_rows,
+            "share": round(self.share, 4),
+            "spared_dates": len(self.spared),
+        }
+
+
+def stale_rows(
+    table: DatedTable, counts: Mapping[date, int] | None, cutoff: date, spared: Sequence[DateRange] = ()
+) -> Stale:
+    """The stale ones among a table's rows by date; `counts` is None where there is no table."""
+    old = {day: rows for day, rows in (counts or {}).items() if day < cutoff and rows}
+    left = tuple(sorted(day for day in old if any(one.start <= day <= one.through for one in spared)))
+    return Stale(
+        table=table,
+        cutoff=cutoff,
+        there=counts is not None,
+        rows_by_date={day: rows for day, rows in sorted(old.items()) if day not in left},
+        table_rows=sum((counts or {}).values()),
+        spared=left,
+    )
+
+
+def objection(stale: Stale, max_share: float) -> str | None:
+    """Why it is not to be deleted unless somebody says so; None where nothing speaks against it."""
+    if stale.share <= max_share:
+        return None
+    share = percent(stale.rows, stale.table_rows)
+    return (
+        f"{stale.table}: {stale.rows} of its {stale.table_rows} rows ({share}) are dated before {stale.cutoff}, "
+        f"more than the share of {max_share:g} that one cleanup may delete"
+    )
+
+
+# -- looking --------------------------------------------------------------------------------------------------
+
+
+def refuse_targets(tables: Collection[DatedTable]) -> None:
+    """Raises `UserError` when a job builds one of the tables: its checkpoints would stand without their rows."""
+    names = {str(one) for one in tables}
+    for job in map(find_job, job_names()):
+        if job.target.table in names:
+            raise UserError(
+                f"{job.target.table} is built by job {job.name}: its rows are not to be cleaned up, take it out of "
+                f"BACKFILL_CLEANUP_TABLES"
+            )
+
+
+def look(table: DatedTable, warehouse: Warehouse, cutoff: date, spared: Sequence[DateRange] = ()) -> Stale:
+    """What is stale in the table. Changes nothing."""
+    if warehouse.describe(table.name) is None:
+        return stale_rows(table, None, cutoff)
+    return stale_rows(table, warehouse.row_counts(table.name, table.date_column, ALL_DATES), cutoff, spared)

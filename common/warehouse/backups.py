@@ -1,0 +1,89 @@
+"""What a warehouse promises of backups: rows of a table that are copied aside before they are deleted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Protocol
+
+from common.dates import DateRange, describe
+from common.errors import DatesWritten, UserError
+from common.schema import TableName, checked_identifier
+
+BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """A copy of some dates of a table, by the id of the operation that made it."""
+
+    id: str
+    table: TableName
+    date_column: str
+
+    def __post_init__(self) -> None:
+        if not BACKUP_ID.fullmatch(self.id):
+            raise UserError(f"{self.id!r} is not the id of a backup")
+        checked_identifier(self.date_column, "column name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptDate:
+    """One date of a backup."""
+
+    fingerprint: str  #: of its rows, as `Warehouse.fingerprints` gives it for the table
+    rows: int
+
+
+class Backups(Protocol):
+    """A part of `Warehouse`."""
+
+    def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
+        """The number of rows of each date in the range that has some; none of a table that does not exist.
+
+        Raises `SchemaMismatch` when another column dates the table.
+        """
+        ...
+
+    def backup_place(self, backup: Backup) -> str:
+        """Where the backup is kept, for people to read."""
+        ...
+
+    def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
+        """Copy the rows of the days aside, all or none, to be kept at least until then. May be repeated."""
+        ...
+
+    def backed_up(self, backup: Backup) -> dict[date, KeptDate]:
+        """What the backup holds, found out by reading it. Raises `NothingKept` when it is gone or damaged."""
+        ...
+
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+        """Delete the rows of the dates, each date only while the backup and the table hold exactly the kept rows.
+
+        A date that was written since is left alone. Repeating it, also after a death in the middle, completes it.
+        """
+        ...
+
+    def restore_backup(
+        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+    ) -> frozenset[date]:
+        """Put the kept rows back; returns the dates that hold them now. Repeating it changes nothing.
+
+        Raises `DatesWritten`, and changes nothing, when a date holds other rows by now, unless such are to be left
+        alone; `NothingKept` when the backup is gone or damaged.
+        """
+        ...
+
+    def drop_backup(self, backup: Backup) -> None:
+        """Remove the backup, if it is there."""
+        ...
+
+
+def refused_as_written(backup: Backup, written: Collection[date]) -> DatesWritten:
+    return DatesWritten(
+        f"{len(written)} date(s) hold other rows by now and would have to be replaced: {describe(written)}; "
+        f"nothing was restored",
+        table=str(backup.table),
+    )

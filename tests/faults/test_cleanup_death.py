@@ -1,0 +1,165 @@
+"""A cleanup is killed with -9 at each of its steps: the next one finishes it, and nothing is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+
+from common.cleanup import CleanupSite, Report, clean, restore
+from common.dated import DatedTable
+from common.ledger.cleanups import CleanupState
+from common.schema import TableName
+from common.settings import Settings
+from common.stale import local_today
+from tests.lab import UPCOMING, Lab, players
+
+TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
+STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
+FRESH = [TODAY, TODAY - timedelta(days=7)]
+TABLE = DatedTable(name=TableName.parse(UPCOMING))
+
+CLEANUP_THAT_DIES = """
+import os, signal, sys
+from pathlib import Path
+from common.ledger import Ledger
+from common.settings import Settings
+from common.warehouse.bigquery import BigQueryWarehouse
+from common.warehouse.local import LocalWarehouse
+from producer.cli_cleanup import _site
+
+home, at, last, doing = sys.argv[1:]
+owner = {one.__name__: one for one in (Ledger, LocalWarehouse, BigQueryWarehouse)}[at.split(".")[0]]
+calls, real = 0, getattr(owner, at.split(".")[1])
+
+def counted(*arguments, **named):
+    global calls
+    calls += 1
+    if calls == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **named)
+
+setattr(owner, at.split(".")[1], counted)
+from common.cleanup import clean, restore
+from common.stale import local_today
+site = _site(Settings(home=Path(home)))
+if doing == "clean":
+    tables = site.settings.tables_to_clean[:1]
+    clean(site, tables, today=local_today(site.settings), days=7, max_share=1.0)
+else:
+    restore(doing, site)
+"""
+
+
+def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
+    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing]
+    died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
+    assert died.returncode == -9, died.stdout + died.stderr
+
+
+def site_of(lab: Lab) -> CleanupSite:
+    return CleanupSite(settings=lab.settings, ledger=lab.site.ledger, warehouse=lab.site.warehouse, by="the next")
+
+
+def cleaned(lab: Lab) -> Report:
+    report = clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0)
+    assert (report.failed, report.busy, report.refused) == ([], [], [])
+    return report
+
+
+def filled(lab: Lab) -> dict[str, bytes]:
+    for n, day in enumerate([*STALE, *FRESH]):
+        lab.upcoming(day, players(3 + n))
+    return lab.table_bytes(UPCOMING)
+
+
+def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
+    """The next cleanup leaves no stale row and no unfinished operation, and what was deleted comes back whole."""
+    cleaned(lab)
+    ledger = lab.site.ledger
+    assert ledger.unfinished_cleanups() == []
+    after = lab.table_bytes(UPCOMING)
+    assert (len(after), after.items() <= before.items()) == (len(FRESH), True)
+    (deleted,) = ledger.cleanups(states=[CleanupState.DELETED])
+    assert (deleted.rows, deleted.dates, deleted.error) == (3 + 4 + 5, 3, None)
+    restore(deleted.id, site_of(lab))
+    assert lab.table_bytes(UPCOMING) == before
+
+
+@pytest.mark.parametrize(
+    ("at", "last", "state", "left"),
+    [
+        pytest.param("LocalWarehouse.back_up", 1, CleanupState.PLANNED, 5, id="before-its-backup"),
+        pytest.param("LocalWarehouse._keep_date", 2, CleanupState.PLANNED, 5, id="in-the-middle-of-its-backup"),
+        pytest.param("LocalWarehouse.backed_up", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-verified"),
+        pytest.param("Ledger.move_cleanup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-recorded"),
+        pytest.param("LocalWarehouse.delete_backed_up", 1, CleanupState.BACKED_UP, 5, id="before-it-deletes"),
+        pytest.param("LocalWarehouse._remove_folder", 2, CleanupState.BACKED_UP, 3, id="in-the-middle-of-deleting"),
+        pytest.param("Ledger.move_cleanup", 2, CleanupState.BACKED_UP, 2, id="before-the-deletion-is-recorded"),
+    ],
+)
+def test_the_next_cleanup_finishes_it(lab: Lab, at: str, last: int, state: CleanupState, left: int) -> None:
+    before = filled(lab)
+    die(lab, at, last)
+    (unfinished,) = lab.site.ledger.unfinished_cleanups()
+    assert (unfinished.state, len(lab.table_bytes(UPCOMING))) == (state, left)
+
+    assert_finished_and_restorable(lab, before)
+
+    kept = [one.name for one in (lab.home / "warehouse" / ".cleanup").iterdir()]
+    assert kept == [one.id for one in lab.site.ledger.cleanups() if one.state is CleanupState.RESTORED]
+
+
+@pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        pytest.param("BigQueryWarehouse.backed_up", 1, id="before-the-backup-is-verified"),
+        pytest.param("Ledger.move_cleanup", 2, id="before-the-deletion-is-recorded"),
+    ],
+)
+def test_the_next_cleanup_finishes_it_in_bigquery(bigquery_lab: Lab, at: str, last: int) -> None:
+    before = filled(bigquery_lab)
+    die(bigquery_lab, at, last)
+
+    assert_finished_and_restorable(bigquery_lab, before)
+
+
+def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab: Lab) -> None:
+    before = filled(lab)
+    die(lab, "LocalWarehouse._remove_folder", 2)
+    gone = next(day for day in STALE if not lab.published(UPCOMING, day))
+    lab.upcoming(gone, players(1))
+
+    (operation,) = cleaned(lab).done[:1]
+
+    assert f"1 date(s) were written since and are left alone: {gone}" in str(operation.error)
+    again = lab.site.ledger.cleanups(states=[CleanupState.DELETED])
+    assert sorted(one.dates for one in again) == [1, 2]  # the new rows are stale too, and an operation of their own
+    for one in again:
+        restore(one.id, site_of(lab), leave_written=one.dates == 2)
+    put_back = lab.table_bytes(UPCOMING)
+    assert {name: rows for name, rows in put_back.items() if str(gone) not in name} == {
+        name: rows for name, rows in before.items() if str(gone) not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        pytest.param("LocalWarehouse._prepare_again", 2, id="while-it-is-prepared"),
+        pytest.param("LocalWarehouse._commit_loading", 1, id="before-it-takes-effect"),
+        pytest.param("Ledger.move_cleanup", 2, id="before-it-is-recorded"),
+    ],
+)
+def test_a_restoration_that_was_killed_is_completed_by_the_next_cleanup(lab: Lab, at: str, last: int) -> None:
+    before = filled(lab)
+    cleaned(lab)
+    (operation,) = lab.site.ledger.cleanups()
+    die(lab, at, last, operation.id)
+
+    clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0, spare_restored=True)
+
+    assert lab.table_bytes(UPCOMING) == before
+    assert lab.site.ledger.cleanup(operation.id).state is CleanupState.RESTORED

@@ -1,0 +1,310 @@
+"""Cleanup of stale rows over each warehouse: previewed, backed up, deleted, put back byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from common.cleanup import CleanupSite, Report, clean, restore
+from common.clock import utcnow
+from common.dated import DatedTable
+from common.errors import DatesWritten, NothingKept, UserError
+from common.ledger.cleanups import CleanupOperation, CleanupState
+from common.ledger.tables import alerts, cleanup_operations
+from common.schema import TableName
+from common.settings import Settings
+from common.stale import local_today
+from tests.lab import UPCOMING, Lab, players
+from worker.cleanup import clean_stale, expire_backups
+
+TABLE = DatedTable(name=TableName.parse(UPCOMING))
+TEAMS = "nba_analytics.upcoming_team_game_context"
+TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
+STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
+FRESH = [TODAY - timedelta(days=7), TODAY, TODAY + timedelta(days=1)]
+
+
+def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes]:
+    """Players on each of the days; what every partition holds then."""
+    for n, day in enumerate(days):
+        lab.upcoming(day, players(3 + n))
+    return lab.table_bytes(UPCOMING)
+
+
+def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupSite:
+    site = CleanupSite(
+        settings=lab.settings.model_copy(update=settings),
+        ledger=lab.site.ledger,
+        warehouse=lab.site.warehouse,
+        by="a test",
+    )
+    return replace(site, owner=owner) if owner else site
+
+
+def cleaned(lab: Lab, *, max_share: float = 1.0, **more: Any) -> Report:
+    return clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=max_share, **more)
+
+
+def one_operation(report: Report) -> CleanupOperation:
+    assert report.failed == report.busy == report.refused == []
+    (found,) = report.done
+    return found
+
+
+def days_of(partitions: dict[str, bytes]) -> list[str]:
+    return [name[-23:-13] if name.endswith(".parquet") else name for name in sorted(partitions)]
+
+
+def told(lab: Lab) -> list[dict[str, Any]]:
+    with lab.site.ledger._read() as connection:  # pyright: ignore[reportPrivateUsage]
+        return [dict(row) for row in connection.execute(select(alerts)).mappings()]
+
+
+def test_exactly_the_stale_rows_go_and_come_back_byte_for_byte(any_lab: Lab) -> None:
+    before = filled(any_lab)
+
+    operation = one_operation(cleaned(any_lab))
+
+    assert (operation.state, operation.rows, operation.dates) == (CleanupState.DELETED, 3 + 4 + 5, 3)
+    assert (operation.oldest, operation.newest, operation.error) == (STALE[0], STALE[2], None)
+    after = any_lab.table_bytes(UPCOMING)
+    assert days_of(after) == [str(day) for day in FRESH]
+    assert after.items() <= before.items()
+    assert cleaned(any_lab).done == []
+
+    back = restore(operation.id, site_of(any_lab))
+
+    assert (back.state, back.restored_by) == (CleanupState.RESTORED, "a test")
+    assert any_lab.table_bytes(UPCOMING) == before
+    with pytest.raises(UserError, match="was restored already, by a test"):
+        restore(operation.id, site_of(any_lab))
+
+
+def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> None:
+    filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    any_lab.upcoming(STALE[1], players(1))
+    now = any_lab.table_bytes(UPCOMING)
+
+    with pytest.raises(DatesWritten, match=rf"1 date\(s\) hold other rows by now.*{STALE[1]}"):
+        restore(operation.id, site_of(any_lab))
+    assert any_lab.table_bytes(UPCOMING) == now
+
+    back = restore(operation.id, site_of(any_lab), leave_written=True)
+
+    assert f"1 date(s) were left as they are: {STALE[1]}" in str(back.error)
+    assert [len(any_lab.published(UPCOMING, day)) for day in STALE] == [3, 1, 5]
+
+
+def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(any_lab)
+    warehouse = any_lab.site.warehouse
+    delete = warehouse.delete_backed_up
+
+    def written_before(*arguments: Any) -> None:
+        any_lab.upcoming(STALE[1], players(9))
+        delete(*arguments)
+
+    monkeypatch.setattr(warehouse, "delete_backed_up", written_before)
+
+    operation = one_operation(cleaned(any_lab))
+
+    assert (operation.rows, operation.dates) == (3 + 5, 2)
+    assert f"1 date(s) were written since and are left alone: {STALE[1]}" in str(operation.error)
+    assert len(any_lab.published(UPCOMING, STALE[1])) == 9
+
+
+def test_a_backup_that_is_not_what_was_backed_up_is_never_put_back(lab: Lab) -> None:
+    filled(lab)
+    operation = one_operation(cleaned(lab))
+    (part,) = (lab.home / "warehouse" / ".cleanup" / operation.id).rglob(f"*={STALE[1]}/part.parquet")
+    part.write_bytes(b"something else")
+    now = lab.table_bytes(UPCOMING)
+
+    with pytest.raises(NothingKept, match="is damaged"):
+        restore(operation.id, site_of(lab))
+
+    assert lab.table_bytes(UPCOMING) == now
+    assert lab.site.ledger.cleanup(operation.id).state is CleanupState.DELETED
+
+
+def test_nothing_is_deleted_that_could_not_be_backed_up(lab: Lab) -> None:
+    before = filled(lab)
+    (lab.home / "warehouse" / ".cleanup").write_text("where the backup's folder would be")
+
+    report = cleaned(lab)
+
+    assert report.done == []
+    assert "/.cleanup/" in report.failed[0]
+    assert lab.table_bytes(UPCOMING) == before
+    (operation,) = lab.site.ledger.cleanups()
+    assert operation.state is CleanupState.ABANDONED
+
+
+def test_too_large_a_share_is_refused_unless_told(lab: Lab) -> None:
+    before = filled(lab, [*STALE, *FRESH[:1]])
+
+    report = cleaned(lab, max_share=0.5)
+
+    assert (report.done, len(report.refused)) == ([], 1)
+    assert "12 of its 18 rows (66.6 %)" in report.refused[0]
+    assert lab.table_bytes(UPCOMING) == before
+
+
+def test_a_job_s_own_target_is_not_cleaned(lab: Lab) -> None:
+    target = DatedTable(name=TableName.parse("probe.probe"), date_column="day")
+    with pytest.raises(UserError, match=r"probe\.probe is built by job probe"):
+        clean(site_of(lab), [target], today=TODAY, days=7, max_share=1.0)
+
+
+def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
+    """The living one is this very process, under another name."""
+    filled(lab)
+    first = site_of(lab, owner="elsewhere:1:1")
+    delete = lab.site.warehouse.delete_backed_up
+    second: list[Report] = []
+
+    def meanwhile(*arguments: Any) -> None:
+        second.append(cleaned(lab))
+        delete(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab.site.warehouse, "delete_backed_up", meanwhile)
+        report = clean(first, [TABLE], today=TODAY, days=7, max_share=1.0)
+
+    assert one_operation(report).dates == 3
+    ((said,), done) = second[0].busy, second[0].done
+    assert "is being cleaned or restored already" in said
+    assert "by elsewhere:1:1" in said
+    assert done == []
+
+
+# -- what beat runs -----------------------------------------------------------------------------------------------
+
+
+def test_beat_tells_an_unusual_cleanup_and_a_refused_one_in_one_message(lab: Lab) -> None:
+    filled(lab)
+    team = {"team": "STRING", "game_date": "DATE"}
+    lab.load(TEAMS, STALE[0], [{"team": "x"}], team)
+    deps = replace(lab.opened_again(), settings=lab.settings.model_copy(update={"cleanup_unusual_rows": 11}))
+
+    said = clean_stale(deps)
+
+    assert f"{UPCOMING}: 12 rows on 3 date(s) deleted" in said
+    assert f"refused: {TEAMS}: 1 of its 1 rows" in said
+    (alert,) = told(lab)
+    assert (alert["kind"], alert["title"]) == ("cleanup-unusual", "Cleanup: 12 stale rows deleted, 1 table(s) refused")
+    assert "backfill cleanup restore" in alert["body"]
+    assert "backfill cleanup --allow-large" in alert["body"]
+
+
+def test_beat_leaves_restored_dates_alone(lab: Lab) -> None:
+    before = filled(lab)
+    deps = lab.opened_again()
+    clean_stale(deps)
+    (operation,) = lab.site.ledger.cleanups()
+    restore(operation.id, site_of(lab))
+
+    assert clean_stale(deps) == f"{TEAMS} does not exist"
+
+    assert lab.table_bytes(UPCOMING) == before
+    assert told(lab) == []
+
+
+def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
+    filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    deps = any_lab.opened_again()
+    assert expire_backups(deps) == "no backup is due"
+    with any_lab.site.ledger._write() as connection:  # pyright: ignore[reportPrivateUsage]
+        past = utcnow() - timedelta(seconds=1)
+        connection.execute(update(cleanup_operations).values(expires_at=past))
+
+    assert expire_backups(deps) == "1 backup(s) removed"
+
+    expired = any_lab.site.ledger.cleanup(operation.id)
+    assert (expired.state, expired.backup) == (CleanupState.EXPIRED, None)
+    with pytest.raises(UserError, match="has expired"):
+        restore(operation.id, site_of(any_lab))
+    assert not list((any_lab.home / "warehouse" / ".cleanup").glob("*"))
+    with pytest.raises(NothingKept):
+        any_lab.site.warehouse.backed_up(backup_named(operation))
+
+
+def backup_named(operation: CleanupOperation) -> Any:
+    from common.cleanup import backup_of
+
+    return backup_of(operation)
+
+
+# -- the commands -------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(any_lab: Lab) -> None:
+    before = filled(any_lab)
+    ledger = any_lab.home / "ledger.db"
+    any_lab.site.ledger.close()
+    ledger.unlink()
+
+    shown = any_lab.command("cleanup", "--dry-run", "--json")
+
+    assert shown.returncode == 0, shown.stderr
+    upcoming, teams = json.loads(shown.stdout)["tables"]
+    assert upcoming == {
+        "table": UPCOMING,
+        "exists": True,
+        "cutoff": str(TODAY - timedelta(days=7)),
+        "rows": 12,
+        "dates": 3,
+        "oldest": str(STALE[0]),
+        "newest": str(STALE[2]),
+        "table_rows": 33,
+        "share": 0.3636,
+        "spared_dates": 0,
+    }
+    assert (teams["table"], teams["exists"]) == (TEAMS, False)
+    assert any_lab.table_bytes(UPCOMING) == before
+    assert not ledger.exists()
+
+
+def test_the_commands_delete_list_and_restore(any_lab: Lab) -> None:
+    before = filled(any_lab)
+    unasked = any_lab.command("cleanup")
+    assert (unasked.returncode, any_lab.table_bytes(UPCOMING)) == (2, before)
+    assert "say --yes" in unasked.stderr
+
+    done = any_lab.command("cleanup", "--yes", "--json")
+
+    assert done.returncode == 0, done.stderr
+    (operation,) = json.loads(done.stdout)["operations"]
+    assert (operation["state"], operation["rows"]) == ("deleted", 12)
+    listed = any_lab.command("cleanup", "list")
+    assert operation["id"] in listed.stdout
+    back = any_lab.command("cleanup", "restore", operation["id"], "--yes")
+    assert back.returncode == 0, back.stderr
+    assert any_lab.table_bytes(UPCOMING) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--days", "0", "--yes"], "dated today or later are never deleted", id="today"),
+        pytest.param(["--table", "nba_raw.box_scores", "--yes"], "is not one of the tables to clean", id="table"),
+        pytest.param(["--days", "1", "--yes"], "--allow-large deletes them all the same", id="share"),
+        pytest.param(["restore", "nope", "--yes"], "there is no cleanup 'nope'", id="unknown"),
+    ],
+)
+def test_what_is_refused_is_said_in_one_line(lab: Lab, arguments: list[str], said: str) -> None:
+    before = filled(lab, [*STALE, FRESH[0], FRESH[1]])
+
+    refused = lab.command("cleanup", *arguments)
+
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert said in refused.stderr
+    assert lab.table_bytes(UPCOMING) == before

@@ -1,0 +1,137 @@
+"""What every ledger promises of cleanup operations."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from common.clock import utcnow
+from common.errors import TableTaken, UserError
+from common.ledger import Ledger
+from common.ledger.cleanups import CLEANUP_MOVES, CleanupOperation, CleanupState, NewCleanup
+from tests.builders import everyone_is_dead, everyone_lives
+
+ME, OTHER = "host:1:1", "host:2:2"
+DAY = date(2024, 1, 1)
+
+
+def new(name: str = "op-1", table: str = "nba.upcoming") -> NewCleanup:
+    return NewCleanup(
+        id=name,
+        table_name=table,
+        date_column="day",
+        cutoff=date(2024, 1, 8),
+        rows=10,
+        dates=1,
+        oldest=DAY,
+        newest=DAY,
+        table_rows=100,
+        backup="somewhere",
+        requested_by="a test",
+        expires_at=utcnow() + timedelta(days=30),
+    )
+
+
+def opened(ledger: Ledger, name: str = "op-1", *, lease: timedelta = timedelta(minutes=5), **more: Any) -> None:
+    ledger.open_cleanup(new(name, **more), ME, utcnow() + lease)
+
+
+def moved(ledger: Ledger, *states: CleanupState, name: str = "op-1", owner: str = ME) -> CleanupOperation:
+    """The operation after these moves of its owner."""
+    for to in states:
+        at = ledger.cleanup(name).state
+        assert ledger.move_cleanup(name, expect=at, to=to, owner=owner, lease_until=utcnow() + timedelta(minutes=5))
+    return ledger.cleanup(name)
+
+
+def test_an_operation_reads_back_as_it_was_opened(ledger: Ledger) -> None:
+    opened(ledger)
+    found = ledger.cleanup("op-1")
+    assert (found.state, found.active, found.owner, found.rows) == (CleanupState.PLANNED, True, ME, 10)
+    assert (found.oldest, found.newest, found.cutoff, found.backup) == (DAY, DAY, date(2024, 1, 8), "somewhere")
+    assert ledger.unfinished_cleanups() == ledger.cleanups() == [found]
+    with pytest.raises(UserError, match="no cleanup 'nope'"):
+        ledger.cleanup("nope")
+
+
+def test_of_many_that_open_one_on_a_table_at_once_one_does(ledger: Ledger) -> None:
+    barrier = Barrier(4)
+
+    def attempt(number: int) -> str:
+        barrier.wait()
+        try:
+            opened(ledger, f"op-{number}")
+        except TableTaken as exc:
+            return str(exc)
+        return "opened"
+
+    with ThreadPoolExecutor(4) as pool:
+        said = sorted(pool.map(attempt, range(4)))
+    assert said.count("opened") == 1
+    assert all("nba.upcoming: is being cleaned or restored already" in one for one in said if one != "opened")
+    opened(ledger, "another", table="nba.teams")
+
+
+def test_an_operation_that_ended_gives_its_table_free_and_takes_it_to_be_restored(ledger: Ledger) -> None:
+    opened(ledger)
+    ended = moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
+    assert (ended.active, ended.owner, ended.lease_until) == (False, None, None)
+    assert ended.backed_up_at is not None
+    assert ended.deleted_at is not None
+    opened(ledger, "op-2")
+    with pytest.raises(TableTaken, match="operation op-2"):
+        moved(ledger, CleanupState.RESTORING)
+    moved(ledger, CleanupState.ABANDONED, name="op-2")
+    assert moved(ledger, CleanupState.RESTORING).active
+    assert moved(ledger, CleanupState.RESTORED).restored_at is not None
+
+
+@pytest.mark.parametrize("to", CleanupState)
+def test_only_moves_of_the_table_are_made(ledger: Ledger, to: CleanupState) -> None:
+    opened(ledger)
+    if to in CLEANUP_MOVES[CleanupState.PLANNED]:
+        assert moved(ledger, to).state is to
+        assert not ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
+    else:
+        with pytest.raises(ValueError, match="never moves"):
+            ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
+
+
+def test_only_its_owner_moves_an_unfinished_operation(ledger: Ledger) -> None:
+    opened(ledger)
+    assert not ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=CleanupState.BACKED_UP, owner=OTHER)
+    assert ledger.cleanup("op-1").state is CleanupState.PLANNED
+
+
+def test_an_operation_is_taken_from_the_dead_and_the_late_only(ledger: Ledger) -> None:
+    until = utcnow() + timedelta(minutes=5)
+    opened(ledger)
+    assert ledger.take_cleanup("op-1", OTHER, until, is_dead=everyone_lives) is None
+    taken = ledger.take_cleanup("op-1", OTHER, until, is_dead=everyone_is_dead)
+    assert taken is not None
+    assert (taken.owner, taken.state) == (OTHER, CleanupState.PLANNED)
+    opened(ledger, "late", table="nba.teams", lease=timedelta(seconds=-1))
+    assert ledger.take_cleanup("late", OTHER, until, is_dead=everyone_lives) is not None
+    ledger.give_up_cleanup("late", OTHER, "the warehouse is away")
+    assert ledger.cleanup("late").error == "the warehouse is away"
+    assert ledger.take_cleanup("late", ME, until, is_dead=everyone_lives) is not None
+    moved(ledger, CleanupState.ABANDONED, owner=OTHER)
+    assert ledger.take_cleanup("op-1", ME, until, is_dead=everyone_is_dead) is None
+
+
+def test_backups_are_due_once_their_time_is_over_and_dropped_once(ledger: Ledger) -> None:
+    opened(ledger)
+    moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
+    later = utcnow() + timedelta(days=31)
+    assert ledger.backups_to_expire(utcnow()) == []
+    assert [one.id for one in ledger.backups_to_expire(later)] == ["op-1"]
+    ledger.backup_dropped("op-1")
+    assert ledger.cleanup("op-1").backup == "somewhere"  # it is still kept
+    moved(ledger, CleanupState.EXPIRED)
+    assert [one.id for one in ledger.backups_to_drop()] == ["op-1"]
+    ledger.backup_dropped("op-1")
+    assert ledger.backups_to_drop() == ledger.backups_to_expire(later) == []
