@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from datetime import date, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from common.errors import SchemaMismatch, TableNotFound, UserError
 from common.job import find_job
 from common.ledger import NewFlag, RunState
 from common.schema import TableName, arrow_schema
+from common.warehouse.base import Warehouse
 from producer.cli import app
 from producer.plan import Reprocess
 from producer.undo import plan_undo, undo
@@ -214,6 +216,28 @@ def test_dates_that_a_run_holds_are_not_judged(lab: Lab) -> None:
     dispatcher.drain(deps, lambda: None)
     assert lab.site.ledger.run(run.id).state is RunState.SUCCEEDED
     assert findings(lab, DAYS[0]) == {DAYS[0]: Finding.COMPLETE}
+
+
+class Meanwhile:
+    """A warehouse in which something happens just before it is asked what it holds."""
+
+    def __init__(self, warehouse: Warehouse, happens: Callable[[], object]) -> None:
+        self._warehouse, self._happens = warehouse, happens
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "holds":
+            self._happens()
+        return getattr(self._warehouse, name)
+
+
+def test_a_run_that_begins_and_ends_during_an_audit_is_not_taken_for_somebody_elses_writing(lab: Lab) -> None:
+    expect(lab, YESTERDAY)
+    lab.run([YESTERDAY], "probe")
+    expect(lab, YESTERDAY, count=21)
+    warehouse = Meanwhile(lab.site.warehouse, lambda: lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL))
+    (found,) = audit_dates(find_job("probe"), [YESTERDAY], warehouse, lab.site.ledger).dates
+    assert found.finding is Finding.HELD
+    assert findings(lab, YESTERDAY) == {YESTERDAY: Finding.COMPLETE}
 
 
 def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
