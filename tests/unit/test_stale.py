@@ -88,5 +88,5 @@ def test_a_setting_that_names_no_tables_is_refused_by_its_name(monkeypatch: pyte
 
 def test_a_time_zone_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKFILL_TIMEZONE", "America/Nowhere")
-    with pytest.raises(UserError, match=r"BACKFILL_TIMEZONE: .*not a time zone"):
+    with pytest.raises(UserError, match=r"BACKFILL_TIMEZONE: .*is no time zone"):
         read_settings()
