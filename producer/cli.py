@@ -16,6 +16,7 @@ from common.errors import BackfillError, UserError
 from common.job import Job, find_job, job_names
 from common.ledger import DateState
 from common.settings import read_settings
+from producer.cli_history import add_history_commands
 from producer.cli_setup import add_setup_commands
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED, exit_code
@@ -390,6 +391,7 @@ def demo() -> None:
 
 
 add_setup_commands(app)
+add_history_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

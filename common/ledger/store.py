@@ -6,12 +6,13 @@ from common.ledger.checkpoints import Checkpoints
 from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
+from common.ledger.facts import Facts
 from common.ledger.notices import Notices
 from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Notices):
+class Ledger(Runs, Windows, Dates, Checkpoints, Notices, Facts):
     """Runs, dates, windows, checkpoints and alerts in one database. Safe for any number of processes at once."""
 
 
