@@ -204,15 +204,12 @@ def trend(now: Totals, before: Totals) -> dict[str, Change]:
     def counted(*outcomes: Outcome) -> Change:
         return Change(now=now.of(*outcomes), before=before.of(*outcomes) if before.runs else None)
 
+    shares, earlier = now.coverage, before.coverage
     return {
         "runs": Change(now=now.runs, before=before.runs),
         "published": counted(*PUBLISHED),
-        "coverage_median": Change(
-            now=now.coverage.median if now.coverage else None, before=before.coverage.median if before.coverage else None
-        ),
-        "coverage_min": Change(
-            now=now.coverage.least if now.coverage else None, before=before.coverage.least if before.coverage else None
-        ),
+        "coverage_median": Change(now=shares and shares.median, before=earlier and earlier.median),
+        "coverage_min": Change(now=shares and shares.least, before=earlier and earlier.least),
         "fallback_rate": Change(now=now.fallback_rate, before=before.fallback_rate),
         "blocked": counted(Outcome.BLOCKED),
         "failed": counted(Outcome.FAILED),
@@ -259,6 +256,7 @@ class Standing:
 
     row: DateRow
     run: Run
+    published: DateRow | None  #: what was last published and not undone; None when none of the runs did
     results: int  #: how many of the runs had this date
     undone: bool  #: every run that ended the date was undone since
 
@@ -282,4 +280,6 @@ def _latest(results: Sequence[tuple[Run, DateRow]]) -> Standing:
         return (run.undone_at is None, outcome_of(row) is not Outcome.UNFINISHED, ended, run.id)
 
     run, row = max(results, key=order)
-    return Standing(row=row, run=run, results=len(results), undone=run.undone_at is not None)
+    published = [one for one in results if one[0].undone_at is None and outcome_of(one[1]) in PUBLISHED]
+    seen = max(published, key=order)[1] if published else None
+    return Standing(row=row, run=run, published=seen, results=len(results), undone=run.undone_at is not None)

@@ -44,7 +44,9 @@ def history(
     ] = None,
     as_html: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", help="Write one page: coverage by date, sources, durations. No network."),
+        typer.Option(
+            "--html", metavar="FILE", help="Write one page: coverage by date, sources, durations. No network."
+        ),
     ] = None,
     write_metadata: Annotated[
         bool,

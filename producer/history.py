@@ -32,7 +32,8 @@ from common.ledger import Run, RunFacts
 from producer.report import RUN_STYLES, is_interrupted
 
 RUNS_SHOWN = 40
-SPARK_WIDTH = 16
+SPARK_WIDTH = 12
+SHOWN_IF_ANY = (Outcome.BLOCKED, Outcome.FAILED, Outcome.FORCED, Outcome.SKIPPED, Outcome.UNFINISHED)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _print_figures(console: Console, history: History) -> None:
     table.add_column(style="dim")
 
     def line(name: str, value: str, more: str, trend: str) -> None:
-        table.add_row(f"  {name}", value, more, trend)
+        table.add_row(f"  {name}", value, more, trend if history.before else "")
 
     counts = {one.value: found.of(one) for one in Outcome if found.of(one)}
     outcomes = ", ".join(f"{n} {name}" for name, n in counts.items())
@@ -167,54 +168,40 @@ def _slower(change: Change) -> str:
 
 
 def _print_runs(console: Console, facts: Sequence[RunFacts]) -> None:
+    shown = [(one, totals([one])) for one in facts[:RUNS_SHOWN]]
+    counted = [outcome for outcome in SHOWN_IF_ANY if any(found.of(outcome) for _, found in shown)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, right in (
-        ("run", False),
-        ("state", False),
-        ("dates", True),
-        ("done", True),
-        ("blocked", True),
-        ("failed", True),
-        ("forced", True),
-        ("skipped", True),
-        ("coverage", False),
-        ("min", True),
-        ("median", True),
-        ("fallback", True),
-        ("took", True),
-        ("job, dates", False),
-    ):
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "job, dates")
-    for one in facts[:RUNS_SHOWN]:
-        table.add_row(*_run_row(one))
+    for name in ("run", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("dates", "done", *(one.value for one in counted)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("coverage", no_wrap=True)
+    for name in ("min", "median", "fallback", "took"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("job, dates", overflow="fold")
+    for one, found in shown:
+        table.add_row(*_run_row(one, found, counted))
     console.print(table)
     if len(facts) > RUNS_SHOWN:
-        console.print(f"and {len(facts) - RUNS_SHOWN} earlier ones; all are in --json, --csv and --html")
+        console.print(f"and {len(facts) - RUNS_SHOWN} earlier ones; all are in --json and --csv")
 
 
-def _run_row(facts: RunFacts) -> list[str]:
-    run, found = facts.run, totals([facts])
+def _run_row(facts: RunFacts, found: Totals, counted: Sequence[Outcome]) -> list[str]:
+    run, cover = facts.run, found.coverage
     style = RUN_STYLES.get(run.state, "bold")
-    state = f"[{style}]{run.state.value}[/]" + marks(run)
-    counts = [found.of(one) for one in (Outcome.BLOCKED, Outcome.FAILED, Outcome.FORCED, Outcome.SKIPPED)]
-    cover = found.coverage
     return [
         run.id,
-        state,
+        f"[{style}]{run.state.value}[/]" + marks(run),
         str(found.dates),
         str(found.published),
-        *(str(n) if n else "-" for n in counts),
+        *(str(found.of(one)) if found.of(one) else "-" for one in counted),
         spark_coverage(lowest_by_date(facts), width=SPARK_WIDTH),
         share_in_words(cover.least if cover else None),
         share_in_words(cover.median if cover else None),
         share_in_words(found.fallback_rate),
         seconds_in_words(wall_seconds(run)),
-        escape(f"{run.job} {run.first_date}..{run.last_date}" if run.first_date != run.last_date else _one_day(run)),
+        escape(f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}"),
     ]
-
-
-def _one_day(run: Run) -> str:
-    return f"{run.job} {run.first_date}"
 
 
 def marks(run: Run) -> str:

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.history import (
     BARS,
-    JUDGED,
     Outcome,
     Standing,
     count_in_words,
@@ -26,6 +25,7 @@ from common.history import (
     totals,
     wall_seconds,
 )
+from common.ledger import DateRow
 from producer.history import History, seconds_in_words
 from producer.history_charts import Axis, Calendar, Column, Lane, axis_of, calendar_of, columns_of, lanes_of
 
@@ -121,7 +121,11 @@ def page_of(history: History) -> str:
     """The page, whole: no script, style, font or picture of it comes from anywhere else."""
     by_job = standings(history.facts)
     environment = Environment(
-        loader=PackageLoader("producer"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("producer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("history.html.j2").render(
         history=history,
@@ -185,7 +189,9 @@ def _spark(history: History) -> list[tuple[str, int, float]]:
     days = history.days.days()[-366:]
     counts = ended_per_day(history.facts, history.days)[-366:]
     most = max(counts, default=0) or 1
-    return [(str(day), n, max(n / most * 100, 100 / len(BARS)) if n else 0) for day, n in zip(days, counts, strict=True)]
+    return [
+        (str(day), n, max(n / most * 100, 100 / len(BARS)) if n else 0) for day, n in zip(days, counts, strict=True)
+    ]
 
 
 # -- one job ------------------------------------------------------------------------------------------------------
@@ -196,7 +202,8 @@ def _job_view(name: str, found: Mapping[date, Standing]) -> JobView:
     kinds = Counter(_kind(one) for one in found.values())
     looks = [_look(day, one) for day, one in found.items() if _kind(one) not in ("complete", "skipped")]
     seconds = {day: row.seconds for day, row in rows.items() if row.seconds is not None}
-    sources = {day: (row.source, bool(fell_back(row))) for day, row in rows.items() if row.source and _published(row)}
+    published = {day: one.published for day, one in found.items() if one.published is not None}
+    sources = {day: (row.source, bool(fell_back(row))) for day, row in published.items() if row.source is not None}
     axis = axis_of(found)
     ordered = sorted(seconds.values())
     return JobView(
@@ -212,10 +219,6 @@ def _job_view(name: str, found: Mapping[date, Standing]) -> JobView:
         slowest=seconds_in_words(ordered[-1] if ordered else None),
         middle=seconds_in_words(ordered[len(ordered) // 2] if ordered else None),
     )
-
-
-def _published(row: Any) -> bool:
-    return outcome_of(row) in JUDGED and outcome_of(row) is not Outcome.BLOCKED
 
 
 def _kind(one: Standing) -> str:
@@ -234,7 +237,10 @@ def _cell(day: date, one: Standing) -> Cell:
 
 
 def _counted(one: Standing) -> str:
-    row = one.row
+    return _count_of(one.row)
+
+
+def _count_of(row: DateRow) -> str:
     if row.expected is None or row.matched is None:
         return ""
     share = share_in_words(row.matched / row.expected if row.expected else None)
@@ -263,7 +269,16 @@ def _details(one: Standing) -> list[Any]:
         max(lacking - NAMES_SHOWN, 0) if row.missing else 0,
         one.results,
         row.attempt,
+        _standing_before(one),
     ]
+
+
+def _standing_before(one: Standing) -> str:
+    """What readers see where the latest result was not published, as far as these runs tell."""
+    if one.published is None or one.published is one.row:
+        return ""
+    row = one.published
+    return f"{_count_of(row)} from {row.source}, by run {row.run_id}"
 
 
 # -- runs ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ function part(name, text) {
 
 function fill(cell) {
   const job = calendars.indexOf(cell.closest(".calendar"));
-  const [day, kind, counted, source, why, reason, run, took, missing, more, results, attempt] = jobs[job][cell.dataset.i];
+  const [day, kind, counted, source, why, reason, run, took, missing, more, results, attempt, standing] = jobs[job][cell.dataset.i];
   const list = document.createElement("dl");
   const line = (name, text) => { if (text) list.append(part("dt", name), part("dd", text)); };
   line("reason", reason);
@@ -19,6 +19,7 @@ function fill(cell) {
   line("missing", more ? `${missing} and ${more} more` : missing);
   line("run", run);
   line("took", attempt > 1 ? `${took}, at attempt ${attempt}` : took);
+  line("published", standing);
   line("results", results > 1 ? `${results} runs had this date; this is the latest` : "");
   tip.replaceChildren(part("b", `${day} · ${kind}`), part("strong", counted || "no coverage"), list);
 }
