@@ -45,7 +45,7 @@ def history(
     as_html: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write one page: coverage by date, sources, durations. No network."
+            "--html", metavar="FILE", help="Write one page that needs no network: coverage, sources, durations."
         ),
     ] = None,
     write_metadata: Annotated[

@@ -30,7 +30,7 @@ from producer.history import History, seconds_in_words
 from producer.history_charts import Axis, Calendar, Column, Lane, axis_of, calendar_of, columns_of, lanes_of
 
 RUNS_SHOWN = 200
-LOOKED_AT = 60  #: dates listed as in need of a look, for each job
+LOOKED_AT = 25  #: dates listed as in need of a look, for each job
 NAMES_SHOWN = 6
 
 #: The mark of an outcome in its cell, and what the legend says of it: told apart also where colours are not.

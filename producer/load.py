@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def _timestamp(value: Any) -> datetime:
     found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     if found.tzinfo is None:
         raise ValueError("has no zone: write it as 2023-02-23T19:30:00Z")
-    return found
+    return found.astimezone(UTC)  # Arrow takes the wall time of any zone as it stands
 
 
 def _text(value: Any) -> str:

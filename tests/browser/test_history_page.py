@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -11,28 +11,35 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import PHONE, OpenPage
-from tests.lab import Lab, players
+from tests.lab import Lab, LocalTables, made_lab, players
 
 FIRST = date(2023, 2, 1)
 BLOCKED, FORCED, FALLBACK, FAILED = (FIRST + timedelta(days=n) for n in (3, 4, 5, 6))
+PAGE = "history.html"
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 
 
-@pytest.fixture
-def page_file(lab: Lab) -> Path:
-    """The page of runs that went each way, over thirty dates; one date's reason is full of markup."""
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Runs that went each way over thirty dates, and their page; one date's reason is full of markup."""
+    home = tmp_path_factory.mktemp("shown")
     days = [FIRST + timedelta(days=n) for n in range(30)]
     present = dict.fromkeys(days, 20) | {BLOCKED: 3, FORCED: 10, FALLBACK: 0}
-    for day in days:
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(present[day]), trick="raise" if day == FAILED else None)
-        lab.probe("second", day, players(20 if day == FALLBACK else 0) or players(1))
-    lab.run(days, "probe")
-    lab.run([FORCED], "probe", because=HOSTILE)
-    file = lab.home / "history.html"
-    written = lab.command("history", "--html", str(file))
-    assert written.returncode == 0, written.stderr
-    return file
+    with pytest.MonkeyPatch.context() as patch:
+        for lab in made_lab(home, patch, LocalTables(home / "home" / "warehouse")):
+            for day in days:
+                lab.probe("expected", day, players(20))
+                lab.probe("first", day, players(present[day]), trick="raise" if day == FAILED else None)
+                lab.probe("second", day, players(20 if day == FALLBACK else 1))
+            lab.run(days, "probe")
+            lab.run([FORCED], "probe", because=HOSTILE)
+            assert lab.command("history", "--html", str(lab.home / PAGE)).returncode == 0
+            yield lab
+
+
+@pytest.fixture
+def page_file(shown: Lab) -> Path:
+    return shown.home / PAGE
 
 
 def cell(page: Page, day: date) -> Locator:
@@ -40,16 +47,16 @@ def cell(page: Page, day: date) -> Locator:
 
 
 def test_the_page_opens_offline_and_tells_the_truth_of_every_date(
-    lab: Lab, page_file: Path, open_page: OpenPage
+    shown: Lab, page_file: Path, open_page: OpenPage
 ) -> None:
     watched = open_page(page_file.as_uri(), offline=True)
     page = watched.page
 
-    ledger = sqlite3.connect(lab.home / "ledger.db")
+    ledger = sqlite3.connect(shown.home / "ledger.db")
     expected = {day for (day,) in ledger.execute("SELECT DISTINCT day FROM run_dates")}
     ledger.close()
-    shown = page.locator(".calendar .d").evaluate_all("cells => cells.map(cell => cell.dataset.d)")
-    assert (len(shown), set(shown)) == (len(expected), expected)
+    cells = page.locator(".calendar .d").evaluate_all("found => found.map(one => one.dataset.d)")
+    assert (len(cells), set(cells)) == (len(expected), expected)
 
     cell(page, BLOCKED).hover()
     tip = page.get_by_role("tooltip")
