@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 EMULATOR := .venv-emulator
 EMULATOR_READY := $(EMULATOR)/.ready
 
-.PHONY: demo test test-bigquery lint types check bench lock clean help
+.PHONY: demo test test-browser screenshots test-bigquery lint types check bench lock clean help
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -28,6 +28,13 @@ demo: $(READY)  ## set up, make a season of data with the incident in it, and ru
 
 test: $(READY) $(EMULATOR_READY)  ## set up and run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
+	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+screenshots: $(READY)  ## run them and take the documentation's pictures
+	mkdir -p docs/images
+	TEST_BROWSER=1 SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser $(ARGS)
 
 LOCATION ?= US
 test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PROJECT=my-project [LOCATION=EU]

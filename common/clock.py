@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 
 
 def utcnow() -> datetime:
@@ -14,6 +14,11 @@ def utcnow() -> datetime:
 def today() -> date:
     """Today's date in UTC: the last date a backfill may ask for."""
     return utcnow().date()
+
+
+def midnight(day: date) -> datetime:
+    """The moment at which the day begins, in UTC."""
+    return datetime.combine(day, time(), UTC)
 
 
 @dataclass(frozen=True, kw_only=True)

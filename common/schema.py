@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pandera.pandas as pandera
 
-ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE"]
+ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
 Types = Mapping[str, ColumnType]
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
@@ -24,6 +24,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "FLOAT64": pa.float64(),
     "BOOL": pa.bool_(),
     "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from common.errors import UserError
 from common.operations_settings import OperationsSettings
+from common.schema import TableName
 from common.warehouse import LOCAL, is_local
-from common.warehouse.base import Limits
+from common.warehouse.base import METADATA, Limits
 
 SQLITE = "sqlite:///"
 
@@ -42,6 +43,22 @@ class Settings(OperationsSettings):
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
     undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
+
+    # history
+    metadata_table: str = f"backfill.{METADATA}"  #: the warehouse's history of runs; `none` writes none
+
+    @field_validator("metadata_table")
+    @classmethod
+    def _names_a_table(cls, text: str) -> str:
+        try:
+            return "" if text.strip().lower() in ("", "none") else str(TableName.parse(text.strip()))
+        except UserError as exc:
+            raise ValueError(str(exc)) from exc
+
+    @property
+    def history_table(self) -> TableName | None:
+        """Where the rows of runs that have ended are written to; None when they are not."""
+        return TableName.parse(self.metadata_table) if self.metadata_table else None
 
     @property
     def cleanup_lease(self) -> timedelta:

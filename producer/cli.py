@@ -19,6 +19,7 @@ from common.settings import read_settings
 from producer.cli_alerts import add_alert_commands
 from producer.cli_audit import add_audit_commands
 from producer.cli_cleanup import add_cleanup_commands
+from producer.cli_history import add_history_commands
 from producer.cli_metrics import add_metrics_command
 from producer.cli_setup import add_setup_commands
 from producer.cli_up import add_up_commands
@@ -421,6 +422,7 @@ add_alert_commands(app)
 add_metrics_command(app)
 add_up_commands(app)
 add_cleanup_commands(app)
+add_history_commands(app)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------

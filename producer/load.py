@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,16 @@ def _boolean(value: Any) -> bool:
 
 
 def _date(value: Any) -> date:
+    if isinstance(value, datetime):
+        raise ValueError("has a time of day")
     return value if isinstance(value, date) else parse_date(str(value))
+
+
+def _timestamp(value: Any) -> datetime:
+    found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if found.tzinfo is None:
+        raise ValueError("has no zone: write it as 2023-02-23T19:30:00Z")
+    return found.astimezone(UTC)  # Arrow takes the wall time of any zone as it stands
 
 
 def _text(value: Any) -> str:
@@ -245,6 +254,7 @@ CONVERT: dict[ColumnType, Callable[[Any], Any]] = {
     "FLOAT64": _number,
     "BOOL": _boolean,
     "DATE": _date,
+    "TIMESTAMP": _timestamp,
     "STRING": _text,
 }
 

@@ -26,6 +26,8 @@ from tests.emulator import Emulator
 
 #: These need a project of Google's: `make test-bigquery PROJECT=...` runs them.
 collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
+#: These need Chromium: `make test-browser` runs them.
+collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
 
 
 @pytest.fixture(autouse=True)

@@ -110,6 +110,14 @@ class DateRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run with everything that is known of its dates, oldest date first."""
+
+    run: Run
+    dates: tuple[DateRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The durable proof that a date is complete."""
 

@@ -7,6 +7,7 @@ from common.ledger.cleanups import Cleanups
 from common.ledger.database import translated
 from common.ledger.dates import Dates
 from common.ledger.engine import make_engine, migrate
+from common.ledger.facts import Facts
 from common.ledger.flags import Flags
 from common.ledger.gauges import Gauges
 from common.ledger.maintenance import Maintenance
@@ -15,7 +16,7 @@ from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance, Cleanups):
+class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

@@ -126,6 +126,7 @@ class Replaced:
     published: str
 
 
+METADATA = "backfill_metadata"  #: the table that is loaded like any other, also into a dataset of the tool's own
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
 
 

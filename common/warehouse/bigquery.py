@@ -27,6 +27,7 @@ from common.schema import TableName, Types, checked_identifier
 from common.warehouse import bigquery_sql as sql_of
 from common.warehouse.base import (
     ABSENT,
+    METADATA,
     Limits,
     Receipt,
     Replaced,
@@ -302,7 +303,7 @@ class BigQueryWarehouse(BigQueryBackups):
         refuse_undated(table, date_column, rows)
         days: list[date] = sorted(set(rows[date_column].to_pylist()))  # pyright: ignore[reportArgumentType] - no null
         _refuse_too_many(table, days)
-        if table.dataset == self._publications.dataset:
+        if table.dataset == self._publications.dataset and table.table != METADATA:
             raise UserError(f"{table} is one of the tool's own tables: nothing can be loaded into it")
         given = types_of(rows.schema)
         refuse_other_shape(self.describe(table), date_column, given)

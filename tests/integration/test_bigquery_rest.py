@@ -306,6 +306,12 @@ def test_tables_of_our_own_expire_by_themselves(double: RestDouble, staging: Sta
     assert not [name for name in own if name.startswith("undo_run_1_")]  # it replaced nothing
 
 
+def test_of_the_tables_of_our_own_only_the_history_is_loaded(rest_warehouse: BigQueryWarehouse) -> None:
+    with pytest.raises(UserError, match="one of the tool's own tables"):
+        rest_warehouse.load(TableName("backfill", "publications"), "day", rows_of(FEB_23))
+    assert rest_warehouse.load(TableName("backfill", "backfill_metadata"), "day", rows_of(FEB_23)) == [FEB_23]
+
+
 # -- windows ------------------------------------------------------------------------------------------------------
 
 

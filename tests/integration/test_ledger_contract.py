@@ -842,3 +842,54 @@ def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
     assert [run.id for run in ledger.last_ended_runs()] == [done.id]
     assert sorted(facts.state.value for facts in ledger.date_facts(done.id)) == ["blocked", "checkpointed", "queued"]
     assert (ledger.flagged_counts(), ledger.maintenance_finished(), ledger.last_cleanups()) == ({}, {}, {})
+
+
+# -- facts of the past --------------------------------------------------------------------------------------------
+
+ALWAYS = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
+
+
+def test_the_facts_of_runs_come_with_every_date_of_theirs_the_newest_run_first(ledger: Ledger) -> None:
+    first = queued_run(ledger, [FEB_23, FEB_24])
+    checkpointed_date(ledger, first, FEB_24)
+    blocked_date(ledger, first, FEB_23)
+    assert ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.PARTIAL)
+    second = queued_run(ledger, [FEB_25], job="others")
+
+    found = ledger.facts(*ALWAYS)
+
+    assert [one.run for one in found] == [ledger.run(second.id), ledger.run(first.id)]
+    assert [list(one.dates) for one in found] == [ledger.dates(second.id), ledger.dates(first.id)]
+    assert [one.run.id for one in ledger.facts(*ALWAYS, job="others")] == [second.id]
+    assert [one.run.id for one in ledger.facts_of_ended(*ALWAYS)] == [first.id]
+    assert ledger.facts(*ALWAYS, job="nobody's") == []
+
+
+def test_a_run_is_of_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledger) -> None:
+    opened = running_run(ledger, [FEB_23])
+    ended = queued_run(ledger, [FEB_24])
+    assert ledger.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end = ledger.run(ended.id).finished_at
+    assert end is not None
+    tick = timedelta(microseconds=1)
+
+    def between(start: datetime, until: datetime) -> set[str]:
+        return {one.run.id for one in ledger.facts(start, until)}
+
+    assert between(opened.created_at, opened.created_at + tick) == {opened.id}
+    assert between(end, end + tick) == {ended.id}
+    assert between(end - tick, end) == set()
+    assert between(ended.created_at, ended.created_at + tick) == set()  # it has ended: later
+    assert {one.run.id for one in ledger.facts_of_ended(end, end + tick)} == {ended.id}
+    assert ledger.facts_of_ended(end - tick, end) == []
+
+
+def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written(ledger: Ledger) -> None:
+    run = queued_run(ledger, [FEB_23])
+    claimed_date(ledger, run, FEB_23)
+    found = {"zebra": 1, "ant": 3, "moth": 2}
+    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, found=found)
+
+    (facts,) = ledger.facts(*ALWAYS)
+
+    assert list(facts.dates[0].found or {}) == ["zebra", "ant", "moth"]

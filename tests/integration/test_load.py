@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -313,6 +313,22 @@ def test_a_parquet_file_with_two_columns_of_one_name_is_refused(unharmed: Wareho
     pq.write_table(twice, parquet)
     with pytest.raises(UserError, match="player"):
         load_file(unharmed, NAME, parquet, None)
+
+
+def test_moments_are_kept_with_their_zone_and_never_cut_to_a_date(
+    warehouse: Warehouse, csv: Path, parquet: Path
+) -> None:
+    moment = datetime(2023, 2, 23, 19, 30, tzinfo=UTC)
+    moments = pa.array([moment], pa.timestamp("us", tz="UTC"))
+    load_table(warehouse, parquet, player=["a"], day=[FEB_23], at=moments)
+    assert [row["at"] for row in rows_in(warehouse)] == [moment]
+
+    load_text(warehouse, csv, "player,day,at\na,2023-02-23,2023-02-23T20:30:00+01:00\n")
+    assert [row["at"] for row in rows_in(warehouse)] == [moment]
+    with pytest.raises(UserError, match="line 2: at '2023-02-23T20:30:00' has no zone"):
+        load_text(warehouse, csv, "player,day,at\na,2023-02-23,2023-02-23T20:30:00\n")
+    with pytest.raises(UserError, match="has a time of day"):
+        load_table(warehouse, parquet, player=["a"], day=moments, at=moments)
 
 
 @pytest.mark.parametrize("table", ["players", "nba.players;", "../x.y", "a.b.c"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from common.errors import SchemaMismatch, UserError
 from common.schema import ARROW_TYPES, Column, ColumnType, TableName, column_type, to_arrow
+
+MOMENT = datetime(2023, 2, 23, 19, 30, 0, 123456, tzinfo=UTC)
 
 
 def test_a_table_name_is_a_dataset_and_a_table() -> None:
@@ -92,6 +94,7 @@ def converted(values: Any, kind: ColumnType) -> list[Any]:
         pytest.param(["0042", None], "STRING", ["0042", None], id="text"),
         pytest.param(pd.to_datetime(["2023-02-23"]), "DATE", [date(2023, 2, 23)], id="timestamps-at-midnight"),
         pytest.param([date(2023, 2, 23), None], "DATE", [date(2023, 2, 23), None], id="dates"),
+        pytest.param([MOMENT, None], "TIMESTAMP", [MOMENT, None], id="moments"),
         *[pytest.param([None, None], kind, [None, None], id=f"all-null-{kind}") for kind in ARROW_TYPES],
         *[pytest.param([np.nan], kind, [None], id=f"not-a-number-{kind}") for kind in ARROW_TYPES],
         *[pytest.param([], kind, [], id=f"no-rows-{kind}") for kind in ARROW_TYPES],

@@ -1,0 +1,43 @@
+"""What runs did, for history: the runs of a span of time with every fact of every date of theirs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, or_, select
+
+from common.ledger.database import Database
+from common.ledger.records import DateRow, RunFacts
+from common.ledger.rows import date_row_of, run_of
+from common.ledger.tables import run_dates, runs
+
+
+class Facts(Database):
+    """The past, as it was written down."""
+
+    def facts(self, start: datetime, until: datetime, *, job: str | None = None) -> list[RunFacts]:
+        """The runs that ended in the span, and those of it that have no end yet, newest first, with their dates.
+
+        `start` is of the span, `until` is not. A run is of the span in which it ended; one that has not ended is of the
+        span in which it was created. Two indexed queries, however many runs there are.
+        """
+        ended = and_(runs.c.finished_at >= start, runs.c.finished_at < until)
+        going_on = and_(runs.c.finished_at.is_(None), runs.c.created_at >= start, runs.c.created_at < until)
+        return self._facts_of(or_(ended, going_on), job)
+
+    def facts_of_ended(self, start: datetime, until: datetime) -> list[RunFacts]:
+        """The runs of every job that ended in the span, newest first, with their dates; `until` is not of it."""
+        return self._facts_of(and_(runs.c.finished_at >= start, runs.c.finished_at < until), None)
+
+    def _facts_of(self, chosen: ColumnElement[bool], job: str | None) -> list[RunFacts]:
+        where = chosen if job is None else and_(chosen, runs.c.job == job)
+        of_runs = select(runs).where(where).order_by(runs.c.created_at.desc(), runs.c.id)
+        of_dates = select(run_dates).where(run_dates.c.run_id.in_(select(runs.c.id).where(where)))
+        with self._read() as connection:
+            # The runs are read first: the dates of one that had ended by then are as they were at its end.
+            found = [run_of(row) for row in connection.execute(of_runs).mappings()]
+            dates: dict[str, list[DateRow]] = {run.id: [] for run in found}
+            for row in connection.execute(of_dates.order_by(run_dates.c.run_id, run_dates.c.day)).mappings():
+                if row["run_id"] in dates:
+                    dates[row["run_id"]].append(date_row_of(row))
+        return [RunFacts(run=run, dates=tuple(dates[run.id])) for run in found]

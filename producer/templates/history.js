@@ -1,0 +1,71 @@
+"use strict";
+const jobs = JSON.parse(document.getElementById("details").textContent);
+const tip = document.getElementById("tip");
+const calendars = [...document.querySelectorAll(".calendar")];
+
+function part(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text; // never markup: reasons and names are anybody's text
+  return made;
+}
+
+function fill(cell) {
+  const job = calendars.indexOf(cell.closest(".calendar"));
+  const [day, kind, counted, source, why, reason, run, took, missing, more, results, attempt, standing] = jobs[job][cell.dataset.i];
+  const list = document.createElement("dl");
+  const line = (name, text) => { if (text) list.append(part("dt", name), part("dd", text)); };
+  line("reason", reason);
+  line("source", why ? `${source}: ${why}` : source);
+  line("missing", more ? `${missing} and ${more} more` : missing);
+  line("run", run);
+  line("took", attempt > 1 ? `${took}, at attempt ${attempt}` : took);
+  line("published", standing);
+  line("results", results > 1 ? `${results} runs had this date; this is the latest` : "");
+  tip.replaceChildren(part("b", `${day} · ${kind}`), part("strong", counted || "no coverage"), list);
+}
+
+function show(cell) {
+  fill(cell);
+  tip.hidden = false;
+  const at = cell.getBoundingClientRect(), box = tip.getBoundingClientRect();
+  const above = at.top - box.height - 8;
+  const left = Math.min(Math.max(at.left + at.width / 2 - box.width / 2, 8), innerWidth - box.width - 8);
+  tip.style.left = `${Math.max(left, 8)}px`;
+  tip.style.top = `${above >= 8 ? above : at.bottom + 8}px`;
+  cell.setAttribute("aria-describedby", "tip");
+}
+
+function hide() {
+  tip.hidden = true;
+  for (const one of document.querySelectorAll("[aria-describedby=tip]")) one.removeAttribute("aria-describedby");
+}
+
+function nearest(cells, from, days) {
+  const wanted = Date.parse(from.dataset.d) + days * 864e5;
+  const ahead = cells.filter((one) => Math.sign(Date.parse(one.dataset.d) - Date.parse(from.dataset.d)) === Math.sign(days));
+  const off = (one) => Math.abs(Date.parse(one.dataset.d) - wanted);
+  return ahead.reduce((best, one) => (best && off(best) <= off(one) ? best : one), null);
+}
+
+for (const calendar of calendars) {
+  const cells = [...calendar.querySelectorAll(".d")];
+  const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -7, ArrowDown: 7, PageUp: -28, PageDown: 28 };
+  const go = (to) => {
+    for (const one of cells) if (one.tabIndex === 0) one.tabIndex = -1;
+    to.tabIndex = 0; // one stop of the Tab key for the whole calendar; arrows move within it
+    to.focus();
+  };
+  if (cells.length) cells.at(-1).tabIndex = 0;
+  calendar.addEventListener("mouseover", (event) => { const cell = event.target.closest(".d"); if (cell) show(cell); else hide(); });
+  calendar.addEventListener("mouseleave", hide);
+  calendar.addEventListener("focusin", (event) => show(event.target));
+  calendar.addEventListener("focusout", hide);
+  calendar.addEventListener("click", (event) => { const cell = event.target.closest(".d"); if (cell) go(cell); });
+  calendar.addEventListener("keydown", (event) => {
+    const to = event.key === "Home" ? cells[0] : event.key === "End" ? cells.at(-1)
+      : moves[event.key] ? nearest(cells, event.target, moves[event.key]) : null;
+    if (event.key === "Escape") hide();
+    if (to) { event.preventDefault(); go(to); }
+  });
+}
+addEventListener("scroll", hide, { passive: true });

@@ -1,0 +1,268 @@
+"""History as its user meets it, and the warehouse's table of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+import threading
+from datetime import date, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from common.clock import today
+from common.errors import UserError
+from common.ledger import Ledger, Run, RunState
+from common.metadata import COLUMNS, write_metadata
+from common.schema import TableName
+from common.settings import Settings
+from common.warehouse.local import LocalWarehouse
+from tests.builders import FEB_23, FEB_24, FEB_25, checkpointed_date, queued_run
+from tests.lab import Lab, players
+
+FIRST = date(2023, 2, 1)
+LOW, FELL, FAILED, EMPTY, ACCEPTED = (FIRST + timedelta(days=n) for n in range(1, 6))
+TABLE = "backfill.backfill_metadata"
+
+
+@pytest.fixture
+def eventful(lab: Lab) -> Lab:
+    """Runs in which dates were complete, accepted, forced, blocked, failed, skipped and taken from a fallback."""
+    days = [FIRST + timedelta(days=n) for n in range(12)]
+    present = dict.fromkeys(days, 20) | {LOW: 5, FELL: 0, ACCEPTED: 18}
+    for day in days:
+        lab.probe("expected", day, players(20) if day != EMPTY else [])
+        lab.probe("first", day, players(present[day]), trick="raise" if day == FAILED else None)
+        lab.probe("second", day, players(20 if day == FELL else 1))
+    lab.run(days, "probe")
+    lab.run([LOW], "probe", because="it can't be had")
+    return lab
+
+
+def facts_of(lab: Lab) -> list[dict[str, Any]]:
+    """The dates of every run, read with nothing of ours."""
+    with sqlite3.connect(lab.home / "ledger.db") as connection:
+        connection.row_factory = sqlite3.Row
+        joined = "SELECT d.*, r.state AS run_state FROM run_dates d JOIN runs r ON r.id = d.run_id"
+        found = [dict(row) for row in connection.execute(joined)]
+    connection.close()
+    return found
+
+
+def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
+    told = json.loads(eventful.command("history", "--json").stdout)
+
+    rows = facts_of(eventful)
+    assert [(one["run"], one["dates"]) for one in told["runs"]] == [
+        (run.id, len([row for row in rows if row["run_id"] == run.id])) for run in eventful.site.ledger.latest_runs()
+    ]
+    for figures, of in [(told["totals"], rows)] + [
+        (one, [row for row in rows if row["run_id"] == one["run"]]) for one in told["runs"]
+    ]:
+        done = [row for row in of if row["state"] == "checkpointed"]
+        judged = [row for row in of if row["state"] in ("checkpointed", "blocked") and row["expected"]]
+        shares = [row["matched"] / row["expected"] for row in judged]
+        fell = [row for row in done if row["source"] != next(iter(json.loads(row["found"])))]
+        seconds = [row["seconds"] for row in of if row["seconds"] is not None]
+        assert figures["dates"] == len(of)
+        for verdict in ("complete", "accepted", "forced"):
+            assert figures[verdict] == len([row for row in done if row["verdict"] == verdict])
+        for state in ("blocked", "failed", "skipped"):
+            assert figures[state] == len([row for row in of if row["state"] == state])
+        assert figures["coverage"] == {"dates": len(shares), "min": min(shares), "median": median(shares)}
+        assert (figures["fallbacks"], figures["fallback_rate"]) == (len(fell), len(fell) / len(done))
+        assert (figures["seconds_median"], figures["seconds_max"]) == (median(seconds), max(seconds))
+    assert [told["totals"][name] for name in ("accepted", "forced", "blocked", "failed", "skipped", "fallbacks")] == [
+        1, 1, 1, 1, 1, 1,
+    ]  # fmt: skip
+    assert told["ended_per_day"][str(today())] == len(rows)
+    assert (told["before"], told["trend"]) == (None, None)
+
+
+def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) -> None:
+    forced, first = eventful.site.ledger.latest_runs()
+    assert eventful.command("undo", forced.id, "--yes").returncode == 0
+
+    said = eventful.command("history", "--job", "probe").stdout
+
+    assert "9 complete, 1 accepted, 1 forced, 1 blocked, 1 failed, 1 skipped" not in said  # FELL is among the complete
+    assert "8 complete, 1 accepted, 1 forced, 1 blocked, 1 failed, 1 skipped" in said
+    assert "no runs in the 30 days before: there is no trend" in said
+    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("2")}
+    assert "succeeded undone" in lines[forced.id]
+    assert "undone" not in lines[first.id]
+
+
+def test_a_period_without_runs_says_so_and_a_later_one_has_its_trend(eventful: Lab) -> None:
+    with sqlite3.connect(eventful.home / "ledger.db") as connection:
+        moved = "UPDATE runs SET created_at = datetime(created_at, '-7 days'), "
+        connection.execute(moved + "finished_at = datetime(finished_at, '-7 days')")
+    connection.close()
+
+    assert "no run ended or was opened in these days; 2 in the 7 days before" in (
+        eventful.command("history", "--days", "7").stdout
+    )
+    eventful.run([FIRST + timedelta(days=20)], "probe")
+    told = json.loads(eventful.command("history", "--days", "7", "--json").stdout)
+    assert (told["totals"]["runs"], told["before"]["runs"], told["trend"]["blocked"]) == (1, 2, -1)
+    assert "no run ended or was opened in these days, nor in those before" in (
+        eventful.command("history", "--job", "nobody's").stdout
+    )
+
+
+def test_the_csv_has_a_line_for_every_date_of_every_run(eventful: Lab) -> None:
+    file = eventful.home / "history.csv"
+    printed = eventful.command("history", "--csv", "-").stdout
+    assert eventful.command("history", "--csv", str(file)).returncode == 0
+    assert file.read_text() == printed
+
+    lines = list(csv.DictReader(io.StringIO(printed)))
+    rows = {(row["run_id"], row["day"]): row for row in facts_of(eventful)}
+    assert {(line["run_id"], line["day"]) for line in lines} == set(rows)
+    assert list(lines[0]) == list(COLUMNS)
+    for line in lines:
+        row = rows[line["run_id"], line["day"]]
+        assert (line["state"], line["reason"]) == (row["state"], row["reason"] or "")
+        assert (line["expected"], line["matched"]) == tuple(
+            "" if row[name] is None else str(row[name]) for name in ("expected", "matched")
+        )
+
+
+def test_what_can_t_be_done_is_refused_in_one_line(lab: Lab) -> None:
+    for arguments, says in (
+        (["--json", "--csv", "-"], "both print"),
+        (["--html", "nowhere/page.html"], "there is no folder nowhere"),
+        (["--write-metadata", "--job", "probe"], "leave out --job"),
+    ):
+        refused = lab.command("history", *arguments)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert says in refused.stderr
+
+
+def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> None:
+    days = [date(2013, 1, 1) + timedelta(days=n) for n in range(3650)]
+    run = queued_run(lab.site.ledger, days, job="probe", window=5000)
+    with sqlite3.connect(lab.home / "ledger.db") as connection:
+        facts = "expected=187, matched=187, source='first', found='{\"first\": 187}', seconds=0.04, rows=187"
+        done = f"state='checkpointed', verdict='complete', reason='187 of 187 expected entities (100.0 %)', {facts}"
+        connection.execute(f"UPDATE run_dates SET {done}, source_reason='primary at 100.0 %'")
+    connection.close()
+    assert lab.site.ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    file = lab.home / "history.html"
+
+    assert lab.command("history", "--html", str(file)).returncode == 0
+
+    assert file.read_text().count("data-d=") == len(days)
+    assert file.stat().st_size < 3_000_000
+
+
+# -- the table in the warehouse -----------------------------------------------------------------------------------
+
+
+def ended_run(ledger: Ledger, day: date) -> Run:
+    run = queued_run(ledger, [day])
+    checkpointed_date(ledger, run, day)
+    assert ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    return ledger.run(run.id)
+
+
+def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_written(any_lab: Lab) -> None:
+    site = any_lab.site
+    first, second = ended_run(site.ledger, FEB_23), ended_run(site.ledger, FEB_24)
+
+    for run in (first, second, first):
+        said = write_metadata(site.ledger, site.warehouse, site.settings, run.id)
+
+    assert said == f"{TABLE}: 2 row(s) of 2 run(s) that ended on {today()}"
+    rows = sorted(any_lab.published(TABLE, today(), "run_ended_on"), key=lambda row: row["day"])
+    assert [(row["run_id"], row["day"]) for row in rows] == [(first.id, FEB_23), (second.id, FEB_24)]
+    assert list(rows[0]) == list(COLUMNS)
+    assert (rows[0]["outcome"], rows[0]["matched"], rows[0]["coverage"]) == ("complete", 187, 1.0)
+    assert rows[0]["run_finished_at"] == first.finished_at
+    described = site.warehouse.describe(TableName.parse(TABLE))
+    assert described is not None
+    assert (dict(described.columns), described.partitioned_by) == (dict(COLUMNS), "run_ended_on")
+
+
+class OvertakenWarehouse(LocalWarehouse):
+    """Somebody else's whole write takes place between this one's reading of the ledger and its load."""
+
+    def __init__(self, root: Path, overtake: Any) -> None:
+        super().__init__(root)
+        self._overtake = [overtake]
+
+    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
+        while self._overtake:
+            self._overtake.pop()()
+        return super().load(table, date_column, rows)
+
+
+def test_a_writer_that_was_overtaken_takes_no_rows_away(lab: Lab) -> None:
+    site = lab.site
+    first = ended_run(site.ledger, FEB_23)
+    root = lab.home / "warehouse"
+
+    def overtake() -> None:
+        second = ended_run(site.ledger, FEB_24)
+        write_metadata(site.ledger, site.warehouse, site.settings, second.id)
+
+    write_metadata(site.ledger, OvertakenWarehouse(root, overtake), site.settings, first.id)
+
+    assert {row["day"] for row in lab.published(TABLE, today(), "run_ended_on")} == {FEB_23, FEB_24}
+
+
+def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
+    site = lab.site
+    days = [FIRST + timedelta(days=n) for n in range(6)]
+    barrier = threading.Barrier(len(days))
+
+    def end_and_write(day: date) -> None:
+        barrier.wait()
+        write_metadata(
+            site.ledger, LocalWarehouse(lab.home / "warehouse"), site.settings, ended_run(site.ledger, day).id
+        )
+
+    threads = [threading.Thread(target=end_and_write, args=(day,)) for day in days]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(row["day"] for row in lab.published(TABLE, today(), "run_ended_on")) == days
+
+
+def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
+    site, run = lab.site, ended_run(lab.site.ledger, FEB_25)
+    off = Settings(home=lab.home, metadata_table="none")
+    elsewhere = Settings(home=lab.home, metadata_table="ops.history")
+
+    assert "BACKFILL_METADATA_TABLE is none" in write_metadata(site.ledger, site.warehouse, off, run.id)
+    assert site.warehouse.describe(TableName.parse(TABLE)) is None
+    write_metadata(site.ledger, site.warehouse, elsewhere, run.id)
+    assert len(lab.published("ops.history", today(), "run_ended_on")) == 1
+    refused = lab.command("history", BACKFILL_METADATA_TABLE="no table")
+    assert refused.returncode == 2
+    assert "BACKFILL_METADATA_TABLE" in refused.stderr
+
+
+def test_a_run_that_goes_on_has_no_rows_yet(lab: Lab) -> None:
+    run = queued_run(lab.site.ledger, [FEB_23])
+
+    with pytest.raises(UserError, match="its history is written at its end"):
+        write_metadata(lab.site.ledger, lab.site.warehouse, lab.site.settings, run.id)
+
+
+def test_the_command_writes_the_table_anew_for_the_days_asked_for(lab: Lab) -> None:
+    ended_run(lab.site.ledger, FEB_23)
+    ended_run(lab.site.ledger, FEB_24)
+
+    said = lab.command("history", "--write-metadata")
+
+    assert said.returncode == 0
+    assert f"{TABLE}: 2 row(s) of 2 run(s)" in said.stderr
+    assert len(lab.published(TABLE, today(), "run_ended_on")) == 2
