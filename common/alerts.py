@@ -17,6 +17,7 @@ FALLBACKS_A_WEEK = 2  #: more than so many are told
 BEAT_SILENT_AFTER = timedelta(minutes=10)
 DATES_NAMED = 5
 NAMES_A_DATE = 10
+NAMES_LENGTH = 180  #: of a date, together
 REASON_LENGTH = 120
 MESSAGE_LENGTH = 3500  #: chat services cut or refuse what is much longer
 TITLE_LENGTH = 200
@@ -202,10 +203,20 @@ def _date_lines(row: DateRow) -> list[str]:
     lines = [f"{row.day} {row.state.value}: {cut(reason, REASON_LENGTH)}"]
     missing = (row.expected or 0) - (row.matched or 0)
     if row.missing and missing > 0:
-        names = ", ".join(row.missing[:NAMES_A_DATE])
-        more = f" and {missing - NAMES_A_DATE} more" if missing > NAMES_A_DATE else ""
-        lines.append(f"  missing {missing}: {cut(names, REASON_LENGTH)}{more}")
+        named = _fitting(row.missing)
+        more = f" and {missing - len(named)} more" if missing > len(named) else ""
+        lines.append(f"  missing {missing}: {', '.join(named)}{more}")
     return lines
+
+
+def _fitting(names: Sequence[str]) -> list[str]:
+    """As many of the names as a line holds, one at least."""
+    kept = [cut(names[0], NAMES_LENGTH)]
+    for name in names[1:NAMES_A_DATE]:
+        if len(", ".join([*kept, name])) > NAMES_LENGTH:
+            break
+        kept.append(name)
+    return kept
 
 
 def _low(run: Run, low: Sequence[DateRow]) -> NewAlert:

@@ -87,7 +87,7 @@ def test_where_nothing_is_wrong_every_check_is_ok_and_nothing_is_changed(healthy
     assert told.returncode == 0, told.stdout + told.stderr
     assert lines(told, "WARN") + lines(told, "FAIL") == []
     checks = [re.split(r"  +", line)[0] for line in lines(told, "OK")]
-    places = ["versions", "broker", "ledger", "warehouse", "staging", "home", "clock", "time limits"]
+    places = ["versions", "broker", "ledger", "warehouse", "staging", "home", "alerts", "clock", "time limits"]
     tables = ["expectation", "source first", "source second", "target"]
     assert checks == [*places, *(f"probe: {one}" for one in tables)]
     assert "embedded, started with each run: Valkey " in told.stdout

@@ -45,7 +45,7 @@ def serving(lab: Lab, **environment: str) -> Iterator[tuple[str, subprocess.Pope
 
 
 def scrape(address: str) -> dict[str, dict[tuple[str, ...], float]]:
-    """Every metric by its labels' values."""
+    """Every metric by its labels' values, in the order of the labels' names."""
     with urlopen(f"{address}/metrics") as answer:  # noqa: S310 - an address of ours
         families = list(text_string_to_metric_families(answer.read().decode()))
     assert {family.type for family in families} == {"gauge"}
@@ -127,7 +127,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
     assert found["backfill_queue_tasks"] == {("backfill",): 0, ("gate",): 2, ("maintenance",): 0}
     assert set(found["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
     assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
-    assert found["backfill_flagged_dates"] == {("probe", "missing"): 1}
+    assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}
     assert found["backfill_beat_heartbeat_age_seconds"][()] > 600
     assert found["backfill_alerts"][("pending",)] >= 3
     assert set(found["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}

@@ -93,6 +93,7 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
     message = message_of([alert(one) for one in told])
     assert "backfill retry R1" in message.body
     assert "and 495 more" in message.body
+    assert f"  missing 186: {', '.join(names[:3])} and 183 more" in message.body.splitlines()
     assert "500 blocked" in message.body
     assert len(message.title) <= TITLE_LENGTH
     assert len(message.body) <= MESSAGE_LENGTH
