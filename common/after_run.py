@@ -10,9 +10,10 @@ import structlog
 from common.alerts import Ending, alerts_of, beat_silent, fallbacks
 from common.clock import utcnow
 from common.delivery import deliver as deliver
-from common.errors import UserError
+from common.errors import BackfillError, Retryable, UserError
 from common.job import find_job
 from common.ledger import Ledger, Run
+from common.metadata import write_metadata
 from common.processes import is_dead
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ log = structlog.get_logger()
 TOLD_WITHIN = timedelta(days=1)  #: the end of a run that lies further back is history, not news
 OWNER_IS_LATE = timedelta(minutes=10)  #: a command tells the end of its run within so long
 WEEK = timedelta(days=7)
-HEARTBEAT = "heartbeat"  #: the row of `maintenance` that beat renews each minute
 
 
 def after_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
-    """Write down the alerts of an ended run and note that it was told; returns whether this call was the one.
+    """Write down the alerts of an ended run, and its history; returns whether this call was the one that did.
 
     Repeating it does no harm: an alert is written once, and a run that is not over or was told already is left alone.
+    Raises `Retryable` when the warehouse does not take the history now: the run is then still to be told.
     """
     run = ledger.run(run_id)
     if not run.ended or run.reported_at is not None:
@@ -38,8 +39,18 @@ def after_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Setti
     now = utcnow()
     if run.finished_at is not None and now - run.finished_at <= TOLD_WITHIN:
         ledger.record_alerts(alerts_of(_ending(run, ledger, now), now))
-    # Here the run's history goes to the warehouse: common.metadata.write_metadata(ledger, warehouse, settings, run_id)
+    _write_history(run_id, ledger, warehouse, settings)
     return ledger.mark_reported(run_id)
+
+
+def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
+    """Write the run to the warehouse's history. Raises `Retryable` for a passing trouble; a lasting one is logged."""
+    try:
+        log.info("history_written", run=run_id, outcome=write_metadata(ledger, warehouse, settings, run_id))
+    except Retryable:
+        raise
+    except BackfillError as exc:  # `backfill history --write-metadata` makes up for it once that is mended
+        log.error("history_not_written", run=run_id, error=str(exc))
 
 
 def report_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
@@ -48,13 +59,22 @@ def report_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> li
     A run whose command lives is left to it, unless that is long over: the command may be on a host we can't see.
     """
     now = utcnow()
-    left = [run for run in ledger.unreported_runs() if _is_left(run, now)]
-    return [run.id for run in left if after_run(run.id, ledger, warehouse, settings)]
+    told: list[str] = []
+    troubles: dict[str, Retryable] = {}
+    for run in (one for one in ledger.unreported_runs() if _is_left(one, now)):
+        try:
+            if after_run(run.id, ledger, warehouse, settings):
+                told.append(run.id)
+        except Retryable as exc:
+            troubles[run.id] = exc
+    if troubles:
+        raise Retryable("; ".join(f"run {run_id}: {exc}" for run_id, exc in troubles.items()))
+    return told
 
 
 def check_beat(ledger: Ledger, now: datetime | None = None) -> bool:
     """Write down that beat is silent, once for each silence; returns whether this call did."""
-    alert = beat_silent(ledger.maintenance_finished().get(HEARTBEAT), now or utcnow())
+    alert = beat_silent(ledger.heartbeat(), now or utcnow())
     return alert is not None and ledger.record_alert(alert)
 
 

@@ -36,6 +36,7 @@ class OperationsSettings(BaseSettings):
     flower_port: int = Field(5555, ge=1, le=65535)
     flower_user: str = "backfill"
     flower_password: SecretStr | None = None  #: `backfill up` makes one when there is none
+    metrics_port: int = Field(9808, ge=1, le=65535)  #: where `backfill up` serves metrics, on this machine only
     stop_seconds: float = Field(30.0, ge=0)  #: how long the tasks in progress are given when a stack is stopped
 
     # cleanup of stale rows

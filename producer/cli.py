@@ -350,6 +350,7 @@ def undo(
     A date that had no checkpoint before the run has none afterwards. Refuses, and changes nothing, when a later run
     or anybody else has built one of the dates since, or when what the run replaced is not kept any more.
     """
+    from producer.aftermath import rewrite_history
     from producer.undo import plan_undo
     from producer.undo import undo as carry_out
 
@@ -364,6 +365,7 @@ def undo(
     if not yes and not typer.confirm(f"Undo {len(planned.days)} date(s)?"):
         raise UserError("nothing was undone")
     again = carry_out(planned, site, requester())
+    rewrite_history(run_id, site)
     without = len(planned.days) - len(again)
     rest = f"; {without} have no checkpoint any more and count as not built" if without else ""
     console.print(f"undone: {len(planned.days)} date(s), {len(again)} have their earlier checkpoints again{rest}")

@@ -37,22 +37,29 @@ def up(
             help="Where Flower listens.  [default: BACKFILL_FLOWER_PORT, or 5555, or another one where that is taken]",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Where metrics are served.  [default: BACKFILL_METRICS_PORT, or 9808, or another one likewise]",
+        ),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, and stop the stack at Ctrl-C: for a service manager.")
     ] = False,
 ) -> None:
-    """Start a broker, workers, beat and Flower, and keep them running until `backfill down`.
+    """Start a broker, workers, beat, Flower and a metrics server, and keep them running until `backfill down`.
 
     `run`, `retry` and `watch` use them from then on. With BACKFILL_BROKER set, that broker is used and none is started.
     What dies is started again. Repeating it is harmless: it prints where everything is.
     """
     from producer.standing import find_standing, starting_or_stopping
-    from producer.up import UpOptions, start_in_background
-    from producer.up import flower_port as free_flower_port
+    from producer.up import UpOptions, check_ports, start_in_background
 
     settings = read_settings()
     console = make_console()
-    options = UpOptions(workers=workers or settings.workers, flower_port=flower_port)
+    options = UpOptions(workers=workers or settings.workers, flower_port=flower_port, metrics_port=metrics_port)
     with starting_or_stopping(settings.home):
         found = find_standing(settings.home)
         if found is not None:
@@ -62,7 +69,7 @@ def up(
             ):
                 console.print("note: it goes on as it is; other options take effect after `backfill down`")
         elif not foreground:
-            free_flower_port(options, settings)
+            check_ports(options, settings)
             start_in_background(options, settings)
             found = find_standing(settings.home)
     if found is None:
@@ -79,6 +86,7 @@ def down() -> None:
     Runs that are under way are named: they go on once `backfill up` is called again.
     """
     from producer.down import take_down
+    from producer.up import expect_no_beat
 
     settings = read_settings()
     console = make_console()
@@ -91,6 +99,8 @@ def down() -> None:
         console.print("it was not up any more: the process that kept it had been killed; what it left is removed")
     else:
         console.print("nothing is up")
+    if stopped.was_dead or stopped.killed:
+        expect_no_beat(settings)
     if stopped.was_up or stopped.was_dead:
         _name_active_runs(settings, console)
 
@@ -133,8 +143,7 @@ def _print(found: Standing, settings: Settings, console: Console) -> None:
     line("broker", found.broker + (" (its own)" if found.embedded else ""))
     line("workers", f"{found.workers} for dates, 1 for the gate, 1 for maintenance; and beat")
     line("Flower", found.flower_url)
-    if not found.flower_url.endswith(f":{settings.flower_port}"):
-        line("", f"(not at port {settings.flower_port}, the usual one)")
     line("user", found.flower_user)
     line("password", found.flower_password)
+    line("metrics", found.metrics_url)
     line("log", found.log_file)

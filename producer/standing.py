@@ -27,6 +27,7 @@ class Standing:
     flower_url: str
     flower_user: str
     flower_password: str = field(repr=False)
+    metrics_url: str
     log_file: str
     places: str  #: a digest of the ledger, warehouse and staging that it works on
 

@@ -48,6 +48,7 @@ from producer.standing import Standing, places_of, state_file, write_standing
 log = structlog.get_logger()
 
 SUPERVISOR = "producer.supervisor"
+LOOPBACK = "127.0.0.1"
 STARTING_SECONDS = 60.0
 LOOK_SECONDS = 0.5  #: between two looks at what has died
 WORKERS = {"dates": DATES_QUEUE, "gate": GATE_QUEUE, "maintenance": MAINTENANCE_QUEUE}
@@ -59,20 +60,34 @@ class UpOptions:
 
     workers: int
     flower_port: int | None = None  #: None: that of the settings, or another one where it is taken
+    metrics_port: int | None = None  #: likewise
 
 
 def flower_port(options: UpOptions, settings: Settings) -> int:
     """Where Flower can listen. Raises `UserError` when the port that was asked for is taken."""
-    asked = options.flower_port
-    if asked is None and "flower_port" in settings.model_fields_set:
-        asked = settings.flower_port
-    port = asked or settings.flower_port
-    if port_is_free(settings.flower_address, port):
+    asked = options.flower_port or (settings.flower_port if "flower_port" in settings.model_fields_set else None)
+    return _port_for("Flower", settings.flower_address, asked, settings.flower_port)
+
+
+def metrics_port(options: UpOptions, settings: Settings) -> int:
+    """Where the metrics can be served. Raises `UserError` when the port that was asked for is taken."""
+    asked = options.metrics_port or (settings.metrics_port if "metrics_port" in settings.model_fields_set else None)
+    return _port_for("the metrics server", LOOPBACK, asked, settings.metrics_port)
+
+
+def check_ports(options: UpOptions, settings: Settings) -> None:
+    """Raises `UserError` when a port that was asked for is taken."""
+    flower_port(options, settings)
+    metrics_port(options, settings)
+
+
+def _port_for(what: str, address: str, asked: int | None, usual: int) -> int:
+    port = asked or usual
+    if port_is_free(address, port):
         return port
     if asked is None:
         return free_port()
-    where = f"{settings.flower_address} port {port}"
-    raise UserError(f"Flower can't listen at {where}, which is taken or not allowed: nothing was started")
+    raise UserError(f"{what} can't listen at {address} port {port}, which is taken or not allowed: nothing was started")
 
 
 class StandingStack:
@@ -82,13 +97,14 @@ class StandingStack:
         self._settings = settings
         self._options = options
         self._port = flower_port(options, settings)
+        self._metrics_port = metrics_port(options, settings)
         self._broker = EmbeddedBroker(durable=True) if settings.broker is None else None
         url = self._broker.url if self._broker else _url_of(settings)
         password = settings.flower_password or SecretStr(secrets.token_urlsafe(18))
         name = f"up-{stack_name()}"
         home = settings.home.absolute()
         self._children = Children(home / "stacks" / name, home / "logs" / "up.log", gives_up=False)
-        host = settings.flower_address if settings.flower_address not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+        host = settings.flower_address if settings.flower_address not in ("", "0.0.0.0", "::") else LOOPBACK  # noqa: S104
         self.standing = Standing(
             owner=identity(),
             broker_url=url,
@@ -98,6 +114,7 @@ class StandingStack:
             flower_url=f"http://{f'[{host}]' if ':' in host else host}:{self._port}",
             flower_user=settings.flower_user,
             flower_password=password.get_secret_value(),
+            metrics_url=f"http://{LOOPBACK}:{self._metrics_port}/metrics",
             log_file=str(self._children.log_file),
             places=places_of(settings),
         )
@@ -118,6 +135,7 @@ class StandingStack:
             self._children.stop(grace=self._settings.stop_seconds)
         except KeyboardInterrupt:  # told a second time
             self._children.stop(grace=0)
+        expect_no_beat(self._settings)
 
     def keep_up(self) -> None:
         """Start again what dies, for ever. A signal that raises ends it."""
@@ -140,10 +158,15 @@ class StandingStack:
             self._children.start(name, worker_command(f"{name}@{host}", [queue], count), env)
         self._children.start("beat", self._beat(), env)
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
+        self._children.start("metrics", self._metrics(), env)
         for name in WORKERS:
             answers = _pinged(self._app, f"{name}@{host}")
             wait_until(answers, self._children, name, STARTING_SECONDS)
-        wait_until(self._flower_answers, self._children, "flower", STARTING_SECONDS)
+        for name, url in (
+            ("flower", f"{self.standing.flower_url}/healthcheck"),
+            ("metrics", self.standing.metrics_url),
+        ):
+            wait_until(_answers(url), self._children, name, STARTING_SECONDS)
         if not self._children.alive("beat"):
             raise StackFailed(f"the beat process does not start: see {self._children.log_file}")
         self._make_up_for_losses()
@@ -161,11 +184,17 @@ class StandingStack:
             "FLOWER_PORT": str(self._port),
         }
 
-    def _flower_answers(self) -> bool:
-        try:
-            return requests.get(f"{self.standing.flower_url}/healthcheck", timeout=1).ok
-        except requests.RequestException:
-            return False
+    def _metrics(self) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "producer.cli",
+            "metrics",
+            "--address",
+            LOOPBACK,
+            "--port",
+            str(self._metrics_port),
+        ]
 
     def _wait_for_broker(self) -> None:
         if self._broker is not None:
@@ -188,8 +217,28 @@ def _url_of(settings: Settings) -> str:
     return settings.broker.get_secret_value()
 
 
+def _answers(url: str) -> Callable[[], bool]:
+    def asked() -> bool:
+        try:
+            return requests.get(url, timeout=1).ok
+        except requests.RequestException:
+            return False
+
+    return asked
+
+
 def _pinged(app: Celery, worker: str) -> Callable[[], bool]:
     return lambda: bool(app.control.ping(destination=[worker], timeout=0.3))
+
+
+def expect_no_beat(settings: Settings) -> None:
+    """Have nobody alarmed by the silence of a beat that was stopped."""
+    try:
+        ledger = open_ledger(settings.ledger_url)
+        ledger.expect_no_heartbeat()
+        ledger.close()
+    except BackfillError as exc:
+        log.warning("heartbeat_not_ended", error=str(exc))
 
 
 def check_places(settings: Settings) -> None:

@@ -93,6 +93,11 @@ class Maintenance(Database):
         beat = self.works().get(HEARTBEAT)
         return None if beat is None or beat.done_slot is None else beat.finished_at
 
+    def expect_no_heartbeat(self) -> None:
+        """Note that beat was stopped on purpose: until it is heard of again, its silence is none."""
+        with self._write() as connection:
+            connection.execute(update(maintenance).where(maintenance.c.name == HEARTBEAT).values(finished_at=None))
+
     def active_runs(self) -> list[Run]:
         """Every run that has not ended, the oldest first."""
         active = [state.value for state in RunState if state not in ENDED_RUNS]

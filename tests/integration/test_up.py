@@ -55,8 +55,10 @@ def state(lab: Lab) -> dict[str, Any]:
 
 def up(lab: Lab, *more: str, **environment: str) -> str:
     """Bring it up, with Flower at a port that no other test uses; returns what was printed."""
-    port = () if "--flower-port" in more else ("--flower-port", str(free_port()))
-    done = lab.command("up", *port, *more, BACKFILL_WORKERS="1", **environment)
+    ports = [
+        word for which in ("--flower-port", "--metrics-port") if which not in more for word in (which, str(free_port()))
+    ]
+    done = lab.command("up", *ports, *more, BACKFILL_WORKERS="1", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -82,7 +84,7 @@ def nothing_is_left(lab: Lab, processes: list[psutil.Process], ports: list[int])
 
 
 def ports_of(stack: dict[str, Any]) -> list[int]:
-    return [int(str(urllib.parse.urlsplit(stack[which]).port)) for which in ("flower_url", "broker_url")]
+    return [int(str(urllib.parse.urlsplit(stack[which]).port)) for which in ("flower_url", "broker_url", "metrics_url")]
 
 
 def ask(stack: dict[str, Any], path: str, *, given: str | None = None, **query: str) -> Any:
@@ -118,7 +120,14 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab)
     command_lines = " ".join(" ".join(one.cmdline()) for one in processes)
 
     # what it says, and who else may know
-    for what in (stack["flower_url"], stack["flower_user"], stack["flower_password"], stack["log_file"], "down"):
+    for what in (
+        stack["flower_url"],
+        stack["flower_user"],
+        stack["flower_password"],
+        stack["metrics_url"],
+        stack["log_file"],
+        "down",
+    ):
         assert what in told
     assert stack["flower_password"] not in command_lines
     assert stack["broker_url"] not in command_lines

@@ -104,7 +104,7 @@ def test_the_schedule_survives_its_file(when: When) -> None:
 
 
 def test_every_work_that_can_be_done_has_its_place_in_the_schedule(home: Settings) -> None:
-    assert set(WORKS) <= set(entries(home))
+    assert set(WORKS) == set(entries(home))
     assert set(beat_schedule(home, WORKS)) == set(WORKS)
 
 
