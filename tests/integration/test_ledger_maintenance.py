@@ -93,6 +93,16 @@ def test_the_heartbeat_is_when_it_was_last_done(ledger: Ledger) -> None:
     assert before <= last <= utcnow()
 
 
+def test_a_beat_that_was_stopped_on_purpose_is_not_missed_until_it_is_heard_of_again(ledger: Ledger) -> None:
+    ledger.expect_no_heartbeat()
+    for slot in (SLOT, NEXT):
+        ledger.claim_work("heartbeat", slot, "one", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+        ledger.finish_work("heartbeat", slot, "one", "alive")
+        assert ledger.heartbeat() is not None
+        ledger.expect_no_heartbeat()
+        assert ledger.heartbeat() is None
+
+
 def test_active_runs_are_those_that_have_not_ended(ledger: Ledger) -> None:
     ended, running = queued_run(ledger), None
     ledger.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)

@@ -209,6 +209,7 @@ def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command
         "flower_url": "http://127.0.0.1:1",
         "flower_user": "backfill",
         "flower_password": PASSWORD,
+        "metrics_url": "http://127.0.0.1:1/metrics",
         "log_file": "nowhere",
         "places": "",
     }
