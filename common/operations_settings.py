@@ -94,7 +94,7 @@ class OperationsSettings(BaseSettings):
     def _known_kinds(cls, value: str | None) -> str | None:
         if not set(named_kinds(value)) <= set(KINDS):
             raise PydanticCustomError("alert_kinds", "Known kinds are {known}", {"known": ", ".join(KINDS)})
-        return value
+        return value or None  # empty, as a compose file hands it on, is not set
 
     @property
     def wanted_kinds(self) -> tuple[str, ...]:

@@ -56,10 +56,12 @@ def findings(lab: Lab, *days: date) -> dict[date, Finding]:
 
 
 def alerts(lab: Lab) -> list[dict[str, Any]]:
-    """Every alert that was written down, oldest first, read with nothing of ours."""
+    """What audits had written down to be told, oldest first, read with nothing of ours."""
     with closing(sqlite3.connect(lab.home / "ledger.db")) as connection:
         connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute("SELECT * FROM alerts ORDER BY created_at")]
+        return [
+            dict(row) for row in connection.execute("SELECT * FROM alerts WHERE kind = 'audit' ORDER BY created_at")
+        ]
 
 
 def command(lab: Lab, *arguments: str) -> Result:

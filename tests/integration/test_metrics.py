@@ -94,8 +94,8 @@ def lively(lab: Lab) -> None:
         connection.execute(
             text(
                 "INSERT INTO cleanup_operations (id, table_name, date_column, state, cutoff, rows, dates, table_rows, "
-                "requested_by, created_at, deleted_at) "
-                "VALUES ('c', 'nba.upcoming', 'day', 'done', '2023-02-16', 1, 1, 1, 'me', :at, :at)"
+                "active, requested_by, created_at, deleted_at) "
+                "VALUES ('c', 'nba.upcoming', 'day', 'done', '2023-02-16', 1, 1, 1, FALSE, 'me', :at, :at)"
             ),
             at,
         )
