@@ -1,0 +1,122 @@
+"""The commands that look: `status`, `watch`, `jobs`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import UserError
+from common.job import Job, find_job, job_names
+from common.settings import read_settings
+from producer.cli_options import (
+    AsJson,
+)
+from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
+from producer.report import (
+    Watcher,
+    is_interrupted,
+    make_console,
+    print_json,
+    print_run,
+    print_runs,
+    print_source_checks,
+    run_json,
+)
+from producer.site import open_site
+
+
+def add_look_commands(app: typer.Typer) -> None:
+    for command in (status, watch, jobs):
+        app.command()(command)
+
+
+def status(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
+    as_json: AsJson = False,
+    every_date: Annotated[
+        bool, typer.Option("--every-date", help="Every date with its source check, not only the incomplete ones.")
+    ] = False,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
+) -> None:
+    """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
+    site = open_site(read_settings())
+    console = make_console()
+    latest = site.ledger.latest_runs(max(last, 1))
+    if run_id is None and not latest:
+        if as_json:
+            print_json(None)
+        else:
+            console.print("no run was launched yet: start with `backfill plan --help`")
+        return
+    progress = site.ledger.progress(run_id or latest[0].id)
+    rows = site.ledger.dates(progress.run.id)
+    if as_json:
+        print_json(run_json(progress, rows))
+    else:
+        print_run(console, progress, rows)
+        if flags := site.ledger.flagged(progress.run.job):
+            console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {progress.run.job} --flagged`")
+        if every_date:
+            print_source_checks(console, rows)
+        others = [one for one in latest if one.id != progress.run.id]
+        if run_id is None and others and last:
+            console.print()
+            print_runs(console, others)
+    unfinished = not progress.run.ended and not is_interrupted(progress.run)
+    raise typer.Exit(COMPLETE if unfinished else exit_code(progress))
+
+
+def watch(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
+) -> None:
+    """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
+    from common.queue import make_app
+    from producer.launch import follow
+
+    settings = read_settings()
+    site = open_site(settings)
+    latest = site.ledger.latest_runs(1)
+    if run_id is None and not latest:
+        raise UserError("no run was launched yet")
+    found = site.ledger.run(run_id or latest[0].id)
+    celery = None
+    if found.owner is None and site.settings.broker is not None:
+        celery = make_app(settings, site.settings.broker.get_secret_value())
+    console = make_console()
+    try:
+        with Watcher(console).showing() as watcher:
+            progress = follow(found.id, site, watcher.show, app=celery)
+    except KeyboardInterrupt:
+        console.print(f"run {found.id} goes on")
+        raise typer.Exit(INTERRUPTED) from None
+    if not progress.run.ended:
+        console.print(f"the process that ran {found.id} is gone: launch the same command again to complete its dates")
+        raise typer.Exit(INCOMPLETE)
+    print_run(console, progress, site.ledger.dates(found.id))
+    raise typer.Exit(exit_code(progress))
+
+
+def jobs(as_json: AsJson = False) -> None:
+    """List the installed jobs with their tables."""
+    found = [find_job(name) for name in job_names()]
+    if as_json:
+        print_json([_job_json(one) for one in found])
+        return
+    console = make_console()
+    for one in found:
+        console.print(f"[bold]{one.name}[/bold]  version {one.version}  {one.description}")
+        for role, table in one.tables():
+            console.print(f"  {role:<20} {table}")
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "version": job.version,
+        "description": job.description,
+        "tables": [{"role": role, "table": table} for role, table in job.tables()],
+        "fallback": job.fallback.value,
+        "complete_ratio": job.policy.complete_ratio,
+        "accept_ratio": job.policy.accept_ratio,
+    }
