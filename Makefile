@@ -32,9 +32,9 @@ test: $(READY) $(EMULATOR_READY)  ## set up and run the tests
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
-screenshots: $(READY)  ## run them and take the documentation's pictures
+screenshots: $(READY)  ## take the documentation's pictures of pages with that Chromium
 	mkdir -p docs/images
-	TEST_BROWSER=1 SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser $(ARGS)
+	TEST_BROWSER=1 SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_pictures.py $(ARGS)
 
 LOCATION ?= US
 test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PROJECT=my-project [LOCATION=EU]

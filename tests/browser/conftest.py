@@ -12,6 +12,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.lab import lab as lab
 
+#: These make a season of data for the documentation's pictures: `make screenshots` runs them.
+collect_ignore = [] if os.environ.get("SCREENSHOTS") else ["test_pictures.py"]
+
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
     "--no-sandbox",  # Chromium refuses to start as root with one
@@ -68,14 +71,3 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
     yield opened
     for context in contexts:
         context.close()
-
-
-@pytest.fixture
-def screenshot() -> Callable[..., None]:
-    """Take a picture for the documentation, if the folder for it is named: an ordinary run changes no file."""
-
-    def take(page: Page, name: str, **more: object) -> None:
-        if folder := os.environ.get("SCREENSHOTS"):
-            page.screenshot(path=Path(folder) / f"{name}.png", **more)  # pyright: ignore[reportArgumentType]
-
-    return take

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from common.coverage import Fallback
+from producer.plan import Reprocess
 from tests.browser.conftest import PHONE, OpenPage
 from tests.lab import Lab, LocalTables, made_lab, players
 
 FIRST = date(2023, 2, 1)
-BLOCKED, FORCED, FALLBACK, FAILED = (FIRST + timedelta(days=n) for n in (3, 4, 5, 6))
+BLOCKED, FORCED, FALLBACK, FAILED, LOST = (FIRST + timedelta(days=n) for n in (3, 4, 5, 6, 20))
 PAGE = "history.html"
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 
@@ -33,6 +35,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                 lab.probe("second", day, players(20 if day == FALLBACK else 1))
             lab.run(days, "probe")
             lab.run([FORCED], "probe", because=HOSTILE)
+            lab.keep_only("probe.first", LOST, "name", "player000", "day")
+            lab.run([LOST], "probe", reprocess=Reprocess.ALL, fallback=Fallback.OFF)
             assert lab.command("history", "--html", str(lab.home / PAGE)).returncode == 0
             yield lab
 
@@ -68,6 +72,9 @@ def test_the_page_opens_offline_and_tells_the_truth_of_every_date(
     expect(cell(page, FAILED)).to_have_text("!")
     cell(page, FALLBACK).hover()
     expect(tip).to_contain_text("second: primary below 90% at 0.0 %")
+    cell(page, LOST).hover()
+    expect(tip).to_contain_text("1 of 20 (5.0 %)")
+    expect(tip).to_contain_text("published20 of 20 (100.0 %) from first")
     page.mouse.move(0, 0)
     expect(tip).to_be_hidden()
 
@@ -112,19 +119,3 @@ def test_nothing_runs_out_of_a_narrow_page(page_file: Path, open_page: OpenPage,
     assert box is not None
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]
-
-
-def test_the_demo_s_season_as_the_readme_shows_it(
-    lab: Lab, open_page: OpenPage, screenshot: Callable[..., None]
-) -> None:
-    assert lab.command("demo").returncode == 0
-    file = lab.home / "history.html"
-    assert lab.command("history", "--html", str(file)).returncode == 0
-
-    for scheme in ("light", "dark"):
-        page = open_page(file.as_uri(), offline=True, color_scheme=scheme).page
-        cell(page, date(2023, 2, 23)).hover()
-        tip = page.get_by_role("tooltip")
-        expect(tip).to_contain_text("1 of 187 (0.5 %)")
-        expect(tip).to_contain_text("187 of 187 (100.0 %) from derived")
-        screenshot(page, f"history-{scheme}", full_page=True)
