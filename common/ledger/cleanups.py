@@ -116,8 +116,6 @@ class Cleanups(Database):
             **{name: getattr(new, name) for name in new.__dataclass_fields__},
             "state": CleanupState.PLANNED.value,
             "active": True,
-            "leave_written": False,
-            "intact_only": False,
             "owner": owner,
             "lease_until": lease_until,
             "created_at": utcnow(),
