@@ -13,6 +13,8 @@ from common.alert_kinds import KINDS, named_kinds
 from common.dated import DatedTable, parse_dated_tables
 from common.errors import UserError
 
+MOST_DAYS = 36500  #: of any setting, so that no date lies before the calendar's first
+
 
 class OperationsSettings(BaseSettings):
     """A part of `common.settings.Settings`, which says from where they are read."""
@@ -30,8 +32,8 @@ class OperationsSettings(BaseSettings):
     cleanup_at: time = time(4, 0)  #: the cleanup of stale rows; the retention of other things follows it
     audit_at: time = time(6, 0)
     maintenance_retry_seconds: int = Field(600, ge=1)  #: after which a daily work that failed is tried again
-    staging_days: int = Field(7, ge=1)  #: how long what an ended run left staged is kept
-    quarantine_days: int = Field(30, ge=1)  #: how long refused files are kept after the end of their run
+    staging_days: int = Field(7, ge=1, le=MOST_DAYS)  #: how long what an ended run left staged is kept
+    quarantine_days: int = Field(30, ge=1, le=MOST_DAYS)  #: how long refused files are kept after the end of their run
     flower_address: str = "127.0.0.1"  #: where Flower listens; 0.0.0.0 for every interface
     flower_port: int = Field(5555, ge=1, le=65535)
     flower_user: str = "backfill"
@@ -41,9 +43,11 @@ class OperationsSettings(BaseSettings):
 
     # cleanup of stale rows
     cleanup_tables: str = "nba_analytics.upcoming_player_game_context,nba_analytics.upcoming_team_game_context"
-    cleanup_days: int = Field(7, ge=1)  #: rows of dates more than so many days ago are stale
+    cleanup_days: int = Field(7, ge=1, le=MOST_DAYS)  #: rows of dates more than so many days ago are stale
     cleanup_max_share: float = Field(0.5, ge=0, le=1)  #: of a table's rows; a larger cleanup has to be asked for
-    cleanup_backup_days: int = Field(30, ge=1)  #: how long deleted rows are kept for `backfill cleanup restore`
+    cleanup_backup_days: int = Field(
+        30, ge=1, le=MOST_DAYS
+    )  #: how long deleted rows are kept for `backfill cleanup restore`
     cleanup_unusual_rows: int = Field(10_000, ge=0)  #: an operation that deletes more is told
 
     @field_validator("timezone")

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from common.errors import UserError
-from common.operations_settings import OperationsSettings
+from common.operations_settings import MOST_DAYS, OperationsSettings
 from common.schema import TableName
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import METADATA, Limits
@@ -42,7 +42,7 @@ class Settings(OperationsSettings):
     warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long a passing trouble of BigQuery is sat out
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
-    undo_days: int = Field(30, ge=1)  #: how long what a run replaced is kept for `backfill undo`
+    undo_days: int = Field(30, ge=1, le=MOST_DAYS)  #: how long what a run replaced is kept for `backfill undo`
 
     # history
     metadata_table: str = f"backfill.{METADATA}"  #: the warehouse's history of runs; `none` writes none

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from common.dated import DatedTable
 from common.dates import DateRange
 from common.errors import UserError
 from common.job import find_job, job_names
+from common.operations_settings import MOST_DAYS
 from common.settings import Settings
 from common.warehouse.base import Warehouse
 
@@ -29,6 +30,8 @@ def cutoff_of(today: date, days: int) -> date:
     """Rows of dates before it are more than so many days old. Raises `UserError` where that may not be deleted."""
     if days < 1:
         raise UserError(f"rows dated today or later are never deleted: {days} days is less than 1")
+    if days > MOST_DAYS:
+        raise UserError(f"nothing is that old: {days} days is more than {MOST_DAYS}")
     return today - timedelta(days=days)
 
 
@@ -41,7 +44,7 @@ class Stale:
     there: bool  #: whether the table exists
     rows_by_date: Mapping[date, int]  #: of the stale dates
     table_rows: int
-    spared: tuple[date, ...] = ()  #: stale dates that are left alone because somebody restored them
+    restored: tuple[date, ...] = ()  #: old dates that somebody restored: the daily cleanup leaves them alone
 
     @property
     def rows(self) -> int:
@@ -63,23 +66,31 @@ class Stale:
             "newest": max(self.rows_by_date, default=None),
             "table_rows": self.table_rows,
             "share": round(self.share, 4),
-            "spared_dates": len(self.spared),
+            "restored_dates": len(self.restored),
         }
 
 
 def stale_rows(
-    table: DatedTable, counts: Mapping[date, int] | None, cutoff: date, spared: Sequence[DateRange] = ()
+    table: DatedTable,
+    counts: Mapping[date, int] | None,
+    cutoff: date,
+    restored: Collection[date] = (),
+    *,
+    spare: bool = False,
 ) -> Stale:
-    """The stale ones among a table's rows by date; `counts` is None where there is no table."""
+    """The stale ones among a table's rows by date; `counts` is None where there is no table.
+
+    Dates that somebody restored are stale, too, unless they are to be spared.
+    """
     old = {day: rows for day, rows in (counts or {}).items() if day < cutoff and rows}
-    left = tuple(sorted(day for day in old if any(one.start <= day <= one.through for one in spared)))
+    back = tuple(sorted(old.keys() & set(restored)))
     return Stale(
         table=table,
         cutoff=cutoff,
         there=counts is not None,
-        rows_by_date={day: rows for day, rows in sorted(old.items()) if day not in left},
+        rows_by_date={day: rows for day, rows in sorted(old.items()) if not (spare and day in back)},
         table_rows=sum((counts or {}).values()),
-        spared=left,
+        restored=back,
     )
 
 
@@ -108,8 +119,11 @@ def refuse_targets(tables: Collection[DatedTable]) -> None:
             )
 
 
-def look(table: DatedTable, warehouse: Warehouse, cutoff: date, spared: Sequence[DateRange] = ()) -> Stale:
+def look(
+    table: DatedTable, warehouse: Warehouse, cutoff: date, restored: Collection[date] = (), *, spare: bool = False
+) -> Stale:
     """What is stale in the table. Changes nothing."""
     if warehouse.describe(table.name) is None:
         return stale_rows(table, None, cutoff)
-    return stale_rows(table, warehouse.row_counts(table.name, table.date_column, ALL_DATES), cutoff, spared)
+    counts = warehouse.row_counts(table.name, table.date_column, ALL_DATES)
+    return stale_rows(table, counts, cutoff, restored, spare=spare)

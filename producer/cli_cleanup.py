@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from common.errors import UserError
+from common.errors import LedgerUnusable, UserError
 from common.settings import Settings, read_settings
 from producer.exit_codes import COMPLETE, INCOMPLETE
 from producer.report import make_console, print_json
 from producer.site import PLANNING_THREADS, open_site, requester
 
 if TYPE_CHECKING:
-    from common.cleanup import CleanupSite, Report
+    from common.cleanup import Report
+    from common.cleanup_site import CleanupSite
     from common.dated import DatedTable
     from common.ledger.cleanups import CleanupOperation
     from common.stale import Stale
@@ -65,9 +68,9 @@ def clean(
     tables = _tables(settings, table or [])
     refuse_targets(tables)
     cutoff = cutoff_of(local_today(settings), settings.cleanup_days if days is None else days)
-    # The ledger is not opened to look: that would make it.
+    restored = _restored(settings, tables)
     warehouse = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
-    found = [look(one, warehouse, cutoff) for one in tables]
+    found = [look(one, warehouse, cutoff, restored[one]) for one in tables]
     if not as_json:
         _print_preview(found)
     max_share = 1.0 if allow_large else settings.cleanup_max_share
@@ -124,23 +127,27 @@ def restore(
         bool,
         typer.Option("--leave-written", help="Leave dates alone that hold other rows by now, and restore the rest."),
     ] = False,
+    intact: Annotated[
+        bool,
+        typer.Option("--intact", help="Leave out dates that are damaged in the backup, and restore the rest."),
+    ] = False,
     yes: Yes = False,
 ) -> None:
-    """Put back what a cleanup deleted, byte for byte. Refuses when a date was written since.
+    """Put back what a cleanup deleted, byte for byte. Refuses when a date was written since, or a backup is damaged.
 
     The daily cleanup leaves restored dates alone until the backup expires.
     """
-    from common.cleanup import refuse_unrestorable
-    from common.cleanup import restore as put_back
+    from common.cleanup_restore import refuse_unrestorable
+    from common.cleanup_restore import restore as put_back
 
     site = _site(read_settings())
     found = site.ledger.cleanup(operation)
-    refuse_unrestorable(found)
+    refuse_unrestorable(found, intact_only=intact)
     console = make_console()
     where = f"{found.rows} row(s) of {found.table_name} on {found.dates} date(s), {found.oldest}..{found.newest}"
     console.print(f"restore of cleanup {operation}: {where}", soft_wrap=True)
     _ask(yes, "Put them back?", "restored")
-    done = put_back(operation, site, leave_written=leave_written)
+    done = put_back(operation, site, leave_written=leave_written, intact_only=intact)
     console.print(f"restored: {where}{f' ({done.error})' if done.error else ''}", soft_wrap=True)
 
 
@@ -173,8 +180,27 @@ def _tables(settings: Settings, wanted: Sequence[str]) -> tuple[DatedTable, ...]
     return tuple(known[name] for name in dict.fromkeys(wanted)) if wanted else tuple(known.values())
 
 
+def _restored(settings: Settings, tables: Sequence[DatedTable]) -> dict[DatedTable, frozenset[date]]:
+    """The dates of each table that somebody restored. A ledger that is not there yet is not made, and knows of none."""
+    from common.cleanup import restored_dates
+    from common.ledger import open_ledger
+    from common.settings import SQLITE
+
+    url = settings.ledger_url
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).exists():
+        return dict.fromkeys(tables, frozenset())
+    try:
+        ledger = open_ledger(url, create=False)
+    except LedgerUnusable:  # of an older version, which has no cleanups; what else is wrong, the cleanup itself says
+        return dict.fromkeys(tables, frozenset())
+    try:
+        return {one: restored_dates(one, ledger) for one in tables}
+    finally:
+        ledger.close()
+
+
 def _site(settings: Settings) -> CleanupSite:
-    from common.cleanup import CleanupSite
+    from common.cleanup_site import CleanupSite
 
     site = open_site(settings)
     return CleanupSite(settings=settings, ledger=site.ledger, warehouse=site.warehouse, by=requester())
@@ -189,6 +215,7 @@ def _ask(yes: bool, question: str, done: str) -> None:
 
 def _print_preview(found: Sequence[Stale]) -> None:
     from common.coverage import percent
+    from common.dates import describe
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("table", "rows", "dates", "oldest", "newest", "cutoff", "of the table"):
@@ -199,7 +226,16 @@ def _print_preview(found: Sequence[Stale]) -> None:
         ends = [str(min(days)), str(max(days))] if days else ["-", "-"]
         share = percent(one.rows, one.table_rows) if one.there else "does not exist"
         shown.add_row(str(one.table), str(one.rows), str(len(days)), *ends, str(one.cutoff), share)
-    make_console().print(shown)
+    console = make_console()
+    console.print(shown)
+    for one in found:
+        if one.restored:
+            days = describe(one.restored)
+            console.print(
+                f"{one.table}: {len(one.restored)} of these dates were restored, and the daily cleanup leaves them "
+                f"alone: {days}",
+                soft_wrap=True,
+            )
 
 
 def _print_report(report: Report) -> None:
@@ -218,7 +254,11 @@ def _print_operations(found: Sequence[CleanupOperation]) -> None:
         right = name in ("rows", "dates")
         shown.add_column(name, justify="right" if right else "left", no_wrap=name != "note")
     for one in found:
-        until = f"{one.expires_at:%Y-%m-%d %H:%M} UTC" if one.expires_at and one.state.value == "deleted" else "-"
+        until = (
+            f"{one.expires_at:%Y-%m-%d %H:%M} UTC"
+            if one.expires_at and one.state.value in ("deleted", "damaged")
+            else "-"
+        )
         facts = [str(one.rows), str(one.dates), str(one.oldest or "-"), str(one.newest or "-")]
         shown.add_row(one.id, one.table_name, one.state.value, *facts, until, escape(one.error or ""))
     make_console().print(shown)

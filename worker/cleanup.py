@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from common.cleanup import CleanupSite, Report, clean, expire, unusual
+from common.cleanup import Report, clean, expire, unusual
+from common.cleanup_site import CleanupSite
 from common.errors import WarehouseUnavailable
 from common.stale import local_today
 from worker.deps import Deps

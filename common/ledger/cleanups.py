@@ -16,6 +16,7 @@ from common.clock import utcnow
 from common.errors import TableTaken, UserError
 from common.ledger.database import Database
 from common.ledger.tables import cleanup_operations as operations
+from common.warehouse.backups import KeptDate
 
 
 class CleanupState(Enum):
@@ -26,15 +27,17 @@ class CleanupState(Enum):
     DELETED = "deleted"  #: what it deleted is gone, and is kept in its backup
     RESTORING = "restoring"  #: its backup is being put back
     RESTORED = "restored"  #: its backup was put back
+    DAMAGED = "damaged"  #: it may have deleted rows, and its backup is not whole; what is left of that is kept
     EXPIRED = "expired"  #: its backup is removed
     ABANDONED = "abandoned"  #: it was given up before it deleted anything
 
 
 CLEANUP_MOVES: Mapping[CleanupState, frozenset[CleanupState]] = {
     CleanupState.PLANNED: frozenset({CleanupState.BACKED_UP, CleanupState.ABANDONED}),
-    CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.ABANDONED}),
+    CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DELETED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
-    CleanupState.RESTORING: frozenset({CleanupState.RESTORED, CleanupState.DELETED}),
+    CleanupState.RESTORING: frozenset({CleanupState.RESTORED, CleanupState.DELETED, CleanupState.DAMAGED}),
+    CleanupState.DAMAGED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
     CleanupState.RESTORED: frozenset({CleanupState.EXPIRED}),
     CleanupState.EXPIRED: frozenset(),
     CleanupState.ABANDONED: frozenset(),
@@ -84,6 +87,9 @@ class CleanupOperation:
     table_rows: int  #: of the whole table before
     backup: str | None  #: where the rows are kept; None once they are not
     checksum: str | None
+    kept: Mapping[date, KeptDate]  #: what was backed up, by date; once restored, what was put back
+    leave_written: bool  #: of its restoration: dates written since are left alone
+    intact_only: bool  #: of its restoration: dates that are damaged in the backup are left out
     requested_by: str
     owner: str | None
     lease_until: datetime | None
@@ -170,6 +176,22 @@ class Cleanups(Database):
             ).rowcount
         return self.cleanup(operation_id) if taken else None
 
+    def renew_cleanup(self, operation_id: str, *, expect: CleanupState, owner: str, lease_until: datetime) -> bool:
+        """Go on holding an unfinished operation; False when it is not in that state, or not the owner's, any more."""
+        with self._write() as connection:
+            return bool(
+                connection.execute(
+                    update(operations)
+                    .where(
+                        operations.c.id == operation_id,
+                        operations.c.state == expect.value,
+                        operations.c.owner == owner,
+                        operations.c.active,
+                    )
+                    .values(lease_until=lease_until)
+                ).rowcount
+            )
+
     def give_up_cleanup(self, operation_id: str, owner: str, error: str) -> None:
         """Leave an unfinished operation, as it is, to whoever comes next."""
         with self._write() as connection:
@@ -196,6 +218,8 @@ class Cleanups(Database):
         if to not in CLEANUP_MOVES[expect]:
             raise ValueError(f"a cleanup never moves from {expect.value} to {to.value}")
         unfinished = to in UNFINISHED_CLEANUPS
+        if "kept" in facts:
+            facts["kept"] = {f"{day}": [one.fingerprint, one.rows] for day, one in facts["kept"].items()}
         values: dict[str, Any] = {"error": None} | facts | {"state": to.value, "active": unfinished}
         values |= {"owner": owner if unfinished else None, "lease_until": lease_until if unfinished else None}
         if to in STAMPS and not (expect is CleanupState.RESTORING and to is CleanupState.DELETED):
@@ -217,7 +241,7 @@ class Cleanups(Database):
 
     def backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
         """The operations whose backup was to be kept until before now, and still is."""
-        kept = [CleanupState.DELETED.value, CleanupState.RESTORED.value]
+        kept = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
         query = select(operations).where(operations.c.state.in_(kept), operations.c.expires_at < now)
         with self._read() as connection:
             return [_operation_of(row) for row in connection.execute(query).mappings()]
@@ -244,5 +268,9 @@ class Cleanups(Database):
 
 
 def _operation_of(row: Mapping[Any, Any]) -> CleanupOperation:
-    values: dict[str, Any] = {**row, "state": CleanupState(row["state"])}
+    kept = {
+        date.fromisoformat(day): KeptDate(fingerprint=fingerprint, rows=rows)
+        for day, (fingerprint, rows) in (row["kept"] or {}).items()
+    }
+    values: dict[str, Any] = {**row, "state": CleanupState(row["state"]), "kept": kept}
     return CleanupOperation(**values)

@@ -206,6 +206,13 @@ cleanup_operations = Table(
     Column("table_rows", Integer, nullable=False),  #: rows of the whole table before
     Column("backup", Text),  #: where the rows are kept
     Column("checksum", String(64)),  #: of the backup
+    Column("kept", JSON),  #: by date, the fingerprint and the number of the rows that are backed up
+    Column(
+        "leave_written", Boolean, nullable=False, server_default=text("false")
+    ),  #: of its restoration: dates written since are left alone
+    Column(
+        "intact_only", Boolean, nullable=False, server_default=text("false")
+    ),  #: of its restoration: dates damaged in the backup are left out
     Column("requested_by", String(128), nullable=False),
     Column("owner", String(128)),  #: the process that works on it
     Column("lease_until", UtcDateTime),

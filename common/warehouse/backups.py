@@ -55,8 +55,11 @@ class Backups(Protocol):
         """Copy the rows of the days aside, all or none, to be kept at least until then. May be repeated."""
         ...
 
-    def backed_up(self, backup: Backup) -> dict[date, KeptDate]:
-        """What the backup holds, found out by reading it. Raises `NothingKept` when it is gone or damaged."""
+    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+        """What the backup holds, found out by reading it. Raises `NothingKept` when it is gone or damaged.
+
+        With `intact_only`, dates that are seen to be damaged are left out instead.
+        """
         ...
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
@@ -72,7 +75,8 @@ class Backups(Protocol):
         """Put the kept rows back; returns the dates that hold them now. Repeating it changes nothing.
 
         Raises `DatesWritten`, and changes nothing, when a date holds other rows by now, unless such are to be left
-        alone; `NothingKept` when the backup is gone or damaged.
+        alone; `NothingKept` when the backup is gone or damaged. A date that is written to while it is at work may
+        end with those rows besides the kept ones or instead of them, which raises `DatesWritten`, too.
         """
         ...
 
@@ -85,5 +89,13 @@ def refused_as_written(backup: Backup, written: Collection[date]) -> DatesWritte
     return DatesWritten(
         f"{len(written)} date(s) hold other rows by now and would have to be replaced: {describe(written)}; "
         f"nothing was restored",
+        table=str(backup.table),
+    )
+
+
+def refused_as_mixed(backup: Backup, mixed: Collection[date]) -> DatesWritten:
+    return DatesWritten(
+        f"{len(mixed)} date(s) were written to meanwhile and hold rows besides the restored ones, or instead of them: "
+        f"{describe(mixed)}; the others are restored",
         table=str(backup.table),
     )

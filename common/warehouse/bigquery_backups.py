@@ -19,7 +19,7 @@ from common.dates import DateRange
 from common.errors import NothingKept, TableNotFound
 from common.schema import TableName, checked_identifier
 from common.warehouse import bigquery_sql as sql_of
-from common.warehouse.backups import Backup, KeptDate, refused_as_written
+from common.warehouse.backups import Backup, KeptDate, refused_as_mixed, refused_as_written
 from common.warehouse.base import ABSENT, Scan, StagedScan, TableInfo
 from common.warehouse.bigquery_bind import dated, wanted
 from common.warehouse.bigquery_client import Connection, job_name, translated
@@ -128,7 +128,7 @@ class BigQueryBackups(ABC):
         made.expires = until + LONGER
         return made
 
-    def backed_up(self, backup: Backup) -> dict[date, KeptDate]:
+    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
         kept = self._backup_table(backup)
         try:
             info = self._as_it_is_now(kept)
@@ -163,8 +163,13 @@ class BigQueryBackups(ABC):
             target = self._partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
             insert = sql_of.named(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
-            self._run_on(backup, gone, "putback", target, CHOOSE_GONE, insert)
+            # It removes nothing, but only transactions that change rows exclude each other: without it, two that put
+            # the same rows back, or one and a load, would both append theirs.
+            remove = sql_of.named(sql_of.REMOVE, **places)
+            self._run_on(backup, gone, "putback", target, CHOOSE_GONE, remove, insert)
             now = self._contents(backup.table, backup.date_column, list(kept), columns)
+            if mixed := [day for day, one in gone.items() if now[day] not in (ABSENT, one.fingerprint)]:
+                raise refused_as_mixed(backup, mixed)
         return frozenset(day for day, one in kept.items() if now[day] == one.fingerprint)
 
     def _run_on(
@@ -174,13 +179,13 @@ class BigQueryBackups(ABC):
         name: str,
         target: sql_of.Partitions,
         choose: LiteralString,
-        step: sql_of.Quoted,
+        *steps: sql_of.Quoted,
     ) -> None:
-        """One transaction that takes the step for the dates that it chooses among the kept ones."""
+        """One transaction that takes the steps for the dates that it chooses among the kept ones."""
         source = target._replace(table=self._quoted(self._backup_table(backup)))
         contents = {"now": sql_of.contents(target), "kept": sql_of.contents(source)}
         chosen = sql_of.named(choose, wanted=sql_of.named(sql_of.WANTED), **contents)
-        statement = sql_of.transaction(chosen, step)
+        statement = sql_of.transaction(chosen, *steps)
         asked = wanted({day: {"published": one.fingerprint} for day, one in kept.items()})
         with translated(f"the {name}", table=str(backup.table), needs=DELETES):
             self._jobs.script(job_name(name, uuid4().hex), statement, dated(kept) | {"wanted": asked})

@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import pytest
 
-from common.cleanup import CleanupSite, Report, clean, restore
+from common.cleanup import Report, clean
+from common.cleanup_restore import restore
+from common.cleanup_site import CleanupSite
 from common.dated import DatedTable
 from common.ledger.cleanups import CleanupState
 from common.schema import TableName
@@ -26,12 +28,14 @@ import os, signal, sys
 from pathlib import Path
 from common.ledger import Ledger
 from common.settings import Settings
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.local import LocalWarehouse
 from producer.cli_cleanup import _site
 
 home, at, last, doing = sys.argv[1:]
-owner = {one.__name__: one for one in (Ledger, LocalWarehouse, BigQueryWarehouse)}[at.split(".")[0]]
+owner = Ledger
+if at.startswith("Local"):
+    from common.warehouse.local import LocalWarehouse as owner
+if at.startswith("BigQuery"):
+    from common.warehouse.bigquery import BigQueryWarehouse as owner
 calls, real = 0, getattr(owner, at.split(".")[1])
 
 def counted(*arguments, **named):
@@ -42,7 +46,8 @@ def counted(*arguments, **named):
     return real(*arguments, **named)
 
 setattr(owner, at.split(".")[1], counted)
-from common.cleanup import clean, restore
+from common.cleanup import clean
+from common.cleanup_restore import restore
 from common.stale import local_today
 site = _site(Settings(home=Path(home)))
 if doing == "clean":

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from typer.testing import CliRunner, Result
 
-from common.cleanup import CleanupSite, Report, clean, restore
+from common.cleanup import Report, clean
+from common.cleanup_restore import restore
+from common.cleanup_site import CleanupSite, backup_of
 from common.clock import utcnow
 from common.dated import DatedTable
 from common.errors import DatesWritten, NothingKept, UserError
@@ -20,6 +23,7 @@ from common.ledger.tables import alerts, cleanup_operations
 from common.schema import TableName
 from common.settings import Settings
 from common.stale import local_today
+from producer.cli import app
 from tests.lab import UPCOMING, Lab, players
 from worker.cleanup import clean_stale, expire_backups
 
@@ -234,27 +238,27 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
         restore(operation.id, site_of(any_lab))
     assert not list((any_lab.home / "warehouse" / ".cleanup").glob("*"))
     with pytest.raises(NothingKept):
-        any_lab.site.warehouse.backed_up(backup_named(operation))
-
-
-def backup_named(operation: CleanupOperation) -> Any:
-    from common.cleanup import backup_of
-
-    return backup_of(operation)
+        any_lab.site.warehouse.backed_up(backup_of(operation))
 
 
 # -- the commands -------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(any_lab: Lab) -> None:
-    before = filled(any_lab)
-    ledger = any_lab.home / "ledger.db"
-    any_lab.site.ledger.close()
+def command(lab: Lab, *arguments: str) -> Result:
+    """The command in this process, which spares its start."""
+    environment = {name: value for name, value in lab.environment().items() if name.startswith("BACKFILL_")}
+    return CliRunner().invoke(app, arguments, env=environment)
+
+
+def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(lab: Lab) -> None:
+    before = filled(lab)
+    ledger = lab.home / "ledger.db"
+    lab.site.ledger.close()
     ledger.unlink()
 
-    shown = any_lab.command("cleanup", "--dry-run", "--json")
+    shown = command(lab, "cleanup", "--dry-run", "--json")
 
-    assert shown.returncode == 0, shown.stderr
+    assert shown.exit_code == 0, shown.stderr
     upcoming, teams = json.loads(shown.stdout)["tables"]
     assert upcoming == {
         "table": UPCOMING,
@@ -266,45 +270,52 @@ def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(any_lab: Lab) 
         "newest": str(STALE[2]),
         "table_rows": 33,
         "share": 0.3636,
-        "spared_dates": 0,
+        "restored_dates": 0,
     }
     assert (teams["table"], teams["exists"]) == (TEAMS, False)
-    assert any_lab.table_bytes(UPCOMING) == before
+    assert lab.table_bytes(UPCOMING) == before
     assert not ledger.exists()
 
 
-def test_the_commands_delete_list_and_restore(any_lab: Lab) -> None:
-    before = filled(any_lab)
-    unasked = any_lab.command("cleanup")
-    assert (unasked.returncode, any_lab.table_bytes(UPCOMING)) == (2, before)
-    assert "say --yes" in unasked.stderr
+def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
+    before = filled(lab)
+    unasked = command(lab, "cleanup")
+    assert isinstance(unasked.exception, UserError)
+    assert "say --yes" in str(unasked.exception)
+    assert lab.table_bytes(UPCOMING) == before
 
-    done = any_lab.command("cleanup", "--yes", "--json")
+    done = command(lab, "cleanup", "--yes", "--json")
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     (operation,) = json.loads(done.stdout)["operations"]
     assert (operation["state"], operation["rows"]) == ("deleted", 12)
-    listed = any_lab.command("cleanup", "list")
+    listed = command(lab, "cleanup", "list")
     assert operation["id"] in listed.stdout
-    back = any_lab.command("cleanup", "restore", operation["id"], "--yes")
-    assert back.returncode == 0, back.stderr
-    assert any_lab.table_bytes(UPCOMING) == before
+    back = command(lab, "cleanup", "restore", operation["id"], "--yes")
+    assert back.exit_code == 0, back.stderr
+    assert lab.table_bytes(UPCOMING) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         pytest.param(["--days", "0", "--yes"], "dated today or later are never deleted", id="today"),
+        pytest.param(["--days", "9999999", "--dry-run"], "nothing is that old", id="calendar"),
         pytest.param(["--table", "nba_raw.box_scores", "--yes"], "is not one of the tables to clean", id="table"),
         pytest.param(["--days", "1", "--yes"], "--allow-large deletes them all the same", id="share"),
         pytest.param(["restore", "nope", "--yes"], "there is no cleanup 'nope'", id="unknown"),
     ],
 )
-def test_what_is_refused_is_said_in_one_line(lab: Lab, arguments: list[str], said: str) -> None:
+def test_what_is_refused_is_said_and_changes_nothing(lab: Lab, arguments: list[str], said: str) -> None:
     before = filled(lab, [*STALE, FRESH[0], FRESH[1]])
 
-    refused = lab.command("cleanup", *arguments)
+    refused = command(lab, "cleanup", *arguments)
 
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert said in refused.stderr
+    assert isinstance(refused.exception, UserError)
+    assert said in str(refused.exception)
     assert lab.table_bytes(UPCOMING) == before
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(lab: Lab) -> None:
+    refused = lab.command("cleanup", "--days", "9999999", "--dry-run")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)

@@ -13,6 +13,7 @@ from common.clock import utcnow
 from common.errors import TableTaken, UserError
 from common.ledger import Ledger
 from common.ledger.cleanups import CLEANUP_MOVES, CleanupOperation, CleanupState, NewCleanup
+from common.warehouse.backups import KeptDate
 from tests.builders import everyone_is_dead, everyone_lives
 
 ME, OTHER = "host:1:1", "host:2:2"
@@ -135,3 +136,35 @@ def test_backups_are_due_once_their_time_is_over_and_dropped_once(ledger: Ledger
     assert [one.id for one in ledger.backups_to_drop()] == ["op-1"]
     ledger.backup_dropped("op-1")
     assert ledger.backups_to_drop() == ledger.backups_to_expire(later) == []
+
+
+def test_what_was_backed_up_is_known_by_date_and_how_it_is_to_be_restored_too(ledger: Ledger) -> None:
+    opened(ledger)
+    kept = {DAY: KeptDate(fingerprint="f", rows=3), DAY + timedelta(days=1): KeptDate(fingerprint="g", rows=7)}
+    until = utcnow() + timedelta(minutes=5)
+    at = CleanupState.PLANNED
+    assert ledger.cleanup("op-1").kept == {}
+    assert ledger.move_cleanup("op-1", expect=at, to=CleanupState.BACKED_UP, owner=ME, lease_until=until, kept=kept)
+    moved(ledger, CleanupState.DELETED)
+    at, asked = CleanupState.DELETED, {"leave_written": True, "intact_only": True}
+    assert ledger.move_cleanup("op-1", expect=at, to=CleanupState.RESTORING, owner=ME, lease_until=until, **asked)
+    found = ledger.cleanup("op-1")
+    assert (found.kept, found.leave_written, found.intact_only) == (kept, True, True)
+
+
+def test_only_its_owner_goes_on_holding_an_operation_and_only_where_it_was(ledger: Ledger) -> None:
+    opened(ledger, lease=timedelta(seconds=-1))
+    at, until = CleanupState.PLANNED, utcnow() + timedelta(minutes=5)
+    assert not ledger.renew_cleanup("op-1", expect=at, owner=OTHER, lease_until=until)
+    assert not ledger.renew_cleanup("op-1", expect=CleanupState.BACKED_UP, owner=ME, lease_until=until)
+    assert ledger.renew_cleanup("op-1", expect=at, owner=ME, lease_until=until)
+    assert ledger.cleanup("op-1").lease_until == until
+    moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
+    assert not ledger.renew_cleanup("op-1", expect=CleanupState.DELETED, owner=ME, lease_until=until)
+
+
+def test_a_damaged_backup_is_kept_until_it_expires(ledger: Ledger) -> None:
+    opened(ledger)
+    moved(ledger, CleanupState.BACKED_UP, CleanupState.DAMAGED)
+    assert ledger.unfinished_cleanups() == ledger.backups_to_drop() == []
+    assert [one.id for one in ledger.backups_to_expire(utcnow() + timedelta(days=31))] == ["op-1"]

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.dated import DatedTable, parse_dated_tables
-from common.dates import DateRange
 from common.errors import UserError
 from common.schema import TableName
 from common.settings import Settings, read_settings
@@ -41,6 +40,21 @@ def test_less_than_a_day_is_refused(days: int) -> None:
         cutoff_of(TODAY, days)
 
 
+@pytest.mark.parametrize("days", [36_501, 9_999_999, 10**12])
+def test_more_days_than_the_calendar_has_are_refused(days: int) -> None:
+    with pytest.raises(UserError, match=r"more than 36500"):
+        cutoff_of(TODAY, days)
+
+
+@pytest.mark.parametrize(
+    "name", ["CLEANUP_DAYS", "CLEANUP_BACKUP_DAYS", "STAGING_DAYS", "QUARANTINE_DAYS", "UNDO_DAYS"]
+)
+def test_so_are_such_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"BACKFILL_{name}", "9999999")
+    with pytest.raises(UserError, match=f"BACKFILL_{name}: .*36500"):
+        read_settings()
+
+
 @pytest.mark.parametrize(
     ("stale", "fresh", "most", "refused"),
     [
@@ -55,9 +69,12 @@ def test_a_large_share_is_objected_to(stale: int, fresh: int, most: float, refus
     assert (objection(found, most) is not None) is refused
 
 
-def test_spared_dates_are_left_out_and_counted() -> None:
-    found = stale_rows(TABLE, {ago(9): 1, ago(8): 1}, cutoff_of(TODAY, 7), [DateRange(start=ago(20), through=ago(9))])
-    assert (list(found.rows_by_date), found.spared) == ([ago(8)], (ago(9),))
+@pytest.mark.parametrize("spare", [True, False])
+def test_exactly_the_restored_dates_are_told_and_spared_where_that_is_wanted(spare: bool) -> None:
+    counts = {ago(10): 1, ago(9): 1, ago(8): 1, ago(1): 1}
+    found = stale_rows(TABLE, counts, cutoff_of(TODAY, 7), {ago(10), ago(8), ago(1), ago(30)}, spare=spare)
+    assert found.restored == (ago(10), ago(8))
+    assert list(found.rows_by_date) == ([ago(9)] if spare else [ago(10), ago(9), ago(8)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""What the transaction that puts a backup back excludes: on the double of BigQuery's REST interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from common.clock import utcnow
+from common.errors import DatesWritten
+from common.warehouse.backups import Backup, KeptDate
+from common.warehouse.bigquery import BigQueryWarehouse
+from tests.builders import FEB_23, FEB_24, TABLE, rows_of
+from tests.rest_double import RestDouble
+
+BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
+
+
+def deleted(warehouse: BigQueryWarehouse, double: RestDouble) -> dict[Any, KeptDate]:
+    """Two dates that are backed up and deleted."""
+    for day in (FEB_23, FEB_24):
+        warehouse.load(TABLE, "day", rows_of(day))
+    warehouse.back_up(BACKUP, [FEB_23, FEB_24], until=utcnow())
+    held = double.dates.held[str(TABLE)]
+    kept = {day: KeptDate(fingerprint=held[day], rows=1) for day in (FEB_23, FEB_24)}
+    warehouse.delete_backed_up(BACKUP, kept)
+    assert held == {}
+    return kept
+
+
+def test_rows_are_put_back_by_a_transaction_that_no_other_one_can_pass(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble
+) -> None:
+    """BigQuery lets transactions that only append to a table commit side by side, but none that deletes from it."""
+    kept = deleted(rest_warehouse, double)
+
+    assert rest_warehouse.restore_backup(BACKUP, kept) == set(kept)
+
+    (sent,) = double.calls("jobs.insert", "backfill-putback-")
+    words = ("BEGIN TRANSACTION", "SET backfill_days", "DELETE FROM `", "INSERT INTO `", "COMMIT TRANSACTION")
+    places = [sent.statement.find(word) for word in words]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_a_date_that_was_appended_to_meanwhile_is_told(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = deleted(rest_warehouse, double)
+    run = double.dates.run
+
+    def and_more_is_appended(job: str, sql: str, params: Mapping[str, Any], rows_in: Any) -> None:
+        run(job, sql, params, rows_in)
+        double.dates.held[str(TABLE)][FEB_24] += " and others"
+
+    monkeypatch.setattr(double.dates, "run", and_more_is_appended)
+
+    with pytest.raises(DatesWritten, match=r"1 date\(s\) .* hold rows besides the restored ones.*2023-02-24"):
+        rest_warehouse.restore_backup(BACKUP, kept)

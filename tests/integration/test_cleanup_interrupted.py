@@ -1,0 +1,166 @@
+"""Cleanups and restorations that were cut short, came too late, or have lost a part of their backup."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cleanup import clean
+from common.cleanup_restore import restore
+from common.clock import utcnow
+from common.errors import NothingKept, UserError
+from common.ledger.cleanups import CleanupOperation, CleanupState
+from tests.integration.test_cleanup import STALE, TABLE, TODAY, cleaned, command, filled, one_operation, site_of, told
+from tests.lab import UPCOMING, Lab, players
+from worker.cleanup import clean_stale
+
+BETWEEN = STALE[1]
+
+
+class Killed(BaseException):
+    """What nothing catches, as nothing catches a kill."""
+
+
+def killed_before(lab: Lab, monkeypatch: pytest.MonkeyPatch, to: CleanupState) -> None:
+    """The next move of an operation to that state dies; its process is seen to be dead."""
+    ledger = lab.site.ledger
+    move = ledger.move_cleanup
+
+    def dies(operation_id: str, **named: Any) -> bool:
+        if named["to"] is to:
+            monkeypatch.setattr(ledger, "move_cleanup", move)
+            raise Killed
+        return move(operation_id, **named)
+
+    monkeypatch.setattr(ledger, "move_cleanup", dies)
+
+
+def kept_file(lab: Lab, operation: CleanupOperation) -> Path:
+    (part,) = (lab.home / "warehouse" / ".cleanup" / operation.id).rglob(f"*={BETWEEN}/part.parquet")
+    return part
+
+
+def rows_by_stale_date(lab: Lab) -> list[int]:
+    return [len(lab.published(UPCOMING, day)) for day in STALE]
+
+
+def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_restored(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(lab)
+    killed_before(lab, monkeypatch, CleanupState.DELETED)
+    with pytest.raises(Killed):
+        cleaned(lab)
+    (operation,) = lab.site.ledger.unfinished_cleanups()
+    kept_file(lab, operation).unlink()
+
+    said = clean_stale(lab.opened_again())
+
+    assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are gone" in said
+    (alert,) = told(lab)
+    assert f"backfill cleanup restore {operation.id} --intact" in alert["body"]
+    found = lab.site.ledger.cleanup(operation.id)
+    assert (found.state, found.backup, found.rows) == (CleanupState.DAMAGED, operation.backup, 12)
+    with pytest.raises(UserError, match="has a damaged backup: --intact restores"):
+        restore(operation.id, site_of(lab))
+    back = restore(operation.id, site_of(lab), intact_only=True)
+    assert back.state is CleanupState.RESTORED
+    assert back.error == f"1 date(s) are damaged in the backup and not restored: {BETWEEN}"
+    assert rows_by_stale_date(lab) == [3, 0, 5]
+
+
+def test_one_damaged_date_does_not_keep_the_others_from_being_restored(lab: Lab) -> None:
+    filled(lab)
+    operation = one_operation(cleaned(lab))
+    kept_file(lab, operation).write_bytes(b"something else")
+
+    with pytest.raises(NothingKept, match=r"is damaged.*--intact restores"):
+        restore(operation.id, site_of(lab))
+    restore(operation.id, site_of(lab), intact_only=True)
+
+    assert rows_by_stale_date(lab) == [3, 0, 5]
+
+
+def test_of_a_backup_that_was_replaced_nothing_is_taken_for_intact(lab: Lab) -> None:
+    """Its manifest agrees with its files: what they have to be is in the ledger."""
+    filled(lab)
+    first = one_operation(cleaned(lab))
+    for day in STALE:
+        lab.upcoming(day, players(1))
+    second = one_operation(cleaned(lab))
+    backups = lab.home / "warehouse" / ".cleanup"
+    (backups / first.id).rename(backups / "aside")
+    (backups / second.id).rename(backups / first.id)
+
+    with pytest.raises(NothingKept, match=r"no date of the backup .* is intact"):
+        restore(first.id, site_of(lab), intact_only=True)
+
+    assert rows_by_stale_date(lab) == [0, 0, 0]
+    assert lab.site.ledger.cleanup(first.id).state is CleanupState.DELETED
+
+
+@pytest.mark.parametrize("intact_only", [False, True])
+def test_a_restoration_that_died_is_completed_as_it_was_asked_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, intact_only: bool
+) -> None:
+    filled(lab)
+    operation = one_operation(cleaned(lab))
+    if intact_only:
+        kept_file(lab, operation).unlink()
+    else:
+        lab.upcoming(BETWEEN, players(1))
+    asked: dict[str, Any] = {"intact_only": True} if intact_only else {"leave_written": True}
+    killed_before(lab, monkeypatch, CleanupState.RESTORED)
+    with pytest.raises(Killed):
+        restore(operation.id, site_of(lab), **asked)
+
+    clean_stale(lab.opened_again())
+
+    found = lab.site.ledger.cleanup(operation.id)
+    assert found.state is CleanupState.RESTORED
+    assert str(BETWEEN) in str(found.error)
+    # The rows of the date that was not restored are stale like any others.
+    assert rows_by_stale_date(lab) == [3, 0, 5]
+
+
+def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_since(lab: Lab) -> None:
+    before = filled(lab)
+    late = site_of(lab, owner="elsewhere:1:1")
+    counts = lab.site.warehouse.row_counts
+    others: list[CleanupOperation] = []
+
+    def overtaken(*arguments: Any) -> Any:
+        """Another process takes the operation over and ends it, and a person puts everything back."""
+        found = counts(*arguments)
+        for operation in lab.site.ledger.unfinished_cleanups():
+            patch.undo()
+            past = utcnow() - timedelta(seconds=1)
+            lab.site.ledger.renew_cleanup(operation.id, expect=operation.state, owner=late.owner, lease_until=past)
+            others.extend(cleaned(lab).done)
+            restore(operation.id, site_of(lab))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab.site.warehouse, "row_counts", overtaken)
+        report = clean(late, [TABLE], today=TODAY, days=7, max_share=1.0)
+
+    assert [one.state for one in others] == [CleanupState.DELETED]
+    assert report.done == []
+    assert "was taken over by another process meanwhile" in report.busy[0]
+    assert lab.table_bytes(UPCOMING) == before
+
+
+def test_dates_between_the_restored_ones_are_not_spared_and_the_preview_tells_which_are(lab: Lab) -> None:
+    filled(lab, [STALE[0], STALE[2], TODAY])
+    operation = one_operation(cleaned(lab))
+    restore(operation.id, site_of(lab))
+    lab.upcoming(BETWEEN, players(1))
+
+    shown = command(lab, "cleanup", "--dry-run").stdout
+    clean_stale(lab.opened_again())
+
+    assert f"2 of these dates were restored, and the daily cleanup leaves them alone: {STALE[0]}, {STALE[2]}" in shown
+    assert rows_by_stale_date(lab) == [3, 0, 4]
