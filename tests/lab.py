@@ -26,6 +26,7 @@ from common.ledger import DateRow, Progress, Run, RunState
 from common.options import RunOptions
 from common.schema import TableName, arrow_schema
 from common.settings import Settings
+from producer.aftermath import end_told
 from producer.launch import open_run
 from producer.plan import Plan, Reprocess, Request
 from producer.session import Launch, decide, execute, refuse_blocked
@@ -215,7 +216,8 @@ class Lab:
         launch = Launch(request=request, window=window, workers=1, sequential=True, preflight=preflight)
         plan = decide(launch, find_job(job), self.site)
         refuse_blocked(plan, allow_partial=allow_partial)
-        return execute(launch, plan, self.site, lambda _: None, lambda _: None)
+        with end_told(self.site) as opened:
+            return execute(launch, plan, self.site, lambda _: None, opened)
 
     def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
         """A running run with its one window open, and what a worker needs to work on it."""

@@ -19,6 +19,7 @@ class Receiver(ThreadingHTTPServer):
         self.authorizations: list[str | None] = []
         self.status = 200
         self.hangs = False
+        self.asked = threading.Event()  #: set once anything was sent here, taken or not
         self.closing = threading.Event()
 
     @property
@@ -34,6 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.set()
         if self.server.hangs:
             self.server.closing.wait()
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine, text
 
 from common.after_run import after_run, check_beat, deliver, report_ended
 from common.clock import utcnow
+from common.errors import BackfillError
 from common.ledger import DateState, NewAlert, RunState
 from common.settings import Settings
 from tests.lab import Lab, players, until
@@ -278,6 +280,45 @@ def test_an_interrupted_run_is_told_as_cancelled(lab: Lab, receiver: Receiver) -
     assert "was cancelled" in message["title"] or "was cancelled" in message["message"]
 
 
+@pytest.mark.parametrize("ends_by_itself", [True, False], ids=["result", "interrupted"])
+def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: Lab, ends_by_itself: bool) -> None:
+    prepare(lab)
+    if not ends_by_itself:
+        lab.probe("first", WHOLE, players(20), trick="wait")
+    with receiving() as receiver:
+        receiver.hangs = True
+        process = lab.start(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url, BACKFILL_ALERT_TIMEOUT_SECONDS="100")
+        if not ends_by_itself:
+            until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+            process.send_signal(signal.SIGINT)
+        until(receiver.asked.is_set, "the message")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, err) == (
+        3 if ends_by_itself else 130,
+        "backfill: telling the end of the run was stopped: beat or the next run makes up for it\n",
+    )
+    assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
+    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"sending"}
+
+
+def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_it(lab: Lab) -> None:
+    prepare(lab)
+    broken, sound = (lab.run([day], "probe").run.id for day in (WHOLE, STALE))
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("UPDATE runs SET reported_at = NULL, owner = NULL"))
+        connection.execute(text("UPDATE run_dates SET verdict = 'unheard-of' WHERE run_id = :run"), {"run": broken})
+        earlier = {"run": broken, "at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
+        connection.execute(text("UPDATE runs SET finished_at = :at WHERE id = :run"), earlier)
+
+    with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
+        report_ended(lab.site.ledger, lab.site.warehouse, lab.settings)
+
+    assert lab.site.ledger.run(sound).reported_at is not None
+    assert lab.site.ledger.run(broken).reported_at is None
+
+
 def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
     prepare(lab)
     run, deps, dispatcher = lab.opened([STALE], "probe")
@@ -300,6 +341,17 @@ def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
 
     assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
     assert lab.site.ledger.latest_alerts(10) == []
+
+
+def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
+    run_id = blocked_run(lab)
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("DELETE FROM alerts"))
+        at = {"at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
+        connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = :at"), at)
+
+    assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert len(lab.site.ledger.latest_alerts(10)) == 3
 
 
 def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
