@@ -83,7 +83,9 @@ def lively(lab: Lab) -> None:
     lab.opened([later], "probe_in_a_hurry")
     with create_engine(lab.settings.ledger_url).begin() as connection:
         at = {"at": "2023-02-23 04:00:00.000000"}
-        connection.execute(text("INSERT INTO maintenance (name, finished_at) VALUES ('heartbeat', :at)"), at)
+        connection.execute(
+            text("INSERT INTO maintenance (name, done_slot, finished_at) VALUES ('heartbeat', :at, :at)"), at
+        )
         connection.execute(
             text(
                 "INSERT INTO flagged_dates (job, day, finding, reason, flagged_at, flagged_by) "
@@ -129,6 +131,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
     assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
     assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}
     assert found["backfill_beat_heartbeat_age_seconds"][()] > 600
+    assert found["backfill_maintenance_failed"] == {("heartbeat",): 0}
     assert found["backfill_alerts"][("pending",)] >= 3
     assert set(found["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}
     told = {name for name, samples in found.items() if samples}
