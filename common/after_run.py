@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import structlog
 
 from common.alerts import Ending, alerts_of, beat_silent, fallbacks
 from common.clock import utcnow
+from common.delivery import TOO_OLD
 from common.delivery import deliver as deliver
 from common.errors import BackfillError, Retryable, UserError
 from common.job import find_job
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-TOLD_WITHIN = timedelta(days=1)  #: the end of a run that lies further back is history, not news
+TOLD_WITHIN = TOO_OLD  #: the end of a run that lies further back is history, not news
 OWNER_IS_LATE = timedelta(minutes=10)  #: a command tells the end of its run within so long
 WEEK = timedelta(days=7)
+
+
+class Untold(BackfillError):
+    """The ends of some runs could not be told; those of the others were."""
 
 
 def after_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
@@ -57,19 +63,29 @@ def report_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> li
     """Tell the ended runs that nobody told: those of the broker's workers, and of commands that died before they did.
 
     A run whose command lives is left to it, unless that is long over: the command may be on a host we can't see.
+    One that can't be told keeps none of the others from it: then raises `Untold`, or `Retryable` where all that failed
+    may succeed a little later.
     """
     now = utcnow()
     told: list[str] = []
-    troubles: dict[str, Retryable] = {}
+    troubles: dict[str, Exception] = {}
     for run in (one for one in ledger.unreported_runs() if _is_left(one, now)):
         try:
             if after_run(run.id, ledger, warehouse, settings):
                 told.append(run.id)
-        except Retryable as exc:
+        except Exception as exc:  # noqa: BLE001 - raised below, once the other runs have had their turn
+            log.error("end_not_told", run=run.id, error=f"{type(exc).__name__}: {exc}")
             troubles[run.id] = exc
     if troubles:
-        raise Retryable("; ".join(f"run {run_id}: {exc}" for run_id, exc in troubles.items()))
+        raise _failure(troubles)
     return told
+
+
+def _failure(troubles: Mapping[str, Exception]) -> BackfillError:
+    kind = Retryable if all(isinstance(exc, Retryable) for exc in troubles.values()) else Untold
+    found = kind("; ".join(f"run {run_id}: {type(exc).__name__}: {exc}" for run_id, exc in troubles.items()))
+    found.__cause__ = next(iter(troubles.values()))
+    return found
 
 
 def check_beat(ledger: Ledger, now: datetime | None = None) -> bool:

@@ -12,6 +12,7 @@ class Kind(StrEnum):
     RUN_BLOCKED = "run-blocked"  #: a run left dates blocked or failed
     AUDIT = "audit"  #: published dates are not as they should be
     CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
+    MAINTENANCE_FAILED = "maintenance-failed"  #: a daily work failed
     BEAT_SILENT = "beat-silent"  #: what is scheduled is not done
     FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is partial again and again
     RUN_FINISHED = "run-finished"  #: a run ended

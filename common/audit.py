@@ -156,6 +156,11 @@ class Audit:
     def to_flag(self) -> list[Audited]:
         return [one for one in self.dates if one.to_flag]
 
+    @property
+    def skipped_though_wrong(self) -> list[Audited]:
+        """Dates that are not as a run proved them, and not flagged: a run over them would skip them."""
+        return [one for one in self.dates if one.finding.is_repairable and not one.to_flag]
+
     def of(self, finding: Finding) -> list[Audited]:
         return [one for one in self.dates if one.finding is finding]
 

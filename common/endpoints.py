@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from common.errors import UserError
 from common.settings import Settings
 
-#: Of these, what stands where a host does is one. Of others (`slack://TOKEN/...`) it is often the secret itself.
+#: Of these, what stands where a host does may be one. Of others (`slack://TOKEN/...`) it is often the secret itself.
 WITH_HOST = frozenset(
     f"{scheme}{secure}" for scheme in ("json", "xml", "form", "mailto", "apprise", "gotify") for secure in ("", "s")
 )
@@ -63,7 +63,12 @@ def _host(url: str) -> str | None:
     except ValueError:
         return None
     if (
-        "@" in parts.path + parts.query
-    ):  # a password with an unescaped slash: what looks like a host may be a part of it
+        "@" in parts.path + parts.query + parts.fragment
+    ):  # what looks like a host may be a part of an unescaped password
         return None
-    return f"{parts.hostname}{port}" if parts.hostname else None
+    return f"{parts.hostname}{port}" if parts.hostname and _is_surely_a_host(parts.hostname) else None
+
+
+def _is_surely_a_host(name: str) -> bool:
+    """Whether it has a dot, is an address, or is this machine: a word alone may as well be a token."""
+    return "." in name or ":" in name or name == "localhost"

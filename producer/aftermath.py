@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import structlog
 
 from common.after_run import after_run, check_beat, deliver, report_ended
+from common.ledger import Run
 from common.metadata import write_metadata
 from common.processes import identity
 from producer.site import Site
 
 log = structlog.get_logger()
+
+
+@contextmanager
+def end_told(site: Site, tell: Callable[[str, Site], None] | None = None) -> Generator[Callable[[Run], None]]:
+    """Inside it a run is opened, carried out and its end shown; on leaving it, that end is told.
+
+    It gives the function that is to be called with the run once that is open. Only a run that this process owns is told
+    here, however it ended: those at the broker are told by its workers.
+    """
+    opened: list[Run] = []
+    try:
+        yield opened.append
+    finally:
+        for run in opened:
+            if run.owner is not None:
+                _told(run.id, site, tell or tell_end)
+
+
+def _told(run_id: str, site: Site, tell: Callable[[str, Site], None]) -> None:
+    """Tell the end. Being told to stop ends that, and neither the command's result nor its exit code is lost by it."""
+    try:
+        tell(run_id, site)
+    except KeyboardInterrupt:
+        log.info("telling_stopped", run=run_id)
+        sys.stderr.write("backfill: telling the end of the run was stopped: beat or the next run makes up for it\n")
 
 
 def tell_end(run_id: str, site: Site) -> None:
@@ -34,9 +60,17 @@ def tell_end(run_id: str, site: Site) -> None:
             sys.stderr.write(f"backfill: warning: alerts: {outcome}\n")
 
 
+def note_end(run_id: str, site: Site) -> None:
+    """Count the end of a run as told, and tell nobody: only the warehouse's history is written."""
+    site.ledger.mark_reported(run_id)
+    rewrite_history(run_id, site)
+
+
 def rewrite_history(run_id: str, site: Site) -> None:
-    """Have the warehouse's history say that the run was undone; what goes wrong is one line on standard error."""
-    with _warned("the warehouse's history still shows the run (`backfill history --write-metadata` mends that)"):
+    """Have the warehouse's history show the run as it is now; what goes wrong is one line on standard error."""
+    with _warned(
+        "the warehouse's history does not show the run as it is (`backfill history --write-metadata` mends that)"
+    ):
         write_metadata(site.ledger, site.warehouse, site.settings, run_id)
 
 

@@ -14,6 +14,7 @@ from common.job import find_job
 from common.ledger import Run, RunState
 from common.logs import logging_to_file
 from common.settings import Settings
+from producer.aftermath import end_told
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.plan import Action, Plan, Reprocess
 from producer.report import Watcher, make_console, print_plan, print_run
@@ -76,15 +77,22 @@ def _tell_the_stack(site: Site, console: Console, *, workers_asked: bool) -> Non
 
 
 def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach: bool) -> int:
-    def opened(run: Run) -> None:
-        console.print(f"run [bold]{run.id}[/bold]")
+    """Run, show how it ended, and then tell it: an endpoint that hangs keeps nobody from the result."""
+    log_file = site.settings.home / "logs" / "command.log"
+    with stoppable(), logging_to_file(log_file), end_told(site) as remember:
 
+        def opened(run: Run) -> None:
+            remember(run)
+            console.print(f"run [bold]{run.id}[/bold]")
+
+        return _run_and_show(launch, made, site, console, opened, detach=detach)
+
+
+def _run_and_show(
+    launch: Launch, made: Plan, site: Site, console: Console, opened: Callable[[Run], None], *, detach: bool
+) -> int:
     try:
-        with (
-            stoppable(),
-            logging_to_file(site.settings.home / "logs" / "command.log"),
-            Watcher(console).showing() as watcher,
-        ):
+        with Watcher(console).showing() as watcher:
             progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
     except Interrupted as stop:
         console.print(interrupted_in_words(stop))

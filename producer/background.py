@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from common.errors import BackfillError, UserError
 from common.job import find_job
 from common.ledger import Progress, Run
 from common.settings import read_settings
+from producer.aftermath import end_told
+from producer.plan import Plan
 from producer.session import Interrupted, Launch, decide, execute, refuse_blocked
-from producer.site import open_site
+from producer.site import Site, open_site
 
 
 def main() -> int:
@@ -24,12 +27,22 @@ def main() -> int:
         if launch.shown not in (None, plan.digest()):
             raise UserError("the world has changed since the plan was shown a moment ago: nothing was started")
         refuse_blocked(plan, allow_partial=launch.allow_partial)
-        execute(launch, plan, site, _ignore, _announce)
-    except Interrupted:
-        return 130
+        with end_told(site) as remember:
+            return _run(launch, plan, site, remember)
     except BackfillError as exc:
         _answer(f"refused {exc}")
         return 2
+
+
+def _run(launch: Launch, plan: Plan, site: Site, remember: Callable[[Run], None]) -> int:
+    def opened(run: Run) -> None:
+        remember(run)
+        _announce(run)
+
+    try:
+        execute(launch, plan, site, _ignore, opened)
+    except Interrupted:
+        return 130
     return 0
 
 

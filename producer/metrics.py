@@ -196,15 +196,15 @@ def upkeep_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
         counted(ledger.flagged_counts()),
         ("job", "finding"),
     )
-    states = ledger.alert_counts()
+    states = ledger.alert_counts(now - RECENT)
     yield gauge(
         "backfill_alerts",
-        "Alerts that wait, are being sent, or were given up.",
+        "Alerts of the last 7 days that wait, are being sent, or were given up.",
         [((state,), float(states.get((state,), 0))) for state in ALERT_STATES],
         ("state",),
     )
-    finished = ledger.maintenance_finished()
-    beat = finished.get(HEARTBEAT)
+    done = ledger.maintenance_done()
+    beat = done.get(HEARTBEAT)
     yield gauge(
         "backfill_beat_heartbeat_age_seconds",
         "How long ago beat gave its last sign of life; absent where beat never ran.",
@@ -212,8 +212,14 @@ def upkeep_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
     )
     yield gauge(
         "backfill_maintenance_finished_timestamp_seconds",
-        "When each kind of maintenance was last finished.",
-        [((name,), at.timestamp()) for name, at in sorted(finished.items())],
+        "When each kind of maintenance was last done; a try that failed does not count.",
+        [((name,), at.timestamp()) for name, at in sorted(done.items())],
+        ("name",),
+    )
+    yield gauge(
+        "backfill_maintenance_failed",
+        "Whether the last try of each kind of maintenance failed.",
+        [((name,), float(failed)) for name, failed in sorted(ledger.maintenance_failed().items())],
         ("name",),
     )
     yield gauge(

@@ -20,7 +20,6 @@ from common.recover import Released, release_run
 from common.schema import TableName
 from common.settings import Settings
 from common.warehouse.files import check_writable
-from producer.aftermath import tell_end
 from producer.children import clean_up_dead_stacks
 from producer.launch import (
     follow,
@@ -120,7 +119,8 @@ def execute(
 ) -> Progress:
     """Open the run of a plan and bring it to its end; `opened` is told the run once it is written down.
 
-    Raises `Interrupted` when the user stops it.
+    Raises `Interrupted` when the user stops it. The end is for the caller to show, and then to tell:
+    see `producer.aftermath.end_told`.
     """
     job = find_job(plan.request.job)
     site.warehouse.forget_replaced()
@@ -145,8 +145,6 @@ def execute(
     except BaseException:
         _release(run, job, site)
         raise
-    finally:
-        tell_end(run.id, site)
 
 
 def _check_folders(job: Job, site: Site) -> None:

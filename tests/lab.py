@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from google.api_core.exceptions import NotFound
+from typer.testing import CliRunner, Result
 
 from common.coverage import Fallback
 from common.job import find_job
@@ -26,6 +27,8 @@ from common.ledger import DateRow, Progress, Run, RunState
 from common.options import RunOptions
 from common.schema import TableName, arrow_schema
 from common.settings import Settings
+from producer.aftermath import end_told
+from producer.cli import app
 from producer.launch import open_run
 from producer.plan import Plan, Reprocess, Request
 from producer.session import Launch, decide, execute, refuse_blocked
@@ -215,7 +218,8 @@ class Lab:
         launch = Launch(request=request, window=window, workers=1, sequential=True, preflight=preflight)
         plan = decide(launch, find_job(job), self.site)
         refuse_blocked(plan, allow_partial=allow_partial)
-        return execute(launch, plan, self.site, lambda _: None, lambda _: None)
+        with end_told(self.site) as opened:
+            return execute(launch, plan, self.site, lambda _: None, opened)
 
     def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
         """A running run with its one window open, and what a worker needs to work on it."""
@@ -268,6 +272,10 @@ class Lab:
         process = self.start(*arguments, cwd=cwd, **environment)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def invoke(self, *arguments: str, **environment: str) -> Result:
+        """The command in this process, which spares its start. An error of ours is left as `exception`."""
+        return CliRunner().invoke(app, arguments, env=self.environment() | environment)
 
     def status(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.command("status", *arguments, "--json").stdout)

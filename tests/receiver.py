@@ -15,7 +15,8 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []  #: what it took
+        self.heard: list[dict[str, Any]] = []  #: what it was sent, taken or not
         self.authorizations: list[str | None] = []
         self.status = 200
         self.hangs = False
@@ -34,6 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.heard.append(json.loads(body))
         if self.server.hangs:
             self.server.closing.wait()
             return

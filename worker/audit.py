@@ -8,6 +8,7 @@ from datetime import date
 
 import structlog
 
+from common.alert_kinds import Kind
 from common.audit import AUDIT, Audit, Audited, Finding, audit_dates, in_counts, news_of, record_audit
 from common.clock import today
 from common.coverage import percent
@@ -15,7 +16,6 @@ from common.dates import ONE_DAY, DateRange
 from common.errors import BackfillError, Retryable
 from common.job import Job, find_job, job_names
 from common.ledger import NewAlert
-from common.schema import TableName
 from worker.deps import Deps
 
 DATES_TOLD = 15  #: in one alert
@@ -67,15 +67,15 @@ def _audit_job(job: Job, deps: Deps) -> str:
     first = deps.ledger.first_day(job.name)
     if first is None:
         return "never run, not audited"
-    if deps.warehouse.describe(TableName.parse(job.expectation.table)) is None:
-        return f"not audited: its expectation {job.expectation.table} does not exist"
     days = recent_days(first, today(), deps.settings.audit_days)
     if not days:
         return "no date of it is before today"
     audit = audit_dates(job, days, deps.warehouse, deps.ledger)
     flags = deps.ledger.flagged(job.name)
     new = news_of(audit, {day: flag.finding for day, flag in flags.items()})
-    _alert(job, audit, new, deps)  # before the flags, which make that it counts as told
+    alert = alert_of(audit, new, today())
+    if alert is not None:
+        deps.ledger.record_alert(alert)  # before the flags, which make that it counts as told
     recorded = record_audit(audit, deps.ledger, AUDIT)
     cleared = f", {len(recorded.cleared)} flag(s) cleared" if recorded.cleared else ""
     notes = f" ({'; '.join(audit.notes)})" if audit.notes else ""
@@ -89,18 +89,25 @@ def recent_days(first: date, now: date, most: int) -> list[date]:
     return DateRange(start=start, through=yesterday).days() if start <= yesterday else []
 
 
-def _alert(job: Job, audit: Audit, new: Sequence[Audited], deps: Deps) -> None:
-    """One alert of what is new: dates to repair, or else a date whose truth is lacking that was not told before."""
-    unknown = audit.of(Finding.TRUTH_INCOMPLETE)
+def alert_of(audit: Audit, new: Sequence[Audited], now: date) -> NewAlert | None:
+    """One alert of what is new: dates to repair, or else dates that no run can repair. These have no flags to tell what
+    is new, so they are told once for each set of them."""
+    unknown, skipped = audit.of(Finding.TRUTH_INCOMPLETE), audit.skipped_though_wrong
     if new:
-        key = f"audit {job.name} {today()} {_digest(new)}"
-        title = f"{job.name}: {len(new)} date(s) are not as they must be"
+        key, title = f"{now} {_digest(new)}", f"{len(new)} date(s) are not as they must be"
     elif unknown:
-        key = f"audit {job.name} truth {unknown[-1].day}"
-        title = f"{job.name}: what {len(unknown)} date(s) must hold is not known"
+        key, title = f"unflagged {_digest([*unknown, *skipped])}", f"what {len(unknown)} date(s) must hold is not known"
+    elif skipped:
+        key, title = f"unflagged {_digest(skipped)}", f"{len(skipped)} date(s) that the job skips were changed"
     else:
-        return
-    deps.ledger.record_alert(NewAlert(key=key, kind="audit", title=title, body=alert_body(audit, new), job=job.name))
+        return None
+    return NewAlert(
+        key=f"{Kind.AUDIT} {audit.job} {key}",
+        kind=Kind.AUDIT,
+        title=f"{audit.job}: {title}",
+        body=alert_body(audit, new),
+        job=audit.job,
+    )
 
 
 def _digest(dates: Sequence[Audited]) -> str:
@@ -118,6 +125,8 @@ def alert_body(audit: Audit, new: Sequence[Audited]) -> str:
         lines.append(f"build them again: backfill run --job {audit.job} --flagged")
     if unknown:
         lines += ["what must be there is not known, so load it first:", *_told(unknown)]
+    if audit.skipped_though_wrong:
+        lines += ["the job skips these, so no run repairs them: see who wrote them", *_told(audit.skipped_though_wrong)]
     return "\n".join(lines)
 
 
@@ -130,6 +139,8 @@ def _told(dates: Sequence[Audited]) -> list[str]:
 def _in_a_line(one: Audited) -> str:
     if one.finding is Finding.TRUTH_INCOMPLETE:
         return f"{one.day} {one.reason}"
+    if one.seen.skip is not None:
+        return f"{one.day} {one.finding.value}: {one.reason}"
     share = f"{one.seen.matched}/{one.expected} ({percent(one.seen.matched, one.expected)})"
     names = one.names_in_words(most=NAMES_TOLD)
     return f"{one.day} {one.finding.value} {share}" + (f", {names}" if names else "")

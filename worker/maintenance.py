@@ -8,8 +8,11 @@ from enum import Enum
 
 import structlog
 
+from common.alert_kinds import Kind
+from common.alerts import cut
 from common.clock import utcnow
 from common.errors import BackfillError
+from common.ledger import NewAlert
 from common.ledger.maintenance import HEARTBEAT, WorkRow
 from common.processes import is_dead
 from worker import after_run, audit, cleanup, retention
@@ -20,6 +23,7 @@ from worker.schedule import Entry, entries
 log = structlog.get_logger()
 
 Function = Callable[[Deps], str]
+WHY_LENGTH = 1000  #: of an error in an alert
 
 
 class WorkOutcome(Enum):
@@ -87,16 +91,46 @@ def beat_lives(_: Deps) -> str:
 
 
 def catch_up(deps: Deps) -> str:
-    """Send the daily works whose slot was missed, or failed a while ago."""
+    """Send the daily works whose slot was missed, or failed a while ago; have those told that failed."""
     now = utcnow()
     daily = {name: entry for name, entry in entries(deps.settings).items() if entry.daily and name in WORKS}
     known = deps.ledger.works()
     for name in sorted(daily.keys() - known.keys()):  # its first slot is the next one: nothing is cleaned up at once
         deps.ledger.introduce_work(name, daily[name].when.latest_due(now))
+    deps.ledger.record_alerts(failures(daily, known, now))
     due = overdue(daily, known, now, retry_after=_retry_after(deps))
     for name in due:
         deps.dispatcher.send_work(name, expires=daily[name].expires)
     return f"sent again: {', '.join(due)}" if due else "nothing was missed"
+
+
+def failures(daily: Mapping[str, Entry], known: Mapping[str, WorkRow], now: datetime) -> list[NewAlert]:
+    """The alerts of the works whose last try for their latest slot failed, or was cut off: one a slot."""
+    return [
+        failed_alert(name, slot, why)
+        for name, row in sorted(known.items())
+        if name in daily and (why := failure(row, slot := daily[name].when.latest_due(now))) is not None
+    ]
+
+
+def failure(row: WorkRow, slot: datetime) -> str | None:
+    """Why a try for the slot came to nothing; None where none did, or one did and the slot is done since."""
+    if row.done_slot is not None and row.done_slot >= slot:
+        return None
+    cut_off = row.lease_owner is not None and is_dead(row.lease_owner)
+    if cut_off and row.started_at is not None and row.started_at >= slot:
+        return f"its worker was killed; it had begun at {row.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    return row.error if row.finished_at is not None and row.finished_at >= slot else None
+
+
+def failed_alert(name: str, slot: datetime, why: str) -> NewAlert:
+    return NewAlert(
+        key=f"{Kind.MAINTENANCE_FAILED} {name} {slot.isoformat()}",
+        kind=Kind.MAINTENANCE_FAILED,
+        title=f"{name} of {slot:%Y-%m-%d %H:%M} UTC failed",
+        body=f"{cut(' '.join(why.split()), WHY_LENGTH)}\nIt is tried again by itself. `backfill doctor` and the log of "
+        "the maintenance worker tell more.",
+    )
 
 
 def overdue(
@@ -137,6 +171,7 @@ WORKS: dict[str, Function] = {
     "staging_retention": retention.forget_staged,
     "quarantine_retention": retention.forget_quarantined,
     "undo_retention": retention.forget_replaced,
+    "alerts_retention": retention.forget_alerts,
     "audit": audit.audit_recent,
     "reports": after_run.report_runs,
     "alerts": after_run.deliver_alerts,

@@ -1,4 +1,4 @@
-"""Removing what nobody needs any more: staged files left behind, the quarantine, what runs replaced."""
+"""Removing what nobody needs any more: staged files left behind, the quarantine, what runs replaced, old alerts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from common.clock import utcnow
 from worker.deps import Deps
+
+ALERTS_KEPT = timedelta(days=90)
 
 
 def forget_staged(deps: Deps) -> str:
@@ -30,3 +32,9 @@ def forget_replaced(deps: Deps) -> str:
     """Remove what runs replaced and `backfill undo` can't need any more."""
     deps.warehouse.forget_replaced()
     return f"what runs replaced more than {deps.settings.undo_days} days ago is not kept any more"
+
+
+def forget_alerts(deps: Deps) -> str:
+    """Remove the alerts of long ago, except those that are still to be told."""
+    removed = deps.ledger.forget_alerts(utcnow() - ALERTS_KEPT)
+    return f"removed {removed} alert(s) older than {ALERTS_KEPT.days} days"

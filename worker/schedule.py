@@ -101,6 +101,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
         "staging_retention": _daily(settings, settings.cleanup_at, minutes=30),
         "quarantine_retention": _daily(settings, settings.cleanup_at, minutes=35),
         "undo_retention": _daily(settings, settings.cleanup_at, minutes=40),
+        "alerts_retention": _daily(settings, settings.cleanup_at, minutes=45),
         "audit": _daily(settings, settings.audit_at),
         "reconcile": _every(30),
         "heartbeat": _every(60),

@@ -88,6 +88,8 @@ def tell_run(run: str) -> None:
 
 @app.task(
     name=MAINTAIN,
+    acks_late=False,  # a work whose worker was killed is not redelivered at once, to kill the next: `catch_up` sends it
+    reject_on_worker_lost=False,
     soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
     time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease is another's
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Executable, and_, func, select
+from sqlalchemy import Executable, and_, case, func, or_, select
 
 from common.ledger.database import Database
 from common.ledger.records import Run
@@ -104,14 +104,23 @@ class Gauges(Database):
         query = query.where(flagged_dates.c.cleared_at.is_(None))
         return self._counts(query.group_by(flagged_dates.c.job, flagged_dates.c.finding))
 
-    def alert_counts(self) -> Counts:
-        """Alerts, by state."""
-        return self._counts(select(alerts.c.state, func.count()).group_by(alerts.c.state))
+    def alert_counts(self, since: datetime) -> Counts:
+        """Alerts that were written down since then, by state."""
+        recent = alerts.c.created_at >= since
+        return self._counts(select(alerts.c.state, func.count()).where(recent).group_by(alerts.c.state))
 
-    def maintenance_finished(self) -> dict[str, datetime]:
-        """For each kind of maintenance, when it was last finished."""
-        done = maintenance.c.finished_at
-        return self._moments(select(maintenance.c.name, done).where(done.is_not(None)))
+    def maintenance_done(self) -> dict[str, datetime]:
+        """For each kind of maintenance, when it was last done; the moment that was due where it failed since."""
+        c = maintenance.c
+        done = case((c.error.is_(None), c.finished_at), (c.outcome.is_not(None), c.done_slot))
+        return self._moments(select(c.name, done).where(done.is_not(None)))
+
+    def maintenance_failed(self) -> dict[str, bool]:
+        """For each kind of maintenance that was tried, whether the last try failed."""
+        c = maintenance.c
+        query = select(c.name, c.error.is_not(None)).where(or_(c.finished_at.is_not(None), c.error.is_not(None)))
+        with self._read() as connection:
+            return {str(row[0]): bool(row[1]) for row in connection.execute(query)}
 
     def last_cleanups(self) -> dict[str, datetime]:
         """For each table that was cleaned of stale rows, when that was last."""

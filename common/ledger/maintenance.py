@@ -19,6 +19,7 @@ from common.ledger.tables import maintenance, runs
 
 HEARTBEAT = "heartbeat"  #: the work whose only use is that it was done
 LONGEST_TEXT = 4000
+NEVER_ENDED = "its worker was killed, or it took longer than it may"
 AT_ONCE = 500  #: ids in one query
 
 
@@ -55,7 +56,9 @@ class Maintenance(Database):
     ) -> bool:
         """Take the work of a due slot: one that is not done, and that nobody alive holds under a lease.
 
-        One that failed in the slot is left alone until its failure is older than `failed_before`.
+        One that failed in the slot is left alone until its failure is older than `failed_before`. A try that never
+        ended, because its worker was killed, counts as one that failed when it began: what kills every worker that
+        takes it up would else kill them one after the other.
         """
         self._insert_work({"name": name})
         now = utcnow()
@@ -67,10 +70,13 @@ class Maintenance(Database):
             holder = row["lease_owner"]
             if holder not in (None, owner) and row["lease_until"] > now and not is_dead(holder):
                 return False
-            failed = row["finished_at"] if row["error"] is not None else None
+            left = holder is not None and row["lease_until"] is not None
+            failed = row["started_at"] if left else row["finished_at"] if row["error"] is not None else None
             if failed is not None and failed_before is not None and failed >= slot and failed > failed_before:
                 return False
             taken = {"lease_owner": owner, "lease_until": until, "started_at": now}
+            if left:
+                taken["error"] = f"the try of {row['started_at']:%Y-%m-%d %H:%M:%S} UTC did not end: {NEVER_ENDED}"
             connection.execute(update(maintenance).where(this).values(taken))
         return True
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
@@ -94,6 +94,12 @@ class Notices(Database):
     def mute_alerts(self, wanted: Collection[str]) -> int:
         """Set aside the waiting alerts of every kind but those."""
         return self._close(alerts.c.kind.not_in(list(wanted)), {"state": MUTED})
+
+    def forget_alerts(self, before: datetime) -> int:
+        """Remove the alerts written down before that moment that nobody is still to be told; returns how many."""
+        over = and_(alerts.c.state.not_in(OPEN), alerts.c.created_at < before)
+        with self._write() as connection:
+            return connection.execute(delete(alerts).where(over)).rowcount
 
     def _close(self, which: ColumnElement[bool], values: Mapping[str, Any]) -> int:
         with self._write() as connection:

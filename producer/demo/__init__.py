@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +16,14 @@ from common.coverage import Fallback
 from common.dates import DateRange
 from common.errors import UserError
 from common.job import find_job
-from common.ledger import DateState, Progress, RunState
+from common.ledger import DateState, Progress, Run, RunState
 from common.logs import logging_to_file
 from common.schema import TableName
 from common.settings import Settings
 from common.warehouse import LOCAL, is_local
 from common.warehouse.files import write_atomically
-from producer.attended import interrupted_in_words, stoppable
+from producer.aftermath import end_told, note_end
+from producer.attended import interrupted_in_words
 from producer.demo.page import (
     Standing,
     print_done,
@@ -37,6 +39,7 @@ from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from producer.plan import Action, Plan, Reprocess, Request
 from producer.report import Watcher, print_run
 from producer.session import Interrupted, Launch, decide, execute, release_what_is_dead
+from producer.signals import stoppable
 from producer.site import Site, open_site
 
 JOB = "player_composite_factors"
@@ -46,22 +49,23 @@ WORKERS = 2
 
 
 def run_demo(settings: Settings, console: Console) -> int:
-    """The demo on the embedded stack, whatever broker is set; returns the exit code.
+    """The demo on the embedded stack, whatever broker is set; returns the exit code. Its runs are told to nobody.
 
     Raises `UserError`, and changes nothing, when the warehouse is not local or holds such tables of somebody else's.
     """
     started = time.monotonic()
     _refuse_other_warehouses(settings)
-    site = open_site(settings.model_copy(update={"broker": None}))
-    try:
-        with stoppable(), logging_to_file(settings.home / "logs" / "command.log"):
-            return _run(site, console, started)
-    except Interrupted as stop:
-        console.print(interrupted_in_words(stop))
-        return INTERRUPTED
+    site = open_site(settings.model_copy(update={"broker": None, "alerts": None}))
+    log_file = settings.home / "logs" / "command.log"
+    with stoppable(), logging_to_file(log_file), end_told(site, note_end) as opened:
+        try:
+            return _run(site, console, started, opened)
+        except Interrupted as stop:
+            console.print(interrupted_in_words(stop))
+            return INTERRUPTED
 
 
-def _run(site: Site, console: Console, started: float) -> int:
+def _run(site: Site, console: Console, started: float, opened: Callable[[Run], None]) -> int:
     from producer.demo.season import FIRST_DATE, INCIDENT, LAST_DATE
 
     made = _make_tables_once(site)
@@ -75,19 +79,19 @@ def _run(site: Site, console: Console, started: float) -> int:
         print_next(console, _season_run(site))
         return COMPLETE
     print_planned(console, plan)
-    progress = _execute(launch, plan, site, console)
+    progress = _execute(launch, plan, site, console, opened)
     if progress.run.state is not RunState.SUCCEEDED:
         print_run(console, progress, site.ledger.dates(progress.run.id))
         return INCOMPLETE
     print_source_checks(console, site, progress)
-    if not replay(site, console, sorted(INCIDENT)):
+    if not replay(site, console, sorted(INCIDENT), opened):
         return INCOMPLETE
     print_flow(console, progress, time.monotonic() - started)
     print_next(console, progress.run.id)
     return COMPLETE
 
 
-def replay(site: Site, console: Console, days: list[date]) -> bool:
+def replay(site: Site, console: Console, days: list[date], opened: Callable[[Run], None] = lambda _: None) -> bool:
     """Build the incident's dates with the fallback off and no pre-flight.
 
     Tells whether the gate blocked them all and left what was published, and its checkpoints, as they were.
@@ -96,7 +100,7 @@ def replay(site: Site, console: Console, days: list[date]) -> bool:
     launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
     plan = decide(launch, find_job(JOB), site)
     before = standing(site, days)
-    progress = execute(launch, plan, site, lambda _: None, lambda _: None)
+    progress = execute(launch, plan, site, lambda _: None, opened)
     return _replay_held(site, console, progress, before)
 
 
@@ -114,9 +118,9 @@ def _season_run(site: Site) -> str:
     return site.ledger.checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
 
 
-def _execute(launch: Launch, plan: Plan, site: Site, console: Console) -> Progress:
+def _execute(launch: Launch, plan: Plan, site: Site, console: Console, opened: Callable[[Run], None]) -> Progress:
     with Watcher(console).showing() as watcher:
-        return execute(launch, plan, site, watcher.show, lambda _: None)
+        return execute(launch, plan, site, watcher.show, opened)
 
 
 def _make_tables_once(site: Site) -> bool:

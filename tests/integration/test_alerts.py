@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import create_engine, text
 
 from common.after_run import after_run, check_beat, deliver, report_ended
 from common.clock import utcnow
+from common.errors import BackfillError, UserError
 from common.ledger import DateState, NewAlert, RunState
 from common.settings import Settings
 from tests.lab import Lab, players, until
@@ -57,11 +59,10 @@ def text_of_everything(lab: Lab) -> str:
 # -- a run at a receiver that answers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [pytest.param((), id="embedded"), pytest.param(("--sequential",), id="sequential")])
-def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver, how: tuple[str, ...]) -> None:
+def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> None:
     prepare(lab)
 
-    ran = lab.command(*RUN, *how, BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
+    ran = lab.command(*RUN, BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
 
     assert ran.returncode == 3, ran.stderr
     assert "warning" not in ran.stderr
@@ -88,8 +89,8 @@ def test_the_list_shows_what_was_told_without_secrets(lab: Lab, receiver: Receiv
     blocked_run(lab)
     deliver(lab.site.ledger, told_to(lab, receiver.url_for(USER, PASSWORD)), "me:1:1")
 
-    listed = json.loads(lab.command("alerts", "--json").stdout)
-    shown = lab.command("alerts", "--last", "1")
+    listed = json.loads(lab.invoke("alerts", "--json").stdout)
+    shown = lab.invoke("alerts", "--last", "1")
 
     assert {one["kind"]: one["state"] for one in listed} == {
         "run-finished": "sent",
@@ -104,7 +105,6 @@ def test_the_list_shows_what_was_told_without_secrets(lab: Lab, receiver: Receiv
 def test_a_run_in_the_background_is_told_by_the_process_that_owns_it(lab: Lab, receiver: Receiver) -> None:
     prepare(lab)
     lab.command(*RUN, "--detach", "--allow-partial", BACKFILL_ALERTS=receiver.url)
-    lab.command("watch")
 
     until(lambda: receiver.messages, "the message")
     assert "2 blocked" in receiver.messages[0]["message"]
@@ -134,11 +134,11 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
             "no url": f"{USER}:{PASSWORD}@127.0.0.1",
         }
         url = urls.get(trouble, receiver.url_for(USER, PASSWORD))
-        ran = lab.command(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
+        ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
 
     run = lab.site.ledger.latest_runs(1)[0]
     states = [row.state for row in lab.site.ledger.dates(run.id)]
-    assert ran.returncode == 3
+    assert ran.exit_code == 3
     assert (run.state, run.reported_at is not None) == (RunState.PARTIAL, True)
     assert states == [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.BLOCKED]
     assert len(lab.table_bytes("probe.probe")) == 1
@@ -257,25 +257,51 @@ def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, recei
     (lab.marks / "released").touch()
     died = lab.site.ledger.latest_runs(1)[0].id
 
-    ran = lab.command(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url)
+    ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url)
 
-    assert ran.returncode == 3
+    assert ran.exit_code == 3
     (message,) = receiver.messages
     assert f"run {died} of probe was cancelled" in message["message"]
 
 
-def test_an_interrupted_run_is_told_as_cancelled(lab: Lab, receiver: Receiver) -> None:
+@pytest.mark.parametrize("ends_by_itself", [True, False], ids=["result", "interrupted"])
+def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: Lab, ends_by_itself: bool) -> None:
     prepare(lab)
-    lab.probe("first", WHOLE, players(20), trick="wait")
-    process = lab.start(*RUN, BACKFILL_ALERTS=receiver.url)
+    if not ends_by_itself:
+        lab.probe("first", WHOLE, players(20), trick="wait")
+    with receiving() as receiver:
+        receiver.hangs = True
+        process = lab.start(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url, BACKFILL_ALERT_TIMEOUT_SECONDS="100")
+        if not ends_by_itself:
+            until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+            process.send_signal(signal.SIGINT)
+        until(lambda: receiver.heard, "the message")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
 
-    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
-    process.terminate()
-    process.communicate()
+    assert (process.returncode, err) == (
+        3 if ends_by_itself else 130,
+        "backfill: telling the end of the run was stopped: beat or the next run makes up for it\n",
+    )
+    assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
+    assert ("coverage below" if ends_by_itself else "was cancelled") in receiver.heard[0]["title"]
+    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"sending"}
 
-    assert process.returncode == 130
-    (message,) = receiver.messages
-    assert "was cancelled" in message["title"] or "was cancelled" in message["message"]
+
+def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_it(lab: Lab) -> None:
+    prepare(lab)
+    broken, sound = (lab.run([day], "probe").run.id for day in (WHOLE, STALE))
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("UPDATE runs SET reported_at = NULL, owner = NULL"))
+        connection.execute(text("UPDATE run_dates SET verdict = 'unheard-of' WHERE run_id = :run"), {"run": broken})
+        earlier = {"run": broken, "at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
+        connection.execute(text("UPDATE runs SET finished_at = :at WHERE id = :run"), earlier)
+
+    with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
+        report_ended(lab.site.ledger, lab.site.warehouse, lab.settings)
+
+    assert lab.site.ledger.run(sound).reported_at is not None
+    assert lab.site.ledger.run(broken).reported_at is None
 
 
 def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
@@ -300,6 +326,17 @@ def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
 
     assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
     assert lab.site.ledger.latest_alerts(10) == []
+
+
+def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
+    run_id = blocked_run(lab)
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text("DELETE FROM alerts"))
+        at = {"at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
+        connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = :at"), at)
+
+    assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert len(lab.site.ledger.latest_alerts(10)) == 3
 
 
 def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
@@ -340,13 +377,13 @@ def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> N
 def test_a_test_message_says_of_each_endpoint_whether_it_went(lab: Lab, receiver: Receiver) -> None:
     good, dead = receiver.url_for(USER, PASSWORD), f"json://{USER}:{PASSWORD}@127.0.0.1:1/"
 
-    both = lab.command("alerts", "test", BACKFILL_ALERTS=f"{good},{dead}", BACKFILL_ALERT_TIMEOUT_SECONDS="2")
-    one = lab.command("alerts", "test", "--json", BACKFILL_ALERTS=good)
+    both = lab.invoke("alerts", "test", BACKFILL_ALERTS=f"{good},{dead}", BACKFILL_ALERT_TIMEOUT_SECONDS="2")
+    one = lab.invoke("alerts", "test", "--json", BACKFILL_ALERTS=good)
 
-    assert both.returncode == 3
+    assert both.exit_code == 3
     assert f"json://127.0.0.1:{receiver.server_port}  delivered" in both.stdout
     assert "json://127.0.0.1:1  not delivered: could not be reached" in both.stdout
-    assert (one.returncode, [told["delivered"] for told in json.loads(one.stdout)]) == (0, [True])
+    assert (one.exit_code, [told["delivered"] for told in json.loads(one.stdout)]) == (0, [True])
     assert [message["title"] for message in receiver.messages] == ["backfill: this is a test"] * 2
     assert PASSWORD not in both.stdout + both.stderr + one.stdout + one.stderr
 
@@ -360,18 +397,17 @@ def test_a_test_message_says_of_each_endpoint_whether_it_went(lab: Lab, receiver
         pytest.param("", "not set", id="empty"),
     ],
 )
-def test_a_wrong_url_is_refused_in_one_line_without_it(lab: Lab, urls: str, says: str) -> None:
-    refused = lab.command("alerts", "test", BACKFILL_ALERTS=urls)
+def test_a_wrong_url_is_refused_without_being_shown(lab: Lab, urls: str, says: str) -> None:
+    refused = lab.invoke("alerts", "test", BACKFILL_ALERTS=urls)
 
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    assert says in refused.stderr
-    assert PASSWORD not in refused.stdout + refused.stderr
+    assert isinstance(refused.exception, UserError)
+    assert says in str(refused.exception)
+    assert PASSWORD not in refused.output + str(refused.exception)
 
 
 def test_the_doctor_finds_a_wrong_url_and_sends_nothing(lab: Lab, receiver: Receiver) -> None:
-    wrong = lab.command("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=f"slak://{PASSWORD}/b/c")
-    right = lab.command("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
+    wrong = lab.invoke("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=f"slak://{PASSWORD}/b/c")
+    right = lab.invoke("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
 
     levels = [
         next(one["level"] for one in json.loads(ran.stdout)["checks"] if one["check"] == "alerts")
@@ -383,10 +419,10 @@ def test_the_doctor_finds_a_wrong_url_and_sends_nothing(lab: Lab, receiver: Rece
 
 
 def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
-    refused = lab.command("alerts", BACKFILL_ALERT_KINDS="run-blocked,everything")
+    refused = lab.invoke("alerts", BACKFILL_ALERT_KINDS="run-blocked,everything")
 
-    assert refused.returncode == 2
-    assert "BACKFILL_ALERT_KINDS: Known kinds are low-coverage, run-blocked" in refused.stderr
+    assert isinstance(refused.exception, UserError)
+    assert "BACKFILL_ALERT_KINDS: Known kinds are low-coverage, run-blocked" in str(refused.exception)
 
 
 def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> None:

@@ -9,15 +9,20 @@ from rich.console import Console
 
 from producer.demo import replay
 from tests.lab import Lab, players
+from tests.receiver import receiving
 
 TARGET = "nba_precompute.player_composite_factors"
 FEB_23, FEB_24 = date(2023, 2, 23), date(2023, 2, 24)
 
 
 def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(lab: Lab) -> None:
-    first = lab.command("demo")
+    with receiving() as receiver:
+        first = lab.command("demo", BACKFILL_ALERTS=receiver.url)
 
     assert first.returncode == 0, first.stdout + first.stderr
+    assert receiver.heard == []
+    assert lab.site.ledger.latest_alerts(10) == []
+    assert lab.site.ledger.unreported_runs() == []
     assert (
         "2023-02-23  187       1 (0.5 %)    187 (100.0 %)  derived     187/187 (100.0 %), checkpointed" in first.stdout
     )

@@ -795,8 +795,30 @@ def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_no
     (again,) = ledger.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
     assert (again.attempts, again.error, again.delivered) == (1, "answered 500", ("x",))
     assert ledger.alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
-    assert ledger.alert_counts() == {("failed",): 1}
+    assert ledger.alert_counts(alert_moment(ledger, "a")) == {("failed",): 1}
+    assert ledger.alert_counts(soon()) == {}
     assert claimed_alerts(ledger, now=later + timedelta(days=1)) == []
+
+
+def alert_moment(ledger: Ledger, key: str) -> datetime:
+    found = ledger.alert(key)
+    assert found is not None
+    return found.created_at
+
+
+def test_only_alerts_of_long_ago_that_nobody_is_to_be_told_are_removed(ledger: Ledger) -> None:
+    (sent,) = recorded(ledger, "sent")
+    claimed_alerts(ledger)
+    ledger.alert_sent(sent, "me", ["x"])
+    recorded(ledger, "muted", kind="run-finished")
+    ledger.mute_alerts(["audit"])
+    recorded(ledger, "sending")
+    claimed_alerts(ledger)
+    recorded(ledger, "pending")
+
+    assert ledger.forget_alerts(utcnow() - timedelta(days=90)) == 0
+    assert ledger.forget_alerts(soon()) == 2
+    assert {one.key for one in ledger.latest_alerts(10)} == {"sending", "pending"}
 
 
 def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_being_sent(ledger: Ledger) -> None:
@@ -841,7 +863,7 @@ def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
     assert ledger.unfinished_since() == {"teams": active.created_at}
     assert [run.id for run in ledger.last_ended_runs()] == [done.id]
     assert sorted(facts.state.value for facts in ledger.date_facts(done.id)) == ["blocked", "checkpointed", "queued"]
-    assert (ledger.flagged_counts(), ledger.maintenance_finished(), ledger.last_cleanups()) == ({}, {}, {})
+    assert (ledger.flagged_counts(), ledger.maintenance_done(), ledger.last_cleanups()) == ({}, {}, {})
 
 
 # -- facts of the past --------------------------------------------------------------------------------------------

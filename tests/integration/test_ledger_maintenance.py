@@ -70,6 +70,31 @@ def test_a_failed_work_is_free_again_once_its_failure_is_old_enough(ledger: Ledg
     assert ledger.works()["cleanup"].error is None
 
 
+def test_a_try_whose_worker_was_killed_counts_as_one_that_failed(ledger: Ledger) -> None:
+    assert claim(ledger)
+    long_ago = utcnow() - timedelta(minutes=10)
+    assert not claim(ledger, owner="two", is_dead=everyone_is_dead, failed_before=long_ago)
+    assert claim(ledger, owner="two", is_dead=everyone_is_dead, failed_before=utcnow())
+    assert "did not end: its worker was killed" in str(ledger.works()["cleanup"].error)
+    assert ledger.finish_work("cleanup", SLOT, "two", "done")
+    assert ledger.works()["cleanup"].error is None
+
+
+def test_a_work_that_fails_is_not_shown_as_done_when_it_failed(ledger: Ledger) -> None:
+    ledger.introduce_work("audit", SLOT)
+    assert (ledger.maintenance_done(), ledger.maintenance_failed()) == ({}, {})
+    claim(ledger)
+    ledger.fail_work("cleanup", "one", "no such table")
+    assert (ledger.maintenance_done(), ledger.maintenance_failed()) == ({}, {"cleanup": True})
+    claim(ledger)
+    ledger.finish_work("cleanup", SLOT, "one", "3 rows")
+    done = ledger.works()["cleanup"].finished_at
+    assert (ledger.maintenance_done(), ledger.maintenance_failed()) == ({"cleanup": done}, {"cleanup": False})
+    claim(ledger, NEXT)
+    ledger.fail_work("cleanup", "one", "no such table")
+    assert (ledger.maintenance_done(), ledger.maintenance_failed()) == ({"cleanup": SLOT}, {"cleanup": True})
+
+
 def test_a_failure_in_an_earlier_slot_does_not_hold_up_the_next(ledger: Ledger) -> None:
     assert claim(ledger)
     ledger.fail_work("cleanup", "one", "no such table")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import update
 
 from common.clock import utcnow
 from common.errors import WarehouseUnavailable
-from common.ledger import Ledger, RunState
-from common.ledger.tables import runs
+from common.ledger import Ledger, NewAlert, RunState
+from common.ledger.tables import alerts, runs
+from common.processes import identity
 from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.local import LocalWarehouse
@@ -22,7 +26,7 @@ from tests.integration.test_ledger_contract import at_once
 from worker.deps import Deps
 from worker.inline import InlineDispatcher
 from worker.maintenance import WorkOutcome, catch_up, reconcile_all, run_work
-from worker.retention import forget_quarantined, forget_staged
+from worker.retention import forget_alerts, forget_quarantined, forget_staged
 from worker.schedule import entries
 
 NAME = "cleanup"
@@ -101,6 +105,57 @@ def test_a_missed_slot_is_asked_for_again_and_one_that_is_done_or_held_or_new_is
     assert catch_up(later) == f"sent again: {missed}"
     assert run_work(missed, later) is WorkOutcome.DONE
     assert catch_up(later) == "nothing was missed"
+
+
+def test_a_daily_work_that_fails_is_told_once_a_slot(deps: Deps) -> None:
+    slot = entries(deps.settings)[NAME].when.latest_due(utcnow())
+    deps.ledger.introduce_work(NAME, slot - timedelta(days=1))
+    catch_up(deps)
+    assert deps.ledger.latest_alerts(10) == []
+    for _ in range(2):
+        deps.ledger.claim_work(NAME, slot, deps.owner, soon(), is_dead=everyone_lives)
+        deps.ledger.fail_work(NAME, deps.owner, "no such\ntable")
+        catch_up(deps)
+    (alert,) = deps.ledger.latest_alerts(10)
+    assert (alert.kind, alert.key) == ("maintenance-failed", f"maintenance-failed cleanup {slot.isoformat()}")
+    assert alert.body.startswith("no such table\nIt is tried again by itself.")
+
+
+def test_a_daily_work_whose_worker_was_killed_is_told_and_tried_again_after_a_while(deps: Deps) -> None:
+    name = "undo_retention"
+    slot = entries(deps.settings)[name].when.latest_due(utcnow())
+    deps.ledger.introduce_work(name, slot - timedelta(days=1))
+    gone = identity().rpartition(":")[0] + ":1"  # this process started at another time
+    deps.ledger.claim_work(name, slot, gone, soon(), is_dead=everyone_lives)
+
+    assert run_work(name, deps) is WorkOutcome.NOT_DUE
+    catch_up(deps)
+    (alert,) = deps.ledger.latest_alerts(10)
+    assert "its worker was killed" in alert.body
+    later = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
+    assert run_work(name, later) is WorkOutcome.DONE
+
+
+def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
+    asked = "from worker.tasks import maintain as t; print(t.acks_late, t.reject_on_worker_lost)"
+    environment = os.environ | {"BACKFILL_BROKER": "redis://127.0.0.1:1/0"}
+    answered = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True)
+    assert answered.stdout == "False False\n", answered.stderr
+
+
+def test_old_alerts_are_removed(deps: Deps) -> None:
+    deps.ledger.record_alerts([NewAlert(key=key, kind="audit", title=key, body="") for key in ("old", "new")])
+    deps.ledger.mute_alerts([])
+    with deps.ledger._write() as connection:  # an alert of long ago can't be made by waiting
+        old = utcnow() - timedelta(days=91)
+        connection.execute(update(alerts).where(alerts.c.key == "old").values(created_at=old))
+
+    assert forget_alerts(deps) == "removed 1 alert(s) older than 90 days"
+    assert [one.key for one in deps.ledger.latest_alerts(10)] == ["new"]
+
+
+def soon() -> datetime:
+    return utcnow() + timedelta(minutes=5)
 
 
 def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: Deps) -> None:

