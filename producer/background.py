@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from common.job import find_job
 from common.ledger import Progress, Run
 from common.settings import read_settings
 from producer.aftermath import end_told
+from producer.first_line import answer
 from producer.plan import Plan
 from producer.session import Interrupted, Launch, decide, execute, refuse_blocked
 from producer.site import Site, open_site
@@ -30,7 +30,7 @@ def main() -> int:
         with end_told(site) as remember:
             return _run(launch, plan, site, remember)
     except BackfillError as exc:
-        _answer(f"refused {exc}")
+        answer(f"refused {exc}")
         return 2
 
 
@@ -47,17 +47,7 @@ def _run(launch: Launch, plan: Plan, site: Site, remember: Callable[[Run], None]
 
 
 def _announce(run: Run) -> None:
-    _answer(f"run {run.id}")
-
-
-def _answer(line: str) -> None:
-    """One line to the command that started this process; nobody listens after the first."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    answer(f"run {run.id}")
 
 
 def _ignore(progress: Progress) -> None:

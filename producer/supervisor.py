@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 from common.errors import BackfillError
 from common.logs import configure_logs
 from common.settings import read_settings
+from producer.first_line import answer
 from producer.signals import stoppable
 from producer.up import StandingStack, UpOptions, check_places
 
@@ -22,24 +22,14 @@ def main() -> int:
         with stoppable():
             check_places(settings)
             with StandingStack(settings, options) as stack:
-                _answer("up")
+                answer("up")
                 stack.keep_up()
     except KeyboardInterrupt:
         return 0
     except BackfillError as exc:
-        _answer(f"refused {' '.join(str(exc).split())}")
+        answer(f"refused {' '.join(str(exc).split())}")
         return 2
     return 0
-
-
-def _answer(line: str) -> None:
-    """One line to the command that started this process; nobody listens after the first."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
