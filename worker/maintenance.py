@@ -95,7 +95,7 @@ def catch_up(deps: Deps) -> str:
         deps.ledger.introduce_work(name, daily[name].when.latest_due(now))
     due = overdue(daily, known, now, retry_after=_retry_after(deps))
     for name in due:
-        deps.dispatcher.send_work(name, expires=daily[name].expires)
+        deps.dispatcher.send_work(name, queue=daily[name].queue, expires=daily[name].expires)
     return f"sent again: {', '.join(due)}" if due else "nothing was missed"
 
 
