@@ -32,8 +32,9 @@ AFTER_RUN = "after_run"
 
 DATES_QUEUE = "backfill"
 GATE_QUEUE = "gate"
-MAINTENANCE_QUEUE = "maintenance"
-QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE)
+MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
+HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
+QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
 RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
@@ -100,7 +101,7 @@ class Dispatcher(Protocol):
         """Have the end of a run told. Sending again does no harm."""
         ...
 
-    def send_work(self, name: str, *, expires: float) -> None:
+    def send_work(self, name: str, *, queue: str, expires: float) -> None:
         """Have one of beat's works done if it is due; a message not taken up within so many seconds is dropped."""
         ...
 
@@ -137,12 +138,12 @@ class CeleryDispatcher:
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
-    def send_work(self, name: str, *, expires: float) -> None:
+    def send_work(self, name: str, *, queue: str, expires: float) -> None:
         try:
             self._app.send_task(
                 MAINTAIN,
                 args=(name,),
-                queue=MAINTENANCE_QUEUE,
+                queue=queue,
                 ignore_result=True,
                 expires=expires,
                 argsrepr=name,

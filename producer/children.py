@@ -13,8 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from common.errors import BackfillError
 from common.processes import die_with_parent, identity, is_dead, kill_if_same
+
+log = structlog.get_logger()
 
 BROKER = "broker"
 MAX_RESTARTS = 10  #: of one process, within one stack
@@ -68,27 +72,29 @@ class Children:
     def alive(self, name: str) -> bool:
         return any(child.name == name and child.process.poll() is None for child in self._children)
 
-    def restart_dead(self, broker_is_ready: Callable[[], None]) -> bool:
-        """Start again what has died; returns whether anything was. Raises `StackFailed` when it keeps dying.
+    def restart_dead(self, broker_is_ready: Callable[[], None]) -> list[str]:
+        """Start again what has died; returns the names of what was. Raises `StackFailed` when it keeps dying.
 
-        A stack that does not give up waits ever longer instead, a minute at most.
+        A stack that does not give up waits ever longer instead, a minute at most; likewise for what can't be started.
         """
         dead = [child for child in self._children if child.process.poll() is not None]
         if not self._gives_up:
             dead = [child for child in dead if time.monotonic() - child.started >= child.pause]
         if not dead:
-            return False
+            return []
         if any(child.name == BROKER for child in dead):
             # Workers that lost their broker are started anew too: they may stay deaf after reconnecting.
             for child in self._children:
                 kill(child.process)
             dead = self._children
+        again: list[str] = []
         for child in dead:
-            self._start_again(child)
+            if self._start_again(child):
+                again.append(child.name)
             if child.name == BROKER:
                 broker_is_ready()
         self._write_state()
-        return True
+        return again
 
     def stop(self, *, grace: float) -> None:
         """End every process, the broker last, and remove the folder; what is in progress has so many seconds."""
@@ -105,13 +111,21 @@ class Children:
         self._children.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start_again(self, child: _Child) -> None:
+    def _start_again(self, child: _Child) -> bool:
+        """Whether it could be; where not, the time of this try counts as its start."""
         lived = time.monotonic() - child.started
         child.restarts = child.restarts + 1 if self._gives_up or lived < STEADY_SECONDS else 1
         if self._gives_up and child.restarts > MAX_RESTARTS:
             raise StackFailed(f"the {child.name} process keeps dying: see {self.log_file}")
-        child.process = self._spawn(child.command, child.env, child.feed)
         child.started = time.monotonic()
+        try:
+            child.process = self._spawn(child.command, child.env, child.feed)
+        except OSError as exc:
+            if self._gives_up:
+                raise StackFailed(f"the {child.name} process can't be started: {exc}") from exc
+            log.error("process_not_started", process=child.name, error=str(exc))
+            return False
+        return True
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str], feed: bytes) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
@@ -126,8 +140,12 @@ class Children:
                 preexec_fn=die_with_parent,
             )
         assert process.stdin is not None
-        with process.stdin as pipe:
-            pipe.write(feed)
+        try:
+            with process.stdin as pipe:
+                pipe.write(feed)
+        except OSError:  # it ended before it had read; nobody else knows of it
+            kill(process)
+            raise
         return process
 
     def _write_state(self) -> None:

@@ -141,7 +141,7 @@ def _print(found: Standing, settings: Settings, console: Console) -> None:
         console.print(f"{what:<10}{escape(is_what)}", soft_wrap=True, highlight=False)
 
     line("broker", found.broker + (" (its own)" if found.embedded else ""))
-    line("workers", f"{found.workers} for dates, 1 for the gate, 1 for maintenance; and beat")
+    line("workers", f"{found.workers} for dates, 1 each for the gate, maintenance and housekeeping; and beat")
     line("Flower", found.flower_url)
     line("user", found.flower_user)
     line("password", found.flower_password)

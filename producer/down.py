@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
 from common.processes import is_dead, kill_if_same
 from common.settings import Settings
-from producer.standing import forget_standing, read_standing, starting_or_stopping
+from producer.standing import forget_standing, read_standing, refuse_elsewhere, starting_or_stopping
 
 CLOSING_SECONDS = 10.0  #: that stopping takes beyond the tasks in progress
 ENDING_SECONDS = 10.0  #: that killed processes take to be gone
@@ -27,15 +28,20 @@ class Stopped:
 
 
 def take_down(settings: Settings) -> Stopped:
-    """Stop the stack of the home; afterwards neither a process nor a state file of it is left."""
+    """Stop the stack of the home; afterwards neither a process nor a state file of it is left.
+
+    Raises `UserError` for one that another machine or container keeps up.
+    """
     with starting_or_stopping(settings.home):
         found = read_standing(settings.home)
-        if found is None or not found.is_here:
+        if found is None or is_dead(found.owner):
             forget_standing(settings.home)
             return Stopped(was_up=False, was_dead=found is not None)
+        refuse_elsewhere(found, settings.home)
         pid = int(found.owner.rsplit(":", 2)[1])
         processes = _family(pid)
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it may have ended just now; what it started is seen off all the same
+            os.kill(pid, signal.SIGTERM)
         killed = not _ends(found.owner, settings.stop_seconds + CLOSING_SECONDS)
         if killed:
             processes += _family(pid)

@@ -59,7 +59,7 @@ class EmbeddedStack:
 
     def restart_dead(self) -> bool:
         """Start again what has died; returns whether anything had. Raises `StackFailed` when it keeps dying."""
-        return self._children.restart_dead(lambda: self._broker.wait(self._children))
+        return bool(self._children.restart_dead(lambda: self._broker.wait(self._children)))
 
     def stop(self, *, at_once: bool = False) -> None:
         """End every process and remove what only they needed; a task in progress may finish unless `at_once`."""

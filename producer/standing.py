@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from common.errors import UserError
 from common.processes import identity, is_dead
 from common.settings import Settings
 from common.warehouse.files import locked
@@ -34,7 +35,12 @@ class Standing:
     @property
     def is_here(self) -> bool:
         """Whether it lives, on this machine."""
-        return self.owner.rsplit(":", 2)[0] == identity().rsplit(":", 2)[0] and not is_dead(self.owner)
+        return self.host == identity().rsplit(":", 2)[0] and not is_dead(self.owner)
+
+    @property
+    def host(self) -> str:
+        """Where the process is that keeps it up: another container has another host, too."""
+        return self.owner.rsplit(":", 2)[0]
 
 
 def state_file(home: Path) -> Path:
@@ -72,9 +78,29 @@ def read_standing(home: Path) -> Standing | None:
 
 
 def find_standing(home: Path) -> Standing | None:
-    """The stack that is up. Nobody else may start or stop one meanwhile: what a dead one left behind is removed."""
+    """The stack that is up. Nobody else may start or stop one meanwhile: what a dead one left behind is removed.
+
+    Raises `UserError` for one that another machine or container keeps up, or may keep up.
+    """
+    found = _find_living(home)
+    if found is not None:
+        refuse_elsewhere(found, home)
+    return found
+
+
+def refuse_elsewhere(found: Standing, home: Path) -> None:
+    """Raises `UserError` for a stack that is not up on this machine: whether it lives can't be known here."""
+    if not found.is_here and not is_dead(found.owner):
+        raise UserError(
+            f"it is up on {found.host}, another host or container: stop it there with `backfill down`, "
+            f"or remove {state_file(home)} if that one is gone"
+        )
+
+
+def _find_living(home: Path) -> Standing | None:
+    """The stack that the state file tells of, unless it is known to be dead: what that one left behind is removed."""
     found = read_standing(home)
-    if found is not None and found.is_here:
+    if found is not None and not is_dead(found.owner):
         return found
     forget_standing(home)
     return None
@@ -88,12 +114,13 @@ def forget_standing(home: Path) -> None:
 def standing_broker(settings: Settings) -> str | None:
     """The URL of the broker of the stack that is up, if it works on the places of the settings.
 
-    None when the settings name a broker.
+    None when the settings name a broker, and for a stack of another machine or container.
     """
     if settings.broker is not None or not state_file(settings.home).exists():
         return None
     found = read_standing(settings.home)
-    if found is None or not found.is_here:
+    if found is None or is_dead(found.owner):
         with starting_or_stopping(settings.home):
-            found = find_standing(settings.home)
-    return found.broker_url if found is not None and found.places == places_of(settings) else None
+            found = _find_living(settings.home)
+    usable = found is not None and found.is_here and found.places == places_of(settings)
+    return found.broker_url if found is not None and usable else None

