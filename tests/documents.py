@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,7 @@ def _commands(block: str) -> Iterator[Command]:
 def run_document(document: str, folder: Path, environment: Mapping[str, str]) -> list[str]:
     """Run the document's commands; returns what is not as it says, each with what was printed instead."""
     commands = commands_of(document)
-    results = folder.parent / f"{folder.name}-results"
-    results.mkdir()
+    results = Path(tempfile.mkdtemp(prefix="results-", dir=folder.parent))
     folder.mkdir(exist_ok=True)
     script = "\n".join(
         f"{{ {command.text}\n}} > {results}/{n}.out 2>&1 < /dev/null; echo $? > {results}/{n}.code"

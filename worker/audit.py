@@ -32,18 +32,19 @@ class AuditInterrupted(Retryable):
     """Some jobs could not be audited just now; the others were."""
 
 
-def audit_recent(deps: Deps) -> str:
-    """Audit the last `audit_days` days of every installed job, flag what is wrong and alert of what is new.
+def audit_recent(deps: Deps, *, on: date | None = None) -> str:
+    """Audit the `audit_days` days before the date (today) of every installed job: flag what is wrong, tell what is new.
 
     Returns what was found, job by job. A job that no run of this ledger ever built is left alone. A job whose audit
     fails keeps none of the others from theirs: then raises `AuditFailed`, or `AuditInterrupted` where all that failed
     may succeed a little later. Safe to repeat: nothing is told twice.
     """
+    now = on or today()
     told: list[str] = []
     failed: dict[str, Exception] = {}
     for name in job_names():
         try:
-            told.append(f"{name}: {_audit_job(find_job(name), deps)}")
+            told.append(f"{name}: {_audit_job(find_job(name), deps, now)}")
         except Exception as exc:  # noqa: BLE001 - raised below, once the other jobs have had their turn
             log.error("audit_failed", job=name, error=f"{type(exc).__name__}: {exc}")
             failed[name] = exc
@@ -63,17 +64,17 @@ def _failure(failed: dict[str, Exception], told: Sequence[str]) -> BackfillError
     return found
 
 
-def _audit_job(job: Job, deps: Deps) -> str:
+def _audit_job(job: Job, deps: Deps, now: date) -> str:
     first = deps.ledger.first_day(job.name)
     if first is None:
         return "never run, not audited"
-    days = recent_days(first, today(), deps.settings.audit_days)
+    days = recent_days(first, now, deps.settings.audit_days)
     if not days:
         return "no date of it is before today"
     audit = audit_dates(job, days, deps.warehouse, deps.ledger)
     flags = deps.ledger.flagged(job.name)
     new = news_of(audit, {day: flag.finding for day, flag in flags.items()})
-    alert = alert_of(audit, new, today())
+    alert = alert_of(audit, new, now)
     if alert is not None:
         deps.ledger.record_alert(alert)  # before the flags, which make that it counts as told
     recorded = record_audit(audit, deps.ledger, AUDIT)

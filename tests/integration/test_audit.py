@@ -25,8 +25,10 @@ from producer.plan import Reprocess
 from producer.undo import plan_undo, undo
 from tests.lab import Lab, players
 from worker.audit import AuditFailed, audit_recent
+from worker.deps import Deps
 
-YESTERDAY = today() - timedelta(days=1)
+TODAY = today()
+YESTERDAY = TODAY - timedelta(days=1)
 DAYS = [YESTERDAY - timedelta(days=n) for n in (4, 3, 2, 1, 0)]
 TARGET = "probe.probe"
 PROBE_COLUMNS = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "source": "STRING"}
@@ -55,6 +57,11 @@ def findings(lab: Lab, *days: date) -> dict[date, Finding]:
     return {one.day: one.finding for one in audit(lab, *days).dates}
 
 
+def audited(deps: Deps) -> str:
+    """What beat's audit says, on the day that these tests began."""
+    return audit_recent(deps, on=TODAY)
+
+
 def alerts(lab: Lab) -> list[dict[str, Any]]:
     """What audits had written down to be told, oldest first, read with nothing of ours."""
     with closing(sqlite3.connect(lab.home / "ledger.db")) as connection:
@@ -75,11 +82,11 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     expect(lab, day, count=187)
     run = lab.run([day], "probe").run
     whole = lab.published(TARGET, day, "day")
-    assert "1 complete; 0 newly flagged" in audit_recent(lab.opened_again())
+    assert "1 complete; 0 newly flagged" in audited(lab.opened_again())
     assert alerts(lab) == []
 
     lab.keep_only(TARGET, day, "name", "player042", "day")
-    outcome = audit_recent(lab.opened_again())
+    outcome = audited(lab.opened_again())
 
     assert "probe: 1 incomplete; 1 newly flagged" in outcome
     flag = lab.site.ledger.flagged("probe")[day]
@@ -88,7 +95,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     assert (alert["kind"], alert["job"], alert["state"]) == ("audit", "probe", "pending")
     assert f"{day} incomplete 1/187 (0.5 %), missing 186: player000, player001" in alert["body"]
     assert "backfill run --job probe --flagged" in alert["body"]
-    code, report = coverage(lab, "--last-days", "1")
+    code, report = coverage(lab, "--dates", str(YESTERDAY))
     (found,) = report["dates"]
     assert (code, found["finding"], found["matched"], found["changed"]) == (3, "incomplete", 1, True)
     assert (found["written_by"], found["checkpoint"]) == ("not by a run", run.id)
@@ -99,9 +106,9 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     assert repaired.exit_code == 0, repaired.output
     assert sorted(map(str, lab.published(TARGET, day, "day"))) == sorted(map(str, whole))
     assert lab.site.ledger.flagged("probe") == {}
-    code, report = coverage(lab, "--last-days", "1")
+    code, report = coverage(lab, "--dates", str(YESTERDAY))
     assert (code, report["fine"], report["counts"]["complete"]) == (0, True, 1)
-    assert "probe: 1 complete; 0 newly flagged" in audit_recent(lab.opened_again())
+    assert "probe: 1 complete; 0 newly flagged" in audited(lab.opened_again())
     assert len(alerts(lab)) == 1
 
 
@@ -366,10 +373,10 @@ def test_flagged_goes_with_no_other_choice_of_dates(arguments: list[str], says: 
 def test_only_what_runs_have_dealt_with_is_audited_daily(lab: Lab) -> None:
     expect(lab, *DAYS)
     deps = lab.opened_again()
-    assert "probe: never run, not audited" in audit_recent(deps)
+    assert "probe: never run, not audited" in audited(deps)
     lab.run(DAYS[3:4], "probe")
 
-    outcome = audit_recent(deps)
+    outcome = audited(deps)
 
     assert "probe: 1 complete, 1 missing; 1 newly flagged" in outcome
     assert "player_composite_factors: never run" in outcome
@@ -383,12 +390,12 @@ def test_what_was_told_is_not_told_again_and_what_is_new_is(lab: Lab) -> None:
     lab.run(DAYS, "probe")
     deps = lab.opened_again()
     write(lab, DAYS[0], 3)
-    audit_recent(deps)
-    assert "1 incomplete; 0 newly flagged" in audit_recent(deps)
+    audited(deps)
+    assert "1 incomplete; 0 newly flagged" in audited(deps)
     assert len(alerts(lab)) == 1
     write(lab, DAYS[1], 3)
     write(lab, DAYS[2], 3)
-    assert "2 newly flagged" in audit_recent(deps)
+    assert "2 newly flagged" in audited(deps)
     first, second = alerts(lab)
     assert [f"{day} incomplete" in second["body"] for day in DAYS[:3]] == [False, True, True]
     assert second["title"] == "probe: 2 date(s) are not as they must be"
@@ -400,9 +407,9 @@ def test_an_audit_that_died_before_it_flagged_tells_once(lab: Lab) -> None:
     lab.run(DAYS, "probe")
     write(lab, DAYS[0], 3)
     deps = lab.opened_again()
-    audit_recent(deps)
+    audited(deps)
     lab.site.ledger.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
-    audit_recent(deps)
+    audited(deps)
     assert (len(alerts(lab)), list(lab.site.ledger.flagged("probe"))) == (1, [DAYS[0]])
 
 
@@ -411,7 +418,7 @@ def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
     lab.run([YESTERDAY], "probe")
     flag = NewFlag(day=YESTERDAY, finding="missing", reason="of yesterday's")
     lab.site.ledger.flag_dates("probe", [flag], "a test")
-    assert "1 flag(s) cleared" in audit_recent(lab.opened_again())
+    assert "1 flag(s) cleared" in audited(lab.opened_again())
     assert lab.site.ledger.flags("probe")[YESTERDAY].cleared_by == "audit"
 
 
@@ -422,8 +429,8 @@ def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
     part = lab.home / "warehouse" / "probe" / "expected" / f"day={DAYS[1]}" / "part.parquet"
     part.unlink()
     deps = lab.opened_again()
-    assert "1 truth incomplete" in audit_recent(deps)
-    audit_recent(deps)
+    assert "1 truth incomplete" in audited(deps)
+    audited(deps)
     (alert,) = alerts(lab)
     assert "20 were expected when run" in alert["body"]
     assert lab.site.ledger.flagged("probe") == {}
@@ -438,7 +445,7 @@ def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) 
     (lab.home / "warehouse" / "probe" / "probe" / f"day={DAYS[2]}" / "part.parquet").write_bytes(b"no Parquet")
 
     with pytest.raises(AuditFailed, match=r"1 job\(s\) could not be audited: probe: ") as failed:
-        audit_recent(lab.opened_again())
+        audited(lab.opened_again())
 
     assert "probe_in_a_hurry: 4 complete, 1 incomplete; 1 newly flagged" in str(failed.value)
     assert lab.site.ledger.flagged("probe") == {}
@@ -450,4 +457,4 @@ def test_a_job_that_has_run_and_whose_expectation_does_not_exist_is_no_success(l
     lab.run([YESTERDAY], "probe")
     lab.drop("probe.expected")
     with pytest.raises(AuditFailed, match=r"probe: TableNotFound: .*probe\.expected"):
-        audit_recent(lab.opened_again())
+        audited(lab.opened_again())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -72,9 +72,11 @@ def season(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(season: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(season, tmp_path / "work"))
+def work(season: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, in which nothing is up at the end, whatever became of the test."""
+    folder = Path(shutil.copytree(season, tmp_path / "work"))
+    yield folder
+    run_document("```console\n$ backfill down\n```", folder, {})
 
 
 def test_the_integration_guide(tmp_path: Path) -> None:
