@@ -69,8 +69,13 @@ def nothing_is_left(lab: Lab, processes: list[psutil.Process], ports: list[int])
     assert list((lab.home / "stacks").iterdir()) == []
 
 
+def port_of(url: str) -> int:
+    return int(str(urllib.parse.urlsplit(url).port))
+
+
 def ports_of(stack: dict[str, Any]) -> list[int]:
-    return [int(str(urllib.parse.urlsplit(stack[which]).port)) for which in ("flower_url", "broker_url", "metrics_url")]
+    """Those that are gone with the stack, whoever its broker is."""
+    return [port_of(stack[which]) for which in ("flower_url", "metrics_url")]
 
 
 def ask(stack: dict[str, Any], path: str, *, given: str | None = None, **query: str) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -28,7 +30,7 @@ from common.options import RunOptions
 from common.schema import TableName, arrow_schema
 from common.settings import Settings
 from producer.aftermath import end_told
-from producer.cli import app
+from producer.cli import app, main
 from producer.launch import open_run
 from producer.plan import Plan, Reprocess, Request
 from producer.session import Launch, decide, execute, refuse_blocked
@@ -276,6 +278,20 @@ class Lab:
     def invoke(self, *arguments: str, **environment: str) -> Result:
         """The command in this process, which spares its start. An error of ours is left as `exception`."""
         return CliRunner().invoke(app, arguments, env=self.environment() | environment)
+
+    def inside(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """As `command`, in this process: for what a command says and decides, where its process is not the point."""
+        given = self.environment() | environment
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name in given.keys() | os.environ.keys():
+                patch.setenv(name, given[name]) if name in given else patch.delenv(name)
+            patch.setattr("sys.argv", ["backfill", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
 
     def status(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.command("status", *arguments, "--json").stdout)

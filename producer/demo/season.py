@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from common.dates import DateRange
 from common.job import find_job
 from common.schema import TableName, Types, arrow_schema
 from common.warehouse.base import Warehouse
@@ -56,15 +57,16 @@ SUMMARY_TYPES: Types = {
 }
 
 
-def load_season(warehouse: Warehouse) -> int:
-    """Make the season's tables in the warehouse; returns the number of dates with games."""
+def load_season(warehouse: Warehouse, within: DateRange | None = None) -> int:
+    """Make the season's tables in the warehouse, or those dates of them; returns the number of dates with games."""
     tables = make_season()
     declared = find_job("player_composite_factors").declared_types()
     for name, frame in tables.items():
         own = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
         dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
         types = own.get(name) or {**declared[name], dated: "DATE"}
-        rows = pa.Table.from_pandas(frame[list(types)], schema=arrow_schema(types), preserve_index=False)
+        kept = frame if within is None else frame[frame[dated].between(within.start, within.through)]
+        rows = pa.Table.from_pandas(kept[list(types)], schema=arrow_schema(types), preserve_index=False)
         warehouse.load(TableName.parse(name), dated, rows)
     return tables["nba_reference.schedule"]["game_date"].nunique()
 

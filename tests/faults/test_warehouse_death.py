@@ -65,7 +65,6 @@ def assert_whole(lab: Lab, emulator: Emulator) -> None:
         pytest.param(DateState.PROCESSING, 1, id="while-dates-are-read"),
         pytest.param(DateState.STAGED, 2, id="while-dates-are-staged"),
         pytest.param(DateState.PUBLISHED, 1, id="just-after-a-publication"),
-        pytest.param(DateState.CHECKPOINTED, 2, id="between-windows"),
     ],
 )
 def test_a_run_outlives_its_warehouse(fragile_lab: Lab, own_emulator: Emulator, state: DateState, count: int) -> None:

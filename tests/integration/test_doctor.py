@@ -96,8 +96,8 @@ def test_where_nothing_is_wrong_every_check_is_ok_and_nothing_is_changed(healthy
 
 
 def test_json_tells_the_same(healthy: Lab) -> None:
-    shown = healthy.command(*DOCTOR)
-    told = json.loads(healthy.command(*DOCTOR, "--json").stdout)
+    shown = healthy.inside(*DOCTOR)
+    told = json.loads(healthy.inside(*DOCTOR, "--json").stdout)
 
     assert told["ok"] is True
     for one in told["checks"]:
@@ -107,7 +107,7 @@ def test_json_tells_the_same(healthy: Lab) -> None:
 
 
 def test_without_a_job_every_installed_one_is_looked_at(healthy: Lab) -> None:
-    told = healthy.command("doctor")
+    told = healthy.inside("doctor")
 
     assert told.returncode == 3
     assert "probe_in_a_hurry: target" in told.stdout
@@ -135,7 +135,7 @@ def test_a_broker_and_a_ledger_of_the_users_own_tell_their_clocks_and_keep_their
 def test_a_ledger_that_is_not_there_is_not_made(healthy: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
 
-    told = healthy.command(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{folder / 'ledger.db'}")
+    told = healthy.inside(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{folder / 'ledger.db'}")
 
     assert told.returncode == 0
     assert "not there yet, made by the first command that needs it" in told.stdout
@@ -143,7 +143,7 @@ def test_a_ledger_that_is_not_there_is_not_made(healthy: Lab, tmp_path: Path) ->
 
 
 def test_a_database_without_tables_gets_none(healthy: Lab, empty_postgres_url: str) -> None:
-    told = healthy.command(*DOCTOR, BACKFILL_LEDGER=empty_postgres_url)
+    told = healthy.inside(*DOCTOR, BACKFILL_LEDGER=empty_postgres_url)
 
     assert told.returncode == 0, told.stdout
     assert "without tables" in told.stdout
@@ -166,7 +166,7 @@ def test_a_database_without_tables_gets_none(healthy: Lab, empty_postgres_url: s
     ],
 )
 def test_a_broker_that_can_not_be_used_is_named_without_its_password(healthy: Lab, url: str, says: str) -> None:
-    told = healthy.command(*DOCTOR, BACKFILL_BROKER=url)
+    told = healthy.inside(*DOCTOR, BACKFILL_BROKER=url)
 
     line = failure(told)
     assert line.startswith("broker ")
@@ -177,7 +177,7 @@ def test_a_broker_that_can_not_be_used_is_named_without_its_password(healthy: La
 
 
 def test_a_wrong_password_of_the_broker_is_not_told(healthy: Lab, broker: str) -> None:
-    told = healthy.command(*DOCTOR, BACKFILL_BROKER=broker.replace(PASSWORD, "swordfish"))
+    told = healthy.inside(*DOCTOR, BACKFILL_BROKER=broker.replace(PASSWORD, "swordfish"))
 
     assert "invalid username-password pair" in failure(told)
     assert "swordfish" not in told.stdout
@@ -186,7 +186,7 @@ def test_a_wrong_password_of_the_broker_is_not_told(healthy: Lab, broker: str) -
 def test_a_broker_that_takes_the_connection_and_says_nothing_does_not_hold_the_doctor_up(healthy: Lab) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         started = time.monotonic()
-        told = healthy.command(*DOCTOR, BACKFILL_BROKER=f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
+        told = healthy.inside(*DOCTOR, BACKFILL_BROKER=f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
 
     assert "does not answer: Timeout" in failure(told)
     assert time.monotonic() - started < 30
@@ -233,7 +233,7 @@ def test_a_broker_whose_clock_differs_is_told_by_how_much(
     healthy: Lab, tmp_path: Path, seconds: int, level: str
 ) -> None:
     with ValkeyServer(data_dir=tmp_path / "broker") as server, wrong_clock(server.port, seconds) as port:
-        told = healthy.command(*DOCTOR, BACKFILL_BROKER=f"redis://127.0.0.1:{port}/0")
+        told = healthy.inside(*DOCTOR, BACKFILL_BROKER=f"redis://127.0.0.1:{port}/0")
 
     assert told.returncode == (3 if level == "FAIL" else 0)
     (line,) = lines(told, level)
@@ -268,7 +268,7 @@ def test_a_corrupt_ledger_is_named_and_left_as_it_is(healthy: Lab, tmp_path: Pat
     corrupt = tmp_path / "corrupt.db"
     corrupt.write_bytes(b"this is no database at all" * 100)
 
-    line = failure(healthy.command(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{corrupt}"))
+    line = failure(healthy.inside(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{corrupt}"))
 
     assert str(corrupt) in line
     assert "file is not a database" in line
@@ -288,7 +288,7 @@ def test_a_ledger_that_is_not_of_this_version_is_named(healthy: Lab, spoil: str,
         connection.execute(spoil)
     connection.close()
 
-    line = failure(healthy.command(*DOCTOR))
+    line = failure(healthy.inside(*DOCTOR))
 
     assert line.startswith("ledger ")
     assert says in line
@@ -297,7 +297,7 @@ def test_a_ledger_that_is_not_of_this_version_is_named(healthy: Lab, spoil: str,
 def test_a_ledger_whose_folder_can_not_be_written_is_named(healthy: Lab, tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("not a folder")
 
-    line = failure(healthy.command(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{tmp_path}/a file/ledger.db"))
+    line = failure(healthy.inside(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{tmp_path}/a file/ledger.db"))
 
     assert line.startswith("ledger ")
     assert "can't be written" in line
@@ -308,7 +308,7 @@ def test_a_database_that_may_only_be_read_is_named(healthy: Lab, postgres_url: s
         name = make_url(postgres_url).database
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
 
-    assert "is read-only" in failure(healthy.command(*DOCTOR, BACKFILL_LEDGER=postgres_url))
+    assert "is read-only" in failure(healthy.inside(*DOCTOR, BACKFILL_LEDGER=postgres_url))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_database_that_may_only_be_read_is_named(healthy: Lab, postgres_url: s
     ],
 )
 def test_a_ledger_that_can_not_be_reached_is_named_without_its_password(healthy: Lab, url: str, says: str) -> None:
-    told = healthy.command(*DOCTOR, BACKFILL_LEDGER=url)
+    told = healthy.inside(*DOCTOR, BACKFILL_LEDGER=url)
 
     assert says in failure(told)
     assert PASSWORD not in told.stdout
@@ -346,7 +346,7 @@ def test_a_place_that_can_not_be_used_is_named(
     file = tmp_path / "a file"
     file.write_text("not a folder")
 
-    told = healthy.command(*DOCTOR, **{f"BACKFILL_{setting}": value.format(file=file)})
+    told = healthy.inside(*DOCTOR, **{f"BACKFILL_{setting}": value.format(file=file)})
 
     assert told.returncode == 3, told.stdout + told.stderr
     assert any(says in line for line in lines(told, "FAIL"))
@@ -355,7 +355,7 @@ def test_a_place_that_can_not_be_used_is_named(
 
 @pytest.mark.parametrize(("visible", "code"), [("360", 3), ("361", 0)])
 def test_a_task_must_not_be_handed_out_again_before_its_time_is_up(healthy: Lab, visible: str, code: int) -> None:
-    told = healthy.command(*DOCTOR, BACKFILL_VISIBILITY_SECONDS=visible)
+    told = healthy.inside(*DOCTOR, BACKFILL_VISIBILITY_SECONDS=visible)
 
     assert told.returncode == code
     if code:
@@ -368,7 +368,7 @@ def test_a_task_must_not_be_handed_out_again_before_its_time_is_up(healthy: Lab,
 def test_a_missing_expectation_is_named(healthy: Lab) -> None:
     healthy.drop("probe.expected")
 
-    line = failure(healthy.command(*DOCTOR))
+    line = failure(healthy.inside(*DOCTOR))
 
     assert line.startswith("probe: expectation ")
     assert "probe.expected does not exist; next: make the table: `backfill load probe.expected FILE`" in line
@@ -380,7 +380,7 @@ def test_every_column_that_is_not_as_needed_is_named(healthy: Lab) -> None:
     del types["spoil"]
     healthy.load("probe.first", DAY, [{"name": "a"}], types)
 
-    line = failure(healthy.command(*DOCTOR))
+    line = failure(healthy.inside(*DOCTOR))
 
     assert line.startswith("probe: source first ")
     assert "lacks the column(s) spoil; column value is STRING, not FLOAT64; column trick is INT64, not STRING" in line
@@ -390,23 +390,23 @@ def test_a_table_dated_by_another_column_is_named(healthy: Lab) -> None:
     healthy.drop("probe.expected")
     healthy.load("probe.expected", DAY, [{"name": "a"}], {"name": "STRING", "on": "DATE"})
 
-    assert "probe.expected has no date column day: it is partitioned by on" in failure(healthy.command(*DOCTOR))
+    assert "probe.expected has no date column day: it is partitioned by on" in failure(healthy.inside(*DOCTOR))
 
 
 def test_a_target_of_another_shape_is_named(healthy: Lab) -> None:
     types = {"name": "STRING", "day": "DATE", "value": "INT64", "source": "STRING", "more": "STRING"}
     healthy.load("probe.probe", DAY, [{"name": "a"}], types)
 
-    line = failure(healthy.command(*DOCTOR))
+    line = failure(healthy.inside(*DOCTOR))
 
     assert "probe.probe column value is INT64, not FLOAT64; has the column(s) more" in line
 
 
 def test_a_source_that_is_not_there_is_a_warning_as_long_as_there_is_another(healthy: Lab) -> None:
     healthy.drop("probe.second")
-    warned = healthy.command(*DOCTOR)
+    warned = healthy.inside(*DOCTOR)
     healthy.drop("probe.first")
-    failed = healthy.command(*DOCTOR)
+    failed = healthy.inside(*DOCTOR)
 
     assert warned.returncode == 0
     assert [line.split("  ")[0] for line in lines(warned, "WARN")] == ["probe: source second"]
@@ -416,7 +416,7 @@ def test_a_source_that_is_not_there_is_a_warning_as_long_as_there_is_another(hea
 def test_optional_inputs_and_the_calendar_may_be_absent_with_a_warning(lab: Lab) -> None:
     lab.summary(DAY, players(3))
 
-    told = lab.command("doctor", "--job", "player_composite_factors")
+    told = lab.inside("doctor", "--job", "player_composite_factors")
 
     assert told.returncode == 0, told.stdout
     assert len(lines(told, "WARN")) == 4
@@ -439,12 +439,12 @@ def at_bigquery(healthy: Lab, emulator: Emulator, bigquery_warehouse: BigQueryWa
     for table in ("expected", "first", "second"):
         healthy.probe(table, DAY, players(3))
     places = {"BACKFILL_WAREHOUSE": emulator.url, "BACKFILL_WAREHOUSE_RETRY_SECONDS": "1"}
-    assert healthy.command("tables", "create", "--job", "probe", **places).returncode == 0
+    assert healthy.inside("tables", "create", "--job", "probe", **places).returncode == 0
     return places
 
 
 def test_bigquery_is_asked_for_its_tables_and_its_clock(healthy: Lab, at_bigquery: dict[str, str]) -> None:
-    told = healthy.command(*DOCTOR, **at_bigquery)
+    told = healthy.inside(*DOCTOR, **at_bigquery)
 
     assert told.returncode == 0, told.stdout + told.stderr
     assert "bigquery://test-project answers a query in" in told.stdout
@@ -463,7 +463,7 @@ def test_what_is_wrong_in_bigquery_is_named(
     client.delete_table("probe.probe")
     bigquery_warehouse.create_table(TableName.parse("probe.second"), PROBE_TYPES | {"value": "STRING"}, "day")
 
-    told = healthy.command(*DOCTOR, **at_bigquery)
+    told = healthy.inside(*DOCTOR, **at_bigquery)
 
     assert told.returncode == 3
     expectation, source = lines(told, "FAIL")
@@ -477,7 +477,7 @@ def test_what_is_wrong_in_bigquery_is_named(
 def test_a_target_that_is_not_there_is_a_warning(healthy: Lab, emulator: Emulator) -> None:
     emulator.empty()
 
-    told = healthy.command(*DOCTOR, BACKFILL_WAREHOUSE=emulator.url)
+    told = healthy.inside(*DOCTOR, BACKFILL_WAREHOUSE=emulator.url)
 
     assert told.returncode == 3
     target = next(line for line in lines(told, "WARN") if line.startswith("probe: target"))
@@ -487,7 +487,7 @@ def test_a_target_that_is_not_there_is_a_warning(healthy: Lab, emulator: Emulato
 def test_bigquery_that_does_not_answer_is_named_once(healthy: Lab) -> None:
     nowhere = "bigquery://test-project?endpoint=http://127.0.0.1:1"
 
-    told = healthy.command(*DOCTOR, BACKFILL_WAREHOUSE=nowhere, BACKFILL_WAREHOUSE_RETRY_SECONDS="0.5")
+    told = healthy.inside(*DOCTOR, BACKFILL_WAREHOUSE=nowhere, BACKFILL_WAREHOUSE_RETRY_SECONDS="0.5")
 
     assert failure(told).startswith("warehouse ")
     assert "probe: tables  not looked at" in re.sub("  +", "  ", told.stdout)
@@ -543,7 +543,7 @@ def test_what_may_be_done_to_a_target_in_bigquery_is_told_where_it_can_be(
     healthy: Lab, status: int, permissions: list[str], level: str, says: str
 ) -> None:
     with service(status, permissions) as url:
-        told = healthy.command(*DOCTOR, BACKFILL_WAREHOUSE=url)
+        told = healthy.inside(*DOCTOR, BACKFILL_WAREHOUSE=url)
 
     assert told.returncode == 3  # it has none of the other tables
     assert any(line.startswith("probe: target") and says in line for line in lines(told, level)), told.stdout
@@ -573,5 +573,5 @@ def test_bad_usage_is_refused_in_one_line(
 
 def test_help_is_printed_for_both_commands(lab: Lab) -> None:
     for command in (["doctor"], ["tables"], ["tables", "create"]):
-        helped = lab.command(*command, "--help")
+        helped = lab.inside(*command, "--help")
         assert (helped.returncode, "Usage" in helped.stdout) == (0, True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from common.errors import UserError
@@ -15,6 +16,7 @@ from common.processes import identity
 from common.settings import Settings
 from producer.down import take_down
 from producer.standing import Standing, find_standing, places_of, read_standing, standing_broker, write_standing
+from tests.lab import until
 
 PASSWORD = "hunter2"
 
@@ -83,4 +85,34 @@ def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
     monkeypatch.setattr("os.kill", too_late)
 
     assert take_down(home).was_up
+    assert read_standing(home.home) is None
+
+
+KEEPS = """
+import sys
+from pathlib import Path
+from producer.children import Children
+home = Path(sys.argv[1])
+sleep = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+Children(home / "stacks" / "up-1", home / "log").start("dates", sleep, {})
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_keeper_left_is_removed_and_told(home: Settings) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEPS, str(home.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == b"up\n"
+        (child,) = psutil.Process(keeper.pid).children()
+        write(home, identity(keeper.pid))
+        keeper.kill()
+
+    stopped = take_down(home)
+
+    assert (stopped.was_up, stopped.was_dead) == (False, True)
+    until(lambda: not child.is_running(), "the end of what it kept")
+    assert list((home.home / "stacks").iterdir()) == []
     assert read_standing(home.home) is None

@@ -233,24 +233,24 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
     assert (lab.table_bytes(TARGET), checkpoints(lab)) == (before, proven)
 
 
-def test_the_command_shows_wants_a_yes_without_a_terminal_and_tells_the_status(any_lab: Lab) -> None:
-    sources(any_lab, DAYS, more=0.1)
-    built(any_lab, DAYS)
-    before = any_lab.table_bytes(TARGET)
-    sources(any_lab, DAYS, more=0.2)
-    second = built(any_lab, DAYS).run.id
-    after = any_lab.table_bytes(TARGET)
+def test_the_command_shows_wants_a_yes_without_a_terminal_and_tells_the_status(lab: Lab) -> None:
+    sources(lab, DAYS, more=0.1)
+    built(lab, DAYS)
+    before = lab.table_bytes(TARGET)
+    sources(lab, DAYS, more=0.2)
+    second = built(lab, DAYS).run.id
+    after = lab.table_bytes(TARGET)
 
-    shown = any_lab.command("undo", second, "--dry-run")
-    assert (shown.returncode, any_lab.table_bytes(TARGET)) == (0, after)
+    shown = lab.command("undo", second, "--dry-run")
+    assert (shown.returncode, lab.table_bytes(TARGET)) == (0, after)
     assert "3 date(s) get back the rows they held before (2024-01-01..2024-01-03)" in shown.stdout.replace("\n", " ")
-    unasked = any_lab.command("undo", second)
-    assert (unasked.returncode, any_lab.table_bytes(TARGET)) == (2, after)
+    unasked = lab.command("undo", second)
+    assert (unasked.returncode, lab.table_bytes(TARGET)) == (2, after)
     assert "--yes" in unasked.stderr
-    done = any_lab.command("undo", second, "--yes")
+    done = lab.command("undo", second, "--yes")
     assert done.returncode == 0, done.stderr
-    assert any_lab.table_bytes(TARGET) == before
-    again = any_lab.command("undo", second, "--yes")
+    assert lab.table_bytes(TARGET) == before
+    again = lab.command("undo", second, "--yes")
     assert (again.returncode, again.stdout) == (2, "")
     assert "undone already" in again.stderr
-    assert any_lab.status(second)["undone_by"]
+    assert lab.status(second)["undone_by"]

