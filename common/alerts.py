@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from common.alert_kinds import KINDS, Kind
-from common.coverage import percent, reaches
+from common.coverage import Fallback, percent, reaches
 from common.dates import describe
 from common.ledger.records import Alert, DateRow, NewAlert, Run
 from common.ledger.states import DateState, RunState
@@ -219,6 +219,12 @@ def _fitting(names: Sequence[str]) -> list[str]:
     return kept
 
 
+def _advice(run: Run) -> str:
+    if run.options.get("fallback") == Fallback.OFF.value:
+        return f"The fallback was off. With it: backfill retry {run.id} --fallback replace"
+    return "Their input is largely missing: load it before anything is built again."
+
+
 def _low(run: Run, low: Sequence[DateRow]) -> NewAlert:
     lines = [
         f"{row.day} {row.state.value}: {row.matched} of {row.expected} ({percent(row.matched or 0, row.expected or 0)})"
@@ -230,7 +236,7 @@ def _low(run: Run, low: Sequence[DateRow]) -> NewAlert:
         key=f"{Kind.LOW_COVERAGE} {run.id}",
         kind=Kind.LOW_COVERAGE,
         title=f"coverage below {LOW_COVERAGE:.0%} on {len(low)} date(s) of {run.job}",
-        body="\n".join([*lines, "Their input is largely missing: load it before anything is built again."]),
+        body="\n".join([*lines, _advice(run)]),
         job=run.job,
         run_id=run.id,
     )

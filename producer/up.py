@@ -89,8 +89,8 @@ def metrics_port(options: UpOptions, settings: Settings) -> int:
 
 def check_ports(options: UpOptions, settings: Settings) -> None:
     """Raises `UserError` when a port that was asked for is taken."""
-    flower_port(options, settings)
-    metrics_port(options, settings)
+    if flower_port(options, settings) == metrics_port(options, settings):
+        raise UserError("Flower and the metrics server can't share a port: nothing was started")
 
 
 def _port_for(what: str, address: str, asked: int | None, usual: int) -> int:

@@ -20,6 +20,7 @@ from common.warehouse.files import locked
 if TYPE_CHECKING:
     from alembic.config import Config
 
+CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its URL says otherwise
 HEAD = "0003"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for another's transaction on SQLite
@@ -31,7 +32,9 @@ def make_engine(url: str) -> Engine:
     parsed = parsed_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
-    return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=2)
+    patience = {} if "connect_timeout" in parsed.query else {"connect_timeout": CONNECTING_SECONDS}
+    url_of_driver = parsed.set(drivername="postgresql+psycopg")
+    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2)
 
 
 def parsed_url(url: str) -> URL:

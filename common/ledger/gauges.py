@@ -57,7 +57,8 @@ class Gauges(Database):
 
     def built_from(self, since: datetime) -> Counts:
         """Checkpointed dates of the runs that ended since then, by job and the source they were built from."""
-        query = select(run_dates.c.job, run_dates.c.source, func.count()).join(runs, runs.c.id == run_dates.c.run_id)
+        dates = func.count(run_dates.c.day.distinct())  # a date that was built twice is one
+        query = select(run_dates.c.job, run_dates.c.source, dates).join(runs, runs.c.id == run_dates.c.run_id)
         built = and_(runs.c.finished_at >= since, run_dates.c.state == DateState.CHECKPOINTED.value)
         query = query.where(built, run_dates.c.source.is_not(None))
         return self._counts(query.group_by(run_dates.c.job, run_dates.c.source))
