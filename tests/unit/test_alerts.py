@@ -26,6 +26,7 @@ SECRET = "hunter2"
 def run(**more: Any) -> Run:
     values: dict[str, Any] = dict.fromkeys(Run.__dataclass_fields__)
     values |= {"id": "R1", "job": "players", "state": RunState.PARTIAL, "requested": "x", "requested_by": "me"}
+    values |= {"options": {"fallback": "replace"}}
     return Run(**values | {"started_at": NOW - timedelta(seconds=90), "finished_at": NOW} | more)
 
 
@@ -157,3 +158,12 @@ def test_what_is_no_url_is_refused_by_its_number() -> None:
 def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
     assert [wait_after(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
     assert wait_after(24, 60) == LONGEST_WAIT
+
+
+@pytest.mark.parametrize(
+    ("fallback", "advice"), [("replace", "load it"), ("off", "backfill retry R1 --fallback replace")]
+)
+def test_low_coverage_comes_with_what_to_do(fallback: str, advice: str) -> None:
+    ending = Ending(run=run(options={"fallback": fallback}), dates=[row(DateState.BLOCKED, 1)], primary="upcoming")
+    (told,) = [one for one in alerts_of(ending, NOW) if one.kind == Kind.LOW_COVERAGE]
+    assert advice in told.body

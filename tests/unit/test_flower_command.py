@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from common.errors import UserError
 from common.settings import Settings, read_settings
-from producer.up import UpOptions, flower_port
+from producer.up import UpOptions, check_ports, flower_port
 from worker.flower import celery_command, prepare_flower
 
 FLOWER = ["celery", "--app", "worker.tasks", "flower"]
@@ -104,3 +104,11 @@ def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=f"BACKFILL_{name}") as refused:
         read_settings()
     assert value not in str(refused.value)
+
+
+def test_flower_and_metrics_are_refused_one_port(home: Settings) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(UserError, match="can't share a port"):
+        check_ports(UpOptions(workers=1, flower_port=port, metrics_port=port), home)
