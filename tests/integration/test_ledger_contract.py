@@ -858,10 +858,13 @@ def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
     assert ledger.checkpoint_counts() == {(JOB, "complete"): 1}
     assert ledger.ended_counts(before) == {(JOB, "checkpointed"): 1, (JOB, "blocked"): 1, (JOB, "queued"): 1}
     assert ledger.ended_counts(utcnow()) == {}
-    assert ledger.built_from(before) == {(JOB, "upcoming"): 1}
+    again = queued_run(ledger)
+    checkpointed_date(ledger, again, FEB_23)
+    ledger.move_run(again.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert ledger.built_from(before) == {(JOB, "upcoming"): 1}  # built twice, one date
     assert ledger.active_run_counts() == {("teams", "running"): 1}
     assert ledger.unfinished_since() == {"teams": active.created_at}
-    assert [run.id for run in ledger.last_ended_runs()] == [done.id]
+    assert [run.id for run in ledger.last_ended_runs()] == [again.id]
     assert sorted(facts.state.value for facts in ledger.date_facts(done.id)) == ["blocked", "checkpointed", "queued"]
     assert (ledger.flagged_counts(), ledger.maintenance_done(), ledger.last_cleanups()) == ({}, {}, {})
 
