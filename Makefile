@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 EMULATOR := .venv-emulator
 EMULATOR_READY := $(EMULATOR)/.ready
 
-.PHONY: demo test test-browser screenshots test-bigquery lint types check bench lock clean help
+.PHONY: environments demo test test-browser screenshots test-bigquery lint types check bench lock clean help
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,6 +22,8 @@ $(EMULATOR_READY): tests/emulator/requirements.lock
 	$(PYTHON) -m venv $(EMULATOR)
 	$(EMULATOR)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/emulator/requirements.lock
 	@touch $(EMULATOR_READY)
+
+environments: $(READY) $(EMULATOR_READY)  ## make both virtual environments
 
 demo: $(READY)  ## set up, make a season of data with the incident in it, and run the main job
 	$(BIN)/backfill demo

@@ -70,30 +70,30 @@ def test_a_blocked_date_names_who_is_missing_and_keeps_the_refused_rows(any_lab:
     assert Path(outcome.staged_file().location).exists()
 
 
-def test_nothing_expected_off_the_calendar_is_skipped(any_lab: Lab) -> None:
-    any_lab.summary(NEXT_DAY, players(40))
-    any_lab.schedule(NEXT_DAY, games=2)
+def test_nothing_expected_off_the_calendar_is_skipped(lab: Lab) -> None:
+    lab.summary(NEXT_DAY, players(40))
+    lab.schedule(NEXT_DAY, games=2)
 
-    progress = any_lab.run([DAY, NEXT_DAY])
+    progress = lab.run([DAY, NEXT_DAY])
 
-    assert any_lab.outcome(DAY, progress).state is DateState.SKIPPED
-    assert any_lab.outcome(DAY, progress).reason == "not on the calendar"
+    assert lab.outcome(DAY, progress).state is DateState.SKIPPED
+    assert lab.outcome(DAY, progress).reason == "not on the calendar"
     assert progress.run.state is RunState.SUCCEEDED
 
 
-def test_nothing_expected_without_a_calendar_is_skipped_with_just_that_reason(any_lab: Lab) -> None:
-    any_lab.summary(NEXT_DAY, players(40))
+def test_nothing_expected_without_a_calendar_is_skipped_with_just_that_reason(lab: Lab) -> None:
+    lab.summary(NEXT_DAY, players(40))
 
-    progress = any_lab.run([DAY, NEXT_DAY])
+    progress = lab.run([DAY, NEXT_DAY])
 
-    assert any_lab.outcome(DAY, progress).reason == "nothing expected"
+    assert lab.outcome(DAY, progress).reason == "nothing expected"
 
 
-def test_nothing_expected_on_a_calendar_date_is_blocked(any_lab: Lab) -> None:
-    any_lab.schedule(DAY, games=2)
-    any_lab.summary(NEXT_DAY, players(40))
+def test_nothing_expected_on_a_calendar_date_is_blocked(lab: Lab) -> None:
+    lab.schedule(DAY, games=2)
+    lab.summary(NEXT_DAY, players(40))
 
-    outcome = any_lab.outcome(DAY, any_lab.run([DAY]))
+    outcome = lab.outcome(DAY, lab.run([DAY]))
 
     assert outcome.state is DateState.BLOCKED
     assert "truth incomplete: 0 expected" in (outcome.reason or "")
@@ -110,14 +110,14 @@ def test_a_truth_below_what_the_calendar_implies_is_blocked(any_lab: Lab) -> Non
     assert "at least 32" in (outcome.reason or "")
 
 
-def test_force_without_a_reason_is_refused_and_starts_nothing(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(187))
+def test_force_without_a_reason_is_refused_and_starts_nothing(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
 
-    refused = any_lab.command("run", "--job", "player_composite_factors", "--dates", str(DAY), "--force")
+    refused = lab.command("run", "--job", "player_composite_factors", "--dates", str(DAY), "--force")
 
     assert refused.returncode == 2
     assert "--force needs --reason" in refused.stderr
-    assert any_lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.latest_runs() == []
 
 
 def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -> None:
@@ -134,13 +134,13 @@ def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -
     assert "forced" in any_lab.plan([DAY]).steps[0].reason
 
 
-def test_force_never_commits_rows_that_are_wrong_in_themselves(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(20))
-    any_lab.upcoming(DAY, [*players(20), "player000"])
+def test_force_never_commits_rows_that_are_wrong_in_themselves(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.upcoming(DAY, [*players(20), "player000"])
 
-    progress = any_lab.run([DAY], because="hurry")
+    progress = lab.run([DAY], because="hurry")
 
-    assert any_lab.outcome(DAY, progress).state is DateState.BLOCKED
+    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
 
 
 def test_an_expectation_that_became_unreadable_before_the_gate_blocks(any_lab: Lab) -> None:
@@ -175,11 +175,11 @@ def test_a_calendar_that_vanished_after_the_plan_blocks(any_lab: Lab, gone: str)
     assert "the calendar was there when the run was planned" in (row.reason or "")
 
 
-def test_an_expectation_unreadable_for_the_worker_blocks(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(187))
-    run, deps, _ = any_lab.opened([DAY])
+def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
+    lab.summary(DAY, players(187))
+    run, deps, _ = lab.opened([DAY])
 
-    any_lab.drop("nba_analytics.player_game_summary")
+    lab.drop("nba_analytics.player_game_summary")
     process_date(run.id, DAY, deps)
     close_window(run.id, 1, deps)
 
@@ -220,17 +220,15 @@ def test_the_same_player_twice_is_blocked_as_a_duplicate_key(any_lab: Lab) -> No
         pytest.param(200, "upcoming", id="complete"),
     ],
 )
-def test_coverage_of_the_primary_decides_whether_to_fall_back(
-    any_lab: Lab, in_primary: int | None, chosen: str
-) -> None:
-    any_lab.summary(DAY, players(200))
+def test_coverage_of_the_primary_decides_whether_to_fall_back(lab: Lab, in_primary: int | None, chosen: str) -> None:
+    lab.summary(DAY, players(200))
     if in_primary is not None:
-        any_lab.upcoming(NEXT_DAY, players(3))
+        lab.upcoming(NEXT_DAY, players(3))
     if in_primary:
-        any_lab.upcoming(DAY, players(in_primary))
+        lab.upcoming(DAY, players(in_primary))
 
     with structlog.testing.capture_logs() as logs:
-        outcome = any_lab.outcome(DAY, any_lab.run([DAY], preflight=True))
+        outcome = lab.outcome(DAY, lab.run([DAY], preflight=True))
 
     assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, chosen)
     assert outcome.found == {"upcoming": in_primary or 0, "derived": 200}
@@ -253,13 +251,13 @@ def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(any_l
     assert list(outcome.missing) == players(100)[:50]
 
 
-def test_the_source_check_of_a_blocked_date_samples_who_is_missing(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(100))
-    any_lab.probe("first", DAY, players(30))
-    any_lab.probe("second", DAY, players(100)[50:])
+def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(30))
+    lab.probe("second", DAY, players(100)[50:])
 
     with structlog.testing.capture_logs() as logs:
-        any_lab.run([DAY], "probe")
+        lab.run([DAY], "probe")
 
     (check,) = [event for event in logs if event["event"] == "source_check"]
     assert check["missing"] == players(100)[:10]
@@ -279,22 +277,22 @@ def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(any_lab:
     assert came_from == {name: "first" if n < 68 else "second" for n, name in enumerate(players(100))}
 
 
-def test_fill_completes_a_date_that_neither_source_holds_alone(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(100))
-    any_lab.probe("first", DAY, players(60))
-    any_lab.probe("second", DAY, players(100)[40:])
+def test_fill_completes_a_date_that_neither_source_holds_alone(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("first", DAY, players(60))
+    lab.probe("second", DAY, players(100)[40:])
 
-    assert any_lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
+    assert lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
 
 
-def test_fill_works_for_the_player_factors_too(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(175))
-    any_lab.upcoming(DAY, players(68))
+def test_fill_works_for_the_player_factors_too(lab: Lab) -> None:
+    lab.summary(DAY, players(175))
+    lab.upcoming(DAY, players(68))
 
-    outcome = any_lab.outcome(DAY, any_lab.run([DAY], fallback=Fallback.FILL))
+    outcome = lab.outcome(DAY, lab.run([DAY], fallback=Fallback.FILL))
 
     assert (outcome.state, outcome.source) == (DateState.CHECKPOINTED, "upcoming+derived")
-    sources = [row["context_source"] for row in any_lab.published(TARGET, DAY)]
+    sources = [row["context_source"] for row in lab.published(TARGET, DAY)]
     assert (sources.count("upcoming"), sources.count("derived")) == (68, 107)
 
 
@@ -310,45 +308,45 @@ def test_fill_works_for_the_player_factors_too(any_lab: Lab) -> None:
     ],
 )
 def test_rows_that_are_wrong_in_themselves_never_get_through(
-    any_lab: Lab, spoil: str, state: DateState, reason: str
+    lab: Lab, spoil: str, state: DateState, reason: str
 ) -> None:
-    any_lab.probe("expected", DAY, players(20))
-    any_lab.probe("first", DAY, players(20), spoil=spoil)
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), spoil=spoil)
 
-    progress = any_lab.run([DAY], "probe")
+    progress = lab.run([DAY], "probe")
 
-    assert any_lab.outcome(DAY, progress).state is state
-    assert reason in (any_lab.outcome(DAY, progress).reason or "")
-    assert any_lab.published("probe.probe", DAY, "day") == []
+    assert lab.outcome(DAY, progress).state is state
+    assert reason in (lab.outcome(DAY, progress).reason or "")
+    assert lab.published("probe.probe", DAY, "day") == []
 
 
-def test_one_failing_date_does_not_hold_up_the_others(any_lab: Lab) -> None:
+def test_one_failing_date_does_not_hold_up_the_others(lab: Lab) -> None:
     for day in (DAY, NEXT_DAY):
-        any_lab.probe("expected", day, players(20))
-    any_lab.probe("first", DAY, players(20), trick="raise")
-    any_lab.probe("first", NEXT_DAY, players(20))
+        lab.probe("expected", day, players(20))
+    lab.probe("first", DAY, players(20), trick="raise")
+    lab.probe("first", NEXT_DAY, players(20))
 
-    progress = any_lab.run([DAY, NEXT_DAY], "probe")
+    progress = lab.run([DAY, NEXT_DAY], "probe")
 
     assert progress.run.state is RunState.PARTIAL
-    assert any_lab.outcome(DAY, progress).error == "RuntimeError: no luck on 2023-02-23"
-    assert any_lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+    assert lab.outcome(DAY, progress).error == "RuntimeError: no luck on 2023-02-23"
+    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
 
 
-def test_a_transient_error_is_retried_until_it_passes(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(20))
-    any_lab.probe("first", DAY, players(20), trick="transient:3")
+def test_a_transient_error_is_retried_until_it_passes(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), trick="transient:3")
 
-    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
 
     assert (outcome.state, outcome.attempt) == (DateState.CHECKPOINTED, 4)
 
 
-def test_a_transient_error_that_does_not_pass_fails_the_date(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(20))
-    any_lab.probe("first", DAY, players(20), trick="transient:99")
+def test_a_transient_error_that_does_not_pass_fails_the_date(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), trick="transient:99")
 
-    outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
+    outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
 
     assert (outcome.state, outcome.error_kind) == (DateState.FAILED, "WarehouseUnavailable")
 
@@ -370,9 +368,9 @@ def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_ove
     assert names_of(any_lab) == set(players(20))
 
 
-def test_a_staged_file_that_is_lost_or_damaged_is_made_again(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(20))
-    run, deps, dispatcher = any_lab.opened([DAY])
+def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    run, deps, dispatcher = lab.opened([DAY])
     process_date(run.id, DAY, deps)
     Path(deps.ledger.dates(run.id)[0].staged_file().location).write_bytes(b"half a file")
 
@@ -382,17 +380,17 @@ def test_a_staged_file_that_is_lost_or_damaged_is_made_again(any_lab: Lab) -> No
     assert deps.ledger.dates(run.id)[0].state is DateState.CHECKPOINTED
 
 
-def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(any_lab: Lab) -> None:
-    any_lab.summary(DAY, players(20))
-    run, deps, _ = any_lab.opened([DAY])
+def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    run, deps, _ = lab.opened([DAY])
 
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_READY
     process_date(run.id, DAY, deps)
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
-    before = any_lab.table_bytes(TARGET)
+    before = lab.table_bytes(TARGET)
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_OURS
     assert process_date(run.id, DAY, deps).state == "not ours to process"
-    assert any_lab.table_bytes(TARGET) == before
+    assert lab.table_bytes(TARGET) == before
 
 
 def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(any_lab: Lab) -> None:
@@ -408,21 +406,21 @@ def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(any_lab: Lab
     assert any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
 
 
-def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(100))
-    any_lab.probe("expected", NEXT_DAY, players(100))
-    any_lab.probe("first", DAY, players(30))
-    any_lab.probe("first", NEXT_DAY, players(100))
+def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(100))
+    lab.probe("expected", NEXT_DAY, players(100))
+    lab.probe("first", DAY, players(30))
+    lab.probe("first", NEXT_DAY, players(100))
 
     with pytest.raises(UserError, match=r"1 date\(s\) would be blocked: 2023-02-23 .*--allow-partial"):
-        any_lab.run([DAY, NEXT_DAY], "probe", preflight=True)
-    assert any_lab.site.ledger.latest_runs() == []
+        lab.run([DAY, NEXT_DAY], "probe", preflight=True)
+    assert lab.site.ledger.latest_runs() == []
 
-    progress = any_lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
+    progress = lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
     assert progress.run.state is RunState.PARTIAL
-    assert any_lab.outcome(DAY, progress).state is DateState.BLOCKED
-    assert list(any_lab.outcome(DAY, progress).missing) == players(100)[30:]
-    assert any_lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
+    assert lab.outcome(DAY, progress).state is DateState.BLOCKED
+    assert list(lab.outcome(DAY, progress).missing) == players(100)[30:]
+    assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
 
 
 def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
