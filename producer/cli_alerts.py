@@ -12,6 +12,7 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.settings import read_settings
+from producer.cli_options import AsJson
 from producer.exit_codes import COMPLETE, INCOMPLETE
 from producer.report import make_console, print_json
 
@@ -22,8 +23,6 @@ alerts = typer.Typer(
     help="What was told to whom, and what could not be delivered. Alerts go to the endpoints of BACKFILL_ALERTS: "
     "apprise URLs, separated by spaces."
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def add_alert_commands(app: typer.Typer) -> None:

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.job import find_job, job_names
 from common.ledger import Ledger
 from common.settings import read_settings
+from producer.cli_options import End, Start
 from producer.exit_codes import COMPLETE, INCOMPLETE
 from producer.plan import input_list, requested_days
 from producer.report import make_console, print_json
@@ -37,8 +38,6 @@ STYLES = {
 }
 
 JobName = Annotated[str | None, typer.Option("--job", help="The job to audit; `backfill jobs` lists them.")]
-Start = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]
-End = Annotated[str | None, typer.Option("--end-date", help="Last date, YYYY-MM-DD, included.")]
 Dates = Annotated[
     list[str] | None,
     typer.Option("--dates", help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."),

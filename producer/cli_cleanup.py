@@ -14,6 +14,7 @@ from rich.table import Table
 
 from common.errors import LedgerUnusable, UserError
 from common.settings import Settings, read_settings
+from producer.cli_options import AsJson, Yes
 from producer.exit_codes import COMPLETE, INCOMPLETE
 from producer.report import make_console, print_json
 from producer.site import PLANNING_THREADS, open_site, requester
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from common.ledger.cleanups import CleanupOperation
     from common.stale import Stale
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 cleanup = typer.Typer(help="Delete stale rows, each backed up before, and put them back.")
 

@@ -27,12 +27,12 @@ from common.clock import Reading
 from common.schema import TableName
 from common.warehouse.bigquery import BigQueryWarehouse
 from producer.doctor import Level, clock_finding
+from tests.brokers import PASSWORD
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
 DAY = date(2023, 2, 23)
 DOCTOR = ("doctor", "--job", "probe")
-PASSWORD = "hunter2"
 PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
 
 
@@ -61,14 +61,6 @@ def healthy(lab: Lab) -> Lab:
         lab.probe(table, DAY, players(3))
     lab.site.ledger.close()
     return lab
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
-        with redis.Redis(port=server.port) as client:
-            client.config_set("requirepass", PASSWORD)
-        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
 def with_password(url: str) -> str:

