@@ -2,6 +2,7 @@
 
 from common.ledger.flags import Flag, NewFlag
 from common.ledger.records import (
+    ActionRow,
     Alert,
     Checkpoint,
     DateRow,
@@ -13,10 +14,12 @@ from common.ledger.records import (
     RunFacts,
 )
 from common.ledger.runs import dates_taken
-from common.ledger.states import DateState, RunState, WindowState
+from common.ledger.states import Action, DateState, RunState, WindowState
 from common.ledger.store import Ledger, open_ledger
 
 __all__ = [
+    "Action",
+    "ActionRow",
     "Alert",
     "Checkpoint",
     "DateRow",

@@ -12,11 +12,12 @@ from sqlalchemy.exc import IntegrityError
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.errors import DatesTaken
+from common.ledger.actions import record_action
 from common.ledger.database import Database
 from common.ledger.flags import clear_open, reopen
 from common.ledger.records import Checkpoint
 from common.ledger.rows import checkpoint_of, checkpoint_values, moved
-from common.ledger.states import DateState
+from common.ledger.states import Action, DateState
 from common.ledger.tables import checkpoints, replaced_checkpoints, run_dates, runs
 
 
@@ -115,6 +116,7 @@ class Checkpoints(Database):
             if rows:
                 connection.execute(insert(checkpoints), rows)
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
+            record_action(connection, run_id, Action.UNDONE, by=by)
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.coverage import Verdict
 from common.errors import StagedFileLost
-from common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState
+from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState
 from common.warehouse.base import StagedFile
 
 
@@ -34,6 +34,7 @@ class NewRun:
     requested_by: str
     owner: str | None
     dates: tuple[NewDate, ...]
+    reason: str | None = None  #: why it is launched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Run:
     options: Mapping[str, Any]
     requested: str
     requested_by: str
+    reason: str | None
     owner: str | None
     first_date: date
     last_date: date
@@ -134,6 +136,18 @@ class Checkpoint:
     checksum: str
     inputs: str
     checkpointed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionRow:
+    """What somebody did to a run."""
+
+    run_id: str
+    action: Action
+    by: str
+    reason: str | None
+    details: Mapping[str, Any]
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)

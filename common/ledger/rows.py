@@ -57,6 +57,7 @@ def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
         "options": dict(new.options),
         "requested": new.requested,
         "requested_by": new.requested_by,
+        "reason": new.reason,
         "owner": new.owner,
         "first_date": min(days),
         "last_date": max(days),

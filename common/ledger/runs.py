@@ -13,10 +13,11 @@ from sqlalchemy.exc import IntegrityError
 from common.clock import utcnow
 from common.dates import describe
 from common.errors import DatesTaken, LedgerUnavailable, LedgerUnusable, UserError
+from common.ledger.actions import record_action
 from common.ledger.database import Database
 from common.ledger.records import NewRun, Progress, Run
 from common.ledger.rows import date_values, grouped_by_columns, run_of, run_values
-from common.ledger.states import ENDED_RUNS, DateState, RunState, WindowState, final_state
+from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
 
 
@@ -44,6 +45,7 @@ class Runs(Database):
     def _write_run(self, run_id: str, new: NewRun) -> None:
         with self._write() as connection:
             connection.execute(insert(runs), run_values(run_id, new))
+            record_action(connection, run_id, Action.LAUNCHED, by=new.requested_by, reason=new.reason)
             numbers = sorted({one.window for one in new.dates if one.window is not None})
             if numbers:
                 connection.execute(

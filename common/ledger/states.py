@@ -10,7 +10,8 @@ class RunState(Enum):
 
     PLANNED = "planned"  #: written down, nothing sent yet
     RUNNING = "running"  #: windows are open
-    PAUSED = "paused"  #: no new window is opened
+    PAUSED = "paused"  #: no date is begun and no window opened; what was begun is finished
+    CANCELLING = "cancelling"  #: told to stop: nothing is begun any more, what was begun is finished
     SUCCEEDED = "succeeded"  #: every date is checkpointed or skipped
     PARTIAL = "partial"  #: some dates are blocked or failed
     FAILED = "failed"  #: no date was checkpointed
@@ -29,6 +30,7 @@ class DateState(Enum):
     FAILED = "failed"  #: it could not be built
     BLOCKED = "blocked"  #: the gate, or the pre-flight check, refused it
     SKIPPED = "skipped"  #: nothing to build, for the reason given
+    CANCELLED = "cancelled"  #: its run was cancelled before it was done; other runs may take it
 
 
 class WindowState(Enum):
@@ -40,15 +42,27 @@ class WindowState(Enum):
     CLOSED = "closed"  #: every date of it has its end
 
 
+class Action(Enum):
+    """What somebody did to a run."""
+
+    LAUNCHED = "launched"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    CANCELLED = "cancelled"
+    UNDONE = "undone"
+
+
 ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED})
-ENDED_DATES = frozenset({DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED})
+ENDED_DATES = frozenset(
+    {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
+)
 
 #: What the gate finds settled when it is called: nothing of these is still being worked on.
 READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}
 
 DATE_MOVES: dict[DateState, frozenset[DateState]] = {
-    DateState.PENDING: frozenset({DateState.QUEUED, DateState.FAILED}),
-    DateState.QUEUED: frozenset({DateState.PROCESSING, DateState.FAILED}),
+    DateState.PENDING: frozenset({DateState.QUEUED, DateState.FAILED, DateState.CANCELLED}),
+    DateState.QUEUED: frozenset({DateState.PROCESSING, DateState.FAILED, DateState.CANCELLED}),
     DateState.PROCESSING: frozenset(
         {
             DateState.STAGED,
@@ -57,16 +71,19 @@ DATE_MOVES: dict[DateState, frozenset[DateState]] = {
             DateState.SKIPPED,
             DateState.QUEUED,
             DateState.PROCESSING,  # taken over from a dead worker
+            DateState.CANCELLED,
         }
     ),
-    DateState.STAGED: frozenset({DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED}),
+    DateState.STAGED: frozenset(
+        {DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED, DateState.CANCELLED}
+    ),
     DateState.PUBLISHED: frozenset({DateState.CHECKPOINTED, DateState.QUEUED, DateState.FAILED}),
     **{end: frozenset[DateState]() for end in ENDED_DATES},
 }
 
 
 def final_state(ends: dict[DateState, int]) -> RunState:
-    """The end of a run whose dates ended like this."""
+    """The end of a run whose dates ended like this, if nobody cancelled it."""
     fine = (DateState.CHECKPOINTED, DateState.SKIPPED)
     bad = sum(count for state, count in ends.items() if state not in fine)
     if not bad:

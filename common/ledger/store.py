@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.ledger.actions import Actions
 from common.ledger.checkpoints import Checkpoints
 from common.ledger.cleanups import Cleanups
 from common.ledger.database import translated
@@ -16,7 +17,7 @@ from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
+class Ledger(Runs, Windows, Dates, Checkpoints, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

@@ -72,6 +72,7 @@ runs = Table(
     Column("options", JSON, nullable=False),  #: fallback, force, reason, window, in_flight, ...
     Column("requested", Text, nullable=False),  #: what was asked for and what it resolved to, in words
     Column("requested_by", String(128), nullable=False),
+    Column("reason", Text),  #: why it was launched, as whoever did it said
     Column("owner", String(128)),  #: the embedded stack that runs it; null on a broker of the user's
     Column("first_date", Date, nullable=False),
     Column("last_date", Date, nullable=False),
@@ -94,6 +95,7 @@ windows = Table(
     Column("state", String(16), nullable=False),
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
+    Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they worked on it
     Column("opened_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
     one_of("state", WindowState),
@@ -143,6 +145,20 @@ run_dates = Table(
     Index(None, "run_id", "window"),
     Index(None, "run_id", "state"),
     Index(None, "job", "day"),
+)
+
+#: Who did what to a run, when and why. Rows are only ever added: the database itself refuses to change or remove one.
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
+    Column("action", String(16), nullable=False),  #: see `common.ledger.states.Action`
+    Column("by", String(128), nullable=False),
+    Column("reason", Text),
+    Column("details", JSON, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index(None, "run_id"),
 )
 
 checkpoints = Table(

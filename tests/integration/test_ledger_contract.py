@@ -9,12 +9,14 @@ from threading import Barrier
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy.exc import StatementError
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.errors import DatesTaken, UserError
-from common.ledger import DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
+from common.ledger import Action, DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
+from common.ledger.engine import make_engine
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -918,3 +920,34 @@ def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written
     (facts,) = ledger.facts(*ALWAYS)
 
     assert list(facts.dates[0].found or {}) == ["zebra", "ant", "moth"]
+
+
+# -- who did what, and why ----------------------------------------------------------------------------------------
+
+
+def test_a_launch_is_an_action_with_its_author_and_reason(ledger: Ledger) -> None:
+    run = ledger.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
+    (found,) = ledger.actions(run.id)
+    assert (found.action, found.by, found.reason) == (Action.LAUNCHED, "ada", "the feed was late")
+    assert ledger.run(run.id).reason == "the feed was late"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE actions SET reason = 'another one'",
+        "DELETE FROM actions",
+        "UPDATE runs SET requested_by = 'nobody'",
+        "UPDATE runs SET options = '{}'",
+        "UPDATE runs SET reason = 'another one'",
+        "DELETE FROM runs",
+    ],
+)
+def test_the_database_itself_keeps_who_did_what_and_why(ledger: Ledger, ledger_url: str, statement: str) -> None:
+    run = ledger.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
+    engine = make_engine(ledger_url)
+    with pytest.raises(IntegrityError, match="never changed"), engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+    assert [one.by for one in ledger.actions(run.id)] == ["ada"]
+    assert ledger.run(run.id).requested_by == "ada"
