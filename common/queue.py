@@ -36,7 +36,6 @@ MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: hea
 HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
 QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
-RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
 WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
@@ -152,15 +151,15 @@ class CeleryDispatcher:
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
-    def send_reconcile(self, run: str, *, lost_tasks: bool = False) -> None:
-        """Have the run reconciled; a message that is not taken up before the next one is due is dropped."""
+    def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
+        """Have the run reconciled; a message that is not taken up within so many seconds is dropped."""
         try:
             self._app.send_task(
                 RECONCILE,
                 args=(run, lost_tasks),
                 queue=MAINTENANCE_QUEUE,
                 ignore_result=True,
-                expires=None if lost_tasks else RECONCILE_SECONDS,
+                expires=expires,
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )

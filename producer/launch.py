@@ -16,7 +16,7 @@ from common.job import Job
 from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState, dates_taken
 from common.options import RunOptions
 from common.processes import identity, is_dead
-from common.queue import RECONCILE_SECONDS, CeleryDispatcher
+from common.queue import CeleryDispatcher
 from common.recover import Released, release_run
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
@@ -104,6 +104,7 @@ def follow(
 
     Celery's own results are never waited for: that costs more with every date.
     """
+    period = site.settings.reconcile_seconds
     last_ended, last_change = -1, time.monotonic()
     while True:
         progress = site.ledger.progress(run_id)
@@ -114,17 +115,17 @@ def follow(
             last_ended, last_change = progress.ended, time.monotonic()
         if stack is not None and stack.restart_dead():
             _send_reconcile(app, run_id, lost_tasks=True)
-        elif time.monotonic() - last_change > RECONCILE_SECONDS:
-            _send_reconcile(app, run_id, lost_tasks=False)
+        elif time.monotonic() - last_change > period:
+            _send_reconcile(app, run_id, expires=period)
             last_change = time.monotonic()
         if stack is None and is_interrupted(progress.run):
             return progress
         time.sleep(POLL_SECONDS)
 
 
-def _send_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool) -> None:
+def _send_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
     if app is not None:
-        CeleryDispatcher(app).send_reconcile(run_id, lost_tasks=lost_tasks)
+        CeleryDispatcher(app).send_reconcile(run_id, lost_tasks=lost_tasks, expires=expires)
 
 
 def release_dead_runs(job: Job, days: tuple[date, ...], site: Site) -> list[Released]:

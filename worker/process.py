@@ -37,7 +37,6 @@ from worker.sources import SourceCheck, check_sources, read_inputs, read_rows
 
 log = structlog.get_logger()
 
-GRACE_SECONDS = 30  #: what a lease outlives the hard time limit by
 LONGEST_WAIT_SECONDS = 60.0
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
 NOT_OURS = "not ours to process"
@@ -86,7 +85,7 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
         job = find_job(run.job)
     except UserError as exc:
         return _without_job(run_id, day, deps, exc, retries)
-    until = utcnow() + timedelta(seconds=job.time_limit_seconds + GRACE_SECONDS)
+    until = utcnow() + timedelta(seconds=job.time_limit_seconds) + deps.settings.lease_grace
     claimed = deps.ledger.claim_date(
         run_id, day, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -16,11 +16,6 @@ from worker.gate import go_on
 
 log = structlog.get_logger()
 
-START_IS_LATE = timedelta(seconds=10)  #: a command opens a run and starts it within so long
-GATE_IS_LATE = timedelta(
-    seconds=10
-)  #: a chord calls its gate within so long of its last date; calling it twice is safe
-
 
 def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     """Send again what was lost of a running run; returns how many windows that touched. Repeating it does no harm.
@@ -30,7 +25,8 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     broker or a worker died). A window that is settled but not closed gets its gate.
     """
     run = deps.ledger.run(run_id)
-    if run.state is RunState.PLANNED and run.owner is None and utcnow() - run.created_at > START_IS_LATE:
+    unstarted = run.state is RunState.PLANNED and run.owner is None
+    if unstarted and _is_late(run.created_at, deps.settings.start_late_seconds):
         deps.ledger.move_run(run_id, expect=[RunState.PLANNED], to=RunState.RUNNING)  # its command died before it did
         run = deps.ledger.run(run_id)
     if run.state is not RunState.RUNNING:
@@ -45,7 +41,7 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
         if again:
             log.warning("dates_sent_again", run=run_id, window=number, count=len(again))
             deps.dispatcher.send_window(run_id, number, job, again)
-        elif _needs_gate(deps.ledger.dates(run_id, window=number), stalled=stalled):
+        elif _needs_gate(deps.ledger.dates(run_id, window=number), deps, stalled=stalled):
             deps.dispatcher.send_gate(run_id, number, job)
         else:
             continue
@@ -58,12 +54,16 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
 def _is_stalled(run: Run, deps: Deps) -> bool:
     """Nothing is being processed and nothing has happened for a while."""
     latest = deps.ledger.last_activity(run.id)
-    return latest is not None and utcnow() - latest > timedelta(seconds=deps.settings.stalled_seconds)
+    return latest is not None and _is_late(latest, deps.settings.stalled_seconds)
 
 
-def _needs_gate(rows: list[DateRow], *, stalled: bool) -> bool:
+def _needs_gate(rows: list[DateRow], deps: Deps, *, stalled: bool) -> bool:
     """Every date is settled, and the chord did not call the gate though it had the time to, or will not at all."""
     if any(row.state not in READY_FOR_GATE for row in rows):
         return False
     touched = [moment for row in rows for moment in (row.started_at, row.ended_at) if moment is not None]
-    return stalled or not touched or utcnow() - max(touched) > GATE_IS_LATE
+    return stalled or not touched or _is_late(max(touched), deps.settings.gate_late_seconds)
+
+
+def _is_late(since: datetime, seconds: float) -> bool:
+    return utcnow() - since > timedelta(seconds=seconds)

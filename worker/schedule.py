@@ -19,8 +19,10 @@ from common.clock import utcnow
 from common.queue import HOUSEKEEPING_QUEUE, MAINTAIN, MAINTENANCE_QUEUE
 from common.settings import Settings
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily work, which ends before it at the latest
 FREQUENT_LEASE = timedelta(minutes=5)
+SHORTEST_WAIT = timedelta(seconds=5)  #: what a message of a very frequent work is given all the same
 LONGEST_WAIT = timedelta(
     hours=1
 )  #: a message that no worker took up for so long is dropped; the next look sends it again
@@ -42,13 +44,17 @@ class When(Protocol):
 class Every:
     """So many seconds apart, counted from the epoch: the same moments for everybody."""
 
-    seconds: int
+    seconds: float
 
     def latest_due(self, now: datetime) -> datetime:
-        return datetime.fromtimestamp(now.timestamp() // self.seconds * self.seconds, UTC)
+        return EPOCH + (now - EPOCH) // self._period * self._period  # whole microseconds: a fraction would drift
 
     def next_due(self, now: datetime) -> datetime:
-        return self.latest_due(now) + timedelta(seconds=self.seconds)
+        return self.latest_due(now) + self._period
+
+    @property
+    def _period(self) -> timedelta:
+        return timedelta(seconds=self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +101,9 @@ class Entry:
     @property
     def expires(self) -> float:
         """The seconds after which a message nobody took up is dropped, so that they do not pile up."""
-        return min(self.when.seconds, LONGEST_WAIT.seconds) if isinstance(self.when, Every) else LONGEST_WAIT.seconds
+        if not isinstance(self.when, Every):
+            return LONGEST_WAIT.seconds
+        return min(max(self.when.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
 
 
 def entries(settings: Settings) -> dict[str, Entry]:
@@ -108,7 +116,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
         "undo_retention": _daily(settings, settings.cleanup_at, minutes=40),
         "alerts_retention": _daily(settings, settings.cleanup_at, minutes=45),
         "audit": _daily(settings, settings.audit_at),
-        "reconcile": _every(30),
+        "reconcile": _every(settings.reconcile_seconds),
         "heartbeat": _every(60),
         "catch_up": _every(60),
         "reports": _every(60),
@@ -116,7 +124,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
     }
 
 
-def _every(seconds: int) -> Entry:
+def _every(seconds: float) -> Entry:
     return Entry(when=Every(seconds=seconds), lease=FREQUENT_LEASE)
 
 

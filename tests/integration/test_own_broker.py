@@ -21,7 +21,8 @@ RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(
 
 @pytest.fixture
 def places(broker: str, postgres_url: str) -> dict[str, str]:
-    return {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": postgres_url, "BACKFILL_STALLED_SECONDS": "2"}
+    periods = {"BACKFILL_STALLED_SECONDS": "2", "BACKFILL_RECONCILE_SECONDS": "0.5"}
+    return {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": postgres_url, **periods}
 
 
 @contextmanager
