@@ -22,6 +22,7 @@ from common.settings import Settings
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily work, which ends before it at the latest
 FREQUENT_LEASE = timedelta(minutes=5)
+RECONCILE_LEASE = timedelta(minutes=1)  #: short, for a worker that died on another host: two at once do no harm
 SHORTEST_WAIT = timedelta(seconds=5)  #: what a message of a very frequent work is given all the same
 LONGEST_WAIT = timedelta(
     hours=1
@@ -116,7 +117,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
         "undo_retention": _daily(settings, settings.cleanup_at, minutes=40),
         "alerts_retention": _daily(settings, settings.cleanup_at, minutes=45),
         "audit": _daily(settings, settings.audit_at),
-        "reconcile": _every(settings.reconcile_seconds),
+        "reconcile": _every(settings.reconcile_seconds, lease=RECONCILE_LEASE),
         "heartbeat": _every(60),
         "catch_up": _every(60),
         "reports": _every(60),
@@ -124,8 +125,8 @@ def entries(settings: Settings) -> dict[str, Entry]:
     }
 
 
-def _every(seconds: float) -> Entry:
-    return Entry(when=Every(seconds=seconds), lease=FREQUENT_LEASE)
+def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> Entry:
+    return Entry(when=Every(seconds=seconds), lease=lease)
 
 
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> Entry:

@@ -250,8 +250,8 @@ def test_windows_open_in_order_up_to_the_number_in_flight(ledger: Ledger) -> Non
     assert {n: sorted(days) for n, days in opened.items()} == {n: MANY_DAYS[2 * n : 2 * n + 2] for n in range(3)}
     assert ledger.open_windows(run.id, in_flight=3) == {}
     assert {row.day for row in ledger.dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
-    assert ledger.windows_in(run.id, [WindowState.OPEN]) == [0, 1, 2]
-    assert ledger.windows_in(run.id, [WindowState.PENDING]) == [3, 4]
+    assert [one.number for one in ledger.windows(run.id, [WindowState.OPEN])] == [0, 1, 2]
+    assert [one.number for one in ledger.windows(run.id, [WindowState.PENDING])] == [3, 4]
 
 
 def test_a_window_that_its_gate_works_on_is_still_in_flight(ledger: Ledger) -> None:
