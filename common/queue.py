@@ -6,7 +6,7 @@ The chord is the fast path, never the truth: its body is told a run and a window
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +18,7 @@ from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError, ResponseError
 
-from common.clock import Reading, read_clock
+from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.results import WRITE_ONLY
@@ -91,12 +91,16 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
 class AtBroker:
     """What the broker has of a run, and how much waits there."""
 
-    windows: frozenset[int] | None  #: that were sent and of which it has lost nothing since; None for all
+    windows: Mapping[int, datetime] | None  #: those of which it has lost nothing since that moment; None for all, ever
     dates: int = 0  #: messages for dates that wait, of all runs
     gates: int = 0  #: likewise, for gates
 
     def has(self, window: int) -> bool:
         return self.windows is None or window in self.windows
+
+    def since(self, window: int) -> datetime | None:
+        """When the window was first sent to the broker that is there now."""
+        return None if self.windows is None else self.windows.get(window)
 
 
 class Dispatcher(Protocol):
@@ -151,12 +155,13 @@ class CeleryDispatcher:
     def at_broker(self, run: str) -> AtBroker:
         with _sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
-            pipe.hkeys(_sent_key(run))
+            pipe.hgetall(_sent_key(run))
             for queue in self._dates_queues():
                 pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
             sent, *dates, gates = pipe.execute()
-        return AtBroker(windows=frozenset(map(int, sent)), dates=sum(dates), gates=gates)
+        windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
+        return AtBroker(windows=windows, dates=sum(dates), gates=gates)
 
     def waiting(self, queue: str) -> int:
         """How many messages wait in the queue."""
@@ -165,7 +170,7 @@ class CeleryDispatcher:
 
     def _note_sent(self, run: str, number: int) -> None:
         with self._client() as client:
-            client.hset(_sent_key(run), str(number), 1)
+            client.hsetnx(_sent_key(run), str(number), utcnow().timestamp())
             client.expire(_sent_key(run), SEVEN_DAYS)
 
     @contextmanager

@@ -33,6 +33,7 @@ class WindowSeen:
 
     number: int
     at_broker: bool = True  #: the broker has not lost what was sent of it
+    sent_at: datetime | None = None  #: when it was first sent to the broker that is there now
     gated: bool = False  #: a gate that lives, or may live, works on it
     gate_died: bool = False
     queued: int = 0
@@ -77,7 +78,7 @@ class SendDates:
 
     window: int
     queued_too: bool  #: what was queued is lost as well
-    blame: bool  #: the deaths of workers are counted against their dates
+    innocent_before: datetime | None  #: what a worker took up before then is not what it died of: the broker was lost
     reason: str
 
 
@@ -121,12 +122,14 @@ def _while_stopping(seen: RunSeen, settings: RecoverySettings) -> list[Step]:
 def _for_window(window: WindowSeen, seen: RunSeen, settings: RecoverySettings) -> Step | None:
     if window.settled:
         return _gate_of(window, seen, settings)
+    # A worker that loses its broker ends what it is at, as that can't be acknowledged any more.
+    innocent = window.sent_at if window.at_broker else seen.now
     lost = _why_lost(window, seen, settings)
     if lost is not None:
-        return SendDates(window=window.number, queued_too=True, blame=window.at_broker, reason=lost)
+        return SendDates(window=window.number, queued_too=True, innocent_before=innocent, reason=lost)
     if window.abandoned:
         reason = "their workers are dead or past their leases"
-        return SendDates(window=window.number, queued_too=False, blame=True, reason=reason)
+        return SendDates(window=window.number, queued_too=False, innocent_before=innocent, reason=reason)
     return None
 
 
@@ -197,7 +200,7 @@ def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
                 queued_too=step.queued_too,
                 is_dead=is_dead,
                 max_deaths=deps.settings.max_deaths,
-                blame=step.blame,
+                innocent_before=step.innocent_before,
             )
             if not again:
                 return 0
@@ -242,6 +245,7 @@ def _seen(window: WindowRow, rows: Sequence[DateRow], there: AtBroker, now: date
     return WindowSeen(
         number=window.number,
         at_broker=there.has(window.number),
+        sent_at=there.since(window.number),
         gated=closing and not gate_died,
         gate_died=gate_died,
         queued=waiting,

@@ -90,12 +90,12 @@ class Dates(Database):
         queued_too: bool,
         is_dead: Callable[[str], bool],
         max_deaths: int,
-        blame: bool = True,
+        innocent_before: datetime | None = None,
     ) -> list[date]:
         """Queue again the dates of a window whose worker is dead or past its lease; returns the days to send again.
 
         With `queued_too`, what was queued counts as lost as well. A date that has seen `max_deaths` deaths is failed;
-        without `blame`, its worker's death is not counted: what it died of is not the date.
+        the death of a worker that took it up before `innocent_before` is not counted: it died of something else.
         """
         now = utcnow()
         again: list[date] = []
@@ -110,9 +110,10 @@ class Dates(Database):
                 if row["state"] == DateState.PROCESSING.value:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
-                    deaths = row["deaths"] + blame
+                    innocent = innocent_before is not None and row["started_at"] < innocent_before
+                    deaths = row["deaths"] + (not innocent)
                     values |= {"deaths": deaths} | moved(DateState.PROCESSING, DateState.QUEUED, {})
-                    if blame and deaths >= max_deaths:
+                    if not innocent and deaths >= max_deaths:
                         values = poisoned(deaths, now)
                 connection.execute(update(run_dates).where(this).values(values))
                 if values.get("state") != DateState.FAILED.value:

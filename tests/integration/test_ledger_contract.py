@@ -485,6 +485,17 @@ def test_what_was_queued_counts_as_lost_only_when_said_so(ledger: Ledger) -> Non
     assert row_of(ledger, run, FEB_23).deaths == 0
 
 
+def test_a_date_is_not_blamed_for_what_its_worker_died_of_before_a_moment(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="dead")
+    claimed_date(ledger, run, FEB_24, owner="dead")
+    moment = row_of(ledger, run, FEB_24).started_at
+    common = {"queued_too": False, "is_dead": everyone_is_dead, "max_deaths": 1}
+    assert ledger.give_back(run.id, 0, innocent_before=moment, **common) == [FEB_23]
+    assert row_of(ledger, run, FEB_23).deaths == 0
+    assert state_of(ledger, run, FEB_24) is DateState.FAILED
+
+
 def test_a_date_that_has_killed_too_many_is_not_given_back(ledger: Ledger) -> None:
     run = queued_run(ledger)
     for _ in range(2):

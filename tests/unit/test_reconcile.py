@@ -64,15 +64,15 @@ def test_dates_are_sent_again_when_they_are_lost_and_only_then(
     assert isinstance(step, GoOn if reason == NOTHING else SendDates)
 
 
-def test_what_waits_is_lost_with_the_broker_and_its_workers_are_not_blamed() -> None:
+def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
     (step,) = decide(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
-    assert step == SendDates(window=7, queued_too=True, blame=False, reason="the broker lost them")
+    assert step == SendDates(window=7, queued_too=True, innocent_before=NOW, reason="the broker lost them")
 
 
-def test_what_waits_is_left_alone_when_a_worker_died_and_that_one_is_blamed() -> None:
-    (step,) = decide(seen(waiting(abandoned=2)), SETTINGS)
+def test_what_waits_is_left_alone_when_a_worker_died_and_dates_begun_at_this_broker_are_blamed() -> None:
+    (step,) = decide(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
     assert isinstance(step, SendDates)
-    assert (step.queued_too, step.blame) == (False, True)
+    assert (step.queued_too, step.innocent_before) == (False, MINUTE)
 
 
 GATES = [
