@@ -65,6 +65,10 @@ class Staging:
             if name.endswith(".parquet") and not name.startswith(".") and date.fromisoformat(name[:10]) in days:
                 self._store.remove(f"{folder}/{name}")
 
+    def withdraw(self, run: str, day: date, attempt: int) -> None:
+        """Remove what one attempt has staged; that it is not there changes nothing."""
+        self._store.remove(_key(run, day, attempt))
+
     def runs(self) -> list[str]:
         """The ids of the runs that have something staged."""
         return sorted(name for name in self._store.folders("") if name != QUARANTINE and SAFE_NAME.fullmatch(name))

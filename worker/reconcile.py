@@ -17,13 +17,15 @@ from worker.gate import go_on
 log = structlog.get_logger()
 
 START_IS_LATE = timedelta(seconds=10)  #: a command opens a run and starts it within so long
+#: A paused run and one that is being cancelled begin nothing, which the ledger sees to; what they began is finished.
+RECONCILED = frozenset({RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING})
 GATE_IS_LATE = timedelta(
     seconds=10
 )  #: a chord calls its gate within so long of its last date; calling it twice is safe
 
 
 def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
-    """Send again what was lost of a running run; returns how many windows that touched. Repeating it does no harm.
+    """Send again what was lost of a run on its way; returns how many windows that touched. Repeating it does no harm.
 
     A date whose worker is dead or whose lease has run out is sent again; so is one that has been queued for longer
     than `stalled_seconds` while its whole run made no progress, or at once with `lost_tasks` (the caller knows that the
@@ -33,7 +35,7 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     if run.state is RunState.PLANNED and run.owner is None and utcnow() - run.created_at > START_IS_LATE:
         deps.ledger.move_run(run_id, expect=[RunState.PLANNED], to=RunState.RUNNING)  # its command died before it did
         run = deps.ledger.run(run_id)
-    if run.state is not RunState.RUNNING:
+    if run.state not in RECONCILED:
         return 0
     job = find_job(run.job)
     stalled = lost_tasks or _is_stalled(run, deps)
