@@ -31,6 +31,8 @@ RECONCILE = "reconcile"
 MAINTAIN = "maintain"
 AFTER_RUN = "after_run"
 
+STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
+
 DATES_QUEUE = "backfill"
 GATE_QUEUE = "gate"
 MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
@@ -212,6 +214,13 @@ class CeleryDispatcher:
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )
+
+    def stop_dates(self, run: str) -> None:
+        """Have every worker kill what builds a date of the run. One that does not hear it finds out by itself."""
+        try:
+            self._app.control.broadcast(STOP_DATES, arguments={"run": run})
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
     def send_after_run(self, run: str) -> None:
         with _sending():

@@ -65,9 +65,9 @@ class Staging:
             if name.endswith(".parquet") and not name.startswith(".") and date.fromisoformat(name[:10]) in days:
                 self._store.remove(f"{folder}/{name}")
 
-    def forget(self, run: str, staged: StagedFile) -> None:
-        """Remove one staged file; where it is gone, nothing."""
-        self._store.remove(_key(run, staged.day, staged.attempt))
+    def withdraw(self, run: str, day: date, attempt: int) -> None:
+        """Remove what one attempt has staged; that it is not there changes nothing."""
+        self._store.remove(_key(run, day, attempt))
 
     def runs(self) -> list[str]:
         """The ids of the runs that have something staged."""

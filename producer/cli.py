@@ -12,6 +12,7 @@ from common.errors import BackfillError
 from producer.cli_alerts import add_alert_commands
 from producer.cli_audit import add_audit_commands
 from producer.cli_cleanup import add_cleanup_commands
+from producer.cli_control import add_control_commands
 from producer.cli_history import add_history_commands
 from producer.cli_look import add_look_commands
 from producer.cli_metrics import add_metrics_command
@@ -39,6 +40,7 @@ def no_command(context: typer.Context) -> None:
 
 
 add_run_commands(app)
+add_control_commands(app)
 add_look_commands(app)
 add_table_commands(app)
 add_setup_commands(app)

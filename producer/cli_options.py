@@ -36,7 +36,10 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Commit dates of low coverage, marked as forced for ever. Needs --reason."),
 ]
-Reason = Annotated[str | None, typer.Option("--reason", help="Why the dates are forced; stored with them.")]
+Reason = Annotated[
+    str | None, typer.Option("--reason", help="Why; stored with the run, and with every date that is forced.")
+]
+OrderReason = Annotated[str | None, typer.Option("--reason", help="Why; stored with who and when.")]
 Flagged = Annotated[
     bool,
     typer.Option(
@@ -62,3 +65,8 @@ NoPreflight = Annotated[
     bool,
     typer.Option("--no-preflight", help="Send the dates that would be blocked too, and let the gate judge."),
 ]
+
+
+def said(reason: str | None) -> str | None:
+    """What a `--reason` says; None where it says nothing."""
+    return (reason or "").strip() or None

@@ -30,7 +30,7 @@ from producer.launch import (
     start_run,
 )
 from producer.plan import Action, Plan, Request, make_plan
-from producer.site import Site
+from producer.site import Site, requester
 from producer.stack import EmbeddedStack
 
 
@@ -141,9 +141,9 @@ def execute(
             return run_sequentially(run, job, site, show)
         return _on_embedded_stack(run, job, launch, site, show)
     except KeyboardInterrupt:
-        raise Interrupted(run, _release(run, job, site)) from None
-    except BaseException:
-        _release(run, job, site)
+        raise Interrupted(run, _release(run, job, site, "interrupted")) from None
+    except BaseException as exc:
+        _release(run, job, site, f"its command failed: {type(exc).__name__}")
         raise
 
 
@@ -186,10 +186,10 @@ def _on_users_broker(
         raise Interrupted(run, None) from None
 
 
-def _release(run: Run, job: Job, site: Site) -> Released | None:
+def _release(run: Run, job: Job, site: Site, reason: str) -> Released | None:
     if site.ledger.run(run.id).ended:
         return None
-    return release_run(run, job, site.ledger, site.warehouse, site.staging)
+    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=requester(), reason=reason)
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:

@@ -9,12 +9,16 @@ from datetime import date
 
 from common.errors import Retryable
 from common.job import Job
-from common.ledger import Run, RunState
+from common.ledger import Action, Run, RunState
+from common.ledger.states import ENDED_RUNS
 from common.queue import AtBroker
 from common.settings import Settings
 from worker.deps import Deps, open_deps
 from worker.gate import close_window, go_on
 from worker.process import TryAgain, backoff, process_date
+from worker.reconcile import reconcile
+
+PAUSE_SECONDS = 0.2  #: between two looks at a run that is paused
 
 
 class InlineDispatcher:
@@ -53,12 +57,27 @@ class InlineDispatcher:
 
 
 def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], None]) -> None:
-    """Run a planned run to its end in this process."""
+    """Run a planned run to its end in this process; while it is paused, wait."""
     dispatcher = InlineDispatcher()
     deps = open_deps(settings, dispatcher)
     deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     go_on(run, job, deps)
     dispatcher.drain(deps, step)
+    obeyed = 0
+    while (ordered := _ordered(run, deps, step)) > obeyed:
+        obeyed = ordered
+        reconcile(run.id, deps, lost_tasks=True)  # what was sent while it was paused is gone
+        dispatcher.drain(deps, step)
+
+
+def _ordered(run: Run, deps: Deps, step: Callable[[], None]) -> int:
+    """How often a run that has not ended was told to go on or to stop, once it is no longer paused."""
+    while (state := deps.ledger.run(run.id).state) is RunState.PAUSED:
+        time.sleep(PAUSE_SECONDS)
+        step()
+    if state in ENDED_RUNS:
+        return 0
+    return sum(one.action in (Action.RESUMED, Action.CANCELLED) for one in deps.ledger.actions(run.id))
 
 
 def _date(run: str, day: date, deps: Deps) -> None:

@@ -29,7 +29,7 @@ from common.queue import (
     make_app,
 )
 from common.settings import read_settings
-from worker import after_run, gate, maintenance, process, reconcile
+from worker import after_run, control, gate, maintenance, process, reconcile
 from worker.deps import Deps, open_deps
 from worker.flower import prepare_flower
 from worker.schedule import LONGEST_WORK, beat_schedule
@@ -47,6 +47,8 @@ app.conf.beat_schedule = beat_schedule(read_settings(), maintenance.WORKS)
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
+
+COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; importing them is what makes them known
 
 
 @lru_cache(maxsize=1)

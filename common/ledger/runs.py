@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Sequence
 from datetime import date
-from typing import Any
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -16,8 +15,8 @@ from common.errors import DatesTaken, LedgerUnavailable, LedgerUnusable, UserErr
 from common.ledger.actions import record_action
 from common.ledger.database import Database
 from common.ledger.records import NewRun, Progress, Run
-from common.ledger.rows import date_values, grouped_by_columns, run_of, run_values
-from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
+from common.ledger.rows import date_values, grouped_by_columns, run_moved, run_of, run_values
+from common.ledger.states import Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
 
 
@@ -99,25 +98,14 @@ class Runs(Database):
 
     def move_run(self, run_id: str, *, expect: Collection[RunState], to: RunState) -> bool:
         """Change a run's state if it is one of those expected; an ended run gives its dates free."""
-        values: dict[str, Any] = {"state": to.value}
-        if to is RunState.RUNNING:
-            values["started_at"] = func.coalesce(runs.c.started_at, utcnow())
-        if to in ENDED_RUNS:
-            values["finished_at"] = utcnow()
         with self._write() as connection:
-            changed = connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
-                .values(values)
-            ).rowcount
-            if changed and to in ENDED_RUNS:
-                connection.execute(
-                    update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
-                )
-        return bool(changed)
+            return run_moved(connection, run_id, expect, to)
 
     def finish_run(self, run_id: str) -> RunState | None:
-        """End a running run if all its windows are closed; returns its end, or None if it goes on."""
+        """End a run that is on its way if all its windows are closed; returns its end, or None if it goes on.
+
+        A paused one ends as if it had not been paused, one that is being cancelled as cancelled.
+        """
         with self._read() as connection:
             unclosed = connection.execute(
                 select(func.count())
@@ -126,8 +114,12 @@ class Runs(Database):
             ).scalar_one()
         if unclosed:
             return None
-        end = final_state(dict(self.progress(run_id).counts))
-        return end if self.move_run(run_id, expect=[RunState.RUNNING], to=end) else None
+        progress = self.progress(run_id)
+        if progress.run.state is RunState.CANCELLING:
+            expect, end = [RunState.CANCELLING], RunState.CANCELLED
+        else:
+            expect, end = [RunState.RUNNING, RunState.PAUSED], final_state(dict(progress.counts))
+        return end if self.move_run(run_id, expect=expect, to=end) else None
 
     def progress(self, run_id: str) -> Progress:
         """One indexed query, however many dates the run has."""
