@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from datetime import date, timedelta
+from typing import Any
 
 import psutil
 import pytest
 
+from common.ledger import DateState, RunState
+from common.staging import Staging
+from common.warehouse.base import StagedFile
 from tests.lab import Lab, players, until
+from worker.process import process_date
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(8)]
 SPAN = ("--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -209,6 +215,23 @@ def test_a_worker_process_is_replaced_after_so_many_dates(lab: Lab, tasks: str, 
     ran = lab.command(*RUN, "--workers", "1", BACKFILL_WORKER_RECYCLE_TASKS=tasks)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert workers_of_dates(lab) == processes
+
+
+def test_a_worker_that_lost_its_date_while_it_was_frozen_removes_the_file_that_it_stages(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS[:1], "probe")
+
+    class Late(Staging):
+        """While it writes, the worker's date is cancelled with its run."""
+
+        def write(self, *arguments: Any) -> StagedFile:
+            deps.ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+            deps.ledger.move_date(run.id, DAYS[0], expect=DateState.PROCESSING, to=DateState.CANCELLED)
+            return super().write(*arguments)
+
+    process_date(run.id, DAYS[0], replace(deps, staging=Late(deps.settings.staging_url)))
+
+    assert list((lab.home / "staging").rglob("*.parquet")) == []
 
 
 def test_a_detached_run_goes_on_without_its_command_and_can_be_watched(lab: Lab) -> None:
