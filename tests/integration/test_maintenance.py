@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from common.warehouse.local import LocalWarehouse
 from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, queued_run, rows_of
 from tests.integration.test_ledger_contract import at_once
-from tests.lab import Lab
+from tests.lab import Lab, players
 from worker.deps import Deps
 from worker.inline import InlineDispatcher
 from worker.maintenance import WorkOutcome, catch_up, reconcile_all, run_work
@@ -206,7 +207,7 @@ def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_st
 
 
 def dead_process() -> str:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     who = identity(process.pid)
     process.communicate()
     return who
@@ -217,6 +218,8 @@ def test_a_run_whose_command_died_gives_its_dates_free_once_nobody_alive_holds_o
     lab: Lab, holder: str | None
 ) -> None:
     gone = dead_process()
+    for day, table in itertools.product((FEB_23, FEB_24), ("expected", "first")):
+        lab.probe(table, day, players(3))
     run, deps, _ = lab.opened([FEB_23, FEB_24], "probe")
     with deps.ledger._write() as connection:  # the command that opened it is this test, which lives
         connection.execute(update(runs).where(runs.c.id == run.id).values(owner=gone))
