@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from common.clock import Reading, read_clock
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
+from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import WRITE_ONLY
 from common.settings import Settings
 
@@ -29,12 +30,6 @@ CLOSE_WINDOW = "close_window"
 RECONCILE = "reconcile"
 MAINTAIN = "maintain"
 AFTER_RUN = "after_run"
-
-DATES_QUEUE = "backfill"
-GATE_QUEUE = "gate"
-MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
-HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
-QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
 RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
@@ -50,7 +45,10 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     """
     broker_address(broker_url)
     app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
-    transport = {"visibility_timeout": settings.visibility_seconds}
+    transport = {
+        "visibility_timeout": settings.visibility_seconds,
+        "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
+    }
     app.conf.update(
         task_acks_late=True,  # a killed worker's date comes back
         task_reject_on_worker_lost=True,
@@ -89,8 +87,8 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
 class Dispatcher(Protocol):
     """How the dates of a window reach the functions that process them."""
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
-        """Have each day processed, then the window closed. Sending again does no harm."""
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
+        """Have each day processed, then the window closed. Sending again does no harm, nor does another queue."""
         ...
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
@@ -112,13 +110,13 @@ class CeleryDispatcher:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
         headers = [
             self._app.signature(
                 PROCESS_DATE,
                 args=(run, day.isoformat()),
                 immutable=True,
-                queue=DATES_QUEUE,
+                queue=queue,
                 soft_time_limit=job.soft_time_limit_seconds,
                 time_limit=job.time_limit_seconds,
                 argsrepr=f"{job.name} {day.isoformat()} run={run}",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date
 from typing import Any
 
 from celery import Celery
 
+from common.advance import open_next
 from common.coverage import Verdict
 from common.dates import windows
 from common.job import Job
+from common.lanes import queue_for
 from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState, dates_taken
 from common.options import RunOptions
 from common.processes import identity, is_dead
@@ -41,7 +43,13 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bo
         owner=identity() if owned else None,
         dates=tuple(_dates(plan, job, options, site)),
     )
-    return site.ledger.open_run(new)
+    build = sum(one.window is not None for one in new.dates)
+    express = site.settings.express_dates
+
+    def queue(taken: Collection[str]) -> str:
+        return queue_for(build, express_dates=express, taken=taken)
+
+    return site.ledger.open_run(new, queue=None if owned else queue)
 
 
 def _dates(plan: Plan, job: Job, options: RunOptions, site: Site) -> list[NewDate]:
@@ -78,8 +86,7 @@ def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
     """Set a planned run going: open its first windows and send their tasks."""
     site.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
-    for number, days in site.ledger.open_windows(run.id, in_flight=RunOptions.restored(run.options).in_flight).items():
-        dispatcher.send_window(run.id, number, job, days)
+    open_next(run, job, site.ledger, dispatcher)
     end = site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
     if end is not None and run.owner is None:
         dispatcher.send_after_run(run.id)

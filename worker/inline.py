@@ -9,11 +9,14 @@ from datetime import date
 
 from common.errors import Retryable
 from common.job import Job
-from common.ledger import Run, RunState
+from common.lanes import DATES_QUEUE
+from common.ledger import Run, RunState, WindowState
 from common.settings import Settings
 from worker.deps import Deps, open_deps
 from worker.gate import close_window, go_on
 from worker.process import TryAgain, backoff, process_date
+
+POLL_SECONDS = 0.5
 
 
 class InlineDispatcher:
@@ -23,7 +26,7 @@ class InlineDispatcher:
         self._sent: deque[tuple[str, int, date | None]] = deque()
         self.works: list[str] = []  #: those asked for; nothing here does them
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
         self._sent.extend((run, number, day) for day in days)
         self.send_gate(run, number, job)
 
@@ -54,6 +57,18 @@ def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], 
     deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     go_on(run, job, deps)
     dispatcher.drain(deps, step)
+    while _is_held_back(run, deps):
+        step()
+        time.sleep(POLL_SECONDS)
+        go_on(run, job, deps)
+        dispatcher.drain(deps, step)
+
+
+def _is_held_back(run: Run, deps: Deps) -> bool:
+    """Other runs of the job have so much in flight that nothing of this one may be begun."""
+    left = deps.ledger.windows_in(run.id, [WindowState.PENDING])
+    begun = deps.ledger.windows_in(run.id, [WindowState.OPEN, WindowState.CLOSING])
+    return bool(left) and not begun and deps.ledger.run(run.id).state is RunState.RUNNING
 
 
 def _date(run: str, day: date, deps: Deps) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init
 
 from common.errors import BackfillError, Retryable
+from common.lanes import consumed_by
 from common.logs import configure_logs
 from common.processes import die_with_parent
 from common.queue import AFTER_RUN, CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
-    return open_deps(read_settings(), CeleryDispatcher(app))
+    return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
 
 def opened(task: Any) -> Deps:
@@ -50,6 +51,14 @@ def opened(task: Any) -> Deps:
     except BackfillError as exc:
         log.error("connections_not_opened", error=str(exc))
         raise task.retry(countdown=process.backoff(task.request.retries, read_settings().retry_seconds)) from None
+
+
+@celeryd_after_setup.connect
+def _consume_every_lane(instance: Any, **_: Any) -> None:
+    """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
+    queues = instance.app.amqp.queues
+    for name in consumed_by(queues.consume_from) - set(queues.consume_from):
+        queues.select_add(queues[name])
 
 
 @worker_process_init.connect
