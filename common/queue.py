@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
+from common.lanes import DATES_QUEUE, DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import WRITE_ONLY
 from common.settings import Settings
 
@@ -32,14 +33,6 @@ MAINTAIN = "maintain"
 AFTER_RUN = "after_run"
 
 STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
-
-DATES_QUEUE = "backfill"
-GATE_QUEUE = "gate"
-MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
-HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
-OTHER_QUEUES = frozenset({GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE})  #: than those for dates
-QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
-
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
 WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
@@ -53,7 +46,10 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     """
     broker_address(broker_url)
     app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
-    transport = {"visibility_timeout": settings.visibility_seconds}
+    transport = {
+        "visibility_timeout": settings.visibility_seconds,
+        "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
+    }
     app.conf.update(
         task_acks_late=True,  # a killed worker's date comes back
         task_reject_on_worker_lost=True,
@@ -108,8 +104,8 @@ class AtBroker:
 class Dispatcher(Protocol):
     """How the dates of a window reach the functions that process them."""
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
-        """Have each day processed, then the window closed. Sending again does no harm."""
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
+        """Have each day processed, then the window closed. Sending again does no harm, nor does another queue."""
         ...
 
     def at_broker(self, run: str) -> AtBroker:
@@ -135,13 +131,13 @@ class CeleryDispatcher:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
         headers = [
             self._app.signature(
                 PROCESS_DATE,
                 args=(run, day.isoformat()),
                 immutable=True,
-                queue=DATES_QUEUE,
+                queue=queue,
                 soft_time_limit=job.soft_time_limit_seconds,
                 time_limit=job.time_limit_seconds,
                 argsrepr=f"{job.name} {day.isoformat()} run={run}",
@@ -158,7 +154,7 @@ class CeleryDispatcher:
         with _sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(_sent_key(run))
-            for queue in self._dates_queues():
+            for queue in DATES_QUEUES:
                 pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
             sent, *dates, gates = pipe.execute()
@@ -182,9 +178,6 @@ class CeleryDispatcher:
         with pool.acquire(block=True) as connection:
             connection.ensure_connection(**RESULT_TRIES)  # which without limits would try for ever
             yield connection.default_channel.client
-
-    def _dates_queues(self) -> list[str]:
-        return [queue.name for queue in self._app.conf.task_queues if queue.name not in OTHER_QUEUES]
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
         with _sending():

@@ -6,7 +6,8 @@ import redis
 from redis.exceptions import RedisError
 
 from common.errors import BrokerUnavailable, UserError
-from common.queue import QUEUES, broker_address
+from common.lanes import QUEUES
+from common.queue import broker_address
 
 HELD = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
 

@@ -53,6 +53,10 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
 ]
+MaxInFlight = Annotated[
+    int | None,
+    typer.Option(min=1, help="Dates under way at once.  [default: BACKFILL_MAX_IN_FLIGHT, or what the windows hold]"),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Worker processes of the embedded stack.  [default: BACKFILL_WORKERS or 2]"),

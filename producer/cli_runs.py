@@ -12,8 +12,10 @@ import typer
 from common.coverage import Fallback
 from common.dates import DateRange, parse_date
 from common.errors import UserError
+from common.flow import Caps
 from common.job import find_job, job_names
 from common.ledger import DateState, Run
+from common.options import tightest
 from common.settings import read_settings
 from producer.cli_options import (
     AllowPartial,
@@ -26,6 +28,7 @@ from producer.cli_options import (
     Flagged,
     Force,
     JobName,
+    MaxInFlight,
     Newest,
     NoPreflight,
     Reason,
@@ -95,7 +98,12 @@ def plan(
     site = open_site(settings)
     found = find_job(request.job)
     made = make_plan(request, found, site.warehouse, site.ledger)
-    dates_a_window = window or settings.window
+    caps = Caps(
+        windows=settings.windows_in_flight,
+        dates=settings.max_in_flight,
+        job_dates=tightest(found.max_in_flight, settings.max_in_flight_per_job),
+    )
+    dates_a_window = caps.window_size(window or settings.window)
     cost = cost_of(made, found, site.warehouse, window=dates_a_window, price_per_tib=settings.price_per_tib)
     if save is not None:
         save_plan(made, save)
@@ -127,6 +135,7 @@ def run(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
     yes: Yes = False,
@@ -158,6 +167,7 @@ def run(
         sequential=sequential,
         allow_partial=allow_partial,
         preflight=not no_preflight,
+        max_in_flight=max_in_flight,
     )
 
     def check(made: Plan) -> None:
@@ -178,6 +188,7 @@ def retry(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
     yes: Yes = False,
@@ -206,6 +217,7 @@ def retry(
         sequential=sequential,
         allow_partial=allow_partial,
         preflight=not no_preflight,
+        max_in_flight=max_in_flight,
     )
     raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
 

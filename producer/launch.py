@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from celery import Celery
 
+from common.advance import open_next
 from common.coverage import Verdict
 from common.dates import windows
 from common.errors import BrokerUnavailable
 from common.job import Job, find_job
+from common.lanes import MAINTENANCE_QUEUE, queue_for
 from common.ledger import (
     Action as Ordered,
 )
@@ -31,7 +33,7 @@ from common.ledger import (
 )
 from common.options import RunOptions
 from common.processes import identity, is_dead
-from common.queue import MAINTENANCE_QUEUE, CeleryDispatcher
+from common.queue import CeleryDispatcher
 from common.recover import ITS_PROCESS_DIED, ITSELF, Released, release_run
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
@@ -59,7 +61,13 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bo
         owner=identity() if owned else None,
         dates=tuple(_dates(plan, job, options, site)),
     )
-    return site.ledger.open_run(new)
+    build = sum(one.window is not None for one in new.dates)
+    express = site.settings.express_dates
+
+    def queue(taken: Collection[str]) -> str:
+        return queue_for(build, express_dates=express, taken=taken)
+
+    return site.ledger.open_run(new, queue=None if owned else queue)
 
 
 def _dates(plan: Plan, job: Job, options: RunOptions, site: Site) -> list[NewDate]:
@@ -96,7 +104,7 @@ def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
     """Set a planned run going: open its first windows and send their tasks."""
     site.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
-    _open_windows(run, job, site, dispatcher)
+    open_next(run, job, site.ledger, dispatcher)
     end = site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
     if end is not None and run.owner is None:
         dispatcher.send_after_run(run.id)
@@ -109,14 +117,8 @@ def bring_on(run: Run, job: Job, site: Site, dispatcher: CeleryDispatcher) -> No
             run.id, window.number, queued_too=True, is_dead=is_dead, max_deaths=site.settings.max_deaths
         )
         if again:
-            dispatcher.send_window(run.id, window.number, job, again)
-    _open_windows(run, job, site, dispatcher)
-
-
-def _open_windows(run: Run, job: Job, site: Site, dispatcher: CeleryDispatcher) -> None:
-    in_flight = RunOptions.restored(run.options).in_flight
-    for number, days in site.ledger.open_windows(run.id, in_flight=in_flight).items():
-        dispatcher.send_window(run.id, number, job, days)
+            dispatcher.send_window(run.id, window.number, job, again, queue=RunOptions.restored(run.options).queue)
+    open_next(run, job, site.ledger, dispatcher)
 
 
 def run_sequentially(run: Run, job: Job, site: Site, show: Callable[[Progress], None]) -> Progress:

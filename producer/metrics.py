@@ -18,11 +18,11 @@ from prometheus_client.registry import Collector
 from common.after_run import check_beat, deliver, primary_source
 from common.clock import utcnow
 from common.errors import BackfillError
+from common.lanes import QUEUES
 from common.ledger import DateState, Ledger, Run, open_ledger
 from common.ledger.gauges import Counts, DateFacts
 from common.ledger.maintenance import HEARTBEAT
 from common.processes import identity
-from common.queue import QUEUES
 from common.queue_depth import queue_depths
 from common.settings import Settings
 

@@ -44,6 +44,7 @@ class Launch:
     sequential: bool = False
     allow_partial: bool = False
     preflight: bool = True
+    max_in_flight: int | None = None  #: dates of the run; None: that of the settings, if any
     shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
 
     def as_json(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Launch:
         return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
 
 
-_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "shown")
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "shown")
 
 
 class Interrupted(Exception):
@@ -131,6 +132,8 @@ def execute(
         fallback=plan.request.fallback,
         because=plan.request.forced_because,
         calendar=plan.calendar,
+        max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
+        job_max_in_flight=site.settings.max_in_flight_per_job,
     )
     if not (site.embedded or launch.sequential):
         return _on_users_broker(plan, job, options, site, show, opened, wait=wait)

@@ -15,6 +15,7 @@ from common.clock import utcnow
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, RunState, WindowRow, WindowState
 from common.ledger.states import ENDED_RUNS, READY_FOR_GATE
+from common.options import RunOptions
 from common.processes import is_dead
 from common.queue import AtBroker
 from common.recovery_settings import RecoverySettings
@@ -216,7 +217,8 @@ def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
             if not again:
                 return 0
             log.warning("dates_sent_again", run=run.id, window=step.window, count=len(again), reason=step.reason)
-            deps.dispatcher.send_window(run.id, step.window, job, again)
+            queue = RunOptions.restored(run.options).queue
+            deps.dispatcher.send_window(run.id, step.window, job, again, queue=queue)
             return 1
         case CallGate():
             log.warning("gate_called", run=run.id, window=step.window, reason=step.reason)

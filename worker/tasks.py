@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import structlog
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
 
 from common.errors import BackfillError, Retryable
+from common.lanes import DATES_QUEUES, consumed_by
 from common.ledger import open_ledger
 from common.logs import configure_logs
 from common.processes import die_with_parent, identity, limit_memory
@@ -22,7 +23,6 @@ from common.queue import (
     AFTER_RUN,
     CLOSE_WINDOW,
     MAINTAIN,
-    OTHER_QUEUES,
     PROCESS_DATE,
     RECONCILE,
     CeleryDispatcher,
@@ -54,7 +54,7 @@ COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; 
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
-    return open_deps(read_settings(), CeleryDispatcher(app))
+    return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
 
 def opened(task: Any) -> Deps:
@@ -66,12 +66,20 @@ def opened(task: Any) -> Deps:
         raise task.retry(countdown=process.backoff(task.request.retries, read_settings().retry_seconds)) from None
 
 
+@celeryd_after_setup.connect
+def _consume_every_lane(instance: Any, **_: Any) -> None:
+    """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
+    queues = instance.app.amqp.queues
+    for name in consumed_by(queues.consume_from) - set(queues.consume_from):
+        queues.select_add(queues[name])
+
+
 @worker_process_init.connect
 def _in_child(**_: Any) -> None:
     die_with_parent()
     deps.cache_clear()
     limit = read_settings().worker_memory_mb
-    if limit and not OTHER_QUEUES.issuperset(app.amqp.queues.consume_from):  # dates are what may need too much
+    if limit and not set(DATES_QUEUES).isdisjoint(app.amqp.queues.consume_from):  # dates are what may need too much
         limit_memory(limit)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import date
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
@@ -16,15 +17,18 @@ from common.ledger.actions import record_action
 from common.ledger.database import Database
 from common.ledger.records import NewRun, Progress, Run
 from common.ledger.rows import date_values, grouped_by_columns, run_moved, run_of, run_values
-from common.ledger.states import Action, DateState, RunState, WindowState, final_state
+from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
 
 
 class Runs(Database):
     """The runs of every job, and who holds which dates."""
 
-    def open_run(self, new: NewRun) -> Run:
+    def open_run(self, new: NewRun, *, queue: Callable[[Collection[str]], str] | None = None) -> Run:
         """Write a run down with all its dates, as planned.
+
+        `queue` is asked where its dates are to be sent, given the queues of all active runs on brokers of the user's,
+        one for each; the answer is kept with the options.
 
         Raises `DatesTaken`, and writes nothing, when another active run of the job holds one of its dates.
         """
@@ -32,17 +36,19 @@ class Runs(Database):
         days = [one.day for one in new.dates]
         try:
             try:
-                self._write_run(run_id, new)
+                self._write_run(run_id, new, queue)
             except LedgerUnavailable:
                 # Two that open the same dates in different orders deadlock on PostgreSQL, which ends one of them: on
                 # its second try it waits for the other and learns that the dates are taken.
-                self._write_run(run_id, new)
+                self._write_run(run_id, new, queue)
         except IntegrityError as exc:
             raise self._taken(new.job, days, exc) from exc
         return self.run(run_id)
 
-    def _write_run(self, run_id: str, new: NewRun) -> None:
+    def _write_run(self, run_id: str, new: NewRun, queue: Callable[[Collection[str]], str] | None) -> None:
         with self._write() as connection:
+            if queue is not None:
+                new = replace(new, options={**new.options, "queue": queue(_queues_in_use(connection))})
             connection.execute(insert(runs), run_values(run_id, new))
             record_action(connection, run_id, Action.LAUNCHED, by=new.requested_by, reason=new.reason)
             numbers = sorted({one.window for one in new.dates if one.window is not None})
@@ -134,6 +140,11 @@ class Runs(Database):
             return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
         run_id, held = max(holders.items(), key=lambda item: len(item[1]))
         return dates_taken(self.run(run_id), held)
+
+
+def _queues_in_use(connection: Connection) -> list[str]:
+    query = select(runs.c.options).where(runs.c.state.not_in([one.value for one in ENDED_RUNS]), runs.c.owner.is_(None))
+    return [options["queue"] for options in connection.execute(query).scalars() if "queue" in options]
 
 
 def dates_taken(run: Run, held: Sequence[date]) -> DatesTaken:

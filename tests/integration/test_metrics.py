@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, text
 
 from common.errors import UserError
+from common.lanes import QUEUES
 from tests.brokers import PASSWORD
 from tests.builders import ROOT
 from tests.lab import Lab, players, until
@@ -124,7 +125,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
     assert found["backfill_last_run_fallback_dates"] == {("probe",): 1}
     assert found["backfill_last_run_dates"][("probe", "blocked")] == 1
     assert set(found["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
-    assert found["backfill_queue_tasks"] == {("backfill",): 0, ("gate",): 2, ("maintenance",): 0, ("housekeeping",): 0}
+    assert found["backfill_queue_tasks"] == {(queue,): 2 if queue == "gate" else 0 for queue in QUEUES}
     assert set(found["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
     assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
     assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}

@@ -87,8 +87,8 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     with redis.Redis.from_url(places["BACKFILL_BROKER"]) as client:
         detached = lab.command(*RUN, "--detach", "--window", "2", **places)
         assert detached.returncode == 0, detached.stderr
-        assert client.llen("backfill") == len(DAYS)  # three windows of two are in flight
-        assert b"probe 2023-02-20 run=" in client.lindex("backfill", -1)
+        assert client.llen("express") == len(DAYS)  # three windows of two are in flight
+        assert b"probe 2023-02-20 run=" in client.lindex("express", -1)
     with receiving() as receiver, workers(lab, places | {"BACKFILL_ALERTS": receiver.url}):
         watched = lab.command("watch", **places)
         until(lambda: receiver.messages, "the alert that a worker sends when the run has ended")
