@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import ipaddress
-import ssl
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -73,46 +71,43 @@ def _certificate(name: str, key: Key, issuer: x509.Name, by: Key, *, authority: 
 @contextmanager
 def terminating(authority: Authority, port: int) -> Iterator[int]:
     """The port at which TLS is spoken, with whoever shows a certificate of the authority, for a server at another."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.certify("server"))
-    context.load_verify_locations(authority.file)
-    context.verify_mode = ssl.CERT_REQUIRED
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # what clients do that are refused is no concern of the server
-    served = loop.run_until_complete(asyncio.start_server(partial(_serve, port), "127.0.0.1", 0, ssl=context))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    yield served.sockets[0].getsockname()[1]
-    asyncio.run_coroutine_threadsafe(_end(served), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    words = [*map(str, authority.certify("server")), str(authority.file), str(port)]
+    with subprocess.Popen([sys.executable, "-c", TERMINATOR, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.kill()
 
 
-async def _serve(port: int, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-    server, to_server = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        both = [asyncio.ensure_future(_copy(client, to_server)), asyncio.ensure_future(_copy(server, to_client))]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        for one in both:
-            one.cancel()
-        await asyncio.gather(*both, return_exceptions=True)
-    finally:
-        to_client.close()
-        to_server.close()
+#: A process of its own: what it leaves open ends with it.
+TERMINATOR = """
+import asyncio, contextlib, ssl, sys
+
+certificate, key, authority, port = sys.argv[1:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate, key)
+context.load_verify_locations(authority)
+context.verify_mode = ssl.CERT_REQUIRED
 
 
-async def _copy(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
+async def copy(source, to):
+    with contextlib.suppress(OSError):
         while data := await source.read(65536):
             to.write(data)
             await to.drain()
+    to.close()
 
 
-async def _end(server: asyncio.Server) -> None:
-    server.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for one in others:
-        one.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.sleep(0)
+async def serve(client, to_client):
+    server, to_server = await asyncio.open_connection("127.0.0.1", int(port))
+    await asyncio.gather(copy(client, to_server), copy(server, to_client))
+
+
+async def main():
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # clients that are refused
+    served = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    print(served.sockets[0].getsockname()[1], flush=True)
+    await served.serve_forever()
+
+
+asyncio.run(main())
+"""

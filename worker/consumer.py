@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from celery.worker.consumer import Consumer
+from kombu.exceptions import ContentDisallowed, KombuError
 
 log = structlog.get_logger()
 
@@ -25,7 +26,12 @@ class TolerantConsumer(Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                handle(message)
+                wrong = misfit(message.headers, message.payload)  # once taken up, it would hold a place for ever
+                if wrong is not None:
+                    return self._refuse(message, wrong)
+                return handle(message)
+            except (ContentDisallowed, KombuError) as exc:
+                self._refuse(message, f"it can't be read: {exc}")
             except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as exc:
                 self._refuse(message, f"{type(exc).__name__}: {exc}")
 
@@ -47,6 +53,53 @@ class TolerantConsumer(Consumer):
         log.error("message_refused", task=_task_of(message), content_type=message.content_type, error=why[:SHOWN])
         if not message.acknowledged:
             message.ack()
+
+
+def misfit(headers: Any, payload: Any) -> str | None:
+    """What makes it no message of a task; None when nothing does. Whether the task can do with it is not asked here."""
+    if not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
+        return "it names no task"
+    for name, fits in HEADERS.items():
+        if headers.get(name) is not None and not fits(headers[name]):
+            return f"its header {name} is a {type(headers[name]).__name__} that can't be one"
+    if not isinstance(payload, list | tuple) or len(payload) != len(PAYLOAD):
+        return "its body is not arguments"
+    if not all(isinstance(part, kind) for part, kind in zip(payload, PAYLOAD, strict=True)):
+        return "its body is not arguments"
+    embedded = payload[2]
+    if not all(isinstance(embedded.get(name), kind | None) for name, kind in EMBEDDED.items()):
+        return "what it says is to follow can't be read"
+    return None
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+def _limits(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(one is None or _seconds(one) for one in value)
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST
+
+
+MOST = 2**31
+#: What a header can hold where it holds anything; others are not looked at.
+HEADERS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("id", "root_id", "parent_id", "group", "eta", "expires", "origin", "lang", "shadow"), _text),
+    **dict.fromkeys(("argsrepr", "kwargsrepr"), _text),
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _count),
+    "timelimit": _limits,
+    "stamped_headers": lambda value: isinstance(value, list | tuple),
+    "stamps": lambda value: isinstance(value, dict),
+}
+PAYLOAD = (list, dict, dict)  #: arguments by position and by name, and what is to follow
+EMBEDDED = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
 
 
 def _task_of(message: Any) -> str:
