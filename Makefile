@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 EMULATOR := .venv-emulator
 EMULATOR_READY := $(EMULATOR)/.ready
 
-.PHONY: environments demo test test-browser screenshots test-bigquery lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery lint types check bench lock clean help
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -43,10 +43,17 @@ test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PR
 	@test -n "$(PROJECT)" || { echo "say in which project: make test-bigquery PROJECT=my-project"; exit 2; }
 	TEST_BIGQUERY="bigquery://$(PROJECT)?location=$(LOCATION)" $(BIN)/python -m pytest tests/real_bigquery $(ARGS)
 
+CASES ?= 10000
+fuzz: $(READY)  ## try command lines, settings, files and messages of any kind: CASES=10000
+	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses 2 --dist worksteal --timeout 1800 $(ARGS)
+
 lint: $(READY)  ## ruff (lint and format) and the layering of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+audit: $(READY)  ## look for known vulnerabilities of what is installed, or say loudly that nobody could be asked
+	$(BIN)/python -m tests.audit
 
 types: $(READY)  ## strict type check of the three packages
 	$(BIN)/basedpyright
