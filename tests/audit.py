@@ -1,8 +1,8 @@
 """Whether anything that requirements.lock pins is known to be vulnerable: `make audit`.
 
-It asks the advisory databases of PyPI and of OSV through pip-audit. Where neither answers, nothing is known, and that is
-what it says: NOT AUDITED, loudly, and not a failure, since whoever has no way out would never pass otherwise. A list that
-is at hand offline is looked through besides, and its age is told: it can find something, but it can't say that all is well.
+It asks the advisory databases of PyPI and of OSV through pip-audit. Where neither answers, nothing is known, and that
+is what it says: NOT AUDITED, loudly, and not a failure, since whoever has no way out would never pass otherwise. A list
+that is at hand offline is looked through besides, and its age is told: it can find something, but not that all is well.
 """
 
 from __future__ import annotations
