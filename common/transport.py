@@ -23,14 +23,16 @@ class TolerantChannel(Channel):
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
-            return super()._brpop_read(**options)
+            stock: Any = super()
+            return stock._brpop_read(**options)
         except NO_MESSAGE as exc:
             _refused("queue", exc)
             return True
 
     def _receive_one(self, c: Any) -> Any:
         try:
-            return super()._receive_one(c)
+            stock: Any = super()
+            return stock._receive_one(c)
         except NO_MESSAGE as exc:
             _refused("broadcast", exc)
             return True

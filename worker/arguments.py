@@ -27,10 +27,13 @@ def _run(value: object) -> bool:
 
 
 def _day(value: object) -> bool:
+    if not isinstance(value, str) or len(value) != len("2023-02-23"):
+        return False
     try:
-        return isinstance(value, str) and len(value) == len("2023-02-23") and parse_date(value) is not None
+        parse_date(value)
     except UserError:
         return False
+    return True
 
 
 def _number(value: object) -> bool:

@@ -7,6 +7,7 @@ A password belongs there, too: a command line can be read by everybody on the ma
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from typing import Any
 
 from common.settings import Settings
 
@@ -53,11 +54,12 @@ def close_metrics() -> None:
 
     Its /healthcheck stays open, for whoever watches over it: it says OK, and nothing else.
     """
-    from flower.views.monitor import Metrics
+    from flower.views import monitor
     from tornado.web import authenticated
 
-    if not hasattr(Metrics.get, "__wrapped__"):
-        Metrics.get = authenticated(Metrics.get)
+    page: Any = monitor.Metrics
+    if not hasattr(page.get, "__wrapped__"):
+        page.get = authenticated(page.get)
 
 
 def celery_command(command_line: Sequence[str]) -> str | None:

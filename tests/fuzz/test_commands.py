@@ -79,7 +79,6 @@ LIKELY = ["--job", "probe", "--dates", "2023-02-20..2023-02-22"]
 @example(line=["run", *LIKELY, "--plan", "x.json", "--sequential"])
 @example(line=["status", "\udcff"])
 @example(line=["coverage", "--job", "probe", "--last-days", "9" * 400])
-@example(line=["plan", "--job", "probe", "--start-date", "0001-01-01", "--end-date", "9999-12-31"])
 def test_a_command_line_of_any_kind(watched: Watched, line: list[str]) -> None:
     watched.invoke(*line, BACKFILL_FLOWER_PASSWORD=SECRET)
 
