@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-FEW = 500
+FEW = 300
 ASKED = os.environ.get("FUZZ_CASES")
 CASES = int(ASKED or FEW)
 #: Shrinking a failing command line costs more than reading it.
