@@ -11,19 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from celery import Celery, Signature, chord
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError, ResponseError
 
+from common.broker_url import WRITE_IT, parse_broker_url
 from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.lanes import DATES_QUEUE, DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import WRITE_ONLY
 from common.settings import Settings
+from common.transport import use_tolerant_transport
 
 #: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"
@@ -34,7 +35,6 @@ AFTER_RUN = "after_run"
 
 STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
-WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
 RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
@@ -44,8 +44,9 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
 
     Raises `UserError` for a URL that names no broker.
     """
-    broker_address(broker_url)
-    app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
+    broker = parse_broker_url(broker_url)
+    use_tolerant_transport()
+    app = Celery("gated-backfill", broker=broker.url, backend=f"{WRITE_ONLY}+{broker.url}")
     transport = {
         "visibility_timeout": settings.visibility_seconds,
         "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
@@ -56,11 +57,14 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
         worker_prefetch_multiplier=1,  # long tasks spread evenly, and less is redelivered
         broker_transport_options=transport,
         result_backend_transport_options=transport,
+        broker_use_ssl=broker.tls or False,
+        redis_backend_use_ssl=broker.tls or None,
         result_expires=SEVEN_DAYS,  # the default day loses a long chord silently
         result_chord_expires=SEVEN_DAYS,
         task_serializer="json",
         result_serializer="json",
-        accept_content=["json"],
+        accept_content=["json"],  # of tasks and of remote control: nothing is ever unpickled
+        result_accept_content=["json"],
         task_ignore_result=True,
         task_publish_retry_policy=RESULT_TRIES,
         worker_max_tasks_per_child=settings.worker_recycle_tasks,
@@ -286,16 +290,7 @@ def ask_broker(settings: Settings, url: str) -> BrokerAnswer:
 
 def broker_address(url: str) -> str:
     """The broker's address without user and password. Raises `UserError` for a URL that names no broker."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as exc:  # its text may quote a part of the password
-        raise UserError(f"BACKFILL_BROKER is no URL: {WRITE_IT}") from exc
-    if parts.scheme not in ("redis", "rediss", "redis+socket"):
-        raise UserError(f"BACKFILL_BROKER is not the URL of a Redis or Valkey server: {WRITE_IT}")
-    if parts.scheme != "redis+socket" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"):
-        raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {WRITE_IT}")
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+    return parse_broker_url(url).address
 
 
 def _clock_of(client: Any) -> Reading | None:

@@ -135,6 +135,8 @@ def _write(where: str, text: str) -> None:
     file = Path(where)
     if not file.absolute().parent.is_dir():
         raise UserError(f"{file} can't be written: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UserError(f"{file} can't be written: it is a folder")
     try:
         write_atomically(file, text.encode())
     except OSError as exc:

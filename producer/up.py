@@ -174,7 +174,7 @@ class StandingStack:
             wait_until(answers, self._children, name, STARTING_SECONDS)
         for name, url in (
             ("flower", f"{self.standing.flower_url}/healthcheck"),
-            ("metrics", self.standing.metrics_url),
+            ("metrics", self.standing.metrics_url.removesuffix("/metrics") + "/healthz"),
         ):
             wait_until(_answers(url), self._children, name, STARTING_SECONDS)
         if not self._children.alive("beat"):

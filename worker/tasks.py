@@ -30,6 +30,7 @@ from common.queue import (
 )
 from common.settings import read_settings
 from worker import after_run, control, gate, maintenance, process, reconcile
+from worker.arguments import understood
 from worker.deps import Deps, open_deps
 from worker.flower import prepare_flower
 from worker.schedule import LONGEST_WORK, beat_schedule
@@ -43,6 +44,7 @@ def broker_url() -> str:
 
 
 app: Celery = make_app(read_settings(), broker_url())
+app.conf.worker_consumer = "worker.consumer:TolerantConsumer"
 app.conf.beat_schedule = beat_schedule(read_settings(), maintenance.WORKS)
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
@@ -104,6 +106,7 @@ class DateRequest(Request):
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)
+@understood
 def process_date(self: Any, run: str, day: str) -> dict[str, str]:
     try:
         outcome = process.process_date(run, date.fromisoformat(day), opened(self), retries=self.request.retries)
@@ -113,6 +116,7 @@ def process_date(self: Any, run: str, day: str) -> dict[str, str]:
 
 
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
+@understood
 def close_window(self: Any, run: str, number: int) -> None:
     settings, retries = opened(self).settings, self.request.retries
     try:
@@ -122,11 +126,13 @@ def close_window(self: Any, run: str, number: int) -> None:
 
 
 @app.task(name=RECONCILE)
+@understood
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
 
 
 @app.task(name=AFTER_RUN)
+@understood
 def tell_run(run: str) -> None:
     after_run.tell(run, deps())
 
@@ -138,6 +144,7 @@ def tell_run(run: str) -> None:
     soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
     time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease is another's
 )
+@understood
 def maintain(name: str) -> None:
     try:
         maintenance.run_work(name, deps())

@@ -33,6 +33,7 @@ from tests.lab import PACKAGES, players, until
 PASSWORD = "p@ss:w/rd#1 %?$x"
 ENCODED = quote(PASSWORD, safe="")
 SECRETS = {"REDIS_PASSWORD": PASSWORD, "POSTGRES_PASSWORD": PASSWORD, "FLOWER_BASIC_AUTH": "ops:letmein"}
+SECRETS["BACKFILL_METRICS_PASSWORD"] = PASSWORD
 URLS = {
     "BACKFILL_BROKER": f"redis://:{ENCODED}@redis:6379/0",
     "BACKFILL_LEDGER": f"postgresql://backfill:{ENCODED}@postgres:5432/backfill",
