@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import redis
+
 from common.errors import UserError
 
 WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
@@ -29,6 +31,16 @@ class BrokerUrl:
     url: str = field(repr=False)  #: with user and password, without the options of TLS
     address: str  #: for people: without user and password
     tls: Mapping[str, Any] | None = None  #: as redis, kombu and Celery name the options; None: not encrypted
+
+    def client(self, *, seconds: float) -> redis.Redis:
+        """A client of its own, which waits so long for a connection and for each answer. It connects when first used.
+
+        Raises `ValueError`, whose text may quote the password, for a URL that can't be used.
+        """
+        reachable = self.url.replace("redis+socket://", "unix://", 1)
+        return redis.Redis.from_url(
+            reachable, socket_timeout=seconds, socket_connect_timeout=seconds, **(self.tls or {})
+        )
 
 
 def parse_broker_url(url: str) -> BrokerUrl:

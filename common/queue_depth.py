@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import redis
 from redis.exceptions import RedisError
 
 from common.broker_url import parse_broker_url
@@ -18,14 +17,8 @@ def queue_depths(url: str, *, seconds: float) -> tuple[dict[str, int], int]:
     Raises `BrokerUnavailable` when the broker does not answer within that time, `UserError` for a URL that names none.
     """
     broker = parse_broker_url(url)
-    reachable = broker.url.replace("redis+socket://", "unix://", 1)
     try:
-        with (
-            redis.Redis.from_url(
-                reachable, socket_timeout=seconds, socket_connect_timeout=seconds, **(broker.tls or {})
-            ) as client,
-            client.pipeline(transaction=False) as pipe,
-        ):
+        with broker.client(seconds=seconds) as client, client.pipeline(transaction=False) as pipe:
             for queue in QUEUES:
                 pipe.llen(queue)
             pipe.hlen(HELD)

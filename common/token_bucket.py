@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import redis
 import structlog
 from redis.exceptions import RedisError
 
+from common.broker_url import parse_broker_url
 from common.errors import WarehouseUnavailable
 from common.rate import SECOND, Rate, take
 
@@ -75,11 +75,7 @@ class SharedBucket:
 
     def __init__(self, url: str, rate: Rate) -> None:
         self._rate = rate
-        self._client = redis.Redis.from_url(
-            url.replace("redis+socket://", "unix://", 1),
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=ANSWER_SECONDS,
-        )
+        self._client = parse_broker_url(url).client(seconds=ANSWER_SECONDS)
         self._take: Any = self._client.register_script(TAKE)
         self._own = OwnBucket(rate)
         self._away_until = 0.0
