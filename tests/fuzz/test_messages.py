@@ -38,7 +38,7 @@ def tasks(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.deps.cache_clear()
 
 
-@share(0.14)
+@share(0.18)
 @given(
     task=st.sampled_from(TASKS),
     args=st.lists(json_values, max_size=4),
@@ -62,7 +62,7 @@ def test_arguments_of_any_kind(
     assert watched.published() == watched.rows
 
 
-@share(0.04)
+@share(0.06)
 @given(headers=json_values, payload=json_values)
 @example(headers={"task": "process_date"}, payload=[[], {}, {"chord": 5}])
 @example(headers={"task": "process_date", "timelimit": "soon"}, payload=[[], {}, {}])
@@ -72,7 +72,7 @@ def test_headers_and_bodies_of_any_kind(headers: Any, payload: Any) -> None:
     assert isinstance(misfit(headers, payload), str)
 
 
-@share(0.03)
+@share(0.05)
 @given(name=words)
 @example(name="os:system")
 @example(name="antigravity")
