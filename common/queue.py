@@ -21,7 +21,7 @@ from common.broker_url import WRITE_IT, parse_broker_url
 from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
-from common.lanes import DATES_QUEUE, DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
+from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import WRITE_ONLY
 from common.settings import Settings
 from common.transport import use_tolerant_transport
@@ -94,8 +94,8 @@ class AtBroker:
     """What the broker has of a run, and how much waits there."""
 
     windows: Mapping[int, datetime] | None  #: those of which it has lost nothing since that moment; None for all, ever
-    dates: int = 0  #: messages for dates that wait, of all runs
-    gates: int = 0  #: likewise, for gates
+    dates: int = 0  #: messages for dates that wait, of all runs whose dates go to the same queue
+    gates: int = 0  #: messages for gates that wait, of all runs
 
     def has(self, window: int) -> bool:
         return self.windows is None or window in self.windows
@@ -112,8 +112,8 @@ class Dispatcher(Protocol):
         """Have each day processed, then the window closed. Sending again does no harm, nor does another queue."""
         ...
 
-    def at_broker(self, run: str) -> AtBroker:
-        """What is there of the run: a broker that came back empty has none of its windows."""
+    def at_broker(self, run: str, *, queue: str) -> AtBroker:
+        """What is there of a run with that queue: a broker that came back empty has none of its windows."""
         ...
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
@@ -154,16 +154,15 @@ class CeleryDispatcher:
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
             chord(headers, app=self._app)(self._gate(run, number, job))
 
-    def at_broker(self, run: str) -> AtBroker:
+    def at_broker(self, run: str, *, queue: str) -> AtBroker:
         with _sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(_sent_key(run))
-            for queue in DATES_QUEUES:
-                pipe.llen(queue)
+            pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
-            sent, *dates, gates = pipe.execute()
+            sent, dates, gates = pipe.execute()
         windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
-        return AtBroker(windows=windows, dates=sum(dates), gates=gates)
+        return AtBroker(windows=windows, dates=dates, gates=gates)
 
     def waiting(self, queue: str) -> int:
         """How many messages wait in the queue."""

@@ -33,7 +33,7 @@ class InlineDispatcher:
         self._sent.extend((run, number, day) for day in days)
         self.send_gate(run, number, job)
 
-    def at_broker(self, run: str) -> AtBroker:
+    def at_broker(self, run: str, *, queue: str) -> AtBroker:
         """All of it: what is kept here can't be lost while this process lives."""
         return AtBroker(windows=None)
 

@@ -58,7 +58,7 @@ class RunSeen:
     owned: bool = False  #: it lives and dies with a command, which starts it and looks after it
     quiet_since: datetime | None = None  #: the last time anything happened; None while a date is being processed
     lost_tasks: bool = False  #: somebody knows that the broker or a worker died
-    dates_wait: bool = False  #: messages for dates lie at the broker, of whichever run
+    dates_wait: bool = False  #: messages for dates lie in its queue at the broker, of whichever run
     gates_wait: bool = False  #: messages for gates lie at the broker, of whichever run
     windows: Sequence[WindowSeen] = ()
 
@@ -230,7 +230,7 @@ def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
 
 
 def _look(run: Run, deps: Deps, *, lost_tasks: bool) -> RunSeen:
-    there = deps.dispatcher.at_broker(run.id)
+    there = deps.dispatcher.at_broker(run.id, queue=RunOptions.restored(run.options).queue)
     quiet_since = deps.ledger.last_activity(run.id)
     now = utcnow()
     open_ones = deps.ledger.windows(run.id, [WindowState.OPEN, WindowState.CLOSING])
