@@ -1,0 +1,67 @@
+"""Every period of the tool made short, in one place, so that what takes minutes in earnest takes a second here."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tests.faults.chaos.schedule import LEASE_SECONDS
+
+#: By settings.
+SETTINGS = {
+    "BACKFILL_GATE_LEASE_SECONDS": "2",
+    "BACKFILL_STALLED_SECONDS": "1",
+    "BACKFILL_RETRY_SECONDS": "0.05",
+    "BACKFILL_STAGING_DAYS": "1",  # a day of retention is a second here
+    "BACKFILL_WAREHOUSE_RETRY_SECONDS": "1",
+    "BACKFILL_ALERT_RETRY_SECONDS": "0",
+}
+SOON = timedelta(seconds=1)
+
+
+def shorten() -> None:
+    """What is not a setting. For a process that was forked for a schedule: nothing is put back."""
+    _leases()
+    _works()
+    _reconnecting()
+
+
+def _leases() -> None:
+    from chaos_jobs import CHAOS
+
+    from worker import process, reconcile
+
+    process.GRACE_SECONDS = LEASE_SECONDS - CHAOS.time_limit_seconds
+    process.LONGEST_WAIT_SECONDS = 1.0
+    reconcile.START_IS_LATE = SOON
+    reconcile.GATE_IS_LATE = SOON
+
+
+def _works() -> None:
+    """Beat's frequent works each second; and the retention of what is staged, which is a daily one in earnest."""
+    from worker import maintenance, retention, schedule
+
+    listed = schedule.entries
+    lease = timedelta(seconds=2)
+
+    def entries(settings: Any) -> dict[str, schedule.Entry]:
+        frequent = schedule.Entry(when=schedule.Every(seconds=1), lease=lease)
+        found = listed(settings)
+        return {
+            name: frequent if not entry.daily or name == "staging_retention" else entry for name, entry in found.items()
+        }
+
+    schedule.entries = maintenance.entries = entries
+    retention.timedelta = lambda days: timedelta(seconds=days)
+
+
+def _reconnecting() -> None:
+    """How long Celery waits before it tries to reach the broker again."""
+    from kombu import Connection
+
+    reach = Connection._ensure_connection
+
+    def quickly(self: Any, *arguments: Any, **named: Any) -> Any:
+        return reach(self, *arguments, **({"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.3} | named))
+
+    Connection._ensure_connection = quickly
