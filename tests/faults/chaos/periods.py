@@ -16,6 +16,7 @@ SETTINGS = {
     "BACKFILL_WAREHOUSE_RETRY_SECONDS": "1",
     "BACKFILL_ALERT_RETRY_SECONDS": "0",
 }
+QUICKLY = {"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.3}
 SOON = timedelta(seconds=1)
 
 
@@ -61,7 +62,7 @@ def _reconnecting() -> None:
 
     reach = Connection._ensure_connection
 
-    def quickly(self: Any, *arguments: Any, **named: Any) -> Any:
-        return reach(self, *arguments, **({"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.3} | named))
+    def quickly(self: Any, errback: Any = None, max_retries: Any = None, *_: Any, **named: Any) -> Any:
+        return reach(self, errback, max_retries, **(named | QUICKLY))
 
     Connection._ensure_connection = quickly

@@ -24,6 +24,13 @@ from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Schedule
 JOBS = Path(__file__).parents[2] / "packages" / "chaos_jobs"
 CRASHED = 70  #: the exit code of a fork whose function raised
 
+#: What libraries import on first use, as seen in processes that had run a while.
+IMPORTED_LATE = """
+    billiard.heap billiard.popen_fork billiard.sharedctypes billiard.synchronize celery.fixups.django
+    celery.worker.consumer.delayed_delivery cffi.cparser common.warehouse.local ctypes.util pandera.backends.register_checks
+    pyarrow.dataset pyarrow.pandas_compat pyarrow.substrait pycparser.c_parser rich._emoji_codes
+    sqlglot.optimizer.normalize_identifiers
+"""
 WORKER = "worker --loglevel INFO --without-gossip --without-mingle --without-heartbeat".split()
 COMMANDS = {
     DATES: [*WORKER, "--queues", "backfill", "--concurrency", "2", "--hostname", "dates@chaos"],
@@ -65,10 +72,30 @@ def import_everything() -> None:
     import producer.attended
     import producer.cli
     import producer.cost
+    import typer._click
     import worker.gate
     import worker.inline
     import worker.maintenance
     import worker.process
+
+    _warm_up()
+
+
+def _warm_up() -> None:
+    """Have libraries import what they import on first use."""
+    from importlib import import_module
+
+    import pandas as pd
+    import pyarrow as pa
+
+    from common.schema import Column, pandera_schema
+    from common.warehouse.sql import to_duckdb
+
+    for name in IMPORTED_LATE.split():
+        import_module(name)
+    to_duckdb("SELECT 1 AS one")
+    rows = pa.table({"name": ["one"]}).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
+    pandera_schema({"name": Column(type="STRING")}).validate(rows)
 
 
 def fork(body: Callable[[], Any], *, log: Path | None = None) -> int:

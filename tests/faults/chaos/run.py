@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import socket
 import sqlite3
@@ -53,6 +54,7 @@ class Result:
     violations: list[dict[str, str]] = field(default_factory=list)
     fired: list[int] = field(default_factory=list)  #: the numbers of the faults that happened
     seconds: float = 0.0
+    cpu: float = 0.0  #: seconds, of all its processes
     again: bool = False  #: whether the user's next step was needed
     ends: dict[str, str] = field(default_factory=dict)  #: of the runs
     folder: str | None = None  #: where the logs of a failed schedule are
@@ -94,6 +96,7 @@ class Attempt:
                 self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
             self._phase("stopped")
         self.result.seconds = time.monotonic() - self._began
+        self.result.cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return self.result
 
     # -- phases --
@@ -293,7 +296,7 @@ def start(schedule: Schedule, services: Services, mutant: str | None, patience: 
         except Exception as exc:  # noqa: BLE001 - the edge: what breaks in the harness is told as its own
             result = attempt.result
             result.trouble = f"{type(exc).__name__}: {exc}"
-        if result.violations or result.trouble:
+        if result.violations or result.trouble or os.environ.get('CHAOS_KEEP'):
             result.folder = str(attempt.folder)
         else:
             shutil.rmtree(attempt.folder, ignore_errors=True)
