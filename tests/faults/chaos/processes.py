@@ -159,7 +159,7 @@ def _prepare(
         del os.environ[name]
     os.environ.update(environment)
     os.chdir(place.folder)
-    shorten()
+    shorten(schedule.lease)
     if schedule.strangers:
         _be_a_stranger()
     Points(role, schedule.faults, counters, Carrier(place, role)).install()

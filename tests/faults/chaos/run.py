@@ -69,7 +69,7 @@ class Attempt:
         self.schedule = schedule
         self._services = services
         self._mutant = mutant
-        self._patience = patience
+        self._patience = patience * (2 if schedule.warehouse == "bigquery" else 1)
         self._began = time.monotonic()
         self.folder = Path(services.folder) / f"{schedule.seed}-{os.getpid()}"
         self.result = Result(seed=schedule.seed)
@@ -296,7 +296,7 @@ def start(schedule: Schedule, services: Services, mutant: str | None, patience: 
         except Exception as exc:  # noqa: BLE001 - the edge: what breaks in the harness is told as its own
             result = attempt.result
             result.trouble = f"{type(exc).__name__}: {exc}"
-        if result.violations or result.trouble or os.environ.get('CHAOS_KEEP'):
+        if result.violations or result.trouble:
             result.folder = str(attempt.folder)
         else:
             shutil.rmtree(attempt.folder, ignore_errors=True)

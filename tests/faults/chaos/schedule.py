@@ -63,8 +63,8 @@ DELAY = "delay messages"
 FILL = "fill the staging disk"
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 
-LEASE_SECONDS = 2.5  #: of a date; see `periods`
-FROZEN_SECONDS = LEASE_SECONDS + 1.2
+LEASE_SECONDS = {"local": 3.0, "bigquery": 12.0}  #: of a date; see `periods`
+LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,11 @@ class Schedule:
     strangers: bool  #: every process believes itself on a host of its own: nobody is known to be dead
     rival: bool  #: a second run of some of the dates is launched at the same time
     faults: tuple[Fault, ...]
+
+    @property
+    def lease(self) -> float:
+        """Seconds for which a worker has a date: several times what the slowest takes on a busy machine."""
+        return LEASE_SECONDS[self.warehouse]
 
     def in_words(self) -> list[str]:
         kinds = ", ".join(f"{day.kind.value}{' slow' if day.slow else ''}" for day in self.shape)
@@ -155,7 +160,7 @@ def make_schedule(seed: int, *, emulated_one_in: int = 12) -> Schedule:
 def _fault(random: Random, schedule: Schedule) -> Fault:
     role = random.choices(ROLES, weights=[10, 10, 0.7, 1.5])[0]
     point, nth = _where(random, role, schedule)
-    return Fault(role=role, point=point, nth=nth, after=random.random() < 0.5, **_what(random, role, point))
+    return Fault(role=role, point=point, nth=nth, after=random.random() < 0.5, **_what(random, role, point, schedule))
 
 
 def _where(random: Random, role: str, schedule: Schedule) -> tuple[str, int]:
@@ -171,7 +176,7 @@ def _where(random: Random, role: str, schedule: Schedule) -> tuple[str, int]:
     return point, random.randint(1, max(1, most) * MANY.get(point, 1))
 
 
-def _what(random: Random, role: str, point: str) -> dict[str, object]:
+def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str, object]:
     if role == BEAT:
         return {"action": KILL}
     actions: dict[tuple[str, str], float] = {
@@ -203,7 +208,7 @@ def _what(random: Random, role: str, point: str) -> dict[str, object]:
     if action == ERROR:
         found["times"] = random.choice([1, 1, 1, 2, 3])
     found["amount"] = {
-        FREEZE: FROZEN_SECONDS if target != "the broker" else 1.5,
+        FREEZE: schedule.lease + LONGER_SECONDS if target != "the broker" else 1.5,
         RESTART: random.choice([0.1, 0.1, 0.8]),
         DUPLICATE: random.choice([1, 1, 2, 3]),
         DELAY: random.choice([0.3, 1.5]),

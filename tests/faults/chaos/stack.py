@@ -26,7 +26,7 @@ from tests.faults.chaos.schedule import BEAT, DATES, GATE
 
 PR_SET_CHILD_SUBREAPER = 36
 RESTART_SECONDS = 0.15  #: between a death and the next start
-TICK_SECONDS = 0.01
+TICK_SECONDS = 0.02
 LONGEST_START = 5.0
 LONGEST_END = 3.0  #: that what a killed process started may take to end
 
