@@ -80,6 +80,14 @@ class ProcessFailed(BackfillError):
     """The job's own `process` raised, or returned rows it must not return."""
 
 
+class TookTooLong(BackfillError):
+    """A date was still being processed at its job's hard time limit, and its worker was killed."""
+
+
+class MemoryExhausted(BackfillError):
+    """A date needed more memory than its worker may use."""
+
+
 class DatesTaken(UserError):
     """Another active run of the job holds some of the dates."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -57,6 +58,17 @@ def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send this process the signal when its parent ends, however it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
+
+
+def limit_memory(megabytes: int) -> None:
+    """Have this process get a `MemoryError` where it would use more (Linux only).
+
+    What counts is the memory it may write to. Its address space would not do: Arrow and DuckDB reserve five times as
+    much of it as they use.
+    """
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (megabytes * 1024**2, hard))
 
 
 def kill_if_same(owner: str) -> bool:

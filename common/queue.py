@@ -6,7 +6,8 @@ The chord is the fast path, never the truth: its body is told a run and a window
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError, ResponseError
 
-from common.clock import Reading, read_clock
+from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.results import WRITE_ONLY
@@ -34,9 +35,9 @@ DATES_QUEUE = "backfill"
 GATE_QUEUE = "gate"
 MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
 HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
+OTHER_QUEUES = frozenset({GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE})  #: than those for dates
 QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
-RECONCILE_SECONDS = 3.0  #: a run without progress for so long is reconciled by whoever follows it
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
 WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
@@ -64,8 +65,8 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
         accept_content=["json"],
         task_ignore_result=True,
         task_publish_retry_policy=RESULT_TRIES,
-        worker_max_tasks_per_child=2000,
-        worker_max_memory_per_child=1_500_000,  # KiB
+        worker_max_tasks_per_child=settings.worker_recycle_tasks,
+        worker_max_memory_per_child=settings.recycle_kib,
         worker_cancel_long_running_tasks_on_connection_loss=True,
         broker_connection_retry_on_startup=True,
         worker_send_task_events=True,
@@ -86,11 +87,31 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     return app
 
 
+@dataclass(frozen=True, kw_only=True)
+class AtBroker:
+    """What the broker has of a run, and how much waits there."""
+
+    windows: Mapping[int, datetime] | None  #: those of which it has lost nothing since that moment; None for all, ever
+    dates: int = 0  #: messages for dates that wait, of all runs
+    gates: int = 0  #: likewise, for gates
+
+    def has(self, window: int) -> bool:
+        return self.windows is None or window in self.windows
+
+    def since(self, window: int) -> datetime | None:
+        """When the window was first sent to the broker that is there now."""
+        return None if self.windows is None else self.windows.get(window)
+
+
 class Dispatcher(Protocol):
     """How the dates of a window reach the functions that process them."""
 
     def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
         """Have each day processed, then the window closed. Sending again does no harm."""
+        ...
+
+    def at_broker(self, run: str) -> AtBroker:
+        """What is there of the run: a broker that came back empty has none of its windows."""
         ...
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
@@ -127,19 +148,48 @@ class CeleryDispatcher:
             )
             for day in days
         ]
-        try:
+        with _sending():
+            self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
             chord(headers, app=self._app)(self._gate(run, number, job))
-        except (KombuError, OSError) as exc:
-            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+
+    def at_broker(self, run: str) -> AtBroker:
+        with _sending(), self._client() as client:
+            pipe = client.pipeline(transaction=False)
+            pipe.hgetall(_sent_key(run))
+            for queue in self._dates_queues():
+                pipe.llen(queue)
+            pipe.llen(GATE_QUEUE)
+            sent, *dates, gates = pipe.execute()
+        windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
+        return AtBroker(windows=windows, dates=sum(dates), gates=gates)
+
+    def waiting(self, queue: str) -> int:
+        """How many messages wait in the queue."""
+        with _sending(), self._client() as client:
+            return client.llen(queue)
+
+    def _note_sent(self, run: str, number: int) -> None:
+        with self._client() as client:
+            client.hsetnx(_sent_key(run), str(number), utcnow().timestamp())
+            client.expire(_sent_key(run), SEVEN_DAYS)
+
+    @contextmanager
+    def _client(self) -> Generator[Any]:
+        """The client of a connection such as tasks are sent by."""
+        pool: Any = self._app.pool
+        with pool.acquire(block=True) as connection:
+            connection.ensure_connection(**RESULT_TRIES)  # which without limits would try for ever
+            yield connection.default_channel.client
+
+    def _dates_queues(self) -> list[str]:
+        return [queue.name for queue in self._app.conf.task_queues if queue.name not in OTHER_QUEUES]
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
-        try:
+        with _sending():
             self._gate(run, number, job).apply_async()
-        except (KombuError, OSError) as exc:
-            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
     def send_work(self, name: str, *, queue: str, expires: float) -> None:
-        try:
+        with _sending():
             self._app.send_task(
                 MAINTAIN,
                 args=(name,),
@@ -149,26 +199,22 @@ class CeleryDispatcher:
                 argsrepr=name,
                 kwargsrepr="",
             )
-        except (KombuError, OSError) as exc:
-            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
-    def send_reconcile(self, run: str, *, lost_tasks: bool = False) -> None:
-        """Have the run reconciled; a message that is not taken up before the next one is due is dropped."""
-        try:
+    def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
+        """Have the run reconciled; a message that is not taken up within so many seconds is dropped."""
+        with _sending():
             self._app.send_task(
                 RECONCILE,
                 args=(run, lost_tasks),
                 queue=MAINTENANCE_QUEUE,
                 ignore_result=True,
-                expires=None if lost_tasks else RECONCILE_SECONDS,
+                expires=expires,
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )
-        except (KombuError, OSError) as exc:
-            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
     def send_after_run(self, run: str) -> None:
-        try:
+        with _sending():
             self._app.send_task(
                 AFTER_RUN,
                 args=(run,),
@@ -177,8 +223,6 @@ class CeleryDispatcher:
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )
-        except (KombuError, OSError) as exc:
-            raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
     def _gate(self, run: str, number: int, job: Job) -> Signature:
         return self._app.signature(
@@ -190,6 +234,19 @@ class CeleryDispatcher:
             argsrepr=f"{job.name} window {number} run={run}",
             kwargsrepr="",
         )
+
+
+def _sent_key(run: str) -> str:
+    """Of the windows of a run that were sent: it goes when the broker loses what it holds, as their messages do."""
+    return f"backfill:sent:{run}"
+
+
+@contextmanager
+def _sending() -> Generator[None]:
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from common.errors import UserError
 from common.operations_settings import MOST_DAYS, OperationsSettings
+from common.recovery_settings import RecoverySettings
 from common.schema import TableName
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import METADATA, Limits
@@ -17,7 +18,7 @@ from common.warehouse.base import METADATA, Limits
 SQLITE = "sqlite:///"
 
 
-class Settings(OperationsSettings):
+class Settings(OperationsSettings, RecoverySettings):
     """The settings of one process, from `BACKFILL_*`. URLs may hold passwords: they never print."""
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
@@ -33,9 +34,6 @@ class Settings(OperationsSettings):
     workers: int = Field(2, ge=1, le=256)  #: worker processes of an embedded stack
     max_retries: int = Field(4, ge=0)  #: of a date, after transient errors
     retry_seconds: float = Field(1.0, gt=0)  #: the first wait before a retry; it doubles each time
-    max_deaths: int = Field(3, ge=1)  #: worker deaths after which a date is failed
-    gate_lease_seconds: int = Field(300, ge=1)
-    stalled_seconds: int = Field(60, ge=1)  #: without progress for so long, what was queued is sent again
     visibility_seconds: int = Field(7200, ge=60)  #: must exceed the longest hard time limit of any job
 
     max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query

@@ -65,6 +65,10 @@ class Staging:
             if name.endswith(".parquet") and not name.startswith(".") and date.fromisoformat(name[:10]) in days:
                 self._store.remove(f"{folder}/{name}")
 
+    def forget(self, run: str, staged: StagedFile) -> None:
+        """Remove one staged file; where it is gone, nothing."""
+        self._store.remove(_key(run, staged.day, staged.attempt))
+
     def runs(self) -> list[str]:
         """The ids of the runs that have something staged."""
         return sorted(name for name in self._store.folders("") if name != QUARANTINE and SAFE_NAME.fullmatch(name))

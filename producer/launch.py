@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -12,11 +13,12 @@ from celery import Celery
 
 from common.coverage import Verdict
 from common.dates import windows
+from common.errors import BrokerUnavailable
 from common.job import Job
 from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState, dates_taken
 from common.options import RunOptions
 from common.processes import identity, is_dead
-from common.queue import RECONCILE_SECONDS, CeleryDispatcher
+from common.queue import MAINTENANCE_QUEUE, CeleryDispatcher
 from common.recover import Released, release_run
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
@@ -25,6 +27,8 @@ from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
+UNTAKEN = 2  #: messages for maintenance at once that a worker would not leave lying
+NOBODY_RECONCILES = "nothing brings it on after a loss: no worker for the maintenance queue takes anything"
 
 
 def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bool) -> Run:
@@ -104,27 +108,36 @@ def follow(
 
     Celery's own results are never waited for: that costs more with every date.
     """
-    last_ended, last_change = -1, time.monotonic()
+    period = site.settings.reconcile_seconds
+    last_ended, last_change, note = -1, time.monotonic(), ""
     while True:
         progress = site.ledger.progress(run_id)
-        show(progress)
+        show(replace(progress, note=note))
         if progress.run.ended:
             return progress
         if progress.ended != last_ended:
-            last_ended, last_change = progress.ended, time.monotonic()
+            last_ended, last_change, note = progress.ended, time.monotonic(), ""
         if stack is not None and stack.restart_dead():
-            _send_reconcile(app, run_id, lost_tasks=True)
-        elif time.monotonic() - last_change > RECONCILE_SECONDS:
-            _send_reconcile(app, run_id, lost_tasks=False)
+            note = _have_reconciled(app, run_id, lost_tasks=True)
+        elif time.monotonic() - last_change > period:
+            note = _have_reconciled(app, run_id, expires=period)
             last_change = time.monotonic()
         if stack is None and is_interrupted(progress.run):
             return progress
         time.sleep(POLL_SECONDS)
 
 
-def _send_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool) -> None:
-    if app is not None:
-        CeleryDispatcher(app).send_reconcile(run_id, lost_tasks=lost_tasks)
+def _have_reconciled(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:
+    """Have a worker bring the run on; returns what speaks against that it will. A broker may be on its way back."""
+    if app is None:
+        return ""
+    dispatcher = CeleryDispatcher(app)
+    try:
+        untaken = not lost_tasks and dispatcher.waiting(MAINTENANCE_QUEUE) >= UNTAKEN
+        dispatcher.send_reconcile(run_id, lost_tasks=lost_tasks, expires=expires)
+    except BrokerUnavailable as exc:
+        return str(exc)
+    return NOBODY_RECONCILES if untaken else ""
 
 
 def release_dead_runs(job: Job, days: tuple[date, ...], site: Site) -> list[Released]:

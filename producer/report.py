@@ -178,6 +178,8 @@ class Watcher:
         ]
         if self._is_idle(progress):
             parts.append("no worker takes a date: are workers running on this broker?")
+        if progress.note:
+            parts.append(progress.note)
         staged = progress.of(DateState.STAGED, DateState.PUBLISHED)
         if staged:
             parts.append(f"{staged} waiting for the gate")

@@ -138,7 +138,10 @@ def _close(window: _Held, *, last_try: bool) -> GateOutcome:
         window.leave(WindowState.OPEN)
         return GateOutcome.NOT_READY
     try:
-        again = _settle(window, dates, last_try=last_try)
+        if (deaths := deps.ledger.window(run.id, number).deaths) >= deps.settings.max_deaths:
+            again = _bury(window, dates, deaths)
+        else:
+            again = _settle(window, dates, last_try=last_try)
     except _LeaseLost:
         raise
     except Retryable as exc:
@@ -165,7 +168,7 @@ def _settle(window: _Held, dates: Sequence[DateRow], *, last_try: bool) -> list[
     run, deps = window.run, window.deps
     published = [row for row in dates if row.state is DateState.PUBLISHED]
     kept = still_published(published, window.job, deps.warehouse)  # an earlier gate died here; who knows when
-    deps.ledger.checkpoint(run.id, kept)
+    deps.ledger.checkpoint(run.id, kept, gate=(window.number, deps.owner))
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
     files = {day: row.staged_file() for day, row in staged.items()}
     judged, lost = _judge_whole(window, files, last_try=last_try)
@@ -256,7 +259,7 @@ def _prove(window: _Held, days: Collection[date]) -> None:
     window.hold()  # a date that another gate has sent back since is no longer what was published
     holder = (window.number, window.deps.owner)
     ledger.move_dates(run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
-    proven = ledger.checkpoint(run.id, days)
+    proven = ledger.checkpoint(run.id, days, gate=holder)
     window.deps.staging.discard(run.id, frozenset(proven))
     log.info("dates_checkpointed", count=len(proven))
 
@@ -277,9 +280,9 @@ def _give_up(window: _Held, exc: Exception) -> list[date]:
     """Fail what is still staged: the gate could not work on it. What did get published is proven, not failed."""
     log.error("gate_failed", error=str(exc), exc_info=exc)
     kind = exc.kind if isinstance(exc, BackfillError) else type(exc).__name__
+    window.hold()
     if isinstance(exc, NotAllowed):
         window.deps.ledger.fail_rest(window.run.id, kind, str(exc))
-    window.hold()
     staged = window.deps.ledger.dates(window.run.id, window=window.number, states=[DateState.STAGED])
     try:
         visible = still_published(staged, window.job, window.deps.warehouse)
@@ -290,6 +293,23 @@ def _give_up(window: _Held, exc: Exception) -> list[date]:
     for row in staged:
         if row.day not in visible:
             _fail(window, row, kind, f"the gate could not publish it: {exc}")
+    return []
+
+
+def _bury(window: _Held, dates: Sequence[DateRow], deaths: int) -> list[date]:
+    """Fail the dates of a window on which gate after gate died. What is published is proven, not failed.
+
+    Should even looking that up have killed a gate, it is not looked up again.
+    """
+    log.error("window_given_up", deaths=deaths)
+    window.hold()
+    unproven = [row for row in dates if row.state in (DateState.STAGED, DateState.PUBLISHED)]
+    look = deaths == window.deps.settings.max_deaths
+    visible = still_published(unproven, window.job, window.deps.warehouse) if look else []
+    _prove(window, visible)
+    for row in unproven:
+        if row.day not in visible:
+            _fail(window, row, "GateLost", f"the gate died {deaths} times on it (out of memory, a crash, or killed)")
     return []
 
 

@@ -12,9 +12,11 @@ from common.alert_kinds import Kind
 from common.alerts import cut
 from common.clock import utcnow
 from common.errors import BackfillError
-from common.ledger import NewAlert
+from common.job import find_job
+from common.ledger import NewAlert, Run
 from common.ledger.maintenance import HEARTBEAT, WorkRow
 from common.processes import is_dead
+from common.recover import release_run
 from worker import after_run, audit, cleanup, retention
 from worker.deps import Deps
 from worker.reconcile import reconcile
@@ -151,17 +153,33 @@ def overdue(
 
 
 def reconcile_all(deps: Deps) -> str:
-    """Bring every run at the broker back on its way; one that can't be looked after does not stop the others."""
-    runs = [run for run in deps.ledger.active_runs() if run.owner is None]
+    """Bring every run at the broker back on its way, end those whose command is gone, and remove what ended ones left.
+
+    One that can't be looked after does not stop the others. A run whose command lives is that command's.
+    """
+    runs = deps.ledger.active_runs()
     sent, troubles = 0, dict[str, str]()
     for run in runs:
         try:
-            sent += reconcile(run.id, deps)
+            if run.owner is None:
+                sent += reconcile(run.id, deps)
+            else:
+                _release_if_dead(run, deps)
         except BackfillError as exc:
             troubles[run.id] = str(exc)
+    retention.sweep_staged(deps)
     if troubles:
         raise BackfillError("; ".join(f"run {run}: {why}" for run, why in troubles.items()))
-    return f"{len(runs)} active run(s), {sent} window(s) sent again"
+    at_broker = sum(run.owner is None for run in runs)
+    return f"{at_broker} active run(s), {sent} window(s) sent again"
+
+
+def _release_if_dead(run: Run, deps: Deps) -> None:
+    """Give the dates of a run free whose command is certain to have died, and everybody who held any of them, too."""
+    if run.owner is None or not is_dead(run.owner) or not all(map(is_dead, deps.ledger.lease_holders(run.id))):
+        return
+    released = release_run(run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging)
+    log.warning("run_released", run=run.id, checkpointed=released.checkpointed, freed=released.unfinished)
 
 
 #: What beat has done, by the names of `worker.schedule.entries`.

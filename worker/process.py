@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import structlog
@@ -21,25 +23,28 @@ from common.errors import (
     BackfillError,
     ExpectationUnreadable,
     LedgerUnavailable,
+    MemoryExhausted,
     NotAllowed,
     ProcessFailed,
     Retryable,
+    TookTooLong,
     UserError,
 )
 from common.job import Batch, Job, find_job
-from common.ledger import DateRow, DateState
+from common.ledger import DateRow, DateState, Ledger
 from common.measure import input_fingerprint
 from common.options import RunOptions
 from common.processes import is_dead
 from common.schema import TableName, to_arrow
+from common.settings import Settings
 from worker.deps import Deps
 from worker.sources import SourceCheck, check_sources, read_inputs, read_rows
 
 log = structlog.get_logger()
 
-GRACE_SECONDS = 30  #: what a lease outlives the hard time limit by
 LONGEST_WAIT_SECONDS = 60.0
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+LET_GO_AFTER_SECONDS = (0.0, 0.2, 1.0)  #: that a ledger out of reach is given to come back
 NOT_OURS = "not ours to process"
 
 
@@ -77,6 +82,7 @@ def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Out
             return _process(run_id, day, deps, retries)
         except LedgerUnavailable as exc:
             log.warning("ledger_unavailable", error=str(exc))
+            _let_go(run_id, day, deps)
             raise TryAgain(wait) from exc
 
 
@@ -86,7 +92,7 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
         job = find_job(run.job)
     except UserError as exc:
         return _without_job(run_id, day, deps, exc, retries)
-    until = utcnow() + timedelta(seconds=job.time_limit_seconds + GRACE_SECONDS)
+    until = utcnow() + timedelta(seconds=job.time_limit_seconds) + deps.settings.lease_grace
     claimed = deps.ledger.claim_date(
         run_id, day, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
     )
@@ -94,7 +100,7 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
         return _not_claimed(run_id, day, deps)
     started = time.monotonic()
     try:
-        with _failures_of_the_job():
+        with _failures_of_the_job(deps.settings):
             outcome = _build(job, RunOptions.restored(run.options), claimed, deps, started)
     except Retryable as exc:
         if retries < deps.settings.max_retries:
@@ -107,6 +113,21 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
     except BackfillError as exc:
         outcome = _failed(claimed, deps, exc, started)
     return outcome
+
+
+def _let_go(run_id: str, day: date, deps: Deps) -> None:
+    """Give back the date if this worker holds it: its claim, or its end, may have reached the ledger unanswered.
+
+    Nobody else could take it before its lease has run out, and then this worker would count as dead.
+    """
+    for pause in LET_GO_AFTER_SECONDS:
+        time.sleep(pause)
+        try:
+            deps.ledger.move_date(run_id, day, expect=DateState.PROCESSING, to=DateState.QUEUED, owner=deps.owner)
+        except LedgerUnavailable as exc:
+            log.warning("date_not_given_back", error=str(exc))
+        else:
+            return
 
 
 def _without_job(run_id: str, day: date, deps: Deps, exc: UserError, retries: int) -> Outcome:
@@ -136,17 +157,60 @@ def _not_claimed(run_id: str, day: date, deps: Deps) -> Outcome:
     return Outcome(day=day, state=NOT_OURS)
 
 
+def out_of_time(run_id: str, day: date, ledger: Ledger, *, owner: str, seconds: float) -> bool:
+    """Fail a date that the owner still processes at its hard time limit; returns whether it did.
+
+    It would else be given to one worker after the other, for as long each time.
+    """
+    why = f"took longer than its hard time limit of {seconds:g} s"
+    log.error("date_failed", run=run_id, day=day.isoformat(), error=why)
+    return ledger.move_date(
+        run_id,
+        day,
+        expect=DateState.PROCESSING,
+        to=DateState.FAILED,
+        owner=owner,
+        verdict=Verdict.FAILED.value,
+        reason=why,
+        error_kind=TookTooLong.__name__,
+        error=why,
+    )
+
+
 @contextmanager
-def _failures_of_the_job() -> Generator[None]:
+def _failures_of_the_job(settings: Settings) -> Generator[None]:
     """Whatever a job's code or its data raise is a failed date, never a failed chord."""
     try:
         yield
-    except BackfillError:
+    except BackfillError as exc:
+        if _is_out_of_memory(exc):
+            raise _memory_exhausted(exc, settings) from None
         raise
     except SoftTimeLimitExceeded as exc:
         raise ProcessFailed("took longer than its soft time limit") from exc
     except Exception as exc:
+        if _is_out_of_memory(exc):
+            raise _memory_exhausted(exc, settings) from None
         raise ProcessFailed(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether that is what it came of: Arrow's and NumPy's errors are Python's, DuckDB's is not."""
+    while exc is not None:
+        if isinstance(exc, (MemoryError, duckdb.OutOfMemoryException)):
+            return True
+        exc = exc.__cause__
+    return False
+
+
+def _memory_exhausted(exc: BaseException, settings: Settings) -> MemoryExhausted:
+    """The error without what it came of: the frames of that hold on to the memory, which writing it down needs."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+    limit = f"more than {settings.worker_memory_mb} MB" if settings.worker_memory_mb else "all that the machine has"
+    return MemoryExhausted(f"exhausted its memory: {limit}")
 
 
 def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started: float) -> Outcome:
@@ -175,6 +239,8 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     moved = deps.ledger.move_date(
         claimed.run_id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner=deps.owner, **facts
     )
+    if not moved:  # it is another worker's by now, or its run has ended: nobody will look for this file
+        deps.staging.forget(claimed.run_id, staged)
     log.info("date_staged" if moved else "move_lost", rows=staged.rows, source=check.choice.label)
     return Outcome(day=day, state=DateState.STAGED.value, detail=check.choice.label)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import structlog
+
 from common.clock import utcnow
 from worker.deps import Deps
+
+log = structlog.get_logger()
 
 ALERTS_KEPT = timedelta(days=90)
 
@@ -17,6 +21,16 @@ def forget_staged(deps: Deps) -> str:
     for run in old:
         deps.staging.discard(run)
     return f"removed the staged files of {len(old)} run(s) that ended more than {days} days ago"
+
+
+def sweep_staged(deps: Deps) -> None:
+    """Remove what was staged for runs that have ended: a worker that was frozen may have woken up and staged it since.
+
+    Nothing looks for it any more. Those that ended a moment ago are still removing theirs.
+    """
+    for run in deps.ledger.ended_before(deps.staging.runs(), utcnow() - deps.settings.reconcile_period):
+        deps.staging.discard(run)
+        log.info("staging_swept", run=run)
 
 
 def forget_quarantined(deps: Deps) -> str:

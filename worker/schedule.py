@@ -19,8 +19,11 @@ from common.clock import utcnow
 from common.queue import HOUSEKEEPING_QUEUE, MAINTAIN, MAINTENANCE_QUEUE
 from common.settings import Settings
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily work, which ends before it at the latest
 FREQUENT_LEASE = timedelta(minutes=5)
+RECONCILE_LEASE = timedelta(minutes=1)  #: short, for a worker that died on another host: two at once do no harm
+SHORTEST_WAIT = timedelta(seconds=5)  #: what a message of a very frequent work is given all the same
 LONGEST_WAIT = timedelta(
     hours=1
 )  #: a message that no worker took up for so long is dropped; the next look sends it again
@@ -42,13 +45,17 @@ class When(Protocol):
 class Every:
     """So many seconds apart, counted from the epoch: the same moments for everybody."""
 
-    seconds: int
+    seconds: float
 
     def latest_due(self, now: datetime) -> datetime:
-        return datetime.fromtimestamp(now.timestamp() // self.seconds * self.seconds, UTC)
+        return EPOCH + (now - EPOCH) // self._period * self._period  # whole microseconds: a fraction would drift
 
     def next_due(self, now: datetime) -> datetime:
-        return self.latest_due(now) + timedelta(seconds=self.seconds)
+        return self.latest_due(now) + self._period
+
+    @property
+    def _period(self) -> timedelta:
+        return timedelta(seconds=self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,9 @@ class Entry:
     @property
     def expires(self) -> float:
         """The seconds after which a message nobody took up is dropped, so that they do not pile up."""
-        return min(self.when.seconds, LONGEST_WAIT.seconds) if isinstance(self.when, Every) else LONGEST_WAIT.seconds
+        if not isinstance(self.when, Every):
+            return LONGEST_WAIT.seconds
+        return min(max(self.when.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
 
 
 def entries(settings: Settings) -> dict[str, Entry]:
@@ -108,7 +117,7 @@ def entries(settings: Settings) -> dict[str, Entry]:
         "undo_retention": _daily(settings, settings.cleanup_at, minutes=40),
         "alerts_retention": _daily(settings, settings.cleanup_at, minutes=45),
         "audit": _daily(settings, settings.audit_at),
-        "reconcile": _every(30),
+        "reconcile": _every(settings.reconcile_seconds, lease=RECONCILE_LEASE),
         "heartbeat": _every(60),
         "catch_up": _every(60),
         "reports": _every(60),
@@ -116,8 +125,8 @@ def entries(settings: Settings) -> dict[str, Entry]:
     }
 
 
-def _every(seconds: int) -> Entry:
-    return Entry(when=Every(seconds=seconds), lease=FREQUENT_LEASE)
+def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> Entry:
+    return Entry(when=Every(seconds=seconds), lease=lease)
 
 
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> Entry:

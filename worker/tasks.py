@@ -8,14 +8,26 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+import psutil
 import structlog
 from celery import Celery
 from celery.signals import worker_process_init
+from celery.worker.request import Request
 
 from common.errors import BackfillError, Retryable
+from common.ledger import open_ledger
 from common.logs import configure_logs
-from common.processes import die_with_parent
-from common.queue import AFTER_RUN, CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE, CeleryDispatcher, make_app
+from common.processes import die_with_parent, identity, limit_memory
+from common.queue import (
+    AFTER_RUN,
+    CLOSE_WINDOW,
+    MAINTAIN,
+    OTHER_QUEUES,
+    PROCESS_DATE,
+    RECONCILE,
+    CeleryDispatcher,
+    make_app,
+)
 from common.settings import read_settings
 from worker import after_run, gate, maintenance, process, reconcile
 from worker.deps import Deps, open_deps
@@ -56,9 +68,32 @@ def opened(task: Any) -> Deps:
 def _in_child(**_: Any) -> None:
     die_with_parent()
     deps.cache_clear()
+    limit = read_settings().worker_memory_mb
+    if limit and not OTHER_QUEUES.issuperset(app.amqp.queues.consume_from):  # dates are what may need too much
+        limit_memory(limit)
 
 
-@app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False)
+class DateRequest(Request):
+    """A date's task, as the worker's main process sees it."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Fail a date that its process is about to be killed for. Here, because that process can't."""
+        super().on_timeout(soft, timeout)
+        if soft or self.worker_pid is None:
+            return
+        run, day = self.args
+        try:
+            ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
+            try:
+                holder = identity(int(self.worker_pid))
+                process.out_of_time(run, date.fromisoformat(day), ledger, owner=holder, seconds=timeout)
+            finally:
+                ledger.close()
+        except (BackfillError, psutil.NoSuchProcess) as exc:  # its death is counted instead, and it is tried again
+            log.error("date_not_failed", run=run, day=day, error=str(exc))
+
+
+@app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)
 def process_date(self: Any, run: str, day: str) -> dict[str, str]:
     try:
         outcome = process.process_date(run, date.fromisoformat(day), opened(self), retries=self.request.retries)

@@ -12,6 +12,7 @@ from common.ledger.records import (
     Progress,
     Run,
     RunFacts,
+    WindowRow,
 )
 from common.ledger.runs import dates_taken
 from common.ledger.states import Action, DateState, RunState, WindowState
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "RunFacts",
     "RunState",
+    "WindowRow",
     "WindowState",
     "dates_taken",
     "open_ledger",

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.errors import DatesTaken
 from common.ledger.actions import record_action
-from common.ledger.database import Database
+from common.ledger.database import Database, held_by
 from common.ledger.flags import clear_open, reopen
 from common.ledger.records import Checkpoint
 from common.ledger.rows import checkpoint_of, checkpoint_values, moved
@@ -24,16 +24,17 @@ from common.ledger.tables import checkpoints, replaced_checkpoints, run_dates, r
 class Checkpoints(Database):
     """One checkpoint a job and date."""
 
-    def checkpoint(self, run_id: str, days: Collection[date]) -> list[date]:
+    def checkpoint(self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None) -> list[date]:
         """Prove published dates complete; returns those that were in that state. One transaction.
 
         Only a published date with a passing verdict can be checkpointed: there is no other way to write one. It clears
-        the date's flag.
+        the date's flag. With `gate`, only while that gate holds its window.
         """
         if not days:
             return []
         now = utcnow()
         passing = [verdict.value for verdict in Verdict if verdict.passes]
+        held = true() if gate is None else exists().where(held_by(run_id, gate))
         with self._write() as connection:
             query = (
                 select(run_dates, runs.c.job_version)
@@ -44,6 +45,7 @@ class Checkpoints(Database):
                     run_dates.c.state == DateState.PUBLISHED.value,
                     run_dates.c.active,  # a run that was closed meanwhile no longer holds its dates
                     run_dates.c.verdict.in_(passing),
+                    held,
                 )
                 .with_for_update()
             )

@@ -83,11 +83,19 @@ class Dates(Database):
         return date_row_of({**row, **values})
 
     def give_back(
-        self, run_id: str, number: int, *, queued_too: bool, is_dead: Callable[[str], bool], max_deaths: int
+        self,
+        run_id: str,
+        number: int,
+        *,
+        queued_too: bool,
+        is_dead: Callable[[str], bool],
+        max_deaths: int,
+        innocent_before: datetime | None = None,
     ) -> list[date]:
         """Queue again the dates of a window whose worker is dead or past its lease; returns the days to send again.
 
-        With `queued_too`, what was queued counts as lost as well. A date that has seen `max_deaths` deaths is failed.
+        With `queued_too`, what was queued counts as lost as well. A date that has seen `max_deaths` deaths is failed;
+        the death of a worker that took it up before `innocent_before` is not counted: it died of something else.
         """
         now = utcnow()
         again: list[date] = []
@@ -102,14 +110,24 @@ class Dates(Database):
                 if row["state"] == DateState.PROCESSING.value:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
-                    deaths = row["deaths"] + 1
+                    innocent = innocent_before is not None and row["started_at"] < innocent_before
+                    deaths = row["deaths"] + (not innocent)
                     values |= {"deaths": deaths} | moved(DateState.PROCESSING, DateState.QUEUED, {})
-                    if deaths >= max_deaths:
+                    if not innocent and deaths >= max_deaths:
                         values = poisoned(deaths, now)
                 connection.execute(update(run_dates).where(this).values(values))
                 if values.get("state") != DateState.FAILED.value:
                     again.append(row["day"])
         return again
+
+    def lease_holders(self, run_id: str) -> set[str]:
+        """Who holds a date of the run to process it, or a window to gate it, whether or not the lease still runs."""
+        dates = select(run_dates.c.lease_owner).where(
+            run_dates.c.run_id == run_id, run_dates.c.lease_owner.is_not(None)
+        )
+        gates = select(windows.c.lease_owner).where(windows.c.run_id == run_id, windows.c.lease_owner.is_not(None))
+        with self._read() as connection:
+            return set(connection.execute(dates.union(gates)).scalars())
 
     def lease_of(self, run_id: str, day: date) -> datetime | None:
         """When the lease of a date that is being processed runs out; None when it is not being processed."""

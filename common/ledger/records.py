@@ -9,7 +9,7 @@ from typing import Any
 
 from common.coverage import Verdict
 from common.errors import StagedFileLost
-from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState
+from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
 from common.warehouse.base import StagedFile
 
 
@@ -112,6 +112,20 @@ class DateRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowRow:
+    """One window of a run."""
+
+    run_id: str
+    number: int
+    state: WindowState
+    lease_owner: str | None
+    lease_until: datetime | None
+    deaths: int  #: of gates that worked on it
+    opened_at: datetime | None
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """A run with everything that is known of its dates, oldest date first."""
 
@@ -156,6 +170,7 @@ class Progress:
 
     run: Run
     counts: Mapping[DateState, int]
+    note: str = ""  #: what whoever follows it should know
 
     @property
     def total(self) -> int:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, RowMapping, select
 
 from common.clock import utcnow
 from common.coverage import Verdict
-from common.ledger.records import Checkpoint, DateRow, NewRun, Run
-from common.ledger.states import DATE_MOVES, DateState, RunState
+from common.ledger.records import Checkpoint, DateRow, NewRun, Run, WindowRow
+from common.ledger.states import DATE_MOVES, DateState, RunState, WindowState
 from common.ledger.tables import runs
 
 Facts = Mapping[str, Any]
@@ -93,6 +93,11 @@ def grouped_by_columns(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, An
 def run_of(row: RowMapping) -> Run:
     values: dict[str, Any] = {**row, "state": RunState(row["state"])}
     return Run(**values)
+
+
+def window_row_of(row: Mapping[Any, Any]) -> WindowRow:
+    values: dict[str, Any] = {**row, "state": WindowState(row["state"])}
+    return WindowRow(**values)
 
 
 def date_row_of(row: Mapping[Any, Any]) -> DateRow:

@@ -10,6 +10,8 @@ from sqlalchemy import and_, select, update
 
 from common.clock import utcnow
 from common.ledger.database import Database, held_by
+from common.ledger.records import WindowRow
+from common.ledger.rows import window_row_of
 from common.ledger.states import ENDED_RUNS, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
@@ -46,17 +48,24 @@ class Windows(Database):
                 opened[number] = list(connection.execute(select(run_dates.c.day).where(dates_of_it)).scalars())
         return opened
 
-    def windows_in(self, run_id: str, states: Collection[WindowState]) -> list[int]:
-        query = select(windows.c.number).where(
+    def windows(self, run_id: str, states: Collection[WindowState] = tuple(WindowState)) -> list[WindowRow]:
+        """The run's windows that are in one of the states, in order."""
+        query = select(windows).where(
             windows.c.run_id == run_id, windows.c.state.in_([state.value for state in states])
         )
         with self._read() as connection:
-            return list(connection.execute(query.order_by(windows.c.number)).scalars())
+            found = connection.execute(query.order_by(windows.c.number)).mappings()
+            return [window_row_of(row) for row in found]
+
+    def window(self, run_id: str, number: int) -> WindowRow:
+        query = select(windows).where(windows.c.run_id == run_id, windows.c.number == number)
+        with self._read() as connection:
+            return window_row_of(connection.execute(query).mappings().one())
 
     def claim_window(
         self, run_id: str, number: int, owner: str, until: datetime, *, is_dead: Callable[[str], bool]
     ) -> bool:
-        """Take a window for a gate: an open one, or one whose gate is dead or past its lease."""
+        """Take a window for a gate: an open one, or one whose gate is dead or past its lease; that death is counted."""
         now = utcnow()
         this = and_(windows.c.run_id == run_id, windows.c.number == number)
         with self._write() as connection:
@@ -64,15 +73,16 @@ class Windows(Database):
             if row is None:
                 return False
             free = row["state"] == WindowState.OPEN.value
-            lost = row["state"] == WindowState.CLOSING.value and (
-                row["lease_owner"] == owner or row["lease_until"] < now or is_dead(row["lease_owner"])
-            )
-            if not (free or lost):
+            closing = row["state"] == WindowState.CLOSING.value
+            own = closing and row["lease_owner"] == owner  # a gate has one window at a time: one it could not leave
+            lost = closing and not own and (row["lease_until"] < now or is_dead(row["lease_owner"]))
+            if not (free or own or lost):
                 return False
+            deaths = row["deaths"] + 1 if lost else row["deaths"]
             connection.execute(
                 update(windows)
                 .where(this)
-                .values(state=WindowState.CLOSING.value, lease_owner=owner, lease_until=until)
+                .values(state=WindowState.CLOSING.value, lease_owner=owner, lease_until=until, deaths=deaths)
             )
         return True
 

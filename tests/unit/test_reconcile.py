@@ -1,0 +1,173 @@
+"""What brings a run on: one step a window, with its reason, decided from what is seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.clock import utcnow
+from common.ledger import RunState
+from common.ledger.states import ENDED_RUNS
+from common.recovery_settings import RecoverySettings
+from worker.reconcile import CallGate, GoOn, RunSeen, SendDates, Start, WindowSeen, decide
+
+NOW = utcnow()
+SETTINGS = RecoverySettings()
+JUST, AGES = NOW - timedelta(seconds=1), NOW - timedelta(hours=1)
+MINUTE = NOW - timedelta(seconds=30)  #: longer than a period and a gate's time, no stall
+
+
+def seen(*windows: WindowSeen, state: RunState = RunState.RUNNING, **more: Any) -> RunSeen:
+    values: dict[str, Any] = {"created_at": AGES, "quiet_since": JUST}
+    return RunSeen(state=state, now=NOW, windows=windows, **values | more)
+
+
+def window(**more: Any) -> WindowSeen:
+    return WindowSeen(number=7, **more)
+
+
+def waiting(**more: Any) -> WindowSeen:
+    return window(**{"queued": 5, "queued_at": MINUTE, "touched_at": MINUTE} | more)
+
+
+def settled(**more: Any) -> WindowSeen:
+    return window(**{"touched_at": MINUTE} | more)
+
+
+NOTHING = "nothing of it was lost"
+SENT = [
+    pytest.param(waiting(), {}, NOTHING, id="they-wait-for-a-worker"),
+    pytest.param(waiting(at_broker=False), {}, "the broker lost them", id="a-broker-that-came-back-empty"),
+    pytest.param(waiting(at_broker=False, queued_at=JUST), {}, NOTHING, id="it-was-opened-a-moment-ago"),
+    pytest.param(waiting(at_broker=False, working=3), {}, "the broker lost them", id="while-workers-go-on"),
+    pytest.param(waiting(), {"lost_tasks": True}, "the broker or a worker died", id="somebody-knows-of-a-death"),
+    pytest.param(waiting(), {"quiet_since": AGES}, "nothing moves", id="a-stall"),
+    pytest.param(waiting(), {"quiet_since": AGES, "dates_wait": True}, NOTHING, id="a-queue-without-workers"),
+    pytest.param(waiting(working=1), {"quiet_since": None}, NOTHING, id="a-long-date"),
+    pytest.param(waiting(abandoned=1), {}, "their workers are dead or past their leases", id="a-dead-worker"),
+    pytest.param(window(working=2), {"lost_tasks": True}, NOTHING, id="nothing-but-live-workers"),
+    pytest.param(waiting(gated=True), {}, NOTHING, id="a-gate-that-was-called-early"),
+]
+
+
+@pytest.mark.parametrize(("one", "more", "reason"), SENT)
+def test_dates_are_sent_again_when_they_are_lost_and_only_then(
+    one: WindowSeen, more: dict[str, Any], reason: str
+) -> None:
+    (step,) = decide(seen(one, **more), SETTINGS)
+    assert step.reason == reason
+    assert isinstance(step, GoOn if reason == NOTHING else SendDates)
+
+
+def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
+    (step,) = decide(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
+    assert step == SendDates(window=7, queued_too=True, innocent_before=NOW, reason="the broker lost them")
+
+
+def test_what_waits_is_left_alone_when_a_worker_died_and_dates_begun_at_this_broker_are_blamed() -> None:
+    (step,) = decide(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
+    assert isinstance(step, SendDates)
+    assert (step.queued_too, step.innocent_before) == (False, MINUTE)
+
+
+GATES = [
+    pytest.param(settled(), {}, "its gate was not called", id="a-chord-that-never-fired"),
+    pytest.param(settled(touched_at=JUST), {}, NOTHING, id="a-chord-that-is-about-to"),
+    pytest.param(settled(touched_at=None), {}, "its gate was not called", id="a-window-of-which-nothing-was-begun"),
+    pytest.param(settled(touched_at=JUST, gate_died=True), {}, "its gate died", id="a-dead-gate"),
+    pytest.param(settled(gated=True), {}, NOTHING, id="a-gate-at-work"),
+    pytest.param(settled(gated=True), {"lost_tasks": True}, NOTHING, id="a-gate-at-work-whatever-died"),
+    pytest.param(
+        settled(touched_at=JUST, at_broker=False), {}, "the broker lost the call of its gate", id="an-empty-broker"
+    ),
+    pytest.param(settled(touched_at=JUST), {"lost_tasks": True}, "the broker or a worker died", id="a-known-death"),
+    pytest.param(settled(), {"gates_wait": True}, NOTHING, id="its-call-may-wait-for-a-gate"),
+]
+
+
+@pytest.mark.parametrize(("one", "more", "reason"), GATES)
+def test_a_settled_windows_gate_is_called_when_nobody_else_will(
+    one: WindowSeen, more: dict[str, Any], reason: str
+) -> None:
+    (step,) = decide(seen(one, **more), SETTINGS)
+    assert step.reason == reason
+    assert isinstance(step, GoOn if reason == NOTHING else CallGate)
+
+
+@pytest.mark.parametrize(
+    ("more", "starts"),
+    [
+        pytest.param({}, True, id="nobody-started-it"),
+        pytest.param({"created_at": JUST}, False, id="its-command-is-about-to"),
+        pytest.param({"owned": True}, False, id="it-is-a-commands-own"),
+    ],
+)
+def test_a_planned_run_is_started_when_its_command_did_not(more: dict[str, Any], starts: bool) -> None:
+    steps = decide(seen(state=RunState.PLANNED, **more), SETTINGS)
+    assert steps == ([Start(reason="nobody started it")] if starts else [])
+
+
+def test_a_run_with_nothing_in_flight_goes_on() -> None:
+    assert decide(seen(), SETTINGS) == [GoOn(reason=NOTHING)]
+
+
+def test_the_periods_are_the_settings() -> None:
+    patient = RecoverySettings(
+        reconcile_seconds=60, gate_late_seconds=60, stalled_seconds=7200, start_late_seconds=7200
+    )
+    quiet = {"quiet_since": AGES}
+    assert [step.reason for step in decide(seen(waiting(at_broker=False), settled(), **quiet), patient)] == [NOTHING]
+    assert decide(seen(state=RunState.PLANNED), patient) == []
+
+
+moments = st.none() | st.sampled_from([NOW, JUST, MINUTE, AGES])
+counts = st.integers(0, 3)
+windows_seen = st.builds(
+    WindowSeen,
+    number=st.integers(0, 99),
+    at_broker=st.booleans(),
+    gated=st.booleans(),
+    gate_died=st.booleans(),
+    queued=counts,
+    working=counts,
+    abandoned=counts,
+    queued_at=moments,
+    touched_at=moments,
+)
+runs_seen = st.builds(
+    RunSeen,
+    state=st.sampled_from(RunState),
+    now=st.just(NOW),
+    created_at=st.just(AGES),
+    owned=st.booleans(),
+    quiet_since=moments,
+    lost_tasks=st.booleans(),
+    dates_wait=st.booleans(),
+    gates_wait=st.booleans(),
+    windows=st.lists(windows_seen, max_size=4, unique_by=lambda one: one.number),
+)
+
+
+@given(runs_seen)
+def test_no_window_gets_two_steps_and_only_a_running_run_gets_dates(run: RunSeen) -> None:
+    steps = decide(run, SETTINGS)
+    touched = [step.window for step in steps if isinstance(step, SendDates | CallGate)]
+    unsettled = {one.number for one in run.windows if not one.settled}
+    assert len(touched) == len(set(touched))
+    assert all(step.window not in unsettled for step in steps if isinstance(step, CallGate))
+    assert not any(isinstance(step, SendDates | GoOn) for step in steps) or run.state is RunState.RUNNING
+    assert run.state not in ENDED_RUNS or not steps
+
+
+@given(runs_seen.filter(lambda run: run.state is RunState.RUNNING))
+def test_when_all_are_known_to_be_dead_no_window_is_forgotten(run: RunSeen) -> None:
+    """With the deaths known and no gate at work, whatever does not depend on a live worker gets a step."""
+    windows = [replace(one, gated=False) for one in run.windows]
+    steps = decide(replace(run, lost_tasks=True, windows=windows), SETTINGS)
+    touched = {step.window for step in steps if isinstance(step, SendDates | CallGate)}
+    assert touched == {one.number for one in windows if one.settled or one.queued or one.abandoned}
