@@ -162,7 +162,7 @@ def _named(schedule: Schedule, seen: Seen, fired: Sequence[Fault]) -> Iterator[V
 
 
 def _explained(row: dict[str, Any], fired: Sequence[Fault]) -> bool:
-    if row["error_kind"] == "WorkerLost":
+    if row["error_kind"] in ("WorkerLost", "GateLost"):
         return sum(fault.action in FATAL for fault in fired) >= MAX_DEATHS
     return any(fault.action in (of.ERROR, of.FILL) for fault in fired)
 

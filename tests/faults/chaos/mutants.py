@@ -65,11 +65,9 @@ def lease_never_ends() -> None:
     from datetime import timedelta
 
     from common.settings import Settings
-    from worker import process
 
     _nobody_but(dead=False)
-    process.GRACE_SECONDS = 10_000
-    Settings.gate_lease = property(lambda self: timedelta(hours=3))
+    Settings.lease_grace = Settings.gate_lease = property(lambda self: timedelta(hours=3))
 
 
 def _nobody_but(*, dead: bool) -> None:

@@ -7,17 +7,19 @@ from typing import Any
 
 #: By settings.
 SETTINGS = {
-    "BACKFILL_GATE_LEASE_SECONDS": "2",
+    "BACKFILL_RECONCILE_SECONDS": "1",
     "BACKFILL_STALLED_SECONDS": "1",
+    "BACKFILL_GATE_LATE_SECONDS": "1",
+    "BACKFILL_START_LATE_SECONDS": "1",
+    "BACKFILL_GATE_LEASE_SECONDS": "2",
     "BACKFILL_RETRY_SECONDS": "0.05",
-    "BACKFILL_STAGING_DAYS": "1",  # a day of retention is a second here
     "BACKFILL_WAREHOUSE_RETRY_SECONDS": "1",
     "BACKFILL_WAREHOUSE_JOB_SECONDS": "5",  # the gate's lease on BigQuery is reckoned from it
     "BACKFILL_ALERT_RETRY_SECONDS": "0",
 }
 QUICKLY = {"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.3}
-OFTEN = ("reconcile", "staging_retention")
-SOON = timedelta(seconds=1)
+SELDOM_SECONDS = 5.0  #: beat's frequent works but for reconciling
+WORK_LEASE = timedelta(seconds=2)
 
 
 def shorten(lease: float) -> None:
@@ -28,33 +30,31 @@ def shorten(lease: float) -> None:
 
 
 def _leases(lease: float) -> None:
+    """A date's lease outlives its job's hard time limit in earnest; here it has to end long before that."""
     from chaos_jobs import CHAOS
 
-    from worker import process, reconcile
+    from common.settings import Settings
+    from worker import process
 
-    process.GRACE_SECONDS = lease - CHAOS.time_limit_seconds
+    Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
     process.LONGEST_WAIT_SECONDS = 1.0
-    reconcile.START_IS_LATE = SOON
-    reconcile.GATE_IS_LATE = SOON
 
 
 def _works() -> None:
-    """Reconciling each second, and the retention of what is staged, which is a daily work in earnest."""
-    from worker import maintenance, retention, schedule
+    from worker import maintenance, schedule
 
     listed = schedule.entries
-    lease = timedelta(seconds=2)
 
     def entries(settings: Any) -> dict[str, schedule.Entry]:
-        def shortened(name: str, entry: schedule.Entry) -> schedule.Entry:
-            if name in OFTEN or not entry.daily:
-                return schedule.Entry(when=schedule.Every(seconds=1 if name in OFTEN else 5), lease=lease)
-            return entry
+        def shortened(entry: schedule.Entry) -> schedule.Entry:
+            if entry.daily:
+                return entry
+            seconds = min(entry.when.seconds, SELDOM_SECONDS)
+            return schedule.Entry(when=schedule.Every(seconds=seconds), lease=WORK_LEASE)
 
-        return {name: shortened(name, entry) for name, entry in listed(settings).items()}
+        return {name: shortened(entry) for name, entry in listed(settings).items()}
 
     schedule.entries = maintenance.entries = entries
-    retention.timedelta = lambda days: timedelta(seconds=days)
 
 
 def _reconnecting() -> None:

@@ -18,7 +18,7 @@ POINTS = (
     *(
         f"ledger.{name}"
         for name in (
-            "run dates claim_date give_back lease_of move_date move_dates note_verdicts open_windows windows_in "
+            "run dates claim_date give_back lease_of move_date move_dates note_verdicts open_windows windows "
             "claim_window renew_window leave_window open_run move_run finish_run checkpoint active_runs claim_work "
             "finish_work mark_reported commit"
         ).split()
@@ -27,8 +27,8 @@ POINTS = (
         f"warehouse.{name}"
         for name in "describe query read fingerprints holds publish load commit_loading roll_forward".split()
     ),
-    *(f"staging.{name}" for name in "write is_intact quarantine discard".split()),
-    *(f"broker.{name}" for name in "send_window send_gate send_after_run".split()),
+    *(f"staging.{name}" for name in "write is_intact quarantine discard forget".split()),
+    *(f"broker.{name}" for name in "send_window send_gate send_after_run at_broker".split()),
     "file.sync",
     "job.process",
     "beat.tick",
@@ -45,7 +45,7 @@ _OF_GATE = (
     "ledger.finish_run ledger.commit ledger.commit ledger.give_back ledger.active_runs ledger.claim_work "
     "ledger.finish_work ledger.mark_reported warehouse.publish warehouse.publish warehouse.publish warehouse.holds "
     "warehouse.query warehouse.fingerprints warehouse.commit_loading warehouse.roll_forward staging.is_intact "
-    "staging.quarantine staging.discard broker.send_window file.sync file.sync"
+    "staging.quarantine staging.discard broker.send_window broker.at_broker file.sync file.sync"
 ).split()
 _OF_PRODUCER = (
     "ledger.open_run ledger.move_run ledger.open_windows ledger.commit warehouse.query broker.send_window "
