@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -50,6 +51,11 @@ class Place:
         """One line for each fault that happened."""
         return self.folder / "fired"
 
+    @property
+    def copies(self) -> Path:
+        """There while copies of messages wait for a window to be closed."""
+        return self.folder / "copies"
+
     def pid_file(self, name: str) -> Path:
         return self.folder / f"{name}.pid"
 
@@ -65,6 +71,30 @@ class Place:
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.broker_port, socket_timeout=1, socket_connect_timeout=1)
+
+
+def release_held(broker: redis.Redis) -> None:
+    """Put the messages that were held back where they belong."""
+    for queue in QUEUES:
+        while broker.lmove(HELD + queue, queue, "RIGHT", "LEFT"):
+            pass
+
+
+def release_copies_at_closed_windows(place: Place) -> None:
+    """For the gate: a message may well be delivered once more when its window has long been closed."""
+    from common.ledger import Ledger, WindowState
+
+    leave = Ledger.leave_window
+
+    def left(*arguments: Any, to: WindowState) -> bool:
+        done = leave(*arguments, to=to)
+        if to is WindowState.CLOSED and place.copies.exists():
+            place.copies.unlink(missing_ok=True)
+            with _Tolerant(place.client()) as broker:
+                release_held(broker)
+        return done
+
+    Ledger.leave_window = left
 
 
 class Carrier:
@@ -131,16 +161,20 @@ class Carrier:
                 broker.delete("unacked", "unacked_index")
 
     def _duplicate(self, fault: Fault) -> None:
-        """Those that wait, and those that a worker has taken and not yet acknowledged: as after a visibility timeout."""
+        """Those that wait, and those that a worker has taken and not acknowledged: as after a visibility timeout."""
         with self._broker() as broker:
             waiting = [(queue, broker.lrange(queue, 0, -1)) for queue in QUEUES]
             taken = [json.loads(one) for one in broker.hvals("unacked")]
+            held = HELD if fault.target == of.LATER else ""
             for _ in range(int(fault.amount)):
                 for queue, messages in waiting:
                     if messages:
-                        broker.lpush(queue, *messages)
+                        broker.lpush(held + queue, *messages)
                 for message, _, queue in taken:
-                    broker.lpush(queue, json.dumps(message))
+                    broker.lpush(held + queue, json.dumps(message))
+        if fault.target == of.LATER:
+            self._place.copies.touch()
+            self._place.ask(release=True, after=of.LATER_SECONDS)
 
     def _delay(self, fault: Fault) -> None:
         self._place.ask(release=True, after=fault.amount)
@@ -184,10 +218,8 @@ class _Tolerant:
 def _signal(pid: int | None, which: signal.Signals) -> None:
     if pid is None:
         return
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, which)
-    except ProcessLookupError:
-        pass
 
 
 def _lives(pid: int) -> bool:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.faults.chaos.processes import import_everything
+from tests.faults.chaos.imports import import_everything
 from tests.faults.chaos.run import PATIENCE_SECONDS, Services, start
 from tests.faults.chaos.schedule import make_schedule
 

@@ -45,9 +45,7 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
         "checkpoints": {row["day"]: row for row in proven},
         "held": sorted(day.isoformat() for day in warehouse.holds(TARGET, "day", known)) if known else [],
         "published": {day.isoformat(): tables.target(day) for day in days},
-        "covered": {
-            day.isoformat(): sorted(set(tables.names("target", day)) & set(expected[day])) for day in days
-        },
+        "covered": {day.isoformat(): sorted(set(tables.names("target", day)) & set(expected[day])) for day in days},
         "expected": {day.isoformat(): names for day, names in expected.items()},
         "writers": {day.isoformat(): _writer(warehouse, day) for day in days},
         "staged": _staged(Path(settings.staging_url)),

@@ -34,9 +34,7 @@ def no_duplicate_guard() -> None:
     from common.ledger.rows import date_row_of, run_is_on
     from common.ledger.tables import run_dates
 
-    def claim_date(
-        self: Ledger, run_id: str, day: date, owner: str, until: datetime, **_: Any
-    ) -> DateRow | None:
+    def claim_date(self: Ledger, run_id: str, day: date, owner: str, until: datetime, **_: Any) -> DateRow | None:
         this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
         with self._write() as connection:
             row = connection.execute(select(run_dates).where(this).with_for_update()).mappings().one()
@@ -85,9 +83,7 @@ def recount_believed() -> None:
     from worker import gate
 
     def believed(warehouse: Warehouse, job: Job, files: Collection[StagedFile], **_: Any) -> dict[date, Recount]:
-        return {
-            staged.day: Recount(truth=Truth(expected=13), matched=13, rows=staged.rows) for staged in files
-        }
+        return {staged.day: Recount(truth=Truth(expected=13), matched=13, rows=staged.rows) for staged in files}
 
     gate.recount = believed
 

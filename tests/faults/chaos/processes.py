@@ -15,87 +15,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.processes import die_with_parent
-from tests.faults.chaos.faults import Carrier, Place
+from tests.faults.chaos.faults import Carrier, Place, release_copies_at_closed_windows
 from tests.faults.chaos.mutants import MUTANTS
 from tests.faults.chaos.periods import shorten
 from tests.faults.chaos.points import Counters, Points
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Schedule
 
-JOBS = Path(__file__).parents[2] / "packages" / "chaos_jobs"
 CRASHED = 70  #: the exit code of a fork whose function raised
 
-#: What libraries import on first use, as seen in processes that had run a while.
-IMPORTED_LATE = """
-    billiard.heap billiard.popen_fork billiard.sharedctypes billiard.synchronize celery.fixups.django
-    celery.worker.consumer.delayed_delivery cffi.cparser common.warehouse.local ctypes.util pandera.backends.register_checks
-    pyarrow.dataset pyarrow.pandas_compat pyarrow.substrait pycparser.c_parser rich._emoji_codes
-    sqlglot.optimizer.normalize_identifiers
-"""
-WORKER = "worker --loglevel INFO --without-gossip --without-mingle --without-heartbeat".split()
+WORKER = ["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
 COMMANDS = {
     DATES: [*WORKER, "--queues", "backfill", "--concurrency", "2", "--hostname", "dates@chaos"],
     GATE: [*WORKER, "--queues", "gate,maintenance,housekeeping", "--concurrency", "1", "--hostname", "gate@chaos"],
     BEAT: ["beat", "--loglevel", "INFO", "--pidfile", "", "--schedule", "beat-schedule"],
 }
-
-
-def import_everything() -> None:
-    """What the processes will import, so that a fork has it at once. Opens no connection and starts no thread."""
-    sys.path.insert(0, str(JOBS))
-    import celery.app.control
-    import celery.app.events
-    import celery.app.log
-    import celery.apps.beat
-    import celery.apps.worker
-    import celery.backends.redis
-    import celery.beat
-    import celery.bin.beat
-    import celery.bin.celery
-    import celery.bin.worker
-    import celery.concurrency.prefork
-    import celery.events.state
-    import celery.worker.autoscale
-    import celery.worker.consumer
-    import celery.worker.strategy
-    import chaos_jobs
-    import duckdb
-    import flower.command
-    import kombu.transport.redis
-    import pandera.pandas
-    import pyarrow.compute
-    import pyarrow.parquet
-    import sqlalchemy.dialects.postgresql.psycopg
-    import sqlalchemy.dialects.sqlite.pysqlite
-
-    import common.results
-    import common.warehouse.bigquery
-    import producer.attended
-    import producer.cli
-    import producer.cost
-    import typer._click
-    import worker.gate
-    import worker.inline
-    import worker.maintenance
-    import worker.process
-
-    _warm_up()
-
-
-def _warm_up() -> None:
-    """Have libraries import what they import on first use."""
-    from importlib import import_module
-
-    import pandas as pd
-    import pyarrow as pa
-
-    from common.schema import Column, pandera_schema
-    from common.warehouse.sql import to_duckdb
-
-    for name in IMPORTED_LATE.split():
-        import_module(name)
-    to_duckdb("SELECT 1 AS one")
-    rows = pa.table({"name": ["one"]}).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
-    pandera_schema({"name": Column(type="STRING")}).validate(rows)
 
 
 def fork(body: Callable[[], Any], *, log: Path | None = None) -> int:
@@ -116,7 +49,7 @@ def fork(body: Callable[[], Any], *, log: Path | None = None) -> int:
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1 if exc.code else 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the edge: nothing of what forked it may run here
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -162,6 +95,8 @@ def _prepare(
     shorten(schedule.lease)
     if schedule.strangers:
         _be_a_stranger()
+    if role == GATE:
+        release_copies_at_closed_windows(place)
     Points(role, schedule.faults, counters, Carrier(place, role)).install()
     if mutant is not None:
         MUTANTS[mutant]()

@@ -30,7 +30,8 @@ from tests.faults.chaos.schedule import FILL, PRODUCER, Fault, Schedule
 from tests.faults.chaos.stack import Stack, adopt_orphans
 from tests.faults.chaos.world import open_tables
 
-PATIENCE_SECONDS = 45.0  #: within which every run must have ended
+PATIENCE_SECONDS = 20.0  #: for which nothing may move before every run has ended
+LONGEST_SECONDS = 120.0  #: within which they must have ended all the same
 SWEEP_SECONDS = 6.0  #: within which the tool must have swept what is left of ended runs
 POLL_SECONDS = 0.05
 SECOND = "the next command"
@@ -96,7 +97,9 @@ class Attempt:
                 self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
             self._phase("stopped")
         self.result.seconds = time.monotonic() - self._began
-        self.result.cpu = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self.result.cpu = sum(
+            sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
         return self.result
 
     # -- phases --
@@ -130,16 +133,19 @@ class Attempt:
 
     def _ended(self, stack: Stack, *commands: str) -> None:
         """Wait until the commands and every run have ended, and all that the faults began is over."""
-        deadline = time.monotonic() + self._patience
-        look_at = 0.0
-        while time.monotonic() < deadline:
+        latest = time.monotonic() + LONGEST_SECONDS
+        look_at, moved_at, known = 0.0, time.monotonic(), None
+        while time.monotonic() < min(latest, moved_at + self._patience):
             stack.tick()
             if stack.busy or any(stack.code(command) is None for command in commands):
-                continue
-            if time.monotonic() >= look_at:
+                moved_at = time.monotonic()
+            elif time.monotonic() >= look_at:
                 look_at = time.monotonic() + POLL_SECONDS
-                if set(self._states()) <= set(ENDED_RUNS):
+                states, moves = self._made.states()
+                if states <= set(ENDED_RUNS):
                     return
+                if moves != known:
+                    moved_at, known = time.monotonic(), moves
 
     def _settled(self, stack: Stack, *, final: bool) -> Seen:
         """What there is once the tool has swept up. What does not hold by then is a violation."""
@@ -214,9 +220,6 @@ class Attempt:
             self._made = _PostgresLedger(self._services, f"chaos_{self.schedule.seed}_{os.getpid()}")
         return self._made
 
-    def _states(self) -> list[str]:
-        return self._made.states()
-
 
 @dataclass
 class _Locked:
@@ -234,7 +237,12 @@ class _Locked:
             self._handle.close()
 
 
-STATES = "SELECT state FROM runs"
+RUNS = "SELECT state FROM runs"
+MOVES = """
+    SELECT run_id, CAST(day AS TEXT), state, attempt, deaths, lease_owner FROM run_dates
+    UNION ALL SELECT run_id, CAST(number AS TEXT), state, deaths, 0, lease_owner FROM windows
+"""
+States = tuple[set[str], list[Any]]  #: those of the runs, and what changes when anything moves
 
 
 @dataclass
@@ -249,10 +257,10 @@ class _SqliteLedger:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def states(self) -> list[str]:
+    def states(self) -> States:
         connection = sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=5)
         try:
-            return [state for (state,) in connection.execute(STATES)]
+            return {state for (state,) in connection.execute(RUNS)}, sorted(map(str, connection.execute(MOVES)))
         finally:
             connection.close()
 
@@ -272,8 +280,9 @@ class _PostgresLedger:
         self._connection.close()
         self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
 
-    def states(self) -> list[str]:
-        return [state for (state,) in self._connection.execute(STATES).fetchall()]
+    def states(self) -> States:
+        execute = self._connection.execute
+        return {state for (state,) in execute(RUNS).fetchall()}, sorted(map(str, execute(MOVES).fetchall()))
 
     def _run(self, statement: str) -> None:
         with psycopg.connect(self.services.postgres, autocommit=True) as connection:

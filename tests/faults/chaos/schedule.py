@@ -12,45 +12,63 @@ from tests.faults.chaos.shapes import Day, make_shape
 DATES, GATE, BEAT, PRODUCER = "dates", "gate", "beat", "producer"
 ROLES = (DATES, GATE, BEAT, PRODUCER)
 
-#: The calls that are counted, and at which something can go wrong. `commit` is the end of a ledger's transaction,
-#: `sync` the moment before a file gets its name, `process` the job's own code.
-POINTS = (
-    *(
-        f"ledger.{name}"
-        for name in (
-            "run dates claim_date give_back lease_of move_date move_dates note_verdicts open_windows windows "
-            "claim_window renew_window leave_window open_run move_run finish_run checkpoint active_runs claim_work "
-            "finish_work mark_reported commit"
-        ).split()
-    ),
-    *(
-        f"warehouse.{name}"
-        for name in "describe query read fingerprints holds publish load commit_loading roll_forward".split()
-    ),
-    *(f"staging.{name}" for name in "write is_intact quarantine discard forget".split()),
-    *(f"broker.{name}" for name in "send_window send_gate send_after_run at_broker".split()),
-    "file.sync",
-    "job.process",
-    "beat.tick",
-)
-
-_OF_DATES = (
-    "ledger.run ledger.claim_date ledger.claim_date ledger.move_date ledger.move_date ledger.commit ledger.commit "
-    "warehouse.describe warehouse.query warehouse.read warehouse.fingerprints staging.write staging.write file.sync "
-    "job.process job.process job.process"
-).split()
-_OF_GATE = (
-    "ledger.run ledger.dates ledger.claim_window ledger.renew_window ledger.note_verdicts ledger.move_date "
-    "ledger.move_dates ledger.checkpoint ledger.checkpoint ledger.leave_window ledger.leave_window ledger.open_windows "
-    "ledger.finish_run ledger.commit ledger.commit ledger.give_back ledger.active_runs ledger.claim_work "
-    "ledger.finish_work ledger.mark_reported warehouse.publish warehouse.publish warehouse.publish warehouse.holds "
-    "warehouse.query warehouse.fingerprints warehouse.commit_loading warehouse.roll_forward staging.is_intact "
-    "staging.quarantine staging.discard broker.send_window broker.at_broker file.sync file.sync"
-).split()
-_OF_PRODUCER = (
-    "ledger.open_run ledger.move_run ledger.open_windows ledger.commit warehouse.query broker.send_window "
-    "broker.send_window"
-).split()
+#: The calls at which something goes wrong in each role, and how often, compared with the others, it is chosen.
+#: `commit` is the end of a ledger's transaction, `sync` comes before a file gets its name, `process` is the job's code.
+OF_DATES = {
+    "ledger.run": 1,
+    "ledger.claim_date": 2,
+    "ledger.move_date": 2,
+    "ledger.commit": 2,
+    "warehouse.describe": 1,
+    "warehouse.query": 1,
+    "warehouse.read": 1,
+    "warehouse.fingerprints": 1,
+    "staging.write": 2,
+    "file.sync": 1,
+    "job.process": 3,
+}
+OF_GATE = {
+    "ledger.run": 1,
+    "ledger.dates": 1,
+    "ledger.claim_window": 1,
+    "ledger.renew_window": 1,
+    "ledger.note_verdicts": 1,
+    "ledger.move_date": 1,
+    "ledger.move_dates": 1,
+    "ledger.checkpoint": 2,
+    "ledger.leave_window": 2,
+    "ledger.open_windows": 1,
+    "ledger.finish_run": 1,
+    "ledger.commit": 2,
+    "ledger.give_back": 1,
+    "ledger.active_runs": 1,
+    "ledger.claim_work": 1,
+    "ledger.finish_work": 1,
+    "ledger.mark_reported": 1,
+    "warehouse.publish": 3,
+    "warehouse.holds": 1,
+    "warehouse.query": 1,
+    "warehouse.fingerprints": 1,
+    "warehouse.commit_loading": 1,
+    "warehouse.roll_forward": 1,
+    "staging.is_intact": 1,
+    "staging.quarantine": 1,
+    "staging.discard": 1,
+    "broker.send_window": 1,
+    "broker.at_broker": 1,
+    "file.sync": 2,
+}
+OF_PRODUCER = {
+    "ledger.open_run": 1,
+    "ledger.move_run": 1,
+    "ledger.open_windows": 1,
+    "ledger.commit": 1,
+    "warehouse.query": 1,
+    "broker.send_window": 2,
+}
+OF_BEAT = {"beat.tick": 1}
+POINTS = tuple(sorted({*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT}))
+#: What is called several times for each date or window.
 MANY = {"ledger.commit": 3, "file.sync": 3, "warehouse.describe": 3, "warehouse.query": 2, "warehouse.read": 2}
 
 ERROR = "error"  #: one of the tool's errors, or what a library raises where the tool translates it
@@ -64,6 +82,8 @@ FILL = "fill the staging disk"
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 
 LEASE_SECONDS = {"local": 3.0, "bigquery": 12.0}  #: of a date; see `periods`
+LATER = "once a window is closed"  #: when copies of messages may arrive
+LATER_SECONDS = 3.0  #: after which they arrive in any case
 LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
 
 
@@ -76,7 +96,7 @@ class Fault:
     nth: int
     after: bool  #: after the call's effect, not before it
     action: str
-    target: str = "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages
+    target: str = "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when
     times: int = 1  #: so many calls in a row meet it
     amount: float = 0.0  #: seconds, or copies of a message
 
@@ -89,7 +109,7 @@ class Fault:
             FREEZE: f"freeze {self.target} for {self.amount:g} s",
             RESTART: f"kill -9 the broker, back {self.target} after {self.amount:g} s",
             LOSE: f"lose {self.target} messages",
-            DUPLICATE: f"deliver every message {self.amount:g} times more",
+            DUPLICATE: f"deliver every message {self.amount:g} times more, {self.target}",
             DELAY: f"hold every message back for {self.amount:g} s",
             FILL: f"fill the staging disk for {self.amount:g} s",
             CLOCK: f"shift the clock by {self.amount:+g} s",
@@ -165,15 +185,14 @@ def _fault(random: Random, schedule: Schedule) -> Fault:
 
 def _where(random: Random, role: str, schedule: Schedule) -> tuple[str, int]:
     windows = -(-len(schedule.shape) // schedule.window)
-    if role == BEAT:
-        return "beat.tick", random.randint(1, 8)
     points, most = {
-        DATES: (_OF_DATES, len(schedule.shape)),
-        GATE: (_OF_GATE, windows),
-        PRODUCER: (_OF_PRODUCER, 2),
+        DATES: (OF_DATES, len(schedule.shape)),
+        GATE: (OF_GATE, windows),
+        PRODUCER: (OF_PRODUCER, 2),
+        BEAT: (OF_BEAT, 8),
     }[role]
-    point = random.choice(points)
-    return point, random.randint(1, max(1, most) * MANY.get(point, 1))
+    point = random.choices(list(points), weights=list(points.values()))[0]
+    return point, random.randint(1, most * MANY.get(point, 1))
 
 
 def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str, object]:
@@ -197,7 +216,8 @@ def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str
             (FREEZE, "the broker"): 0.5,
             (LOSE, "unacknowledged"): 0.7,
             (LOSE, "all"): 1,
-            (DUPLICATE, ""): 2,
+            (DUPLICATE, "at once"): 1.5,
+            (DUPLICATE, LATER): 2.5,
             (DELAY, ""): 1,
             (CLOCK, ""): 1.5,
         }

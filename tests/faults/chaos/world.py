@@ -32,9 +32,7 @@ def tables(shape: Sequence[Day]) -> dict[str, dict[date, pa.Table]]:
             "calendar": [{"event": "game"}] if day.expected else [],
             "target": [dict(zip(("name", "value", "source"), row, strict=True)) for row in day.before],
             **{
-                source: [
-                    {"name": name, "value": day.value(name), "trick": day.trick} for name in day.names_in(source)
-                ]
+                source: [{"name": name, "value": day.value(name), "trick": day.trick} for name in day.names_in(source)]
                 for source in ("first", "second")
             },
         }
