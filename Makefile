@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EMULATOR := .venv-emulator
 EMULATOR_READY := $(EMULATOR)/.ready
+AUDIT := .venv-audit
+AUDIT_READY := $(AUDIT)/.ready
 
-.PHONY: environments demo test test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,7 +25,13 @@ $(EMULATOR_READY): tests/emulator/requirements.lock
 	$(EMULATOR)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/emulator/requirements.lock
 	@touch $(EMULATOR_READY)
 
-environments: $(READY) $(EMULATOR_READY)  ## make both virtual environments
+# The auditor is not to be judged by what it judges, and its pins are no concern of ours.
+$(AUDIT_READY): tests/audit.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/audit.txt
+	@touch $(AUDIT_READY)
+
+environments: $(READY) $(EMULATOR_READY) $(AUDIT_READY)  ## make the virtual environments
 
 demo: $(READY)  ## set up, make a season of data with the incident in it, and run the main job
 	$(BIN)/backfill demo
@@ -53,10 +61,17 @@ chaos: $(READY) $(EMULATOR_READY)  ## kill, freeze and fail everything, by seede
 chaos-mutants: $(READY)  ## show that those schedules notice a tool that is broken on purpose
 	$(CHAOS) --mutants
 
+CASES ?= 10000
+fuzz: $(READY)  ## try command lines, settings, files and messages of any kind: CASES=10000
+	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses 2 --dist worksteal --timeout 1800 $(ARGS)
+
 lint: $(READY)  ## ruff (lint and format) and the layering of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+audit: $(AUDIT_READY)  ## look for known vulnerabilities of what is installed, or say loudly that nobody could be asked
+	@$(AUDIT)/bin/python tests/audit.py requirements.lock
 
 types: $(READY)  ## strict type check of the three packages
 	$(BIN)/basedpyright
@@ -72,4 +87,4 @@ lock: $(READY)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file tests/emulator/requirements.lock tests/emulator/requirements.in
 
 clean:  ## remove the virtual environment and the demo's data
-	rm -rf $(VENV) $(EMULATOR) .backfill
+	rm -rf $(VENV) $(EMULATOR) $(AUDIT) .backfill

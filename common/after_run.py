@@ -15,6 +15,7 @@ from common.delivery import deliver as deliver
 from common.errors import BackfillError, Retryable, UserError
 from common.job import find_job
 from common.ledger import Ledger, Run
+from common.ledger.actions import ORDERS, action_in_words
 from common.metadata import write_metadata
 from common.processes import is_dead
 
@@ -114,4 +115,5 @@ def _ending(run: Run, ledger: Ledger, now: datetime) -> Ending:
         dates=ledger.dates(run.id),
         primary=primary,
         fallbacks_this_week=fallbacks(ledger.built_from(now - WEEK), run.job, primary),
+        orders=[action_in_words(one) for one in ledger.actions(run.id) if one.action in ORDERS],
     )

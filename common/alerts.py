@@ -38,6 +38,7 @@ class Ending:
     dates: Sequence[DateRow]
     primary: str | None = None  #: the name of the job's first source; None when the job is not installed here
     fallbacks_this_week: int = 0  #: dates of the job built from a fallback by runs that ended in the last 7 days
+    orders: Sequence[str] = ()  #: who paused, resumed and cancelled it, and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def _finished(ending: Ending) -> NewAlert:
             line
             for line in (
                 f"asked: {cut(run.requested, REASON_LENGTH)}, by {run.requested_by}",
+                *(cut(order, REASON_LENGTH) for order in ending.orders),
                 f"dates: {_counts(rows)}",
                 _coverage(rows),
                 _fallback(rows, ending.primary),
@@ -148,7 +150,13 @@ def _finished(ending: Ending) -> NewAlert:
 
 def _counts(rows: Sequence[DateRow]) -> str:
     """How many dates ended how; in a run that was stopped, some did not end."""
-    ends = [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED]
+    ends = [
+        DateState.CHECKPOINTED,
+        DateState.BLOCKED,
+        DateState.FAILED,
+        DateState.SKIPPED,
+        DateState.CANCELLED,
+    ]
     counts = {state.value: sum(row.state is state for row in rows) for state in ends}
     counts["not reached"] = len(rows) - sum(counts.values())
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -52,6 +52,10 @@ class NotAllowed(UserError):
     """A folder or file may not be read or written by this user."""
 
 
+class OutsideRoot(UserError):
+    """A path would lead out of the folder that holds everything of its kind."""
+
+
 class SchemaMismatch(UserError):
     """A table or a result lacks a column or has one of another type."""
 

@@ -30,7 +30,7 @@ class Outcome(Enum):
     BLOCKED = "blocked"
     FAILED = "failed"
     SKIPPED = "skipped"
-    UNFINISHED = "unfinished"  #: the run goes on, or was cancelled before the date's end
+    UNFINISHED = "unfinished"  #: the run goes on, or was cancelled before the date was done
 
 
 PUBLISHED = frozenset({Outcome.COMPLETE, Outcome.ACCEPTED, Outcome.FORCED})
@@ -154,7 +154,8 @@ def lowest_by_date(facts: RunFacts) -> list[float | None]:
 
 def ended_per_day(facts: Iterable[RunFacts], days: DateRange) -> list[int]:
     """For each day of the period, how many dates came to their end on it (UTC)."""
-    ended = Counter(row.ended_at.date() for one in facts for row in one.dates if row.ended_at is not None)
+    done = (row for one in facts for row in one.dates if outcome_of(row) is not Outcome.UNFINISHED)
+    ended = Counter(row.ended_at.date() for row in done if row.ended_at is not None)
     return [ended[day] for day in days.days()]
 
 

@@ -137,11 +137,14 @@ class Job:
     description: str = ""
     soft_time_limit_seconds: int = 300  #: a date that takes longer is failed
     time_limit_seconds: int = 360  #: a date that ignores the soft limit is killed
+    max_in_flight: int | None = None  #: dates under way at once, over all active runs of the job; None: no cap
 
     def __post_init__(self) -> None:
         checked_identifier(self.name, "job name")
         if not self.sources:
             raise UserError(f"job {self.name} declares no source")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: no date could ever be begun")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise UserError(f"job {self.name} declares two sources of the same name: {names}")

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from common.errors import BackfillError, NotAllowed, UserError, WarehouseUnavailable
-from common.warehouse.files import check_writable, write_atomically
+from common.errors import BackfillError, NotAllowed, OutsideRoot, UserError, WarehouseUnavailable
+from common.warehouse.files import check_writable, inside, read_plain, write_atomically
 
 REFUSED = (401, 403)  #: HTTP codes that no retry mends
 
 
 class Store(Protocol):
-    """A tree of files, each whole or absent, named by `/`-separated keys."""
+    """A tree of files, each whole or absent, named by `/`-separated keys.
+
+    Nothing but what lies below the root is read, written or removed, whatever links lie there: `OutsideRoot`.
+    """
 
     def location(self, key: str) -> str:
         """Where the file is, in the form in which it is handed to others."""
@@ -28,8 +31,12 @@ class Store(Protocol):
 
     def write(self, key: str, data: bytes) -> None: ...
 
+    def read(self, location: str) -> bytes:
+        """What is at a location below the root. Raises `FileNotFoundError`, and `OutsideRoot` for any other place."""
+        ...
+
     def move(self, location: str, key: str) -> None:
-        """Move the file, if it is there, to its new key."""
+        """Move the file, if it is there, to its new key. Raises `OutsideRoot` for one that is not below the root."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -53,10 +60,13 @@ def open_store(root: Path | str) -> Store:
 
 
 def read_bytes(location: str) -> bytes:
-    """What is at a path or a URL. Raises `FileNotFoundError`, `NotAllowed`, `WarehouseUnavailable`."""
+    """What is at a path or a URL: of a plain file, not of what a link leads to.
+
+    Raises `FileNotFoundError`, `OutsideRoot`, `NotAllowed`, `WarehouseUnavailable`.
+    """
     with translated(location):
         if "://" not in location:
-            return Path(location).read_bytes()
+            return read_plain(Path(location))
         return filesystem(location).cat_file(location)
 
 
@@ -129,27 +139,33 @@ class FolderStore:
 
     def write(self, key: str, data: bytes) -> None:
         with translated(self.location(key)):
-            write_atomically(self.root / key, data)
+            write_atomically(inside(self.root, self.root / key), data)
+
+    def read(self, location: str) -> bytes:
+        with translated(location):
+            return read_plain(inside(self.root, Path(location)))
 
     def move(self, location: str, key: str) -> None:
         with translated(location):
-            (self.root / key).parent.mkdir(parents=True, exist_ok=True)
-            if Path(location).exists():
-                Path(location).replace(self.root / key)
+            source, kept = inside(self.root, Path(location)), inside(self.root, self.root / key)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if source.exists():
+                source.replace(kept)
 
     def names(self, folder: str) -> list[str]:
-        place = self.root / folder
+        place = inside(self.root, self.root / folder)
         return [path.name for path in place.iterdir()] if place.is_dir() else []
 
     def folders(self, folder: str) -> list[str]:
-        place = self.root / folder
+        place = inside(self.root, self.root / folder)
         return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
 
     def remove(self, key: str) -> None:
         import shutil
 
         place = self.root / key
-        if place.is_dir():
+        inside(self.root, place.parent)
+        if place.is_dir() and not place.is_symlink():  # of a link, itself is removed, never what it leads to
             shutil.rmtree(place, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)
@@ -165,6 +181,17 @@ class ObjectStore:
     def location(self, key: str) -> str:
         return f"{self.root}/{key}"
 
+    def _own(self, location: str) -> str:
+        """The location. Raises `OutsideRoot` unless it is below the root."""
+        own = location.removeprefix(f"{self.root}/")
+        if own == location or not set(own.split("/")).isdisjoint(("", ".", "..")):
+            raise OutsideRoot(f"{location} is not below {self.root}: nothing outside is read, written or removed")
+        return location
+
+    def read(self, location: str) -> bytes:
+        with translated(location):
+            return self._files.cat_file(self._own(location))
+
     def check(self) -> None:
         probe = self.location(".backfill-probe")
         with translated(self.root):
@@ -174,14 +201,14 @@ class ObjectStore:
     def write(self, key: str, data: bytes) -> None:
         with translated(self.location(key)):
             try:
-                self._files.pipe_file(self.location(key), data)
+                self._files.pipe_file(self._own(self.location(key)), data)
             except FileNotFoundError as exc:
                 raise NotAllowed(f"{self.root}: there is no such bucket") from exc
 
     def move(self, location: str, key: str) -> None:
         with translated(location):
             try:
-                self._files.cp_file(location, self.location(key))
+                self._files.cp_file(self._own(location), self._own(self.location(key)))
                 self._files.rm_file(location)
             except FileNotFoundError:
                 return  # it was moved already
@@ -207,6 +234,6 @@ class ObjectStore:
     def remove(self, key: str) -> None:
         with translated(self.location(key)):
             try:
-                self._files.rm(self.location(key), recursive=True)
+                self._files.rm(self._own(self.location(key)), recursive=True)
             except FileNotFoundError:
                 return

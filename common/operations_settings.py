@@ -38,6 +38,8 @@ class OperationsSettings(BaseSettings):
     flower_port: int = Field(5555, ge=1, le=65535)
     flower_user: str = "backfill"
     flower_password: SecretStr | None = None  #: `backfill up` makes one when there is none
+    metrics_user: str = "backfill"
+    metrics_password: SecretStr | None = None  #: asked for by /metrics; needed to serve it to other machines
     metrics_port: int = Field(9808, ge=1, le=65535)  #: where `backfill up` serves metrics, on this machine only
     stop_seconds: float = Field(30.0, ge=0)  #: how long the tasks in progress are given when a stack is stopped
 
@@ -66,7 +68,7 @@ class OperationsSettings(BaseSettings):
             raise ValueError("is a time of BACKFILL_TIMEZONE: write it as 04:00, without an offset")
         return at
 
-    @field_validator("flower_user")
+    @field_validator("flower_user", "metrics_user")
     @classmethod
     def _usable_user(cls, user: str) -> str:
         if not user or "," in user or ":" in user:
@@ -79,6 +81,12 @@ class OperationsSettings(BaseSettings):
         if password is not None and (not password.get_secret_value() or "," in password.get_secret_value()):
             raise ValueError("must not be empty or hold a comma, at which Flower would cut it")
         return password
+
+    @field_validator("metrics_password")
+    @classmethod
+    def _given_password(cls, password: SecretStr | None) -> SecretStr | None:
+        """Empty, as a compose file hands it on, is not set."""
+        return password if password is not None and password.get_secret_value() else None
 
     @field_validator("cleanup_tables")
     @classmethod

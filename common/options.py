@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.coverage import CoveragePolicy, Fallback
+from common.flow import Caps
 from common.job import Job
+from common.lanes import DATES_QUEUE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class RunOptions:
     in_flight: int  #: windows open at once
     forced_because: str | None = None
     calendar: bool = False  #: there was a calendar when the run was planned: it must still be there
+    max_in_flight: int | None = None  #: dates in flight at once, of this run
+    job_max_in_flight: int | None = None  #: dates in flight at once, of all active runs of its job together
+    queue: str = DATES_QUEUE  #: where its dates are sent
 
     @classmethod
     def of(
@@ -32,20 +37,30 @@ class RunOptions:
         fallback: Fallback | None,
         because: str | None,
         calendar: bool = False,
+        max_in_flight: int | None = None,
+        job_max_in_flight: int | None = None,
     ) -> RunOptions:
+        """The options of a new run of the job, with windows no larger than what may be in flight lets through."""
+        caps = Caps(windows=in_flight, dates=max_in_flight, job_dates=tightest(job.max_in_flight, job_max_in_flight))
         return cls(
             fallback=fallback or job.fallback,
             complete_ratio=job.policy.complete_ratio,
             accept_ratio=job.policy.accept_ratio,
-            window=window,
+            window=caps.window_size(window),
             in_flight=in_flight,
             forced_because=because,
             calendar=calendar,
+            max_in_flight=caps.dates,
+            job_max_in_flight=caps.job_dates,
         )
 
     @property
     def policy(self) -> CoveragePolicy:
         return CoveragePolicy(complete_ratio=self.complete_ratio, accept_ratio=self.accept_ratio)
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(windows=self.in_flight, dates=self.max_in_flight, job_dates=self.job_max_in_flight)
 
     def stored(self) -> dict[str, Any]:
         return asdict(self) | {"fallback": self.fallback.value}
@@ -55,3 +70,8 @@ class RunOptions:
         values: dict[str, Any] = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         values["fallback"] = Fallback(stored["fallback"])
         return cls(**values)
+
+
+def tightest(*caps: int | None) -> int | None:
+    """The least of the caps that are set."""
+    return min((cap for cap in caps if cap is not None), default=None)

@@ -11,18 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from celery import Celery, Signature, chord
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError, ResponseError
 
+from common.broker_url import WRITE_IT, parse_broker_url
 from common.clock import Reading, read_clock, utcnow
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
+from common.lanes import DATES_QUEUE, DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import WRITE_ONLY
 from common.settings import Settings
+from common.transport import use_tolerant_transport
 
 #: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"
@@ -31,15 +33,8 @@ RECONCILE = "reconcile"
 MAINTAIN = "maintain"
 AFTER_RUN = "after_run"
 
-DATES_QUEUE = "backfill"
-GATE_QUEUE = "gate"
-MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
-HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
-OTHER_QUEUES = frozenset({GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE})  #: than those for dates
-QUEUES = (DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
-
+STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
-WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 SEVEN_DAYS = 7 * 24 * 3600
 RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
@@ -49,20 +44,27 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
 
     Raises `UserError` for a URL that names no broker.
     """
-    broker_address(broker_url)
-    app = Celery("gated-backfill", broker=broker_url, backend=f"{WRITE_ONLY}+{broker_url}")
-    transport = {"visibility_timeout": settings.visibility_seconds}
+    broker = parse_broker_url(broker_url)
+    use_tolerant_transport()
+    app = Celery("gated-backfill", broker=broker.url, backend=f"{WRITE_ONLY}+{broker.url}")
+    transport = {
+        "visibility_timeout": settings.visibility_seconds,
+        "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
+    }
     app.conf.update(
         task_acks_late=True,  # a killed worker's date comes back
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,  # long tasks spread evenly, and less is redelivered
         broker_transport_options=transport,
         result_backend_transport_options=transport,
+        broker_use_ssl=broker.tls or False,
+        redis_backend_use_ssl=broker.tls or None,
         result_expires=SEVEN_DAYS,  # the default day loses a long chord silently
         result_chord_expires=SEVEN_DAYS,
         task_serializer="json",
         result_serializer="json",
-        accept_content=["json"],
+        accept_content=["json"],  # of tasks and of remote control: nothing is ever unpickled
+        result_accept_content=["json"],
         task_ignore_result=True,
         task_publish_retry_policy=RESULT_TRIES,
         worker_max_tasks_per_child=settings.worker_recycle_tasks,
@@ -106,8 +108,8 @@ class AtBroker:
 class Dispatcher(Protocol):
     """How the dates of a window reach the functions that process them."""
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
-        """Have each day processed, then the window closed. Sending again does no harm."""
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
+        """Have each day processed, then the window closed. Sending again does no harm, nor does another queue."""
         ...
 
     def at_broker(self, run: str) -> AtBroker:
@@ -133,13 +135,13 @@ class CeleryDispatcher:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
         headers = [
             self._app.signature(
                 PROCESS_DATE,
                 args=(run, day.isoformat()),
                 immutable=True,
-                queue=DATES_QUEUE,
+                queue=queue,
                 soft_time_limit=job.soft_time_limit_seconds,
                 time_limit=job.time_limit_seconds,
                 argsrepr=f"{job.name} {day.isoformat()} run={run}",
@@ -156,7 +158,7 @@ class CeleryDispatcher:
         with _sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(_sent_key(run))
-            for queue in self._dates_queues():
+            for queue in DATES_QUEUES:
                 pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
             sent, *dates, gates = pipe.execute()
@@ -180,9 +182,6 @@ class CeleryDispatcher:
         with pool.acquire(block=True) as connection:
             connection.ensure_connection(**RESULT_TRIES)  # which without limits would try for ever
             yield connection.default_channel.client
-
-    def _dates_queues(self) -> list[str]:
-        return [queue.name for queue in self._app.conf.task_queues if queue.name not in OTHER_QUEUES]
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
         with _sending():
@@ -212,6 +211,13 @@ class CeleryDispatcher:
                 argsrepr=f"run={run}",
                 kwargsrepr="",
             )
+
+    def stop_dates(self, run: str) -> None:
+        """Have every worker kill what builds a date of the run. One that does not hear it finds out by itself."""
+        try:
+            self._app.control.broadcast(STOP_DATES, arguments={"run": run})
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
     def send_after_run(self, run: str) -> None:
         with _sending():
@@ -284,16 +290,7 @@ def ask_broker(settings: Settings, url: str) -> BrokerAnswer:
 
 def broker_address(url: str) -> str:
     """The broker's address without user and password. Raises `UserError` for a URL that names no broker."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as exc:  # its text may quote a part of the password
-        raise UserError(f"BACKFILL_BROKER is no URL: {WRITE_IT}") from exc
-    if parts.scheme not in ("redis", "rediss", "redis+socket"):
-        raise UserError(f"BACKFILL_BROKER is not the URL of a Redis or Valkey server: {WRITE_IT}")
-    if parts.scheme != "redis+socket" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"):
-        raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {WRITE_IT}")
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+    return parse_broker_url(url).address
 
 
 def _clock_of(client: Any) -> Reading | None:

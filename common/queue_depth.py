@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import redis
 from redis.exceptions import RedisError
 
+from common.broker_url import parse_broker_url
 from common.errors import BrokerUnavailable, UserError
-from common.queue import QUEUES, broker_address
+from common.lanes import QUEUES
 
 HELD = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
 
@@ -16,19 +16,15 @@ def queue_depths(url: str, *, seconds: float) -> tuple[dict[str, int], int]:
 
     Raises `BrokerUnavailable` when the broker does not answer within that time, `UserError` for a URL that names none.
     """
-    address = broker_address(url)
-    reachable = url.replace("redis+socket://", "unix://", 1)
+    broker = parse_broker_url(url)
     try:
-        with (
-            redis.Redis.from_url(reachable, socket_timeout=seconds, socket_connect_timeout=seconds) as client,
-            client.pipeline(transaction=False) as pipe,
-        ):
+        with broker.client(seconds=seconds) as client, client.pipeline(transaction=False) as pipe:
             for queue in QUEUES:
                 pipe.llen(queue)
             pipe.hlen(HELD)
             *waiting, held = pipe.execute()
     except (RedisError, OSError) as exc:
-        raise BrokerUnavailable(f"the broker at {address} does not answer: {type(exc).__name__}") from exc
+        raise BrokerUnavailable(f"the broker at {broker.address} does not answer: {type(exc).__name__}") from exc
     except ValueError as exc:  # its text may quote the password
         raise UserError("BACKFILL_BROKER is no usable URL") from exc
     return dict(zip(QUEUES, map(int, waiting), strict=True)), int(held)

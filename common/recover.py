@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from datetime import date
 
 from common.job import Job
-from common.ledger import DateRow, DateState, Ledger, Run, RunState
+from common.ledger import DateRow, DateState, Ledger, Run
 from common.schema import TableName
 from common.staging import Staging
 from common.warehouse.base import Warehouse
+
+ITSELF = "backfill"  #: who does what nobody has asked for
+ITS_PROCESS_DIED = "its process died"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,13 @@ class Released:
     run: Run
     checkpointed: int
     adopted: tuple[date, ...]  #: published by its gate but not yet checkpointed: proven now, not rebuilt
-    unfinished: int  #: dates given free
+    unfinished: int  #: dates that were not done, which are free
 
 
-def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, staging: Staging) -> Released:
-    """End a run as cancelled and give its dates free. Its workers must be gone or told to stop.
+def release_run(
+    run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, staging: Staging, *, by: str, reason: str
+) -> Released:
+    """End a run as cancelled, and with it every date that is not done. Its workers must be gone or told to stop.
 
     A date whose target already holds exactly the rows that its gate passed is checkpointed: the gate died between
     publish and checkpoint.
@@ -32,14 +37,14 @@ def release_run(run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, stagin
     adopted = still_published(candidates, job, warehouse)
     ledger.move_dates(run.id, adopted, expect=DateState.STAGED, to=DateState.PUBLISHED)
     proven = ledger.checkpoint(run.id, adopted)
-    ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.RUNNING, RunState.PAUSED], to=RunState.CANCELLED)
+    ledger.end_run(run.id, by=by, reason=reason)
     staging.discard(run.id)
     progress = ledger.progress(run.id)
     return Released(
         run=progress.run,
         checkpointed=progress.of(DateState.CHECKPOINTED),
         adopted=tuple(proven),
-        unfinished=progress.total - progress.ended,
+        unfinished=progress.total - progress.ended + progress.of(DateState.CANCELLED),
     )
 
 

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from common.errors import UserError
 from common.operations_settings import MOST_DAYS, OperationsSettings
+from common.rate import Rate
 from common.recovery_settings import RecoverySettings
 from common.schema import TableName
 from common.warehouse import LOCAL, is_local
@@ -31,6 +32,11 @@ class Settings(OperationsSettings, RecoverySettings):
 
     window: int = Field(100, ge=1, le=5000)  #: dates per chord
     windows_in_flight: int = Field(3, ge=1, le=50)  #: windows of a run that are open at once
+    max_in_flight: int | None = Field(None, ge=1)  #: dates of a run that are sent and have no end yet
+    max_in_flight_per_job: int | None = Field(None, ge=1)  #: the same, of all active runs of a job together
+    express_dates: int = Field(7, ge=0)  #: a run of at most so many dates to build does not queue behind long ones
+    queries_per_second: float = Field(0.0, ge=0, le=10_000)  #: by all workers of a broker; 0: no limit
+    query_burst: int = Field(10, ge=1, le=10_000)  #: queries that may follow each other at once after a lull
     workers: int = Field(2, ge=1, le=256)  #: worker processes of an embedded stack
     max_retries: int = Field(4, ge=0)  #: of a date, after transient errors
     retry_seconds: float = Field(1.0, gt=0)  #: the first wait before a retry; it doubles each time
@@ -44,6 +50,12 @@ class Settings(OperationsSettings, RecoverySettings):
 
     # history
     metadata_table: str = f"backfill.{METADATA}"  #: the warehouse's history of runs; `none` writes none
+
+    @field_validator("max_in_flight", "max_in_flight_per_job", mode="before")
+    @classmethod
+    def _empty_is_unlimited(cls, given: object) -> object:
+        """In a compose file, a variable that nobody set is empty."""
+        return None if isinstance(given, str) and not given.strip() else given
 
     @field_validator("metadata_table")
     @classmethod
@@ -69,6 +81,14 @@ class Settings(OperationsSettings, RecoverySettings):
         """How long a gate may go without a sign of life: longer than the jobs of one publication take."""
         jobs = 0.0 if is_local(self.warehouse_url) else 3 * self.warehouse_job_seconds
         return timedelta(seconds=self.gate_lease_seconds + jobs)
+
+    @property
+    def query_rate(self) -> Rate | None:
+        """How fast the warehouse may be asked; None for as fast as it answers."""
+        if not self.queries_per_second:
+            return None
+        patience = self.warehouse_retry_seconds
+        return Rate(per_second=self.queries_per_second, burst=self.query_burst, patience_seconds=patience)
 
     @property
     def limits(self) -> Limits:

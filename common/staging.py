@@ -7,13 +7,17 @@ from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import structlog
 
-from common.errors import UserError
-from common.objects import open_store, read_bytes
+from common.errors import OutsideRoot, UserError
+from common.objects import open_store
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of, parquet_bytes
 
+log = structlog.get_logger()
+
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+STAGED_NAME = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})-\d+\.parquet", re.ASCII)
 QUARANTINE = "quarantine"
 
 
@@ -44,9 +48,13 @@ class Staging:
         return self._store.location(_key(run, day, attempt))
 
     def is_intact(self, staged: StagedFile) -> bool:
+        """Whether the file is there and is what was staged; one outside of the staging never is."""
         try:
-            return checksum_of(read_bytes(staged.location)) == staged.checksum
+            return checksum_of(self._store.read(staged.location)) == staged.checksum
         except FileNotFoundError:
+            return False
+        except OutsideRoot as exc:
+            log.error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
             return False
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
@@ -61,13 +69,15 @@ class Staging:
         if days is None:
             self._store.remove(folder)
             return
+        wanted = {day.isoformat() for day in days}
         for name in self._store.names(folder):
-            if name.endswith(".parquet") and not name.startswith(".") and date.fromisoformat(name[:10]) in days:
+            staged = STAGED_NAME.fullmatch(name)  # what else is there is nobody's of ours
+            if staged is not None and staged["day"] in wanted:
                 self._store.remove(f"{folder}/{name}")
 
-    def forget(self, run: str, staged: StagedFile) -> None:
-        """Remove one staged file; where it is gone, nothing."""
-        self._store.remove(_key(run, staged.day, staged.attempt))
+    def withdraw(self, run: str, day: date, attempt: int) -> None:
+        """Remove what one attempt has staged; that it is not there changes nothing."""
+        self._store.remove(_key(run, day, attempt))
 
     def runs(self) -> list[str]:
         """The ids of the runs that have something staged."""

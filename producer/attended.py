@@ -100,8 +100,10 @@ def _run_and_show(
     if detach and not progress.run.ended:
         console.print(f"follow it with `backfill watch {progress.run.id}`")
         return COMPLETE
-    print_run(console, progress, site.ledger.dates(progress.run.id))
-    if progress.run.state is not RunState.SUCCEEDED:
+    print_run(console, progress, site.ledger.dates(progress.run.id), site.ledger.actions(progress.run.id))
+    if progress.run.state is RunState.CANCELLED:
+        console.print(f"what was not built: `backfill retry {progress.run.id}`")
+    elif progress.run.state is not RunState.SUCCEEDED:
         console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
     return _at_best(exit_code(progress), made)
 

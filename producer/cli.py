@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 from typer.exceptions import Abort, TyperException
 
-from common.errors import BackfillError
+from common.errors import BackfillError, UserError
 from producer.cli_alerts import add_alert_commands
 from producer.cli_audit import add_audit_commands
 from producer.cli_cleanup import add_cleanup_commands
+from producer.cli_control import add_control_commands
 from producer.cli_history import add_history_commands
 from producer.cli_look import add_look_commands
 from producer.cli_metrics import add_metrics_command
@@ -39,6 +41,7 @@ def no_command(context: typer.Context) -> None:
 
 
 add_run_commands(app)
+add_control_commands(app)
 add_look_commands(app)
 add_table_commands(app)
 add_setup_commands(app)
@@ -53,6 +56,7 @@ add_history_commands(app)
 def main() -> None:
     """The console script: errors become one line and an exit code."""
     try:
+        _refuse_no_text(sys.argv[1:])
         code = app(standalone_mode=False)
     except BackfillError as exc:
         _fail(str(exc))
@@ -63,6 +67,15 @@ def main() -> None:
     except Abort:
         _fail("nothing was started")
     sys.exit(code if isinstance(code, int) else COMPLETE)
+
+
+def _refuse_no_text(words: Sequence[str]) -> None:
+    """Raises `UserError` for bytes that are no text: nothing that a word could name is named so."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as exc:
+            raise UserError(f"{word!a} is not UTF-8 text") from exc
 
 
 def _fail(message: str) -> NoReturn:

@@ -62,13 +62,15 @@ def clean(
         return
     from common.stale import cutoff_of, local_today, look, objection, refuse_targets
     from common.warehouse import open_warehouse
+    from common.warehouse.metered import at_rate
 
     settings = read_settings()
     tables = _tables(settings, table or [])
     refuse_targets(tables)
     cutoff = cutoff_of(local_today(settings), settings.cleanup_days if days is None else days)
     restored = _restored(settings, tables)
-    warehouse = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
+    opened = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
+    warehouse = at_rate(opened, settings.query_rate)
     found = [look(one, warehouse, cutoff, restored[one]) for one in tables]
     if not as_json:
         _print_preview(found)

@@ -16,7 +16,7 @@ from common.clock import midnight, today, utcnow
 from common.dates import ONE_DAY, DateRange
 from common.errors import UserError
 from common.settings import read_settings
-from common.warehouse.files import write_atomically
+from common.warehouse.files import check_writable, write_atomically
 from producer.report import make_console, print_json
 from producer.site import open_site
 
@@ -67,6 +67,8 @@ def history(
 
     if sum((as_json, as_csv == STDOUT)) > 1:
         raise UserError("give either --json or --csv -: both print")
+    for where in (as_csv, as_html):
+        _check_writable(where)  # before anything is written anywhere
     site = open_site(read_settings())
     now, before = _read(site.ledger, today(), days, job)
     found = History(days=_days(today(), days), job=job, facts=now, before=before, made_at=utcnow())
@@ -133,10 +135,20 @@ def _write(where: str, text: str) -> None:
         sys.stdout.write(text)
         return
     file = Path(where)
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"{file} can't be written: there is no folder {file.parent}")
     try:
         write_atomically(file, text.encode())
     except OSError as exc:
         raise UserError(f"{file} can't be written: {exc.strerror}") from exc
     make_console(stderr=True).print(f"written: {file}", soft_wrap=True, markup=False)
+
+
+def _check_writable(where: str | None) -> None:
+    """Raises `UserError` for a file that can't be written."""
+    if where in (None, STDOUT):
+        return
+    file = Path(where or "")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{file} can't be written: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UserError(f"{file} can't be written: it is a folder")
+    check_writable(file.absolute().parent)

@@ -22,7 +22,8 @@ def metrics(
     """Serve /metrics for Prometheus and /healthz until stopped: dates, coverage, fallback, durations, queues, alerts.
 
     Reads the ledger and the broker at each scrape and answers also while they do not. /healthz is 200 only while the
-    ledger answers. Needs no password and shows no data of the tables, but names of jobs: keep it off public networks.
+    ledger answers. With BACKFILL_METRICS_PASSWORD, /metrics asks for it (user: backfill); an address that other
+    machines reach is refused without one.
     """
     from common.logs import configure_logs
     from producer.attended import stoppable

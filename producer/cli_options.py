@@ -36,7 +36,10 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Commit dates of low coverage, marked as forced for ever. Needs --reason."),
 ]
-Reason = Annotated[str | None, typer.Option("--reason", help="Why the dates are forced; stored with them.")]
+Reason = Annotated[
+    str | None, typer.Option("--reason", help="Why; stored with the run, and with every date that is forced.")
+]
+OrderReason = Annotated[str | None, typer.Option("--reason", help="Why; stored with who and when.")]
 Flagged = Annotated[
     bool,
     typer.Option(
@@ -50,6 +53,10 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
 ]
+MaxInFlight = Annotated[
+    int | None,
+    typer.Option(min=1, help="Dates under way at once.  [default: BACKFILL_MAX_IN_FLIGHT, or what the windows hold]"),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Worker processes of the embedded stack.  [default: BACKFILL_WORKERS or 2]"),
@@ -62,3 +69,8 @@ NoPreflight = Annotated[
     bool,
     typer.Option("--no-preflight", help="Send the dates that would be blocked too, and let the gate judge."),
 ]
+
+
+def said(reason: str | None) -> str | None:
+    """What a `--reason` says; None where it says nothing."""
+    return (reason or "").strip() or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,10 @@ import typer
 from common.coverage import Fallback
 from common.dates import DateRange, parse_date
 from common.errors import UserError
+from common.flow import Caps
 from common.job import find_job, job_names
-from common.ledger import DateState
+from common.ledger import DateState, Run
+from common.options import tightest
 from common.settings import read_settings
 from producer.cli_options import (
     AllowPartial,
@@ -25,6 +28,7 @@ from producer.cli_options import (
     Flagged,
     Force,
     JobName,
+    MaxInFlight,
     Newest,
     NoPreflight,
     Reason,
@@ -34,6 +38,7 @@ from producer.cli_options import (
     Window,
     Workers,
     Yes,
+    said,
 )
 from producer.cost import cost_of
 from producer.exit_codes import COMPLETE, INCOMPLETE
@@ -51,11 +56,12 @@ from producer.plan import (
     save_plan,
 )
 from producer.report import (
+    is_interrupted,
     make_console,
     print_json,
     print_plan,
 )
-from producer.site import open_site
+from producer.site import Site, open_site
 
 
 # Celery and what it brings along are imported by the commands that send tasks: the others answer sooner without.
@@ -87,12 +93,17 @@ def plan(
         days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess, as_json=as_json)
     else:
         days = _days(start_date, end_date, dates, exclude)
-    request = _request(job, days, exclude, reprocess, newest_first, fallback, because)
+    request = _request(job, days, exclude, reprocess, newest_first, fallback, because, said(reason))
     settings = read_settings()
     site = open_site(settings)
     found = find_job(request.job)
     made = make_plan(request, found, site.warehouse, site.ledger)
-    dates_a_window = window or settings.window
+    caps = Caps(
+        windows=settings.windows_in_flight,
+        dates=settings.max_in_flight,
+        job_dates=tightest(found.max_in_flight, settings.max_in_flight_per_job),
+    )
+    dates_a_window = caps.window_size(window or settings.window)
     cost = cost_of(made, found, site.warehouse, window=dates_a_window, price_per_tib=settings.price_per_tib)
     if save is not None:
         save_plan(made, save)
@@ -124,6 +135,7 @@ def run(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
     yes: Yes = False,
@@ -140,12 +152,13 @@ def run(
             )
         stored = read_plan(plan_file)
         request = request_of(stored, plan_file)
+        request = replace(request, reason=said(reason) or request.reason)
     else:
         if flagged:
             days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess)
         else:
             days = _days(start_date, end_date, dates, exclude)
-        request = _request(job, days, exclude, reprocess, newest_first, fallback, because)
+        request = _request(job, days, exclude, reprocess, newest_first, fallback, because, said(reason))
     settings = read_settings()
     launch = Launch(
         request=request,
@@ -154,6 +167,7 @@ def run(
         sequential=sequential,
         allow_partial=allow_partial,
         preflight=not no_preflight,
+        max_in_flight=max_in_flight,
     )
 
     def check(made: Plan) -> None:
@@ -166,7 +180,7 @@ def run(
 
 
 def retry(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run whose blocked and failed dates are built.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run whose dates that are not complete are built.")],
     fallback: FallbackOption = None,
     force: Force = False,
     reason: Reason = None,
@@ -174,24 +188,21 @@ def retry(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
     yes: Yes = False,
 ) -> None:
-    """Build the blocked and failed dates of a run again, in a new run, and no others."""
+    """Build the dates that a run left blocked, failed or cancelled, in a new run, and no others."""
     from producer.attended import Launch, launch_and_follow
 
     because = _forced(force, reason)
     settings = read_settings()
     site = open_site(settings)
     earlier = site.ledger.run(run_id)
-    progress = site.ledger.progress(run_id)
-    if not progress.run.ended:
-        raise UserError(f"run {run_id} is still {progress.run.state.value}: wait for its end with `backfill watch`")
-    incomplete = site.ledger.dates(run_id, states=[DateState.BLOCKED, DateState.FAILED])
-    days = tuple(row.day for row in incomplete)
+    days = _unfinished_days(earlier, site)
     if not days:
-        make_console().print(f"run {run_id} has no blocked or failed dates: nothing to retry")
+        make_console().print(f"run {run_id} has no blocked, failed or cancelled dates: nothing to retry")
         raise typer.Exit(COMPLETE)
     launch = Launch(
         request=Request(
@@ -199,14 +210,24 @@ def retry(
             days=days,
             fallback=fallback or Fallback(earlier.options["fallback"]),
             forced_because=because,
+            reason=said(reason),
         ),
         window=window or settings.window,
         workers=workers or settings.workers,
         sequential=sequential,
         allow_partial=allow_partial,
         preflight=not no_preflight,
+        max_in_flight=max_in_flight,
     )
     raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
+
+
+def _unfinished_days(run: Run, site: Site) -> tuple[date, ...]:
+    """The dates that the run did not complete. Raises `UserError` while it may still do so."""
+    if not run.ended and not is_interrupted(run):
+        raise UserError(f"run {run.id} is still {run.state.value}: wait for its end with `backfill watch`")
+    done = (DateState.CHECKPOINTED, DateState.SKIPPED)
+    return tuple(row.day for row in site.ledger.dates(run.id) if row.state not in done)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------
@@ -261,6 +282,7 @@ def _request(
     newest_first: bool,
     fallback: Fallback | None,
     because: str | None,
+    reason: str | None,
 ) -> Request:
     return Request(
         job=find_job(_named(job)).name,
@@ -270,13 +292,12 @@ def _request(
         newest_first=newest_first,
         fallback=fallback,
         forced_because=because,
+        reason=reason,
     )
 
 
 def _forced(force: bool, reason: str | None) -> str | None:
-    said = (reason or "").strip()
-    if force and not said:
+    because = said(reason)
+    if force and because is None:
         raise UserError("--force needs --reason: it is stored with every date that is forced")
-    if said and not force:
-        raise UserError("--reason is for --force")
-    return said if force else None
+    return because if force else None

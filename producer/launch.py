@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from celery import Celery
 
+from common.advance import open_next
 from common.coverage import Verdict
 from common.dates import windows
 from common.errors import BrokerUnavailable
-from common.job import Job
-from common.ledger import DateState, NewDate, NewRun, Progress, Run, RunState, dates_taken
+from common.job import Job, find_job
+from common.lanes import MAINTENANCE_QUEUE, queue_for
+from common.ledger import (
+    Action as Ordered,
+)
+from common.ledger import (
+    ActionRow,
+    DateState,
+    NewDate,
+    NewRun,
+    Progress,
+    Run,
+    RunState,
+    WindowState,
+    dates_taken,
+)
 from common.options import RunOptions
 from common.processes import identity, is_dead
-from common.queue import MAINTENANCE_QUEUE, CeleryDispatcher
-from common.recover import Released, release_run
+from common.queue import CeleryDispatcher
+from common.recover import ITS_PROCESS_DIED, ITSELF, Released, release_run
 from producer.plan import Action, Plan, Step, missing_names
 from producer.report import is_interrupted
 from producer.site import Site, requester
@@ -42,10 +57,17 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: Site, *, owned: bo
         options=options.stored(),
         requested=plan.summary(),
         requested_by=requester(),
+        reason=plan.request.reason,
         owner=identity() if owned else None,
         dates=tuple(_dates(plan, job, options, site)),
     )
-    return site.ledger.open_run(new)
+    build = sum(one.window is not None for one in new.dates)
+    express = site.settings.express_dates
+
+    def queue(taken: Collection[str]) -> str:
+        return queue_for(build, express_dates=express, taken=taken)
+
+    return site.ledger.open_run(new, queue=None if owned else queue)
 
 
 def _dates(plan: Plan, job: Job, options: RunOptions, site: Site) -> list[NewDate]:
@@ -82,11 +104,21 @@ def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
     """Set a planned run going: open its first windows and send their tasks."""
     site.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
-    for number, days in site.ledger.open_windows(run.id, in_flight=RunOptions.restored(run.options).in_flight).items():
-        dispatcher.send_window(run.id, number, job, days)
+    open_next(run, job, site.ledger, dispatcher)
     end = site.ledger.finish_run(run.id)  # at once, when every date was ended by the plan
     if end is not None and run.owner is None:
         dispatcher.send_after_run(run.id)
+
+
+def bring_on(run: Run, job: Job, site: Site, dispatcher: CeleryDispatcher) -> None:
+    """Set a run going that was paused: send what was consumed meanwhile, and open the next windows."""
+    for window in site.ledger.windows(run.id, [WindowState.OPEN]):
+        again = site.ledger.give_back(
+            run.id, window.number, queued_too=True, is_dead=is_dead, max_deaths=site.settings.max_deaths
+        )
+        if again:
+            dispatcher.send_window(run.id, window.number, job, again, queue=RunOptions.restored(run.options).queue)
+    open_next(run, job, site.ledger, dispatcher)
 
 
 def run_sequentially(run: Run, job: Job, site: Site, show: Callable[[Progress], None]) -> Progress:
@@ -106,10 +138,13 @@ def follow(
 ) -> Progress:
     """Watch a run in the ledger until it ends. Restarts what dies of an embedded stack, and has a stuck run reconciled.
 
+    What others order of a run is carried out here when its stack is embedded: nobody else knows its broker.
+
     Celery's own results are never waited for: that costs more with every date.
     """
     period = site.settings.reconcile_seconds
     last_ended, last_change, note = -1, time.monotonic(), ""
+    obeyed = 0
     while True:
         progress = site.ledger.progress(run_id)
         show(replace(progress, note=note))
@@ -117,6 +152,11 @@ def follow(
             return progress
         if progress.ended != last_ended:
             last_ended, last_change, note = progress.ended, time.monotonic(), ""
+        if stack is not None and app is not None:
+            orders = site.ledger.actions(run_id)
+            for order in orders[obeyed:]:
+                _carry_out(order, progress.run, site, CeleryDispatcher(app))
+            obeyed = len(orders)
         if stack is not None and stack.restart_dead():
             note = _have_reconciled(app, run_id, lost_tasks=True)
         elif time.monotonic() - last_change > period:
@@ -140,11 +180,24 @@ def _have_reconciled(app: Celery | None, run_id: str, *, lost_tasks: bool = Fals
     return NOBODY_RECONCILES if untaken else ""
 
 
+def _carry_out(order: ActionRow, run: Run, site: Site, dispatcher: CeleryDispatcher) -> None:
+    """Have the workers do at once what the ledger says already."""
+    if order.action is Ordered.RESUMED:
+        bring_on(run, find_job(run.job), site, dispatcher)
+    elif order.action is Ordered.CANCELLED:
+        if order.details.get("now"):
+            dispatcher.stop_dates(run.id)
+        dispatcher.send_reconcile(run.id, lost_tasks=True)
+
+
 def release_dead_runs(job: Job, days: tuple[date, ...], site: Site) -> list[Released]:
     """Close the active runs on these dates whose process is gone, so that their dates are free again."""
     holders = (site.ledger.run(run_id) for run_id in site.ledger.active_holders(job.name, days))
     dead = [run for run in holders if not run.ended and run.owner is not None and is_dead(run.owner)]
-    return [release_run(run, job, site.ledger, site.warehouse, site.staging) for run in dead]
+    return [
+        release_run(run, job, site.ledger, site.warehouse, site.staging, by=ITSELF, reason=ITS_PROCESS_DIED)
+        for run in dead
+    ]
 
 
 def refuse_if_taken(job: Job, days: list[date], site: Site) -> None:

@@ -18,11 +18,11 @@ from prometheus_client.registry import Collector
 from common.after_run import check_beat, deliver, primary_source
 from common.clock import utcnow
 from common.errors import BackfillError
-from common.ledger import DateState, Ledger, Run, RunState, open_ledger
+from common.lanes import QUEUES
+from common.ledger import DateState, Ledger, Run, open_ledger
 from common.ledger.gauges import Counts, DateFacts
 from common.ledger.maintenance import HEARTBEAT
 from common.processes import identity
-from common.queue import QUEUES
 from common.queue_depth import queue_depths
 from common.settings import Settings
 
@@ -33,8 +33,13 @@ PATIENCE_SECONDS = 4.0  #: for the ledger, and for the broker, of one scrape: le
 RECENT = timedelta(days=7)
 QUANTILES = (0.5, 0.9, 1.0)
 ALERT_STATES = ("pending", "sending", "failed")
-ACTIVE_STATES = (RunState.PLANNED, RunState.RUNNING, RunState.PAUSED)
-END_STATES = (DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED)
+END_STATES = (
+    DateState.CHECKPOINTED,
+    DateState.BLOCKED,
+    DateState.FAILED,
+    DateState.SKIPPED,
+    DateState.CANCELLED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -91,6 +91,7 @@ class Request:
     newest_first: bool = False
     fallback: Fallback | None = None
     forced_because: str | None = None
+    reason: str | None = None  #: why it is launched
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -101,6 +102,7 @@ class Request:
             "newest_first": self.newest_first,
             "fallback": self.fallback.value if self.fallback else None,
             "forced_because": self.forced_because,
+            "reason": self.reason,
         }
 
     @classmethod
@@ -113,6 +115,7 @@ class Request:
             newest_first=bool(stored["newest_first"]),
             fallback=Fallback(stored["fallback"]) if stored["fallback"] else None,
             forced_because=stored["forced_because"],
+            reason=stored.get("reason"),
         )
 
 
@@ -359,6 +362,7 @@ class SavedPlan(TypedDict):
     newest_first: bool
     fallback: str | None
     forced_because: str | None
+    reason: NotRequired[str | None]  # a plan of an earlier version has none
     steps: list[SavedStep]
 
 

@@ -19,7 +19,8 @@ from rich.table import Table
 from common.clock import utcnow
 from common.coverage import percent
 from common.dates import describe
-from common.ledger import DateRow, DateState, Progress, Run, RunState
+from common.ledger import ActionRow, DateRow, DateState, Progress, Run, RunState
+from common.ledger.actions import ORDERS, action_in_words
 from common.processes import is_dead
 from producer.plan import Action, Plan, Step
 
@@ -40,7 +41,10 @@ RUN_STYLES = {
     RunState.PARTIAL: "bold yellow",
     RunState.FAILED: "bold red",
     RunState.CANCELLED: "yellow",
+    RunState.CANCELLING: "yellow",
+    RunState.PAUSED: "yellow",
 }
+HELD_UP = frozenset({RunState.PAUSED, RunState.CANCELLING})  #: told as soon as it is so, and no longer so
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -135,6 +139,7 @@ class Watcher:
         self._last_moving = (-1, 0)
         self._last_moved = time.monotonic()
         self._last_text = ""
+        self._last_state: RunState | None = None
 
     @contextmanager
     def showing(self) -> Generator[Watcher]:
@@ -153,15 +158,18 @@ class Watcher:
             state = progress.run.state.value
             self._bar.update(self._task, total=progress.total, completed=progress.worked, state=state, text=text)
             return
+        state = progress.run.state
+        turned = state is not self._last_state and bool(HELD_UP & {state, self._last_state})
         due = time.monotonic() - self._last_line > LINE_EVERY_SECONDS
-        if (due or progress.run.ended) and text != self._last_text:
-            self._last_line, self._last_text = time.monotonic(), text
+        if turned or ((due or progress.run.ended) and text != self._last_text):
+            self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
             self._console.print(f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}")
 
     def _is_idle(self, progress: Progress) -> bool:
         """Whether dates have been waiting for a worker for a while and none has come."""
         moving = (progress.worked, progress.of(DateState.PROCESSING))
-        if moving != self._last_moving or not progress.of(DateState.QUEUED):
+        held_up = progress.run.state is RunState.PAUSED
+        if moving != self._last_moving or held_up or not progress.of(DateState.QUEUED):
             self._last_moving, self._last_moved = moving, time.monotonic()
         return time.monotonic() - self._last_moved > IDLE_SECONDS and not progress.of(DateState.PROCESSING)
 
@@ -193,7 +201,7 @@ class Watcher:
 # -- runs -----------------------------------------------------------------------------------------------------
 
 
-def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> None:
+def print_run(console: Console, progress: Progress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> None:
     """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
     run = progress.run
     console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
@@ -201,9 +209,13 @@ def print_run(console: Console, progress: Progress, rows: Sequence[DateRow]) -> 
         console.print(
             "  [bold red]interrupted[/bold red]: its process is gone; launch the same command again to complete it"
         )
-    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by)})")
+    why = f": {run.reason}" if run.reason else ""
+    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + why)})")
     console.print(f"  options  {escape(_options(run))}")
     console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
+    for one in actions:
+        if one.action in ORDERS:
+            console.print(f"  ordered  {_moment(one.at)}, {escape(action_in_words(one))}", soft_wrap=True)
     if run.undone_at is not None:
         console.print(
             f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
@@ -288,7 +300,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
+def run_json(progress: Progress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> dict[str, Any]:
     run = progress.run
     return {
         "run": run.id,
@@ -298,6 +310,8 @@ def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
         "interrupted": is_interrupted(run),
         "requested": run.requested,
         "requested_by": run.requested_by,
+        "reason": run.reason,
+        "actions": [_action_json(one) for one in actions],
         "options": dict(run.options),
         "created_at": run.created_at,
         "started_at": run.started_at,
@@ -306,6 +320,16 @@ def run_json(progress: Progress, rows: Sequence[DateRow]) -> dict[str, Any]:
         "undone_by": run.undone_by,
         "counts": {state.value: n for state, n in progress.counts.items()},
         "dates": [_date_json(row) for row in rows],
+    }
+
+
+def _action_json(one: ActionRow) -> dict[str, Any]:
+    return {
+        "action": one.action.value,
+        "by": one.by,
+        "reason": one.reason,
+        "at": one.at,
+        "details": dict(one.details),
     }
 
 

@@ -30,7 +30,7 @@ from producer.launch import (
     start_run,
 )
 from producer.plan import Action, Plan, Request, make_plan
-from producer.site import Site
+from producer.site import Site, requester
 from producer.stack import EmbeddedStack
 
 
@@ -44,6 +44,7 @@ class Launch:
     sequential: bool = False
     allow_partial: bool = False
     preflight: bool = True
+    max_in_flight: int | None = None  #: dates of the run; None: that of the settings, if any
     shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
 
     def as_json(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Launch:
         return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
 
 
-_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "shown")
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "shown")
 
 
 class Interrupted(Exception):
@@ -131,6 +132,8 @@ def execute(
         fallback=plan.request.fallback,
         because=plan.request.forced_because,
         calendar=plan.calendar,
+        max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
+        job_max_in_flight=site.settings.max_in_flight_per_job,
     )
     if not (site.embedded or launch.sequential):
         return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
@@ -141,9 +144,9 @@ def execute(
             return run_sequentially(run, job, site, show)
         return _on_embedded_stack(run, job, launch, site, show)
     except KeyboardInterrupt:
-        raise Interrupted(run, _release(run, job, site)) from None
-    except BaseException:
-        _release(run, job, site)
+        raise Interrupted(run, _release(run, job, site, "interrupted")) from None
+    except BaseException as exc:
+        _release(run, job, site, f"its command failed: {type(exc).__name__}")
         raise
 
 
@@ -186,10 +189,10 @@ def _on_users_broker(
         raise Interrupted(run, None) from None
 
 
-def _release(run: Run, job: Job, site: Site) -> Released | None:
+def _release(run: Run, job: Job, site: Site, reason: str) -> Released | None:
     if site.ledger.run(run.id).ended:
         return None
-    return release_run(run, job, site.ledger, site.warehouse, site.staging)
+    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=requester(), reason=reason)
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:

@@ -13,6 +13,7 @@ from common.settings import Settings
 from common.staging import Staging, open_staging
 from common.warehouse import open_warehouse
 from common.warehouse.base import Warehouse
+from common.warehouse.metered import at_rate
 from producer.standing import standing_broker
 
 PLANNING_THREADS = 2
@@ -50,10 +51,11 @@ def open_site(settings: Settings) -> Site:
     standing = standing_broker(settings)
     if standing is not None:
         settings = settings.model_copy(update={"broker": SecretStr(standing)})
+    warehouse = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
     return Site(
         standing=standing is not None,
         settings=settings,
         ledger=open_ledger(settings.ledger_url),
-        warehouse=open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits),
+        warehouse=at_rate(warehouse, settings.query_rate),
         staging=open_staging(settings.staging_url),
     )

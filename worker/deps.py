@@ -11,6 +11,7 @@ from common.settings import Settings
 from common.staging import Staging, open_staging
 from common.warehouse import open_warehouse
 from common.warehouse.base import Warehouse
+from common.warehouse.metered import at_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,13 @@ class Deps:
     owner: str = field(default_factory=identity)  #: who holds the leases this process takes
 
 
-def open_deps(settings: Settings, dispatcher: Dispatcher) -> Deps:
+def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None) -> Deps:
+    """The connections. The warehouse's queries are counted at the broker, or in this process without one."""
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.limits)
     return Deps(
         settings=settings,
         ledger=open_ledger(settings.ledger_url, create=False),
-        warehouse=open_warehouse(settings.warehouse_url, limits=settings.limits),
+        warehouse=at_rate(warehouse, settings.query_rate, broker=broker),
         staging=open_staging(settings.staging_url),
         dispatcher=dispatcher,
     )

@@ -7,6 +7,7 @@ A password belongs there, too: a command line can be read by everybody on the ma
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from typing import Any
 
 from common.settings import Settings
 
@@ -14,6 +15,7 @@ BASIC_AUTH = "FLOWER_BASIC_AUTH"
 OPEN = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody
 OTHER_AUTH = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options by which the user sees to it himself
 TAKING_VALUES = ("-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir")
+TRUE = ("1", "true", "yes", "on", "t", "y")
 SAVE_MILLISECONDS = 10_000
 
 
@@ -31,6 +33,8 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
             "Flower would be open to everybody: set BACKFILL_FLOWER_PASSWORD (user: BACKFILL_FLOWER_USER, "
             f"{settings.flower_user} by default) or {BASIC_AUTH}=user:password, or {OPEN}=true if that is wanted"
         )
+    if environment.get(OPEN, "").lower() not in TRUE:
+        close_metrics()
     folder = settings.home.absolute() / "flower"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     defaults = {
@@ -45,6 +49,19 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
         environment.setdefault(name, value)
 
 
+def close_metrics() -> None:
+    """Have Flower's /metrics ask for what its pages ask for: by itself it names tasks and workers to everybody.
+
+    Its /healthcheck stays open, for whoever watches over it: it says OK, and nothing else.
+    """
+    from flower.views import monitor
+    from tornado.web import authenticated
+
+    page: Any = monitor.Metrics
+    if not hasattr(page.get, "__wrapped__"):
+        page.get = authenticated(page.get)
+
+
 def celery_command(command_line: Sequence[str]) -> str | None:
     """The subcommand of a command line of Celery's: the first word that is neither an option nor an option's value."""
     words = iter(command_line[1:])
@@ -57,7 +74,7 @@ def celery_command(command_line: Sequence[str]) -> str | None:
 
 
 def _has_auth(command_line: Sequence[str], environment: MutableMapping[str, str]) -> bool:
-    if environment.get(OPEN, "").lower() in ("1", "true", "yes", "on", "t", "y"):
+    if environment.get(OPEN, "").lower() in TRUE:
         return True
     said = {word.partition("=")[0] for word in command_line}
     return bool(environment.get("FLOWER_AUTH")) or bool(said.intersection(OTHER_AUTH))

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from common.advance import open_next
 from common.clock import utcnow
 from common.coverage import Judgement, Recount, Verdict, judge
 from common.errors import BackfillError, ExpectationUnreadable, NotAllowed, Retryable, StagedFileLost, UserError
@@ -152,7 +153,8 @@ def _close(window: _Held, *, last_try: bool) -> GateOutcome:
         again = _give_up(window, exc)
     if again:
         window.leave(WindowState.OPEN)
-        deps.dispatcher.send_window(run.id, number, window.job, again)
+        queue = RunOptions.restored(run.options).queue
+        deps.dispatcher.send_window(run.id, number, window.job, again, queue=queue)
         return GateOutcome.SENT_BACK
     if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
         window.leave(WindowState.OPEN)
@@ -326,9 +328,7 @@ def _fail(window: _Held, row: DateRow, kind: str, why: str) -> None:
 
 def go_on(run: Run, job: Job, deps: Deps) -> None:
     """Open the windows that may be open now, and end the run when none is left."""
-    in_flight = RunOptions.restored(run.options).in_flight
-    for number, days in deps.ledger.open_windows(run.id, in_flight=in_flight).items():
-        deps.dispatcher.send_window(run.id, number, job, days)
+    open_next(run, job, deps.ledger, deps.dispatcher)
     end = deps.ledger.finish_run(run.id)
     if end is not None:
         deps.staging.discard(run.id)

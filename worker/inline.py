@@ -9,12 +9,17 @@ from datetime import date
 
 from common.errors import Retryable
 from common.job import Job
-from common.ledger import Run, RunState
+from common.lanes import DATES_QUEUE
+from common.ledger import Action, Run, RunState, WindowState
+from common.ledger.states import ENDED_RUNS
 from common.queue import AtBroker
 from common.settings import Settings
 from worker.deps import Deps, open_deps
 from worker.gate import close_window, go_on
 from worker.process import TryAgain, backoff, process_date
+from worker.reconcile import reconcile
+
+POLL_SECONDS = 0.2  #: between two looks at a run that is paused or held back
 
 
 class InlineDispatcher:
@@ -24,7 +29,7 @@ class InlineDispatcher:
         self._sent: deque[tuple[str, int, date | None]] = deque()
         self.works: list[str] = []  #: those asked for; nothing here does them
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date]) -> None:
+    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
         self._sent.extend((run, number, day) for day in days)
         self.send_gate(run, number, job)
 
@@ -53,12 +58,42 @@ class InlineDispatcher:
 
 
 def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], None]) -> None:
-    """Run a planned run to its end in this process."""
+    """Run a planned run to its end in this process; while it is paused, wait."""
     dispatcher = InlineDispatcher()
     deps = open_deps(settings, dispatcher)
     deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     go_on(run, job, deps)
     dispatcher.drain(deps, step)
+    obeyed = 0
+    while True:
+        ordered = _ordered(run, deps, step)
+        if ordered > obeyed:
+            obeyed = ordered
+            reconcile(run.id, deps, lost_tasks=True)  # what was sent while it was paused is gone
+        elif _is_held_back(run, deps):
+            step()
+            time.sleep(POLL_SECONDS)
+            go_on(run, job, deps)
+        else:
+            return
+        dispatcher.drain(deps, step)
+
+
+def _ordered(run: Run, deps: Deps, step: Callable[[], None]) -> int:
+    """How often a run that has not ended was told to go on or to stop, once it is no longer paused."""
+    while (state := deps.ledger.run(run.id).state) is RunState.PAUSED:
+        time.sleep(POLL_SECONDS)
+        step()
+    if state in ENDED_RUNS:
+        return 0
+    return sum(one.action in (Action.RESUMED, Action.CANCELLED) for one in deps.ledger.actions(run.id))
+
+
+def _is_held_back(run: Run, deps: Deps) -> bool:
+    """Other runs of the job have so much in flight that nothing of this one may be begun."""
+    left = deps.ledger.windows_in(run.id, [WindowState.PENDING])
+    begun = deps.ledger.windows_in(run.id, [WindowState.OPEN, WindowState.CLOSING])
+    return bool(left) and not begun and deps.ledger.run(run.id).state is RunState.RUNNING
 
 
 def _date(run: str, day: date, deps: Deps) -> None:

@@ -16,7 +16,7 @@ from common.job import find_job
 from common.ledger import NewAlert, Run
 from common.ledger.maintenance import HEARTBEAT, WorkRow
 from common.processes import is_dead
-from common.recover import release_run
+from common.recover import ITS_PROCESS_DIED, ITSELF, release_run
 from worker import after_run, audit, cleanup, retention
 from worker.deps import Deps
 from worker.reconcile import reconcile
@@ -178,7 +178,9 @@ def _release_if_dead(run: Run, deps: Deps) -> None:
     """Give the dates of a run free whose command is certain to have died, and everybody who held any of them, too."""
     if run.owner is None or not is_dead(run.owner) or not all(map(is_dead, deps.ledger.lease_holders(run.id))):
         return
-    released = release_run(run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging)
+    released = release_run(
+        run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging, by=ITSELF, reason=ITS_PROCESS_DIED
+    )
     log.warning("run_released", run=run.id, checkpointed=released.checkpointed, freed=released.unfinished)
 
 

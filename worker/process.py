@@ -56,6 +56,10 @@ class TryAgain(Exception):
         self.seconds = seconds
 
 
+class _Stopped(Exception):
+    """The date is not this worker's any more: its run was paused, or cancelled, or somebody else has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How one attempt at one date ended: what a chord's header returns."""
@@ -102,6 +106,9 @@ def _process(run_id: str, day: date, deps: Deps, retries: int) -> Outcome:
     try:
         with _failures_of_the_job(deps.settings):
             outcome = _build(job, RunOptions.restored(run.options), claimed, deps, started)
+    except _Stopped:
+        log.info("date_not_wanted")
+        return Outcome(day=day, state=NOT_OURS)
     except Retryable as exc:
         if retries < deps.settings.max_retries:
             _give_back(claimed, deps, exc)
@@ -186,6 +193,8 @@ def _failures_of_the_job(settings: Settings) -> Generator[None]:
         if _is_out_of_memory(exc):
             raise _memory_exhausted(exc, settings) from None
         raise
+    except _Stopped:
+        raise
     except SoftTimeLimitExceeded as exc:
         raise ProcessFailed("took longer than its soft time limit") from exc
     except Exception as exc:
@@ -218,6 +227,7 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     target = TableName.parse(job.target.table)
     before = deps.warehouse.fingerprints(target, job.target.date_column, [day])[day]
     check = check_sources(deps.warehouse, job, options, day)
+    _obey(claimed, deps, begun=False)
     inputs = input_fingerprint(deps.warehouse, job, day)
     facts = _facts(check)
     about_truth = judge_truth(check.truth)
@@ -225,6 +235,7 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     if about_truth is not None and not forced:
         return _end(claimed, deps, about_truth, facts=facts, started=started)
     rows = _rows(job, check, day, deps)
+    _obey(claimed, deps, begun=True)
     staged = deps.staging.write(claimed.run_id, day, claimed.attempt, rows)
     facts |= {
         "staged_path": staged.location,
@@ -239,10 +250,17 @@ def _build(job: Job, options: RunOptions, claimed: DateRow, deps: Deps, started:
     moved = deps.ledger.move_date(
         claimed.run_id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner=deps.owner, **facts
     )
-    if not moved:  # it is another worker's by now, or its run has ended: nobody will look for this file
-        deps.staging.forget(claimed.run_id, staged)
-    log.info("date_staged" if moved else "move_lost", rows=staged.rows, source=check.choice.label)
+    if not moved:  # no gate will ever look for it
+        deps.staging.withdraw(claimed.run_id, day, claimed.attempt)
+        raise _Stopped
+    log.info("date_staged", rows=staged.rows, source=check.choice.label)
     return Outcome(day=day, state=DateState.STAGED.value, detail=check.choice.label)
+
+
+def _obey(claimed: DateRow, deps: Deps, *, begun: bool) -> None:
+    """Raises `_Stopped` when the run was ordered to pause or to stop since, and that concerns this date."""
+    if not deps.ledger.obey(claimed.run_id, claimed.day, deps.owner, begun=begun):
+        raise _Stopped
 
 
 def _rows(job: Job, check: SourceCheck, day: date, deps: Deps) -> pa.Table:

@@ -15,6 +15,7 @@ from common.clock import utcnow
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, RunState, WindowRow, WindowState
 from common.ledger.states import ENDED_RUNS, READY_FOR_GATE
+from common.options import RunOptions
 from common.processes import is_dead
 from common.queue import AtBroker
 from common.recovery_settings import RecoverySettings
@@ -73,8 +74,8 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SendDates:
-    """Send the lost dates of a window again."""
+class GiveBack:
+    """Queue the lost dates of a window again and send them; the ledger knows what an order to the run makes of them."""
 
     window: int
     queued_too: bool  #: what was queued is lost as well
@@ -97,7 +98,7 @@ class GoOn:
     reason: str
 
 
-Step = Start | SendDates | CallGate | GoOn
+Step = Start | GiveBack | CallGate | GoOn
 
 
 def decide(seen: RunSeen, settings: RecoverySettings) -> list[Step]:
@@ -114,9 +115,20 @@ def decide(seen: RunSeen, settings: RecoverySettings) -> list[Step]:
 
 
 def _while_stopping(seen: RunSeen, settings: RecoverySettings) -> list[Step]:
-    """A run that is paused or being cancelled: no date is sent, and the gates of what was begun are called."""
-    settled = [window for window in seen.windows if window.settled]
-    return [step for window in settled if (step := _gate_of(window, seen, settings)) is not None]
+    """A run that is paused or being cancelled: no date is sent, and what was begun comes to its end."""
+    steps = [step for window in seen.windows if (step := _end_of(window, seen, settings)) is not None]
+    return steps or [GoOn(reason="nothing of it was lost")]
+
+
+def _end_of(window: WindowSeen, seen: RunSeen, settings: RecoverySettings) -> Step | None:
+    """What was lost is given back, which of a paused run lets it wait, and of one that is cancelled drops it."""
+    if window.settled:
+        return _gate_of(window, seen, settings)
+    drops = seen.state is RunState.CANCELLING and window.queued > 0
+    if not (window.abandoned or drops):
+        return None
+    reason = "nobody takes them up any more"
+    return GiveBack(window=window.number, queued_too=drops, innocent_before=None, reason=reason)
 
 
 def _for_window(window: WindowSeen, seen: RunSeen, settings: RecoverySettings) -> Step | None:
@@ -126,10 +138,10 @@ def _for_window(window: WindowSeen, seen: RunSeen, settings: RecoverySettings) -
     innocent = window.sent_at if window.at_broker else seen.now
     lost = _why_lost(window, seen, settings)
     if lost is not None:
-        return SendDates(window=window.number, queued_too=True, innocent_before=innocent, reason=lost)
+        return GiveBack(window=window.number, queued_too=True, innocent_before=innocent, reason=lost)
     if window.abandoned:
         reason = "their workers are dead or past their leases"
-        return SendDates(window=window.number, queued_too=False, innocent_before=innocent, reason=reason)
+        return GiveBack(window=window.number, queued_too=False, innocent_before=innocent, reason=reason)
     return None
 
 
@@ -193,7 +205,7 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
 def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
     """Returns how many windows were sent again."""
     match step:
-        case SendDates():
+        case GiveBack():
             again = deps.ledger.give_back(
                 run.id,
                 step.window,
@@ -205,7 +217,8 @@ def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
             if not again:
                 return 0
             log.warning("dates_sent_again", run=run.id, window=step.window, count=len(again), reason=step.reason)
-            deps.dispatcher.send_window(run.id, step.window, job, again)
+            queue = RunOptions.restored(run.options).queue
+            deps.dispatcher.send_window(run.id, step.window, job, again, queue=queue)
             return 1
         case CallGate():
             log.warning("gate_called", run=run.id, window=step.window, reason=step.reason)

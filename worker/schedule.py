@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 from celery.schedules import BaseSchedule, schedstate
 
 from common.clock import utcnow
-from common.queue import HOUSEKEEPING_QUEUE, MAINTAIN, MAINTENANCE_QUEUE
+from common.lanes import HOUSEKEEPING_QUEUE, MAINTENANCE_QUEUE
+from common.queue import MAINTAIN
 from common.settings import Settings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

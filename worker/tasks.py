@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import structlog
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
 
 from common.errors import BackfillError, Retryable
+from common.lanes import DATES_QUEUES, consumed_by
 from common.ledger import open_ledger
 from common.logs import configure_logs
 from common.processes import die_with_parent, identity, limit_memory
@@ -22,14 +23,14 @@ from common.queue import (
     AFTER_RUN,
     CLOSE_WINDOW,
     MAINTAIN,
-    OTHER_QUEUES,
     PROCESS_DATE,
     RECONCILE,
     CeleryDispatcher,
     make_app,
 )
 from common.settings import read_settings
-from worker import after_run, gate, maintenance, process, reconcile
+from worker import after_run, control, gate, maintenance, process, reconcile
+from worker.arguments import understood
 from worker.deps import Deps, open_deps
 from worker.flower import prepare_flower
 from worker.schedule import LONGEST_WORK, beat_schedule
@@ -43,16 +44,19 @@ def broker_url() -> str:
 
 
 app: Celery = make_app(read_settings(), broker_url())
+app.conf.worker_consumer = "worker.consumer:TolerantConsumer"
 app.conf.beat_schedule = beat_schedule(read_settings(), maintenance.WORKS)
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
 
+COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; importing them is what makes them known
+
 
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
-    return open_deps(read_settings(), CeleryDispatcher(app))
+    return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
 
 def opened(task: Any) -> Deps:
@@ -64,12 +68,20 @@ def opened(task: Any) -> Deps:
         raise task.retry(countdown=process.backoff(task.request.retries, read_settings().retry_seconds)) from None
 
 
+@celeryd_after_setup.connect
+def _consume_every_lane(instance: Any, **_: Any) -> None:
+    """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
+    queues = instance.app.amqp.queues
+    for name in consumed_by(queues.consume_from) - set(queues.consume_from):
+        queues.select_add(queues[name])
+
+
 @worker_process_init.connect
 def _in_child(**_: Any) -> None:
     die_with_parent()
     deps.cache_clear()
     limit = read_settings().worker_memory_mb
-    if limit and not OTHER_QUEUES.issuperset(app.amqp.queues.consume_from):  # dates are what may need too much
+    if limit and not set(DATES_QUEUES).isdisjoint(app.amqp.queues.consume_from):  # dates are what may need too much
         limit_memory(limit)
 
 
@@ -94,6 +106,7 @@ class DateRequest(Request):
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)
+@understood
 def process_date(self: Any, run: str, day: str) -> dict[str, str]:
     try:
         outcome = process.process_date(run, date.fromisoformat(day), opened(self), retries=self.request.retries)
@@ -103,6 +116,7 @@ def process_date(self: Any, run: str, day: str) -> dict[str, str]:
 
 
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
+@understood
 def close_window(self: Any, run: str, number: int) -> None:
     settings, retries = opened(self).settings, self.request.retries
     try:
@@ -112,11 +126,13 @@ def close_window(self: Any, run: str, number: int) -> None:
 
 
 @app.task(name=RECONCILE)
+@understood
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
 
 
 @app.task(name=AFTER_RUN)
+@understood
 def tell_run(run: str) -> None:
     after_run.tell(run, deps())
 
@@ -128,6 +144,7 @@ def tell_run(run: str) -> None:
     soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
     time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease is another's
 )
+@understood
 def maintain(name: str) -> None:
     try:
         maintenance.run_work(name, deps())

@@ -13,6 +13,8 @@ from common.ledger.records import ActionRow
 from common.ledger.states import Action
 from common.ledger.tables import actions
 
+ORDERS = (Action.PAUSED, Action.RESUMED, Action.CANCELLED)  #: what is ordered of a run on its way
+
 
 class Actions(Database):
     """The actions on runs."""
@@ -33,6 +35,33 @@ class Actions(Database):
             )
             for row in rows
         ]
+
+
+def action_in_words(one: ActionRow) -> str:
+    """What somebody did, who, and why: `cancelled by ada: the source is being reloaded`."""
+    options = ", ".join(f"--{name}" for name, given in one.details.items() if given is True)
+    why = f": {one.reason}" if one.reason else ""
+    return f"{one.action.value} by {one.by}{why}" + (f" ({options})" if options else "")
+
+
+def in_words(by: str, reason: str | None) -> str:
+    """Who cancelled a run, and why."""
+    return f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}"
+
+
+def cancelled_because(connection: Connection, run_id: str) -> str:
+    """Who cancelled the run last, and why."""
+    query = select(actions.c.by, actions.c.reason).where(
+        actions.c.run_id == run_id, actions.c.action == Action.CANCELLED.value
+    )
+    row = connection.execute(query.order_by(actions.c.id.desc()).limit(1)).one_or_none()
+    return in_words(row.by, row.reason) if row is not None else "cancelled"
+
+
+def discards(connection: Connection, run_id: str) -> bool:
+    """Whether somebody cancelled the run with what is staged."""
+    query = select(actions.c.details).where(actions.c.run_id == run_id, actions.c.action == Action.CANCELLED.value)
+    return any(details.get("discard") for details in connection.execute(query).scalars())
 
 
 def record_action(

@@ -10,10 +10,11 @@ from sqlalchemy import and_, exists, func, select, true, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
+from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
 from common.ledger.records import DateRow
-from common.ledger.rows import Facts, date_row_of, moved, poisoned, run_is_on
-from common.ledger.states import DateState, WindowState
+from common.ledger.rows import Facts, date_row_of, dropped, locked_state, moved, poisoned, run_is_on
+from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.tables import run_dates, windows
 
 
@@ -96,6 +97,7 @@ class Dates(Database):
 
         With `queued_too`, what was queued counts as lost as well. A date that has seen `max_deaths` deaths is failed;
         the death of a worker that took it up before `innocent_before` is not counted: it died of something else.
+        Nothing is to be sent of a run that is paused, and what is lost of one that is being cancelled is cancelled.
         """
         now = utcnow()
         again: list[date] = []
@@ -104,7 +106,8 @@ class Dates(Database):
             run_dates.c.run_id == run_id, run_dates.c.window == number, run_dates.c.state.in_(lost_states)
         )
         with self._write() as connection:
-            for row in connection.execute(query.with_for_update()).mappings().all():
+            run = locked_state(connection, run_id)
+            for row in connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all():
                 this = and_(run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
                 values: dict[str, Any] = {"queued_at": now}
                 if row["state"] == DateState.PROCESSING.value:
@@ -115,8 +118,11 @@ class Dates(Database):
                     values |= {"deaths": deaths} | moved(DateState.PROCESSING, DateState.QUEUED, {})
                     if not innocent and deaths >= max_deaths:
                         values = poisoned(deaths, now)
+                failed = values.get("state") == DateState.FAILED.value
+                if run is RunState.CANCELLING and not failed:
+                    values |= dropped(cancelled_because(connection, run_id))
                 connection.execute(update(run_dates).where(this).values(values))
-                if values.get("state") != DateState.FAILED.value:
+                if run not in (RunState.PAUSED, RunState.CANCELLING) and not failed:
                     again.append(row["day"])
         return again
 
@@ -153,15 +159,19 @@ class Dates(Database):
         """Change one date's state and record facts, if it is in the state expected.
 
         With `owner`, only if that worker holds the date; with `gate` (a window and an owner), only if that gate still
-        holds the window.
+        holds the window. What would be queued again of a run that is being cancelled is cancelled instead: nobody
+        takes it up any more.
         """
         this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day, run_dates.c.state == expect.value)
         if owner is not None:
             this = and_(this, run_dates.c.lease_owner == owner)
         if gate is not None:
             this = and_(this, exists().where(held_by(run_id, gate)))
+        values = moved(expect, to, facts)
         with self._write() as connection:
-            return bool(connection.execute(update(run_dates).where(this).values(moved(expect, to, facts))).rowcount)
+            if to is DateState.QUEUED and locked_state(connection, run_id) is RunState.CANCELLING:
+                values |= dropped(cancelled_because(connection, run_id))
+            return bool(connection.execute(update(run_dates).where(this).values(values)).rowcount)
 
     def move_dates(
         self,
@@ -237,13 +247,14 @@ class Dates(Database):
                 )
 
     def last_ends(self, job: str, start: date, through: date) -> dict[date, DateRow]:
-        """For each day, how the latest run that ended it left it."""
+        """For each day, how the latest run that ended it left it; a run that was cancelled before has not ended it."""
         query = (
             select(run_dates)
             .where(
                 run_dates.c.job == job,
                 run_dates.c.day.between(start, through),
                 run_dates.c.ended_at.is_not(None),
+                run_dates.c.state != DateState.CANCELLED.value,
             )
             .order_by(run_dates.c.ended_at)
         )

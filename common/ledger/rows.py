@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, func, select, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.ledger.records import Checkpoint, DateRow, NewRun, Run, WindowRow
-from common.ledger.states import DATE_MOVES, DateState, RunState, WindowState
-from common.ledger.tables import runs
+from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState
+from common.ledger.tables import run_dates, runs
 
 Facts = Mapping[str, Any]
 
@@ -42,9 +42,35 @@ def poisoned(deaths: int, now: datetime) -> dict[str, Any]:
     }
 
 
+def dropped(why: str) -> dict[str, Any]:
+    """What a date becomes that its cancelled run does not finish. It is free for other runs."""
+    return moved(DateState.STAGED, DateState.CANCELLED, {"reason": why, "verdict": None, "active": False})
+
+
 def run_is_on(connection: Connection, run_id: str) -> bool:
     state = connection.execute(select(runs.c.state).where(runs.c.id == run_id)).scalar()
     return state == RunState.RUNNING.value
+
+
+def locked_state(connection: Connection, run_id: str) -> RunState:
+    """The run's state, which nobody else changes until this transaction ends."""
+    return RunState(connection.execute(select(runs.c.state).where(runs.c.id == run_id).with_for_update()).scalar_one())
+
+
+def run_moved(connection: Connection, run_id: str, expect: Collection[RunState], to: RunState) -> bool:
+    """Change a run's state if it is one of those expected; an ended run gives its dates free."""
+    values: dict[str, Any] = {"state": to.value}
+    if to is RunState.RUNNING:
+        values["started_at"] = func.coalesce(runs.c.started_at, utcnow())
+    if to in ENDED_RUNS:
+        values["finished_at"] = utcnow()
+    this = (runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
+    changed = bool(connection.execute(update(runs).where(*this).values(values)).rowcount)
+    if changed and to in ENDED_RUNS:
+        connection.execute(
+            update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
+        )
+    return changed
 
 
 def run_values(run_id: str, new: NewRun) -> dict[str, Any]:

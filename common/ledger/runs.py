@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import date
-from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
@@ -16,7 +16,7 @@ from common.errors import DatesTaken, LedgerUnavailable, LedgerUnusable, UserErr
 from common.ledger.actions import record_action
 from common.ledger.database import Database
 from common.ledger.records import NewRun, Progress, Run
-from common.ledger.rows import date_values, grouped_by_columns, run_of, run_values
+from common.ledger.rows import date_values, grouped_by_columns, run_moved, run_of, run_values
 from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
 
@@ -24,8 +24,11 @@ from common.ledger.tables import run_dates, runs, windows
 class Runs(Database):
     """The runs of every job, and who holds which dates."""
 
-    def open_run(self, new: NewRun) -> Run:
+    def open_run(self, new: NewRun, *, queue: Callable[[Collection[str]], str] | None = None) -> Run:
         """Write a run down with all its dates, as planned.
+
+        `queue` is asked where its dates are to be sent, given the queues of all active runs on brokers of the user's,
+        one for each; the answer is kept with the options.
 
         Raises `DatesTaken`, and writes nothing, when another active run of the job holds one of its dates.
         """
@@ -33,17 +36,19 @@ class Runs(Database):
         days = [one.day for one in new.dates]
         try:
             try:
-                self._write_run(run_id, new)
+                self._write_run(run_id, new, queue)
             except LedgerUnavailable:
                 # Two that open the same dates in different orders deadlock on PostgreSQL, which ends one of them: on
                 # its second try it waits for the other and learns that the dates are taken.
-                self._write_run(run_id, new)
+                self._write_run(run_id, new, queue)
         except IntegrityError as exc:
             raise self._taken(new.job, days, exc) from exc
         return self.run(run_id)
 
-    def _write_run(self, run_id: str, new: NewRun) -> None:
+    def _write_run(self, run_id: str, new: NewRun, queue: Callable[[Collection[str]], str] | None) -> None:
         with self._write() as connection:
+            if queue is not None:
+                new = replace(new, options={**new.options, "queue": queue(_queues_in_use(connection))})
             connection.execute(insert(runs), run_values(run_id, new))
             record_action(connection, run_id, Action.LAUNCHED, by=new.requested_by, reason=new.reason)
             numbers = sorted({one.window for one in new.dates if one.window is not None})
@@ -99,25 +104,14 @@ class Runs(Database):
 
     def move_run(self, run_id: str, *, expect: Collection[RunState], to: RunState) -> bool:
         """Change a run's state if it is one of those expected; an ended run gives its dates free."""
-        values: dict[str, Any] = {"state": to.value}
-        if to is RunState.RUNNING:
-            values["started_at"] = func.coalesce(runs.c.started_at, utcnow())
-        if to in ENDED_RUNS:
-            values["finished_at"] = utcnow()
         with self._write() as connection:
-            changed = connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
-                .values(values)
-            ).rowcount
-            if changed and to in ENDED_RUNS:
-                connection.execute(
-                    update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
-                )
-        return bool(changed)
+            return run_moved(connection, run_id, expect, to)
 
     def finish_run(self, run_id: str) -> RunState | None:
-        """End a running run if all its windows are closed; returns its end, or None if it goes on."""
+        """End a run that is on its way if all its windows are closed; returns its end, or None if it goes on.
+
+        A paused one ends as if it had not been paused, one that is being cancelled as cancelled.
+        """
         with self._read() as connection:
             unclosed = connection.execute(
                 select(func.count())
@@ -126,8 +120,12 @@ class Runs(Database):
             ).scalar_one()
         if unclosed:
             return None
-        end = final_state(dict(self.progress(run_id).counts))
-        return end if self.move_run(run_id, expect=[RunState.RUNNING], to=end) else None
+        progress = self.progress(run_id)
+        if progress.run.state is RunState.CANCELLING:
+            expect, end = [RunState.CANCELLING], RunState.CANCELLED
+        else:
+            expect, end = [RunState.RUNNING, RunState.PAUSED], final_state(dict(progress.counts))
+        return end if self.move_run(run_id, expect=expect, to=end) else None
 
     def progress(self, run_id: str) -> Progress:
         """One indexed query, however many dates the run has."""
@@ -142,6 +140,11 @@ class Runs(Database):
             return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
         run_id, held = max(holders.items(), key=lambda item: len(item[1]))
         return dates_taken(self.run(run_id), held)
+
+
+def _queues_in_use(connection: Connection) -> list[str]:
+    query = select(runs.c.options).where(runs.c.state.not_in([one.value for one in ENDED_RUNS]), runs.c.owner.is_(None))
+    return [options["queue"] for options in connection.execute(query).scalars() if "queue" in options]
 
 
 def dates_taken(run: Run, held: Sequence[date]) -> DatesTaken:

@@ -13,11 +13,12 @@ from common.ledger.flags import Flags
 from common.ledger.gauges import Gauges
 from common.ledger.maintenance import Maintenance
 from common.ledger.notices import Notices
+from common.ledger.orders import Orders
 from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
+class Ledger(Runs, Windows, Dates, Checkpoints, Orders, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

@@ -43,6 +43,7 @@ from common.warehouse.base import (
 )
 from common.warehouse.files import (
     check_writable,
+    inside,
     locked,
     parquet_bytes,
     sync_folder,
@@ -50,7 +51,7 @@ from common.warehouse.files import (
 )
 from common.warehouse.local_backups import LocalBackups
 from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
-from common.warehouse.sql import parameter_names, table_names, to_duckdb, with_googlesql_types
+from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 from common.warehouse.staged import read_staged_bytes
 
 PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
@@ -79,7 +80,7 @@ class LocalWarehouse(LocalBackups):
         folder = self._folder(table)
         with translated(table):
             self._finish_load(table)
-            first = next(partitions_in(folder), None)
+            first = next(partitions_in(self.root, folder), None)
             if first is None:
                 return self._unpartitioned(table)
             schema = pq.read_schema(first / PART)
@@ -121,6 +122,8 @@ class LocalWarehouse(LocalBackups):
         parts: Mapping[str, list[str]],
         params: Mapping[str, Any],
     ) -> pa.Table:
+        if not is_query(sql):
+            raise QueryFailed("it is no query: a warehouse is asked, never told, by SQL")
         unknown = table_names(sql) - set(scans)
         if unknown:
             raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
@@ -180,7 +183,7 @@ class LocalWarehouse(LocalBackups):
         lost: set[date] = set()
         folder = self._folder(target)
         run = publication.partition("/")[0]
-        with translated(target), locked(folder / ".lock"):
+        with translated(target), locked(self._lock(folder)):
             self._start_loading(folder)
             now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
@@ -201,7 +204,7 @@ class LocalWarehouse(LocalBackups):
 
     def _kept(self, run: str, part: Path) -> Path:
         """The folder of what the run replaced on the part's date."""
-        return self.root / UNDO / run / part.parent.relative_to(self.root)
+        return inside(self.root, self.root / UNDO / run / part.parent.relative_to(self.root))
 
     def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
         found: dict[date, Replaced] = {}
@@ -228,7 +231,7 @@ class LocalWarehouse(LocalBackups):
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
     ) -> frozenset[date]:
         folder = self._folder(target)
-        with translated(target), locked(folder / ".lock"):
+        with translated(target), locked(self._lock(folder)):
             self._roll_forward(folder)
             parts = {day: self._part(target, date_column, day) for day in replaced}
             waiting = [day for day, one in replaced.items() if fingerprint(parts[day]) == one.published]
@@ -240,8 +243,8 @@ class LocalWarehouse(LocalBackups):
 
     def forget_replaced(self) -> None:
         before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
-        for run in (self.root / UNDO).glob("*"):
-            if run.stat().st_mtime < before:
+        for run in inside(self.root, self.root / UNDO).glob("*"):
+            if not run.is_symlink() and run.stat().st_mtime < before:
                 for kept in run.rglob(PART):  # the notes stay: they tell that something was replaced
                     kept.unlink(missing_ok=True)
 
@@ -263,7 +266,7 @@ class LocalWarehouse(LocalBackups):
         given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
         refuse_other_shape(self.describe(table), date_column, given)
         folder = self._folder(table)
-        with translated(table), locked(folder / ".lock"):
+        with translated(table), locked(self._lock(folder)):
             self._start_loading(folder)
             days = _write_partitions(folder / LOADING, date_column, rows)
             self._commit_loading(folder)
@@ -273,15 +276,18 @@ class LocalWarehouse(LocalBackups):
         """Carry out a load that was committed by a process which then died."""
         folder = self._folder(table)
         if (folder / LOADING / COMMITTED).exists():
-            with locked(folder / ".lock"):
+            with locked(self._lock(folder)):
                 self._roll_forward(folder)
 
+    def _lock(self, folder: Path) -> Path:
+        return inside(self.root, folder / ".lock")
+
     def _loading(self, folder: Path) -> Path:
-        return folder / LOADING
+        return inside(self.root, folder / LOADING)
 
     def _start_loading(self, folder: Path) -> None:
         self._roll_forward(folder)
-        shutil.rmtree(folder / LOADING, ignore_errors=True)
+        shutil.rmtree(self._loading(folder), ignore_errors=True)
 
     def _commit_loading(self, folder: Path) -> None:
         """Put what was prepared into effect: from the mark on it will take effect whatever dies."""
@@ -290,10 +296,10 @@ class LocalWarehouse(LocalBackups):
             self._roll_forward(folder)
 
     def _roll_forward(self, folder: Path) -> None:
-        loading = folder / LOADING
+        loading = self._loading(folder)
         if not (loading / COMMITTED).exists():
             return
-        for new in sorted(partitions_in(loading)):
+        for new in sorted(partitions_in(self.root, loading)):
             (folder / new.name).mkdir(exist_ok=True)
             (new / PART).replace(folder / new.name / PART)
             if (new / PUBLICATION).exists():
@@ -308,10 +314,10 @@ class LocalWarehouse(LocalBackups):
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
-        return self.root / table.dataset / table.table
+        return inside(self.root, self.root / table.dataset / table.table)
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return self._folder(table) / f"{date_column}={day.isoformat()}" / PART
+        return inside(self.root, self._folder(table) / f"{date_column}={day.isoformat()}" / PART)
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:
@@ -323,10 +329,11 @@ class LocalWarehouse(LocalBackups):
             wanted = (self._part(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
             return [part for part in wanted if part.exists()]
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
-        return [found / PART for found in sorted(partitions_in(self._folder(scan.table))) if found.name in needed]
+        found = sorted(partitions_in(self.root, self._folder(scan.table)))
+        return [one / PART for one in found if one.name in needed]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
-        return [staged.location for staged in scan.files] if isinstance(scan, StagedScan) else self._checked_parts(scan)
+        return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)
 
     def _relation(
         self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, paths: list[str]
@@ -349,7 +356,7 @@ class LocalWarehouse(LocalBackups):
         return connection.from_arrow(self._schema(scan.table).empty_table())
 
     def _schema(self, table: TableName) -> pa.Schema:
-        return pq.read_schema(next(partitions_in(self._folder(table))) / PART)
+        return pq.read_schema(next(partitions_in(self.root, self._folder(table))) / PART)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """A connection of this thread's own: DuckDB's are not to be shared."""
@@ -384,6 +391,14 @@ def _stamps(parts: Mapping[str, list[str]]) -> list[tuple[int, int, int]]:
         except FileNotFoundError:
             stamps.append((0, 0, 0))
     return stamps
+
+
+def _places(files: Sequence[StagedFile]) -> list[str]:
+    """Where the staged files are. Raises `StagedFileLost` for a link: what it leads to is not what was staged."""
+    for staged in files:
+        if Path(staged.location).is_symlink():
+            raise StagedFileLost("the staged file is a link", day=staged.day)
+    return [staged.location for staged in files]
 
 
 def _prepare(place: Path, staged: StagedFile, publication: str) -> None:

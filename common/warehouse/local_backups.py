@@ -22,7 +22,7 @@ from common.errors import NothingKept
 from common.schema import TableName
 from common.warehouse.backups import Backup, KeptDate, refused_as_written
 from common.warehouse.base import ABSENT, TableInfo
-from common.warehouse.files import locked, sync_folder, write_atomically
+from common.warehouse.files import inside, locked, sync_folder, write_atomically
 from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
 
 CLEANUP = ".cleanup"  #: in the root: by operation and table, what a cleanup deleted
@@ -47,6 +47,9 @@ class LocalBackups(ABC):
     def _finish_load(self, table: TableName) -> None: ...
 
     @abstractmethod
+    def _lock(self, folder: Path) -> Path: ...
+
+    @abstractmethod
     def _loading(self, folder: Path) -> Path: ...
 
     @abstractmethod
@@ -61,7 +64,7 @@ class LocalBackups(ABC):
             return {}
         info.require(date_column)
         with translated(table):
-            found = {day: _rows_in(part) for day, part in _dated_parts(self._folder(table), date_column)}
+            found = {day: _rows_in(part) for day, part in _dated_parts(self.root, self._folder(table), date_column)}
         return {day: rows for day, rows in sorted(found.items()) if rows and dates.start <= day <= dates.through}
 
     def backup_place(self, backup: Backup) -> str:
@@ -69,7 +72,7 @@ class LocalBackups(ABC):
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(folder / ".lock"):
+        with translated(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
             noted = {day.isoformat(): self._keep_date(backup, day) for day in sorted(days)}
@@ -114,7 +117,7 @@ class LocalBackups(ABC):
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(folder / ".lock"):
+        with translated(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             for day, one in kept.items():
                 part = self._part(backup.table, backup.date_column, day)
@@ -137,7 +140,7 @@ class LocalBackups(ABC):
         self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
     ) -> frozenset[date]:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(folder / ".lock"):
+        with translated(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             parts = {day: self._part(backup.table, backup.date_column, day) for day in kept}
             now = {day: fingerprint(part) for day, part in parts.items()}
@@ -171,15 +174,15 @@ class LocalBackups(ABC):
                 shutil.rmtree(folder)
 
     def _backup_folder(self, backup: Backup) -> Path:
-        return self.root / CLEANUP / backup.id
+        return inside(self.root, self.root / CLEANUP / backup.id)
 
     def _kept_part(self, backup: Backup, day: date) -> Path:
         part = self._part(backup.table, backup.date_column, day)
-        return self._backup_folder(backup) / part.relative_to(self.root)
+        return inside(self.root, self._backup_folder(backup) / part.relative_to(self.root))
 
 
-def _dated_parts(folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
-    for found in partitions_in(folder):
+def _dated_parts(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
+    for found in partitions_in(root, folder):
         column, _, value = found.name.partition("=")
         if column == date_column:
             with suppress(ValueError):  # rows without a date have no partition of one

@@ -13,18 +13,19 @@ import pyarrow as pa
 from common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from common.schema import TableName
 from common.warehouse.base import ABSENT
-from common.warehouse.files import checksum_of
+from common.warehouse.files import checksum_of, inside
 
 PART = "part.parquet"
 PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
 
 
-def partitions_in(folder: Path) -> Iterator[Path]:
-    """The partition folders that hold a part, in no order."""
+def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
+    """The partition folders that hold a part, in no order. Raises `OutsideRoot` for one that leads out of the root."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
         if "=" in entry.name and (entry / PART).exists():
+            inside(root, entry / PART)
             yield entry
 
 

@@ -26,6 +26,12 @@ def to_duckdb(sql: str) -> str:
 
 
 @lru_cache(maxsize=256)
+def is_query(sql: str) -> bool:
+    """Whether the statement only asks: one that copies, attaches or installs could reach any file."""
+    return isinstance(sqlglot.parse_one(sql, read="bigquery"), exp.Query)
+
+
+@lru_cache(maxsize=256)
 def parameter_names(sql: str) -> frozenset[str]:
     """The names of the statement's parameters: DuckDB refuses values for parameters that are not there."""
     return frozenset(found.name for found in sqlglot.parse_one(sql, read="bigquery").find_all(exp.Parameter))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import StagedFileLost
+from common.errors import OutsideRoot, StagedFileLost
 from common.objects import read_bytes
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of
@@ -19,6 +19,8 @@ def read_staged_bytes(staged: StagedFile) -> bytes:
         data = read_bytes(staged.location)
     except FileNotFoundError as exc:
         raise StagedFileLost("the staged file is gone", day=staged.day) from exc
+    except OutsideRoot as exc:
+        raise StagedFileLost(str(exc), day=staged.day) from exc
     if checksum_of(data) != staged.checksum:
         raise StagedFileLost("the staged file is not what was staged", day=staged.day)
     return data

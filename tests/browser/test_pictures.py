@@ -62,7 +62,7 @@ def test_flower_s_tasks(season: Lab, open_page: OpenPage) -> None:
 
 def test_flower_s_workers(season: Lab, open_page: OpenPage) -> None:
     page = open_flower(open_page, state(season), "/", **LOW).page
-    for name in ("dates", "gate", "maintenance", "housekeeping"):
+    for name in ("dates", "express", "gate", "maintenance", "housekeeping"):
         expect(worker_row(page, name)).to_contain_text("Online")
     expect(page.locator("#workers-online")).to_have_text("4")
     take_picture(page, FOLDER / "flower-workers.png")

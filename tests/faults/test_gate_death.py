@@ -98,6 +98,46 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
     assert before.items() <= written(lab).items()
 
 
+@pytest.mark.parametrize(
+    ("at", "published"),
+    [
+        pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
+        pytest.param("Ledger.checkpoint", 3, id="after-it-published"),
+    ],
+)
+def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_proven(
+    lab: Lab, opened: tuple[Run, Deps], at: str, published: int
+) -> None:
+    staged, deps = opened
+    for death in range(deps.settings.max_deaths):
+        assert deps.ledger.window(staged.id, 1).deaths == max(death - 1, 0)  # counted by the next one
+        kill_the_gate(lab, staged, at)
+
+    assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
+
+    rows = deps.ledger.dates(staged.id)
+    left = "the gate died 3 times on it (out of memory, a crash, or killed)"
+    assert len(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == published == len(lab.table_bytes(TARGET))
+    assert {(row.state, row.error_kind) for row in rows} == (
+        {(DateState.CHECKPOINTED, None)} if published else {(DateState.FAILED, "GateLost")}
+    )
+    assert published or {row.reason for row in rows} == {left}
+    assert deps.ledger.run(staged.id).state is (RunState.SUCCEEDED if published else RunState.FAILED)
+
+
+def test_a_window_is_given_up_even_if_looking_up_what_it_published_kills_the_gate(
+    lab: Lab, opened: tuple[Run, Deps]
+) -> None:
+    staged, deps = opened
+    for _ in range(deps.settings.max_deaths + 1):
+        kill_the_gate(lab, staged, "LocalWarehouse.holds")
+
+    assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
+
+    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.FAILED}
+    assert deps.ledger.run(staged.id).state is RunState.FAILED
+
+
 def test_a_published_date_that_somebody_overwrote_is_built_again_not_checkpointed(
     lab: Lab, opened: tuple[Run, Deps]
 ) -> None:
@@ -120,7 +160,9 @@ def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     staged, deps = opened
     kill_the_gate(lab, staged, at)
 
-    released = release_run(staged, find_job("probe"), deps.ledger, deps.warehouse, lab.site.staging)
+    released = release_run(
+        staged, find_job("probe"), deps.ledger, deps.warehouse, lab.site.staging, by="a test", reason="it died"
+    )
 
     assert (released.checkpointed, released.unfinished) == (published, len(DAYS) - published)
     assert len(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == published

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from datetime import date, timedelta
+from typing import Any
 
 import psutil
 import pytest
 
+from common.ledger import DateState, RunState
+from common.staging import Staging
+from common.warehouse.base import StagedFile
 from tests.lab import Lab, players, until
+from worker.process import process_date
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(8)]
 SPAN = ("--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -41,6 +47,11 @@ def descendants(pid: int) -> list[psutil.Process]:
 def workers(pid: int) -> list[psutil.Process]:
     """The pool processes that process dates: the grandchildren."""
     return [child for child in descendants(pid) if child.parent() and child.parent().ppid() == pid]
+
+
+def workers_of_dates(lab: Lab) -> int:
+    """By how many processes the dates of the last run were worked on, as they left it at the probes' place."""
+    return len(list(lab.marks.glob("worker-*")))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -166,18 +177,61 @@ def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab) -> None:
     assert states[str(DAYS[1])][0] == "checkpointed"
 
 
-def test_a_date_that_ignores_its_soft_limit_is_killed_and_in_the_end_failed(lab: Lab) -> None:
+def test_a_date_that_ignores_its_soft_limit_is_killed_and_failed_at_once(lab: Lab) -> None:
     for day in DAYS[:2]:
         lab.probe("expected", day, players(3))
     lab.probe("first", DAYS[0], players(3), trick="stuck")
     lab.probe("first", DAYS[1], players(3))
 
-    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}", BACKFILL_MAX_DEATHS="2")
+    late = {"BACKFILL_RECONCILE_SECONDS": "0.5", "BACKFILL_GATE_LATE_SECONDS": "0.5"}
+    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}", **late)
 
     assert ran.returncode == 3, ran.stdout + ran.stderr
-    states = {row["day"]: (row["state"], row["error_kind"]) for row in lab.status()["dates"]}
-    assert states[str(DAYS[0])] == ("failed", "WorkerLost")
-    assert states[str(DAYS[1])][0] == "checkpointed"
+    rows = {row["day"]: row for row in lab.status()["dates"]}
+    stuck = rows[str(DAYS[0])]
+    assert (stuck["state"], stuck["error_kind"], stuck["attempt"]) == ("failed", "TookTooLong", 1)
+    assert stuck["reason"] == "took longer than its hard time limit of 3 s"
+    assert rows[str(DAYS[1])]["state"] == "checkpointed"
+
+
+def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_process_replaced(lab: Lab) -> None:
+    prepare(lab, trick="hoard", on=DAYS[3])
+    limits = {"BACKFILL_WORKER_MEMORY_MB": "700", "BACKFILL_WORKER_RECYCLE_MB": "500"}
+
+    ran = lab.command(*RUN, "--workers", "1", **limits)
+
+    assert ran.returncode == 3, ran.stdout + ran.stderr
+    rows = {row["day"]: row for row in lab.status()["dates"]}
+    poison = rows.pop(str(DAYS[3]))
+    assert (poison["state"], poison["error_kind"], poison["attempt"]) == ("failed", "MemoryExhausted", 1)
+    assert poison["reason"] == "MemoryExhausted: exhausted its memory: more than 700 MB"
+    assert {row["state"] for row in rows.values()} == {"checkpointed"}
+    assert workers_of_dates(lab) == 2
+
+
+@pytest.mark.parametrize(("tasks", "processes"), [("3", 3), ("2000", 1)])
+def test_a_worker_process_is_replaced_after_so_many_dates(lab: Lab, tasks: str, processes: int) -> None:
+    prepare(lab)
+    ran = lab.command(*RUN, "--workers", "1", BACKFILL_WORKER_RECYCLE_TASKS=tasks)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert workers_of_dates(lab) == processes
+
+
+def test_a_worker_that_lost_its_date_while_it_was_frozen_removes_the_file_that_it_stages(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS[:1], "probe")
+
+    class Late(Staging):
+        """While it writes, the worker's date is cancelled with its run."""
+
+        def write(self, *arguments: Any) -> StagedFile:
+            deps.ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+            deps.ledger.move_date(run.id, DAYS[0], expect=DateState.PROCESSING, to=DateState.CANCELLED)
+            return super().write(*arguments)
+
+    process_date(run.id, DAYS[0], replace(deps, staging=Late(deps.settings.staging_url)))
+
+    assert list((lab.home / "staging").rglob("*.parquet")) == []
 
 
 def test_a_detached_run_goes_on_without_its_command_and_can_be_watched(lab: Lab) -> None:

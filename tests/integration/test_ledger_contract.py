@@ -453,6 +453,50 @@ def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     assert [row.day for row in rows] == MANY_DAYS
 
 
+HAMMER = """
+    from datetime import date, timedelta
+    from common.clock import utcnow
+    from common.ledger import DateState, WindowState, open_ledger
+    from tests.builders import everyone_lives
+
+    def hammer(wait, url, run, owner):
+        ledger = open_ledger(url, create=False)
+        until = utcnow() + timedelta(minutes=5)
+        staged = 0
+        wait()
+        while not ledger.run(run).ended:
+            for window in ledger.windows(run, [WindowState.OPEN]):
+                for row in ledger.dates(run, window=window.number, states=[DateState.QUEUED]):
+                    claim = ledger.claim_date(run, row.day, owner, until, is_dead=everyone_lives, max_deaths=3)
+                    if claim is not None:
+                        staged += ledger.move_date(
+                            run, row.day, expect=DateState.PROCESSING, to=DateState.SKIPPED, owner=owner
+                        )
+                rows = ledger.dates(run, window=window.number)
+                if all(row.state is DateState.SKIPPED for row in rows) and ledger.claim_window(
+                    run, window.number, owner, until, is_dead=everyone_lives
+                ):
+                    ledger.leave_window(run, window.number, owner, to=WindowState.CLOSED)
+                    ledger.open_windows(run, in_flight=3)
+            ledger.finish_run(run)
+            ledger.progress(run)
+        ledger.close()
+        return staged
+"""
+
+
+def test_sixteen_processes_work_off_a_run_on_one_file_without_a_lock_error_or_a_lost_update(sqlite_url: str) -> None:
+    ledger = open_ledger(sqlite_url, create=False)
+    run = running_run(ledger, MANY_DAYS, window=10)
+    ledger.open_windows(run.id, in_flight=3)
+    ended = race(HAMMER, *[("hammer", sqlite_url, run.id, f"worker-{n}") for n in range(16)])
+    rows = ledger.dates(run.id)
+    assert sum(ended) == len(MANY_DAYS) == len(rows)
+    assert {(row.state, row.attempt, row.deaths) for row in rows} == {(DateState.SKIPPED, 1, 0)}
+    assert {one.state for one in ledger.windows(run.id)} == {WindowState.CLOSED}
+    ledger.close()
+
+
 # -- giving dates back --------------------------------------------------------------------------------------------
 
 

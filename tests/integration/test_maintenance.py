@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,12 +22,13 @@ from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.local import LocalWarehouse
 from tests.buckets import path_of
-from tests.builders import FEB_23, FEB_24, everyone_lives, queued_run, rows_of
+from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, queued_run, rows_of
 from tests.integration.test_ledger_contract import at_once
+from tests.lab import Lab, players
 from worker.deps import Deps
 from worker.inline import InlineDispatcher
 from worker.maintenance import WorkOutcome, catch_up, reconcile_all, run_work
-from worker.retention import forget_alerts, forget_quarantined, forget_staged
+from worker.retention import forget_alerts, forget_quarantined, forget_staged, sweep_staged
 from worker.schedule import entries
 
 NAME = "cleanup"
@@ -188,6 +190,47 @@ def test_a_run_that_can_not_be_reconciled_does_not_stop_the_others(deps: Deps) -
     queued_run(deps.ledger, job="no-such-job")
     assert run_work("reconcile", deps) is WorkOutcome.FAILED
     assert "no job named 'no-such-job'" in str(deps.ledger.works()["reconcile"].error)
+
+
+def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_stays(deps: Deps) -> None:
+    made = {name: queued_run(deps.ledger, job=name).id for name in ("ended", "ending", "owned")}
+    for name in ("ended", "ending"):
+        deps.ledger.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    _end(deps, made["ended"], days_ago=1)
+    files = {name: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for name, run in made.items()}
+    kept = deps.staging.quarantine(made["ended"], deps.staging.write(made["ended"], FEB_24, 1, rows_of(FEB_24)))
+
+    sweep_staged(deps)
+
+    assert {name for name, file in files.items() if deps.staging.is_intact(file)} == {"ending", "owned"}
+    assert path_of(kept).exists()
+
+
+def dead_process() -> str:
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    who = identity(process.pid)
+    process.communicate()
+    return who
+
+
+@pytest.mark.parametrize("holder", ["dead", "alive", None])
+def test_a_run_whose_command_died_gives_its_dates_free_once_nobody_alive_holds_one(
+    lab: Lab, holder: str | None
+) -> None:
+    gone = dead_process()
+    for day, table in itertools.product((FEB_23, FEB_24), ("expected", "first")):
+        lab.probe(table, day, players(3))
+    run, deps, _ = lab.opened([FEB_23, FEB_24], "probe")
+    with deps.ledger._write() as connection:  # the command that opened it is this test, which lives
+        connection.execute(update(runs).where(runs.c.id == run.id).values(owner=gone))
+    if holder is not None:
+        claimed_date(deps.ledger, run, FEB_23, owner=gone if holder == "dead" else identity())
+
+    assert reconcile_all(deps) == "0 active run(s), 0 window(s) sent again"
+
+    released = holder != "alive"
+    assert deps.ledger.run(run.id).state is (RunState.CANCELLED if released else RunState.RUNNING)
+    assert bool(deps.ledger.active_holders("probe", [FEB_23])) is not released
 
 
 def test_without_a_run_there_is_nothing_to_reconcile(deps: Deps) -> None:

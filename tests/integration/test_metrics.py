@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,14 +16,18 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
+import pytest
 import redis
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 
 from common.errors import UserError
+from common.lanes import QUEUES
+from producer.metrics_server import MetricsServer, is_loopback
 from tests.brokers import PASSWORD
 from tests.builders import ROOT
 from tests.lab import Lab, players, until
@@ -124,7 +130,7 @@ def test_a_scrape_shows_the_ledger_and_the_broker_and_the_dashboard_and_rules_na
     assert found["backfill_last_run_fallback_dates"] == {("probe",): 1}
     assert found["backfill_last_run_dates"][("probe", "blocked")] == 1
     assert set(found["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
-    assert found["backfill_queue_tasks"] == {("backfill",): 0, ("gate",): 2, ("maintenance",): 0, ("housekeeping",): 0}
+    assert found["backfill_queue_tasks"] == {(queue,): 2 if queue == "gate" else 0 for queue in QUEUES}
     assert set(found["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
     assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
     assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}
@@ -176,6 +182,50 @@ def test_a_ledger_that_is_not_there_yet_is_not_made_and_seen_once_it_is(lab: Lab
 
     assert before == ({(): 0}, 503)
     assert after == ({(): 1}, 200)
+
+
+def asked(address: str, authorization: str | None) -> tuple[int, str]:
+    """The status of /metrics, and what it says should be given."""
+    request = Request(f"{address}/metrics")  # noqa: S310 - an address of ours
+    if authorization is not None:
+        request.add_header("Authorization", authorization)
+    try:
+        with urlopen(request) as answer:  # noqa: S310 - an address of ours
+            return answer.status, ""
+    except HTTPError as exc:
+        with exc:
+            return exc.code, exc.headers["WWW-Authenticate"]
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def test_metrics_with_a_password_ask_for_it_and_health_does_not(lab: Lab) -> None:
+    server = MetricsServer(lab.settings.model_copy(update={"metrics_password": SecretStr("s3cr\u00e9t")}), "", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert asked(address, basic("backfill", "s3cr\u00e9t")) == (200, "")
+        for wrong in (None, "", "Basic", "Basic !!!", basic("backfill", "secret"), basic("", ""), "Bearer s3cr"):
+            assert asked(address, wrong) == (401, 'Basic realm="backfill"')
+        assert health(address) == 200
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "", "10.1.2.3", "example.org", "127.0.0.1.example.org", "\u2603"])  # noqa: S104
+def test_metrics_for_other_machines_are_refused_without_a_password(lab: Lab, address: str) -> None:
+    refused = lab.inside("metrics", "--port", "0", "--address", address)
+    assert refused.returncode == 2
+    assert "BACKFILL_METRICS_PASSWORD" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_this_machines_own_addresses_are_known(address: str) -> None:
+    assert is_loopback(address)
 
 
 def test_a_port_that_is_taken_is_refused(lab: Lab) -> None:

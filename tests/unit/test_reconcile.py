@@ -14,7 +14,7 @@ from common.clock import utcnow
 from common.ledger import RunState
 from common.ledger.states import ENDED_RUNS
 from common.recovery_settings import RecoverySettings
-from worker.reconcile import CallGate, GoOn, RunSeen, SendDates, Start, WindowSeen, decide
+from worker.reconcile import CallGate, GiveBack, GoOn, RunSeen, Start, WindowSeen, decide
 
 NOW = utcnow()
 SETTINGS = RecoverySettings()
@@ -61,17 +61,17 @@ def test_dates_are_sent_again_when_they_are_lost_and_only_then(
 ) -> None:
     (step,) = decide(seen(one, **more), SETTINGS)
     assert step.reason == reason
-    assert isinstance(step, GoOn if reason == NOTHING else SendDates)
+    assert isinstance(step, GoOn if reason == NOTHING else GiveBack)
 
 
 def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
     (step,) = decide(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
-    assert step == SendDates(window=7, queued_too=True, innocent_before=NOW, reason="the broker lost them")
+    assert step == GiveBack(window=7, queued_too=True, innocent_before=NOW, reason="the broker lost them")
 
 
 def test_what_waits_is_left_alone_when_a_worker_died_and_dates_begun_at_this_broker_are_blamed() -> None:
     (step,) = decide(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
-    assert isinstance(step, SendDates)
+    assert isinstance(step, GiveBack)
     assert (step.queued_too, step.innocent_before) == (False, MINUTE)
 
 
@@ -154,14 +154,22 @@ runs_seen = st.builds(
 
 
 @given(runs_seen)
-def test_no_window_gets_two_steps_and_only_a_running_run_gets_dates(run: RunSeen) -> None:
+def test_no_window_gets_two_steps_and_what_waits_of_a_paused_run_goes_on_waiting(run: RunSeen) -> None:
     steps = decide(run, SETTINGS)
-    touched = [step.window for step in steps if isinstance(step, SendDates | CallGate)]
+    touched = [step.window for step in steps if isinstance(step, GiveBack | CallGate)]
     unsettled = {one.number for one in run.windows if not one.settled}
     assert len(touched) == len(set(touched))
     assert all(step.window not in unsettled for step in steps if isinstance(step, CallGate))
-    assert not any(isinstance(step, SendDates | GoOn) for step in steps) or run.state is RunState.RUNNING
+    given_back = [step for step in steps if isinstance(step, GiveBack)]
+    assert not given_back or run.state in (RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING)
+    assert run.state is not RunState.PAUSED or not any(step.queued_too for step in given_back)
     assert run.state not in ENDED_RUNS or not steps
+
+
+@given(runs_seen.filter(lambda run: run.state is RunState.CANCELLING))
+def test_nothing_of_a_run_that_is_cancelled_waits_for_a_worker(run: RunSeen) -> None:
+    dropped = {step.window for step in decide(run, SETTINGS) if isinstance(step, GiveBack) and step.queued_too}
+    assert dropped == {one.number for one in run.windows if one.queued}
 
 
 @given(runs_seen.filter(lambda run: run.state is RunState.RUNNING))
@@ -169,5 +177,5 @@ def test_when_all_are_known_to_be_dead_no_window_is_forgotten(run: RunSeen) -> N
     """With the deaths known and no gate at work, whatever does not depend on a live worker gets a step."""
     windows = [replace(one, gated=False) for one in run.windows]
     steps = decide(replace(run, lost_tasks=True, windows=windows), SETTINGS)
-    touched = {step.window for step in steps if isinstance(step, SendDates | CallGate)}
+    touched = {step.window for step in steps if isinstance(step, GiveBack | CallGate)}
     assert touched == {one.number for one in windows if one.settled or one.queued or one.abandoned}

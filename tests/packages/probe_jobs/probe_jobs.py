@@ -19,6 +19,7 @@ PATIENCE_SECONDS = 60
 
 
 def process(batch: Batch) -> pd.DataFrame:
+    (Path(os.environ["PROBE_MARKS"]) / f"worker-{os.getpid()}").touch()
     for trick in sorted(set(batch.rows["trick"].dropna())):
         name, _, argument = trick.partition(":")
         TRICKS[name](batch, argument)
@@ -71,6 +72,12 @@ def ignore_the_soft_limit(batch: Batch, argument: str) -> None:
     time.sleep(PATIENCE_SECONDS)
 
 
+def hoard(batch: Batch, argument: str) -> None:
+    hoarded = []
+    while True:  # in small pieces, so that all of it is really used
+        hoarded.append(bytearray(os.urandom(1024) * 1024))
+
+
 TRICKS = {
     "kill": kill_worker,
     "raise": raise_error,
@@ -79,6 +86,7 @@ TRICKS = {
     "wait": wait_for_release,
     "sleep": sleep_long,
     "stuck": ignore_the_soft_limit,
+    "hoard": hoard,
 }
 
 OUTPUT_TRICKS = {

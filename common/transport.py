@@ -1,0 +1,54 @@
+"""The broker's transport, which a message that is no message can't stop.
+
+The stock one lets what it can't read rise through the worker's loop, which then ends: one stray push to a queue by
+somebody else would take a worker along. What is read here has left its queue already, so it can't come back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.redis import Channel, Transport
+
+log = structlog.get_logger()
+
+NO_MESSAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+SHOWN = 200  #: characters of what was wrong with it
+
+
+class TolerantChannel(Channel):
+    """Drops what is not in the form of a message, in one line of the log."""
+
+    def _brpop_read(self, **options: Any) -> bool:
+        try:
+            stock: Any = super()
+            return stock._brpop_read(**options)
+        except NO_MESSAGE as exc:
+            _refused("queue", exc)
+            return True
+
+    def _receive_one(self, c: Any) -> Any:
+        try:
+            stock: Any = super()
+            return stock._receive_one(c)
+        except NO_MESSAGE as exc:
+            _refused("broadcast", exc)
+            return True
+
+
+class TolerantTransport(Transport):
+    """Redis, with such channels."""
+
+    Channel = TolerantChannel
+
+
+def use_tolerant_transport() -> None:
+    """Have every connection of this process to redis:// and rediss:// made so."""
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:{TolerantTransport.__name__}"
+
+
+def _refused(where: str, exc: Exception) -> None:
+    log.error("message_refused", where=where, error=f"{type(exc).__name__}: {exc}"[:SHOWN])

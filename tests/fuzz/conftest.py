@@ -1,0 +1,4 @@
+from tests.fuzz.watching import watched
+from tests.lab import lab
+
+__all__ = ["lab", "watched"]

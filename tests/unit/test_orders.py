@@ -1,0 +1,98 @@
+"""What a worker does with the date in its hand when its run was ordered to pause or to stop."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from common.ledger import Progress, Run, RunState
+from common.ledger.orders import UNPUBLISHED, Order, Stopped, order_of
+from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState
+from producer.control import in_words
+from tests.builders import FEB_23, FEB_24
+from worker.control import is_date_of
+
+
+@pytest.mark.parametrize(
+    ("run", "begun", "discard", "expected"),
+    [
+        pytest.param(RunState.RUNNING, False, False, Order.GO_ON, id="running"),
+        pytest.param(RunState.RUNNING, True, True, Order.GO_ON, id="running-begun"),
+        pytest.param(RunState.PAUSED, False, False, Order.GIVE_BACK, id="paused-before-anything-costly"),
+        pytest.param(RunState.PAUSED, True, False, Order.GO_ON, id="paused-but-begun"),
+        pytest.param(RunState.CANCELLING, False, False, Order.GO_ON, id="cancelled-finish-what-was-begun"),
+        pytest.param(RunState.CANCELLING, True, False, Order.GO_ON, id="cancelled-finish-what-is-built"),
+        pytest.param(RunState.CANCELLING, False, True, Order.DROP, id="cancelled-with-what-is-staged"),
+        pytest.param(RunState.CANCELLING, True, True, Order.DROP, id="cancelled-with-what-is-about-to-be-staged"),
+        *(
+            pytest.param(end, True, False, Order.DROP, id=f"ended-{end.value}")
+            for end in sorted(ENDED_RUNS, key=lambda state: state.value)
+        ),
+    ],
+)
+def test_the_state_of_the_run_decides(run: RunState, begun: bool, discard: bool, expected: Order) -> None:
+    assert order_of(run, begun=begun, discard=discard) is expected
+
+
+def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> None:
+    assert {state for state, moves in DATE_MOVES.items() if DateState.CANCELLED in moves} == set(UNPUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("counts", "stopped", "expected"),
+    [
+        pytest.param(
+            {DateState.CHECKPOINTED: 12, DateState.PROCESSING: 3, DateState.CANCELLED: 3600},
+            Stopped(unbegun=3600, stopped=0, discarded=()),
+            "12 dates are checkpointed, 3 under way are finished, 3,600 will not be built",
+            id="finish",
+        ),
+        pytest.param(
+            {DateState.CHECKPOINTED: 1, DateState.STAGED: 1, DateState.CANCELLED: 4},
+            Stopped(unbegun=2, stopped=2, discarded=()),
+            "1 date is checkpointed, 1 under way is finished, 2 under way stopped, 4 will not be built",
+            id="now",
+        ),
+        pytest.param(
+            {DateState.CANCELLED: 5},
+            Stopped(unbegun=3, stopped=0, discarded=(FEB_23, FEB_24)),
+            "0 dates are checkpointed, 2 staged discarded, 5 will not be built",
+            id="discard",
+        ),
+    ],
+)
+def test_what_was_stopped_is_told(a_run: Run, counts: dict[DateState, int], stopped: Stopped, expected: str) -> None:
+    told = in_words(Progress(run=a_run, counts=counts), stopped)
+
+    assert told == f"run {a_run.id}: {expected}; follow it with `backfill watch {a_run.id}`"
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "expected"),
+    [
+        pytest.param("process_date", ["run-1", "2023-02-23"], True, id="its-date"),
+        pytest.param("process_date", ["run-2", "2023-02-23"], False, id="a-date-of-another-run"),
+        pytest.param("close_window", ["run-1", 1], False, id="its-gate"),
+        pytest.param("process_date", [], False, id="a-message-of-somebody-else"),
+    ],
+)
+def test_only_dates_of_the_run_are_killed(task: str, arguments: list[object], expected: bool) -> None:
+    assert is_date_of(task, arguments, "run-1") is expected
+
+
+@pytest.fixture
+def a_run() -> Run:
+    unset = ("reason", "owner", "started_at", "finished_at", "undone_at", "undone_by", "reported_at")
+    values: dict[str, Any] = dict.fromkeys(unset)
+    values |= {
+        "id": "run-1",
+        "job": "players",
+        "job_version": "1",
+        "options": {},
+        "requested": "",
+        "requested_by": "ada",
+    }
+    values |= {"first_date": FEB_23, "last_date": FEB_24, "created_at": datetime.now(UTC)}
+    return Run(state=RunState.CANCELLING, **values)
