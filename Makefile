@@ -7,7 +7,7 @@ EMULATOR_READY := $(EMULATOR)/.ready
 AUDIT := .venv-audit
 AUDIT_READY := $(AUDIT)/.ready
 
-.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -50,6 +50,16 @@ LOCATION ?= US
 test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PROJECT=my-project [LOCATION=EU]
 	@test -n "$(PROJECT)" || { echo "say in which project: make test-bigquery PROJECT=my-project"; exit 2; }
 	TEST_BIGQUERY="bigquery://$(PROJECT)?location=$(LOCATION)" $(BIN)/python -m pytest tests/real_bigquery $(ARGS)
+
+SCHEDULES ?= 1000
+SEED ?= 1
+LANES ?= 2
+CHAOS = $(BIN)/python -m tests.faults.chaos --seed $(SEED) --lanes $(LANES)
+chaos: $(READY) $(EMULATOR_READY)  ## kill, freeze and fail everything, by seeded schedules: [SCHEDULES=1000] [MINUTES=n] [SEED=s] [LANES=2]
+	$(CHAOS) --schedules $(SCHEDULES) $(if $(MINUTES),--minutes $(MINUTES))
+
+chaos-mutants: $(READY)  ## show that those schedules notice a tool that is broken on purpose
+	$(CHAOS) --mutants
 
 CASES ?= 10000
 fuzz: $(READY)  ## try command lines, settings, files and messages of any kind: CASES=10000

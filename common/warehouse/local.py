@@ -102,6 +102,8 @@ class LocalWarehouse(LocalBackups):
                 found: pa.Table | duckdb.Error = self._run(sql, scans, parts, params or {})
             except duckdb.Error as exc:
                 found = exc
+            except RuntimeError as exc:  # all that is left of what a signal's handler raised during the query
+                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=named) from exc
             except (SqlglotError, pa.ArrowInvalid) as exc:
                 raise QueryFailed(str(exc), table=named) from exc
             if _stamps(parts) != before:

@@ -759,3 +759,22 @@ def test_a_partition_that_is_no_parquet_file_is_an_error_of_ours(local_warehouse
     part.write_bytes(b"not a Parquet file")
     with pytest.raises(SchemaMismatch, match=r"nba\.factors"):
         local_warehouse.describe(TABLE)
+
+
+def told_to_stop(*_: object) -> None:
+    raise SystemExit("told to stop")
+
+
+def test_a_query_that_a_signal_cuts_off_may_be_asked_again(local_warehouse: LocalWarehouse) -> None:
+    """Celery terminates what a worker is at when its broker is gone; DuckDB then drops what the handler raises."""
+    load(local_warehouse, FEB_23, players=2000)
+    slow = "SELECT a.player FROM t AS a CROSS JOIN t AS b CROSS JOIN t AS c ORDER BY a.score * b.score"
+    counts(local_warehouse, FEB_23)  # what is imported on first use is
+    before = signal.signal(signal.SIGALRM, told_to_stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(WarehouseUnavailable, match="cut off"):
+            local_warehouse.query(slow, scans={"t": scan(span(FEB_23))})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert counts(local_warehouse, FEB_23) == {FEB_23: 2000}

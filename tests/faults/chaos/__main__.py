@@ -1,0 +1,135 @@
+"""`make chaos` and `make chaos-mutants`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.faults.chaos.lanes import SLOTS, Lane, Order, run_all
+from tests.faults.chaos.mutants import MUTANTS
+from tests.faults.chaos.report import failure, mutant_line, summary
+from tests.faults.chaos.run import Result, Services
+from tests.faults.chaos.schedule import make_schedule
+from tests.faults.chaos.services import started_services
+
+PROGRESS_SECONDS = 5.0
+MUTANT_SCHEDULES = 60  #: after which a mutant counts as not caught
+MUTANT_PATIENCE = 12.0  #: seconds: a run of which nothing moves for so long is not going to end
+
+
+def main() -> int:
+    asked = _arguments()
+    folder = Path(tempfile.mkdtemp(prefix="backfill-chaos-"))
+    try:
+        with started_services(folder, bigquery=not asked.mutants) as services, ExitStack() as stack:
+            lanes = [stack.enter_context(Lane(services)) for _ in range(asked.lanes)]
+            return _mutants(lanes, asked) if asked.mutants else _schedules(lanes, asked, services)
+    finally:
+        _tidy(folder)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, help="go on for so long, however many schedules that is")
+    parser.add_argument("--seed", type=int, default=1, help="of the first schedule; the next has the next")
+    parser.add_argument("--lanes", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=SLOTS, help="schedules at a time in each lane")
+    parser.add_argument("--mutants", action="store_true", help="show that the harness notices a broken tool")
+    return parser.parse_args()
+
+
+def _schedules(lanes: list[Lane], asked: argparse.Namespace, services: Services) -> int:
+    began = told = time.monotonic()
+    results: list[Result] = []
+    for result in run_all(lanes, _orders(asked, began), slots=asked.slots):
+        results.append(result)
+        if _failed(result):
+            _say(failure(result))
+        if (now := time.monotonic()) - told > PROGRESS_SECONDS:
+            told = now
+            bad = sum(map(_failed, results))
+            _say(f"{len(results)} schedules, {bad} failed, {len(results) / (now - began) * 60:.0f} a minute")
+    _say(summary(results, time.monotonic() - began))
+    return int(any(map(_failed, results)))
+
+
+def _orders(asked: argparse.Namespace, began: float) -> Iterator[Order]:
+    for seed in itertools.count(asked.seed):
+        if asked.minutes is not None:
+            if time.monotonic() - began > asked.minutes * 60:
+                return
+        elif seed >= asked.seed + asked.schedules:
+            return
+        yield Order(seed=seed)
+
+
+def _mutants(lanes: list[Lane], asked: argparse.Namespace) -> int:
+    """Each mutant until it is caught; and the tool as it is, which must not be."""
+    survivors = 0
+    for name in MUTANTS:
+        results = _until_caught(lanes, name, asked)
+        survivors += not any(result.violations for result in results)
+        _say(mutant_line(name, results))
+    control = list(run_all(lanes, _local(asked.seed, MUTANT_SCHEDULES // 3, None), slots=asked.slots))
+    bad = [result for result in control if _failed(result)]
+    _say(f"{'no mutant':26} {len(control)} schedules, {len(bad)} failed")
+    for result in bad:
+        _say(failure(result))
+    return int(survivors > 0 or bool(bad))
+
+
+def _until_caught(lanes: list[Lane], name: str, asked: argparse.Namespace) -> list[Result]:
+    """The results in the order of their seeds, up to the first that caught it, or all."""
+    results: list[Result] = []
+    caught = False
+
+    def orders() -> Iterator[Order]:
+        for order in _local(asked.seed, MUTANT_SCHEDULES, name):
+            if caught:
+                return
+            yield order
+
+    for result in run_all(lanes, orders(), slots=asked.slots):
+        results.append(result)
+        caught = caught or bool(result.violations)
+        if result.folder:
+            shutil.rmtree(result.folder, ignore_errors=True)
+    return sorted(results, key=lambda result: result.seed)
+
+
+def _local(first: int, count: int, mutant: str | None) -> Iterator[Order]:
+    """Schedules on the local warehouse: what is broken is the same for both, and this one is the faster."""
+    seeds = (seed for seed in itertools.count(first) if make_schedule(seed).warehouse == "local")
+    for seed in itertools.islice(seeds, count):
+        yield Order(seed=seed, mutant=mutant, patience=MUTANT_PATIENCE) if mutant else Order(seed=seed)
+
+
+def _failed(result: Result) -> bool:
+    return bool(result.violations or result.trouble)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove all but the folders of failed schedules."""
+    kept = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit()]
+    for path in folder.iterdir():
+        if path not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not kept:
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

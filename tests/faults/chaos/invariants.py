@@ -1,0 +1,182 @@
+"""What must hold once a schedule's faults are spent and the tool has been left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.faults.chaos import schedule as of
+from tests.faults.chaos.schedule import Fault, Schedule
+from tests.faults.chaos.shapes import Day
+
+ENDED_RUNS = ("succeeded", "partial", "failed", "cancelled")
+ENDED_DATES = ("checkpointed", "failed", "blocked", "skipped", "cancelled")
+MAX_DEATHS = 3
+#: What can cost a worker its date: its death, or a lease that ran out while it was frozen or its clock was another's.
+FATAL = (of.KILL, of.FREEZE, of.CLOCK, of.RESTART)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was found in ledger, warehouse and staging. Days are in ISO form."""
+
+    runs: list[dict[str, Any]]
+    windows: list[dict[str, Any]]
+    dates: list[dict[str, Any]]  #: of every run
+    checkpoints: dict[str, dict[str, Any]]  #: by day
+    held: list[str]  #: the days whose partitions hold what their checkpoint says
+    published: dict[str, list[list[Any]]]  #: by day, the rows in the target
+    covered: dict[str, list[str]]  #: by day, the expected names that the target has
+    expected: dict[str, list[str]]  #: by day
+    writers: dict[str, str | None]  #: by day, the run that wrote the target's partition; None where that is not told
+    staged: list[str]  #: files in staging, without the quarantine
+    strays: list[str]  #: temporary files in the warehouse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """An invariant that does not hold, and the facts."""
+
+    invariant: str
+    facts: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.facts}"
+
+
+def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final: bool) -> list[Violation]:
+    """Everything that does not hold. `final`: the user has taken the next step since, without any fault."""
+    found = [*_runs(seen), *_published(schedule, seen), *_checkpoints(schedule, seen), *_owners(seen), *_left(seen)]
+    found += _complete(schedule, seen) if final else _named(schedule, seen, fired)
+    return found
+
+
+def incomplete(schedule: Schedule, seen: Seen) -> list[Day]:
+    """The dates that an undisturbed run would have completed and that are not complete."""
+    return [day for day in schedule.shape if day.kind.passes and day.day.isoformat() not in seen.checkpoints]
+
+
+def _runs(seen: Seen) -> Iterator[Violation]:
+    for run in seen.runs:
+        if run["state"] not in ENDED_RUNS:
+            yield Violation(invariant="a run is active for ever", facts=f"{run['id']} is {run['state']}")
+    ended = {run["id"] for run in seen.runs if run["state"] in ENDED_RUNS}
+    for row in seen.dates:
+        if row["run_id"] in ended and (row["state"] not in ENDED_DATES or row["active"]):
+            yield Violation(
+                invariant="a date of an ended run has no end",
+                facts=f"{row['day']} of {row['run_id']} is {row['state']}{', held' if row['active'] else ''}",
+            )
+    for window in seen.windows:
+        if window["run_id"] in ended and window["state"] != "closed":
+            yield Violation(
+                invariant="a window of an ended run is not closed",
+                facts=f"window {window['number']} of {window['run_id']} is {window['state']}",
+            )
+
+
+def _published(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
+    for day in schedule.shape:
+        iso = day.day.isoformat()
+        found = [tuple(row) for row in seen.published[iso]]
+        proven = iso in seen.checkpoints
+        if found == sorted(day.after) and (proven or not day.kind.passes):
+            continue
+        if not proven and found in (sorted(day.before), sorted(day.after)):
+            continue
+        what = "blocked or skipped" if not day.kind.passes else "checkpointed" if proven else "not complete"
+        yield Violation(
+            invariant="published rows are not those of an undisturbed run",
+            facts=f"{iso}, {day.kind.value}, {what}, has {len(found)} row(s) {found[:2]}, not {len(day.after)}",
+        )
+
+
+def _checkpoints(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
+    for day in schedule.shape:
+        iso = day.day.isoformat()
+        checkpoint = seen.checkpoints.get(iso)
+        if checkpoint is None:
+            continue
+        if not day.kind.passes:
+            yield Violation(invariant="a date that must be blocked is checkpointed", facts=f"{iso}, {day.kind.value}")
+            continue
+        if iso not in seen.held:
+            yield Violation(invariant="a checkpoint without its rows", facts=f"{iso} of {checkpoint['run_id']}")
+        counted = {
+            "expected": len(seen.expected[iso]),
+            "matched": len(seen.covered[iso]),
+            "rows": len(seen.published[iso]),
+            "source": day.source,
+        }
+        noted = {name: checkpoint[name] for name in counted}
+        if noted != counted:
+            yield Violation(invariant="a checkpoint's coverage is wrong", facts=f"{iso}: {noted}, counted {counted}")
+
+
+def _owners(seen: Seen) -> Iterator[Violation]:
+    """That each date's publication is one run's."""
+    provers = Counter(row["day"] for row in seen.dates if row["state"] == "checkpointed")
+    for day, count in sorted(provers.items()):
+        if count > 1:
+            yield Violation(invariant="a date was published by two runs", facts=f"{day}: checkpointed by {count} runs")
+    states = {(row["run_id"], row["day"]): row["state"] for row in seen.dates}
+    for day, checkpoint in sorted(seen.checkpoints.items()):
+        if states.get((checkpoint["run_id"], day)) != "checkpointed":
+            yield Violation(
+                invariant="a checkpoint's run does not know of it",
+                facts=f"{day}: {checkpoint['run_id']} says {states.get((checkpoint['run_id'], day))}",
+            )
+        writer = seen.writers.get(day)
+        if writer is not None and (writer, day) not in states:
+            yield Violation(invariant="a date was written by a run that did not hold it", facts=f"{day}: {writer}")
+    holders = Counter(row["day"] for row in seen.dates if row["active"])
+    for day, count in sorted(holders.items()):
+        if count > 1:
+            yield Violation(invariant="a date is held by two runs", facts=f"{day}: by {count} runs")
+
+
+def _left(seen: Seen) -> Iterator[Violation]:
+    if seen.staged:
+        yield Violation(invariant="something is left in staging", facts=", ".join(seen.staged[:4]))
+    if seen.strays:
+        yield Violation(invariant="a temporary file is left in the warehouse", facts=", ".join(seen.strays[:4]))
+
+
+def _named(schedule: Schedule, seen: Seen, fired: Sequence[Fault]) -> Iterator[Violation]:
+    """That each date that is not complete has its state and its reason, and that a fault explains it."""
+    last = {row["day"]: row for row in sorted(seen.dates, key=lambda row: row["run_id"])}
+    for day in schedule.shape:
+        iso = day.day.isoformat()
+        row = last.get(iso)
+        if iso in seen.checkpoints or row is None:
+            continue
+        if row["state"] in ENDED_DATES and not row["reason"]:
+            yield Violation(invariant="a date is not complete and nothing says why", facts=f"{iso} is {row['state']}")
+        if row["state"] == "failed" and not _explained(row, fired):
+            yield Violation(
+                invariant="a date failed though no fault explains it",
+                facts=f"{iso}: {row['error_kind']}: {row['reason']}, {row['deaths']} death(s)",
+            )
+
+
+def _explained(row: dict[str, Any], fired: Sequence[Fault]) -> bool:
+    if row["error_kind"] in ("WorkerLost", "GateLost"):
+        return sum(fault.action in FATAL for fault in fired) >= MAX_DEATHS
+    return any(fault.action in (of.ERROR, of.FILL) for fault in fired)
+
+
+def _complete(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
+    """That the end is that of an undisturbed run."""
+    last = {row["day"]: row for row in sorted(seen.dates, key=lambda row: row["run_id"])}
+    for day in schedule.shape:
+        iso = day.day.isoformat()
+        row = last.get(iso)
+        state = "checkpointed" if iso in seen.checkpoints else row["state"] if row else "unknown"
+        if state != day.kind.end:
+            why = f": {row['reason']}" if row else ""
+            yield Violation(
+                invariant="the end is not that of an undisturbed run",
+                facts=f"{iso}, {day.kind.value}, is {state}{why}, not {day.kind.end}",
+            )

@@ -1,0 +1,97 @@
+"""Ways to break the tool on purpose, which the harness must notice. Each is a patch of a forked process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import date, datetime
+from typing import Any
+
+
+def checkpoint_before_publish() -> None:
+    """The order of the commit, turned round."""
+    from common.ledger import DateState
+    from worker import gate
+
+    publish = gate._publish
+
+    def turned_round(window: Any, passing: Sequence[Any]) -> Any:
+        holder = (window.number, window.deps.owner)
+        days = [row.day for row in passing]
+        ledger = window.deps.ledger
+        ledger.move_dates(window.run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
+        ledger.checkpoint(window.run.id, days)
+        return publish(window, passing)
+
+    gate._publish = turned_round
+
+
+def no_duplicate_guard() -> None:
+    """A date of a run that is on is taken whatever state it is in."""
+    from sqlalchemy import and_, select, update
+
+    from common.clock import utcnow
+    from common.ledger import DateRow, Ledger
+    from common.ledger.rows import date_row_of, run_is_on
+    from common.ledger.tables import run_dates
+
+    def claim_date(self: Ledger, run_id: str, day: date, owner: str, until: datetime, **_: Any) -> DateRow | None:
+        this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
+        with self._write() as connection:
+            row = connection.execute(select(run_dates).where(this).with_for_update()).mappings().one()
+            if not run_is_on(connection, run_id):
+                return None
+            values = {
+                "state": "processing",
+                "attempt": row["attempt"] + 1,
+                "lease_owner": owner,
+                "lease_until": until,
+                "started_at": utcnow(),
+            }
+            connection.execute(update(run_dates).where(this).values(values))
+        return date_row_of({**row, **values})
+
+    Ledger.claim_date = claim_date
+
+
+def lease_ignored() -> None:
+    """Whoever holds a date or a window counts as dead."""
+    _nobody_but(dead=True)
+
+
+def lease_never_ends() -> None:
+    """Nobody is ever known to be dead, and no lease runs out."""
+    from datetime import timedelta
+
+    from common.settings import Settings
+
+    _nobody_but(dead=False)
+    Settings.lease_grace = Settings.gate_lease = property(lambda self: timedelta(hours=3))
+
+
+def _nobody_but(*, dead: bool) -> None:
+    from worker import gate, maintenance, process, reconcile
+
+    for module in (gate, maintenance, process, reconcile):
+        module.is_dead = lambda owner: dead
+
+
+def recount_believed() -> None:
+    """What a worker said of its rows, instead of a recount."""
+    from common.coverage import Recount, Truth
+    from common.job import Job
+    from common.warehouse.base import StagedFile, Warehouse
+    from worker import gate
+
+    def believed(warehouse: Warehouse, job: Job, files: Collection[StagedFile], **_: Any) -> dict[date, Recount]:
+        return {staged.day: Recount(truth=Truth(expected=13), matched=13, rows=staged.rows) for staged in files}
+
+    gate.recount = believed
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "checkpoint-before-publish": checkpoint_before_publish,
+    "no-duplicate-guard": no_duplicate_guard,
+    "lease-ignored": lease_ignored,
+    "lease-never-ends": lease_never_ends,
+    "recount-believed": recount_believed,
+}

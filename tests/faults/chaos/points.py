@@ -1,0 +1,149 @@
+"""The calls at which something can go wrong: counted over all processes of a schedule, by role."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import mmap
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.faults.chaos.schedule import POINTS, ROLES, Fault
+
+_SLOT = 4  #: bytes of a counter
+_SLOTS = {(role, point): number for number, (role, point) in enumerate((r, p) for r in ROLES for p in POINTS)}
+_ARMED = len(_SLOTS)  #: the slot that says whether faults happen
+
+
+class Counters:
+    """Numbers in a file that all processes of a schedule share."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        if not file.exists():
+            file.write_bytes(bytes(_SLOT * (_ARMED + 1)))
+        self._handle = os.open(file, os.O_RDWR)
+        self._map = mmap.mmap(self._handle, 0)
+
+    def next(self, role: str, point: str) -> int:
+        """The number of this call, from 1."""
+        slot = _SLOTS[role, point]
+        with self._locked():  # POSIX locks are a process's own, so that a forked child does not hold its parent's
+            self._set(slot, self._get(slot) + 1)
+            return self._get(slot)
+
+    def arm(self, *, on: bool) -> None:
+        self._set(_ARMED, int(on))
+
+    @property
+    def armed(self) -> bool:
+        return bool(self._get(_ARMED))
+
+    def counted(self) -> dict[str, int]:
+        """How often each point was met."""
+        return {f"{role} {point}": n for (role, point), slot in _SLOTS.items() if (n := self._get(slot))}
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        fcntl.lockf(self._handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._handle, fcntl.LOCK_UN)
+
+    def _get(self, slot: int) -> int:
+        return int.from_bytes(self._map[slot * _SLOT : (slot + 1) * _SLOT], "little")
+
+    def _set(self, slot: int, value: int) -> None:
+        self._map[slot * _SLOT : (slot + 1) * _SLOT] = value.to_bytes(_SLOT, "little")
+
+
+Carry = Callable[[Fault, int], None]  #: carries out a fault, given its number
+
+
+class Points:
+    """Meets the faults of one role: installed in a process that was forked for a schedule."""
+
+    def __init__(self, role: str, faults: Sequence[Fault], counters: Counters, carry: Carry) -> None:
+        self._role = role
+        self._faults = [(number, fault) for number, fault in enumerate(faults) if fault.role == role]
+        self._counters = counters
+        self._carry = carry
+
+    def meet(self, point: str, number: int, *, after: bool) -> None:
+        """Have go wrong what goes wrong at that call."""
+        for index, fault in self._faults:
+            if (
+                fault.point == point
+                and fault.after is after
+                and fault.nth <= number < fault.nth + fault.times
+                and self._counters.armed
+            ):
+                self._carry(fault, index)
+
+    def count(self, point: str) -> int:
+        return self._counters.next(self._role, point) if self._counters.armed else 0
+
+    def wrap(self, owner: Any, name: str, point: str) -> None:
+        """Have the calls of a method or function counted."""
+        found = getattr(owner, name)
+
+        @functools.wraps(found)
+        def counted(*arguments: Any, **named: Any) -> Any:
+            number = self.count(point)
+            self.meet(point, number, after=False)
+            answer = found(*arguments, **named)
+            self.meet(point, number, after=True)
+            return answer
+
+        setattr(owner, name, counted)
+
+    # -- what is wrapped --
+
+    def install(self) -> None:
+        from celery.beat import Scheduler
+
+        from common.ledger import Ledger
+        from common.queue import CeleryDispatcher
+        from common.staging import Staging
+        from common.warehouse.bigquery import BigQueryWarehouse
+        from common.warehouse.local import LocalWarehouse
+        from worker import process
+
+        for point in POINTS:
+            kind, _, name = point.partition(".")
+            if kind == "ledger" and name != "commit":
+                self.wrap(Ledger, name, point)
+            elif kind == "warehouse":
+                for warehouse in (LocalWarehouse, BigQueryWarehouse):
+                    own = f"_{name}" if name in ("commit_loading", "roll_forward") else name
+                    if hasattr(warehouse, own):
+                        self.wrap(warehouse, own, point)
+            elif kind == "staging":
+                self.wrap(Staging, name, point)
+            elif kind == "broker":
+                self.wrap(CeleryDispatcher, name, point)
+        self.wrap(os, "fsync", "file.sync")
+        self.wrap(process, "_rows", "job.process")
+        self.wrap(Scheduler, "tick", "beat.tick")
+        self._wrap_commits()
+
+    def _wrap_commits(self) -> None:
+        """A fault before the commit finds the transaction's work done and not yet in effect."""
+        from common.ledger.database import Database, translated
+
+        write = Database._write
+
+        @contextmanager
+        def counted(database: Any) -> Generator[Any]:
+            number = self.count("ledger.commit")
+            with translated():
+                with write(database) as connection:
+                    yield connection
+                    self.meet("ledger.commit", number, after=False)
+                self.meet("ledger.commit", number, after=True)
+
+        Database._write = counted

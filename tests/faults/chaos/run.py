@@ -1,0 +1,316 @@
+"""One schedule from its beginning to its verdict, in a process of its own that forks all the others."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from common.settings import Settings
+from tests.faults.chaos.disk import mount_small
+from tests.faults.chaos.faults import Place
+from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, incomplete, violations
+from tests.faults.chaos.look import JOB, look, seen_from
+from tests.faults.chaos.periods import SETTINGS
+from tests.faults.chaos.points import Counters
+from tests.faults.chaos.processes import call, fork, producer_process
+from tests.faults.chaos.schedule import FILL, PRODUCER, Fault, Schedule
+from tests.faults.chaos.stack import Stack, adopt_orphans
+from tests.faults.chaos.world import open_tables
+
+PATIENCE_SECONDS = 20.0  #: for which nothing may move before every run has ended
+LONGEST_SECONDS = 120.0  #: within which they must have ended all the same
+SWEEP_SECONDS = 6.0  #: within which the tool must have swept what is left of ended runs
+POLL_SECONDS = 0.05
+SECOND = "the next command"
+RIVAL = "the rival"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What the schedules of a lane share."""
+
+    postgres: str  #: the URL of a server
+    template: str  #: the database of it that is a migrated, empty ledger
+    sqlite: str  #: a file that is one
+    emulator: str | None  #: the URL of a BigQuery emulator, of which one schedule at a time makes use
+    folder: str  #: where schedules have theirs
+
+
+@dataclass(kw_only=True)
+class Result:
+    seed: int
+    violations: list[dict[str, str]] = field(default_factory=list)
+    fired: list[int] = field(default_factory=list)  #: the numbers of the faults that happened
+    seconds: float = 0.0
+    cpu: float = 0.0  #: seconds, of all its processes
+    again: bool = False  #: whether the user's next step was needed
+    ends: dict[str, str] = field(default_factory=dict)  #: of the runs
+    folder: str | None = None  #: where the logs of a failed schedule are
+    trouble: str | None = None  #: what went wrong in the harness itself
+    phases: dict[str, float] = field(default_factory=dict)  #: when each was over, in seconds from the start
+
+
+class Attempt:
+    """One schedule being run."""
+
+    def __init__(self, schedule: Schedule, services: Services, mutant: str | None, patience: float) -> None:
+        self.schedule = schedule
+        self._services = services
+        self._mutant = mutant
+        self._patience = patience * (2 if schedule.warehouse == "bigquery" else 1)
+        self._began = time.monotonic()
+        self.folder = Path(services.folder) / f"{schedule.seed}-{os.getpid()}"
+        self.result = Result(seed=schedule.seed)
+        self._log = self.folder / "log"
+
+    def run(self) -> Result:
+        adopt_orphans()
+        (self.folder / "home").mkdir(parents=True)
+        reader, writer = os.pipe()
+        disk = any(fault.action == FILL for fault in self.schedule.faults) and mount_small(
+            self.folder / "home" / "staging"
+        )
+        self._place = Place(folder=self.folder, broker_port=_free_port(), requests=writer, disk=disk)
+        self._counters = Counters(self.folder / "counters")
+        with self._exclusive(), self._ledger() as ledger_url:
+            self._environment = self._places(ledger_url)
+            self._call(lambda: open_tables(self._environment["BACKFILL_WAREHOUSE"]).make(self.schedule.shape))
+            self._phase("made")
+            prepared = (self.schedule, self._place, self._environment, self._counters, self._mutant)
+            with Stack(place=self._place, reader=reader, prepared=prepared, log=self._log) as stack:
+                self._phase("started")
+                self._disturbed(stack, prepared)
+            if stack.left_over:
+                self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
+            self._phase("stopped")
+        self.result.seconds = time.monotonic() - self._began
+        self.result.cpu = sum(
+            sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        return self.result
+
+    # -- phases --
+
+    def _disturbed(self, stack: Stack, prepared: tuple[Any, ...]) -> None:
+        self._counters.arm(on=True)
+        stack.launch(PRODUCER, lambda: producer_process(self._command(), *prepared), self.folder / "producer.log")
+        if self.schedule.rival:
+            half = len(self.schedule.shape) // 2
+            rival = self._command(through=half)
+            stack.launch(RIVAL, lambda: producer_process(rival, *prepared), self.folder / "rival.log")
+        self._ended(stack, PRODUCER, *([RIVAL] if self.schedule.rival else []))
+        self._phase("ended")
+        self._counters.arm(on=False)
+        seen = self._settled(stack, final=False)
+        if incomplete(self.schedule, seen) and not self.result.violations:
+            self.result.again = True
+            self._next_step(stack, prepared)
+        elif not self.result.violations:
+            self._violated(violations(self.schedule, seen, self._fired(), final=True))
+        self._phase("looked")
+
+    def _next_step(self, stack: Stack, prepared: tuple[Any, ...]) -> None:
+        """What the user does about dates that are not complete: the same command again."""
+        stack.launch(SECOND, lambda: producer_process(self._command(), *prepared), self.folder / "second.log")
+        self._ended(stack, SECOND)
+        if stack.code(SECOND) not in (0, 3):
+            facts = f"exit code {stack.code(SECOND)}: {(self.folder / 'second.log').read_text()[-500:]}"
+            self._violated([Violation(invariant="the same command again does not complete the range", facts=facts)])
+        self._settled(stack, final=True)
+
+    def _ended(self, stack: Stack, *commands: str) -> None:
+        """Wait until the commands and every run have ended, and all that the faults began is over."""
+        latest = time.monotonic() + LONGEST_SECONDS
+        look_at, moved_at, known = 0.0, time.monotonic(), None
+        while time.monotonic() < min(latest, moved_at + self._patience):
+            stack.tick()
+            if stack.busy or any(stack.code(command) is None for command in commands):
+                moved_at = time.monotonic()
+            elif time.monotonic() >= look_at:
+                look_at = time.monotonic() + POLL_SECONDS
+                states, moves = self._made.states()
+                if states <= set(ENDED_RUNS):
+                    return
+                if moves != known:
+                    moved_at, known = time.monotonic(), moves
+
+    def _settled(self, stack: Stack, *, final: bool) -> Seen:
+        """What there is once the tool has swept up. What does not hold by then is a violation."""
+        deadline = time.monotonic() + SWEEP_SECONDS
+        self._wait(stack, 0.1)
+        while True:
+            seen = seen_from(self._call(lambda: look(self.schedule, self._settings())))
+            found = violations(self.schedule, seen, self._fired(), final=final)
+            if not found or time.monotonic() > deadline or any("for ever" in one.invariant for one in found):
+                self._violated(found)
+                self.result.ends = {run["id"]: run["state"] for run in seen.runs}
+                return seen
+            self._wait(stack, 0.4)
+
+    def _wait(self, stack: Stack, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            stack.tick()
+
+    def _violated(self, found: list[Violation]) -> None:
+        self.result.violations += [asdict(one) for one in found]
+
+    def _phase(self, name: str) -> None:
+        self.result.phases[name] = round(time.monotonic() - self._began, 2)
+
+    # -- what it needs --
+
+    def _command(self, through: int | None = None) -> list[str]:
+        shape = self.schedule.shape
+        last = shape[-1 if through is None else through].day
+        more = [] if self.schedule.preflight else ["--no-preflight"]
+        span = ["--start-date", str(shape[0].day), "--end-date", str(last)]
+        return ["run", "--job", JOB, *span, "--window", str(self.schedule.window), "--allow-partial", "--detach", *more]
+
+    def _places(self, ledger_url: str) -> dict[str, str]:
+        home = self._place.home
+        bigquery = self.schedule.warehouse == "bigquery"
+        return SETTINGS | {
+            "BACKFILL_HOME": str(home),
+            "BACKFILL_BROKER": f"redis://127.0.0.1:{self._place.broker_port}/0",
+            "BACKFILL_LEDGER": ledger_url,
+            "BACKFILL_WAREHOUSE": str(self._services.emulator) if bigquery else f"local:{home / 'warehouse'}",
+            "BACKFILL_STAGING": str(home / "staging"),
+            "BACKFILL_WINDOWS_IN_FLIGHT": str(self.schedule.in_flight),
+            **({"BACKFILL_METADATA_TABLE": "none"} if bigquery else {}),
+        }
+
+    def _settings(self) -> Settings:
+        os.environ.update(self._environment)
+        return Settings()  # pyright: ignore[reportCallIssue]
+
+    def _fired(self) -> list[Fault]:
+        try:
+            lines = self._place.fired.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        numbers = [json.loads(line)["fault"] for line in lines]
+        self.result.fired = sorted(set(numbers))
+        return [self.schedule.faults[number] for number in numbers]
+
+    def _call(self, body: Callable[[], Any]) -> Any:
+        return call(body, log=self.folder / "looks")
+
+    def _exclusive(self) -> _Locked:
+        shared = self.schedule.warehouse != "bigquery"
+        return _Locked(None if shared else Path(self._services.folder) / "emulator.lock")
+
+    def _ledger(self) -> _SqliteLedger | _PostgresLedger:
+        if self.schedule.ledger == "sqlite":
+            self._made = _SqliteLedger(self._services.sqlite, self._place.home / "ledger.db")
+        else:
+            self._made = _PostgresLedger(self._services, f"chaos_{self.schedule.seed}_{os.getpid()}")
+        return self._made
+
+
+@dataclass
+class _Locked:
+    """Holds the lock of a file, if there is one to hold."""
+
+    file: Path | None
+
+    def __enter__(self) -> None:
+        if self.file is not None:
+            self._handle = self.file.open("a")
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self._handle.close()
+
+
+RUNS = "SELECT state FROM runs"
+MOVES = """
+    SELECT run_id, CAST(day AS TEXT), state, attempt, deaths, lease_owner FROM run_dates
+    UNION ALL SELECT run_id, CAST(number AS TEXT), state, deaths, 0, lease_owner FROM windows
+"""
+States = tuple[set[str], list[Any]]  #: those of the runs, and what changes when anything moves
+
+
+@dataclass
+class _SqliteLedger:
+    template: str
+    file: Path
+
+    def __enter__(self) -> str:
+        shutil.copy(self.template, self.file)
+        return f"sqlite:///{self.file}"
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def states(self) -> States:
+        connection = sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=5)
+        try:
+            return {state for (state,) in connection.execute(RUNS)}, sorted(map(str, connection.execute(MOVES)))
+        finally:
+            connection.close()
+
+
+@dataclass
+class _PostgresLedger:
+    services: Services
+    name: str
+
+    def __enter__(self) -> str:
+        self._run(f"CREATE DATABASE {self.name} TEMPLATE {self.services.template} STRATEGY FILE_COPY")
+        url = make_url(self.services.postgres).set(database=self.name).render_as_string(hide_password=False)
+        self._connection = psycopg.connect(url, autocommit=True)
+        return url
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
+
+    def states(self) -> States:
+        execute = self._connection.execute
+        return {state for (state,) in execute(RUNS).fetchall()}, sorted(map(str, execute(MOVES).fetchall()))
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self.services.postgres, autocommit=True) as connection:
+            connection.execute(statement)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(schedule: Schedule, services: Services, mutant: str | None, patience: float, answer: Path) -> int:
+    """Fork a process that runs the schedule and writes its result to a file; returns its pid."""
+
+    def body() -> None:
+        attempt = Attempt(schedule, services, mutant, patience)
+        try:
+            result = attempt.run()
+        except Exception as exc:  # noqa: BLE001 - the edge: what breaks in the harness is told as its own
+            result = attempt.result
+            result.trouble = f"{type(exc).__name__}: {exc}"
+        if result.violations or result.trouble:
+            result.folder = str(attempt.folder)
+        else:
+            shutil.rmtree(attempt.folder, ignore_errors=True)
+        partial = answer.with_suffix(".part")
+        partial.write_text(json.dumps(asdict(result)))
+        partial.rename(answer)
+
+    return fork(body, log=answer.with_suffix(".log"))

@@ -1,0 +1,243 @@
+"""A schedule: a world, and what goes wrong in it at which call. Everything follows from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tests.faults.chaos.shapes import Day, make_shape
+
+#: The processes of a schedule. A fault belongs to the one that meets it.
+DATES, GATE, BEAT, PRODUCER = "dates", "gate", "beat", "producer"
+ROLES = (DATES, GATE, BEAT, PRODUCER)
+
+#: The calls at which something goes wrong in each role, and how often, compared with the others, it is chosen.
+#: `commit` is the end of a ledger's transaction, `sync` comes before a file gets its name, `process` is the job's code.
+OF_DATES = {
+    "ledger.run": 1,
+    "ledger.claim_date": 2,
+    "ledger.move_date": 2,
+    "ledger.commit": 2,
+    "warehouse.describe": 1,
+    "warehouse.query": 1,
+    "warehouse.read": 1,
+    "warehouse.fingerprints": 1,
+    "staging.write": 2,
+    "file.sync": 1,
+    "job.process": 3,
+}
+OF_GATE = {
+    "ledger.run": 1,
+    "ledger.dates": 1,
+    "ledger.claim_window": 1,
+    "ledger.renew_window": 1,
+    "ledger.note_verdicts": 1,
+    "ledger.move_date": 1,
+    "ledger.move_dates": 1,
+    "ledger.checkpoint": 2,
+    "ledger.leave_window": 2,
+    "ledger.open_windows": 1,
+    "ledger.finish_run": 1,
+    "ledger.commit": 2,
+    "ledger.give_back": 1,
+    "ledger.active_runs": 1,
+    "ledger.claim_work": 1,
+    "ledger.finish_work": 1,
+    "ledger.mark_reported": 1,
+    "warehouse.publish": 3,
+    "warehouse.holds": 1,
+    "warehouse.query": 1,
+    "warehouse.fingerprints": 1,
+    "warehouse.commit_loading": 1,
+    "warehouse.roll_forward": 1,
+    "staging.is_intact": 1,
+    "staging.quarantine": 1,
+    "staging.discard": 1,
+    "broker.send_window": 1,
+    "broker.at_broker": 1,
+    "file.sync": 2,
+}
+OF_PRODUCER = {
+    "ledger.open_run": 1,
+    "ledger.move_run": 1,
+    "ledger.open_windows": 1,
+    "ledger.commit": 1,
+    "warehouse.query": 1,
+    "broker.send_window": 2,
+}
+OF_BEAT = {"beat.tick": 1}
+POINTS = tuple(sorted({*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT}))
+#: What is called several times for each date or window.
+MANY = {"ledger.commit": 3, "file.sync": 3, "warehouse.describe": 3, "warehouse.query": 2, "warehouse.read": 2}
+
+ERROR = "error"  #: one of the tool's errors, or what a library raises where the tool translates it
+KILL = "kill"  #: -9
+FREEZE = "freeze"  #: SIGSTOP, and SIGCONT some seconds later
+RESTART = "restart the broker"  #: killed with -9, and back after some seconds
+LOSE = "lose messages"
+DUPLICATE = "duplicate messages"
+DELAY = "delay messages"
+FILL = "fill the staging disk"
+CLOCK = "shift the clock"  #: that this process sees, until its task ends
+
+LEASE_SECONDS = {"local": 3.0, "bigquery": 12.0}  #: of a date; see `periods`
+LATER = "once a window is closed"  #: when copies of messages may arrive
+LATER_SECONDS = 3.0  #: after which they arrive in any case
+LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What goes wrong, once, at the n-th call of a point by any process of a role."""
+
+    role: str
+    point: str
+    nth: int
+    after: bool  #: after the call's effect, not before it
+    action: str
+    target: str = "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when
+    times: int = 1  #: so many calls in a row meet it
+    amount: float = 0.0  #: seconds, or copies of a message
+
+    def in_words(self) -> str:
+        when = "after" if self.after else "before"
+        which = f"call {self.nth}" if self.times == 1 else f"calls {self.nth} to {self.nth + self.times - 1}"
+        detail = {
+            ERROR: "error",
+            KILL: f"kill -9 {self.target}",
+            FREEZE: f"freeze {self.target} for {self.amount:g} s",
+            RESTART: f"kill -9 the broker, back {self.target} after {self.amount:g} s",
+            LOSE: f"lose {self.target} messages",
+            DUPLICATE: f"deliver every message {self.amount:g} times more, {self.target}",
+            DELAY: f"hold every message back for {self.amount:g} s",
+            FILL: f"fill the staging disk for {self.amount:g} s",
+            CLOCK: f"shift the clock by {self.amount:+g} s",
+        }[self.action]
+        return f"{self.role}, {when} {which} of {self.point}: {detail}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    seed: int
+    shape: tuple[Day, ...]
+    ledger: str  #: sqlite or postgres
+    warehouse: str  #: local or bigquery
+    window: int
+    in_flight: int
+    preflight: bool
+    strangers: bool  #: every process believes itself on a host of its own: nobody is known to be dead
+    rival: bool  #: a second run of some of the dates is launched at the same time
+    faults: tuple[Fault, ...]
+
+    @property
+    def lease(self) -> float:
+        """Seconds for which a worker has a date: several times what the slowest takes on a busy machine."""
+        return LEASE_SECONDS[self.warehouse]
+
+    def in_words(self) -> list[str]:
+        kinds = ", ".join(f"{day.kind.value}{' slow' if day.slow else ''}" for day in self.shape)
+        more = [
+            word
+            for word, on in (
+                ("no pre-flight", not self.preflight),
+                ("every process on a host of its own", self.strangers),
+                ("a rival run", self.rival),
+            )
+            if on
+        ]
+        world = f"{self.ledger}, {self.warehouse}, windows of {self.window}, {self.in_flight} in flight"
+        return [
+            "; ".join([world, *more]),
+            f"dates: {kinds}",
+            *(fault.in_words() for fault in self.faults or ()),
+            *(() if self.faults else ("no fault",)),
+        ]
+
+
+def make_schedule(seed: int, *, emulated_one_in: int = 12) -> Schedule:
+    random = Random(f"chaos {seed}")
+    shape = make_shape(random)
+    bigquery = random.randrange(emulated_one_in) == 0
+    strangers = random.random() < 0.15
+    schedule = Schedule(
+        seed=seed,
+        shape=shape,
+        ledger="postgres" if random.random() < 0.4 else "sqlite",
+        warehouse="bigquery" if bigquery else "local",
+        window=random.randint(1, 4),
+        in_flight=random.randint(1, 3),
+        preflight=random.random() < 0.8,
+        strangers=strangers,
+        rival=random.random() < 0.15,
+        faults=(),
+    )
+    count = random.choices([0, 1, 2, 3, 4], weights=[1, 4, 4, 2, 1])[0]
+    faults = tuple(_fault(random, schedule) for _ in range(count))
+    return Schedule(**{**schedule.__dict__, "faults": faults})
+
+
+def _fault(random: Random, schedule: Schedule) -> Fault:
+    role = random.choices(ROLES, weights=[10, 10, 0.7, 1.5])[0]
+    point, nth = _where(random, role, schedule)
+    return Fault(role=role, point=point, nth=nth, after=random.random() < 0.5, **_what(random, role, point, schedule))
+
+
+def _where(random: Random, role: str, schedule: Schedule) -> tuple[str, int]:
+    windows = -(-len(schedule.shape) // schedule.window)
+    points, most = {
+        DATES: (OF_DATES, len(schedule.shape)),
+        GATE: (OF_GATE, windows),
+        PRODUCER: (OF_PRODUCER, 2),
+        BEAT: (OF_BEAT, 8),
+    }[role]
+    point = random.choices(list(points), weights=list(points.values()))[0]
+    return point, random.randint(1, most * MANY.get(point, 1))
+
+
+def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str, object]:
+    if role == BEAT:
+        return {"action": KILL}
+    actions: dict[tuple[str, str], float] = {
+        (ERROR, ""): 5,
+        (KILL, "self"): 4,
+        (RESTART, "empty"): 1.2,
+        (RESTART, "with its log"): 1,
+    }
+    if role in (DATES, GATE):
+        actions |= {
+            (KILL, "its worker"): 2,
+            (KILL, "every worker"): 0.6,
+            (KILL, "beat"): 0.4,
+            (KILL, "the gate"): 1,
+            (KILL, "the producer"): 0.4,
+            (FREEZE, "self"): 1.2,
+            (FREEZE, "its worker"): 0.6,
+            (FREEZE, "the broker"): 0.5,
+            (LOSE, "unacknowledged"): 0.7,
+            (LOSE, "all"): 1,
+            (DUPLICATE, "at once"): 1.5,
+            (DUPLICATE, LATER): 2.5,
+            (DELAY, ""): 1,
+            (CLOCK, ""): 1.5,
+        }
+    if point in ("staging.write", "file.sync"):
+        actions |= {(FILL, ""): 3}
+    action, target = random.choices(list(actions), weights=list(actions.values()))[0]
+    found: dict[str, object] = {"action": action, "target": target or "self"}
+    if action == ERROR:
+        found["times"] = random.choice([1, 1, 1, 2, 3])
+    found["amount"] = {
+        FREEZE: schedule.lease + LONGER_SECONDS if target != "the broker" else 1.5,
+        RESTART: random.choice([0.1, 0.1, 0.8]),
+        DUPLICATE: random.choice([1, 1, 2, 3]),
+        DELAY: random.choice([0.3, 1.5]),
+        FILL: random.choice([0.3, 1.0]),
+        CLOCK: random.choice([-600, -60, -5, 2, 5]),
+    }.get(action, 0.0)
+    return found
+
+
+def command(seeds: Sequence[int]) -> str:
+    """How a person runs these schedules again."""
+    return f"make chaos SEED={seeds[0]} SCHEDULES={len(seeds)}"

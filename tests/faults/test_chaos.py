@@ -1,0 +1,63 @@
+"""Seeded schedules of faults over real processes: whatever dies, whenever, nothing is lost. See `tests.faults.chaos`.
+
+`make chaos` runs more of them, `make chaos-mutants` shows that they notice a tool that is broken on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+
+from tests.emulator import Emulator
+from tests.faults.chaos.lanes import Lane, Order, run_all
+from tests.faults.chaos.report import failure
+from tests.faults.chaos.schedule import make_schedule
+from tests.faults.chaos.services import make_services
+from tests.faults.chaos.shapes import Kind
+
+SCHEDULES = 200
+CHUNK = 10  #: schedules a test: small enough to spread evenly over the processes that run tests
+#: Seeds at which a mutant is noticed whatever the machine's speed: see `make chaos-mutants` for all of them.
+KNOWN = {"recount-believed": [1], "checkpoint-before-publish": [11]}
+
+
+@pytest.fixture(scope="session")
+def lane(tmp_path_factory: pytest.TempPathFactory, postgres_server: str, emulator: Emulator) -> Iterator[Lane]:
+    """A lane that lives as long as the session: what it takes to start is spent once."""
+    services = make_services(tmp_path_factory.mktemp("chaos"), postgres_server, emulator.url)
+    with Lane(services) as started:
+        yield started
+
+
+@pytest.mark.parametrize("first", range(1, SCHEDULES + 1, CHUNK))
+def test_whatever_goes_wrong_the_end_is_that_of_an_undisturbed_run(lane: Lane, first: int) -> None:
+    orders = [Order(seed=seed) for seed in range(first, first + CHUNK)]
+    failures = [failure(result) for result in run_all([lane], orders) if result.violations or result.trouble]
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.parametrize("mutant", KNOWN)
+def test_a_tool_that_is_broken_on_purpose_is_noticed(lane: Lane, mutant: str) -> None:
+    orders = [Order(seed=seed, mutant=mutant) for seed in KNOWN[mutant]]
+    found = [one["invariant"] for result in run_all([lane], orders) for one in result.violations]
+    assert "published rows are not those of an undisturbed run" in found
+
+
+# -- schedules as values ------------------------------------------------------------------------------------------
+
+
+def test_a_seed_always_gives_the_same_schedule() -> None:
+    assert make_schedule(7) == make_schedule(7)
+    assert asdict(make_schedule(7)) != asdict(make_schedule(8))
+
+
+def test_the_schedules_of_a_test_run_have_every_fault_ledger_warehouse_and_kind_of_date() -> None:
+    schedules = [make_schedule(seed) for seed in range(1, SCHEDULES + 1)]
+    assert {one.ledger for one in schedules} == {"sqlite", "postgres"}
+    assert {one.warehouse for one in schedules} == {"local", "bigquery"}
+    assert {day.kind for one in schedules for day in one.shape} == set(Kind)
+    assert len({fault.action for one in schedules for fault in one.faults}) == 9
+    assert any(not one.faults for one in schedules)
+    assert all(len(one.in_words()) >= 3 for one in schedules)
