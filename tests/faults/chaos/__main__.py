@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from tests.faults.chaos.lanes import SLOTS, Lane, Order, run_all
 from tests.faults.chaos.mutants import MUTANTS
 from tests.faults.chaos.report import failure, mutant_line, summary
-from tests.faults.chaos.run import Result, Services
+from tests.faults.chaos.run import Result
 from tests.faults.chaos.schedule import make_schedule
 from tests.faults.chaos.services import started_services
 
@@ -26,13 +27,14 @@ MUTANT_PATIENCE = 12.0  #: seconds: a run of which nothing moves for so long is 
 
 def main() -> int:
     asked = _arguments()
-    folder = Path(tempfile.mkdtemp(prefix="backfill-chaos-"))
+    kept = Path(tempfile.mkdtemp(prefix="backfill-chaos-failed-"))
     try:
-        with started_services(folder, bigquery=not asked.mutants) as services, ExitStack() as stack:
+        with started_services(kept, bigquery=not asked.mutants) as services, ExitStack() as stack:
             lanes = [stack.enter_context(Lane(services)) for _ in range(asked.lanes)]
-            return _mutants(lanes, asked) if asked.mutants else _schedules(lanes, asked, services)
+            return _mutants(lanes, asked) if asked.mutants else _schedules(lanes, asked)
     finally:
-        _tidy(folder)
+        with contextlib.suppress(OSError):
+            kept.rmdir()  # only what failed is kept
 
 
 def _arguments() -> argparse.Namespace:
@@ -46,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _schedules(lanes: list[Lane], asked: argparse.Namespace, services: Services) -> int:
+def _schedules(lanes: list[Lane], asked: argparse.Namespace) -> int:
     began = told = time.monotonic()
     results: list[Result] = []
     for result in run_all(lanes, _orders(asked, began), slots=asked.slots):
@@ -119,16 +121,6 @@ def _failed(result: Result) -> bool:
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _tidy(folder: Path) -> None:
-    """Remove all but the folders of failed schedules."""
-    kept = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit()]
-    for path in folder.iterdir():
-        if path not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not kept:
-        folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class Carrier:
             of.DUPLICATE: self._duplicate,
             of.DELAY: self._delay,
             of.FILL: self._fill,
+            of.ORDER: self._order,
             of.CLOCK: _shift_clock,
         }
 
@@ -182,6 +183,9 @@ class Carrier:
             for queue in QUEUES:
                 while broker.lmove(queue, HELD + queue, "RIGHT", "LEFT"):
                     pass
+
+    def _order(self, fault: Fault) -> None:
+        self._place.ask(order=fault.target.split(), after=0)
 
     def _broker(self) -> Any:
         return _Tolerant(self._place.client())

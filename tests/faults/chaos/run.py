@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -10,8 +11,9 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ PATIENCE_SECONDS = 20.0  #: for which nothing may move before every run has ende
 LONGEST_SECONDS = 120.0  #: within which they must have ended all the same
 SWEEP_SECONDS = 6.0  #: within which the tool must have swept what is left of ended runs
 POLL_SECONDS = 0.05
-SECOND = "the next command"
-RIVAL = "the rival"
+PAUSED_SECONDS = 0.5  #: after which the user lets a paused run go on
+SECOND = "second"
+RIVAL = "rival"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ class Services:
     template: str  #: the database of it that is a migrated, empty ledger
     sqlite: str  #: a file that is one
     emulator: str | None  #: the URL of a BigQuery emulator, of which one schedule at a time makes use
-    folder: str  #: where schedules have theirs
+    folder: str  #: where schedules have theirs: in memory if there is room, as nobody cuts the power
+    kept: str  #: where those of failed ones are moved to
 
 
 @dataclass(kw_only=True)
@@ -90,12 +94,16 @@ class Attempt:
             self._call(lambda: open_tables(self._environment["BACKFILL_WAREHOUSE"]).make(self.schedule.shape))
             self._phase("made")
             prepared = (self.schedule, self._place, self._environment, self._counters, self._mutant)
-            with Stack(place=self._place, reader=reader, prepared=prepared, log=self._log) as stack:
+            self._prepared, self._orders = prepared, itertools.count(1)
+            made = {"place": self._place, "reader": reader, "prepared": prepared, "log": self._log}
+            made["durable"] = self.schedule.durable
+            with Stack(**made, order=lambda words: self._order(stack, words)) as stack:
                 self._phase("started")
                 self._disturbed(stack, prepared)
             if stack.left_over:
                 self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
             self._phase("stopped")
+        self._violated(list(self._tracebacks()))
         self.result.seconds = time.monotonic() - self._began
         self.result.cpu = sum(
             sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -141,11 +149,23 @@ class Attempt:
                 moved_at = time.monotonic()
             elif time.monotonic() >= look_at:
                 look_at = time.monotonic() + POLL_SECONDS
-                states, moves = self._made.states()
-                if states <= set(ENDED_RUNS):
-                    return
+                moves = (runs := self._made.runs()), self._made.moves()
                 if moves != known:
                     moved_at, known = time.monotonic(), moves
+                states = {state for _, state in runs}
+                if states <= set(ENDED_RUNS):
+                    return
+                if "paused" in states and time.monotonic() > moved_at + PAUSED_SECONDS:
+                    self._order(stack, ["resume"])
+
+    def _order(self, stack: Stack, words: list[str]) -> None:
+        """Give every run that is on an order, as its user: no fault meets the command."""
+        prepared = (replace(self.schedule, faults=()), *self._prepared[1:])
+        for run, state in self._made.runs():
+            if state not in ENDED_RUNS:
+                name = f"order-{next(self._orders)}-{words[0]}"
+                arguments = [*words, run, "--reason", "a fault"]
+                stack.launch(name, partial(producer_process, arguments, *prepared), self.folder / f"{name}.log")
 
     def _settled(self, stack: Stack, *, final: bool) -> Seen:
         """What there is once the tool has swept up. What does not hold by then is a violation."""
@@ -170,6 +190,11 @@ class Attempt:
 
     def _phase(self, name: str) -> None:
         self.result.phases[name] = round(time.monotonic() - self._began, 2)
+
+    def _tracebacks(self) -> Iterator[Violation]:
+        for log in sorted(self.folder.glob("*.log")):
+            if "Traceback (most recent call last)" in (text := log.read_text()):
+                yield Violation(invariant="a command answered with a traceback", facts=f"{log.stem}: {text[-400:]}")
 
     # -- what it needs --
 
@@ -237,16 +262,29 @@ class _Locked:
             self._handle.close()
 
 
-RUNS = "SELECT state FROM runs"
+RUNS = "SELECT id, state FROM runs ORDER BY id"
 MOVES = """
     SELECT run_id, CAST(day AS TEXT), state, attempt, deaths, lease_owner FROM run_dates
     UNION ALL SELECT run_id, CAST(number AS TEXT), state, deaths, 0, lease_owner FROM windows
 """
-States = tuple[set[str], list[Any]]  #: those of the runs, and what changes when anything moves
+
+
+class _Ledger:
+    """A ledger as the schedule itself looks at it while its processes work."""
+
+    def runs(self) -> list[tuple[str, str]]:
+        return [(run, state) for run, state in self._rows(RUNS)]
+
+    def moves(self) -> list[str]:
+        """What changes when anything moves."""
+        return sorted(map(str, self._rows(MOVES)))
+
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
 
 
 @dataclass
-class _SqliteLedger:
+class _SqliteLedger(_Ledger):
     template: str
     file: Path
 
@@ -257,16 +295,16 @@ class _SqliteLedger:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def states(self) -> States:
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
         connection = sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=5)
         try:
-            return {state for (state,) in connection.execute(RUNS)}, sorted(map(str, connection.execute(MOVES)))
+            return connection.execute(query).fetchall()
         finally:
             connection.close()
 
 
 @dataclass
-class _PostgresLedger:
+class _PostgresLedger(_Ledger):
     services: Services
     name: str
 
@@ -280,9 +318,8 @@ class _PostgresLedger:
         self._connection.close()
         self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
 
-    def states(self) -> States:
-        execute = self._connection.execute
-        return {state for (state,) in execute(RUNS).fetchall()}, sorted(map(str, execute(MOVES).fetchall()))
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query).fetchall()
 
     def _run(self, statement: str) -> None:
         with psycopg.connect(self.services.postgres, autocommit=True) as connection:
@@ -306,7 +343,7 @@ def start(schedule: Schedule, services: Services, mutant: str | None, patience: 
             result = attempt.result
             result.trouble = f"{type(exc).__name__}: {exc}"
         if result.violations or result.trouble:
-            result.folder = str(attempt.folder)
+            result.folder = shutil.move(attempt.folder, services.kept)
         else:
             shutil.rmtree(attempt.folder, ignore_errors=True)
         partial = answer.with_suffix(".part")

@@ -79,6 +79,7 @@ LOSE = "lose messages"
 DUPLICATE = "duplicate messages"
 DELAY = "delay messages"
 FILL = "fill the staging disk"
+ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 
 LEASE_SECONDS = {"local": 3.0, "bigquery": 12.0}  #: of a date; see `periods`
@@ -96,7 +97,9 @@ class Fault:
     nth: int
     after: bool  #: after the call's effect, not before it
     action: str
-    target: str = "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when
+    target: str = (
+        "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when; of an order: which
+    )
     times: int = 1  #: so many calls in a row meet it
     amount: float = 0.0  #: seconds, or copies of a message
 
@@ -111,6 +114,7 @@ class Fault:
             LOSE: f"lose {self.target} messages",
             DUPLICATE: f"deliver every message {self.amount:g} times more, {self.target}",
             DELAY: f"hold every message back for {self.amount:g} s",
+            ORDER: f"backfill {self.target}",
             FILL: f"fill the staging disk for {self.amount:g} s",
             CLOCK: f"shift the clock by {self.amount:+g} s",
         }[self.action]
@@ -129,6 +133,11 @@ class Schedule:
     strangers: bool  #: every process believes itself on a host of its own: nobody is known to be dead
     rival: bool  #: a second run of some of the dates is launched at the same time
     faults: tuple[Fault, ...]
+
+    @property
+    def durable(self) -> bool:
+        """Whether the broker has to write down what it holds, which costs time."""
+        return any(fault.action == RESTART and fault.target != "empty" for fault in self.faults)
 
     @property
     def lease(self) -> float:
@@ -155,7 +164,7 @@ class Schedule:
         ]
 
 
-def make_schedule(seed: int, *, emulated_one_in: int = 12) -> Schedule:
+def make_schedule(seed: int, *, emulated_one_in: int = 16) -> Schedule:
     random = Random(f"chaos {seed}")
     shape = make_shape(random)
     bigquery = random.randrange(emulated_one_in) == 0
@@ -165,7 +174,7 @@ def make_schedule(seed: int, *, emulated_one_in: int = 12) -> Schedule:
         shape=shape,
         ledger="postgres" if random.random() < 0.4 else "sqlite",
         warehouse="bigquery" if bigquery else "local",
-        window=random.randint(1, 4),
+        window=random.choice([1, 2, 2, 3, 3, 4]),
         in_flight=random.randint(1, 3),
         preflight=random.random() < 0.8,
         strangers=strangers,
@@ -220,6 +229,10 @@ def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str
             (DUPLICATE, LATER): 2.5,
             (DELAY, ""): 1,
             (CLOCK, ""): 1.5,
+            (ORDER, "pause"): 0.8,
+            (ORDER, "cancel"): 0.4,
+            (ORDER, "cancel --now"): 0.5,
+            (ORDER, "cancel --discard"): 0.4,
         }
     if point in ("staging.write", "file.sync"):
         actions |= {(FILL, ""): 3}

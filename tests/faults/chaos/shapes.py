@@ -84,7 +84,7 @@ class Day:
 
 
 def make_shape(random: Random) -> tuple[Day, ...]:
-    count = random.randint(4, 10)
+    count = random.choice([4, 4, 4, 5, 5, 6, 8])
     kinds = random.choices(
         [Kind.PLAIN, Kind.FALLBACK, Kind.ACCEPTED, Kind.SHORT, Kind.OFF], weights=[10, 3, 2, 1, 1], k=count
     )

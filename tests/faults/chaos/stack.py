@@ -45,6 +45,8 @@ class Stack:
     reader: int  #: the end of the pipe on which requests arrive
     prepared: tuple[Any, ...]  #: what each process is handed
     log: Path
+    durable: bool  #: the broker writes down what it holds
+    order: Callable[[list[str]], None]  #: gives an order to every run that is on
     left_over: list[str] = field(default_factory=list)  #: processes that outlived those that started them
     _children: dict[str, _Child] = field(default_factory=dict)
     _once: dict[int, str] = field(default_factory=dict)  #: processes that are not started again, by pid
@@ -92,8 +94,8 @@ class Stack:
 
     @property
     def busy(self) -> bool:
-        """Whether something that a fault began is still to be put right."""
-        return bool(self._due) or any(child.pid is None for child in self._children.values())
+        """Whether something that a fault began is still to be put right, or a command is at work."""
+        return bool(self._due or self._once) or any(child.pid is None for child in self._children.values())
 
     def tick(self) -> None:
         self._reap()
@@ -153,6 +155,8 @@ class Stack:
                 os.kill(request["thaw"], signal.SIGCONT)
         elif "release" in request:
             self._release()
+        elif "order" in request:
+            self.order(request["order"])
         elif "free" in request:
             (self.place.staging / FILLER).unlink(missing_ok=True)
         elif "empty" in request:
@@ -174,7 +178,8 @@ class Stack:
     def _start_broker(self) -> int:
         self._broker_folder.mkdir(exist_ok=True)
         lines = ["bind 127.0.0.1", f"port {self.place.broker_port}", "save ''", "loglevel warning"]
-        lines += ["appendonly yes", "appendfsync always"]  # one that comes back with its log has lost nothing
+        if self.durable:
+            lines += ["appendonly yes", "appendfsync always"]  # one that comes back with its log has lost nothing
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [str(get_binary_path()), "-"],
