@@ -14,8 +14,8 @@ from tests.faults.chaos.shapes import Day
 ENDED_RUNS = ("succeeded", "partial", "failed", "cancelled")
 ENDED_DATES = ("checkpointed", "failed", "blocked", "skipped", "cancelled")
 MAX_DEATHS = 3
-#: What can cost a worker its date: its death, or a lease that ran out while it was frozen or its clock was another's.
-FATAL = (of.KILL, of.FREEZE, of.CLOCK, of.RESTART)
+#: What can cost a worker its date: its death, an order, or a lease that ran out while it was frozen or its clock wrong.
+FATAL = (of.KILL, of.FREEZE, of.CLOCK, of.RESTART, of.ORDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,21 @@ class Violation:
 def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final: bool) -> list[Violation]:
     """Everything that does not hold. `final`: the user has taken the next step since, without any fault."""
     found = [*_runs(seen), *_published(schedule, seen), *_checkpoints(schedule, seen), *_owners(seen), *_left(seen)]
-    found += _complete(schedule, seen) if final else _named(schedule, seen, fired)
+    found += _complete(schedule, seen) if final else [*_named(schedule, seen, fired), *_deaths(seen, fired)]
     return found
 
 
-def incomplete(schedule: Schedule, seen: Seen) -> list[Day]:
-    """The dates that an undisturbed run would have completed and that are not complete."""
-    return [day for day in schedule.shape if day.kind.passes and day.day.isoformat() not in seen.checkpoints]
+def undone(schedule: Schedule, seen: Seen) -> list[Day]:
+    """The dates that did not come to the end that an undisturbed run gives them."""
+    return [day for day in schedule.shape if _state(day, seen)[0] != day.kind.end]
+
+
+def _state(day: Day, seen: Seen) -> tuple[str, str]:
+    """Where the date is, and why."""
+    iso = day.day.isoformat()
+    last = [row for row in sorted(seen.dates, key=lambda row: row["run_id"]) if row["day"] == iso][-1:]
+    state = "checkpointed" if iso in seen.checkpoints else last[0]["state"] if last else "unknown"
+    return state, str(last[0]["reason"]) if last else "no run knows of it"
 
 
 def _runs(seen: Seen) -> Iterator[Violation]:
@@ -161,6 +169,16 @@ def _named(schedule: Schedule, seen: Seen, fired: Sequence[Fault]) -> Iterator[V
             )
 
 
+def _deaths(seen: Seen, fired: Sequence[Fault]) -> Iterator[Violation]:
+    """That nobody was taken for dead where nobody was killed or held up."""
+    if any(fault.action in FATAL for fault in fired):
+        return
+    for row in seen.dates:
+        if row["deaths"]:
+            facts = f"{row['day']} of {row['run_id']}: {row['deaths']} time(s)"
+            yield Violation(invariant="a worker was taken for dead that lives", facts=facts)
+
+
 def _explained(row: dict[str, Any], fired: Sequence[Fault]) -> bool:
     if row["error_kind"] in ("WorkerLost", "GateLost"):
         return sum(fault.action in FATAL for fault in fired) >= MAX_DEATHS
@@ -169,14 +187,9 @@ def _explained(row: dict[str, Any], fired: Sequence[Fault]) -> bool:
 
 def _complete(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
     """That the end is that of an undisturbed run."""
-    last = {row["day"]: row for row in sorted(seen.dates, key=lambda row: row["run_id"])}
-    for day in schedule.shape:
-        iso = day.day.isoformat()
-        row = last.get(iso)
-        state = "checkpointed" if iso in seen.checkpoints else row["state"] if row else "unknown"
-        if state != day.kind.end:
-            why = f": {row['reason']}" if row else ""
-            yield Violation(
-                invariant="the end is not that of an undisturbed run",
-                facts=f"{iso}, {day.kind.value}, is {state}{why}, not {day.kind.end}",
-            )
+    for day in undone(schedule, seen):
+        state, why = _state(day, seen)
+        yield Violation(
+            invariant="the end is not that of an undisturbed run",
+            facts=f"{day.day}, {day.kind.value}, is {state}: {why}, not {day.kind.end}",
+        )

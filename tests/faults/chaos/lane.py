@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.processes import die_with_parent
 from tests.faults.chaos.imports import import_everything
 from tests.faults.chaos.run import PATIENCE_SECONDS, Services, start
 from tests.faults.chaos.schedule import make_schedule
@@ -22,6 +23,7 @@ TICK_SECONDS = 0.02
 
 
 def serve(services: Services) -> None:
+    die_with_parent()
     import_everything()
     gc.collect()
     gc.freeze()  # a fork's own collections then leave what is shared alone

@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from common.settings import Settings
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
-from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, incomplete, violations
+from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations
 from tests.faults.chaos.look import JOB, look, seen_from
 from tests.faults.chaos.periods import SETTINGS
 from tests.faults.chaos.points import Counters
@@ -123,7 +123,7 @@ class Attempt:
         self._phase("ended")
         self._counters.arm(on=False)
         seen = self._settled(stack, final=False)
-        if incomplete(self.schedule, seen) and not self.result.violations:
+        if undone(self.schedule, seen) and not self.result.violations:
             self.result.again = True
             self._next_step(stack, prepared)
         elif not self.result.violations:

@@ -82,7 +82,7 @@ FILL = "fill the staging disk"
 ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 
-LEASE_SECONDS = {"local": 3.0, "bigquery": 12.0}  #: of a date; see `periods`
+LEASE_SECONDS = {"local": 4.0, "bigquery": 12.0}  #: of a date; see `periods`
 LATER = "once a window is closed"  #: when copies of messages may arrive
 LATER_SECONDS = 3.0  #: after which they arrive in any case
 LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
