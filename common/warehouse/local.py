@@ -192,12 +192,13 @@ class LocalWarehouse(LocalBackups):
                 if staged.day in there or staged.day in changed:
                     continue
                 part = self._part(target, date_column, staged.day)
+                place = folder / LOADING / part.parent.name
                 try:
-                    _prepare(folder / LOADING / part.parent.name, staged, publication)
+                    _prepare(place, staged, publication)
                 except StagedFileLost:
                     lost.add(staged.day)
                 else:
-                    _keep(part, self._kept(run, part), before=now[staged.day], published=staged.checksum)
+                    _keep(part, self._kept(run, part), place, before=now[staged.day], published=staged.checksum)
             self._commit_loading(folder)
         published = frozenset(now) - changed - lost
         return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
@@ -409,8 +410,11 @@ def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
     write_atomically(place / PART, data)
 
 
-def _keep(part: Path, kept: Path, *, before: str, published: str) -> None:
-    """Keep what the part held before the run's first publication, and note what it is about to hold."""
+def _keep(part: Path, kept: Path, place: Path, *, before: str, published: str) -> None:
+    """Keep what the part held before the run's first publication, and note what it is about to hold.
+
+    The note is prepared where the load is, which is cleared should the process die: nobody clears what is kept.
+    """
     note = kept / REPLACED
     if note.exists():
         before = json.loads(note.read_text())["before"]
@@ -418,7 +422,10 @@ def _keep(part: Path, kept: Path, *, before: str, published: str) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         (kept / PART).unlink(missing_ok=True)
         link(part, kept / PART)
-    write_atomically(note, json.dumps({"before": before, "published": published}).encode())
+    write_atomically(place / REPLACED, json.dumps({"before": before, "published": published}).encode())
+    kept.mkdir(parents=True, exist_ok=True)
+    (place / REPLACED).replace(note)
+    sync_folder(kept)
 
 
 def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:

@@ -710,6 +710,58 @@ def test_a_killed_load_never_overwrites_what_was_published_after_it(
         assert counts(killed, *DAYS) == AFTER_THE_COMMIT
 
 
+PUBLISH_AND_DIE = """
+import json, os, signal, sys
+from datetime import date
+from pathlib import Path
+from common.schema import TableName
+from common.warehouse.base import StagedFile
+from common.warehouse.local import LocalWarehouse
+
+given = json.load(sys.stdin)
+file = StagedFile(**given["file"] | {"day": date.fromisoformat(given["file"]["day"])})
+sync = os.fsync
+
+def publish(root, last):
+    done = 0
+    def count(handle):
+        nonlocal done
+        done += 1
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+    os.fsync = count
+    warehouse, table = LocalWarehouse(Path(root)), TableName("nba", "factors")
+    now = warehouse.fingerprints(table, "day", [file.day])
+    warehouse.publish(table, "day", [file], unchanged_since=now, publication="run-1/1")
+
+for number, root in enumerate(given["roots"], 1):
+    pid = os.fork()
+    if not pid:
+        publish(root, number)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+SYNCS = 9  #: of a publication, at least
+
+
+def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(tmp_path: Path, staging: Staging) -> None:
+    file = staged(staging, FEB_23, players=5)
+    load(LocalWarehouse(tmp_path / "before"), FEB_23, players=3)
+    roots = [shutil.copytree(tmp_path / "before", tmp_path / f"killed-{n}") for n in range(SYNCS)]
+    given = {"file": {**vars(file), "day": str(file.day)}, "roots": [str(root) for root in roots]}
+    died = run_python(PUBLISH_AND_DIE, stdin=json.dumps(given))
+    assert [int(code) for code in died.stdout.split()] == [-signal.SIGKILL] * SYNCS, died.stderr
+
+    (before,) = prints(LocalWarehouse(tmp_path / "before"), FEB_23)
+    for warehouse in map(LocalWarehouse, roots):
+        assert publish(warehouse, file) == published(FEB_23)
+        assert counts(warehouse, FEB_23) == {FEB_23: 5}
+        replaced = warehouse.replaced(TABLE, "day", "run-1", [FEB_23])[FEB_23]
+        assert (replaced.before, replaced.published) == (before, file.checksum)
+        assert not list(warehouse.root.rglob("*.tmp"))
+
+
 # -- places where nothing may be written --------------------------------------------------------------------------
 
 

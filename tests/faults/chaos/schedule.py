@@ -82,7 +82,7 @@ FILL = "fill the staging disk"
 ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 
-LEASE_SECONDS = {"local": 4.0, "bigquery": 12.0}  #: of a date; see `periods`
+LEASE_SECONDS = {"local": 4.0, "bigquery": 25.0}  #: of a date; see `periods`
 LATER = "once a window is closed"  #: when copies of messages may arrive
 LATER_SECONDS = 3.0  #: after which they arrive in any case
 LONGER_SECONDS = 1.2  #: that something is frozen for than a lease lasts
@@ -241,7 +241,7 @@ def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str
     if action == ERROR:
         found["times"] = random.choice([1, 1, 1, 2, 3])
     found["amount"] = {
-        FREEZE: schedule.lease + LONGER_SECONDS if target != "the broker" else 1.5,
+        FREEZE: 1.5 if target == "the broker" else min(schedule.lease + LONGER_SECONDS, 8.0),
         RESTART: random.choice([0.1, 0.1, 0.8]),
         DUPLICATE: random.choice([1, 1, 2, 3]),
         DELAY: random.choice([0.3, 1.5]),

@@ -66,8 +66,9 @@ class Files:
         return _rows(pq.ParquetFile(part).read()) if part.exists() else []
 
     def strays(self) -> list[str]:
-        """Files that nothing of the tool's will ever look at again."""
-        return sorted(str(path.relative_to(self._root)) for path in self._root.rglob("*.tmp"))
+        """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
+        found = (path.relative_to(self._root) for path in self._root.rglob("*.tmp"))
+        return sorted(str(path) for path in found if ".loading" not in path.parts)
 
     def _part(self, table: str, day: date) -> Path:
         return self._root / "chaos" / table / f"day={day}" / "part.parquet"
