@@ -55,7 +55,13 @@ def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final:
 
 def undone(schedule: Schedule, seen: Seen) -> list[Day]:
     """The dates that did not come to the end that an undisturbed run gives them."""
-    return [day for day in schedule.shape if _state(day, seen)[0] != day.kind.end]
+    return [day for day in schedule.shape if not _is_done(day, seen)]
+
+
+def _is_done(day: Day, seen: Seen) -> bool:
+    """A date with nothing to build is known to no run where nothing else of the range was left to build."""
+    state = _state(day, seen)[0]
+    return state == day.kind.end or (state == "unknown" and day.kind.end == "skipped")
 
 
 def _state(day: Day, seen: Seen) -> tuple[str, str]:
