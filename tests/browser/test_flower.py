@@ -38,10 +38,10 @@ def test_flower_shows_the_workers_and_each_run_s_tasks_to_whoever_has_the_passwo
 
     # the workers
     workers = open_flower(open_page, stack, "/")
-    expect(workers.page.locator("#workers-table tbody tr")).to_have_count(4)
+    expect(workers.page.locator("#workers-table tbody tr")).to_have_count(5)
     for name in ("dates", "express", "gate", "maintenance", "housekeeping"):
         expect(worker_row(workers.page, name)).to_contain_text("Online")
-    expect(workers.page.locator("#workers-online")).to_have_text("4")
+    expect(workers.page.locator("#workers-online")).to_have_text("5")
 
     # the tasks, before a search and after it
     tasks = open_flower(open_page, stack, "/tasks")
