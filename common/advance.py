@@ -1,6 +1,8 @@
-"""Opening the windows that may be open now, and sending their dates."""
+"""Sending what may be worked on now: the dates of windows that may be open, and what was lost of those that are."""
 
 from __future__ import annotations
+
+from datetime import date, datetime
 
 from common.job import Job
 from common.ledger import Ledger, Run
@@ -28,3 +30,23 @@ def open_next(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> Non
         )
         for number, days in opened.items():
             dispatcher.send_window(run_id, number, job, days, queue=options.queue)
+
+
+def send_lost(
+    run: Run,
+    window: int,
+    job: Job,
+    ledger: Ledger,
+    dispatcher: Dispatcher,
+    *,
+    queued_too: bool,
+    max_deaths: int,
+    innocent_before: datetime | None = None,
+) -> list[date]:
+    """Give back the lost dates of a window, and send those that may run again; returns them. See `Ledger.give_back`."""
+    again = ledger.give_back(
+        run.id, window, queued_too=queued_too, is_dead=is_dead, max_deaths=max_deaths, innocent_before=innocent_before
+    )
+    if again:
+        dispatcher.send_window(run.id, window, job, again, queue=RunOptions.restored(run.options).queue)
+    return again

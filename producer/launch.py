@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from common.advance import open_next
+from common.advance import open_next, send_lost
 from common.coverage import Verdict
 from common.dates import windows
 from common.errors import BrokerUnavailable
@@ -113,11 +113,15 @@ def start_run(run: Run, job: Job, site: Site, app: Celery) -> None:
 def bring_on(run: Run, job: Job, site: Site, dispatcher: CeleryDispatcher) -> None:
     """Set a run going that was paused: send what was consumed meanwhile, and open the next windows."""
     for window in site.ledger.windows(run.id, [WindowState.OPEN]):
-        again = site.ledger.give_back(
-            run.id, window.number, queued_too=True, is_dead=is_dead, max_deaths=site.settings.max_deaths
+        send_lost(
+            run,
+            window.number,
+            job,
+            site.ledger,
+            dispatcher,
+            queued_too=True,
+            max_deaths=site.settings.max_deaths,
         )
-        if again:
-            dispatcher.send_window(run.id, window.number, job, again, queue=RunOptions.restored(run.options).queue)
     open_next(run, job, site.ledger, dispatcher)
 
 

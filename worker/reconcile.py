@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from common.advance import send_lost
 from common.clock import utcnow
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, RunState, WindowRow, WindowState
@@ -206,19 +207,19 @@ def _carry_out(step: Step, run: Run, job: Job, deps: Deps) -> int:
     """Returns how many windows were sent again."""
     match step:
         case GiveBack():
-            again = deps.ledger.give_back(
-                run.id,
+            again = send_lost(
+                run,
                 step.window,
+                job,
+                deps.ledger,
+                deps.dispatcher,
                 queued_too=step.queued_too,
-                is_dead=is_dead,
                 max_deaths=deps.settings.max_deaths,
                 innocent_before=step.innocent_before,
             )
             if not again:
                 return 0
             log.warning("dates_sent_again", run=run.id, window=step.window, count=len(again), reason=step.reason)
-            queue = RunOptions.restored(run.options).queue
-            deps.dispatcher.send_window(run.id, step.window, job, again, queue=queue)
             return 1
         case CallGate():
             log.warning("gate_called", run=run.id, window=step.window, reason=step.reason)

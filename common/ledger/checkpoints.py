@@ -47,7 +47,7 @@ class Checkpoints(Database):
                     run_dates.c.verdict.in_(passing),
                     held,
                 )
-                .with_for_update()
+                .with_for_update(of=run_dates)
             )
             found = connection.execute(query).mappings().all()
             if not found:
