@@ -20,6 +20,7 @@ from common.advance import open_next
 from common.clock import utcnow
 from common.coverage import Judgement, Recount, Verdict, judge
 from common.errors import BackfillError, ExpectationUnreadable, NotAllowed, Retryable, StagedFileLost, UserError
+from common.interrupted import interruption_behind
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, WindowState
 from common.ledger.states import ENDED_DATES, READY_FOR_GATE
@@ -149,7 +150,9 @@ def _close(window: _Held, *, last_try: bool) -> GateOutcome:
         if not last_try:
             raise
         again = _give_up(window, exc)
-    except Exception as exc:  # noqa: BLE001 - the edge: a window that can't be gated fails its dates, not the run
+    except Exception as exc:  # the edge: a window that can't be gated fails its dates, not the run
+        if (interruption := interruption_behind(exc)) is not None:
+            raise interruption from None
         again = _give_up(window, exc)
     if again:
         window.leave(WindowState.OPEN)

@@ -30,6 +30,7 @@ from common.errors import (
     TookTooLong,
     UserError,
 )
+from common.interrupted import interruption_behind
 from common.job import Batch, Job, find_job
 from common.ledger import DateRow, DateState, Ledger
 from common.measure import input_fingerprint
@@ -195,9 +196,12 @@ def _failures_of_the_job(settings: Settings) -> Generator[None]:
         raise
     except _Stopped:
         raise
-    except SoftTimeLimitExceeded as exc:
-        raise ProcessFailed("took longer than its soft time limit") from exc
     except Exception as exc:
+        interruption = interruption_behind(exc)
+        if isinstance(interruption, SoftTimeLimitExceeded):
+            raise ProcessFailed("took longer than its soft time limit") from exc
+        if interruption is not None:
+            raise interruption from None
         if _is_out_of_memory(exc):
             raise _memory_exhausted(exc, settings) from None
         raise ProcessFailed(f"{type(exc).__name__}: {exc}") from exc

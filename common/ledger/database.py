@@ -10,12 +10,16 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.errors import LedgerUnavailable, LedgerUnusable
+from common.interrupted import interruption_behind
 from common.ledger.states import WindowState
 from common.ledger.tables import windows
 
 
 class Database:
-    """Raises `LedgerUnavailable` (repeat) and `LedgerUnusable` (do not) for what its engine raises."""
+    """Raises `LedgerUnavailable` (repeat) and `LedgerUnusable` (do not) for what its engine raises.
+
+    A process that is told to exit exits, and a time limit is one, whatever the driver makes of being cut off.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -54,9 +58,11 @@ def translated() -> Generator[None]:
         yield
     except IntegrityError:
         raise
-    except OperationalError as exc:
-        if getattr(exc.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:  # a table or column is not there
+    except Exception as exc:
+        if (interruption := interruption_behind(exc)) is not None:
+            raise interruption from None
+        if isinstance(exc, OperationalError) and getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+            raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
+        if isinstance(exc, DatabaseError):  # or a table or column that is not there
             raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
-        raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
-    except DatabaseError as exc:
-        raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
+        raise

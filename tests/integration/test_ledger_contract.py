@@ -33,6 +33,7 @@ from tests.builders import (
     published_date,
     queued_run,
     race,
+    run_python,
     running_run,
     staged_date,
     state_of,
@@ -1006,3 +1007,34 @@ def test_the_database_itself_keeps_who_did_what_and_why(ledger: Ledger, ledger_u
     engine.dispose()
     assert [one.by for one in ledger.actions(run.id)] == ["ada"]
     assert ledger.run(run.id).requested_by == "ada"
+
+
+CUT_OFF = """
+    import signal, sys
+    from common.ledger import open_ledger
+
+    def exit_now(*_):
+        raise SystemExit
+
+    ledger, run, exits = open_ledger(sys.argv[1], create=False), sys.argv[2], 0
+    signal.signal(signal.SIGALRM, exit_now)
+    for microseconds in range(100, 1700, 4):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6, 0.1)  # again, should it be lost
+            for _ in range(20):
+                ledger.run(run)
+            signal.pause()
+        except SystemExit:
+            exits += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    print(exits, ledger.run(run).state.value)
+"""
+
+
+def test_a_process_that_is_told_to_exit_exits_whatever_its_ledger_is_at(ledger: Ledger, ledger_url: str) -> None:
+    ran = run_python(CUT_OFF, ledger_url, running_run(ledger).id)
+    assert ran.returncode == 0, ran.stderr
+    exits, state = ran.stdout.split()
+    assert int(exits) == 400
+    assert state == "running"
