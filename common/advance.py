@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, datetime
 
+from common.batches import split
 from common.job import Job
 from common.ledger import Ledger, Run
 from common.options import RunOptions
@@ -20,7 +22,8 @@ def open_next(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> Non
     """
     capped = run.owner is None and RunOptions.restored(run.options).job_max_in_flight is not None
     for run_id in ledger.in_line(run.id) if capped else [run.id]:
-        options = RunOptions.restored(run.options if run_id == run.id else ledger.run(run_id).options)
+        one = run if run_id == run.id else ledger.run(run_id)
+        options = RunOptions.restored(one.options)
         opened = ledger.open_windows(
             run_id,
             in_flight=options.in_flight,
@@ -29,7 +32,7 @@ def open_next(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> Non
             is_dead=is_dead,
         )
         for number, days in opened.items():
-            dispatcher.send_window(run_id, number, job, days, queue=options.queue)
+            send_days(one, number, job, days, ledger, dispatcher)
 
 
 def send_lost(
@@ -48,5 +51,23 @@ def send_lost(
         run.id, window, queued_too=queued_too, is_dead=is_dead, max_deaths=max_deaths, innocent_before=innocent_before
     )
     if again:
-        dispatcher.send_window(run.id, window, job, again, queue=RunOptions.restored(run.options).queue)
+        send_days(run, window, job, again, ledger, dispatcher)
     return again
+
+
+def send_days(
+    run: Run,
+    window: int,
+    job: Job,
+    days: Sequence[date],
+    ledger: Ledger,
+    dispatcher: Dispatcher,
+    *,
+    alone: bool = False,
+) -> None:
+    """Send queued dates of a window, in tasks of as many dates as the run's options say; with `alone`, of one each."""
+    options = RunOptions.restored(run.options)
+    per_task = 1 if alone else options.dates_per_task
+    pace = None if per_task is not None else ledger.pace(run, window)
+    batches = split(days, per_task=per_task, seconds_each=pace, window=options.window)
+    dispatcher.send_window(run.id, window, job, batches, queue=options.queue)

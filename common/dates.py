@@ -74,6 +74,11 @@ def describe(days: Iterable[date], *, most: int = 5) -> str:
     return shown if len(found) <= most else f"{shown} and {len(found) - most} more"
 
 
+def in_short(days: Sequence[date]) -> str:
+    """The days of one task: the one, or the first and the last and how many: `2023-02-23..2023-03-24 (30 dates)`."""
+    return str(days[0]) if len(days) == 1 else f"{hull(days)} ({len(days)} dates)"
+
+
 def season_start(day: date, starts: Iterable[date]) -> date | None:
     """The latest of the season starts that is not after the day."""
     return max((start for start in starts if start <= day), default=None)

@@ -300,9 +300,9 @@ def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
     )
 
 
-def input_fingerprint(warehouse: Warehouse, job: Job, day: date) -> str:
-    """A value that changes when anything the date is built from changes, or the job's version does."""
-    parts: list[str] = [job.version]
+def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[date, str]:
+    """By day, a value that changes when anything the date is built from changes, or the job's version does."""
+    parts: dict[date, list[str]] = {day: [job.version] for day in days}
     truth = job.expectation
     lookbacks: dict[tuple[str, str], int] = {(truth.table, truth.date_column): 0}
     columns: dict[tuple[str, str], set[str] | None] = {(truth.table, truth.date_column): {truth.entity}}
@@ -315,10 +315,11 @@ def input_fingerprint(warehouse: Warehouse, job: Job, day: date) -> str:
         if (read := columns[source.table, source.date_column]) is not None:
             read.add(job.source_entity(source))
     for (table, date_column), lookback in sorted(lookbacks.items()):
-        days = [found for one in ranges([day], lookback=lookback) for found in one.days()]
-        found = warehouse.fingerprints(TableName.parse(table), date_column, days, columns=columns[table, date_column])
-        parts += [table, *(found[one] for one in sorted(days))]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        read = [one for stretch in ranges(days, lookback=lookback) for one in stretch.days()]
+        found = warehouse.fingerprints(TableName.parse(table), date_column, read, columns=columns[table, date_column])
+        for day in days:
+            parts[day] += [table, *(found[day - ONE_DAY * n] for n in range(lookback, -1, -1))]
+    return {day: hashlib.sha256("\n".join(told).encode()).hexdigest() for day, told in parts.items()}
 
 
 def _by_day(counted: pa.Table) -> dict[date, int]:

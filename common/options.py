@@ -26,6 +26,7 @@ class RunOptions:
     max_in_flight: int | None = None  #: dates in flight at once, of this run
     job_max_in_flight: int | None = None  #: dates in flight at once, of all active runs of its job together
     queue: str = DATES_QUEUE  #: where its dates are sent
+    dates_per_task: int | None = None  #: None: as many as are about a second of work
 
     @classmethod
     def of(
@@ -39,6 +40,7 @@ class RunOptions:
         calendar: bool = False,
         max_in_flight: int | None = None,
         job_max_in_flight: int | None = None,
+        dates_per_task: int | None = None,
     ) -> RunOptions:
         """The options of a new run of the job, with windows no larger than what may be in flight lets through."""
         caps = Caps(windows=in_flight, dates=max_in_flight, job_dates=tightest(job.max_in_flight, job_max_in_flight))
@@ -52,6 +54,7 @@ class RunOptions:
             calendar=calendar,
             max_in_flight=caps.dates,
             job_max_in_flight=caps.job_dates,
+            dates_per_task=dates_per_task,
         )
 
     @property

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from common.broker_url import WRITE_IT, parse_broker_url
 from common.clock import Reading, read_clock, utcnow
+from common.dates import in_short
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
@@ -108,8 +109,10 @@ class AtBroker:
 class Dispatcher(Protocol):
     """How the dates of a window reach the functions that process them."""
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
-        """Have each day processed, then the window closed. Sending again does no harm, nor does another queue."""
+    def send_window(
+        self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
+    ) -> None:
+        """Have each batch of days processed, then the window closed. It may be sent again, also in other batches."""
         ...
 
     def at_broker(self, run: str, *, queue: str) -> AtBroker:
@@ -130,25 +133,27 @@ class Dispatcher(Protocol):
 
 
 class CeleryDispatcher:
-    """One chord a window: a task per date, and the gate as its body."""
+    """One chord a window: a task per batch of dates, and the gate as its body."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
+    def send_window(
+        self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
+    ) -> None:
         headers = [
             self._app.signature(
                 PROCESS_DATE,
-                args=(run, day.isoformat()),
+                args=(run, *(day.isoformat() for day in days)),
                 immutable=True,
                 queue=queue,
                 soft_time_limit=job.soft_time_limit_seconds,
                 time_limit=job.time_limit_seconds,
-                argsrepr=f"{job.name} {day.isoformat()} run={run}",
+                argsrepr=f"{job.name} {in_short(days)} run={run}",
                 kwargsrepr="",
                 ignore_result=False,  # a chord counts its headers by their results
             )
-            for day in days
+            for days in batches
         ]
         with _sending():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both

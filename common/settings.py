@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from common.batches import AUTO, parse_per_task
 from common.errors import UserError
 from common.operations_settings import MOST_DAYS, OperationsSettings
 from common.rate import Rate
@@ -31,6 +32,7 @@ class Settings(OperationsSettings, RecoverySettings):
     staging: str | None = None  #: a folder that all workers share, or gs://bucket/prefix
 
     window: int = Field(100, ge=1, le=5000)  #: dates per chord
+    dates_per_task: int | None = None  #: auto (None): as many as are about a second of work
     windows_in_flight: int = Field(3, ge=1, le=50)  #: windows of a run that are open at once
     max_in_flight: int | None = Field(None, ge=1)  #: dates of a run that are sent and have no end yet
     max_in_flight_per_job: int | None = Field(None, ge=1)  #: the same, of all active runs of a job together
@@ -50,6 +52,14 @@ class Settings(OperationsSettings, RecoverySettings):
 
     # history
     metadata_table: str = f"backfill.{METADATA}"  #: the warehouse's history of runs; `none` writes none
+
+    @field_validator("dates_per_task", mode="before")
+    @classmethod
+    def _number_or_auto(cls, given: object) -> object:
+        try:
+            return parse_per_task(given or AUTO) if isinstance(given, str) else given
+        except UserError as exc:
+            raise ValueError(str(exc)) from exc
 
     @field_validator("max_in_flight", "max_in_flight_per_job", mode="before")
     @classmethod

@@ -53,6 +53,15 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
 ]
+DatesPerTask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Dates that one task builds together; each is still checked, published and failed by itself. "
+        "auto: about a second of work, by what the job's dates took before.  "
+        "[default: BACKFILL_DATES_PER_TASK or auto]",
+    ),
+]
 MaxInFlight = Annotated[
     int | None,
     typer.Option(min=1, help="Dates under way at once.  [default: BACKFILL_MAX_IN_FLIGHT, or what the windows hold]"),
@@ -61,7 +70,7 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Worker processes of the embedded stack.  [default: BACKFILL_WORKERS or 2]"),
 ]
-Sequential = Annotated[bool, typer.Option("--sequential", help="One date at a time, in this process.")]
+Sequential = Annotated[bool, typer.Option("--sequential", help="One task at a time, in this process.")]
 AllowPartial = Annotated[
     bool, typer.Option("--allow-partial", help="Run the other dates when some would be blocked; exit code 3.")
 ]

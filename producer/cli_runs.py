@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from common.batches import parse_per_task
 from common.coverage import Fallback
 from common.dates import DateRange, parse_date
 from common.errors import UserError
@@ -21,6 +22,7 @@ from producer.cli_options import (
     AllowPartial,
     AsJson,
     Dates,
+    DatesPerTask,
     Detach,
     End,
     Exclude,
@@ -135,6 +137,7 @@ def run(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    dates_per_task: DatesPerTask = None,
     max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
@@ -168,6 +171,7 @@ def run(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
+        dates_per_task=parse_per_task(dates_per_task) if dates_per_task else settings.dates_per_task,
     )
 
     def check(made: Plan) -> None:
@@ -188,6 +192,7 @@ def retry(
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
     window: Window = None,
+    dates_per_task: DatesPerTask = None,
     max_in_flight: MaxInFlight = None,
     workers: Workers = None,
     detach: Detach = False,
@@ -218,6 +223,7 @@ def retry(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
+        dates_per_task=parse_per_task(dates_per_task) if dates_per_task else settings.dates_per_task,
     )
     raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
 

@@ -45,6 +45,7 @@ class Launch:
     allow_partial: bool = False
     preflight: bool = True
     max_in_flight: int | None = None  #: dates of the run; None: that of the settings, if any
+    dates_per_task: int | None = None  #: None: auto
     shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
 
     def as_json(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Launch:
         return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
 
 
-_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "shown")
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
 
 
 class Interrupted(Exception):
@@ -134,6 +135,7 @@ def execute(
         calendar=plan.calendar,
         max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
         job_max_in_flight=site.settings.max_in_flight_per_job,
+        dates_per_task=launch.dates_per_task,
     )
     if not (site.embedded or launch.sequential):
         return _on_users_broker(plan, job, options, site, show, opened, wait=wait)

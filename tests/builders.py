@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
-from datetime import date, timedelta
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import pyarrow as pa
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.dates import DateRange, windows
-from common.ledger import DateState, Ledger, NewDate, NewRun, Run, RunState
+from common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
 from common.schema import TableName
 from common.staging import Staging
 from common.warehouse.base import Scan, StagedFile, Warehouse
+from worker.deps import Deps
+from worker.process import Outcome, process_dates
 
 ROOT = Path(__file__).parent.parent
 FEB_23 = date(2023, 2, 23)
@@ -112,11 +114,26 @@ def queued_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100
     return run
 
 
+def claim_date(
+    ledger: Ledger,
+    run: Run,
+    day: date,
+    owner: str,
+    until: datetime,
+    *,
+    is_dead: Callable[[str], bool] = everyone_lives,
+    max_deaths: int = 3,
+) -> DateRow | None:
+    """What a worker gets that asks for that one date."""
+    taken = ledger.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
+    return taken[0] if taken else None
+
+
 def claimed_date(
     ledger: Ledger, run: Run, day: date, *, owner: str = "worker", lease: timedelta = timedelta(minutes=5)
 ) -> None:
     """The owner holds the date; with a negative lease, no longer."""
-    taken = ledger.claim_date(run.id, day, owner, utcnow() + lease, is_dead=everyone_lives, max_deaths=3)
+    taken = claim_date(ledger, run, day, owner, utcnow() + lease)
     assert taken is not None
 
 
@@ -162,6 +179,12 @@ def blocked_date(ledger: Ledger, run: Run, day: date) -> None:
 def state_of(ledger: Ledger, run: Run, day: date) -> DateState:
     (row,) = ledger.dates(run.id, days=[day])
     return row.state
+
+
+def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Outcome:
+    """What a task of that one date does."""
+    (outcome,) = process_dates(run_id, [day], deps, retries=retries)
+    return outcome
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

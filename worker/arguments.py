@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from common.batches import MOST_DATES
 from common.dates import parse_date
 from common.errors import UserError
 
@@ -36,6 +37,10 @@ def _day(value: object) -> bool:
     return True
 
 
+def _days(value: object) -> bool:
+    return isinstance(value, tuple) and 0 < len(value) <= MOST_DATES and all(map(_day, value))
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WINDOWS
 
@@ -51,7 +56,7 @@ def _work(value: object) -> bool:
 #: By the argument's name: whether a value can be one, and what one is.
 KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "run": (_run, "the id of a run"),
-    "day": (_day, "a date as YYYY-MM-DD"),
+    "days": (_days, "dates as YYYY-MM-DD"),
     "number": (_number, "the number of a window"),
     "lost_tasks": (_flag, "true or false"),
     "name": (_work, "the name of a work"),
@@ -81,9 +86,11 @@ def understood(function: Callable[..., Any]) -> Callable[..., Any]:
 def _wrong(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """What is wrong with the arguments; None when nothing is."""
     try:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
     except TypeError as exc:
         return str(exc)
+    bound.apply_defaults()
+    given = bound.arguments
     for name, (fits, meaning) in KINDS.items():
         if name in given and not fits(given[name]):
             return f"{name} is not {meaning}, but a {type(given[name]).__name__}"

@@ -21,15 +21,15 @@ SIGNAL = "KILL"  #: a job may be in code that heeds no other
 
 @control_command(name=STOP_DATES, args=[("run", str)], signature="RUN")
 def stop_dates(state: Any, run: str = "", **_: Any) -> dict[str, list[str]]:
-    """Kill the processes of this worker that build a date of the run, each of which is replaced by a new one."""
+    """Kill the processes of this worker that build dates of the run, each of which is replaced by a new one."""
     stopped = [request for request in list(active_requests) if is_date_of(request.name, request.args, run)]
     for request in stopped:
         request.terminate(state.consumer.pool, signal=SIGNAL)
-    days = [str(request.args[1]) for request in stopped]
+    days = [str(day) for request in stopped for day in request.args[1:]]
     log.warning("dates_stopped", run=run, days=days)
     return {"ok": days}
 
 
 def is_date_of(task: str, arguments: list[Any], run: str) -> bool:
-    """Whether that task builds a date of the run."""
+    """Whether that task builds dates of the run."""
     return task == PROCESS_DATE and list(arguments[:1]) == [run]

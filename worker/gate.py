@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from common.advance import open_next
+from common.advance import open_next, send_days
 from common.clock import utcnow
 from common.coverage import Judgement, Recount, Verdict, judge
 from common.errors import BackfillError, ExpectationUnreadable, NotAllowed, Retryable, StagedFileLost, UserError
@@ -30,8 +30,8 @@ from common.recover import still_published
 from common.schema import TableName
 from common.warehouse.base import Receipt, StagedFile
 from worker.after_run import hand_over
+from worker.build import MOST_MISSING_NAMES
 from worker.deps import Deps
-from worker.process import MOST_MISSING_NAMES
 from worker.recount import recount
 
 log = structlog.get_logger()
@@ -150,14 +150,13 @@ def _close(window: _Held, *, last_try: bool) -> GateOutcome:
         if not last_try:
             raise
         again = _give_up(window, exc)
-    except Exception as exc:  # the edge: a window that can't be gated fails its dates, not the run
+    except Exception as exc:  # noqa: BLE001 - the edge: a window that can't be gated fails its dates, not the run
         if (interruption := interruption_behind(exc)) is not None:
             raise interruption from None
         again = _give_up(window, exc)
     if again:
         window.leave(WindowState.OPEN)
-        queue = RunOptions.restored(run.options).queue
-        deps.dispatcher.send_window(run.id, number, window.job, again, queue=queue)
+        send_days(run, number, window.job, again, deps.ledger, deps.dispatcher)
         return GateOutcome.SENT_BACK
     if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
         window.leave(WindowState.OPEN)

@@ -16,7 +16,7 @@ from common.queue import AtBroker
 from common.settings import Settings
 from worker.deps import Deps, open_deps
 from worker.gate import close_window, go_on
-from worker.process import TryAgain, backoff, process_date
+from worker.process import TryAgain, backoff, process_dates
 from worker.reconcile import reconcile
 
 POLL_SECONDS = 0.2  #: between two looks at a run that is paused or held back
@@ -26,11 +26,13 @@ class InlineDispatcher:
     """Keeps what is sent until `drain` carries it out, in the order sent."""
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[str, int, date | None]] = deque()
+        self._sent: deque[tuple[str, int, Sequence[date]]] = deque()
         self.works: list[str] = []  #: those asked for; nothing here does them
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = DATES_QUEUE) -> None:
-        self._sent.extend((run, number, day) for day in days)
+    def send_window(
+        self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
+    ) -> None:
+        self._sent.extend((run, number, days) for days in batches)
         self.send_gate(run, number, job)
 
     def at_broker(self, run: str, *, queue: str) -> AtBroker:
@@ -38,7 +40,7 @@ class InlineDispatcher:
         return AtBroker(windows=None)
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
-        self._sent.append((run, number, None))
+        self._sent.append((run, number, ()))
 
     def send_after_run(self, run: str) -> None:
         """Nothing: the command that runs in this process owns the run and tells its end."""
@@ -49,11 +51,11 @@ class InlineDispatcher:
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:
         """Carry out everything sent, and what that sends in turn; `step` is called after each task."""
         while self._sent:
-            run, number, day = self._sent.popleft()
-            if day is None:
-                _gate(run, number, deps)
+            run, number, days = self._sent.popleft()
+            if days:
+                _dates(run, days, deps)
             else:
-                _date(run, day, deps)
+                _gate(run, number, deps)
             step()
 
 
@@ -96,11 +98,11 @@ def _is_held_back(run: Run, deps: Deps) -> bool:
     return bool(left) and not begun and deps.ledger.run(run.id).state is RunState.RUNNING
 
 
-def _date(run: str, day: date, deps: Deps) -> None:
+def _dates(run: str, days: Sequence[date], deps: Deps) -> None:
     retries = 0
     while True:
         try:
-            process_date(run, day, deps, retries=retries)
+            process_dates(run, days, deps, retries=retries)
         except TryAgain as again:
             time.sleep(again.seconds)
             retries += 1

@@ -45,17 +45,29 @@ class SourceCheck:
         return self.present[self.choice.source] | other
 
 
-def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date) -> SourceCheck:
-    """Measure every source of the date against the expectation and choose one. Logs one `source_check` event.
+def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> dict[date, SourceCheck]:
+    """Measure every source of each date against the expectation and choose one. Logs a `source_check` event a date.
 
     Raises `ExpectationUnreadable`.
     """
     with reading_expectation():
-        expected = entities(warehouse, truth_scan(job, [day])).get(day, frozenset())
-        calendar = calendar_events(warehouse, job, [day], must_exist=options.calendar)
-    present = {source.name: _present(warehouse, job, source, day) & expected for source in job.sources}
+        expected = entities(warehouse, truth_scan(job, days))
+        calendar = calendar_events(warehouse, job, days, must_exist=options.calendar)
+    held = {source.name: _held(warehouse, job, source, days) for source in job.sources}
+    checks: dict[date, SourceCheck] = {}
+    for day in days:
+        wanted = expected.get(day, frozenset[str]())
+        present = {name: by_day.get(day, frozenset[str]()) & wanted for name, by_day in held.items()}
+        truth = job.truth(len(wanted), day, calendar)
+        choice = _choose(job, options, wanted, present)
+        checks[day] = SourceCheck(truth=truth, expected=wanted, present=present, choice=choice)
+        _log(checks[day], day)
+    return checks
+
+
+def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Mapping[str, frozenset[str]]) -> Choice:
     order = [source.name for source in job.sources]
-    choice = choose_source(
+    return choose_source(
         order,
         {name: len(names) for name, names in present.items()},
         len(expected),
@@ -63,16 +75,12 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, day: date
         fallback=options.fallback,
         with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
     )
-    truth = job.truth(len(expected), day, calendar)
-    check = SourceCheck(truth=truth, expected=expected, present=present, choice=choice)
-    _log(check, day)
-    return check
 
 
-def _present(warehouse: Warehouse, job: Job, source: Source, day: date) -> frozenset[str]:
+def _held(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> dict[date, frozenset[str]]:
     if warehouse.describe(TableName.parse(source.table)) is None:
-        return frozenset()
-    return entities(warehouse, source_scan(job, source, [day])).get(day, frozenset())
+        return {}
+    return entities(warehouse, source_scan(job, source, days))
 
 
 def _log(check: SourceCheck, day: date) -> None:
@@ -91,18 +99,35 @@ def _log(check: SourceCheck, day: date) -> None:
     )
 
 
-def read_rows(warehouse: Warehouse, job: Job, check: SourceCheck, day: date) -> pd.DataFrame:
-    """The rows to process, in the order of date and entity; `_source` names where each came from."""
-    chosen = job.source(check.choice.source)
-    rows = _rows_of(warehouse, job, chosen, [day])
-    if check.choice.fill_from is not None:
-        other = job.source(check.choice.fill_from)
-        more = _rows_of(warehouse, job, other, [day])
-        wanted = check.present[other.name] - check.present[chosen.name]
-        more = more[more[job.source_entity(other)].astype(str).isin(wanted)]
-        rows = pd.concat([rows, more.rename(columns={job.source_entity(other): job.source_entity(chosen)})])
-    order = [chosen.date_column, job.source_entity(chosen)]
-    return rows.sort_values(order, kind="stable", ignore_index=True)
+def alike(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
+    """The dates in groups that have the same sources: these are read and processed together."""
+    found: dict[tuple[str, str | None], list[date]] = {}
+    for day, check in checks.items():
+        found.setdefault((check.choice.source, check.choice.fill_from), []).append(day)
+    return [tuple(days) for days in found.values()]
+
+
+def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
+    """The rows to process of dates that have the same sources, in the order of date and entity.
+
+    `_source` names where each came from.
+    """
+    choice = checks[days[0]].choice
+    chosen = job.source(choice.source)
+    entity, dated = job.source_entity(chosen), chosen.date_column
+    rows = _rows_of(warehouse, job, chosen, days)
+    if choice.fill_from is not None:
+        other = job.source(choice.fill_from)
+        more = _rows_of(warehouse, job, other, days)
+        more = more.rename(columns={job.source_entity(other): entity, other.date_column: dated})
+        wanted = {
+            (pd.Timestamp(day), name)
+            for day in days
+            for name in checks[day].present[other.name] - checks[day].present[chosen.name]
+        }
+        lacking = [one in wanted for one in zip(more[dated], more[entity].astype(str), strict=True)]
+        rows = pd.concat([rows, more[lacking]])
+    return rows.sort_values([dated, entity], kind="stable", ignore_index=True)
 
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -14,9 +16,10 @@ from celery import Celery
 from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
 
+from common.dates import in_short
 from common.errors import BackfillError, Retryable
+from common.job import find_job
 from common.lanes import DATES_QUEUES, consumed_by
-from common.ledger import open_ledger
 from common.logs import configure_logs
 from common.processes import die_with_parent, identity, limit_memory
 from common.queue import (
@@ -86,33 +89,43 @@ def _in_child(**_: Any) -> None:
 
 
 class DateRequest(Request):
-    """A date's task, as the worker's main process sees it."""
+    """A task of dates, as the worker's main process sees it."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Fail a date that its process is about to be killed for. Here, because that process can't."""
+        """Fail what its process is about to be killed for. Here, because that process can't."""
         super().on_timeout(soft, timeout)
         if soft or self.worker_pid is None:
             return
-        run, day = self.args
+        run, *days = self.args
         try:
-            ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
+            holder = identity(int(self.worker_pid))
+            own = open_deps(read_settings(), CeleryDispatcher(app))  # closed before a child may inherit it
             try:
-                holder = identity(int(self.worker_pid))
-                process.out_of_time(run, date.fromisoformat(day), ledger, owner=holder, seconds=timeout)
+                again = process.out_of_time(run, _days(days), own.ledger, owner=holder, seconds=timeout)
+                if again:
+                    found = own.ledger.run(run)
+                    process.send_alone(found, again, find_job(found.job), own)
             finally:
-                ledger.close()
+                own.ledger.close()
         except (BackfillError, psutil.NoSuchProcess) as exc:  # its death is counted instead, and it is tried again
-            log.error("date_not_failed", run=run, day=day, error=str(exc))
+            log.error("dates_not_failed", run=run, days=days, error=str(exc))
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)
 @understood
-def process_date(self: Any, run: str, day: str) -> dict[str, str]:
+def process_date(self: Any, run: str, *days: str) -> dict[str, Any]:
+    """Despite its name of one date or of several: all of them are named in its call."""
     try:
-        outcome = process.process_date(run, date.fromisoformat(day), opened(self), retries=self.request.retries)
+        outcomes = process.process_dates(run, _days(days), opened(self), retries=self.request.retries)
     except process.TryAgain as again:
         raise self.retry(countdown=again.seconds) from None
-    return {"day": day, "state": outcome.state, "detail": outcome.detail}
+    if len(outcomes) == 1:
+        return {"day": days[0], "state": outcomes[0].state, "detail": outcomes[0].detail}
+    return {"days": in_short(_days(days)), **Counter(outcome.state for outcome in outcomes)}
+
+
+def _days(days: Sequence[str]) -> list[date]:
+    return [date.fromisoformat(day) for day in days]
 
 
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
+from statistics import median
 from typing import Any
 
-from sqlalchemy import and_, exists, func, select, true, update
+from sqlalchemy import RowMapping, and_, exists, func, select, true, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
-from common.ledger.records import DateRow
+from common.ledger.records import DateRow, Run
 from common.ledger.rows import Facts, date_row_of, dropped, locked_state, moved, poisoned, run_is_on
 from common.ledger.states import DateState, RunState, WindowState
-from common.ledger.tables import run_dates, windows
+from common.ledger.tables import run_dates, runs, windows
+
+PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
 
 
 class Dates(Database):
@@ -40,48 +43,51 @@ class Dates(Database):
         with self._read() as connection:
             return [date_row_of(row) for row in connection.execute(query).mappings()]
 
-    def claim_date(
+    def claim_dates(
         self,
         run_id: str,
-        day: date,
+        days: Collection[date],
         owner: str,
         until: datetime,
         *,
         is_dead: Callable[[str], bool],
         max_deaths: int,
-    ) -> DateRow | None:
-        """Take a date to process it, or learn that it is not to be processed (None).
+    ) -> list[DateRow]:
+        """Take dates to process them together, oldest first; nothing is returned when none is to be processed (yet).
 
         A queued date is free. One that another worker holds is free when that worker is dead or its lease has run
-        out; the death is counted, and a date that has seen `max_deaths` of them is failed instead.
+        out; the death is counted, and a date that has seen `max_deaths` of them is failed instead. One that has seen
+        any is taken alone, once no other is left, so that it kills no worker that has others in hand.
         """
         now = utcnow()
-        this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
+        of_run = run_dates.c.run_id == run_id
+        query = select(run_dates).where(of_run, run_dates.c.day.in_(list(days))).order_by(run_dates.c.day)
         with self._write() as connection:
-            row = connection.execute(select(run_dates).where(this).with_for_update()).mappings().one_or_none()
-            if row is None or not run_is_on(connection, run_id):
-                return None
-            deaths = row["deaths"]
-            if row["state"] == DateState.PROCESSING.value:
-                if row["lease_owner"] != owner:  # a worker has one date at a time: its own is one it could not end
-                    if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
-                        return None
-                    deaths += 1
-            elif row["state"] != DateState.QUEUED.value:
-                return None
-            if deaths >= max_deaths:
-                connection.execute(update(run_dates).where(this).values(poisoned(deaths, now)))
-                return None
+            rows = connection.execute(query.with_for_update()).mappings().all()
+            if not rows or not run_is_on(connection, run_id):
+                return []
+            deaths = {row["day"]: _deaths(row, owner, now, is_dead) for row in rows}
+            lost = [row for row in rows if (deaths[row["day"]] or 0) >= max_deaths]
+            for row in lost:
+                this = and_(of_run, run_dates.c.day == row["day"])
+                connection.execute(update(run_dates).where(this).values(poisoned(deaths[row["day"]] or 0, now)))
+            free = [row for row in rows if deaths[row["day"]] is not None and row not in lost]
+            taken = [row for row in free if not deaths[row["day"]]] or free[:1]
+            if not taken:
+                return []
             values = {
                 "state": DateState.PROCESSING.value,
-                "attempt": row["attempt"] + 1,
-                "deaths": deaths,
+                "deaths": deaths[taken[0]["day"]],
                 "lease_owner": owner,
                 "lease_until": until,
                 "started_at": now,
             }
-            connection.execute(update(run_dates).where(this).values(values))
-        return date_row_of({**row, **values})
+            connection.execute(
+                update(run_dates)
+                .where(of_run, run_dates.c.day.in_([row["day"] for row in taken]))
+                .values(values | {"attempt": run_dates.c.attempt + 1})
+            )
+        return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
 
     def give_back(
         self,
@@ -135,11 +141,11 @@ class Dates(Database):
         with self._read() as connection:
             return set(connection.execute(dates.union(gates)).scalars())
 
-    def lease_of(self, run_id: str, day: date) -> datetime | None:
-        """When the lease of a date that is being processed runs out; None when it is not being processed."""
-        query = select(run_dates.c.lease_until).where(
+    def lease_of(self, run_id: str, days: Collection[date]) -> datetime | None:
+        """When the first lease of dates that are being processed runs out; None when none is being processed."""
+        query = select(func.min(run_dates.c.lease_until)).where(
             run_dates.c.run_id == run_id,
-            run_dates.c.day == day,
+            run_dates.c.day.in_(list(days)),
             run_dates.c.state == DateState.PROCESSING.value,
         )
         with self._read() as connection:
@@ -162,16 +168,7 @@ class Dates(Database):
         holds the window. What would be queued again of a run that is being cancelled is cancelled instead: nobody
         takes it up any more.
         """
-        this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day, run_dates.c.state == expect.value)
-        if owner is not None:
-            this = and_(this, run_dates.c.lease_owner == owner)
-        if gate is not None:
-            this = and_(this, exists().where(held_by(run_id, gate)))
-        values = moved(expect, to, facts)
-        with self._write() as connection:
-            if to is DateState.QUEUED and locked_state(connection, run_id) is RunState.CANCELLING:
-                values |= dropped(cancelled_because(connection, run_id))
-            return bool(connection.execute(update(run_dates).where(this).values(values)).rowcount)
+        return bool(self.move_dates(run_id, [day], expect=expect, to=to, owner=owner, gate=gate, **facts))
 
     def move_dates(
         self,
@@ -180,26 +177,44 @@ class Dates(Database):
         *,
         expect: DateState,
         to: DateState,
+        owner: str | None = None,
         gate: tuple[int, str] | None = None,
+        **facts: Any,
     ) -> int:
-        """Change the state of several dates at once; returns how many were in the state expected.
-
-        With `gate`, only while that gate holds its window.
-        """
+        """Change the state of several dates at once, as `move_date` does; returns how many were in that expected."""
         if not days:
             return 0
-        held = true() if gate is None else exists().where(held_by(run_id, gate))
+        these = and_(
+            run_dates.c.run_id == run_id,
+            run_dates.c.day.in_(list(days)),
+            run_dates.c.state == expect.value,
+            *([run_dates.c.lease_owner == owner] if owner is not None else []),
+            *([exists().where(held_by(run_id, gate))] if gate is not None else []),
+        )
+        values = moved(expect, to, facts)
         with self._write() as connection:
-            return connection.execute(
-                update(run_dates)
-                .where(
+            if to is DateState.QUEUED and locked_state(connection, run_id) is RunState.CANCELLING:
+                values |= dropped(cancelled_because(connection, run_id))
+            return connection.execute(update(run_dates).where(these).values(values)).rowcount
+
+    def leave_dates(self, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], *, owner: str) -> frozenset[date]:
+        """Move dates that the worker holds to their states with their facts, in one transaction.
+
+        Returns those that it did hold: the others are not its own any more.
+        """
+        left: set[date] = set()
+        with self._write() as connection:
+            for day, (to, facts) in sorted(ends.items()):
+                held = and_(
                     run_dates.c.run_id == run_id,
-                    run_dates.c.day.in_(list(days)),
-                    run_dates.c.state == expect.value,
-                    held,
+                    run_dates.c.day == day,
+                    run_dates.c.state == DateState.PROCESSING.value,
+                    run_dates.c.lease_owner == owner,
                 )
-                .values(moved(expect, to, {}))
-            ).rowcount
+                values = moved(DateState.PROCESSING, to, facts)
+                if connection.execute(update(run_dates).where(held).values(values)).rowcount:
+                    left.add(day)
+        return frozenset(left)
 
     def fail_rest(self, run_id: str, kind: str, why: str) -> int:
         """Fail every date of a run that no worker has begun and close its unopened windows: no retry would help."""
@@ -229,6 +244,25 @@ class Dates(Database):
             row = connection.execute(query).one()
         known = [moment for moment in (row.queued, row.started, row.ended) if moment is not None]
         return max(known) if known and not row.processing else None
+
+    def pace(self, run: Run, window: int) -> float | None:
+        """Seconds of work that a date takes, by those lately built of the run before that window, or of its job.
+
+        None when no run of this version of the job has built any. The median: a worker's first date is no measure.
+        """
+        near = and_(run_dates.c.run_id == run.id, run_dates.c.window.between(window - PACE_WINDOWS, window))
+        before = (
+            select(runs.c.id)
+            .where(runs.c.job == run.job, runs.c.job_version == run.job_version, runs.c.id != run.id)
+            .order_by(runs.c.created_at.desc())
+            .limit(PACE_RUNS)
+        )
+        with self._read() as connection:
+            for of in (near, *(run_dates.c.run_id == one for one in connection.execute(before).scalars())):
+                query = select(run_dates.c.seconds).where(of, run_dates.c.checksum.is_not(None)).limit(PACE_DATES)
+                if known := [one for one in connection.execute(query).scalars() if one is not None]:
+                    return median(known)
+        return None
 
     def note_verdicts(self, run_id: str, facts: Mapping[date, Facts], *, gate: tuple[int, str] | None = None) -> None:
         """Record what the gate counted and decided, before it acts on it; only while it holds its window."""
@@ -260,3 +294,15 @@ class Dates(Database):
         )
         with self._read() as connection:
             return {row["day"]: date_row_of(row) for row in connection.execute(query).mappings()}
+
+
+def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
+    """The deaths that a date has seen, should it be taken now; None when it is not to be had."""
+    if row["state"] == DateState.QUEUED.value:
+        return row["deaths"]
+    if row["state"] != DateState.PROCESSING.value:
+        return None
+    if row["lease_owner"] == owner:  # a worker has one task at a time: its own is one that it could not end
+        return row["deaths"]
+    gone = row["lease_until"] < now or is_dead(row["lease_owner"])
+    return row["deaths"] + 1 if gone else None

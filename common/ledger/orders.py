@@ -6,7 +6,7 @@ ledger itself checks. Whoever holds a date asks between its steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
@@ -112,36 +112,35 @@ class Orders(Database):
             record_action(connection, run_id, Action.CANCELLED, by=by, reason=reason)
         return True
 
-    def obey(self, run_id: str, day: date, owner: str, *, begun: bool) -> bool:
-        """Whether a worker is to go on with the date it holds; otherwise it holds it no longer.
+    def obey(self, run_id: str, days: Collection[date], owner: str, *, begun: bool) -> frozenset[date]:
+        """With which of the dates that it holds a worker is to go on; it holds the others no longer.
 
-        Of a paused run, a date for which nothing costly was done yet (`begun`) is queued again, as if this attempt had
+        Of a paused run, dates for which nothing costly was done yet (`begun`) are queued again, as if this attempt had
         not been.
         """
-        this = and_(
+        these = and_(
             run_dates.c.run_id == run_id,
-            run_dates.c.day == day,
+            run_dates.c.day.in_(list(days)),
             run_dates.c.state == DateState.PROCESSING.value,
             run_dates.c.lease_owner == owner,
         )
+        held = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(these)
         with self._read() as connection:  # which keeps nobody from writing; most of the time there is no order
-            state = connection.execute(select(runs.c.state).join(run_dates).where(this)).scalar()
-        if state is None:
-            return False
-        if state == RunState.RUNNING.value:
-            return True
+            found = connection.execute(held).all()
+        if all(row.state == RunState.RUNNING.value for row in found):
+            return frozenset(row.day for row in found)
         with self._write() as connection:
-            # A run that is resumed meanwhile waits for this: it finds the date either given back, or in hand.
+            # A run that is resumed meanwhile waits for this: it finds the dates either given back, or in hand.
             run = locked_state(connection, run_id)
             order = order_of(run, begun=begun, discard=discards(connection, run_id))
             if order is Order.GO_ON:
-                return True
+                return frozenset(row.day for row in connection.execute(held))
             if order is Order.GIVE_BACK:
                 values = moved(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
             else:
                 values = dropped(cancelled_because(connection, run_id))
-            connection.execute(update(run_dates).where(this).values(values))
-        return False
+            connection.execute(update(run_dates).where(these).values(values))
+        return frozenset()
 
 
 def _drop(connection: Connection, run_id: str, states: Sequence[DateState], why: str) -> int:

@@ -38,8 +38,8 @@ class Runs(Database):
             try:
                 self._write_run(run_id, new, queue)
             except LedgerUnavailable:
-                # Two that open the same dates in different orders deadlock on PostgreSQL, which ends one of them: on
-                # its second try it waits for the other and learns that the dates are taken.
+                # Two that open the same dates, some ended by the plan of one only, may deadlock on PostgreSQL, which
+                # ends one of them: on its second try it waits for the other and learns that the dates are taken.
                 self._write_run(run_id, new, queue)
         except IntegrityError as exc:
             raise self._taken(new.job, days, exc) from exc
@@ -57,7 +57,8 @@ class Runs(Database):
                     insert(windows),
                     [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
                 )
-            for values in grouped_by_columns(date_values(run_id, new)):
+            ordered = replace(new, dates=tuple(sorted(new.dates, key=lambda one: one.day)))  # as others insert theirs
+            for values in grouped_by_columns(date_values(run_id, ordered)):
                 connection.execute(insert(run_dates), values)
 
     def run(self, run_id: str) -> Run:

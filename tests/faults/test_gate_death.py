@@ -18,11 +18,10 @@ from common.ledger import DateState, Run, RunState
 from common.recover import release_run
 from common.warehouse.base import Receipt
 from common.warehouse.local import LocalWarehouse
-from tests.builders import everyone_is_dead
+from tests.builders import everyone_is_dead, process_date
 from tests.lab import Lab, players
 from worker.deps import Deps
 from worker.gate import GateOutcome, close_window
-from worker.process import process_date
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
 TARGET = "probe.probe"

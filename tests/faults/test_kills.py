@@ -14,8 +14,8 @@ import pytest
 from common.ledger import DateState, RunState
 from common.staging import Staging
 from common.warehouse.base import StagedFile
+from tests.builders import process_date
 from tests.lab import Lab, players, until
-from worker.process import process_date
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(8)]
 SPAN = ("--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))

@@ -16,11 +16,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.ledger import DateState
+from tests.builders import process_date
 from tests.fuzz.cases import share, words
 from tests.fuzz.watching import Watched
 from tests.lab import Lab, players
 from worker.gate import close_window
-from worker.process import process_date
 
 HARMFUL = (b"\0", b"\xff\xfe", b'"', b"\r", b",,", b"\n\n", b"\xef\xbb\xbf")
 VALID = b"name,day,value\nann,2023-02-23,1.5\nben,2023-02-24,2\n"

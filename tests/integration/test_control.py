@@ -16,10 +16,11 @@ from common.ledger import Action, DateState, Ledger, Run, RunState
 from common.processes import identity
 from common.warehouse.local import LocalWarehouse
 from producer.site import requester
+from tests.builders import new_run, process_date
 from tests.lab import Lab, players, until
 from worker.deps import Deps
 from worker.gate import close_window
-from worker.process import NOT_OURS, process_date
+from worker.process import NOT_OURS
 from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(4)]
@@ -151,8 +152,6 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
 
 def reopened(ledger: Ledger, run: Run, owner: str) -> Run:
     """A run like that one, of another process."""
-    from tests.builders import new_run
-
     like = new_run(DAYS, job=run.job, owner=owner, options=dict(run.options))
     opened = ledger.open_run(like)
     ledger.move_run(opened.id, expect=[RunState.PLANNED], to=RunState.RUNNING)

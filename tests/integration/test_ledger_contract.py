@@ -25,6 +25,7 @@ from tests.builders import (
     JOB,
     blocked_date,
     checkpointed_date,
+    claim_date,
     claimed_date,
     everyone_is_dead,
     everyone_lives,
@@ -70,7 +71,7 @@ def claim(
     max_deaths: int = 3,
 ) -> DateRow | None:
     until = utcnow() + timedelta(minutes=5)
-    return ledger.claim_date(run.id, day, owner, until, is_dead=is_dead, max_deaths=max_deaths)
+    return claim_date(ledger, run, day, owner, until, is_dead=is_dead, max_deaths=max_deaths)
 
 
 def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
@@ -281,7 +282,7 @@ def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
 def test_who_holds_a_date_may_take_it_again_and_has_not_died(ledger: Ledger) -> None:
     run = queued_run(ledger)
     for _ in range(5):
-        taken = ledger.claim_date(run.id, FEB_23, "worker", soon(), is_dead=everyone_lives, max_deaths=3)
+        taken = claim_date(ledger, run, FEB_23, "worker", soon())
         assert taken is not None
     assert (taken.deaths, taken.attempt) == (0, 5)
 
@@ -413,10 +414,10 @@ def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> Non
 
 def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    assert ledger.lease_of(run.id, FEB_23) is None
+    assert ledger.lease_of(run.id, [FEB_23]) is None
     taken = claim(ledger, run)
     assert taken is not None
-    assert ledger.lease_of(run.id, FEB_23) == taken.lease_until
+    assert ledger.lease_of(run.id, [FEB_23]) == taken.lease_until
 
 
 CLAIM_ALL = """
@@ -435,7 +436,7 @@ CLAIM_ALL = """
         mine = [
             day.isoformat()
             for day in days
-            if ledger.claim_date(run, day, owner, until, is_dead=everyone_lives, max_deaths=3)
+            if ledger.claim_dates(run, [day], owner, until, is_dead=everyone_lives, max_deaths=3)
         ]
         ledger.close()
         return mine
@@ -468,8 +469,7 @@ HAMMER = """
         while not ledger.run(run).ended:
             for window in ledger.windows(run, [WindowState.OPEN]):
                 for row in ledger.dates(run, window=window.number, states=[DateState.QUEUED]):
-                    claim = ledger.claim_date(run, row.day, owner, until, is_dead=everyone_lives, max_deaths=3)
-                    if claim is not None:
+                    if ledger.claim_dates(run, [row.day], owner, until, is_dead=everyone_lives, max_deaths=3):
                         staged += ledger.move_date(
                             run, row.day, expect=DateState.PROCESSING, to=DateState.SKIPPED, owner=owner
                         )
@@ -754,15 +754,15 @@ def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
 def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger) -> None:
     run = queued_run(ledger)
     lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
-    ledger.claim_date(run.id, FEB_23, "worker", lease, is_dead=everyone_lives, max_deaths=3)
-    assert ledger.lease_of(run.id, FEB_23) == datetime(2023, 2, 23, 17, tzinfo=UTC)
+    claim_date(ledger, run, FEB_23, "worker", lease)
+    assert ledger.lease_of(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
 
 
 def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger) -> None:
     run = queued_run(ledger)
     naive = datetime(2023, 2, 23)  # noqa: DTZ001 - the one to refuse
     with pytest.raises(StatementError, match="without a zone"):
-        ledger.claim_date(run.id, FEB_23, "worker", naive, is_dead=everyone_lives, max_deaths=3)
+        claim_date(ledger, run, FEB_23, "worker", naive)
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
 

@@ -18,7 +18,7 @@ from common.job import Job
 from common.lanes import EXPRESS_QUEUE, LANES, queue_for
 from common.ledger import DateState, Ledger, Run, RunState, WindowState
 from common.options import RunOptions
-from tests.builders import everyone_lives, new_run, running_run
+from tests.builders import claim_date, everyone_lives, new_run, running_run
 from worker.jobs.player_composite_factors import JOB as PLAYERS
 
 FIRST = date(2022, 10, 18)
@@ -61,7 +61,9 @@ class Sent:
     def __init__(self) -> None:
         self.windows: list[tuple[str, int, str]] = []
 
-    def send_window(self, run: str, number: int, job: Job, days: Sequence[date], *, queue: str = LANES[0]) -> None:
+    def send_window(
+        self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = LANES[0]
+    ) -> None:
         self.windows.append((run, number, queue))
 
     def send_gate(self, run: str, number: int, job: Job) -> None: ...
@@ -98,7 +100,7 @@ def test_a_date_that_waits_for_the_gate_is_in_flight_and_one_that_has_its_end_is
     run = opened(ledger, 0, 8, Caps(windows=9, dates=4))
     assert list(ledger.open_windows(run.id, in_flight=9, dates=4)) == [0, 1]
     first, second = days(0, 2)
-    ledger.claim_date(run.id, first, "worker", utcnow() + timedelta(minutes=1), is_dead=everyone_lives, max_deaths=3)
+    claim_date(ledger, run, first, "worker", utcnow() + timedelta(minutes=1))
     ledger.move_date(run.id, first, expect=DateState.PROCESSING, to=DateState.STAGED)
     assert ledger.open_windows(run.id, in_flight=9, dates=4) == {}
     ledger.move_date(run.id, first, expect=DateState.STAGED, to=DateState.FAILED)

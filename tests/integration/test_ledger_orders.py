@@ -22,6 +22,7 @@ from tests.builders import (
     FEB_25,
     JOB,
     checkpointed_date,
+    claim_date,
     claimed_date,
     everyone_is_dead,
     everyone_lives,
@@ -71,7 +72,7 @@ def test_a_paused_run_begins_nothing_and_goes_on_when_resumed(ledger: Ledger) ->
 
     assert ledger.pause_run(run.id, by="ada", reason="the source is being reloaded")
     assert ledger.run(run.id).state is RunState.PAUSED
-    assert ledger.claim_date(run.id, FEB_23, "w", utcnow(), is_dead=everyone_lives, max_deaths=3) is None
+    assert claim_date(ledger, run, FEB_23, "w", utcnow()) is None
     assert ledger.open_windows(run.id, in_flight=3) == {}
     assert not ledger.pause_run(run.id, by="bob")
 
@@ -114,16 +115,16 @@ def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_cost
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
-    assert ledger.obey(run.id, FEB_23, "worker", begun=False)
+    assert ledger.obey(run.id, [FEB_23], "worker", begun=False)
     ledger.pause_run(run.id, by="ada")
 
-    assert not ledger.obey(run.id, FEB_23, "worker", begun=False)
-    assert ledger.obey(run.id, FEB_24, "worker", begun=True)
+    assert not ledger.obey(run.id, [FEB_23], "worker", begun=False)
+    assert ledger.obey(run.id, [FEB_24], "worker", begun=True)
 
     given_back, in_hand, _ = ledger.dates(run.id)
     assert (given_back.state, given_back.attempt, given_back.deaths) == (DateState.QUEUED, 0, 0)
     assert in_hand.state is DateState.PROCESSING
-    assert not ledger.obey(run.id, FEB_23, "worker", begun=False)  # which is nobody's now
+    assert not ledger.obey(run.id, [FEB_23], "worker", begun=False)  # which is nobody's now
 
 
 def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger) -> None:
@@ -203,11 +204,11 @@ def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     cancelled(ledger, run)
-    assert ledger.obey(run.id, FEB_23, "worker", begun=False)  # it is to be finished
+    assert ledger.obey(run.id, [FEB_23], "worker", begun=False)  # it is to be finished
 
     assert cancelled(ledger, run, now=True) == Stopped(unbegun=0, stopped=1, discarded=())
 
-    assert not ledger.obey(run.id, FEB_23, "worker", begun=True)
+    assert not ledger.obey(run.id, [FEB_23], "worker", begun=True)
     assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker")
     assert ledger.finish_run(run.id) is RunState.CANCELLED
 
@@ -226,7 +227,7 @@ def test_discarding_takes_what_waits_for_the_gate_but_nothing_that_a_gate_has_se
 
     assert stopped.discarded == (days[0],)
     assert states(ledger, run) == ["cancelled", "staged", "staged", "staged", "processing"]
-    assert not ledger.obey(run.id, days[4], "worker", begun=True)
+    assert not ledger.obey(run.id, [days[4]], "worker", begun=True)
     assert states(ledger, run)[4] == "cancelled"
 
 
@@ -280,10 +281,7 @@ def test_a_date_is_either_claimed_or_cancelled_when_both_happen_at_once(ledger: 
 
     def claim(worker: int) -> list[Any]:
         until = utcnow() + ONE_DAY
-        claims = (
-            ledger.claim_date(run.id, day, f"w{worker}", until, is_dead=everyone_lives, max_deaths=3)
-            for day in days[worker::3]
-        )
+        claims = (claim_date(ledger, run, day, f"w{worker}", until) for day in days[worker::3])
         return [row.day for row in claims if row is not None]
 
     *claims, stopped = at_once(
@@ -295,7 +293,7 @@ def test_a_date_is_either_claimed_or_cancelled_when_both_happen_at_once(ledger: 
     assert held == (set() if now else taken)
     assert stopped.unbegun == len(days) - len(taken)
     assert stopped.stopped == (len(taken) if now else 0)
-    assert ledger.claim_date(run.id, days[0], "late", utcnow(), is_dead=everyone_lives, max_deaths=3) is None
+    assert claim_date(ledger, run, days[0], "late", utcnow()) is None
 
 
 def test_no_window_is_opened_by_a_run_that_is_cancelled_at_the_same_moment(ledger: Ledger) -> None:

@@ -22,10 +22,10 @@ from common.queue import CeleryDispatcher, make_app
 from producer.launch import open_run, start_run
 from producer.stack import free_port, port_is_free
 from tests.brokers import PASSWORD
+from tests.builders import process_date
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
 from worker.deps import open_deps
-from worker.process import process_date
 from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]

@@ -22,10 +22,9 @@ from common.warehouse.base import ABSENT, Scan, StagedFile, StagedScan
 from common.warehouse.files import inside
 from common.warehouse.local import LocalWarehouse
 from common.warehouse.staged import read_staged_bytes
-from tests.builders import FEB_23, FEB_24
+from tests.builders import FEB_23, FEB_24, process_date
 from tests.lab import Lab, players
 from worker.gate import close_window
-from worker.process import process_date
 
 TABLE = TableName("nba", "factors")
 SCAN = Scan(table=TABLE, date_column="day", dates=(DateRange(start=FEB_23, through=FEB_24),))

@@ -17,11 +17,12 @@ from common.ledger import DateState, RunState
 from common.options import RunOptions
 from producer.launch import open_run
 from producer.plan import Action, Reprocess
+from tests.builders import process_date
 from tests.lab import PACKAGES, Lab, players
 from worker.deps import open_deps
 from worker.gate import GateOutcome, close_window
 from worker.inline import InlineDispatcher
-from worker.process import TryAgain, process_date
+from worker.process import TryAgain
 from worker.reconcile import reconcile
 
 DAY = date(2023, 2, 23)

@@ -27,30 +27,28 @@ def checkpoint_before_publish() -> None:
 
 def no_duplicate_guard() -> None:
     """A date of a run that is on is taken whatever state it is in."""
-    from sqlalchemy import and_, select, update
+    from sqlalchemy import select, update
 
     from common.clock import utcnow
     from common.ledger import DateRow, Ledger
     from common.ledger.rows import date_row_of, run_is_on
     from common.ledger.tables import run_dates
 
-    def claim_date(self: Ledger, run_id: str, day: date, owner: str, until: datetime, **_: Any) -> DateRow | None:
-        this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
+    def claim_dates(
+        self: Ledger, run_id: str, days: Collection[date], owner: str, until: datetime, **_: Any
+    ) -> list[DateRow]:
+        query = select(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         with self._write() as connection:
-            row = connection.execute(select(run_dates).where(this).with_for_update()).mappings().one()
             if not run_is_on(connection, run_id):
-                return None
-            values = {
-                "state": "processing",
-                "attempt": row["attempt"] + 1,
-                "lease_owner": owner,
-                "lease_until": until,
-                "started_at": utcnow(),
-            }
-            connection.execute(update(run_dates).where(this).values(values))
-        return date_row_of({**row, **values})
+                return []
+            rows = connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all()
+            values = {"state": "processing", "lease_owner": owner, "lease_until": until, "started_at": utcnow()}
+            for row in rows:
+                this = (run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
+                connection.execute(update(run_dates).where(*this).values(values | {"attempt": row["attempt"] + 1}))
+        return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in rows]
 
-    Ledger.claim_date = claim_date
+    Ledger.claim_dates = claim_dates
 
 
 def lease_ignored() -> None:

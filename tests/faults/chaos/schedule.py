@@ -16,8 +16,9 @@ ROLES = (DATES, GATE, BEAT, PRODUCER)
 #: `commit` is the end of a ledger's transaction, `sync` comes before a file gets its name, `process` is the job's code.
 OF_DATES = {
     "ledger.run": 1,
-    "ledger.claim_date": 2,
-    "ledger.move_date": 2,
+    "ledger.claim_dates": 2,
+    "ledger.leave_dates": 2,
+    "ledger.move_dates": 1,
     "ledger.commit": 2,
     "warehouse.describe": 1,
     "warehouse.query": 1,

@@ -1,0 +1,149 @@
+"""Building dates: measure their sources, choose among them, read, process, stage. The ledger is left to others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from common.coverage import Judgement, Verdict, judge_truth
+from common.errors import ProcessFailed
+from common.job import Batch, Job
+from common.ledger import DateRow, DateState
+from common.ledger.rows import Facts
+from common.measure import input_fingerprints
+from common.options import RunOptions
+from common.schema import TableName, to_arrow
+from common.warehouse.base import StagedFile
+from worker.deps import Deps
+from worker.sources import SourceCheck, alike, check_sources, read_inputs, read_rows
+
+MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What became of a date, and what the ledger is to know of it."""
+
+    day: date
+    state: DateState  #: staged, or ended without
+    facts: Facts
+    why: str  #: the source it was built from, or why it was not
+    staged: StagedFile | None = None
+
+
+def build(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps) -> list[Built]:
+    """Build dates that this worker holds; those that an order has taken from it meanwhile are not among the result.
+
+    What was staged is removed again when it raises: the job's and the warehouse's errors.
+    """
+    days = [row.day for row in claimed]
+    target = TableName.parse(job.target.table)
+    before = deps.warehouse.fingerprints(target, job.target.date_column, days)
+    checks = check_sources(deps.warehouse, job, options, days)
+    wanted = _obeying(claimed, days, deps, begun=False)
+    inputs = input_fingerprints(deps.warehouse, job, wanted)
+    ended = {day: found for day in wanted if (found := _without_rows(options, checks[day])) is not None}
+    building = {day: checks[day] for day in wanted if day not in ended}
+    rows = {day: table for days in alike(building) for day, table in _rows(job, building, days, deps).items()}
+    held = _obeying(claimed, list(rows), deps, begun=True)
+    staged = _stage([row for row in claimed if row.day in held], rows, deps)
+    return [
+        *(_end(day, judgement, checks[day]) for day, judgement in ended.items()),
+        *(_staged(checks[file.day], file, before[file.day], inputs[file.day]) for file in staged),
+    ]
+
+
+def _obeying(claimed: Sequence[DateRow], days: Sequence[date], deps: Deps, *, begun: bool) -> list[date]:
+    """Those of the days that are still wanted: their run may have been paused or cancelled."""
+    if not days:
+        return []
+    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner, begun=begun)
+    return [day for day in days if day in held]
+
+
+def _without_rows(options: RunOptions, check: SourceCheck) -> Judgement | None:
+    """Why a date ends without being built; None for one that is built."""
+    forced = options.forced_because is not None and bool(check.supplied)
+    return None if forced else judge_truth(check.truth)
+
+
+def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], deps: Deps) -> dict[date, pa.Table]:
+    """The rows of dates that have the same sources, by date; each in the order of the target's key."""
+    batch = Batch(
+        days=days,
+        rows=read_rows(deps.warehouse, job, checks, days),
+        inputs=read_inputs(deps.warehouse, job, days),
+    )
+    made = job.process(batch)
+    if not isinstance(made, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance] - an author may err
+        raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=_only(days))
+    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}")
+    dated = job.target.date_column
+    strangers = set(rows[dated].unique().to_pylist()) - set(days)
+    if strangers:
+        raise ProcessFailed(f"process returned rows of other dates: {sorted(map(str, strangers))[:3]}", day=_only(days))
+    ordered = rows.sort_by([(name, "ascending") for name in dict.fromkeys((dated, *job.target.key))])
+    return _by_day(ordered, dated, days)
+
+
+def _only(days: Sequence[date]) -> date | None:
+    return days[0] if len(days) == 1 else None
+
+
+def _by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
+    """The rows of each day, cut out of rows in the order of their days."""
+    counted = Counter[date | None](ordered[dated].to_pylist())
+    found: dict[date, pa.Table] = {}
+    begin = 0
+    for day in sorted(days):
+        found[day] = ordered.slice(begin, counted[day])
+        begin += counted[day]
+    return found
+
+
+def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps) -> list[StagedFile]:
+    staged: list[StagedFile] = []
+    try:
+        for row in claimed:
+            staged.append(deps.staging.write(row.run_id, row.day, row.attempt, rows[row.day]))
+    except Exception:
+        for row in claimed:
+            deps.staging.withdraw(row.run_id, row.day, row.attempt)
+        raise
+    return staged
+
+
+def _staged(check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> Built:
+    facts = _facts(check) | {
+        "staged_path": staged.location,
+        "checksum": staged.checksum,
+        "rows": staged.rows,
+        "target_before": before,
+        "inputs": inputs,
+        "error": None,
+        "error_kind": None,
+    }
+    return Built(day=staged.day, state=DateState.STAGED, facts=facts, why=check.choice.label, staged=staged)
+
+
+def _end(day: date, judgement: Judgement, check: SourceCheck) -> Built:
+    facts = _facts(check) | {"verdict": judgement.verdict.value, "reason": judgement.reason}
+    return Built(day=day, state=ENDS[judgement.verdict], facts=facts, why=judgement.reason)
+
+
+def _facts(check: SourceCheck) -> dict[str, Any]:
+    return {
+        "expected": len(check.expected),
+        "found": check.found,
+        "source": check.choice.label,
+        "source_reason": check.choice.reason,
+        "matched": len(check.supplied),
+        "missing": sorted(check.expected - check.supplied)[:MOST_MISSING_NAMES],
+    }
