@@ -69,10 +69,11 @@ def test_a_killed_worker_process_loses_nothing(lab: Lab) -> None:
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
 
 
-def test_a_date_that_kills_its_worker_three_times_is_failed_and_the_others_complete(lab: Lab) -> None:
+@pytest.mark.parametrize("together", ["1", "8"])
+def test_a_date_that_kills_its_worker_three_times_is_failed_and_the_others_complete(lab: Lab, together: str) -> None:
     prepare(lab, trick="kill", on=DAYS[3])
 
-    ran = lab.command(*RUN)
+    ran = lab.command(*RUN, "--dates-per-task", together)
 
     assert ran.returncode == 3, ran.stdout + ran.stderr
     states = {row["day"]: row["state"] for row in lab.status()["dates"]}
@@ -163,13 +164,15 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
     assert [run.id for run in lab.site.ledger.latest_runs()] == [first]
 
 
-def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab) -> None:
+@pytest.mark.parametrize("together", ["1", "2"])
+def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab, together: str) -> None:
     for day in DAYS[:2]:
         lab.probe("expected", day, players(3))
     lab.probe("first", DAYS[0], players(3), trick="sleep")
     lab.probe("first", DAYS[1], players(3))
 
-    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}")
+    dates = ("--dates", f"{DAYS[0]}..{DAYS[1]}", "--dates-per-task", together)
+    ran = lab.command("run", "--job", "probe_in_a_hurry", *dates)
 
     assert ran.returncode == 3, ran.stdout + ran.stderr
     states = {row["day"]: (row["state"], row["error"]) for row in lab.status()["dates"]}
@@ -177,28 +180,35 @@ def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab) -> None:
     assert states[str(DAYS[1])][0] == "checkpointed"
 
 
-def test_a_date_that_ignores_its_soft_limit_is_killed_and_failed_at_once(lab: Lab) -> None:
+@pytest.mark.parametrize(("together", "attempts"), [("1", 1), ("2", 2)])
+def test_a_date_that_ignores_its_soft_limit_is_killed_and_failed_at_once(
+    lab: Lab, together: str, attempts: int
+) -> None:
     for day in DAYS[:2]:
         lab.probe("expected", day, players(3))
     lab.probe("first", DAYS[0], players(3), trick="stuck")
     lab.probe("first", DAYS[1], players(3))
 
     late = {"BACKFILL_RECONCILE_SECONDS": "0.5", "BACKFILL_GATE_LATE_SECONDS": "0.5"}
-    ran = lab.command("run", "--job", "probe_in_a_hurry", "--dates", f"{DAYS[0]}..{DAYS[1]}", **late)
+    dates = ("--dates", f"{DAYS[0]}..{DAYS[1]}", "--dates-per-task", together)
+    ran = lab.command("run", "--job", "probe_in_a_hurry", *dates, **late)
 
     assert ran.returncode == 3, ran.stdout + ran.stderr
     rows = {row["day"]: row for row in lab.status()["dates"]}
     stuck = rows[str(DAYS[0])]
-    assert (stuck["state"], stuck["error_kind"], stuck["attempt"]) == ("failed", "TookTooLong", 1)
+    assert (stuck["state"], stuck["error_kind"], stuck["attempt"]) == ("failed", "TookTooLong", attempts)
     assert stuck["reason"] == "took longer than its hard time limit of 3 s"
     assert rows[str(DAYS[1])]["state"] == "checkpointed"
 
 
-def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_process_replaced(lab: Lab) -> None:
+@pytest.mark.parametrize(("together", "processes"), [("1", 2), ("8", 1)])
+def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_process_replaced(
+    lab: Lab, together: str, processes: int
+) -> None:
     prepare(lab, trick="hoard", on=DAYS[3])
     limits = {"BACKFILL_WORKER_MEMORY_MB": "700", "BACKFILL_WORKER_RECYCLE_MB": "500"}
 
-    ran = lab.command(*RUN, "--workers", "1", **limits)
+    ran = lab.command(*RUN, "--workers", "1", "--dates-per-task", together, **limits)
 
     assert ran.returncode == 3, ran.stdout + ran.stderr
     rows = {row["day"]: row for row in lab.status()["dates"]}
@@ -206,13 +216,13 @@ def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_proc
     assert (poison["state"], poison["error_kind"], poison["attempt"]) == ("failed", "MemoryExhausted", 1)
     assert poison["reason"] == "MemoryExhausted: exhausted its memory: more than 700 MB"
     assert {row["state"] for row in rows.values()} == {"checkpointed"}
-    assert workers_of_dates(lab) == 2
+    assert workers_of_dates(lab) == processes  # one is replaced after its task
 
 
 @pytest.mark.parametrize(("tasks", "processes"), [("3", 3), ("2000", 1)])
 def test_a_worker_process_is_replaced_after_so_many_dates(lab: Lab, tasks: str, processes: int) -> None:
     prepare(lab)
-    ran = lab.command(*RUN, "--workers", "1", BACKFILL_WORKER_RECYCLE_TASKS=tasks)
+    ran = lab.command(*RUN, "--workers", "1", "--dates-per-task", "1", BACKFILL_WORKER_RECYCLE_TASKS=tasks)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert workers_of_dates(lab) == processes
 

@@ -203,7 +203,8 @@ class Attempt:
         last = shape[-1 if through is None else through].day
         more = [] if self.schedule.preflight else ["--no-preflight"]
         span = ["--start-date", str(shape[0].day), "--end-date", str(last)]
-        return ["run", "--job", JOB, *span, "--window", str(self.schedule.window), "--allow-partial", "--detach", *more]
+        size = ["--window", str(self.schedule.window), "--dates-per-task", self.schedule.per_task]
+        return ["run", "--job", JOB, *span, *size, "--allow-partial", "--detach", *more]
 
     def _places(self, ledger_url: str) -> dict[str, str]:
         home = self._place.home

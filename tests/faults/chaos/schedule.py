@@ -129,6 +129,7 @@ class Schedule:
     ledger: str  #: sqlite or postgres
     warehouse: str  #: local or bigquery
     window: int
+    per_task: str  #: dates a task, as the command is told
     in_flight: int
     preflight: bool
     strangers: bool  #: every process believes itself on a host of its own: nobody is known to be dead
@@ -156,7 +157,7 @@ class Schedule:
             )
             if on
         ]
-        world = f"{self.ledger}, {self.warehouse}, windows of {self.window}, {self.in_flight} in flight"
+        world = f"{self.ledger}, {self.warehouse}, windows of {self.window}, {self.in_flight} in flight, {self.per_task} a task"
         return [
             "; ".join([world, *more]),
             f"dates: {kinds}",
@@ -175,7 +176,8 @@ def make_schedule(seed: int, *, emulated_one_in: int = 16) -> Schedule:
         shape=shape,
         ledger="postgres" if random.random() < 0.4 else "sqlite",
         warehouse="bigquery" if bigquery else "local",
-        window=random.choice([1, 2, 2, 3, 3, 4]),
+        window=random.choice([1, 2, 2, 3, 3, 4, 6]),
+        per_task=random.choice(["1", "2", "3", "6", "auto"]),
         in_flight=random.randint(1, 3),
         preflight=random.random() < 0.8,
         strangers=strangers,

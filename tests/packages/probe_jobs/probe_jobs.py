@@ -25,8 +25,13 @@ def process(batch: Batch) -> pd.DataFrame:
         name, _, argument = trick.partition(":")
         TRICKS[name](batch, argument)
     rows = batch.rows.assign(source=batch.rows["_source"])
+    made = [spoilt(of_day) for _, of_day in rows.groupby("day")]
+    return pd.concat(made) if all(isinstance(one, pd.DataFrame) for one in made) else made
+
+
+def spoilt(rows: pd.DataFrame) -> pd.DataFrame:
     made = rows[["name", "day", "value", "source"]]
-    return OUTPUT_TRICKS.get(str(batch.rows["spoil"].iloc[0]), lambda frame: frame)(made)
+    return OUTPUT_TRICKS.get(str(rows["spoil"].iloc[0]), lambda frame: frame)(made)
 
 
 def first_time(name: str) -> bool:
