@@ -222,10 +222,18 @@ class Lab:
         fallback: Fallback | None = None,
         because: str | None = None,
         reprocess: Reprocess = Reprocess.FAILED,
+        dates_per_task: int | None = 1,
     ) -> Progress:
         """Run the days sequentially, by default without pre-flight: the gate is what is on trial."""
         request = self.request(days, job, fallback=fallback, forced_because=because, reprocess=reprocess)
-        launch = Launch(request=request, window=window, workers=1, sequential=True, preflight=preflight)
+        launch = Launch(
+            request=request,
+            window=window,
+            workers=1,
+            sequential=True,
+            preflight=preflight,
+            dates_per_task=dates_per_task,
+        )
         plan = decide(launch, find_job(job), self.site)
         refuse_blocked(plan, allow_partial=allow_partial)
         with end_told(self.site) as opened:

@@ -21,9 +21,15 @@ from common.options import RunOptions
 from common.schema import TableName, to_arrow
 from common.warehouse.base import StagedFile
 from worker.deps import Deps
-from worker.sources import SourceCheck, alike, check_sources, read_inputs, read_rows
+from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
 
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+
+
+class DatesMixed(ProcessFailed):
+    """Rows of one date may be among those of another that was processed with it."""
+
+
 ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
 
@@ -81,16 +87,51 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
         rows=read_rows(deps.warehouse, job, checks, days),
         inputs=read_inputs(deps.warehouse, job, days),
     )
-    made = job.process(batch)
-    if not isinstance(made, pd.DataFrame):  # pyright: ignore[reportUnnecessaryIsInstance] - an author may err
+    if len(days) > 1:
+        dated, entity = read_columns(job, checks[days[0]])
+        given = batch.rows[[dated, entity]].set_axis(["day", "entity"], axis="columns")  # before `process` may alter it
+        rows = _checked(job, job.process(batch), days)
+        _refuse_mixed(job, given, rows)
+    else:
+        rows = _checked(job, job.process(batch), days)
+    return _by_day(rows, job.target.date_column, days)
+
+
+def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
+    """What `process` returned, in the target's types and in order. Raises `ProcessFailed` for what it may not return."""
+    if not isinstance(made, pd.DataFrame):
         raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=_only(days))
     rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}")
     dated = job.target.date_column
     strangers = set(rows[dated].unique().to_pylist()) - set(days)
     if strangers:
         raise ProcessFailed(f"process returned rows of other dates: {sorted(map(str, strangers))[:3]}", day=_only(days))
-    ordered = rows.sort_by([(name, "ascending") for name in dict.fromkeys((dated, *job.target.key))])
-    return _by_day(ordered, dated, days)
+    return rows.sort_by([(name, "ascending") for name in dict.fromkeys((dated, *job.target.key))])
+
+
+def _refuse_mixed(job: Job, given: pd.DataFrame, rows: pa.Table) -> None:
+    """Raises `DatesMixed` when a row seems to be another date's.
+
+    Alone, a date can't be given the rows of another: they are rows of a date that was not asked for. Together, a row
+    may have been misdated whose entity was read for another date only, or that is there twice, or whose date has
+    nothing otherwise: processing the dates alone will show.
+    """
+    dated = job.target.date_column
+    keys = rows.select(list(dict.fromkeys((dated, *job.target.key)))).group_by([dated, *job.target.key]).aggregate([])
+    if keys.num_rows < rows.num_rows:
+        raise DatesMixed("some rows have the same key")
+    made = rows.select([dated, job.entity]).to_pandas(date_as_object=False)
+    made = made.set_axis(["day", "entity"], axis="columns").drop_duplicates()
+    given, made = (frame.astype({"day": "datetime64[s]", "entity": "str"}) for frame in (given, made))
+    if lacking := set(given["day"]) - set(made["day"]):
+        raise DatesMixed(f"no rows for {min(lacking):%Y-%m-%d}")
+    elsewhere = made[made["entity"].isin(given["entity"])].merge(
+        given.drop_duplicates(), on=["day", "entity"], how="left", indicator="found"
+    )
+    strange = elsewhere[elsewhere["found"] == "left_only"]
+    if len(strange):
+        first = strange.iloc[0]
+        raise DatesMixed(f"{first['entity']} on {first['day']:%Y-%m-%d} was read for another date only")
 
 
 def _only(days: Sequence[date]) -> date | None:

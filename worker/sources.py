@@ -107,6 +107,12 @@ def alike(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
     return [tuple(days) for days in found.values()]
 
 
+def read_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
+    """The columns of date and entity of the rows that `read_rows` returns."""
+    chosen = job.source(check.choice.source)
+    return chosen.date_column, job.source_entity(chosen)
+
+
 def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
     """The rows to process of dates that have the same sources, in the order of date and entity.
 
@@ -114,7 +120,7 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
     """
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
-    entity, dated = job.source_entity(chosen), chosen.date_column
+    dated, entity = read_columns(job, checks[days[0]])
     rows = _rows_of(warehouse, job, chosen, days)
     if choice.fill_from is not None:
         other = job.source(choice.fill_from)

@@ -111,7 +111,7 @@ class Points:
         from common.staging import Staging
         from common.warehouse.bigquery import BigQueryWarehouse
         from common.warehouse.local import LocalWarehouse
-        from worker import process
+        from worker import build
 
         for point in POINTS:
             kind, _, name = point.partition(".")
@@ -127,7 +127,7 @@ class Points:
             elif kind == "broker":
                 self.wrap(CeleryDispatcher, name, point)
         self.wrap(os, "fsync", "file.sync")
-        self.wrap(process, "_rows", "job.process")
+        self.wrap(build, "_rows", "job.process")
         self.wrap(Scheduler, "tick", "beat.tick")
         self._wrap_commits()
 

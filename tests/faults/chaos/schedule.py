@@ -157,9 +157,9 @@ class Schedule:
             )
             if on
         ]
-        world = f"{self.ledger}, {self.warehouse}, windows of {self.window}, {self.in_flight} in flight, {self.per_task} a task"
+        size = f"windows of {self.window}, {self.in_flight} in flight, {self.per_task} a task"
         return [
-            "; ".join([world, *more]),
+            "; ".join([f"{self.ledger}, {self.warehouse}, {size}", *more]),
             f"dates: {kinds}",
             *(fault.in_words() for fault in self.faults or ()),
             *(() if self.faults else ("no fault",)),

@@ -1,0 +1,294 @@
+"""Several dates in one task: the same tables, whatever the number, and each date's fate its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from common.clock import utcnow
+from common.coverage import Fallback
+from common.dates import DateRange
+from common.job import Batch, Job, find_job
+from common.ledger import DateState, Ledger, RunState
+from common.processes import identity
+from common.warehouse.local import LocalWarehouse
+from producer.demo.season import load_season
+from producer.plan import Reprocess
+from tests.builders import claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
+from tests.lab import Lab, players
+from worker import process as processing
+from worker.process import TryAgain, process_dates
+
+DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
+TARGET = "probe.probe"
+FACTORS = "nba_precompute.player_composite_factors"
+AROUND_THE_INCIDENT = DateRange(start=date(2023, 2, 8), through=date(2023, 2, 28))
+
+
+def prepare(lab: Lab, days: Sequence[date] = DAYS) -> None:
+    for day in days:
+        lab.probe("expected", day, players(4))
+        lab.probe("first", day, players(4))
+
+
+def states(lab: Lab, run: str) -> list[str]:
+    return [row.state.value for row in lab.site.ledger.dates(run)]
+
+
+def soon() -> datetime:
+    return utcnow() + timedelta(minutes=1)
+
+
+class Seen:
+    """A job like the probe job that remembers which dates were processed together."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[tuple[date, ...]] = []
+        original = find_job("probe")
+
+        def process(batch: Batch) -> Any:
+            self.batches.append(batch.days)
+            return original.process(batch)
+
+        job = replace(original, process=process)
+
+        def found(name: str) -> Job:
+            return job
+
+        monkeypatch.setattr(processing, "find_job", found)
+
+
+# -- the same tables --
+
+
+def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dates_a_task(lab: Lab) -> None:
+    warehouse = lab.site.warehouse
+    assert isinstance(warehouse, LocalWarehouse)
+    load_season(warehouse, AROUND_THE_INCIDENT)
+    days = AROUND_THE_INCIDENT.days()
+    found: dict[int | None, dict[str, bytes]] = {}
+    reasons: dict[int | None, list[tuple[Any, ...]]] = {}
+    for number in (1, 2, 5, 30, None):
+        progress = lab.run(days, dates_per_task=number, window=20, reprocess=Reprocess.ALL)
+        rows = lab.site.ledger.dates(progress.run.id)
+        reasons[number] = [(one.day, one.state, one.source, one.found, one.matched, one.inputs) for one in rows]
+        found[number] = lab.table_bytes(FACTORS)
+        lab.drop(FACTORS)
+        (lab.home / "dropped-player_composite_factors").rename(lab.home / f"dropped-{number}")
+    assert len(found[1]) == 15
+    assert all(tables == found[1] for tables in found.values())
+    assert all(told == reasons[1] for told in reasons.values())
+    assert {source for _, _, source, *_ in reasons[1]} == {"upcoming", "derived", None}
+
+
+def test_dates_whose_sources_differ_are_processed_apart(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[1], players(1))
+    lab.probe("second", DAYS[1], players(4))
+    run, deps, _ = lab.opened(DAYS, "probe")
+    seen = Seen(monkeypatch)
+
+    process_dates(run.id, DAYS, deps)
+
+    assert sorted(seen.batches) == [(DAYS[0], *DAYS[2:]), (DAYS[1],)]
+    assert states(lab, run.id) == ["staged"] * 6
+
+
+def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
+    for n, day in enumerate(DAYS[:3]):
+        lab.probe("expected", day, players(4))
+        lab.probe("first", day, players(4)[n : n + 2])
+        lab.probe("second", day, players(4))
+    for number in (1, 3):
+        lab.run(DAYS[:3], "probe", fallback=Fallback.FILL, dates_per_task=number, reprocess=Reprocess.ALL)
+        of_first = [
+            [row["name"] for row in lab.published(TARGET, day, "day") if row["source"] == "first"] for day in DAYS[:3]
+        ]
+        assert of_first == [players(4)[n : n + 2] for n in range(3)]
+
+
+# -- each date's fate is its own --
+
+
+@pytest.mark.parametrize(
+    ("spoil", "trick", "error"),
+    [
+        ("", "raise", "RuntimeError: no luck"),
+        ("wrong day", None, "rows of other dates"),
+        ("no frame", None, "not a DataFrame"),
+    ],
+)
+def test_a_date_that_fails_fails_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, spoil: str, trick: str | None, error: str
+) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[2], players(4), spoil=spoil, trick=trick)
+    run, deps, _ = lab.opened(DAYS, "probe")
+    seen = Seen(monkeypatch)
+
+    outcomes = process_dates(run.id, DAYS, deps)
+
+    assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == states(lab, run.id)
+    assert states(lab, run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
+    (failed,) = lab.site.ledger.dates(run.id, states=[DateState.FAILED])
+    assert error in (failed.error or "")
+    assert len(seen.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
+
+
+def test_a_job_that_always_mixes_dates_is_processed_date_by_date(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, day in enumerate(DAYS[:3]):
+        lab.probe("expected", day, players(4, f"on{n}-"))
+        lab.probe("first", day, players(4, f"on{n}-"), spoil="wrong day" if n == 1 else "")
+    run, deps, _ = lab.opened(DAYS[:3], "probe")
+
+    process_dates(run.id, DAYS[:3], deps)
+
+    rows = lab.site.ledger.dates(run.id)
+    assert [row.state.value for row in rows] == ["staged", "failed", "staged"]
+    assert [row.rows for row in rows] == [4, None, 4]
+
+
+def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_date(lab: Lab) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[4], players(4), trick="transient:9")
+    run, deps, _ = lab.opened(DAYS, "probe")
+
+    with pytest.raises(TryAgain):
+        process_dates(run.id, DAYS, deps)
+    assert states(lab, run.id) == ["queued"] * 6
+
+    process_dates(run.id, DAYS, deps, retries=deps.settings.max_retries)
+    assert states(lab, run.id) == ["staged"] * 4 + ["failed", "staged"]
+
+
+def test_what_is_not_allowed_fails_all_of_them_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[0], players(4), trick="forbid")
+    run, deps, _ = lab.opened(DAYS, "probe")
+    seen = Seen(monkeypatch)
+
+    process_dates(run.id, DAYS, deps)
+
+    assert states(lab, run.id) == ["failed"] * 6
+    assert len(seen.batches) == 1
+
+
+def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS, "probe")
+    ledger = lab.site.ledger
+    original = find_job("probe").process
+
+    def process(batch: Batch) -> Any:
+        ledger.cancel_run(run.id, by="somebody", now=True)
+        return original(batch)
+
+    monkeypatch.setattr(processing, "find_job", lambda name: replace(find_job("probe"), process=process))
+
+    outcomes = process_dates(run.id, DAYS, deps)
+
+    assert {one.state for one in outcomes} == {processing.NOT_OURS}
+    assert states(lab, run.id) == ["cancelled"] * 6
+    assert not list((lab.home / "staging").rglob("*.parquet"))
+
+
+def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_once(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS, "probe")
+    assert claim_date(lab.site.ledger, run, DAYS[1], identity(os.getppid()), soon())
+
+    with pytest.raises(TryAgain):
+        process_dates(run.id, DAYS, deps)
+
+    assert states(lab, run.id) == ["staged", "processing", *["staged"] * 4]
+
+
+# -- how they are claimed --
+
+
+def claim(ledger: Ledger, run: Any, days: Sequence[date], owner: str, *, is_dead: Any = everyone_lives) -> list[date]:
+    return [row.day for row in ledger.claim_dates(run.id, days, owner, soon(), is_dead=is_dead, max_deaths=3)]
+
+
+def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_last(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    assert claim(ledger, run, DAYS[2:4], "dead") == DAYS[2:4]
+
+    assert claim(ledger, run, DAYS, "worker", is_dead=everyone_is_dead) == [*DAYS[:2], *DAYS[4:]]
+    assert claim(ledger, run, DAYS[2:4], "worker", is_dead=everyone_is_dead) == [DAYS[2]]
+    assert claim(ledger, run, DAYS[2:4], "other") == []
+    assert claim(ledger, run, DAYS[3:4], "worker", is_dead=everyone_is_dead) == [DAYS[3]]
+    assert [row.deaths for row in ledger.dates(run.id)] == [0, 0, 1, 1, 0, 0]
+
+
+def test_dates_that_are_another_s_or_done_are_left_out(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    assert claim(ledger, run, DAYS[:1], "other") == DAYS[:1]
+    staged_date(ledger, run, DAYS[1])
+
+    assert claim(ledger, run, DAYS, "worker") == DAYS[2:]
+    assert claim(ledger, run, DAYS, "worker") == DAYS[2:]  # its own: what it could not end
+
+
+def test_what_a_worker_leaves_is_what_it_still_holds(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    claim(ledger, run, DAYS[:2], "worker")
+    claim(ledger, run, DAYS[2:3], "other")
+
+    ends = {day: (DateState.SKIPPED, {"reason": str(day)}) for day in DAYS}
+    assert ledger.leave_dates(run.id, ends, owner="worker") == frozenset(DAYS[:2])
+    assert [row.state.value for row in ledger.dates(run.id)] == ["skipped"] * 2 + ["processing"] + ["queued"] * 3
+
+
+def test_dates_given_back_of_a_run_that_is_being_cancelled_are_cancelled(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    claim(ledger, run, DAYS, "worker")
+    ledger.cancel_run(run.id, by="somebody")
+
+    ledger.move_dates(run.id, DAYS, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
+
+    assert {row.state for row in ledger.dates(run.id)} == {DateState.CANCELLED}
+    assert ledger.run(run.id).state is RunState.CANCELLING
+
+
+# -- what a task has --
+
+
+def test_a_job_s_pace_is_that_of_the_run_lately_or_of_the_runs_before(ledger: Ledger) -> None:
+    first = queued_run(ledger, DAYS)
+    assert ledger.pace(first, 1) is None
+
+    for day, seconds in zip(DAYS[:3], (9.0, 0.2, 0.1), strict=True):
+        claim(ledger, first, [day], "worker")
+        facts = {"checksum": "c" * 64, "seconds": seconds}
+        ledger.leave_dates(first.id, {day: (DateState.STAGED, facts)}, owner="worker")
+    assert ledger.pace(first, 1) == 0.2
+
+    later = queued_run(ledger, [day + timedelta(days=100) for day in DAYS])
+    assert ledger.pace(later, 1) == 0.2
+
+
+@pytest.mark.parametrize("text", ["0", "some"])
+def test_dates_per_task_that_are_none_are_refused_in_one_line(lab: Lab, text: str) -> None:
+    prepare(lab)
+    refused = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), "--dates-per-task", text)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "or auto" in refused.stderr
+    set_wrong = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), BACKFILL_DATES_PER_TASK=text)
+    assert (set_wrong.returncode, len(set_wrong.stderr.splitlines())) == (2, 1)
+    assert "BACKFILL_DATES_PER_TASK" in set_wrong.stderr
+    assert lab.site.ledger.latest_runs() == []
+
+
+def test_tasks_of_an_embedded_run_have_as_many_dates_as_asked_for(lab: Lab) -> None:
+    prepare(lab)
+    ran = lab.command("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--dates-per-task", "4")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = lab.site.ledger.dates(lab.site.ledger.latest_runs()[0].id)
+    assert [row.state for row in rows] == [DateState.CHECKPOINTED] * 6
+    assert len({row.started_at for row in rows}) == 2  # dates of one task are claimed at one moment
