@@ -98,7 +98,7 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
 
 
 def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
-    """What `process` returned, in the target's types and in order. Raises `ProcessFailed` for what it may not return."""
+    """What `process` returned, in the target's types and in order. Raises `ProcessFailed` for what it must not be."""
     if not isinstance(made, pd.DataFrame):
         raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=_only(days))
     rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}")
