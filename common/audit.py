@@ -18,7 +18,7 @@ from common.dates import describe, hull, ranges, windows
 from common.errors import UserError
 from common.job import CalendarFacts, Job
 from common.ledger import Checkpoint, Ledger, NewFlag
-from common.measure import MATCHED, calendar_facts, truth_scan
+from common.measure import calendar_facts, truth_scan
 from common.schema import TableName
 from common.warehouse.base import Scan, Warehouse, need_table
 
@@ -27,6 +27,13 @@ NAMES_KEPT = 12  #: of the missing entities of one date
 AUDIT = "audit"  #: who clears a flag whose date was found to be as it should be
 
 KEYS: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
+
+MATCHED = """
+    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS expected, COUNT(DISTINCT p.entity) AS matched
+    FROM truth AS t LEFT JOIN published AS p ON p.day = t.day AND p.entity = t.entity
+    WHERE t.entity IS NOT NULL
+    GROUP BY t.day
+"""
 
 SOME_MISSING = """
     SELECT day, CAST(entity AS STRING) AS entity FROM (
@@ -324,7 +331,7 @@ def _matched(job: Job, days: Sequence[date], warehouse: Warehouse, *, has_target
     """By day, the expected entities and those of them that are published; a day without any is not in it."""
     # Without a target the truth stands in for it: what it then has in common with itself is not looked at.
     truth = truth_scan(job, days)
-    scans = {"truth": truth, "staged": _published(job, days) if has_target else truth}
+    scans = {"truth": truth, "published": _published(job, days) if has_target else truth}
     found = warehouse.query(MATCHED, scans=scans).to_pylist()
     return {row["day"]: (row["expected"], row["matched"] if has_target else 0) for row in found}
 

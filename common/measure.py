@@ -14,7 +14,7 @@ from common.dates import ONE_DAY, DateRange, ranges
 from common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
 from common.job import CalendarFacts, Job, Source
 from common.schema import ColumnType, TableName, Types
-from common.warehouse.base import Scan, StagedFile, StagedScan, TableInfo, Warehouse, need_table
+from common.warehouse.base import Scan, TableInfo, Warehouse, need_table
 
 SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
 
@@ -43,20 +43,6 @@ EVENTS = """
 
 SEASONS = """
     SELECT season, MIN(day) AS opens FROM calendar WHERE kind = @kind GROUP BY season
-"""
-
-MATCHED = """
-    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS expected, COUNT(DISTINCT s.entity) AS matched
-    FROM truth AS t LEFT JOIN staged AS s ON s.day = t.day AND s.entity = t.entity
-    WHERE t.entity IS NOT NULL
-    GROUP BY t.day
-"""
-
-MISSING = """
-    SELECT DISTINCT t.day AS day, CAST(t.entity AS STRING) AS entity
-    FROM truth AS t LEFT JOIN staged AS s ON s.day = t.day AND s.entity = t.entity
-    WHERE t.entity IS NOT NULL AND s.entity IS NULL
-    ORDER BY day, entity
 """
 
 
@@ -200,12 +186,16 @@ def found_counts(
 
 def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
     """The distinct entities by day, as text. The scan has the columns `day` and `entity`."""
-    found: dict[date, set[str]] = {}
-    rows = warehouse.read(scan)
-    for day, entity in zip(rows["day"].to_pylist(), rows["entity"].to_pylist(), strict=True):
-        if day is not None and entity is not None:
-            found.setdefault(day, set()).add(str(entity))
-    return {day: frozenset(names) for day, names in found.items()}
+    found: dict[date | None, set[str]] = {}
+    for rows in warehouse.read(scan).to_batches():
+        days: list[date | None] = rows["day"].unique().to_pylist()
+        if len(days) == 1:  # as partitions are read one after the other
+            found.setdefault(days[0], set()).update(map(str, rows["entity"].drop_null().to_pylist()))
+            continue
+        for day, entity in zip(rows["day"].to_pylist(), rows["entity"].to_pylist(), strict=True):
+            if entity is not None:
+                found.setdefault(day, set()).add(str(entity))
+    return {day: frozenset(names) for day, names in found.items() if day is not None and names}
 
 
 def calendar_events(
@@ -251,20 +241,30 @@ class Match:
     missing: tuple[str, ...]
 
 
-def match_staged(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> dict[date, Match]:
-    """Recount staged rows against the expectation, read anew. Days with nothing expected are not in it."""
-    days = [staged.day for staged in files]
-    scans = {
-        "truth": truth_scan(job, days),
-        "staged": StagedScan(files=tuple(files), columns={"day": job.target.date_column, "entity": job.entity}),
-    }
+def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table) -> dict[date, Match]:
+    """Compare rows of the target on the days with the expectation, read anew, by entity as text.
+
+    Days with nothing expected are not in it.
+    """
+    truth = _who_is_when(warehouse.read(truth_scan(job, days)), "day", "entity")
+    there = _who_is_when(rows, job.target.date_column, job.entity)
     missing: dict[date, list[str]] = {}
-    for row in warehouse.query(MISSING, scans=scans).to_pylist():
+    absent = truth.join(there, ["day", "entity"], join_type="left anti", use_threads=False)
+    for row in absent.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
         missing.setdefault(row["day"], []).append(row["entity"])
-    return {
-        row["day"]: Match(expected=row["expected"], matched=row["matched"], missing=tuple(missing.get(row["day"], ())))
-        for row in warehouse.query(MATCHED, scans=scans).to_pylist()
-    }
+    counted = truth.group_by("day", use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    found: dict[date, Match] = {}
+    for row in counted:
+        lacking = tuple(missing.get(row["day"], ()))
+        found[row["day"]] = Match(expected=row["count_all"], matched=row["count_all"] - len(lacking), missing=lacking)
+    return found
+
+
+def _who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
+    """Each entity, as text, once for each of its days."""
+    columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
+    named = pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()
+    return named.group_by(["day", "entity"], use_threads=False).aggregate([])
 
 
 def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:

@@ -6,6 +6,7 @@ The chord is the fast path, never the truth: its body is told a run and a window
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,12 +156,12 @@ class CeleryDispatcher:
             )
             for days in batches
         ]
-        with _sending():
+        with sending():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
             chord(headers, app=self._app)(self._gate(run, number, job))
 
     def at_broker(self, run: str, *, queue: str) -> AtBroker:
-        with _sending(), self._client() as client:
+        with sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(_sent_key(run))
             pipe.llen(queue)
@@ -171,7 +172,7 @@ class CeleryDispatcher:
 
     def waiting(self, queue: str) -> int:
         """How many messages wait in the queue."""
-        with _sending(), self._client() as client:
+        with sending(), self._client() as client:
             return client.llen(queue)
 
     def _note_sent(self, run: str, number: int) -> None:
@@ -188,11 +189,11 @@ class CeleryDispatcher:
             yield connection.default_channel.client
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
-        with _sending():
+        with sending():
             self._gate(run, number, job).apply_async()
 
     def send_work(self, name: str, *, queue: str, expires: float) -> None:
-        with _sending():
+        with sending():
             self._app.send_task(
                 MAINTAIN,
                 args=(name,),
@@ -205,7 +206,7 @@ class CeleryDispatcher:
 
     def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
         """Have the run reconciled; a message that is not taken up within so many seconds is dropped."""
-        with _sending():
+        with sending():
             self._app.send_task(
                 RECONCILE,
                 args=(run, lost_tasks),
@@ -224,7 +225,7 @@ class CeleryDispatcher:
             raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
     def send_after_run(self, run: str) -> None:
-        with _sending():
+        with sending():
             self._app.send_task(
                 AFTER_RUN,
                 args=(run,),
@@ -252,11 +253,21 @@ def _sent_key(run: str) -> str:
 
 
 @contextmanager
-def _sending() -> Generator[None]:
+def sending() -> Generator[None]:
     try:
         yield
     except (KombuError, RedisError, OSError) as exc:
         raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+    except AttributeError as exc:
+        if not _raised_in_kombu(exc):
+            raise
+        raise BrokerUnavailable("the broker does not take tasks: its connection was lost meanwhile") from exc
+
+
+def _raised_in_kombu(exc: BaseException) -> bool:
+    """Whether kombu raised it: a channel whose connection was just given up is one without attributes."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] == "kombu"
 
 
 @dataclass(frozen=True, kw_only=True)

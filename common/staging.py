@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
-from common.errors import OutsideRoot, UserError
+from common.errors import OutsideRoot, StagedFileLost, UserError
 from common.objects import open_store
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of, parquet_bytes
+from common.warehouse.staged import staged_rows
 
 log = structlog.get_logger()
 
@@ -47,15 +48,16 @@ class Staging:
         """Where that attempt's rows are: an attempt never overwrites another's."""
         return self._store.location(_key(run, day, attempt))
 
-    def is_intact(self, staged: StagedFile) -> bool:
-        """Whether the file is there and is what was staged; one outside of the staging never is."""
+    def rows(self, staged: StagedFile) -> pa.Table:
+        """What was staged. Raises `StagedFileLost` when it is gone, is something else, or is not in this staging."""
         try:
-            return checksum_of(self._store.read(staged.location)) == staged.checksum
-        except FileNotFoundError:
-            return False
+            data = self._store.read(staged.location)
+        except FileNotFoundError as exc:
+            raise StagedFileLost("the staged file is gone", day=staged.day) from exc
         except OutsideRoot as exc:
             log.error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
-            return False
+            raise StagedFileLost(str(exc), day=staged.day) from exc
+        return staged_rows(staged, data)
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
         """Move a refused file where it can be inspected, and tell where; doing so again changes nothing."""

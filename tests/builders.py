@@ -16,6 +16,7 @@ import pyarrow as pa
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.dates import DateRange, windows
+from common.errors import StagedFileLost
 from common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
 from common.schema import TableName
 from common.staging import Staging
@@ -60,6 +61,14 @@ def counts(warehouse: Warehouse, *days: date, table: TableName = TABLE) -> dict[
 
 def staged(staging: Staging, day: date, *, players: int = 3, score: float = 1.0, attempt: int = 1) -> StagedFile:
     return staging.write("run-1", day, attempt, rows_of(day, players=players, score=score))
+
+
+def is_intact(staging: Staging, file: StagedFile) -> bool:
+    """Whether what was staged is there."""
+    try:
+        return staging.rows(file).num_rows == file.rows
+    except StagedFileLost:
+        return False
 
 
 def tree(root: Path) -> dict[str, bytes]:

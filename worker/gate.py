@@ -8,12 +8,13 @@ state it expects.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
 from typing import Any
 
+import pyarrow as pa
 import structlog
 
 from common.advance import open_next, send_days
@@ -28,7 +29,7 @@ from common.options import RunOptions
 from common.processes import is_dead
 from common.recover import still_published
 from common.schema import TableName
-from common.warehouse.base import Receipt, StagedFile
+from common.warehouse.base import Receipt
 from worker.after_run import hand_over
 from worker.build import MOST_MISSING_NAMES
 from worker.deps import Deps
@@ -174,8 +175,9 @@ def _settle(window: _Held, dates: Sequence[DateRow], *, last_try: bool) -> list[
     kept = still_published(published, window.job, deps.warehouse)  # an earlier gate died here; who knows when
     deps.ledger.checkpoint(run.id, kept, gate=(window.number, deps.owner))
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
-    files = {day: row.staged_file() for day, row in staged.items()}
-    judged, lost = _judge_whole(window, files, last_try=last_try)
+    tables, lost = _read(staged.values(), deps)
+    judged = _judge(window, tables, last_try=last_try)
+    del tables  # the rows are not needed to publish their files
     window.hold()
     deps.ledger.note_verdicts(run.id, _noted(judged), gate=(window.number, deps.owner))
     _block(window, judged, staged)
@@ -187,27 +189,28 @@ def _settle(window: _Held, dates: Sequence[DateRow], *, last_try: bool) -> list[
     return again
 
 
-def _judge_whole(window: _Held, files: Mapping[date, StagedFile], *, last_try: bool) -> tuple[_Judged, frozenset[date]]:
-    """The verdicts on the files that are whole, and the days of those that are not."""
-    lost = {day for day, file in files.items() if not window.deps.staging.is_intact(file)}
-    while True:
-        whole = [file for day, file in files.items() if day not in lost]
+def _read(staged: Iterable[DateRow], deps: Deps) -> tuple[dict[date, pa.Table], frozenset[date]]:
+    """What was staged, by its day, and the days of which it is lost."""
+    found: dict[date, pa.Table] = {}
+    lost: set[date] = set()
+    for row in staged:
         try:
-            return _judge(window, whole, last_try=last_try), frozenset(lost)
-        except StagedFileLost as exc:  # lost since it was looked at
-            lost.add(exc.file_day)
+            found[row.day] = deps.staging.rows(row.staged_file())
+        except StagedFileLost:
+            lost.add(row.day)
+    return found, frozenset(lost)
 
 
-def _judge(window: _Held, files: Sequence[StagedFile], *, last_try: bool) -> _Judged:
-    """A verdict for each file's date; without a readable expectation, every one of them is blocked."""
+def _judge(window: _Held, staged: Mapping[date, pa.Table], *, last_try: bool) -> _Judged:
+    """A verdict for each date's rows; without a readable expectation, every one of them is blocked."""
     unreadable = (ExpectationUnreadable, *((Retryable,) if last_try else ()))
     options = RunOptions.restored(window.run.options)
     try:
-        counts = recount(window.deps.warehouse, window.job, files, with_calendar=options.calendar)
+        counts = recount(window.deps.warehouse, window.job, staged, with_calendar=options.calendar)
     except unreadable as exc:
         log.error("expectation_unreadable", error=str(exc))
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
-        return _Judged(verdicts={staged.day: blocked for staged in files})
+        return _Judged(verdicts=dict.fromkeys(staged, blocked))
     verdicts = {
         day: judge(counted, policy=options.policy, forced_because=options.forced_because)
         for day, counted in counts.items()

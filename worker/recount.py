@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pandera.errors
 import pyarrow as pa
@@ -12,73 +15,102 @@ import pyarrow.compute as pc
 
 from common.coverage import Recount
 from common.job import Job
-from common.measure import Match, calendar_events, match_staged, reading_expectation
+from common.measure import Match, calendar_events, match_rows, reading_expectation
 from common.schema import arrow_schema, pandera_schema
-from common.warehouse.base import StagedFile, Warehouse
-from common.warehouse.staged import read_staged
+from common.warehouse.base import Warehouse
+
+PLACE = "place of its day"  #: a column of ours: no column of a table has spaces in its name
 
 
 def recount(
-    warehouse: Warehouse, job: Job, files: Sequence[StagedFile], *, with_calendar: bool = False
+    warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table], *, with_calendar: bool = False
 ) -> dict[date, Recount]:
-    """What the staged files hold, against the expectation as it is now; one entry for each file's day.
+    """What staged rows hold, by the day they were staged for, against the expectation as it is now.
 
     `with_calendar`: the calendar was there when the run was planned, so it must be now.
 
-    Raises `ExpectationUnreadable`, `StagedFileLost`.
+    Raises `ExpectationUnreadable`.
     """
-    if not files:
-        return {}
-    days = [staged.day for staged in files]
-    tables = {staged.day: read_staged(staged) for staged in files}
-    sound, misshapen = _split(job, files, tables)
+    sound, misshapen = _split(job, staged)
+    rows = _Rows(days=tuple(sound), table=_one_table(sound)) if sound else None
     with reading_expectation():
-        matches = match_staged(warehouse, job, sound) if sound else {}
-        calendar = calendar_events(warehouse, job, days, must_exist=with_calendar)
-    rows = {staged.day: tables[staged.day] for staged in sound}
-    broken = _broken_rows(job, rows)
+        calendar = calendar_events(warehouse, job, list(staged), must_exist=with_calendar)
+        matches = match_rows(warehouse, job, rows.days, rows.table) if rows else {}
+    nulls = rows.null_keys(job) if rows else {}
+    duplicates = rows.duplicate_keys(job) if rows else {}
+    broken = _broken_rows(job, rows) if rows else {}
     nothing = Match(expected=0, matched=0, missing=())
 
-    def counted(staged: StagedFile) -> Recount:
-        match = matches.get(staged.day, nothing)
-        found = rows.get(staged.day)
+    def counted(day: date) -> Recount:
+        match = matches.get(day, nothing)
         return Recount(
-            truth=job.truth(match.expected, staged.day, calendar),
+            truth=job.truth(match.expected, day, calendar),
             matched=match.matched,
             missing=match.missing,
-            rows=staged.rows if found is None else found.num_rows,
-            null_keys=0 if found is None else _null_keys(job, found),
-            duplicate_keys=0 if found is None else _duplicate_keys(job, found),
-            schema_problem=misshapen.get(staged.day) or broken.get(staged.day),
+            rows=staged[day].num_rows,
+            null_keys=nulls.get(day, 0),
+            duplicate_keys=duplicates.get(day, 0),
+            schema_problem=misshapen.get(day) or broken.get(day),
         )
 
-    return {staged.day: counted(staged) for staged in files}
+    return {day: counted(day) for day in staged}
 
 
-def _split(
-    job: Job, files: Sequence[StagedFile], tables: Mapping[date, pa.Table]
-) -> tuple[list[StagedFile], dict[date, str]]:
-    """The files that have exactly the target's columns, and what is wrong with each of the others."""
+def _split(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Table], dict[date, str]]:
+    """The days whose rows have exactly the target's columns, and what is wrong with each of the others."""
     wanted = arrow_schema({name: column.type for name, column in job.target.columns.items()})
-    sound: list[StagedFile] = []
+    sound: dict[date, pa.Table] = {}
     misshapen: dict[date, str] = {}
-    for staged in files:
-        schema = tables[staged.day].schema
-        if schema.equals(wanted):
-            sound.append(staged)
+    for day, rows in staged.items():
+        if rows.schema.equals(wanted):
+            sound[day] = rows
         else:
-            misshapen[staged.day] = f"the columns are {', '.join(f'{f.name} {f.type}' for f in schema)}"
+            misshapen[day] = f"the columns are {', '.join(f'{f.name} {f.type}' for f in rows.schema)}"
     return sound, misshapen
 
 
-def _broken_rows(job: Job, rows: Mapping[date, pa.Table]) -> dict[date, str]:
+def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:
+    """All the rows; `PLACE` tells which of the days, as they are listed, each was staged for."""
+    places = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
+    return pa.concat_tables(staged.values()).append_column(PLACE, pa.array(places)).combine_chunks()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of several days in one table."""
+
+    days: tuple[date, ...]
+    table: pa.Table
+
+    def null_keys(self, job: Job) -> dict[date, int]:
+        has_null = np.zeros(self.table.num_rows, bool)
+        for name in job.target.key:
+            has_null |= pc.is_null(self.table[name]).to_numpy()
+        return self._by_day(self.places[has_null])
+
+    def duplicate_keys(self, job: Job) -> dict[date, int]:
+        counted = self.table.group_by([*job.target.key, PLACE], use_threads=False).aggregate([([], "count_all")])
+        return self._by_day(counted.filter(pc.field("count_all") > 1)[PLACE].to_numpy())
+
+    def days_at(self, positions: Iterable[int]) -> list[date]:
+        """The days that the rows at the positions were staged for."""
+        return [self.days[self.places[int(position)]] for position in positions]
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        return self.table[PLACE].to_numpy()
+
+    def _by_day(self, places: npt.NDArray[np.int64]) -> dict[date, int]:
+        counted = np.bincount(places, minlength=len(self.days)).tolist()
+        return dict(zip(self.days, counted, strict=True))
+
+
+def _broken_rows(job: Job, rows: _Rows) -> dict[date, str]:
     """The first rule of the output schema that each day's rows break, for the days that break one."""
-    if not rows:
-        return {}
-    frame = pa.concat_tables(rows.values()).to_pandas(types_mapper=pd.ArrowDtype)
-    dates = frame[job.target.date_column]
-    wrong_day = dates.ne(pd.Series(_days(rows), dtype=dates.dtype))
-    found = dict.fromkeys(_at(rows, frame.index[wrong_day]), "rows of another date")
+    frame = rows.table.drop_columns(PLACE).to_pandas(types_mapper=pd.ArrowDtype)
+    of_days = np.array(rows.days, "datetime64[D]")[rows.places]
+    wrong_day = rows.table[job.target.date_column].to_numpy() != of_days  # as is no date at all
+    found = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")
     try:
         pandera_schema(job.target.columns).validate(frame, lazy=True)
     except (pandera.errors.SchemaErrors, pandera.errors.SchemaError) as exc:
@@ -86,34 +118,14 @@ def _broken_rows(job: Job, rows: Mapping[date, pa.Table]) -> dict[date, str]:
     return found
 
 
-def _first_failures(
-    exc: pandera.errors.SchemaErrors | pandera.errors.SchemaError, rows: Mapping[date, pa.Table]
-) -> dict[date, str]:
+def _first_failures(exc: pandera.errors.SchemaErrors | pandera.errors.SchemaError, rows: _Rows) -> dict[date, str]:
     cases = exc.failure_cases
     if not isinstance(cases, pd.DataFrame) or "index" not in cases.columns or cases["index"].isna().any():
-        return dict.fromkeys(rows, str(exc).splitlines()[0])
+        return dict.fromkeys(rows.days, str(exc).splitlines()[0])
     found: dict[date, str] = {}
-    placed = cases.assign(day=_at(rows, cases["index"].astype(int)))
+    placed = cases.assign(day=rows.days_at(cases["index"].astype(int)))
     for day in dict.fromkeys(placed["day"]):
         of_day = placed[placed["day"] == day]
         first = of_day.iloc[0]
         found[day] = f"{first['column']} fails {first['check']} in {len(of_day)} row(s), e.g. {first['failure_case']}"
     return found
-
-
-def _days(rows: Mapping[date, pa.Table]) -> list[date]:
-    return [day for day, table in rows.items() for _ in range(table.num_rows)]
-
-
-def _at(rows: Mapping[date, pa.Table], positions: Iterable[int]) -> list[date]:
-    days = _days(rows)
-    return [days[int(position)] for position in positions]
-
-
-def _null_keys(job: Job, rows: pa.Table) -> int:
-    return rows.num_rows - rows.select(list(job.target.key)).drop_null().num_rows
-
-
-def _duplicate_keys(job: Job, rows: pa.Table) -> int:
-    counted = rows.group_by(list(job.target.key)).aggregate([([], "count_all")])
-    return counted.filter(pc.field("count_all") > 1).num_rows

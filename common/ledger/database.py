@@ -25,8 +25,17 @@ class Database:
         self._engine = engine
 
     @contextmanager
-    def _write(self) -> Generator[Connection]:
-        with translated(), self._engine.begin() as connection:
+    def _write(self, *, durable: bool = True) -> Generator[Connection]:
+        """A transaction. One that is not `durable` may be lost in a power cut, with what followed it and nothing else.
+
+        The next durable one makes it so as well. It suits what a worker holds and says of its work on SQLite: whatever
+        comes of that is proven, and made durable, by a gate.
+        """
+        with (
+            translated(),
+            self._engine.connect().execution_options(durable=durable) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager

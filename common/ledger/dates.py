@@ -7,7 +7,7 @@ from datetime import date, datetime
 from statistics import median
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, exists, func, select, true, update
+from sqlalchemy import RowMapping, and_, bindparam, exists, func, select, true, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
@@ -19,6 +19,23 @@ from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
 PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
+
+
+#: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
+OF_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
+CLAIMABLE = select(run_dates).where(OF_DAYS).order_by(run_dates.c.day).with_for_update()
+CLAIM = (
+    update(run_dates)
+    .where(OF_DAYS)
+    .values(
+        state=DateState.PROCESSING.value,
+        attempt=run_dates.c.attempt + 1,
+        deaths=bindparam("deaths_seen"),
+        lease_owner=bindparam("owner"),
+        lease_until=bindparam("until"),
+        started_at=bindparam("now"),
+    )
+)
 
 
 class Dates(Database):
@@ -61,9 +78,8 @@ class Dates(Database):
         """
         now = utcnow()
         of_run = run_dates.c.run_id == run_id
-        query = select(run_dates).where(of_run, run_dates.c.day.in_(list(days))).order_by(run_dates.c.day)
-        with self._write() as connection:
-            rows = connection.execute(query.with_for_update()).mappings().all()
+        with self._write(durable=False) as connection:
+            rows = connection.execute(CLAIMABLE, {"run": run_id, "days": list(days)}).mappings().all()
             if not rows or not run_is_on(connection, run_id):
                 return []
             deaths = {row["day"]: _deaths(row, owner, now, is_dead) for row in rows}
@@ -75,18 +91,16 @@ class Dates(Database):
             taken = [row for row in free if not deaths[row["day"]]] or free[:1]
             if not taken:
                 return []
-            values = {
-                "state": DateState.PROCESSING.value,
-                "deaths": deaths[taken[0]["day"]],
-                "lease_owner": owner,
-                "lease_until": until,
-                "started_at": now,
-            }
-            connection.execute(
-                update(run_dates)
-                .where(of_run, run_dates.c.day.in_([row["day"] for row in taken]))
-                .values(values | {"attempt": run_dates.c.attempt + 1})
-            )
+            which = {"run": run_id, "days": [row["day"] for row in taken]}
+            seen = deaths[taken[0]["day"]]
+            connection.execute(CLAIM, which | {"deaths_seen": seen, "owner": owner, "until": until, "now": now})
+        values = {
+            "state": DateState.PROCESSING.value,
+            "deaths": seen,
+            "lease_owner": owner,
+            "lease_until": until,
+            "started_at": now,
+        }
         return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
 
     def give_back(
@@ -203,7 +217,7 @@ class Dates(Database):
         Returns those that it did hold: the others are not its own any more.
         """
         left: set[date] = set()
-        with self._write() as connection:
+        with self._write(durable=False) as connection:
             for day, (to, facts) in sorted(ends.items()):
                 held = and_(
                     run_dates.c.run_id == run_id,

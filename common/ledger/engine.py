@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool
 
 from common.errors import LedgerUnusable, UserError
 from common.warehouse.files import locked
@@ -24,6 +23,7 @@ CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its
 HEAD = "0004"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for another's transaction on SQLite
+DURABLE = "durable"  #: option of a connection: whether what it commits must outlive a power cut at once
 ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
 
 
@@ -34,7 +34,7 @@ def make_engine(url: str) -> Engine:
         return _sqlite(parsed)
     patience = {} if "connect_timeout" in parsed.query else {"connect_timeout": CONNECTING_SECONDS}
     url_of_driver = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2)
+    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=-1)
 
 
 def parsed_url(url: str) -> URL:
@@ -56,21 +56,24 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise UserError(f"the ledger's folder can't be made: {exc.strerror}: {exc.filename}") from exc
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, poolclass=NullPool)
+    # Whoever is cut off may leave the pool without its connection: nobody is to wait for that.
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=2, max_overflow=-1)
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None  # the driver is not to begin transactions behind our back
         _write_ahead(connection)
-        connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
     @event.listens_for(engine, "begin")
     def began(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         # A transaction that reads and then writes must hold the write lock from its start, or SQLite fails it
         # at once, without waiting, when another one has written in between.
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            driver = connection.connection.cursor()
+            driver.execute(f"PRAGMA synchronous={'FULL' if options.get(DURABLE, True) else 'NORMAL'}")
+            driver.execute("BEGIN IMMEDIATE")
 
     return engine
 
@@ -117,12 +120,15 @@ def _upgrade(engine: Engine) -> None:
     config = _config()
     # SQLite changes a constraint by making the table anew, which the references to it must not prevent.
     migrating = _sqlite(engine.url, foreign_keys=False) if engine.dialect.name == "sqlite" else engine
-    with migrating.begin() as connection:
-        config.attributes["connection"] = connection
-        try:
+    try:
+        with migrating.begin() as connection:
+            config.attributes["connection"] = connection
             command.upgrade(config, "head")
-        except CommandError as exc:
-            raise LedgerUnusable(f"the ledger's tables can't be brought up to date: {exc}") from exc
+    except CommandError as exc:
+        raise LedgerUnusable(f"the ledger's tables can't be brought up to date: {exc}") from exc
+    finally:
+        if migrating is not engine:
+            migrating.dispose()
 
 
 def _refuse_foreign(engine: Engine, revision: str | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, bindparam, select, update
 
 from common.clock import utcnow
 from common.ledger.actions import cancelled_because, discards, in_words, record_action
@@ -20,6 +20,16 @@ from common.ledger.rows import dropped, locked_state, moved, run_moved
 from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
+HELD = (
+    select(run_dates.c.day, runs.c.state)
+    .join(runs, runs.c.id == run_dates.c.run_id)
+    .where(
+        run_dates.c.run_id == bindparam("run"),
+        run_dates.c.day.in_(bindparam("days", expanding=True)),
+        run_dates.c.state == DateState.PROCESSING.value,
+        run_dates.c.lease_owner == bindparam("owner"),
+    )
+)
 UNBEGUN = (DateState.PENDING, DateState.QUEUED)
 UNPUBLISHED = (*UNBEGUN, DateState.PROCESSING, DateState.STAGED)
 
@@ -124,9 +134,9 @@ class Orders(Database):
             run_dates.c.state == DateState.PROCESSING.value,
             run_dates.c.lease_owner == owner,
         )
-        held = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(these)
+        which = {"run": run_id, "days": list(days), "owner": owner}
         with self._read() as connection:  # which keeps nobody from writing; most of the time there is no order
-            found = connection.execute(held).all()
+            found = connection.execute(HELD, which).all()
         if all(row.state == RunState.RUNNING.value for row in found):
             return frozenset(row.day for row in found)
         with self._write() as connection:
@@ -134,7 +144,7 @@ class Orders(Database):
             run = locked_state(connection, run_id)
             order = order_of(run, begun=begun, discard=discards(connection, run_id))
             if order is Order.GO_ON:
-                return frozenset(row.day for row in connection.execute(held))
+                return frozenset(row.day for row in connection.execute(HELD, which))
             if order is Order.GIVE_BACK:
                 values = moved(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
             else:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, select, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
@@ -15,6 +15,7 @@ from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, Wi
 from common.ledger.tables import run_dates, runs
 
 Facts = Mapping[str, Any]
+STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 
 def moved(expect: DateState, to: DateState, facts: Facts) -> dict[str, Any]:
@@ -48,8 +49,7 @@ def dropped(why: str) -> dict[str, Any]:
 
 
 def run_is_on(connection: Connection, run_id: str) -> bool:
-    state = connection.execute(select(runs.c.state).where(runs.c.id == run_id)).scalar()
-    return state == RunState.RUNNING.value
+    return connection.execute(STATE, {"run": run_id}).scalar() == RunState.RUNNING.value
 
 
 def locked_state(connection: Connection, run_id: str) -> RunState:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import date
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
@@ -19,6 +19,8 @@ from common.ledger.records import NewRun, Progress, Run
 from common.ledger.rows import date_values, grouped_by_columns, run_moved, run_of, run_values
 from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
+
+RUN = select(runs).where(runs.c.id == bindparam("run"))
 
 
 class Runs(Database):
@@ -64,7 +66,7 @@ class Runs(Database):
     def run(self, run_id: str) -> Run:
         """The run. Raises `UserError` when there is none of that id."""
         with self._read() as connection:
-            row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
+            row = connection.execute(RUN, {"run": run_id}).mappings().one_or_none()
         if row is None:
             raise UserError(f"there is no run {run_id!r}: `backfill status` lists the latest")
         return run_of(row)

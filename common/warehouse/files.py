@@ -8,7 +8,8 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import NotAllowed, OutsideRoot
+
+SYNCS_AT_ONCE = 8
 
 
 def checksum_of(data: bytes) -> str:
@@ -36,20 +39,33 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write the file so that a reader finds the old bytes or the new, and a power cut loses neither."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def sync_all(places: Iterable[Path]) -> None:
+    """Have files and folders outlive a power cut. Many at once: a disk writes them together."""
+    with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+        for _ in pool.map(sync_folder, places):
+            pass
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write the file so that a reader finds the old bytes or the new; if `durable`, a power cut loses neither."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        try:
+            file = temporary.open("wb")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("wb")
+        with file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def inside(root: Path, place: Path) -> Path:

@@ -46,11 +46,22 @@ from common.warehouse.files import (
     inside,
     locked,
     parquet_bytes,
+    sync_all,
     sync_folder,
     write_atomically,
 )
 from common.warehouse.local_backups import LocalBackups
-from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
+from common.warehouse.partitions import (
+    PART,
+    PUBLICATION,
+    Fingerprints,
+    Stamp,
+    fingerprint,
+    link,
+    partitions_in,
+    stamp_of,
+    translated,
+)
 from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 from common.warehouse.staged import read_staged_bytes
 
@@ -69,6 +80,8 @@ class LocalWarehouse(LocalBackups):
         self.root = root
         self._limits = limits or Limits()
         self._threads = threads
+        self._fingerprints = Fingerprints()
+        self._described: dict[TableName, tuple[Path, Stamp, TableInfo]] = {}
         self._local = threading.local()
 
     def __repr__(self) -> str:
@@ -80,12 +93,18 @@ class LocalWarehouse(LocalBackups):
         folder = self._folder(table)
         with translated(table):
             self._finish_load(table)
+            known = self._described.get(table)
+            if known is not None and stamp_of(known[0]) == known[1]:  # the part that it was told from is still the same
+                return known[2]
             first = next(partitions_in(self.root, folder), None)
             if first is None:
                 return self._unpartitioned(table)
+            stamp = stamp_of(first / PART)
             schema = pq.read_schema(first / PART)
         columns = {field.name: column_type(field.type) or str(field.type) for field in schema}
-        return TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
+        found = TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
+        self._described[table] = (first / PART, stamp, found)
+        return found
 
     def query(
         self,
@@ -138,7 +157,7 @@ class LocalWarehouse(LocalBackups):
         parts = self._checked_parts(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
         with translated(scan.table):
-            tables = [pq.ParquetFile(part).read(columns=wanted) for part in parts]
+            tables = [pq.ParquetFile(part).read(columns=wanted, use_threads=False) for part in parts]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
             )
@@ -154,10 +173,12 @@ class LocalWarehouse(LocalBackups):
     ) -> dict[date, str]:
         with translated(table):
             self._finish_load(table)
-            return {day: fingerprint(self._part(table, date_column, day)) for day in days}
+            return {day: self._fingerprints.of(self._part(table, date_column, day)) for day in days}
 
     def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
-        now = self.fingerprints(table, date_column, list(checksums))
+        with translated(table):
+            self._finish_load(table)
+            now = {day: fingerprint(self._part(table, date_column, day)) for day in checksums}  # the bytes themselves
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
@@ -188,6 +209,7 @@ class LocalWarehouse(LocalBackups):
             now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
             changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
+            kept: list[Path] = []
             for staged in files:
                 if staged.day in there or staged.day in changed:
                     continue
@@ -198,8 +220,9 @@ class LocalWarehouse(LocalBackups):
                 except StagedFileLost:
                     lost.add(staged.day)
                 else:
-                    _keep(part, self._kept(run, part), place, before=now[staged.day], published=staged.checksum)
-            self._commit_loading(folder)
+                    kept.append(self._kept(run, part))
+                    _keep(part, kept[-1], place, before=now[staged.day], published=staged.checksum)
+            self._commit_loading(folder, kept)
         published = frozenset(now) - changed - lost
         return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
 
@@ -290,16 +313,23 @@ class LocalWarehouse(LocalBackups):
         self._roll_forward(folder)
         shutil.rmtree(self._loading(folder), ignore_errors=True)
 
-    def _commit_loading(self, folder: Path) -> None:
-        """Put what was prepared into effect: from the mark on it will take effect whatever dies."""
-        if (folder / LOADING).exists():
-            write_atomically(folder / LOADING / COMMITTED, b"")
+    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None:
+        """Put what was prepared into effect: from the mark on it will take effect whatever dies.
+
+        `kept` are the folders of what it replaces.
+        """
+        loading = folder / LOADING
+        if loading.exists():
+            sync_all(place for one in (*loading.iterdir(), *kept) for place in (*one.iterdir(), one))
+            sync_all({one.parent for one in kept} | {loading})
+            write_atomically(loading / COMMITTED, b"")
             self._roll_forward(folder)
 
     def _roll_forward(self, folder: Path) -> None:
         loading = self._loading(folder)
         if not (loading / COMMITTED).exists():
             return
+        placed: list[Path] = []
         for new in sorted(partitions_in(self.root, loading)):
             (folder / new.name).mkdir(exist_ok=True)
             (new / PART).replace(folder / new.name / PART)
@@ -307,7 +337,8 @@ class LocalWarehouse(LocalBackups):
                 (new / PUBLICATION).replace(folder / new.name / PUBLICATION)
             else:
                 (folder / new.name / PUBLICATION).unlink(missing_ok=True)
-            sync_folder(folder / new.name)
+            placed.append(folder / new.name)
+        sync_all(placed)
         sync_folder(folder)
         (loading / COMMITTED).unlink()
         shutil.rmtree(loading)
@@ -382,16 +413,8 @@ def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
     return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
 
 
-def _stamps(parts: Mapping[str, list[str]]) -> list[tuple[int, int, int]]:
-    """What tells whether a file was replaced: its inode, its size and when it was written."""
-    stamps: list[tuple[int, int, int]] = []
-    for path in (one for paths in parts.values() for one in paths):
-        try:
-            found = Path(path).stat()
-            stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
-        except FileNotFoundError:
-            stamps.append((0, 0, 0))
-    return stamps
+def _stamps(parts: Mapping[str, list[str]]) -> list[Stamp]:
+    return [stamp_of(path) for paths in parts.values() for path in paths]
 
 
 def _places(files: Sequence[StagedFile]) -> list[str]:
@@ -403,11 +426,14 @@ def _places(files: Sequence[StagedFile]) -> list[str]:
 
 
 def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
-    """Write the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`."""
+    """Write the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`.
+
+    Like what is kept, they are made durable all at once, before the mark that puts them into effect.
+    """
     data = read_staged_bytes(staged)
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    write_atomically(place / PUBLICATION, json.dumps(note).encode())
-    write_atomically(place / PART, data)
+    write_atomically(place / PUBLICATION, json.dumps(note).encode(), durable=False)
+    write_atomically(place / PART, data, durable=False)
 
 
 def _keep(part: Path, kept: Path, place: Path, *, before: str, published: str) -> None:
@@ -422,10 +448,10 @@ def _keep(part: Path, kept: Path, place: Path, *, before: str, published: str) -
         kept.mkdir(parents=True, exist_ok=True)
         (kept / PART).unlink(missing_ok=True)
         link(part, kept / PART)
-    write_atomically(place / REPLACED, json.dumps({"before": before, "published": published}).encode())
+    replaced = json.dumps({"before": before, "published": published}).encode()
+    write_atomically(place / REPLACED, replaced, durable=False)
     kept.mkdir(parents=True, exist_ok=True)
     (place / REPLACED).replace(note)
-    sync_folder(kept)
 
 
 def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
@@ -449,7 +475,7 @@ def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[da
     offset = 0
     for day in days:
         part = folder / f"{date_column}={day.isoformat()}" / PART
-        write_atomically(part, parquet_bytes(ordered.slice(offset, starts[day])))
+        write_atomically(part, parquet_bytes(ordered.slice(offset, starts[day])), durable=False)
         offset += starts[day]
     return days
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,15 @@ PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrot
 
 def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
     """The partition folders that hold a part, in no order. Raises `OutsideRoot` for one that leads out of the root."""
-    if not folder.is_dir():
+    try:
+        entries = os.scandir(folder)  # which does not read a folder of ten years for the first of it
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in folder.iterdir():
-        if "=" in entry.name and (entry / PART).exists():
-            inside(root, entry / PART)
-            yield entry
+    with entries:
+        for entry in entries:
+            part = folder / entry.name / PART
+            if "=" in entry.name and part.exists():
+                yield inside(root, part).parent
 
 
 def link(file: Path, other: Path) -> None:
@@ -35,6 +39,42 @@ def link(file: Path, other: Path) -> None:
         os.link(file, other)
     except OSError:  # a file system without hard links
         shutil.copyfile(file, other)
+
+
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(part: str | Path) -> Stamp:
+    """What tells whether a file was replaced: its inode, its size and when it was written; zeros for none."""
+    try:
+        found = os.stat(part)  # noqa: PTH116 - asked for every file that is read
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class Fingerprints:
+    """The fingerprints of parts, each computed once for as long as its file is the same."""
+
+    SETTLED_NS = 2_000_000_000  #: a file written so lately may be written again with the same stamp
+    MOST = 20_000  #: files that are remembered
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[Stamp, str]] = {}
+
+    def of(self, part: Path) -> str:
+        stamp = stamp_of(part)
+        if not any(stamp):
+            return ABSENT
+        known = self._known.get(part)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        found = fingerprint(part)
+        if time.time_ns() - stamp[2] > self.SETTLED_NS and stamp_of(part) == stamp:
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[part] = (stamp, found)
+        return found
 
 
 def fingerprint(part: Path) -> str:

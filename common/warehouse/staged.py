@@ -21,16 +21,21 @@ def read_staged_bytes(staged: StagedFile) -> bytes:
         raise StagedFileLost("the staged file is gone", day=staged.day) from exc
     except OutsideRoot as exc:
         raise StagedFileLost(str(exc), day=staged.day) from exc
-    if checksum_of(data) != staged.checksum:
-        raise StagedFileLost("the staged file is not what was staged", day=staged.day)
+    _refuse_other(staged, data)
     return data
 
 
-def read_staged(staged: StagedFile) -> pa.Table:
-    """The staged file's rows. Raises `StagedFileLost`."""
-    return pq.read_table(pa.BufferReader(read_staged_bytes(staged)))
+def staged_rows(staged: StagedFile, data: bytes) -> pa.Table:
+    """The rows in the bytes of a staged file. Raises `StagedFileLost` when they are not those that were staged."""
+    _refuse_other(staged, data)
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def rows_of_all(files: Sequence[StagedFile]) -> pa.Table:
     """The rows of several staged files, one after the other. Raises `StagedFileLost`."""
-    return pa.concat_tables([read_staged(staged) for staged in files])
+    return pa.concat_tables([staged_rows(staged, read_staged_bytes(staged)) for staged in files])
+
+
+def _refuse_other(staged: StagedFile, data: bytes) -> None:
+    if checksum_of(data) != staged.checksum:
+        raise StagedFileLost("the staged file is not what was staged", day=staged.day)

