@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
@@ -190,12 +191,17 @@ def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
     for rows in warehouse.read(scan).to_batches():
         days: list[date | None] = rows["day"].unique().to_pylist()
         if len(days) == 1:  # as partitions are read one after the other
-            found.setdefault(days[0], set()).update(map(str, rows["entity"].drop_null().to_pylist()))
+            found.setdefault(days[0], set()).update(_texts(rows["entity"].drop_null()))
             continue
         for day, entity in zip(rows["day"].to_pylist(), rows["entity"].to_pylist(), strict=True):
             if entity is not None:
                 found.setdefault(day, set()).add(str(entity))
     return {day: frozenset(names) for day, names in found.items() if day is not None and names}
+
+
+def _texts(names: pa.Array[Any]) -> Iterable[str]:
+    found: list[Any] = names.to_pylist()
+    return found if pa.types.is_string(names.type) else map(str, found)
 
 
 def calendar_events(
@@ -246,8 +252,8 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
 
     Days with nothing expected are not in it.
     """
-    truth = _who_is_when(warehouse.read(truth_scan(job, days)), "day", "entity")
-    there = _who_is_when(rows, job.target.date_column, job.entity)
+    truth = who_is_when(warehouse.read(truth_scan(job, days)), "day", "entity")
+    there = who_is_when(rows, job.target.date_column, job.entity)
     missing: dict[date, list[str]] = {}
     absent = truth.join(there, ["day", "entity"], join_type="left anti", use_threads=False)
     for row in absent.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
@@ -260,7 +266,7 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
     return found
 
 
-def _who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
+def who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
     """Each entity, as text, once for each of its days."""
     columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
     named = pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()

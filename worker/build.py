@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.coverage import Judgement, Verdict, judge_truth
 from common.errors import ProcessFailed
 from common.job import Batch, Job
 from common.ledger import DateRow, DateState
 from common.ledger.rows import Facts
-from common.measure import input_fingerprints
+from common.measure import input_fingerprints, who_is_when
 from common.options import RunOptions
 from common.schema import TableName, to_arrow
 from common.warehouse.base import StagedFile
@@ -89,7 +90,8 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
     )
     if len(days) > 1:
         dated, entity = read_columns(job, checks[days[0]])
-        given = batch.rows[[dated, entity]].set_axis(["day", "entity"], axis="columns")  # before `process` may alter it
+        read = pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False)
+        given = who_is_when(read, dated, entity)  # before `process` may alter it
         rows = _checked(job, job.process(batch), days)
         _refuse_mixed(job, given, rows)
     else:
@@ -109,7 +111,7 @@ def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in dict.fromkeys((dated, *job.target.key))])
 
 
-def _refuse_mixed(job: Job, given: pd.DataFrame, rows: pa.Table) -> None:
+def _refuse_mixed(job: Job, given: pa.Table, rows: pa.Table) -> None:
     """Raises `DatesMixed` when a row seems to be another date's.
 
     Alone, a date can't be given the rows of another: they are rows of a date that was not asked for. Together, a row
@@ -117,21 +119,18 @@ def _refuse_mixed(job: Job, given: pd.DataFrame, rows: pa.Table) -> None:
     nothing otherwise: processing the dates alone will show.
     """
     dated = job.target.date_column
-    keys = rows.select(list(dict.fromkeys((dated, *job.target.key)))).group_by([dated, *job.target.key]).aggregate([])
-    if keys.num_rows < rows.num_rows:
+    key = list(dict.fromkeys((dated, *job.target.key)))
+    if rows.group_by(key, use_threads=False).aggregate([]).num_rows < rows.num_rows:
         raise DatesMixed("some rows have the same key")
-    made = rows.select([dated, job.entity]).to_pandas(date_as_object=False)
-    made = made.set_axis(["day", "entity"], axis="columns").drop_duplicates()
-    given, made = (frame.astype({"day": "datetime64[s]", "entity": "str"}) for frame in (given, made))
-    if lacking := set(given["day"]) - set(made["day"]):
-        raise DatesMixed(f"no rows for {min(lacking):%Y-%m-%d}")
-    elsewhere = made[made["entity"].isin(given["entity"])].merge(
-        given.drop_duplicates(), on=["day", "entity"], how="left", indicator="found"
-    )
-    strange = elsewhere[elsewhere["found"] == "left_only"]
-    if len(strange):
-        first = strange.iloc[0]
-        raise DatesMixed(f"{first['entity']} on {first['day']:%Y-%m-%d} was read for another date only")
+    made = who_is_when(rows, dated, job.entity)
+    lacking = set(given["day"].unique().to_pylist()) - set(made["day"].unique().to_pylist())
+    if lacking:
+        raise DatesMixed(f"no rows for {', '.join(sorted(map(str, lacking)))}")
+    strange = made.join(given, ["day", "entity"], join_type="left anti", use_threads=False)
+    strange = strange.filter(pc.is_in(strange["entity"], given["entity"]))
+    if strange.num_rows:
+        first = strange.slice(0, 1).to_pylist()[0]
+        raise DatesMixed(f"{first['entity']} on {first['day']} was read for another date only")
 
 
 def _only(days: Sequence[date]) -> date | None:
@@ -140,12 +139,13 @@ def _only(days: Sequence[date]) -> date | None:
 
 def _by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
     """The rows of each day, cut out of rows in the order of their days."""
-    counted = Counter[date | None](ordered[dated].to_pylist())
+    values, counts = np.unique(ordered[dated].to_numpy(), return_counts=True)
+    counted: dict[date, int] = dict(zip(values.tolist(), counts.tolist(), strict=True))
     found: dict[date, pa.Table] = {}
     begin = 0
     for day in sorted(days):
-        found[day] = ordered.slice(begin, counted[day])
-        begin += counted[day]
+        found[day] = ordered.slice(begin, counted.get(day, 0))
+        begin += counted.get(day, 0)
     return found
 
 

@@ -121,6 +121,9 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
     dated, entity = read_columns(job, checks[days[0]])
+    if chosen.derive is None and choice.fill_from is None:
+        rows = _table(warehouse, chosen, days, _needed(chosen.columns, dated, entity))
+        return _frame(_named(rows.sort_by([(dated, "ascending"), (entity, "ascending")]), chosen))
     rows = _rows_of(warehouse, job, chosen, days)
     if choice.fill_from is not None:
         other = job.source(choice.fill_from)
@@ -141,10 +144,14 @@ def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date
     if warehouse.describe(TableName.parse(source.table)) is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
-    rows = _read(warehouse, source, days, needed)
-    if source.derive is not None:
-        rows = source.derive(rows, days)
-    return rows.assign(**{SOURCE_COLUMN: source.name})
+    rows = _table(warehouse, source, days, needed)
+    if source.derive is None:
+        return _frame(_named(rows, source))
+    return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
+
+
+def _named(rows: pa.Table, source: Source) -> pa.Table:
+    return rows.append_column(SOURCE_COLUMN, pa.repeat(source.name, rows.num_rows))
 
 
 def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:
@@ -153,20 +160,24 @@ def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[st
     for one in job.inputs:
         absent = one.optional and warehouse.describe(TableName.parse(one.table)) is None
         needed = _needed(one.columns, one.date_column)
-        found[one.name] = None if absent else _read(warehouse, one, days, needed)
+        found[one.name] = None if absent else _frame(_table(warehouse, one, days, needed))
     return found
 
 
-def _read(
+def _table(
     warehouse: Warehouse, one: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
-) -> pd.DataFrame:
+) -> pa.Table:
     scan = Scan(
         table=TableName.parse(one.table),
         date_column=one.date_column,
         dates=tuple(ranges(days, lookback=one.lookback_days)),
         columns=columns,
     )
-    return warehouse.read(scan).to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
+    return warehouse.read(scan)
+
+
+def _frame(rows: pa.Table) -> pd.DataFrame:
+    return rows.to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
 
 
 def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
-from sqlalchemy import RowMapping, and_, bindparam, exists, func, select, true, update
+from sqlalchemy import RowMapping, Update, and_, bindparam, exists, func, select, true, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
 from common.ledger.records import DateRow, Run
-from common.ledger.rows import Facts, date_row_of, dropped, locked_state, moved, poisoned, run_is_on
+from common.ledger.rows import Facts, date_row_of, dropped, grouped_by_columns, locked_state, moved, poisoned, run_is_on
 from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
@@ -35,6 +36,15 @@ CLAIM = (
         lease_until=bindparam("until"),
         started_at=bindparam("now"),
     )
+)
+HELD = (
+    select(run_dates.c.day)
+    .where(
+        OF_DAYS,
+        run_dates.c.state == DateState.PROCESSING.value,
+        run_dates.c.lease_owner == bindparam("owner"),
+    )
+    .with_for_update()
 )
 
 
@@ -216,19 +226,18 @@ class Dates(Database):
 
         Returns those that it did hold: the others are not its own any more.
         """
-        left: set[date] = set()
+        which = {"run": run_id, "days": list(ends), "owner": owner}
         with self._write(durable=False) as connection:
-            for day, (to, facts) in sorted(ends.items()):
-                held = and_(
-                    run_dates.c.run_id == run_id,
-                    run_dates.c.day == day,
-                    run_dates.c.state == DateState.PROCESSING.value,
-                    run_dates.c.lease_owner == owner,
-                )
-                values = moved(DateState.PROCESSING, to, facts)
-                if connection.execute(update(run_dates).where(held).values(values)).rowcount:
-                    left.add(day)
-        return frozenset(left)
+            held = frozenset(connection.execute(HELD, which).scalars())
+            for to in {to for to, _ in ends.values()}:
+                rows = [
+                    {"of_run": run_id, "of_day": day, **moved(DateState.PROCESSING, to, facts)}
+                    for day, (state, facts) in sorted(ends.items())
+                    if day in held and state is to
+                ]
+                for alike in grouped_by_columns(rows):
+                    connection.execute(_changing(alike[0]), alike)
+        return held
 
     def fail_rest(self, run_id: str, kind: str, why: str) -> int:
         """Fail every date of a run that no worker has begun and close its unopened windows: no retry would help."""
@@ -281,18 +290,11 @@ class Dates(Database):
     def note_verdicts(self, run_id: str, facts: Mapping[date, Facts], *, gate: tuple[int, str] | None = None) -> None:
         """Record what the gate counted and decided, before it acts on it; only while it holds its window."""
         held = true() if gate is None else exists().where(held_by(run_id, gate))
+        staged = run_dates.c.state == DateState.STAGED.value
+        rows = [{"of_run": run_id, "of_day": day, **values} for day, values in facts.items()]
         with self._write() as connection:
-            for day, values in facts.items():
-                connection.execute(
-                    update(run_dates)
-                    .where(
-                        run_dates.c.run_id == run_id,
-                        run_dates.c.day == day,
-                        run_dates.c.state == DateState.STAGED.value,
-                        held,
-                    )
-                    .values(dict(values))
-                )
+            for alike in grouped_by_columns(rows):
+                connection.execute(_changing(alike[0]).where(staged, held), alike)
 
     def last_ends(self, job: str, start: date, through: date) -> dict[date, DateRow]:
         """For each day, how the latest run that ended it left it; a run that was cancelled before has not ended it."""
@@ -320,3 +322,14 @@ def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str],
         return row["deaths"]
     gone = row["lease_until"] < now or is_dead(row["lease_owner"])
     return row["deaths"] + 1 if gone else None
+
+
+def _changing(values: Mapping[str, Any]) -> Update:
+    """The change of one date (`of_run`, `of_day`) to such values, for many dates at once."""
+    return _setting(tuple(name for name in values if not name.startswith("of_")))
+
+
+@lru_cache
+def _setting(names: tuple[str, ...]) -> Update:
+    this = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
+    return update(run_dates).where(this).values({name: bindparam(name) for name in names})

@@ -128,12 +128,6 @@ class Orders(Database):
         Of a paused run, dates for which nothing costly was done yet (`begun`) are queued again, as if this attempt had
         not been.
         """
-        these = and_(
-            run_dates.c.run_id == run_id,
-            run_dates.c.day.in_(list(days)),
-            run_dates.c.state == DateState.PROCESSING.value,
-            run_dates.c.lease_owner == owner,
-        )
         which = {"run": run_id, "days": list(days), "owner": owner}
         with self._read() as connection:  # which keeps nobody from writing; most of the time there is no order
             found = connection.execute(HELD, which).all()
@@ -149,6 +143,12 @@ class Orders(Database):
                 values = moved(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
             else:
                 values = dropped(cancelled_because(connection, run_id))
+            these = and_(
+                run_dates.c.run_id == run_id,
+                run_dates.c.day.in_(list(days)),
+                run_dates.c.state == DateState.PROCESSING.value,
+                run_dates.c.lease_owner == owner,
+            )
             connection.execute(update(run_dates).where(these).values(values))
         return frozenset()
 

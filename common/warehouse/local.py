@@ -8,10 +8,9 @@ would lock other processes out.
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -20,9 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlglot.errors import SqlglotError
 
-from common.clock import utcnow
 from common.errors import (
-    NothingKept,
     QueryFailed,
     StagedFileLost,
     TableNotFound,
@@ -30,10 +27,7 @@ from common.errors import (
 )
 from common.schema import TableName, Types, checked_identifier, column_type
 from common.warehouse.base import (
-    ABSENT,
     Limits,
-    Receipt,
-    Replaced,
     Scan,
     StagedFile,
     StagedScan,
@@ -46,34 +40,26 @@ from common.warehouse.files import (
     inside,
     locked,
     parquet_bytes,
-    sync_all,
-    sync_folder,
     write_atomically,
 )
-from common.warehouse.local_backups import LocalBackups
+from common.warehouse.local_publications import LOADING, LocalPublications
 from common.warehouse.partitions import (
     PART,
     PUBLICATION,
     Fingerprints,
     Stamp,
     fingerprint,
-    link,
     partitions_in,
     stamp_of,
     translated,
 )
 from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
-from common.warehouse.staged import read_staged_bytes
 
 PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
-LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
-COMMITTED = "COMMITTED"
-UNDO = ".undo"  #: in the root: by run, table and date, what a run's first publication replaced
-REPLACED = "replaced.json"  #: beside a kept part: the fingerprints before and after
 
 
-class LocalWarehouse(LocalBackups):
+class LocalWarehouse(LocalPublications):
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
     def __init__(self, root: Path, *, threads: int = 1, limits: Limits | None = None) -> None:
@@ -192,86 +178,6 @@ class LocalWarehouse(LocalBackups):
 
     # -- writing --------------------------------------------------------------------------------------------
 
-    def publish(
-        self,
-        target: TableName,
-        date_column: str,
-        files: Sequence[StagedFile],
-        *,
-        unchanged_since: Mapping[date, str],
-        publication: str,
-    ) -> Receipt:
-        lost: set[date] = set()
-        folder = self._folder(target)
-        run = publication.partition("/")[0]
-        with translated(target), locked(self._lock(folder)):
-            self._start_loading(folder)
-            now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
-            there = {staged.day for staged in files if now[staged.day] == staged.checksum}
-            changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
-            kept: list[Path] = []
-            for staged in files:
-                if staged.day in there or staged.day in changed:
-                    continue
-                part = self._part(target, date_column, staged.day)
-                place = folder / LOADING / part.parent.name
-                try:
-                    _prepare(place, staged, publication)
-                except StagedFileLost:
-                    lost.add(staged.day)
-                else:
-                    kept.append(self._kept(run, part))
-                    _keep(part, kept[-1], place, before=now[staged.day], published=staged.checksum)
-            self._commit_loading(folder, kept)
-        published = frozenset(now) - changed - lost
-        return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
-
-    def _kept(self, run: str, part: Path) -> Path:
-        """The folder of what the run replaced on the part's date."""
-        return inside(self.root, self.root / UNDO / run / part.parent.relative_to(self.root))
-
-    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
-        found: dict[date, Replaced] = {}
-        with translated(target):
-            for day in days:
-                note = self._kept(run, self._part(target, date_column, day)) / REPLACED
-                if note.exists():
-                    found[day] = Replaced(**json.loads(note.read_text()))
-        return found
-
-    def check_restorable(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
-    ) -> None:
-        held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
-        kept = {day: self._kept(run, self._part(target, date_column, day)) / PART for day in held}
-        if gone := [day for day in held if fingerprint(kept[day]) != replaced[day].before]:
-            raise NothingKept(
-                f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
-                table=str(target),
-                day=min(gone),
-            )
-
-    def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
-    ) -> frozenset[date]:
-        folder = self._folder(target)
-        with translated(target), locked(self._lock(folder)):
-            self._roll_forward(folder)
-            parts = {day: self._part(target, date_column, day) for day in replaced}
-            waiting = [day for day, one in replaced.items() if fingerprint(parts[day]) == one.published]
-            self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
-            for day in waiting:
-                _put_back(parts[day], self._kept(run, parts[day]) / PART, replaced[day])
-            sync_folder(folder)
-            return frozenset(day for day, one in replaced.items() if fingerprint(parts[day]) == one.before)
-
-    def forget_replaced(self) -> None:
-        before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
-        for run in inside(self.root, self.root / UNDO).glob("*"):
-            if not run.is_symlink() and run.stat().st_mtime < before:
-                for kept in run.rglob(PART):  # the notes stay: they tell that something was replaced
-                    kept.unlink(missing_ok=True)
-
     def create_table(self, table: TableName, columns: Types, date_column: str, cluster_by: Sequence[str] = ()) -> bool:
         return False  # a folder becomes a table with its first partition
 
@@ -296,60 +202,14 @@ class LocalWarehouse(LocalBackups):
             self._commit_loading(folder)
         return days
 
-    def _finish_load(self, table: TableName) -> None:
-        """Carry out a load that was committed by a process which then died."""
-        folder = self._folder(table)
-        if (folder / LOADING / COMMITTED).exists():
-            with locked(self._lock(folder)):
-                self._roll_forward(folder)
-
-    def _lock(self, folder: Path) -> Path:
-        return inside(self.root, folder / ".lock")
-
-    def _loading(self, folder: Path) -> Path:
-        return inside(self.root, folder / LOADING)
-
-    def _start_loading(self, folder: Path) -> None:
-        self._roll_forward(folder)
-        shutil.rmtree(self._loading(folder), ignore_errors=True)
-
-    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None:
-        """Put what was prepared into effect: from the mark on it will take effect whatever dies.
-
-        `kept` are the folders of what it replaces.
-        """
-        loading = folder / LOADING
-        if loading.exists():
-            sync_all(place for one in (*loading.iterdir(), *kept) for place in (*one.iterdir(), one))
-            sync_all({one.parent for one in kept} | {loading})
-            write_atomically(loading / COMMITTED, b"")
-            self._roll_forward(folder)
-
-    def _roll_forward(self, folder: Path) -> None:
-        loading = self._loading(folder)
-        if not (loading / COMMITTED).exists():
-            return
-        placed: list[Path] = []
-        for new in sorted(partitions_in(self.root, loading)):
-            (folder / new.name).mkdir(exist_ok=True)
-            (new / PART).replace(folder / new.name / PART)
-            if (new / PUBLICATION).exists():
-                (new / PUBLICATION).replace(folder / new.name / PUBLICATION)
-            else:
-                (folder / new.name / PUBLICATION).unlink(missing_ok=True)
-            placed.append(folder / new.name)
-        sync_all(placed)
-        sync_folder(folder)
-        (loading / COMMITTED).unlink()
-        shutil.rmtree(loading)
-
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
         return inside(self.root, self.root / table.dataset / table.table)
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return inside(self.root, self._folder(table) / f"{date_column}={day.isoformat()}" / PART)
+        place = f"{date_column}={day.isoformat()}"
+        return inside(self.root, self.root / table.dataset / table.table / place / PART)
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:
@@ -423,49 +283,6 @@ def _places(files: Sequence[StagedFile]) -> list[str]:
         if Path(staged.location).is_symlink():
             raise StagedFileLost("the staged file is a link", day=staged.day)
     return [staged.location for staged in files]
-
-
-def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
-    """Write the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`.
-
-    Like what is kept, they are made durable all at once, before the mark that puts them into effect.
-    """
-    data = read_staged_bytes(staged)
-    note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    write_atomically(place / PUBLICATION, json.dumps(note).encode(), durable=False)
-    write_atomically(place / PART, data, durable=False)
-
-
-def _keep(part: Path, kept: Path, place: Path, *, before: str, published: str) -> None:
-    """Keep what the part held before the run's first publication, and note what it is about to hold.
-
-    The note is prepared where the load is, which is cleared should the process die: nobody clears what is kept.
-    """
-    note = kept / REPLACED
-    if note.exists():
-        before = json.loads(note.read_text())["before"]
-    elif before != ABSENT:
-        kept.mkdir(parents=True, exist_ok=True)
-        (kept / PART).unlink(missing_ok=True)
-        link(part, kept / PART)
-    replaced = json.dumps({"before": before, "published": published}).encode()
-    write_atomically(place / REPLACED, replaced, durable=False)
-    kept.mkdir(parents=True, exist_ok=True)
-    (place / REPLACED).replace(note)
-
-
-def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
-    if replaced.before == replaced.published:
-        return
-    if replaced.before == ABSENT:
-        part.unlink()
-        shutil.rmtree(part.parent)
-        return
-    temporary = part.with_name(f".{PART}.undo.tmp")
-    temporary.unlink(missing_ok=True)
-    link(kept, temporary)
-    temporary.replace(part)
-    sync_folder(part.parent)
 
 
 def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:

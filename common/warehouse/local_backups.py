@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -56,7 +56,7 @@ class LocalBackups(ABC):
     def _start_loading(self, folder: Path) -> None: ...
 
     @abstractmethod
-    def _commit_loading(self, folder: Path) -> None: ...
+    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None: ...
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
         info = self.describe(table)

@@ -21,13 +21,13 @@ def read_staged_bytes(staged: StagedFile) -> bytes:
         raise StagedFileLost("the staged file is gone", day=staged.day) from exc
     except OutsideRoot as exc:
         raise StagedFileLost(str(exc), day=staged.day) from exc
-    _refuse_other(staged, data)
+    refuse_other(staged, data)
     return data
 
 
 def staged_rows(staged: StagedFile, data: bytes) -> pa.Table:
     """The rows in the bytes of a staged file. Raises `StagedFileLost` when they are not those that were staged."""
-    _refuse_other(staged, data)
+    refuse_other(staged, data)
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
@@ -36,6 +36,6 @@ def rows_of_all(files: Sequence[StagedFile]) -> pa.Table:
     return pa.concat_tables([staged_rows(staged, read_staged_bytes(staged)) for staged in files])
 
 
-def _refuse_other(staged: StagedFile, data: bytes) -> None:
+def refuse_other(staged: StagedFile, data: bytes) -> None:
     if checksum_of(data) != staged.checksum:
         raise StagedFileLost("the staged file is not what was staged", day=staged.day)

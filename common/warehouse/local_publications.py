@@ -1,0 +1,251 @@
+"""Publishing to a local warehouse: what is prepared takes effect at once, and what it replaces is kept for `undo`.
+
+`<root>/<dataset>/<table>/.loading/` holds what is prepared; with a `COMMITTED` in it, it takes effect whatever dies.
+`<root>/.undo/<run>/<dataset>/<table>/` holds a note for each window, and by date the part that was replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date, timedelta
+from pathlib import Path
+
+from common.clock import utcnow
+from common.errors import NothingKept, OutsideRoot, StagedFileLost
+from common.schema import TableName
+from common.warehouse.base import ABSENT, Limits, Receipt, Replaced, StagedFile
+from common.warehouse.files import inside, locked, read_plain, sync_all, sync_folder, write_atomically
+from common.warehouse.local_backups import LocalBackups
+from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
+from common.warehouse.staged import read_staged_bytes, refuse_other
+
+LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
+COMMITTED = "COMMITTED"
+UNDO = ".undo"  #: in the root: by run and table, what a run's first publication of a date replaced
+REPLACED = "replaced.json"  #: beside a kept part, a note of its own: as versions before this one wrote it
+
+
+class LocalPublications(LocalBackups):
+    """See `Warehouse` for what it promises."""
+
+    _limits: Limits
+
+    def publish(
+        self,
+        target: TableName,
+        date_column: str,
+        files: Sequence[StagedFile],
+        *,
+        unchanged_since: Mapping[date, str],
+        publication: str,
+    ) -> Receipt:
+        folder = self._folder(target)
+        lost: set[date] = set()
+        with translated(target), locked(self._lock(folder)):
+            self._start_loading(folder)
+            now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
+            there = {staged.day for staged in files if now[staged.day] == staged.checksum}
+            changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
+            prepared: dict[date, str] = {}
+            for staged in files:
+                if staged.day in there or staged.day in changed:
+                    continue
+                place = folder / LOADING / f"{date_column}={staged.day.isoformat()}"
+                try:
+                    _prepare(place, staged, publication)
+                except StagedFileLost:
+                    lost.add(staged.day)
+                else:
+                    prepared[staged.day] = staged.checksum
+            kept = self._keep(target, date_column, publication, before=now, published=prepared)
+            self._commit_loading(folder, kept)
+        published = frozenset(now) - changed - lost
+        return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
+
+    # -- what was replaced ----------------------------------------------------------------------------------
+
+    def _keep(
+        self,
+        target: TableName,
+        date_column: str,
+        publication: str,
+        *,
+        before: Mapping[date, str],
+        published: Mapping[date, str],
+    ) -> list[Path]:
+        """Keep what the dates held before the run's first publication, and note what they are about to hold.
+
+        Returns the files and folders that must be durable before that takes effect. The note is prepared where the
+        load is, which is cleared should the process die: nobody clears what is kept.
+        """
+        if not published:
+            return []
+        run, _, window = publication.partition("/")
+        folder = self._undo_folder(run, target)
+        known = self._replaced(folder, date_column, published)
+        written: list[Path] = []
+        noted: dict[str, dict[str, str]] = {}
+        for day, checksum in published.items():
+            first = known[day].before if day in known else before[day]
+            if day not in known and first != ABSENT:
+                kept = self._kept(run, target, date_column, day)
+                kept.mkdir(parents=True, exist_ok=True)
+                (kept / PART).unlink(missing_ok=True)
+                link(self._part(target, date_column, day), kept / PART)
+                written += [kept / PART, kept]
+            noted[day.isoformat()] = asdict(Replaced(before=first, published=checksum))
+        note = folder / f"{window}.json"
+        others = json.loads(note.read_text()) if note.exists() else {}
+        prepared = self._loading(self._folder(target)) / REPLACED
+        write_atomically(prepared, json.dumps(others | noted).encode(), durable=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        prepared.replace(note)
+        return [*written, note, folder, folder.parent, folder.parent.parent]
+
+    def _undo_folder(self, run: str, table: TableName) -> Path:
+        return inside(self.root, self.root / UNDO / run / table.dataset / table.table)
+
+    def _kept(self, run: str, table: TableName, date_column: str, day: date) -> Path:
+        """The folder of what the run replaced on the date."""
+        return inside(self.root, self._undo_folder(run, table) / f"{date_column}={day.isoformat()}")
+
+    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
+        with translated(target):
+            return self._replaced(self._undo_folder(run, target), date_column, days)
+
+    def _replaced(self, folder: Path, date_column: str, days: Collection[date]) -> dict[date, Replaced]:
+        if not folder.is_dir():
+            return {}
+        noted: dict[str, dict[str, str]] = {}
+        for note in sorted(folder.glob("*.json")):
+            noted |= json.loads(note.read_text())
+        found: dict[date, Replaced] = {}
+        for day in days:
+            own = folder / f"{date_column}={day.isoformat()}" / REPLACED
+            if (one := noted.get(day.isoformat())) is not None:
+                found[day] = Replaced(**one)
+            elif own.exists():
+                found[day] = Replaced(**json.loads(own.read_text()))
+        return found
+
+    def check_restorable(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> None:
+        held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
+        kept = {day: self._kept(run, target, date_column, day) / PART for day in held}
+        if gone := [day for day in held if fingerprint(kept[day]) != replaced[day].before]:
+            raise NothingKept(
+                f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
+                table=str(target),
+                day=min(gone),
+            )
+
+    def restore(
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+    ) -> frozenset[date]:
+        folder = self._folder(target)
+        with translated(target), locked(self._lock(folder)):
+            self._roll_forward(folder)
+            parts = {day: self._part(target, date_column, day) for day in replaced}
+            waiting = [day for day, one in replaced.items() if fingerprint(parts[day]) == one.published]
+            self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
+            for day in waiting:
+                _put_back(parts[day], self._kept(run, target, date_column, day) / PART, replaced[day])
+            sync_folder(folder)
+            return frozenset(day for day, one in replaced.items() if fingerprint(parts[day]) == one.before)
+
+    def forget_replaced(self) -> None:
+        before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
+        for run in inside(self.root, self.root / UNDO).glob("*"):
+            if not run.is_symlink() and run.stat().st_mtime < before:
+                for kept in run.rglob(PART):  # the notes stay: they tell that something was replaced
+                    kept.unlink(missing_ok=True)
+
+    # -- preparing, and putting into effect -----------------------------------------------------------------
+
+    def _lock(self, folder: Path) -> Path:
+        return inside(self.root, folder / ".lock")
+
+    def _loading(self, folder: Path) -> Path:
+        return inside(self.root, folder / LOADING)
+
+    def _start_loading(self, folder: Path) -> None:
+        self._roll_forward(folder)
+        shutil.rmtree(self._loading(folder), ignore_errors=True)
+
+    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None:
+        """Put what was prepared into effect: from the mark on it will take effect whatever dies.
+
+        `kept` has to be durable before, as what is prepared has.
+        """
+        loading = folder / LOADING
+        if loading.exists():
+            prepared = (place for one in loading.iterdir() for place in (*one.iterdir(), one))
+            sync_all([*prepared, *kept, loading])
+            write_atomically(loading / COMMITTED, b"")
+            self._roll_forward(folder)
+
+    def _roll_forward(self, folder: Path) -> None:
+        loading = self._loading(folder)
+        if not (loading / COMMITTED).exists():
+            return
+        replaced: list[Path] = []
+        for new in sorted(partitions_in(self.root, loading)):
+            place = folder / new.name
+            if not place.exists():
+                new.rename(place)
+                continue
+            (new / PART).replace(place / PART)
+            if (new / PUBLICATION).exists():
+                (new / PUBLICATION).replace(place / PUBLICATION)
+            else:
+                (place / PUBLICATION).unlink(missing_ok=True)
+            replaced.append(place)
+        sync_all([*replaced, folder])
+        (loading / COMMITTED).unlink()
+        shutil.rmtree(loading)
+
+    def _finish_load(self, table: TableName) -> None:
+        """Carry out a load that was committed by a process which then died."""
+        folder = self._folder(table)
+        if (folder / LOADING / COMMITTED).exists():
+            with locked(self._lock(folder)):
+                self._roll_forward(folder)
+
+
+def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
+    """Put the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`.
+
+    A staged file is never written to again: on the same disk, it becomes the published one.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    part = place / PART
+    try:
+        try:
+            os.link(staged.location, part, follow_symlinks=False)
+            refuse_other(staged, read_plain(part))
+        except OSError:  # it is on another disk, or no file of a disk at all
+            write_atomically(part, read_staged_bytes(staged), durable=False)
+    except (StagedFileLost, OutsideRoot) as exc:
+        shutil.rmtree(place)
+        raise StagedFileLost(str(exc), day=staged.day) from exc
+    note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
+    write_atomically(place / PUBLICATION, json.dumps(note).encode(), durable=False)
+
+
+def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
+    if replaced.before == replaced.published:
+        return
+    if replaced.before == ABSENT:
+        part.unlink()
+        shutil.rmtree(part.parent)
+        return
+    temporary = part.with_name(f".{PART}.undo.tmp")
+    temporary.unlink(missing_ok=True)
+    link(kept, temporary)
+    temporary.replace(part)
+    sync_folder(part.parent)
