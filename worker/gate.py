@@ -8,6 +8,7 @@ state it expects.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -94,7 +95,7 @@ def close_window(run_id: str, number: int, deps: Deps, *, last_try: bool = False
     Raises `Retryable` for a passing trouble, unless it is the last try: then the dates are blocked or failed with it.
     """
     run = deps.ledger.run(run_id)
-    until = utcnow() + deps.settings.gate_lease
+    began, until = time.monotonic(), utcnow() + deps.settings.gate_lease
     if run.ended or not deps.ledger.claim_window(run_id, number, deps.owner, until, is_dead=is_dead):
         return GateOutcome.NOT_OURS
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):
@@ -111,7 +112,7 @@ def close_window(run_id: str, number: int, deps: Deps, *, last_try: bool = False
         except BaseException:
             window.leave(WindowState.OPEN)
             raise
-        log.info("window_gated", outcome=outcome.value)
+        log.info("window_gated", outcome=outcome.value, seconds=round(time.monotonic() - began, 4))
     return outcome
 
 

@@ -1,0 +1,33 @@
+"""A bare Celery chord over the trivial work: no checks, no ledger, no gate. All else is held against it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from celery import Celery, chord
+
+from benchmarks.packages.bench_jobs.bench_jobs import parquet_of
+
+app = Celery("bare", broker=os.environ.get("BARE_BROKER"), backend=os.environ.get("BARE_BROKER"))
+app.conf.worker_hijack_root_logger = False
+
+
+@app.task
+def write(folder: str, day: str) -> int:
+    """The trivial work: one date's rows to one Parquet file."""
+    return (Path(folder) / f"{day}.parquet").write_bytes(parquet_of(date.fromisoformat(day)))
+
+
+@app.task
+def gather(sizes: list[int]) -> int:
+    return len(sizes)
+
+
+def run_chord(folder: Path, days: Sequence[date]) -> int:
+    """Write every date by one chord; returns how many it wrote."""
+    result = chord(write.s(str(folder), day.isoformat()) for day in days)(gather.s())
+    result.parent = None  # to follow the headers' results makes waiting for the last one take longer with each of them
+    return result.get(timeout=3600)

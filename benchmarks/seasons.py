@@ -1,0 +1,86 @@
+"""The real job over ten seasons of the demo, against one vectorised calculation of them all in one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from benchmarks.processes import BACKFILL, environment
+from benchmarks.results import Measured
+from common.job import find_job
+from common.schema import TableName, arrow_schema
+from common.settings import Settings
+from common.warehouse import open_warehouse
+from producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season
+
+SEASONS = 10
+YEAR = timedelta(days=364)  #: the same weekdays
+JOB = "player_composite_factors"
+OLDEST = FIRST_DATE - (SEASONS - 1) * YEAR
+PATIENT = timedelta(days=1)
+
+
+def load(home: Path) -> int:
+    """Ten seasons, each as the demo's but for its year; returns the number of dates with games."""
+    warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
+    declared = find_job(JOB).declared_types()
+    own = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
+    dates: set[date] = set()
+    for name, frame in make_season().items():
+        dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
+        types = own.get(name) or {**declared[name], dated: "DATE"}
+        seasons = [_moved(frame[list(types)], dated, back) for back in range(SEASONS)]
+        rows = pd.concat(seasons, ignore_index=True)
+        if name == "nba_reference.schedule":
+            dates = set(rows[dated])
+        table = pa.Table.from_pandas(rows, schema=arrow_schema(types), preserve_index=False)
+        warehouse.load(TableName.parse(name), dated, table)
+    return len(dates)
+
+
+def _moved(frame: pd.DataFrame, dated: str, back: int) -> pd.DataFrame:
+    moved = frame.assign(**{dated: [day - back * YEAR for day in frame[dated]]})
+    return moved.assign(season=f"back-{back}") if "season" in frame.columns else moved
+
+
+def vectorised(folder: Path, home: Path, dates: int) -> Measured:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.vectorised", str(home), str(folder / "vectorised")]
+    subprocess.run(command, env=environment(), check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    return Measured(name="ten seasons, vectorised, one process", dates=dates, dates_per_task=None, seconds=seconds)
+
+
+def backfill(folder: Path, home: Path, dates: int, reference: Measured) -> Measured:
+    """The command as a user gives it, start-up and embedded stack included, with what it says compared."""
+    arguments = ["--job", JOB, "--start-date", str(OLDEST), "--end-date", str(LAST_DATE), "--reprocess", "all"]
+    began = time.perf_counter()
+    command = [str(BACKFILL), "run", *arguments, "--yes", "--allow-partial"]
+    env = environment(BACKFILL_HOME=str(home))
+    ran = subprocess.run(command, env=env, cwd=folder, check=False, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    same_tables(folder / "vectorised", home)
+    return Measured(
+        name="ten seasons, backfill run",
+        dates=dates,
+        dates_per_task="auto",
+        seconds=seconds,
+        more={"ratio_to_vectorised": seconds / reference.seconds},
+    )
+
+
+def same_tables(expected: Path, home: Path) -> None:
+    """Fails unless the run has published what the single process calculated, to the byte."""
+    table = home / "warehouse" / "nba_precompute" / JOB
+    published = {one.name.partition("=")[2]: (one / "part.parquet") for one in table.glob("game_date=*")}
+    calculated = {one.stem: one for one in expected.glob("*.parquet")}
+    assert published.keys() == calculated.keys()
+    differing = [day for day, one in published.items() if one.read_bytes() != calculated[day].read_bytes()]
+    assert not differing, f"{len(differing)} dates differ, e.g. {differing[:3]}"

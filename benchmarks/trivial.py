@@ -1,0 +1,185 @@
+"""The trivial work, 200 rows to one Parquet file a date: by a plain loop, a bare chord, and a checked backfill."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+
+from benchmarks.packages.bench_jobs.bench_jobs import TYPES, rows_of
+from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, environment, started, workers
+from benchmarks.results import Measured
+from common.ledger import RunState, open_ledger
+from common.schema import TableName, arrow_schema
+from common.settings import Settings
+from common.warehouse import open_warehouse
+
+FIRST = date(1914, 1, 1)
+AT_ONCE = 2000  #: dates that are loaded together
+LOOP = """
+import sys, time
+from datetime import date
+from pathlib import Path
+from benchmarks.packages.bench_jobs.bench_jobs import parquet_of
+folder, days = Path(sys.argv[1]), sys.stdin.read().split()
+started = time.perf_counter()
+for day in days:
+    (folder / f"{day}.parquet").write_bytes(parquet_of(date.fromisoformat(day)))
+print(time.perf_counter() - started)
+"""
+CHORD = """
+import sys, time
+from datetime import date
+from pathlib import Path
+from benchmarks.bare import run_chord
+days = [date.fromisoformat(day) for day in sys.stdin.read().split()]
+started = time.perf_counter()
+assert run_chord(Path(sys.argv[1]), days) == len(days)
+print(time.perf_counter() - started)
+"""
+
+
+def days_of(count: int) -> list[date]:
+    return [FIRST + timedelta(days=n) for n in range(count)]
+
+
+def plain_loop(folder: Path, count: int) -> Measured:
+    seconds = _run(LOOP, folder, days_of(count), {})
+    return Measured(name="plain loop", dates=count, dates_per_task=None, seconds=seconds)
+
+
+def bare_chord(folder: Path, count: int) -> Measured:
+    """One chord of a task a date, by two processes that are ready, as its sender sees it."""
+    with broker(folder) as url:
+        env = environment(BARE_BROKER=url)
+        with workers("benchmarks.bare", url, env, folder, dates="") as pids, Memory(**pids) as memory:
+            seconds = _run(CHORD, folder, days_of(count), {"BARE_BROKER": url})
+        peak = broker_peak_mb(url)
+    return Measured(
+        name="bare chord",
+        dates=count,
+        dates_per_task=1,
+        seconds=seconds,
+        peak_mb=memory.total_mb,
+        broker_peak_mb=peak,
+        ratio_to_bare_chord=1.0,
+    )
+
+
+def _run(code: str, folder: Path, days: Sequence[date], more: dict[str, str]) -> float:
+    """The seconds that the code says it took."""
+    written = folder / "written"
+    written.mkdir(exist_ok=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(written)],
+        input="\n".join(map(str, days)),
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(list(written.iterdir())) == len(days)
+    return float(ran.stdout)
+
+
+def load(home: Path, count: int) -> None:
+    """The source of the trivial job on so many dates."""
+    warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
+    days = days_of(count)
+    for begin in range(0, count, AT_ONCE):
+        frames = [
+            pa.Table.from_pandas(rows_of(day), schema=arrow_schema(TYPES), preserve_index=False)
+            for day in days[begin : begin + AT_ONCE]
+        ]
+        warehouse.load(TableName.parse("bench.source"), "day", pa.concat_tables(frames))
+
+
+@contextmanager
+def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str, int], str]]:
+    """A broker and workers that are ready: the environment of commands, the workers' process ids, the broker's URL."""
+    with broker(folder) as url:
+        env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_METADATA_TABLE="none")
+        with workers("worker.tasks", url, env, folder, dates="backfill", gate="gate,maintenance") as pids:
+            yield env, pids, url
+
+
+def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tuple[Measured, list[Measured]]:
+    """A run over loaded dates, from its start to its end; and what was measured beside it."""
+    days = days_of(count)
+    arguments = ["--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
+    with running(folder, home) as (env, pids, url):
+        began = time.time()
+        command = [str(BACKFILL), "run", *arguments, "--dates-per-task", per_task, "--yes"]
+        with started(command, env, folder / "run.log") as process, Memory(**pids, producer=process.pid) as memory:
+            status = _status(env, folder, process) if count > 10_000 else None
+            assert process.wait() == 0, (folder / "run.log").read_text()[-2000:]
+        whole = time.time() - began
+        peak = broker_peak_mb(url)
+    ledger = open_ledger(Settings(home=home).ledger_url, create=False)  # pyright: ignore[reportCallIssue]
+    run = ledger.latest_runs(1)[0]
+    assert run.state is RunState.SUCCEEDED
+    proven = ledger.checkpoints("trivial", days[0], days[-1])
+    assert len(proven) == count
+    first = min(one.checkpointed_at for one in proven.values()).timestamp() - began
+    ledger.close()
+    assert run.started_at is not None
+    assert run.finished_at is not None
+    gate = _gate_seconds(folder / "gate.log")
+    measured = Measured(
+        name="checked backfill",
+        dates=count,
+        dates_per_task=int(per_task) if per_task.isdecimal() else per_task,
+        seconds=(run.finished_at - run.started_at).total_seconds(),
+        peak_mb=memory.total_mb,
+        broker_peak_mb=peak,
+        more={
+            "whole_command_seconds": whole,
+            "first_checkpoint_seconds": first,
+            "gate_seconds_per_window": sum(gate) / len(gate),
+            **{f"{name}_peak_mb": value for name, value in memory.peak_mb.items()},
+        },
+    )
+    return measured, [status] if status else []
+
+
+def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes]) -> Measured:
+    """How long `status` takes in the middle of the run: the slowest of three."""
+    found: list[float] = []
+    for _ in range(3):
+        time.sleep(15)
+        assert process.poll() is None
+        began = time.perf_counter()
+        subprocess.run([str(BACKFILL), "status"], env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        found.append(time.perf_counter() - began)
+    return Measured(name="status during a run", dates=40_000, dates_per_task=None, seconds=max(found))
+
+
+def plan(folder: Path, home: Path, count: int) -> Measured:
+    days = days_of(count)
+    command = [str(BACKFILL), "plan", "--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
+    command += ["--reprocess", "all"]
+    found: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(command, env=environment(BACKFILL_HOME=str(home)), cwd=folder, check=True, capture_output=True)
+        found.append(time.perf_counter() - began)
+    return Measured(name="plan", dates=count, dates_per_task=None, seconds=sorted(found)[1])
+
+
+def _gate_seconds(log: Path) -> list[float]:
+    events = re.findall(r"^\{.*\"window_gated\".*\}$", log.read_text(), re.MULTILINE)
+    return [json.loads(one)["seconds"] for one in events if json.loads(one)["outcome"] == "closed"]
+
+
+def held_against(measured: Measured, chord: Measured) -> Measured:
+    each = chord.seconds / chord.dates
+    return replace(measured, ratio_to_bare_chord=measured.seconds / measured.dates / each)
