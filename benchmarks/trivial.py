@@ -107,7 +107,7 @@ def load(home: Path, count: int) -> None:
 def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str, int], str]]:
     """A broker and workers that are ready: the environment of commands, the workers' process ids, the broker's URL."""
     with broker(folder) as url:
-        env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_METADATA_TABLE="none")
+        env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_TASK_EVENTS="false")
         with workers("worker.tasks", url, env, folder, dates="backfill", gate="gate,maintenance") as pids:
             yield env, pids, url
 

@@ -39,6 +39,7 @@ class Settings(OperationsSettings, RecoverySettings):
     express_dates: int = Field(7, ge=0)  #: a run of at most so many dates to build does not queue behind long ones
     queries_per_second: float = Field(0.0, ge=0, le=10_000)  #: by all workers of a broker; 0: no limit
     query_burst: int = Field(10, ge=1, le=10_000)  #: queries that may follow each other at once after a lull
+    task_events: bool = True  #: workers tell of each task they begin and end, which is what Flower shows
     workers: int = Field(2, ge=1, le=256)  #: worker processes of an embedded stack
     max_retries: int = Field(4, ge=0)  #: of a date, after transient errors
     retry_seconds: float = Field(1.0, gt=0)  #: the first wait before a retry; it doubles each time

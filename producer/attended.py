@@ -100,7 +100,7 @@ def _run_and_show(
     if detach and not progress.run.ended:
         console.print(f"follow it with `backfill watch {progress.run.id}`")
         return COMPLETE
-    print_run(console, progress, site.ledger.dates(progress.run.id), site.ledger.actions(progress.run.id))
+    print_run(console, progress, site.ledger.digest(progress.run.id), site.ledger.actions(progress.run.id))
     if progress.run.state is RunState.CANCELLED:
         console.print(f"what was not built: `backfill retry {progress.run.id}`")
     elif progress.run.state is not RunState.SUCCEEDED:

@@ -50,15 +50,15 @@ def status(
             console.print("no run was launched yet: start with `backfill plan --help`")
         return
     progress = site.ledger.progress(run_id or latest[0].id)
-    rows, actions = site.ledger.dates(progress.run.id), site.ledger.actions(progress.run.id)
+    actions = site.ledger.actions(progress.run.id)
     if as_json:
-        print_json(run_json(progress, rows, actions))
+        print_json(run_json(progress, site.ledger.dates(progress.run.id), actions))
     else:
-        print_run(console, progress, rows, actions)
+        print_run(console, progress, site.ledger.digest(progress.run.id), actions)
         if flags := site.ledger.flagged(progress.run.job):
             console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {progress.run.job} --flagged`")
         if every_date:
-            print_source_checks(console, rows)
+            print_source_checks(console, site.ledger.dates(progress.run.id))
         others = [one for one in latest if one.id != progress.run.id]
         if run_id is None and others and last:
             console.print()
@@ -93,7 +93,7 @@ def watch(
     if not progress.run.ended:
         console.print(f"the process that ran {found.id} is gone: launch the same command again to complete its dates")
         raise typer.Exit(INCOMPLETE)
-    print_run(console, progress, site.ledger.dates(found.id), site.ledger.actions(found.id))
+    print_run(console, progress, site.ledger.digest(found.id), site.ledger.actions(found.id))
     raise typer.Exit(exit_code(progress))
 
 

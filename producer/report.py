@@ -19,7 +19,7 @@ from rich.table import Table
 from common.clock import utcnow
 from common.coverage import percent
 from common.dates import describe
-from common.ledger import ActionRow, DateRow, DateState, Progress, Run, RunState
+from common.ledger import ActionRow, DateRow, DateState, Digest, Progress, Run, RunState
 from common.ledger.actions import ORDERS, action_in_words
 from common.processes import is_dead
 from producer.plan import Action, Plan, Step
@@ -201,7 +201,7 @@ class Watcher:
 # -- runs -----------------------------------------------------------------------------------------------------
 
 
-def print_run(console: Console, progress: Progress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> None:
+def print_run(console: Console, progress: Progress, digest: Digest, actions: Sequence[ActionRow] = ()) -> None:
     """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
     run = progress.run
     console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
@@ -222,10 +222,11 @@ def print_run(console: Console, progress: Progress, rows: Sequence[DateRow], act
         )
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
-    _print_sources(console, rows)
-    _print_incomplete(console, [row for row in rows if row.state in (DateState.BLOCKED, DateState.FAILED)])
-    noted = [row for row in rows if row.verdict is not None and row.verdict.value in ("accepted", "forced")]
-    for row in noted:
+    for used in digest.sources:
+        entities = f"{used.matched} of {used.expected} entities ({percent(used.matched, used.expected)})"
+        console.print(f"  source   {used.source}: {used.dates} date(s), {entities}")
+    _print_incomplete(console, digest.incomplete)
+    for row in digest.noted:
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
@@ -241,17 +242,6 @@ def _options(run: Run) -> str:
     text = ", ".join(f"{name} {value}" for name, value in shown.items())
     because = run.options.get("forced_because")
     return f"{text}, FORCED: {because}" if because else text
-
-
-def _print_sources(console: Console, rows: Sequence[DateRow]) -> None:
-    used: dict[str, list[DateRow]] = {}
-    for row in rows:
-        if row.state is DateState.CHECKPOINTED and row.source:
-            used.setdefault(row.source, []).append(row)
-    for source, of_source in sorted(used.items()):
-        matched, expected = sum(r.matched or 0 for r in of_source), sum(r.expected or 0 for r in of_source)
-        share = percent(matched, expected)
-        console.print(f"  source   {source}: {len(of_source)} date(s), {matched} of {expected} entities ({share})")
 
 
 def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:

@@ -161,7 +161,7 @@ def _check_folders(job: Job, site: Site) -> None:
 
 def _on_embedded_stack(run: Run, job: Job, launch: Launch, site: Site, show: Callable[[Progress], None]) -> Progress:
     with EmbeddedStack(site.settings, launch.workers) as stack:
-        app = make_app(site.settings, stack.broker_url)
+        app = make_app(site.settings.model_copy(update={"task_events": False}), stack.broker_url)
         start_run(run, job, site, app)
         return follow(run.id, site, show, app=app, stack=stack)
 

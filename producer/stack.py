@@ -42,7 +42,7 @@ class EmbeddedStack:
     def __enter__(self) -> EmbeddedStack:
         clean_up_dead_stacks(self._settings.home)
         self._children = Children(self._folder, self.log_file)
-        env = worker_env(self._settings, self.broker_url)
+        env = worker_env(self._settings, self.broker_url) | {"BACKFILL_TASK_EVENTS": "false"}  # nobody sees them
         try:
             self._broker.start(self._children)
             dates = worker_command("dates@embedded", [DATES_QUEUE], self._workers)

@@ -14,7 +14,7 @@ from common.clock import utcnow
 from common.coverage import Verdict
 from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
-from common.ledger.records import DateRow, Run
+from common.ledger.records import DateRow, Digest, Run, SourceUse
 from common.ledger.rows import Facts, date_row_of, dropped, grouped_by_columns, locked_state, moved, poisoned, run_is_on
 from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
@@ -69,6 +69,31 @@ class Dates(Database):
             query = query.where(run_dates.c.day.in_(list(days)))
         with self._read() as connection:
             return [date_row_of(row) for row in connection.execute(query).mappings()]
+
+    def digest(self, run_id: str) -> Digest:
+        """What there is to tell of the run's dates."""
+        of_run = run_dates.c.run_id == run_id
+        used = (
+            select(
+                run_dates.c.source,
+                func.count(),
+                func.sum(func.coalesce(run_dates.c.matched, 0)),
+                func.sum(func.coalesce(run_dates.c.expected, 0)),
+            )
+            .where(of_run, run_dates.c.state == DateState.CHECKPOINTED.value, run_dates.c.source.is_not(None))
+            .group_by(run_dates.c.source)
+            .order_by(run_dates.c.source)
+        )
+        noted = select(run_dates).where(of_run, run_dates.c.verdict.in_([Verdict.ACCEPTED.value, Verdict.FORCED.value]))
+        with self._read() as connection:
+            sources = tuple(
+                SourceUse(source=source, dates=dates, matched=int(matched), expected=int(expected))
+                for source, dates, matched, expected in connection.execute(used)
+            )
+            rows = connection.execute(noted.order_by(run_dates.c.day)).mappings()
+            told = tuple(date_row_of(row) for row in rows)
+        incomplete = self.dates(run_id, states=[DateState.BLOCKED, DateState.FAILED])
+        return Digest(sources=sources, incomplete=tuple(incomplete), noted=told)
 
     def claim_dates(
         self,

@@ -190,6 +190,25 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceUse:
+    """What the checkpointed dates of a run were built from, as far as from one source."""
+
+    source: str
+    dates: int
+    matched: int
+    expected: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """What there is to tell of the dates of a run, however many they are."""
+
+    sources: tuple[SourceUse, ...]
+    incomplete: tuple[DateRow, ...]  #: blocked or failed
+    noted: tuple[DateRow, ...]  #: accepted below what is complete, or forced
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewAlert:
     """Something that somebody should be told."""
 

@@ -55,7 +55,7 @@ from common.warehouse.partitions import (
 )
 from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
-PROBE_AT_MOST = 60  #: days for which looking for each partition is cheaper than listing the folder
+PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper than listing the folder
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 
 

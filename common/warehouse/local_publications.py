@@ -180,12 +180,13 @@ class LocalPublications(LocalBackups):
     def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None:
         """Put what was prepared into effect: from the mark on it will take effect whatever dies.
 
-        `kept` has to be durable before, as what is prepared has.
+        `kept` has to be durable before, as the rows that are prepared have. That a power cut loses the note on who
+        published them is no loss: a part without one is told by its bytes.
         """
         loading = folder / LOADING
         if loading.exists():
-            prepared = (place for one in loading.iterdir() for place in (*one.iterdir(), one))
-            sync_all([*prepared, *kept, loading])
+            parts = (place for one in partitions_in(self.root, loading) for place in (one / PART, one))
+            sync_all([*parts, *kept, loading])
             write_atomically(loading / COMMITTED, b"")
             self._roll_forward(folder)
 

@@ -81,7 +81,7 @@ def _run(site: Site, console: Console, started: float, opened: Callable[[Run], N
     print_planned(console, plan)
     progress = _execute(launch, plan, site, console, opened)
     if progress.run.state is not RunState.SUCCEEDED:
-        print_run(console, progress, site.ledger.dates(progress.run.id))
+        print_run(console, progress, site.ledger.digest(progress.run.id))
         return INCOMPLETE
     print_source_checks(console, site, progress)
     if not replay(site, console, sorted(INCIDENT), opened):

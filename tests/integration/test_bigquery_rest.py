@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,14 +22,15 @@ from google.cloud import bigquery
 from common.clock import utcnow
 from common.errors import UserError
 from common.job import Batch, Expectation, Job, Source, Target
-from common.measure import expected_counts, match_staged
+from common.measure import expected_counts, match_rows
 from common.schema import Column, TableName
 from common.staging import Staging
 from common.warehouse.backups import Backup, KeptDate
-from common.warehouse.base import ABSENT, Receipt, Replaced, StagedFile, StagedScan
+from common.warehouse.base import ABSENT, Receipt, Replaced, StagedFile, StagedScan, Warehouse
 from common.warehouse.bigquery import BigQueryWarehouse
 from common.warehouse.bigquery_client import Address
 from common.warehouse.files import checksum_of, parquet_bytes
+from common.warehouse.staged import rows_of_all
 from tests import rest_rules as rules
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
 from tests.rest_double import RestDouble
@@ -61,6 +62,11 @@ JOB = Job(
 )
 
 
+def match(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> None:
+    """Count staged rows against the expectation, as a gate does."""
+    match_rows(warehouse, job, [file.day for file in files], rows_of_all(files))
+
+
 def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging) -> None:
     """Every sort of statement that the warehouse has."""
     warehouse.create_table(TRUTH, TYPES, "day")
@@ -69,7 +75,7 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     warehouse.query(COUNT, scans={"t": scan(span(FEB_23), span(FEB_25))}, params={"player": "player001"})
     warehouse.bytes_of(scan(span(FEB_23), columns={"entity": "player"}))
     files = [staged(staging, day, players=5) for day in (FEB_23, FEB_24)]
-    match_staged(warehouse, JOB, files)
+    match(warehouse, JOB, files)
     assert publish(warehouse, files).published == {FEB_23, FEB_24}
     again = [staged(staging, day, players=6, attempt=2) for day in (FEB_23, FEB_24)]
     since = {file.day: file.checksum for file in files}
@@ -348,7 +354,7 @@ def test_a_window_that_was_recounted_is_not_loaded_again(
 ) -> None:
     rest_warehouse.create_table(TRUTH, TYPES, "day")
     files = [staged(staging, day) for day in DAYS]
-    match_staged(rest_warehouse, JOB, files)
+    match(rest_warehouse, JOB, files)
     assert publish(rest_warehouse, files[:2]).published == set(DAYS[:2])
     assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
 
@@ -376,7 +382,7 @@ def test_ten_years_that_are_replaced_stay_within_the_quotas(double: RestDouble, 
     starts = range(0, len(days), WINDOW)
     for number, start in enumerate(starts):
         files = [plainly_staged(tmp_path, day) for day in days[start : start + WINDOW]]
-        match_staged(warehouse, JOB, files)
+        match(warehouse, JOB, files)
         receipt = publish(warehouse, files, publication=f"run-1/{number}", before=before)
         assert receipt.published == {file.day for file in files}
     operations = [one for one in double.log[made:] if is_table_operation(one)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -486,13 +488,42 @@ def files_stay_below(size: int) -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@contextmanager
+def another_disk() -> Iterator[None]:
+    """As if staging were on another disk than the warehouse: no file can be linked from the one to the other."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        yield
+
+
+def test_what_was_staged_on_another_disk_is_published_too(local_warehouse: LocalWarehouse, staging: Staging) -> None:
+    files = [staged(staging, day) for day in DAYS]
+    with another_disk():
+        assert publish(local_warehouse, *files) == published(*DAYS)
+    assert contents(local_warehouse, *DAYS) == [row for day in DAYS for row in rows_of(day).to_pylist()]
+
+
+def test_a_staged_file_that_became_a_link_is_lost_not_followed(
+    local_warehouse: LocalWarehouse, staging: Staging, tmp_path: Path
+) -> None:
+    file = staged(staging, FEB_23)
+    Path(file.location).rename(tmp_path / "elsewhere")
+    Path(file.location).symlink_to(tmp_path / "elsewhere")
+    assert publish(local_warehouse, file) == Receipt(published=frozenset(), lost=frozenset({FEB_23}))
+    assert not list(local_warehouse.root.rglob("*.parquet"))
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_publication_leaves_every_date_as_it_was(
     local_warehouse: LocalWarehouse, staging: Staging
 ) -> None:
     load(local_warehouse, FEB_23)
     before = tree(local_warehouse.root / "nba")
     files = [staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=20_000), staged(staging, FEB_25)]
-    with files_stay_below(30_000), pytest.raises(WarehouseUnavailable):
+    with another_disk(), files_stay_below(30_000), pytest.raises(WarehouseUnavailable):
         publish(local_warehouse, *files)
     assert contents(local_warehouse, *DAYS) == rows_of(FEB_23).to_pylist()
     assert before.items() <= tree(local_warehouse.root / "nba").items()
