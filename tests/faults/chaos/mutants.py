@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -67,9 +67,10 @@ def lease_never_ends() -> None:
 
 
 def _nobody_but(*, dead: bool) -> None:
+    from common import advance
     from worker import gate, maintenance, process, reconcile
 
-    for module in (gate, maintenance, process, reconcile):
+    for module in (advance, gate, maintenance, process, reconcile):
         module.is_dead = lambda owner: dead
 
 
@@ -77,11 +78,11 @@ def recount_believed() -> None:
     """What a worker said of its rows, instead of a recount."""
     from common.coverage import Recount, Truth
     from common.job import Job
-    from common.warehouse.base import StagedFile, Warehouse
+    from common.warehouse.base import Warehouse
     from worker import gate
 
-    def believed(warehouse: Warehouse, job: Job, files: Collection[StagedFile], **_: Any) -> dict[date, Recount]:
-        return {staged.day: Recount(truth=Truth(expected=13), matched=13, rows=staged.rows) for staged in files}
+    def believed(warehouse: Warehouse, job: Job, staged: Mapping[date, Any], **_: Any) -> dict[date, Recount]:
+        return {day: Recount(truth=Truth(expected=13), matched=13, rows=rows.num_rows) for day, rows in staged.items()}
 
     gate.recount = believed
 
