@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from benchmarks.processes import BACKFILL, environment
 from benchmarks.results import Measured
+from common.arrow_types import arrow_schema
 from common.job import find_job
-from common.schema import TableName, arrow_schema
+from common.schema import TableName
 from common.settings import Settings
 from common.warehouse import open_warehouse
 from producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season

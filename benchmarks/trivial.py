@@ -18,8 +18,9 @@ import pyarrow as pa
 from benchmarks.packages.bench_jobs.bench_jobs import TYPES, rows_of
 from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, environment, started, workers
 from benchmarks.results import Measured
+from common.arrow_types import arrow_schema
 from common.ledger import RunState, open_ledger
-from common.schema import TableName, arrow_schema
+from common.schema import TableName
 from common.settings import Settings
 from common.warehouse import open_warehouse
 

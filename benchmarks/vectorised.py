@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.seasons import JOB, OLDEST
+from common.arrow_types import to_arrow
 from common.dates import DateRange
 from common.job import Batch, find_job
 from common.measure import calendar_facts
 from common.options import RunOptions
-from common.schema import to_arrow
 from common.settings import Settings
 from common.warehouse import open_warehouse
 from common.warehouse.files import parquet_bytes

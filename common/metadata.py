@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.arrow_types import arrow_schema
 from common.clock import midnight
 from common.dates import ONE_DAY
 from common.errors import UserError
 from common.history import coverage_of, fell_back, outcome_of, primary_of, wall_seconds
 from common.ledger import Ledger, RunFacts
-from common.schema import Types, arrow_schema
+from common.schema import Types
 from common.settings import Settings
 from common.warehouse.base import Warehouse
 

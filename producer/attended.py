@@ -17,7 +17,8 @@ from common.settings import Settings
 from producer.aftermath import end_told
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.plan import Action, Plan, Reprocess
-from producer.report import Watcher, make_console, print_plan, print_run
+from producer.plan_report import print_plan
+from producer.report import Watcher, make_console, print_run
 from producer.session import (
     Interrupted,
     Launch,

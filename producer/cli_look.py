@@ -8,6 +8,7 @@ import typer
 
 from common.errors import UserError
 from common.job import Job, find_job, job_names
+from common.ledger import open_ledger
 from common.settings import read_settings
 from producer.cli_options import (
     AsJson,
@@ -23,7 +24,6 @@ from producer.report import (
     print_source_checks,
     run_json,
 )
-from producer.site import open_site
 
 
 def add_look_commands(app: typer.Typer) -> None:
@@ -40,25 +40,25 @@ def status(
     last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
 ) -> None:
     """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
-    site = open_site(read_settings())
+    ledger = open_ledger(read_settings().ledger_url)  # nothing else is looked at
     console = make_console()
-    latest = site.ledger.latest_runs(max(last, 1))
+    latest = ledger.latest_runs(max(last, 1))
     if run_id is None and not latest:
         if as_json:
             print_json(None)
         else:
             console.print("no run was launched yet: start with `backfill plan --help`")
         return
-    progress = site.ledger.progress(run_id or latest[0].id)
-    actions = site.ledger.actions(progress.run.id)
+    progress = ledger.progress(run_id or latest[0].id)
+    actions = ledger.actions(progress.run.id)
     if as_json:
-        print_json(run_json(progress, site.ledger.dates(progress.run.id), actions))
+        print_json(run_json(progress, ledger.dates(progress.run.id), actions))
     else:
-        print_run(console, progress, site.ledger.digest(progress.run.id), actions)
-        if flags := site.ledger.flagged(progress.run.job):
+        print_run(console, progress, ledger.digest(progress.run.id), actions)
+        if flags := ledger.flagged(progress.run.job):
             console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {progress.run.job} --flagged`")
         if every_date:
-            print_source_checks(console, site.ledger.dates(progress.run.id))
+            print_source_checks(console, ledger.dates(progress.run.id))
         others = [one for one in latest if one.id != progress.run.id]
         if run_id is None and others and last:
             console.print()
@@ -73,6 +73,7 @@ def watch(
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
     from common.queue import make_app
     from producer.launch import follow
+    from producer.site import open_site
 
     settings = read_settings()
     site = open_site(settings)

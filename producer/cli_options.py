@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from common.coverage import Fallback
-from producer.plan import Reprocess
+from producer.reprocess import Reprocess
 
 JobName = Annotated[str | None, typer.Option("--job", help="The job to run; `backfill jobs` lists them.")]
 Start = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]

@@ -57,12 +57,8 @@ from producer.plan import (
     requested_days,
     save_plan,
 )
-from producer.report import (
-    is_interrupted,
-    make_console,
-    print_json,
-    print_plan,
-)
+from producer.plan_report import print_plan
+from producer.report import is_interrupted, make_console, print_json
 from producer.site import Site, open_site
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.arrow_types import ARROW_TYPES, arrow_schema, column_type
 from common.dates import describe, parse_date
 from common.errors import SchemaMismatch, UserError
 from common.job import find_job, job_names
-from common.schema import ARROW_TYPES, ColumnType, TableName, arrow_schema, checked_identifier, column_type
+from common.schema import ColumnType, TableName, checked_identifier
 from common.warehouse.base import Warehouse
 
 PROBLEMS_SHOWN = 5

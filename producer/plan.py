@@ -33,6 +33,7 @@ from common.measure import (
 from common.options import RunOptions
 from common.schema import TableName
 from common.warehouse.base import Warehouse
+from producer.reprocess import Reprocess
 
 PLAN_FORMAT = 1
 ENDED = "ended "  #: how the reason begins for a date that is left alone though it is not complete
@@ -45,14 +46,6 @@ class Action(Enum):
     DONE = "done"  #: leave it: it is checkpointed, or was tried before and is not to be tried again
     SKIP = "skip"  #: there is nothing to build on it
     BLOCKED = "blocked"  #: it would not pass the gate
-
-
-class Reprocess(Enum):
-    """Which dates that an earlier run dealt with are built again."""
-
-    NONE = "none"  #: only dates that no run has ended yet
-    FAILED = "failed"  #: those, and the ones that ended blocked or failed
-    ALL = "all"  #: every date, checkpointed ones included
 
 
 @dataclass(frozen=True, kw_only=True)

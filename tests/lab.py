@@ -23,11 +23,12 @@ import pytest
 from google.api_core.exceptions import NotFound
 from typer.testing import CliRunner, Result
 
+from common.arrow_types import arrow_schema
 from common.coverage import Fallback
 from common.job import find_job
 from common.ledger import DateRow, Progress, Run, RunState
 from common.options import RunOptions
-from common.schema import TableName, arrow_schema
+from common.schema import TableName
 from common.settings import Settings
 from producer.aftermath import end_told
 from producer.cli import app, main

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.arrow_types import to_arrow
 from common.coverage import Judgement, Verdict, judge_truth
 from common.errors import ProcessFailed
 from common.job import Batch, Job
@@ -19,7 +20,7 @@ from common.ledger import DateRow, DateState
 from common.ledger.rows import Facts
 from common.measure import input_fingerprints, who_is_when
 from common.options import RunOptions
-from common.schema import TableName, to_arrow
+from common.schema import TableName
 from common.warehouse.base import StagedFile
 from worker.deps import Deps
 from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows

@@ -13,10 +13,10 @@ import pandera.errors
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.arrow_types import arrow_schema, pandera_schema
 from common.coverage import Recount
 from common.job import Job
 from common.measure import Match, calendar_events, match_rows, reading_expectation
-from common.schema import arrow_schema, pandera_schema
 from common.warehouse.base import Warehouse
 
 PLACE = "place of its day"  #: a column of ours: no column of a table has spaces in its name

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, LiteralString, Protocol
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 
 from common.dates import DateRange
 from common.errors import SchemaMismatch, TableNotFound
 from common.schema import TableName, Types, checked_identifier
 from common.warehouse.backups import Backups
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 from google.cloud import bigquery
 
+from common.arrow_types import column_type
 from common.errors import SchemaMismatch
-from common.schema import TableName, checked_identifier, column_type
+from common.schema import TableName, checked_identifier
 from common.warehouse.base import TableInfo
 
 STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}

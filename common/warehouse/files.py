@@ -12,12 +12,13 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from common.errors import NotAllowed, OutsideRoot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SYNCS_AT_ONCE = 8
 
@@ -28,6 +29,9 @@ def checksum_of(data: bytes) -> str:
 
 def parquet_bytes(rows: pa.Table) -> bytes:
     """The rows as one Parquet file. The same rows give the same bytes: no run, time or machine is written into it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(rows.replace_schema_metadata(None), sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlglot.errors import SqlglotError
 
+from common.arrow_types import column_type
 from common.errors import (
     QueryFailed,
     StagedFileLost,
     TableNotFound,
     WarehouseUnavailable,
 )
-from common.schema import TableName, Types, checked_identifier, column_type
+from common.schema import TableName, Types, checked_identifier
 from common.warehouse.base import (
     Limits,
     Scan,
@@ -221,8 +222,8 @@ class LocalWarehouse(LocalPublications):
             wanted = (self._part(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
             return [part for part in wanted if part.exists()]
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
-        found = sorted(partitions_in(self.root, self._folder(scan.table)))
-        return [one / PART for one in found if one.name in needed]
+        found = {one.name: one for one in partitions_in(self.root, self._folder(scan.table))}
+        return [found[name] / PART for name in sorted(found.keys() & needed)]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)

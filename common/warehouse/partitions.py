@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,18 @@ def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
         return
     with entries:
         for entry in entries:
-            part = folder / entry.name / PART
-            if "=" in entry.name and part.exists():
-                yield inside(root, part).parent
+            if "=" not in entry.name:
+                continue
+            place = folder / entry.name
+            try:
+                mode = os.lstat(f"{place}/{PART}").st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if entry.is_symlink() or stat.S_ISLNK(mode):
+                if not (place / PART).exists():
+                    continue
+                inside(root, place / PART)
+            yield place
 
 
 def link(file: Path, other: Path) -> None:

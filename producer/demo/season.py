@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from common.arrow_types import arrow_schema
 from common.dates import DateRange
 from common.job import find_job
-from common.schema import TableName, Types, arrow_schema
+from common.schema import TableName, Types
 from common.warehouse.base import Warehouse
 from producer.demo.names import FIRST_NAMES, LAST_NAMES, TEAMS
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from common.arrow_types import arrow_schema
 from common.audit import Audit, Finding, audit_dates, record_audit
 from common.clock import today
 from common.errors import SchemaMismatch, TableNotFound, UserError
 from common.job import find_job
 from common.ledger import NewFlag, RunState
-from common.schema import TableName, arrow_schema
+from common.schema import TableName
 from common.warehouse.base import Warehouse
 from producer.cli import app
 from producer.plan import Reprocess

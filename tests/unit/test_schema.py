@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.arrow_types import ARROW_TYPES, column_type, to_arrow
 from common.errors import SchemaMismatch, UserError
-from common.schema import ARROW_TYPES, Column, ColumnType, TableName, column_type, to_arrow
+from common.schema import Column, ColumnType, TableName
 
 MOMENT = datetime(2023, 2, 23, 19, 30, 0, 123456, tzinfo=UTC)
 

@@ -70,7 +70,8 @@ def _use_once() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from common.schema import Column, pandera_schema
+    from common.arrow_types import pandera_schema
+    from common.schema import Column
     from common.warehouse.sql import to_duckdb
 
     to_duckdb("SELECT 1 AS one")

@@ -1,0 +1,18 @@
+"""The console script. `status`, which is asked over and over, imports no more than it needs."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["status"]:
+        from producer.cli_look import add_look_commands
+        from producer.edge import new_app, run
+
+        app = new_app()
+        add_look_commands(app)
+        run(app)
+    from producer.cli import main as any_command
+
+    any_command()
