@@ -49,6 +49,10 @@ class TryAgain(Exception):
         self.seconds = seconds
 
 
+class _TimeIsUp(Exception):
+    """The soft time limit was reached by a task of several dates: which of them took so long is not known."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How one attempt at one date ended."""
@@ -94,6 +98,7 @@ class _Task:
     options: RunOptions
     deps: Deps
     retries: int
+    alone: bool  #: it has one date, which has the time limit to itself
 
     @property
     def may_be_retried(self) -> bool:
@@ -120,13 +125,16 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
     except UserError as exc:
         return _without_job(run_id, days, deps, exc, retries)
     options = RunOptions.restored(run.options)
-    task = _Task(run=run, job=job, options=options, deps=deps, retries=retries)
+    task = _Task(run=run, job=job, options=options, deps=deps, retries=retries, alone=len(days) == 1)
     outcomes: dict[date, Outcome] = {}
     while left := [day for day in days if day not in outcomes]:
         claimed = task.claim(left)
         if not claimed:
             return [*outcomes.values(), *_not_claimed(task, left)]
-        outcomes |= {one.day: one for one in _work_on(task, claimed)}
+        try:
+            outcomes |= {one.day: one for one in _work_on(task, claimed)}
+        except _TimeIsUp:
+            return [*outcomes.values(), *_sent_alone(task, left)]
     return list(outcomes.values())
 
 
@@ -178,13 +186,13 @@ def _tell(built: Built) -> None:
 
 def _narrowed(task: _Task, claimed: Sequence[DateRow], exc: BackfillError, started: float) -> list[Outcome]:
     """What becomes of dates of which one, or more, can't be built."""
+    if isinstance(exc, OutOfTime) and not task.alone:
+        raise _TimeIsUp from exc
     if len(claimed) == 1:
         return [_ended(task, claimed[0], exc, started)]
     if isinstance(exc, NotAllowed):  # which none of them is
         return [_ended(task, row, exc, started) for row in claimed]
     log.warning("dates_split", dates=in_short([row.day for row in claimed]), error_kind=exc.kind, error=str(exc))
-    if isinstance(exc, OutOfTime):  # and so is this task
-        return _sent_alone(task, claimed)
     middle = len(claimed) // 2
     outcomes: list[Outcome] = []
     again: TryAgain | None = None
@@ -198,17 +206,20 @@ def _narrowed(task: _Task, claimed: Sequence[DateRow], exc: BackfillError, start
     return outcomes
 
 
-def _sent_alone(task: _Task, claimed: Sequence[DateRow]) -> list[Outcome]:
-    """Have each date processed in a task of its own, with the time limit to itself."""
-    deps, days = task.deps, [row.day for row in claimed]
+def _sent_alone(task: _Task, days: Sequence[date]) -> list[Outcome]:
+    """Have each of the dates that is not done processed in a task of its own, with the time limit to itself."""
+    deps = task.deps
+    log.warning("dates_sent_alone", dates=in_short(days), reason="the time limit was reached by all of them together")
     deps.ledger.move_dates(task.run.id, days, expect=DateState.PROCESSING, to=DateState.QUEUED, owner=deps.owner)
-    send_alone(task.run, claimed, task.job, deps)
-    return [Outcome(day=day, state=DateState.QUEUED.value, detail="sent again, alone") for day in days]
+    rows = deps.ledger.dates(task.run.id, days=days)
+    send_alone(task.run, [row for row in rows if row.state is DateState.QUEUED], task.job, deps)
+    return [Outcome(day=row.day, state=row.state.value) for row in rows]
 
 
 def send_alone(run: Run, rows: Sequence[DateRow], job: Job, deps: Deps) -> None:
-    """Send dates of one window that were queued again, each in a task of its own."""
-    send_days(run, rows[0].window or 0, job, [row.day for row in rows], deps.ledger, deps.dispatcher, alone=True)
+    """Send queued dates of one window, each in a task of its own."""
+    if rows:
+        send_days(run, rows[0].window or 0, job, [row.day for row in rows], deps.ledger, deps.dispatcher, alone=True)
 
 
 def _let_go(run_id: str, days: Sequence[date], deps: Deps) -> None:
@@ -246,24 +257,26 @@ def _not_claimed(task: _Task, days: Sequence[date]) -> list[Outcome]:
 
 
 def out_of_time(run_id: str, days: Sequence[date], ledger: Ledger, *, owner: str, seconds: float) -> list[DateRow]:
-    """Fail the date that the owner still processes at its hard time limit; returns dates that are to be sent again.
+    """What becomes of a task that is killed at its hard time limit; returns the dates that are to be sent again, alone.
 
-    Of several dates nobody knows which took so long: they are queued again, each to be taken alone. One that was alone
-    would else be given to one worker after the other, for as long each time.
+    A date that had the limit to itself is failed: it would else be given to one worker after the other, for as long
+    each time. Of several nobody knows which took so long.
     """
     held = [row for row in ledger.dates(run_id, states=[DateState.PROCESSING], days=days) if row.lease_owner == owner]
     why = f"took longer than its hard time limit of {seconds:g} s"
     log.error("dates_out_of_time", run=run_id, days=[row.day.isoformat() for row in held], error=why)
-    if len(held) > 1:
-        ledger.move_dates(
-            run_id,
-            [row.day for row in held],
-            expect=DateState.PROCESSING,
-            to=DateState.QUEUED,
-            owner=owner,
-            deaths=held[0].deaths + 1,
-        )
-        return held
+    if len(days) > 1:
+        for deaths in {row.deaths for row in held}:
+            alike = [row.day for row in held if row.deaths == deaths]
+            ledger.move_dates(
+                run_id,
+                alike,
+                expect=DateState.PROCESSING,
+                to=DateState.QUEUED,
+                owner=owner,
+                deaths=deaths + 1,
+            )
+        return ledger.dates(run_id, states=[DateState.QUEUED], days=days)
     facts = _failure(TookTooLong.__name__, why, why)
     for row in held:
         ledger.move_date(run_id, row.day, expect=DateState.PROCESSING, to=DateState.FAILED, owner=owner, **facts)

@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from common.clock import utcnow
 from common.coverage import Fallback
@@ -164,6 +165,46 @@ def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_
 
     process_dates(run.id, DAYS, deps, retries=deps.settings.max_retries)
     assert states(lab, run.id) == ["staged"] * 4 + ["failed", "staged"]
+
+
+def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_long(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(lab)
+    lab.probe("first", DAYS[0], players(4), trick="raise")
+    run, deps, dispatcher = lab.opened(DAYS, "probe")
+    dispatcher.forget()
+    original = find_job("probe").process
+
+    def process(batch: Batch) -> Any:
+        if batch.days == (DAYS[4],):  # innocent, and alone by now: what took so long went before
+            raise SoftTimeLimitExceeded
+        if DAYS[4] in batch.days:
+            raise RuntimeError("together they fail")
+        return original(batch)
+
+    monkeypatch.setattr(processing, "find_job", lambda name: replace(find_job("probe"), process=process))
+
+    outcomes = process_dates(run.id, DAYS, deps)
+
+    assert states(lab, run.id) == ["failed", "staged", "staged", "staged", "queued", "queued"]
+    assert dispatcher.sent == [(DAYS[4],), (DAYS[5],), ()]  # and the gate, after them
+    assert len(outcomes) == 6
+
+
+def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_is_failed(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS, "probe")
+    ledger = lab.site.ledger
+    assert claim(ledger, run, DAYS[2:4], deps.owner) == DAYS[2:4]
+
+    again = processing.out_of_time(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
+    assert [row.day for row in again] == DAYS[1:]
+    assert [row.deaths for row in again] == [0, 1, 1, 0, 0]
+
+    assert claim(ledger, run, DAYS[2:3], deps.owner) == DAYS[2:3]
+    assert processing.out_of_time(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
+    assert states(lab, run.id) == ["queued", "queued", "failed", "queued", "queued", "queued"]
 
 
 def test_what_is_not_allowed_fails_all_of_them_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
