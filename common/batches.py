@@ -41,7 +41,8 @@ def split(
         return list(_cut(ordered, [per_task] * ceil(len(ordered) / per_task)))
     if seconds_each is None:
         return list(_cut(ordered, _growing(len(ordered))))
-    most = max(1, min(window // MOST_SHARE, int(AIM_SECONDS / seconds_each) if seconds_each > 0 else window))
+    within_aim = min(AIM_SECONDS / seconds_each, window) if seconds_each > 0 else window
+    most = max(1, min(window // MOST_SHARE, int(within_aim)))
     tasks = ceil(len(ordered) / most)
     return list(_cut(ordered, [ceil((len(ordered) - n) / tasks) for n in range(tasks)]))
 

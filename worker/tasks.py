@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import psutil
 import structlog
 from celery import Celery
-from celery.signals import celeryd_after_setup, worker_init, worker_process_init
+from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
 
 from common.dates import in_short
@@ -54,7 +53,6 @@ prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
 
-HEAVY = ("duckdb", "pandas", "pandera.pandas", "pyarrow.acero", "pyarrow.compute", "pyarrow.parquet")
 COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; importing them is what makes them known
 
 
@@ -79,13 +77,6 @@ def _consume_every_lane(instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
-
-
-@worker_init.connect
-def _import_before_forking(**_: Any) -> None:
-    """What the first task would else wait for, in every process by itself. Nothing of it is used before the fork."""
-    for name in HEAVY:
-        importlib.import_module(name)
 
 
 @worker_process_init.connect
