@@ -48,15 +48,6 @@ class InlineDispatcher:
     def send_work(self, name: str, *, queue: str, expires: float) -> None:
         self.works.append(name)
 
-    @property
-    def sent(self) -> list[Sequence[date]]:
-        """What is to be carried out: the dates of each task, none for a gate."""
-        return [days for _, _, days in self._sent]
-
-    def forget(self) -> None:
-        """Lose what was sent, as a broker may."""
-        self._sent.clear()
-
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:
         """Carry out everything sent, and what that sends in turn; `step` is called after each task."""
         while self._sent:

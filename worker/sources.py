@@ -121,10 +121,9 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
     dated, entity = read_columns(job, checks[days[0]])
-    if chosen.derive is None and choice.fill_from is None:
-        rows = _table(warehouse, chosen, days, _needed(chosen.columns, dated, entity))
-        return _frame(_named(rows.sort_by([(dated, "ascending"), (entity, "ascending")]), chosen))
     rows = _rows_of(warehouse, job, chosen, days)
+    if chosen.derive is None and choice.fill_from is None:
+        return rows  # which are in order
     if choice.fill_from is not None:
         other = job.source(choice.fill_from)
         more = _rows_of(warehouse, job, other, days)
@@ -140,18 +139,16 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
 
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
+    """The source's rows, in the order of date and entity as far as they are not derived."""
     needed = _needed(source.columns, source.date_column, job.source_entity(source))
     if warehouse.describe(TableName.parse(source.table)) is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     rows = _table(warehouse, source, days, needed)
-    if source.derive is None:
-        return _frame(_named(rows, source))
-    return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
-
-
-def _named(rows: pa.Table, source: Source) -> pa.Table:
-    return rows.append_column(SOURCE_COLUMN, pa.repeat(source.name, rows.num_rows))
+    if source.derive is not None:
+        return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
+    ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity(source), "ascending")])
+    return _frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
 
 
 def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:

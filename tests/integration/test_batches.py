@@ -173,7 +173,7 @@ def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_
     prepare(lab)
     lab.probe("first", DAYS[0], players(4), trick="raise")
     run, deps, dispatcher = lab.opened(DAYS, "probe")
-    dispatcher.forget()
+    dispatcher._sent.clear()
     original = find_job("probe").process
 
     def process(batch: Batch) -> Any:
@@ -188,7 +188,7 @@ def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_
     outcomes = process_dates(run.id, DAYS, deps)
 
     assert states(lab, run.id) == ["failed", "staged", "staged", "staged", "queued", "queued"]
-    assert dispatcher.sent == [(DAYS[4],), (DAYS[5],), ()]  # and the gate, after them
+    assert [days for _, _, days in dispatcher._sent] == [(DAYS[4],), (DAYS[5],), ()]  # and the gate, after them
     assert len(outcomes) == 6
 
 
@@ -333,3 +333,11 @@ def test_tasks_of_an_embedded_run_have_as_many_dates_as_asked_for(lab: Lab) -> N
     rows = lab.site.ledger.dates(lab.site.ledger.latest_runs()[0].id)
     assert [row.state for row in rows] == [DateState.CHECKPOINTED] * 6
     assert len({row.started_at for row in rows}) == 2  # dates of one task are claimed at one moment
+
+
+def test_a_primary_source_without_a_table_has_no_rows_and_its_date_is_blocked(lab: Lab) -> None:
+    lab.summary(DAYS[0], players(20))
+    progress = lab.run(DAYS[:1], fallback=Fallback.OFF)
+    outcome = lab.outcome(DAYS[0], progress)
+    assert (outcome.state, outcome.rows) == (DateState.BLOCKED, 0)
+    assert "0 of 20 expected entities" in (outcome.reason or "")
