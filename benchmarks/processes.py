@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -73,11 +73,11 @@ def workers(app: str, url: str, env: Mapping[str, str], folder: Path, **queues: 
         yield found
 
 
-def _until(answered: object, what: str) -> None:
+def _until(answered: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + STARTING_SECONDS
     while time.monotonic() < deadline:
         try:
-            if answered():  # type: ignore[operator]
+            if answered():
                 return
         except (redis.RedisError, OSError):
             pass

@@ -24,7 +24,6 @@ SEASONS = 10
 YEAR = timedelta(days=364)  #: the same weekdays
 JOB = "player_composite_factors"
 OLDEST = FIRST_DATE - (SEASONS - 1) * YEAR
-PATIENT = timedelta(days=1)
 
 
 def load(home: Path) -> int:

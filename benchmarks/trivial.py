@@ -121,7 +121,7 @@ def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tup
         began = time.time()
         command = [str(BACKFILL), "run", *arguments, "--dates-per-task", per_task, "--yes"]
         with started(command, env, folder / "run.log") as process, Memory(**pids, producer=process.pid) as memory:
-            status = _status(env, folder, process) if count > 10_000 else None
+            status = _status(env, folder, process, count) if count > 10_000 else None
             assert process.wait() == 0, (folder / "run.log").read_text()[-2000:]
         whole = time.time() - began
         peak = broker_peak_mb(url)
@@ -152,7 +152,7 @@ def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tup
     return measured, [status] if status else []
 
 
-def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes]) -> Measured:
+def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes], count: int) -> Measured:
     """How long `status` takes in the middle of the run: the slowest of three."""
     found: list[float] = []
     for _ in range(3):
@@ -161,7 +161,7 @@ def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes])
         began = time.perf_counter()
         subprocess.run([str(BACKFILL), "status"], env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         found.append(time.perf_counter() - began)
-    return Measured(name="status during a run", dates=40_000, dates_per_task=None, seconds=max(found))
+    return Measured(name="status during a run", dates=count, dates_per_task=None, seconds=max(found))
 
 
 def plan(folder: Path, home: Path, count: int) -> Measured:

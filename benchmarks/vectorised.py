@@ -15,6 +15,7 @@ from common.settings import Settings
 from common.warehouse import open_warehouse
 from common.warehouse.files import parquet_bytes
 from producer.demo.season import LAST_DATE
+from worker.build import by_day
 from worker.sources import alike, check_sources, read_inputs, read_rows
 
 
@@ -32,13 +33,8 @@ def main(home: Path, target: Path) -> None:
         made = job.process(Batch(days=group, rows=rows, inputs=read_inputs(warehouse, job, group)))
         table = to_arrow(made, job.target.columns, "the rows")
         order = [(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))]
-        frame = table.sort_by(order)
-        days_of_rows = frame[job.target.date_column].to_pylist()
-        begin = 0
-        for at in range(1, len(days_of_rows) + 1):
-            if at == len(days_of_rows) or days_of_rows[at] != days_of_rows[begin]:
-                (target / f"{days_of_rows[begin]}.parquet").write_bytes(parquet_bytes(frame.slice(begin, at - begin)))
-                begin = at
+        for day, of_day in by_day(table.sort_by(order), job.target.date_column, group).items():
+            (target / f"{day}.parquet").write_bytes(parquet_bytes(of_day))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ a task, and costly ones have one each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from math import ceil
 
+from common.dates import windows
 from common.errors import UserError
 
 AUTO = "auto"
@@ -38,7 +39,7 @@ def split(
     """
     ordered = sorted(days)
     if per_task is not None:
-        return list(_cut(ordered, [per_task] * ceil(len(ordered) / per_task)))
+        return windows(ordered, per_task)
     if seconds_each is None:
         return list(_cut(ordered, _growing(len(ordered))))
     within_aim = min(AIM_SECONDS / seconds_each, window) if seconds_each > 0 else window
@@ -59,7 +60,7 @@ def _growing(count: int) -> Iterator[int]:
         size = min(2 * size, SLOW_START)
 
 
-def _cut(days: Sequence[date], sizes: Sequence[int] | Iterator[int]) -> Iterator[tuple[date, ...]]:
+def _cut(days: Sequence[date], sizes: Iterable[int]) -> Iterator[tuple[date, ...]]:
     begin = 0
     for size in sizes:
         yield tuple(days[begin : begin + size])

@@ -267,8 +267,11 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
 
 
 def who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
-    """Each entity, as text, once for each of its days."""
-    columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
+    """Each entity, as text, once for each of its days. Raises `SchemaMismatch` where one can't be told so."""
+    try:
+        columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
+    except pa.ArrowException as exc:
+        raise SchemaMismatch(f"who is when can't be told by {day} and {entity}: {exc}") from exc
     named = pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()
     return named.group_by(["day", "entity"], use_threads=False).aggregate([])
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
-from common.errors import OutsideRoot, StagedFileLost, UserError
+from common.errors import UserError
 from common.objects import open_store
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of, parquet_bytes
-from common.warehouse.staged import staged_rows
+from common.warehouse.staged import read_staged_bytes, rows_in
 
 log = structlog.get_logger()
 
@@ -50,14 +50,7 @@ class Staging:
 
     def rows(self, staged: StagedFile) -> pa.Table:
         """What was staged. Raises `StagedFileLost` when it is gone, is something else, or is not in this staging."""
-        try:
-            data = self._store.read(staged.location)
-        except FileNotFoundError as exc:
-            raise StagedFileLost("the staged file is gone", day=staged.day) from exc
-        except OutsideRoot as exc:
-            log.error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
-            raise StagedFileLost(str(exc), day=staged.day) from exc
-        return staged_rows(staged, data)
+        return rows_in(read_staged_bytes(staged, self._store.read))
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
         """Move a refused file where it can be inspected, and tell where; doing so again changes nothing."""

@@ -167,7 +167,7 @@ def run(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
-        dates_per_task=parse_per_task(dates_per_task) if dates_per_task else settings.dates_per_task,
+        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_per_task(dates_per_task),
     )
 
     def check(made: Plan) -> None:
@@ -219,7 +219,7 @@ def retry(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
-        dates_per_task=parse_per_task(dates_per_task) if dates_per_task else settings.dates_per_task,
+        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_per_task(dates_per_task),
     )
     raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
 

@@ -26,13 +26,11 @@ from worker.deps import Deps
 from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
 
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
 
 class DatesMixed(ProcessFailed):
     """Rows of one date may be among those of another that was processed with it."""
-
-
-ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +87,17 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
         rows=read_rows(deps.warehouse, job, checks, days),
         inputs=read_inputs(deps.warehouse, job, days),
     )
-    if len(days) > 1:
-        dated, entity = read_columns(job, checks[days[0]])
-        read = pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False)
-        given = who_is_when(read, dated, entity)  # before `process` may alter it
-        rows = _checked(job, job.process(batch), days)
+    given = None if len(days) == 1 else _given(job, checks[days[0]], batch)  # before `process` may alter it
+    rows = _checked(job, job.process(batch), days)
+    if given is not None:
         _refuse_mixed(job, given, rows)
-    else:
-        rows = _checked(job, job.process(batch), days)
-    return _by_day(rows, job.target.date_column, days)
+    return by_day(rows, job.target.date_column, days)
+
+
+def _given(job: Job, check: SourceCheck, batch: Batch) -> pa.Table:
+    """Who was read for which of the dates."""
+    dated, entity = read_columns(job, check)
+    return who_is_when(pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False), dated, entity)
 
 
 def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
@@ -138,7 +138,7 @@ def _only(days: Sequence[date]) -> date | None:
     return days[0] if len(days) == 1 else None
 
 
-def _by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
+def by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
     """The rows of each day, cut out of rows in the order of their days."""
     values, counts = np.unique(ordered[dated].to_numpy(), return_counts=True)
     counted: dict[date, int] = dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -30,6 +30,7 @@ from common.ledger import DateRow, DateState, Ledger, Run
 from common.ledger.rows import Facts
 from common.options import RunOptions
 from common.processes import is_dead
+from common.queue import Dispatcher
 from worker.build import Built, build
 from worker.deps import Deps
 from worker.failures import OutOfTime, failures_of_the_job
@@ -164,15 +165,11 @@ def _built(task: _Task, claimed: Sequence[DateRow], started: float) -> list[Outc
             _tell(one)
         elif one.staged is not None:  # no gate will ever look for it
             task.deps.staging.withdraw(task.run.id, one.day, one.staged.attempt)
-    detail = {one.day: one for one in built if one.day in left}
-    wanted = [row.day for row in claimed if row.day not in detail]
-    if wanted:
-        log.info("dates_not_wanted", count=len(wanted))
+    if unwanted := [row.day for row in claimed if row.day not in left]:
+        log.info("dates_not_wanted", count=len(unwanted))
     return [
-        Outcome(day=row.day, state=detail[row.day].state.value, detail=detail[row.day].why)
-        if row.day in detail
-        else Outcome(day=row.day, state=NOT_OURS)
-        for row in claimed
+        *(Outcome(day=one.day, state=one.state.value, detail=one.why) for one in built if one.day in left),
+        *(Outcome(day=day, state=NOT_OURS) for day in unwanted),
     ]
 
 
@@ -212,14 +209,15 @@ def _sent_alone(task: _Task, days: Sequence[date]) -> list[Outcome]:
     log.warning("dates_sent_alone", dates=in_short(days), reason="the time limit was reached by all of them together")
     deps.ledger.move_dates(task.run.id, days, expect=DateState.PROCESSING, to=DateState.QUEUED, owner=deps.owner)
     rows = deps.ledger.dates(task.run.id, days=days)
-    send_alone(task.run, [row for row in rows if row.state is DateState.QUEUED], task.job, deps)
+    queued = [row for row in rows if row.state is DateState.QUEUED]
+    send_alone(task.run, queued, task.job, deps.ledger, deps.dispatcher)
     return [Outcome(day=row.day, state=row.state.value) for row in rows]
 
 
-def send_alone(run: Run, rows: Sequence[DateRow], job: Job, deps: Deps) -> None:
+def send_alone(run: Run, rows: Sequence[DateRow], job: Job, ledger: Ledger, dispatcher: Dispatcher) -> None:
     """Send queued dates of one window, each in a task of its own."""
     if rows:
-        send_days(run, rows[0].window or 0, job, [row.day for row in rows], deps.ledger, deps.dispatcher, alone=True)
+        send_days(run, rows[0].window or 0, job, [row.day for row in rows], ledger, dispatcher, alone=True)
 
 
 def _let_go(run_id: str, days: Sequence[date], deps: Deps) -> None:

@@ -94,7 +94,8 @@ class _Rows:
 
     def days_at(self, positions: Iterable[int]) -> list[date]:
         """The days that the rows at the positions were staged for."""
-        return [self.days[self.places[int(position)]] for position in positions]
+        places = self.places
+        return [self.days[places[int(position)]] for position in positions]
 
     @property
     def places(self) -> npt.NDArray[np.int64]:

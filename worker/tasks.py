@@ -20,6 +20,7 @@ from common.dates import in_short
 from common.errors import BackfillError, Retryable
 from common.job import find_job
 from common.lanes import DATES_QUEUES, consumed_by
+from common.ledger import open_ledger
 from common.logs import configure_logs
 from common.processes import die_with_parent, identity, limit_memory
 from common.queue import (
@@ -99,14 +100,14 @@ class DateRequest(Request):
         run, *days = self.args
         try:
             holder = identity(int(self.worker_pid))
-            own = open_deps(read_settings(), CeleryDispatcher(app))  # closed before a child may inherit it
+            ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
             try:
-                again = process.out_of_time(run, _days(days), own.ledger, owner=holder, seconds=timeout)
+                again = process.out_of_time(run, _days(days), ledger, owner=holder, seconds=timeout)
                 if again:
-                    found = own.ledger.run(run)
-                    process.send_alone(found, again, find_job(found.job), own)
+                    found = ledger.run(run)
+                    process.send_alone(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
             finally:
-                own.ledger.close()
+                ledger.close()
         except (BackfillError, psutil.NoSuchProcess) as exc:  # its death is counted instead, and it is tried again
             log.error("dates_not_failed", run=run, days=days, error=str(exc))
 

@@ -8,22 +8,42 @@ from functools import lru_cache
 from statistics import median
 from typing import Any
 
-from sqlalchemy import RowMapping, Update, and_, bindparam, exists, func, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Update,
+    and_,
+    bindparam,
+    exists,
+    func,
+    select,
+    true,
+    update,
+)
 
 from common.clock import utcnow
 from common.coverage import Verdict
 from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
 from common.ledger.records import DateRow, Digest, Run, SourceUse
-from common.ledger.rows import Facts, date_row_of, dropped, grouped_by_columns, locked_state, moved, poisoned, run_is_on
+from common.ledger.rows import (
+    IN_HAND,
+    OF_DAYS,
+    Facts,
+    date_row_of,
+    dropped,
+    grouped_by_columns,
+    locked_state,
+    moved,
+    poisoned,
+    run_is_on,
+)
 from common.ledger.states import DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
 PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
 
-
-#: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
-OF_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
 CLAIMABLE = select(run_dates).where(OF_DAYS).order_by(run_dates.c.day).with_for_update()
 CLAIM = (
     update(run_dates)
@@ -37,15 +57,7 @@ CLAIM = (
         started_at=bindparam("now"),
     )
 )
-HELD = (
-    select(run_dates.c.day)
-    .where(
-        OF_DAYS,
-        run_dates.c.state == DateState.PROCESSING.value,
-        run_dates.c.lease_owner == bindparam("owner"),
-    )
-    .with_for_update()
-)
+HELD = select(run_dates.c.day).where(IN_HAND).with_for_update()
 
 
 class Dates(Database):
@@ -112,17 +124,16 @@ class Dates(Database):
         any is taken alone, once no other is left, so that it kills no worker that has others in hand.
         """
         now = utcnow()
-        of_run = run_dates.c.run_id == run_id
         with self._write(durable=False) as connection:
             rows = connection.execute(CLAIMABLE, {"run": run_id, "days": list(days)}).mappings().all()
             if not rows or not run_is_on(connection, run_id):
                 return []
             deaths = {row["day"]: _deaths(row, owner, now, is_dead) for row in rows}
-            lost = [row for row in rows if (deaths[row["day"]] or 0) >= max_deaths]
-            for row in lost:
-                this = and_(of_run, run_dates.c.day == row["day"])
-                connection.execute(update(run_dates).where(this).values(poisoned(deaths[row["day"]] or 0, now)))
-            free = [row for row in rows if deaths[row["day"]] is not None and row not in lost]
+            for day, seen in deaths.items():
+                if seen is not None and seen >= max_deaths:
+                    this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
+                    connection.execute(update(run_dates).where(this).values(poisoned(seen, now)))
+            free = [row for row in rows if (seen := deaths[row["day"]]) is not None and seen < max_deaths]
             taken = [row for row in free if not deaths[row["day"]]] or free[:1]
             if not taken:
                 return []
@@ -306,9 +317,10 @@ class Dates(Database):
             .limit(PACE_RUNS)
         )
         with self._read() as connection:
-            for of in (near, *(run_dates.c.run_id == one for one in connection.execute(before).scalars())):
-                query = select(run_dates.c.seconds).where(of, run_dates.c.checksum.is_not(None)).limit(PACE_DATES)
-                if known := [one for one in connection.execute(query).scalars() if one is not None]:
+            if known := _seconds(connection, near):
+                return median(known)
+            for earlier in connection.execute(before).scalars().all():
+                if known := _seconds(connection, run_dates.c.run_id == earlier):
                     return median(known)
         return None
 
@@ -347,6 +359,13 @@ def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str],
         return row["deaths"]
     gone = row["lease_until"] < now or is_dead(row["lease_owner"])
     return row["deaths"] + 1 if gone else None
+
+
+def _seconds(connection: Connection, of: ColumnElement[bool]) -> list[float]:
+    """What some of the dates that were built took."""
+    built = (run_dates.c.checksum.is_not(None), run_dates.c.seconds.is_not(None))
+    query = select(run_dates.c.seconds).where(of, *built).limit(PACE_DATES)
+    return list(connection.execute(query).scalars())
 
 
 def _changing(values: Mapping[str, Any]) -> Update:

@@ -11,25 +11,16 @@ from dataclasses import dataclass
 from datetime import date
 from enum import Enum
 
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import Connection, and_, select, update
 
 from common.clock import utcnow
 from common.ledger.actions import cancelled_because, discards, in_words, record_action
 from common.ledger.database import Database
-from common.ledger.rows import dropped, locked_state, moved, run_moved
+from common.ledger.rows import IN_HAND, dropped, locked_state, moved, run_moved
 from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
-HELD = (
-    select(run_dates.c.day, runs.c.state)
-    .join(runs, runs.c.id == run_dates.c.run_id)
-    .where(
-        run_dates.c.run_id == bindparam("run"),
-        run_dates.c.day.in_(bindparam("days", expanding=True)),
-        run_dates.c.state == DateState.PROCESSING.value,
-        run_dates.c.lease_owner == bindparam("owner"),
-    )
-)
+HELD = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(IN_HAND)
 UNBEGUN = (DateState.PENDING, DateState.QUEUED)
 UNPUBLISHED = (*UNBEGUN, DateState.PROCESSING, DateState.STAGED)
 
@@ -143,13 +134,7 @@ class Orders(Database):
                 values = moved(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
             else:
                 values = dropped(cancelled_because(connection, run_id))
-            these = and_(
-                run_dates.c.run_id == run_id,
-                run_dates.c.day.in_(list(days)),
-                run_dates.c.state == DateState.PROCESSING.value,
-                run_dates.c.lease_owner == owner,
-            )
-            connection.execute(update(run_dates).where(these).values(values))
+            connection.execute(update(run_dates).where(IN_HAND).values(values), which)
         return frozenset()
 
 

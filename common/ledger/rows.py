@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
@@ -15,6 +15,9 @@ from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, Wi
 from common.ledger.tables import run_dates, runs
 
 Facts = Mapping[str, Any]
+#: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
+OF_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
+IN_HAND = and_(OF_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner"))
 STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 

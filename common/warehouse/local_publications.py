@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -86,9 +86,11 @@ class LocalPublications(LocalBackups):
             return []
         run, _, window = publication.partition("/")
         folder = self._undo_folder(run, target)
-        known = self._replaced(folder, date_column, published)
+        note = folder / f"{window}.json"  # a run publishes a date in one window only
+        others = _noted([note])
+        known = _replaced(folder, others, date_column, published)
         written: list[Path] = []
-        noted: dict[str, dict[str, str]] = {}
+        noted: _Noted = {}
         for day, checksum in published.items():
             first = known[day].before if day in known else before[day]
             if day not in known and first != ABSENT:
@@ -98,8 +100,6 @@ class LocalPublications(LocalBackups):
                 link(self._part(target, date_column, day), kept / PART)
                 written += [kept / PART, kept]
             noted[day.isoformat()] = asdict(Replaced(before=first, published=checksum))
-        note = folder / f"{window}.json"
-        others = json.loads(note.read_text()) if note.exists() else {}
         prepared = self._loading(self._folder(target)) / REPLACED
         write_atomically(prepared, json.dumps(others | noted).encode(), durable=False)
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,22 +115,8 @@ class LocalPublications(LocalBackups):
 
     def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
         with translated(target):
-            return self._replaced(self._undo_folder(run, target), date_column, days)
-
-    def _replaced(self, folder: Path, date_column: str, days: Collection[date]) -> dict[date, Replaced]:
-        if not folder.is_dir():
-            return {}
-        noted: dict[str, dict[str, str]] = {}
-        for note in sorted(folder.glob("*.json")):
-            noted |= json.loads(note.read_text())
-        found: dict[date, Replaced] = {}
-        for day in days:
-            own = folder / f"{date_column}={day.isoformat()}" / REPLACED
-            if (one := noted.get(day.isoformat())) is not None:
-                found[day] = Replaced(**one)
-            elif own.exists():
-                found[day] = Replaced(**json.loads(own.read_text()))
-        return found
+            folder = self._undo_folder(run, target)
+            return _replaced(folder, _noted(sorted(folder.glob("*.json"))), date_column, days)
 
     def check_restorable(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
@@ -216,6 +202,33 @@ class LocalPublications(LocalBackups):
         if (folder / LOADING / COMMITTED).exists():
             with locked(self._lock(folder)):
                 self._roll_forward(folder)
+
+
+_Noted = dict[str, dict[str, str]]
+
+
+def _noted(notes: Iterable[Path]) -> _Noted:
+    """What the notes that there are tell of each date."""
+    found: _Noted = {}
+    for note in notes:
+        if note.exists():
+            found |= json.loads(note.read_text())
+    return found
+
+
+def _replaced(folder: Path, noted: _Noted, date_column: str, days: Collection[date]) -> dict[date, Replaced]:
+    """By date, what the notes tell, or else a note of the date's own."""
+    found: dict[date, Replaced] = {}
+    for day in days:
+        own = folder / f"{date_column}={day.isoformat()}" / REPLACED
+        told = noted.get(day.isoformat()) or _noted_alone(own)
+        if told is not None:
+            found[day] = Replaced(**told)
+    return found
+
+
+def _noted_alone(note: Path) -> dict[str, str] | None:
+    return json.loads(note.read_text()) if note.exists() else None
 
 
 def _prepare(place: Path, staged: StagedFile, publication: str) -> None:

@@ -206,7 +206,7 @@ def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_proc
     lab: Lab, together: str, processes: int
 ) -> None:
     prepare(lab, trick="hoard", on=DAYS[3])
-    limits = {"BACKFILL_WORKER_MEMORY_MB": "700", "BACKFILL_WORKER_RECYCLE_MB": "500"}
+    limits = {"BACKFILL_WORKER_MEMORY_MB": "700", "BACKFILL_WORKER_RECYCLE_MB": "400"}
 
     ran = lab.command(*RUN, "--workers", "1", "--dates-per-task", together, **limits)
 

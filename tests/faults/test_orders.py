@@ -77,7 +77,7 @@ def test_an_embedded_run_that_another_command_pauses_goes_on_when_resumed(lab: L
         lab.probe("first", day, players(3), trick="wait")
     command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.site.ledger
-    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    until(lambda: len(list(lab.marks.glob("waiting-*"))) == 2, "a window whose dates are both being processed")
     run = ledger.latest_runs(1)[0]
 
     assert lab.inside("pause", run.id).returncode == 0
