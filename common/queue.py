@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from celery import Celery, Signature, chord
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from common.broker_url import WRITE_IT, parse_broker_url
 from common.clock import Reading, read_clock, utcnow
@@ -34,6 +37,9 @@ CLOSE_WINDOW = "close_window"
 RECONCILE = "reconcile"
 MAINTAIN = "maintain"
 AFTER_RUN = "after_run"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
 ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
@@ -133,12 +139,28 @@ class Dispatcher(Protocol):
         ...
 
 
+def _its_connection_was_lost(exc: BaseException) -> bool:
+    return isinstance(exc, BrokerUnavailable) and isinstance(exc.__cause__, RedisConnectionError)
+
+
+def _once_more(sends: Callable[P, T]) -> Callable[P, T]:
+    """A connection that was kept may be to a broker that is no more, and only its use tells: what fails goes again."""
+    twice = retry(retry=retry_if_exception(_its_connection_was_lost), stop=stop_after_attempt(2), reraise=True)(sends)
+
+    @wraps(sends)
+    def sent(*args: P.args, **named: P.kwargs) -> T:
+        return twice(*args, **named)
+
+    return sent
+
+
 class CeleryDispatcher:
     """One chord a window: a task per batch of dates, and the gate as its body."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
+    @_once_more
     def send_window(
         self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
     ) -> None:
@@ -160,6 +182,7 @@ class CeleryDispatcher:
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
             chord(headers, app=self._app)(self._gate(run, number, job))
 
+    @_once_more
     def at_broker(self, run: str, *, queue: str) -> AtBroker:
         with sending(), self._client() as client:
             pipe = client.pipeline(transaction=False)
@@ -170,6 +193,7 @@ class CeleryDispatcher:
         windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
         return AtBroker(windows=windows, dates=dates, gates=gates)
 
+    @_once_more
     def waiting(self, queue: str) -> int:
         """How many messages wait in the queue."""
         with sending(), self._client() as client:
@@ -188,10 +212,12 @@ class CeleryDispatcher:
             connection.ensure_connection(**RESULT_TRIES)  # which without limits would try for ever
             yield connection.default_channel.client
 
+    @_once_more
     def send_gate(self, run: str, number: int, job: Job) -> None:
         with sending():
             self._gate(run, number, job).apply_async()
 
+    @_once_more
     def send_work(self, name: str, *, queue: str, expires: float) -> None:
         with sending():
             self._app.send_task(
@@ -204,6 +230,7 @@ class CeleryDispatcher:
                 kwargsrepr="",
             )
 
+    @_once_more
     def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
         """Have the run reconciled; a message that is not taken up within so many seconds is dropped."""
         with sending():
@@ -224,6 +251,7 @@ class CeleryDispatcher:
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
+    @_once_more
     def send_after_run(self, run: str) -> None:
         with sending():
             self._app.send_task(

@@ -2,6 +2,9 @@
 
 The stock one lets what it can't read rise through the worker's loop, which then ends: one stray push to a queue by
 somebody else would take a worker along. What is read here has left its queue already, so it can't come back.
+
+It also ends a worker that loses its broker with a task in hand: the connection is closed twice, and the second time it
+looks for the broker's address at a connection that has forgotten it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Any
 import structlog
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
+from redis.exceptions import ConnectionError as LostConnection
 
 log = structlog.get_logger()
 
@@ -36,6 +40,13 @@ class TolerantChannel(Channel):
         except NO_MESSAGE as exc:
             _refused("broadcast", exc)
             return True
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        transport: Any = self.connection
+        if transport is not None and transport.client is None:  # what is in hand is lost to the broker already
+            raise LostConnection("the connection to the broker is closed")
+        stock: Any = super()
+        return stock._connparams(asynchronous=asynchronous)
 
 
 class TolerantTransport(Transport):

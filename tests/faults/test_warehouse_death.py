@@ -109,7 +109,7 @@ def test_a_warehouse_that_dies_again_and_again_delays_a_run_and_no_more(
         own_emulator.stop()
         own_emulator.start()
 
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=300)
 
     assert running.returncode == 0, out + err
     assert_whole(fragile_lab, own_emulator)

