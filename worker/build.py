@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.arrow_types import to_arrow
+from common.clock import utcnow
 from common.coverage import Judgement, Verdict, judge_truth
 from common.errors import ProcessFailed
 from common.job import Batch, Job
@@ -26,6 +27,7 @@ from worker.deps import Deps
 from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
 
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+AS_GOOD_AS_NOW = timedelta(seconds=0.1)  #: an order that came within it might as well have come a little later
 ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
 
@@ -45,7 +47,7 @@ class Built:
 
 
 def build(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps) -> list[Built]:
-    """Build dates that this worker holds; those that an order has taken from it meanwhile are not among the result.
+    """Build dates that this worker holds; those that an order has taken from it meanwhile may be missing.
 
     What was staged is removed again when it raises: the job's and the warehouse's errors.
     """
@@ -53,25 +55,30 @@ def build(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps)
     target = TableName.parse(job.target.table)
     before = deps.warehouse.fingerprints(target, job.target.date_column, days)
     checks = check_sources(deps.warehouse, job, options, days)
-    wanted = _obeying(claimed, days, deps, begun=False)
+    wanted = _obeying(claimed, deps)
     inputs = input_fingerprints(deps.warehouse, job, wanted)
     ended = {day: found for day in wanted if (found := _without_rows(options, checks[day])) is not None}
     building = {day: checks[day] for day in wanted if day not in ended}
     rows = {day: table for days in alike(building) for day, table in _rows(job, building, days, deps).items()}
-    held = _obeying(claimed, list(rows), deps, begun=True)
-    staged = _stage([row for row in claimed if row.day in held], rows, deps)
+    staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
         *(_end(day, judgement, checks[day]) for day, judgement in ended.items()),
         *(_staged(checks[file.day], file, before[file.day], inputs[file.day]) for file in staged),
     ]
 
 
-def _obeying(claimed: Sequence[DateRow], days: Sequence[date], deps: Deps, *, begun: bool) -> list[date]:
-    """Those of the days that are still wanted: their run may have been paused or cancelled."""
-    if not days:
-        return []
-    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner, begun=begun)
+def _obeying(claimed: Sequence[DateRow], deps: Deps) -> list[date]:
+    """Those of the days that are still wanted: their run may have been paused or cancelled since they were taken."""
+    days = [row.day for row in claimed]
+    if _just_taken(claimed):
+        return days
+    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner, begun=False)
     return [day for day in days if day in held]
+
+
+def _just_taken(claimed: Sequence[DateRow]) -> bool:
+    taken = claimed[0].started_at
+    return taken is not None and timedelta(0) <= utcnow() - taken < AS_GOOD_AS_NOW
 
 
 def _without_rows(options: RunOptions, check: SourceCheck) -> Judgement | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from common.ledger import Ledger, open_ledger
+from common.ledger import Ledger, Run, open_ledger
 from common.processes import identity
 from common.queue import Dispatcher
 from common.settings import Settings
@@ -12,6 +12,8 @@ from common.staging import Staging, open_staging
 from common.warehouse import open_warehouse
 from common.warehouse.base import Warehouse
 from common.warehouse.metered import at_rate
+
+RUNS = 100  #: that are remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,18 @@ class Deps:
     staging: Staging
     dispatcher: Dispatcher
     owner: str = field(default_factory=identity)  #: who holds the leases this process takes
+    _launched: dict[str, Run] = field(default_factory=dict[str, Run], repr=False)
+
+    def launched(self, run_id: str) -> Run:
+        """The run as it was when this process first met it: its state is no longer what is said here.
+
+        Raises `UserError` when there is none of that id.
+        """
+        if run_id not in self._launched:
+            if len(self._launched) >= RUNS:
+                self._launched.clear()
+            self._launched[run_id] = self.ledger.run(run_id)
+        return self._launched[run_id]
 
 
 def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None) -> Deps:

@@ -120,7 +120,7 @@ class _Task:
 
 
 def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> list[Outcome]:
-    run = deps.ledger.run(run_id)
+    run = deps.launched(run_id)
     try:
         job = find_job(run.job)
     except UserError as exc:

@@ -1,4 +1,8 @@
-"""The Celery tasks: each takes ids and ISO dates and calls one function that can be tested without a broker."""
+"""The Celery tasks: each takes ids and ISO dates and calls one function that can be tested without a broker.
+
+Beat and Flower load this module too, and what works on dates takes seconds to import: it is imported where it is used,
+and by a worker of dates before it forks the processes that need it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
@@ -19,8 +24,7 @@ from celery.worker.request import Request
 from common.dates import in_short
 from common.errors import BackfillError, Retryable
 from common.job import find_job
-from common.lanes import DATES_QUEUES, consumed_by
-from common.ledger import open_ledger
+from common.lanes import DATES_QUEUES, GATE_QUEUE, consumed_by
 from common.logs import configure_logs
 from common.processes import die_with_parent, identity, limit_memory
 from common.queue import (
@@ -33,11 +37,13 @@ from common.queue import (
     make_app,
 )
 from common.settings import read_settings
-from worker import after_run, control, gate, maintenance, process, reconcile
+from worker import control
 from worker.arguments import understood
-from worker.deps import Deps, open_deps
 from worker.flower import prepare_flower
-from worker.schedule import LONGEST_WORK, beat_schedule
+from worker.schedule import LONGEST_WORK, beat_schedule, entries
+
+if TYPE_CHECKING:
+    from worker.deps import Deps
 
 
 def broker_url() -> str:
@@ -49,7 +55,7 @@ def broker_url() -> str:
 
 app: Celery = make_app(read_settings(), broker_url())
 app.conf.worker_consumer = "worker.consumer:TolerantConsumer"
-app.conf.beat_schedule = beat_schedule(read_settings(), maintenance.WORKS)
+app.conf.beat_schedule = beat_schedule(read_settings(), entries(read_settings()))
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
@@ -60,6 +66,8 @@ COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; 
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
+    from worker.deps import open_deps
+
     return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
 
@@ -68,14 +76,19 @@ def opened(task: Any) -> Deps:
     try:
         return deps()
     except BackfillError as exc:
+        from worker.process import backoff
+
         log.error("connections_not_opened", error=str(exc))
-        raise task.retry(countdown=process.backoff(task.request.retries, read_settings().retry_seconds)) from None
+        raise task.retry(countdown=backoff(task.request.retries, read_settings().retry_seconds)) from None
 
 
 @celeryd_after_setup.connect
-def _consume_every_lane(instance: Any, **_: Any) -> None:
+def _prepare_worker(instance: Any, **_: Any) -> None:
     """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
     queues = instance.app.amqp.queues
+    if not {*DATES_QUEUES, GATE_QUEUE}.isdisjoint(queues.consume_from):
+        for name in ("worker.process", "worker.gate"):  # before its processes are forked
+            import_module(name)
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
@@ -97,6 +110,9 @@ class DateRequest(Request):
         super().on_timeout(soft, timeout)
         if soft or self.worker_pid is None:
             return
+        from common.ledger import open_ledger
+        from worker import process
+
         run, *days = self.args
         try:
             holder = identity(int(self.worker_pid))
@@ -116,6 +132,8 @@ class DateRequest(Request):
 @understood
 def process_date(self: Any, run: str, *days: str) -> dict[str, Any]:
     """Despite its name of one date or of several: all of them are named in its call."""
+    from worker import process
+
     try:
         outcomes = process.process_dates(run, _days(days), opened(self), retries=self.request.retries)
     except process.TryAgain as again:
@@ -132,6 +150,8 @@ def _days(days: Sequence[str]) -> list[date]:
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
 @understood
 def close_window(self: Any, run: str, number: int) -> None:
+    from worker import gate, process
+
     settings, retries = opened(self).settings, self.request.retries
     try:
         gate.close_window(run, number, deps(), last_try=retries >= settings.max_retries)
@@ -142,12 +162,16 @@ def close_window(self: Any, run: str, number: int) -> None:
 @app.task(name=RECONCILE)
 @understood
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
+    from worker import reconcile
+
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
 
 
 @app.task(name=AFTER_RUN)
 @understood
 def tell_run(run: str) -> None:
+    from worker import after_run
+
     after_run.tell(run, deps())
 
 
@@ -160,6 +184,8 @@ def tell_run(run: str) -> None:
 )
 @understood
 def maintain(name: str) -> None:
+    from worker import maintenance
+
     try:
         maintenance.run_work(name, deps())
     except BackfillError as exc:

@@ -24,8 +24,9 @@ from sqlalchemy import (
 
 from common.clock import utcnow
 from common.coverage import Verdict
-from common.ledger.actions import cancelled_because
+from common.ledger.actions import cancelled_because, discards
 from common.ledger.database import Database, held_by
+from common.ledger.orders import Order, order_of
 from common.ledger.records import DateRow, Digest, Run, SourceUse
 from common.ledger.rows import (
     IN_HAND,
@@ -57,7 +58,12 @@ CLAIM = (
         started_at=bindparam("now"),
     )
 )
-HELD = select(run_dates.c.day).where(IN_HAND).with_for_update()
+HELD = (
+    select(run_dates.c.day, runs.c.state)
+    .join(runs, runs.c.id == run_dates.c.run_id)
+    .where(IN_HAND)
+    .with_for_update(of=run_dates)
+)
 
 
 class Dates(Database):
@@ -260,11 +266,18 @@ class Dates(Database):
     def leave_dates(self, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], *, owner: str) -> frozenset[date]:
         """Move dates that the worker holds to their states with their facts, in one transaction.
 
-        Returns those that it did hold: the others are not its own any more.
+        Returns those that it did hold: the others are not its own any more. What would be staged for a run that was
+        told to discard that is dropped instead, and not among them either.
         """
         which = {"run": run_id, "days": list(ends), "owner": owner}
         with self._write(durable=False) as connection:
-            held = frozenset(connection.execute(HELD, which).scalars())
+            rows = connection.execute(HELD, which).all()
+            held = frozenset(row.day for row in rows)
+            if rows and _discarding(connection, run_id, RunState(rows[0].state)):
+                unwanted = [day for day in held if ends[day][0] is DateState.STAGED]
+                values = dropped(cancelled_because(connection, run_id))
+                connection.execute(update(run_dates).where(IN_HAND).values(values), which | {"days": unwanted})
+                held -= frozenset(unwanted)
             for to in {to for to, _ in ends.values()}:
                 rows = [
                     {"of_run": run_id, "of_day": day, **moved(DateState.PROCESSING, to, facts)}
@@ -366,6 +379,12 @@ def _seconds(connection: Connection, of: ColumnElement[bool]) -> list[float]:
     built = (run_dates.c.checksum.is_not(None), run_dates.c.seconds.is_not(None))
     query = select(run_dates.c.seconds).where(of, *built).limit(PACE_DATES)
     return list(connection.execute(query).scalars())
+
+
+def _discarding(connection: Connection, run_id: str, state: RunState) -> bool:
+    if state is RunState.RUNNING:  # as it is nearly always
+        return False
+    return order_of(state, begun=True, discard=discards(connection, run_id)) is Order.DROP
 
 
 def _changing(values: Mapping[str, Any]) -> Update:

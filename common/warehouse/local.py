@@ -206,11 +206,10 @@ class LocalWarehouse(LocalPublications):
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
-        return inside(self.root, self.root / table.dataset / table.table)
+        return inside(self.root, self.root / f"{table.dataset}/{table.table}")
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        place = f"{date_column}={day.isoformat()}"
-        return inside(self.root, self.root / table.dataset / table.table / place / PART)
+        return inside(self.root, self.root / f"{table.dataset}/{table.table}/{date_column}={day.isoformat()}/{PART}")
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:

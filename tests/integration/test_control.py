@@ -18,6 +18,7 @@ from common.warehouse.local import LocalWarehouse
 from producer.site import requester
 from tests.builders import new_run, process_date
 from tests.lab import Lab, players, until
+from worker import build
 from worker.deps import Deps
 from worker.gate import close_window
 from worker.process import NOT_OURS
@@ -179,7 +180,10 @@ def working_while(lab: Lab, deps: Deps, order: Callable[[], object]) -> Deps:
     return replace(deps, warehouse=Ordering(lab.home / "warehouse", order))
 
 
-def test_a_date_that_was_just_taken_up_is_given_back_when_its_run_is_paused(lab: Lab) -> None:
+def test_a_date_that_was_just_taken_up_is_given_back_when_its_run_is_paused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "AS_GOOD_AS_NOW", timedelta(0))  # as if to look at the sources had taken its time
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
     pausing = working_while(lab, deps, lambda: lab.inside("pause", run.id))

@@ -200,6 +200,22 @@ def test_an_ended_run_is_not_cancelled(ledger: Ledger) -> None:
     assert set(states(ledger, run)) == {"queued"}
 
 
+@pytest.mark.parametrize("discard", [True, False])
+def test_what_is_staged_after_its_run_was_cancelled_is_dropped_if_all_that_is_staged_is(
+    ledger: Ledger, discard: bool
+) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23)
+    claimed_date(ledger, run, FEB_24)
+    cancelled(ledger, run, discard=discard)
+    failure = (DateState.FAILED, {"verdict": "failed", "reason": "no"})
+
+    left = ledger.leave_dates(run.id, {FEB_23: (DateState.STAGED, {}), FEB_24: failure}, owner="worker")
+
+    assert left == ({FEB_24} if discard else {FEB_23, FEB_24})
+    assert states(ledger, run)[:2] == ["cancelled" if discard else "staged", "failed"]
+
+
 def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
