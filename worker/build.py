@@ -72,7 +72,7 @@ def _obeying(claimed: Sequence[DateRow], deps: Deps) -> list[date]:
     days = [row.day for row in claimed]
     if _just_taken(claimed):
         return days
-    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner, begun=False)
+    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner)
     return [day for day in days if day in held]
 
 

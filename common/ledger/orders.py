@@ -113,11 +113,10 @@ class Orders(Database):
             record_action(connection, run_id, Action.CANCELLED, by=by, reason=reason)
         return True
 
-    def obey(self, run_id: str, days: Collection[date], owner: str, *, begun: bool) -> frozenset[date]:
-        """With which of the dates that it holds a worker is to go on; it holds the others no longer.
+    def obey(self, run_id: str, days: Collection[date], owner: str) -> frozenset[date]:
+        """With which of the dates that it holds a worker is to begin; it holds the others no longer.
 
-        Of a paused run, dates for which nothing costly was done yet (`begun`) are queued again, as if this attempt had
-        not been.
+        Those of a paused run are queued again, as if this attempt had not been. See `leave_dates` for what was begun.
         """
         which = {"run": run_id, "days": list(days), "owner": owner}
         with self._read() as connection:  # which keeps nobody from writing; most of the time there is no order
@@ -127,7 +126,7 @@ class Orders(Database):
         with self._write() as connection:
             # A run that is resumed meanwhile waits for this: it finds the dates either given back, or in hand.
             run = locked_state(connection, run_id)
-            order = order_of(run, begun=begun, discard=discards(connection, run_id))
+            order = order_of(run, begun=False, discard=discards(connection, run_id))
             if order is Order.GO_ON:
                 return frozenset(row.day for row in connection.execute(HELD, which))
             if order is Order.GIVE_BACK:

@@ -115,16 +115,17 @@ def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_cost
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
-    assert ledger.obey(run.id, [FEB_23], "worker", begun=False)
+    assert ledger.obey(run.id, [FEB_23], "worker")
     ledger.pause_run(run.id, by="ada")
 
-    assert not ledger.obey(run.id, [FEB_23], "worker", begun=False)
-    assert ledger.obey(run.id, [FEB_24], "worker", begun=True)
+    assert not ledger.obey(run.id, [FEB_23], "worker")
+    staged = {FEB_24: (DateState.STAGED, {})}
+    assert ledger.leave_dates(run.id, staged, owner="worker") == {FEB_24}
 
-    given_back, in_hand, _ = ledger.dates(run.id)
+    given_back, finished, _ = ledger.dates(run.id)
     assert (given_back.state, given_back.attempt, given_back.deaths) == (DateState.QUEUED, 0, 0)
-    assert in_hand.state is DateState.PROCESSING
-    assert not ledger.obey(run.id, [FEB_23], "worker", begun=False)  # which is nobody's now
+    assert finished.state is DateState.STAGED
+    assert not ledger.obey(run.id, [FEB_23], "worker")  # which is nobody's now
 
 
 def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger) -> None:
@@ -220,11 +221,11 @@ def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     cancelled(ledger, run)
-    assert ledger.obey(run.id, [FEB_23], "worker", begun=False)  # it is to be finished
+    assert ledger.obey(run.id, [FEB_23], "worker")  # it is to be finished
 
     assert cancelled(ledger, run, now=True) == Stopped(unbegun=0, stopped=1, discarded=())
 
-    assert not ledger.obey(run.id, [FEB_23], "worker", begun=True)
+    assert not ledger.leave_dates(run.id, {FEB_23: (DateState.STAGED, {})}, owner="worker")
     assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker")
     assert ledger.finish_run(run.id) is RunState.CANCELLED
 
@@ -243,7 +244,7 @@ def test_discarding_takes_what_waits_for_the_gate_but_nothing_that_a_gate_has_se
 
     assert stopped.discarded == (days[0],)
     assert states(ledger, run) == ["cancelled", "staged", "staged", "staged", "processing"]
-    assert not ledger.obey(run.id, [days[4]], "worker", begun=True)
+    assert not ledger.leave_dates(run.id, {days[4]: (DateState.STAGED, {})}, owner="worker")
     assert states(ledger, run)[4] == "cancelled"
 
 
