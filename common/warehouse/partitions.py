@@ -51,16 +51,19 @@ def link(file: Path, other: Path) -> None:
         shutil.copyfile(file, other)
 
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 def stamp_of(part: str | Path) -> Stamp:
-    """What tells whether a file was replaced: its inode, its size and when it was written; zeros for none."""
+    """What tells whether a file was replaced: its inode, its size, when it was written and linked; zeros for none.
+
+    The last tells a file that came back after another was there meanwhile, as a published file has links elsewhere.
+    """
     try:
         found = os.stat(part)  # noqa: PTH116 - asked for every file that is read
     except FileNotFoundError:
-        return (0, 0, 0)
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+        return (0, 0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Fingerprints:
