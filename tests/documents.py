@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 EXIT_CODE = re.compile(r"# exit code (\d+)$")
-PATIENCE_SECONDS = 150
+PATIENCE_SECONDS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
