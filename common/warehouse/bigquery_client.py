@@ -73,6 +73,7 @@ CONCURRENT = re.compile(
 )
 STREAMING = "streaming buffer"  #: rows in it can't be deleted for up to half an hour
 LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a job that was begun is not known any more
+LOST_UPLOAD = re.compile(r"[?&]upload_id=")  #: the address of an upload that was begun, and is not known any more
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
 PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
 
@@ -127,6 +128,11 @@ def is_passing(exc: BaseException) -> bool:
     return _reason(exc) in PASSING_REASONS or isinstance(exc, PASSING_TYPES)
 
 
+def _is_lost_upload(exc: BaseException) -> bool:
+    """Whether the service has forgotten an upload midway: it can only be begun anew."""
+    return isinstance(exc, api.GoogleAPICallError) and exc.code in (404, 410) and bool(LOST_UPLOAD.search(str(exc)))
+
+
 def _is_of_the_request(exc: BaseException) -> bool:
     """Whether what passes is a trouble of the request, not the end of the job that it asks about."""
     return is_passing(exc) and not CONCURRENT.search(str(exc)) and not (_reason(exc) or "").startswith("job")
@@ -171,7 +177,7 @@ def _ours(exc: Exception, doing: str, table: str | None, needs: str) -> Backfill
     if isinstance(exc, (api.Forbidden, api.Unauthorized, GoogleAuthError)):
         missing = ", ".join(dict.fromkeys(PERMISSION.findall(str(exc)))) or needs
         return NotAllowed(f"{said} (needed: {missing})" if missing else said, table=table)
-    if isinstance(exc, api.NotFound) and LOST_JOB.search(str(exc)):
+    if _is_lost_upload(exc) or (isinstance(exc, api.NotFound) and LOST_JOB.search(str(exc))):
         return WarehouseUnavailable(said, table=table)
     if isinstance(exc, api.NotFound):
         return TableNotFound(said, table=table)
@@ -204,6 +210,7 @@ class Connection:
         waits: dict[str, Any] = {"initial": 0.2, "maximum": 5.0, "multiplier": 2.0, "timeout": limits.retry_seconds}
         self.retry = Retry(predicate=is_passing, **waits)
         self._polling = Retry(predicate=_is_of_the_request, **waits)  #: a job that has failed is not asked again
+        self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: for the rest the client tries again itself
 
     @property
     def client(self) -> bigquery.Client:
@@ -276,19 +283,22 @@ class Connection:
 
         def start(job_id: str) -> Any:
             if isinstance(source, bytes):
-                return self.client.load_table_from_file(
-                    io.BytesIO(source),
-                    into,
-                    job_id=job_id,
-                    job_config=config,
-                    num_retries=UPLOAD_TRIES,
-                    timeout=REQUEST_SECONDS,
-                )
+                return self._uploading(self._upload)(source, into, job_id, config)
             return self.client.load_table_from_uri(
                 list(source), into, job_id=job_id, job_config=config, retry=self.retry, timeout=REQUEST_SECONDS
             )
 
         self._once(name, start, is_good=is_whole)
+
+    def _upload(self, source: bytes, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
+        return self.client.load_table_from_file(
+            io.BytesIO(source),
+            into,
+            job_id=job_id,
+            job_config=config,
+            num_retries=UPLOAD_TRIES,
+            timeout=REQUEST_SECONDS,
+        )
 
     def _once(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.limits.retry_seconds

@@ -118,6 +118,28 @@ def test_a_load_whose_answer_is_lost_is_waited_for(
     assert job_ids(double, "load") == ["0"]
 
 
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("after_effect", [pytest.param(False, id="before"), pytest.param(True, id="after")])
+@pytest.mark.usefixtures("no_pauses")
+def test_an_upload_that_the_service_has_forgotten_midway_is_begun_anew(
+    double: RestDouble, files: list[StagedFile], status: int, after_effect: bool
+) -> None:
+    double.fail("jobs.upload.put", status=status, reason="notFound", after_effect=after_effect, times=2)
+    assert publish(opened(double), files) == PUBLISHED
+    assert len(double.calls("jobs.upload")) == 3
+    assert job_ids(double, "load") == ["0"]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_an_upload_that_is_forgotten_again_and_again_may_succeed_later(
+    double: RestDouble, files: list[StagedFile]
+) -> None:
+    double.fail("jobs.upload.put", status=404, reason="notFound", times=FOR_EVER)
+    with pytest.raises(WarehouseUnavailable):
+        publish(opened(double, retry_seconds=0.2), files)
+    assert held(double) == {}
+
+
 def test_an_upload_that_another_process_made_is_not_made_again(double: RestDouble, files: list[StagedFile]) -> None:
     double.fail("jobs.insert", job="backfill-publish-", error=Died())
     with pytest.raises(Died):
