@@ -41,17 +41,19 @@ def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> p
 
     Raises `SchemaMismatch` for a missing or unknown column and for a value that does not fit its type.
     """
-    missing = [name for name in columns if name not in frame.columns]
-    unknown = [str(name) for name in frame.columns if name not in columns]
+    names = list(frame.columns)
+    missing = [name for name in columns if name not in names]
+    unknown = [str(name) for name in names if name not in columns]
     if missing or unknown:
         raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
-    repeated = [name for name in columns if list(frame.columns).count(name) > 1]
+    repeated = [name for name in columns if names.count(name) > 1]
     if repeated:
         raise SchemaMismatch(f"{what}: repeated columns {repeated}")
+    series = dict(frame.items())  # which is quicker than to look each of them up
     arrays: list[pa.Array[Any]] = []
     for name, column in columns.items():
         try:
-            arrays.append(_typed(frame[name], ARROW_TYPES[column.type]))
+            arrays.append(_typed(series[name], ARROW_TYPES[column.type]))
         except (pa.ArrowException, OverflowError, ValueError) as exc:
             raise SchemaMismatch(f"{what}: column {name} is not {column.type}: {exc}") from exc
     return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))

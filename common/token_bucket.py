@@ -54,7 +54,7 @@ class OwnBucket:
     def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
         self._clock = clock
-        self._next_at = 0
+        self._next_at = int(clock() * SECOND) - rate.burst * rate.interval  # full, even if the clock has just begun
         self._lock = threading.Lock()
 
     def acquire(self) -> None:

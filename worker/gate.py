@@ -25,7 +25,7 @@ from common.errors import BackfillError, ExpectationUnreadable, NotAllowed, Retr
 from common.interrupted import interruption_behind
 from common.job import Job, find_job
 from common.ledger import DateRow, DateState, Run, WindowState
-from common.ledger.states import ENDED_DATES, READY_FOR_GATE
+from common.ledger.states import ON_THEIR_WAY, READY_FOR_GATE
 from common.options import RunOptions
 from common.processes import is_dead
 from common.recover import still_published
@@ -160,7 +160,7 @@ def _close(window: _Held, *, last_try: bool) -> GateOutcome:
         window.leave(WindowState.OPEN)
         send_days(run, number, window.job, again, deps.ledger, deps.dispatcher)
         return GateOutcome.SENT_BACK
-    if any(row.state not in ENDED_DATES for row in deps.ledger.dates(run.id, window=number)):
+    if deps.ledger.dates(run.id, window=number, states=ON_THEIR_WAY):
         window.leave(WindowState.OPEN)
         return GateOutcome.NOT_READY
     if not window.leave(WindowState.CLOSED):

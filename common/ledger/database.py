@@ -28,8 +28,8 @@ class Database:
     def _write(self, *, durable: bool = True) -> Generator[Connection]:
         """A transaction. One that is not `durable` may be lost in a power cut, with what followed it and nothing else.
 
-        The next durable one makes it so as well. It suits what a worker holds and says of its work on SQLite: whatever
-        comes of that is proven, and made durable, by a gate.
+        The next durable one makes it so as well. It suits what a worker or a gate holds and says of its work on
+        SQLite: whatever comes of that is proven, and made durable, by a checkpoint.
         """
         with (
             translated(),

@@ -71,8 +71,11 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         # at once, without waiting, when another one has written in between.
         options = connection.get_execution_options()
         if options.get("isolation_level") != "AUTOCOMMIT":
-            driver = connection.connection.cursor()
-            driver.execute(f"PRAGMA synchronous={'FULL' if options.get(DURABLE, True) else 'NORMAL'}")
+            driver, known = connection.connection.cursor(), connection.connection.info
+            synchronous = "FULL" if options.get(DURABLE, True) else "NORMAL"
+            if known.get("synchronous") != synchronous:
+                driver.execute(f"PRAGMA synchronous={synchronous}")
+                known["synchronous"] = synchronous
             driver.execute("BEGIN IMMEDIATE")
 
     return engine

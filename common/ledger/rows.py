@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select, update
+from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, select, update
 
 from common.clock import utcnow
 from common.coverage import Verdict
@@ -155,3 +156,14 @@ def checkpoint_values(row: RowMapping, now: datetime) -> dict[str, Any]:
         "source",
     )
     return {name: row[name] for name in (*kept, "checksum", "inputs")} | {"checkpointed_at": now}
+
+
+def changing(values: Mapping[str, Any]) -> Update:
+    """The change of one date (`of_run`, `of_day`) to such values, for many dates at once."""
+    return setting(tuple(name for name in values if not name.startswith("of_")))
+
+
+@lru_cache
+def setting(names: tuple[str, ...]) -> Update:
+    this = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
+    return update(run_dates).where(this).values({name: bindparam(name) for name in names})

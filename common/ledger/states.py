@@ -56,6 +56,7 @@ ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, R
 ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
 )
+ON_THEIR_WAY = frozenset(DateState) - ENDED_DATES
 
 #: What the gate finds settled when it is called: nothing of these is still being worked on.
 READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.ledger.actions import Actions
 from common.ledger.checkpoints import Checkpoints
+from common.ledger.claims import Claims
 from common.ledger.cleanups import Cleanups
 from common.ledger.database import translated
 from common.ledger.dates import Dates
@@ -18,7 +19,9 @@ from common.ledger.runs import Runs
 from common.ledger.windows import Windows
 
 
-class Ledger(Runs, Windows, Dates, Checkpoints, Orders, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts):
+class Ledger(
+    Runs, Windows, Dates, Claims, Checkpoints, Orders, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts
+):
     """All that is known, in one database. Safe for any number of processes at once."""
 
 

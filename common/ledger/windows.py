@@ -108,7 +108,7 @@ class Windows(Database):
         """Take a window for a gate: an open one, or one whose gate is dead or past its lease; that death is counted."""
         now = utcnow()
         this = and_(windows.c.run_id == run_id, windows.c.number == number)
-        with self._write() as connection:
+        with self._write(durable=False) as connection:
             row = connection.execute(select(windows).where(this).with_for_update()).mappings().one_or_none()
             if row is None:
                 return False
@@ -129,7 +129,7 @@ class Windows(Database):
     def renew_window(self, run_id: str, number: int, owner: str, until: datetime) -> bool:
         """Lengthen a gate's lease, if the window is still its own and the run has not ended."""
         on = select(runs.c.id).where(runs.c.id == run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS]))
-        with self._write() as connection:
+        with self._write(durable=False) as connection:
             renewed = connection.execute(
                 update(windows)
                 .where(held_by(run_id, (number, owner)), windows.c.run_id.in_(on))

@@ -8,6 +8,7 @@ would lock other processes out.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
@@ -37,8 +38,8 @@ from common.warehouse.base import (
     refuse_undated,
 )
 from common.warehouse.files import (
+    below,
     check_writable,
-    inside,
     locked,
     parquet_bytes,
     write_atomically,
@@ -48,6 +49,7 @@ from common.warehouse.partitions import (
     PART,
     PUBLICATION,
     Fingerprints,
+    Rows,
     Stamp,
     fingerprint,
     partitions_in,
@@ -68,6 +70,7 @@ class LocalWarehouse(LocalPublications):
         self._limits = limits or Limits()
         self._threads = threads
         self._fingerprints = Fingerprints()
+        self._rows = Rows()
         self._described: dict[TableName, tuple[Path, Stamp, TableInfo]] = {}
         self._local = threading.local()
 
@@ -144,7 +147,7 @@ class LocalWarehouse(LocalPublications):
         parts = self._checked_parts(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
         with translated(scan.table):
-            tables = [pq.ParquetFile(part).read(columns=wanted, use_threads=False) for part in parts]
+            tables = [self._rows.of(part, wanted) for part in parts]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
             )
@@ -160,12 +163,12 @@ class LocalWarehouse(LocalPublications):
     ) -> dict[date, str]:
         with translated(table):
             self._finish_load(table)
-            return {day: self._fingerprints.of(self._part(table, date_column, day)) for day in days}
+            return {day: self._fingerprints.of(self._place(table, date_column, day)) for day in days}
 
     def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translated(table):
             self._finish_load(table)
-            now = {day: fingerprint(self._part(table, date_column, day)) for day in checksums}  # the bytes themselves
+            now = {day: fingerprint(self._place(table, date_column, day)) for day in checksums}  # the bytes themselves
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
@@ -206,23 +209,27 @@ class LocalWarehouse(LocalPublications):
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
-        return inside(self.root, self.root / f"{table.dataset}/{table.table}")
+        return Path(below(str(self.root), (table.dataset, table.table)))
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return inside(self.root, self.root / f"{table.dataset}/{table.table}/{date_column}={day.isoformat()}/{PART}")
+        return Path(self._place(table, date_column, day))
+
+    def _place(self, table: TableName, date_column: str, day: date) -> str:
+        """The path of the part: asked for every file that is read, so it is not made a `Path` of."""
+        return below(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", PART))
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:
             return None
         return TableInfo(table=table, columns={}, partitioned_by=None)
 
-    def _parts(self, scan: Scan) -> list[Path]:
+    def _parts(self, scan: Scan) -> list[str]:
         if sum(len(one) for one in scan.dates) <= PROBE_AT_MOST:
-            wanted = (self._part(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
-            return [part for part in wanted if part.exists()]
+            wanted = (self._place(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
+            return [part for part in wanted if os.path.exists(part)]  # noqa: PTH110 - by far the quicker
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
         found = {one.name: one for one in partitions_in(self.root, self._folder(scan.table))}
-        return [found[name] / PART for name in sorted(found.keys() & needed)]
+        return [str(found[name] / PART) for name in sorted(found.keys() & needed)]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)
@@ -240,7 +247,7 @@ class LocalWarehouse(LocalPublications):
         if info is None:
             raise TableNotFound("no such table in the warehouse", table=str(scan.table))
         info.require(scan.date_column, tuple((scan.columns or {}).values()))
-        return [str(part) for part in self._parts(scan)]
+        return self._parts(scan)
 
     def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
         if isinstance(scan, StagedScan):

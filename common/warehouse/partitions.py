@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from common.schema import TableName
@@ -52,6 +55,8 @@ def link(file: Path, other: Path) -> None:
 
 
 Stamp = tuple[int, int, int, int]
+NO_FILE: Stamp = (0, 0, 0, 0)
+SETTLED_NS = 2_000_000_000  #: a file written so lately may be written again with the same stamp
 
 
 def stamp_of(part: str | Path) -> Stamp:
@@ -62,37 +67,86 @@ def stamp_of(part: str | Path) -> Stamp:
     try:
         found = os.stat(part)  # noqa: PTH116 - asked for every file that is read
     except FileNotFoundError:
-        return (0, 0, 0, 0)
+        return NO_FILE
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def has_settled(part: str | Path, stamp: Stamp) -> bool:
+    """Whether what was read of a file with that stamp is what it holds for as long as it has the stamp."""
+    return time.time_ns() - stamp[2] > SETTLED_NS and stamp_of(part) == stamp
 
 
 class Fingerprints:
     """The fingerprints of parts, each computed once for as long as its file is the same."""
 
-    SETTLED_NS = 2_000_000_000  #: a file written so lately may be written again with the same stamp
     MOST = 20_000  #: files that are remembered
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[Stamp, str]] = {}
+        self._known: dict[str, tuple[Stamp, str]] = {}
 
-    def of(self, part: Path) -> str:
+    def of(self, part: str) -> str:
         stamp = stamp_of(part)
-        if not any(stamp):
+        if stamp == NO_FILE:
             return ABSENT
         known = self._known.get(part)
         if known is not None and known[0] == stamp:
             return known[1]
         found = fingerprint(part)
-        if time.time_ns() - stamp[2] > self.SETTLED_NS and stamp_of(part) == stamp:
+        if has_settled(part, stamp):
             if len(self._known) >= self.MOST:
                 self._known.clear()
             self._known[part] = (stamp, found)
         return found
 
 
-def fingerprint(part: Path) -> str:
+class Rows:
+    """The rows of parts. Small ones are read once for as long as their file is the same.
+
+    A date is looked at several times: who is expected, what a source has, its rows, and by dates that look back on it.
+    """
+
+    SMALL = 256 * 1024  #: bytes of a file, and
+    FEW = 20_000  #: rows of one, that takes hardly longer to read whole than in columns
+    MOST = 32 * 1024 * 1024  #: bytes that all remembered rows may take
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[Stamp, pa.Table]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def of(self, part: str, columns: list[str] | None) -> pa.Table:
+        """The columns, or all, as far as the part has them; it may have others besides."""
+        stamp = stamp_of(part)
+        with self._lock:
+            known = self._known.get(part)
+            if known is not None and known[0] == stamp:
+                self._known.move_to_end(part)
+                return known[1]
+        file = pq.ParquetFile(part)
+        if stamp[1] > self.SMALL or file.metadata.num_rows > self.FEW:
+            return file.read(columns=columns, use_threads=False)
+        rows = file.read(use_threads=False)
+        if has_settled(part, stamp):
+            self._remember(part, stamp, rows)
+        return rows
+
+    def _remember(self, part: str, stamp: Stamp, rows: pa.Table) -> None:
+        with self._lock:
+            self._forget(part)
+            self._known[part] = (stamp, rows)
+            self._bytes += rows.nbytes
+            while self._bytes > self.MOST:
+                self._forget(next(iter(self._known)))
+
+    def _forget(self, part: str) -> None:
+        known = self._known.pop(part, None)
+        if known is not None:
+            self._bytes -= known[1].nbytes
+
+
+def fingerprint(part: str | Path) -> str:
     try:
-        return checksum_of(part.read_bytes())
+        return checksum_of(Path(part).read_bytes())
     except FileNotFoundError:
         return ABSENT
 

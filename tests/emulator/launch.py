@@ -11,10 +11,12 @@ import re
 from typing import Any
 
 from bqemulator.api.routes import jobs, upload
+from bqemulator.catalog.duckdb_repository import DuckDBCatalogRepository
 from bqemulator.cli import main
 from bqemulator.domain.errors import AlreadyExistsError
 from bqemulator.jobs import executor
 from bqemulator.storage import engine
+from bqemulator.storage.sql_identifiers import quoted_table_ref, schema_name
 
 PARAMETER = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`[^`]*`|--[^\n]*|/\*.*?\*/|@@\w+)|@(\w+)""", re.DOTALL)
 UNQUOTED = ("INT64", "INTEGER", "BOOL", "BOOLEAN")
@@ -86,10 +88,27 @@ def refuse_a_job_id_that_was_used() -> None:
     jobs._handle_load_job_with_async_envelope = refusing(jobs._handle_load_job_with_async_envelope)
 
 
+def forget_tables_made_by_half() -> None:
+    """Killed while it makes a table, it would find one that it does not know, and fail whoever makes it again."""
+    hydrate = DuckDBCatalogRepository._hydrate_tables
+
+    def hydrated(self: Any) -> None:
+        hydrate(self)
+        schemas = [schema_name(*key) for key in self._cache._datasets]
+        known = {quoted_table_ref(*key) for key in self._cache._tables}
+        there = self._engine.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
+        for schema, table in there:
+            if schema in schemas and f'"{schema}"."{table}"' not in known:
+                self._engine.execute(f'DROP TABLE "{schema}"."{table}"')
+
+    DuckDBCatalogRepository._hydrate_tables = hydrated
+
+
 if __name__ == "__main__":
     start_offline()
     take_uploads_of_any_type()
     match_parquet_columns_by_name()
     bind_parameters_in_scripts()
     refuse_a_job_id_that_was_used()
+    forget_tables_made_by_half()
     main()

@@ -202,8 +202,9 @@ def test_a_clock_that_was_set_back_does_not_stop_everybody() -> None:
     assert taken.wait == 0
 
 
-def test_a_process_waits_for_its_own_tokens_and_is_told_when_that_is_too_long() -> None:
-    bucket = OwnBucket(Rate(per_second=1, burst=2, patience_seconds=0.5), clock=lambda: 1000.0)
+@pytest.mark.parametrize("now", [pytest.param(0.0, id="a-clock-that-has-just-begun"), 1000.0])
+def test_a_process_waits_for_its_own_tokens_and_is_told_when_that_is_too_long(now: float) -> None:
+    bucket = OwnBucket(Rate(per_second=1, burst=2, patience_seconds=0.5), clock=lambda: now)
     bucket.acquire()
     bucket.acquire()
     with pytest.raises(WarehouseUnavailable, match="BACKFILL_QUERIES_PER_SECOND"):
