@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,14 +36,16 @@ def arrow_schema(types: Types) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
 
-def to_arrow(frame: pd.DataFrame, columns: Mapping[str, Column], what: str) -> pa.Table:
-    """The frame with exactly these columns, in this order, in exactly these types.
+def to_arrow(
+    frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, may_have: Collection[str] = ()
+) -> pa.Table:
+    """The frame with exactly these columns, in this order, in exactly these types; without those it may have besides.
 
     Raises `SchemaMismatch` for a missing or unknown column and for a value that does not fit its type.
     """
     names = list(frame.columns)
     missing = [name for name in columns if name not in names]
-    unknown = [str(name) for name in names if name not in columns]
+    unknown = [str(name) for name in names if name not in columns and name not in may_have]
     if missing or unknown:
         raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
     repeated = [name for name in columns if names.count(name) > 1]

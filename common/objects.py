@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,10 +169,14 @@ class FolderStore:
 
         place = self.root / key
         inside(self.root, place.parent)
-        if place.is_dir() and not place.is_symlink():  # of a link, itself is removed, never what it leads to
+        try:
+            os.unlink(place)  # noqa: PTH108 - of a link, itself is removed, never what it leads to
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, PermissionError):  # as systems differ in saying that it is a folder
+            if not place.is_dir():
+                raise
             shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
 
 
 class ObjectStore:

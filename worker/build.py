@@ -16,7 +16,7 @@ from common.arrow_types import to_arrow
 from common.clock import utcnow
 from common.coverage import Judgement, Verdict, judge_truth
 from common.errors import ProcessFailed
-from common.job import Batch, Job
+from common.job import SOURCE_COLUMN, Batch, Job
 from common.ledger import DateRow, DateState
 from common.ledger.rows import Facts
 from common.measure import input_fingerprints, who_is_when
@@ -111,7 +111,7 @@ def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
     """What `process` returned, in the target's types and in order. Raises `ProcessFailed` for what it must not be."""
     if not isinstance(made, pd.DataFrame):
         raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=_only(days))
-    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}")
+    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}", may_have=(SOURCE_COLUMN,))
     dated = job.target.date_column
     strangers = set(rows[dated].unique().to_pylist()) - set(days)
     if strangers:

@@ -51,9 +51,11 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
     Raises `ExpectationUnreadable`.
     """
     with reading_expectation():
-        expected = entities(warehouse, truth_scan(job, days))
+        asked = truth_scan(job, days)
+        expected = entities(warehouse, asked)
         calendar = calendar_events(warehouse, job, days, must_exist=options.calendar)
-    held = {source.name: _held(warehouse, job, source, days) for source in job.sources}
+    scans = {source.name: source_scan(job, source, days) for source in job.sources}
+    held = {name: expected if scan == asked else _held(warehouse, scan) for name, scan in scans.items()}
     checks: dict[date, SourceCheck] = {}
     for day in days:
         wanted = expected.get(day, frozenset[str]())
@@ -77,10 +79,8 @@ def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Ma
     )
 
 
-def _held(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> dict[date, frozenset[str]]:
-    if warehouse.describe(TableName.parse(source.table)) is None:
-        return {}
-    return entities(warehouse, source_scan(job, source, days))
+def _held(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
+    return {} if warehouse.describe(scan.table) is None else entities(warehouse, scan)
 
 
 def _log(check: SourceCheck, day: date) -> None:

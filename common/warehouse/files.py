@@ -37,13 +37,13 @@ def parquet_bytes(rows: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     with closing_handle(handle):
         os.fsync(handle)
 
 
-def sync_all(places: Iterable[Path]) -> None:
+def sync_all(places: Iterable[str | Path]) -> None:
     """Have files and folders outlive a power cut. Many at once: a disk writes them together."""
     wanted = list(places)
     with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
@@ -51,7 +51,7 @@ def sync_all(places: Iterable[Path]) -> None:
             pass
 
 
-def _sync_each(places: Iterable[Path]) -> None:
+def _sync_each(places: Iterable[str | Path]) -> None:
     for place in places:
         sync_folder(place)
 
@@ -106,7 +106,7 @@ def _refuse_outside(root: str, path: str) -> None:
         raise OutsideRoot(f"{path} leads out of {root}: nothing outside is read, written or removed")
 
 
-def read_plain(path: Path) -> bytes:
+def read_plain(path: str | Path) -> bytes:
     """The bytes of a plain file. Raises `OutsideRoot` for a link, a pipe and whatever else is none."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -44,6 +44,9 @@ class LocalBackups(ABC):
     def _part(self, table: TableName, date_column: str, day: date) -> Path: ...
 
     @abstractmethod
+    def _place(self, table: TableName, date_column: str, day: date) -> str: ...
+
+    @abstractmethod
     def _finish_load(self, table: TableName) -> None: ...
 
     @abstractmethod

@@ -47,14 +47,15 @@ class LocalPublications(LocalBackups):
         lost: set[date] = set()
         with translated(target), locked(self._lock(folder)):
             self._start_loading(folder)
-            now = {staged.day: fingerprint(self._part(target, date_column, staged.day)) for staged in files}
+            now = {staged.day: fingerprint(self._place(target, date_column, staged.day)) for staged in files}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
             changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
             prepared: dict[date, str] = {}
+            loading = f"{folder}/{LOADING}"
             for staged in files:
                 if staged.day in there or staged.day in changed:
                     continue
-                place = folder / LOADING / f"{date_column}={staged.day.isoformat()}"
+                place = f"{loading}/{date_column}={staged.day.isoformat()}"
                 try:
                     _prepare(place, staged, publication)
                 except StagedFileLost:
@@ -171,7 +172,7 @@ class LocalPublications(LocalBackups):
         """
         loading = folder / LOADING
         if loading.exists():
-            parts = (place for one in partitions_in(self.root, loading) for place in (one / PART, one))
+            parts = (place for one in partitions_in(self.root, loading) for place in (f"{one}/{PART}", one))
             sync_all([*parts, *kept, loading])
             write_atomically(loading / COMMITTED, b"")
             self._roll_forward(folder)
@@ -183,8 +184,8 @@ class LocalPublications(LocalBackups):
         replaced: list[Path] = []
         for new in sorted(partitions_in(self.root, loading)):
             place = folder / new.name
-            if not place.exists():
-                new.rename(place)
+            if not os.path.exists(place):  # noqa: PTH110 - asked for every file that is published
+                os.rename(new, place)  # noqa: PTH104
                 continue
             (new / PART).replace(place / PART)
             if (new / PUBLICATION).exists():
@@ -232,27 +233,28 @@ def _noted_alone(note: Path) -> dict[str, str] | None:
     return json.loads(note.read_text()) if note.exists() else None
 
 
-def _prepare(place: Path, staged: StagedFile, publication: str) -> None:
+def _prepare(place: str, staged: StagedFile, publication: str) -> None:
     """Put the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`.
 
     A staged file is never written to again: on the same disk, it becomes the published one.
     """
     try:
-        place.mkdir()
+        os.mkdir(place)  # noqa: PTH102 - here and below: by far the quicker, for every file that is published
     except FileNotFoundError:
-        place.mkdir(parents=True)
-    part = place / PART
+        os.makedirs(place)  # noqa: PTH103
+    part = f"{place}/{PART}"
     try:
         try:
             os.link(staged.location, part, follow_symlinks=False)
             refuse_other(staged, read_plain(part))
         except OSError:  # it is on another disk, or no file of a disk at all
-            write_atomically(part, read_staged_bytes(staged), durable=False)
+            write_atomically(Path(part), read_staged_bytes(staged), durable=False)
     except (StagedFileLost, OutsideRoot) as exc:
         shutil.rmtree(place)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    (place / PUBLICATION).write_bytes(json.dumps(note).encode())  # nobody reads it before the load takes effect
+    with open(f"{place}/{PUBLICATION}", "w") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
+        json.dump(note, file)
 
 
 def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:

@@ -322,6 +322,17 @@ def test_rows_that_are_wrong_in_themselves_never_get_through(
     assert lab.published("probe.probe", DAY, "day") == []
 
 
+def test_rows_may_keep_the_column_that_names_their_source(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), spoil="as it came")
+
+    progress = lab.run([DAY], "probe")
+
+    assert lab.outcome(DAY, progress).state is DateState.CHECKPOINTED
+    rows = lab.published("probe.probe", DAY, "day")
+    assert [set(row) for row in rows] == [{"name", "day", "value", "source"}] * 20
+
+
 def test_one_failing_date_does_not_hold_up_the_others(lab: Lab) -> None:
     for day in (DAY, NEXT_DAY):
         lab.probe("expected", day, players(20))

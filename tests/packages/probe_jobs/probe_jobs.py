@@ -96,6 +96,7 @@ TRICKS = {
 }
 
 OUTPUT_TRICKS = {
+    "as it came": lambda made: made.assign(_source=made["source"]),
     "duplicate": lambda made: pd.concat([made, made.head(1)]),
     "null key": lambda made: made.assign(name=made["name"].where(made.index != made.index[0], None)),
     "out of range": lambda made: made.assign(value=-5.0),
