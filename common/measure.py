@@ -19,25 +19,6 @@ from common.warehouse.base import Scan, TableInfo, Warehouse, need_table
 
 SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
 
-EXPECTED = """
-    SELECT day, COUNT(DISTINCT entity) AS n FROM truth WHERE entity IS NOT NULL GROUP BY day
-"""
-
-FOUND = """
-    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS n
-    FROM truth AS t JOIN source AS s ON s.day = t.day AND s.entity = t.entity
-    GROUP BY t.day
-"""
-
-FOUND_IN_EITHER = """
-    SELECT t.day AS day, COUNT(DISTINCT t.entity) AS n
-    FROM truth AS t
-    LEFT JOIN source AS s ON s.day = t.day AND s.entity = t.entity
-    LEFT JOIN other AS o ON o.day = t.day AND o.entity = t.entity
-    WHERE s.entity IS NOT NULL OR o.entity IS NOT NULL
-    GROUP BY t.day
-"""
-
 EVENTS = """
     SELECT day, COUNT(*) AS n FROM calendar GROUP BY day
 """
@@ -168,21 +149,6 @@ def reading_expectation() -> Generator[None]:
         yield
     except (TableNotFound, SchemaMismatch, QueryFailed) as exc:
         raise ExpectationUnreadable(f"expectation unreadable: {exc}") from exc
-
-
-def expected_counts(warehouse: Warehouse, job: Job, days: Iterable[date]) -> dict[date, int]:
-    """The number of expected entities by day; a day without any is not in it. One query."""
-    return _by_day(warehouse.query(EXPECTED, scans={"truth": truth_scan(job, days)}))
-
-
-def found_counts(
-    warehouse: Warehouse, job: Job, source: Source, days: Sequence[date], *, or_in: Source | None = None
-) -> dict[date, int]:
-    """The number of expected entities by day that the source has (or, with `or_in`, either of two). One query."""
-    scans = {"truth": truth_scan(job, days), "source": source_scan(job, source, days)}
-    if or_in is None:
-        return _by_day(warehouse.query(FOUND, scans=scans))
-    return _by_day(warehouse.query(FOUND_IN_EITHER, scans={**scans, "other": source_scan(job, or_in, days)}))
 
 
 def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:

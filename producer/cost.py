@@ -99,16 +99,17 @@ def _billed(warehouse: Warehouse, scan: Scan) -> int | None:
 def preflight_reads(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans of one plan over the days."""
     truth = truth_scan(job, days)
-    sources = [scan for source in job.sources for scan in (truth, source_scan(job, source, days))]
+    sources = [scan for source in job.sources if (scan := source_scan(job, source, days)) != truth]
     return [truth, *sources, *_calendar(job, days), _target_scan(job, days)]
 
 
 def date_reads(job: Job, day: date) -> list[Scan]:
     """The scans of one date's task: every source is measured and fingerprinted, the primary's rows are read."""
-    measured = [source_scan(job, source, [day]) for source in job.sources]
+    truth = truth_scan(job, [day])
+    measured = [scan for source in job.sources if (scan := source_scan(job, source, [day])) != truth]
     rows = [_rows_scan(one, day) for one in (*job.sources, *job.inputs)]
     read = [_rows_scan(job.sources[0], day), *(_rows_scan(one, day) for one in job.inputs)]
-    return [_target_scan(job, [day]), truth_scan(job, [day]), *_calendar(job, [day]), *measured, *rows, *read]
+    return [_target_scan(job, [day]), truth, *_calendar(job, [day]), *measured, *rows, *read]
 
 
 def window_reads(job: Job, days: Sequence[date]) -> list[Scan]:

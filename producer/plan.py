@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from common.clock import today
+from common.counts import count_range
 from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent, reaches
 from common.dates import FIRST_DAY, ONE_DAY, DateRange, describe, hull, parse_date
 from common.errors import UserError
@@ -25,8 +26,6 @@ from common.measure import (
     calendar_facts,
     check_tables,
     entities,
-    expected_counts,
-    found_counts,
     source_scan,
     truth_scan,
 )
@@ -217,23 +216,13 @@ def _measure(
     days: Sequence[date], job: Job, warehouse: Warehouse, ledger: Ledger, absent: Absent, options: RunOptions
 ) -> Measured:
     present = [source for source in job.sources if source.name not in absent.sources]
-    found = {source.name: found_counts(warehouse, job, source, days) for source in present}
-    either: dict[str, Mapping[date, int]] = {}
-    if options.fallback is Fallback.FILL:
-        primary, *others = job.sources
-        for other in others:
-            both = primary in present and other in present
-            either[other.name] = (
-                found_counts(warehouse, job, primary, days, or_in=other)
-                if both
-                else found.get(primary.name) or found.get(other.name, {})
-            )
+    counts = count_range(warehouse, job, present, days)
     span = hull(days)
     checkpoints = ledger.checkpoints(job.name, span.start, span.through)
     return Measured(
-        expected=expected_counts(warehouse, job, days),
-        found=found,
-        either=either,
+        expected=counts.expected,
+        found=counts.found,
+        either=counts.either if options.fallback is Fallback.FILL else {},
         calendar=calendar_facts(warehouse, job, days),
         checkpoints=checkpoints,
         changed=_changed(days, job, warehouse, checkpoints),

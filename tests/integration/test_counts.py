@@ -1,0 +1,79 @@
+"""What a plan counts over its range, against the same counted by hand from the same rows."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pyarrow as pa
+import pytest
+
+from common.counts import count_range
+from common.job import Expectation, Job, Source, Target
+from common.schema import Column, TableName
+from common.warehouse.base import Warehouse
+from tests.builders import FEB_23, FEB_24, FEB_25
+
+COLUMNS = {"who": Column(type="STRING"), "day": Column(type="DATE")}
+HELD: dict[str, list[tuple[date, str | None]]] = {
+    "truth": [(FEB_23, "ann"), (FEB_23, "ann"), (FEB_23, "bob"), (FEB_23, None), (FEB_24, "ann"), (FEB_24, "cid")],
+    "some": [(FEB_23, "ann"), (FEB_23, "stranger"), (FEB_24, None), (FEB_24, "ann"), (FEB_24, "ann")],
+    "others": [(FEB_23, "bob"), (FEB_24, "ann"), (FEB_25, "ann")],
+}
+
+
+def source(table: str) -> Source:
+    return Source(name=f"from_{table}", table=f"nba.{table}", date_column="day")
+
+
+def job(*tables: str) -> Job:
+    return Job(
+        name="counted",
+        version="1",
+        target=Target(table="nba.made", date_column="day", key=("who", "day"), columns=COLUMNS),
+        expectation=Expectation(table="nba.truth", date_column="day", entity="who"),
+        sources=tuple(map(source, tables)),
+        process=lambda batch: batch.rows,
+    )
+
+
+def entities(table: str, day: date) -> set[str]:
+    return {who for when, who in HELD[table] if when == day and who is not None}
+
+
+def by_day(*tables: str) -> dict[date, int]:
+    """Of the expected entities of each day, how many any of the tables has."""
+    found = {
+        day: len(entities("truth", day) & set[str]().union(*(entities(table, day) for table in tables)))
+        for day in (FEB_23, FEB_24)
+    }
+    return {day: n for day, n in found.items() if n}
+
+
+@pytest.mark.parametrize(
+    ("tables", "either"),
+    [
+        pytest.param(("some",), {}, id="one-source"),
+        pytest.param(("some", "others"), {"from_others": ("some", "others")}, id="two"),
+        pytest.param(
+            ("others", "some", "truth"), {"from_some": ("others", "some"), "from_truth": ("truth",)}, id="three"
+        ),
+        pytest.param(("truth", "some"), {"from_some": ("truth",)}, id="the-expectation-itself"),
+        pytest.param(("some", "absent"), {"from_absent": ("some",)}, id="one-that-is-absent"),
+        pytest.param(("absent", "some"), {"from_some": ("some",)}, id="the-first-absent"),
+    ],
+)
+def test_a_range_is_counted_over_the_expected_only(
+    warehouse: Warehouse, tables: tuple[str, ...], either: dict[str, tuple[str, ...]]
+) -> None:
+    for table, rows in HELD.items():
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        made = pa.table(columns, schema=pa.schema([("day", pa.date32()), ("who", pa.string())]))
+        warehouse.load(TableName("nba", table), "day", made)
+    asked = job(*tables)
+    present = [one for one in asked.sources if one.name != "from_absent"]
+
+    counted = count_range(warehouse, asked, present, [FEB_23, FEB_24])
+
+    assert counted.expected == {FEB_23: 2, FEB_24: 2}
+    assert counted.found == {one.name: by_day(one.name.removeprefix("from_")) for one in present}
+    assert counted.either == {name: by_day(*of) for name, of in either.items()}
