@@ -86,9 +86,10 @@ def opened(task: Any) -> Deps:
 def _prepare_worker(instance: Any, **_: Any) -> None:
     """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
     queues = instance.app.amqp.queues
-    if not {*DATES_QUEUES, GATE_QUEUE}.isdisjoint(queues.consume_from):
-        for name in ("worker.process", "worker.gate"):  # before its processes are forked
-            import_module(name)
+    if not set(DATES_QUEUES).isdisjoint(queues.consume_from):
+        import_module("worker.process")  # before its processes are forked
+    if GATE_QUEUE in queues.consume_from:
+        import_module("worker.gate")
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
