@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import seasons, trivial
+from benchmarks import report, seasons, trivial
 from benchmarks.results import Measured, show, write
 
 TEN_YEARS = 3650
@@ -51,6 +51,7 @@ def main(
     show(measured, console)
     if keep:
         write(measured)
+        report.main()
 
 
 def _fresh(measure: Callable[[Path], Measured]) -> Measured:

@@ -174,7 +174,7 @@ class FolderStore:
         except FileNotFoundError:
             return
         except (IsADirectoryError, PermissionError):  # as systems differ in saying that it is a folder
-            if not place.is_dir():
+            if place.is_symlink() or not place.is_dir():
                 raise
             shutil.rmtree(place, ignore_errors=True)
 

@@ -96,11 +96,9 @@ class Claims(Database):
         """
         now = utcnow()
         lease = {"owner": owner, "until": until, "now": now}
+        if taken := self._take_free(run_id, days, lease):
+            return taken
         with self._write(durable=False) as connection:
-            if connection.dialect.update_returning:
-                taken = connection.execute(TAKE_FREE, {"run": run_id, "days": list(days)} | lease).mappings().all()
-                if taken:
-                    return sorted(map(date_row_of, taken), key=lambda row: row.day)
             rows = connection.execute(CLAIMABLE, {"run": run_id, "days": list(days)}).mappings().all()
             if not rows or not run_is_on(connection, run_id):
                 return []
@@ -124,6 +122,14 @@ class Claims(Database):
             "started_at": now,
         }
         return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
+
+    def _take_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
+        """Take those that nobody holds. In a transaction of its own: rows it waited for and did not get stay locked."""
+        with self._write(durable=False) as connection:
+            if not connection.dialect.update_returning:
+                return []
+            taken = connection.execute(TAKE_FREE, {"run": run_id, "days": list(days), **lease}).mappings().all()
+        return sorted(map(date_row_of, taken), key=lambda row: row.day)
 
     def give_back(
         self,

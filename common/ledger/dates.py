@@ -164,11 +164,14 @@ class Dates(Database):
         return None
 
     def note_verdicts(self, run_id: str, facts: Mapping[date, Facts], *, gate: tuple[int, str] | None = None) -> None:
-        """Record what the gate counted and decided, before it acts on it; only while it holds its window."""
+        """Record what the gate counted and decided, before it acts on it; only while it holds its window.
+
+        Durably, with all before it: what is published next must be known to the ledger whatever happens.
+        """
         held = true() if gate is None else exists().where(held_by(run_id, gate))
         staged = run_dates.c.state == DateState.STAGED.value
         rows = [{"of_run": run_id, "of_day": day, **values} for day, values in facts.items()]
-        with self._write(durable=False) as connection:
+        with self._write() as connection:
             for alike in grouped_by_columns(rows):
                 connection.execute(changing(alike[0]).where(staged, held), alike)
 

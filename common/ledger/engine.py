@@ -73,9 +73,9 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         if options.get("isolation_level") != "AUTOCOMMIT":
             driver, known = connection.connection.cursor(), connection.connection.info
             synchronous = "FULL" if options.get(DURABLE, True) else "NORMAL"
-            if known.get("synchronous") != synchronous:
+            if known.pop("synchronous", None) != synchronous:
                 driver.execute(f"PRAGMA synchronous={synchronous}")
-                known["synchronous"] = synchronous
+            known["synchronous"] = synchronous
             driver.execute("BEGIN IMMEDIATE")
 
     return engine

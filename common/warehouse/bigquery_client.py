@@ -73,7 +73,8 @@ CONCURRENT = re.compile(
 )
 STREAMING = "streaming buffer"  #: rows in it can't be deleted for up to half an hour
 LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a job that was begun is not known any more
-LOST_UPLOAD = re.compile(r"[?&]upload_id=")  #: the address of an upload that was begun, and is not known any more
+OF_UPLOAD = re.compile(r"[?&]upload_id=")  #: the address of an upload that was begun
+ABSENT = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: for which no upload is to blame
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
 PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
 
@@ -130,7 +131,9 @@ def is_passing(exc: BaseException) -> bool:
 
 def _is_lost_upload(exc: BaseException) -> bool:
     """Whether the service has forgotten an upload midway: it can only be begun anew."""
-    return isinstance(exc, api.GoogleAPICallError) and exc.code in (404, 410) and bool(LOST_UPLOAD.search(str(exc)))
+    if not isinstance(exc, api.GoogleAPICallError) or exc.code not in (404, 410):
+        return False
+    return bool(OF_UPLOAD.search(str(exc))) and not ABSENT.search(str(exc))
 
 
 def _is_of_the_request(exc: BaseException) -> bool:

@@ -71,6 +71,15 @@ def stamp_of(part: str | Path) -> Stamp:
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def is_there(part: str | Path) -> bool:
+    """Whether the file exists. Raises `OSError` where that can't be told: what can't be read is not absent."""
+    try:
+        os.stat(part)  # noqa: PTH116 - asked for every file that is read
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def has_settled(part: str | Path, stamp: Stamp) -> bool:
     """Whether what was read of a file with that stamp is what it holds for as long as it has the stamp."""
     return time.time_ns() - stamp[2] > SETTLED_NS and stamp_of(part) == stamp
@@ -105,8 +114,8 @@ class Rows:
     A date is looked at several times: who is expected, what a source has, its rows, and by dates that look back on it.
     """
 
-    SMALL = 256 * 1024  #: bytes of a file, and
-    FEW = 20_000  #: rows of one, that takes hardly longer to read whole than in columns
+    SMALL = 1024 * 1024  #: unpacked bytes, and
+    FEW = 20_000  #: rows, that take hardly longer to read whole than in columns
     MOST = 32 * 1024 * 1024  #: bytes that all remembered rows may take
 
     def __init__(self) -> None:
@@ -123,10 +132,11 @@ class Rows:
                 self._known.move_to_end(part)
                 return known[1]
         file = pq.ParquetFile(part)
-        if stamp[1] > self.SMALL or file.metadata.num_rows > self.FEW:
+        groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
+        if file.metadata.num_rows > self.FEW or sum(one.total_byte_size for one in groups) > self.SMALL:
             return file.read(columns=columns, use_threads=False)
         rows = file.read(use_threads=False)
-        if has_settled(part, stamp):
+        if stamp != NO_FILE and rows.nbytes <= self.MOST // 16 and has_settled(part, stamp):
             self._remember(part, stamp, rows)
         return rows
 

@@ -131,6 +131,15 @@ def test_an_upload_that_the_service_has_forgotten_midway_is_begun_anew(
 
 
 @pytest.mark.usefixtures("no_pauses")
+def test_an_upload_into_what_is_not_there_is_not_begun_anew(double: RestDouble, files: list[StagedFile]) -> None:
+    said = "Not found: Dataset test-project:nba"
+    double.fail("jobs.upload.put", status=404, reason="notFound", message=said, times=FOR_EVER)
+    with pytest.raises(TableNotFound):
+        publish(opened(double), files)
+    assert len(double.calls("jobs.upload")) == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
 def test_an_upload_that_is_forgotten_again_and_again_may_succeed_later(
     double: RestDouble, files: list[StagedFile]
 ) -> None:

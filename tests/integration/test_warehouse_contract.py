@@ -848,6 +848,33 @@ def told_to_stop(*_: object) -> None:
     raise SystemExit("told to stop")
 
 
+def test_a_partition_that_can_not_be_looked_at_is_not_absent(local_warehouse: LocalWarehouse) -> None:
+    load(local_warehouse, FEB_23, FEB_24)
+    part = local_warehouse.root / f"nba/factors/day={FEB_24}/part.parquet"
+    part.unlink()
+    part.symlink_to(part)  # which goes on for ever
+    for ask in (local_warehouse.read, lambda asked: local_warehouse.query(ALL, scans={"t": asked})):
+        with pytest.raises(WarehouseUnavailable, match=str(FEB_24)):
+            ask(scan(span(FEB_23, FEB_24)))
+
+
+@pytest.mark.parametrize("rows", [3, 30_000])
+def test_rows_that_were_read_are_read_again_once_their_file_is_another(
+    local_warehouse: LocalWarehouse, rows: int
+) -> None:
+    load(local_warehouse, FEB_23, players=rows)
+    part = local_warehouse.root / f"nba/factors/day={FEB_23}/part.parquet"
+    long_ago = part.stat().st_mtime - 3600
+    os.utime(part, (long_ago, long_ago))  # it has settled
+    named = scan(span(FEB_23), columns={"day": "day", "who": "player"})
+    before = [local_warehouse.read(one) for one in (named, scan(span(FEB_23)), named)]
+    assert [one.num_rows for one in before] == [rows] * 3
+    assert before[0].column_names == ["day", "who"]
+    load(local_warehouse, FEB_23, players=rows + 1)
+    os.utime(part, (long_ago, long_ago))
+    assert local_warehouse.read(named).num_rows == rows + 1
+
+
 def test_a_query_that_a_signal_cuts_off_may_be_asked_again(local_warehouse: LocalWarehouse) -> None:
     """Celery terminates what a worker is at when its broker is gone; DuckDB then drops what the handler raises."""
     load(local_warehouse, FEB_23, players=2000)
