@@ -33,7 +33,7 @@ class Dates(Database):
         days: Collection[date] | None = None,
     ) -> list[DateRow]:
         """The run's dates, oldest first: all, or those of one window, of some states, or among some days."""
-        query = select(run_dates).where(run_dates.c.run_id == run_id).order_by(run_dates.c.day)
+        query = select(run_dates).where(run_dates.c.run_id == run_id)  # to have them in order, SQLite would read all
         if window is not None:
             query = query.where(run_dates.c.window == window)
         if states is not None:
@@ -41,7 +41,8 @@ class Dates(Database):
         if days is not None:
             query = query.where(run_dates.c.day.in_(list(days)))
         with self._read() as connection:
-            return [date_row_of(row) for row in connection.execute(query).mappings()]
+            found = [date_row_of(row) for row in connection.execute(query).mappings()]
+        return sorted(found, key=lambda row: row.day)
 
     def digest(self, run_id: str) -> Digest:
         """What there is to tell of the run's dates."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, select, update
 
 from common.clock import utcnow
 from common.flow import Caps, Load, has_its_turn, may_open
@@ -52,7 +52,7 @@ class Windows(Database):
             pending = [row.number for row in found if row.state == WindowState.PENDING.value]
             if not pending:
                 return {}
-            under_way = _dates_in_flight(connection, run_dates.c.run_id == run_id)
+            under_way = _dates_in_flight(connection, [run_id])
             job = _JobLoad(total=0, waiting=())
             if job_dates is not None:
                 job = _job_load(connection, run_id, is_dead)
@@ -81,7 +81,7 @@ class Windows(Database):
         )
         with self._read() as connection:
             listed = list(connection.execute(query).scalars())
-            under_way = _dates_in_flight(connection, run_dates.c.run_id.in_(listed))
+            under_way = _dates_in_flight(connection, listed)
             return sorted(_longest_ago_first(connection, listed), key=lambda one: under_way.get(one, 0))
 
     def windows(self, run_id: str, states: Collection[WindowState] = tuple(WindowState)) -> list[WindowRow]:
@@ -169,19 +169,21 @@ def _locked(connection: Connection, run_id: str, *, with_its_job: bool) -> bool:
     return (run_id, RunState.RUNNING.value) in {(row.id, row.state) for row in connection.execute(query)}
 
 
-def _dates_in_flight(connection: Connection, of: ColumnElement[bool]) -> dict[str, int]:
-    """By run, the dates without an end whose windows are open."""
-    query = (
-        select(run_dates.c.run_id, func.count())
-        .join(windows, and_(windows.c.run_id == run_dates.c.run_id, windows.c.number == run_dates.c.window))
-        .where(
-            of,
-            windows.c.state.in_(UNDER_WAY),
-            run_dates.c.state.not_in([one.value for one in ENDED_DATES]),
-        )
-        .group_by(run_dates.c.run_id)
+def _dates_in_flight(connection: Connection, of: Collection[str]) -> dict[str, int]:
+    """By run, the dates without an end whose windows are open. Asks for no date of any other window."""
+    open_ones = (windows.c.run_id.in_(of), windows.c.state.in_(UNDER_WAY))
+    numbers: dict[str, list[int]] = {}
+    for one in connection.execute(select(windows.c.run_id, windows.c.number).where(*open_ones)):
+        numbers.setdefault(one.run_id, []).append(one.number)
+    count = select(func.count()).where(
+        run_dates.c.run_id == bindparam("run"),
+        run_dates.c.window.in_(bindparam("numbers", expanding=True)),
+        run_dates.c.state.not_in([one.value for one in ENDED_DATES]),
     )
-    return dict(connection.execute(query).all())
+    found = {
+        run: connection.execute(count, {"run": run, "numbers": held}).scalar_one() for run, held in numbers.items()
+    }
+    return {run: dates for run, dates in found.items() if dates}
 
 
 def _job_load(connection: Connection, run_id: str, is_dead: Callable[[str], bool]) -> _JobLoad:
@@ -191,7 +193,7 @@ def _job_load(connection: Connection, run_id: str, is_dead: Callable[[str], bool
         runs.c.job == job, runs.c.state.not_in([one.value for one in ENDED_RUNS])
     )
     active = [row for row in connection.execute(query) if row.owner is None or not is_dead(row.owner)]
-    under_way = _dates_in_flight(connection, run_dates.c.run_id.in_([row.id for row in active]))
+    under_way = _dates_in_flight(connection, [row.id for row in active])
     waiting = [
         row.id
         for row in active
