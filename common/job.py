@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from common.coverage import CoveragePolicy, Fallback, Truth
 from common.errors import UserError
+from common.quick_imports import quick_imports
 from common.schema import Column, ColumnType, TableName, Types, checked_identifier
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def find_job(name: str) -> Job:
     """The installed job of that name. Raises `UserError` when there is none, or when it can't be loaded."""
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
-            found = point.load()
+            with quick_imports():
+                found = point.load()
         except Exception as exc:  # the edge: a job's module is somebody else's code
             raise UserError(
                 f"job {name} is installed but can't be loaded from {point.value}: {type(exc).__name__}: {exc}"

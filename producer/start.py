@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from common.quick_imports import quick_imports
+
 
 def main() -> None:
     if sys.argv[1:2] == ["status"]:
-        from producer.cli_look import add_look_commands
-        from producer.edge import new_app, run
-
+        with quick_imports():
+            from producer.cli_look import add_look_commands
+            from producer.edge import new_app, run
         app = new_app()
         add_look_commands(app)
         run(app)
-    from producer.cli import main as any_command
-
+    with quick_imports():
+        from producer.cli import main as any_command
     any_command()

@@ -36,6 +36,7 @@ from common.queue import (
     CeleryDispatcher,
     make_app,
 )
+from common.quick_imports import quick_imports
 from common.settings import read_settings
 from worker import control
 from worker.arguments import understood
@@ -86,10 +87,11 @@ def opened(task: Any) -> Deps:
 def _prepare_worker(instance: Any, **_: Any) -> None:
     """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
     queues = instance.app.amqp.queues
-    if not set(DATES_QUEUES).isdisjoint(queues.consume_from):
-        import_module("worker.process")  # before its processes are forked
-    if GATE_QUEUE in queues.consume_from:
-        import_module("worker.gate")
+    with quick_imports():  # before its processes are forked
+        if not set(DATES_QUEUES).isdisjoint(queues.consume_from):
+            import_module("worker.process")
+        if GATE_QUEUE in queues.consume_from:
+            import_module("worker.gate")
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 

@@ -1,0 +1,37 @@
+"""Garbage is looked for again once what was to be imported is there."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from common.quick_imports import quick_imports
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    looked = gc.isenabled()
+    yield
+    gc.unfreeze()
+    (gc.enable if looked else gc.disable)()
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_garbage_is_looked_for_afterwards_as_it_was_before(looked: bool) -> None:
+    (gc.enable if looked else gc.disable)()
+    with quick_imports():
+        assert not gc.isenabled()
+        with quick_imports():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled() is looked
+
+
+def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
+    gc.enable()
+    with pytest.raises(ImportError), quick_imports():
+        raise ImportError("there is no such thing")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
