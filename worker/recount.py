@@ -17,9 +17,17 @@ from common.arrow_types import arrow_schema, pandera_schema
 from common.coverage import Recount
 from common.job import Job
 from common.measure import Match, calendar_events, match_rows, reading_expectation
+from common.schema import Column, ColumnType
 from common.warehouse.base import Warehouse
 
 PLACE = "place of its day"  #: a column of ours: no column of a table has spaces in its name
+
+
+def prepare() -> None:
+    """Import what the first check of rows would import, once for all processes that are forked afterwards."""
+    columns: dict[str, ColumnType] = {"day": "DATE"}
+    no_rows = arrow_schema(columns).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
+    pandera_schema({name: Column(type=kind) for name, kind in columns.items()}).validate(no_rows)
 
 
 def recount(

@@ -92,6 +92,7 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
             import_module("worker.process")
         if GATE_QUEUE in queues.consume_from:
             import_module("worker.gate")
+            import_module("worker.recount").prepare()
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
