@@ -1,10 +1,18 @@
-"""What a signal interrupted: its handler's exception may come out of a library as that library's own."""
+"""Signals whose handlers raise: what of it shows as an error of a library, and what they are not to interrupt."""
 
 from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
 SIGNALLED = (SystemExit, KeyboardInterrupt, SoftTimeLimitExceeded)
+#: Those by which a process is told to stop, or that its time is up: SIGUSR1 is Celery's.
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
 
 
 def interruption_behind(exc: BaseException) -> BaseException | None:
@@ -16,3 +24,48 @@ def interruption_behind(exc: BaseException) -> BaseException | None:
     while behind is not None and not isinstance(behind, SIGNALLED):
         behind = behind.__cause__ or behind.__context__
     return behind
+
+
+class _Held:
+    """The signals of this process that wait for the end of what is not to be interrupted."""
+
+    depth = 0
+    waiting: list[Callable[[], Any]] = []  # noqa: RUF012 - of the process, as signals are
+
+
+class _Waits:
+    """A handler that waits where it must."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+
+    def __call__(self, which: int, frame: FrameType | None) -> None:
+        if _Held.depth:
+            _Held.waiting.append(lambda: self._handler(which, frame))
+        else:
+            self._handler(which, frame)
+
+
+class uninterrupted:  # noqa: N801 - used as a function is
+    """In this context no signal's handler runs; those of signals that came meanwhile run at its end.
+
+    For what is short and must be left whole: an exception that a handler raises on the way into or out of a context
+    can leave it open, and what it holds is then held for as long as anybody looks at the exception.
+    """
+
+    def __enter__(self) -> None:
+        self._applies = threading.current_thread() is threading.main_thread()  # handlers run in no other
+        if not self._applies:
+            return
+        for which in HANDLED:
+            handler = signal.getsignal(which)
+            if callable(handler) and not isinstance(handler, _Waits):
+                signal.signal(which, _Waits(handler))
+        _Held.depth += 1  # from here on nothing comes in between
+
+    def __exit__(self, *_: object) -> None:
+        if not self._applies:
+            return
+        _Held.depth -= 1
+        while _Held.waiting and not _Held.depth:
+            _Held.waiting.pop(0)()

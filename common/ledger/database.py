@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.errors import LedgerUnavailable, LedgerUnusable
-from common.interrupted import interruption_behind
+from common.interrupted import interruption_behind, uninterrupted
 from common.ledger.states import WindowState
 from common.ledger.tables import windows
 
@@ -33,6 +33,7 @@ class Database:
         """
         with (
             translated(),
+            uninterrupted(),  # or its locks might be held against this process's own next transaction
             self._engine.connect().execution_options(durable=durable) as connection,
             connection.begin(),
         ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from threading import Barrier
@@ -793,6 +794,37 @@ def recorded(ledger: Ledger, *keys: str, kind: str = "audit") -> list[str]:
     """The ids of alerts that are pending, in the order of the keys."""
     ledger.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
     return [found.id for key in keys if (found := ledger.alert(key)) is not None]
+
+
+class Told(BaseException):
+    """As a signal's handler tells."""
+
+
+@pytest.fixture
+def told() -> Iterator[None]:
+    """A signal is answered by an exception, as a worker answers that it is to stop."""
+
+    def tell(which: int, frame: object) -> None:
+        raise Told
+
+    before = signal.signal(signal.SIGTERM, tell)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("told")
+def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_against_the_next(ledger: Ledger) -> None:
+    run = queued_run(ledger)
+    claimed_date(ledger, run, FEB_23, owner="gone")
+
+    def is_dead(owner: str) -> bool:  # which is asked in the middle of the transaction
+        signal.raise_signal(signal.SIGTERM)
+        return True
+
+    with pytest.raises(Told) as raised:
+        claim(ledger, run, owner="me", is_dead=is_dead)
+    assert raised.value.__traceback__ is not None  # whose frames hold whatever was left open
+    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")
 
 
 def claimed_alerts(

@@ -344,9 +344,9 @@ def start(schedule: Schedule, services: Services, mutant: str | None, patience: 
             result = attempt.result
             result.trouble = f"{type(exc).__name__}: {exc}"
         if result.violations or result.trouble:
-            result.folder = shutil.move(attempt.folder, services.kept)
-        else:
-            shutil.rmtree(attempt.folder, ignore_errors=True)
+            kept = Path(services.kept) / attempt.folder.name
+            result.folder = str(shutil.copytree(attempt.folder, kept, symlinks=True))
+        shutil.rmtree(attempt.folder, ignore_errors=True)  # but for what is mounted in it, which goes with this process
         partial = answer.with_suffix(".part")
         partial.write_text(json.dumps(asdict(result)))
         partial.rename(answer)
