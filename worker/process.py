@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from common.advance import send_days
 from common.clock import utcnow
@@ -73,7 +74,7 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
 
     One that fails fails alone: those with it are processed without it. The outcomes are in the ledger before they are
     returned. Raises nothing but `TryAgain`: after a transient error, while another worker's lease on one of the dates
-    still runs, or while the ledger is out of reach.
+    still runs, while the ledger is out of reach, or when the soft time limit is reached outside the job's work.
     """
     wait = backoff(retries, deps.settings.retry_seconds)
     with _logged(run_id, days):
@@ -81,6 +82,10 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
             return _process(run_id, days, deps, retries)
         except LedgerUnavailable as exc:
             log.warning("ledger_unavailable", error=str(exc))
+            _let_go(run_id, days, deps)
+            raise TryAgain(wait) from exc
+        except SoftTimeLimitExceeded as exc:  # on the way to the job, or back from it: no date is to blame
+            log.warning("time_was_up_around_the_work")
             _let_go(run_id, days, deps)
             raise TryAgain(wait) from exc
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
@@ -76,7 +77,7 @@ def opened(task: Any) -> Deps:
     """The connections, or the task once more after a while: a header task of a chord never raises."""
     try:
         return deps()
-    except BackfillError as exc:
+    except (BackfillError, SoftTimeLimitExceeded) as exc:
         from worker.process import backoff
 
         log.error("connections_not_opened", error=str(exc))

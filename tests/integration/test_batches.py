@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import event
 
 from common.clock import utcnow
 from common.coverage import Fallback
@@ -165,6 +167,40 @@ def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_
 
     process_dates(run.id, DAYS, deps, retries=deps.settings.max_retries)
     assert states(lab, run.id) == ["staged"] * 4 + ["failed", "staged"]
+
+
+@pytest.fixture
+def time_is_up() -> Iterator[None]:
+    """SIGUSR1 is answered as a worker answers it."""
+
+    def tell(which: int, frame: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, tell)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("time_is_up")
+def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab) -> None:
+    prepare(lab)
+    run, deps, _ = lab.opened(DAYS, "probe")
+    told: list[str] = []
+
+    def once(*_: object) -> None:  # in the transaction that claims the dates
+        if not told:
+            told.append("time is up")
+            signal.raise_signal(signal.SIGUSR1)
+
+    event.listen(deps.ledger._engine, "begin", once)
+    with pytest.raises(TryAgain):
+        process_dates(run.id, DAYS, deps)
+    assert told
+    assert states(lab, run.id) == ["queued"] * 6
+
+    process_dates(run.id, DAYS, deps, retries=1)
+    assert states(lab, run.id) == ["staged"] * 6
+    assert {row.deaths for row in lab.site.ledger.dates(run.id)} == {0}
 
 
 def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_long(

@@ -135,4 +135,4 @@ def probe(name: str, **more) -> Job:
 
 
 PROBE = probe("probe")
-IN_A_HURRY = probe("probe_in_a_hurry", soft_time_limit_seconds=1, time_limit_seconds=3)
+IN_A_HURRY = probe("probe_in_a_hurry", soft_time_limit_seconds=2, time_limit_seconds=4)
