@@ -147,8 +147,11 @@ def _check_writable(where: str | None) -> None:
     if where in (None, STDOUT):
         return
     file = Path(where or "")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"{file} can't be written: there is no folder {file.parent}")
-    if file.is_dir():
-        raise UserError(f"{file} can't be written: it is a folder")
+    try:
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"{file} can't be written: there is no folder {file.parent}")
+        if file.is_dir():
+            raise UserError(f"{file} can't be written: it is a folder")
+    except OSError as exc:  # of a name that no file can have
+        raise UserError(f"{file} can't be written: {exc.strerror}") from exc
     check_writable(file.absolute().parent)

@@ -137,6 +137,7 @@ def test_the_csv_has_a_line_for_every_date_of_every_run(eventful: Lab) -> None:
 def test_what_can_t_be_done_is_refused_in_one_line(lab: Lab) -> None:
     for arguments, says in (
         (["--json", "--csv", "-"], "both print"),
+        (["--csv", "x" * 300], "can't be written: File name too long"),
         (["--html", "nowhere/page.html"], "there is no folder nowhere"),
         (["--write-metadata", "--job", "probe"], "leave out --job"),
     ):
