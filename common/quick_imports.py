@@ -9,12 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Generator[None]:
-    """Import in here what stays: it is never looked at as garbage, which also keeps its memory shared after a fork."""
+    """Import in here what stays."""
     looked = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if looked:
             gc.enable()

@@ -114,7 +114,7 @@ def _read(file: Path) -> _Raw:
         raise UserError(f"{file} can't be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise UserError(f"{file} is not UTF-8 text: {exc.reason} at byte {exc.start}") from exc
-    except (csv.Error, pa.ArrowException) as exc:
+    except (csv.Error, pa.ArrowException, OverflowError) as exc:  # the last for a date that Python has not
         raise UserError(f"{file} can't be read: {exc}") from exc
     if not raw.places:
         raise UserError(f"{file} holds no rows")
