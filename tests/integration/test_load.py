@@ -308,6 +308,12 @@ def test_a_parquet_file_that_does_not_fit_is_refused_whole(
         load_table(unharmed, parquet, **columns)
 
 
+def test_a_parquet_file_with_a_date_that_no_date_can_be_is_refused(unharmed: Warehouse, parquet: Path) -> None:
+    days = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
+    with pytest.raises(UserError, match=r"can't be read: .*out of range"):
+        load_table(unharmed, parquet, player=["ann"], day=days, score=[1.0])
+
+
 def test_a_parquet_file_with_two_columns_of_one_name_is_refused(unharmed: Warehouse, parquet: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([FEB_23]), pa.array(["b"])], ["player", "day", "player"])
     pq.write_table(twice, parquet)
