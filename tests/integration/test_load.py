@@ -310,7 +310,7 @@ def test_a_parquet_file_that_does_not_fit_is_refused_whole(
 
 def test_a_parquet_file_with_a_date_that_no_date_can_be_is_refused(unharmed: Warehouse, parquet: Path) -> None:
     days = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
-    with pytest.raises(UserError, match=r"can't be read: .*out of range"):
+    with pytest.raises(UserError, match="can't be read: days="):
         load_table(unharmed, parquet, player=["ann"], day=days, score=[1.0])
 
 
