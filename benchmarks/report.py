@@ -87,7 +87,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _bars(records: Sequence[Record]) -> str:
-    """What a date takes, for each contestant at the number of dates that most was measured at but the largest."""
+    """What a date takes, for each contestant at the middle one of the numbers of dates."""
     counts = sorted({one["dates"] for one in records})
     if not counts:
         return ""

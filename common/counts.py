@@ -8,7 +8,7 @@ from datetime import date
 from typing import LiteralString
 
 from common.job import Job, Source
-from common.measure import source_scan, truth_scan
+from common.measure import source_scans, truth_scan
 from common.warehouse.base import Scan, Warehouse
 
 SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
@@ -28,7 +28,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Joined:
-    """A source in the query: the names of its scan and its columns differ in the number of their last letter."""
+    """A source in the query: the names of its scan and its columns end in a tail of its own."""
 
     source: Source
     scan: Scan
@@ -40,9 +40,8 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
 
     Every table is read once. A source that is the expectation's own table has what is expected, and is not read again.
     """
-    truth = truth_scan(job, days)
-    whole, joined = _split(job, present, truth, days)
-    scans = {"truth": truth, **{f"source{one.tail}": one.scan for one in joined}}
+    joined = _joined(job, present, days)
+    scans = {"truth": truth_scan(job, days), **{f"source{one.tail}": one.scan for one in joined}}
     rows = warehouse.query(_query(job, joined), scans=scans).to_pylist()
 
     def counted(what: str) -> dict[str, Mapping[date, int]]:
@@ -50,28 +49,24 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
         return {name: {row["day"]: row[column] for row in rows if row.get(column)} for name, column in names.items()}
 
     expected = {row["day"]: row["expected"] for row in rows}
-    found = counted("found") | dict.fromkeys(whole, expected)
+    apart = counted("found")
+    found = dict.fromkeys((source.name for source in present), expected) | apart
+    both = counted("either")
     first, *others = (source.name for source in job.sources)
     either: dict[str, Mapping[date, int]] = {}
     for name in others:
         if first in found and name in found:
-            either[name] = expected if {first, name} & set(whole) else counted("either")[name]
+            either[name] = both[name] if {first, name} <= apart.keys() else expected
         else:
             either[name] = found.get(first) or found.get(name, {})
     return Counts(expected=expected, found=found, either=either)
 
 
-def _split(job: Job, present: Sequence[Source], truth: Scan, days: Sequence[date]) -> tuple[list[str], list[_Joined]]:
-    """The names of the sources that are the expectation's own table, and the others as they are joined to it."""
-    whole: list[str] = []
-    joined: list[_Joined] = []
-    for source in present:
-        scan = source_scan(job, source, days)
-        if scan == truth:
-            whole.append(source.name)
-        else:
-            joined.append(_Joined(source=source, scan=scan, tail="_" * (len(joined) + 1)))
-    return whole, joined
+def _joined(job: Job, present: Sequence[Source], days: Sequence[date]) -> list[_Joined]:
+    """The sources as they are joined to the expectation, but for those that are its own table."""
+    scans = source_scans(job, days)
+    apart = [source for source in present if source.name in scans]
+    return [_Joined(source=one, scan=scans[one.name], tail="_" * n) for n, one in enumerate(apart, 1)]
 
 
 def _query(job: Job, joined: Sequence[_Joined]) -> LiteralString:

@@ -275,6 +275,22 @@ def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
     )
 
 
+def source_scans(job: Job, days: Sequence[date]) -> dict[str, Scan]:
+    """By source, the scan of who it has; none for one that is the expectation's own table: it has who is expected."""
+    truth = truth_scan(job, days)
+    return {one.name: scan for one in job.sources if (scan := source_scan(job, one, days)) != truth}
+
+
+def held_by_sources(
+    warehouse: Warehouse, job: Job, days: Sequence[date], expected: dict[date, frozenset[str]]
+) -> dict[str, dict[date, frozenset[str]]]:
+    """By source, the distinct entities that it has by day, given who is expected; none of one without a table."""
+    held = dict.fromkeys((source.name for source in job.sources), expected)
+    for name, scan in source_scans(job, days).items():
+        held[name] = {} if warehouse.describe(scan.table) is None else entities(warehouse, scan)
+    return held
+
+
 def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[date, str]:
     """By day, a value that changes when anything the date is built from changes, or the job's version does."""
     parts: dict[date, list[str]] = {day: [job.version] for day in days}

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.dates import ranges
 from common.job import Input, Job, Source
-from common.measure import calendar_scan, source_scan, truth_scan
+from common.measure import calendar_scan, source_scans, truth_scan
 from common.schema import TableName
 from common.warehouse.base import Scan, Warehouse
 from producer.plan import Action, Plan
@@ -98,18 +98,16 @@ def _billed(warehouse: Warehouse, scan: Scan) -> int | None:
 
 def preflight_reads(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans of one plan over the days."""
-    truth = truth_scan(job, days)
-    sources = [scan for source in job.sources if (scan := source_scan(job, source, days)) != truth]
-    return [truth, *sources, *_calendar(job, days), _target_scan(job, days)]
+    sources = source_scans(job, days).values()
+    return [truth_scan(job, days), *sources, *_calendar(job, days), _target_scan(job, days)]
 
 
 def date_reads(job: Job, day: date) -> list[Scan]:
     """The scans of one date's task: every source is measured and fingerprinted, the primary's rows are read."""
-    truth = truth_scan(job, [day])
-    measured = [scan for source in job.sources if (scan := source_scan(job, source, [day])) != truth]
+    measured = source_scans(job, [day]).values()
     rows = [_rows_scan(one, day) for one in (*job.sources, *job.inputs)]
     read = [_rows_scan(job.sources[0], day), *(_rows_scan(one, day) for one in job.inputs)]
-    return [_target_scan(job, [day]), truth, *_calendar(job, [day]), *measured, *rows, *read]
+    return [_target_scan(job, [day]), truth_scan(job, [day]), *_calendar(job, [day]), *measured, *rows, *read]
 
 
 def window_reads(job: Job, days: Sequence[date]) -> list[Scan]:

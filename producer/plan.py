@@ -26,7 +26,7 @@ from common.measure import (
     calendar_facts,
     check_tables,
     entities,
-    source_scan,
+    held_by_sources,
     truth_scan,
 )
 from common.options import RunOptions
@@ -299,16 +299,13 @@ def missing_names(
 ) -> dict[date, list[str]]:
     """For each day, the expected entities that its chosen source lacks, by name."""
     expected = entities(warehouse, truth_scan(job, days))
-    present: dict[str, dict[date, frozenset[str]]] = {}
+    check_tables(warehouse, job)
+    present = held_by_sources(warehouse, job, days, expected)
 
     def supplied(day: date) -> frozenset[str]:
         chosen = (steps[day].source or "").split("+")
         return frozenset[str]().union(*(present[name].get(day, frozenset()) for name in chosen if name in present))
 
-    absent = check_tables(warehouse, job).sources
-    for source in job.sources:
-        if source.name not in absent:
-            present[source.name] = entities(warehouse, source_scan(job, source, days))
     return {day: sorted(expected.get(day, frozenset()) - supplied(day)) for day in days}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -32,6 +34,24 @@ DAYS = (FEB_23, FEB_24, FEB_25)
 JOB = "players"
 TABLE = TableName("nba", "factors")
 PATIENCE_SECONDS = 60
+
+# -- signals ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(*signals: signal.Signals, by: type[BaseException]) -> Iterator[None]:
+    """The signals are answered by an exception, which is given the signal, as processes do that are told to stop."""
+
+    def answer(which: int, frame: object) -> NoReturn:
+        raise by(which)
+
+    before = {which: signal.signal(which, answer) for which in signals}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
 
 # -- rows and tables ----------------------------------------------------------------------------------------------
 

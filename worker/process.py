@@ -80,12 +80,9 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
     with _logged(run_id, days):
         try:
             return _process(run_id, days, deps, retries)
-        except LedgerUnavailable as exc:
-            log.warning("ledger_unavailable", error=str(exc))
-            _let_go(run_id, days, deps)
-            raise TryAgain(wait) from exc
-        except SoftTimeLimitExceeded as exc:  # on the way to the job, or back from it: no date is to blame
-            log.warning("time_was_up_around_the_work")
+        except (LedgerUnavailable, SoftTimeLimitExceeded) as exc:  # on the way to the job or back: no date is to blame
+            up = isinstance(exc, SoftTimeLimitExceeded)
+            log.warning("time_was_up_around_the_work" if up else "ledger_unavailable", error=str(exc))
             _let_go(run_id, days, deps)
             raise TryAgain(wait) from exc
 

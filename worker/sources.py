@@ -14,7 +14,7 @@ import structlog
 from common.coverage import Choice, Truth, choose_source
 from common.dates import ranges
 from common.job import SOURCE_COLUMN, Input, Job, Source
-from common.measure import calendar_events, entities, reading_expectation, source_scan, truth_scan
+from common.measure import calendar_events, entities, held_by_sources, reading_expectation, truth_scan
 from common.options import RunOptions
 from common.schema import TableName, Types
 from common.warehouse.base import Scan, Warehouse
@@ -51,11 +51,9 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
     Raises `ExpectationUnreadable`.
     """
     with reading_expectation():
-        asked = truth_scan(job, days)
-        expected = entities(warehouse, asked)
+        expected = entities(warehouse, truth_scan(job, days))
         calendar = calendar_events(warehouse, job, days, must_exist=options.calendar)
-    scans = {source.name: source_scan(job, source, days) for source in job.sources}
-    held = {name: expected if scan == asked else _held(warehouse, scan) for name, scan in scans.items()}
+    held = held_by_sources(warehouse, job, days, expected)
     checks: dict[date, SourceCheck] = {}
     for day in days:
         wanted = expected.get(day, frozenset[str]())
@@ -77,10 +75,6 @@ def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Ma
         fallback=options.fallback,
         with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
     )
-
-
-def _held(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
-    return {} if warehouse.describe(scan.table) is None else entities(warehouse, scan)
 
 
 def _log(check: SourceCheck, day: date) -> None:

@@ -32,25 +32,18 @@ from common.ledger.states import DateState, RunState
 from common.ledger.tables import run_dates, runs, windows
 
 CLAIMABLE = select(run_dates).where(OF_DAYS).order_by(run_dates.c.day).with_for_update()
-CLAIM = (
-    update(run_dates)
-    .where(OF_DAYS)
-    .values(
-        state=DateState.PROCESSING.value,
-        attempt=run_dates.c.attempt + 1,
-        deaths=bindparam("deaths_seen"),
-        lease_owner=bindparam("owner"),
-        lease_until=bindparam("until"),
-        started_at=bindparam("now"),
-    )
-)
+TAKEN = {
+    "state": DateState.PROCESSING.value,
+    "attempt": run_dates.c.attempt + 1,
+    "lease_owner": bindparam("owner"),
+    "lease_until": bindparam("until"),
+    "started_at": bindparam("now"),
+}
+CLAIM = update(run_dates).where(OF_DAYS).values(TAKEN | {"deaths": bindparam("deaths_seen")})
+#: That the run of a date goes on.
+GOES_ON = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
 #: What nobody holds and no worker has died on: the dates of nearly every task.
-FREE = and_(
-    OF_DAYS,
-    run_dates.c.state == DateState.QUEUED.value,
-    run_dates.c.deaths == 0,
-    exists().where(runs.c.id == bindparam("run"), runs.c.state == RunState.RUNNING.value),
-)
+FREE = and_(OF_DAYS, run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, GOES_ON)
 TAKE_FREE = (
     update(run_dates)
     .where(
@@ -58,13 +51,7 @@ TAKE_FREE = (
         run_dates.c.day.in_(select(run_dates.c.day).where(FREE).order_by(run_dates.c.day).with_for_update()),
         FREE,  # another may have taken one while this waited for it
     )
-    .values(
-        state=DateState.PROCESSING.value,
-        attempt=run_dates.c.attempt + 1,
-        lease_owner=bindparam("owner"),
-        lease_until=bindparam("until"),
-        started_at=bindparam("now"),
-    )
+    .values(TAKEN)
     .returning(*run_dates.c)
 )
 HELD = (
@@ -125,9 +112,9 @@ class Claims(Database):
 
     def _take_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
         """Take those that nobody holds. In a transaction of its own: rows it waited for and did not get stay locked."""
+        if not self._engine.dialect.update_returning:
+            return []
         with self._write(durable=False) as connection:
-            if not connection.dialect.update_returning:
-                return []
             taken = connection.execute(TAKE_FREE, {"run": run_id, "days": list(days), **lease}).mappings().all()
         return sorted(map(date_row_of, taken), key=lambda row: row.day)
 
@@ -252,5 +239,5 @@ def _leaving(names: tuple[str, ...]) -> Update:
     return setting(names).where(
         run_dates.c.state == DateState.PROCESSING.value,
         run_dates.c.lease_owner == bindparam("of_owner"),
-        exists().where(runs.c.id == bindparam("of_run"), runs.c.state == RunState.RUNNING.value),
+        GOES_ON,
     )

@@ -165,5 +165,6 @@ def changing(values: Mapping[str, Any]) -> Update:
 
 @lru_cache
 def setting(names: tuple[str, ...]) -> Update:
+    """The same, by the names of the values: put together once for each set of them."""
     this = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
     return update(run_dates).where(this).values({name: bindparam(name) for name in names})

@@ -74,7 +74,7 @@ CONCURRENT = re.compile(
 STREAMING = "streaming buffer"  #: rows in it can't be deleted for up to half an hour
 LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a job that was begun is not known any more
 OF_UPLOAD = re.compile(r"[?&]upload_id=")  #: the address of an upload that was begun
-ABSENT = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: for which no upload is to blame
+NOT_THERE = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: for which no upload is to blame
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
 PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
 
@@ -133,7 +133,7 @@ def _is_lost_upload(exc: BaseException) -> bool:
     """Whether the service has forgotten an upload midway: it can only be begun anew."""
     if not isinstance(exc, api.GoogleAPICallError) or exc.code not in (404, 410):
         return False
-    return bool(OF_UPLOAD.search(str(exc))) and not ABSENT.search(str(exc))
+    return bool(OF_UPLOAD.search(str(exc))) and not NOT_THERE.search(str(exc))
 
 
 def _is_of_the_request(exc: BaseException) -> bool:

@@ -184,7 +184,7 @@ class LocalPublications(LocalBackups):
         replaced: list[Path] = []
         for new in sorted(partitions_in(self.root, loading)):
             place = folder / new.name
-            if not os.path.exists(place):  # noqa: PTH110 - asked for every file that is published
+            if not is_there(place):
                 os.rename(new, place)  # noqa: PTH104
                 continue
             (new / PART).replace(place / PART)

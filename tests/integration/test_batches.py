@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from common.processes import identity
 from common.warehouse.local import LocalWarehouse
 from producer.demo.season import load_season
 from producer.plan import Reprocess
-from tests.builders import claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
+from tests.builders import answering, claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
 from tests.lab import Lab, players
 from worker import process as processing
 from worker.process import TryAgain, process_dates
@@ -169,19 +169,6 @@ def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_
     assert states(lab, run.id) == ["staged"] * 4 + ["failed", "staged"]
 
 
-@pytest.fixture
-def time_is_up() -> Iterator[None]:
-    """SIGUSR1 is answered as a worker answers it."""
-
-    def tell(which: int, frame: object) -> None:
-        raise SoftTimeLimitExceeded
-
-    before = signal.signal(signal.SIGUSR1, tell)
-    yield
-    signal.signal(signal.SIGUSR1, before)
-
-
-@pytest.mark.usefixtures("time_is_up")
 def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
@@ -193,7 +180,7 @@ def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab
             signal.raise_signal(signal.SIGUSR1)
 
     event.listen(deps.ledger._engine, "begin", once)
-    with pytest.raises(TryAgain):
+    with answering(signal.SIGUSR1, by=SoftTimeLimitExceeded), pytest.raises(TryAgain):
         process_dates(run.id, DAYS, deps)
     assert told
     assert states(lab, run.id) == ["queued"] * 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from threading import Barrier
@@ -24,6 +24,7 @@ from tests.builders import (
     FEB_24,
     FEB_25,
     JOB,
+    answering,
     blocked_date,
     checkpointed_date,
     claim_date,
@@ -800,19 +801,6 @@ class Told(BaseException):
     """As a signal's handler tells."""
 
 
-@pytest.fixture
-def told() -> Iterator[None]:
-    """A signal is answered by an exception, as a worker answers that it is to stop."""
-
-    def tell(which: int, frame: object) -> None:
-        raise Told
-
-    before = signal.signal(signal.SIGTERM, tell)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("told")
 def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_against_the_next(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23, owner="gone")
@@ -821,7 +809,7 @@ def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_aga
         signal.raise_signal(signal.SIGTERM)
         return True
 
-    with pytest.raises(Told) as raised:
+    with answering(signal.SIGTERM, by=Told), pytest.raises(Told) as raised:
         claim(ledger, run, owner="me", is_dead=is_dead)
     assert raised.value.__traceback__ is not None  # whose frames hold whatever was left open
     assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")

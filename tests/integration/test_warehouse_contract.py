@@ -34,6 +34,7 @@ from tests.builders import (
     FEB_24,
     FEB_25,
     TABLE,
+    answering,
     counts,
     race,
     rows_of,
@@ -844,10 +845,6 @@ def test_a_partition_that_is_no_parquet_file_is_an_error_of_ours(local_warehouse
         local_warehouse.describe(TABLE)
 
 
-def told_to_stop(*_: object) -> None:
-    raise SystemExit("told to stop")
-
-
 def test_a_partition_that_can_not_be_looked_at_is_not_absent(local_warehouse: LocalWarehouse) -> None:
     load(local_warehouse, FEB_23, FEB_24)
     part = local_warehouse.root / f"nba/factors/day={FEB_24}/part.parquet"
@@ -880,11 +877,8 @@ def test_a_query_that_a_signal_cuts_off_may_be_asked_again(local_warehouse: Loca
     load(local_warehouse, FEB_23, players=2000)
     slow = "SELECT a.player FROM t AS a CROSS JOIN t AS b CROSS JOIN t AS c ORDER BY a.score * b.score"
     counts(local_warehouse, FEB_23)  # what is imported on first use is
-    before = signal.signal(signal.SIGALRM, told_to_stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
+    with answering(signal.SIGALRM, by=SystemExit):
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(WarehouseUnavailable, match="cut off"):
             local_warehouse.query(slow, scans={"t": scan(span(FEB_23))})
-    finally:
-        signal.signal(signal.SIGALRM, before)
     assert counts(local_warehouse, FEB_23) == {FEB_23: 2000}

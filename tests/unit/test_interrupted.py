@@ -5,28 +5,21 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
 
 import pytest
 
 from common.interrupted import interruption_behind, uninterrupted
+from tests.builders import answering
 
 
 class Told(BaseException):
     """As a handler tells."""
 
 
-def tell(which: int, frame: object) -> NoReturn:
-    raise Told(which)
-
-
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    signals = (signal.SIGTERM, signal.SIGUSR1)
-    before = {which: signal.signal(which, tell) for which in signals}
-    yield
-    for which, handler in before.items():
-        signal.signal(which, handler)
+    with answering(signal.SIGTERM, signal.SIGUSR1, by=Told):
+        yield
 
 
 def test_a_handler_runs_at_once_where_it_may() -> None:
