@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from common.errors import BackfillError, NotAllowed, OutsideRoot, UserError, WarehouseUnavailable
-from common.warehouse.files import check_writable, inside, read_plain, write_atomically
+from common.warehouse.files import check_writable, inside, read_plain, within, write_atomically
 
 REFUSED = (401, 403)  #: HTTP codes that no retry mends
 
@@ -134,20 +134,22 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._top = str(root)  # a path is made for every file that is staged or read: not of a `Path`
 
     def location(self, key: str) -> str:
-        return str(self.root / key)
+        return f"{self._top}/{key}"
 
     def check(self) -> None:
         check_writable(self.root)
 
     def write(self, key: str, data: bytes) -> None:
-        with translated(self.location(key)):
-            write_atomically(inside(self.root, self.root / key), data, durable=False)
+        place = self.location(key)
+        with translated(place):
+            write_atomically(within(self._top, place), data, durable=False)
 
     def read(self, location: str) -> bytes:
         with translated(location):
-            return read_plain(inside(self.root, Path(location)))
+            return read_plain(within(self._top, location))
 
     def move(self, location: str, key: str) -> None:
         with translated(location):

@@ -27,7 +27,7 @@ from common.dates import in_short
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
-from common.results import WRITE_ONLY
+from common.results import COUNTING
 from common.settings import Settings
 from common.transport import use_tolerant_transport
 
@@ -54,7 +54,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     """
     broker = parse_broker_url(broker_url)
     use_tolerant_transport()
-    app = Celery("gated-backfill", broker=broker.url, backend=f"{WRITE_ONLY}+{broker.url}")
+    app = Celery("gated-backfill", broker=broker.url, backend=f"{COUNTING}+{broker.url}")
     transport = {
         "visibility_timeout": settings.visibility_seconds,
         "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
@@ -174,7 +174,7 @@ class CeleryDispatcher:
                 time_limit=job.time_limit_seconds,
                 argsrepr=f"{job.name} {in_short(days)} run={run}",
                 kwargsrepr="",
-                ignore_result=False,  # a chord counts its headers by their results
+                ignore_result=False,  # which Celery asks of the headers of a chord
             )
             for days in batches
         ]

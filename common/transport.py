@@ -4,7 +4,8 @@ The stock one lets what it can't read rise through the worker's loop, which then
 somebody else would take a worker along. What is read here has left its queue already, so it can't come back.
 
 It also ends a worker that loses its broker with a task in hand: the connection is closed twice, and the second time it
-looks for the broker's address at a connection that has forgotten it.
+looks for the broker's address at a connection that has forgotten it. And it makes a client for each message that it
+sends, takes or acknowledges, which takes longer than some of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SHOWN = 200  #: characters of what was wrong with it
 class TolerantChannel(Channel):
     """Drops what is not in the form of a message, in one line of the log."""
 
+    _kept: Any = None  #: the client of this channel's pool
+
     def _brpop_read(self, **options: Any) -> bool:
         try:
             stock: Any = super()
@@ -40,6 +43,14 @@ class TolerantChannel(Channel):
         except NO_MESSAGE as exc:
             _refused("broadcast", exc)
             return True
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        stock: Any = super()
+        if asynchronous:  # it keeps its connection, so it is to be one's own
+            return stock._create_client(asynchronous=True)
+        if self._kept is None or self._kept.connection_pool is not self.pool:
+            self._kept = stock._create_client()
+        return self._kept
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         transport: Any = self.connection

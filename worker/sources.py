@@ -21,6 +21,7 @@ from common.warehouse.base import Scan, Warehouse
 
 log = structlog.get_logger()
 
+FEW = 20_000  #: rows that are not worth a thread a column
 SAMPLE = 10  #: names of missing entities in a log event
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
@@ -168,7 +169,11 @@ def _table(
 
 
 def _frame(rows: pa.Table) -> pd.DataFrame:
-    return rows.to_pandas(types_mapper=PANDAS_TYPES.get, date_as_object=False)
+    """The columns as they are, whatever a frame they may once have been written from looked like."""
+    threads = rows.num_rows > FEW
+    return rows.to_pandas(
+        types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
+    )
 
 
 def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:

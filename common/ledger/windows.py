@@ -43,7 +43,7 @@ class Windows(Database):
         larger than a cap, or the run stays where it is; see `Caps.window_size`.
         """
         caps = Caps(windows=in_flight, dates=dates, job_dates=job_dates)
-        with self._write() as connection:
+        with self._write(durable=False) as connection:
             if not _locked(connection, run_id, with_its_job=job_dates is not None):
                 return {}
             found = connection.execute(
@@ -142,7 +142,7 @@ class Windows(Database):
         values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
         if to is WindowState.CLOSED:
             values["closed_at"] = utcnow()
-        with self._write() as connection:
+        with self._write(durable=False) as connection:
             left = connection.execute(update(windows).where(held_by(run_id, (number, owner))).values(values))
         return bool(left.rowcount)
 

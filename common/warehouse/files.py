@@ -10,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -56,26 +56,29 @@ def _sync_each(places: Iterable[str | Path]) -> None:
         sync_folder(place)
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Write the file so that a reader finds the old bytes or the new; if `durable`, a power cut loses neither."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    folder, name = os.path.split(path)
+    folder = folder or "."
+    temporary = f"{folder}/.{name}.{uuid4().hex}.tmp"
     try:
         try:
-            file = temporary.open("wb")
+            file = open(temporary, "wb")  # noqa: PTH123, SIM115 - asked for every file that is staged
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = temporary.open("wb")
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            file = open(temporary, "wb")  # noqa: PTH123, SIM115
         with file:
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108
         raise
     if durable:
-        sync_folder(path.parent)
+        sync_folder(folder)
 
 
 def inside(root: Path, place: Path) -> Path:
@@ -83,10 +86,16 @@ def inside(root: Path, place: Path) -> Path:
 
     The root itself may be a link, and so may be what is below it as long as that stays below it.
     """
-    if place.parts[: len(root.parts)] == root.parts:
-        below(str(root), place.parts[len(root.parts) :])
+    within(str(root), str(place))
+    return place
+
+
+def within(root: str, place: str) -> str:
+    """The same of texts: asked for every file."""
+    if place.startswith(f"{root}/"):
+        below(root, place[len(root) + 1 :].split("/"))
     else:
-        _refuse_outside(str(root), str(place))
+        _refuse_outside(root, place)
     return place
 
 

@@ -131,7 +131,7 @@ class Rows:
             if known is not None and known[0] == stamp:
                 self._known.move_to_end(part)
                 return known[1]
-        file = pq.ParquetFile(part)
+        file = pq.ParquetFile(part, pre_buffer=False)  # on a disk that is near, that takes longer than it saves
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
         if file.metadata.num_rows > self.FEW or sum(one.total_byte_size for one in groups) > self.SMALL:
             return file.read(columns=columns, use_threads=False)

@@ -40,7 +40,7 @@ def refuse_other(staged: StagedFile, data: bytes) -> None:
 
 def rows_in(data: bytes) -> pa.Table:
     """The rows in the bytes of a staged file."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def rows_of_all(files: Sequence[StagedFile]) -> pa.Table:
