@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,18 @@ def main(
 ) -> None:
     """Each contestant does the same trivial work in the same run of this program, one after the other."""
     console = Console(width=200)
+    with tempfile.TemporaryDirectory() as place:
+        measured = _measured(Path(place), [int(one) for one in dates.split(",")], per_task.split(","), console)
+        if with_seasons:
+            measured += _seasons(Path(place), console)
+    show(measured, console)
+    if keep:
+        write(measured)
+        report.main()
+
+
+def _measured(place: Path, counts: Sequence[int], per_task: Sequence[str], console: Console) -> list[Measured]:
+    """The trivial work, of so many dates each and so many dates a task."""
     measured: list[Measured] = []
 
     def tell(*found: Measured) -> None:
@@ -31,32 +43,33 @@ def main(
         for one in found:
             console.print(one.record())
 
-    for count in map(int, dates.split(",")):
-        chord = _fresh(lambda folder, count=count: trivial.bare_chord(folder, count))
-        tell(_fresh(lambda folder, count=count: trivial.plain_loop(folder, count)), chord)
-        for number in per_task.split(","):
-            with tempfile.TemporaryDirectory() as place:
-                folder, home = Path(place), Path(place) / "home"
-                trivial.load(home, count)
-                found, others = trivial.checked_backfill(folder, home, count, number)
-                tell(trivial.held_against(found, chord), *others)
-                if count == TEN_YEARS:
-                    tell(trivial.plan(folder, home, count))
-    if with_seasons:
-        with tempfile.TemporaryDirectory() as place:
-            folder, home = Path(place), Path(place) / "home"
-            played = seasons.load(home)
-            reference = seasons.vectorised(folder, home, played)
-            tell(reference, seasons.backfill(folder, home, played, reference))
-    show(measured, console)
-    if keep:
-        write(measured)
-        report.main()
+    for count in counts:
+        chord = trivial.bare_chord(_fresh(place), count)
+        tell(trivial.plain_loop(_fresh(place), count), chord)
+        for number in per_task:
+            folder = _fresh(place)
+            trivial.load(folder / "home", count)
+            found, others = trivial.checked_backfill(folder, folder / "home", count, number)
+            tell(trivial.held_against(found, chord), *others)
+            if count == TEN_YEARS:
+                tell(trivial.plan(folder, folder / "home", count))
+    return measured
 
 
-def _fresh(measure: Callable[[Path], Measured]) -> Measured:
-    with tempfile.TemporaryDirectory() as place:
-        return measure(Path(place))
+def _seasons(place: Path, console: Console) -> list[Measured]:
+    """The real job."""
+    folder = _fresh(place)
+    played = seasons.load(folder / "home")
+    reference = seasons.vectorised(folder, folder / "home", played)
+    found = [reference, seasons.backfill(folder, folder / "home", played, reference)]
+    for one in found:
+        console.print(one.record())
+    return found
+
+
+def _fresh(place: Path) -> Path:
+    """A folder that stays to the end: where thousands of files were just deleted, ext4 is slow to make others."""
+    return Path(tempfile.mkdtemp(dir=place))
 
 
 if __name__ == "__main__":

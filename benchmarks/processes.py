@@ -58,12 +58,12 @@ def broker(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def workers(app: str, url: str, env: Mapping[str, str], folder: Path, **queues: str) -> Iterator[dict[str, int]]:
-    """Celery workers that answer, by name: two processes for the first, one for each other; their process ids."""
+    """Celery workers that answer, by name, of two processes each; their process ids."""
     with ExitStack() as running:
         found: dict[str, int] = {}
         for name, consumed in queues.items():
             command = [sys.executable, "-m", "celery", "--app", app, "worker", "--hostname", f"{name}@bench"]
-            command += ["--concurrency", "1" if found else "2", *(["--queues", consumed] if consumed else [])]
+            command += ["--concurrency", "2", *(["--queues", consumed] if consumed else [])]
             process = running.enter_context(started(command, env, folder / f"{name}.log"))
             found[name] = process.pid
         from celery import Celery
