@@ -19,6 +19,7 @@ from producer.children import BROKER, Children, StackFailed, clean_up_dead_stack
 
 STARTING_SECONDS = 10
 STOPPING_SECONDS = 5
+GATES = 2  #: windows that are gated at once: one gate alone would be what many light dates wait for
 
 
 class EmbeddedStack:
@@ -47,7 +48,7 @@ class EmbeddedStack:
             self._broker.start(self._children)
             dates = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
             self._children.start("dates", dates, env)
-            gate = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], 1)
+            gate = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATES)
             self._children.start("gate", gate, env)
         except BaseException:
             self.stop()

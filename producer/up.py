@@ -27,6 +27,7 @@ from common.staging import open_staging
 from common.warehouse.files import check_writable
 from producer.children import BROKER, Children, StackFailed, clean_up_dead_stacks
 from producer.stack import (
+    GATES,
     EmbeddedBroker,
     celery_command,
     free_port,
@@ -163,9 +164,9 @@ class StandingStack:
         if self._broker is not None:
             self._broker.start(self._children)
         host = socket.gethostname()
+        processes = {"dates": self._options.workers, "gate": GATES}
         for name, queue in WORKERS.items():
-            count = self._options.workers if name == "dates" else 1
-            self._children.start(name, worker_command(f"{name}@{host}", [queue], count), env)
+            self._children.start(name, worker_command(f"{name}@{host}", [queue], processes.get(name, 1)), env)
         self._children.start("beat", self._beat(), env)
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
         self._children.start("metrics", self._metrics(), env)

@@ -26,7 +26,7 @@ CRASHED = 70  #: the exit code of a fork whose function raised
 WORKER = ["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
 COMMANDS = {
     DATES: [*WORKER, "--queues", "backfill", "--concurrency", "2", "--hostname", "dates@chaos"],
-    GATE: [*WORKER, "--queues", "gate,maintenance,housekeeping", "--concurrency", "1", "--hostname", "gate@chaos"],
+    GATE: [*WORKER, "--queues", "gate,maintenance,housekeeping", "--concurrency", "2", "--hostname", "gate@chaos"],
     BEAT: ["beat", "--loglevel", "INFO", "--pidfile", "", "--schedule", "beat-schedule"],
 }
 
