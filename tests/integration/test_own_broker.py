@@ -103,6 +103,8 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert "6 checkpointed" in watched.stdout
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
+    with redis.Redis.from_url(places["BACKFILL_BROKER"]) as client:
+        assert not list(client.scan_iter("celery-task-meta-*"))  # what became of a date is in the ledger alone
     assert PASSWORD not in "".join(path.read_text() for path in lab.marks.parent.glob("*.log"))
 
 
