@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,18 +24,6 @@ def main(
 ) -> None:
     """Each contestant does the same trivial work in the same run of this program, one after the other."""
     console = Console(width=200)
-    with tempfile.TemporaryDirectory() as place:
-        measured = _measured(Path(place), [int(one) for one in dates.split(",")], per_task.split(","), console)
-        if with_seasons:
-            measured += _seasons(Path(place), console)
-    show(measured, console)
-    if keep:
-        write(measured)
-        report.main()
-
-
-def _measured(place: Path, counts: Sequence[int], per_task: Sequence[str], console: Console) -> list[Measured]:
-    """The trivial work, of so many dates each and so many dates a task."""
     measured: list[Measured] = []
 
     def tell(*found: Measured) -> None:
@@ -43,28 +31,38 @@ def _measured(place: Path, counts: Sequence[int], per_task: Sequence[str], conso
         for one in found:
             console.print(one.record())
 
+    with tempfile.TemporaryDirectory() as place:
+        _measure_trivial(Path(place), [int(one) for one in dates.split(",")], per_task.split(","), tell)
+        if with_seasons:
+            _measure_seasons(Path(place), tell)
+    show(measured, console)
+    if keep:
+        write(measured)
+        report.main()
+
+
+def _measure_trivial(place: Path, counts: Sequence[int], per_task: Sequence[str], tell: Callable[..., None]) -> None:
+    """The trivial work, of so many dates each and so many dates a task."""
     for count in counts:
         chord = trivial.bare_chord(_fresh(place), count)
         tell(trivial.plain_loop(_fresh(place), count), chord)
         for number in per_task:
             folder = _fresh(place)
-            trivial.load(folder / "home", count)
-            found, others = trivial.checked_backfill(folder, folder / "home", count, number)
+            home = folder / "home"
+            trivial.load(home, count)
+            found, others = trivial.checked_backfill(folder, home, count, number)
             tell(trivial.held_against(found, chord), *others)
             if count == TEN_YEARS:
-                tell(trivial.plan(folder, folder / "home", count))
-    return measured
+                tell(trivial.plan(folder, home, count))
 
 
-def _seasons(place: Path, console: Console) -> list[Measured]:
+def _measure_seasons(place: Path, tell: Callable[..., None]) -> None:
     """The real job."""
     folder = _fresh(place)
-    played = seasons.load(folder / "home")
-    reference = seasons.vectorised(folder, folder / "home", played)
-    found = [reference, seasons.backfill(folder, folder / "home", played, reference)]
-    for one in found:
-        console.print(one.record())
-    return found
+    home = folder / "home"
+    played = seasons.load(home)
+    reference = seasons.vectorised(folder, home, played)
+    tell(reference, seasons.backfill(folder, home, played, reference))
 
 
 def _fresh(place: Path) -> Path:

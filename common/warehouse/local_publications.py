@@ -248,7 +248,7 @@ def _prepare(place: str, staged: StagedFile, publication: str) -> None:
             os.link(staged.location, part, follow_symlinks=False)
             refuse_other(staged, read_plain(part))
         except OSError:  # it is on another disk, or no file of a disk at all
-            write_atomically(Path(part), read_staged_bytes(staged), durable=False)
+            write_atomically(part, read_staged_bytes(staged), durable=False)
     except (StagedFileLost, OutsideRoot) as exc:
         shutil.rmtree(place)
         raise StagedFileLost(str(exc), day=staged.day) from exc
