@@ -28,13 +28,24 @@ ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for `sqlite:///FILE` or `postgresql://...`. Raises `UserError` for any other URL."""
+    """An engine for `sqlite:///FILE`, whose folder is made, or `postgresql://...`. Raises `UserError` for any other."""
     parsed = parsed_url(url)
+    engine = engine_of(parsed)
     if parsed.get_backend_name() == "sqlite":
-        return _sqlite(parsed)
-    patience = {} if "connect_timeout" in parsed.query else {"connect_timeout": CONNECTING_SECONDS}
-    url_of_driver = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=-1)
+        file = Path(str(parsed.database))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UserError(f"the ledger's folder can't be made: {exc.strerror}: {exc.filename}") from exc
+    return engine
+
+
+def engine_of(url: URL) -> Engine:
+    """An engine that has connected to nothing yet. Raises `UserError` for a driver or an option that there is not."""
+    try:
+        return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+    except (ArgumentError, ValueError, ImportError) as exc:
+        raise UserError(f"BACKFILL_LEDGER can't be used: {exc}") from exc
 
 
 def parsed_url(url: str) -> URL:
@@ -50,12 +61,13 @@ def parsed_url(url: str) -> URL:
     return parsed
 
 
+def _postgresql(url: URL) -> Engine:
+    patience = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECTING_SECONDS}
+    url_of_driver = url.set(drivername="postgresql+psycopg")
+    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=-1)
+
+
 def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
-    file = Path(str(url.database))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise UserError(f"the ledger's folder can't be made: {exc.strerror}: {exc.filename}") from exc
     # Whoever is cut off may leave the pool without its connection: nobody is to wait for that.
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=2, max_overflow=-1)
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from common.clock import Reading, read_clock
 from common.errors import LedgerUnavailable, LedgerUnusable
-from common.ledger.engine import HEAD, make_engine, parsed_url, refuse_newer
+from common.ledger.engine import HEAD, engine_of, parsed_url, refuse_newer
 from common.ledger.tables import checkpoints, metadata
 from common.warehouse.files import check_writable
 
@@ -41,6 +41,7 @@ def look_at_ledger(url: str) -> Look:
     is corrupt, can't be written or was written by a newer version, `LedgerUnavailable` when it does not answer.
     """
     parsed = parsed_url(url)
+    engine_of(parsed).dispose()  # which refuses what no command could use
     look = _at_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _at_postgresql(parsed)
     refuse_newer(look.version)
     return look
@@ -75,7 +76,7 @@ def _at_postgresql(url: URL) -> Look:
     where = f"{url.host or url.query.get('host') or 'this machine'}, database {url.database}"
     if "connect_timeout" not in url.query:
         url = url.update_query_dict({"connect_timeout": str(WAITING_SECONDS)})
-    engine = make_engine(url.render_as_string(hide_password=False))
+    engine = engine_of(url)
     try:
         with engine.connect() as connection:
             server = connection.execute(text("SHOW server_version")).scalar_one()

@@ -135,6 +135,10 @@ def environments(draw: st.DrawFn) -> dict[str, str]:
 @example(environment={"BACKFILL_BROKER": f"redis://:{SECRET}@[::1/0"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"postgresql://u:{SECRET}@127.0.0.1:x/db"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"mysql://u:{SECRET}@127.0.0.1:1/db"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": "sqlite+none:///x.db"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": f"sqlite://u:{SECRET}@host/x.db"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": "sqlite:///x.db?timeout=long"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": f"postgresql://u:{SECRET}@/db?port=none"}, line=["status"])
 @example(environment={"BACKFILL_ALERT_KINDS": "\udcff", "BACKFILL_LEDGER": "sqlite:///\udcff"}, line=["status"])
 @example(environment={"BACKFILL_HOME": ""}, line=["status"])
 def test_settings_of_any_kind(watched: Watched, environment: dict[str, str], line: list[str]) -> None:

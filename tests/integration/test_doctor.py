@@ -309,6 +309,8 @@ def test_a_database_that_may_only_be_read_is_named(healthy: Lab, postgres_url: s
         pytest.param("postgresql://u@127.0.0.1:1/db?password=hunter2", "does not answer", id="password-as-an-option"),
         pytest.param("postgresql://u:hunter2@127.0.0.1:x/db", "is not a database URL", id="no-port"),
         pytest.param("mysql://u:hunter2@host/db", "BACKFILL_LEDGER names mysql", id="other-kind"),
+        pytest.param("sqlite://u:hunter2@host/x.db", "BACKFILL_LEDGER can't be used", id="file-on-a-host"),
+        pytest.param("sqlite+none:///x.db", "BACKFILL_LEDGER can't be used", id="no-such-driver"),
     ],
 )
 def test_a_ledger_that_can_not_be_reached_is_named_without_its_password(healthy: Lab, url: str, says: str) -> None:
