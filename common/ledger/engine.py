@@ -44,7 +44,7 @@ def engine_of(url: URL) -> Engine:
     """An engine that has connected to nothing yet. Raises `UserError` for a driver or an option that there is not."""
     try:
         return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
-    except (ArgumentError, ValueError, ImportError) as exc:
+    except (ArgumentError, ValueError, ImportError, OverflowError) as exc:
         raise UserError(f"BACKFILL_LEDGER can't be used: {exc}") from exc
 
 
@@ -70,6 +70,8 @@ def _postgresql(url: URL) -> Engine:
 def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
     # Whoever is cut off may leave the pool without its connection: nobody is to wait for that.
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=2, max_overflow=-1)
+    options: dict[str, Any] = {**engine.dialect.create_connect_args(url)[1], "uri": False}
+    sqlite3.connect(":memory:", **options).close()  # only the driver tells whether it takes them
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]

@@ -138,6 +138,7 @@ def environments(draw: st.DrawFn) -> dict[str, str]:
 @example(environment={"BACKFILL_LEDGER": "sqlite+none:///x.db"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"sqlite://u:{SECRET}@host/x.db"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": "sqlite:///x.db?timeout=long"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": f"sqlite:///x.db?cached_statements={10**20}"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"postgresql://u:{SECRET}@/db?port=none"}, line=["status"])
 @example(environment={"BACKFILL_ALERT_KINDS": "\udcff", "BACKFILL_LEDGER": "sqlite:///\udcff"}, line=["status"])
 @example(environment={"BACKFILL_HOME": ""}, line=["status"])
