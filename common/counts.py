@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from typing import LiteralString
@@ -40,6 +42,24 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
 
     Every table is read once. A source that is the expectation's own table has what is expected, and is not read again.
     """
+    slices = warehouse.slices(days)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda part: _count(warehouse, job, present, part), slices))
+    return Counts(
+        expected=_together(one.expected for one in parts),
+        found={source.name: _together(one.found[source.name] for one in parts) for source in present},
+        either={source.name: _together(one.either[source.name] for one in parts) for source in job.sources[1:]},
+    )
+
+
+def _together(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
+    found: dict[date, int] = {}
+    for one in parts:
+        found |= one
+    return found
+
+
+def _count(warehouse: Warehouse, job: Job, present: Sequence[Source], days: Sequence[date]) -> Counts:
     joined = _joined(job, present, days)
     scans = {"truth": truth_scan(job, days), **{f"source{one.tail}": one.scan for one in joined}}
     rows = warehouse.query(_query(job, joined), scans=scans).to_pylist()

@@ -47,7 +47,7 @@ class Action(Enum):
     BLOCKED = "blocked"  #: it would not pass the gate
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One date of a plan. The reason is shown to the user as it stands."""
 

@@ -13,7 +13,7 @@ from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, Run
 from common.warehouse.base import StagedFile
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NewDate:
     """One date of a run to open: to be built in a window, or ended by the plan with its reason."""
 
@@ -64,7 +64,7 @@ class Run:
         return self.state in ENDED_RUNS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DateRow:
     """One date of a run, as far as it has come."""
 
@@ -133,7 +133,7 @@ class RunFacts:
     dates: tuple[DateRow, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """The durable proof that a date is complete."""
 

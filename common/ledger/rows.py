@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, se
 
 from common.clock import utcnow
 from common.coverage import Verdict
-from common.ledger.records import Checkpoint, DateRow, NewRun, Run, WindowRow
+from common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
 from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs
 
@@ -95,20 +95,20 @@ def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
     }
 
 
-def date_values(run_id: str, new: NewRun) -> list[dict[str, Any]]:
+def date_values(run_id: str, job: str, dates: Iterable[NewDate]) -> list[dict[str, Any]]:
     now = utcnow()
     return [
         dict(one.facts)
         | {
             "run_id": run_id,
             "day": one.day,
-            "job": new.job,
+            "job": job,
             "window": one.window,
             "state": one.state.value,
             "active": one.state is DateState.PENDING,
             "ended_at": None if one.state is DateState.PENDING else now,
         }
-        for one in new.dates
+        for one in dates
     ]
 
 

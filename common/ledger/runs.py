@@ -20,6 +20,7 @@ from common.ledger.rows import date_values, grouped_by_columns, run_moved, run_o
 from common.ledger.states import ENDED_RUNS, Action, DateState, RunState, WindowState, final_state
 from common.ledger.tables import run_dates, runs, windows
 
+INSERTED_AT_ONCE = 1000  #: dates, whose columns take ten times the memory of what is written of them
 RUN = select(runs).where(runs.c.id == bindparam("run"))
 
 
@@ -59,9 +60,11 @@ class Runs(Database):
                     insert(windows),
                     [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
                 )
-            ordered = replace(new, dates=tuple(sorted(new.dates, key=lambda one: one.day)))  # as others insert theirs
-            for values in grouped_by_columns(date_values(run_id, ordered)):
-                connection.execute(insert(run_dates), values)
+            ordered = sorted(new.dates, key=lambda one: one.day)  # as others insert theirs
+            for begin in range(0, len(ordered), INSERTED_AT_ONCE):
+                some = date_values(run_id, new.job, ordered[begin : begin + INSERTED_AT_ONCE])
+                for values in grouped_by_columns(some):
+                    connection.execute(insert(run_dates), values)
 
     def run(self, run_id: str) -> Run:
         """The run. Raises `UserError` when there is none of that id."""

@@ -152,6 +152,13 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
+    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
+        """The days in the groups by which a query that answers for each day by itself is best asked for them.
+
+        Where the answer is computed here, a group is small enough for its memory not to grow with the days.
+        """
+        ...
+
     def read(self, scan: Scan) -> pa.Table:
         """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does."""
         ...

@@ -113,6 +113,9 @@ class BigQueryWarehouse(BigQueryBackups):
         statement, bound = self._over(sql, scans, params or {}, tables)
         return self._rows(statement, bound, tables)
 
+    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
+        return [tuple(days)]
+
     def read(self, scan: Scan) -> pa.Table:
         statement, bound = self._scan("t", scan)
         return self._rows(statement, bound, str(scan.table))

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from sqlglot.errors import SqlglotError
 
 from common.arrow_types import column_type
+from common.dates import windows
 from common.errors import (
     QueryFailed,
     StagedFileLost,
@@ -59,6 +60,7 @@ from common.warehouse.partitions import (
 from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
 PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper than listing the folder
+DAYS_A_QUERY = 400  #: for which DuckDB needs no more memory than for what is imported anyway
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 
 
@@ -142,6 +144,9 @@ class LocalWarehouse(LocalPublications):
             relation.create_view(checked_identifier(name, "scan name"), replace=True)
         bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
         return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
+
+    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
+        return windows(days, DAYS_A_QUERY)
 
     def read(self, scan: Scan) -> pa.Table:
         parts = self._checked_parts(scan)
@@ -267,6 +272,7 @@ class LocalWarehouse(LocalPublications):
                     "threads": self._threads,
                     "autoinstall_known_extensions": False,
                     "python_enable_replacements": False,
+                    "enable_external_file_cache": False,
                 }
             )
             self._local.connection = found

@@ -30,7 +30,16 @@ TOKENS: Mapping[str, int] = {
 }
 #: These run no job: what a table is like, which is remembered for a while, and making or dropping tables.
 FREE = frozenset(
-    {"describe", "create_table", "prepare", "check_publishable", "forget_replaced", "backup_place", "drop_backup"}
+    {
+        "describe",
+        "slices",
+        "create_table",
+        "prepare",
+        "check_publishable",
+        "forget_replaced",
+        "backup_place",
+        "drop_backup",
+    }
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 
 import pyarrow as pa
 import pytest
@@ -77,3 +77,29 @@ def test_a_range_is_counted_over_the_expected_only(
     assert counted.expected == {FEB_23: 2, FEB_24: 2}
     assert counted.found == {one.name: by_day(one.name.removeprefix("from_")) for one in present}
     assert counted.either == {name: by_day(*of) for name, of in either.items()}
+
+
+def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(warehouse: Warehouse) -> None:
+    asked = [FEB_23 + timedelta(days=n) for n in range(1500)]
+    expected = {day: n % 3 + 1 for n, day in enumerate(asked) if n % 100 in (0, 99)}  # on both sides of every hundred
+    names = ["ann", "bob", "cid"]
+    schema = pa.schema([("day", pa.date32()), ("who", pa.string())])
+    rows = [(day, who) for day, n in expected.items() for who in names[:n]]
+    for table, held in {"truth": rows, "some": [row for row in rows if row[1] != "bob"]}.items():
+        warehouse.load(
+            TableName("nba", table), "day", pa.table(list(map(list, zip(*held, strict=True))), schema=schema)
+        )
+    by_some = job("some")
+
+    counted = count_range(warehouse, by_some, by_some.sources, asked)
+
+    assert counted.expected == expected
+    assert counted.found == {"from_some": {day: n - (n > 1) for day, n in expected.items()}}
+
+
+def test_what_is_asked_for_slice_by_slice_is_asked_for_once(warehouse: Warehouse) -> None:
+    asked = tuple(FEB_23 + timedelta(days=n) for n in range(1500))
+
+    slices = warehouse.slices(asked)
+
+    assert [day for some in slices for day in some] == list(asked)
