@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from billiard.exceptions import SoftTimeLimitExceeded
-
-SIGNALLED = (SystemExit, KeyboardInterrupt, SoftTimeLimitExceeded)
 #: Those by which a process is told to stop, or that its time is up: SIGUSR1 is Celery's.
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
 
@@ -21,9 +19,16 @@ def interruption_behind(exc: BaseException) -> BaseException | None:
     Libraries that tidy up after an exception find their state half changed by one that came from nowhere.
     """
     behind: BaseException | None = exc
-    while behind is not None and not isinstance(behind, SIGNALLED):
+    while behind is not None and not _is_interruption(behind):
         behind = behind.__cause__ or behind.__context__
     return behind
+
+
+def _is_interruption(exc: BaseException) -> bool:
+    if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+        return True
+    limits = sys.modules.get("billiard.exceptions")  # where it was not imported, nobody raises its errors
+    return limits is not None and isinstance(exc, limits.SoftTimeLimitExceeded)
 
 
 class _Held:

@@ -11,9 +11,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-import psutil
-
 PR_SET_PDEATHSIG = 1
+GONE = frozenset("ZXx")  #: states of a process that has ended: as a zombie, it is only not collected yet
 
 
 @lru_cache(maxsize=1)
@@ -33,14 +32,30 @@ def identity(pid: int | None = None) -> str:
 
 
 def _started(pid: int) -> int:
-    """When the process started, in ticks that a step of the clock does not move. Raises `psutil.NoSuchProcess`."""
+    """When the process started, in ticks that a step of the clock does not move. Raises `ProcessLookupError`."""
+    return _alive_since(pid)[1]
+
+
+def _alive_since(pid: int) -> tuple[bool, int]:
+    """Whether the process is more than a zombie, and when it started. Raises `ProcessLookupError`."""
     if sys.platform != "linux":
-        return int(psutil.Process(pid).create_time())
+        return _alive_since_elsewhere(pid)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError) as exc:
-        raise psutil.NoSuchProcess(pid) from exc
-    return int(stat.rpartition(")")[2].split()[19])  # field 22; the name before it may hold anything
+        raise ProcessLookupError(f"there is no process {pid}") from exc
+    state, *others = stat.rpartition(")")[2].split()  # from field 3 on; the name before it may hold anything
+    return state not in GONE, int(others[18])
+
+
+def _alive_since_elsewhere(pid: int) -> tuple[bool, int]:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE, int(process.create_time())
+    except psutil.NoSuchProcess as exc:
+        raise ProcessLookupError(f"there is no process {pid}") from exc
 
 
 def is_dead(owner: str) -> bool:
@@ -49,8 +64,8 @@ def is_dead(owner: str) -> bool:
     if host != _host():
         return False
     try:
-        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE or _started(int(pid)) != int(started)
-    except psutil.NoSuchProcess:
+        return _alive_since(int(pid)) != (True, int(started))
+    except ProcessLookupError:
         return True
 
 

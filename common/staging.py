@@ -7,15 +7,12 @@ from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
-import structlog
 
 from common.errors import UserError
 from common.objects import open_store
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of, parquet_bytes
 from common.warehouse.staged import read_staged_bytes, rows_in
-
-log = structlog.get_logger()
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 STAGED_NAME = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})-\d+\.parquet", re.ASCII)

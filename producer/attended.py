@@ -18,7 +18,7 @@ from producer.aftermath import end_told
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.plan import Action, Plan, Reprocess
 from producer.plan_report import print_plan
-from producer.report import Watcher, make_console, print_run
+from producer.report import make_console, print_run
 from producer.session import (
     Interrupted,
     Launch,
@@ -30,6 +30,7 @@ from producer.session import (
 )
 from producer.signals import stoppable
 from producer.site import Site, open_site
+from producer.watcher import Watcher
 
 ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
 

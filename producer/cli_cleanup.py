@@ -17,7 +17,7 @@ from common.settings import Settings, read_settings
 from producer.cli_options import AsJson, Yes
 from producer.exit_codes import COMPLETE, INCOMPLETE
 from producer.report import make_console, print_json
-from producer.site import PLANNING_THREADS, open_site, requester
+from producer.site import open_site, requester
 
 if TYPE_CHECKING:
     from common.cleanup import Report
@@ -69,7 +69,7 @@ def clean(
     refuse_targets(tables)
     cutoff = cutoff_of(local_today(settings), settings.cleanup_days if days is None else days)
     restored = _restored(settings, tables)
-    opened = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
+    opened = open_warehouse(settings.warehouse_url, limits=settings.limits)
     warehouse = at_rate(opened, settings.query_rate)
     found = [look(one, warehouse, cutoff, restored[one]) for one in tables]
     if not as_json:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from common.errors import UserError
-from common.job import Job, find_job, job_names
 from common.ledger import open_ledger
 from common.settings import read_settings
 from producer.cli_options import (
@@ -15,7 +14,6 @@ from producer.cli_options import (
 )
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.report import (
-    Watcher,
     is_interrupted,
     make_console,
     print_json,
@@ -25,6 +23,9 @@ from producer.report import (
     run_json,
 )
 
+if TYPE_CHECKING:
+    from common.job import Job
+
 
 def add_look_commands(app: typer.Typer) -> None:
     for command in (status, watch, jobs):
@@ -32,6 +33,7 @@ def add_look_commands(app: typer.Typer) -> None:
 
 
 def status(
+    context: typer.Context,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
     as_json: AsJson = False,
     every_date: Annotated[
@@ -41,6 +43,7 @@ def status(
 ) -> None:
     """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
     ledger = open_ledger(read_settings().ledger_url)  # nothing else is looked at
+    context.call_on_close(ledger.close)
     console = make_console()
     latest = ledger.latest_runs(max(last, 1))
     if run_id is None and not latest:
@@ -74,6 +77,7 @@ def watch(
     from common.queue import make_app
     from producer.launch import follow
     from producer.site import open_site
+    from producer.watcher import Watcher
 
     settings = read_settings()
     site = open_site(settings)
@@ -100,6 +104,8 @@ def watch(
 
 def jobs(as_json: AsJson = False) -> None:
     """List the installed jobs with their tables."""
+    from common.job import find_job, job_names
+
     found = [find_job(name) for name in job_names()]
     if as_json:
         print_json([_job_json(one) for one in found])

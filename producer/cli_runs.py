@@ -69,6 +69,7 @@ def add_run_commands(app: typer.Typer) -> None:
 
 
 def plan(
+    context: typer.Context,
     job: JobName = None,
     start_date: Start = None,
     end_date: End = None,
@@ -94,6 +95,7 @@ def plan(
     request = _request(job, days, exclude, reprocess, newest_first, fallback, because, said(reason))
     settings = read_settings()
     site = open_site(settings)
+    context.call_on_close(site.ledger.close)
     found = find_job(request.job)
     made = make_plan(request, found, site.warehouse, site.ledger)
     caps = Caps(

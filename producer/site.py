@@ -16,8 +16,6 @@ from common.warehouse.base import Warehouse
 from common.warehouse.metered import at_rate
 from producer.standing import standing_broker
 
-PLANNING_THREADS = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -51,7 +49,7 @@ def open_site(settings: Settings) -> Site:
     standing = standing_broker(settings)
     if standing is not None:
         settings = settings.model_copy(update={"broker": SecretStr(standing)})
-    warehouse = open_warehouse(settings.warehouse_url, threads=PLANNING_THREADS, limits=settings.limits)
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.limits)
     return Site(
         standing=standing is not None,
         settings=settings,

@@ -13,7 +13,6 @@ from common.errors import UserError
 from common.processes import identity, is_dead
 from common.settings import Settings
 from common.warehouse.files import locked
-from producer.children import clean_up_dead_stacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +106,8 @@ def _find_living(home: Path) -> Standing | None:
 
 
 def forget_standing(home: Path) -> None:
+    from producer.children import clean_up_dead_stacks  # commands that find no such stack need not know how
+
     clean_up_dead_stacks(home)
     state_file(home).unlink(missing_ok=True)
 

@@ -15,7 +15,6 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
@@ -129,7 +128,7 @@ class DateRequest(Request):
                     process.send_alone(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
             finally:
                 ledger.close()
-        except (BackfillError, psutil.NoSuchProcess) as exc:  # its death is counted instead, and it is tried again
+        except (BackfillError, ProcessLookupError) as exc:  # its death is counted instead, and it is tried again
             log.error("dates_not_failed", run=run, days=days, error=str(exc))
 
 

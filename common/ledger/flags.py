@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from common.clock import utcnow
 from common.ledger.database import Database
@@ -104,8 +104,12 @@ def reopen(connection: Connection, job: str, days: Collection[date], run_id: str
 
 
 def _upsert(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(flagged_dates)
+    if connection.dialect.name == "postgresql":  # whose dialect takes longer to import than most commands to run
+        from sqlalchemy.dialects import postgresql
+
+        statement = postgresql.insert(flagged_dates)
+    else:
+        statement = sqlite.insert(flagged_dates)
     keys = [column.name for column in flagged_dates.primary_key]
     renewed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=renewed), rows)

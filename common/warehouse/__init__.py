@@ -15,13 +15,13 @@ def is_local(url: str) -> bool:
     return url.startswith(LOCAL)
 
 
-def open_warehouse(url: str, *, threads: int = 1, limits: Limits | None = None) -> Warehouse:
+def open_warehouse(url: str, *, limits: Limits | None = None) -> Warehouse:
     """The warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
     kind, _, rest = url.partition(":")
     if kind == "local" and rest:
         from common.warehouse.local import LocalWarehouse
 
-        return LocalWarehouse(Path(rest), threads=threads, limits=limits)
+        return LocalWarehouse(Path(rest), limits=limits)
     if kind == "bigquery":
         from common.warehouse.bigquery import BigQueryWarehouse
         from common.warehouse.bigquery_client import Address

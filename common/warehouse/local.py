@@ -52,8 +52,8 @@ from common.warehouse.partitions import (
     Rows,
     Stamp,
     fingerprint,
-    is_there,
     partitions_in,
+    parts_there,
     stamp_of,
     translated,
 )
@@ -67,10 +67,9 @@ MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 class LocalWarehouse(LocalPublications):
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
-    def __init__(self, root: Path, *, threads: int = 1, limits: Limits | None = None) -> None:
+    def __init__(self, root: Path, *, limits: Limits | None = None) -> None:
         self.root = root
         self._limits = limits or Limits()
-        self._threads = threads
         self._fingerprints = Fingerprints()
         self._rows = Rows()
         self._described: dict[TableName, tuple[Path, Stamp, TableInfo]] = {}
@@ -230,8 +229,8 @@ class LocalWarehouse(LocalPublications):
 
     def _parts(self, scan: Scan) -> list[str]:
         if sum(len(one) for one in scan.dates) <= PROBE_AT_MOST:
-            wanted = (self._place(scan.table, scan.date_column, day) for one in scan.dates for day in one.days())
-            return [part for part in wanted if is_there(part)]
+            days = (f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days())
+            return parts_there(self.root, self._folder(scan.table), days)
         needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
         found = {one.name: one for one in partitions_in(self.root, self._folder(scan.table))}
         return [str(found[name] / PART) for name in sorted(found.keys() & needed)]
@@ -269,7 +268,7 @@ class LocalWarehouse(LocalPublications):
         if found is None:
             found = duckdb.connect(
                 config={
-                    "threads": self._threads,
+                    "threads": 1,  # whoever waits for many answers asks for them at once
                     "autoinstall_known_extensions": False,
                     "python_enable_replacements": False,
                     "enable_external_file_cache": False,

@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,27 @@ def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
                     continue
                 inside(root, place / PART)
             yield place
+
+
+def parts_there(root: Path, folder: Path, names: Iterable[str]) -> list[str]:
+    """The parts that there are in the partitions of those names. Raises `OutsideRoot` for one out of the root.
+
+    As few looks as tell: it is asked for every file that is read.
+    """
+    found: list[str] = []
+    for name in names:
+        place = f"{folder}/{name}"
+        part = f"{place}/{PART}"
+        try:
+            linked = stat.S_ISLNK(os.lstat(place).st_mode) or stat.S_ISLNK(os.lstat(part).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if linked:
+            if not is_there(part):
+                continue
+            inside(root, Path(part))
+        found.append(part)
+    return found
 
 
 def link(file: Path, other: Path) -> None:

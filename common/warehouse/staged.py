@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from common.errors import OutsideRoot, StagedFileLost
 from common.objects import read_bytes
 from common.warehouse.base import StagedFile
 from common.warehouse.files import checksum_of
-
-log = structlog.get_logger()
 
 
 def read_staged_bytes(staged: StagedFile, read: Callable[[str], bytes] = read_bytes) -> bytes:
@@ -26,7 +23,9 @@ def read_staged_bytes(staged: StagedFile, read: Callable[[str], bytes] = read_by
     except FileNotFoundError as exc:
         raise StagedFileLost("the staged file is gone", day=staged.day) from exc
     except OutsideRoot as exc:
-        log.error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
+        import structlog  # which brings what paints consoles along, for every command that may read a staged file
+
+        structlog.get_logger().error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
         raise StagedFileLost(str(exc), day=staged.day) from exc
     refuse_other(staged, data)
     return data

@@ -37,10 +37,11 @@ from producer.demo.page import (
 )
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from producer.plan import Action, Plan, Reprocess, Request
-from producer.report import Watcher, print_run
+from producer.report import print_run
 from producer.session import Interrupted, Launch, decide, execute, release_what_is_dead
 from producer.signals import stoppable
 from producer.site import Site, open_site
+from producer.watcher import Watcher
 
 JOB = "player_composite_factors"
 MARKER = "demo.json"  #: in the home: in which warehouse the tables are ours, and whether they are whole

@@ -373,3 +373,14 @@ def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: La
         )
         assert ran.stdout.startswith("refused the world has changed" if refused else "run "), ran.stderr
     assert len(lab.site.ledger.latest_runs()) == 1
+
+
+def test_a_command_that_only_looks_leaves_no_journal_of_the_ledger_behind(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.site.ledger.close()
+    for command in (["plan", *JOB, "--dates", str(DAY)], ["status"]):
+        shown = lab.command(*command)
+
+        assert shown.returncode == 0
+        assert shown.stdout.strip()
+        assert [path.name for path in lab.home.glob("ledger.db-*")] == []
