@@ -27,6 +27,8 @@ class RecoverySettings(BaseSettings):
     worker_recycle_mb: int = Field(1500, ge=1)  #: a process of a worker that has used more is replaced after its task
     worker_recycle_tasks: int = Field(2000, ge=1)  #: likewise, after so many tasks
 
+    worker_nice: int = Field(10, ge=0, le=19)  #: how far the processes of a worker step back for others, as by `nice`
+
     @field_validator("worker_memory_mb")
     @classmethod
     def _enough_memory(cls, megabytes: int) -> int:

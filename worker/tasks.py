@@ -85,7 +85,11 @@ def opened(task: Any) -> Deps:
 
 @celeryd_after_setup.connect
 def _prepare_worker(instance: Any, **_: Any) -> None:
-    """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all."""
+    """Whoever is told to consume the dates consumes them from all their queues: `--queues backfill` names them all.
+
+    Its processes step back for others: whoever asks how a run stands is not to wait for what the run has to do.
+    """
+    os.nice(read_settings().worker_nice)
     queues = instance.app.amqp.queues
     with quick_imports():  # before its processes are forked
         if not set(DATES_QUEUES).isdisjoint(queues.consume_from):

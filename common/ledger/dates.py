@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import date, datetime
-from statistics import median
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, true, update
@@ -149,6 +148,8 @@ class Dates(Database):
 
         None when no run of this version of the job has built any. The median: a worker's first date is no measure.
         """
+        from statistics import median  # which only a launch needs
+
         near = and_(run_dates.c.run_id == run.id, run_dates.c.window.between(window - PACE_WINDOWS, window))
         before = (
             select(runs.c.id)

@@ -76,6 +76,11 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     assert run.owner is None
     assert [path.name for path in (lab.home / "stacks").iterdir()] == [Path(processes[1].cwd()).name]
 
+    # its workers step back for others
+    ours = psutil.Process().nice()
+    assert {one.nice() for one in processes if "worker" in one.cmdline()} == {ours + 10}
+    assert named(processes, "flower").nice() == ours
+
     # Flower
     assert ask(stack, "/tasks", given="wrong") == 401
     assert ask(stack, "/api/tasks", given="wrong") == 401
