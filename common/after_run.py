@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from common.alerts import Ending, alerts_of, beat_silent, fallbacks
+from common.alerts import Ending, Tally, alerts_of, beat_silent, fallbacks
 from common.clock import utcnow
 from common.delivery import TOO_OLD
 from common.delivery import deliver as deliver
@@ -112,7 +112,7 @@ def _ending(run: Run, ledger: Ledger, now: datetime) -> Ending:
     primary = primary_source(run.job)
     return Ending(
         run=run,
-        dates=ledger.dates(run.id),
+        dates=Tally.of(ledger.each_date(run.id), primary),
         primary=primary,
         fallbacks_this_week=fallbacks(ledger.built_from(now - WEEK), run.job, primary),
         orders=[action_in_words(one) for one in ledger.actions(run.id) if one.action in ORDERS],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 
 from common.alert_kinds import KINDS, Kind
-from common.coverage import Fallback, percent, reaches
+from common.coverage import Fallback, Verdict, percent, reaches
 from common.dates import describe
 from common.ledger.records import Alert, DateRow, NewAlert, Run
 from common.ledger.states import DateState, RunState
 
+BAD = (DateState.BLOCKED, DateState.FAILED)
 LOW_COVERAGE = 0.5
 FALLBACKS_A_WEEK = 2  #: more than so many are told
 BEAT_SILENT_AFTER = timedelta(minutes=10)
@@ -30,12 +32,55 @@ _ENDED_AS = {
 }
 
 
+@dataclass(kw_only=True)
+class Tally:
+    """What is told of a run's dates, counted one after the other: however many there are, few are kept."""
+
+    states: Counter[DateState] = field(default_factory=Counter[DateState])
+    forced: int = 0
+    matched: int = 0  #: of `expected`, over the dates of which both are known
+    expected: int = 0
+    least: tuple[float, DateRow] | None = None  #: the lowest coverage, and the date that has it
+    bad: list[DateRow] = field(default_factory=list[DateRow])  #: the first of those blocked or failed
+    bad_days: list[date] = field(default_factory=list[date])
+    low: list[DateRow] = field(default_factory=list[DateRow])  #: the first of those with little coverage
+    low_count: int = 0
+    built_from: Counter[str] = field(default_factory=Counter[str])  #: checkpointed dates by source, fallbacks only
+
+    @classmethod
+    def of(cls, dates: Iterable[DateRow], primary: str | None) -> Tally:
+        found = cls()
+        for row in dates:
+            found._count(row, primary)
+        return found
+
+    def _count(self, row: DateRow, primary: str | None) -> None:
+        self.states[row.state] += 1
+        self.forced += row.verdict is Verdict.FORCED
+        if row.expected and row.matched is not None:
+            self.matched += row.matched
+            self.expected += row.expected
+            share = row.matched / row.expected
+            if self.least is None or share < self.least[0]:
+                self.least = (share, row)
+        if row.state in BAD:
+            self.bad_days.append(row.day)
+            if len(self.bad) < DATES_NAMED:
+                self.bad.append(row)
+        if is_low(row):
+            self.low_count += 1
+            if len(self.low) < DATES_NAMED:
+                self.low.append(row)
+        if row.source is not None and is_from_fallback(row, primary):
+            self.built_from[row.source] += 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """All that is told of a run's end."""
 
     run: Run
-    dates: Sequence[DateRow]
+    dates: Tally
     primary: str | None = None  #: the name of the job's first source; None when the job is not installed here
     fallbacks_this_week: int = 0  #: dates of the job built from a fallback by runs that ended in the last 7 days
     orders: Sequence[str] = ()  #: who paused, resumed and cancelled it, and why
@@ -51,14 +96,13 @@ class Message:
 
 def alerts_of(ending: Ending, now: datetime) -> list[NewAlert]:
     """The alerts of an ended run: they are delivered as one message."""
-    bad = [row for row in ending.dates if row.state in (DateState.BLOCKED, DateState.FAILED)]
-    low = [row for row in ending.dates if is_low(row)]
+    dates = ending.dates
     found = [_finished(ending)]
-    if bad:
-        found.append(_blocked(ending.run, bad))
-    if low:
-        found.append(_low(ending.run, low))
-    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and fallback_dates(ending.dates, ending.primary):
+    if dates.bad:
+        found.append(_blocked(ending.run, dates))
+    if dates.low:
+        found.append(_low(ending.run, dates))
+    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and dates.built_from:
         found.append(_fallback_often(ending, now))
     return found
 
@@ -70,11 +114,9 @@ def is_low(row: DateRow) -> bool:
     return not reaches(row.matched, row.expected, LOW_COVERAGE)
 
 
-def fallback_dates(rows: Sequence[DateRow], primary: str | None) -> list[DateRow]:
-    """The checkpointed dates that were not built from the primary source alone; none when that is not known."""
-    if primary is None:
-        return []
-    return [row for row in rows if row.state is DateState.CHECKPOINTED and row.source not in (None, primary)]
+def is_from_fallback(row: DateRow, primary: str | None) -> bool:
+    """Whether a checkpointed date was not built from the primary source alone; False when that is not known."""
+    return primary is not None and row.state is DateState.CHECKPOINTED and row.source not in (None, primary)
 
 
 def beat_silent(last_seen: datetime | None, now: datetime) -> NewAlert | None:
@@ -126,7 +168,7 @@ def _joined(sections: Sequence[str]) -> str:
 
 
 def _finished(ending: Ending) -> NewAlert:
-    run, rows = ending.run, ending.dates
+    run, dates = ending.run, ending.dates
     return NewAlert(
         key=f"{Kind.RUN_FINISHED} {run.id}",
         kind=Kind.RUN_FINISHED,
@@ -136,9 +178,9 @@ def _finished(ending: Ending) -> NewAlert:
             for line in (
                 f"asked: {cut(run.requested, REASON_LENGTH)}, by {run.requested_by}",
                 *(cut(order, REASON_LENGTH) for order in ending.orders),
-                f"dates: {_counts(rows)}",
-                _coverage(rows),
-                _fallback(rows, ending.primary),
+                f"dates: {_counts(dates)}",
+                _coverage(dates),
+                _fallback(dates),
                 _duration(run),
             )
             if line
@@ -148,7 +190,7 @@ def _finished(ending: Ending) -> NewAlert:
     )
 
 
-def _counts(rows: Sequence[DateRow]) -> str:
+def _counts(dates: Tally) -> str:
     """How many dates ended how; in a run that was stopped, some did not end."""
     ends = [
         DateState.CHECKPOINTED,
@@ -157,29 +199,24 @@ def _counts(rows: Sequence[DateRow]) -> str:
         DateState.SKIPPED,
         DateState.CANCELLED,
     ]
-    counts = {state.value: sum(row.state is state for row in rows) for state in ends}
-    counts["not reached"] = len(rows) - sum(counts.values())
+    counts = {state.value: dates.states[state] for state in ends}
+    counts["not reached"] = dates.states.total() - sum(counts.values())
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    forced = sum(row.verdict is not None and row.verdict.value == "forced" for row in rows)
-    return f"{told} ({forced} of them forced)" if forced else told or "none"
+    return f"{told} ({dates.forced} of them forced)" if dates.forced else told or "none"
 
 
-def _coverage(rows: Sequence[DateRow]) -> str | None:
-    known = [row for row in rows if row.expected and row.matched is not None]
-    if not known:
+def _coverage(dates: Tally) -> str | None:
+    if dates.least is None:
         return None
-    matched, expected = sum(row.matched or 0 for row in known), sum(row.expected or 0 for row in known)
-    worst = min(known, key=lambda row: (row.matched or 0) / (row.expected or 1))
+    _, worst = dates.least
     least = percent(worst.matched or 0, worst.expected or 0)
-    return f"coverage: {percent(matched, expected)} over all, {least} at least, on {worst.day}"
+    return f"coverage: {percent(dates.matched, dates.expected)} over all, {least} at least, on {worst.day}"
 
 
-def _fallback(rows: Sequence[DateRow], primary: str | None) -> str | None:
-    fell_back = fallback_dates(rows, primary)
-    if not fell_back:
+def _fallback(dates: Tally) -> str | None:
+    if not dates.built_from:
         return None
-    used = sorted({row.source or "" for row in fell_back})
-    return f"fallback: {len(fell_back)} date(s) were built from {', '.join(used)}"
+    return f"fallback: {dates.built_from.total()} date(s) were built from {', '.join(sorted(dates.built_from))}"
 
 
 def _duration(run: Run) -> str | None:
@@ -188,12 +225,11 @@ def _duration(run: Run) -> str | None:
     return f"took: {(run.finished_at - run.started_at).total_seconds():.1f} s"
 
 
-def _blocked(run: Run, bad: Sequence[DateRow]) -> NewAlert:
-    blocked, failed = (sum(row.state is state for row in bad) for state in (DateState.BLOCKED, DateState.FAILED))
-    counts = " and ".join(f"{n} {name}" for n, name in ((blocked, "blocked"), (failed, "failed")) if n)
-    lines = [line for row in bad[:DATES_NAMED] for line in _date_lines(row)]
-    if len(bad) > DATES_NAMED:
-        lines.append(f"and {len(bad) - DATES_NAMED} more: {cut(describe(r.day for r in bad), REASON_LENGTH)}")
+def _blocked(run: Run, dates: Tally) -> NewAlert:
+    counts = " and ".join(f"{n} {state.value}" for state in BAD if (n := dates.states[state]))
+    lines = [line for row in dates.bad for line in _date_lines(row)]
+    if (more := len(dates.bad_days) - len(dates.bad)) > 0:
+        lines.append(f"and {more} more: {cut(describe(dates.bad_days), REASON_LENGTH)}")
     lines.append(f"see why: backfill status {run.id}")
     lines.append(f"once the cause is mended: backfill retry {run.id}")
     return NewAlert(
@@ -233,17 +269,17 @@ def _advice(run: Run) -> str:
     return "Their input is largely missing: load it before anything is built again."
 
 
-def _low(run: Run, low: Sequence[DateRow]) -> NewAlert:
+def _low(run: Run, dates: Tally) -> NewAlert:
     lines = [
         f"{row.day} {row.state.value}: {row.matched} of {row.expected} ({percent(row.matched or 0, row.expected or 0)})"
-        for row in low[:DATES_NAMED]
+        for row in dates.low
     ]
-    if len(low) > DATES_NAMED:
-        lines.append(f"and {len(low) - DATES_NAMED} more")
+    if dates.low_count > len(dates.low):
+        lines.append(f"and {dates.low_count - len(dates.low)} more")
     return NewAlert(
         key=f"{Kind.LOW_COVERAGE} {run.id}",
         kind=Kind.LOW_COVERAGE,
-        title=f"coverage below {LOW_COVERAGE:.0%} on {len(low)} date(s) of {run.job}",
+        title=f"coverage below {LOW_COVERAGE:.0%} on {dates.low_count} date(s) of {run.job}",
         body="\n".join([*lines, _advice(run)]),
         job=run.job,
         run_id=run.id,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import date
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.arrow_types import arrow_schema
 from common.clock import midnight
 from common.dates import ONE_DAY
 from common.errors import UserError
 from common.history import coverage_of, fell_back, outcome_of, primary_of, wall_seconds
-from common.ledger import Ledger, RunFacts
+from common.ledger import DateRow, Ledger, Run, RunFacts
 from common.schema import Types
 from common.settings import Settings
 from common.warehouse.base import Warehouse
@@ -57,15 +59,15 @@ COLUMNS: Types = {
     RUN_ENDED_ON: "DATE",
 }
 NAMES_KEPT = 20  #: of missing entities
+ROWS_A_BATCH = 1000
 
 
 def rows_of(facts: Iterable[RunFacts]) -> list[dict[str, Any]]:
     """One row for each run and date, with exactly the columns of `COLUMNS`."""
-    return [_row(one, at) for one in facts for at in range(len(one.dates))]
+    return [_row(one.run, row) for one in facts for row in one.dates]
 
 
-def _row(facts: RunFacts, at: int) -> dict[str, Any]:
-    run, row = facts.run, facts.dates[at]
+def _row(run: Run, row: DateRow) -> dict[str, Any]:
     outcome = outcome_of(row).value
     lacking = max(row.expected - row.matched, 0) if row.expected is not None and row.matched is not None else None
     return {
@@ -123,22 +125,31 @@ def write_day(ledger: Ledger, warehouse: Warehouse, settings: Settings, day: dat
     table = settings.history_table
     if table is None:
         return "no history is written to the warehouse: BACKFILL_METADATA_TABLE is none"
-    written, facts = None, _ended_on(ledger, day)
+    written: pa.Table | None = None
+    rows = _ended_on(ledger, day)
     # A run that ends while this loads is written by its own writer, but that one may be faster, and then this load
     # would take its rows away again. So each writer looks again once its load is done, and repeats it if the ledger
     # has changed: whoever loads last has compared what it loaded with the ledger after that.
-    while facts != written:
-        rows = rows_of(facts)
-        if not rows:
+    while written is None or not rows.equals(written):
+        if not rows.num_rows:
             return f"{table}: no run ended on {day}"
-        warehouse.load(table, RUN_ENDED_ON, arrow_of(rows))
-        written, facts = facts, _ended_on(ledger, day)
-    return f"{table}: {sum(len(one.dates) for one in facts)} row(s) of {len(facts)} run(s) that ended on {day}"
+        warehouse.load(table, RUN_ENDED_ON, rows)
+        written, rows = rows, _ended_on(ledger, day)
+    runs = pc.count_distinct(rows["run_id"]).as_py()
+    return f"{table}: {rows.num_rows} row(s) of {runs} run(s) that ended on {day}"
 
 
-def _ended_on(ledger: Ledger, day: date) -> list[RunFacts]:
-    return ledger.facts_of_ended(midnight(day), midnight(day + ONE_DAY))
+def _ended_on(ledger: Ledger, day: date) -> pa.Table:
+    """A row for each date of every run that ended on the day: made of a few at a time, for they may be many."""
+    schema = arrow_schema(COLUMNS)
+    batches = [
+        pa.RecordBatch.from_pylist([_row(run, row) for row in some], schema)
+        for run in ledger.runs_ended(midnight(day), midnight(day + ONE_DAY))
+        for some in _in_batches(ledger.each_date(run.id))
+    ]
+    return pa.Table.from_batches(batches, schema)
 
 
-def arrow_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=arrow_schema(COLUMNS))
+def _in_batches(dates: Iterator[DateRow]) -> Iterator[list[DateRow]]:
+    while some := list(islice(dates, ROWS_A_BATCH)):
+        yield some

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import date, datetime
 
 from sqlalchemy import ColumnElement, and_, or_, select
 
 from common.ledger.database import Database
-from common.ledger.records import DateRow, RunFacts
+from common.ledger.records import DateRow, Run, RunFacts
 from common.ledger.rows import date_row_of, run_of
 from common.ledger.tables import run_dates, runs
+
+READ_AT_ONCE = 1000  #: dates
 
 
 class Facts(Database):
@@ -28,6 +31,25 @@ class Facts(Database):
     def facts_of_ended(self, start: datetime, until: datetime) -> list[RunFacts]:
         """The runs of every job that ended in the span, newest first, with their dates; `until` is not of it."""
         return self._facts_of(and_(runs.c.finished_at >= start, runs.c.finished_at < until), None)
+
+    def runs_ended(self, start: datetime, until: datetime) -> list[Run]:
+        """The runs of every job that ended in the span, newest first; `until` is not of it."""
+        query = select(runs).where(runs.c.finished_at >= start, runs.c.finished_at < until)
+        with self._read() as connection:
+            found = connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.id)).mappings()
+            return [run_of(row) for row in found]
+
+    def each_date(self, run_id: str) -> Iterator[DateRow]:
+        """The dates of a run, oldest first, read some at a time: never more than these are in memory."""
+        last = date.min
+        while True:
+            query = select(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.day > last)
+            with self._read() as connection:
+                found = connection.execute(query.order_by(run_dates.c.day).limit(READ_AT_ONCE)).mappings().all()
+            yield from map(date_row_of, found)
+            if len(found) < READ_AT_ONCE:
+                return
+            last = found[-1]["day"]
 
     def _facts_of(self, chosen: ColumnElement[bool], job: str | None) -> list[RunFacts]:
         where = chosen if job is None else and_(chosen, runs.c.job == job)

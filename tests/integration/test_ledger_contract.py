@@ -18,6 +18,7 @@ from common.coverage import Verdict
 from common.errors import DatesTaken, UserError
 from common.ledger import Action, DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
 from common.ledger.engine import make_engine
+from common.ledger.facts import READ_AT_ONCE
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -965,6 +966,7 @@ def test_the_facts_of_runs_come_with_every_date_of_theirs_the_newest_run_first(l
     assert [list(one.dates) for one in found] == [ledger.dates(second.id), ledger.dates(first.id)]
     assert [one.run.id for one in ledger.facts(*ALWAYS, job="others")] == [second.id]
     assert [one.run.id for one in ledger.facts_of_ended(*ALWAYS)] == [first.id]
+    assert ledger.runs_ended(*ALWAYS) == [ledger.run(first.id)]
     assert ledger.facts(*ALWAYS, job="nobody's") == []
 
 
@@ -984,7 +986,17 @@ def test_a_run_is_of_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledge
     assert between(end - tick, end) == set()
     assert between(ended.created_at, ended.created_at + tick) == set()  # it has ended: later
     assert {one.run.id for one in ledger.facts_of_ended(end, end + tick)} == {ended.id}
-    assert ledger.facts_of_ended(end - tick, end) == []
+    assert ledger.facts_of_ended(end - tick, end) == ledger.runs_ended(end - tick, end) == []
+    assert ledger.runs_ended(end, end + tick) == [ledger.run(ended.id)]
+
+
+@pytest.mark.parametrize("count", [1, READ_AT_ONCE, READ_AT_ONCE + 1])
+def test_the_dates_of_a_run_are_read_some_at_a_time_and_each_once(ledger: Ledger, count: int) -> None:
+    days = [FEB_23 + timedelta(days=n) for n in range(count)]
+    run = ledger.open_run(new_run(days[::-1]))
+
+    assert list(ledger.each_date(run.id)) == ledger.dates(run.id)
+    assert [row.day for row in ledger.each_date(run.id)] == days
 
 
 def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written(ledger: Ledger) -> None:

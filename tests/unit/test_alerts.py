@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from common.alert_kinds import KINDS, Kind
-from common.alerts import MESSAGE_LENGTH, TITLE_LENGTH, Ending, alerts_of, beat_silent, is_low, message_of
+from common.alerts import MESSAGE_LENGTH, TITLE_LENGTH, Ending, Tally, alerts_of, beat_silent, is_low, message_of
 from common.coverage import Verdict
 from common.delivery import LONGEST_WAIT, wait_after
 from common.endpoints import endpoints
@@ -60,7 +60,7 @@ def alert(new: NewAlert, **more: Any) -> Alert:
     ],
 )
 def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallbacks: int, kinds: list[Kind]) -> None:
-    ending = Ending(run=run(), dates=rows, primary="upcoming", fallbacks_this_week=fallbacks)
+    ending = Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming", fallbacks_this_week=fallbacks)
     assert [one.kind for one in alerts_of(ending, NOW)] == kinds
 
 
@@ -69,13 +69,13 @@ def test_a_date_with_nobody_expected_is_not_low() -> None:
 
 
 def test_without_the_job_nothing_is_said_of_fallbacks() -> None:
-    (told,) = alerts_of(Ending(run=run(), dates=[row(source="derived")]), NOW)
+    (told,) = alerts_of(Ending(run=run(), dates=Tally.of([row(source="derived")], None)), NOW)
     assert "fallback" not in told.body
 
 
 def test_a_finished_run_is_told_with_its_numbers() -> None:
     rows = [row(), row(source="derived", verdict=Verdict.FORCED, matched=100), row(DateState.QUEUED, None)]
-    (told,) = alerts_of(Ending(run=run(), dates=rows, primary="upcoming"), NOW)
+    (told,) = alerts_of(Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming"), NOW)
     assert told.body.splitlines()[1:] == [
         "dates: 2 checkpointed, 1 not reached (1 of them forced)",
         "coverage: 76.7 % over all, 53.4 % at least, on 2023-02-23",
@@ -90,7 +90,7 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
         replace(row(DateState.BLOCKED, 1, missing=names, reason="why " * 200), day=DAY + timedelta(days=2 * n))
         for n in range(500)
     ]
-    told = alerts_of(Ending(run=run(), dates=rows, primary="upcoming"), NOW)
+    told = alerts_of(Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming"), NOW)
     message = message_of([alert(one) for one in told])
     assert "backfill retry R1" in message.body
     assert "and 495 more" in message.body
@@ -164,6 +164,7 @@ def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
     ("fallback", "advice"), [("replace", "load it"), ("off", "backfill retry R1 --fallback replace")]
 )
 def test_low_coverage_comes_with_what_to_do(fallback: str, advice: str) -> None:
-    ending = Ending(run=run(options={"fallback": fallback}), dates=[row(DateState.BLOCKED, 1)], primary="upcoming")
+    dates = Tally.of([row(DateState.BLOCKED, 1)], "upcoming")
+    ending = Ending(run=run(options={"fallback": fallback}), dates=dates, primary="upcoming")
     (told,) = [one for one in alerts_of(ending, NOW) if one.kind == Kind.LOW_COVERAGE]
     assert advice in told.body
