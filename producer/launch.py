@@ -127,9 +127,19 @@ def bring_on(run: Run, job: Job, site: Site, dispatcher: CeleryDispatcher) -> No
 
 def run_sequentially(run: Run, job: Job, site: Site, show: Callable[[Progress], None]) -> Progress:
     """Run a planned run to its end in this process, with the functions that the workers' tasks call."""
+    shown = time.monotonic()
+
+    def step() -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= POLL_SECONDS:
+            show(site.ledger.progress(run.id))
+            shown = time.monotonic()
+
     engine = importlib.import_module(SEQUENTIAL)
-    engine.run_sequentially(run, job, site.settings, lambda: show(site.ledger.progress(run.id)))
-    return site.ledger.progress(run.id)
+    engine.run_sequentially(run, job, site.settings, step)
+    progress = site.ledger.progress(run.id)
+    show(progress)
+    return progress
 
 
 def follow(
