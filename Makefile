@@ -37,7 +37,7 @@ demo: $(READY)  ## set up, make a season of data with the incident in it, and ru
 	$(BIN)/backfill demo
 
 test: $(READY) $(EMULATOR_READY)  ## set up and run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
