@@ -13,6 +13,7 @@ from common.job import Job, Source
 from common.measure import source_scans, truth_scan
 from common.warehouse.base import Scan, Warehouse
 
+AT_ONCE = 4  #: slices that are counted at once: each takes some memory
 SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
 WANTED = "(SELECT DISTINCT day, entity FROM truth WHERE entity IS NOT NULL) AS w"
 JOINED = "(SELECT DISTINCT day, entity FROM source$) AS s$ ON s$.day = w.day AND s$.entity = w.entity"
@@ -43,7 +44,7 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
     Every table is read once. A source that is the expectation's own table has what is expected, and is not read again.
     """
     slices = warehouse.slices(days)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, AT_ONCE)) as pool:
         parts = list(pool.map(lambda part: _count(warehouse, job, present, part), slices))
     return Counts(
         expected=_together(one.expected for one in parts),
