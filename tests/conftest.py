@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,6 +29,25 @@ from tests.emulator import Emulator
 collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
 #: These need Chromium: `make test-browser` runs them.
 collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
+
+
+#: Files with the longest tests, for each of three processes: a long test that begins last is waited for alone.
+FIRST = (
+    ("test_docs.py",),
+    ("test_compose.py", "test_up.py", "test_warehouse_death.py"),
+    ("test_kills.py", "test_bigquery_runs.py", "test_own_broker.py", "test_undo.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where the tests are dealt out in equal heaps, each has long ones on top."""
+    heaps: list[list[pytest.Item]] = [[one for one in items if one.path.name in names] for names in FIRST]
+    long = {one for heap in heaps for one in heap}
+    others = iter([one for one in items if one not in long])
+    for left, heap in zip(range(len(heaps), 0, -1), heaps, strict=True):
+        dealt = len(items) - sum(map(len, heaps[: len(heaps) - left]))
+        heap += islice(others, max(dealt // left - len(heap), 0))
+    items[:] = [*(one for heap in heaps for one in heap), *others]
 
 
 @pytest.fixture(autouse=True)
