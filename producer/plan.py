@@ -164,8 +164,8 @@ class Measured:
     found: Mapping[str, Mapping[date, int]]  #: by source
     either: Mapping[str, Mapping[date, int]]  #: by fallback: what it and the primary have between them
     calendar: CalendarFacts | None
-    checkpoints: Mapping[date, Checkpoint]
-    ends: Mapping[date, DateRow]  #: how the latest run left each date
+    checkpoints: Mapping[date, Checkpoint]  #: none, where every date is built again
+    ends: Mapping[date, DateRow]  #: how the latest run left each date; none, where what failed is built again
     changed: Set[date] = frozenset()  #: checkpointed dates whose rows are no longer those that were proven
 
 
@@ -186,7 +186,7 @@ def make_plan(request: Request, job: Job, warehouse: Warehouse, ledger: Ledger) 
     """Measure the whole range, in one grouped query per table, and decide every date. Changes nothing."""
     absent = check_tables(warehouse, job)
     options = RunOptions.of(job, window=1, in_flight=1, fallback=request.fallback, because=request.forced_because)
-    measured = _measure(request.days, job, warehouse, ledger, absent, options)
+    measured = _measure(request, job, warehouse, ledger, absent, options)
     steps = plan_dates(request, job, measured, options)
     refuse_expired([step.day for step in steps if step.action is Action.BUILD], job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
@@ -213,12 +213,16 @@ def refuse_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None
 
 
 def _measure(
-    days: Sequence[date], job: Job, warehouse: Warehouse, ledger: Ledger, absent: Absent, options: RunOptions
+    request: Request, job: Job, warehouse: Warehouse, ledger: Ledger, absent: Absent, options: RunOptions
 ) -> Measured:
+    """What the plan of the request turns on: what earlier runs did is looked up as far as it leaves dates alone."""
+    days = request.days
     present = [source for source in job.sources if source.name not in absent.sources]
     counts = count_range(warehouse, job, present, days)
     span = hull(days)
-    checkpoints = ledger.checkpoints(job.name, span.start, span.through)
+    checkpoints: Mapping[date, Checkpoint] = {}
+    if request.reprocess is not Reprocess.ALL:
+        checkpoints = ledger.checkpoints(job.name, span.start, span.through)
     return Measured(
         expected=counts.expected,
         found=counts.found,
@@ -226,7 +230,7 @@ def _measure(
         calendar=calendar_facts(warehouse, job, days),
         checkpoints=checkpoints,
         changed=_changed(days, job, warehouse, checkpoints),
-        ends=ledger.last_ends(job.name, span.start, span.through),
+        ends=ledger.last_ends(job.name, span.start, span.through) if request.reprocess is Reprocess.NONE else {},
     )
 
 
