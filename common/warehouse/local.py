@@ -228,12 +228,12 @@ class LocalWarehouse(LocalPublications):
         return TableInfo(table=table, columns={}, partitioned_by=None)
 
     def _parts(self, scan: Scan) -> list[str]:
-        if sum(len(one) for one in scan.dates) <= PROBE_AT_MOST:
-            days = (f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days())
-            return parts_there(self.root, self._folder(scan.table), days)
-        needed = {f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()}
-        found = {one.name: one for one in partitions_in(self.root, self._folder(scan.table))}
-        return [str(found[name] / PART) for name in sorted(found.keys() & needed)]
+        folder = self._folder(scan.table)
+        wanted = [f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()]
+        if len(wanted) <= PROBE_AT_MOST:
+            return parts_there(self.root, folder, wanted)
+        found = {one.name: one for one in partitions_in(self.root, folder)}
+        return [str(found[name] / PART) for name in sorted(found.keys() & set(wanted))]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from common.schema import TableName
 from common.warehouse.base import ABSENT
-from common.warehouse.files import checksum_of, inside
+from common.warehouse.files import checksum_of, inside, within
 
 PART = "part.parquet"
 PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
@@ -59,11 +59,8 @@ def parts_there(root: Path, folder: Path, names: Iterable[str]) -> list[str]:
             linked = stat.S_ISLNK(os.lstat(place).st_mode) or stat.S_ISLNK(os.lstat(part).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if linked:
-            if not is_there(part):
-                continue
-            inside(root, Path(part))
-        found.append(part)
+        if not linked or is_there(within(str(root), part)):
+            found.append(part)
     return found
 
 
