@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date, datetime
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from common.ledger.database import Database
 from common.ledger.records import DateRow, Run, RunFacts
@@ -24,20 +24,17 @@ class Facts(Database):
         `start` is of the span, `until` is not. A run is of the span in which it ended; one that has not ended is of the
         span in which it was created. Two indexed queries, however many runs there are.
         """
-        ended = and_(runs.c.finished_at >= start, runs.c.finished_at < until)
         going_on = and_(runs.c.finished_at.is_(None), runs.c.created_at >= start, runs.c.created_at < until)
-        return self._facts_of(or_(ended, going_on), job)
+        return self._facts_of(or_(_ended_in(start, until), going_on), job)
 
     def facts_of_ended(self, start: datetime, until: datetime) -> list[RunFacts]:
         """The runs of every job that ended in the span, newest first, with their dates; `until` is not of it."""
-        return self._facts_of(and_(runs.c.finished_at >= start, runs.c.finished_at < until), None)
+        return self._facts_of(_ended_in(start, until), None)
 
     def runs_ended(self, start: datetime, until: datetime) -> list[Run]:
         """The runs of every job that ended in the span, newest first; `until` is not of it."""
-        query = select(runs).where(runs.c.finished_at >= start, runs.c.finished_at < until)
         with self._read() as connection:
-            found = connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.id)).mappings()
-            return [run_of(row) for row in found]
+            return _newest_first(connection, _ended_in(start, until))
 
     def each_date(self, run_id: str) -> Iterator[DateRow]:
         """The dates of a run, oldest first, read some at a time: never more than these are in memory."""
@@ -53,13 +50,21 @@ class Facts(Database):
 
     def _facts_of(self, chosen: ColumnElement[bool], job: str | None) -> list[RunFacts]:
         where = chosen if job is None else and_(chosen, runs.c.job == job)
-        of_runs = select(runs).where(where).order_by(runs.c.created_at.desc(), runs.c.id)
         of_dates = select(run_dates).where(run_dates.c.run_id.in_(select(runs.c.id).where(where)))
         with self._read() as connection:
             # The runs are read first: the dates of one that had ended by then are as they were at its end.
-            found = [run_of(row) for row in connection.execute(of_runs).mappings()]
+            found = _newest_first(connection, where)
             dates: dict[str, list[DateRow]] = {run.id: [] for run in found}
             for row in connection.execute(of_dates.order_by(run_dates.c.run_id, run_dates.c.day)).mappings():
                 if row["run_id"] in dates:
                     dates[row["run_id"]].append(date_row_of(row))
         return [RunFacts(run=run, dates=tuple(dates[run.id])) for run in found]
+
+
+def _ended_in(start: datetime, until: datetime) -> ColumnElement[bool]:
+    return and_(runs.c.finished_at >= start, runs.c.finished_at < until)
+
+
+def _newest_first(connection: Connection, which: ColumnElement[bool]) -> list[Run]:
+    query = select(runs).where(which).order_by(runs.c.created_at.desc(), runs.c.id)
+    return [run_of(row) for row in connection.execute(query).mappings()]
