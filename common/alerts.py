@@ -11,9 +11,8 @@ from common.alert_kinds import KINDS, Kind
 from common.coverage import Fallback, Verdict, percent, reaches
 from common.dates import describe
 from common.ledger.records import Alert, DateRow, NewAlert, Run
-from common.ledger.states import DateState, RunState
+from common.ledger.states import INCOMPLETE_DATES, DateState, RunState
 
-BAD = (DateState.BLOCKED, DateState.FAILED)
 LOW_COVERAGE = 0.5
 FALLBACKS_A_WEEK = 2  #: more than so many are told
 BEAT_SILENT_AFTER = timedelta(minutes=10)
@@ -63,7 +62,7 @@ class Tally:
             share = row.matched / row.expected
             if self.least is None or share < self.least[0]:
                 self.least = (share, row)
-        if row.state in BAD:
+        if row.state in INCOMPLETE_DATES:
             self.bad_days.append(row.day)
             if len(self.bad) < DATES_NAMED:
                 self.bad.append(row)
@@ -226,7 +225,7 @@ def _duration(run: Run) -> str | None:
 
 
 def _blocked(run: Run, dates: Tally) -> NewAlert:
-    counts = " and ".join(f"{n} {state.value}" for state in BAD if (n := dates.states[state]))
+    counts = " and ".join(f"{n} {state.value}" for state in INCOMPLETE_DATES if (n := dates.states[state]))
     lines = [line for row in dates.bad for line in _date_lines(row)]
     if (more := len(dates.bad_days) - len(dates.bad)) > 0:
         lines.append(f"and {more} more: {cut(describe(dates.bad_days), REASON_LENGTH)}")

@@ -14,7 +14,7 @@ from common.ledger.actions import cancelled_because
 from common.ledger.database import Database, held_by
 from common.ledger.records import DateRow, Digest, Run, SourceUse
 from common.ledger.rows import Facts, changing, date_row_of, dropped, grouped_by_columns, locked_state, moved
-from common.ledger.states import DateState, RunState, WindowState
+from common.ledger.states import INCOMPLETE_DATES, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
 PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
@@ -65,7 +65,7 @@ class Dates(Database):
             )
             rows = connection.execute(noted.order_by(run_dates.c.day)).mappings()
             told = tuple(date_row_of(row) for row in rows)
-        incomplete = self.dates(run_id, states=[DateState.BLOCKED, DateState.FAILED])
+        incomplete = self.dates(run_id, states=INCOMPLETE_DATES)
         return Digest(sources=sources, incomplete=tuple(incomplete), noted=told)
 
     def move_date(

@@ -56,6 +56,7 @@ ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, R
 ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
 )
+INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: those of them that somebody has to see to
 ON_THEIR_WAY = frozenset(DateState) - ENDED_DATES
 
 #: What the gate finds settled when it is called: nothing of these is still being worked on.
