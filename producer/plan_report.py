@@ -82,6 +82,3 @@ def _common_reason(group: Sequence[Step]) -> str:
         low = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
         return f"primary at {low} % or more"
     return group[0].reason.split(" (")[0]
-
-
-# -- progress -------------------------------------------------------------------------------------------------

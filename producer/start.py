@@ -17,15 +17,14 @@ ONLY_LOOKING = frozenset({"status", "plan"})  #: commands that have closed what 
 def main() -> None:
     command = next(iter(sys.argv[1:]), "")
     with quick_imports():
-        if command in QUICK:
-            from producer.edge import new_app, run
+        from producer.edge import new_app, run
 
+        if command in QUICK:
             module, add_commands = QUICK[command]
             app = new_app()
             getattr(import_module(module), add_commands)(app)
         else:
             from producer.cli import app
-            from producer.edge import run
     try:
         run(app)
     except SystemExit as end:
