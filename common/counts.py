@@ -1,4 +1,4 @@
-"""Counting a whole range before it is run: who is expected, and how much of that each source has, in one query."""
+"""Counting a whole range before it is run: who is expected, and how much of that each source has."""
 
 from __future__ import annotations
 

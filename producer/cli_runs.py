@@ -51,14 +51,11 @@ from producer.plan import (
     Request,
     input_list,
     make_plan,
-    read_plan,
-    refuse_if_changed,
-    request_of,
     requested_days,
-    save_plan,
 )
 from producer.plan_report import print_plan
 from producer.report import is_interrupted, make_console, print_json
+from producer.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
 from producer.site import Site, open_site
 
 

@@ -8,11 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from enum import Enum
-from pathlib import Path
-from typing import Any, Literal, NotRequired
-
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any
 
 from common.clock import today
 from common.counts import count_range
@@ -20,7 +16,8 @@ from common.coverage import Choice, Fallback, Verdict, choose_source, judge_trut
 from common.dates import FIRST_DAY, ONE_DAY, DateRange, describe, hull, parse_date
 from common.errors import UserError
 from common.job import CalendarFacts, Job
-from common.ledger import Checkpoint, DateRow, DateState, Ledger
+from common.ledger import Checkpoint, DateRow, Ledger
+from common.ledger.states import INCOMPLETE_DATES
 from common.measure import (
     Absent,
     calendar_facts,
@@ -34,7 +31,7 @@ from common.schema import TableName
 from common.warehouse.base import Warehouse
 from producer.reprocess import Reprocess
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 1  #: of what `Plan.as_json` gives
 ENDED = "ended "  #: how the reason begins for a date that is left alone though it is not complete
 
 
@@ -183,7 +180,7 @@ def requested_days(span: DateRange | None, days: Sequence[date], excluded: Seque
 
 
 def make_plan(request: Request, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
-    """Measure the whole range, in one grouped query per table, and decide every date. Changes nothing."""
+    """Measure the whole range, reading every table once, and decide every date. Changes nothing."""
     absent = check_tables(warehouse, job)
     options = RunOptions.of(job, window=1, in_flight=1, fallback=request.fallback, because=request.forced_because)
     measured = _measure(request, job, warehouse, ledger, absent, options)
@@ -287,7 +284,7 @@ def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | No
         of = percent(checkpoint.matched, checkpoint.expected)
         forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""
         return f"already checkpointed ({of}{forced}, run {checkpoint.run_id})"
-    if reprocess is Reprocess.NONE and end is not None and end.state in (DateState.BLOCKED, DateState.FAILED):
+    if reprocess is Reprocess.NONE and end is not None and end.state in INCOMPLETE_DATES:
         return f"{ENDED}{end.state.value} in run {end.run_id}, and --reprocess is none"
     return None
 
@@ -311,80 +308,6 @@ def missing_names(
         return frozenset[str]().union(*(present[name].get(day, frozenset()) for name in chosen if name in present))
 
     return {day: sorted(expected.get(day, frozenset()) - supplied(day)) for day in days}
-
-
-def save_plan(plan: Plan, file: Path) -> None:
-    """Write the plan where `run --plan` finds it. Raises `UserError` when the file can't be written."""
-    try:
-        file.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
-    except OSError as exc:
-        raise UserError(f"the plan can't be written to {file}: {exc.strerror}") from exc
-
-
-class SavedStep(TypedDict):
-    """A step as `Step.as_json` gives it."""
-
-    day: str
-    action: str
-    reason: str
-    expected: int | None
-    found: dict[str, int]
-    source: str | None
-    supplied: int | None
-
-
-class SavedPlan(TypedDict):
-    """What of a saved plan is read back."""
-
-    format: Literal[1]
-    job: str
-    version: str
-    days: list[str]
-    excluded: list[str]
-    reprocess: str
-    newest_first: bool
-    fallback: str | None
-    forced_because: str | None
-    reason: NotRequired[str | None]  # a plan of an earlier version has none
-    steps: list[SavedStep]
-
-
-def read_plan(file: Path) -> SavedPlan:
-    """A saved plan. Raises `UserError` when it is none."""
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UserError(f"the plan {file} can't be read: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise UserError(f"{file} is not a plan: {exc}") from exc
-    try:
-        return TypeAdapter(SavedPlan).validate_python(stored, strict=True)
-    except ValidationError as exc:
-        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote") from exc
-
-
-def request_of(stored: SavedPlan, file: Path) -> Request:
-    """The request that a saved plan was made from. Raises `UserError` when it is damaged."""
-    try:
-        return Request.from_json(stored)
-    except (ValueError, UserError) as exc:
-        raise UserError(f"{file} is not a plan that `backfill plan --save` wrote: {exc}") from exc
-
-
-def refuse_if_changed(stored: SavedPlan, now: Plan, file: Path) -> None:
-    """Raises `UserError`, naming dates, unless the plan made now is the one that was saved."""
-    if stored["version"] != now.version:
-        raise UserError(f"the job's version was {stored['version']} in {file} and is {now.version} now: plan again")
-    was = {step["day"]: step for step in stored["steps"]}
-    differing = [step for step in now.steps if was.get(step.day.isoformat()) != step.as_json()]
-    if not differing and len(was) == len(now.steps):
-        return
-    first = differing[0] if differing else None
-    example = f", e.g. {first.day}: now {first.action.value}, {first.reason}" if first else ""
-    raise UserError(
-        f"the world has changed since {file} was saved: {len(differing)} date(s) differ "
-        f"({describe(step.day for step in differing)}){example}; plan again"
-    )
 
 
 def input_list(texts: Sequence[str], option: str) -> tuple[date, ...]:

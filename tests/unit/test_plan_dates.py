@@ -29,12 +29,9 @@ from producer.plan import (
     Step,
     input_list,
     plan_dates,
-    read_plan,
-    refuse_if_changed,
-    request_of,
     requested_days,
-    save_plan,
 )
+from producer.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
 
 DAY = date(2023, 2, 23)
 NEXT = date(2023, 2, 24)
