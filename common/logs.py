@@ -12,7 +12,11 @@ import structlog
 
 
 def configure_logs(stream: TextIO | None = None) -> None:
-    """Send events as JSON lines to the stream, or to standard error; called by the entry point of a process."""
+    """Send events as JSON lines to the stream, or to standard error; called by the entry point of a process.
+
+    A line is one write: `print` would need two where the stream is not buffered, and another process of the same log
+    may write between them.
+    """
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -21,7 +25,7 @@ def configure_logs(stream: TextIO | None = None) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.PrintLoggerFactory(stream or sys.__stderr__),
+        logger_factory=structlog.WriteLoggerFactory(stream or sys.__stderr__),
         cache_logger_on_first_use=False,
     )
 
