@@ -20,7 +20,7 @@ from producer.stack import free_port
 ROOT = Path(__file__).parent.parent
 JOBS = ROOT / "benchmarks" / "packages" / "bench_jobs"
 BACKFILL = Path(sys.executable).parent / "backfill"
-SAMPLE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.5
 STARTING_SECONDS = 60
 
 
