@@ -16,6 +16,7 @@ from common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, Ta
 from common.job import CalendarFacts, Job, Source
 from common.schema import ColumnType, TableName, Types
 from common.warehouse.base import Scan, TableInfo, Warehouse, need_table
+from common.warehouse.counting import dated_names
 
 SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
 
@@ -234,12 +235,7 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
 
 def who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
     """Each entity, as text, once for each of its days. Raises `SchemaMismatch` where one can't be told so."""
-    try:
-        columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
-    except pa.ArrowException as exc:
-        raise SchemaMismatch(f"who is when can't be told by {day} and {entity}: {exc}") from exc
-    named = pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()
-    return named.group_by(["day", "entity"], use_threads=False).aggregate([])
+    return dated_names(rows, day, entity).group_by(["day", "entity"], use_threads=False).aggregate([])
 
 
 def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:

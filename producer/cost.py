@@ -65,7 +65,7 @@ def cost_of(plan: Plan, job: Job, warehouse: Warehouse, *, window: int, price_pe
     None where reading is free, and when there is nothing to build.
     """
     days = [step.day for step in plan.of(Action.BUILD)]
-    if not days:
+    if not days or warehouse.bytes_of(_target_scan(job, days[:1])) is None:
         return None
     parts = {
         "preflight": preflight_reads(job, plan.request.days),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -16,6 +17,8 @@ ONLY_LOOKING = frozenset({"status", "plan"})  #: commands that have closed what 
 
 def main() -> None:
     command = next(iter(sys.argv[1:]), "")
+    if command in ONLY_LOOKING:  # which validate nothing but settings: plugins are looked for in all that is installed
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     with quick_imports():
         from producer.edge import new_app, run
 
@@ -25,6 +28,8 @@ def main() -> None:
             getattr(import_module(module), add_commands)(app)
         else:
             from producer.cli import app
+    if command in ONLY_LOOKING:
+        gc.freeze()  # all of that stays: nothing of it needs to be looked at while garbage is looked for
     try:
         run(app)
     except SystemExit as end:

@@ -127,6 +127,14 @@ class Replaced:
     published: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Numbers of entities by day; a day without any is not among them."""
+
+    wanted: Mapping[date, int]
+    held: Mapping[str, Mapping[date, int]]  #: of those that are wanted
+
+
 METADATA = "backfill_metadata"  #: the table that is loaded like any other, also into a dataset of the tool's own
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
 
@@ -152,10 +160,11 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
-        """The days in the groups by which a query that answers for each day by itself is best asked for them.
+    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
+        """How many entities are wanted, and how many of those any of the scans under each name has, by day.
 
-        Where the answer is computed here, a group is small enough for its memory not to grow with the days.
+        All scans are of the same dates, and have the columns `day` and `entity`. An entity counts once on a day; one
+        that is NULL is none. Each scan is read once. Raises as `query` does.
         """
         ...
 

@@ -28,6 +28,7 @@ from common.warehouse import bigquery_sql as sql_of
 from common.warehouse.base import (
     ABSENT,
     METADATA,
+    Counted,
     Limits,
     Receipt,
     Replaced,
@@ -44,6 +45,7 @@ from common.warehouse.bigquery_bind import dated, publication_of, scan_statement
 from common.warehouse.bigquery_client import REQUEST_SECONDS, Address, Connection, job_name, translated
 from common.warehouse.bigquery_schema import check_columns, table_info, types_of
 from common.warehouse.bigquery_sql import over_scans, quoted_column, quoted_columns, quoted_table
+from common.warehouse.counting import answer, question
 from common.warehouse.files import parquet_bytes
 from common.warehouse.sql import parameter_names, table_names
 from common.warehouse.staged import rows_of_all
@@ -113,8 +115,9 @@ class BigQueryWarehouse(BigQueryBackups):
         statement, bound = self._over(sql, scans, params or {}, tables)
         return self._rows(statement, bound, tables)
 
-    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
-        return [tuple(days)]
+    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
+        asked = question(wanted, held)
+        return answer(asked, self.query(asked.sql, scans=asked.scans))
 
     def read(self, scan: Scan) -> pa.Table:
         statement, bound = self._scan("t", scan)

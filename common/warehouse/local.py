@@ -1,34 +1,28 @@
 """A warehouse of Parquet files, one per table and date, queried with DuckDB.
 
-`<root>/<dataset>/<table>/<date_column>=YYYY-MM-DD/part.parquet`. Only the partitions that a query's dates need are
-handed to DuckDB, as an explicit list: a glob over all of them costs ten times as much. There is no database file, which
-would lock other processes out.
+`<root>/<dataset>/<table>/<date_column>=YYYY-MM-DD/part.parquet`.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlglot.errors import SqlglotError
 
 from common.arrow_types import column_type
-from common.dates import windows
 from common.errors import (
-    QueryFailed,
     StagedFileLost,
     TableNotFound,
-    WarehouseUnavailable,
 )
-from common.schema import TableName, Types, checked_identifier
+from common.schema import TableName, Types
 from common.warehouse.base import (
+    Counted,
     Limits,
     Scan,
     StagedFile,
@@ -37,6 +31,7 @@ from common.warehouse.base import (
     refuse_other_shape,
     refuse_undated,
 )
+from common.warehouse.counting import count_by_reading
 from common.warehouse.files import (
     below,
     check_writable,
@@ -54,14 +49,15 @@ from common.warehouse.partitions import (
     fingerprint,
     partitions_in,
     parts_there,
+    read_part,
     stamp_of,
     translated,
 )
-from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
+
+if TYPE_CHECKING:
+    from common.warehouse.local_query import Queries
 
 PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper than listing the folder
-DAYS_A_QUERY = 400  #: for which DuckDB needs no more memory than for what is imported anyway
-MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
 
 
 class LocalWarehouse(LocalPublications):
@@ -73,7 +69,6 @@ class LocalWarehouse(LocalPublications):
         self._fingerprints = Fingerprints()
         self._rows = Rows()
         self._described: dict[TableName, tuple[Path, Stamp, TableInfo]] = {}
-        self._local = threading.local()
 
     def __repr__(self) -> str:
         return f"LocalWarehouse({str(self.root)!r})"
@@ -104,54 +99,25 @@ class LocalWarehouse(LocalPublications):
         scans: Mapping[str, Scan | StagedScan],
         params: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        named = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
-        for _ in range(MOST_TRIES):
-            parts = {name: self._paths(scan) for name, scan in scans.items()}
-            before = _stamps(parts)
-            try:
-                found: pa.Table | duckdb.Error = self._run(sql, scans, parts, params or {})
-            except duckdb.Error as exc:
-                found = exc
-            except RuntimeError as exc:  # all that is left of what a signal's handler raised during the query
-                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=named) from exc
-            except (SqlglotError, pa.ArrowInvalid) as exc:
-                raise QueryFailed(str(exc), table=named) from exc
-            if _stamps(parts) != before:
-                continue  # DuckDB opens a file twice; one was replaced in between, so the answer means nothing
-            if isinstance(found, pa.Table):
-                return found
-            if isinstance(found, duckdb.IOException):
-                raise WarehouseUnavailable(str(found), table=named) from found
-            raise QueryFailed(str(found), table=named) from found
-        raise WarehouseUnavailable(f"was written to during each of {MOST_TRIES} reads", table=named)
+        return self._queries.query(sql, scans, params or {})
 
-    def _run(
-        self,
-        sql: LiteralString,
-        scans: Mapping[str, Scan | StagedScan],
-        parts: Mapping[str, list[str]],
-        params: Mapping[str, Any],
-    ) -> pa.Table:
-        if not is_query(sql):
-            raise QueryFailed("it is no query: a warehouse is asked, never told, by SQL")
-        unknown = table_names(sql) - set(scans)
-        if unknown:
-            raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
-        connection = self._connection()
-        for name, scan in scans.items():
-            relation = self._relation(connection, scan, parts[name])
-            relation.create_view(checked_identifier(name, "scan name"), replace=True)
-        bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
-        return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
+    @cached_property
+    def _queries(self) -> Queries:
+        from common.warehouse.local_query import Queries
 
-    def slices(self, days: Sequence[date]) -> list[tuple[date, ...]]:
-        return windows(days, DAYS_A_QUERY)
+        return Queries(self._paths, self._schema)
+
+    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
+        return count_by_reading(lambda scan: self._read(scan, read_part), wanted, held)
 
     def read(self, scan: Scan) -> pa.Table:
+        return self._read(scan, self._rows.of)
+
+    def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table]) -> pa.Table:
         parts = self._checked_parts(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
         with translated(scan.table):
-            tables = [self._rows.of(part, wanted) for part in parts]
+            tables = [rows_of(part, wanted) for part in parts]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
             )
@@ -238,14 +204,6 @@ class LocalWarehouse(LocalPublications):
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)
 
-    def _relation(
-        self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, paths: list[str]
-    ) -> duckdb.DuckDBPyRelation:
-        relation = connection.read_parquet(paths, hive_partitioning=False) if paths else self._empty(connection, scan)
-        if scan.columns is None:
-            return relation
-        return relation.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in scan.columns.items()))
-
     def _checked_parts(self, scan: Scan) -> list[str]:
         info = self.describe(scan.table)
         if info is None:
@@ -254,28 +212,8 @@ class LocalWarehouse(LocalPublications):
         with translated(scan.table):
             return self._parts(scan)
 
-    def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
-        if isinstance(scan, StagedScan):
-            raise QueryFailed("no staged file was given to the query")
-        return connection.from_arrow(self._schema(scan.table).empty_table())
-
     def _schema(self, table: TableName) -> pa.Schema:
         return pq.read_schema(next(partitions_in(self.root, self._folder(table))) / PART)
-
-    def _connection(self) -> duckdb.DuckDBPyConnection:
-        """A connection of this thread's own: DuckDB's are not to be shared."""
-        found = getattr(self._local, "connection", None)
-        if found is None:
-            found = duckdb.connect(
-                config={
-                    "threads": 1,  # whoever waits for many answers asks for them at once
-                    "autoinstall_known_extensions": False,
-                    "python_enable_replacements": False,
-                    "enable_external_file_cache": False,
-                }
-            )
-            self._local.connection = found
-        return found
 
 
 def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
@@ -284,10 +222,6 @@ def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
         if missing := set(names) - set(table.column_names):
             raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
     return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
-
-
-def _stamps(parts: Mapping[str, list[str]]) -> list[Stamp]:
-    return [stamp_of(path) for paths in parts.values() for path in paths]
 
 
 def _places(files: Sequence[StagedFile]) -> list[str]:

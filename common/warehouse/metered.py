@@ -12,6 +12,7 @@ from common.warehouse.base import Warehouse
 #: is staged, replaces the partitions, and looks again.
 TOKENS: Mapping[str, int] = {
     "query": 1,
+    "count": 1,
     "read": 1,
     "bytes_of": 1,
     "fingerprints": 1,
@@ -32,7 +33,6 @@ TOKENS: Mapping[str, int] = {
 FREE = frozenset(
     {
         "describe",
-        "slices",
         "create_table",
         "prepare",
         "check_publishable",

@@ -126,6 +126,16 @@ class Fingerprints:
         return found
 
 
+def read_part(part: str, columns: list[str] | None) -> pa.Table:
+    """The columns of the part, or all, as far as it has them."""
+    return _opened(part).read(columns=columns, use_threads=False)
+
+
+def _opened(part: str) -> pq.ParquetFile:
+    file = pa.OSFile(part, "r")  # a path would be looked at for what else it may name
+    return pq.ParquetFile(file, pre_buffer=False)  # on a disk that is near, that takes longer than it saves
+
+
 class Rows:
     """The rows of parts. Small ones are read once for as long as their file is the same.
 
@@ -149,7 +159,7 @@ class Rows:
             if known is not None and known[0] == stamp:
                 self._known.move_to_end(part)
                 return known[1]
-        file = pq.ParquetFile(part, pre_buffer=False)  # on a disk that is near, that takes longer than it saves
+        file = _opened(part)
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
         if file.metadata.num_rows > self.FEW or sum(one.total_byte_size for one in groups) > self.SMALL:
             return file.read(columns=columns, use_threads=False)

@@ -95,11 +95,3 @@ def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(warehouse: Warehou
 
     assert counted.expected == expected
     assert counted.found == {"from_some": {day: n - (n > 1) for day, n in expected.items()}}
-
-
-def test_what_is_asked_for_slice_by_slice_is_asked_for_once(warehouse: Warehouse) -> None:
-    asked = tuple(FEB_23 + timedelta(days=n) for n in range(1500))
-
-    slices = warehouse.slices(asked)
-
-    assert [day for some in slices for day in some] == list(asked)

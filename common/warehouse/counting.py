@@ -1,0 +1,143 @@
+"""Counting, by day, how many of those who are wanted are held: by one query, or here by reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, LiteralString
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.dates import ranges, windows
+from common.errors import SchemaMismatch
+from common.warehouse.base import Counted, Scan
+
+DAYS_AT_ONCE = 400  #: that are read together: the memory that counting takes does not grow with the days
+THREADS = 4
+
+SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
+WANTED = "(SELECT DISTINCT day, entity FROM truth WHERE entity IS NOT NULL) AS w"
+JOINED = "(SELECT DISTINCT day, entity FROM source$) AS s$ ON s$.day = w.day AND s$.entity = w.entity"
+EITHER = "COUNT(COALESCE($entities)) AS found$"
+
+Read = Callable[[Scan], pa.Table]
+Held = Mapping[str, tuple[Scan, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One query that counts, and the scans it is over: `truth`, and a `source` for each other table."""
+
+    sql: LiteralString
+    scans: Mapping[str, Scan]
+    columns: Mapping[str, str]  #: of the result: `expected` for who is wanted, and one for each that is asked for
+
+
+def question(wanted: Scan, held: Held) -> Question:
+    """The query by which `Warehouse.count` is answered. Its text is put together of ours alone."""
+    apart = _apart(held)
+    columns: list[LiteralString] = ["w.day AS day", "COUNT(*) AS expected"]
+    names: dict[str, str] = {}
+    for n, (name, scans) in enumerate(held.items(), 1):
+        tail: LiteralString = "_" * n
+        entities: LiteralString = ", ".join([f"s{_tail(apart, scan)}.entity" for scan in scans])
+        columns.append(EITHER.replace("$entities", entities).replace("$", tail))
+        names[name] = f"found{tail}"
+    tables: list[LiteralString] = [WANTED, *(JOINED.replace("$", _tail(apart, scan)) for scan in apart)]
+    sql = SELECT.replace("$columns", ", ".join(columns)).replace("$tables", " LEFT JOIN ".join(tables))
+    scans = {"truth": wanted, **{f"source{_tail(apart, scan)}": scan for scan in apart}}
+    return Question(sql=sql, scans=scans, columns=names)
+
+
+def _apart(held: Held) -> list[Scan]:
+    """Each of the scans once."""
+    found: list[Scan] = []
+    for scans in held.values():
+        found += [scan for scan in scans if scan not in found]
+    return found
+
+
+def _tail(apart: Sequence[Scan], scan: Scan) -> LiteralString:
+    """What the names that belong to one of the scans end in: a number is no text of ours."""
+    tail: LiteralString = "_" * (apart.index(scan) + 1)
+    return tail
+
+
+def answer(asked: Question, rows: pa.Table) -> Counted:
+    """What the query's result says."""
+    found = rows.to_pylist()
+
+    def by_day(column: str) -> dict[date, int]:
+        return {row["day"]: row[column] for row in found if row[column]}
+
+    return Counted(wanted=by_day("expected"), held={name: by_day(column) for name, column in asked.columns.items()})
+
+
+def count_by_reading(read: Read, wanted: Scan, held: Held) -> Counted:
+    """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
+    slices = windows([day for one in wanted.dates for day in one.days()], DAYS_AT_ONCE)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
+        parts = list(pool.map(lambda days: _count(read, wanted, held, days), slices))
+    return Counted(
+        wanted=_together(one.wanted for one in parts),
+        held={name: _together(one.held[name] for one in parts) for name in held},
+    )
+
+
+def _count(read: Read, wanted: Scan, held: Held, days: Sequence[date]) -> Counted:
+    def rows(scan: Scan) -> pa.Table:
+        return dated_names(read(replace(scan, dates=tuple(ranges(days)))), "day", "entity", table=str(scan.table))
+
+    truth = rows(wanted)
+    names: Any = pc.unique(truth["entity"])
+    keys = _keys(truth, names)
+    apart = _apart(held)
+    there = [_keys(rows(scan), names) for scan in apart]
+
+    def of(scans: Iterable[Scan]) -> npt.NDArray[np.int64]:
+        return keys[np.isin(keys, np.concatenate([there[apart.index(scan)] for scan in scans]))]
+
+    return Counted(
+        wanted=_by_day(keys, len(names)),
+        held={name: _by_day(of(scans), len(names)) for name, scans in held.items()},
+    )
+
+
+def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:
+    """Each day with each of the names that it has, once, as a number: in order, and without other names."""
+    places = pc.index_in(rows["entity"], value_set=names)
+    known = pa.Table.from_arrays([rows["day"].cast(pa.int32()), places], names=["day", "place"]).drop_null()
+    days = known["day"].to_numpy().astype(np.int64)
+    return np.unique(days * len(names) + known["place"].to_numpy())
+
+
+def _by_day(keys: npt.NDArray[np.int64], names: int) -> dict[date, int]:
+    if not len(keys):
+        return {}
+    days, counts = np.unique(keys // names, return_counts=True)
+    return dict(zip(days.astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
+
+
+def _together(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
+    found: dict[date, int] = {}
+    for one in parts:
+        found |= one
+    return found
+
+
+def dated_names(rows: pa.Table, day: str, entity: str, *, table: str | None = None) -> pa.Table:
+    """Who is there when: columns `day` and `entity`, as text, without nulls.
+
+    Raises `SchemaMismatch` where that can't be told.
+    """
+    try:
+        columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
+    except pa.ArrowException as exc:
+        raise SchemaMismatch(f"who is when can't be told by {day} and {entity}: {exc}", table=table) from exc
+    return pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()
