@@ -14,9 +14,10 @@ from common.ledger import Action, Run, RunState, WindowState
 from common.ledger.states import ENDED_RUNS
 from common.queue import AtBroker
 from common.settings import Settings
+from worker.backoff import backoff
 from worker.deps import Deps, open_deps
 from worker.gate import close_window, go_on
-from worker.process import TryAgain, backoff, process_dates
+from worker.process import TryAgain, process_dates
 from worker.reconcile import reconcile
 
 POLL_SECONDS = 0.2  #: between two looks at a run that is paused or held back

@@ -32,13 +32,13 @@ from common.ledger.rows import Facts
 from common.options import RunOptions
 from common.processes import is_dead
 from common.queue import Dispatcher
+from worker.backoff import backoff
 from worker.build import Built, build
 from worker.deps import Deps
 from worker.failures import OutOfTime, failures_of_the_job
 
 log = structlog.get_logger()
 
-LONGEST_WAIT_SECONDS = 60.0
 LET_GO_AFTER_SECONDS = (0.0, 0.2, 1.0)  #: that a ledger out of reach is given to come back
 NOT_OURS = "not ours to process"
 
@@ -62,11 +62,6 @@ class Outcome:
     day: date
     state: str
     detail: str = ""
-
-
-def backoff(retries: int, first_seconds: float) -> float:
-    """Seconds to wait before retry number `retries` (0 is the first): they double, up to a minute."""
-    return min(first_seconds * 2**retries, LONGEST_WAIT_SECONDS)
 
 
 def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int = 0) -> list[Outcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ def prepare() -> None:
     columns: dict[str, ColumnType] = {"day": "DATE"}
     no_rows = arrow_schema(columns).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     pandera_schema({name: Column(type=kind) for name, kind in columns.items()}).validate(no_rows)
+    import_module("pyarrow.acero")
 
 
 def recount(

@@ -38,8 +38,10 @@ from common.queue import (
 )
 from common.quick_imports import quick_imports
 from common.settings import read_settings
+from common.warehouse import is_local
 from worker import control
 from worker.arguments import understood
+from worker.backoff import backoff
 from worker.flower import prepare_flower
 from worker.schedule import LONGEST_WORK, beat_schedule, entries
 
@@ -77,8 +79,6 @@ def opened(task: Any) -> Deps:
     try:
         return deps()
     except (BackfillError, SoftTimeLimitExceeded) as exc:
-        from worker.process import backoff
-
         log.error("connections_not_opened", error=str(exc))
         raise task.retry(countdown=backoff(task.request.retries, read_settings().retry_seconds)) from None
 
@@ -97,6 +97,8 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
         if GATE_QUEUE in queues.consume_from:
             import_module("worker.gate")
             import_module("worker.recount").prepare()
+        if queues.consume_from and is_local(read_settings().warehouse_url):
+            import_module("common.warehouse.local")
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
@@ -158,13 +160,13 @@ def _days(days: Sequence[str]) -> list[date]:
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
 @understood
 def close_window(self: Any, run: str, number: int) -> None:
-    from worker import gate, process
+    from worker import gate
 
     settings, retries = opened(self).settings, self.request.retries
     try:
         gate.close_window(run, number, deps(), last_try=retries >= settings.max_retries)
     except Retryable as exc:
-        raise self.retry(countdown=process.backoff(retries, settings.retry_seconds), exc=exc) from exc
+        raise self.retry(countdown=backoff(retries, settings.retry_seconds), exc=exc) from exc
 
 
 @app.task(name=RECONCILE)

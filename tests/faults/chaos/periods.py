@@ -34,10 +34,10 @@ def _leases(lease: float) -> None:
     from chaos_jobs import CHAOS
 
     from common.settings import Settings
-    from worker import process
+    from worker import backoff
 
     Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
-    process.LONGEST_WAIT_SECONDS = 1.0
+    backoff.LONGEST_WAIT_SECONDS = 1.0
 
 
 def _works() -> None:
