@@ -97,7 +97,7 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
         if GATE_QUEUE in queues.consume_from:
             import_module("worker.gate")
             import_module("worker.recount").prepare()
-        if queues.consume_from and is_local(read_settings().warehouse_url):
+        if is_local(read_settings().warehouse_url):
             import_module("common.warehouse.local")
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
