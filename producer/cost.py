@@ -65,25 +65,12 @@ def cost_of(plan: Plan, job: Job, warehouse: Warehouse, *, window: int, price_pe
     None where reading is free, and when there is nothing to build.
     """
     days = [step.day for step in plan.of(Action.BUILD)]
-    if not days or warehouse.bytes_of(_target_scan(job, days[:1])) is None:
+    if not days or (date_bytes := _billed(warehouse, date_reads(job, days[len(days) // 2]))) is None:
         return None
-    parts = {
-        "preflight": preflight_reads(job, plan.request.days),
-        "date": date_reads(job, days[len(days) // 2]),
-        "window": window_reads(job, days[:window]),
-    }
-    present = {
-        name: [scan for scan in scans if warehouse.describe(scan.table) is not None] for name, scans in parts.items()
-    }
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        billed = {name: list(pool.map(lambda scan: _billed(warehouse, scan), scans)) for name, scans in present.items()}
-    if any(one is None for found in billed.values() for one in found):
-        return None
-    totals = {name: sum(one or 0 for one in found) for name, found in billed.items()}
     return Cost(
-        preflight_bytes=totals["preflight"],
-        date_bytes=totals["date"],
-        window_bytes=totals["window"],
+        preflight_bytes=_billed(warehouse, preflight_reads(job, plan.request.days)) or 0,
+        date_bytes=date_bytes,
+        window_bytes=_billed(warehouse, window_reads(job, days[:window])) or 0,
         dates=len(days),
         windows=-(-len(days) // window),
         window=window,
@@ -91,9 +78,12 @@ def cost_of(plan: Plan, job: Job, warehouse: Warehouse, *, window: int, price_pe
     )
 
 
-def _billed(warehouse: Warehouse, scan: Scan) -> int | None:
-    read = warehouse.bytes_of(scan)
-    return None if read is None else max(read, LEAST_BILLED)
+def _billed(warehouse: Warehouse, scans: Sequence[Scan]) -> int | None:
+    """The bytes that are billed for all the scans whose tables are there; None where reading is free."""
+    present = [scan for scan in scans if warehouse.describe(scan.table) is not None]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        read = list(pool.map(warehouse.bytes_of, present))
+    return None if None in read else sum(max(one or 0, LEAST_BILLED) for one in read)
 
 
 def preflight_reads(job: Job, days: Sequence[date]) -> list[Scan]:

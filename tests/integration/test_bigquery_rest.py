@@ -32,6 +32,8 @@ from common.warehouse.bigquery import BigQueryWarehouse
 from common.warehouse.bigquery_client import Address
 from common.warehouse.files import checksum_of, parquet_bytes
 from common.warehouse.staged import rows_of_all
+from producer import plan as planned
+from producer.cost import LEAST_BILLED, cost_of
 from tests import rest_rules as rules
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
 from tests.rest_double import RestDouble
@@ -254,6 +256,23 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
     assert "GROUP BY w.day" in sent.statement
     assert "WHERE `day` BETWEEN @truth__start_0 AND @truth__through_0" in sent.statement
     assert sent.params == {"truth__start_0": days[0], "truth__through_0": days[-1]}
+
+
+def test_what_a_plan_costs_is_told_before_its_target_is_there(
+    rest_warehouse: BigQueryWarehouse, double: RestDouble
+) -> None:
+    rest_warehouse.create_table(TRUTH, TYPES, "day")
+    steps = [planned.Step(day=day, action=planned.Action.BUILD, reason="") for day in DAYS]
+    request = planned.Request(job=JOB.name, days=tuple(DAYS))
+    plan = planned.Plan(request=request, version="1", steps=tuple(steps), notes=())
+    cost = cost_of(plan, JOB, rest_warehouse, window=2, price_per_tib=5.0)
+    assert cost is not None
+    assert (cost.preflight_bytes, cost.date_bytes, cost.window_bytes) == (
+        LEAST_BILLED,
+        3 * LEAST_BILLED,
+        2 * LEAST_BILLED,
+    )
+    assert all(sent.body["configuration"]["dryRun"] for sent in double.calls("jobs.insert"))
 
 
 @pytest.mark.parametrize(
