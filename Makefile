@@ -7,7 +7,7 @@ EMULATOR_READY := $(EMULATOR)/.ready
 AUDIT := .venv-audit
 AUDIT_READY := $(AUDIT)/.ready
 
-# A checkout has no bytecode as what pip installs has: a command that compiles it all each time takes twice as long.
+# What pip installs has its bytecode; a checkout has none, and where none may be written each process compiles it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help

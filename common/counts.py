@@ -8,7 +8,7 @@ from datetime import date
 
 from common.job import Job, Source
 from common.measure import source_scans, truth_scan
-from common.warehouse.base import Scan, Warehouse
+from common.warehouse.base import Warehouse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,13 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
     there = [source.name for source in present]
     apart = {name: scan for name, scan in source_scans(job, days).items() if name in there}
     first, *others = (source.name for source in job.sources)
-    held: dict[str, tuple[Scan, ...]] = {name: (scan,) for name, scan in apart.items()}
-    both = {name: f"{first} or {name}" for name in others if {first, name} <= apart.keys()}
-    held |= {either: (apart[first], apart[name]) for name, either in both.items()}
-    counted = warehouse.count(truth_scan(job, days), held)
-    found = {name: counted.held[name] if name in apart else counted.wanted for name in there}
+    both = [(first, name) for name in others if {first, name} <= apart.keys()]
+    counted = warehouse.count(truth_scan(job, days), apart, [*((name,) for name in apart), *both])
+    found = {name: counted.held[name,] if name in apart else counted.wanted for name in there}
 
     def either(name: str) -> Mapping[date, int]:
         if first in found and name in found:
-            return counted.held[both[name]] if name in both else counted.wanted
+            return counted.held.get((first, name), counted.wanted)
         return found.get(first) or found.get(name, {})
 
     return Counts(expected=counted.wanted, found=found, either={name: either(name) for name in others})

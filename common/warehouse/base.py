@@ -132,7 +132,7 @@ class Counted:
     """Numbers of entities by day; a day without any is not among them."""
 
     wanted: Mapping[date, int]
-    held: Mapping[str, Mapping[date, int]]  #: of those that are wanted
+    held: Mapping[tuple[str, ...], Mapping[date, int]]  #: of those that are wanted: what any of these sources has
 
 
 METADATA = "backfill_metadata"  #: the table that is loaded like any other, also into a dataset of the tool's own
@@ -160,8 +160,8 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
-        """How many entities are wanted, and how many of those any of the scans under each name has, by day.
+    def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
+        """How many entities are wanted, and how many of those any of the named sources has, by day.
 
         All scans are of the same dates, and have the columns `day` and `entity`. An entity counts once on a day; one
         that is NULL is none. Each scan is read once. Raises as `query` does.

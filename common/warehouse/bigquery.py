@@ -115,8 +115,8 @@ class BigQueryWarehouse(BigQueryBackups):
         statement, bound = self._over(sql, scans, params or {}, tables)
         return self._rows(statement, bound, tables)
 
-    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
-        asked = question(wanted, held)
+    def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
+        asked = question(wanted, sources, held_by)
         return answer(asked, self.query(asked.sql, scans=asked.scans))
 
     def read(self, scan: Scan) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
@@ -27,7 +27,8 @@ JOINED = "(SELECT DISTINCT day, entity FROM source$) AS s$ ON s$.day = w.day AND
 EITHER = "COUNT(COALESCE($entities)) AS found$"
 
 Read = Callable[[Scan], pa.Table]
-Held = Mapping[str, tuple[Scan, ...]]
+Sources = Mapping[str, Scan]
+HeldBy = Collection[tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,37 +37,26 @@ class Question:
 
     sql: LiteralString
     scans: Mapping[str, Scan]
-    columns: Mapping[str, str]  #: of the result: `expected` for who is wanted, and one for each that is asked for
+    columns: Mapping[tuple[str, ...], str]  #: of the result, beside `expected`: by the sources of which one will do
 
 
-def question(wanted: Scan, held: Held) -> Question:
-    """The query by which `Warehouse.count` is answered. Its text is put together of ours alone."""
-    apart = _apart(held)
+def question(wanted: Scan, sources: Sources, held_by: HeldBy) -> Question:
+    """The query by which `Warehouse.count` is answered. Its text is put together of ours alone.
+
+    The names of a source's table and of a column end in a tail of its own: a number is no text of ours.
+    """
+    tails: dict[str, LiteralString] = {name: "_" * n for n, name in enumerate(sources, 1)}
     columns: list[LiteralString] = ["w.day AS day", "COUNT(*) AS expected"]
-    names: dict[str, str] = {}
-    for n, (name, scans) in enumerate(held.items(), 1):
+    found: dict[tuple[str, ...], str] = {}
+    for n, names in enumerate(held_by, 1):
         tail: LiteralString = "_" * n
-        entities: LiteralString = ", ".join([f"s{_tail(apart, scan)}.entity" for scan in scans])
+        entities: LiteralString = ", ".join([f"s{tails[name]}.entity" for name in names])
         columns.append(EITHER.replace("$entities", entities).replace("$", tail))
-        names[name] = f"found{tail}"
-    tables: list[LiteralString] = [WANTED, *(JOINED.replace("$", _tail(apart, scan)) for scan in apart)]
+        found[names] = f"found{tail}"
+    tables: list[LiteralString] = [WANTED, *(JOINED.replace("$", tail) for tail in tails.values())]
     sql = SELECT.replace("$columns", ", ".join(columns)).replace("$tables", " LEFT JOIN ".join(tables))
-    scans = {"truth": wanted, **{f"source{_tail(apart, scan)}": scan for scan in apart}}
-    return Question(sql=sql, scans=scans, columns=names)
-
-
-def _apart(held: Held) -> list[Scan]:
-    """Each of the scans once."""
-    found: list[Scan] = []
-    for scans in held.values():
-        found += [scan for scan in scans if scan not in found]
-    return found
-
-
-def _tail(apart: Sequence[Scan], scan: Scan) -> LiteralString:
-    """What the names that belong to one of the scans end in: a number is no text of ours."""
-    tail: LiteralString = "_" * (apart.index(scan) + 1)
-    return tail
+    scans = {"truth": wanted, **{f"source{tails[name]}": scan for name, scan in sources.items()}}
+    return Question(sql=sql, scans=scans, columns=found)
 
 
 def answer(asked: Question, rows: pa.Table) -> Counted:
@@ -76,37 +66,33 @@ def answer(asked: Question, rows: pa.Table) -> Counted:
     def by_day(column: str) -> dict[date, int]:
         return {row["day"]: row[column] for row in found if row[column]}
 
-    return Counted(wanted=by_day("expected"), held={name: by_day(column) for name, column in asked.columns.items()})
+    return Counted(wanted=by_day("expected"), held={names: by_day(column) for names, column in asked.columns.items()})
 
 
-def count_by_reading(read: Read, wanted: Scan, held: Held) -> Counted:
+def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> Counted:
     """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
     slices = windows([day for one in wanted.dates for day in one.days()], DAYS_AT_ONCE)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
-        parts = list(pool.map(lambda days: _count(read, wanted, held, days), slices))
+        parts = list(pool.map(lambda days: _count(read, wanted, sources, held_by, days), slices))
     return Counted(
         wanted=_together(one.wanted for one in parts),
-        held={name: _together(one.held[name] for one in parts) for name in held},
+        held={names: _together(one.held[names] for one in parts) for names in held_by},
     )
 
 
-def _count(read: Read, wanted: Scan, held: Held, days: Sequence[date]) -> Counted:
+def _count(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy, days: Sequence[date]) -> Counted:
     def rows(scan: Scan) -> pa.Table:
         return dated_names(read(replace(scan, dates=tuple(ranges(days)))), "day", "entity", table=str(scan.table))
 
     truth = rows(wanted)
-    names: Any = pc.unique(truth["entity"])
-    keys = _keys(truth, names)
-    apart = _apart(held)
-    there = [_keys(rows(scan), names) for scan in apart]
+    known: Any = pc.unique(truth["entity"])
+    keys = _keys(truth, known)
+    there = {name: _keys(rows(scan), known) for name, scan in sources.items()}
 
-    def of(scans: Iterable[Scan]) -> npt.NDArray[np.int64]:
-        return keys[np.isin(keys, np.concatenate([there[apart.index(scan)] for scan in scans]))]
+    def of(names: Iterable[str]) -> npt.NDArray[np.int64]:
+        return keys[np.isin(keys, np.concatenate([there[name] for name in names]))]
 
-    return Counted(
-        wanted=_by_day(keys, len(names)),
-        held={name: _by_day(of(scans), len(names)) for name, scans in held.items()},
-    )
+    return Counted(wanted=_by_day(keys, len(known)), held={names: _by_day(of(names), len(known)) for names in held_by})
 
 
 def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:

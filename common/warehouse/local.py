@@ -16,10 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.arrow_types import column_type
-from common.errors import (
-    StagedFileLost,
-    TableNotFound,
-)
+from common.errors import StagedFileLost, TableNotFound
 from common.schema import TableName, Types
 from common.warehouse.base import (
     Counted,
@@ -107,8 +104,8 @@ class LocalWarehouse(LocalPublications):
 
         return Queries(self._paths, self._schema)
 
-    def count(self, wanted: Scan, held: Mapping[str, tuple[Scan, ...]]) -> Counted:
-        return count_by_reading(lambda scan: self._read(scan, read_part), wanted, held)
+    def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
+        return count_by_reading(lambda scan: self._read(scan, read_part), wanted, sources, held_by)
 
     def read(self, scan: Scan) -> pa.Table:
         return self._read(scan, self._rows.of)
