@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from datetime import date
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, Insert, and_, delete, exists, insert, literal, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from common.clock import utcnow
@@ -16,9 +16,9 @@ from common.ledger.actions import record_action
 from common.ledger.database import Database, held_by
 from common.ledger.flags import clear_open, reopen
 from common.ledger.records import Checkpoint
-from common.ledger.rows import checkpoint_of, checkpoint_values, moved
+from common.ledger.rows import checkpoint_of, moved
 from common.ledger.states import Action, DateState
-from common.ledger.tables import checkpoints, replaced_checkpoints, run_dates, runs
+from common.ledger.tables import UtcDateTime, checkpoints, replaced_checkpoints, run_dates, runs
 
 
 class Checkpoints(Database):
@@ -37,8 +37,7 @@ class Checkpoints(Database):
         held = true() if gate is None else exists().where(held_by(run_id, gate))
         with self._write() as connection:
             query = (
-                select(run_dates, runs.c.job_version)
-                .join(runs, runs.c.id == run_dates.c.run_id)
+                select(run_dates.c.day, run_dates.c.job)
                 .where(
                     run_dates.c.run_id == run_id,
                     run_dates.c.day.in_(list(days)),
@@ -47,17 +46,17 @@ class Checkpoints(Database):
                     run_dates.c.verdict.in_(passing),
                     held,
                 )
-                .with_for_update(of=run_dates)
+                .with_for_update()
             )
-            found = connection.execute(query).mappings().all()
+            found = connection.execute(query).all()
             if not found:
                 return []
-            proven = [row["day"] for row in found]
-            job = found[0]["job"]
+            proven = [row.day for row in found]
+            job = found[0].job
             earlier = and_(checkpoints.c.job == job, checkpoints.c.day.in_(proven))
             _remember(connection, run_id, earlier)
             connection.execute(delete(checkpoints).where(earlier))
-            connection.execute(insert(checkpoints), [checkpoint_values(row, now) for row in found])
+            connection.execute(_proof(run_id, proven, now))
             clear_open(connection, job, proven, run_id, now)
             connection.execute(
                 update(run_dates)
@@ -120,6 +119,20 @@ class Checkpoints(Database):
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
             record_action(connection, run_id, Action.UNDONE, by=by)
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
+
+
+def _proof(run_id: str, days: Sequence[date], now: datetime) -> Insert:
+    """The checkpoints of the run's dates, taken from what it says of them without reading that first."""
+    found: dict[str, ColumnElement[Any]] = {
+        one.name: run_dates.c[one.name] for one in checkpoints.c if one.name in run_dates.c
+    }
+    found |= {"job_version": runs.c.job_version, "checkpointed_at": literal(now, UtcDateTime())}
+    of_days = (
+        select(*found.values())
+        .join_from(run_dates, runs, runs.c.id == run_dates.c.run_id)
+        .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(days))
+    )
+    return insert(checkpoints).from_select(list(found), of_days)
 
 
 def _without_replacer(row: Mapping[Any, Any]) -> dict[str, Any]:

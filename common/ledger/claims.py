@@ -114,7 +114,7 @@ class Claims(Database):
         """Take those that nobody holds. In a transaction of its own: rows it waited for and did not get stay locked."""
         if not self._engine.dialect.update_returning:
             return []
-        with self._write(durable=False) as connection:
+        with self._write_one(durable=False) as connection:
             taken = connection.execute(TAKE_FREE, {"run": run_id, "days": list(days), **lease}).mappings().all()
         return sorted(map(date_row_of, taken), key=lambda row: row.day)
 
@@ -186,10 +186,10 @@ class Claims(Database):
         Returns those that it did hold: the others are not its own any more. What would be staged for a run that was
         told to discard that is dropped instead, and not among them either.
         """
+        if len(ends) == 1 and self._has_left(run_id, ends, owner):
+            return frozenset(ends)
         which = {"run": run_id, "days": list(ends), "owner": owner}
         with self._write(durable=False) as connection:
-            if len(ends) == 1 and _has_left(connection, run_id, ends, owner):
-                return frozenset(ends)
             rows = connection.execute(HELD, which).all()
             held = frozenset(row.day for row in rows)
             if rows and _discarding(connection, run_id, RunState(rows[0].state)):
@@ -207,6 +207,14 @@ class Claims(Database):
                     connection.execute(changing(alike[0]), alike)
         return held
 
+    def _has_left(self, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], owner: str) -> bool:
+        """Move the one date, if the worker holds it and its run goes on, as is nearly always so."""
+        ((day, (to, facts)),) = ends.items()
+        values = moved(DateState.PROCESSING, to, facts)
+        which = {"of_run": run_id, "of_day": day, "of_owner": owner}
+        with self._write_one(durable=False) as connection:
+            return bool(connection.execute(_leaving(tuple(values)), which | values).rowcount)
+
 
 def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
     """The deaths that a date has seen, should it be taken now; None when it is not to be had."""
@@ -218,14 +226,6 @@ def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str],
         return row["deaths"]
     gone = row["lease_until"] < now or is_dead(row["lease_owner"])
     return row["deaths"] + 1 if gone else None
-
-
-def _has_left(connection: Connection, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], owner: str) -> bool:
-    """Move the one date, if the worker holds it and its run goes on, as is nearly always so."""
-    ((day, (to, facts)),) = ends.items()
-    values = moved(DateState.PROCESSING, to, facts)
-    which = {"of_run": run_id, "of_day": day, "of_owner": owner}
-    return bool(connection.execute(_leaving(tuple(values)), which | values).rowcount)
 
 
 def _discarding(connection: Connection, run_id: str, state: RunState) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.errors import LedgerUnavailable, LedgerUnusable
 from common.interrupted import interruption_behind, uninterrupted
+from common.ledger.engine import by_statement
 from common.ledger.states import WindowState
 from common.ledger.tables import windows
 
@@ -23,6 +24,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._by_statement = by_statement(engine)
 
     @contextmanager
     def _write(self, *, durable: bool = True) -> Generator[Connection]:
@@ -40,11 +42,18 @@ class Database:
             yield connection
 
     @contextmanager
-    def _read(self) -> Generator[Connection]:
+    def _write_one(self, *, durable: bool = True) -> Generator[Connection]:
+        """For a single statement: a transaction of its own, that holds what it locks for no longer than it takes."""
         with (
             translated(),
-            self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+            uninterrupted(),
+            self._engine.connect().execution_options(durable=durable, **self._by_statement) as connection,
         ):
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Generator[Connection]:
+        with translated(), self._engine.connect().execution_options(**self._by_statement) as connection:
             yield connection
 
     def close(self) -> None:

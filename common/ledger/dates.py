@@ -109,8 +109,12 @@ class Dates(Database):
             *([exists().where(held_by(run_id, gate))] if gate is not None else []),
         )
         values = moved(expect, to, facts)
-        with self._write(durable=to is not DateState.PUBLISHED) as connection:  # of which the checkpoint is the proof
-            if to is DateState.QUEUED and locked_state(connection, run_id) is RunState.CANCELLING:
+        if to is not DateState.QUEUED:
+            durable = to is not DateState.PUBLISHED  # of which the checkpoint is the proof
+            with self._write_one(durable=durable) as connection:
+                return connection.execute(update(run_dates).where(these).values(values)).rowcount
+        with self._write() as connection:
+            if locked_state(connection, run_id) is RunState.CANCELLING:
                 values |= dropped(cancelled_because(connection, run_id))
             return connection.execute(update(run_dates).where(these).values(values)).rowcount
 

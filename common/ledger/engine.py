@@ -23,7 +23,8 @@ CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its
 HEAD = "0004"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for another's transaction on SQLite
-DURABLE = "durable"  #: option of a connection: whether what it commits must outlive a power cut at once
+DURABLE = "durable"  #: option of a connection that writes: whether what it commits must outlive a power cut at once
+BY_STATEMENT = "by_statement"  #: option of a connection to SQLite: each statement is a transaction of its own
 ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
 
 
@@ -84,15 +85,26 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         # A transaction that reads and then writes must hold the write lock from its start, or SQLite fails it
         # at once, without waiting, when another one has written in between.
         options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
-            driver, known = connection.connection.cursor(), connection.connection.info
-            synchronous = "FULL" if options.get(DURABLE, True) else "NORMAL"
-            if known.pop("synchronous", None) != synchronous:
-                driver.execute(f"PRAGMA synchronous={synchronous}")
-            known["synchronous"] = synchronous
-            driver.execute("BEGIN IMMEDIATE")
+        by_statement = options.get(BY_STATEMENT, False)
+        if DURABLE in options or not by_statement:
+            _set_durable(connection, options.get(DURABLE, True))
+        if not by_statement:
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _set_durable(connection: Connection, durable: bool) -> None:
+    known = connection.connection.info
+    synchronous = "FULL" if durable else "NORMAL"
+    if known.pop("synchronous", None) != synchronous:
+        connection.connection.cursor().execute(f"PRAGMA synchronous={synchronous}")
+    known["synchronous"] = synchronous
+
+
+def by_statement(engine: Engine) -> dict[str, Any]:
+    """The options of a connection on which each statement is a transaction of its own."""
+    return {BY_STATEMENT: True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -121,7 +133,7 @@ def migrate(engine: Engine, *, create: bool) -> None:
 
 
 def _revision(engine: Engine) -> str | None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with engine.connect().execution_options(**by_statement(engine)) as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

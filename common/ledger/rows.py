@@ -142,22 +142,6 @@ def checkpoint_of(row: Mapping[Any, Any]) -> Checkpoint:
     return Checkpoint(**values)
 
 
-def checkpoint_values(row: RowMapping, now: datetime) -> dict[str, Any]:
-    kept = (
-        "job",
-        "day",
-        "run_id",
-        "job_version",
-        "verdict",
-        "reason",
-        "expected",
-        "matched",
-        "rows",
-        "source",
-    )
-    return {name: row[name] for name in (*kept, "checksum", "inputs")} | {"checkpointed_at": now}
-
-
 def changing(values: Mapping[str, Any]) -> Update:
     """The change of one date (`of_run`, `of_day`) to such values, for many dates at once."""
     return setting(tuple(name for name in values if not name.startswith("of_")))

@@ -129,7 +129,7 @@ class Windows(Database):
     def renew_window(self, run_id: str, number: int, owner: str, until: datetime) -> bool:
         """Lengthen a gate's lease, if the window is still its own and the run has not ended."""
         on = select(runs.c.id).where(runs.c.id == run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS]))
-        with self._write(durable=False) as connection:
+        with self._write_one(durable=False) as connection:
             renewed = connection.execute(
                 update(windows)
                 .where(held_by(run_id, (number, owner)), windows.c.run_id.in_(on))
@@ -142,7 +142,7 @@ class Windows(Database):
         values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
         if to is WindowState.CLOSED:
             values["closed_at"] = utcnow()
-        with self._write(durable=False) as connection:
+        with self._write_one(durable=False) as connection:
             left = connection.execute(update(windows).where(held_by(run_id, (number, owner))).values(values))
         return bool(left.rowcount)
 
