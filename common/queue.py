@@ -14,7 +14,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from celery import Celery, Signature, chord
+from celery import Celery, Signature
+from celery.utils import uuid
 from kombu import Queue
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -29,7 +30,7 @@ from common.job import Job
 from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import COUNTING
 from common.settings import Settings
-from common.transport import use_tolerant_transport
+from common.transport import together, use_tolerant_transport
 
 #: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"
@@ -155,7 +156,11 @@ def _once_more(sends: Callable[P, T]) -> Callable[P, T]:
 
 
 class CeleryDispatcher:
-    """One chord a window: a task per batch of dates, and the gate as its body."""
+    """One chord a window: a task per batch of dates, and the gate as its body.
+
+    It is put together from what `celery.chord` consists of, which copies each task several times and sends them one by
+    one: that takes longer than all else that is done to have a date processed.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -164,23 +169,31 @@ class CeleryDispatcher:
     def send_window(
         self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
     ) -> None:
-        headers = [
-            self._app.signature(
-                PROCESS_DATE,
-                args=(run, *(day.isoformat() for day in days)),
-                immutable=True,
-                queue=queue,
-                soft_time_limit=job.soft_time_limit_seconds,
-                time_limit=job.time_limit_seconds,
-                argsrepr=f"{job.name} {in_short(days)} run={run}",
-                kwargsrepr="",
-                ignore_result=False,  # which Celery asks of the headers of a chord
-            )
-            for days in batches
-        ]
+        group = uuid()
+        gate = self._gate(run, number, job)
+        gate.freeze(group_id=group)
         with sending():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
-            chord(headers, app=self._app)(self._gate(run, number, job))
+            self._app.backend.set_chord_size(group, len(batches))
+            with self._app.producer_or_acquire() as producer, together(producer):
+                producer.maybe_declare(self._app.amqp.queues[queue])
+                for index, days in enumerate(batches):
+                    self._app.send_task(
+                        PROCESS_DATE,
+                        args=(run, *(day.isoformat() for day in days)),
+                        queue=queue,
+                        soft_time_limit=job.soft_time_limit_seconds,
+                        time_limit=job.time_limit_seconds,
+                        argsrepr=f"{job.name} {in_short(days)} run={run}",
+                        kwargsrepr="",
+                        ignore_result=False,  # which Celery asks of the headers of a chord
+                        group_id=group,
+                        group_index=index,
+                        chord=gate,
+                        producer=producer,
+                        declare=[],
+                        add_to_parent=False,
+                    )
 
     @_once_more
     def at_broker(self, run: str, *, queue: str) -> AtBroker:

@@ -10,11 +10,14 @@ sends, takes or acknowledges, which takes longer than some of them.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import structlog
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
+from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as LostConnection
 
 log = structlog.get_logger()
@@ -27,6 +30,7 @@ class TolerantChannel(Channel):
     """Drops what is not in the form of a message, in one line of the log."""
 
     _kept: Any = None  #: the client of this channel's pool
+    _gathered: dict[str, list[str]] | None = None  #: messages that are to be sent together, by their queue's key
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
@@ -52,6 +56,25 @@ class TolerantChannel(Channel):
             self._kept = stock._create_client()
         return self._kept
 
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        stock: Any = super()
+        if self._gathered is None:
+            stock._put(queue, message, **options)
+            return
+        key = stock._q_for_pri(queue, stock._get_message_priority(message, reverse=False))
+        self._gathered.setdefault(key, []).append(dumps(message))
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Send what is put meanwhile at the end: all to a queue by one command, or none of it."""
+        self._gathered = {}
+        try:
+            yield
+            for key, messages in self._gathered.items():
+                self.client.lpush(key, *messages)
+        finally:
+            self._gathered = None
+
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         transport: Any = self.connection
         if transport is not None and transport.client is None:  # what is in hand is lost to the broker already
@@ -64,6 +87,11 @@ class TolerantTransport(Transport):
     """Redis, with such channels."""
 
     Channel = TolerantChannel
+
+
+def together(producer: Any) -> AbstractContextManager[None]:
+    """A context at whose end all that the producer sends in it reaches the broker, by one command a queue."""
+    return producer.channel.together()
 
 
 def use_tolerant_transport() -> None:
