@@ -170,7 +170,7 @@ class CeleryDispatcher:
         self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
     ) -> None:
         group = uuid()
-        gate = self._gate(run, number, job)
+        gate: Any = self._gate(run, number, job)
         gate.freeze(group_id=group)
         with sending():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both

@@ -16,6 +16,7 @@ from common.ledger.orders import Order, order_of
 from common.ledger.records import DateRow
 from common.ledger.rows import (
     IN_HAND,
+    OF_DAY,
     OF_DAYS,
     Facts,
     changing,
@@ -42,8 +43,9 @@ TAKEN = {
 CLAIM = update(run_dates).where(OF_DAYS).values(TAKEN | {"deaths": bindparam("deaths_seen")})
 #: That the run of a date goes on.
 GOES_ON = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
-#: What nobody holds and no worker has died on: the dates of nearly every task.
-FREE = and_(OF_DAYS, run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, GOES_ON)
+#: Of what nobody holds and no worker has died on: the dates of nearly every task.
+UNTOUCHED = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, GOES_ON)
+FREE = and_(OF_DAYS, UNTOUCHED)
 TAKE_FREE = (
     update(run_dates)
     .where(
@@ -54,6 +56,8 @@ TAKE_FREE = (
     .values(TAKEN)
     .returning(*run_dates.c)
 )
+#: The same of a single date, which takes half as long: no other is locked that would have to be locked in order.
+TAKE_ONE = update(run_dates).where(OF_DAY, UNTOUCHED).values(TAKEN).returning(*run_dates.c)
 HELD = (
     select(run_dates.c.day, runs.c.state)
     .join(runs, runs.c.id == run_dates.c.run_id)
@@ -115,7 +119,7 @@ class Claims(Database):
         if not self._engine.dialect.update_returning:
             return []
         with self._write_one(durable=False) as connection:
-            taken = connection.execute(TAKE_FREE, {"run": run_id, "days": list(days), **lease}).mappings().all()
+            taken = connection.execute(*_taking(run_id, days, lease)).mappings().all()
         return sorted(map(date_row_of, taken), key=lambda row: row.day)
 
     def give_back(
@@ -214,6 +218,14 @@ class Claims(Database):
         which = {"of_run": run_id, "of_day": day, "of_owner": owner}
         with self._write_one(durable=False) as connection:
             return bool(connection.execute(_leaving(tuple(values)), which | values).rowcount)
+
+
+def _taking(run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> tuple[Update, dict[str, Any]]:
+    """What takes those of the days that nobody holds."""
+    if len(days) > 1:
+        return TAKE_FREE, {"run": run_id, "days": list(days), **lease}
+    (day,) = days
+    return TAKE_ONE, {"of_run": run_id, "of_day": day, **lease}
 
 
 def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:

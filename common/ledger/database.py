@@ -11,7 +11,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.errors import LedgerUnavailable, LedgerUnusable
 from common.interrupted import interruption_behind, uninterrupted
-from common.ledger.engine import by_statement
+from common.ledger.engine import begin_writing, by_statement, set_durable
 from common.ledger.states import WindowState
 from common.ledger.tables import windows
 
@@ -36,24 +36,22 @@ class Database:
         with (
             translated(),
             uninterrupted(),  # or its locks might be held against this process's own next transaction
-            self._engine.connect().execution_options(durable=durable) as connection,
+            self._engine.connect() as connection,
             connection.begin(),
         ):
+            begin_writing(connection, durable=durable)
             yield connection
 
     @contextmanager
     def _write_one(self, *, durable: bool = True) -> Generator[Connection]:
         """For a single statement: a transaction of its own, that holds what it locks for no longer than it takes."""
-        with (
-            translated(),
-            uninterrupted(),
-            self._engine.connect().execution_options(durable=durable, **self._by_statement) as connection,
-        ):
+        with translated(), uninterrupted(), self._by_statement.connect() as connection:
+            set_durable(connection, durable)
             yield connection
 
     @contextmanager
     def _read(self) -> Generator[Connection]:
-        with translated(), self._engine.connect().execution_options(**self._by_statement) as connection:
+        with translated(), self._by_statement.connect() as connection:
             yield connection
 
     def close(self) -> None:
@@ -80,6 +78,8 @@ def translated() -> Generator[None]:
     except Exception as exc:
         if (interruption := interruption_behind(exc)) is not None:
             raise interruption from None
+        if isinstance(exc, sqlite3.OperationalError):  # another held it for too long
+            raise LedgerUnavailable(f"the ledger does not answer: {exc}") from exc
         if isinstance(exc, OperationalError) and getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
             raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
         if isinstance(exc, DatabaseError):  # or a table or column that is not there

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its URL says otherwise
 HEAD = "0004"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_SECONDS = 30  #: how long a writer waits for another's transaction on SQLite
-DURABLE = "durable"  #: option of a connection that writes: whether what it commits must outlive a power cut at once
-BY_STATEMENT = "by_statement"  #: option of a connection to SQLite: each statement is a transaction of its own
+BUSY_SECONDS = 30  #: that a writer waits for another's transaction on SQLite, unless its URL says otherwise
 ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
 
 
@@ -69,8 +67,9 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
+    patience = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     # Whoever is cut off may leave the pool without its connection: nobody is to wait for that.
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=2, max_overflow=-1)
+    engine = create_engine(url, connect_args=patience, pool_size=2, max_overflow=-1)
     options: dict[str, Any] = {**engine.dialect.create_connect_args(url)[1], "uri": False}
     sqlite3.connect(":memory:", **options).close()  # only the driver tells whether it takes them
 
@@ -80,21 +79,24 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         _write_ahead(connection)
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
-    @event.listens_for(engine, "begin")
-    def began(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
-        # A transaction that reads and then writes must hold the write lock from its start, or SQLite fails it
-        # at once, without waiting, when another one has written in between.
-        options = connection.get_execution_options()
-        by_statement = options.get(BY_STATEMENT, False)
-        if DURABLE in options or not by_statement:
-            _set_durable(connection, options.get(DURABLE, True))
-        if not by_statement:
-            connection.connection.cursor().execute("BEGIN IMMEDIATE")
-
     return engine
 
 
-def _set_durable(connection: Connection, durable: bool) -> None:
+def begin_writing(connection: Connection, *, durable: bool = True) -> None:
+    """Have a transaction that was just begun keep other writers out, on SQLite; on PostgreSQL rows are locked.
+
+    SQLAlchemy begins nothing on SQLite by itself. A transaction that reads and then writes must hold the write lock
+    from its start, or SQLite fails it at once, without waiting, when another one has written in between.
+    """
+    if connection.dialect.name == "sqlite":
+        set_durable(connection, durable)
+        connection.connection.cursor().execute("BEGIN IMMEDIATE")
+
+
+def set_durable(connection: Connection, durable: bool) -> None:
+    """Whether what is committed next must outlive a power cut at once. PostgreSQL always sees to it."""
+    if connection.dialect.name != "sqlite":
+        return
     known = connection.connection.info
     synchronous = "FULL" if durable else "NORMAL"
     if known.pop("synchronous", None) != synchronous:
@@ -102,9 +104,9 @@ def _set_durable(connection: Connection, durable: bool) -> None:
     known["synchronous"] = synchronous
 
 
-def by_statement(engine: Engine) -> dict[str, Any]:
-    """The options of a connection on which each statement is a transaction of its own."""
-    return {BY_STATEMENT: True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+def by_statement(engine: Engine) -> Engine:
+    """The engine for connections on which each statement is a transaction of its own, as it is on SQLite anyway."""
+    return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -133,7 +135,7 @@ def migrate(engine: Engine, *, create: bool) -> None:
 
 
 def _revision(engine: Engine) -> str | None:
-    with engine.connect().execution_options(**by_statement(engine)) as connection:
+    with by_statement(engine).connect() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -151,6 +153,7 @@ def _upgrade(engine: Engine) -> None:
     migrating = _sqlite(engine.url, foreign_keys=False) if engine.dialect.name == "sqlite" else engine
     try:
         with migrating.begin() as connection:
+            begin_writing(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as exc:

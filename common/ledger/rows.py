@@ -18,6 +18,7 @@ from common.ledger.tables import run_dates, runs
 Facts = Mapping[str, Any]
 #: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
 OF_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
+OF_DAY = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
 IN_HAND = and_(OF_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner"))
 STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
@@ -150,5 +151,4 @@ def changing(values: Mapping[str, Any]) -> Update:
 @lru_cache
 def setting(names: tuple[str, ...]) -> Update:
     """The same, by the names of the values: put together once for each set of them."""
-    this = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
-    return update(run_dates).where(this).values({name: bindparam(name) for name in names})
+    return update(run_dates).where(OF_DAY).values({name: bindparam(name) for name in names})

@@ -218,6 +218,8 @@ def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
     for table in tables:
         if missing := set(names) - set(table.column_names):
             raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
+    if len(tables) == 1:
+        return tables[0].select(names)
     return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
 
 

@@ -144,7 +144,7 @@ class Rows:
 
     SMALL = 1024 * 1024  #: unpacked bytes, and
     FEW = 20_000  #: rows, that take hardly longer to read whole than in columns
-    MOST = 32 * 1024 * 1024  #: bytes that all remembered rows may take
+    MOST = 16 * 1024 * 1024  #: bytes that all remembered rows may take
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[Stamp, pa.Table]] = OrderedDict()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from threading import Barrier
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from common.clock import utcnow
 from common.coverage import Verdict
-from common.errors import DatesTaken, UserError
+from common.errors import DatesTaken, LedgerUnavailable, UserError
 from common.ledger import Action, DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
 from common.ledger.engine import make_engine
 from common.ledger.facts import READ_AT_ONCE
@@ -456,6 +458,22 @@ def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     ledger.close()
     assert sorted(claimed) == [(row.day.isoformat(), row.lease_owner) for row in rows]
     assert [row.day for row in rows] == MANY_DAYS
+
+
+def test_a_file_that_another_holds_for_too_long_is_unavailable(sqlite_url: str) -> None:
+    ledger = open_ledger(sqlite_url, create=False)
+    run = queued_run(ledger, [FEB_23])
+    ledger.close()
+    hasty = open_ledger(f"{sqlite_url}?timeout=0.1", create=False)
+    with closing(sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable, match="locked"):  # by a transaction
+            hasty.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+        with pytest.raises(LedgerUnavailable, match="locked"):  # by a single statement
+            claim(hasty, run)
+        assert hasty.run(run.id).state is RunState.RUNNING, "whoever reads need not wait"
+    assert claim(hasty, run)
+    hasty.close()
 
 
 HAMMER = """
