@@ -169,14 +169,14 @@ class FolderStore:
     def remove(self, key: str) -> None:
         import shutil
 
-        place = self.root / key
-        inside(self.root, place.parent)
+        place = self.location(key)
+        within(self._top, place.rpartition("/")[0])
         try:
             os.unlink(place)  # noqa: PTH108 - of a link, itself is removed, never what it leads to
         except FileNotFoundError:
             return
         except (IsADirectoryError, PermissionError):  # as systems differ in saying that it is a folder
-            if place.is_symlink() or not place.is_dir():
+            if Path(place).is_symlink() or not Path(place).is_dir():
                 raise
             shutil.rmtree(place, ignore_errors=True)
 

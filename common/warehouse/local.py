@@ -73,12 +73,12 @@ class LocalWarehouse(LocalPublications):
     # -- reading --------------------------------------------------------------------------------------------
 
     def describe(self, table: TableName) -> TableInfo | None:
-        folder = self._folder(table)
         with translated(table):
             self._finish_load(table)
             known = self._described.get(table)
             if known is not None and stamp_of(known[0]) == known[1]:  # the part that it was told from is still the same
                 return known[2]
+            folder = self._folder(table)
             first = next(partitions_in(self.root, folder), None)
             if first is None:
                 return self._unpartitioned(table)

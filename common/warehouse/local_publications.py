@@ -182,11 +182,11 @@ class LocalPublications(LocalBackups):
         if not (loading / COMMITTED).exists():
             return
         replaced: list[Path] = []
-        for new in sorted(partitions_in(self.root, loading)):
-            place = folder / new.name
-            if not is_there(place):
-                os.rename(new, place)  # noqa: PTH104
+        for new in sorted(partitions_in(self.root, loading), key=str):
+            if not is_there(f"{folder}/{new.name}"):
+                os.rename(new, f"{folder}/{new.name}")  # noqa: PTH104
                 continue
+            place = folder / new.name
             (new / PART).replace(place / PART)
             if (new / PUBLICATION).exists():
                 (new / PUBLICATION).replace(place / PUBLICATION)
@@ -222,15 +222,14 @@ def _replaced(folder: Path, noted: _Noted, date_column: str, days: Collection[da
     """By date, what the notes tell, or else a note of the date's own."""
     found: dict[date, Replaced] = {}
     for day in days:
-        own = folder / f"{date_column}={day.isoformat()}" / REPLACED
-        told = noted.get(day.isoformat()) or _noted_alone(own)
+        told = noted.get(day.isoformat()) or _noted_alone(f"{folder}/{date_column}={day.isoformat()}/{REPLACED}")
         if told is not None:
             found[day] = Replaced(**told)
     return found
 
 
-def _noted_alone(note: Path) -> dict[str, str] | None:
-    return json.loads(note.read_text()) if note.exists() else None
+def _noted_alone(note: str) -> dict[str, str] | None:
+    return json.loads(Path(note).read_text()) if is_there(note) else None
 
 
 def _prepare(place: str, staged: StagedFile, publication: str) -> None:

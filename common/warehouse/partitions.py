@@ -184,7 +184,8 @@ class Rows:
 
 def fingerprint(part: str | Path) -> str:
     try:
-        return checksum_of(Path(part).read_bytes())
+        with open(part, "rb") as file:  # noqa: PTH123 - asked for every file that is read
+            return checksum_of(file.read())
     except FileNotFoundError:
         return ABSENT
 
