@@ -219,8 +219,9 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
 
     Days with nothing expected are not in it.
     """
-    truth = who_is_when(warehouse.read(truth_scan(job, days)), "day", "entity")
-    there = who_is_when(rows, job.target.date_column, job.entity)
+    read = dated_names(warehouse.read(truth_scan(job, days)), "day", "entity")
+    truth = read.group_by(["day", "entity"], use_threads=False).aggregate([])  # each of them once
+    there = dated_names(rows, job.target.date_column, job.entity)
     missing: dict[date, list[str]] = {}
     absent = truth.join(there, ["day", "entity"], join_type="left anti", use_threads=False)
     for row in absent.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
@@ -231,11 +232,6 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
         lacking = tuple(missing.get(row["day"], ()))
         found[row["day"]] = Match(expected=row["count_all"], matched=row["count_all"] - len(lacking), missing=lacking)
     return found
-
-
-def who_is_when(rows: pa.Table, day: str, entity: str) -> pa.Table:
-    """Each entity, as text, once for each of its days. Raises `SchemaMismatch` where one can't be told so."""
-    return dated_names(rows, day, entity).group_by(["day", "entity"], use_threads=False).aggregate([])
 
 
 def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:

@@ -19,10 +19,11 @@ from common.errors import ProcessFailed
 from common.job import SOURCE_COLUMN, Batch, Job
 from common.ledger import DateRow, DateState
 from common.ledger.rows import Facts
-from common.measure import input_fingerprints, who_is_when
+from common.measure import input_fingerprints
 from common.options import RunOptions
 from common.schema import TableName
 from common.warehouse.base import StagedFile
+from common.warehouse.counting import dated_names
 from worker.deps import Deps
 from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
 
@@ -104,7 +105,7 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
 def _given(job: Job, check: SourceCheck, batch: Batch) -> pa.Table:
     """Who was read for which of the dates."""
     dated, entity = read_columns(job, check)
-    return who_is_when(pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False), dated, entity)
+    return dated_names(pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False), dated, entity)
 
 
 def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
@@ -130,7 +131,7 @@ def _refuse_mixed(job: Job, given: pa.Table, rows: pa.Table) -> None:
     key = list(dict.fromkeys((dated, *job.target.key)))
     if rows.group_by(key, use_threads=False).aggregate([]).num_rows < rows.num_rows:
         raise DatesMixed("some rows have the same key")
-    made = who_is_when(rows, dated, job.entity)
+    made = dated_names(rows, dated, job.entity)
     lacking = set(given["day"].unique().to_pylist()) - set(made["day"].unique().to_pylist())
     if lacking:
         raise DatesMixed(f"no rows for {', '.join(sorted(map(str, lacking)))}")

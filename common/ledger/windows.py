@@ -20,6 +20,20 @@ from common.ledger.tables import run_dates, runs, windows
 UNDER_WAY = (WindowState.OPEN.value, WindowState.CLOSING.value)
 
 
+#: Written once: a gate asks it before each of its steps.
+RENEW = (
+    update(windows)
+    .where(
+        windows.c.run_id == bindparam("of_run"),
+        windows.c.number == bindparam("of_number"),
+        windows.c.lease_owner == bindparam("of_owner"),
+        windows.c.state == WindowState.CLOSING.value,
+        exists().where(runs.c.id == windows.c.run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS])),
+    )
+    .values(lease_until=bindparam("until"))
+)
+
+
 def nobody_is(owner: str) -> bool:
     return False
 
@@ -128,14 +142,9 @@ class Windows(Database):
 
     def renew_window(self, run_id: str, number: int, owner: str, until: datetime) -> bool:
         """Lengthen a gate's lease, if the window is still its own and the run has not ended."""
-        on = select(runs.c.id).where(runs.c.id == run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS]))
+        which = {"of_run": run_id, "of_number": number, "of_owner": owner}
         with self._write_one(durable=False) as connection:
-            renewed = connection.execute(
-                update(windows)
-                .where(held_by(run_id, (number, owner)), windows.c.run_id.in_(on))
-                .values(lease_until=until)
-            )
-        return bool(renewed.rowcount)
+            return bool(connection.execute(RENEW, which | {"until": until}).rowcount)
 
     def leave_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
         """Give a window back, open or closed, if this gate still holds it."""
