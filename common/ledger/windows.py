@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, select, update
@@ -17,6 +17,7 @@ from common.ledger.rows import window_row_of
 from common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState, WindowState
 from common.ledger.tables import run_dates, runs, windows
 
+NEVER = datetime.min.replace(tzinfo=UTC)
 UNDER_WAY = (WindowState.OPEN.value, WindowState.CLOSING.value)
 
 
@@ -215,14 +216,19 @@ def _job_load(connection: Connection, run_id: str, is_dead: Callable[[str], bool
 
 
 def _longest_ago_first(connection: Connection, run_ids: Collection[str]) -> list[str]:
-    """The runs, that which opened its latest window the longest ago first; before them those that opened none."""
+    """The runs, that which opened its latest window the longest ago first; before them, as launched, those without.
+
+    Whoever asks for the same runs gets the same order: of two orders, each might have a run give way to another.
+    """
+    latest = func.max(windows.c.opened_at)
     query = (
-        select(windows.c.run_id, func.max(windows.c.opened_at))
-        .where(windows.c.run_id.in_(run_ids), windows.c.opened_at.is_not(None))
-        .group_by(windows.c.run_id)
+        select(runs.c.id, runs.c.created_at, latest)
+        .join_from(runs, windows, windows.c.run_id == runs.c.id)
+        .where(runs.c.id.in_(run_ids))
+        .group_by(runs.c.id, runs.c.created_at)
     )
-    latest: dict[str, datetime] = dict(connection.execute(query).all())
-    return sorted(run_ids, key=lambda one: (one in latest, latest.get(one, utcnow()), one))
+    found = sorted((opened or NEVER, launched, run_id) for run_id, launched, opened in connection.execute(query))
+    return [run_id for _, _, run_id in found]
 
 
 def _sizes(connection: Connection, run_id: str, numbers: Sequence[int]) -> dict[int, int]:
