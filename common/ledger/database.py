@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_
+from sqlalchemy import BindParameter, ColumnElement, Connection, Engine, and_
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from common.errors import LedgerUnavailable, LedgerUnusable
@@ -58,7 +58,9 @@ class Database:
         self._engine.dispose()
 
 
-def held_by(run_id: str, gate: tuple[int, str]) -> ColumnElement[bool]:
+def held_by(
+    run_id: str | BindParameter[str], gate: tuple[int | BindParameter[int], str | BindParameter[str]]
+) -> ColumnElement[bool]:
     """That the gate (a window and an owner) works on its window."""
     number, owner = gate
     return and_(
@@ -78,10 +80,15 @@ def translated() -> Generator[None]:
     except Exception as exc:
         if (interruption := interruption_behind(exc)) is not None:
             raise interruption from None
-        if isinstance(exc, sqlite3.OperationalError):  # another held it for too long
-            raise LedgerUnavailable(f"the ledger does not answer: {exc}") from exc
-        if isinstance(exc, OperationalError) and getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
-            raise LedgerUnavailable(f"the ledger does not answer: {exc.orig}") from exc
-        if isinstance(exc, DatabaseError):  # or a table or column that is not there
-            raise LedgerUnusable(f"the ledger can't be used: {exc.orig}") from exc
+        # What begins a transaction on SQLite raises the driver's own errors, all else SQLAlchemy's around them.
+        error = exc.orig if isinstance(exc, DatabaseError) else exc
+        if isinstance(exc, (OperationalError, sqlite3.OperationalError)) and not _is_of_tables(error):
+            raise LedgerUnavailable(f"the ledger does not answer: {error}") from exc
+        if isinstance(exc, (DatabaseError, sqlite3.DatabaseError)):
+            raise LedgerUnusable(f"the ledger can't be used: {error}") from exc
         raise
+
+
+def _is_of_tables(error: BaseException | None) -> bool:
+    """Whether SQLite lacks a table or a column: no operational error, whatever its driver calls it."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -108,15 +108,15 @@ class Dates(Database):
             *([run_dates.c.lease_owner == owner] if owner is not None else []),
             *([exists().where(held_by(run_id, gate))] if gate is not None else []),
         )
-        values = moved(expect, to, facts)
+        change, values = update(run_dates).where(these), moved(expect, to, facts)
         if to is not DateState.QUEUED:
             durable = to is not DateState.PUBLISHED  # of which the checkpoint is the proof
             with self._write_one(durable=durable) as connection:
-                return connection.execute(update(run_dates).where(these).values(values)).rowcount
+                return connection.execute(change.values(values)).rowcount
         with self._write() as connection:
             if locked_state(connection, run_id) is RunState.CANCELLING:
                 values |= dropped(cancelled_because(connection, run_id))
-            return connection.execute(update(run_dates).where(these).values(values)).rowcount
+            return connection.execute(change.values(values)).rowcount
 
     def fail_rest(self, run_id: str, kind: str, why: str) -> int:
         """Fail every date of a run that no worker has begun and close its unopened windows: no retry would help."""

@@ -19,16 +19,11 @@ from common.ledger.tables import run_dates, runs, windows
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 UNDER_WAY = (WindowState.OPEN.value, WindowState.CLOSING.value)
-
-
 #: Written once: a gate asks it before each of its steps.
 RENEW = (
     update(windows)
     .where(
-        windows.c.run_id == bindparam("of_run"),
-        windows.c.number == bindparam("of_number"),
-        windows.c.lease_owner == bindparam("of_owner"),
-        windows.c.state == WindowState.CLOSING.value,
+        held_by(bindparam("of_run"), (bindparam("of_number"), bindparam("of_owner"))),
         exists().where(runs.c.id == windows.c.run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS])),
     )
     .values(lease_until=bindparam("until"))
