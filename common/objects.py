@@ -145,11 +145,13 @@ class FolderStore:
     def write(self, key: str, data: bytes) -> None:
         place = self.location(key)
         with translated(place):
-            write_atomically(within(self._top, place), data, durable=False)
+            self._check_folder(place)
+            write_atomically(place, data, durable=False)  # which puts a file in the place of a link
 
     def read(self, location: str) -> bytes:
         with translated(location):
-            return read_plain(within(self._top, location))
+            self._check_folder(location)
+            return read_plain(location)
 
     def move(self, location: str, key: str) -> None:
         with translated(location):
@@ -170,7 +172,7 @@ class FolderStore:
         import shutil
 
         place = self.location(key)
-        within(self._top, place.rpartition("/")[0])
+        self._check_folder(place)
         try:
             os.unlink(place)  # noqa: PTH108 - of a link, itself is removed, never what it leads to
         except FileNotFoundError:
@@ -179,6 +181,10 @@ class FolderStore:
             if Path(place).is_symlink() or not Path(place).is_dir():
                 raise
             shutil.rmtree(place, ignore_errors=True)
+
+    def _check_folder(self, place: str) -> None:
+        """Raises `OutsideRoot` unless the folder in which the place is lies below the root."""
+        within(self._top, place.rpartition("/")[0])
 
 
 class ObjectStore:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -40,16 +40,12 @@ from common.warehouse.local_publications import LOADING, LocalPublications
 from common.warehouse.partitions import (
     PART,
     PUBLICATION,
-    Fingerprints,
-    Rows,
-    Stamp,
     fingerprint,
     partitions_in,
     parts_there,
-    read_part,
-    stamp_of,
     translated,
 )
+from common.warehouse.parts import Parts, Stamp, stamp_of
 
 if TYPE_CHECKING:
     from common.warehouse.local_query import Queries
@@ -63,9 +59,8 @@ class LocalWarehouse(LocalPublications):
     def __init__(self, root: Path, *, limits: Limits | None = None) -> None:
         self.root = root
         self._limits = limits or Limits()
-        self._fingerprints = Fingerprints()
-        self._rows = Rows()
-        self._described: dict[TableName, tuple[Path, Stamp, TableInfo]] = {}
+        self._parts = Parts(root)
+        self._described: dict[TableName, tuple[Path, Stamp | None, TableInfo]] = {}
 
     def __repr__(self) -> str:
         return f"LocalWarehouse({str(self.root)!r})"
@@ -105,16 +100,16 @@ class LocalWarehouse(LocalPublications):
         return Queries(self._paths, self._schema)
 
     def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
-        return count_by_reading(lambda scan: self._read(scan, read_part), wanted, sources, held_by)
+        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_once), wanted, sources, held_by)
 
     def read(self, scan: Scan) -> pa.Table:
-        return self._read(scan, self._rows.of)
+        return self._read(scan, self._parts.rows)
 
-    def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table]) -> pa.Table:
-        parts = self._checked_parts(scan)
+    def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table | None]) -> pa.Table:
+        self._require(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
         with translated(scan.table):
-            tables = [rows_of(part, wanted) for part in parts]
+            tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, wanted)) is not None]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
             )
@@ -130,12 +125,14 @@ class LocalWarehouse(LocalPublications):
     ) -> dict[date, str]:
         with translated(table):
             self._finish_load(table)
-            return {day: self._fingerprints.of(self._place(table, date_column, day)) for day in days}
+            places = self._places(table, date_column, days)
+            return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translated(table):
             self._finish_load(table)
-            now = {day: fingerprint(self._place(table, date_column, day)) for day in checksums}  # the bytes themselves
+            places = self._places(table, date_column, checksums)
+            now = {day: self._parts.fingerprint_anew(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
@@ -179,35 +176,40 @@ class LocalWarehouse(LocalPublications):
         return Path(below(str(self.root), (table.dataset, table.table)))
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return Path(self._place(table, date_column, day))
+        return Path(below(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", PART)))
 
-    def _place(self, table: TableName, date_column: str, day: date) -> str:
-        """The path of the part: asked for every file that is read, so it is not made a `Path` of."""
-        return below(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", PART))
+    def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
+        """By day, the path at which its part is or would be, as `Parts` takes it."""
+        folder = self._folder(table)
+        return {day: f"{folder}/{date_column}={day.isoformat()}/{PART}" for day in days}
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:
             return None
         return TableInfo(table=table, columns={}, partitioned_by=None)
 
-    def _parts(self, scan: Scan) -> list[str]:
-        folder = self._folder(scan.table)
-        wanted = [f"{scan.date_column}={day.isoformat()}" for one in scan.dates for day in one.days()]
-        if len(wanted) <= PROBE_AT_MOST:
-            return parts_there(self.root, folder, wanted)
-        found = {one.name: one for one in partitions_in(self.root, folder)}
-        return [str(found[name] / PART) for name in sorted(found.keys() & set(wanted))]
+    def _candidates(self, scan: Scan) -> list[str]:
+        """The parts of the scan's days, of which some may not be there."""
+        days = [day for one in scan.dates for day in one.days()]
+        places = self._places(scan.table, scan.date_column, days)
+        if len(places) <= PROBE_AT_MOST:
+            return list(places.values())
+        there = {f"{place}/{PART}" for place in partitions_in(self.root, self._folder(scan.table))}
+        return [place for place in places.values() if place in there]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
-        return _places(scan.files) if isinstance(scan, StagedScan) else self._checked_parts(scan)
+        if isinstance(scan, StagedScan):
+            return _staged_paths(scan.files)
+        self._require(scan)
+        with translated(scan.table):
+            return parts_there(self.root, self._candidates(scan))
 
-    def _checked_parts(self, scan: Scan) -> list[str]:
+    def _require(self, scan: Scan) -> None:
+        """Raises `TableNotFound`, and `SchemaMismatch` for a table without a column of the scan."""
         info = self.describe(scan.table)
         if info is None:
             raise TableNotFound("no such table in the warehouse", table=str(scan.table))
         info.require(scan.date_column, tuple((scan.columns or {}).values()))
-        with translated(scan.table):
-            return self._parts(scan)
 
     def _schema(self, table: TableName) -> pa.Schema:
         return pq.read_schema(next(partitions_in(self.root, self._folder(table))) / PART)
@@ -223,7 +225,7 @@ def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
     return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
 
 
-def _places(files: Sequence[StagedFile]) -> list[str]:
+def _staged_paths(files: Sequence[StagedFile]) -> list[str]:
     """Where the staged files are. Raises `StagedFileLost` for a link: what it leads to is not what was staged."""
     for staged in files:
         if Path(staged.location).is_symlink():

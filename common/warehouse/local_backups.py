@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ class LocalBackups(ABC):
     def _part(self, table: TableName, date_column: str, day: date) -> Path: ...
 
     @abstractmethod
-    def _place(self, table: TableName, date_column: str, day: date) -> str: ...
+    def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]: ...
 
     @abstractmethod
     def _finish_load(self, table: TableName) -> None: ...

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from common.warehouse.base import ABSENT, Limits, Receipt, Replaced, StagedFile
 from common.warehouse.files import inside, locked, read_plain, sync_all, sync_folder, write_atomically
 from common.warehouse.local_backups import LocalBackups
 from common.warehouse.partitions import PART, PUBLICATION, fingerprint, is_there, link, partitions_in, translated
+from common.warehouse.parts import Parts
 from common.warehouse.staged import read_staged_bytes, refuse_other
 
 LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
 COMMITTED = "COMMITTED"
 UNDO = ".undo"  #: in the root: by run and table, what a run's first publication of a date replaced
+THERE_ALREADY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  #: how it is said that a folder can't be moved there
 REPLACED = "replaced.json"  #: beside a kept part, a note of its own: as versions before this one wrote it
 
 
@@ -33,6 +36,7 @@ class LocalPublications(LocalBackups):
     """See `Warehouse` for what it promises."""
 
     _limits: Limits
+    _parts: Parts
 
     def publish(
         self,
@@ -47,7 +51,8 @@ class LocalPublications(LocalBackups):
         lost: set[date] = set()
         with translated(target), locked(self._lock(folder)):
             self._start_loading(folder)
-            now = {staged.day: fingerprint(self._place(target, date_column, staged.day)) for staged in files}
+            places = self._places(target, date_column, [staged.day for staged in files])
+            now = {day: self._parts.fingerprint_anew(place) for day, place in places.items()}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
             changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
             prepared: dict[date, str] = {}
@@ -183,9 +188,12 @@ class LocalPublications(LocalBackups):
             return
         replaced: list[Path] = []
         for new in sorted(partitions_in(self.root, loading), key=str):
-            if not is_there(f"{folder}/{new.name}"):
+            try:
                 os.rename(new, f"{folder}/{new.name}")  # noqa: PTH104
                 continue
+            except OSError as exc:
+                if exc.errno not in THERE_ALREADY or not is_there(f"{folder}/{new.name}"):
+                    raise
             place = folder / new.name
             (new / PART).replace(place / PART)
             if (new / PUBLICATION).exists():
@@ -252,8 +260,8 @@ def _prepare(place: str, staged: StagedFile, publication: str) -> None:
         shutil.rmtree(place)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    with open(f"{place}/{PUBLICATION}", "w") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
-        json.dump(note, file)
+    with open(f"{place}/{PUBLICATION}", "wb", buffering=0) as file:  # noqa: PTH123 - none reads it before it takes effect
+        file.write(json.dumps(note).encode())
 
 
 def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:

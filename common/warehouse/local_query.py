@@ -16,7 +16,7 @@ from sqlglot.errors import SqlglotError
 from common.errors import QueryFailed, WarehouseUnavailable
 from common.schema import TableName, checked_identifier
 from common.warehouse.base import Scan, StagedScan
-from common.warehouse.partitions import Stamp, stamp_of
+from common.warehouse.parts import Stamp, stamp_of
 from common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
 MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
@@ -105,5 +105,5 @@ class Queries:
         return found
 
 
-def _stamps(files: Mapping[str, list[str]]) -> list[Stamp]:
+def _stamps(files: Mapping[str, list[str]]) -> list[Stamp | None]:
     return [stamp_of(path) for paths in files.values() for path in paths]
