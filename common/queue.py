@@ -59,6 +59,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     transport = {
         "visibility_timeout": settings.visibility_seconds,
         "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
+        "priority_steps": [0],  # there are queues for what is urgent; each step is one more queue to ask
     }
     app.conf.update(
         task_acks_late=True,  # a killed worker's date comes back

@@ -2,20 +2,30 @@
 
 The stock backend subscribes to each header's result twice, in the process that sends a chord, and unsubscribes when the
 result object is collected: cost on every date, and a traceback when that happens after the broker is gone. It also
-looks up and stores each result by itself, for a week, beside what the chord counts.
+looks up and stores each result by itself, for a week, beside what the chord counts. And it keeps the results to hand
+them to the chord's body, which is made anew for each header, and goes to lengths to have it sent once: here it reads
+the ledger instead, and may be sent twice.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from celery.backends.redis import RedisBackend
+from celery.canvas import maybe_signature
+from kombu.exceptions import KombuError
 
 COUNTING = f"{__name__}:CountingRedisBackend"
+
+log = structlog.get_logger()
 
 
 class CountingRedisBackend(RedisBackend):
     """Redis as the place where the headers of chords are counted."""
+
+    app: Any
+    chord_expires: int
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
         return result
@@ -29,3 +39,25 @@ class CountingRedisBackend(RedisBackend):
     def store_result(self, task_id: str, result: Any, *args: Any, **kwargs: Any) -> Any:
         """Nothing to store: what became of a date is in the ledger, and the chord counts by itself."""
         return result
+
+    def on_chord_part_return(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        """Count a header, once however often it is delivered; the last one sends the body.
+
+        A chord that the broker has lost is not counted on: its window is found by reconcile.
+        """
+        if not request.group or not request.id:
+            return
+        counted, size = self.get_key_for_group(request.group, ".n"), self.get_key_for_group(request.group, ".s")
+        client: Any = self.client
+        pipe = client.pipeline(transaction=False)
+        pipe.sadd(counted, request.id).expire(counted, self.chord_expires).scard(counted).get(size)
+        *_, done, wanted = pipe.execute()
+        if wanted is None or done < int(wanted):
+            return
+        body: Any = maybe_signature(request.chord, app=self.app)
+        try:
+            body.apply_async()
+        except (KombuError, OSError) as exc:  # reconcile will find the window
+            log.error("chord_body_not_sent", group=request.group, error=str(exc))
+        else:
+            client.delete(counted, size)  # later copies of its headers count for nothing

@@ -5,7 +5,8 @@ somebody else would take a worker along. What is read here has left its queue al
 
 It also ends a worker that loses its broker with a task in hand: the connection is closed twice, and the second time it
 looks for the broker's address at a connection that has forgotten it. And it makes a client for each message that it
-sends, takes or acknowledges, which takes longer than some of them.
+sends, takes or acknowledges, which takes longer than some of them, and a transaction to take and to acknowledge one,
+where a message is with its worker whatever the broker has of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, QoS, Transport
 from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as LostConnection
 
@@ -26,9 +27,23 @@ NO_MESSAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, Recur
 SHOWN = 200  #: characters of what was wrong with it
 
 
+class PipedQoS(QoS):
+    """Notes what is in a worker's hands by commands that are sent together, and are no transaction."""
+
+    @contextmanager
+    def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Generator[Any]:
+        if pipe is not None:  # which is somebody else's transaction
+            yield pipe
+            return
+        channel: Any = self.channel
+        with channel.conn_or_acquire(client) as connected:
+            yield connected.pipeline(transaction=False)
+
+
 class TolerantChannel(Channel):
     """Drops what is not in the form of a message, in one line of the log."""
 
+    QoS = PipedQoS
     _kept: Any = None  #: the client of this channel's pool
     _gathered: dict[str, list[str]] | None = None  #: messages that are to be sent together, by their queue's key
 

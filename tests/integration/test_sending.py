@@ -1,19 +1,23 @@
-"""How a window reaches the broker."""
+"""How a window reaches the broker, and how its gate is sent once its dates are counted."""
 
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from celery.app.task import Context
 
 from common.job import find_job
-from common.lanes import DATES_QUEUE
-from common.queue import PROCESS_DATE, CeleryDispatcher, make_app
+from common.lanes import DATES_QUEUE, GATE_QUEUE
+from common.queue import CLOSE_WINDOW, PROCESS_DATE, CeleryDispatcher, make_app
 from common.settings import Settings
+from producer.stack import free_port
 from tests.brokers import broker as broker
 from tests.lab import Lab
 
@@ -21,13 +25,75 @@ DAYS = [date(2023, 2, 1) + timedelta(days=n) for n in range(20)]
 
 
 @pytest.fixture
-def sender(lab: Lab, broker: str) -> CeleryDispatcher:
-    return CeleryDispatcher(make_app(Settings(home=lab.home), broker))  # pyright: ignore[reportCallIssue]
+def app(lab: Lab, broker: str) -> Celery:
+    return make_app(Settings(home=lab.home), broker)  # pyright: ignore[reportCallIssue]
 
 
-def waiting(broker: str) -> list[dict[str, Any]]:
+@pytest.fixture
+def sender(app: Celery) -> CeleryDispatcher:
+    return CeleryDispatcher(app)
+
+
+def waiting(broker: str, queue: str = DATES_QUEUE) -> list[dict[str, Any]]:
     """The messages for dates, in the order in which a worker gets them."""
-    return [json.loads(one) for one in reversed(redis.Redis.from_url(broker).lrange(DATES_QUEUE, 0, -1))]
+    return [json.loads(one) for one in reversed(redis.Redis.from_url(broker).lrange(queue, 0, -1))]
+
+
+def end(app: Celery, message: dict[str, Any]) -> None:
+    """What a worker does once the task of a message has returned."""
+    headers = message["headers"]
+    _, _, embedded = json.loads(b64decode(message["body"]))
+    request = Context(id=headers["id"], group=headers["group"], chord=embedded["chord"])
+    app.backend.mark_as_done(headers["id"], {}, request=request)
+
+
+@pytest.fixture
+def sent(sender: CeleryDispatcher, broker: str) -> list[dict[str, Any]]:
+    """The messages for three dates of a window."""
+    sender.send_window("r", 7, find_job("probe"), [[day] for day in DAYS[:3]])
+    return waiting(broker)
+
+
+def test_the_gate_is_sent_with_the_last_of_its_dates(app: Celery, broker: str, sent: list[dict[str, Any]]) -> None:
+    for message in sent[:-1]:
+        end(app, message)
+    assert waiting(broker, GATE_QUEUE) == []
+    end(app, sent[-1])
+    (gate,) = waiting(broker, GATE_QUEUE)
+    assert gate["headers"]["task"] == CLOSE_WINDOW
+    assert json.loads(b64decode(gate["body"]))[0] == ["r", 7], "nothing of the results is handed over"
+
+
+def test_a_date_that_is_done_twice_counts_once(app: Celery, broker: str, sent: list[dict[str, Any]]) -> None:
+    for message in [*sent[:-1], *sent[:-1]]:
+        end(app, message)
+    assert waiting(broker, GATE_QUEUE) == []
+    end(app, sent[-1])
+    end(app, sent[-1])
+    end(app, sent[0])
+    assert len(waiting(broker, GATE_QUEUE)) == 1, "what comes after the gate was sent counts for nothing"
+
+
+def test_a_gate_that_can_not_be_sent_is_sent_with_a_later_copy(
+    lab: Lab, app: Celery, broker: str, sent: list[dict[str, Any]]
+) -> None:
+    for message in sent[:-1]:
+        end(app, message)
+    counts_only = make_app(Settings(home=lab.home), broker)  # pyright: ignore[reportCallIssue]
+    counts_only.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    end(counts_only, sent[-1])
+    assert waiting(broker, GATE_QUEUE) == []
+    end(app, sent[-1])
+    assert len(waiting(broker, GATE_QUEUE)) == 1
+
+
+def test_dates_of_a_window_that_the_broker_lost_are_not_counted(
+    app: Celery, broker: str, sent: list[dict[str, Any]]
+) -> None:
+    redis.Redis.from_url(broker).flushall()
+    for message in sent:
+        end(app, message)
+    assert waiting(broker, GATE_QUEUE) == []
 
 
 def test_a_window_is_sent_in_the_order_of_its_dates(sender: CeleryDispatcher, broker: str) -> None:
