@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from _signal import getsignal  # pyright: ignore - that of `signal` looks for a name first, a hundred times as long
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -63,7 +64,7 @@ class uninterrupted:  # noqa: N801 - used as a function is
         if not self._applies:
             return
         for which in HANDLED:
-            handler = signal.getsignal(which)
+            handler = getsignal(which)
             if callable(handler) and not isinstance(handler, _Waits):
                 signal.signal(which, _Waits(handler))
         _Held.depth += 1  # from here on nothing comes in between

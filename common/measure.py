@@ -219,7 +219,7 @@ def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Ta
 
     Days with nothing expected are not in it.
     """
-    read = dated_names(warehouse.read(truth_scan(job, days)), "day", "entity")
+    read = dated_names(warehouse.read(truth_scan(job, days), once=True), "day", "entity")
     truth = read.group_by(["day", "entity"], use_threads=False).aggregate([])  # each of them once
     there = dated_names(rows, job.target.date_column, job.entity)
     missing: dict[date, list[str]] = {}

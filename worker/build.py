@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.arrow_types import to_arrow
 from common.clock import utcnow
@@ -23,17 +22,13 @@ from common.measure import input_fingerprints
 from common.options import RunOptions
 from common.schema import TableName
 from common.warehouse.base import StagedFile
-from common.warehouse.counting import dated_names
 from worker.deps import Deps
+from worker.mixed import refuse_mixed, who_is_in
 from worker.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
 
 MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
 AS_GOOD_AS_NOW = timedelta(seconds=0.1)  #: an order that came within it might as well have come a little later
 ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
-
-
-class DatesMixed(ProcessFailed):
-    """Rows of one date may be among those of another that was processed with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +90,12 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
         rows=read_rows(deps.warehouse, job, checks, days),
         inputs=read_inputs(deps.warehouse, job, days),
     )
-    given = None if len(days) == 1 else _given(job, checks[days[0]], batch)  # before `process` may alter it
+    if len(days) == 1:
+        return {days[0]: _checked(job, job.process(batch), days)}
+    given = who_is_in(batch.rows, *read_columns(job, checks[days[0]]))  # before `process` may alter it
     rows = _checked(job, job.process(batch), days)
-    if given is not None:
-        _refuse_mixed(job, given, rows)
+    refuse_mixed(job, given, rows)
     return by_day(rows, job.target.date_column, days)
-
-
-def _given(job: Job, check: SourceCheck, batch: Batch) -> pa.Table:
-    """Who was read for which of the dates."""
-    dated, entity = read_columns(job, check)
-    return dated_names(pa.Table.from_pandas(batch.rows[[dated, entity]], preserve_index=False), dated, entity)
 
 
 def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
@@ -118,28 +108,6 @@ def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
     if strangers:
         raise ProcessFailed(f"process returned rows of other dates: {sorted(map(str, strangers))[:3]}", day=_only(days))
     return rows.sort_by([(name, "ascending") for name in dict.fromkeys((dated, *job.target.key))])
-
-
-def _refuse_mixed(job: Job, given: pa.Table, rows: pa.Table) -> None:
-    """Raises `DatesMixed` when a row seems to be another date's.
-
-    Alone, a date can't be given the rows of another: they are rows of a date that was not asked for. Together, a row
-    may have been misdated whose entity was read for another date only, or that is there twice, or whose date has
-    nothing otherwise: processing the dates alone will show.
-    """
-    dated = job.target.date_column
-    key = list(dict.fromkeys((dated, *job.target.key)))
-    if rows.group_by(key, use_threads=False).aggregate([]).num_rows < rows.num_rows:
-        raise DatesMixed("some rows have the same key")
-    made = dated_names(rows, dated, job.entity)
-    lacking = set(given["day"].unique().to_pylist()) - set(made["day"].unique().to_pylist())
-    if lacking:
-        raise DatesMixed(f"no rows for {', '.join(sorted(map(str, lacking)))}")
-    strange = made.join(given, ["day", "entity"], join_type="left anti", use_threads=False)
-    strange = strange.filter(pc.is_in(strange["entity"], given["entity"]))
-    if strange.num_rows:
-        first = strange.slice(0, 1).to_pylist()[0]
-        raise DatesMixed(f"{first['entity']} on {first['day']} was read for another date only")
 
 
 def _only(days: Sequence[date]) -> date | None:

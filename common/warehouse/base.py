@@ -168,8 +168,11 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def read(self, scan: Scan) -> pa.Table:
-        """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does."""
+    def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
+        """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does.
+
+        `once`: nothing else of these dates will be asked for, so nothing more than this need be read.
+        """
         ...
 
     def bytes_of(self, scan: Scan) -> int | None:

@@ -119,7 +119,7 @@ class BigQueryWarehouse(BigQueryBackups):
         asked = question(wanted, sources, held_by)
         return answer(asked, self.query(asked.sql, scans=asked.scans))
 
-    def read(self, scan: Scan) -> pa.Table:
+    def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         statement, bound = self._scan("t", scan)
         return self._rows(statement, bound, str(scan.table))
 

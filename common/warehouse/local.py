@@ -102,8 +102,8 @@ class LocalWarehouse(LocalPublications):
     def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
         return count_by_reading(lambda scan: self._read(scan, self._parts.rows_once), wanted, sources, held_by)
 
-    def read(self, scan: Scan) -> pa.Table:
-        return self._read(scan, self._parts.rows)
+    def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
+        return self._read(scan, self._parts.rows_once if once else self._parts.rows)
 
     def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table | None]) -> pa.Table:
         self._require(scan)
