@@ -100,7 +100,7 @@ class _Rows:
 
     def duplicate_keys(self, job: Job) -> dict[date, int]:
         counted = self.table.group_by([*job.target.key, PLACE], use_threads=False).aggregate([([], "count_all")])
-        return self._by_day(counted.filter(pc.field("count_all") > 1)[PLACE].to_numpy())
+        return self._by_day(counted[PLACE].to_numpy()[counted["count_all"].to_numpy() > 1])
 
     def days_at(self, positions: Iterable[int]) -> list[date]:
         """The days that the rows at the positions were staged for."""
@@ -118,7 +118,7 @@ class _Rows:
 
 def _broken_rows(job: Job, rows: _Rows) -> dict[date, str]:
     """The first rule of the output schema that each day's rows break, for the days that break one."""
-    frame = rows.table.drop_columns(PLACE).to_pandas(types_mapper=pd.ArrowDtype)
+    frame = rows.table.drop_columns(PLACE).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
     of_days = np.array(rows.days, "datetime64[D]")[rows.places]
     wrong_day = rows.table[job.target.date_column].to_numpy() != of_days  # as is no date at all
     found = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")

@@ -47,6 +47,9 @@ def sync_folder(folder: str | Path) -> None:
 def sync_all(places: Iterable[str | Path]) -> None:
     """Have files and folders outlive a power cut. Many at once: a disk writes them together."""
     wanted = list(places)
+    if len(wanted) < SYNCS_AT_ONCE:  # to start the threads takes longer
+        _sync_each(wanted)
+        return
     with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
         for _ in pool.map(_sync_each, (wanted[n::SYNCS_AT_ONCE] for n in range(SYNCS_AT_ONCE))):
             pass
