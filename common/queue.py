@@ -28,7 +28,7 @@ from common.dates import in_short
 from common.errors import BrokerUnavailable, UserError
 from common.job import Job
 from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
-from common.results import COUNTING
+from common.results import COUNTING, SIZE
 from common.settings import Settings
 from common.transport import together, use_tolerant_transport
 
@@ -172,10 +172,10 @@ class CeleryDispatcher:
     ) -> None:
         group = uuid()
         gate: Any = self._gate(run, number, job)
+        gate[SIZE] = len(batches)
         gate.freeze(group_id=group)
         with sending():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
-            self._app.backend.set_chord_size(group, len(batches))
             with self._app.producer_or_acquire() as producer, together(producer):
                 producer.maybe_declare(self._app.amqp.queues[queue])
                 for index, days in enumerate(batches):

@@ -16,6 +16,7 @@ from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
 from kombu.exceptions import KombuError
 
+SIZE = "chord_size"  #: where a chord's body says how many headers it waits for
 COUNTING = f"{__name__}:CountingRedisBackend"
 
 log = structlog.get_logger()
@@ -43,16 +44,17 @@ class CountingRedisBackend(RedisBackend):
     def on_chord_part_return(self, request: Any, *args: Any, **kwargs: Any) -> None:
         """Count a header, once however often it is delivered; the last one sends the body.
 
-        A chord that the broker has lost is not counted on: its window is found by reconcile.
+        What the broker has lost of the count is missing from it: reconcile will find the window.
         """
-        if not request.group or not request.id:
+        wanted = (request.chord or {}).get(SIZE)
+        if not request.group or not isinstance(wanted, int):
             return
-        counted, size = self.get_key_for_group(request.group, ".n"), self.get_key_for_group(request.group, ".s")
+        counted = self.get_key_for_group(request.group, ".n")
         client: Any = self.client
-        pipe = client.pipeline(transaction=False)
-        pipe.sadd(counted, request.id).expire(counted, self.chord_expires).scard(counted).get(size)
-        *_, done, wanted = pipe.execute()
-        if wanted is None or done < int(wanted):
+        _, done = client.pipeline(transaction=False).sadd(counted, request.id).scard(counted).execute()
+        if done == 1:
+            client.expire(counted, self.chord_expires)
+        if done < wanted:
             return
         body: Any = maybe_signature(request.chord, app=self.app)
         try:
@@ -60,4 +62,4 @@ class CountingRedisBackend(RedisBackend):
         except (KombuError, OSError) as exc:  # reconcile will find the window
             log.error("chord_body_not_sent", group=request.group, error=str(exc))
         else:
-            client.delete(counted, size)  # later copies of its headers count for nothing
+            client.delete(counted)  # later copies of its headers begin anew, and do not get far

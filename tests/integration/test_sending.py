@@ -15,7 +15,7 @@ from celery.app.task import Context
 
 from common.job import find_job
 from common.lanes import DATES_QUEUE, GATE_QUEUE
-from common.queue import CLOSE_WINDOW, PROCESS_DATE, CeleryDispatcher, make_app
+from common.queue import CLOSE_WINDOW, PROCESS_DATE, SEVEN_DAYS, CeleryDispatcher, make_app
 from common.settings import Settings
 from producer.stack import free_port
 from tests.brokers import broker as broker
@@ -87,13 +87,23 @@ def test_a_gate_that_can_not_be_sent_is_sent_with_a_later_copy(
     assert len(waiting(broker, GATE_QUEUE)) == 1
 
 
-def test_dates_of_a_window_that_the_broker_lost_are_not_counted(
-    app: Celery, broker: str, sent: list[dict[str, Any]]
-) -> None:
-    redis.Redis.from_url(broker).flushall()
-    for message in sent:
+def test_a_count_that_the_broker_lost_is_not_made_up(app: Celery, broker: str, sent: list[dict[str, Any]]) -> None:
+    for message in sent[:-1]:
         end(app, message)
+    redis.Redis.from_url(broker).flushall()
+    end(app, sent[-1])
     assert waiting(broker, GATE_QUEUE) == []
+
+
+def test_a_count_does_not_stay_for_ever(app: Celery, broker: str, sent: list[dict[str, Any]]) -> None:
+    client = redis.Redis.from_url(broker)
+    before = set(client.keys())
+    end(app, sent[0])
+    (counted,) = set(client.keys()) - before
+    assert 0 < client.ttl(counted) <= SEVEN_DAYS
+    for message in sent[1:]:
+        end(app, message)
+    assert not client.exists(counted), "nor once its gate was sent"
 
 
 def test_a_window_is_sent_in_the_order_of_its_dates(sender: CeleryDispatcher, broker: str) -> None:
