@@ -850,12 +850,18 @@ def test_a_partition_that_can_not_be_looked_at_is_not_absent(local_warehouse: Lo
     part = local_warehouse.root / f"nba/factors/day={FEB_24}/part.parquet"
     part.unlink()
     part.symlink_to(part)  # which goes on for ever
-    for ask in (local_warehouse.read, lambda asked: local_warehouse.query(ALL, scans={"t": asked})):
+    asks: list[Callable[[Scan], object]] = [
+        local_warehouse.read,
+        lambda asked: local_warehouse.read(asked, once=True),
+        lambda asked: local_warehouse.query(ALL, scans={"t": asked}),
+        lambda _: prints(local_warehouse, FEB_24),
+    ]
+    for ask in asks:
         with pytest.raises(WarehouseUnavailable, match=str(FEB_24)):
             ask(scan(span(FEB_23, FEB_24)))
 
 
-@pytest.mark.parametrize("rows", [3, 30_000])
+@pytest.mark.parametrize("rows", [3, 30_000, 600_000])  # as they are remembered, as they are not, in a big file
 def test_rows_that_were_read_are_read_again_once_their_file_is_another(
     local_warehouse: LocalWarehouse, rows: int
 ) -> None:
@@ -867,9 +873,13 @@ def test_rows_that_were_read_are_read_again_once_their_file_is_another(
     before = [local_warehouse.read(one) for one in (named, scan(span(FEB_23)), named)]
     assert [one.num_rows for one in before] == [rows] * 3
     assert before[0].column_names == ["day", "who"]
+    assert local_warehouse.read(named, once=True).num_rows == rows
+    assert prints(local_warehouse, FEB_23) == [checksum_of(part.read_bytes())]
     load(local_warehouse, FEB_23, players=rows + 1)
     os.utime(part, (long_ago, long_ago))
+    assert prints(local_warehouse, FEB_23) == [checksum_of(part.read_bytes())]
     assert local_warehouse.read(named).num_rows == rows + 1
+    assert local_warehouse.read(named, once=True).num_rows == rows + 1
 
 
 def test_a_query_that_a_signal_cuts_off_may_be_asked_again(local_warehouse: LocalWarehouse) -> None:
