@@ -6,7 +6,6 @@ The chord is the fast path, never the truth: its body is told a run and a window
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from common.job import Job
 from common.lanes import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 from common.results import COUNTING, SIZE
 from common.settings import Settings
-from common.transport import together, use_tolerant_transport
+from common.transport import sending, together, use_tolerant_transport
 
 #: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"
@@ -292,24 +291,6 @@ class CeleryDispatcher:
 def _sent_key(run: str) -> str:
     """Of the windows of a run that were sent: it goes when the broker loses what it holds, as their messages do."""
     return f"backfill:sent:{run}"
-
-
-@contextmanager
-def sending() -> Generator[None]:
-    try:
-        yield
-    except (KombuError, RedisError, OSError) as exc:
-        raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
-    except AttributeError as exc:
-        if not _raised_in_kombu(exc):
-            raise
-        raise BrokerUnavailable("the broker does not take tasks: its connection was lost meanwhile") from exc
-
-
-def _raised_in_kombu(exc: BaseException) -> bool:
-    """Whether kombu raised it: a channel whose connection was just given up is one without attributes."""
-    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
-    return frame.f_globals["__name__"].partition(".")[0] == "kombu"
 
 
 @dataclass(frozen=True, kw_only=True)

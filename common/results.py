@@ -3,7 +3,7 @@
 The stock backend subscribes to each header's result twice, in the process that sends a chord, and unsubscribes when the
 result object is collected: cost on every date, and a traceback when that happens after the broker is gone. It also
 looks up and stores each result by itself, for a week, beside what the chord counts. And it keeps the results to hand
-them to the chord's body, which is made anew for each header, and goes to lengths to have it sent once: here it reads
+them to the chord's body, which is made anew for each header, and goes to lengths to have it sent once. Our body reads
 the ledger instead, and may be sent twice.
 """
 
@@ -14,7 +14,9 @@ from typing import Any
 import structlog
 from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
-from kombu.exceptions import KombuError
+
+from common.errors import BrokerUnavailable
+from common.transport import sending
 
 SIZE = "chord_size"  #: where a chord's body says how many headers it waits for
 COUNTING = f"{__name__}:CountingRedisBackend"
@@ -47,19 +49,20 @@ class CountingRedisBackend(RedisBackend):
         What the broker has lost of the count is missing from it: reconcile will find the window.
         """
         wanted = (request.chord or {}).get(SIZE)
+        if wanted is None:  # as the version before sent it
+            super().on_chord_part_return(request, *args, **kwargs)
         if not request.group or not isinstance(wanted, int):
             return
         counted = self.get_key_for_group(request.group, ".n")
         client: Any = self.client
-        _, done = client.pipeline(transaction=False).sadd(counted, request.id).scard(counted).execute()
-        if done == 1:
-            client.expire(counted, self.chord_expires)
+        pipe = client.pipeline(transaction=False)
+        *_, done = pipe.sadd(counted, request.id).expire(counted, self.chord_expires).scard(counted).execute()
         if done < wanted:
             return
         body: Any = maybe_signature(request.chord, app=self.app)
         try:
-            body.apply_async()
-        except (KombuError, OSError) as exc:  # reconcile will find the window
+            with sending():
+                body.apply_async()
+                client.delete(counted)  # later copies of its headers begin anew, and do not get far
+        except BrokerUnavailable as exc:  # reconcile will find the window
             log.error("chord_body_not_sent", group=request.group, error=str(exc))
-        else:
-            client.delete(counted)  # later copies of its headers begin anew, and do not get far

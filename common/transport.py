@@ -5,21 +5,26 @@ somebody else would take a worker along. What is read here has left its queue al
 
 It also ends a worker that loses its broker with a task in hand: the connection is closed twice, and the second time it
 looks for the broker's address at a connection that has forgotten it. And it makes a client for each message that it
-sends, takes or acknowledges, which takes longer than some of them, and a transaction to take and to acknowledge one,
-where a message is with its worker whatever the broker has of it.
+sends, takes or acknowledges, which takes longer than some of them, and a transaction to take one and to acknowledge it.
+What that consists of is in such an order that a broker that dies in between has nothing that harms.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import structlog
+from kombu.exceptions import OperationalError as KombuError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, QoS, Transport
 from kombu.utils.json import dumps
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import RedisError
+
+from common.errors import BrokerUnavailable
 
 log = structlog.get_logger()
 
@@ -107,6 +112,25 @@ class TolerantTransport(Transport):
 def together(producer: Any) -> AbstractContextManager[None]:
     """A context at whose end all that the producer sends in it reaches the broker, by one command a queue."""
     return producer.channel.together()
+
+
+@contextmanager
+def sending() -> Generator[None]:
+    """Raises `BrokerUnavailable` for whatever keeps the broker from taking what is sent inside it."""
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker does not take tasks: {exc}") from exc
+    except AttributeError as exc:
+        if not _raised_in_kombu(exc):
+            raise
+        raise BrokerUnavailable("the broker does not take tasks: its connection was lost meanwhile") from exc
+
+
+def _raised_in_kombu(exc: BaseException) -> bool:
+    """Whether kombu raised it: a channel whose connection was just given up is one without attributes."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] == "kombu"
 
 
 def use_tolerant_transport() -> None:

@@ -116,26 +116,31 @@ class DateRequest(Request):
     """A task of dates, as the worker's main process sees it."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Fail what its process is about to be killed for. Here, because that process can't."""
-        super().on_timeout(soft, timeout)
-        if soft or self.worker_pid is None:
-            return
+        """Fail what its process is about to be killed for. Here, because that process can't.
+
+        Before its chord counts it: a gate that came first would find it in work, and not come again for a while.
+        """
+        try:
+            if not soft and self.worker_pid is not None:
+                self._fail_dates(identity(int(self.worker_pid)), timeout)
+        except (BackfillError, ProcessLookupError) as exc:  # its death is counted instead, and it is tried again
+            log.error("dates_not_failed", call=self.args, error=str(exc))
+        finally:
+            super().on_timeout(soft, timeout)
+
+    def _fail_dates(self, holder: str, timeout: float) -> None:
         from common.ledger import open_ledger
         from worker import process
 
         run, *days = self.args
+        ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
         try:
-            holder = identity(int(self.worker_pid))
-            ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
-            try:
-                again = process.out_of_time(run, _days(days), ledger, owner=holder, seconds=timeout)
-                if again:
-                    found = ledger.run(run)
-                    process.send_alone(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
-            finally:
-                ledger.close()
-        except (BackfillError, ProcessLookupError) as exc:  # its death is counted instead, and it is tried again
-            log.error("dates_not_failed", run=run, days=days, error=str(exc))
+            again = process.out_of_time(run, _days(days), ledger, owner=holder, seconds=timeout)
+            if again:
+                found = ledger.run(run)
+                process.send_alone(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
+        finally:
+            ledger.close()
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)

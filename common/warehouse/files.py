@@ -47,7 +47,7 @@ def sync_folder(folder: str | Path) -> None:
 def sync_all(places: Iterable[str | Path]) -> None:
     """Have files and folders outlive a power cut. Many at once: a disk writes them together."""
     wanted = list(places)
-    if len(wanted) < SYNCS_AT_ONCE:  # to start the threads takes longer
+    if len(wanted) == 1:
         _sync_each(wanted)
         return
     with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
@@ -136,9 +136,9 @@ def read_plain(path: str | Path) -> bytes:
 def read_handle(handle: int) -> bytes:
     """What is left of an open file: asked for every file, of which most are small."""
     read = [os.read(handle, os.fstat(handle).st_size + 1)]
-    while read[-1]:
-        read.append(os.read(handle, READ_AT_ONCE))
-    return b"".join(read)
+    while more := os.read(handle, READ_AT_ONCE):
+        read.append(more)
+    return read[0] if len(read) == 1 else b"".join(read)
 
 
 @contextmanager

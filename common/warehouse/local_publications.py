@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -28,7 +27,6 @@ from common.warehouse.staged import read_staged_bytes, refuse_other
 LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
 COMMITTED = "COMMITTED"
 UNDO = ".undo"  #: in the root: by run and table, what a run's first publication of a date replaced
-THERE_ALREADY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  #: how it is said that a folder can't be moved there
 REPLACED = "replaced.json"  #: beside a kept part, a note of its own: as versions before this one wrote it
 
 
@@ -191,8 +189,8 @@ class LocalPublications(LocalBackups):
             try:
                 os.rename(new, f"{folder}/{new.name}")  # noqa: PTH104
                 continue
-            except OSError as exc:
-                if exc.errno not in THERE_ALREADY or not is_there(f"{folder}/{new.name}"):
+            except OSError:
+                if not is_there(f"{folder}/{new.name}"):
                     raise
             place = folder / new.name
             (new / PART).replace(place / PART)
@@ -260,7 +258,7 @@ def _prepare(place: str, staged: StagedFile, publication: str) -> None:
         shutil.rmtree(place)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    with open(f"{place}/{PUBLICATION}", "wb", buffering=0) as file:  # noqa: PTH123 - none reads it before it takes effect
+    with open(f"{place}/{PUBLICATION}", "wb") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
         file.write(json.dumps(note).encode())
 
 

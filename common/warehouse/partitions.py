@@ -45,7 +45,7 @@ def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
 def parts_there(root: Path, parts: Iterable[str]) -> list[str]:
     """Those of the parts that there are. Raises `OutsideRoot` for one out of the root.
 
-    As few looks as tell: it is asked for every file that is queried.
+    As few looks as tell: it is asked for every file that a query is to read.
     """
     found: list[str] = []
     for part in parts:
@@ -75,10 +75,10 @@ def is_there(part: str | Path) -> bool:
     return True
 
 
-def fingerprint(part: str | Path) -> str:
+def fingerprint(file: str | Path) -> str:
+    """That of the bytes of any file of the warehouse's, at a path that was looked at; `ABSENT` where there is none."""
     try:
-        with open(part, "rb") as file:  # noqa: PTH123 - asked for every file that is read
-            return checksum_of(file.read())
+        return checksum_of(Path(file).read_bytes())
     except FileNotFoundError:
         return ABSENT
 

@@ -60,7 +60,7 @@ class Parts:
     def fingerprint(self, part: str) -> str:
         """That of its bytes, computed once for as long as the file is the same; `ABSENT` where there is none."""
         known = self._fingerprints.get(part)
-        if known is not None and known[0] == stamp_of(part):
+        if known is not None and _is_still(part, known[0]):
             return known[1]
         with self._opened(part) as handle:
             return ABSENT if handle is None else self._summed(part, handle)[1]
@@ -74,9 +74,11 @@ class Parts:
         """The columns, or all, as far as the part has them; it may have others besides. None where there is none."""
         with self._lock:
             known = self._rows.get(part)
-        if known is not None and known[0] == stamp_of(part):
+            if known is not None:
+                self._rows.move_to_end(part)
+        if known is not None and _is_still(part, known[0]):
             return known[1]
-        with self._opened(part) as handle:
+        with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
             if os.fstat(handle).st_size > self.SMALL:
@@ -93,7 +95,7 @@ class Parts:
 
     def rows_once(self, part: str, columns: list[str] | None) -> pa.Table | None:
         """The columns of a part that nobody asks for again: they are not remembered."""
-        with self._opened(part) as handle:
+        with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
             small = os.fstat(handle).st_size <= self.SMALL
@@ -101,18 +103,23 @@ class Parts:
         return _parquet(file).read(columns=columns, use_threads=False)
 
     @contextmanager
-    def _opened(self, part: str) -> Generator[int | None]:
-        """The file to read from; None where there is none."""
+    def _opened(self, part: str, *, folder_required: bool = True) -> Generator[int | None]:
+        """The file to read from; None where there is none.
+
+        A file where the part's folder would be counts as none for readers alone: nothing can be published there.
+        """
         try:
             handle = self._handle(part)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            if folder_required and isinstance(exc, NotADirectoryError):
+                raise
             yield None
             return
         with closing_handle(handle):
             yield handle
 
     def _handle(self, part: str) -> int:
-        if not stat.S_ISLNK(os.lstat(part.rpartition("/")[0]).st_mode):
+        if not stat.S_ISLNK(os.lstat(_folder_of(part)).st_mode):
             try:
                 return os.open(part, TO_READ | os.O_NOFOLLOW)
             except OSError as exc:
@@ -121,7 +128,7 @@ class Parts:
         return os.open(within(self._root, part), TO_READ)
 
     def _summed(self, part: str, handle: int) -> tuple[bytes, str, Stamp | None]:
-        """The bytes, their fingerprint, and the stamp for as long as which that is what the file holds, if any is."""
+        """The bytes, their fingerprint, and the stamp to remember them by; None if the file may still change."""
         stamp = stamp_of(handle)
         data = read_handle(handle)
         found = checksum_of(data)
@@ -144,6 +151,15 @@ class Parts:
         known = self._rows.pop(part, None)
         if known is not None:
             self._bytes -= known[1].nbytes
+
+
+def _is_still(part: str, stamp: Stamp) -> bool:
+    """Whether the file is the one that was read. Its folder may have come back as a link, with the same file in it."""
+    return stamp_of(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
+
+
+def _folder_of(part: str) -> str:
+    return part.rpartition("/")[0]
 
 
 def _parquet(file: pa.NativeFile) -> pq.ParquetFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -93,6 +93,21 @@ def test_a_count_that_the_broker_lost_is_not_made_up(app: Celery, broker: str, s
     redis.Redis.from_url(broker).flushall()
     end(app, sent[-1])
     assert waiting(broker, GATE_QUEUE) == []
+
+
+def test_dates_that_the_version_before_sent_are_counted_as_it_counted_them(
+    app: Celery, broker: str, sent: list[dict[str, Any]]
+) -> None:
+    for message in sent:
+        arguments, named, embedded = json.loads(b64decode(message["body"]))
+        del embedded["chord"]["chord_size"]
+        message["body"] = b64encode(json.dumps([arguments, named, embedded]).encode())
+    app.backend.set_chord_size(sent[0]["headers"]["group"], len(sent))
+    for message in sent[:-1]:
+        end(app, message)
+    assert waiting(broker, GATE_QUEUE) == []
+    end(app, sent[-1])
+    assert len(waiting(broker, GATE_QUEUE)) == 1
 
 
 def test_a_count_does_not_stay_for_ever(app: Celery, broker: str, sent: list[dict[str, Any]]) -> None:

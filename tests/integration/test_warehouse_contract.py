@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import QueryFailed, SchemaMismatch, TableNotFound, UserError, WarehouseUnavailable
+from common.errors import (
+    NotAllowed,
+    OutsideRoot,
+    QueryFailed,
+    SchemaMismatch,
+    TableNotFound,
+    UserError,
+    WarehouseUnavailable,
+)
 from common.schema import TableName
 from common.staging import Staging
 from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, Warehouse, need_table
@@ -859,6 +868,40 @@ def test_a_partition_that_can_not_be_looked_at_is_not_absent(local_warehouse: Lo
     for ask in asks:
         with pytest.raises(WarehouseUnavailable, match=str(FEB_24)):
             ask(scan(span(FEB_23, FEB_24)))
+
+
+def test_a_file_where_a_partition_should_be_is_refused_before_anything_is_published(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    load(local_warehouse, FEB_23)
+    (local_warehouse.root / f"nba/factors/day={FEB_24}").write_text("not a folder")
+    files = [staged(staging, FEB_23), staged(staging, FEB_24)]
+    before = contents(local_warehouse, FEB_23)
+    with pytest.raises(NotAllowed, match=str(FEB_24)):
+        local_warehouse.publish(
+            TABLE, "day", files, unchanged_since={FEB_23: "", FEB_24: ABSENT}, publication="run-1/0"
+        )
+    assert contents(local_warehouse, FEB_23) == before, "and the table is read as it was"
+
+
+def test_a_partition_that_comes_back_as_a_link_out_is_not_answered_from_memory(
+    local_warehouse: LocalWarehouse, tmp_path: Path
+) -> None:
+    load(local_warehouse, FEB_23)
+    folder = local_warehouse.root / f"nba/factors/day={FEB_23}"
+    long_ago = time.time() - 3600
+    os.utime(folder / "part.parquet", (long_ago, long_ago))
+    asks: list[Callable[[], object]] = [
+        lambda: local_warehouse.read(scan(span(FEB_23))),
+        lambda: prints(local_warehouse, FEB_23),
+    ]
+    for ask in asks:
+        ask()
+    outside = folder.rename(tmp_path / "outside")
+    folder.symlink_to(outside)
+    for ask in asks:
+        with pytest.raises(OutsideRoot):
+            ask()
 
 
 @pytest.mark.parametrize("rows", [3, 30_000, 600_000])  # as they are remembered, as they are not, in a big file
