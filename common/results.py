@@ -51,6 +51,7 @@ class CountingRedisBackend(RedisBackend):
         wanted = (request.chord or {}).get(SIZE)
         if wanted is None:  # as the version before sent it
             super().on_chord_part_return(request, *args, **kwargs)
+            return
         if not request.group or not isinstance(wanted, int):
             return
         counted = self.get_key_for_group(request.group, ".n")
