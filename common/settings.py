@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from common.batches import AUTO, parse_per_task
 from common.errors import UserError
+from common.ledger_url import HOME, ledger_url
 from common.operations_settings import MOST_DAYS, OperationsSettings
 from common.rate import Rate
 from common.recovery_settings import RecoverySettings
@@ -17,15 +18,13 @@ from common.schema import TableName
 from common.warehouse import LOCAL, is_local
 from common.warehouse.base import METADATA, Limits
 
-SQLITE = "sqlite:///"
-
 
 class Settings(OperationsSettings, RecoverySettings):
     """The settings of one process, from `BACKFILL_*`. URLs may hold passwords: they never print."""
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
 
-    home: Path = Path(".backfill")  #: holds the embedded defaults of the four URLs
+    home: Path = HOME  #: holds the embedded defaults of the four URLs
     broker: SecretStr | None = None  #: redis://...; None starts an embedded broker for each run
     ledger: SecretStr | None = None  #: sqlite:///FILE or postgresql://...
     warehouse: str | None = None  #: local:DIR or bigquery://PROJECT?location=US
@@ -112,12 +111,7 @@ class Settings(OperationsSettings, RecoverySettings):
 
     @property
     def ledger_url(self) -> str:
-        """The ledger's URL; a SQLite file is named from the root, for processes that start elsewhere."""
-        if self.ledger is None:
-            return f"{SQLITE}{self.home.absolute() / 'ledger.db'}"
-        url = self.ledger.get_secret_value()
-        file = url.removeprefix(SQLITE)
-        return f"{SQLITE}{Path(file).absolute()}" if url.startswith(SQLITE) and file else url
+        return ledger_url(self.home, None if self.ledger is None else self.ledger.get_secret_value())
 
     @property
     def warehouse_url(self) -> str:

@@ -185,7 +185,7 @@ def _restored(settings: Settings, tables: Sequence[DatedTable]) -> dict[DatedTab
     """The dates of each table that somebody restored. A ledger that is not there yet is not made, and knows of none."""
     from common.cleanup import restored_dates
     from common.ledger import open_ledger
-    from common.settings import SQLITE
+    from common.ledger_url import SQLITE
 
     url = settings.ledger_url
     if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).exists():

@@ -8,10 +8,8 @@ import typer
 
 from common.errors import UserError
 from common.ledger import open_ledger
-from common.settings import read_settings
-from producer.cli_options import (
-    AsJson,
-)
+from common.ledger_url import read_ledger_url
+from producer.cli_options import AsJson
 from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
 from producer.report import (
     is_interrupted,
@@ -42,7 +40,7 @@ def status(
     last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
 ) -> None:
     """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
-    ledger = open_ledger(read_settings().ledger_url)  # nothing else is looked at
+    ledger = open_ledger(read_ledger_url())  # nothing else is looked at, nor which settings there are
     context.call_on_close(ledger.close)
     console = make_console()
     latest = ledger.latest_runs(max(last, 1))
@@ -75,6 +73,7 @@ def watch(
 ) -> None:
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
     from common.queue import make_app
+    from common.settings import read_settings
     from producer.launch import follow
     from producer.site import open_site
     from producer.watcher import Watcher

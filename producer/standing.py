@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
+from common.file_lock import locked
 from common.processes import identity, is_dead
 from common.settings import Settings
-from common.warehouse.files import locked
 
 
 @dataclass(frozen=True, kw_only=True)

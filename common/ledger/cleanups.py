@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -16,7 +16,9 @@ from common.clock import utcnow
 from common.errors import TableTaken, UserError
 from common.ledger.database import Database
 from common.ledger.tables import cleanup_operations as operations
-from common.warehouse.backups import KeptDate
+
+if TYPE_CHECKING:
+    from common.warehouse.backups import KeptDate
 
 
 class CleanupState(Enum):
@@ -268,6 +270,8 @@ class Cleanups(Database):
 
 
 def _operation_of(row: Mapping[Any, Any]) -> CleanupOperation:
+    from common.warehouse.backups import KeptDate  # which whoever looks at runs does not need
+
     kept = {
         date.fromisoformat(day): KeptDate(fingerprint=fingerprint, rows=rows)
         for day, (fingerprint, rows) in (row["kept"] or {}).items()

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from common.errors import LedgerUnusable, UserError
-from common.warehouse.files import locked
+from common.file_lock import locked
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.coverage import Verdict
 from common.errors import StagedFileLost
 from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
-from common.warehouse.base import StagedFile
+
+if TYPE_CHECKING:
+    from common.warehouse.base import StagedFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,8 @@ class DateRow:
         """The file this date has staged. Raises `StagedFileLost` when it has none."""
         if self.staged_path is None or self.checksum is None or self.rows is None:
             raise StagedFileLost("no file was staged", day=self.day)
+        from common.warehouse.base import StagedFile  # which whoever only looks at a run does not need
+
         return StagedFile(
             day=self.day,
             attempt=self.attempt,

@@ -1,9 +1,8 @@
-"""Files that are never seen half written, and a lock that dies with its holder."""
+"""Files that are never seen half written."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -158,12 +157,3 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as exc:
         raise NotAllowed(f"{folder} can't be written: {exc.strerror}: {existing}") from exc
-
-
-@contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold an exclusive lock on the file; the operating system releases it should the process die."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from common.arrow_types import column_type
 from common.errors import StagedFileLost, TableNotFound
+from common.file_lock import locked
 from common.schema import TableName, Types
 from common.warehouse.base import (
     Counted,
@@ -32,7 +33,6 @@ from common.warehouse.counting import count_by_reading
 from common.warehouse.files import (
     below,
     check_writable,
-    locked,
     parquet_bytes,
     write_atomically,
 )

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 
 from common.dates import DateRange
 from common.errors import NothingKept
+from common.file_lock import locked
 from common.schema import TableName
 from common.warehouse.backups import Backup, KeptDate, refused_as_written
 from common.warehouse.base import ABSENT, TableInfo
-from common.warehouse.files import inside, locked, sync_folder, write_atomically
+from common.warehouse.files import inside, sync_folder, write_atomically
 from common.warehouse.partitions import PART, PUBLICATION, fingerprint, link, partitions_in, translated
 
 CLEANUP = ".cleanup"  #: in the root: by operation and table, what a cleanup deleted

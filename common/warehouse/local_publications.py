@@ -16,9 +16,10 @@ from pathlib import Path
 
 from common.clock import utcnow
 from common.errors import NothingKept, OutsideRoot, StagedFileLost
+from common.file_lock import locked
 from common.schema import TableName
 from common.warehouse.base import ABSENT, Limits, Receipt, Replaced, StagedFile
-from common.warehouse.files import inside, locked, read_plain, sync_all, sync_folder, write_atomically
+from common.warehouse.files import inside, read_plain, sync_all, sync_folder, write_atomically
 from common.warehouse.local_backups import LocalBackups
 from common.warehouse.partitions import PART, PUBLICATION, fingerprint, is_there, link, partitions_in, translated
 from common.warehouse.parts import Parts

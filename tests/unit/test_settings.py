@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import BackfillError, UserError
 from common.ledger import open_ledger
+from common.ledger_url import read_ledger_url
 from common.settings import Settings, read_settings
 from common.staging import open_staging
 from common.warehouse import open_warehouse
@@ -50,6 +51,29 @@ def test_the_environment_overrides_the_defaults(monkeypatch: pytest.MonkeyPatch)
     assert (settings.home, settings.window) == (Path("/somewhere"), 7)
     urls = (settings.ledger_url, settings.warehouse_url, settings.staging_url)
     assert urls == ("postgresql://db/ledger", "local:/data", "/shared")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"BACKFILL_HOME": "elsewhere"}, id="home"),
+        pytest.param({"backfill_home": "/some/where"}, id="small-letters"),
+        pytest.param({"BACKFILL_HOME": ""}, id="home-empty"),
+        pytest.param({"BACKFILL_LEDGER": "sqlite:///ledger.db"}, id="file"),
+        pytest.param({"BACKFILL_LEDGER": "sqlite:////data/ledger.db?timeout=5", "BACKFILL_HOME": "x"}, id="root"),
+        pytest.param({"BACKFILL_LEDGER": "postgresql://user:pass@db/ledger"}, id="postgresql"),
+        pytest.param({"BACKFILL_LEDGER": "sqlite:///"}, id="no-file"),
+        pytest.param({"BACKFILL_LEDGER": ""}, id="ledger-empty"),
+    ],
+)
+def test_the_ledger_is_found_alike_with_and_without_the_other_settings(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert read_ledger_url() == read_settings().ledger_url
 
 
 @pytest.mark.parametrize(
