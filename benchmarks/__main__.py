@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import report, seasons, trivial
-from benchmarks.results import Measured, show, write
+from benchmarks.results import Measured, held_against, middle, show, write
 
 TEN_YEARS = 3650
 
@@ -19,10 +19,13 @@ TEN_YEARS = 3650
 def main(
     dates: Annotated[str, typer.Option(help="Numbers of dates of the trivial work.")] = "365,3650,40000",
     per_task: Annotated[str, typer.Option(help="Dates a task.")] = "1,30",
+    rounds: Annotated[
+        int, typer.Option(min=1, help=f"Rounds over the trivial work, of up to {TEN_YEARS:,} dates; the middle counts.")
+    ] = 5,
     with_seasons: Annotated[bool, typer.Option("--seasons/--no-seasons", help="The real job too.")] = True,
     keep: Annotated[bool, typer.Option(help="Write the results where they are kept.")] = True,
 ) -> None:
-    """Each contestant does the same trivial work in the same run of this program, one after the other."""
+    """Each contestant does the same trivial work in the same run of this program, in turns."""
     console = Console(width=200)
     measured: list[Measured] = []
 
@@ -32,7 +35,9 @@ def main(
             console.print(one.record())
 
     with tempfile.TemporaryDirectory() as place:
-        _measure_trivial(Path(place), [int(one) for one in dates.split(",")], per_task.split(","), tell)
+        for count in (int(one) for one in dates.split(",")):
+            turns = rounds if count <= TEN_YEARS else 1
+            tell(*_measure_trivial(Path(place), count, per_task.split(","), turns, console))
         if with_seasons:
             _measure_seasons(Path(place), tell)
     show(measured, console)
@@ -41,19 +46,31 @@ def main(
         report.main()
 
 
-def _measure_trivial(place: Path, counts: Sequence[int], per_task: Sequence[str], tell: Callable[..., None]) -> None:
-    """The trivial work, of so many dates each and so many dates a task."""
-    for count in counts:
+def _measure_trivial(
+    place: Path, count: int, per_task: Sequence[str], turns: int, console: Console
+) -> Iterator[Measured]:
+    """The trivial work, of so many dates each and so many dates a task.
+
+    How quick the machine is changes by the minute, so all take turns, each checked backfill is held against the bare
+    chord of its own round, and of each contestant the round is told in which it was neither best nor worst.
+    """
+    rounds: list[list[Measured]] = []
+    others: list[Measured] = []
+    for turn in range(1, turns + 1):
         chord = trivial.bare_chord(_fresh(place), count)
-        tell(trivial.plain_loop(_fresh(place), count), chord)
+        rounds.append([trivial.plain_loop(_fresh(place), count), chord])
         for number in per_task:
             folder = _fresh(place)
             home = folder / "home"
             trivial.load(home, count)
-            found, others = trivial.checked_backfill(folder, home, count, number)
-            tell(trivial.held_against(found, chord), *others)
-            if count == TEN_YEARS:
-                tell(trivial.plan(folder, home, count))
+            found, more = trivial.checked_backfill(folder, home, count, number)
+            rounds[-1].append(held_against(found, chord))
+            others += more
+            if count == TEN_YEARS and turn == turns:
+                others.append(trivial.plan(folder, home, count))
+        console.print(f"{count:,} dates, round {turn} of {turns}:", *(f"{one.seconds:.2f}" for one in rounds[-1]), "s")
+    yield from (middle(list(runs)) for runs in zip(*rounds, strict=True))
+    yield from others
 
 
 def _measure_seasons(place: Path, tell: Callable[..., None]) -> None:

@@ -39,7 +39,18 @@ def _of_machine(machine: Record) -> str:
 
 
 def _work_rows(records: Sequence[Record]) -> list[list[str]]:
-    rows = [["trivial work", "dates", "dates a task", "seconds", "ms a date", "bare chord = 1", "first checkpoint"]]
+    rows = [
+        [
+            "trivial work",
+            "dates",
+            "dates a task",
+            "seconds",
+            "ms a date",
+            "bare chord = 1",
+            "in all rounds",
+            "first checkpoint",
+        ]
+    ]
     for one in records:
         first = one.get("first_checkpoint_seconds")
         ratio = one["ratio_to_bare_chord"]
@@ -51,10 +62,19 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
                 f"{one['seconds']:.1f}",
                 f"{1000 * one['seconds_per_date']:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
+                _spread(one),
                 "" if first is None else f"{first:.1f} s",
             ]
         )
     return rows
+
+
+def _spread(one: Record) -> str:
+    """The lowest and the highest of several rounds: of a checked backfill beside its bare chords, of others in seconds."""
+    if one.get("rounds", 1) < 2:
+        return ""
+    unit = "" if one["name"] == CHECKED else " s"
+    return f"{one['lowest']:.2f} to {one['highest']:.2f}{unit}"
 
 
 def _memory_rows(records: Sequence[Record]) -> list[list[str]]:

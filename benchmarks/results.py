@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,28 @@ class Measured:
         more = found.pop("more")
         found["seconds_per_date"] = self.seconds / self.dates
         return {name: _rounded(value) for name, value in (found | more).items()}
+
+
+def held_against(measured: Measured, chord: Measured) -> Measured:
+    """The measurement beside the bare chord of the same round."""
+    ratio = measured.seconds / measured.dates / (chord.seconds / chord.dates)
+    more = {**measured.more, "bare_chord_seconds": chord.seconds}
+    return replace(measured, ratio_to_bare_chord=ratio, more=more)
+
+
+def middle(rounds: Sequence[Measured]) -> Measured:
+    """Of a contestant's rounds the one in the middle, with the spread around it.
+
+    They are told apart by seconds over those of the bare chord of the same round, where they are held against one.
+    """
+
+    def result(one: Measured) -> float:
+        return one.seconds / one.more.get("bare_chord_seconds", 1.0)
+
+    ordered = sorted(rounds, key=result)
+    found = ordered[(len(ordered) - 1) // 2]
+    spread = {"rounds": len(ordered), "lowest": result(ordered[0]), "highest": result(ordered[-1])}
+    return replace(found, more={**found.more, **spread})
 
 
 def _rounded(value: Any) -> Any:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -179,8 +178,3 @@ def plan(folder: Path, home: Path, count: int) -> Measured:
 def _gate_seconds(log: Path) -> list[float]:
     events = re.findall(r"^\{.*\"window_gated\".*\}$", log.read_text(), re.MULTILINE)
     return [json.loads(one)["seconds"] for one in events if json.loads(one)["outcome"] == "closed"]
-
-
-def held_against(measured: Measured, chord: Measured) -> Measured:
-    each = chord.seconds / chord.dates
-    return replace(measured, ratio_to_bare_chord=measured.seconds / measured.dates / each)
