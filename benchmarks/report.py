@@ -70,7 +70,7 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def _spread(one: Record) -> str:
-    """The lowest and the highest of several rounds: of a checked backfill beside its bare chords, of others in seconds."""
+    """The lowest and the highest of several rounds: in seconds, or beside the bare chords of the same rounds."""
     if one.get("rounds", 1) < 2:
         return ""
     unit = "" if one["name"] == CHECKED else " s"
