@@ -104,7 +104,7 @@ def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:
 
 
 def _once(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Each key once, in order. They nearly are already, and numpy's own `unique` would make a hash table of them first."""
+    """Each key once, in order. They nearly are: numpy's own `unique` would make a hash table of them first."""
     ordered = np.sort(keys)
     return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
 
