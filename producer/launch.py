@@ -42,6 +42,7 @@ from producer.stack import EmbeddedStack
 
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
+MOST_POLL_SECONDS = 1.0
 UNTAKEN = 2  #: messages for maintenance at once that a worker would not leave lying
 NOBODY_RECONCILES = "nothing brings it on after a loss: no worker for the maintenance queue takes anything"
 
@@ -160,7 +161,9 @@ def follow(
     last_ended, last_change, note = -1, time.monotonic(), ""
     obeyed = 0
     while True:
+        asked = time.monotonic()
         progress = site.ledger.progress(run_id)
+        took = time.monotonic() - asked
         show(replace(progress, note=note))
         if progress.run.ended:
             return progress
@@ -178,7 +181,12 @@ def follow(
             last_change = time.monotonic()
         if stack is None and is_interrupted(progress.run):
             return progress
-        time.sleep(POLL_SECONDS)
+        time.sleep(_pause(took))
+
+
+def _pause(took: float) -> float:
+    """Seconds until a run is asked after again: to tell how it stands takes longer the more dates it has."""
+    return min(max(POLL_SECONDS, took * 50), MOST_POLL_SECONDS)
 
 
 def _have_reconciled(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:

@@ -81,8 +81,8 @@ class Parts:
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
-            if os.fstat(handle).st_size > self.SMALL:
-                return _parquet(pa.OSFile(part, "r")).read(columns=columns, use_threads=False)
+            if not self._is_small(handle):
+                return _parquet(_big_file(handle)).read(columns=columns, use_threads=False)
             data, _, settled = self._summed(part, handle)
         file = _parquet(pa.BufferReader(data))
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
@@ -98,9 +98,11 @@ class Parts:
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
-            small = os.fstat(handle).st_size <= self.SMALL
-            file = pa.BufferReader(read_handle(handle)) if small else pa.OSFile(part, "r")
-        return _parquet(file).read(columns=columns, use_threads=False)
+            file = pa.BufferReader(read_handle(handle)) if self._is_small(handle) else _big_file(handle)
+            return _parquet(file).read(columns=columns, use_threads=False)
+
+    def _is_small(self, handle: int) -> bool:
+        return os.fstat(handle).st_size <= self.SMALL
 
     @contextmanager
     def _opened(self, part: str, *, folder_required: bool = True) -> Generator[int | None]:
@@ -160,6 +162,11 @@ def _is_still(part: str, stamp: Stamp) -> bool:
 
 def _folder_of(part: str) -> str:
     return part.rpartition("/")[0]
+
+
+def _big_file(handle: int) -> pa.NativeFile:
+    """The open file itself, for as long as it is open: its path may lead elsewhere by now."""
+    return pa.PythonFile(os.fdopen(handle, "rb", buffering=0, closefd=False), mode="r")
 
 
 def _parquet(file: pa.NativeFile) -> pq.ParquetFile:
