@@ -38,8 +38,8 @@ class Watcher:
         if not self._console.is_terminal:
             yield self
             return
-        columns = (TextColumn("{task.fields[state]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bar(*columns, TextColumn("{task.fields[text]}"), console=self._console) as bar:
+        columns = (_plain("{task.fields[state]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bar(*columns, _plain("{task.fields[text]}"), console=self._console) as bar:
             self._bar = bar
             self._task = bar.add_task("", total=None, state="planned", text="")
             yield self
@@ -55,7 +55,8 @@ class Watcher:
         due = time.monotonic() - self._last_line > LINE_EVERY_SECONDS
         if turned or ((due or progress.run.ended) and text != self._last_text):
             self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
-            self._console.print(f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}")
+            line = f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}"
+            self._console.print(line, markup=False)  # a broker's words may be in it
 
     def _is_idle(self, progress: Progress) -> bool:
         """Whether dates have been waiting for a worker for a while and none has come."""
@@ -88,3 +89,8 @@ class Watcher:
         if rate > 0 and left:
             parts.append(f"{timedelta(seconds=int(left / rate))} left")
         return ", ".join(parts)
+
+
+def _plain(text: str) -> TextColumn:
+    """Words as they are, brackets and all."""
+    return TextColumn(text, markup=False)

@@ -243,6 +243,22 @@ print(json.dumps(found))
 """
 
 
+def a_run(state: RunState) -> Run:
+    """A run that no ledger knows."""
+    unset = ("reason", "owner", "started_at", "finished_at", "undone_at", "undone_by", "reported_at")
+    values: dict[str, Any] = dict.fromkeys(unset)
+    values |= {
+        "id": "run-1",
+        "job": "players",
+        "job_version": "1",
+        "options": {},
+        "requested": "",
+        "requested_by": "ada",
+    }
+    values |= {"first_date": FEB_23, "last_date": FEB_24, "created_at": utcnow()}
+    return Run(state=state, **values)
+
+
 def run_python(code: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run the code in a process of its own, which finds the arguments in `sys.argv[1:]`, to its end."""
     return subprocess.run(

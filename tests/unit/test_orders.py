@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 import pytest
 
-from common.ledger import Progress, Run, RunState
+from common.ledger import Progress, RunState
 from common.ledger.orders import UNPUBLISHED, Order, Stopped, order_of
 from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState
 from producer.control import in_words
-from tests.builders import FEB_23, FEB_24
+from tests.builders import FEB_23, FEB_24, a_run
 from worker.control import is_date_of
 
 
@@ -63,10 +60,10 @@ def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> 
         ),
     ],
 )
-def test_what_was_stopped_is_told(a_run: Run, counts: dict[DateState, int], stopped: Stopped, expected: str) -> None:
-    told = in_words(Progress(run=a_run, counts=counts), stopped)
+def test_what_was_stopped_is_told(counts: dict[DateState, int], stopped: Stopped, expected: str) -> None:
+    told = in_words(Progress(run=a_run(RunState.CANCELLING), counts=counts), stopped)
 
-    assert told == f"run {a_run.id}: {expected}; follow it with `backfill watch {a_run.id}`"
+    assert told == f"run run-1: {expected}; follow it with `backfill watch run-1`"
 
 
 @pytest.mark.parametrize(
@@ -80,19 +77,3 @@ def test_what_was_stopped_is_told(a_run: Run, counts: dict[DateState, int], stop
 )
 def test_only_dates_of_the_run_are_killed(task: str, arguments: list[object], expected: bool) -> None:
     assert is_date_of(task, arguments, "run-1") is expected
-
-
-@pytest.fixture
-def a_run() -> Run:
-    unset = ("reason", "owner", "started_at", "finished_at", "undone_at", "undone_by", "reported_at")
-    values: dict[str, Any] = dict.fromkeys(unset)
-    values |= {
-        "id": "run-1",
-        "job": "players",
-        "job_version": "1",
-        "options": {},
-        "requested": "",
-        "requested_by": "ada",
-    }
-    values |= {"first_date": FEB_23, "last_date": FEB_24, "created_at": datetime.now(UTC)}
-    return Run(state=RunState.CANCELLING, **values)

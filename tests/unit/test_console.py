@@ -1,0 +1,36 @@
+"""What others wrote is shown as they wrote it."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from common.ledger import Progress, RunState
+from common.ledger.states import DateState
+from producer.report import make_console
+from producer.watcher import Watcher
+from tests.builders import a_run
+
+WRITTEN = "no route to [::1/0] [/there] :warning:"
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress(run=a_run(RunState.SUCCEEDED), counts={DateState.CHECKPOINTED: 3}, note=WRITTEN)
+
+
+def test_colons_are_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    make_console().print("because of :x: and :warning:")
+    assert capsys.readouterr().out == "because of :x: and :warning:\n"
+
+
+def test_a_line_on_the_way_says_what_there_is_to_know(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher(make_console()).showing() as watcher:
+        watcher.show(progress)
+    assert WRITTEN in capsys.readouterr().out
+
+
+def test_a_bar_says_what_there_is_to_know(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher(Console(force_terminal=True, width=200, color_system=None)).showing() as watcher:
+        watcher.show(progress)
+    assert WRITTEN in capsys.readouterr().out
