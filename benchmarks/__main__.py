@@ -16,11 +16,20 @@ from benchmarks.results import Measured, held_against, middle, show, write
 TEN_YEARS = 3650
 
 
+def _odd(rounds: int) -> int:
+    if rounds % 2 == 0:
+        raise typer.BadParameter("of an even number of rounds none is in the middle")
+    return rounds
+
+
 def main(
     dates: Annotated[str, typer.Option(help="Numbers of dates of the trivial work.")] = "365,3650,40000",
     per_task: Annotated[str, typer.Option(help="Dates a task.")] = "1,30",
     rounds: Annotated[
-        int, typer.Option(min=1, help=f"Rounds over the trivial work, of up to {TEN_YEARS:,} dates; the middle counts.")
+        int,
+        typer.Option(
+            min=1, callback=_odd, help=f"Rounds over up to {TEN_YEARS:,} dates of the trivial work: an odd number."
+        ),
     ] = 5,
     with_seasons: Annotated[bool, typer.Option("--seasons/--no-seasons", help="The real job too.")] = True,
     keep: Annotated[bool, typer.Option(help="Write the results where they are kept.")] = True,
@@ -52,7 +61,7 @@ def _measure_trivial(
     """The trivial work, of so many dates each and so many dates a task.
 
     How quick the machine is changes by the minute, so all take turns, each checked backfill is held against the bare
-    chord of its own round, and of each contestant the round is told in which it was neither best nor worst.
+    chord of its own round, and of each contestant the round in the middle is told.
     """
     rounds: list[list[Measured]] = []
     others: list[Measured] = []

@@ -47,12 +47,13 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
             "seconds",
             "ms a date",
             "bare chord = 1",
-            "in all rounds",
+            "lowest to highest",
+            "whole command",
             "first checkpoint",
         ]
     ]
     for one in records:
-        first = one.get("first_checkpoint_seconds")
+        first, whole = one.get("first_checkpoint_seconds"), one.get("whole_command_seconds")
         ratio = one["ratio_to_bare_chord"]
         rows.append(
             [
@@ -63,6 +64,7 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
                 f"{1000 * one['seconds_per_date']:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
                 _spread(one),
+                "" if whole is None else f"{whole:.1f} s",
                 "" if first is None else f"{first:.1f} s",
             ]
         )
@@ -74,7 +76,7 @@ def _spread(one: Record) -> str:
     if one.get("rounds", 1) < 2:
         return ""
     unit = "" if one["name"] == CHECKED else " s"
-    return f"{one['lowest']:.2f} to {one['highest']:.2f}{unit}"
+    return f"{one['lowest']:.2f} to {one['highest']:.2f}{unit} in {one['rounds']} rounds"
 
 
 def _memory_rows(records: Sequence[Record]) -> list[list[str]]:

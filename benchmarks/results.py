@@ -47,7 +47,7 @@ def held_against(measured: Measured, chord: Measured) -> Measured:
 
 
 def middle(rounds: Sequence[Measured]) -> Measured:
-    """Of a contestant's rounds the one in the middle, with the spread around it.
+    """Of a contestant's rounds, an odd number, the one in the middle, with the spread around it.
 
     They are told apart by seconds over those of the bare chord of the same round, where they are held against one.
     """
@@ -56,7 +56,7 @@ def middle(rounds: Sequence[Measured]) -> Measured:
         return one.seconds / one.more.get("bare_chord_seconds", 1.0)
 
     ordered = sorted(rounds, key=result)
-    found = ordered[(len(ordered) - 1) // 2]
+    found = ordered[len(ordered) // 2]
     spread = {"rounds": len(ordered), "lowest": result(ordered[0]), "highest": result(ordered[-1])}
     return replace(found, more={**found.more, **spread})
 
