@@ -1,4 +1,7 @@
-"""Where things are (four URLs) and the policy defaults, read from the environment once, at the entry point."""
+"""Where things are (four URLs) and the policy defaults, read from the environment once, at the entry point.
+
+`backfill status` does without: see `common.ledger_url`.
+"""
 
 from __future__ import annotations
 

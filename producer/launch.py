@@ -43,6 +43,7 @@ from producer.stack import EmbeddedStack
 SEQUENTIAL = "worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
 MOST_POLL_SECONDS = 1.0
+ASKING_SHARE = 0.02  #: of the time, that asking how a run stands may take
 UNTAKEN = 2  #: messages for maintenance at once that a worker would not leave lying
 NOBODY_RECONCILES = "nothing brings it on after a loss: no worker for the maintenance queue takes anything"
 
@@ -185,8 +186,8 @@ def follow(
 
 
 def _pause(took: float) -> float:
-    """Seconds until a run is asked after again: to tell how it stands takes longer the more dates it has."""
-    return min(max(POLL_SECONDS, took * 50), MOST_POLL_SECONDS)
+    """Seconds until a run is asked after again, which may take long of many dates or over a network."""
+    return min(max(POLL_SECONDS, took / ASKING_SHARE), MOST_POLL_SECONDS)
 
 
 def _have_reconciled(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:

@@ -166,7 +166,7 @@ def _folder_of(part: str) -> str:
 
 def _big_file(handle: int) -> pa.NativeFile:
     """The open file itself, for as long as it is open: its path may lead elsewhere by now."""
-    return pa.PythonFile(os.fdopen(handle, "rb", buffering=0, closefd=False), mode="r")
+    return pa.PythonFile(os.fdopen(handle, "rb", closefd=False), mode="r")
 
 
 def _parquet(file: pa.NativeFile) -> pq.ParquetFile:

@@ -116,7 +116,15 @@ SPECIAL = {
     ),
 }
 NAMES = sorted(Settings.model_fields)
-ASKING = [["status"], ["jobs"], ["history"], ["plan", *LIKELY], ["alerts"], ["status", "--json"], ["cleanup", "list"]]
+ASKING = [
+    ["status"],
+    ["jobs"],
+    ["history"],
+    ["plan", *LIKELY],
+    ["alerts"],
+    ["cleanup", "--dry-run"],
+    ["cleanup", "list"],
+]
 
 
 @st.composite
@@ -140,7 +148,8 @@ def environments(draw: st.DrawFn) -> dict[str, str]:
 @example(environment={"BACKFILL_LEDGER": "sqlite:///x.db?timeout=long"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"sqlite:///x.db?cached_statements={10**20}"}, line=["status"])
 @example(environment={"BACKFILL_LEDGER": f"postgresql://u:{SECRET}@/db?port=none"}, line=["status"])
-@example(environment={"BACKFILL_ALERT_KINDS": "\udcff", "BACKFILL_LEDGER": "sqlite:///\udcff"}, line=["status"])
+@example(environment={"BACKFILL_LEDGER": "sqlite:///\udcff"}, line=["status"])
+@example(environment={"BACKFILL_ALERT_KINDS": "\udcff", "BACKFILL_LEDGER": "sqlite:///\udcff"}, line=["history"])
 @example(environment={"BACKFILL_HOME": ""}, line=["status"])
 def test_settings_of_any_kind(watched: Watched, environment: dict[str, str], line: list[str]) -> None:
     watched.invoke(*line, **environment)

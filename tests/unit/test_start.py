@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,20 @@ from typer.testing import CliRunner
 from producer.cli import app as whole
 from producer.edge import new_app
 from producer.start import QUICK
+from tests.builders import run_python
+
+DEARLY_IMPORTED = ("common.settings", "common.warehouse", "pydantic_settings", "pyarrow", "numpy", "pandas", "celery")
+STATUS = """
+    import os, sys
+    os.environ["BACKFILL_HOME"] = sys.argv[1]
+    sys.argv = ["backfill", "status"]
+    from producer.start import main
+    os._exit = lambda code: None  # or nobody could ask any more
+    try:
+        main()
+    except SystemExit:
+        print(*sys.modules)
+"""
 
 
 @pytest.mark.parametrize("command", QUICK)
@@ -22,3 +37,10 @@ def test_a_command_is_the_same_on_the_short_way(command: str) -> None:
 
     assert asked.exit_code == asked_of_all.exit_code == 0
     assert asked.output == asked_of_all.output
+
+
+def test_status_imports_nothing_dear(tmp_path: Path) -> None:
+    ran = run_python(STATUS, tmp_path / "home")
+    said, modules = ran.stdout.splitlines()
+    assert said.startswith("no run was launched yet")
+    assert not set(DEARLY_IMPORTED) & set(modules.split())

@@ -47,7 +47,6 @@ MODULES = (
     "pyarrow.parquet",
     "pyarrow.substrait",
     "pycparser.c_parser",
-    "rich._emoji_codes",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",
     "sqlglot.optimizer.normalize_identifiers",
