@@ -20,6 +20,7 @@ from common.warehouse.base import Counted, Scan
 
 DAYS_AT_ONCE = 400  #: that are read together: the memory that counting takes does not grow with the days
 THREADS = 4
+FEW_A_DAY = 5000  #: entities: to read small files, threads wait for each other longer than they save
 
 SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
 WANTED = "(SELECT DISTINCT day, entity FROM truth WHERE entity IS NOT NULL) AS w"
@@ -72,8 +73,16 @@ def answer(asked: Question, rows: pa.Table) -> Counted:
 def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> Counted:
     """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
     slices = windows([day for one in wanted.dates for day in one.days()], DAYS_AT_ONCE)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
-        parts = list(pool.map(lambda days: _count(read, wanted, sources, held_by, days), slices))
+
+    def counted(days: Sequence[date]) -> Counted:
+        return _count(read, wanted, sources, held_by, days)
+
+    parts = [counted(days) for days in slices[:1]]
+    if all(sum(one.wanted.values()) < FEW_A_DAY * len(slices[0]) for one in parts):
+        parts += map(counted, slices[1:])
+    else:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
+            parts += pool.map(counted, slices[1:])
     return Counted(
         wanted=_together(one.wanted for one in parts),
         held={names: _together(one.held[names] for one in parts) for names in held_by},

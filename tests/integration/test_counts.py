@@ -10,6 +10,7 @@ import pytest
 from common.counts import count_range
 from common.job import Expectation, Job, Source, Target
 from common.schema import Column, TableName
+from common.warehouse import counting
 from common.warehouse.base import Warehouse
 from tests.builders import FEB_23, FEB_24, FEB_25
 
@@ -79,7 +80,11 @@ def test_a_range_is_counted_over_the_expected_only(
     assert counted.either == {name: by_day(*of) for name, of in either.items()}
 
 
-def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(warehouse: Warehouse) -> None:
+@pytest.mark.parametrize("few_a_day", [pytest.param(counting.FEW_A_DAY, id="few"), pytest.param(0, id="many")])
+def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(
+    warehouse: Warehouse, few_a_day: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "FEW_A_DAY", few_a_day)
     asked = [FEB_23 + timedelta(days=n) for n in range(1500)]
     expected = {day: n % 3 + 1 for n, day in enumerate(asked) if n % 100 in (0, 99)}  # on both sides of every hundred
     names = ["ann", "bob", "cid"]
