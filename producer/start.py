@@ -29,7 +29,7 @@ def main() -> None:
         else:
             from producer.cli import app
     if command in ONLY_LOOKING:
-        gc.freeze()  # all of that stays: nothing of it needs to be looked at while garbage is looked for
+        gc.disable()  # they end before there is garbage that is worth looking for, beside all that was imported
     try:
         run(app)
     except SystemExit as end:

@@ -143,7 +143,10 @@ def read_plain(path: str | Path) -> bytes:
 
 def read_handle(handle: int) -> bytes:
     """What is left of an open file: asked for every file, of which most are small."""
-    read = [os.read(handle, os.fstat(handle).st_size + 1)]
+    size = os.fstat(handle).st_size
+    read = [os.read(handle, size + 1)]
+    if len(read[0]) == size:  # one byte less than was asked for: that was all
+        return read[0]
     while more := os.read(handle, READ_AT_ONCE):
         read.append(more)
     return read[0] if len(read) == 1 else b"".join(read)
