@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from typing import Any, LiteralString
 
 import numpy as np
@@ -73,10 +74,7 @@ def answer(asked: Question, rows: pa.Table) -> Counted:
 def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> Counted:
     """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
     slices = windows([day for one in wanted.dates for day in one.days()], DAYS_AT_ONCE)
-
-    def counted(days: Sequence[date]) -> Counted:
-        return _count(read, wanted, sources, held_by, days)
-
+    counted = partial(_count, read, wanted, sources, held_by)
     parts = [counted(days) for days in slices[:1]]
     if all(sum(one.wanted.values()) < FEW_A_DAY * len(slices[0]) for one in parts):
         parts += map(counted, slices[1:])

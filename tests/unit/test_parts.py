@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.warehouse.parts import Parts
+
+Read = Callable[[Parts, str, list[str] | None], pa.Table | None]
 
 ROWS = pa.table({"name": [f"player{n}" for n in range(500)], "points": range(500)})
 
@@ -34,7 +37,7 @@ def open_files() -> set[str]:
 @pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
 @pytest.mark.parametrize("columns", [None, ["name"]])
 def test_rows_outlive_the_file_they_were_read_from(
-    parts: Parts, tmp_path: Path, reading: type[Parts.rows], columns: list[str] | None
+    parts: Parts, tmp_path: Path, reading: Read, columns: list[str] | None
 ) -> None:
     part = part_of(tmp_path)
     pq.write_table(ROWS, part)
@@ -47,7 +50,7 @@ def test_rows_outlive_the_file_they_were_read_from(
 
 
 @pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
-def test_a_damaged_part_raises_and_leaves_nothing_open(parts: Parts, tmp_path: Path, reading: type[Parts.rows]) -> None:
+def test_a_damaged_part_raises_and_leaves_nothing_open(parts: Parts, tmp_path: Path, reading: Read) -> None:
     part = part_of(tmp_path)
     pq.write_table(ROWS, part)
     part.write_bytes(part.read_bytes()[:-100])
@@ -58,5 +61,5 @@ def test_a_damaged_part_raises_and_leaves_nothing_open(parts: Parts, tmp_path: P
 
 
 @pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
-def test_a_part_that_is_not_there_has_no_rows(parts: Parts, tmp_path: Path, reading: type[Parts.rows]) -> None:
+def test_a_part_that_is_not_there_has_no_rows(parts: Parts, tmp_path: Path, reading: Read) -> None:
     assert reading(parts, str(part_of(tmp_path)), None) is None
