@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from producer.cli_alerts import add_alert_commands
@@ -15,7 +17,8 @@ from producer.cli_runs import add_run_commands
 from producer.cli_setup import add_setup_commands
 from producer.cli_tables import add_table_commands
 from producer.cli_up import add_up_commands
-from producer.edge import new_app, run
+from producer.command_line import new_app, obey
+from producer.edge import run
 from producer.exit_codes import REFUSED
 
 app = new_app()
@@ -43,7 +46,7 @@ add_history_commands(app)
 
 def main() -> None:
     """Any command."""
-    run(app)
+    run(partial(obey, app))
 
 
 if __name__ == "__main__":

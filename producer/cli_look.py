@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import UserError
-from common.ledger import open_ledger
-from common.ledger_url import read_ledger_url
 from producer.cli_options import AsJson
-from producer.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
-from producer.report import (
-    is_interrupted,
-    make_console,
-    print_json,
-    print_run,
-    print_runs,
-    print_source_checks,
-    run_json,
-)
+from producer.exit_codes import INCOMPLETE, INTERRUPTED, exit_code
+from producer.report import make_console, print_json, print_run
+from producer.run_status import LATEST, show_status
 
 if TYPE_CHECKING:
     from common.job import Job
@@ -31,41 +22,15 @@ def add_look_commands(app: typer.Typer) -> None:
 
 
 def status(
-    context: typer.Context,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; the latest if left out.")] = None,
     as_json: AsJson = False,
     every_date: Annotated[
         bool, typer.Option("--every-date", help="Every date with its source check, not only the incomplete ones.")
     ] = False,
-    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = 5,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="List so many runs besides.")] = LATEST,
 ) -> None:
     """Show how a run stands: which dates are blocked or failed, why, and whose rows are missing."""
-    ledger = open_ledger(read_ledger_url())  # nothing else is looked at, nor which settings there are
-    context.call_on_close(ledger.close)
-    console = make_console()
-    latest = ledger.latest_runs(max(last, 1))
-    if run_id is None and not latest:
-        if as_json:
-            print_json(None)
-        else:
-            console.print("no run was launched yet: start with `backfill plan --help`")
-        return
-    progress = ledger.progress(run_id or latest[0].id)
-    actions = ledger.actions(progress.run.id)
-    if as_json:
-        print_json(run_json(progress, ledger.dates(progress.run.id), actions))
-    else:
-        print_run(console, progress, ledger.digest(progress.run.id), actions)
-        if flags := ledger.flagged(progress.run.job):
-            console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {progress.run.job} --flagged`")
-        if every_date:
-            print_source_checks(console, ledger.dates(progress.run.id))
-        others = [one for one in latest if one.id != progress.run.id]
-        if run_id is None and others and last:
-            console.print()
-            print_runs(console, others)
-    unfinished = not progress.run.ended and not is_interrupted(progress.run)
-    raise typer.Exit(COMPLETE if unfinished else exit_code(progress))
+    raise typer.Exit(show_status(run_id, as_json=as_json, every_date=every_date, last=last))
 
 
 def watch(

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
-
-import typer
-from typer.exceptions import Abort, TyperException
 
 from common.errors import BackfillError, UserError
 from producer.exit_codes import COMPLETE, INTERRUPTED, REFUSED
 
-HELP = (
-    "Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is recounted. "
-    "Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete."
-)
 
-
-def new_app() -> typer.Typer:
-    return typer.Typer(name="backfill", help=HELP, add_completion=False, pretty_exceptions_enable=False)
-
-
-def run(app: typer.Typer) -> NoReturn:
-    """Do what the command line says, and exit."""
+def run(command: Callable[[], object]) -> NoReturn:
+    """Do what was asked for, and exit with the code that it returns."""
     try:
         _refuse_no_text(sys.argv[1:])
-        code = app(standalone_mode=False)
+        code = command()
     except BackfillError as exc:
-        _fail(str(exc))
+        sys.stderr.write(f"backfill: {' '.join(str(exc).split())}\n")
+        sys.exit(REFUSED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except TyperException as exc:
-        _fail(exc.format_message())
-    except Abort:
-        _fail("nothing was started")
     sys.exit(code if isinstance(code, int) else COMPLETE)
 
 
@@ -45,8 +30,3 @@ def _refuse_no_text(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError as exc:
             raise UserError(f"{word!a} is not UTF-8 text") from exc
-
-
-def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"backfill: {' '.join(message.split())}\n")
-    sys.exit(REFUSED)

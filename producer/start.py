@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
 from common.quick_imports import quick_imports
@@ -16,26 +18,43 @@ ONLY_LOOKING = frozenset({"status", "plan"})  #: commands that have closed what 
 
 
 def main() -> None:
-    command = next(iter(sys.argv[1:]), "")
+    words = sys.argv[1:]
+    command = next(iter(words), "")
     if command in ONLY_LOOKING:  # which validate nothing but settings: plugins are looked for in all that is installed
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     with quick_imports():
-        from producer.edge import new_app, run
+        from producer.edge import run
 
-        if command in QUICK:
-            module, add_commands = QUICK[command]
-            app = new_app()
-            getattr(import_module(module), add_commands)(app)
-        else:
-            from producer.cli import app
+        asked = _asked(words)
     if command in ONLY_LOOKING:
         gc.disable()  # they end before there is garbage that is worth looking for, beside all that was imported
     try:
-        run(app)
+        run(asked)
     except SystemExit as end:
         if command in ONLY_LOOKING:
             _leave(end)
         raise
+
+
+def _asked(words: Sequence[str]) -> Callable[[], object]:
+    """What the words ask for. To tell that no option is among them takes no parser, which takes long to import."""
+    match words:
+        case ["status", *runs] if len(runs) <= 1 and not any(run.startswith("-") for run in runs):
+            from producer.run_status import show_status
+
+            return partial(show_status, *runs)
+        case [command, *_] if command in QUICK:
+            from producer.command_line import new_app, obey
+
+            module, add_commands = QUICK[command]
+            app = new_app()
+            getattr(import_module(module), add_commands)(app)
+            return partial(obey, app)
+        case _:
+            from producer.cli import app
+            from producer.command_line import obey
+
+            return partial(obey, app)
 
 
 def _leave(end: SystemExit) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -17,11 +15,11 @@ import pyarrow.compute as pc
 
 from common.dates import ranges, windows
 from common.errors import SchemaMismatch
+from common.shared_work import processes_to_share, share
 from common.warehouse.base import Counted, Scan
 
-DAYS_AT_ONCE = 400  #: that are read together: the memory that counting takes does not grow with the days
-THREADS = 4
-FEW_A_DAY = 5000  #: entities: to read small files, threads wait for each other longer than they save
+DAYS_AT_ONCE = 200  #: that are read together: the memory that counting takes does not grow with the days
+MANY_DAYS = 1000  #: for fewer, a second process is not worth its start
 
 SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
 WANTED = "(SELECT DISTINCT day, entity FROM truth WHERE entity IS NOT NULL) AS w"
@@ -73,14 +71,9 @@ def answer(asked: Question, rows: pa.Table) -> Counted:
 
 def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> Counted:
     """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
-    slices = windows([day for one in wanted.dates for day in one.days()], DAYS_AT_ONCE)
-    counted = partial(_count, read, wanted, sources, held_by)
-    parts = [counted(days) for days in slices[:1]]
-    if all(sum(one.wanted.values()) < FEW_A_DAY * len(slices[0]) for one in parts):
-        parts += map(counted, slices[1:])
-    else:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
-            parts += pool.map(counted, slices[1:])
+    days = [day for one in wanted.dates for day in one.days()]
+    processes = processes_to_share() if len(days) >= MANY_DAYS else 1
+    parts = share(partial(_count, read, wanted, sources, held_by), windows(days, DAYS_AT_ONCE), processes)
     return Counted(
         wanted=_together(one.wanted for one in parts),
         held={names: _together(one.held[names] for one in parts) for names in held_by},

@@ -384,3 +384,15 @@ def test_a_command_that_only_looks_leaves_no_journal_of_the_ledger_behind(lab: L
         assert shown.returncode == 0
         assert shown.stdout.strip()
         assert [path.name for path in lab.home.glob("ledger.db-*")] == []
+
+
+@pytest.mark.parametrize("words", [(), ("",), ("20261127-no-such-run",), ("one", "too-many"), ("\udcff",)], ids=ascii)
+def test_status_says_the_same_whether_or_not_its_words_take_parsing(lab: Lab, words: tuple[str, ...]) -> None:
+    for day in (DAY, date(2023, 2, 24)):
+        lab.summary(day, players(20))
+        lab.upcoming(day, players(19))
+        lab.run([day])
+
+    short, whole = lab.command("status", *words), lab.inside("status", *words)
+
+    assert (short.returncode, short.stdout, short.stderr) == (whole.returncode, whole.stdout, whole.stderr)

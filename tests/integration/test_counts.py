@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -10,9 +11,8 @@ import pytest
 from common.counts import count_range
 from common.job import Expectation, Job, Source, Target
 from common.schema import Column, TableName
-from common.warehouse import counting
 from common.warehouse.base import Warehouse
-from tests.builders import FEB_23, FEB_24, FEB_25
+from tests.builders import FEB_23, FEB_24, FEB_25, run_python
 
 COLUMNS = {"who": Column(type="STRING"), "day": Column(type="DATE")}
 HELD: dict[str, list[tuple[date, str | None]]] = {
@@ -80,11 +80,7 @@ def test_a_range_is_counted_over_the_expected_only(
     assert counted.either == {name: by_day(*of) for name, of in either.items()}
 
 
-@pytest.mark.parametrize("few_a_day", [pytest.param(counting.FEW_A_DAY, id="few"), pytest.param(0, id="many")])
-def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(
-    warehouse: Warehouse, few_a_day: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(counting, "FEW_A_DAY", few_a_day)
+def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(warehouse: Warehouse) -> None:
     asked = [FEB_23 + timedelta(days=n) for n in range(1500)]
     expected = {day: n % 3 + 1 for n, day in enumerate(asked) if n % 100 in (0, 99)}  # on both sides of every hundred
     names = ["ann", "bob", "cid"]
@@ -100,3 +96,42 @@ def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(
 
     assert counted.expected == expected
     assert counted.found == {"from_some": {day: n - (n > 1) for day, n in expected.items()}}
+
+
+ON_CORES = """
+    import os, sys
+    from datetime import date, timedelta
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from common.counts import count_range
+    from common.schema import TableName
+    from common.shared_work import processes_to_share
+    from common.warehouse.local import LocalWarehouse
+    from tests.integration.test_counts import FEB_23, job
+
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[2])]))
+    warehouse = LocalWarehouse(Path(sys.argv[1]))
+    asked = [FEB_23 + timedelta(days=n) for n in range(1500)]
+    rows = [(day, who) for n, day in enumerate(asked) for who in ("ann", "bob", "cid")[: n % 4]]
+    schema = pa.schema([("day", pa.date32()), ("who", pa.string())])
+    for table, without in {"truth": "", "some": "bob"}.items():
+        held = [row for row in rows if row[1] != without]
+        columns = list(map(list, zip(*held, strict=True)))
+        warehouse.load(TableName("nba", table), "day", pa.table(columns, schema=schema))
+    forked = []
+    os.register_at_fork(before=lambda: forked.append(os.getpid()))
+    counted = count_range(warehouse, job("some"), job("some").sources, asked)
+    assert counted.expected == {day: n % 4 for n, day in enumerate(asked) if n % 4}
+    assert counted.found == {"from_some": {day: n % 4 - (n % 4 > 1) for day, n in counted.expected.items()}}
+    print(processes_to_share(), len(forked) + 1)
+"""
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_long_range_is_counted_alike_on_one_core_and_on_several(tmp_path: Path, cores: int) -> None:
+    ran = run_python(ON_CORES, tmp_path, cores)
+    assert ran.stderr == ""
+    possible, used = map(int, ran.stdout.split())
+    assert possible == used <= cores

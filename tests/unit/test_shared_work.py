@@ -1,0 +1,107 @@
+"""Work that is shared with forked processes comes back whole, whatever becomes of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.builders import run_python
+
+PREPARED = """
+    import json, os, signal, sys, threading
+    import psutil
+    from common.shared_work import processes_to_share, share
+    parent, processes = os.getpid(), int(sys.argv[1])
+
+    def here():
+        return os.getpid() == parent
+
+    def told(**found):
+        print(json.dumps(found | {"children": len(psutil.Process().children())}))
+"""
+SQUARES = """
+    made = share(lambda n: (n * n, here()), range(10), processes)
+    told(made=[square for square, _ in made], here=sum(there for _, there in made))
+"""
+KILLED = """
+    def work(n):
+        if not here() and n >= 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n * n, here()
+
+    made = share(work, range(10), processes)
+    told(made=[square for square, _ in made], here=sum(there for _, there in made))
+"""
+KILLED_WHILE_IT_ANSWERS = """
+    class Answer:
+        def __reduce__(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    made = share(lambda n: n * n if here() else Answer(), range(10), processes)
+    told(made=made, here=10)
+"""
+REFUSED = """
+    def work(n):
+        if n == 7:
+            raise ValueError("seven is not counted")
+        return n * n
+
+    try:
+        share(work, range(10), processes)
+    except ValueError as exc:
+        told(error=str(exc))
+"""
+INTERRUPTED = """
+    def work(n):
+        if here():
+            os.killpg(os.getpgid(0), signal.SIGINT)
+        signal.pause()
+
+    os.setpgid(0, 0)
+    try:
+        share(work, range(10), processes)
+    except KeyboardInterrupt:
+        told(error="interrupted")
+"""
+SAFELY = """
+    ended = threading.Event()
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:processes]))
+    alone = processes_to_share()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    told(alone=alone, beside_a_thread=processes_to_share())
+    ended.set()
+"""
+
+
+def told(code: str, processes: int) -> dict[str, Any]:
+    """What the code found, run by a process without any other thread."""
+    ran = run_python(PREPARED + code, processes)
+    assert ran.stderr == ""
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize(("processes", "here"), [(1, 10), (2, 5), (3, 4), (4, 3), (12, 1)])
+def test_every_item_is_done_once_and_told_in_order(processes: int, here: int) -> None:
+    assert told(SQUARES, processes) == {"made": [n * n for n in range(10)], "here": here, "children": 0}
+
+
+@pytest.mark.parametrize("code", [KILLED, KILLED_WHILE_IT_ANSWERS], ids=["working", "answering"])
+def test_the_share_of_a_killed_process_is_done_by_the_one_that_shared(code: str) -> None:
+    assert told(code, 3) == {"made": [n * n for n in range(10)], "here": 10, "children": 0}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_an_error_is_raised_wherever_the_item_was(processes: int) -> None:
+    assert told(REFUSED, processes) == {"error": "seven is not counted", "children": 0}
+
+
+def test_an_interruption_ends_every_process_without_a_word() -> None:
+    assert told(INTERRUPTED, 3) == {"error": "interrupted", "children": 0}
+
+
+def test_a_process_with_other_threads_is_not_forked() -> None:
+    assert told(SAFELY, 1) == {"alone": 1, "beside_a_thread": 1, "children": 0}
+    assert told(SAFELY, 2)["beside_a_thread"] == 1
