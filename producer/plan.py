@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from common.clock import today
 from common.counts import count_range
-from common.coverage import Choice, Fallback, Verdict, choose_source, judge_truth, percent, reaches
+from common.coverage import Fallback, Verdict, choose_source, judge_truth, percent, reaches
 from common.dates import FIRST_DAY, ONE_DAY, DateRange, describe, hull, parse_date
 from common.errors import UserError
 from common.job import CalendarFacts, Job
@@ -246,30 +247,34 @@ def plan_dates(request: Request, job: Job, measured: Measured, options: RunOptio
 
 def _step(day: date, request: Request, job: Job, measured: Measured, options: RunOptions) -> Step:
     found = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
-    step = Step(day=day, action=Action.BUILD, reason="", expected=measured.expected.get(day, 0), found=found)
+    expected = measured.expected.get(day, 0)
+    counted = partial(Step, day=day, expected=expected, found=found)
     if left := _left_alone(day, request.reprocess, measured):
-        return replace(step, action=Action.DONE, reason=left)
+        return counted(action=Action.DONE, reason=left)
     if skipped := job.skip(day, measured.calendar):
-        return replace(step, action=Action.SKIP, reason=skipped)
-    about_truth = judge_truth(job.truth(step.expected or 0, day, measured.calendar))
+        return counted(action=Action.SKIP, reason=skipped)
+    about_truth = judge_truth(job.truth(expected, day, measured.calendar))
     if about_truth is not None and about_truth.verdict is Verdict.SKIPPED:
-        return replace(step, action=Action.SKIP, reason=about_truth.reason)
+        return counted(action=Action.SKIP, reason=about_truth.reason)
     choice = choose_source(
         list(found),
         found,
-        step.expected or 0,
+        expected,
         policy=options.policy,
         fallback=options.fallback,
         with_fill={name: counts.get(day, 0) for name, counts in measured.either.items()} or None,
     )
-    step = replace(step, source=choice.label, supplied=choice.found)
+    supplied = partial(counted, source=choice.label, supplied=choice.found)
+    reason = choice.reason
     if request.reprocess is not Reprocess.ALL and day in measured.changed:
-        choice = replace(choice, reason=f"checkpointed, but its rows were changed since; {choice.reason}")
+        reason = f"checkpointed, but its rows were changed since; {reason}"
     if about_truth is not None:
-        return _unless_forced(replace(step, reason=about_truth.reason), request, choice)
-    if not reaches(choice.found, step.expected or 0, options.accept_ratio):
-        return _unless_forced(replace(step, reason=choice.reason), request, choice)
-    return replace(step, reason=choice.reason)
+        reason = about_truth.reason
+    elif reaches(choice.found, expected, options.accept_ratio):
+        return supplied(action=Action.BUILD, reason=reason)
+    if request.forced_because is not None and choice.found:
+        return supplied(action=Action.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
+    return supplied(action=Action.BLOCKED, reason=reason)
 
 
 def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | None:
@@ -287,12 +292,6 @@ def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | No
     if reprocess is Reprocess.NONE and end is not None and end.state in INCOMPLETE_DATES:
         return f"{ENDED}{end.state.value} in run {end.run_id}, and --reprocess is none"
     return None
-
-
-def _unless_forced(step: Step, request: Request, choice: Choice) -> Step:
-    if request.forced_because is not None and choice.found:
-        return replace(step, action=Action.BUILD, reason=f"{step.reason}; will be forced: {request.forced_because}")
-    return replace(step, action=Action.BLOCKED)
 
 
 def missing_names(

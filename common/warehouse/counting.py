@@ -105,6 +105,8 @@ def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:
 
 def _once(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Each key once, in order. They nearly are: numpy's own `unique` would make a hash table of them first."""
+    if np.all(np.diff(keys) > 0):
+        return keys
     ordered = np.sort(keys)
     return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
 
@@ -112,8 +114,10 @@ def _once(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def _by_day(keys: npt.NDArray[np.int64], names: int) -> dict[date, int]:
     if not len(keys):
         return {}
-    days, counts = np.unique(keys // names, return_counts=True)
-    return dict(zip(days.astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
+    days = keys // names  # in order, as the keys are
+    starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1))
+    counts = np.diff(starts, append=len(days))
+    return dict(zip(days[starts].astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
 
 
 def _together(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
