@@ -60,6 +60,7 @@ INTERRUPTED = """
         signal.pause()
 
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background starts without
     try:
         share(work, range(10), processes)
     except KeyboardInterrupt:
