@@ -14,6 +14,7 @@ from common.quick_imports import quick_imports
 def _as_before() -> Iterator[None]:
     looked = gc.isenabled()
     yield
+    gc.unfreeze()
     (gc.enable if looked else gc.disable)()
 
 
@@ -26,6 +27,13 @@ def test_garbage_is_looked_for_afterwards_as_it_was_before(looked: bool) -> None
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled() is looked
+
+
+def test_what_was_imported_is_not_looked_at_again() -> None:
+    with quick_imports():
+        imported = [object()]
+    assert gc.get_freeze_count() > 0
+    assert not any(one is imported for one in gc.get_objects())
 
 
 def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
