@@ -122,19 +122,8 @@ def _answers(client: redis.Redis) -> bool:
 
 
 def worker_command(hostname: str, queues: Sequence[str], concurrency: int) -> list[str]:
-    return [
-        *celery_command("worker"),
-        "--queues",
-        ",".join(queues),
-        "--concurrency",
-        str(concurrency),
-        "--hostname",
-        hostname,
-        "--without-gossip",
-        "--without-mingle",
-        "--loglevel",
-        "WARNING",
-    ]
+    named = ["--hostname", hostname, "--queues", ",".join(queues), "--concurrency", str(concurrency)]
+    return [sys.executable, "-m", "worker", *named]
 
 
 def celery_command(*words: str) -> list[str]:
