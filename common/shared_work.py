@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from common.processes import die_with_parent
@@ -63,10 +63,11 @@ def _helped(work: Callable[[Item], Made], shares: Sequence[Sequence[Item]]) -> G
         for one in shares:
             receiving, sending = fork.Pipe(duplex=False)
             answers.append(cast("Connection[Any, Any]", receiving))
-            helpers.append(fork.Process(target=_help, args=(work, one, sending), daemon=True))
-            with sending, _uninterrupted(), warnings.catch_warnings():
+            helper = fork.Process(target=_help, args=(work, one, sending), daemon=True)
+            with sending, suppress(OSError), _uninterrupted(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `processes_to_share`
-                helpers[-1].start()
+                helper.start()  # where none can be had, nobody answers for its share
+                helpers.append(helper)
         yield answers
     finally:
         for helper in helpers:

@@ -42,6 +42,14 @@ KILLED_WHILE_IT_ANSWERS = """
     made = share(lambda n: n * n if here() else Answer(), range(10), processes)
     told(made=made, here=10)
 """
+NONE_TO_BE_HAD = """
+    def refuse():
+        raise BlockingIOError("too many processes")
+
+    os.fork = refuse
+    made = share(lambda n: (n * n, here()), range(10), processes)
+    told(made=[square for square, _ in made], here=sum(there for _, there in made))
+"""
 REFUSED = """
     def work(n):
         if n == 7:
@@ -89,8 +97,15 @@ def test_every_item_is_done_once_and_told_in_order(processes: int, here: int) ->
     assert told(SQUARES, processes) == {"made": [n * n for n in range(10)], "here": here, "children": 0}
 
 
-@pytest.mark.parametrize("code", [KILLED, KILLED_WHILE_IT_ANSWERS], ids=["working", "answering"])
-def test_the_share_of_a_killed_process_is_done_by_the_one_that_shared(code: str) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(KILLED, id="killed-while-it-works"),
+        pytest.param(KILLED_WHILE_IT_ANSWERS, id="killed-while-it-answers"),
+        pytest.param(NONE_TO_BE_HAD, id="not-to-be-had"),
+    ],
+)
+def test_the_share_of_a_process_that_is_not_there_is_done_by_the_one_that_shared(code: str) -> None:
     assert told(code, 3) == {"made": [n * n for n in range(10)], "here": 10, "children": 0}
 
 
