@@ -18,7 +18,7 @@ def quick_imports() -> Generator[None]:
     gc.disable()
     try:
         yield
-    finally:
         gc.freeze()
+    finally:
         if looked:
             gc.enable()

@@ -31,7 +31,7 @@ def processes_to_share() -> int:
     Forking goes wrong where another thread holds a lock just then. Threads of Python's may; those that Arrow and numpy
     keep wait for work without one.
     """
-    if sys.platform != "linux" or threading.active_count() > 1 or multiprocessing.current_process().daemon:
+    if sys.platform != "linux" or threading.active_count() > 1:
         return 1
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
@@ -63,7 +63,7 @@ def _helped(work: Callable[[Item], Made], shares: Sequence[Sequence[Item]]) -> G
         for one in shares:
             receiving, sending = fork.Pipe(duplex=False)
             answers.append(cast("Connection[Any, Any]", receiving))
-            helper = fork.Process(target=_help, args=(work, one, sending), daemon=True)
+            helper = fork.Process(target=_help, args=(work, one, receiving, sending, os.getpid()), daemon=True)
             with sending, suppress(OSError), _uninterrupted(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `processes_to_share`
                 helper.start()  # where none can be had, nobody answers for its share
@@ -72,6 +72,7 @@ def _helped(work: Callable[[Item], Made], shares: Sequence[Sequence[Item]]) -> G
     finally:
         for helper in helpers:
             helper.kill()
+        for helper in helpers:
             helper.join()
         for answer in answers:
             answer.close()
@@ -87,9 +88,19 @@ def _uninterrupted() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _help(work: Callable[[Item], Made], items: Sequence[Item], answer: Connection[Any, Any]) -> None:
+def _help(
+    work: Callable[[Item], Made],
+    items: Sequence[Item],
+    receiving: Connection[Any, Any],
+    sending: Connection[Any, Any],
+    parent: int,
+) -> None:
+    """Answer the parent, and end with it: before the kernel is told to see to that, it may have ended already."""
     die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    receiving.close()  # or this process would count as somebody who reads
     try:
-        answer.send([work(item) for item in items])
+        sending.send([work(item) for item in items])
     except Exception:  # noqa: BLE001 - the parent meets it itself, where it can be told
         os._exit(1)

@@ -13,7 +13,7 @@ def main() -> None:
     with quick_imports():
         from worker.tasks import app
 
-        starts = app.Worker
+        starts = app.Worker  # imported by being asked for
     worker = starts(
         hostname=options.hostname,
         queues=options.queues,

@@ -41,3 +41,4 @@ def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
     with pytest.raises(ImportError), quick_imports():
         raise ImportError("there is no such thing")
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
