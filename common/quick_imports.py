@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
+
+# What ends with the process is looked through after all: libraries tell of what is left of theirs then.
+atexit.register(gc.unfreeze)
 
 
 @contextmanager

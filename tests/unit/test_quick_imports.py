@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from common.quick_imports import quick_imports
+from tests.builders import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,16 @@ def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
         raise ImportError("there is no such thing")
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_process_ends_without_a_word_of_what_it_imported() -> None:
+    ran = run_python(
+        """
+        from common.quick_imports import quick_imports
+
+        with quick_imports():
+            import duckdb
+        duckdb.connect().execute("SELECT 1").fetchall()
+        """
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
