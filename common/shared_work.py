@@ -63,7 +63,7 @@ def _helped(work: Callable[[Item], Made], shares: Sequence[Sequence[Item]]) -> G
         for one in shares:
             receiving, sending = fork.Pipe(duplex=False)
             answers.append(cast("Connection[Any, Any]", receiving))
-            helper = fork.Process(target=_help, args=(work, one, receiving, sending, os.getpid()), daemon=True)
+            helper = fork.Process(target=_help, args=(work, one, receiving, sending), daemon=True)
             with sending, suppress(OSError), _uninterrupted(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `processes_to_share`
                 helper.start()  # where none can be had, nobody answers for its share
@@ -89,15 +89,12 @@ def _uninterrupted() -> Generator[None]:
 
 
 def _help(
-    work: Callable[[Item], Made],
-    items: Sequence[Item],
-    receiving: Connection[Any, Any],
-    sending: Connection[Any, Any],
-    parent: int,
+    work: Callable[[Item], Made], items: Sequence[Item], receiving: Connection[Any, Any], sending: Connection[Any, Any]
 ) -> None:
     """Answer the parent, and end with it: before the kernel is told to see to that, it may have ended already."""
     die_with_parent()
-    if os.getppid() != parent:
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:
         os._exit(1)
     receiving.close()  # or this process would count as somebody who reads
     try:

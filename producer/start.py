@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from common.quick_imports import quick_imports
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 LOOK, RUNS = ("producer.cli_look", "add_look_commands"), ("producer.cli_runs", "add_run_commands")
 #: Commands that are asked for over and over, each with the module that has it and what adds it to a command line.
@@ -26,8 +29,6 @@ def main() -> None:
         from producer.edge import run
 
         asked = _asked(words)
-    if command in ONLY_LOOKING:
-        gc.disable()  # they end before there is garbage that is worth looking for, beside all that was imported
     try:
         run(asked)
     except SystemExit as end:
@@ -43,18 +44,24 @@ def _asked(words: Sequence[str]) -> Callable[[], object]:
             from producer.run_status import show_status
 
             return partial(show_status, *runs)
-        case [command, *_] if command in QUICK:
-            from producer.command_line import new_app, obey
-
-            module, add_commands = QUICK[command]
-            app = new_app()
-            getattr(import_module(module), add_commands)(app)
-            return partial(obey, app)
         case _:
-            from producer.cli import app
             from producer.command_line import obey
 
-            return partial(obey, app)
+            return partial(obey, _app_with(next(iter(words), "")))
+
+
+def _app_with(command: str) -> Typer:
+    """A command line that has the command, if there is one of that name."""
+    if command not in QUICK:
+        from producer.cli import app
+
+        return app
+    from producer.command_line import new_app
+
+    module, add_commands = QUICK[command]
+    app = new_app()
+    getattr(import_module(module), add_commands)(app)
+    return app
 
 
 def _leave(end: SystemExit) -> None:
