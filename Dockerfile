@@ -12,6 +12,7 @@ RUN groupadd --gid 10001 backfill \
 FROM base AS wheel
 WORKDIR /src
 COPY pyproject.toml README.md ./
+COPY gated_backfill gated_backfill
 COPY common common
 COPY producer producer
 COPY worker worker

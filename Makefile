@@ -20,7 +20,7 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(BIN)/python -m compileall -q common jobs producer worker
+	$(BIN)/python -m compileall -q gated_backfill common jobs producer worker
 	@touch $(READY)
 
 # The BigQuery emulator's pins and its pytest plugin must not touch ours: it has an environment of its own.

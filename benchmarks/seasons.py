@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from benchmarks.processes import BACKFILL, environment
 from benchmarks.results import Measured
-from common.arrow_types import arrow_schema
-from common.job import find_job
-from common.schema import TableName
-from common.settings import Settings
-from common.warehouse import open_warehouse
-from producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season
 
 SEASONS = 10
 YEAR = timedelta(days=364)  #: the same weekdays

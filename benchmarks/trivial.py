@@ -17,11 +17,11 @@ import pyarrow as pa
 from benchmarks.packages.bench_jobs.bench_jobs import TYPES, rows_of
 from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, environment, started, workers
 from benchmarks.results import Measured
-from common.arrow_types import arrow_schema
-from common.ledger import RunState, open_ledger
-from common.schema import TableName
-from common.settings import Settings
-from common.warehouse import open_warehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.ledger import RunState, open_ledger
+from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse import open_warehouse
 
 FIRST = date(1914, 1, 1)
 AT_ONCE = 2000  #: dates that are loaded together
@@ -108,7 +108,9 @@ def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str
     """A broker and workers that are ready: the environment of commands, the workers' process ids, the broker's URL."""
     with broker(folder) as url:
         env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_TASK_EVENTS="false")
-        with workers("worker.tasks", url, env, folder, dates="backfill", gate="gate,maintenance") as pids:
+        with workers(
+            "gated_backfill.worker.tasks", url, env, folder, dates="backfill", gate="gate,maintenance"
+        ) as pids:
             yield env, pids, url
 
 

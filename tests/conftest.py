@@ -15,13 +15,13 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from common.ledger import Ledger, open_ledger
-from common.settings import Settings
-from common.staging import Staging
-from common.warehouse.base import Warehouse
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import Warehouse
 from tests.buckets import serve_buckets
 from tests.emulator import Emulator
 

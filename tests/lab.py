@@ -23,24 +23,24 @@ import pytest
 from google.api_core.exceptions import NotFound
 from typer.testing import CliRunner, Result
 
-from common.arrow_types import arrow_schema
-from common.coverage import Fallback
-from common.job import find_job
-from common.ledger import DateRow, Progress, Run, RunState
-from common.options import RunOptions
-from common.schema import TableName
-from common.settings import Settings
-from producer.aftermath import end_told
-from producer.cli import app, main
-from producer.launch import open_run
-from producer.plan import Plan, Reprocess, Request
-from producer.session import Launch, decide, execute, refuse_blocked
-from producer.site import Site, open_site
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.ledger import DateRow, Progress, Run, RunState
+from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.producer.cli.main import app, main
+from gated_backfill.producer.context import Site, open_site
+from gated_backfill.producer.planning.plan import Plan, Reprocess, Request
+from gated_backfill.producer.runs.launch import open_run
+from gated_backfill.producer.runs.post_run import end_told
+from gated_backfill.producer.runs.session import Launch, decide, execute, refuse_blocked
+from gated_backfill.worker.dependencies import Deps, open_deps
+from gated_backfill.worker.gate.gate import go_on
+from gated_backfill.worker.inline import InlineDispatcher
+from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.emulator import Emulator
-from worker.deps import Deps, open_deps
-from worker.gate import go_on
-from worker.inline import InlineDispatcher
-from worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 
 PACKAGES = Path(__file__).parent / "packages"
 BACKFILL = Path(sys.executable).parent / "backfill"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.warehouse.base import ABSENT, Limits, Receipt, StagedFile
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address
+from gated_backfill.common.model.publication import Limits, Receipt, StagedFile
+from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT
 from tests import rest_rules as rules
 from tests.builders import TABLE
 from tests.rest_double import RestDouble

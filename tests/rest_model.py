@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.warehouse.base import ABSENT
+from gated_backfill.common.warehouse.protocol import ABSENT
 
 SOURCE = re.compile(r"`[a-z0-9-]+\.(\w+)\.((?:staged|load)_\w+)`")
 KEPT = re.compile(r"`[a-z0-9-]+\.(\w+\.cleanup_\w+)`")

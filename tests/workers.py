@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.queue import QUEUES
+from gated_backfill.common.broker.celery_app import QUEUES
 from tests.lab import Lab
 
 
@@ -17,7 +17,18 @@ def worker(lab: Lab, *more: str, **environment: str) -> Iterator[Path]:
     """Runs as long as it is in use; yields its log."""
     log_file = lab.home.parent / "worker.log"
     words = ["--queues", ",".join(QUEUES), "--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
-    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", "worker", "--concurrency", "1", *words, *more]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "--app",
+        "gated_backfill.worker.tasks",
+        "worker",
+        "--concurrency",
+        "1",
+        *words,
+        *more,
+    ]
     with log_file.open("w") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=lab.environment() | environment

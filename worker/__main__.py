@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from common.quick_imports import quick_imports
+from gated_backfill.common.process.imports import quick_imports
 
 
 def main() -> None:
     options = _options()
     with quick_imports():
-        from worker.tasks import app
+        from gated_backfill.worker.tasks import app
 
         starts = app.Worker  # imported by being asked for
     worker = starts(
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gated_backfill.worker", description=__doc__)
     parser.add_argument("--hostname", required=True, help="its name among workers: NAME@HOST")
     parser.add_argument("--queues", required=True, help="what it consumes, with commas between")
     parser.add_argument("--concurrency", required=True, type=int, help="its processes")

@@ -1,4 +1,4 @@
-"""How Flower is run: `celery --app worker.tasks flower`, with what it must not lack unless it is told to.
+"""Safe defaults for `celery --app gated_backfill.worker.tasks flower`.
 
 Flower reads its options from its environment after it has loaded the app, so the app may set there what was not said.
 A password belongs there, too: a command line can be read by everybody on the machine.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-from common.settings import Settings
+from gated_backfill.common.config.settings import Settings
 
 BASIC_AUTH = "FLOWER_BASIC_AUTH"
 OPEN = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody

@@ -7,18 +7,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import date
 
-from common.errors import Retryable
-from common.job import Job
-from common.lanes import DATES_QUEUE
-from common.ledger import Action, Run, RunState, WindowState
-from common.ledger.states import ENDED_RUNS
-from common.queue import AtBroker
-from common.settings import Settings
-from worker.backoff import backoff
-from worker.deps import Deps, open_deps
-from worker.gate import close_window, go_on
-from worker.process import TryAgain, process_dates
-from worker.reconcile import reconcile
+from gated_backfill.common.broker.celery_app import AtBroker
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import Retryable
+from gated_backfill.common.ledger import Action, Run, RunState, WindowState
+from gated_backfill.common.ledger.states import ENDED_RUNS
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.queues import DATES_QUEUE
+from gated_backfill.worker.dates.backoff import backoff
+from gated_backfill.worker.dates.process import TryAgain, process_dates
+from gated_backfill.worker.dependencies import Deps, open_deps
+from gated_backfill.worker.gate.gate import close_window, go_on
+from gated_backfill.worker.reconcile.reconcile import reconcile
 
 POLL_SECONDS = 0.2  #: between two looks at a run that is paused or held back
 

@@ -21,13 +21,7 @@ from celery import Celery
 from celery.signals import celeryd_after_setup, worker_process_init
 from celery.worker.request import Request
 
-from common.dates import in_short
-from common.errors import BackfillError, Retryable
-from common.job import find_job
-from common.lanes import DATES_QUEUES, GATE_QUEUE, consumed_by
-from common.logs import configure_logs
-from common.processes import die_with_parent, identity, limit_memory
-from common.queue import (
+from gated_backfill.common.broker.celery_app import (
     AFTER_RUN,
     CLOSE_WINDOW,
     MAINTAIN,
@@ -36,17 +30,23 @@ from common.queue import (
     CeleryDispatcher,
     make_app,
 )
-from common.quick_imports import quick_imports
-from common.settings import read_settings
-from common.warehouse import is_local
-from worker import control
-from worker.arguments import understood
-from worker.backoff import backoff
-from worker.flower import prepare_flower
-from worker.schedule import LONGEST_WORK, beat_schedule, entries
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.config.warehouse_url import is_local
+from gated_backfill.common.errors import BackfillError, Retryable
+from gated_backfill.common.model.dates import in_short
+from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, consumed_by
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.process.identity import die_with_parent, identity, limit_memory
+from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.logs import configure_logs
+from gated_backfill.worker.dates.backoff import backoff
+from gated_backfill.worker.flower import prepare_flower
+from gated_backfill.worker.maintenance.schedule import LONGEST_WORK, beat_schedule, entries
+from gated_backfill.worker.messages import stop_dates as control
+from gated_backfill.worker.messages.arguments import understood
 
 if TYPE_CHECKING:
-    from worker.deps import Deps
+    from gated_backfill.worker.dependencies import Deps
 
 
 def broker_url() -> str:
@@ -57,7 +57,7 @@ def broker_url() -> str:
 
 
 app: Celery = make_app(read_settings(), broker_url())
-app.conf.worker_consumer = "worker.consumer:TolerantConsumer"
+app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
 app.conf.beat_schedule = beat_schedule(read_settings(), entries(read_settings()))
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
@@ -69,7 +69,7 @@ COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; 
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
-    from worker.deps import open_deps
+    from gated_backfill.worker.dependencies import open_deps
 
     return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
@@ -93,12 +93,12 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
     with quick_imports():  # before its processes are forked
         if not set(DATES_QUEUES).isdisjoint(queues.consume_from):
-            import_module("worker.process")
+            import_module("gated_backfill.worker.dates.process")
         if GATE_QUEUE in queues.consume_from:
-            import_module("worker.gate")
-            import_module("worker.recount").prepare()
+            import_module("gated_backfill.worker.gate.gate")
+            import_module("gated_backfill.worker.gate.recount").prepare()
         if is_local(read_settings().warehouse_url):
-            import_module("common.warehouse.local")
+            import_module("gated_backfill.common.warehouse.local.warehouse")
     for name in consumed_by(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
@@ -129,8 +129,8 @@ class DateRequest(Request):
             super().on_timeout(soft, timeout)
 
     def _fail_dates(self, holder: str, timeout: float) -> None:
-        from common.ledger import open_ledger
-        from worker import process
+        from gated_backfill.common.ledger import open_ledger
+        from gated_backfill.worker.dates import process
 
         run, *days = self.args
         ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
@@ -147,7 +147,7 @@ class DateRequest(Request):
 @understood
 def process_date(self: Any, run: str, *days: str) -> dict[str, Any]:
     """Despite its name of one date or of several: all of them are named in its call."""
-    from worker import process
+    from gated_backfill.worker.dates import process
 
     try:
         outcomes = process.process_dates(run, _days(days), opened(self), retries=self.request.retries)
@@ -165,7 +165,7 @@ def _days(days: Sequence[str]) -> list[date]:
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
 @understood
 def close_window(self: Any, run: str, number: int) -> None:
-    from worker import gate
+    from gated_backfill.worker.gate import gate
 
     settings, retries = opened(self).settings, self.request.retries
     try:
@@ -177,7 +177,7 @@ def close_window(self: Any, run: str, number: int) -> None:
 @app.task(name=RECONCILE)
 @understood
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
-    from worker import reconcile
+    from gated_backfill.worker.reconcile import reconcile
 
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
 
@@ -185,7 +185,7 @@ def reconcile_run(run: str, lost_tasks: bool = False) -> None:
 @app.task(name=AFTER_RUN)
 @understood
 def tell_run(run: str) -> None:
-    from worker import after_run
+    from gated_backfill.worker import post_run as after_run
 
     after_run.tell(run, deps())
 
@@ -199,7 +199,7 @@ def tell_run(run: str) -> None:
 )
 @understood
 def maintain(name: str) -> None:
-    from worker import maintenance
+    from gated_backfill.worker.maintenance import runner as maintenance
 
     try:
         maintenance.run_work(name, deps())

@@ -1,7 +1,7 @@
 """The database of runs, dates and checkpoints: the truth about what was done."""
 
-from common.ledger.flags import Flag, NewFlag
-from common.ledger.records import (
+from gated_backfill.common.ledger.ledger import Ledger, open_ledger
+from gated_backfill.common.ledger.records import (
     ActionRow,
     Alert,
     Checkpoint,
@@ -15,9 +15,9 @@ from common.ledger.records import (
     RunFacts,
     WindowRow,
 )
-from common.ledger.runs import dates_taken
-from common.ledger.states import Action, DateState, RunState, WindowState
-from common.ledger.store import Ledger, open_ledger
+from gated_backfill.common.ledger.states import Action, DateState, RunState, WindowState
+from gated_backfill.common.ledger.stores.flags import Flag, NewFlag
+from gated_backfill.common.ledger.stores.runs import dates_taken
 
 __all__ = [
     "Action",

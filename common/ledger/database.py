@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from sqlalchemy import BindParameter, ColumnElement, Connection, Engine, and_
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
-from common.errors import LedgerUnavailable, LedgerUnusable
-from common.interrupted import interruption_behind, uninterrupted
-from common.ledger.engine import begin_writing, by_statement, set_durable
-from common.ledger.states import WindowState
-from common.ledger.tables import windows
+from gated_backfill.common.errors import LedgerUnavailable, LedgerUnusable
+from gated_backfill.common.ledger.connections import begin_writing, by_statement, set_durable
+from gated_backfill.common.ledger.states import WindowState
+from gated_backfill.common.ledger.tables import windows
+from gated_backfill.common.process.signals import interruption_behind, uninterrupted
 
 
 class Database:

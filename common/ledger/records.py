@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from common.coverage import Verdict
-from common.errors import StagedFileLost
-from common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
+from gated_backfill.common.errors import StagedFileLost
+from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
+from gated_backfill.common.model.coverage import Verdict
 
 if TYPE_CHECKING:
-    from common.warehouse.base import StagedFile
+    from gated_backfill.common.model.publication import StagedFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ class DateRow:
         """The file this date has staged. Raises `StagedFileLost` when it has none."""
         if self.staged_path is None or self.checksum is None or self.rows is None:
             raise StagedFileLost("no file was staged", day=self.day)
-        from common.warehouse.base import StagedFile  # which whoever only looks at a run does not need
+        from gated_backfill.common.model.publication import StagedFile
 
         return StagedFile(
             day=self.day,

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, select, update
 
-from common.clock import utcnow
-from common.coverage import Verdict
-from common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
-from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState
-from common.ledger.tables import run_dates, runs
+from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
+from gated_backfill.common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState
+from gated_backfill.common.ledger.tables import run_dates, runs
+from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.process.clock import utcnow
 
 Facts = Mapping[str, Any]
 #: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.

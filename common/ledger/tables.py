@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-from common.ledger.states import DateState, RunState, WindowState
+from gated_backfill.common.ledger.states import DateState, RunState, WindowState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -156,7 +156,7 @@ actions = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
-    Column("action", String(16), nullable=False),  #: see `common.ledger.states.Action`
+    Column("action", String(16), nullable=False),  #: see `gated_backfill.common.ledger.states.Action`
     Column("by", String(128), nullable=False),
     Column("reason", Text),
     Column("details", JSON, nullable=False),

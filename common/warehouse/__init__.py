@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.errors import UserError
-from common.warehouse.base import Limits, Warehouse
-
-LOCAL = "local:"
-
-
-def is_local(url: str) -> bool:
-    """Whether the URL names a folder of Parquet files."""
-    return url.startswith(LOCAL)
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.warehouse.protocol import Warehouse
 
 
 def open_warehouse(url: str, *, limits: Limits | None = None) -> Warehouse:
     """The warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
     kind, _, rest = url.partition(":")
     if kind == "local" and rest:
-        from common.warehouse.local import LocalWarehouse
+        from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 
         return LocalWarehouse(Path(rest), limits=limits)
     if kind == "bigquery":
-        from common.warehouse.bigquery import BigQueryWarehouse
-        from common.warehouse.bigquery_client import Address
+        from gated_backfill.common.warehouse.bigquery.client import Address
+        from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
         return BigQueryWarehouse(Address.parse(url), limits)
     raise UserError(f"BACKFILL_WAREHOUSE is {url!r}: write it as local:DIR or bigquery://PROJECT")

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.dates import ranges, windows
-from common.errors import SchemaMismatch
-from common.shared_work import processes_to_share, share
-from common.warehouse.base import Counted, Scan
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.dates import ranges, windows
+from gated_backfill.common.process.forked_work import processes_to_share, share
+from gated_backfill.common.warehouse.protocol import Counted, Scan
 
 DAYS_AT_ONCE = 200  #: that are read together: the memory that counting takes does not grow with the days
 MANY_DAYS = 1000  #: for fewer, a second process is not worth its start

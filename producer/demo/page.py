@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.coverage import percent
-from common.dates import DateRange, describe
-from common.job import find_job
-from common.ledger import Checkpoint, DateRow, DateState, Progress
-from common.schema import TableName
-from common.settings import read_settings
-from common.warehouse import LOCAL, is_local
-from common.warehouse.base import Scan
-from producer.plan import Action, Plan
-from producer.site import Site
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.config.warehouse_url import LOCAL, is_local
+from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Progress
+from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.model.dates import DateRange, describe
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.protocol import Scan
+from gated_backfill.producer.context import Site
+from gated_backfill.producer.planning.plan import Action, Plan
 
 JOB = "player_composite_factors"
 NAMES_SHOWN = 4

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from common.arrow_types import arrow_schema
-from common.dates import DateRange
-from common.job import find_job
-from common.schema import TableName, Types
-from common.warehouse.base import Warehouse
-from producer.demo.names import FIRST_NAMES, LAST_NAMES, TEAMS
+from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName, Types
+from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.producer.demo.names import FIRST_NAMES, LAST_NAMES, TEAMS
 
 SEED = 20230223
 FIRST_DATE = date(2022, 10, 18)

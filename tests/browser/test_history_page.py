@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from common.coverage import Fallback
-from producer.plan import Reprocess
+from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.producer.planning.plan import Reprocess
 from tests.browser.conftest import PHONE, OpenPage
 from tests.lab import Lab, LocalTables, made_lab, players
 

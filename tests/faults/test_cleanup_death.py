@@ -8,14 +8,14 @@ from datetime import timedelta
 
 import pytest
 
-from common.cleanup import Report, clean
-from common.cleanup_restore import restore
-from common.cleanup_site import CleanupSite
-from common.dated import DatedTable
-from common.ledger.cleanups import CleanupState
-from common.schema import TableName
-from common.settings import Settings
-from common.stale import local_today
+from gated_backfill.common.cleanup.cleanup import Report, clean
+from gated_backfill.common.cleanup.operation import CleanupSite
+from gated_backfill.common.cleanup.restore import restore
+from gated_backfill.common.cleanup.stale_rows import local_today
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.ledger.stores.cleanups import CleanupState
+from gated_backfill.common.model.dated_tables import DatedTable
+from gated_backfill.common.model.tables import TableName
 from tests.lab import UPCOMING, Lab, players
 
 TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
@@ -26,16 +26,16 @@ TABLE = DatedTable(name=TableName.parse(UPCOMING))
 CLEANUP_THAT_DIES = """
 import os, signal, sys
 from pathlib import Path
-from common.ledger import Ledger
-from common.settings import Settings
-from producer.cli_cleanup import _site
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.producer.cli.cleanup import _site
 
 home, at, last, doing = sys.argv[1:]
 owner = Ledger
 if at.startswith("Local"):
-    from common.warehouse.local import LocalWarehouse as owner
+    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse as owner
 if at.startswith("BigQuery"):
-    from common.warehouse.bigquery import BigQueryWarehouse as owner
+    from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse as owner
 calls, real = 0, getattr(owner, at.split(".")[1])
 
 def counted(*arguments, **named):
@@ -46,9 +46,9 @@ def counted(*arguments, **named):
     return real(*arguments, **named)
 
 setattr(owner, at.split(".")[1], counted)
-from common.cleanup import clean
-from common.cleanup_restore import restore
-from common.stale import local_today
+from gated_backfill.common.cleanup.cleanup import clean
+from gated_backfill.common.cleanup.restore import restore
+from gated_backfill.common.cleanup.stale_rows import local_today
 site = _site(Settings(home=Path(home)))
 if doing == "clean":
     tables = site.settings.tables_to_clean[:1]

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from common.clock import utcnow
-from common.errors import WarehouseUnavailable
-from common.job import find_job
-from common.ledger import DateState, Run, RunState
-from common.recover import release_run
-from common.warehouse.base import Receipt
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.errors import WarehouseUnavailable
+from gated_backfill.common.ledger import DateState, Run, RunState
+from gated_backfill.common.model.publication import Receipt
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.runs.release import release_run
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests.builders import everyone_is_dead, process_date
 from tests.lab import Lab, players
-from worker.deps import Deps
-from worker.gate import GateOutcome, close_window
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
 TARGET = "probe.probe"
@@ -29,12 +29,12 @@ TARGET = "probe.probe"
 GATE_THAT_DIES = """
 import os, signal, sys
 from pathlib import Path
-from common.ledger import Ledger
-from common.settings import Settings
-from common.warehouse.local import LocalWarehouse
-from worker.deps import open_deps
-from worker.gate import close_window
-from worker.inline import InlineDispatcher
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.worker.dependencies import open_deps
+from gated_backfill.worker.gate.gate import close_window
+from gated_backfill.worker.inline import InlineDispatcher
 
 def die(*arguments, **named):
     if not (len(arguments) == 3 and not arguments[2]):

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from common.ledger import DateState, RunState
-from common.staging import Staging
-from common.warehouse.base import StagedFile
+from gated_backfill.common.ledger import DateState, RunState
+from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.storage.staging import Staging
 from tests.builders import process_date
 from tests.lab import Lab, players, until
 

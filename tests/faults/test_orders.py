@@ -7,9 +7,9 @@ from datetime import date, timedelta
 
 import psutil
 
-from common.dates import DateRange
-from common.ledger import DateState, RunState
-from producer.site import requester
+from gated_backfill.common.ledger import DateState, RunState
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.producer.context import requester
 from tests.faults.test_kills import gone, workers
 from tests.lab import Lab, players, until
 

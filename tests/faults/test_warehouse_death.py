@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from common.ledger import DateState
-from common.schema import TableName
+from gated_backfill.common.ledger import DateState
+from gated_backfill.common.model.tables import TableName
 from tests.emulator import Emulator
 from tests.lab import EmulatedTables, Lab, made_lab, players, until
 

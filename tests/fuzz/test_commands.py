@@ -9,8 +9,8 @@ import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.settings import Settings
-from producer.cli import app
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.producer.cli.main import app
 from tests.fuzz.cases import share, words
 from tests.fuzz.watching import SECRET, Watched
 

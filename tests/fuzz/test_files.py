@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.ledger import DateState
+from gated_backfill.common.ledger import DateState
+from gated_backfill.worker.gate.gate import close_window
 from tests.builders import process_date
 from tests.fuzz.cases import share, words
 from tests.fuzz.watching import Watched
 from tests.lab import Lab, players
-from worker.gate import close_window
 
 HARMFUL = (b"\0", b"\xff\xfe", b'"', b"\r", b",,", b"\n\n", b"\xef\xbb\xbf")
 VALID = b"name,day,value\nann,2023-02-23,1.5\nben,2023-02-24,2\n"

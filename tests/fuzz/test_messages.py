@@ -11,8 +11,8 @@ from celery.exceptions import CeleryError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.errors import UserError
-from common.job import find_job
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.registry import find_job
 from tests.fuzz.cases import share, words
 from tests.fuzz.watching import DAYS, SECRET, Watched
 
@@ -30,7 +30,7 @@ def tasks(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in watched.lab.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("BACKFILL_BROKER", f"redis://:{SECRET}@127.0.0.1:1/0")
-    import worker.tasks as found
+    import gated_backfill.worker.tasks as found
 
     found.deps.cache_clear()
     yield found
@@ -67,7 +67,7 @@ def test_arguments_of_any_kind(
 @example(headers={"task": "process_date"}, payload=[[], {}, {"chord": 5}])
 @example(headers={"task": "process_date", "timelimit": "soon"}, payload=[[], {}, {}])
 def test_headers_and_bodies_of_any_kind(headers: Any, payload: Any) -> None:
-    from worker.consumer import misfit
+    from gated_backfill.worker.messages.consumer import misfit
 
     assert isinstance(misfit(headers, payload), str)
 
@@ -76,7 +76,7 @@ def test_headers_and_bodies_of_any_kind(headers: Any, payload: Any) -> None:
 @given(name=words)
 @example(name="os:system")
 @example(name="antigravity")
-@example(name="worker.jobs.player_composite_factors:JOB")
+@example(name="gated_backfill.worker.jobs.player_composite_factors:JOB")
 def test_a_name_of_any_kind_imports_nothing(name: str) -> None:
     loaded = set(sys.modules)
     if name in ("probe", "player_composite_factors"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from producer.cli import main
+from gated_backfill.producer.cli.main import main
 from tests.lab import Lab, players
 
 ALLOWED = (0, 2, 3)

@@ -12,14 +12,14 @@ from threading import Barrier
 import pytest
 from sqlalchemy import create_engine, text
 
-from common.after_run import after_run, check_beat, deliver, report_ended
-from common.clock import utcnow
-from common.errors import BackfillError, UserError
-from common.ledger import DateState, NewAlert, RunState
-from common.settings import Settings
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError, UserError
+from gated_backfill.common.ledger import DateState, NewAlert, RunState
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.runs.post_run import after_run, check_beat, deliver, report_ended
+from gated_backfill.worker.post_run import deliver_alerts, report_runs
 from tests.lab import Lab, players, until
 from tests.receiver import Receiver, receiving
-from worker.after_run import deliver_alerts, report_runs
 
 WHOLE, HALF, STALE = date(2023, 2, 22), date(2023, 2, 23), date(2023, 2, 24)
 USER, PASSWORD = "watcher", "hunter2-s3cret"

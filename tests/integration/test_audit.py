@@ -13,20 +13,20 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from common.arrow_types import arrow_schema
-from common.audit import Audit, Finding, audit_dates, record_audit
-from common.clock import today
-from common.errors import SchemaMismatch, TableNotFound, UserError
-from common.job import find_job
-from common.ledger import NewFlag, RunState
-from common.schema import TableName
-from common.warehouse.base import Warehouse
-from producer.cli import app
-from producer.plan import Reprocess
-from producer.undo import plan_undo, undo
+from gated_backfill.common.audit.audit import Audit, Finding, audit_dates, record_audit
+from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
+from gated_backfill.common.ledger import NewFlag, RunState
+from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import today
+from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.producer.cli.main import app
+from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.producer.runs.undo import plan_undo, undo
+from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.maintenance.audit import AuditFailed, audit_recent
 from tests.lab import Lab, players
-from worker.audit import AuditFailed, audit_recent
-from worker.deps import Deps
 
 TODAY = today()
 YESTERDAY = TODAY - timedelta(days=1)
@@ -247,7 +247,7 @@ def test_a_run_that_begins_and_ends_during_an_audit_is_not_taken_for_somebody_el
 
 
 def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.audit.DATES_AT_ONCE", 2)
+    monkeypatch.setattr("gated_backfill.common.audit.audit.DATES_AT_ONCE", 2)
     expect(lab, *DAYS)
     lab.run(DAYS[:4], "probe")
     write(lab, DAYS[1], 3)

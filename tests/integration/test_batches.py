@@ -13,19 +13,20 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event
 
-from common.clock import utcnow
-from common.coverage import Fallback
-from common.dates import DateRange
-from common.job import Batch, Job, find_job
-from common.ledger import DateState, Ledger, RunState
-from common.processes import identity
-from common.warehouse.local import LocalWarehouse
-from producer.demo.season import load_season
-from producer.plan import Reprocess
+from gated_backfill.common.ledger import DateState, Ledger, RunState
+from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.job import Batch, Job
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import identity
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.producer.demo.season import load_season
+from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.worker.dates import process as processing
+from gated_backfill.worker.dates.process import TryAgain, process_dates
 from tests.builders import answering, claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
 from tests.lab import Lab, players
-from worker import process as processing
-from worker.process import TryAgain, process_dates
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 TARGET = "probe.probe"

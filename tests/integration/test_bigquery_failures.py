@@ -14,11 +14,11 @@ import requests.exceptions
 from google.api_core.retry import retry_unary
 from google.resumable_media.requests import _request_helpers as uploads
 
-from common.errors import BackfillError, NotAllowed, QueryFailed, TableNotFound, WarehouseUnavailable
-from common.staging import Staging
-from common.warehouse.base import Limits, Receipt, StagedFile
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address, Connection
+from gated_backfill.common.errors import BackfillError, NotAllowed, QueryFailed, TableNotFound, WarehouseUnavailable
+from gated_backfill.common.model.publication import Limits, Receipt, StagedFile
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.client import Address, Connection
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import DAYS, FEB_23, TABLE, rows_of, scan, span, staged
 from tests.rest_double import TOKEN, RestDouble
 from tests.rest_lab import TYPES, URL, nobody, opened, publish

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.clock import utcnow
-from common.errors import DatesWritten
-from common.warehouse.backups import Backup, KeptDate
-from common.warehouse.bigquery import BigQueryWarehouse
+from gated_backfill.common.errors import DatesWritten
+from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import FEB_23, FEB_24, TABLE, rows_of
 from tests.rest_double import RestDouble
 

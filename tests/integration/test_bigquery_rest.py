@@ -19,21 +19,22 @@ from google.api_core.exceptions import Conflict
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
-from common.clock import utcnow
-from common.counts import count_range
-from common.errors import UserError
-from common.job import Batch, Expectation, Job, Source, Target
-from common.measure import match_rows
-from common.schema import Column, TableName
-from common.staging import Staging
-from common.warehouse.backups import Backup, KeptDate
-from common.warehouse.base import ABSENT, Receipt, Replaced, StagedFile, StagedScan, Warehouse
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address
-from common.warehouse.files import checksum_of, parquet_bytes
-from common.warehouse.staged import rows_of_all
-from producer import plan as planned
-from producer.cost import LEAST_BILLED, cost_of
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.model.job import Batch, Expectation, Job, Source, Target
+from gated_backfill.common.model.publication import Receipt, StagedFile
+from gated_backfill.common.model.tables import Column, TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.files import checksum_of, parquet_bytes
+from gated_backfill.common.storage.staged_files import rows_of_all
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.coverage_queries import match_rows
+from gated_backfill.common.warehouse.protocol import ABSENT, Replaced, StagedScan, Warehouse
+from gated_backfill.producer.planning import plan as planned
+from gated_backfill.producer.planning.cost import LEAST_BILLED, cost_of
+from gated_backfill.producer.planning.range_counts import count_range
 from tests import rest_rules as rules
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
 from tests.rest_double import RestDouble

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 
-from common.dates import DateRange
-from common.errors import QueryFailed
-from common.ledger import DateState, RunState
-from producer.demo.season import INCIDENT, load_season
-from producer.plan import Reprocess
+from gated_backfill.common.errors import QueryFailed
+from gated_backfill.common.ledger import DateState, RunState
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.producer.demo.season import INCIDENT, load_season
+from gated_backfill.producer.planning.plan import Reprocess
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 

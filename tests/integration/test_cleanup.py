@@ -12,20 +12,20 @@ import pytest
 from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
-from common.cleanup import Report, clean
-from common.cleanup_restore import restore
-from common.cleanup_site import CleanupSite, backup_of
-from common.clock import utcnow
-from common.dated import DatedTable
-from common.errors import DatesWritten, NothingKept, UserError
-from common.ledger.cleanups import CleanupOperation, CleanupState
-from common.ledger.tables import alerts, cleanup_operations
-from common.schema import TableName
-from common.settings import Settings
-from common.stale import local_today
-from producer.cli import app
+from gated_backfill.common.cleanup.cleanup import Report, clean
+from gated_backfill.common.cleanup.operation import CleanupSite, backup_of
+from gated_backfill.common.cleanup.restore import restore
+from gated_backfill.common.cleanup.stale_rows import local_today
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import DatesWritten, NothingKept, UserError
+from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
+from gated_backfill.common.ledger.tables import alerts, cleanup_operations
+from gated_backfill.common.model.dated_tables import DatedTable
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.producer.cli.main import app
+from gated_backfill.worker.maintenance.cleanup import clean_stale, expire_backups
 from tests.lab import UPCOMING, Lab, players
-from worker.cleanup import clean_stale, expire_backups
 
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
 TEAMS = "nba_analytics.upcoming_team_game_context"

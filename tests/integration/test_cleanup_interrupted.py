@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from common.cleanup import clean
-from common.cleanup_restore import restore
-from common.clock import utcnow
-from common.errors import NothingKept, UserError
-from common.ledger.cleanups import CleanupOperation, CleanupState
+from gated_backfill.common.cleanup.cleanup import clean
+from gated_backfill.common.cleanup.restore import restore
+from gated_backfill.common.errors import NothingKept, UserError
+from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.maintenance.cleanup import clean_stale
 from tests.integration.test_cleanup import STALE, TABLE, TODAY, cleaned, command, filled, one_operation, site_of, told
 from tests.lab import UPCOMING, Lab, players
-from worker.cleanup import clean_stale
 
 BETWEEN = STALE[1]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.session import Launch
+from gated_backfill.producer.runs.session import Launch
 from tests.lab import Lab, players
 
 DAY = date(2023, 2, 23)
@@ -364,7 +364,7 @@ def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: La
     launch = Launch(request=lab.request([DAY], "probe"), window=1, workers=1)
     for shown, refused in ((lab.plan([DAY], "probe").digest(), False), ("another plan's", True)):
         ran = subprocess.run(
-            [sys.executable, "-m", "producer.background"],
+            [sys.executable, "-m", "gated_backfill.producer.runs.background"],
             input=json.dumps(replace(launch, shown=shown).as_json()),
             env=lab.environment(),
             capture_output=True,

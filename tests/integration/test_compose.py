@@ -21,10 +21,10 @@ import redis
 import yaml
 from sqlalchemy.engine import make_url
 
-from common.schema import TableName
-from common.settings import Settings
-from common.warehouse.bigquery_client import Address
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env
 from tests.conftest import of_database
 from tests.emulator import PYTHON as EMULATOR_PYTHON

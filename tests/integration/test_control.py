@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from common.ledger import Action, DateState, Ledger, Run, RunState
-from common.processes import identity
-from common.warehouse.local import LocalWarehouse
-from producer.site import requester
+from gated_backfill.common.ledger import Action, DateState, Ledger, Run, RunState
+from gated_backfill.common.process.identity import identity
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.producer.context import requester
+from gated_backfill.worker.dates import build
+from gated_backfill.worker.dates.process import NOT_OURS
+from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.gate.gate import close_window
+from gated_backfill.worker.reconcile.reconcile import reconcile
 from tests.builders import new_run, process_date
 from tests.lab import Lab, players, until
-from worker import build
-from worker.deps import Deps
-from worker.gate import close_window
-from worker.process import NOT_OURS
-from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(4)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from common.counts import count_range
-from common.job import Expectation, Job, Source, Target
-from common.schema import Column, TableName
-from common.warehouse.base import Warehouse
+from gated_backfill.common.model.job import Expectation, Job, Source, Target
+from gated_backfill.common.model.tables import Column, TableName
+from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.producer.planning.range_counts import count_range
 from tests.builders import FEB_23, FEB_24, FEB_25, run_python
 
 COLUMNS = {"who": Column(type="STRING"), "day": Column(type="DATE")}
@@ -106,10 +106,10 @@ ON_CORES = """
 
     import pyarrow as pa
 
-    from common.counts import count_range
-    from common.schema import TableName
-    from common.shared_work import processes_to_share
-    from common.warehouse.local import LocalWarehouse
+    from gated_backfill.producer.planning.range_counts import count_range
+    from gated_backfill.common.model.tables import TableName
+    from gated_backfill.common.process.forked_work import processes_to_share
+    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
     from tests.integration.test_counts import FEB_23, job
 
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[2])]))

@@ -7,7 +7,7 @@ from datetime import date
 
 from rich.console import Console
 
-from producer.demo import replay
+from gated_backfill.producer.demo.demo import replay
 from tests.lab import Lab, players
 from tests.receiver import receiving
 

@@ -119,7 +119,7 @@ def test_what_the_runbook_does_with_compose_is_there_to_be_done() -> None:
 
 
 def helped_commands() -> set[str]:
-    from producer.cli import app
+    from gated_backfill.producer.cli.main import app
 
     return {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 

@@ -22,10 +22,10 @@ import pytest
 import redis
 from sqlalchemy.engine import make_url
 
-from common.clock import Reading
-from common.schema import TableName
-from common.warehouse.bigquery import BigQueryWarehouse
-from producer.doctor import Level, clock_finding
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import Reading
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.producer.doctor.checks import Level, clock_finding
 from tests.brokers import PASSWORD, valkey
 from tests.emulator import Emulator
 from tests.lab import Lab, players

@@ -7,9 +7,9 @@ from datetime import date
 
 import pytest
 
-from common.clock import utcnow
-from common.errors import DatesTaken
-from common.ledger import DateState, Ledger, NewDate, NewFlag, RunState
+from gated_backfill.common.errors import DatesTaken
+from gated_backfill.common.ledger import DateState, Ledger, NewDate, NewFlag, RunState
+from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -139,7 +139,7 @@ def test_the_first_day_of_a_job_is_the_earliest_that_any_run_of_it_dealt_with(le
 
 FLAGGING = """
 from datetime import date
-from common.ledger import NewFlag, open_ledger
+from gated_backfill.common.ledger import NewFlag, open_ledger
 
 def flag_all(wait, url, by):
     ledger = open_ledger(url, create=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from common.ledger import Ledger
-from producer.plan import Reprocess
-from producer.site import requester
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.producer.context import requester
+from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.worker.maintenance import retention
 from tests.builders import FEB_23
 from tests.lab import Lab, players
-from worker import retention
 
 
 def told(lab: Lab, run: str) -> tuple[dict[str, Any], str]:

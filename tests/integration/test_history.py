@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from common.clock import today
-from common.errors import UserError
-from common.ledger import Ledger, Run, RunState
-from common.metadata import COLUMNS, write_metadata
-from common.schema import TableName
-from common.settings import Settings
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.history.metadata import COLUMNS, write_metadata
+from gated_backfill.common.ledger import Ledger, Run, RunState
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import today
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.builders import FEB_23, FEB_24, FEB_25, checkpointed_date, queued_run
 from tests.lab import Lab, players
 

@@ -10,9 +10,9 @@ from datetime import date, datetime, timedelta
 
 import pytest
 
-from common.lanes import EXPRESS_QUEUE, GATE_QUEUE, LANES, MAINTENANCE_QUEUE
-from common.ledger import Ledger, RunState
-from common.queue import make_app
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.ledger import Ledger, RunState
+from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, MAINTENANCE_QUEUE
 from tests.brokers import broker as broker
 from tests.lab import Lab, players, until
 
@@ -30,7 +30,16 @@ def workers(lab: Lab, places: dict[str, str], named: dict[str, str]) -> Iterator
     with ExitStack() as stack:
         for name, queues in named.items():
             log = stack.enter_context((lab.marks.parent / f"{name}.log").open("wb"))
-            command = [sys.executable, "-m", "celery", "--app", "worker.tasks", "worker", "--queues", queues]
+            command = [
+                sys.executable,
+                "-m",
+                "celery",
+                "--app",
+                "gated_backfill.worker.tasks",
+                "worker",
+                "--queues",
+                queues,
+            ]
             process = subprocess.Popen(
                 [*command, "--concurrency", "1", "--hostname", f"{name}@%h", "--without-gossip", "--without-mingle"],
                 env=lab.environment() | places,

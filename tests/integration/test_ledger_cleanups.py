@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from common.clock import utcnow
-from common.errors import TableTaken, UserError
-from common.ledger import Ledger
-from common.ledger.cleanups import CLEANUP_MOVES, CleanupOperation, CleanupState, NewCleanup
-from common.warehouse.backups import KeptDate
+from gated_backfill.common.errors import TableTaken, UserError
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.ledger.stores.cleanups import CLEANUP_MOVES, CleanupOperation, CleanupState, NewCleanup
+from gated_backfill.common.model.backup import KeptDate
+from gated_backfill.common.process.clock import utcnow
 from tests.builders import everyone_is_dead, everyone_lives
 
 ME, OTHER = "host:1:1", "host:2:2"

@@ -15,12 +15,23 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from common.clock import utcnow
-from common.coverage import Verdict
-from common.errors import DatesTaken, LedgerUnavailable, UserError
-from common.ledger import Action, DateRow, DateState, Ledger, NewAlert, NewDate, Run, RunState, WindowState, open_ledger
-from common.ledger.engine import make_engine
-from common.ledger.facts import READ_AT_ONCE
+from gated_backfill.common.errors import DatesTaken, LedgerUnavailable, UserError
+from gated_backfill.common.ledger import (
+    Action,
+    DateRow,
+    DateState,
+    Ledger,
+    NewAlert,
+    NewDate,
+    Run,
+    RunState,
+    WindowState,
+    open_ledger,
+)
+from gated_backfill.common.ledger.connections import make_engine
+from gated_backfill.common.ledger.stores.history import READ_AT_ONCE
+from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
     FEB_23,
@@ -163,8 +174,8 @@ def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> Non
 
 
 OPEN_A_RUN = """
-    from common.errors import DatesTaken
-    from common.ledger import open_ledger
+    from gated_backfill.common.errors import DatesTaken
+    from gated_backfill.common.ledger import open_ledger
     from tests.builders import new_run
 
     def open_a_run(wait, url):
@@ -428,8 +439,8 @@ def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
 CLAIM_ALL = """
     import random
     from datetime import date, timedelta
-    from common.clock import utcnow
-    from common.ledger import open_ledger
+    from gated_backfill.common.process.clock import utcnow
+    from gated_backfill.common.ledger import open_ledger
     from tests.builders import everyone_lives
 
     def claim_all(wait, url, run, owner, first, count):
@@ -478,8 +489,8 @@ def test_a_file_that_another_holds_for_too_long_is_unavailable(sqlite_url: str) 
 
 HAMMER = """
     from datetime import date, timedelta
-    from common.clock import utcnow
-    from common.ledger import DateState, WindowState, open_ledger
+    from gated_backfill.common.process.clock import utcnow
+    from gated_backfill.common.ledger import DateState, WindowState, open_ledger
     from tests.builders import everyone_lives
 
     def hammer(wait, url, run, owner):
@@ -1061,7 +1072,7 @@ def test_the_database_itself_keeps_who_did_what_and_why(ledger: Ledger, ledger_u
 
 CUT_OFF = """
     import signal, sys
-    from common.ledger import open_ledger
+    from gated_backfill.common.ledger import open_ledger
 
     def exit_now(*_):
         raise SystemExit

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.advance import open_next
-from common.clock import utcnow
-from common.flow import Caps
-from common.job import Job
-from common.lanes import EXPRESS_QUEUE, LANES, queue_for
-from common.ledger import DateState, Ledger, Run, RunState, WindowState
-from common.options import RunOptions
+from gated_backfill.common.ledger import DateState, Ledger, Run, RunState, WindowState
+from gated_backfill.common.model.concurrency import Caps
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.queues import EXPRESS_QUEUE, LANES, queue_for
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.runs.enqueue import open_next
+from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS
 from tests.builders import claim_date, everyone_lives, new_run, running_run
-from worker.jobs.player_composite_factors import JOB as PLAYERS
 
 FIRST = date(2022, 10, 18)
 IN_FLIGHT = [DateState.QUEUED, DateState.PROCESSING, DateState.STAGED, DateState.PUBLISHED]

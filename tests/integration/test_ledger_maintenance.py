@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from common.clock import utcnow
-from common.ledger import Ledger, RunState
+from gated_backfill.common.ledger import Ledger, RunState
+from gated_backfill.common.process.clock import utcnow
 from tests.builders import FEB_23, FEB_24, FEB_25, everyone_is_dead, everyone_lives, new_run, queued_run
 from tests.integration.test_ledger_contract import at_once
 

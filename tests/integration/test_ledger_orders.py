@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.clock import utcnow
-from common.dates import ONE_DAY
-from common.ledger import Action, DateState, Ledger, Run, RunState, WindowState
-from common.ledger.orders import Stopped
-from common.ledger.states import ENDED_DATES, READY_FOR_GATE
+from gated_backfill.common.ledger import Action, DateState, Ledger, Run, RunState, WindowState
+from gated_backfill.common.ledger.states import ENDED_DATES, READY_FOR_GATE
+from gated_backfill.common.ledger.stores.orders import Stopped
+from gated_backfill.common.model.dates import ONE_DAY
+from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
     FEB_23,

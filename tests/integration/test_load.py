@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from common.dates import ranges
-from common.errors import SchemaMismatch, UserError
-from common.schema import TableName
-from common.warehouse.base import Scan, Warehouse, need_table
-from common.warehouse.local import LocalWarehouse
-from producer.load import Loaded, load_file
+from gated_backfill.common.errors import SchemaMismatch, UserError
+from gated_backfill.common.model.dates import ranges
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse, need_table
+from gated_backfill.producer.tables.load import Loaded, load_file
+from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, rows_of, scan, span, tree
-from worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 
 NAME = str(TABLE)
 UPCOMING = PLAYER_JOB.sources[0].table

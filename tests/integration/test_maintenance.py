@@ -13,23 +13,23 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from common.clock import utcnow
-from common.errors import WarehouseUnavailable
-from common.ledger import Ledger, NewAlert, RunState
-from common.ledger.tables import alerts, runs
-from common.processes import identity
-from common.settings import Settings
-from common.staging import Staging
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import WarehouseUnavailable
+from gated_backfill.common.ledger import Ledger, NewAlert, RunState
+from gated_backfill.common.ledger.tables import alerts, runs
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import identity
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.inline import InlineDispatcher
+from gated_backfill.worker.maintenance.retention import forget_alerts, forget_quarantined, forget_staged, sweep_staged
+from gated_backfill.worker.maintenance.runner import WorkOutcome, catch_up, reconcile_all, run_work
+from gated_backfill.worker.maintenance.schedule import entries
 from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, is_intact, queued_run, rows_of
 from tests.integration.test_ledger_contract import at_once
 from tests.lab import Lab, players
-from worker.deps import Deps
-from worker.inline import InlineDispatcher
-from worker.maintenance import WorkOutcome, catch_up, reconcile_all, run_work
-from worker.retention import forget_alerts, forget_quarantined, forget_staged, sweep_staged
-from worker.schedule import entries
 
 NAME = "cleanup"
 
@@ -139,7 +139,7 @@ def test_a_daily_work_whose_worker_was_killed_is_told_and_tried_again_after_a_wh
 
 
 def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
-    asked = "from worker.tasks import maintain as t; print(t.acks_late, t.reject_on_worker_lost)"
+    asked = "from gated_backfill.worker.tasks import maintain as t; print(t.acks_late, t.reject_on_worker_lost)"
     environment = os.environ | {"BACKFILL_BROKER": "redis://127.0.0.1:1/0"}
     answered = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True)
     assert answered.stdout == "False False\n", answered.stderr

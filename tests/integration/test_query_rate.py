@@ -9,17 +9,17 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from common.errors import WarehouseUnavailable
-from common.rate import SECOND, Rate
-from common.token_bucket import KEY, SharedBucket
+from gated_backfill.common.broker.rate_limit import KEY, SharedBucket
+from gated_backfill.common.errors import WarehouseUnavailable
+from gated_backfill.common.model.rate import SECOND, Rate
 from tests.brokers import broker as broker
 from tests.builders import FEB_23, race
 from tests.lab import Lab, players
 
 ACQUIRING = """
 import redis
-from common.rate import Rate
-from common.token_bucket import SharedBucket
+from gated_backfill.common.model.rate import Rate
+from gated_backfill.common.broker.rate_limit import SharedBucket
 
 def acquire(wait, url, times, per_second, burst):
     bucket = SharedBucket(url, Rate(per_second=float(per_second), burst=int(burst), patience_seconds=60))

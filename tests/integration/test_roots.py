@@ -12,19 +12,20 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import create_engine, text
 
-from common.clock import utcnow
-from common.dates import DateRange
-from common.errors import BackfillError, OutsideRoot, QueryFailed, StagedFileLost, UserError
-from common.schema import TableName
-from common.staging import Staging
-from common.warehouse.backups import Backup
-from common.warehouse.base import ABSENT, Scan, StagedFile, StagedScan
-from common.warehouse.files import inside
-from common.warehouse.local import LocalWarehouse
-from common.warehouse.staged import read_staged_bytes
+from gated_backfill.common.errors import BackfillError, OutsideRoot, QueryFailed, StagedFileLost, UserError
+from gated_backfill.common.model.backup import Backup
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.files import inside
+from gated_backfill.common.storage.staged_files import read_staged_bytes
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
+from gated_backfill.worker.gate.gate import close_window
 from tests.builders import FEB_23, FEB_24, is_intact, process_date
 from tests.lab import Lab, players
-from worker.gate import close_window
 
 TABLE = TableName("nba", "factors")
 SCAN = Scan(table=TABLE, date_column="day", dates=(DateRange(start=FEB_23, through=FEB_24),))

@@ -13,11 +13,11 @@ import redis
 from celery import Celery
 from celery.app.task import Context
 
-from common.job import find_job
-from common.lanes import DATES_QUEUE, GATE_QUEUE
-from common.queue import CLOSE_WINDOW, PROCESS_DATE, SEVEN_DAYS, CeleryDispatcher, make_app
-from common.settings import Settings
-from producer.stack import free_port
+from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, PROCESS_DATE, SEVEN_DAYS, CeleryDispatcher, make_app
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import broker as broker
 from tests.lab import Lab
 

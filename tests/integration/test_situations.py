@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import structlog
 
-from common.coverage import Fallback, Verdict
-from common.errors import Retryable, UserError
-from common.job import find_job
-from common.ledger import DateState, RunState
-from common.options import RunOptions
-from producer.launch import open_run
-from producer.plan import Action, Reprocess
+from gated_backfill.common.errors import Retryable, UserError
+from gated_backfill.common.ledger import DateState, RunState
+from gated_backfill.common.model.coverage import Fallback, Verdict
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.producer.planning.plan import Action, Reprocess
+from gated_backfill.producer.runs.launch import open_run
+from gated_backfill.worker.dates.process import TryAgain
+from gated_backfill.worker.dependencies import open_deps
+from gated_backfill.worker.gate.gate import GateOutcome, close_window
+from gated_backfill.worker.inline import InlineDispatcher
+from gated_backfill.worker.reconcile.reconcile import reconcile
 from tests.builders import process_date
 from tests.lab import PACKAGES, Lab, players
-from worker.deps import open_deps
-from worker.gate import GateOutcome, close_window
-from worker.inline import InlineDispatcher
-from worker.process import TryAgain
-from worker.reconcile import reconcile
 
 DAY = date(2023, 2, 23)
 NEXT_DAY = date(2023, 2, 24)

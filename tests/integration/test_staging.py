@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import UserError
-from common.staging import SAFE_NAME, Staging
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.storage.staging import SAFE_NAME, Staging
 from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, FEB_25, is_intact, rows_of, staged
 

@@ -11,11 +11,18 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from common.errors import UserError
-from common.processes import identity
-from common.settings import Settings
-from producer.down import take_down
-from producer.standing import Standing, find_standing, places_of, read_standing, standing_broker, write_standing
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.process.identity import identity
+from gated_backfill.producer.stack.shutdown import take_down
+from gated_backfill.producer.stack.state_file import (
+    Standing,
+    find_standing,
+    places_of,
+    read_standing,
+    standing_broker,
+    write_standing,
+)
 from tests.lab import until
 
 PASSWORD = "hunter2"
@@ -91,7 +98,7 @@ def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
 KEEPS = """
 import sys
 from pathlib import Path
-from producer.children import Children
+from gated_backfill.producer.stack.children import Children
 home = Path(sys.argv[1])
 sleep = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 Children(home / "stacks" / "up-1", home / "log").start("dates", sleep, {})

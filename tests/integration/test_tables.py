@@ -7,11 +7,11 @@ from datetime import date
 
 import pytest
 
-from common.schema import TableName
-from common.warehouse.bigquery import BigQueryWarehouse
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.worker.jobs.player_composite_factors import JOB
 from tests.emulator import PROJECT, Emulator
 from tests.lab import Lab, players
-from worker.jobs.player_composite_factors import JOB
 
 DAY = date(2023, 2, 23)
 TARGET = JOB.target.table

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 from flower.utils.broker import Broker
 
-from common.broker_url import parse_broker_url
-from common.errors import BrokerUnavailable, UserError
-from common.queue import ask_broker, make_app
-from common.queue_depth import queue_depths
-from common.settings import Settings
+from gated_backfill.common.broker.celery_app import ask_broker, make_app
+from gated_backfill.common.broker.queue_depth import queue_depths
+from gated_backfill.common.config.broker_url import parse_broker_url
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BrokerUnavailable, UserError
 from tests.brokers import PASSWORD
 from tests.kept_up import DAYS, RUN, prepare
 from tests.lab import Lab

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from celery.beat import PersistentScheduler
 
-from common.clock import utcnow
-from common.queue import make_app
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.maintenance.runner import WORKS
+from gated_backfill.worker.maintenance.schedule import beat_schedule, entries
 from tests.brokers import valkey
 from tests.lab import Lab, until
-from worker.maintenance import WORKS
-from worker.schedule import beat_schedule, entries
 
 DAILY = {"staging_retention", "quarantine_retention", "undo_retention"}
 
@@ -42,7 +42,7 @@ def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
 def celery(lab: Lab, broker: str, *words: str) -> Path:
     """Start it; returns its log."""
     path = lab.marks.parent / f"{words[0]}-{len(lab.running)}.log"
-    command = [sys.executable, "-m", "celery", "--app", "worker.tasks", *words]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", *words]
     environment = lab.environment() | {"BACKFILL_BROKER": broker}
     with path.open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from common.errors import NothingKept, UserError
-from common.job import find_job
-from common.ledger import Progress, RunState
-from producer.plan import Action, Reprocess
-from producer.undo import UndoPlan, plan_undo, undo
+from gated_backfill.common.errors import NothingKept, UserError
+from gated_backfill.common.ledger import Progress, RunState
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.producer.planning.plan import Action, Reprocess
+from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 

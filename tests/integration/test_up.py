@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import redis
 
-from common.ledger import RunState
-from common.processes import identity
-from producer.site import open_site
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.process.identity import identity
+from gated_backfill.producer.context import open_site
 from tests.brokers import PASSWORD
 from tests.kept_up import (
     DAYS,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import (
+from gated_backfill.common.errors import (
     NotAllowed,
     OutsideRoot,
     QueryFailed,
@@ -30,12 +30,13 @@ from common.errors import (
     UserError,
     WarehouseUnavailable,
 )
-from common.schema import TableName
-from common.staging import Staging
-from common.warehouse.base import ABSENT, Receipt, Scan, StagedFile, StagedScan, Warehouse, need_table
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.files import checksum_of
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.model.publication import Receipt, StagedFile
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.storage.files import checksum_of
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, Warehouse, need_table
 from tests.buckets import path_of
 from tests.builders import (
     DAYS,
@@ -447,8 +448,8 @@ def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
 
 PUBLISH_WHILE_OTHERS_READ = """
     from pathlib import Path
-    from common.staging import Staging
-    from common.warehouse.local import LocalWarehouse
+    from gated_backfill.common.storage.staging import Staging
+    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
     from tests.builders import FEB_23, TABLE, counts, rows_of, scan, span
 
     def publish(wait, root, times):
@@ -663,7 +664,7 @@ LOAD_AND_DIE = """
     import json, os, signal, sys
     from pathlib import Path
     import pyarrow.acero, pyarrow.compute
-    from common.warehouse.local import LocalWarehouse
+    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
     from tests.builders import DAYS, TABLE, rows_of
 
     def load_and_die(root, step, last):
@@ -755,9 +756,9 @@ PUBLISH_AND_DIE = """
 import json, os, signal, sys
 from datetime import date
 from pathlib import Path
-from common.schema import TableName
-from common.warehouse.base import StagedFile
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.protocol import StagedFile
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 
 given = json.load(sys.stdin)
 file = StagedFile(**given["file"] | {"day": date.fromisoformat(given["file"]["day"])})

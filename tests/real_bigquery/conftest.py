@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 from google.cloud import bigquery
 
-from common.schema import TableName
-from common.warehouse.base import Limits
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address, Connection
+from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery.client import Address, Connection
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
 LIMITS = Limits(max_bytes_billed=1024**3, undo_days=1)
 

@@ -10,12 +10,13 @@ import pytest
 from google.api_core.exceptions import BadRequest, GoogleAPICallError
 from google.cloud import bigquery
 
-from common.errors import QueryFailed, WarehouseUnavailable
-from common.schema import TableName
-from common.staging import Staging
-from common.warehouse.base import ABSENT, Limits, Scan, StagedScan
-from common.warehouse.bigquery import BigQueryWarehouse
-from common.warehouse.bigquery_client import Address
+from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
+from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, rows_of, span, staged
 
 COUNT = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"

@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from common.alert_kinds import KINDS, Kind
-from common.alerts import MESSAGE_LENGTH, TITLE_LENGTH, Ending, Tally, alerts_of, beat_silent, is_low, message_of
-from common.coverage import Verdict
-from common.delivery import LONGEST_WAIT, wait_after
-from common.endpoints import endpoints
-from common.errors import UserError
-from common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
-from common.settings import Settings
+from gated_backfill.common.alerts.delivery import LONGEST_WAIT, wait_after
+from gated_backfill.common.alerts.endpoints import endpoints
+from gated_backfill.common.alerts.messages import (
+    MESSAGE_LENGTH,
+    TITLE_LENGTH,
+    Ending,
+    Tally,
+    alerts_of,
+    beat_silent,
+    is_low,
+    message_of,
+)
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
+from gated_backfill.common.model.alert_kinds import KINDS, Kind
+from gated_backfill.common.model.coverage import Verdict
 
 NOW = datetime(2023, 3, 1, 12, tzinfo=UTC)
 DAY = date(2023, 2, 23)

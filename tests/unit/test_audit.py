@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.audit import NAMES_KEPT, Audit, Audited, Finding, Seen, classify, in_counts, news_of
-from common.clock import utcnow
-from common.coverage import CoveragePolicy, Truth, Verdict
-from common.ledger import Checkpoint, NewAlert
-from worker.audit import alert_body, alert_of, recent_days
+from gated_backfill.common.audit.audit import NAMES_KEPT, Audit, Audited, Finding, Seen, classify, in_counts, news_of
+from gated_backfill.common.ledger import Checkpoint, NewAlert
+from gated_backfill.common.model.coverage import CoveragePolicy, Truth, Verdict
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.maintenance.audit import alert_body, alert_of, recent_days
 
 DAY = date(2023, 2, 23)
 POLICY = CoveragePolicy()

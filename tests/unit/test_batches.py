@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.batches import MOST_DATES, parse_per_task, split
-from common.errors import UserError
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.batching import MOST_DATES, parse_per_task, split
 
 
 def days(count: int) -> list[date]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from producer.children import Children, StackFailed
-from producer.up import may_have_lost
+from gated_backfill.producer.stack.children import Children, StackFailed
+from gated_backfill.producer.stack.standing import may_have_lost
 from tests.lab import until
 
 ENDS = [sys.executable, "-S", "-c", ""]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from common.ledger import Progress, RunState
-from common.ledger.states import DateState
-from producer.report import make_console
-from producer.watcher import Watcher
+from gated_backfill.common.ledger import Progress, RunState
+from gated_backfill.common.ledger.states import DateState
+from gated_backfill.producer.terminal.runs import make_console
+from gated_backfill.producer.terminal.watcher import Watcher
 from tests.builders import a_run
 
 WRITTEN = "no route to [::1/0] [/there] :warning:"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.coverage import (
+from gated_backfill.common.model.coverage import (
     PASSING,
     Choice,
     CoveragePolicy,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.dates import DateRange, describe, hull, parse_date, ranges, season_start, windows
-from common.errors import UserError
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.dates import DateRange, describe, hull, parse_date, ranges, season_start, windows
 
 ONE_DAY = timedelta(days=1)
 DAYS = st.dates(min_value=date(2015, 1, 1), max_value=date(2030, 1, 1))

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import UserError, WarehouseUnavailable
-from common.flow import Caps, Load, has_its_turn, may_open
-from common.job import find_job
-from common.lanes import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, consumed_by, queue_for
-from common.options import RunOptions
-from common.rate import SECOND, Rate, take
-from common.settings import Settings
-from common.token_bucket import OwnBucket
-from common.warehouse import open_warehouse
-from common.warehouse.base import Warehouse
-from common.warehouse.metered import FREE, TOKENS, at_rate, metered
+from gated_backfill.common.broker.rate_limit import OwnBucket
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError, WarehouseUnavailable
+from gated_backfill.common.model.concurrency import Caps, Load, has_its_turn, may_open
+from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, consumed_by, queue_for
+from gated_backfill.common.model.rate import SECOND, Rate, take
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.rate_limited import FREE, TOKENS, at_rate, metered
+from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS
 from tests.builders import rows_of, scan, span
-from worker.jobs.player_composite_factors import JOB as PLAYERS
 
 caps = st.one_of(st.none(), st.integers(1, 40))
 

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.coverage import Verdict
-from common.dates import DateRange
-from common.history import (
+from gated_backfill.common.history.figures import (
     JUDGED,
     PUBLISHED,
     Change,
@@ -31,7 +29,9 @@ from common.history import (
     totals,
     trend,
 )
-from common.ledger import DateRow, DateState, Run, RunFacts, RunState
+from gated_backfill.common.ledger import DateRow, DateState, Run, RunFacts, RunState
+from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.dates import DateRange
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = date(2023, 2, 23)

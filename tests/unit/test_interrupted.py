@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.interrupted import interruption_behind, uninterrupted
+from gated_backfill.common.process.signals import interruption_behind, uninterrupted
 from tests.builders import answering
 
 

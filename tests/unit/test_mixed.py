@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.mixed import has_repeats, stranger
+from gated_backfill.worker.dates.separation import has_repeats, stranger
 
 DAY = date(1969, 12, 31)  # the days on both sides of the first that a computer counts from
 ROWS = st.lists(

@@ -6,8 +6,8 @@ import pytest
 from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
-from common.errors import NotAllowed, UserError, WarehouseUnavailable
-from common.objects import open_store, translated
+from gated_backfill.common.errors import NotAllowed, UserError, WarehouseUnavailable
+from gated_backfill.common.storage.objects import open_store, translated
 
 
 @pytest.mark.parametrize(

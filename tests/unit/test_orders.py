@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from common.ledger import Progress, RunState
-from common.ledger.orders import UNPUBLISHED, Order, Stopped, order_of
-from common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState
-from producer.control import in_words
+from gated_backfill.common.ledger import Progress, RunState
+from gated_backfill.common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState
+from gated_backfill.common.ledger.stores.orders import UNPUBLISHED, Order, Stopped, order_of
+from gated_backfill.producer.runs.control import in_words
+from gated_backfill.worker.messages.stop_dates import is_date_of
 from tests.builders import FEB_23, FEB_24, a_run
-from worker.control import is_date_of
 
 
 @pytest.mark.parametrize(

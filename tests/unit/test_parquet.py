@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.warehouse import files
-from common.warehouse.files import FEW_CELLS, parquet_bytes
+from gated_backfill.common.storage import files
+from gated_backfill.common.storage.files import FEW_CELLS, parquet_bytes
 
 ROWS = pa.table(
     {

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.warehouse.parts import Parts
+from gated_backfill.common.warehouse.local.partition_files import Parts
 
 Read = Callable[[Parts, str, list[str] | None], pa.Table | None]
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import today
-from common.coverage import Fallback, Verdict
-from common.errors import UserError
-from common.job import Batch, Calendar, CalendarFacts, Expectation, Job, Source, Target
-from common.ledger import Checkpoint, DateRow, DateState
-from common.options import RunOptions
-from common.schema import Column
-from producer.plan import (
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
+from gated_backfill.common.model.coverage import Fallback, Verdict
+from gated_backfill.common.model.job import Batch, Calendar, CalendarFacts, Expectation, Job, Source, Target
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.tables import Column
+from gated_backfill.common.process.clock import today
+from gated_backfill.producer.planning.plan import (
     Action,
     Measured,
     Plan,
@@ -31,7 +31,7 @@ from producer.plan import (
     plan_dates,
     requested_days,
 )
-from producer.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
+from gated_backfill.producer.planning.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
 
 DAY = date(2023, 2, 23)
 NEXT = date(2023, 2, 24)

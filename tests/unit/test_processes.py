@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.processes import identity, is_dead, kill_if_same
+from gated_backfill.common.process.identity import identity, is_dead, kill_if_same
 
 
 @pytest.fixture

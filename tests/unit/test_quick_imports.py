@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.quick_imports import quick_imports
+from gated_backfill.common.process.imports import quick_imports
 from tests.builders import run_python
 
 
@@ -48,7 +48,7 @@ def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
 def test_a_process_ends_without_a_word_of_what_it_imported() -> None:
     ran = run_python(
         """
-        from common.quick_imports import quick_imports
+        from gated_backfill.common.process.imports import quick_imports
 
         with quick_imports():
             import duckdb

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.clock import utcnow
-from common.ledger import RunState
-from common.ledger.states import ENDED_RUNS
-from common.recovery_settings import RecoverySettings
-from worker.reconcile import CallGate, GiveBack, GoOn, RunSeen, Start, WindowSeen, decide
+from gated_backfill.common.config.recovery import RecoverySettings
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.ledger.states import ENDED_RUNS
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.reconcile.reconcile import CallGate, GiveBack, GoOn, RunSeen, Start, WindowSeen, decide
 
 NOW = utcnow()
 SETTINGS = RecoverySettings()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.settings import Settings
-from worker.maintenance import WORKS
-from worker.schedule import AtSlots, DailyAt, Every, When, beat_schedule, entries
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.worker.maintenance.runner import WORKS
+from gated_backfill.worker.maintenance.schedule import AtSlots, DailyAt, Every, When, beat_schedule, entries
 
 NEW_YORK = ZoneInfo("America/New_York")
 FOUR = DailyAt(time=time(4), zone="America/New_York")

@@ -8,7 +8,7 @@ from datetime import date
 import pandas as pd
 import pytest
 
-from producer.demo.season import NO_GAMES, TEAMS, make_season
+from gated_backfill.producer.demo.season import NO_GAMES, TEAMS, make_season
 
 SUMMARY = "nba_analytics.player_game_summary"
 UPCOMING = "nba_analytics.upcoming_player_game_context"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import BackfillError, UserError
-from common.ledger import open_ledger
-from common.ledger_url import read_ledger_url
-from common.settings import Settings, read_settings
-from common.staging import open_staging
-from common.warehouse import open_warehouse
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.ledger_url import read_ledger_url
+from gated_backfill.common.config.settings import Settings, read_settings
+from gated_backfill.common.errors import BackfillError, UserError
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.storage.staging import open_staging
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 
 PASSWORD = "hunter2-s3cret"
 

@@ -13,7 +13,7 @@ from tests.builders import run_python
 PREPARED = """
     import json, os, signal, sys, threading
     import psutil
-    from common.shared_work import processes_to_share, share
+    from gated_backfill.common.process.forked_work import processes_to_share, share
     parent, processes = os.getpid(), int(sys.argv[1])
 
     def here():

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.dated import DatedTable, parse_dated_tables
-from common.errors import UserError
-from common.schema import TableName
-from common.settings import Settings, read_settings
-from common.stale import cutoff_of, local_today, objection, stale_rows
+from gated_backfill.common.cleanup.stale_rows import cutoff_of, local_today, objection, stale_rows
+from gated_backfill.common.config.settings import Settings, read_settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.dated_tables import DatedTable, parse_dated_tables
+from gated_backfill.common.model.tables import TableName
 
 TABLE = DatedTable(name=TableName("nba", "upcoming"))
 TODAY = date(2024, 3, 20)

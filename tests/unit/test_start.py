@@ -9,17 +9,25 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from producer.cli import app as whole
-from producer.command_line import new_app
-from producer.start import QUICK
+from gated_backfill.producer.cli.command_line import new_app
+from gated_backfill.producer.cli.main import app as whole
+from gated_backfill.producer.cli.start import QUICK
 from tests.builders import run_python
 
-DEARLY_IMPORTED = {"common.settings", "common.warehouse", "pydantic_settings", "pyarrow", "numpy", "pandas", "celery"}
+DEARLY_IMPORTED = {
+    "gated_backfill.common.config.settings",
+    "gated_backfill.common.warehouse",
+    "pydantic_settings",
+    "pyarrow",
+    "numpy",
+    "pandas",
+    "celery",
+}
 STATUS = """
     import os, sys
     os.environ["BACKFILL_HOME"] = sys.argv[1]
     sys.argv = ["backfill", "status", *sys.argv[2:]]
-    from producer.start import main
+    from gated_backfill.producer.cli.start import main
     os._exit = lambda code: None  # or nobody could ask any more
     try:
         main()

@@ -8,9 +8,8 @@ from enum import Enum
 import pytest
 from sqlalchemy import CheckConstraint, Table
 
-from common.coverage import Verdict
-from common.ledger.rows import moved
-from common.ledger.states import (
+from gated_backfill.common.ledger.rows import moved
+from gated_backfill.common.ledger.states import (
     DATE_MOVES,
     ENDED_DATES,
     ENDED_RUNS,
@@ -20,7 +19,8 @@ from common.ledger.states import (
     WindowState,
     final_state,
 )
-from common.ledger.tables import checkpoints, run_dates, runs, windows
+from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
+from gated_backfill.common.model.coverage import Verdict
 
 
 def allowed_by(table: Table) -> set[str]:

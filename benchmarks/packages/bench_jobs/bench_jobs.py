@@ -6,8 +6,7 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from common.job import Batch, Expectation, Job, Source, Target
-from common.schema import Column
+from gated_backfill import Batch, Column, Expectation, Job, Source, Target
 
 ROWS = 200
 NAMES = [f"player{n:03d}" for n in range(ROWS)]

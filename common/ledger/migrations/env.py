@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from common.ledger.tables import metadata
+from gated_backfill.common.ledger.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

@@ -18,8 +18,8 @@ from typing import Any
 import redis
 from sqlalchemy.exc import OperationalError
 
-from common.errors import BrokerUnavailable, LedgerUnavailable, WarehouseUnavailable
-from common.queue import QUEUES
+from gated_backfill.common.broker.celery_app import QUEUES
+from gated_backfill.common.errors import BrokerUnavailable, LedgerUnavailable, WarehouseUnavailable
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
 
@@ -82,7 +82,7 @@ def release_held(broker: redis.Redis) -> None:
 
 def release_copies_at_closed_windows(place: Place) -> None:
     """For the gate: a message may well be delivered once more when its window has long been closed."""
-    from common.ledger import Ledger, WindowState
+    from gated_backfill.common.ledger import Ledger, WindowState
 
     leave = Ledger.leave_window
 
@@ -248,7 +248,7 @@ def _shift_clock(fault: Fault) -> None:
     """What the rest of the task takes for the time."""
     from celery.signals import task_postrun
 
-    from common import clock
+    from gated_backfill.common.process import clock
 
     class Shifted(datetime):
         @classmethod

@@ -31,17 +31,17 @@ MODULES = (
     "celery.worker.strategy",
     "cffi.cparser",
     "chaos_jobs",
-    "common.results",
-    "common.warehouse.bigquery",
-    "common.warehouse.local",
+    "gated_backfill.common.broker.chords",
+    "gated_backfill.common.warehouse.bigquery.warehouse",
+    "gated_backfill.common.warehouse.local.warehouse",
     "ctypes.util",
     "flower.command",
     "kombu.transport.redis",
     "pandera.backends.register_checks",
     "pandera.pandas",
-    "producer.attended",
-    "producer.cli",
-    "producer.cost",
+    "gated_backfill.producer.runs.attended",
+    "gated_backfill.producer.cli.main",
+    "gated_backfill.producer.planning.cost",
     "pyarrow.dataset",
     "pyarrow.pandas_compat",
     "pyarrow.parquet",
@@ -51,8 +51,8 @@ MODULES = (
     "sqlalchemy.dialects.sqlite.pysqlite",
     "sqlglot.optimizer.normalize_identifiers",
     "typer._click",
-    "worker.inline",
-    "worker.maintenance",
+    "gated_backfill.worker.inline",
+    "gated_backfill.worker.maintenance.runner",
 )
 
 
@@ -69,9 +69,9 @@ def _use_once() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from common.arrow_types import pandera_schema
-    from common.schema import Column
-    from common.warehouse.sql import to_duckdb
+    from gated_backfill.common.model.arrow_types import pandera_schema
+    from gated_backfill.common.model.tables import Column
+    from gated_backfill.common.warehouse.sql import to_duckdb
 
     to_duckdb("SELECT 1 AS one")
     rows = pa.table({"name": ["one"]}).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)

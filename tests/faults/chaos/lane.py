@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.processes import die_with_parent
+from gated_backfill.common.process.identity import die_with_parent
 from tests.faults.chaos.imports import import_everything
 from tests.faults.chaos.run import PATIENCE_SECONDS, Services, start
 from tests.faults.chaos.schedule import make_schedule

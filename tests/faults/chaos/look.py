@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from common.ledger import open_ledger
-from common.ledger.tables import checkpoints, run_dates, runs, windows
-from common.schema import TableName
-from common.settings import Settings
-from common.warehouse import open_warehouse
-from common.warehouse.local import LocalWarehouse
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.faults.chaos.faults import FILLER
 from tests.faults.chaos.invariants import Seen
 from tests.faults.chaos.schedule import Schedule

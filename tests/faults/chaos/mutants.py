@@ -9,8 +9,8 @@ from typing import Any
 
 def checkpoint_before_publish() -> None:
     """The order of the commit, turned round."""
-    from common.ledger import DateState
-    from worker import gate
+    from gated_backfill.common.ledger import DateState
+    from gated_backfill.worker.gate import gate
 
     publish = gate._publish
 
@@ -29,10 +29,10 @@ def no_duplicate_guard() -> None:
     """A date of a run that is on is taken whatever state it is in."""
     from sqlalchemy import select, update
 
-    from common.clock import utcnow
-    from common.ledger import DateRow, Ledger
-    from common.ledger.rows import date_row_of, run_is_on
-    from common.ledger.tables import run_dates
+    from gated_backfill.common.ledger import DateRow, Ledger
+    from gated_backfill.common.ledger.rows import date_row_of, run_is_on
+    from gated_backfill.common.ledger.tables import run_dates
+    from gated_backfill.common.process.clock import utcnow
 
     def claim_dates(
         self: Ledger, run_id: str, days: Collection[date], owner: str, until: datetime, **_: Any
@@ -60,15 +60,18 @@ def lease_never_ends() -> None:
     """Nobody is ever known to be dead, and no lease runs out."""
     from datetime import timedelta
 
-    from common.settings import Settings
+    from gated_backfill.common.config.settings import Settings
 
     _nobody_but(dead=False)
     Settings.lease_grace = Settings.gate_lease = property(lambda self: timedelta(hours=3))
 
 
 def _nobody_but(*, dead: bool) -> None:
-    from common import advance
-    from worker import gate, maintenance, process, reconcile
+    from gated_backfill.common.runs import enqueue as advance
+    from gated_backfill.worker.dates import process
+    from gated_backfill.worker.gate import gate
+    from gated_backfill.worker.maintenance import runner as maintenance
+    from gated_backfill.worker.reconcile import reconcile
 
     for module in (advance, gate, maintenance, process, reconcile):
         module.is_dead = lambda owner: dead
@@ -76,10 +79,10 @@ def _nobody_but(*, dead: bool) -> None:
 
 def recount_believed() -> None:
     """What a worker said of its rows, instead of a recount."""
-    from common.coverage import Recount, Truth
-    from common.job import Job
-    from common.warehouse.base import Warehouse
-    from worker import gate
+    from gated_backfill.common.model.coverage import Recount, Truth
+    from gated_backfill.common.model.job import Job
+    from gated_backfill.common.warehouse.protocol import Warehouse
+    from gated_backfill.worker.gate import gate
 
     def believed(warehouse: Warehouse, job: Job, staged: Mapping[date, Any], **_: Any) -> dict[date, Recount]:
         return {day: Recount(truth=Truth(expected=13), matched=13, rows=rows.num_rows) for day, rows in staged.items()}

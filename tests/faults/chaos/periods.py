@@ -33,15 +33,16 @@ def _leases(lease: float) -> None:
     """A date's lease outlives its job's hard time limit in earnest; here it has to end long before that."""
     from chaos_jobs import CHAOS
 
-    from common.settings import Settings
-    from worker import backoff
+    from gated_backfill.common.config.settings import Settings
+    from gated_backfill.worker.dates import backoff
 
     Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
     backoff.LONGEST_WAIT_SECONDS = 1.0
 
 
 def _works() -> None:
-    from worker import maintenance, schedule
+    from gated_backfill.worker.maintenance import runner as maintenance
+    from gated_backfill.worker.maintenance import schedule
 
     listed = schedule.entries
 

@@ -106,12 +106,12 @@ class Points:
     def install(self) -> None:
         from celery.beat import Scheduler
 
-        from common.ledger import Ledger
-        from common.queue import CeleryDispatcher
-        from common.staging import Staging
-        from common.warehouse.bigquery import BigQueryWarehouse
-        from common.warehouse.local import LocalWarehouse
-        from worker import build
+        from gated_backfill.common.broker.celery_app import CeleryDispatcher
+        from gated_backfill.common.ledger import Ledger
+        from gated_backfill.common.storage.staging import Staging
+        from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+        from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+        from gated_backfill.worker.dates import build
 
         for point in POINTS:
             kind, _, name = point.partition(".")
@@ -133,7 +133,7 @@ class Points:
 
     def _wrap_commits(self) -> None:
         """A fault before the commit finds the transaction's work done and not yet in effect."""
-        from common.ledger.database import Database, translated
+        from gated_backfill.common.ledger.database import Database, translated
 
         write = Database._write
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.processes import die_with_parent
+from gated_backfill.common.process.identity import die_with_parent
 from tests.faults.chaos.faults import Carrier, Place, release_copies_at_closed_windows
 from tests.faults.chaos.mutants import MUTANTS
 from tests.faults.chaos.periods import shorten
@@ -104,7 +104,7 @@ def _prepare(
 
 def _be_a_stranger() -> None:
     """Believe that every process is on a host of its own, as where each has a container."""
-    from common import processes
+    from gated_backfill.common.process import identity as processes
 
     processes._host = lambda: f"host-of-{os.getpid()}"
 
@@ -113,7 +113,7 @@ def celery_process(role: str, *prepared: Any) -> NoReturn:
     """A worker or beat, with the command line of the README."""
     _prepare(role, *prepared)
     sys.argv = ["celery", *COMMANDS[role]]
-    from worker import tasks
+    from gated_backfill.worker import tasks
 
     tasks.app.start(argv=COMMANDS[role])
     sys.exit(0)
@@ -123,7 +123,7 @@ def producer_process(arguments: list[str], *prepared: Any) -> NoReturn:
     """The console script."""
     _prepare(PRODUCER, *prepared)
     sys.argv = ["backfill", *arguments]
-    from producer.cli import main
+    from gated_backfill.producer.cli.main import main
 
     main()
     sys.exit(0)

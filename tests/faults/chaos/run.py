@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 from sqlalchemy.engine import make_url
 
-from common.settings import Settings
+from gated_backfill.common.config.settings import Settings
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
 from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 from sqlalchemy.engine import make_url
 
-from common.ledger import open_ledger
+from gated_backfill.common.ledger import open_ledger
 from tests.emulator import Emulator
 from tests.faults.chaos.run import Services
 

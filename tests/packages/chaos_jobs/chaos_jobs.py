@@ -4,8 +4,7 @@ import time
 
 import pandas as pd
 
-from common.job import Batch, Calendar, Expectation, Job, Source, Target
-from common.schema import Column
+from gated_backfill import Batch, Calendar, Column, Expectation, Job, Source, Target
 
 SLOW_SECONDS = 0.4
 COLUMNS = {"name": "STRING", "value": "FLOAT64", "trick": "STRING"}

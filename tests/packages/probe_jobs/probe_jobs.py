@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.errors import NotAllowed, WarehouseUnavailable
-from common.job import Batch, Expectation, Job, Source, Target
-from common.schema import Column
+from gated_backfill import Batch, Column, Expectation, Job, Source, Target
+from gated_backfill.common.errors import NotAllowed, WarehouseUnavailable
 
 PATIENCE_SECONDS = 60
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-from common.dates import season_start
-from common.job import Batch, Calendar, CalendarFacts, Expectation, Input, Job, Source, Target
-from common.schema import Column
+from gated_backfill import Batch, Calendar, CalendarFacts, Column, Expectation, Input, Job, Source, Target
+from gated_backfill.common.model.dates import season_start
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +46,13 @@ def skip_bootstrap(day: date, calendar: CalendarFacts | None) -> str | None:
 
 # pandas is imported when a worker first processes a date: planning needs the declaration below, not the arithmetic.
 def derive_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
-    from worker.jobs.player_composite_factors.context import derived_context
+    from gated_backfill.worker.jobs.player_composite_factors.context import derived_context
 
     return derived_context(history, days)
 
 
 def process(batch: Batch) -> pd.DataFrame:
-    from worker.jobs.player_composite_factors.factors import composite_factors
+    from gated_backfill.worker.jobs.player_composite_factors.factors import composite_factors
 
     return composite_factors(batch.rows, batch.inputs["shot_zones"], batch.inputs["team_defense"], VERSION)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from common.job import SOURCE_COLUMN
+from gated_backfill.common.model.job import SOURCE_COLUMN
 
 Array = np.ndarray
 

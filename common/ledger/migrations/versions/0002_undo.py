@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from common.ledger.tables import UtcDateTime
+from gated_backfill.common.ledger.tables import UtcDateTime
 
 revision = "0002"
 down_revision = "0001"

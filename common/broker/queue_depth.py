@@ -1,0 +1,30 @@
+"""How many tasks wait at the broker."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+from gated_backfill.common.config.broker_url import parse_broker_url
+from gated_backfill.common.errors import BrokerUnavailable, UserError
+from gated_backfill.common.model.queues import QUEUES
+
+HELD = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
+
+
+def queue_depths(url: str, *, seconds: float) -> tuple[dict[str, int], int]:
+    """The tasks that wait in each queue, and those that workers hold.
+
+    Raises `BrokerUnavailable` when the broker does not answer within that time, `UserError` for a URL that names none.
+    """
+    broker = parse_broker_url(url)
+    try:
+        with broker.client(seconds=seconds) as client, client.pipeline(transaction=False) as pipe:
+            for queue in QUEUES:
+                pipe.llen(queue)
+            pipe.hlen(HELD)
+            *waiting, held = pipe.execute()
+    except (RedisError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker at {broker.address} does not answer: {type(exc).__name__}") from exc
+    except ValueError as exc:  # its text may quote the password
+        raise UserError("BACKFILL_BROKER is no usable URL") from exc
+    return dict(zip(QUEUES, map(int, waiting), strict=True)), int(held)

@@ -1,0 +1,100 @@
+"""Our column types as Arrow's, and rows in exactly these types."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.tables import Column, ColumnType, Types
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pandera.pandas as pandera
+
+ARROW_TYPES: dict[ColumnType, pa.DataType] = {
+    "STRING": pa.string(),
+    "INT64": pa.int64(),
+    "FLOAT64": pa.float64(),
+    "BOOL": pa.bool_(),
+    "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us", tz="UTC"),
+}
+
+
+def column_type(arrow: pa.DataType) -> ColumnType | None:
+    """Our name for an Arrow type, or None for a type that no column of ours has."""
+    for name, known in ARROW_TYPES.items():
+        if known.equals(arrow):
+            return name
+    return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
+
+
+def arrow_schema(types: Types) -> pa.Schema:
+    return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
+
+
+def to_arrow(
+    frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, may_have: Collection[str] = ()
+) -> pa.Table:
+    """The frame with exactly these columns, in this order, in exactly these types; without those it may have besides.
+
+    Raises `SchemaMismatch` for a missing or unknown column and for a value that does not fit its type.
+    """
+    names = list(frame.columns)
+    missing = [name for name in columns if name not in names]
+    unknown = [str(name) for name in names if name not in columns and name not in may_have]
+    if missing or unknown:
+        raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
+    repeated = [name for name in columns if names.count(name) > 1]
+    if repeated:
+        raise SchemaMismatch(f"{what}: repeated columns {repeated}")
+    series = dict(frame.items())  # which is quicker than to look each of them up
+    arrays: list[pa.Array[Any]] = []
+    for name, column in columns.items():
+        try:
+            arrays.append(_typed(series[name], ARROW_TYPES[column.type]))
+        except (pa.ArrowException, OverflowError, ValueError) as exc:
+            raise SchemaMismatch(f"{what}: column {name} is not {column.type}: {exc}") from exc
+    return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
+
+
+def _typed(series: Any, kind: pa.DataType) -> pa.Array[Any]:
+    """The series in exactly that type. Raises `ArrowException` or `ValueError` rather than lose anything."""
+    made: Any = pa.array(series, from_pandas=True)
+    if isinstance(made, pa.ChunkedArray):
+        made = made.combine_chunks()
+    if made.null_count == len(made):
+        return pa.array([None] * len(made), kind)
+    if made.type.equals(kind):
+        return made
+    cast = made.cast(kind)
+    if pa.types.is_temporal(made.type) and not cast.cast(made.type).equals(made):
+        raise ValueError("it has a time of day")
+    if pa.types.is_boolean(kind):
+        raise ValueError(f"it holds {made.type}")  # Arrow takes any number for a truth value
+    return cast
+
+
+def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
+    """The columns as a pandera schema: types, nulls and bounds, and no column besides."""
+    import pandas as pd
+    import pandera.pandas as pandera
+
+    def checks(column: Column) -> Sequence[pandera.Check]:
+        low = [pandera.Check.ge(column.ge)] if column.ge is not None else []
+        high = [pandera.Check.le(column.le)] if column.le is not None else []
+        return [*low, *high]
+
+    return pandera.DataFrameSchema(
+        {
+            name: pandera.Column(
+                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=[*checks(column)], nullable=column.nullable
+            )
+            for name, column in columns.items()
+        },
+        strict=True,
+        ordered=True,
+    )

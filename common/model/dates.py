@@ -1,0 +1,84 @@
+"""Dates, ranges and windows. Ranges include both ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from gated_backfill.common.errors import UserError
+
+ONE_DAY = timedelta(days=1)
+FIRST_DAY = date(1900, 1, 1)  #: the first that can be asked for: it leaves room for every lookback
+ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def parse_date(text: str) -> date:
+    """The date written as YYYY-MM-DD. Raises `UserError` for anything else, 2023-02-30 included."""
+    if not ISO_DATE.fullmatch(text.strip()):
+        raise UserError(f"{text!r} is not a date: write it as YYYY-MM-DD")
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError as exc:
+        raise UserError(f"{text.strip()} is not a date on the calendar") from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class DateRange:
+    """The dates from `start` through `through`, both included."""
+
+    start: date
+    through: date
+
+    def __post_init__(self) -> None:
+        if self.through < self.start:
+            raise UserError(f"the end date {self.through} is before the start date {self.start}")
+
+    def __str__(self) -> str:
+        return str(self.start) if self.start == self.through else f"{self.start}..{self.through}"
+
+    def __len__(self) -> int:
+        return (self.through - self.start).days + 1
+
+    def days(self) -> list[date]:
+        return [self.start + ONE_DAY * n for n in range(len(self))]
+
+
+def hull(days: Iterable[date]) -> DateRange:
+    """The smallest range that holds all the days; there must be one."""
+    found = list(days)
+    return DateRange(start=min(found), through=max(found))
+
+
+def windows(days: Sequence[date], size: int) -> list[tuple[date, ...]]:
+    """The days cut into groups of at most `size`, in the order given."""
+    return [tuple(days[at : at + size]) for at in range(0, len(days), size)]
+
+
+def ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
+    """The stretches of consecutive days that the days, and `lookback` days before each, make up; oldest first."""
+    found: list[DateRange] = []
+    for day in sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)}):
+        if found and day - found[-1].through == ONE_DAY:
+            found[-1] = DateRange(start=found[-1].start, through=day)
+        else:
+            found.append(DateRange(start=day, through=day))
+    return found
+
+
+def describe(days: Iterable[date], *, most: int = 5) -> str:
+    """The days in words, e.g. `2023-02-23..2023-02-24, 2023-03-01`, cut after `most` ranges."""
+    found = ranges(days)
+    shown = ", ".join(str(one) for one in found[:most])
+    return shown if len(found) <= most else f"{shown} and {len(found) - most} more"
+
+
+def in_short(days: Sequence[date]) -> str:
+    """The days of one task: the one, or the first and the last and how many: `2023-02-23..2023-03-24 (30 dates)`."""
+    return str(days[0]) if len(days) == 1 else f"{hull(days)} ({len(days)} dates)"
+
+
+def season_start(day: date, starts: Iterable[date]) -> date | None:
+    """The latest of the season starts that is not after the day."""
+    return max((start for start in starts if start <= day), default=None)

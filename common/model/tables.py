@@ -1,0 +1,50 @@
+"""Table names, column types and table schemas: checked once, then trusted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gated_backfill.common.errors import UserError
+
+ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
+Types = Mapping[str, ColumnType]
+
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def checked_identifier(name: str, what: str) -> str:
+    """The name itself if it is a plain identifier. Raises `UserError` for quotes, `;`, dots, `..` and the like."""
+    if not IDENTIFIER.fullmatch(name):
+        raise UserError(f"{name!r} is not a valid {what}: letters, digits and _ only, not starting with a digit")
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class TableName:
+    """`dataset.table`, both plain identifiers: the only form in which a table's name reaches SQL or a path."""
+
+    dataset: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}.{self.table}"
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        parts = text.split(".")
+        if len(parts) != 2:
+            raise UserError(f"{text!r} is not a table name: write it as dataset.table")
+        return cls(checked_identifier(parts[0], "dataset name"), checked_identifier(parts[1], "table name"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One output column: its type, whether it may be null, and the bounds of its values (both included)."""
+
+    type: ColumnType
+    nullable: bool = False
+    ge: float | None = None
+    le: float | None = None

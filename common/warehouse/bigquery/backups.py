@@ -1,0 +1,205 @@
+"""Backups of a BigQuery warehouse: a table of our own for each, which expires by itself.
+
+Rows are deleted and put back by one transaction each, which itself compares what the table and the backup hold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from datetime import date, datetime, timedelta
+from typing import Any, LiteralString
+from uuid import uuid4
+
+import pyarrow as pa
+from google.api_core.exceptions import NotFound
+from google.cloud import bigquery
+
+from gated_backfill.common.errors import NothingKept, TableNotFound
+from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.warehouse.backups import refused_as_mixed, refused_as_written
+from gated_backfill.common.warehouse.bigquery import statements as sql_of
+from gated_backfill.common.warehouse.bigquery.client import Connection, job_name, translated
+from gated_backfill.common.warehouse.bigquery.parameters import dated, wanted
+from gated_backfill.common.warehouse.bigquery.schema import check_columns
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, TableInfo
+
+ALL_DATES = DateRange(start=date.min, through=date.max)
+LONGER = timedelta(days=2)  #: a backup's table outlives its entry in the ledger by so much
+COUNTS: LiteralString = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"
+DELETES = "bigquery.jobs.create, bigquery.tables.updateData"
+
+#: Which of the wanted dates to delete: those whose rows are, in the table and in the backup, the kept ones.
+CHOOSE_BACKED_UP: LiteralString = """
+    SET backfill_days = (
+        SELECT ARRAY_AGG(w.day)
+        FROM ({wanted}) AS w
+        JOIN ({now}) AS n ON n.day = w.day AND n.content = w.published
+        JOIN ({kept}) AS k ON k.day = w.day AND k.content = w.published
+    );
+"""
+
+#: Which of the wanted dates to put back: those that hold no rows, and whose kept rows are in the backup.
+CHOOSE_GONE: LiteralString = """
+    SET backfill_days = (
+        SELECT ARRAY_AGG(w.day)
+        FROM ({wanted}) AS w
+        JOIN ({kept}) AS k ON k.day = w.day AND k.content = w.published
+        LEFT JOIN ({now}) AS n ON n.day = w.day
+        WHERE n.day IS NULL
+    );
+"""
+
+
+class BigQueryBackups(ABC):
+    """See `Backups` for what it promises."""
+
+    _jobs: Connection
+    _deadline: dict[str, Any]
+    _publications: TableName
+    _described: dict[TableName, tuple[float, TableInfo]]
+
+    @abstractmethod
+    def describe(self, table: TableName) -> TableInfo | None: ...
+
+    @abstractmethod
+    def query(
+        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
+    ) -> pa.Table: ...
+
+    @abstractmethod
+    def _contents(
+        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
+    ) -> dict[date, str]: ...
+
+    @abstractmethod
+    def _partitions(self, table: TableName, date_column: str, columns: Iterable[str]) -> sql_of.Partitions: ...
+
+    @abstractmethod
+    def _quoted(self, table: TableName) -> sql_of.Quoted: ...
+
+    @abstractmethod
+    def _reference(self, table: TableName) -> bigquery.TableReference: ...
+
+    @abstractmethod
+    def _make(self, table: bigquery.Table) -> bool: ...
+
+    @abstractmethod
+    def _make_own_dataset(self) -> None: ...
+
+    def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
+        check_columns(date_column)
+        if self.describe(table) is None:
+            return {}
+        scan = Scan(table=table, date_column=date_column, dates=(dates,), columns={"day": date_column})
+        found = self.query(COUNTS, scans={"t": scan}).to_pylist()
+        return {row["day"]: row["n"] for row in sorted(found, key=lambda row: row["day"])}
+
+    def backup_place(self, backup: Backup) -> str:
+        return f"{self._jobs.address.project}.{self._backup_table(backup)}"
+
+    def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
+        check_columns(backup.date_column)
+        info = self._as_it_is_now(backup.table)
+        info.require(backup.date_column)
+        kept = self._backup_table(backup)
+        self._make_own_dataset()
+        self._make(self._as_backup(backup, until))
+        statement = sql_of.load(self._partitions(kept, backup.date_column, info.columns), self._quoted(backup.table))
+        with translated("the backup", table=str(backup.table), needs=DELETES):
+            self._jobs.script(job_name("backup", uuid4().hex), statement, dated(days))
+
+    def _as_it_is_now(self, table: TableName) -> TableInfo:
+        """The table, looked at afresh. Raises `TableNotFound`."""
+        self._described.pop(table, None)
+        found = self.describe(table)
+        if found is None:
+            raise TableNotFound("no such table in the warehouse", table=str(table))
+        return found
+
+    def _as_backup(self, backup: Backup, until: datetime) -> bigquery.Table:
+        """The table to make for the backup: with the columns of the backed up one, nested ones included."""
+        with translated("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
+            schema = self._jobs.client.get_table(self._reference(backup.table), **self._deadline).schema
+        made = bigquery.Table(self._reference(self._backup_table(backup)), schema=schema)
+        # No partitions: those of past dates might expire at once, by the dataset's default.
+        made.clustering_fields = [backup.date_column]
+        made.expires = until + LONGER
+        return made
+
+    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+        kept = self._backup_table(backup)
+        try:
+            info = self._as_it_is_now(kept)
+        except TableNotFound as exc:
+            raise NothingKept(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
+        rows = self.row_counts(kept, backup.date_column, ALL_DATES)
+        if not rows:
+            raise NothingKept(f"the backup {backup.id} holds no rows", table=str(backup.table))
+        contents = self._contents(kept, backup.date_column, list(rows), info.columns)
+        return {day: KeptDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
+
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+        info = self._as_it_is_now(backup.table)  # with all its columns: a value that the backup lacks must not be lost
+        now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
+        if all(content == ABSENT for content in now.values()):
+            return
+        target = self._partitions(backup.table, backup.date_column, info.columns)
+        places = {"target": target.table, "date": target.date}
+        self._run_on(backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.named(sql_of.REMOVE, **places))
+
+    def restore_backup(
+        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+    ) -> frozenset[date]:
+        columns = self._as_it_is_now(self._backup_table(backup)).columns
+        self._as_it_is_now(backup.table).require(backup.date_column, columns)
+        now = self._contents(backup.table, backup.date_column, list(kept), columns)
+        written = [day for day, one in kept.items() if now[day] not in (ABSENT, one.fingerprint)]
+        if written and not leave_written:
+            raise refused_as_written(backup, written)
+        gone = {day: one for day, one in kept.items() if now[day] == ABSENT}
+        if gone:
+            target = self._partitions(backup.table, backup.date_column, columns)
+            places = {"target": target.table, "date": target.date, "columns": target.columns}
+            insert = sql_of.named(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
+            # It removes nothing, but only transactions that change rows exclude each other: without it, two that put
+            # the same rows back, or one and a load, would both append theirs.
+            remove = sql_of.named(sql_of.REMOVE, **places)
+            self._run_on(backup, gone, "putback", target, CHOOSE_GONE, remove, insert)
+            now = self._contents(backup.table, backup.date_column, list(kept), columns)
+            if mixed := [day for day, one in gone.items() if now[day] not in (ABSENT, one.fingerprint)]:
+                raise refused_as_mixed(backup, mixed)
+        return frozenset(day for day, one in kept.items() if now[day] == one.fingerprint)
+
+    def _run_on(
+        self,
+        backup: Backup,
+        kept: Mapping[date, KeptDate],
+        name: str,
+        target: sql_of.Partitions,
+        choose: LiteralString,
+        *steps: sql_of.Quoted,
+    ) -> None:
+        """One transaction that takes the steps for the dates that it chooses among the kept ones."""
+        source = target._replace(table=self._quoted(self._backup_table(backup)))
+        contents = {"now": sql_of.contents(target), "kept": sql_of.contents(source)}
+        chosen = sql_of.named(choose, wanted=sql_of.named(sql_of.WANTED), **contents)
+        statement = sql_of.transaction(chosen, *steps)
+        asked = wanted({day: {"published": one.fingerprint} for day, one in kept.items()})
+        with translated(f"the {name}", table=str(backup.table), needs=DELETES):
+            self._jobs.script(job_name(name, uuid4().hex), statement, dated(kept) | {"wanted": asked})
+
+    def drop_backup(self, backup: Backup) -> None:
+        table = self._backup_table(backup)
+        self._described.pop(table, None)
+        with translated("removing the backup", table=str(table), needs="bigquery.tables.delete"):
+            try:
+                self._jobs.client.delete_table(self._reference(table), **self._deadline)
+            except NotFound:
+                return
+
+    def _backup_table(self, backup: Backup) -> TableName:
+        name = checked_identifier(f"cleanup_{backup.id.replace('-', '_')}", "table name")
+        return TableName(self._publications.dataset, name)

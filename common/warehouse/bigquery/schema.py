@@ -1,0 +1,45 @@
+"""Tables as BigQuery describes them and as rows bring them along."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from google.cloud import bigquery
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.arrow_types import column_type
+from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.warehouse.protocol import TableInfo
+
+STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
+
+
+def table_info(table: TableName, found: bigquery.Table) -> TableInfo:
+    columns = {field.name: _type_of(field) for field in found.schema}
+    by = found.time_partitioning
+    field = by.field if by is not None and columns.get(by.field or "") == "DATE" else None
+    expires = by.expiration_ms if by is not None else None
+    return TableInfo(
+        table=table,
+        columns=columns,
+        partitioned_by=field if by is None else field or by.field or "the time of loading",
+        expires_after_days=None if expires is None else int(expires) // 86_400_000,
+    )
+
+
+def _type_of(field: bigquery.SchemaField) -> str:
+    name = STANDARD_TYPES.get(field.field_type, field.field_type)
+    return f"ARRAY<{name}>" if field.mode == "REPEATED" else name
+
+
+def types_of(schema: pa.Schema) -> dict[str, str]:
+    """The columns' types by name. Raises `SchemaMismatch` for a type that no table of ours has."""
+    types = {checked_identifier(field.name, "column name"): column_type(field.type) for field in schema}
+    if wrong := [name for name, kind in types.items() if kind is None]:
+        raise SchemaMismatch(f"column(s) {', '.join(wrong)} have a type that no table here can hold")
+    return {name: str(kind) for name, kind in types.items()}
+
+
+def check_columns(*names: str) -> None:
+    """Raises `UserError` unless all are plain identifiers."""
+    for name in names:
+        checked_identifier(name, "column name")

@@ -1,0 +1,269 @@
+"""The statements that the BigQuery warehouse sends. Values are parameters; only checked names are written in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import LiteralString, NamedTuple
+
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.tables import TableName, checked_identifier
+
+PROJECT = re.compile(r"(?:[a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+PLACE = re.compile(r"\{(\w+)\}")
+LEADING_WITH = re.compile(r"\s*WITH\s+", re.IGNORECASE)
+
+
+class Quoted(str):
+    """Checked names, quoted: the only text that `named` writes into a statement."""
+
+    __slots__ = ()
+
+
+def checked_project(project: str) -> str:
+    """The project itself if it is a project's id. Raises `UserError`."""
+    if not PROJECT.fullmatch(project):
+        raise UserError(f"{project!r} is not a Google Cloud project: write the warehouse as bigquery://PROJECT")
+    return project
+
+
+def quoted_table(project: str, table: TableName) -> Quoted:
+    dataset = checked_identifier(table.dataset, "dataset name")
+    return Quoted(f"`{checked_project(project)}.{dataset}.{checked_identifier(table.table, 'table name')}`")
+
+
+def quoted_column(name: str) -> Quoted:
+    return Quoted(f"`{checked_identifier(name, 'column name')}`")
+
+
+def quoted_columns(names: Iterable[str]) -> Quoted:
+    return Quoted(", ".join(quoted_column(name) for name in names))
+
+
+def named(statement: LiteralString, **names: Quoted) -> Quoted:
+    """The statement with its `{places}` filled by the names. Raises `KeyError` for a place without one."""
+    return Quoted(PLACE.sub(lambda found: names[found[1]], statement))
+
+
+def joined(separator: LiteralString, parts: Iterable[Quoted]) -> Quoted:
+    return Quoted(separator.join(parts))
+
+
+def over_scans(sql: str, scans: Mapping[str, Quoted]) -> str:
+    """The query with each scan as a table of its name."""
+    if not scans:
+        return sql
+    tables = ", ".join(f"{quoted_column(name)} AS ({scan})" for name, scan in scans.items())
+    own = LEADING_WITH.match(sql)
+    return f"WITH {tables}, {sql[own.end() :]}" if own else f"WITH {tables} {sql}"
+
+
+# -- scans ----------------------------------------------------------------------------------------------------
+
+SCAN: LiteralString = "SELECT {columns} FROM {table} WHERE {dates}"
+ALL: LiteralString = "SELECT {columns} FROM {table}"
+RENAMED: LiteralString = "{own} AS {name}"
+BETWEEN: LiteralString = "{column} BETWEEN {start} AND {through}"
+AMONG: LiteralString = "{column} BETWEEN {start} AND {through} AND {column} IN UNNEST({days})"
+EVERYTHING = Quoted("*")
+
+
+def parameter(name: str) -> Quoted:
+    return Quoted(f"@{checked_identifier(name, 'parameter name')}")
+
+
+# -- fingerprints ---------------------------------------------------------------------------------------------
+
+#: What a group of rows holds, whatever their order: their number, and two sums over a hash of each.
+CONTENT: LiteralString = """
+    SELECT
+        day,
+        CONCAT(
+            CAST(COUNT(*) AS STRING), '.', CAST(BIT_XOR(h) AS STRING), '.', CAST(SUM(MOD(h, 1000000007)) AS STRING)
+        ) AS content
+    FROM (
+        SELECT {date} AS day, FARM_FINGERPRINT(TO_JSON_STRING(STRUCT({columns}))) AS h
+        FROM {table}
+        WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(@days)
+    )
+    GROUP BY day
+"""
+
+#: Of the wanted dates, those whose rows are the ones that were published from the wanted file.
+HOLDS: LiteralString = """
+    SELECT DISTINCT c.day AS day
+    FROM ({content}) AS c
+    JOIN ({wanted}) AS w ON w.day = c.day
+    JOIN {publications} AS p ON p.day = c.day AND p.content = c.content AND p.checksum = w.checksum
+    WHERE p.target = @target AND p.day BETWEEN @first AND @last
+"""
+
+
+class Partitions(NamedTuple):
+    """The partitions that a statement is about."""
+
+    table: Quoted
+    date: Quoted
+    columns: Quoted
+
+
+def contents(of: Partitions) -> Quoted:
+    """By day, the content of each partition that has rows. Parameters: days, first, last."""
+    return named(CONTENT, table=of.table, date=of.date, columns=of.columns)
+
+
+def holds(of: Partitions, publications: Quoted) -> Quoted:
+    """The wanted days that hold what was published. Parameters: days, first, last, target, wanted."""
+    return named(HOLDS, content=contents(of), wanted=named(WANTED), publications=publications)
+
+
+# -- replacing partitions -------------------------------------------------------------------------------------
+
+WANTED: LiteralString = """
+    SELECT
+        CAST(JSON_VALUE(one, '$.day') AS DATE) AS day,
+        JSON_VALUE(one, '$.before') AS before,
+        JSON_VALUE(one, '$.published') AS published,
+        JSON_VALUE(one, '$.checksum') AS checksum,
+        CAST(JSON_VALUE(one, '$.attempt') AS INT64) AS attempt,
+        CAST(JSON_VALUE(one, '$.row_count') AS INT64) AS row_count
+    FROM UNNEST(@wanted) AS one
+"""
+
+BEGIN: LiteralString = """
+    DECLARE backfill_days ARRAY<DATE>;
+    BEGIN TRANSACTION;
+"""
+
+COMMIT: LiteralString = """
+    COMMIT TRANSACTION;
+"""
+
+CHOOSE_GIVEN: LiteralString = """
+    SET backfill_days = @days;
+"""
+
+#: Which of the wanted dates to publish: those that are staged whole and whose target is as it was.
+CHOOSE_UNCHANGED: LiteralString = """
+    SET backfill_days = (
+        SELECT ARRAY_AGG(w.day)
+        FROM ({wanted}) AS w
+        JOIN (SELECT {date} AS day, COUNT(*) AS row_count FROM {source} GROUP BY {date}) AS s
+            ON s.day = w.day AND s.row_count = w.row_count
+        LEFT JOIN ({now}) AS n ON n.day = w.day
+        WHERE IFNULL(n.content, 'absent') = w.before
+    );
+"""
+
+#: Which of the wanted dates to restore: those that hold what was published, and of which all that was is kept.
+CHOOSE_KEPT: LiteralString = """
+    SET backfill_days = (
+        SELECT ARRAY_AGG(w.day)
+        FROM ({wanted}) AS w
+        JOIN ({now}) AS n ON n.day = w.day AND n.content = w.published
+        LEFT JOIN ({kept}) AS k ON k.day = w.day
+        WHERE IFNULL(k.content, 'absent') = w.before
+    );
+"""
+
+#: The same where nothing is kept: those that held nothing.
+CHOOSE_ABSENT: LiteralString = """
+    SET backfill_days = (
+        SELECT ARRAY_AGG(w.day)
+        FROM ({wanted}) AS w
+        JOIN ({now}) AS n ON n.day = w.day AND n.content = w.published
+        WHERE w.before = 'absent'
+    );
+"""
+
+#: What a date held before the run's first publication of it.
+KEEP: LiteralString = """
+    INSERT INTO {kept} ({columns})
+    SELECT {columns} FROM {target}
+    WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days) AND {date} NOT IN (
+        SELECT day FROM {publications} WHERE target = @target AND run = @run AND day BETWEEN @first AND @last
+    );
+"""
+
+REMOVE: LiteralString = """
+    DELETE FROM {target} WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days);
+"""
+
+INSERT: LiteralString = """
+    INSERT INTO {target} ({columns})
+    SELECT {columns} FROM {source} WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days);
+"""
+
+RECORD: LiteralString = """
+    INSERT INTO {publications}
+        (target, day, run, window_number, attempt, row_count, checksum, content, before, published_at)
+    SELECT
+        @target, w.day, @run, @window_number, w.attempt, w.row_count, w.checksum, c.content, w.before,
+        CURRENT_TIMESTAMP()
+    FROM ({wanted}) AS w
+    JOIN ({content}) AS c ON c.day = w.day
+    WHERE w.day IN UNNEST(backfill_days);
+"""
+
+#: What a run replaced: for each date, what it held before the run's first publication and what the run left there.
+REPLACED: LiteralString = """
+    SELECT
+        day,
+        ANY_VALUE(before HAVING MIN published_at) AS before,
+        ANY_VALUE(content HAVING MAX published_at) AS published
+    FROM {publications}
+    WHERE target = @target AND run = @run AND day BETWEEN @first AND @last
+    GROUP BY day
+"""
+
+
+def publish(target: Partitions, source: Quoted, publications: Quoted, kept: Quoted | None) -> Quoted:
+    """One transaction: keep what is replaced, replace it by the source's rows, and record the publication.
+
+    Parameters: days, first, last, target, run, window_number, wanted.
+    """
+    names = _names(target, source) | {"publications": publications}
+    chosen = {"wanted": named(WANTED), "now": contents(target)}
+    recorded = {"wanted": named(WANTED), "content": contents(target._replace(table=source))}
+    return transaction(
+        named(CHOOSE_UNCHANGED, **names, **chosen),
+        *([named(KEEP, **names, kept=kept)] if kept else []),
+        named(REMOVE, **names),
+        named(INSERT, **names),
+        named(RECORD, **names, **recorded),
+    )
+
+
+def load(target: Partitions, source: Quoted) -> Quoted:
+    """One transaction that replaces the days by the source's rows. Parameters: days, first, last."""
+    names = _names(target, source)
+    return transaction(named(CHOOSE_GIVEN), named(REMOVE, **names), named(INSERT, **names))
+
+
+def restore(target: Partitions, kept: Quoted | None) -> Quoted:
+    """One transaction that gives the days back what is kept; without anything kept, they end without rows.
+
+    Parameters: days, first, last, wanted.
+    """
+    names = {"wanted": named(WANTED), "now": contents(target)}
+    if kept is None:
+        return transaction(named(CHOOSE_ABSENT, **names), named(REMOVE, **_names(target, target.table)))
+    places = _names(target, kept)
+    return transaction(
+        named(CHOOSE_KEPT, **names, kept=contents(target._replace(table=kept))),
+        named(REMOVE, **places),
+        named(INSERT, **places),
+    )
+
+
+def replaced(publications: Quoted) -> Quoted:
+    """By day, what a run replaced. Parameters: target, run, first, last."""
+    return named(REPLACED, publications=publications)
+
+
+def _names(target: Partitions, source: Quoted) -> dict[str, Quoted]:
+    return {"target": target.table, "date": target.date, "columns": target.columns, "source": source}
+
+
+def transaction(*steps: Quoted) -> Quoted:
+    return joined("", [named(BEGIN), *steps, named(COMMIT)])

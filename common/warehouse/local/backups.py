@@ -1,0 +1,208 @@
+"""Backups of a local warehouse: the partitions' files under another name, and a manifest of their checksums.
+
+`<root>/.cleanup/<id>/<dataset>/<table>/<date_column>=YYYY-MM-DD/...` beside `<root>/.cleanup/<id>/manifest.json`,
+which is written last: a backup without it is not complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from gated_backfill.common.errors import NothingKept
+from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.file_lock import locked
+from gated_backfill.common.storage.files import inside, sync_folder, write_atomically
+from gated_backfill.common.warehouse.backups import refused_as_written
+from gated_backfill.common.warehouse.local.partitions import (
+    PART,
+    PUBLICATION,
+    fingerprint,
+    link,
+    partitions_in,
+    translated,
+)
+from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
+
+CLEANUP = ".cleanup"  #: in the root: by operation and table, what a cleanup deleted
+MANIFEST = "manifest.json"
+
+
+class LocalBackups(ABC):
+    """See `Backups` for what it promises."""
+
+    root: Path
+
+    @abstractmethod
+    def describe(self, table: TableName) -> TableInfo | None: ...
+
+    @abstractmethod
+    def _folder(self, table: TableName) -> Path: ...
+
+    @abstractmethod
+    def _part(self, table: TableName, date_column: str, day: date) -> Path: ...
+
+    @abstractmethod
+    def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]: ...
+
+    @abstractmethod
+    def _finish_load(self, table: TableName) -> None: ...
+
+    @abstractmethod
+    def _lock(self, folder: Path) -> Path: ...
+
+    @abstractmethod
+    def _loading(self, folder: Path) -> Path: ...
+
+    @abstractmethod
+    def _start_loading(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None: ...
+
+    def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
+        info = self.describe(table)
+        if info is None:
+            return {}
+        info.require(date_column)
+        with translated(table):
+            found = {day: _rows_in(part) for day, part in _dated_parts(self.root, self._folder(table), date_column)}
+        return {day: rows for day, rows in sorted(found.items()) if rows and dates.start <= day <= dates.through}
+
+    def backup_place(self, backup: Backup) -> str:
+        return str(self._backup_folder(backup))
+
+    def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
+        folder = self._folder(backup.table)
+        with translated(backup.table), locked(self._lock(folder)):
+            self._start_loading(folder)
+            shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
+            noted = {day.isoformat(): self._keep_date(backup, day) for day in sorted(days)}
+            about = {"table": str(backup.table), "date_column": backup.date_column, "until": until.isoformat()}
+            manifest = json.dumps({**about, "dates": noted}, indent=1)
+            write_atomically(self._backup_folder(backup) / MANIFEST, manifest.encode())
+
+    def _keep_date(self, backup: Backup, day: date) -> dict[str, str | int]:
+        """Keep what the date's partition holds; returns what the manifest says of it."""
+        part = self._part(backup.table, backup.date_column, day)
+        kept = self._kept_part(backup, day)
+        kept.parent.mkdir(parents=True)
+        for name in (PART, PUBLICATION):
+            with suppress(FileNotFoundError):
+                link(part.with_name(name), kept.with_name(name))
+        sync_folder(kept.parent)
+        return {
+            "checksum": fingerprint(kept),
+            "publication": fingerprint(kept.with_name(PUBLICATION)),
+            "rows": _rows_in(kept),
+        }
+
+    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+        try:
+            dates = json.loads((self._backup_folder(backup) / MANIFEST).read_text())["dates"]
+        except FileNotFoundError as exc:
+            raise NothingKept(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
+        found: dict[date, KeptDate] = {}
+        with translated(backup.table):
+            for name, noted in dates.items():
+                day = date.fromisoformat(name)
+                part = self._kept_part(backup, day)
+                if (fingerprint(part), fingerprint(part.with_name(PUBLICATION))) != (
+                    noted["checksum"],
+                    noted["publication"],
+                ):
+                    if intact_only:
+                        continue
+                    raise NothingKept(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
+                found[day] = KeptDate(fingerprint=noted["checksum"], rows=noted["rows"])
+        return found
+
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+        folder = self._folder(backup.table)
+        with translated(backup.table), locked(self._lock(folder)):
+            self._start_loading(folder)
+            for day, one in kept.items():
+                part = self._part(backup.table, backup.date_column, day)
+                if fingerprint(part) == fingerprint(self._kept_part(backup, day)) == one.fingerprint != ABSENT:
+                    part.unlink()  # readers see the date's rows until here, and none from here on
+                if not part.exists():
+                    self._remove_folder(backup, day)
+            sync_folder(folder)
+
+    def _remove_folder(self, backup: Backup, day: date) -> None:
+        """Remove what stands around a deleted part, and nothing that is not kept."""
+        part = self._part(backup.table, backup.date_column, day)
+        note = part.with_name(PUBLICATION)
+        if fingerprint(note) == fingerprint(self._kept_part(backup, day).with_name(PUBLICATION)):
+            note.unlink(missing_ok=True)
+        with suppress(OSError):  # files of somebody else's are in it, or it is gone already
+            part.parent.rmdir()
+
+    def restore_backup(
+        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+    ) -> frozenset[date]:
+        folder = self._folder(backup.table)
+        with translated(backup.table), locked(self._lock(folder)):
+            self._start_loading(folder)
+            parts = {day: self._part(backup.table, backup.date_column, day) for day in kept}
+            now = {day: fingerprint(part) for day, part in parts.items()}
+            written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
+            if written and not leave_written:
+                raise refused_as_written(backup, written)
+            for day in kept:
+                if now[day] == ABSENT:
+                    self._prepare_again(self._loading(folder) / parts[day].parent.name, backup, day, kept[day])
+            self._commit_loading(folder)
+            return frozenset(day for day, part in parts.items() if fingerprint(part) == kept[day].fingerprint)
+
+    def _prepare_again(self, place: Path, backup: Backup, day: date, kept: KeptDate) -> None:
+        """Have the kept files ready where a load is prepared, under names of their own: they stay kept, too."""
+        part = self._kept_part(backup, day)
+        if fingerprint(part) != kept.fingerprint:
+            raise NothingKept(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
+        place.mkdir(parents=True)
+        for name in (PART, PUBLICATION):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(part.with_name(name), place / name)
+                with (place / name).open("rb+") as file:
+                    os.fsync(file.fileno())
+        sync_folder(place)
+
+    def drop_backup(self, backup: Backup) -> None:
+        folder = self._backup_folder(backup)
+        with translated(backup.table):
+            (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left by a death here is no backup any more
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def _backup_folder(self, backup: Backup) -> Path:
+        return inside(self.root, self.root / CLEANUP / backup.id)
+
+    def _kept_part(self, backup: Backup, day: date) -> Path:
+        part = self._part(backup.table, backup.date_column, day)
+        return inside(self.root, self._backup_folder(backup) / part.relative_to(self.root))
+
+
+def _dated_parts(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
+    for found in partitions_in(root, folder):
+        column, _, value = found.name.partition("=")
+        if column == date_column:
+            with suppress(ValueError):  # rows without a date have no partition of one
+                yield date.fromisoformat(value), found / PART
+
+
+def _rows_in(part: Path) -> int:
+    try:
+        return pq.read_metadata(part).num_rows
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,109 @@
+"""SQL over Parquet files, by DuckDB. There is no database file, which would lock other processes out.
+
+Its own module, as DuckDB and the translation of SQL take long to import and much is done without them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, LiteralString
+
+import duckdb
+import pyarrow as pa
+from sqlglot.errors import SqlglotError
+
+from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
+from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.warehouse.local.partition_files import Stamp, stamp_of
+from gated_backfill.common.warehouse.protocol import Scan, StagedScan
+from gated_backfill.common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
+
+MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
+
+Scans = Mapping[str, Scan | StagedScan]
+
+
+class Queries:
+    """Answers queries over files. Safe for several threads at once.
+
+    Only the files that a query's dates need are handed to DuckDB, as an explicit list: a glob over all of them costs
+    ten times as much.
+    """
+
+    def __init__(
+        self, files: Callable[[Scan | StagedScan], list[str]], schema: Callable[[TableName], pa.Schema]
+    ) -> None:
+        self._files = files
+        self._schema = schema
+        self._local = threading.local()
+
+    def query(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
+        """See `Warehouse.query`."""
+        named = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        for _ in range(MOST_TRIES):
+            files = {name: self._files(scan) for name, scan in scans.items()}
+            before = _stamps(files)
+            try:
+                found: pa.Table | duckdb.Error = self._run(sql, scans, files, params)
+            except duckdb.Error as exc:
+                found = exc
+            except RuntimeError as exc:  # all that is left of what a signal's handler raised during the query
+                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=named) from exc
+            except (SqlglotError, pa.ArrowInvalid) as exc:
+                raise QueryFailed(str(exc), table=named) from exc
+            if _stamps(files) != before:
+                continue  # DuckDB opens a file twice; one was replaced in between, so the answer means nothing
+            if isinstance(found, pa.Table):
+                return found
+            if isinstance(found, duckdb.IOException):
+                raise WarehouseUnavailable(str(found), table=named) from found
+            raise QueryFailed(str(found), table=named) from found
+        raise WarehouseUnavailable(f"was written to during each of {MOST_TRIES} reads", table=named)
+
+    def _run(
+        self, sql: LiteralString, scans: Scans, files: Mapping[str, list[str]], params: Mapping[str, Any]
+    ) -> pa.Table:
+        if not is_query(sql):
+            raise QueryFailed("it is no query: a warehouse is asked, never told, by SQL")
+        unknown = table_names(sql) - set(scans)
+        if unknown:
+            raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
+        connection = self._connection()
+        for name, scan in scans.items():
+            relation = self._relation(connection, scan, files[name])
+            relation.create_view(checked_identifier(name, "scan name"), replace=True)
+        bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
+        return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
+
+    def _relation(
+        self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, files: list[str]
+    ) -> duckdb.DuckDBPyRelation:
+        relation = connection.read_parquet(files, hive_partitioning=False) if files else self._empty(connection, scan)
+        if scan.columns is None:
+            return relation
+        return relation.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in scan.columns.items()))
+
+    def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
+        if isinstance(scan, StagedScan):
+            raise QueryFailed("no staged file was given to the query")
+        return connection.from_arrow(self._schema(scan.table).empty_table())
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """A connection of this thread's own: DuckDB's are not to be shared."""
+        found = getattr(self._local, "connection", None)
+        if found is None:
+            found = duckdb.connect(
+                config={
+                    "threads": 1,  # whoever waits for many answers asks for them at once
+                    "autoinstall_known_extensions": False,
+                    "python_enable_replacements": False,
+                    "enable_external_file_cache": False,
+                }
+            )
+            self._local.connection = found
+        return found
+
+
+def _stamps(files: Mapping[str, list[str]]) -> list[Stamp | None]:
+    return [stamp_of(path) for paths in files.values() for path in paths]

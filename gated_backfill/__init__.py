@@ -1,0 +1,27 @@
+"""Backfills that publish a date only after its coverage has been recounted: what a job's module imports.
+
+Three links beside this file make the folders `common/`, `producer/` and `worker/` of the repository one import package.
+"""
+
+from gated_backfill.common.errors import BackfillError, ProcessFailed, Retryable, SchemaMismatch
+from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
+from gated_backfill.common.model.job import Batch, Calendar, CalendarFacts, Expectation, Input, Job, Source, Target
+from gated_backfill.common.model.tables import Column
+
+__all__ = [
+    "BackfillError",
+    "Batch",
+    "Calendar",
+    "CalendarFacts",
+    "Column",
+    "CoveragePolicy",
+    "Expectation",
+    "Fallback",
+    "Input",
+    "Job",
+    "ProcessFailed",
+    "Retryable",
+    "SchemaMismatch",
+    "Source",
+    "Target",
+]

@@ -1,0 +1,159 @@
+"""Where things go in the page's charts: months and weekdays, stretches of one source, columns of seconds. All pure."""
+
+from __future__ import annotations
+
+import calendar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from statistics import median
+from typing import Generic, TypeVar
+
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, hull
+
+T = TypeVar("T")
+
+MOST_COLUMNS = 180
+MOST_TICKS = 7
+ROOMY_MONTHS = 14  #: more than so many are drawn small, a row a year
+NARROWEST = 0.25  #: per cent of the width: what is drawn narrower can't be seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Month(Generic[T]):
+    """A month as a grid of weeks: the weekday of its first day, and what there is for each day."""
+
+    name: str
+    first_column: int  #: 1 for a Monday
+    days: Sequence[T | None]
+    held: int  #: days that something is known of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calendar(Generic[T]):
+    """The months that hold anything, by year."""
+
+    years: Sequence[tuple[int, Sequence[Month[T]]]]
+    dense: bool  #: there are so many months that they are drawn small, each year by itself
+
+
+def calendar_of(cells: Mapping[date, T]) -> Calendar[T]:
+    """The cells in their months; a month without any is left out."""
+    held = sorted({(day.year, day.month) for day in cells})
+    dense = len(held) > ROOMY_MONTHS
+    years = [
+        (year, [_month(year, month, cells, dense=dense) for _, month in months])
+        for year, months in groupby(held, key=lambda one: one[0])
+    ]
+    return Calendar(years=years, dense=dense)
+
+
+def _month(year: int, month: int, cells: Mapping[date, T], *, dense: bool) -> Month[T]:
+    first, length = calendar.monthrange(year, month)
+    days = [cells.get(date(year, month, day)) for day in range(1, length + 1)]
+    name = calendar.month_abbr[month] if dense else f"{calendar.month_abbr[month]} {year}"
+    return Month(name=name, first_column=first + 1, days=days, held=sum(day is not None for day in days))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """Dates from left to right, each as wide as the others."""
+
+    days: DateRange
+    ticks: Sequence[tuple[float, str]]  #: (per cent of the width, label)
+
+    def left(self, day: date) -> float:
+        """Where the day begins, in per cent of the width."""
+        return (day - self.days.start).days / len(self.days) * 100
+
+
+def axis_of(days: Iterable[date]) -> Axis:
+    """An axis from the first of the days to the last; it is labelled at the first days of months or years."""
+    span = hull(days)
+    bare = Axis(days=span, ticks=())
+    firsts = [day for day in span.days() if day.day == 1]
+    if len(firsts) > MOST_TICKS * 4:
+        firsts = [day for day in firsts if day.month == 1]
+    every = -(-len(firsts) // MOST_TICKS) or 1
+    shown = firsts[::every]
+    yearly = len(shown) > 1 and all(day.month == 1 for day in shown)
+    ticks = [(bare.left(day), f"{day:%Y}" if yearly else f"{day:%b %Y}") for day in shown]
+    return Axis(days=span, ticks=ticks or [(0.0, f"{span.start:%d %b %Y}")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One source over time."""
+
+    source: str
+    fallback: bool
+    dates: int
+    share: float  #: of all dates, in per cent
+    pieces: Sequence[tuple[float, float, str]]  #: (left, width, both in per cent; the dates in words)
+
+
+def lanes_of(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[Lane]:
+    """A lane for each source, the primary's first: on which dates it was used."""
+    found: dict[tuple[bool, str], list[DateRange]] = {}
+    before: tuple[str, bool] | None = None
+    for day, used in sorted(sources.items()):
+        source, fallback = used
+        pieces = found.setdefault((fallback, source), [])
+        if used == before:  # dates without a source between two of the same one don't cut its stretch in two
+            pieces[-1] = DateRange(start=pieces[-1].start, through=day)
+        else:
+            pieces.append(DateRange(start=day, through=day))
+        before = used
+    counts = {key: sum((fallback, source) == key for source, fallback in sources.values()) for key in found}
+    return [
+        Lane(
+            source=key[1],
+            fallback=key[0],
+            dates=counts[key],
+            share=counts[key] / len(sources) * 100,
+            pieces=[_piece(one, axis) for one in pieces],
+        )
+        for key, pieces in sorted(found.items())
+    ]
+
+
+def _piece(days: DateRange, axis: Axis) -> tuple[float, float, str]:
+    width = max(axis.left(days.through + ONE_DAY) - axis.left(days.start), NARROWEST)
+    return axis.left(days.start), width, str(days)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The seconds of one date, or of neighbouring ones that share a column."""
+
+    left: float
+    width: float
+    most: float  #: height in per cent
+    middle: float
+    label: str
+
+
+def columns_of(seconds: Mapping[date, float], axis: Axis) -> list[Column]:
+    """The seconds that dates took, from left to right."""
+    top = max(seconds.values(), default=0) or 1
+    size = -(-len(axis.days) // MOST_COLUMNS)
+    grouped: dict[int, list[tuple[date, float]]] = {}
+    for day, took in sorted(seconds.items()):
+        grouped.setdefault((day - axis.days.start).days // size, []).append((day, took))
+    return [_column(at, group, size=size, top=top, axis=axis) for at, group in grouped.items()]
+
+
+def _column(at: int, group: Sequence[tuple[date, float]], *, size: int, top: float, axis: Axis) -> Column:
+    took = [seconds for _, seconds in group]
+    days = hull(day for day, _ in group)
+    middle = median(took)
+    told = f"{max(took):.3g} s" if len(group) == 1 else f"median {middle:.3g} s, {max(took):.3g} s at most"
+    left = axis.left(axis.days.start + ONE_DAY * (at * size))
+    return Column(
+        left=left,
+        width=min(size / len(axis.days) * 100, 100 - left),
+        most=max(took) / top * 100,
+        middle=middle / top * 100,
+        label=f"{days}: {told}",
+    )

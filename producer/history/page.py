@@ -1,0 +1,321 @@
+"""The history as one page that needs nothing else: what is shown where. How it looks is in `templates/`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gated_backfill.common.history.figures import (
+    BARS,
+    Outcome,
+    Standing,
+    count_in_words,
+    coverage_of,
+    ended_per_day,
+    fell_back,
+    outcome_of,
+    points_in_words,
+    share_in_words,
+    standings,
+    totals,
+    wall_seconds,
+)
+from gated_backfill.common.ledger import DateRow
+from gated_backfill.producer.history.charts import (
+    Axis,
+    Calendar,
+    Column,
+    Lane,
+    axis_of,
+    calendar_of,
+    columns_of,
+    lanes_of,
+)
+from gated_backfill.producer.history.report import History, seconds_in_words
+
+RUNS_SHOWN = 200
+LOOKED_AT = 25  #: dates listed as in need of a look, for each job
+NAMES_SHOWN = 6
+
+#: The mark of an outcome in its cell, and what the legend says of it: told apart also where colours are not.
+MARKS: Mapping[str, tuple[str, str]] = {
+    "accepted": ("~", "accepted with a warning"),
+    "blocked": ("×", "blocked, not published"),
+    "failed": ("!", "failed"),
+    "forced": ("F", "forced"),
+    "skipped": ("·", "skipped: nothing to build"),
+    "unfinished": ("…", "not finished"),
+    "undone": ("↶", "undone since"),
+}
+#: The least share of each shade, and what the legend says of it.
+SHADES = ((1.0, "100 %"), (0.95, "95 to 100"), (0.90, "90 to 95"), (0.50, "50 to 90"), (0.0, "below 50 %"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One number of the header."""
+
+    name: str
+    value: str
+    more: str = ""
+    trend: str = ""
+    tone: str = ""  #: `bad` or `warn` where it calls for a look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One date of a job."""
+
+    day: date
+    kind: str  #: an outcome, or `undone`
+    mark: str
+    shade: int | None  #: of `SHADES`; None where the date was not judged
+    label: str  #: the whole of it in words, for those who don't see it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A date that is not simply complete."""
+
+    day: date
+    kind: str
+    mark: str
+    coverage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """Everything that is shown of one job."""
+
+    name: str
+    summary: str
+    calendar: Calendar[Cell]
+    kinds: tuple[tuple[str, str, str], ...]  #: (kind, mark, words) of the outcomes that occur, for the legend
+    looks: Sequence[Look]
+    unlisted: int  #: dates in need of a look that are not listed
+    axis: Axis
+    lanes: Sequence[Lane]
+    columns: Sequence[Column]
+    slowest: str
+    middle: str  #: seconds of the median date, in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """A line of the table of runs."""
+
+    id: str
+    job: str
+    state: str
+    marks: str
+    span: str
+    ended: str
+    dates: int
+    parts: tuple[tuple[str, int, float], ...]  #: (outcome, dates, share in per cent), for the bar
+    least: str
+    middle: str
+    fallback: str
+    took: str
+    share: float  #: of the longest run's wall time, in per cent
+    each: str
+
+
+def page_of(history: History) -> str:
+    """The page, whole: no script, style, font or picture of it comes from anywhere else."""
+    by_job = standings(history.facts)
+    environment = Environment(
+        loader=PackageLoader("gated_backfill.producer.history"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("history.html.j2").render(
+        history=history,
+        figures=_figures(history),
+        spark=_spark(history),
+        jobs=[_job_view(name, found) for name, found in by_job.items()],
+        details=[[_details(one) for one in found.values()] for found in by_job.values()],
+        shades=list(enumerate(SHADES)),
+        runs=_run_views(history),
+        unlisted=max(len(history.facts) - RUNS_SHOWN, 0),
+    )
+
+
+# -- the header ---------------------------------------------------------------------------------------------------
+
+
+def _figures(history: History) -> list[Figure]:
+    found, change, cover = history.totals, history.trend, history.totals.coverage
+
+    def trend(text: str) -> str:
+        return text if history.before else ""
+
+    def counted(outcome: Outcome, tone: str) -> Figure:
+        n = found.of(outcome)
+        words = trend(count_in_words(change[outcome.value]))
+        return Figure(name=outcome.value.capitalize(), value=str(n), trend=words, tone=tone if n else "")
+
+    return [
+        Figure(name="Runs", value=str(found.runs), trend=trend(count_in_words(change["runs"]))),
+        Figure(
+            name="Published",
+            value=str(found.published),
+            more=f"of {found.dates} dates, {found.of(Outcome.SKIPPED)} skipped",
+            trend=trend(count_in_words(change["published"])),
+        ),
+        Figure(
+            name="Coverage",
+            value=share_in_words(cover.median if cover else None),
+            more=f"median of {cover.dates}; lowest {share_in_words(cover.least)}" if cover else "no date was judged",
+            trend=trend(points_in_words(change["coverage_median"])),
+        ),
+        Figure(
+            name="Fallback rate",
+            value=share_in_words(found.fallback_rate),
+            more=f"{found.fallbacks} of {found.sourced} published dates",
+            trend=trend(points_in_words(change["fallback_rate"])),
+        ),
+        counted(Outcome.BLOCKED, "bad"),
+        counted(Outcome.FAILED, "bad"),
+        counted(Outcome.FORCED, "warn"),
+        Figure(
+            name="A date took",
+            value=seconds_in_words(found.seconds_median),
+            more=f"median; {seconds_in_words(found.seconds_most)} at most",
+        ),
+    ]
+
+
+def _spark(history: History) -> list[tuple[str, int, float]]:
+    """For each day of the period, or of its last year, the dates that ended on it, with the height of its bar."""
+    days = history.days.days()[-366:]
+    counts = ended_per_day(history.facts, history.days)[-366:]
+    most = max(counts, default=0) or 1
+    return [
+        (str(day), n, max(n / most * 100, 100 / len(BARS)) if n else 0) for day, n in zip(days, counts, strict=True)
+    ]
+
+
+# -- one job ------------------------------------------------------------------------------------------------------
+
+
+def _job_view(name: str, found: Mapping[date, Standing]) -> JobView:
+    rows = {day: one.row for day, one in found.items()}
+    kinds = Counter(_kind(one) for one in found.values())
+    looks = [_look(day, one) for day, one in found.items() if _kind(one) not in ("complete", "skipped")]
+    seconds = {day: row.seconds for day, row in rows.items() if row.seconds is not None}
+    published = {day: one.published for day, one in found.items() if one.published is not None}
+    sources = {day: (row.source, bool(fell_back(row))) for day, row in published.items() if row.source is not None}
+    axis = axis_of(found)
+    ordered = sorted(seconds.values())
+    return JobView(
+        name=name,
+        summary=", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
+        calendar=calendar_of({day: _cell(day, one) for day, one in found.items()}),
+        kinds=tuple((kind, mark, words) for kind, (mark, words) in MARKS.items() if kinds[kind]),
+        looks=looks[-LOOKED_AT:][::-1],
+        unlisted=max(len(looks) - LOOKED_AT, 0),
+        axis=axis,
+        lanes=lanes_of(sources, axis),
+        columns=columns_of(seconds, axis),
+        slowest=seconds_in_words(ordered[-1] if ordered else None),
+        middle=seconds_in_words(ordered[len(ordered) // 2] if ordered else None),
+    )
+
+
+def _kind(one: Standing) -> str:
+    return "undone" if one.undone else outcome_of(one.row).value
+
+
+def _mark(kind: str) -> str:
+    return MARKS.get(kind, ("", ""))[0]
+
+
+def _cell(day: date, one: Standing) -> Cell:
+    kind, share = _kind(one), coverage_of(one.row)
+    shade = None if share is None else next(at for at, (least, _) in enumerate(SHADES) if share >= least)
+    counted = f", {_counted(one)}" if share is not None else ""
+    return Cell(day=day, kind=kind, mark=_mark(kind), shade=shade, label=f"{day:%a} {day}: {kind}{counted}")
+
+
+def _counted(one: Standing) -> str:
+    return _count_of(one.row)
+
+
+def _count_of(row: DateRow) -> str:
+    if row.expected is None or row.matched is None:
+        return ""
+    share = share_in_words(row.matched / row.expected if row.expected else None)
+    return f"{row.matched} of {row.expected} ({share})" if row.expected else f"{row.matched} of 0"
+
+
+def _look(day: date, one: Standing) -> Look:
+    kind = _kind(one)
+    reason = one.row.reason or one.row.error or ""
+    return Look(day=day, kind=kind, mark=_mark(kind), coverage=_counted(one), reason=reason)
+
+
+def _details(one: Standing) -> list[Any]:
+    """What the tip on a cell tells, in the order in which the page's script reads it."""
+    row, lacking = one.row, max((one.row.expected or 0) - (one.row.matched or 0), 0)
+    return [
+        f"{row.day:%a %d %b %Y}",
+        _kind(one),
+        _counted(one),
+        row.source or "",
+        row.source_reason or "",
+        row.reason or row.error or "",
+        one.run.id,
+        seconds_in_words(row.seconds) if row.seconds is not None else "",
+        ", ".join(row.missing[:NAMES_SHOWN]),
+        max(lacking - NAMES_SHOWN, 0) if row.missing else 0,
+        one.results,
+        row.attempt,
+        _standing_before(one),
+    ]
+
+
+def _standing_before(one: Standing) -> str:
+    """What readers see where the latest result was not published, as far as these runs tell."""
+    if one.published is None or one.published is one.row:
+        return ""
+    row = one.published
+    return f"{_count_of(row)} from {row.source}, by run {row.run_id}"
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+def _run_views(history: History) -> list[RunView]:
+    shown = history.facts[:RUNS_SHOWN]
+    longest = max((wall_seconds(one.run) or 0 for one in shown), default=0) or 1
+    views: list[RunView] = []
+    for one in shown:
+        run, found = one.run, totals([one])
+        cover, wall = found.coverage, wall_seconds(run)
+        views.append(
+            RunView(
+                id=run.id,
+                job=run.job,
+                state=run.state.value,
+                marks="undone" if run.undone_at else "",
+                span=f"{run.first_date} – {run.last_date}" if run.first_date != run.last_date else str(run.first_date),
+                ended=f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
+                dates=found.dates,
+                parts=tuple((o.value, n, n / found.dates * 100) for o in Outcome if (n := found.of(o))),
+                least=share_in_words(cover.least if cover else None),
+                middle=share_in_words(cover.median if cover else None),
+                fallback=share_in_words(found.fallback_rate),
+                took=seconds_in_words(wall),
+                share=(wall or 0) / longest * 100,
+                each=seconds_in_words(found.seconds_median),
+            )
+        )
+    return views

@@ -1,0 +1,354 @@
+"""What `/metrics` shows: read from the ledger and the broker when it is asked for, and never waited for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from statistics import median
+from typing import Generic, TypeVar
+
+import structlog
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from gated_backfill.common.broker.queue_depth import queue_depths
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
+from gated_backfill.common.ledger.stores.gauges import Counts, DateFacts
+from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
+from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import identity
+from gated_backfill.common.runs.post_run import check_beat, deliver, primary_source
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 4.0  #: for the ledger, and for the broker, of one scrape: less than Prometheus itself waits
+RECENT = timedelta(days=7)
+QUANTILES = (0.5, 0.9, 1.0)
+ALERT_STATES = ("pending", "sending", "failed")
+END_STATES = (
+    DateState.CHECKPOINTED,
+    DateState.BLOCKED,
+    DateState.FAILED,
+    DateState.SKIPPED,
+    DateState.CANCELLED,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastRun:
+    """What is shown of the run of a job that ended last."""
+
+    run: Run
+    states: dict[DateState, int]
+    coverage: tuple[float, float] | None  #: least and median
+    seconds: tuple[float, ...]  #: of its dates, at `QUANTILES`
+    fallback: int | None  #: dates not built from the primary source alone; None when that is not known
+
+
+class Bounded(Generic[T]):
+    """A reading that is given up, not waited for, when it takes too long; there is never more than one at a time."""
+
+    def __init__(self, read: Callable[[], T], seconds: float, errors: Callable[[Exception], None]) -> None:
+        self._read, self._seconds, self._errors = read, seconds, errors
+        self._busy = threading.Lock()
+
+    def get(self) -> T | None:
+        """What was read; None when that failed, takes too long, or an earlier reading still hangs."""
+        if not self._busy.acquire(timeout=self._seconds):
+            return None
+        done, found = threading.Event(), list[T]()
+
+        def work() -> None:
+            try:
+                found.append(self._read())
+            except Exception as exc:  # noqa: BLE001 - the edge: a scrape answers whatever goes wrong behind it
+                self._errors(exc)
+            finally:
+                self._busy.release()
+                done.set()
+
+        threading.Thread(target=work, daemon=True).start()
+        done.wait(self._seconds)
+        return found[0] if found else None
+
+
+@dataclass
+class Watched:
+    """The ledger as the metrics read it: opened when it first answers, and never changed by a scrape."""
+
+    settings: Settings
+    _opened: list[Ledger] = field(default_factory=list[Ledger])
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger. Raises what opening it raises; the next call tries again."""
+        if not self._opened:
+            self._opened.append(open_ledger(self.settings.ledger_url, create=False))
+        return self._opened[0]
+
+
+def _log_failure(what: str) -> Callable[[Exception], None]:
+    def failed(exc: Exception) -> None:
+        told = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
+        log.warning("not_read", what=what, error=told)
+
+    return failed
+
+
+class BackfillCollector(Collector):
+    """Reads the ledger and the broker at each scrape."""
+
+    def __init__(self, settings: Settings) -> None:
+        watched = Watched(settings)
+        self._settings = settings
+        self._ledger = Bounded(
+            lambda: list(ledger_metrics(watched.ledger, utcnow())), PATIENCE_SECONDS, _log_failure("ledger")
+        )
+        self._answers = Bounded(lambda: watched.ledger.answers() or True, PATIENCE_SECONDS, _log_failure("ledger"))
+        self._broker = Bounded(lambda: _depths(settings), PATIENCE_SECONDS, _log_failure("broker"))
+
+    def healthy(self) -> bool:
+        """Whether the ledger answers."""
+        return self._answers.get() is True
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Nothing: what is shown depends on the ledger, which need not answer yet."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        started = time.monotonic()
+        found = self._ledger.get()
+        yield gauge("backfill_ledger_up", "Whether the ledger answered this scrape.", [((), float(found is not None))])
+        yield from found or []
+        if self._settings.broker is not None:
+            depths = self._broker.get()
+            yield gauge(
+                "backfill_broker_up", "Whether the broker answered this scrape.", [((), float(depths is not None))]
+            )
+            yield from broker_metrics(*depths) if depths is not None else []
+        yield gauge("backfill_scrape_seconds", "What reading all of this took.", [((), time.monotonic() - started)])
+
+
+Samples = Sequence[tuple[tuple[str, ...], float]]
+
+
+def gauge(name: str, text: str, samples: Samples, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def counted(counts: Counts) -> Samples:
+    return [(key, float(n)) for key, n in sorted(counts.items())]
+
+
+def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+    """Everything that the ledger tells. All of them are gauges: history that is removed makes them fall."""
+    yield gauge(
+        "backfill_checkpointed_dates",
+        "Dates that are checkpointed, by the verdict of the gate.",
+        counted(ledger.checkpoint_counts()),
+        ("job", "verdict"),
+    )
+    yield gauge(
+        "backfill_recent_dates",
+        "Dates of the runs that ended in the last 7 days, by how they ended.",
+        counted(ledger.ended_counts(now - RECENT)),
+        ("job", "state"),
+    )
+    built = ledger.built_from(now - RECENT)
+    yield gauge(
+        "backfill_recent_dates_by_source",
+        "Checkpointed dates of the runs that ended in the last 7 days, by the source they were built from.",
+        counted(built),
+        ("job", "source"),
+    )
+    yield from work_metrics(ledger, now)
+    yield from last_run_metrics([last_run(ledger, run) for run in ledger.last_ended_runs()])
+    yield from upkeep_metrics(ledger, now)
+
+
+def work_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+    """What is under way."""
+    yield gauge(
+        "backfill_active_runs",
+        "Runs that have not ended.",
+        counted(ledger.active_run_counts()),
+        ("job", "state"),
+    )
+    yield gauge(
+        "backfill_oldest_unfinished_date_age_seconds",
+        "How long ago the date that waits longest was asked for, of the dates that active runs are still to build.",
+        [((job,), _age(since, now)) for job, since in sorted(ledger.unfinished_since().items())],
+        ("job",),
+    )
+
+
+def upkeep_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+    """What beat, the audit and the cleanup do, and what waits to be told."""
+    yield gauge(
+        "backfill_flagged_dates",
+        "Published dates that an audit flagged and no run has repaired yet.",
+        counted(ledger.flagged_counts()),
+        ("job", "finding"),
+    )
+    states = ledger.alert_counts(now - RECENT)
+    yield gauge(
+        "backfill_alerts",
+        "Alerts of the last 7 days that wait, are being sent, or were given up.",
+        [((state,), float(states.get((state,), 0))) for state in ALERT_STATES],
+        ("state",),
+    )
+    done = ledger.maintenance_done()
+    beat = done.get(HEARTBEAT)
+    yield gauge(
+        "backfill_beat_heartbeat_age_seconds",
+        "How long ago beat gave its last sign of life; absent where beat never ran.",
+        [] if beat is None else [((), _age(beat, now))],
+    )
+    yield gauge(
+        "backfill_maintenance_finished_timestamp_seconds",
+        "When each kind of maintenance was last done; a try that failed does not count.",
+        [((name,), at.timestamp()) for name, at in sorted(done.items())],
+        ("name",),
+    )
+    yield gauge(
+        "backfill_maintenance_failed",
+        "Whether the last try of each kind of maintenance failed.",
+        [((name,), float(failed)) for name, failed in sorted(ledger.maintenance_failed().items())],
+        ("name",),
+    )
+    yield gauge(
+        "backfill_last_cleanup_timestamp_seconds",
+        "When stale rows were last removed from each table.",
+        [((table,), at.timestamp()) for table, at in sorted(ledger.last_cleanups().items())],
+        ("table",),
+    )
+
+
+def last_run_metrics(lasts: Sequence[LastRun]) -> Iterator[GaugeMetricFamily]:
+    """How the run that ended last went, of each job."""
+    yield gauge(
+        "backfill_last_run_dates",
+        "Dates of the run that ended last, by how they ended.",
+        [((one.run.job, state.value), float(one.states.get(state, 0))) for one in lasts for state in END_STATES],
+        ("job", "state"),
+    )
+    yield gauge(
+        "backfill_last_run_coverage_ratio",
+        "Coverage of the dates of the run that ended last: the least and the median.",
+        [
+            ((one.run.job, name), value)
+            for one in lasts
+            if one.coverage
+            for name, value in zip(("min", "median"), one.coverage, strict=True)
+        ],
+        ("job", "stat"),
+    )
+    yield gauge(
+        "backfill_last_run_fallback_dates",
+        "Dates of the run that ended last that were not built from the primary source alone.",
+        [((one.run.job,), float(one.fallback)) for one in lasts if one.fallback is not None],
+        ("job",),
+    )
+    yield gauge(
+        "backfill_last_run_date_seconds",
+        "What one date took in the run that ended last, by quantile.",
+        [
+            ((one.run.job, str(quantile)), value)
+            for one in lasts
+            for quantile, value in zip(QUANTILES, one.seconds, strict=False)
+        ],
+        ("job", "quantile"),
+    )
+    yield gauge(
+        "backfill_last_run_duration_seconds",
+        "What the run that ended last took.",
+        [
+            ((one.run.job,), (one.run.finished_at - one.run.started_at).total_seconds())
+            for one in lasts
+            if one.run.started_at and one.run.finished_at
+        ],
+        ("job",),
+    )
+    yield gauge(
+        "backfill_last_run_finished_timestamp_seconds",
+        "When the run that ended last ended.",
+        [((one.run.job,), one.run.finished_at.timestamp()) for one in lasts if one.run.finished_at],
+        ("job",),
+    )
+
+
+def broker_metrics(waiting: dict[str, int], held: int) -> Iterator[GaugeMetricFamily]:
+    yield gauge(
+        "backfill_queue_tasks",
+        "Tasks that wait in each queue of the broker.",
+        [((queue,), float(waiting[queue])) for queue in QUEUES],
+        ("queue",),
+    )
+    yield gauge(
+        "backfill_unacknowledged_tasks", "Tasks that workers were handed and have not ended.", [((), float(held))]
+    )
+
+
+def last_run(ledger: Ledger, run: Run) -> LastRun:
+    """What is shown of an ended run."""
+    return summary(run, _facts(ledger, run.id), primary_source(run.job))
+
+
+@lru_cache(maxsize=64)
+def _facts(ledger: Ledger, run_id: str) -> tuple[DateFacts, ...]:
+    """The dates of an ended run: they do not change, so they are read once."""
+    return tuple(ledger.date_facts(run_id))
+
+
+def summary(run: Run, facts: Sequence[DateFacts], primary: str | None) -> LastRun:
+    """The numbers of an ended run."""
+    states = {state: sum(one.state is state for one in facts) for state in END_STATES}
+    ratios = sorted(one.matched / one.expected for one in facts if one.expected and one.matched is not None)
+    seconds = sorted(one.seconds for one in facts if one.seconds is not None)
+    built = [one.source for one in facts if one.state is DateState.CHECKPOINTED and one.source is not None]
+    return LastRun(
+        run=run,
+        states=states,
+        coverage=(ratios[0], median(ratios)) if ratios else None,
+        seconds=tuple(quantile(seconds, share) for share in QUANTILES) if seconds else (),
+        fallback=None if primary is None else sum(source != primary for source in built),
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The least of the values that the share of them does not exceed."""
+    rank = max(int(-(-len(ordered) * share // 1)), 1)
+    return ordered[rank - 1]
+
+
+def tell_what_waits(settings: Settings) -> None:
+    """Write down that beat is silent, and deliver what waits: beat, which does that, can't when it is silent."""
+    try:
+        ledger = open_ledger(settings.ledger_url, create=False)
+        try:
+            check_beat(ledger)
+            deliver(ledger, settings, identity())
+        finally:
+            ledger.close()
+    except Exception as exc:  # noqa: BLE001 - the edge: this is asked again in a minute, whatever goes wrong
+        _log_failure("alerts")(exc)
+
+
+def _age(since: datetime, now: datetime) -> float:
+    return max((now - since).total_seconds(), 0.0)
+
+
+def _depths(settings: Settings) -> tuple[dict[str, int], int]:
+    assert settings.broker is not None
+    return queue_depths(settings.broker.get_secret_value(), seconds=PATIENCE_SECONDS / 2)

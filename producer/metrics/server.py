@@ -1,0 +1,123 @@
+"""The HTTP server behind `backfill metrics`."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.producer.metrics.collector import BackfillCollector, tell_what_waits
+
+TELL_EVERY_SECONDS = 60.0
+UNAUTHORIZED = 401
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """Answers `/metrics` and `/healthz`, each request in a thread of its own.
+
+    `/metrics` asks for the password of the settings, if they have one. Raises `UserError` for an address that other
+    machines reach without one.
+    """
+
+    def __init__(self, settings: Settings, address: str, port: int) -> None:
+        self.credentials = credentials_of(settings)
+        if self.credentials is None and not is_loopback(address):
+            raise UserError(
+                f"metrics at {address or 'every address'} would be open to everybody: set BACKFILL_METRICS_PASSWORD "
+                f"(user: BACKFILL_METRICS_USER, {settings.metrics_user} by default), or serve them at 127.0.0.1"
+            )
+        self.collector = BackfillCollector(settings)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self.collector)
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._settings = settings
+        self._stopped = threading.Event()
+        try:
+            super().__init__((address, port), Handler)
+        except (OSError, OverflowError, UnicodeError, ValueError) as exc:
+            raise UserError(f"can't listen on {address} port {port}: {exc}") from exc
+
+    def serve(self) -> None:
+        """Serve until the process is told to stop, and tell meanwhile what beat can't tell of itself."""
+        threading.Thread(target=self._tell, daemon=True).start()
+        try:
+            self.serve_forever()
+        finally:
+            self._stopped.set()
+            self.server_close()
+
+    def _tell(self) -> None:
+        while True:
+            tell_what_waits(self._settings)
+            if self._stopped.wait(TELL_EVERY_SECONDS):
+                return
+
+
+def credentials_of(settings: Settings) -> bytes | None:
+    """What a request for /metrics has to say of itself; None when nothing is asked."""
+    if settings.metrics_password is None:
+        return None
+    return f"{settings.metrics_user}:{settings.metrics_password.get_secret_value()}".encode()
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine reaches the address. One that is not known not to be reached is not."""
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def is_allowed(header: str | None, credentials: bytes | None) -> bool:
+    """Whether the header of a request holds the credentials. It takes as long however many characters are right."""
+    if credentials is None:
+        return True
+    kind, _, encoded = (header or "").partition(" ")
+    try:
+        given = base64.b64decode(encoded.strip(), validate=True)
+    except ValueError:
+        given = b""
+    return hmac.compare_digest(given, credentials) and kind.lower() == "basic"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: MetricsServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    timeout = 30  #: of a client that says nothing
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics" and not is_allowed(self.headers.get("Authorization"), self.server.credentials):
+            self._answer(
+                UNAUTHORIZED, b"the user and password of BACKFILL_METRICS_PASSWORD are asked for\n", "text/plain"
+            )
+        elif path == "/metrics":
+            encode, kind = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, encode(self.server.registry), kind)
+        elif path == "/healthz":
+            healthy = self.server.collector.healthy()
+            self._answer(200 if healthy else 503, b"ok\n" if healthy else b"the ledger does not answer\n", "text/plain")
+        else:
+            self._answer(404, b"there are /metrics and /healthz\n", "text/plain")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a line for each scrape hides what matters."""
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        if status == UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Basic realm="backfill"')
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

@@ -1,0 +1,40 @@
+"""Counting a whole range before it is run: who is expected, and how much of that each source has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from gated_backfill.common.model.job import Job, Source
+from gated_backfill.common.warehouse.coverage_queries import source_scans, truth_scan
+from gated_backfill.common.warehouse.protocol import Warehouse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Expected entities by day; a day without any is in none of them."""
+
+    expected: Mapping[date, int]
+    found: Mapping[str, Mapping[date, int]]  #: by source: those that it has
+    either: Mapping[str, Mapping[date, int]]  #: by source but the first: those that it or the first has
+
+
+def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days: Sequence[date]) -> Counts:
+    """Count what is expected on the days, and what of it those sources have whose tables are there.
+
+    Every table is read once. A source that is the expectation's own table has what is expected, and is not read again.
+    """
+    there = [source.name for source in present]
+    apart = {name: scan for name, scan in source_scans(job, days).items() if name in there}
+    first, *others = (source.name for source in job.sources)
+    both = [(first, name) for name in others if {first, name} <= apart.keys()]
+    counted = warehouse.count(truth_scan(job, days), apart, [*((name,) for name in apart), *both])
+    found = {name: counted.held[name,] if name in apart else counted.wanted for name in there}
+
+    def either(name: str) -> Mapping[date, int]:
+        if first in found and name in found:
+            return counted.held.get((first, name), counted.wanted)
+        return found.get(first) or found.get(name, {})
+
+    return Counts(expected=counted.wanted, found=found, either={name: either(name) for name in others})

@@ -1,0 +1,143 @@
+"""A launch with somebody watching: shown as a plan, asked about where it is large, followed to its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import typer
+from rich.console import Console
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Run, RunState
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.process.logs import logging_to_file
+from gated_backfill.producer.context import Site, open_site
+from gated_backfill.producer.planning.plan import Action, Plan, Reprocess
+from gated_backfill.producer.runs.post_run import end_told
+from gated_backfill.producer.runs.session import (
+    Interrupted,
+    Launch,
+    decide,
+    execute,
+    launch_in_background,
+    refuse_blocked,
+    release_what_is_dead,
+)
+from gated_backfill.producer.stack.signals import stoppable
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
+from gated_backfill.producer.terminal.plan import print_plan
+from gated_backfill.producer.terminal.runs import make_console, print_run
+from gated_backfill.producer.terminal.watcher import Watcher
+
+ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
+
+
+def launch_and_follow(
+    launch: Launch,
+    settings: Settings,
+    *,
+    detach: bool = False,
+    yes: bool = False,
+    check: Callable[[Plan], None] = lambda _: None,
+    workers_asked: bool = False,
+) -> int:
+    """Plan, show, ask, and run; returns the exit code."""
+    console = make_console()
+    site = open_site(settings)
+    job = find_job(launch.request.job)
+    for released in release_what_is_dead(job, launch.request, site):
+        console.print(
+            f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
+            f"{released.unfinished} are free again"
+        )
+    made = decide(launch, job, site)
+    check(made)
+    print_plan(console, made)
+    refuse_blocked(made, allow_partial=launch.allow_partial)
+    if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
+        console.print(_nothing_to_do(made))
+        return _at_best(COMPLETE, made)
+    _ask(made, launch, yes=yes)
+    if not launch.sequential:
+        _tell_the_stack(site, console, workers_asked=workers_asked)
+    if detach and site.embedded:
+        run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
+        console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
+        return COMPLETE
+    return _follow(launch, made, site, console, detach=detach)
+
+
+def _tell_the_stack(site: Site, console: Console, *, workers_asked: bool) -> None:
+    """Whose broker and workers do it, when they are not the run's own."""
+    if site.standing:
+        console.print("on the stack that is up: its broker and workers do it, and it goes on without this command")
+    if workers_asked and not site.embedded:
+        console.print("note: --workers has no effect here: it is for the stack that a run brings along")
+
+
+def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach: bool) -> int:
+    """Run, show how it ended, and then tell it: an endpoint that hangs keeps nobody from the result."""
+    log_file = site.settings.home / "logs" / "command.log"
+    with stoppable(), logging_to_file(log_file), end_told(site) as remember:
+
+        def opened(run: Run) -> None:
+            remember(run)
+            console.print(f"run [bold]{run.id}[/bold]")
+
+        return _run_and_show(launch, made, site, console, opened, detach=detach)
+
+
+def _run_and_show(
+    launch: Launch, made: Plan, site: Site, console: Console, opened: Callable[[Run], None], *, detach: bool
+) -> int:
+    try:
+        with Watcher(console).showing() as watcher:
+            progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
+    except Interrupted as stop:
+        console.print(interrupted_in_words(stop))
+        return INTERRUPTED
+    if detach and not progress.run.ended:
+        console.print(f"follow it with `backfill watch {progress.run.id}`")
+        return COMPLETE
+    print_run(console, progress, site.ledger.digest(progress.run.id), site.ledger.actions(progress.run.id))
+    if progress.run.state is RunState.CANCELLED:
+        console.print(f"what was not built: `backfill retry {progress.run.id}`")
+    elif progress.run.state is not RunState.SUCCEEDED:
+        console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
+    return _at_best(exit_code(progress), made)
+
+
+def _at_best(code: int, made: Plan) -> int:
+    """The exit code, but never that of a complete range when dates were left incomplete."""
+    return INCOMPLETE if code == COMPLETE and any(step.left_incomplete for step in made.steps) else code
+
+
+def interrupted_in_words(stop: Interrupted) -> str:
+    if stop.released is None:
+        return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
+    return (
+        f"run {stop.run.id} is cancelled: {stop.released.checkpointed} of its dates are checkpointed, "
+        f"{stop.released.unfinished} are free again; the same command completes them"
+    )
+
+
+def _nothing_to_do(made: Plan) -> str:
+    done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
+    if left := sum(step.left_incomplete for step in made.steps):
+        return f"nothing was built: {left} date(s) are not complete and were left so; --reprocess failed builds them"
+    if done and not skipped:
+        return f"nothing to do: all {done} date(s) are checkpointed"
+    return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
+
+
+def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
+    """At a terminal, ask before what is large or replaces what is published."""
+    count = len(made.of(Action.BUILD))
+    replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
+    if yes or not sys.stdin.isatty() or not (replaces or count >= ASK_FROM):
+        return
+    if not typer.confirm(f"Build {count} date(s)?"):
+        raise UserError("nothing was started")

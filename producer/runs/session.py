@@ -1,0 +1,230 @@
+"""A run from its plan to its end: on the embedded stack, on the user's broker, or in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gated_backfill.common.broker.celery_app import ask_broker, make_app
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Progress, Run
+from gated_backfill.common.model.dates import describe
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.runs.release import Released, release_run
+from gated_backfill.common.storage.files import check_writable
+from gated_backfill.producer.context import Site, requester
+from gated_backfill.producer.planning.plan import Action, Plan, Request, make_plan
+from gated_backfill.producer.runs.launch import (
+    follow,
+    open_run,
+    refuse_if_taken,
+    release_dead_runs,
+    run_sequentially,
+    start_run,
+)
+from gated_backfill.producer.stack.children import clean_up_dead_stacks
+from gated_backfill.producer.stack.embedded import EmbeddedStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A request and how to carry it out."""
+
+    request: Request
+    window: int
+    workers: int
+    sequential: bool = False
+    allow_partial: bool = False
+    preflight: bool = True
+    max_in_flight: int | None = None  #: dates of the run; None: that of the settings, if any
+    dates_per_task: int | None = None  #: None: auto
+    shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
+
+    def as_json(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in _PLAIN}, "request": self.request.as_json()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Launch:
+        return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
+
+
+_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
+
+
+class Interrupted(Exception):
+    """Somebody stopped the command; the run it owned is closed, or goes on at the user's broker."""
+
+    def __init__(self, run: Run, released: Released | None) -> None:
+        super().__init__(run.id)
+        self.run = run
+        self.released = released
+
+
+def release_what_is_dead(job: Job, request: Request, site: Site) -> list[Released]:
+    """Free the dates of runs whose command is gone, after making sure that their workers are gone too."""
+    clean_up_dead_stacks(site.settings.home)
+    return release_dead_runs(job, request.days, site)
+
+
+def decide(launch: Launch, job: Job, site: Site) -> Plan:
+    """The plan of a launch.
+
+    Raises `DatesTaken` when another active run holds one of its dates, `NotAllowed` when a folder can't be written.
+    """
+    _check_folders(job, site)
+    plan = make_plan(launch.request, job, site.warehouse, site.ledger)
+    if not launch.preflight:
+        plan = sent_all_the_same(plan)
+    refuse_if_taken(job, [step.day for step in plan.of(Action.BUILD)], site)
+    return plan
+
+
+def sent_all_the_same(plan: Plan) -> Plan:
+    """The plan with the dates that would be blocked sent to the gate for its verdict."""
+    steps = tuple(
+        replace(step, action=Action.BUILD, reason=f"{step.reason}; sent without pre-flight")
+        if step.action is Action.BLOCKED
+        else step
+        for step in plan.steps
+    )
+    return replace(plan, steps=steps)
+
+
+def refuse_blocked(plan: Plan, *, allow_partial: bool) -> None:
+    """Raises `UserError` naming the dates that would be blocked, unless the others may run without them."""
+    blocked = plan.of(Action.BLOCKED)
+    if blocked and not allow_partial:
+        first = blocked[0]
+        raise UserError(
+            f"refused: {len(blocked)} date(s) would be blocked: {describe(step.day for step in blocked)} "
+            f"({first.day}: {first.reason}). Load what is missing and plan again, or run the other dates with "
+            f"--allow-partial, or take these out with --exclude; nothing was started"
+        )
+
+
+def execute(
+    launch: Launch,
+    plan: Plan,
+    site: Site,
+    show: Callable[[Progress], None],
+    opened: Callable[[Run], None],
+    *,
+    wait: bool = True,
+) -> Progress:
+    """Open the run of a plan and bring it to its end; `opened` is told the run once it is written down.
+
+    Raises `Interrupted` when the user stops it. The end is for the caller to show, and then to tell:
+    see `gated_backfill.producer.runs.post_run.end_told`.
+    """
+    job = find_job(plan.request.job)
+    site.warehouse.forget_replaced()
+    options = RunOptions.of(
+        job,
+        window=launch.window,
+        in_flight=site.settings.windows_in_flight,
+        fallback=plan.request.fallback,
+        because=plan.request.forced_because,
+        calendar=plan.calendar,
+        max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
+        job_max_in_flight=site.settings.max_in_flight_per_job,
+        dates_per_task=launch.dates_per_task,
+    )
+    if not (site.embedded or launch.sequential):
+        return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
+    run = open_run(plan, job, options, site, owned=True)
+    opened(run)
+    try:
+        if launch.sequential:
+            return run_sequentially(run, job, site, show)
+        return _on_embedded_stack(run, job, launch, site, show)
+    except KeyboardInterrupt:
+        raise Interrupted(run, _release(run, job, site, "interrupted")) from None
+    except BaseException as exc:
+        _release(run, job, site, f"its command failed: {type(exc).__name__}")
+        raise
+
+
+def _check_folders(job: Job, site: Site) -> None:
+    """Raises `NotAllowed` when something that the run must write can't be written."""
+    site.warehouse.check_publishable(TableName.parse(job.target.table))
+    site.staging.check()
+    check_writable(site.settings.home.absolute())
+
+
+def _on_embedded_stack(run: Run, job: Job, launch: Launch, site: Site, show: Callable[[Progress], None]) -> Progress:
+    with EmbeddedStack(site.settings, launch.workers) as stack:
+        app = make_app(site.settings.model_copy(update={"task_events": False}), stack.broker_url)
+        start_run(run, job, site, app)
+        return follow(run.id, site, show, app=app, stack=stack)
+
+
+def _on_users_broker(
+    plan: Plan,
+    job: Job,
+    options: RunOptions,
+    site: Site,
+    show: Callable[[Progress], None],
+    opened: Callable[[Run], None],
+    *,
+    wait: bool,
+) -> Progress:
+    assert site.settings.broker is not None
+    url = site.settings.broker.get_secret_value()
+    ask_broker(site.settings, url)
+    app = make_app(site.settings, url)
+    run = open_run(plan, job, options, site, owned=False)
+    opened(run)
+    start_run(run, job, site, app)
+    if not wait:
+        return site.ledger.progress(run.id)
+    try:
+        return follow(run.id, site, show, app=app)
+    except KeyboardInterrupt:
+        raise Interrupted(run, None) from None
+
+
+def _release(run: Run, job: Job, site: Site, reason: str) -> Released | None:
+    if site.ledger.run(run.id).ended:
+        return None
+    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=requester(), reason=reason)
+
+
+def launch_in_background(launch: Launch, settings: Settings) -> str:
+    """Carry out a launch in a process of its own, with the embedded stack; returns the run's id once it is open."""
+    log_file = settings.home.absolute() / "logs" / "background.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gated_backfill.producer.runs.background"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={
+                **os.environ,
+                "BACKFILL_HOME": str(settings.home.absolute()),
+                "BACKFILL_LEDGER": settings.ledger_url,
+                "BACKFILL_WAREHOUSE": settings.warehouse_url,
+                "BACKFILL_STAGING": settings.staging_url,
+            },
+            cwd=log_file.parent,  # not where a package of the user's may have the name of one of ours
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin as pipe:
+        pipe.write(json.dumps(launch.as_json()).encode())
+    with process.stdout as pipe:
+        first = pipe.readline().decode().strip()
+    kind, _, text = first.partition(" ")
+    if kind != "run":
+        raise UserError(text or f"the background process ended at once: see {log_file}")
+    return text

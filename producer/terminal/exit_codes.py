@@ -1,0 +1,15 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+from gated_backfill.common.ledger import Progress, RunState
+
+COMPLETE = 0  #: everything asked for is complete
+REFUSED = 2  #: refused or bad usage; nothing was changed
+INCOMPLETE = 3  #: some dates are not complete; of `doctor`: something is not as it must be
+INTERRUPTED = 130
+
+
+def exit_code(progress: Progress) -> int:
+    """The exit code that tells how a run ended."""
+    return COMPLETE if progress.run.state is RunState.SUCCEEDED else INCOMPLETE

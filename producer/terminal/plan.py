@@ -1,0 +1,84 @@
+"""What the commands print of plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gated_backfill.common.model.dates import describe
+from gated_backfill.producer.planning.plan import Action, Plan, Step
+from gated_backfill.producer.terminal.runs import SHOW_EACH_UP_TO
+
+STYLES = {
+    Action.BUILD: "green",
+    Action.DONE: "dim",
+    Action.SKIP: "dim",
+    Action.BLOCKED: "bold red",
+}
+
+
+def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> None:
+    """The plan as a table: each date, or, for a long one, each stretch of dates that fare alike."""
+    console.print(f"[bold]{escape(plan.summary())}[/bold]")
+    for note in plan.notes:
+        console.print(f"  note: {escape(note)}")
+    sources = list(plan.steps[0].found) if plan.steps else []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("dates", "action", "expected", *sources):
+        table.add_column(name, justify="left" if name in ("dates", "action") else "right", no_wrap=True)
+    table.add_column("source", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for group in _grouped(plan.steps, each=every_date or len(plan.steps) <= SHOW_EACH_UP_TO):
+        table.add_row(*_plan_row(group, sources), style=STYLES[group[0].action])
+    console.print(table)
+
+
+def _grouped(steps: Sequence[Step], *, each: bool) -> list[list[Step]]:
+    groups: list[list[Step]] = []
+    for step in steps:
+        alike = groups and not each and _alike(groups[-1][-1], step)
+        if alike:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _alike(one: Step, other: Step) -> bool:
+    """Two neighbouring dates that need no line each: never so where something is blocked or falls back."""
+    if one.action is not other.action or one.action is Action.BLOCKED:
+        return False
+    if one.action is Action.BUILD:
+        return one.source == other.source and _from_primary(one) and _from_primary(other)
+    return one.reason.split(" (")[0] == other.reason.split(" (")[0]
+
+
+def _from_primary(step: Step) -> bool:
+    return step.source == next(iter(step.found), None)
+
+
+def _plan_row(group: Sequence[Step], sources: Sequence[str]) -> list[str]:
+    first = group[0]
+    expected = sum(step.expected or 0 for step in group)
+    found = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
+    dates = describe(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
+    reason = first.reason if len(group) == 1 else _common_reason(group)
+    return [dates, first.action.value, str(expected), *found, first.source or "-", escape(reason)]
+
+
+def _span(group: Sequence[Step]) -> str:
+    days = [step.day for step in group]
+    return f"{min(days)}..{max(days)}"
+
+
+def _common_reason(group: Sequence[Step]) -> str:
+    reasons = {step.reason for step in group}
+    if len(reasons) == 1:
+        return group[0].reason
+    if group[0].action is Action.BUILD:
+        low = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
+        return f"primary at {low} % or more"
+    return group[0].reason.split(" (")[0]

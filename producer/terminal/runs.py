@@ -1,0 +1,195 @@
+"""What the commands print of runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Digest, Progress, Run, RunState
+from gated_backfill.common.ledger.stores.actions import ORDERS, action_in_words
+from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import is_dead
+
+PIPE_WIDTH = 160  #: columns when the output is not a terminal
+SHOW_EACH_UP_TO = 40  #: dates; beyond that, dates that are simply built are told together
+NAMES_SHOWN = 12
+
+RUN_STYLES = {
+    RunState.SUCCEEDED: "bold green",
+    RunState.PARTIAL: "bold yellow",
+    RunState.FAILED: "bold red",
+    RunState.CANCELLED: "yellow",
+    RunState.CANCELLING: "yellow",
+    RunState.PAUSED: "yellow",
+}
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_run(console: Console, progress: Progress, digest: Digest, actions: Sequence[ActionRow] = ()) -> None:
+    """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
+    run = progress.run
+    console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
+    if is_interrupted(run):
+        console.print(
+            "  [bold red]interrupted[/bold red]: its process is gone; launch the same command again to complete it"
+        )
+    why = f": {run.reason}" if run.reason else ""
+    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + why)})")
+    console.print(f"  options  {escape(_options(run))}")
+    console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
+    for one in actions:
+        if one.action in ORDERS:
+            console.print(f"  ordered  {_moment(one.at)}, {escape(action_in_words(one))}", soft_wrap=True)
+    if run.undone_at is not None:
+        console.print(
+            f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
+        )
+    counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
+    console.print(f"  dates    {counts or 'none'}")
+    for used in digest.sources:
+        entities = f"{used.matched} of {used.expected} entities ({percent(used.matched, used.expected)})"
+        console.print(f"  source   {used.source}: {used.dates} date(s), {entities}")
+    _print_incomplete(console, digest.incomplete)
+    for row in digest.noted:
+        verdict = row.verdict.value if row.verdict else ""
+        console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
+        _print_missing(console, row)
+
+
+def is_interrupted(run: Run) -> bool:
+    """Whether the run can't go on: it lived in a process that is gone."""
+    return not run.ended and run.owner is not None and is_dead(run.owner)
+
+
+def _options(run: Run) -> str:
+    shown = {"fallback": run.options["fallback"], "window": run.options["window"]}
+    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+    because = run.options.get("forced_because")
+    return f"{text}, FORCED: {because}" if because else text
+
+
+def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
+    for row in rows:
+        console.print(f"  {row.day}  [bold red]{row.state.value}[/bold red]  {escape(row.reason or row.error or '')}")
+        if row.found:
+            found = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
+            console.print(f"              found: {escape(found)}")
+        _print_missing(console, row)
+        if row.staged_path and row.state is DateState.BLOCKED:
+            console.print(f"              kept for inspection: {escape(row.staged_path)}", soft_wrap=True)
+
+
+def _print_missing(console: Console, row: DateRow) -> None:
+    count = (row.expected or 0) - (row.matched or 0)
+    if not row.missing or count <= 0:
+        return
+    more = f" and {count - NAMES_SHOWN} more (all with --json)" if count > NAMES_SHOWN else ""
+    console.print(
+        f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}", soft_wrap=True
+    )
+
+
+def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
+    """Every date with what its source check found, which source it was built from and why, and how it ended."""
+    sources = list(dict.fromkeys(name for row in rows for name in row.found or {}))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("date", "state", "expected", *sources):
+        table.add_column(name, justify="left" if name in ("date", "state") else "right", no_wrap=True)
+    table.add_column("built from", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for row in rows:
+        counts = [str((row.found or {}).get(name, "-")) for name in sources]
+        why = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
+        expected = "-" if row.expected is None else str(row.expected)
+        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", escape(why or "-"))
+    console.print(table)
+
+
+def print_runs(console: Console, runs: Sequence[Run]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "state", "launched", "asked"):
+        table.add_column(name, no_wrap=name != "asked", overflow="fold")
+    for run in runs:
+        table.add_row(run.id, run.state.value, _moment(run.created_at), escape(run.requested))
+    console.print(table)
+
+
+def run_json(progress: Progress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> dict[str, Any]:
+    run = progress.run
+    return {
+        "run": run.id,
+        "job": run.job,
+        "version": run.job_version,
+        "state": run.state.value,
+        "interrupted": is_interrupted(run),
+        "requested": run.requested,
+        "requested_by": run.requested_by,
+        "reason": run.reason,
+        "actions": [_action_json(one) for one in actions],
+        "options": dict(run.options),
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "undone_at": run.undone_at,
+        "undone_by": run.undone_by,
+        "counts": {state.value: n for state, n in progress.counts.items()},
+        "dates": [_date_json(row) for row in rows],
+    }
+
+
+def _action_json(one: ActionRow) -> dict[str, Any]:
+    return {
+        "action": one.action.value,
+        "by": one.by,
+        "reason": one.reason,
+        "at": one.at,
+        "details": dict(one.details),
+    }
+
+
+def _date_json(row: DateRow) -> dict[str, Any]:
+    return {
+        "day": row.day,
+        "state": row.state.value,
+        "verdict": row.verdict.value if row.verdict else None,
+        "reason": row.reason,
+        "expected": row.expected,
+        "found": row.found,
+        "source": row.source,
+        "source_reason": row.source_reason,
+        "matched": row.matched,
+        "missing": list(row.missing),
+        "rows": row.rows,
+        "attempt": row.attempt,
+        "error_kind": row.error_kind,
+        "error": row.error,
+        "checksum": row.checksum,
+        "seconds": row.seconds,
+        "quarantined": row.staged_path if row.state is DateState.BLOCKED else None,
+    }
+
+
+def _moment(moment: Any) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "not yet"
+
+
+def _duration(run: Run) -> str:
+    if run.started_at is None:
+        return "-"
+    seconds = ((run.finished_at or utcnow()) - run.started_at).total_seconds()
+    return f"took {seconds:.1f} s" if run.finished_at else f"running for {seconds:.0f} s"

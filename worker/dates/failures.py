@@ -1,0 +1,61 @@
+"""What a job's code or its data raise, as errors of ours."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import duckdb
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
+from gated_backfill.common.process.signals import interruption_behind
+
+
+class OutOfTime(ProcessFailed):
+    """The soft time limit was reached."""
+
+    @property
+    def kind(self) -> str:
+        return ProcessFailed.__name__
+
+
+@contextmanager
+def failures_of_the_job(settings: Settings) -> Generator[None]:
+    """Whatever a job's code or its data raise is a failure of dates, never of a chord."""
+    try:
+        yield
+    except BackfillError as exc:
+        if _is_out_of_memory(exc):
+            raise _memory_exhausted(exc, settings) from None
+        raise
+    except Exception as exc:
+        interruption = interruption_behind(exc)
+        if isinstance(interruption, SoftTimeLimitExceeded):
+            raise OutOfTime("took longer than its soft time limit") from exc
+        if interruption is not None:
+            raise interruption from None
+        if _is_out_of_memory(exc):
+            raise _memory_exhausted(exc, settings) from None
+        raise ProcessFailed(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _is_out_of_memory(exc: BaseException | None) -> bool:
+    """Whether that is what it came of: Arrow's and NumPy's errors are Python's, DuckDB's is not."""
+    while exc is not None:
+        if isinstance(exc, (MemoryError, duckdb.OutOfMemoryException)):
+            return True
+        exc = exc.__cause__
+    return False
+
+
+def _memory_exhausted(exc: BaseException, settings: Settings) -> MemoryExhausted:
+    """The error without what it came of: the frames of that hold on to the memory, which writing it down needs."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+    limit = f"more than {settings.worker_memory_mb} MB" if settings.worker_memory_mb else "all that the machine has"
+    return MemoryExhausted(f"exhausted its memory: {limit}")

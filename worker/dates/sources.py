@@ -1,0 +1,186 @@
+"""Measuring the sources of one date, choosing among them, and reading the rows of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import structlog
+
+from gated_backfill.common.model.coverage import Choice, Truth, choose_source
+from gated_backfill.common.model.dates import ranges
+from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.tables import TableName, Types
+from gated_backfill.common.warehouse.coverage_queries import (
+    calendar_events,
+    entities,
+    held_by_sources,
+    reading_expectation,
+    truth_scan,
+)
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+
+log = structlog.get_logger()
+
+FEW = 20_000  #: rows that are not worth a thread a column
+SAMPLE = 10  #: names of missing entities in a log event
+PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCheck:
+    """What one date's sources hold, and which was chosen."""
+
+    truth: Truth
+    expected: frozenset[str]
+    present: Mapping[str, frozenset[str]]  #: by source, the expected entities it has
+    choice: Choice
+
+    @property
+    def found(self) -> dict[str, int]:
+        return {name: len(names) for name, names in self.present.items()}
+
+    @property
+    def supplied(self) -> frozenset[str]:
+        """The expected entities that the choice can supply."""
+        other = self.present[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
+        return self.present[self.choice.source] | other
+
+
+def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> dict[date, SourceCheck]:
+    """Measure every source of each date against the expectation and choose one. Logs a `source_check` event a date.
+
+    Raises `ExpectationUnreadable`.
+    """
+    with reading_expectation():
+        expected = entities(warehouse, truth_scan(job, days))
+        calendar = calendar_events(warehouse, job, days, must_exist=options.calendar)
+    held = held_by_sources(warehouse, job, days, expected)
+    checks: dict[date, SourceCheck] = {}
+    for day in days:
+        wanted = expected.get(day, frozenset[str]())
+        present = {name: by_day.get(day, frozenset[str]()) & wanted for name, by_day in held.items()}
+        truth = job.truth(len(wanted), day, calendar)
+        choice = _choose(job, options, wanted, present)
+        checks[day] = SourceCheck(truth=truth, expected=wanted, present=present, choice=choice)
+        _log(checks[day], day)
+    return checks
+
+
+def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Mapping[str, frozenset[str]]) -> Choice:
+    order = [source.name for source in job.sources]
+    return choose_source(
+        order,
+        {name: len(names) for name, names in present.items()},
+        len(expected),
+        policy=options.policy,
+        fallback=options.fallback,
+        with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
+    )
+
+
+def _log(check: SourceCheck, day: date) -> None:
+    count = len(check.expected)
+    missing = sorted(check.expected - check.supplied)
+    log.info(
+        "source_check",
+        day=day.isoformat(),
+        expected=count,
+        found=check.found,
+        coverage={name: round(n / count, 4) if count else None for name, n in check.found.items()},
+        chosen=check.choice.label,
+        reason=check.choice.reason,
+        missing=missing[:SAMPLE],
+        missing_count=len(missing),
+    )
+
+
+def alike(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
+    """The dates in groups that have the same sources: these are read and processed together."""
+    found: dict[tuple[str, str | None], list[date]] = {}
+    for day, check in checks.items():
+        found.setdefault((check.choice.source, check.choice.fill_from), []).append(day)
+    return [tuple(days) for days in found.values()]
+
+
+def read_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
+    """The columns of date and entity of the rows that `read_rows` returns."""
+    chosen = job.source(check.choice.source)
+    return chosen.date_column, job.source_entity(chosen)
+
+
+def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
+    """The rows to process of dates that have the same sources, in the order of date and entity.
+
+    `_source` names where each came from.
+    """
+    choice = checks[days[0]].choice
+    chosen = job.source(choice.source)
+    dated, entity = read_columns(job, checks[days[0]])
+    rows = _rows_of(warehouse, job, chosen, days)
+    if chosen.derive is None and choice.fill_from is None:
+        return rows  # which are in order
+    if choice.fill_from is not None:
+        other = job.source(choice.fill_from)
+        more = _rows_of(warehouse, job, other, days)
+        more = more.rename(columns={job.source_entity(other): entity, other.date_column: dated})
+        wanted = {
+            (pd.Timestamp(day), name)
+            for day in days
+            for name in checks[day].present[other.name] - checks[day].present[chosen.name]
+        }
+        lacking = [one in wanted for one in zip(more[dated], more[entity].astype(str), strict=True)]
+        rows = pd.concat([rows, more[lacking]])
+    return rows.sort_values([dated, entity], kind="stable", ignore_index=True)
+
+
+def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
+    """The source's rows, in the order of date and entity as far as they are not derived."""
+    needed = _needed(source.columns, source.date_column, job.source_entity(source))
+    if warehouse.describe(TableName.parse(source.table)) is None:
+        empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
+        return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
+    rows = _table(warehouse, source, days, needed)
+    if source.derive is not None:
+        return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
+    ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity(source), "ascending")])
+    return _frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
+
+
+def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:
+    """The job's further inputs for the days; None for an optional table that does not exist."""
+    found: dict[str, pd.DataFrame | None] = {}
+    for one in job.inputs:
+        absent = one.optional and warehouse.describe(TableName.parse(one.table)) is None
+        needed = _needed(one.columns, one.date_column)
+        found[one.name] = None if absent else _frame(_table(warehouse, one, days, needed))
+    return found
+
+
+def _table(
+    warehouse: Warehouse, one: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
+) -> pa.Table:
+    scan = Scan(
+        table=TableName.parse(one.table),
+        date_column=one.date_column,
+        dates=tuple(ranges(days, lookback=one.lookback_days)),
+        columns=columns,
+    )
+    return warehouse.read(scan)
+
+
+def _frame(rows: pa.Table) -> pd.DataFrame:
+    """The columns as they are, whatever a frame they may once have been written from looked like."""
+    threads = rows.num_rows > FEW
+    return rows.to_pandas(
+        types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
+    )
+
+
+def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:
+    return None if columns is None else {name: name for name in dict.fromkeys((*always, *columns))}

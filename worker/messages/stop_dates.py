@@ -1,0 +1,35 @@
+"""Stopping tasks under way: what a worker does when it is told that dates of a run are not wanted any more.
+
+The ledger has cancelled the dates before anybody is told; a task that is not reached finds that out by itself, between
+its steps. A task of a date publishes nothing, so it may be killed wherever it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery.worker.control import control_command
+from celery.worker.state import active_requests
+
+from gated_backfill.common.broker.celery_app import PROCESS_DATE, STOP_DATES
+
+log = structlog.get_logger()
+
+SIGNAL = "KILL"  #: a job may be in code that heeds no other
+
+
+@control_command(name=STOP_DATES, args=[("run", str)], signature="RUN")
+def stop_dates(state: Any, run: str = "", **_: Any) -> dict[str, list[str]]:
+    """Kill the processes of this worker that build dates of the run, each of which is replaced by a new one."""
+    stopped = [request for request in list(active_requests) if is_date_of(request.name, request.args, run)]
+    for request in stopped:
+        request.terminate(state.consumer.pool, signal=SIGNAL)
+    days = [str(day) for request in stopped for day in request.args[1:]]
+    log.warning("dates_stopped", run=run, days=days)
+    return {"ok": days}
+
+
+def is_date_of(task: str, arguments: list[Any], run: str) -> bool:
+    """Whether that task builds dates of the run."""
+    return task == PROCESS_DATE and list(arguments[:1]) == [run]
