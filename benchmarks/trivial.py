@@ -127,9 +127,9 @@ def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tup
         whole = time.time() - began
         peak = broker_peak_mb(url)
     ledger = open_ledger(Settings(home=home).ledger_url, create=False)  # pyright: ignore[reportCallIssue]
-    run = ledger.latest_runs(1)[0]
+    run = ledger.runs.list_latest_runs(1)[0]
     assert run.state is RunState.SUCCEEDED
-    proven = ledger.checkpoints("trivial", days[0], days[-1])
+    proven = ledger.checkpoints.list_checkpoints("trivial", days[0], days[-1])
     assert len(proven) == count
     first = min(one.checkpointed_at for one in proven.values()).timestamp() - began
     ledger.close()

@@ -14,27 +14,27 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.files import parquet_bytes
 from gated_backfill.common.warehouse import open_warehouse
-from gated_backfill.common.warehouse.coverage_queries import calendar_facts
+from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.producer.demo.season import LAST_DATE
-from gated_backfill.worker.dates.build import by_day
-from gated_backfill.worker.dates.sources import alike, check_sources, read_inputs, read_rows
+from gated_backfill.worker.dates.build import split_by_day
+from gated_backfill.worker.dates.sources import check_sources, group_by_source, read_inputs, read_rows
 
 
 def main(home: Path, target: Path) -> None:
     job = find_job(JOB)
     warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
     every = DateRange(start=OLDEST, through=LAST_DATE).days()
-    calendar = calendar_facts(warehouse, job, every)
+    calendar = read_calendar(warehouse, job, every)
     days = [day for day in every if job.skip(day, calendar) is None]
-    options = RunOptions.of(job, window=1, in_flight=1, fallback=None, because=None)
+    options = RunOptions.for_job(job, window=1, in_flight=1, fallback=None, forced_because=None)
     checks = {day: check for day, check in check_sources(warehouse, job, options, days).items() if check.expected}
     target.mkdir()
-    for group in alike(checks):
+    for group in group_by_source(checks):
         rows = read_rows(warehouse, job, checks, group)
         made = job.process(Batch(days=group, rows=rows, inputs=read_inputs(warehouse, job, group)))
         table = to_arrow(made, job.target.columns, "the rows")
         order = [(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))]
-        for day, of_day in by_day(table.sort_by(order), job.target.date_column, group).items():
+        for day, of_day in split_by_day(table.sort_by(order), job.target.date_column, group).items():
             (target / f"{day}.parquet").write_bytes(parquet_bytes(of_day))
 
 

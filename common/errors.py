@@ -68,7 +68,7 @@ class ExpectationUnreadable(BackfillError):
     """Who must be on a date could not be found out: the date is blocked, never taken for complete."""
 
 
-class NothingKept(UserError):
+class BackupMissing(UserError):
     """What a run replaced is not kept any more, so it can't be put back."""
 
 
@@ -92,7 +92,7 @@ class MemoryExhausted(BackfillError):
     """A date needed more memory than its worker may use."""
 
 
-class DatesTaken(UserError):
+class DatesInUse(UserError):
     """Another active run of the job holds some of the dates."""
 
     def __init__(self, message: str, *, run: str) -> None:
@@ -100,9 +100,9 @@ class DatesTaken(UserError):
         self.run = run
 
 
-class TableTaken(UserError):
+class TableInUse(UserError):
     """Another process is cleaning the table, or restoring what was cleaned."""
 
 
-class DatesWritten(UserError):
+class RestoreConflict(UserError):
     """Dates that rows were to be put back to hold others by now."""

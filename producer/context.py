@@ -13,27 +13,27 @@ from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.storage.staging import Staging, open_staging
 from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.common.warehouse.rate_limited import at_rate
-from gated_backfill.producer.stack.state_file import standing_broker
+from gated_backfill.common.warehouse.rate_limited import limit_rate
+from gated_backfill.producer.stack.state_file import running_stack_broker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class CommandContext:
     """The places that the four URLs name, opened."""
 
     settings: Settings
     ledger: Ledger
     warehouse: Warehouse
     staging: Staging
-    standing: bool = False  #: the broker is that of the stack that `backfill up` keeps running here
+    uses_running_stack: bool = False  #: the broker is that of the stack that `backfill up` keeps running here
 
     @property
-    def embedded(self) -> bool:
+    def is_embedded(self) -> bool:
         """Whether the broker is one that each run brings along."""
         return self.settings.broker is None
 
 
-def requester() -> str:
+def current_user() -> str:
     """Who runs this command, as it is stored with what it does."""
     try:
         return getpass.getuser()
@@ -41,19 +41,19 @@ def requester() -> str:
         return f"uid {os.getuid()}"
 
 
-def open_site(settings: Settings) -> Site:
+def open_context(settings: Settings) -> CommandContext:
     """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed.
 
     The broker is that of the settings, or else that of the stack that `backfill up` keeps running on these places.
     """
-    standing = standing_broker(settings)
+    standing = running_stack_broker(settings)
     if standing is not None:
         settings = settings.model_copy(update={"broker": SecretStr(standing)})
-    warehouse = open_warehouse(settings.warehouse_url, limits=settings.limits)
-    return Site(
-        standing=standing is not None,
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
+    return CommandContext(
+        uses_running_stack=standing is not None,
         settings=settings,
         ledger=open_ledger(settings.ledger_url),
-        warehouse=at_rate(warehouse, settings.query_rate),
+        warehouse=limit_rate(warehouse, settings.query_rate_limit),
         staging=open_staging(settings.staging_url),
     )

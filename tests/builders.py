@@ -18,13 +18,13 @@ import pyarrow as pa
 from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
 from gated_backfill.common.model.coverage import Verdict
-from gated_backfill.common.model.dates import DateRange, windows
+from gated_backfill.common.model.dates import DateRange, chunk_dates
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
-from gated_backfill.worker.dates.process import Outcome, process_dates
+from gated_backfill.worker.dates.process import AttemptOutcome, process_dates
 from gated_backfill.worker.dependencies import Deps
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +110,7 @@ def everyone_is_dead(owner: str) -> bool:
 
 def new_run(days: Sequence[date] = DAYS, *, window: int = 100, job: str = JOB, **more: Any) -> NewRun:
     listed = [
-        NewDate(day=day, window=number) for number, group in enumerate(windows(list(days), window)) for day in group
+        NewDate(day=day, window=number) for number, group in enumerate(chunk_dates(list(days), window)) for day in group
     ]
     values: dict[str, Any] = {
         "job": job,
@@ -132,15 +132,15 @@ def new_run(days: Sequence[date] = DAYS, *, window: int = 100, job: str = JOB, *
 
 def running_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100, **more: Any) -> Run:
     """A run on its way, none of its windows open yet."""
-    run = ledger.open_run(new_run(days, window=window, **more))
-    assert ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    return ledger.run(run.id)
+    run = ledger.runs.open_run(new_run(days, window=window, **more))
+    assert ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    return ledger.runs.get_run(run.id)
 
 
 def queued_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100, **more: Any) -> Run:
     """A run with all its windows open and all its dates queued."""
     run = running_run(ledger, days, window=window, **more)
-    ledger.open_windows(run.id, in_flight=len(days))
+    ledger.windows.open_windows(run.id, in_flight=len(days))
     return run
 
 
@@ -155,7 +155,7 @@ def claim_date(
     max_deaths: int = 3,
 ) -> DateRow | None:
     """What a worker gets that asks for that one date."""
-    taken = ledger.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
+    taken = ledger.claims.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
     return taken[0] if taken else None
 
 
@@ -180,38 +180,40 @@ def staged_date(ledger: Ledger, run: Run, day: date, *, checksum: str = "c" * 64
         "matched": 187,
         "source": "upcoming",
     }
-    assert ledger.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts)
+    assert ledger.dates.move_date(
+        run.id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts
+    )
 
 
 def published_date(ledger: Ledger, run: Run, day: date, *, verdict: Verdict | None = Verdict.COMPLETE) -> None:
     """Readers see its rows; no checkpoint yet."""
     staged_date(ledger, run, day)
     if verdict is not None:
-        ledger.note_verdicts(run.id, {day: {"verdict": verdict.value, "reason": "187 of 187"}})
-    assert ledger.move_date(run.id, day, expect=DateState.STAGED, to=DateState.PUBLISHED)
+        ledger.dates.record_verdicts(run.id, {day: {"verdict": verdict.value, "reason": "187 of 187"}})
+    assert ledger.dates.move_date(run.id, day, expect=DateState.STAGED, to=DateState.PUBLISHED)
 
 
 def checkpointed_date(ledger: Ledger, run: Run, day: date) -> None:
     published_date(ledger, run, day)
-    assert ledger.checkpoint(run.id, [day]) == [day]
+    assert ledger.checkpoints.write_checkpoints(run.id, [day]) == [day]
 
 
 def failed_date(ledger: Ledger, run: Run, day: date) -> None:
     claimed_date(ledger, run, day)
-    assert ledger.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
+    assert ledger.dates.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
 
 
 def blocked_date(ledger: Ledger, run: Run, day: date) -> None:
     staged_date(ledger, run, day)
-    assert ledger.move_date(run.id, day, expect=DateState.STAGED, to=DateState.BLOCKED, verdict="blocked")
+    assert ledger.dates.move_date(run.id, day, expect=DateState.STAGED, to=DateState.BLOCKED, verdict="blocked")
 
 
 def state_of(ledger: Ledger, run: Run, day: date) -> DateState:
-    (row,) = ledger.dates(run.id, days=[day])
+    (row,) = ledger.dates.list_dates(run.id, days=[day])
     return row.state
 
 
-def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Outcome:
+def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> AttemptOutcome:
     """What a task of that one date does."""
     (outcome,) = process_dates(run_id, [day], deps, retries=retries)
     return outcome

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -82,7 +82,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 def bigquery_warehouse(emulator: Emulator) -> Iterator[BigQueryWarehouse]:
     """BigQuery, through the real client, in which nothing is yet."""
     emulator.empty()
-    yield BigQueryWarehouse(Address.parse(emulator.url))
+    yield BigQueryWarehouse(BigQueryAddress.parse(emulator.url))
     emulator.empty()
 
 

@@ -24,20 +24,20 @@ from google.api_core.exceptions import NotFound
 from typer.testing import CliRunner, Result
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger import DateRow, Progress, Run, RunState
+from gated_backfill.common.ledger import DateRow, Run, RunProgress, RunState
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.producer.cli.main import app, main
-from gated_backfill.producer.context import Site, open_site
-from gated_backfill.producer.planning.plan import Plan, Reprocess, Request
+from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.planning.plan import Plan, Reprocess, RunRequest
 from gated_backfill.producer.runs.launch import open_run
-from gated_backfill.producer.runs.post_run import end_told
-from gated_backfill.producer.runs.session import Launch, decide, execute, refuse_blocked
+from gated_backfill.producer.runs.post_run import post_run_reporting
+from gated_backfill.producer.runs.session import Launch, check_nothing_blocked, execute_plan, plan_launch
 from gated_backfill.worker.dependencies import Deps, open_deps
-from gated_backfill.worker.gate.gate import go_on
+from gated_backfill.worker.gate.gate import advance_run
 from gated_backfill.worker.inline import InlineDispatcher
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.emulator import Emulator
@@ -145,7 +145,7 @@ class Lab:
 
     home: Path
     settings: Settings
-    site: Site
+    site: CommandContext
     marks: Path
     tables: Tables
     running: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -205,12 +205,12 @@ class Lab:
 
     # -- runs in this process --
 
-    def request(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> Request:
-        return Request(job=job, days=tuple(sorted(days)), **more)
+    def request(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> RunRequest:
+        return RunRequest(job=job, days=tuple(sorted(days)), **more)
 
     def plan(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> Plan:
         launch = Launch(request=self.request(days, job, **more), window=100, workers=1)
-        return decide(launch, find_job(job), self.site)
+        return plan_launch(launch, find_job(job), self.site)
 
     def run(
         self,
@@ -224,7 +224,7 @@ class Lab:
         because: str | None = None,
         reprocess: Reprocess = Reprocess.FAILED,
         dates_per_task: int | None = 1,
-    ) -> Progress:
+    ) -> RunProgress:
         """Run the days sequentially, by default without pre-flight: the gate is what is on trial."""
         request = self.request(days, job, fallback=fallback, forced_because=because, reprocess=reprocess)
         launch = Launch(
@@ -235,10 +235,10 @@ class Lab:
             preflight=preflight,
             dates_per_task=dates_per_task,
         )
-        plan = decide(launch, find_job(job), self.site)
-        refuse_blocked(plan, allow_partial=allow_partial)
-        with end_told(self.site) as opened:
-            return execute(launch, plan, self.site, lambda _: None, opened)
+        plan = plan_launch(launch, find_job(job), self.site)
+        check_nothing_blocked(plan, allow_partial=allow_partial)
+        with post_run_reporting(self.site) as opened:
+            return execute_plan(launch, plan, self.site, lambda _: None, opened)
 
     def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
         """A running run with its one window open, and what a worker needs to work on it."""
@@ -246,20 +246,20 @@ class Lab:
         deps = open_deps(self.settings, dispatcher)
         found = find_job(job)
         plan = self.plan(days, job)
-        options = RunOptions.of(
-            found, window=len(days), in_flight=1, fallback=None, because=None, calendar=plan.calendar
+        options = RunOptions.for_job(
+            found, window=len(days), in_flight=1, fallback=None, forced_because=None, calendar=plan.has_calendar
         )
         run = open_run(plan, found, options, self.site, owned=True)
-        deps.ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-        go_on(run, found, deps)
+        deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+        advance_run(run, found, deps)
         return run, deps, dispatcher
 
     def opened_again(self) -> Deps:
         """What a worker that has just started needs."""
         return open_deps(self.settings, InlineDispatcher())
 
-    def outcome(self, day: date, progress: Progress) -> DateRow:
-        (row,) = self.site.ledger.dates(progress.run.id, days=[day])
+    def outcome(self, day: date, progress: RunProgress) -> DateRow:
+        (row,) = self.site.ledger.dates.list_dates(progress.run.id, days=[day])
         return row
 
     # -- commands --
@@ -339,7 +339,7 @@ def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables, **
     monkeypatch.syspath_prepend(str(PACKAGES / "probe_jobs"))
     monkeypatch.setenv("PROBE_MARKS", str(marks))
     made = Settings(home=home, retry_seconds=0.05, **settings)  # pyright: ignore[reportCallIssue]
-    lab = Lab(home=home, settings=made, site=open_site(made), marks=marks, tables=tables)
+    lab = Lab(home=home, settings=made, site=open_context(made), marks=marks, tables=tables)
     yield lab
     for process in lab.running:
         if process.poll() is None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gated_backfill.common.model.publication import Limits, Receipt, StagedFile
-from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT
 from tests import rest_rules as rules
@@ -44,11 +44,11 @@ def rest_warehouse(double: RestDouble) -> BigQueryWarehouse:
 
 def opened(double: RestDouble, **limits: Any) -> BigQueryWarehouse:
     """As another process opens it."""
-    return BigQueryWarehouse(Address.parse(URL), Limits(**limits), http=double)
+    return BigQueryWarehouse(BigQueryAddress.parse(URL), WarehouseLimits(**limits), http=double)
 
 
 def publish(
     warehouse: BigQueryWarehouse, files: Sequence[StagedFile], *, publication: str = "run-1/0", before: str = ABSENT
-) -> Receipt:
+) -> PublishResult:
     since = {file.day: before for file in files}
-    return warehouse.publish(TABLE, "day", files, unchanged_since=since, publication=publication)
+    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=since, publication=publication)

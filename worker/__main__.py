@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.imports import freeze_imports
 
 
 def main() -> None:
     options = _options()
-    with quick_imports():
+    with freeze_imports():
         from gated_backfill.worker.tasks import app
 
         starts = app.Worker  # imported by being asked for

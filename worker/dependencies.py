@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from gated_backfill.common.broker.celery_app import Dispatcher
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, Run, open_ledger
-from gated_backfill.common.process.identity import identity
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.staging import Staging, open_staging
 from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.common.warehouse.rate_limited import at_rate
+from gated_backfill.common.warehouse.rate_limited import limit_rate
 
-RUNS = 100  #: that are remembered
+MAX_CACHED_RUNS = 100  #: that are remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,28 +25,28 @@ class Deps:
     warehouse: Warehouse
     staging: Staging
     dispatcher: Dispatcher
-    owner: str = field(default_factory=identity)  #: who holds the leases this process takes
+    owner: str = field(default_factory=process_identity)  #: who holds the leases this process takes
     _launched: dict[str, Run] = field(default_factory=dict[str, Run], repr=False)
 
-    def launched(self, run_id: str) -> Run:
+    def cached_run(self, run_id: str) -> Run:
         """The run as it was when this process first met it: its state is no longer what is said here.
 
         Raises `UserError` when there is none of that id.
         """
         if run_id not in self._launched:
-            if len(self._launched) >= RUNS:
+            if len(self._launched) >= MAX_CACHED_RUNS:
                 self._launched.clear()
-            self._launched[run_id] = self.ledger.run(run_id)
+            self._launched[run_id] = self.ledger.runs.get_run(run_id)
         return self._launched[run_id]
 
 
 def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None) -> Deps:
     """The connections. The warehouse's queries are counted at the broker, or in this process without one."""
-    warehouse = open_warehouse(settings.warehouse_url, limits=settings.limits)
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     return Deps(
         settings=settings,
         ledger=open_ledger(settings.ledger_url, create=False),
-        warehouse=at_rate(warehouse, settings.query_rate, broker=broker),
+        warehouse=limit_rate(warehouse, settings.query_rate_limit, broker=broker),
         staging=open_staging(settings.staging_url),
         dispatcher=dispatcher,
     )

@@ -12,10 +12,10 @@ from typing import Any
 from gated_backfill.common.config.settings import Settings
 
 BASIC_AUTH = "FLOWER_BASIC_AUTH"
-OPEN = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody
-OTHER_AUTH = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options by which the user sees to it himself
-TAKING_VALUES = ("-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir")
-TRUE = ("1", "true", "yes", "on", "t", "y")
+UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody
+AUTH_OPTIONS = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options by which the user sees to it himself
+OPTIONS_WITH_VALUE = ("-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir")
+TRUE_VALUES = ("1", "true", "yes", "on", "t", "y")
 SAVE_MILLISECONDS = 10_000
 
 
@@ -24,17 +24,18 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
 
     Raises `SystemExit` when everybody could use it and nobody has said that this is wanted.
     """
-    if celery_command(command_line) != "flower":
+    if celery_subcommand(command_line) != "flower":
         return
     if BASIC_AUTH not in environment and settings.flower_password is not None:
         environment[BASIC_AUTH] = f"{settings.flower_user}:{settings.flower_password.get_secret_value()}"
     if not (environment.get(BASIC_AUTH) or _has_auth(command_line, environment)):
         raise SystemExit(
             "Flower would be open to everybody: set BACKFILL_FLOWER_PASSWORD (user: BACKFILL_FLOWER_USER, "
-            f"{settings.flower_user} by default) or {BASIC_AUTH}=user:password, or {OPEN}=true if that is wanted"
+            f"{settings.flower_user} by default) or {BASIC_AUTH}=user:password, "
+            f"or {UNAUTHENTICATED_API}=true if that is wanted"
         )
-    if environment.get(OPEN, "").lower() not in TRUE:
-        close_metrics()
+    if environment.get(UNAUTHENTICATED_API, "").lower() not in TRUE_VALUES:
+        require_login_for_metrics()
     folder = settings.home.absolute() / "flower"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     defaults = {
@@ -49,7 +50,7 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
         environment.setdefault(name, value)
 
 
-def close_metrics() -> None:
+def require_login_for_metrics() -> None:
     """Have Flower's /metrics ask for what its pages ask for: by itself it names tasks and workers to everybody.
 
     Its /healthcheck stays open, for whoever watches over it: it says OK, and nothing else.
@@ -62,11 +63,11 @@ def close_metrics() -> None:
         page.get = authenticated(page.get)
 
 
-def celery_command(command_line: Sequence[str]) -> str | None:
+def celery_subcommand(command_line: Sequence[str]) -> str | None:
     """The subcommand of a command line of Celery's: the first word that is neither an option nor an option's value."""
     words = iter(command_line[1:])
     for word in words:
-        if word in TAKING_VALUES:
+        if word in OPTIONS_WITH_VALUE:
             next(words, None)
         elif not word.startswith("-"):
             return word
@@ -74,7 +75,7 @@ def celery_command(command_line: Sequence[str]) -> str | None:
 
 
 def _has_auth(command_line: Sequence[str], environment: MutableMapping[str, str]) -> bool:
-    if environment.get(OPEN, "").lower() in TRUE:
+    if environment.get(UNAUTHENTICATED_API, "").lower() in TRUE_VALUES:
         return True
     said = {word.partition("=")[0] for word in command_line}
-    return bool(environment.get("FLOWER_AUTH")) or bool(said.intersection(OTHER_AUTH))
+    return bool(environment.get("FLOWER_AUTH")) or bool(said.intersection(AUTH_OPTIONS))

@@ -6,32 +6,32 @@ import structlog
 
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import Run
-from gated_backfill.common.runs.post_run import after_run, check_beat, deliver, report_ended
+from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
 from gated_backfill.worker.dependencies import Deps
 
 log = structlog.get_logger()
 
 
-def hand_over(run: Run, deps: Deps) -> None:
+def schedule_post_run(run: Run, deps: Deps) -> None:
     """Have the end of a run told; a command that owns its run does that itself."""
     if run.owner is not None:
         return
     try:
-        deps.dispatcher.send_after_run(run.id)
+        deps.dispatcher.send_post_run(run.id)
     except BrokerUnavailable as exc:  # the run is over all the same, and `report_runs` finds it
-        log.warning("after_run_not_sent", run=run.id, error=str(exc))
+        log.warning("post_run_not_enqueued", run=run.id, error=str(exc))
 
 
-def tell(run_id: str, deps: Deps) -> None:
+def report_and_deliver(run_id: str, deps: Deps) -> None:
     """Tell the end of a run, and whatever else waits to be told."""
-    after_run(run_id, deps.ledger, deps.warehouse, deps.settings)
-    check_beat(deps.ledger)
-    log.info("end_told", run=run_id, outcome=deliver(deps.ledger, deps.settings, deps.owner))
+    report_run(run_id, deps.ledger, deps.warehouse, deps.settings)
+    record_beat_silence(deps.ledger)
+    log.info("run_reported", run=run_id, outcome=deliver(deps.ledger, deps.settings, deps.owner))
 
 
-def report_runs(deps: Deps) -> str:
+def report_missed_runs(deps: Deps) -> str:
     """Write down the alerts of the ended runs that nobody told, of commands that died among them."""
-    told = report_ended(deps.ledger, deps.warehouse, deps.settings)
+    told = report_ended_runs(deps.ledger, deps.warehouse, deps.settings)
     return f"told the end of {len(told)} run(s)" + (f": {', '.join(told[:5])}" if told else "")
 
 

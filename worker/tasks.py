@@ -33,17 +33,17 @@ from gated_backfill.common.broker.celery_app import (
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.config.warehouse_url import is_local
 from gated_backfill.common.errors import BackfillError, Retryable
-from gated_backfill.common.model.dates import in_short
-from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, consumed_by
+from gated_backfill.common.model.dates import summarize_dates
+from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.common.process.identity import die_with_parent, identity, limit_memory
-from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.identity import die_with_parent, limit_memory, process_identity
+from gated_backfill.common.process.imports import freeze_imports
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.flower import prepare_flower
-from gated_backfill.worker.maintenance.schedule import LONGEST_WORK, beat_schedule, entries
+from gated_backfill.worker.maintenance.schedule import LONGEST_WORK, beat_schedule, maintenance_schedules
 from gated_backfill.worker.messages import stop_dates as control
-from gated_backfill.worker.messages.arguments import understood
+from gated_backfill.worker.messages.arguments import reject_invalid_arguments
 
 if TYPE_CHECKING:
     from gated_backfill.worker.dependencies import Deps
@@ -58,12 +58,14 @@ def broker_url() -> str:
 
 app: Celery = make_app(read_settings(), broker_url())
 app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
-app.conf.beat_schedule = beat_schedule(read_settings(), entries(read_settings()))
+app.conf.beat_schedule = beat_schedule(read_settings(), maintenance_schedules(read_settings()))
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
 
-COMMANDS = (control.stop_dates,)  #: what workers are told, beside their tasks; importing them is what makes them known
+CONTROL_COMMANDS = (
+    control.stop_dates,
+)  #: what workers are told, beside their tasks; importing them is what makes them known
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +76,7 @@ def deps() -> Deps:
     return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
 
 
-def opened(task: Any) -> Deps:
+def deps_or_retry(task: Any) -> Deps:
     """The connections, or the task once more after a while: a header task of a chord never raises."""
     try:
         return deps()
@@ -91,15 +93,15 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     """
     os.nice(read_settings().worker_nice)
     queues = instance.app.amqp.queues
-    with quick_imports():  # before its processes are forked
+    with freeze_imports():  # before its processes are forked
         if not set(DATES_QUEUES).isdisjoint(queues.consume_from):
             import_module("gated_backfill.worker.dates.process")
         if GATE_QUEUE in queues.consume_from:
             import_module("gated_backfill.worker.gate.gate")
-            import_module("gated_backfill.worker.gate.recount").prepare()
+            import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
         if is_local(read_settings().warehouse_url):
             import_module("gated_backfill.common.warehouse.local.warehouse")
-    for name in consumed_by(queues.consume_from) - set(queues.consume_from):
+    for name in expand_queues(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 
 
@@ -122,9 +124,9 @@ class DateRequest(Request):
         """
         try:
             if not soft and self.worker_pid is not None:
-                self._fail_dates(identity(int(self.worker_pid)), timeout)
+                self._fail_dates(process_identity(int(self.worker_pid)), timeout)
         except (BackfillError, ProcessLookupError) as exc:  # its death is counted instead, and it is tried again
-            log.error("dates_not_failed", call=self.args, error=str(exc))
+            log.error("hard_time_limit_not_recorded", call=self.args, error=str(exc))
         finally:
             super().on_timeout(soft, timeout)
 
@@ -135,27 +137,27 @@ class DateRequest(Request):
         run, *days = self.args
         ledger = open_ledger(read_settings().ledger_url, create=False)  # closed before a child may inherit it
         try:
-            again = process.out_of_time(run, _days(days), ledger, owner=holder, seconds=timeout)
+            again = process.handle_hard_time_limit(run, _days(days), ledger, owner=holder, seconds=timeout)
             if again:
-                found = ledger.run(run)
-                process.send_alone(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
+                found = ledger.runs.get_run(run)
+                process.enqueue_separately(found, again, find_job(found.job), ledger, CeleryDispatcher(app))
         finally:
             ledger.close()
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DateRequest)
-@understood
+@reject_invalid_arguments
 def process_date(self: Any, run: str, *days: str) -> dict[str, Any]:
     """Despite its name of one date or of several: all of them are named in its call."""
     from gated_backfill.worker.dates import process
 
     try:
-        outcomes = process.process_dates(run, _days(days), opened(self), retries=self.request.retries)
-    except process.TryAgain as again:
+        outcomes = process.process_dates(run, _days(days), deps_or_retry(self), retries=self.request.retries)
+    except process.RetryLater as again:
         raise self.retry(countdown=again.seconds) from None
     if len(outcomes) == 1:
         return {"day": days[0], "state": outcomes[0].state, "detail": outcomes[0].detail}
-    return {"days": in_short(_days(days)), **Counter(outcome.state for outcome in outcomes)}
+    return {"days": summarize_dates(_days(days)), **Counter(outcome.state for outcome in outcomes)}
 
 
 def _days(days: Sequence[str]) -> list[date]:
@@ -163,19 +165,19 @@ def _days(days: Sequence[str]) -> list[date]:
 
 
 @app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
-@understood
+@reject_invalid_arguments
 def close_window(self: Any, run: str, number: int) -> None:
     from gated_backfill.worker.gate import gate
 
-    settings, retries = opened(self).settings, self.request.retries
+    settings, retries = deps_or_retry(self).settings, self.request.retries
     try:
-        gate.close_window(run, number, deps(), last_try=retries >= settings.max_retries)
+        gate.close_window(run, number, deps(), is_last_attempt=retries >= settings.max_retries)
     except Retryable as exc:
         raise self.retry(countdown=backoff(retries, settings.retry_seconds), exc=exc) from exc
 
 
 @app.task(name=RECONCILE)
-@understood
+@reject_invalid_arguments
 def reconcile_run(run: str, lost_tasks: bool = False) -> None:
     from gated_backfill.worker.reconcile import reconcile
 
@@ -183,11 +185,11 @@ def reconcile_run(run: str, lost_tasks: bool = False) -> None:
 
 
 @app.task(name=AFTER_RUN)
-@understood
-def tell_run(run: str) -> None:
+@reject_invalid_arguments
+def report_run(run: str) -> None:
     from gated_backfill.worker import post_run as after_run
 
-    after_run.tell(run, deps())
+    after_run.report_and_deliver(run, deps())
 
 
 @app.task(
@@ -197,11 +199,11 @@ def tell_run(run: str) -> None:
     soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
     time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease is another's
 )
-@understood
+@reject_invalid_arguments
 def maintain(name: str) -> None:
     from gated_backfill.worker.maintenance import runner as maintenance
 
     try:
-        maintenance.run_work(name, deps())
+        maintenance.run_maintenance_task(name, deps())
     except BackfillError as exc:
         log.error("connections_not_opened", error=str(exc))

@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
-from gated_backfill.common.alerts.endpoints import Endpoint, endpoints, scheme_of
-from gated_backfill.common.alerts.messages import Message, message_of
+from gated_backfill.common.alerts.endpoints import Endpoint, parse_endpoints, scheme_of
+from gated_backfill.common.alerts.messages import Message, compose_message
 from gated_backfill.common.alerts.sender import WRONG_URL
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
@@ -49,14 +49,14 @@ def deliver(ledger: Ledger, settings: Settings, owner: str) -> str:
     Returns within `alert_timeout_seconds` (and what starting to send takes), whatever the endpoints do. What an
     endpoint did not take is sent again later, to that endpoint alone. Raises `UserError` for settings that name none.
     """
-    places = endpoints(settings)
-    muted = ledger.mute_alerts(settings.wanted_kinds)
-    late = ledger.give_up_alerts(utcnow() - TOO_OLD, f"waited for more than {TOO_OLD.days} days")
+    places = parse_endpoints(settings)
+    muted = ledger.alerts.mute_alerts(settings.delivered_alert_kinds)
+    late = ledger.alerts.fail_overdue_alerts(utcnow() - TOO_OLD, f"waited for more than {TOO_OLD.days} days")
     aside = "".join(f", {n} {what}" for n, what in ((muted, "not wanted"), (late, "too old to be told")) if n)
     if not places:
         return f"no endpoints are set{aside}"
     lease = utcnow() + timedelta(seconds=settings.alert_timeout_seconds + 2 * STARTING_SECONDS)
-    claimed = ledger.claim_alerts(owner, lease, is_dead=is_dead, limit=MOST_AT_ONCE)
+    claimed = ledger.alerts.claim_alerts(owner, lease, is_dead=is_dead, limit=MOST_AT_ONCE)
     if not claimed:
         return f"nothing to tell{aside}"
     told = _tell(claimed, places, settings)
@@ -85,7 +85,9 @@ def check_urls(places: Sequence[Endpoint]) -> None:
 def _tell(claimed: Sequence[Alert], places: Sequence[Endpoint], settings: Settings) -> list[Sent]:
     """Send each endpoint what it does not have yet."""
     lacking = [(place, [alert for alert in claimed if place.name not in alert.delivered]) for place in places]
-    return send([(place, message_of(alerts)) for place, alerts in lacking if alerts], settings.alert_timeout_seconds)
+    return send(
+        [(place, compose_message(alerts)) for place, alerts in lacking if alerts], settings.alert_timeout_seconds
+    )
 
 
 def _note(
@@ -96,15 +98,15 @@ def _note(
     delivered = sorted(took | set(alert.delivered))
     refused = [f"{one.endpoint.name} {one.error}" for one in told if one.endpoint.name not in delivered]
     if all(place.name in delivered for place in places):
-        return ledger.alert_sent(alert.id, owner, delivered)
+        return ledger.alerts.mark_alert_sent(alert.id, owner, delivered)
     tries = alert.attempts + 1
-    again = None if tries >= MAX_TRIES else utcnow() + wait_after(tries, settings.alert_retry_seconds)
-    ledger.alert_failed(alert.id, owner, "; ".join(refused), delivered=delivered, again_at=again)
+    again = None if tries >= MAX_TRIES else utcnow() + retry_delay(tries, settings.alert_retry_seconds)
+    ledger.alerts.mark_alert_failed(alert.id, owner, "; ".join(refused), delivered=delivered, again_at=again)
     log.warning("alert_not_delivered", kind=alert.kind, key=alert.key, tries=tries, error="; ".join(refused))
     return False
 
 
-def wait_after(tries: int, first_seconds: float) -> timedelta:
+def retry_delay(tries: int, first_seconds: float) -> timedelta:
     """How long to wait after so many tries: it doubles, up to an hour."""
     return min(timedelta(seconds=first_seconds * 2 ** (tries - 1)), LONGEST_WAIT)
 

@@ -27,7 +27,7 @@ class Endpoint:
     url: str = field(repr=False)
 
 
-def endpoints(settings: Settings) -> list[Endpoint]:
+def parse_endpoints(settings: Settings) -> list[Endpoint]:
     """The endpoints of the settings, in their order. Raises `UserError` for a part that is no URL, not quoting it."""
     if settings.alerts is None:
         return []

@@ -9,9 +9,9 @@ from datetime import date, datetime, timedelta
 
 from gated_backfill.common.ledger.records import Alert, DateRow, NewAlert, Run
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState
-from gated_backfill.common.model.alert_kinds import KINDS, Kind
-from gated_backfill.common.model.coverage import Fallback, Verdict, percent, reaches
-from gated_backfill.common.model.dates import describe
+from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
+from gated_backfill.common.model.coverage import Fallback, Verdict, format_percent, reaches_ratio
+from gated_backfill.common.model.dates import format_dates
 
 LOW_COVERAGE = 0.5
 FALLBACKS_A_WEEK = 2  #: more than so many are told
@@ -32,7 +32,7 @@ _ENDED_AS = {
 
 
 @dataclass(kw_only=True)
-class Tally:
+class DateTally:
     """What is told of a run's dates, counted one after the other: however many there are, few are kept."""
 
     states: Counter[DateState] = field(default_factory=Counter[DateState])
@@ -44,10 +44,12 @@ class Tally:
     bad_days: list[date] = field(default_factory=list[date])
     low: list[DateRow] = field(default_factory=list[DateRow])  #: the first of those with little coverage
     low_count: int = 0
-    built_from: Counter[str] = field(default_factory=Counter[str])  #: checkpointed dates by source, fallbacks only
+    fallback_sources: Counter[str] = field(
+        default_factory=Counter[str]
+    )  #: checkpointed dates by source, fallbacks only
 
     @classmethod
-    def of(cls, dates: Iterable[DateRow], primary: str | None) -> Tally:
+    def from_dates(cls, dates: Iterable[DateRow], primary: str | None) -> DateTally:
         found = cls()
         for row in dates:
             found._count(row, primary)
@@ -71,15 +73,15 @@ class Tally:
             if len(self.low) < DATES_NAMED:
                 self.low.append(row)
         if row.source is not None and is_from_fallback(row, primary):
-            self.built_from[row.source] += 1
+            self.fallback_sources[row.source] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
+class EndedRun:
     """All that is told of a run's end."""
 
     run: Run
-    dates: Tally
+    dates: DateTally
     primary: str | None = None  #: the name of the job's first source; None when the job is not installed here
     fallbacks_this_week: int = 0  #: dates of the job built from a fallback by runs that ended in the last 7 days
     orders: Sequence[str] = ()  #: who paused, resumed and cancelled it, and why
@@ -93,7 +95,7 @@ class Message:
     body: str
 
 
-def alerts_of(ending: Ending, now: datetime) -> list[NewAlert]:
+def alerts_for_run(ending: EndedRun, now: datetime) -> list[NewAlert]:
     """The alerts of an ended run: they are delivered as one message."""
     dates = ending.dates
     found = [_finished(ending)]
@@ -101,7 +103,7 @@ def alerts_of(ending: Ending, now: datetime) -> list[NewAlert]:
         found.append(_blocked(ending.run, dates))
     if dates.low:
         found.append(_low(ending.run, dates))
-    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and dates.built_from:
+    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and dates.fallback_sources:
         found.append(_fallback_often(ending, now))
     return found
 
@@ -110,7 +112,7 @@ def is_low(row: DateRow) -> bool:
     """Whether less than half of who is expected on an ended date was there."""
     if row.state not in (DateState.CHECKPOINTED, DateState.BLOCKED) or not row.expected or row.matched is None:
         return False
-    return not reaches(row.matched, row.expected, LOW_COVERAGE)
+    return not reaches_ratio(row.matched, row.expected, LOW_COVERAGE)
 
 
 def is_from_fallback(row: DateRow, primary: str | None) -> bool:
@@ -118,20 +120,20 @@ def is_from_fallback(row: DateRow, primary: str | None) -> bool:
     return primary is not None and row.state is DateState.CHECKPOINTED and row.source not in (None, primary)
 
 
-def beat_silent(last_seen: datetime | None, now: datetime) -> NewAlert | None:
+def beat_silent_alert(last_seen: datetime | None, now: datetime) -> NewAlert | None:
     """The alert that beat gives no sign of life, once for each silence; None while it does, or never did."""
     if last_seen is None or now - last_seen <= BEAT_SILENT_AFTER:
         return None
     return NewAlert(
-        key=f"{Kind.BEAT_SILENT} {last_seen.isoformat()}",
-        kind=Kind.BEAT_SILENT,
+        key=f"{AlertKind.BEAT_SILENT} {last_seen.isoformat()}",
+        kind=AlertKind.BEAT_SILENT,
         title=f"beat is silent since {last_seen:%Y-%m-%d %H:%M} UTC",
         body="Cleanup, audit, retention and the catching up of stuck runs are not done while it is. "
         "Start it again, and see its log for why it stopped.",
     )
 
 
-def message_of(waiting: Sequence[Alert]) -> Message:
+def compose_message(waiting: Sequence[Alert]) -> Message:
     """Everything that waits as one message, the gravest first; what is too long is cut, and says so."""
     ordered = sorted(waiting, key=_gravity)
     first, others = ordered[0], len({alert.run_id or alert.id for alert in ordered}) - 1
@@ -140,16 +142,16 @@ def message_of(waiting: Sequence[Alert]) -> Message:
     for alert in ordered:
         of_runs.setdefault(alert.run_id or alert.id, []).append(alert)
     sections = ["\n\n".join(f"{one.title}\n{one.body}" for one in group) for group in of_runs.values()]
-    return Message(title=cut(f"backfill: {first.title}", TITLE_LENGTH - len(more)) + more, body=_joined(sections))
+    return Message(title=truncate(f"backfill: {first.title}", TITLE_LENGTH - len(more)) + more, body=_joined(sections))
 
 
-def cut(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """The text, or its beginning with an ellipsis where it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _gravity(alert: Alert) -> tuple[int, datetime, str]:
-    known = KINDS.index(alert.kind) if alert.kind in KINDS else len(KINDS)
+    known = ALERT_KINDS.index(alert.kind) if alert.kind in ALERT_KINDS else len(ALERT_KINDS)
     return known, alert.created_at, alert.id
 
 
@@ -161,22 +163,22 @@ def _joined(sections: Sequence[str]) -> str:
         if kept and len(section) > room:
             kept.append(f"and {len(sections) - number} more: `backfill alerts` lists them")
             break
-        kept.append(cut(section, room))
+        kept.append(truncate(section, room))
         room -= len(kept[-1])
     return "\n\n----\n\n".join(kept)
 
 
-def _finished(ending: Ending) -> NewAlert:
+def _finished(ending: EndedRun) -> NewAlert:
     run, dates = ending.run, ending.dates
     return NewAlert(
-        key=f"{Kind.RUN_FINISHED} {run.id}",
-        kind=Kind.RUN_FINISHED,
+        key=f"{AlertKind.RUN_FINISHED} {run.id}",
+        kind=AlertKind.RUN_FINISHED,
         title=f"run {run.id} of {run.job} {_ENDED_AS.get(run.state, run.state.value)}",
         body="\n".join(
             line
             for line in (
-                f"asked: {cut(run.requested, REASON_LENGTH)}, by {run.requested_by}",
-                *(cut(order, REASON_LENGTH) for order in ending.orders),
+                f"asked: {truncate(run.requested, REASON_LENGTH)}, by {run.requested_by}",
+                *(truncate(order, REASON_LENGTH) for order in ending.orders),
                 f"dates: {_counts(dates)}",
                 _coverage(dates),
                 _fallback(dates),
@@ -189,7 +191,7 @@ def _finished(ending: Ending) -> NewAlert:
     )
 
 
-def _counts(dates: Tally) -> str:
+def _counts(dates: DateTally) -> str:
     """How many dates ended how; in a run that was stopped, some did not end."""
     ends = [
         DateState.CHECKPOINTED,
@@ -204,18 +206,19 @@ def _counts(dates: Tally) -> str:
     return f"{told} ({dates.forced} of them forced)" if dates.forced else told or "none"
 
 
-def _coverage(dates: Tally) -> str | None:
+def _coverage(dates: DateTally) -> str | None:
     if dates.least is None:
         return None
     _, worst = dates.least
-    least = percent(worst.matched or 0, worst.expected or 0)
-    return f"coverage: {percent(dates.matched, dates.expected)} over all, {least} at least, on {worst.day}"
+    least = format_percent(worst.matched or 0, worst.expected or 0)
+    return f"coverage: {format_percent(dates.matched, dates.expected)} over all, {least} at least, on {worst.day}"
 
 
-def _fallback(dates: Tally) -> str | None:
-    if not dates.built_from:
+def _fallback(dates: DateTally) -> str | None:
+    if not dates.fallback_sources:
         return None
-    return f"fallback: {dates.built_from.total()} date(s) were built from {', '.join(sorted(dates.built_from))}"
+    sources = ", ".join(sorted(dates.fallback_sources))
+    return f"fallback: {dates.fallback_sources.total()} date(s) were built from {sources}"
 
 
 def _duration(run: Run) -> str | None:
@@ -224,16 +227,16 @@ def _duration(run: Run) -> str | None:
     return f"took: {(run.finished_at - run.started_at).total_seconds():.1f} s"
 
 
-def _blocked(run: Run, dates: Tally) -> NewAlert:
+def _blocked(run: Run, dates: DateTally) -> NewAlert:
     counts = " and ".join(f"{n} {state.value}" for state in INCOMPLETE_DATES if (n := dates.states[state]))
     lines = [line for row in dates.bad for line in _date_lines(row)]
     if (more := len(dates.bad_days) - len(dates.bad)) > 0:
-        lines.append(f"and {more} more: {cut(describe(dates.bad_days), REASON_LENGTH)}")
+        lines.append(f"and {more} more: {truncate(format_dates(dates.bad_days), REASON_LENGTH)}")
     lines.append(f"see why: backfill status {run.id}")
     lines.append(f"once the cause is mended: backfill retry {run.id}")
     return NewAlert(
-        key=f"{Kind.RUN_BLOCKED} {run.id}",
-        kind=Kind.RUN_BLOCKED,
+        key=f"{AlertKind.RUN_BLOCKED} {run.id}",
+        kind=AlertKind.RUN_BLOCKED,
         title=f"{counts} date(s) of {run.job} in run {run.id}",
         body="\n".join(lines),
         job=run.job,
@@ -243,7 +246,7 @@ def _blocked(run: Run, dates: Tally) -> NewAlert:
 
 def _date_lines(row: DateRow) -> list[str]:
     reason = " ".join((row.reason or row.error or "no reason was noted").split())
-    lines = [f"{row.day} {row.state.value}: {cut(reason, REASON_LENGTH)}"]
+    lines = [f"{row.day} {row.state.value}: {truncate(reason, REASON_LENGTH)}"]
     missing = (row.expected or 0) - (row.matched or 0)
     if row.missing and missing > 0:
         named = _fitting(row.missing)
@@ -254,7 +257,7 @@ def _date_lines(row: DateRow) -> list[str]:
 
 def _fitting(names: Sequence[str]) -> list[str]:
     """As many of the names as a line holds, one at least."""
-    kept = [cut(names[0], NAMES_LENGTH)]
+    kept = [truncate(names[0], NAMES_LENGTH)]
     for name in names[1:NAMES_A_DATE]:
         if len(", ".join([*kept, name])) > NAMES_LENGTH:
             break
@@ -268,16 +271,17 @@ def _advice(run: Run) -> str:
     return "Their input is largely missing: load it before anything is built again."
 
 
-def _low(run: Run, dates: Tally) -> NewAlert:
+def _low(run: Run, dates: DateTally) -> NewAlert:
     lines = [
-        f"{row.day} {row.state.value}: {row.matched} of {row.expected} ({percent(row.matched or 0, row.expected or 0)})"
+        f"{row.day} {row.state.value}: {row.matched} of {row.expected} "
+        f"({format_percent(row.matched or 0, row.expected or 0)})"
         for row in dates.low
     ]
     if dates.low_count > len(dates.low):
         lines.append(f"and {dates.low_count - len(dates.low)} more")
     return NewAlert(
-        key=f"{Kind.LOW_COVERAGE} {run.id}",
-        kind=Kind.LOW_COVERAGE,
+        key=f"{AlertKind.LOW_COVERAGE} {run.id}",
+        kind=AlertKind.LOW_COVERAGE,
         title=f"coverage below {LOW_COVERAGE:.0%} on {dates.low_count} date(s) of {run.job}",
         body="\n".join([*lines, _advice(run)]),
         job=run.job,
@@ -285,12 +289,12 @@ def _low(run: Run, dates: Tally) -> NewAlert:
     )
 
 
-def _fallback_often(ending: Ending, now: datetime) -> NewAlert:
+def _fallback_often(ending: EndedRun, now: datetime) -> NewAlert:
     year, week, _ = now.isocalendar()
     job = ending.run.job
     return NewAlert(
-        key=f"{Kind.FALLBACK_OFTEN} {job} {year}-W{week:02d}",
-        kind=Kind.FALLBACK_OFTEN,
+        key=f"{AlertKind.FALLBACK_OFTEN} {job} {year}-W{week:02d}",
+        kind=AlertKind.FALLBACK_OFTEN,
         title=f"{ending.fallbacks_this_week} dates of {job} were built from a fallback within 7 days",
         body=f"The primary source {ending.primary} was partial on these dates: see to what writes it.",
         job=job,
@@ -298,7 +302,7 @@ def _fallback_often(ending: Ending, now: datetime) -> NewAlert:
     )
 
 
-def fallbacks(built: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
+def count_fallbacks(built: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
     """How many of the dates, counted by job and source, were not built from the job's primary source alone."""
     if primary is None:
         return 0

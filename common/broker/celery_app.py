@@ -21,15 +21,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
-from gated_backfill.common.broker.chords import COUNTING, SIZE
-from gated_backfill.common.broker.transport import sending, together, use_tolerant_transport
-from gated_backfill.common.config.broker_url import WRITE_IT, parse_broker_url
+from gated_backfill.common.broker.chords import CHORD_SIZE_KEY, COUNTING_BACKEND
+from gated_backfill.common.broker.transport import send_in_one_command, translate_broker_errors, use_tolerant_transport
+from gated_backfill.common.config.broker_url import BROKER_URL_HINT, parse_broker_url
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BrokerUnavailable, UserError
-from gated_backfill.common.model.dates import in_short
+from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
-from gated_backfill.common.process.clock import Reading, read_clock, utcnow
+from gated_backfill.common.process.clock import ClockReading, read_clock, utcnow
 
 #: As Flower lists them, followed by what `argsrepr` says: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"
@@ -42,9 +42,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STOP_DATES = "stop_dates"  #: a command to workers rather than a task: each obeys at once, whatever it is at
-ASKING_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
-SEVEN_DAYS = 7 * 24 * 3600
-RESULT_TRIES = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+PING_TIMEOUT_SECONDS = 3  #: how long a broker may take to answer when it is only asked how it is
+SEVEN_DAYS_SECONDS = 7 * 24 * 3600
+PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
 
 def make_app(settings: Settings, broker_url: str) -> Celery:
@@ -54,7 +54,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
     """
     broker = parse_broker_url(broker_url)
     use_tolerant_transport()
-    app = Celery("gated-backfill", broker=broker.url, backend=f"{COUNTING}+{broker.url}")
+    app = Celery("gated-backfill", broker=broker.url, backend=f"{COUNTING_BACKEND}+{broker.url}")
     transport = {
         "visibility_timeout": settings.visibility_seconds,
         "queue_order_strategy": "round_robin",  # runs share the workers: the queue that gave last is asked last
@@ -68,14 +68,14 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
         result_backend_transport_options=transport,
         broker_use_ssl=broker.tls or False,
         redis_backend_use_ssl=broker.tls or None,
-        result_expires=SEVEN_DAYS,  # the default day loses a long chord silently
-        result_chord_expires=SEVEN_DAYS,
+        result_expires=SEVEN_DAYS_SECONDS,  # the default day loses a long chord silently
+        result_chord_expires=SEVEN_DAYS_SECONDS,
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],  # of tasks and of remote control: nothing is ever unpickled
         result_accept_content=["json"],
         task_ignore_result=True,
-        task_publish_retry_policy=RESULT_TRIES,
+        task_publish_retry_policy=PUBLISH_RETRY_POLICY,
         worker_max_tasks_per_child=settings.worker_recycle_tasks,
         worker_max_memory_per_child=settings.recycle_kib,
         worker_cancel_long_running_tasks_on_connection_loss=True,
@@ -99,19 +99,21 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtBroker:
+class BrokerBacklog:
     """What the broker has of a run, and how much waits there."""
 
-    windows: Mapping[int, datetime] | None  #: those of which it has lost nothing since that moment; None for all, ever
-    dates: int = 0  #: messages for dates that wait, of all runs whose dates go to the same queue
-    gates: int = 0  #: messages for gates that wait, of all runs
+    first_sent_at: (
+        Mapping[int, datetime] | None
+    )  #: those of which it has lost nothing since that moment; None for all, ever
+    waiting_dates: int = 0  #: messages for dates that wait, of all runs whose dates go to the same queue
+    waiting_gates: int = 0  #: messages for gates that wait, of all runs
 
-    def has(self, window: int) -> bool:
-        return self.windows is None or window in self.windows
+    def has_window(self, window: int) -> bool:
+        return self.first_sent_at is None or window in self.first_sent_at
 
-    def since(self, window: int) -> datetime | None:
+    def window_sent_at(self, window: int) -> datetime | None:
         """When the window was first sent to the broker that is there now."""
-        return None if self.windows is None else self.windows.get(window)
+        return None if self.first_sent_at is None else self.first_sent_at.get(window)
 
 
 class Dispatcher(Protocol):
@@ -123,7 +125,7 @@ class Dispatcher(Protocol):
         """Have each batch of days processed, then the window closed. It may be sent again, also in other batches."""
         ...
 
-    def at_broker(self, run: str, *, queue: str) -> AtBroker:
+    def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
         """What is there of a run with that queue: a broker that came back empty has none of its windows."""
         ...
 
@@ -131,11 +133,11 @@ class Dispatcher(Protocol):
         """Have the window closed. Sending again does no harm."""
         ...
 
-    def send_after_run(self, run: str) -> None:
+    def send_post_run(self, run: str) -> None:
         """Have the end of a run told. Sending again does no harm."""
         ...
 
-    def send_work(self, name: str, *, queue: str, expires: float) -> None:
+    def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
         """Have one of beat's works done if it is due; a message not taken up within so many seconds is dropped."""
         ...
 
@@ -171,11 +173,11 @@ class CeleryDispatcher:
     ) -> None:
         group = uuid()
         gate: Any = self._gate(run, number, job)
-        gate[SIZE] = len(batches)
+        gate[CHORD_SIZE_KEY] = len(batches)
         gate.freeze(group_id=group)
-        with sending():
+        with translate_broker_errors():
             self._note_sent(run, number)  # before its messages: a broker that dies in between has lost both
-            with self._app.producer_or_acquire() as producer, together(producer):
+            with self._app.producer_or_acquire() as producer, send_in_one_command(producer):
                 producer.maybe_declare(self._app.amqp.queues[queue])
                 for index, days in enumerate(batches):
                     self._app.send_task(
@@ -184,7 +186,7 @@ class CeleryDispatcher:
                         queue=queue,
                         soft_time_limit=job.soft_time_limit_seconds,
                         time_limit=job.time_limit_seconds,
-                        argsrepr=f"{job.name} {in_short(days)} run={run}",
+                        argsrepr=f"{job.name} {summarize_dates(days)} run={run}",
                         kwargsrepr="",
                         ignore_result=False,  # which Celery asks of the headers of a chord
                         group_id=group,
@@ -196,43 +198,43 @@ class CeleryDispatcher:
                     )
 
     @_once_more
-    def at_broker(self, run: str, *, queue: str) -> AtBroker:
-        with sending(), self._client() as client:
+    def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
+        with translate_broker_errors(), self._client() as client:
             pipe = client.pipeline(transaction=False)
             pipe.hgetall(_sent_key(run))
             pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
             sent, dates, gates = pipe.execute()
         windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
-        return AtBroker(windows=windows, dates=dates, gates=gates)
+        return BrokerBacklog(first_sent_at=windows, waiting_dates=dates, waiting_gates=gates)
 
     @_once_more
-    def waiting(self, queue: str) -> int:
+    def count_waiting(self, queue: str) -> int:
         """How many messages wait in the queue."""
-        with sending(), self._client() as client:
+        with translate_broker_errors(), self._client() as client:
             return client.llen(queue)
 
     def _note_sent(self, run: str, number: int) -> None:
         with self._client() as client:
             client.hsetnx(_sent_key(run), str(number), utcnow().timestamp())
-            client.expire(_sent_key(run), SEVEN_DAYS)
+            client.expire(_sent_key(run), SEVEN_DAYS_SECONDS)
 
     @contextmanager
     def _client(self) -> Generator[Any]:
         """The client of a connection such as tasks are sent by."""
         pool: Any = self._app.pool
         with pool.acquire(block=True) as connection:
-            connection.ensure_connection(**RESULT_TRIES)  # which without limits would try for ever
+            connection.ensure_connection(**PUBLISH_RETRY_POLICY)  # which without limits would try for ever
             yield connection.default_channel.client
 
     @_once_more
     def send_gate(self, run: str, number: int, job: Job) -> None:
-        with sending():
+        with translate_broker_errors():
             self._gate(run, number, job).apply_async()
 
     @_once_more
-    def send_work(self, name: str, *, queue: str, expires: float) -> None:
-        with sending():
+    def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
+        with translate_broker_errors():
             self._app.send_task(
                 MAINTAIN,
                 args=(name,),
@@ -246,7 +248,7 @@ class CeleryDispatcher:
     @_once_more
     def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
         """Have the run reconciled; a message that is not taken up within so many seconds is dropped."""
-        with sending():
+        with translate_broker_errors():
             self._app.send_task(
                 RECONCILE,
                 args=(run, lost_tasks),
@@ -265,8 +267,8 @@ class CeleryDispatcher:
             raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
     @_once_more
-    def send_after_run(self, run: str) -> None:
-        with sending():
+    def send_post_run(self, run: str) -> None:
+        with translate_broker_errors():
             self._app.send_task(
                 AFTER_RUN,
                 args=(run,),
@@ -294,36 +296,36 @@ def _sent_key(run: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrokerAnswer:
+class BrokerPing:
     """A broker that answers."""
 
     address: str  #: without user and password
-    seconds: float  #: that a round trip took
-    clock: Reading | None  #: None when it does not tell the time
+    round_trip_seconds: float  #: that a round trip took
+    clock: ClockReading | None  #: None when it does not tell the time
 
 
-def ask_broker(settings: Settings, url: str) -> BrokerAnswer:
+def ping_broker(settings: Settings, url: str) -> BrokerPing:
     """What the broker answers over a connection such as workers have. Changes nothing.
 
     Raises `UserError` for a URL that names no broker, and `BrokerUnavailable` when it does not answer within
     `ASKING_SECONDS`.
     """
     address = broker_address(url)
-    patience = {"socket_timeout": ASKING_SECONDS, "socket_connect_timeout": ASKING_SECONDS}
+    patience = {"socket_timeout": PING_TIMEOUT_SECONDS, "socket_connect_timeout": PING_TIMEOUT_SECONDS}
     app = make_app(settings, url)
     try:
         with app.connection_for_write(transport_options=patience) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=ASKING_SECONDS)
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=PING_TIMEOUT_SECONDS)
             channel: Any = connection.default_channel
             channel.client.ping()  # so that what is timed is a round trip, not the way to one
             started = time.monotonic()
             channel.client.ping()
             seconds = time.monotonic() - started
-            return BrokerAnswer(address=address, seconds=seconds, clock=_clock_of(channel.client))
+            return BrokerPing(address=address, round_trip_seconds=seconds, clock=_clock_of(channel.client))
     except (KombuError, RedisError, OSError) as exc:
         raise BrokerUnavailable(f"the broker at {address} does not answer: {exc}") from exc
     except (ValueError, TypeError, KeyError) as exc:  # kombu's words for a wrong URL, which may quote its password
-        raise UserError(f"BACKFILL_BROKER is no usable URL: {WRITE_IT}") from exc
+        raise UserError(f"BACKFILL_BROKER is no usable URL: {BROKER_URL_HINT}") from exc
 
 
 def broker_address(url: str) -> str:
@@ -331,7 +333,7 @@ def broker_address(url: str) -> str:
     return parse_broker_url(url).address
 
 
-def _clock_of(client: Any) -> Reading | None:
+def _clock_of(client: Any) -> ClockReading | None:
     try:
         return read_clock(lambda: _time_of(client))
     except ResponseError:  # this user may not ask for it

@@ -15,11 +15,11 @@ import structlog
 from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
 
-from gated_backfill.common.broker.transport import sending
+from gated_backfill.common.broker.transport import translate_broker_errors
 from gated_backfill.common.errors import BrokerUnavailable
 
-SIZE = "chord_size"  #: where a chord's body says how many headers it waits for
-COUNTING = f"{__name__}:CountingRedisBackend"
+CHORD_SIZE_KEY = "chord_size"  #: where a chord's body says how many headers it waits for
+COUNTING_BACKEND = f"{__name__}:CountingRedisBackend"
 
 log = structlog.get_logger()
 
@@ -48,7 +48,7 @@ class CountingRedisBackend(RedisBackend):
 
         What the broker has lost of the count is missing from it: reconcile will find the window.
         """
-        wanted = (request.chord or {}).get(SIZE)
+        wanted = (request.chord or {}).get(CHORD_SIZE_KEY)
         if wanted is None:  # as the version before sent it
             super().on_chord_part_return(request, *args, **kwargs)
             return
@@ -62,7 +62,7 @@ class CountingRedisBackend(RedisBackend):
             return
         body: Any = maybe_signature(request.chord, app=self.app)
         try:
-            with sending():
+            with translate_broker_errors():
                 body.apply_async()
                 client.delete(counted)  # later copies of its headers begin anew, and do not get far
         except BrokerUnavailable as exc:  # reconcile will find the window

@@ -8,20 +8,20 @@ from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.errors import BrokerUnavailable, UserError
 from gated_backfill.common.model.queues import QUEUES
 
-HELD = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
+UNACKED_KEY = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
 
 
-def queue_depths(url: str, *, seconds: float) -> tuple[dict[str, int], int]:
+def queue_depths(url: str, *, timeout_seconds: float) -> tuple[dict[str, int], int]:
     """The tasks that wait in each queue, and those that workers hold.
 
     Raises `BrokerUnavailable` when the broker does not answer within that time, `UserError` for a URL that names none.
     """
     broker = parse_broker_url(url)
     try:
-        with broker.client(seconds=seconds) as client, client.pipeline(transaction=False) as pipe:
+        with broker.client(timeout_seconds=timeout_seconds) as client, client.pipeline(transaction=False) as pipe:
             for queue in QUEUES:
                 pipe.llen(queue)
-            pipe.hlen(HELD)
+            pipe.hlen(UNACKED_KEY)
             *waiting, held = pipe.execute()
     except (RedisError, OSError) as exc:
         raise BrokerUnavailable(f"the broker at {broker.address} does not answer: {type(exc).__name__}") from exc

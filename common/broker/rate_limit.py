@@ -12,11 +12,11 @@ from redis.exceptions import RedisError
 
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.model.rate import SECOND, Rate, take
+from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit, reserve_token
 
 log = structlog.get_logger()
 
-KEY = "gated-backfill:warehouse-queries"
+BUCKET_KEY = "gated-backfill:warehouse-queries"
 ANSWER_SECONDS = 3.0  #: how long a broker may take to hand out a token
 AWAY_SECONDS = 10.0  #: how long a broker that did not answer is not asked again
 
@@ -40,7 +40,7 @@ return wait
 """
 
 
-class Bucket(Protocol):
+class TokenBucket(Protocol):
     """Where tokens come from."""
 
     def acquire(self) -> None:
@@ -48,36 +48,38 @@ class Bucket(Protocol):
         ...
 
 
-class OwnBucket:
+class ProcessTokenBucket:
     """The tokens of one process, for all its threads."""
 
-    def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate: RateLimit, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
         self._clock = clock
-        self._next_at = int(clock() * SECOND) - rate.burst * rate.interval  # full, even if the clock has just begun
+        self._next_at = (
+            int(clock() * MICROSECONDS_PER_SECOND) - rate.burst * rate.interval_microseconds
+        )  # full, even if the clock has just begun
         self._lock = threading.Lock()
 
     def acquire(self) -> None:
         with self._lock:
-            taken = take(self._next_at, int(self._clock() * SECOND), self._rate)
+            taken = reserve_token(self._next_at, int(self._clock() * MICROSECONDS_PER_SECOND), self._rate)
             if taken.next_at is None:
-                raise _too_many(self._rate, taken.wait)
+                raise _too_many(self._rate, taken.wait_microseconds)
             self._next_at = taken.next_at
-        _sleep(taken.wait)
+        _sleep(taken.wait_microseconds)
 
 
-class SharedBucket:
+class BrokerTokenBucket:
     """The tokens of everybody who uses a broker, counted there by its own clock.
 
     While the broker does not answer, a process goes on at the same rate by itself: no date fails because of it, and no
     new ones come from a broker that is away.
     """
 
-    def __init__(self, url: str, rate: Rate) -> None:
+    def __init__(self, url: str, rate: RateLimit) -> None:
         self._rate = rate
-        self._client = parse_broker_url(url).client(seconds=ANSWER_SECONDS)
+        self._client = parse_broker_url(url).client(timeout_seconds=ANSWER_SECONDS)
         self._take: Any = self._client.register_script(TAKE)
-        self._own = OwnBucket(rate)
+        self._own = ProcessTokenBucket(rate)
         self._away_until = 0.0
 
     def acquire(self) -> None:
@@ -94,20 +96,25 @@ class SharedBucket:
         if time.monotonic() < self._away_until:
             return None
         try:
-            return int(self._take(keys=[KEY], args=[self._rate.interval, self._rate.burst, self._rate.patience]))
+            return int(
+                self._take(
+                    keys=[BUCKET_KEY],
+                    args=[self._rate.interval_microseconds, self._rate.burst, self._rate.max_wait_microseconds],
+                )
+            )
         except (RedisError, OSError) as exc:
             self._away_until = time.monotonic() + AWAY_SECONDS
-            log.warning("queries_counted_alone", seconds=AWAY_SECONDS, error=type(exc).__name__)
+            log.warning("query_rate_limit_not_shared", seconds=AWAY_SECONDS, error=type(exc).__name__)
             return None
 
 
-def _too_many(rate: Rate, wait: int) -> WarehouseUnavailable:
+def _too_many(rate: RateLimit, wait: int) -> WarehouseUnavailable:
     return WarehouseUnavailable(
-        f"too many queries wait for their turn: {wait / SECOND:.0f} s at {rate.per_second:g} a second "
+        f"too many queries wait for their turn: {wait / MICROSECONDS_PER_SECOND:.0f} s at {rate.per_second:g} a second "
         f"(BACKFILL_QUERIES_PER_SECOND)"
     )
 
 
 def _sleep(microseconds: int) -> None:
     if microseconds > 0:
-        time.sleep(microseconds / SECOND)
+        time.sleep(microseconds / MICROSECONDS_PER_SECOND)

@@ -85,7 +85,7 @@ class TolerantChannel(Channel):
         self._gathered.setdefault(key, []).append(dumps(message))
 
     @contextmanager
-    def together(self) -> Generator[None]:
+    def send_in_one_command(self) -> Generator[None]:
         """Send what is put meanwhile at the end: all to a queue by one command, or none of it."""
         self._gathered = {}
         try:
@@ -109,13 +109,13 @@ class TolerantTransport(Transport):
     Channel = TolerantChannel
 
 
-def together(producer: Any) -> AbstractContextManager[None]:
+def send_in_one_command(producer: Any) -> AbstractContextManager[None]:
     """A context at whose end all that the producer sends in it reaches the broker, by one command a queue."""
     return producer.channel.together()
 
 
 @contextmanager
-def sending() -> Generator[None]:
+def translate_broker_errors() -> Generator[None]:
     """Raises `BrokerUnavailable` for whatever keeps the broker from taking what is sent inside it."""
     try:
         yield

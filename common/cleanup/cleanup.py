@@ -7,16 +7,30 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
-from gated_backfill.common.cleanup.operation import CleanupSite, backup_of, checksum_of_kept, hold, move, verified
-from gated_backfill.common.cleanup.restore import put_back
-from gated_backfill.common.cleanup.stale_rows import ALL_DATES, Stale, cutoff_of, look, objection, refuse_targets
+from gated_backfill.common.cleanup.operation import (
+    CleanupContext,
+    backup_of,
+    checksum_of_kept,
+    move_operation,
+    renew_lease,
+    verify_backup,
+)
+from gated_backfill.common.cleanup.restore import complete_restore
+from gated_backfill.common.cleanup.stale_rows import (
+    ALL_DATES,
+    StaleRows,
+    check_no_job_targets,
+    cutoff_of,
+    deletion_objection,
+    find_stale_rows,
+)
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import BackfillError, NothingKept, TableTaken, WarehouseUnavailable
+from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, WarehouseUnavailable
 from gated_backfill.common.ledger import Ledger, NewAlert
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState, NewCleanup, new_cleanup_id
-from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dated_tables import DatedTable
-from gated_backfill.common.model.dates import describe, windows
+from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
@@ -30,7 +44,7 @@ MOST_KEY = 200
 
 
 @dataclass
-class Report:
+class CleanupReport:
     """What a cleanup did with each table."""
 
     done: list[CleanupOperation] = field(default_factory=list[CleanupOperation])
@@ -39,15 +53,15 @@ class Report:
     busy: list[str] = field(default_factory=list[str])  #: in words: another process is at it
     failed: list[str] = field(default_factory=list[str])  #: in words
 
-    def in_words(self) -> list[str]:
-        told = [operation_in_words(one) for one in self.done]
+    def describe(self) -> list[str]:
+        told = [describe_operation(one) for one in self.done]
         told += [f"{name} does not exist" for name in self.absent]
         told += [f"refused: {one}" for one in self.refused]
         told += self.busy + self.failed
         return told or ["nothing is stale"]
 
 
-def operation_in_words(one: CleanupOperation) -> str:
+def describe_operation(one: CleanupOperation) -> str:
     note = f" ({one.error})" if one.error else ""
     if one.state is CleanupState.ABANDONED:
         return f"{one.table_name}: operation {one.id} was given up{note}"
@@ -60,26 +74,26 @@ def operation_in_words(one: CleanupOperation) -> str:
 
 
 def clean(
-    site: CleanupSite,
+    site: CleanupContext,
     tables: Sequence[DatedTable],
     *,
     today: date,
     days: int,
     max_share: float,
-    spare_restored: bool = False,
-) -> Report:
+    skip_restored: bool = False,
+) -> CleanupReport:
     """Finish what earlier cleanups left unfinished, then clean each table; one that fails does not stop the others.
 
     Rows dated today or later are never deleted, nor any that could not be backed up.
     """
     cutoff = cutoff_of(today, days)
-    refuse_targets(tables)
-    report = Report()
+    check_no_job_targets(tables)
+    report = CleanupReport()
     finish_unfinished(site, report)
     for table in tables:
         try:
-            _clean_table(table, site, report, cutoff, max_share, spare_restored)
-        except TableTaken as exc:
+            _clean_table(table, site, report, cutoff, max_share, skip_restored)
+        except TableInUse as exc:
             report.busy.append(str(exc))
         except BackfillError as exc:
             report.failed.append(str(exc))
@@ -89,36 +103,38 @@ def clean(
 
 def _clean_table(
     table: DatedTable,
-    site: CleanupSite,
-    report: Report,
+    site: CleanupContext,
+    report: CleanupReport,
     cutoff: date,
     max_share: float,
     spare_restored: bool,
 ) -> None:
-    stale = look(table, site.warehouse, cutoff, restored_dates(table, site.ledger), spare=spare_restored)
-    if not stale.there:
+    stale = find_stale_rows(
+        table, site.warehouse, cutoff, restored_dates(table, site.ledger), skip_restored=spare_restored
+    )
+    if not stale.exists:
         report.absent.append(str(table))
-    elif why := objection(stale, max_share):
+    elif why := deletion_objection(stale, max_share):
         report.refused.append(why)
     else:
-        for days in windows(sorted(stale.rows_by_date), DATES_AT_ONCE):
+        for days in chunk_dates(sorted(stale.rows_by_date), DATES_AT_ONCE):
             report.done.append(_clean_dates(stale, days, site))
 
 
 def restored_dates(table: DatedTable, ledger: Ledger) -> frozenset[date]:
     """The dates that somebody put back, while their backup is kept: the daily cleanup does not take them again."""
-    restored = ledger.cleanups(states=[CleanupState.RESTORED])
+    restored = ledger.cleanups.list_cleanups(states=[CleanupState.RESTORED])
     return frozenset(day for one in restored if one.table_name == str(table) for day in one.kept)
 
 
-def _clean_dates(stale: Stale, days: Sequence[date], site: CleanupSite) -> CleanupOperation:
+def _clean_dates(stale: StaleRows, days: Sequence[date], site: CleanupContext) -> CleanupOperation:
     """One operation over the dates, begun again when somebody writes one of them while they are backed up."""
     for _ in range(TRIES):
         operation = _opened(stale, days, site)
         try:
             kept = _backed_up(operation, days, site)
             if kept is not None:
-                return _delete(site.ledger.cleanup(operation.id), kept, site)
+                return _delete(site.ledger.cleanups.get_cleanup(operation.id), kept, site)
         except BackfillError as exc:
             _leave(operation.id, site, str(exc))
             raise
@@ -126,7 +142,7 @@ def _clean_dates(stale: Stale, days: Sequence[date], site: CleanupSite) -> Clean
     raise WarehouseUnavailable("stale dates were written to during each backup of them", table=str(stale.table))
 
 
-def _opened(stale: Stale, days: Sequence[date], site: CleanupSite) -> CleanupOperation:
+def _opened(stale: StaleRows, days: Sequence[date], site: CleanupContext) -> CleanupOperation:
     name = new_cleanup_id()
     backup = Backup(id=name, table=stale.table.name, date_column=stale.table.date_column)
     new = NewCleanup(
@@ -139,40 +155,42 @@ def _opened(stale: Stale, days: Sequence[date], site: CleanupSite) -> CleanupOpe
         oldest=min(days),
         newest=max(days),
         table_rows=stale.table_rows,
-        backup=site.warehouse.backup_place(backup),
+        backup=site.warehouse.backup_location(backup),
         requested_by=site.by,
         expires_at=utcnow() + timedelta(days=site.settings.cleanup_backup_days),
     )
-    return site.ledger.open_cleanup(new, site.owner, site.lease())
+    return site.ledger.cleanups.open_cleanup(new, site.owner, site.lease())
 
 
-def _backed_up(operation: CleanupOperation, days: Sequence[date], site: CleanupSite) -> Mapping[date, KeptDate] | None:
+def _backed_up(
+    operation: CleanupOperation, days: Sequence[date], site: CleanupContext
+) -> Mapping[date, BackupDate] | None:
     """What is kept, once the backup holds what the table does; None when the table was written to meanwhile."""
     backup = backup_of(operation)
     assert operation.expires_at is not None
     site.warehouse.back_up(backup, days, until=operation.expires_at)
-    kept = site.warehouse.backed_up(backup)
+    kept = site.warehouse.read_backup(backup)
     now = site.warehouse.fingerprints(backup.table, backup.date_column, days)
     if now != {day: one.fingerprint for day, one in kept.items()}:
         return None
     rows = sum(one.rows for one in kept.values())
-    move(operation, CleanupState.BACKED_UP, site, checksum=checksum_of_kept(kept), kept=kept, rows=rows)
+    move_operation(operation, CleanupState.BACKED_UP, site, checksum=checksum_of_kept(kept), kept=kept, rows=rows)
     return kept
 
 
-def _delete(operation: CleanupOperation, kept: Mapping[date, KeptDate], site: CleanupSite) -> CleanupOperation:
+def _delete(operation: CleanupOperation, kept: Mapping[date, BackupDate], site: CleanupContext) -> CleanupOperation:
     """Delete what is kept, and look whether exactly that is gone."""
     backup = backup_of(operation)
     before = site.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
     # Whoever was held up for longer than its lease may be late: what it is to delete may be restored by now.
-    hold(operation, site)
+    renew_lease(operation, site)
     site.warehouse.delete_backed_up(backup, kept)
     after = site.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
-    move(operation, CleanupState.DELETED, site, error=_notes(kept, before, after), **_gone(kept, after))
-    return site.ledger.cleanup(operation.id)
+    move_operation(operation, CleanupState.DELETED, site, error=_notes(kept, before, after), **_gone(kept, after))
+    return site.ledger.cleanups.get_cleanup(operation.id)
 
 
-def _gone(kept: Mapping[date, KeptDate], after: Mapping[date, int]) -> dict[str, Any]:
+def _gone(kept: Mapping[date, BackupDate], after: Mapping[date, int]) -> dict[str, Any]:
     """What is kept and not in the table any more, as an operation tells it."""
     gone = sorted(day for day in kept if day not in after)
     return {
@@ -187,27 +205,27 @@ def _notes(kept: Collection[date], before: Mapping[date, int], after: Mapping[da
     """What is to be told of a deletion besides what it deleted."""
     left = [day for day in kept if day in after]
     fewer = [day for day, rows in before.items() if day not in kept and after.get(day, 0) < rows]
-    told = [f"{len(left)} date(s) were written since and are left alone: {describe(left)}"] if left else []
-    told += [f"somebody else took rows of {len(fewer)} other date(s): {describe(fewer)}"] if fewer else []
+    told = [f"{len(left)} date(s) were written since and are left alone: {format_dates(left)}"] if left else []
+    told += [f"somebody else took rows of {len(fewer)} other date(s): {format_dates(fewer)}"] if fewer else []
     return "; ".join(told) or None
 
 
-def _leave(operation_id: str, site: CleanupSite, why: str) -> None:
+def _leave(operation_id: str, site: CleanupContext, why: str) -> None:
     """Give an operation up: for good while it has deleted nothing, else to whoever comes next."""
-    gone = site.ledger.move_cleanup(
+    gone = site.ledger.cleanups.move_cleanup(
         operation_id, expect=CleanupState.PLANNED, to=CleanupState.ABANDONED, owner=site.owner, error=why
     )
     if not gone:
-        site.ledger.give_up_cleanup(operation_id, site.owner, why)
+        site.ledger.cleanups.release_cleanup(operation_id, site.owner, why)
 
 
 # -- what was left unfinished ---------------------------------------------------------------------------------
 
 
-def finish_unfinished(site: CleanupSite, report: Report) -> None:
+def finish_unfinished(site: CleanupContext, report: CleanupReport) -> None:
     """Finish the operations of processes that died; those of living ones are theirs."""
-    for found in site.ledger.unfinished_cleanups():
-        taken = site.ledger.take_cleanup(found.id, site.owner, site.lease(), is_dead=is_dead)
+    for found in site.ledger.cleanups.list_unfinished_cleanups():
+        taken = site.ledger.cleanups.claim_cleanup(found.id, site.owner, site.lease(), is_dead=is_dead)
         if taken is None:
             continue
         try:
@@ -217,44 +235,44 @@ def finish_unfinished(site: CleanupSite, report: Report) -> None:
             report.failed.append(str(exc))
 
 
-def _finish(operation: CleanupOperation, site: CleanupSite) -> CleanupOperation:
+def _finish(operation: CleanupOperation, site: CleanupContext) -> CleanupOperation:
     if operation.state is CleanupState.PLANNED:
         _leave(operation.id, site, "its process died before the backup was whole; nothing was deleted")
     elif operation.state is CleanupState.RESTORING:
-        put_back(operation, site)
+        complete_restore(operation, site)
     else:
         try:
-            kept = verified(operation, site)
-        except NothingKept as exc:
+            kept = verify_backup(operation, site)
+        except BackupMissing as exc:
             # Whatever is left of the backup stays: rows may have been deleted before it was lost.
             after = site.warehouse.row_counts(backup_of(operation).table, operation.date_column, ALL_DATES)
             said = f"nothing more was deleted: {exc}"
-            move(operation, CleanupState.DAMAGED, site, error=said, **_gone(operation.kept, after))
+            move_operation(operation, CleanupState.DAMAGED, site, error=said, **_gone(operation.kept, after))
         else:
             return _delete(operation, kept, site)
-    return site.ledger.cleanup(operation.id)
+    return site.ledger.cleanups.get_cleanup(operation.id)
 
 
 # -- backups that are not needed any more ---------------------------------------------------------------------
 
 
-def expire(site: CleanupSite, report: Report) -> list[CleanupOperation]:
+def remove_expired_backups(site: CleanupContext, report: CleanupReport) -> list[CleanupOperation]:
     """Remove the backups that are kept for long enough; returns their operations, which can't be restored any more."""
     expired = [
         one
-        for one in site.ledger.backups_to_expire(utcnow())
-        if site.ledger.move_cleanup(one.id, expect=one.state, to=CleanupState.EXPIRED, error=one.error)
+        for one in site.ledger.cleanups.list_backups_to_expire(utcnow())
+        if site.ledger.cleanups.move_cleanup(one.id, expect=one.state, to=CleanupState.EXPIRED, error=one.error)
     ]
     drop_backups(site, report)
     return expired
 
 
-def drop_backups(site: CleanupSite, report: Report) -> None:
+def drop_backups(site: CleanupContext, report: CleanupReport) -> None:
     """Remove the backups of operations that were given up or have expired."""
-    for one in site.ledger.backups_to_drop():
+    for one in site.ledger.cleanups.list_backups_to_drop():
         try:
             site.warehouse.drop_backup(backup_of(one))
-            site.ledger.backup_dropped(one.id)
+            site.ledger.cleanups.mark_backup_dropped(one.id)
         except BackfillError as exc:
             report.failed.append(str(exc))
 
@@ -262,7 +280,7 @@ def drop_backups(site: CleanupSite, report: Report) -> None:
 # -- telling --------------------------------------------------------------------------------------------------
 
 
-def unusual(report: Report, settings: Settings, today: date) -> NewAlert | None:
+def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date) -> NewAlert | None:
     """The alert about a cleanup that deleted very many rows, found a backup damaged or was refused; else None."""
     many = [
         one for one in report.done if one.state is CleanupState.DELETED and one.rows > settings.cleanup_unusual_rows
@@ -270,9 +288,9 @@ def unusual(report: Report, settings: Settings, today: date) -> NewAlert | None:
     damaged = [one for one in report.done if one.state is CleanupState.DAMAGED]
     if not many and not damaged and not report.refused:
         return None
-    lines = [f"{operation_in_words(one)}; to put them back: backfill cleanup restore {one.id}" for one in many]
+    lines = [f"{describe_operation(one)}; to put them back: backfill cleanup restore {one.id}" for one in many]
     lines += [
-        f"{operation_in_words(one)}; for what is intact: backfill cleanup restore {one.id} --intact" for one in damaged
+        f"{describe_operation(one)}; for what is intact: backfill cleanup restore {one.id} --intact" for one in damaged
     ]
     lines += [f"nothing was deleted from {why}" for why in report.refused]
     if report.refused:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import date
 
-from gated_backfill.common.cleanup.operation import CleanupSite, backup_of, hold, move, verified
-from gated_backfill.common.errors import BackfillError, NothingKept, TableTaken, UserError
+from gated_backfill.common.cleanup.operation import (
+    CleanupContext,
+    backup_of,
+    move_operation,
+    renew_lease,
+    verify_backup,
+)
+from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
-from gated_backfill.common.model.backup import KeptDate
-from gated_backfill.common.model.dates import describe
+from gated_backfill.common.model.backup import BackupDate
+from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.process.identity import is_dead
 
 
-def refuse_unrestorable(operation: CleanupOperation, *, intact_only: bool = False) -> None:
+def check_restorable(operation: CleanupOperation, *, intact_only: bool = False) -> None:
     """Raises `UserError`, saying why, unless the operation has something to put back."""
     refusals = {
         CleanupState.PLANNED: "has deleted nothing",
@@ -31,7 +37,7 @@ def refuse_unrestorable(operation: CleanupOperation, *, intact_only: bool = Fals
 
 
 def restore(
-    operation_id: str, site: CleanupSite, *, leave_written: bool = False, intact_only: bool = False
+    operation_id: str, site: CleanupContext, *, leave_written: bool = False, intact_only: bool = False
 ) -> CleanupOperation:
     """Put back what the operation deleted, all of it or nothing.
 
@@ -39,56 +45,58 @@ def restore(
     completes the restoration after a death does the same. Raises `UserError`, and changes nothing, when there is
     nothing to put back, or dates hold other rows by now.
     """
-    operation = site.ledger.cleanup(operation_id)
-    refuse_unrestorable(operation, intact_only=intact_only)
+    operation = site.ledger.cleanups.get_cleanup(operation_id)
+    check_restorable(operation, intact_only=intact_only)
     if operation.state is CleanupState.RESTORING:
-        taken = site.ledger.take_cleanup(operation_id, site.owner, site.lease(), is_dead=is_dead)
+        taken = site.ledger.cleanups.claim_cleanup(operation_id, site.owner, site.lease(), is_dead=is_dead)
         if taken is None:
-            raise TableTaken(f"operation {operation_id} is being restored already", table=operation.table_name)
+            raise TableInUse(f"operation {operation_id} is being restored already", table=operation.table_name)
     else:
         try:
-            verified(operation, site, intact_only=intact_only)
-        except NothingKept as exc:
+            verify_backup(operation, site, intact_only=intact_only)
+        except BackupMissing as exc:
             hint = "" if intact_only else "; --intact restores the dates that are intact"
-            raise NothingKept(f"{exc}{hint}") from exc
-        move(operation, CleanupState.RESTORING, site, leave_written=leave_written, intact_only=intact_only)
-    return put_back(site.ledger.cleanup(operation_id), site)
+            raise BackupMissing(f"{exc}{hint}") from exc
+        move_operation(operation, CleanupState.RESTORING, site, leave_written=leave_written, intact_only=intact_only)
+    return complete_restore(site.ledger.cleanups.get_cleanup(operation_id), site)
 
 
-def put_back(operation: CleanupOperation, site: CleanupSite) -> CleanupOperation:
+def complete_restore(operation: CleanupOperation, site: CleanupContext) -> CleanupOperation:
     """The restoration itself, of an operation that is ours."""
-    kept: Mapping[date, KeptDate] = {}
+    kept: Mapping[date, BackupDate] = {}
     try:
-        kept = verified(operation, site, intact_only=operation.intact_only)
-        hold(operation, site)
+        kept = verify_backup(operation, site, intact_only=operation.intact_only)
+        renew_lease(operation, site)
         back = site.warehouse.restore_backup(backup_of(operation), kept, leave_written=operation.leave_written)
         if not operation.leave_written:
             _refuse_left(sorted(set(kept) - back))
-    except TableTaken:
+    except TableInUse:
         raise
     except UserError as exc:
         damaged = set(kept) != set(operation.kept)
         to = CleanupState.DAMAGED if damaged else CleanupState.DELETED
-        move(operation, to, site, error=f"not restored: {exc}")
+        move_operation(operation, to, site, error=f"not restored: {exc}")
         raise
     except BackfillError as exc:
-        site.ledger.give_up_cleanup(operation.id, site.owner, str(exc))
+        site.ledger.cleanups.release_cleanup(operation.id, site.owner, str(exc))
         raise
     left, lost = set(kept) - back, set(operation.kept) - set(kept)
     restored = {day: kept[day] for day in back}
-    move(operation, CleanupState.RESTORED, site, restored_by=site.by, error=_notes(left, lost), kept=restored)
-    return site.ledger.cleanup(operation.id)
+    move_operation(operation, CleanupState.RESTORED, site, restored_by=site.by, error=_notes(left, lost), kept=restored)
+    return site.ledger.cleanups.get_cleanup(operation.id)
 
 
 def _refuse_left(left: Collection[date]) -> None:
     if left:
-        raise UserError(f"{len(left)} date(s) were written meanwhile and are left alone: {describe(left)}")
+        raise UserError(f"{len(left)} date(s) were written meanwhile and are left alone: {format_dates(left)}")
 
 
 def _notes(left: Collection[date], lost: Collection[date]) -> str | None:
     """What is to be told of a restoration besides what it restored."""
-    told = [f"{len(left)} date(s) were left as they are: {describe(sorted(left))}"] if left else []
+    told = [f"{len(left)} date(s) were left as they are: {format_dates(sorted(left))}"] if left else []
     told += (
-        [f"{len(lost)} date(s) are damaged in the backup and not restored: {describe(sorted(lost))}"] if lost else []
+        [f"{len(lost)} date(s) are damaged in the backup and not restored: {format_dates(sorted(lost))}"]
+        if lost
+        else []
     )
     return "; ".join(told) or None

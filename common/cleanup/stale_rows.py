@@ -8,10 +8,10 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from gated_backfill.common.config.operations import MOST_DAYS
+from gated_backfill.common.config.operations import MAX_DAYS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dated_tables import DatedTable
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import find_job, job_names
@@ -30,18 +30,18 @@ def cutoff_of(today: date, days: int) -> date:
     """Rows of dates before it are more than so many days old. Raises `UserError` where that may not be deleted."""
     if days < 1:
         raise UserError(f"rows dated today or later are never deleted: {days} days is less than 1")
-    if days > MOST_DAYS:
-        raise UserError(f"nothing is that old: {days} days is more than {MOST_DAYS}")
+    if days > MAX_DAYS:
+        raise UserError(f"nothing is that old: {days} days is more than {MAX_DAYS}")
     return today - timedelta(days=days)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stale:
+class StaleRows:
     """What a cleanup would delete from a table."""
 
     table: DatedTable
     cutoff: date
-    there: bool  #: whether the table exists
+    exists: bool  #: whether the table exists
     rows_by_date: Mapping[date, int]  #: of the stale dates
     table_rows: int
     restored: tuple[date, ...] = ()  #: old dates that somebody restored: the daily cleanup leaves them alone
@@ -58,7 +58,7 @@ class Stale:
     def as_json(self) -> dict[str, Any]:
         return {
             "table": str(self.table),
-            "exists": self.there,
+            "exists": self.exists,
             "cutoff": self.cutoff,
             "rows": self.rows,
             "dates": len(self.rows_by_date),
@@ -70,35 +70,35 @@ class Stale:
         }
 
 
-def stale_rows(
+def select_stale_rows(
     table: DatedTable,
     counts: Mapping[date, int] | None,
     cutoff: date,
     restored: Collection[date] = (),
     *,
-    spare: bool = False,
-) -> Stale:
+    skip_restored: bool = False,
+) -> StaleRows:
     """The stale ones among a table's rows by date; `counts` is None where there is no table.
 
     Dates that somebody restored are stale, too, unless they are to be spared.
     """
     old = {day: rows for day, rows in (counts or {}).items() if day < cutoff and rows}
     back = tuple(sorted(old.keys() & set(restored)))
-    return Stale(
+    return StaleRows(
         table=table,
         cutoff=cutoff,
-        there=counts is not None,
-        rows_by_date={day: rows for day, rows in sorted(old.items()) if not (spare and day in back)},
+        exists=counts is not None,
+        rows_by_date={day: rows for day, rows in sorted(old.items()) if not (skip_restored and day in back)},
         table_rows=sum((counts or {}).values()),
         restored=back,
     )
 
 
-def objection(stale: Stale, max_share: float) -> str | None:
+def deletion_objection(stale: StaleRows, max_share: float) -> str | None:
     """Why it is not to be deleted unless somebody says so; None where nothing speaks against it."""
     if stale.share <= max_share:
         return None
-    share = percent(stale.rows, stale.table_rows)
+    share = format_percent(stale.rows, stale.table_rows)
     return (
         f"{stale.table}: {stale.rows} of its {stale.table_rows} rows ({share}) are dated before {stale.cutoff}, "
         f"more than the share of {max_share:g} that one cleanup may delete"
@@ -108,7 +108,7 @@ def objection(stale: Stale, max_share: float) -> str | None:
 # -- looking --------------------------------------------------------------------------------------------------
 
 
-def refuse_targets(tables: Collection[DatedTable]) -> None:
+def check_no_job_targets(tables: Collection[DatedTable]) -> None:
     """Raises `UserError` when a job builds one of the tables: its checkpoints would stand without their rows."""
     names = {str(one) for one in tables}
     for job in map(find_job, job_names()):
@@ -119,11 +119,16 @@ def refuse_targets(tables: Collection[DatedTable]) -> None:
             )
 
 
-def look(
-    table: DatedTable, warehouse: Warehouse, cutoff: date, restored: Collection[date] = (), *, spare: bool = False
-) -> Stale:
+def find_stale_rows(
+    table: DatedTable,
+    warehouse: Warehouse,
+    cutoff: date,
+    restored: Collection[date] = (),
+    *,
+    skip_restored: bool = False,
+) -> StaleRows:
     """What is stale in the table. Changes nothing."""
     if warehouse.describe(table.name) is None:
-        return stale_rows(table, None, cutoff)
+        return select_stale_rows(table, None, cutoff)
     counts = warehouse.row_counts(table.name, table.date_column, ALL_DATES)
-    return stale_rows(table, counts, cutoff, restored, spare=spare)
+    return select_stale_rows(table, counts, cutoff, restored, skip_restored=skip_restored)

@@ -16,7 +16,7 @@ import redis
 
 from gated_backfill.common.errors import UserError
 
-WRITE_IT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
+BROKER_URL_HINT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 TLS = "rediss"
 SCHEMES = ("redis", TLS, "redis+socket")
 CHECKED = "ssl_cert_reqs"
@@ -32,14 +32,14 @@ class BrokerUrl:
     address: str  #: for people: without user and password
     tls: Mapping[str, Any] | None = None  #: as redis, kombu and Celery name the options; None: not encrypted
 
-    def client(self, *, seconds: float) -> redis.Redis:
+    def client(self, *, timeout_seconds: float) -> redis.Redis:
         """A client of its own, which waits so long for a connection and for each answer. It connects when first used.
 
         Raises `ValueError`, whose text may quote the password, for a URL that can't be used.
         """
         reachable = self.url.replace("redis+socket://", "unix://", 1)
         return redis.Redis.from_url(
-            reachable, socket_timeout=seconds, socket_connect_timeout=seconds, **(self.tls or {})
+            reachable, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, **(self.tls or {})
         )
 
 
@@ -49,11 +49,11 @@ def parse_broker_url(url: str) -> BrokerUrl:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
     except ValueError as exc:  # its text may quote a part of the password
-        raise UserError(f"BACKFILL_BROKER is no URL: {WRITE_IT}") from exc
+        raise UserError(f"BACKFILL_BROKER is no URL: {BROKER_URL_HINT}") from exc
     if parts.scheme not in SCHEMES:
-        raise UserError(f"BACKFILL_BROKER is not the URL of a Redis or Valkey server: {WRITE_IT}")
+        raise UserError(f"BACKFILL_BROKER is not the URL of a Redis or Valkey server: {BROKER_URL_HINT}")
     if parts.scheme != "redis+socket" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"):
-        raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {WRITE_IT}")
+        raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {BROKER_URL_HINT}")
     address = f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
     asked = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme != TLS:

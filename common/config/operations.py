@@ -10,10 +10,10 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.alert_kinds import KINDS, named_kinds
+from gated_backfill.common.model.alert_kinds import ALERT_KINDS, parse_alert_kinds
 from gated_backfill.common.model.dated_tables import DatedTable, parse_dated_tables
 
-MOST_DAYS = 36500  #: of any setting, so that no date lies before the calendar's first
+MAX_DAYS = 36500  #: of any setting, so that no date lies before the calendar's first
 
 
 class OperationsSettings(BaseSettings):
@@ -32,8 +32,8 @@ class OperationsSettings(BaseSettings):
     cleanup_at: time = time(4, 0)  #: the cleanup of stale rows; the retention of other things follows it
     audit_at: time = time(6, 0)
     maintenance_retry_seconds: int = Field(600, ge=1)  #: after which a daily work that failed is tried again
-    staging_days: int = Field(7, ge=1, le=MOST_DAYS)  #: how long what an ended run left staged is kept
-    quarantine_days: int = Field(30, ge=1, le=MOST_DAYS)  #: how long refused files are kept after the end of their run
+    staging_days: int = Field(7, ge=1, le=MAX_DAYS)  #: how long what an ended run left staged is kept
+    quarantine_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long refused files are kept after the end of their run
     flower_address: str = "127.0.0.1"  #: where Flower listens; 0.0.0.0 for every interface
     flower_port: int = Field(5555, ge=1, le=65535)
     flower_user: str = "backfill"
@@ -45,10 +45,10 @@ class OperationsSettings(BaseSettings):
 
     # cleanup of stale rows
     cleanup_tables: str = "nba_analytics.upcoming_player_game_context,nba_analytics.upcoming_team_game_context"
-    cleanup_days: int = Field(7, ge=1, le=MOST_DAYS)  #: rows of dates more than so many days ago are stale
+    cleanup_days: int = Field(7, ge=1, le=MAX_DAYS)  #: rows of dates more than so many days ago are stale
     cleanup_max_share: float = Field(0.5, ge=0, le=1)  #: of a table's rows; a larger cleanup has to be asked for
     cleanup_backup_days: int = Field(
-        30, ge=1, le=MOST_DAYS
+        30, ge=1, le=MAX_DAYS
     )  #: how long deleted rows are kept for `backfill cleanup restore`
     cleanup_unusual_rows: int = Field(10_000, ge=0)  #: an operation that deletes more is told
 
@@ -104,11 +104,11 @@ class OperationsSettings(BaseSettings):
     @field_validator("alert_kinds")
     @classmethod
     def _known_kinds(cls, value: str | None) -> str | None:
-        if not set(named_kinds(value)) <= set(KINDS):
-            raise PydanticCustomError("alert_kinds", "Known kinds are {known}", {"known": ", ".join(KINDS)})
+        if not set(parse_alert_kinds(value)) <= set(ALERT_KINDS):
+            raise PydanticCustomError("alert_kinds", "Known kinds are {known}", {"known": ", ".join(ALERT_KINDS)})
         return value or None  # empty, as a compose file hands it on, is not set
 
     @property
-    def wanted_kinds(self) -> tuple[str, ...]:
+    def delivered_alert_kinds(self) -> tuple[str, ...]:
         """The kinds of alert that are delivered."""
-        return KINDS if self.alert_kinds is None else named_kinds(self.alert_kinds)
+        return ALERT_KINDS if self.alert_kinds is None else parse_alert_kinds(self.alert_kinds)

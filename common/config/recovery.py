@@ -7,7 +7,7 @@ from datetime import timedelta
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
-LEAST_MEMORY_MB = 512  #: a process that has imported everything has 200 MB
+MIN_MEMORY_MB = 512  #: a process that has imported everything has 200 MB
 
 
 class RecoverySettings(BaseSettings):
@@ -32,8 +32,8 @@ class RecoverySettings(BaseSettings):
     @field_validator("worker_memory_mb")
     @classmethod
     def _enough_memory(cls, megabytes: int) -> int:
-        if 0 < megabytes < LEAST_MEMORY_MB:
-            raise ValueError(f"must be 0, for no limit, or at least {LEAST_MEMORY_MB}")
+        if 0 < megabytes < MIN_MEMORY_MB:
+            raise ValueError(f"must be 0, for no limit, or at least {MIN_MEMORY_MB}")
         return megabytes
 
     @property

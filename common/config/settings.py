@@ -11,14 +11,14 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from gated_backfill.common.config.ledger_url import HOME, ledger_url
-from gated_backfill.common.config.operations import MOST_DAYS, OperationsSettings
+from gated_backfill.common.config.ledger_url import DEFAULT_HOME, resolve_ledger_url
+from gated_backfill.common.config.operations import MAX_DAYS, OperationsSettings
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.config.warehouse_url import LOCAL, is_local
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import AUTO, parse_per_task
-from gated_backfill.common.model.publication import METADATA, Limits
-from gated_backfill.common.model.rate import Rate
+from gated_backfill.common.model.batching import AUTO, parse_dates_per_task
+from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
+from gated_backfill.common.model.rate import RateLimit
 from gated_backfill.common.model.tables import TableName
 
 
@@ -27,7 +27,7 @@ class Settings(OperationsSettings, RecoverySettings):
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
 
-    home: Path = HOME  #: holds the embedded defaults of the four URLs
+    home: Path = DEFAULT_HOME  #: holds the embedded defaults of the four URLs
     broker: SecretStr | None = None  #: redis://...; None starts an embedded broker for each run
     ledger: SecretStr | None = None  #: sqlite:///FILE or postgresql://...
     warehouse: str | None = None  #: local:DIR or bigquery://PROJECT?location=US
@@ -51,16 +51,16 @@ class Settings(OperationsSettings, RecoverySettings):
     warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long a passing trouble of BigQuery is sat out
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
     price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
-    undo_days: int = Field(30, ge=1, le=MOST_DAYS)  #: how long what a run replaced is kept for `backfill undo`
+    undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long what a run replaced is kept for `backfill undo`
 
     # history
-    metadata_table: str = f"backfill.{METADATA}"  #: the warehouse's history of runs; `none` writes none
+    metadata_table: str = f"backfill.{METADATA_TABLE}"  #: the warehouse's history of runs; `none` writes none
 
     @field_validator("dates_per_task", mode="before")
     @classmethod
     def _number_or_auto(cls, given: object) -> object:
         try:
-            return parse_per_task(given or AUTO) if isinstance(given, str) else given
+            return parse_dates_per_task(given or AUTO) if isinstance(given, str) else given
         except UserError as exc:
             raise ValueError(str(exc)) from exc
 
@@ -96,16 +96,16 @@ class Settings(OperationsSettings, RecoverySettings):
         return timedelta(seconds=self.gate_lease_seconds + jobs)
 
     @property
-    def query_rate(self) -> Rate | None:
+    def query_rate_limit(self) -> RateLimit | None:
         """How fast the warehouse may be asked; None for as fast as it answers."""
         if not self.queries_per_second:
             return None
         patience = self.warehouse_retry_seconds
-        return Rate(per_second=self.queries_per_second, burst=self.query_burst, patience_seconds=patience)
+        return RateLimit(per_second=self.queries_per_second, burst=self.query_burst, max_wait_seconds=patience)
 
     @property
-    def limits(self) -> Limits:
-        return Limits(
+    def warehouse_limits(self) -> WarehouseLimits:
+        return WarehouseLimits(
             max_bytes_billed=self.max_bytes_billed,
             retry_seconds=self.warehouse_retry_seconds,
             job_seconds=self.warehouse_job_seconds,
@@ -114,7 +114,7 @@ class Settings(OperationsSettings, RecoverySettings):
 
     @property
     def ledger_url(self) -> str:
-        return ledger_url(self.home, None if self.ledger is None else self.ledger.get_secret_value())
+        return resolve_ledger_url(self.home, None if self.ledger is None else self.ledger.get_secret_value())
 
     @property
     def warehouse_url(self) -> str:

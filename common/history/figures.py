@@ -10,7 +10,7 @@ from enum import Enum
 from statistics import median
 from typing import TypeVar
 
-from gated_backfill.common.ledger.records import DateRow, Run, RunFacts
+from gated_backfill.common.ledger.records import DateRow, Run, RunWithDates
 from gated_backfill.common.ledger.states import DateState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import DateRange
@@ -21,7 +21,7 @@ BARS = "▁▂▃▄▅▆▇█"
 NOTHING = "·"  #: in a sparkline: nothing is known of this stretch
 
 
-class Outcome(Enum):
+class DateOutcome(Enum):
     """What became of one date of a run."""
 
     COMPLETE = "complete"
@@ -33,26 +33,26 @@ class Outcome(Enum):
     UNFINISHED = "unfinished"  #: the run goes on, or was cancelled before the date was done
 
 
-PUBLISHED = frozenset({Outcome.COMPLETE, Outcome.ACCEPTED, Outcome.FORCED})
-JUDGED = PUBLISHED | {Outcome.BLOCKED}  #: those whose coverage somebody has weighed
+PUBLISHED = frozenset({DateOutcome.COMPLETE, DateOutcome.ACCEPTED, DateOutcome.FORCED})
+JUDGED = PUBLISHED | {DateOutcome.BLOCKED}  #: those whose coverage somebody has weighed
 
 _ENDS = {
-    DateState.BLOCKED: Outcome.BLOCKED,
-    DateState.FAILED: Outcome.FAILED,
-    DateState.SKIPPED: Outcome.SKIPPED,
+    DateState.BLOCKED: DateOutcome.BLOCKED,
+    DateState.FAILED: DateOutcome.FAILED,
+    DateState.SKIPPED: DateOutcome.SKIPPED,
 }
 _PROVEN = {
-    Verdict.COMPLETE: Outcome.COMPLETE,
-    Verdict.ACCEPTED: Outcome.ACCEPTED,
-    Verdict.FORCED: Outcome.FORCED,
+    Verdict.COMPLETE: DateOutcome.COMPLETE,
+    Verdict.ACCEPTED: DateOutcome.ACCEPTED,
+    Verdict.FORCED: DateOutcome.FORCED,
 }
 
 
-def outcome_of(row: DateRow) -> Outcome:
+def outcome_of(row: DateRow) -> DateOutcome:
     """What became of the date. A verdict counts only once the date is checkpointed: until then it may change."""
     if row.state is DateState.CHECKPOINTED and row.verdict is not None:
         return _PROVEN[row.verdict]
-    return _ENDS.get(row.state, Outcome.UNFINISHED)
+    return _ENDS.get(row.state, DateOutcome.UNFINISHED)
 
 
 def coverage_of(row: DateRow) -> float | None:
@@ -70,7 +70,7 @@ def primary_of(row: DateRow) -> str | None:
     return next(iter(row.found or ()), None)
 
 
-def fell_back(row: DateRow) -> bool | None:
+def used_fallback(row: DateRow) -> bool | None:
     """Whether a published date holds rows of anything but the primary; None for other dates and where it is unknown."""
     primary = primary_of(row)
     if outcome_of(row) not in PUBLISHED or row.source is None or primary is None:
@@ -93,7 +93,7 @@ class Totals:
 
     runs: int
     dates: int
-    outcomes: Mapping[Outcome, int]
+    outcomes: Mapping[DateOutcome, int]
     coverage: Coverage | None  #: None when no date was judged
     sourced: int  #: published dates of which it is known whether their source was the primary
     fallbacks: int  #: those of them whose source was not
@@ -101,7 +101,7 @@ class Totals:
     seconds_median: float | None  #: of one date
     seconds_most: float | None
 
-    def of(self, *outcomes: Outcome) -> int:
+    def of(self, *outcomes: DateOutcome) -> int:
         return sum(self.outcomes.get(one, 0) for one in outcomes)
 
     @property
@@ -120,10 +120,10 @@ def wall_seconds(run: Run) -> float | None:
     return (run.finished_at - run.started_at).total_seconds()
 
 
-def totals(facts: Sequence[RunFacts]) -> Totals:
+def totals(facts: Sequence[RunWithDates]) -> Totals:
     """Everything that is counted over these runs. A date that two runs had is counted twice: it was built twice."""
     rows = [row for one in facts for row in one.dates]
-    used = [fell for row in rows if (fell := fell_back(row)) is not None]
+    used = [fell for row in rows if (fell := used_fallback(row)) is not None]
     walls = [seconds for one in facts if (seconds := wall_seconds(one.run)) is not None]
     seconds = [row.seconds for row in rows if row.seconds is not None]
     return Totals(
@@ -147,14 +147,14 @@ def _coverage(rows: Iterable[DateRow]) -> Coverage | None:
 # -- over time ----------------------------------------------------------------------------------------------------
 
 
-def lowest_by_date(facts: RunFacts) -> list[float | None]:
+def lowest_by_date(facts: RunWithDates) -> list[float | None]:
     """The coverage of each date of a run, oldest first."""
     return [coverage_of(row) for row in facts.dates]
 
 
-def ended_per_day(facts: Iterable[RunFacts], days: DateRange) -> list[int]:
+def ended_per_day(facts: Iterable[RunWithDates], days: DateRange) -> list[int]:
     """For each day of the period, how many dates came to their end on it (UTC)."""
-    done = (row for one in facts for row in one.dates if outcome_of(row) is not Outcome.UNFINISHED)
+    done = (row for one in facts for row in one.dates if outcome_of(row) is not DateOutcome.UNFINISHED)
     ended = Counter(row.ended_at.date() for row in done if row.ended_at is not None)
     return [ended[day] for day in days.days()]
 
@@ -188,7 +188,7 @@ def _groups(values: Sequence[T], most: int) -> list[Sequence[T]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class FigureChange:
     """One figure now and in the period before; None where there is none."""
 
     now: float | None
@@ -199,23 +199,23 @@ class Change:
         return None if self.now is None or self.before is None else self.now - self.before
 
 
-def trend(now: Totals, before: Totals) -> dict[str, Change]:
+def trend(now: Totals, before: Totals) -> dict[str, FigureChange]:
     """The figures that are worth comparing; shares are between 0 and 1."""
 
-    def counted(*outcomes: Outcome) -> Change:
-        return Change(now=now.of(*outcomes), before=before.of(*outcomes) if before.runs else None)
+    def counted(*outcomes: DateOutcome) -> FigureChange:
+        return FigureChange(now=now.of(*outcomes), before=before.of(*outcomes) if before.runs else None)
 
     shares, earlier = now.coverage, before.coverage
     return {
-        "runs": Change(now=now.runs, before=before.runs),
+        "runs": FigureChange(now=now.runs, before=before.runs),
         "published": counted(*PUBLISHED),
-        "coverage_median": Change(now=shares and shares.median, before=earlier and earlier.median),
-        "coverage_min": Change(now=shares and shares.least, before=earlier and earlier.least),
-        "fallback_rate": Change(now=now.fallback_rate, before=before.fallback_rate),
-        "blocked": counted(Outcome.BLOCKED),
-        "failed": counted(Outcome.FAILED),
-        "forced": counted(Outcome.FORCED),
-        "seconds_median": Change(now=now.seconds_median, before=before.seconds_median),
+        "coverage_median": FigureChange(now=shares and shares.median, before=earlier and earlier.median),
+        "coverage_min": FigureChange(now=shares and shares.least, before=earlier and earlier.least),
+        "fallback_rate": FigureChange(now=now.fallback_rate, before=before.fallback_rate),
+        "blocked": counted(DateOutcome.BLOCKED),
+        "failed": counted(DateOutcome.FAILED),
+        "forced": counted(DateOutcome.FORCED),
+        "seconds_median": FigureChange(now=now.seconds_median, before=before.seconds_median),
     }
 
 
@@ -224,7 +224,7 @@ def share_in_words(share: float | None) -> str:
     return "-" if share is None else f"{_tenths(share) / 10:.1f} %"
 
 
-def points_in_words(change: Change) -> str:
+def points_in_words(change: FigureChange) -> str:
     """How a share has changed, in percentage points, as the two shares read."""
     if change.now is None:
         return ""
@@ -234,7 +234,7 @@ def points_in_words(change: Change) -> str:
     return f"{points / 10:+.1f} points" if points else "as before"
 
 
-def count_in_words(change: Change) -> str:
+def count_in_words(change: FigureChange) -> str:
     """How a count has changed."""
     if change.now is None:
         return ""
@@ -252,7 +252,7 @@ def _tenths(share: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class LatestResult:
     """How the latest run over a date left it."""
 
     row: DateRow
@@ -262,7 +262,7 @@ class Standing:
     undone: bool  #: every run that ended the date was undone since
 
 
-def standings(facts: Iterable[RunFacts]) -> dict[str, dict[date, Standing]]:
+def latest_results(facts: Iterable[RunWithDates]) -> dict[str, dict[date, LatestResult]]:
     """By job and date, the latest result that was not undone; where all were, the latest of those."""
     found: dict[str, dict[date, list[tuple[Run, DateRow]]]] = {}
     for one in facts:
@@ -274,13 +274,13 @@ def standings(facts: Iterable[RunFacts]) -> dict[str, dict[date, Standing]]:
     }
 
 
-def _latest(results: Sequence[tuple[Run, DateRow]]) -> Standing:
+def _latest(results: Sequence[tuple[Run, DateRow]]) -> LatestResult:
     def order(result: tuple[Run, DateRow]) -> tuple[bool, bool, object, str]:
         run, row = result
         ended = row.ended_at or run.created_at
-        return (run.undone_at is None, outcome_of(row) is not Outcome.UNFINISHED, ended, run.id)
+        return (run.undone_at is None, outcome_of(row) is not DateOutcome.UNFINISHED, ended, run.id)
 
     run, row = max(results, key=order)
     published = [one for one in results if one[0].undone_at is None and outcome_of(one[1]) in PUBLISHED]
     seen = max(published, key=order)[1] if published else None
-    return Standing(row=row, run=run, published=seen, results=len(results), undone=run.undone_at is not None)
+    return LatestResult(row=row, run=run, published=seen, results=len(results), undone=run.undone_at is not None)

@@ -12,17 +12,17 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.history.figures import coverage_of, fell_back, outcome_of, primary_of, wall_seconds
-from gated_backfill.common.ledger import DateRow, Ledger, Run, RunFacts
+from gated_backfill.common.history.figures import coverage_of, outcome_of, primary_of, used_fallback, wall_seconds
+from gated_backfill.common.ledger import DateRow, Ledger, Run, RunWithDates
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.dates import ONE_DAY
-from gated_backfill.common.model.tables import Types
+from gated_backfill.common.model.tables import ColumnTypes
 from gated_backfill.common.process.clock import midnight
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 RUN_ENDED_ON = "run_ended_on"  #: partitions the table
 
-COLUMNS: Types = {
+COLUMNS: ColumnTypes = {
     "run_id": "STRING",
     "job": "STRING",
     "job_version": "STRING",
@@ -62,7 +62,7 @@ NAMES_KEPT = 20  #: of missing entities
 ROWS_A_BATCH = 1000
 
 
-def rows_of(facts: Iterable[RunFacts]) -> list[dict[str, Any]]:
+def rows_of(facts: Iterable[RunWithDates]) -> list[dict[str, Any]]:
     """One row for each run and date, with exactly the columns of `COLUMNS`."""
     return [_row(one.run, row) for one in facts for row in one.dates]
 
@@ -86,7 +86,7 @@ def _row(run: Run, row: DateRow) -> dict[str, Any]:
         "source": row.source,
         "source_reason": row.source_reason,
         "primary_source": primary_of(row),
-        "fell_back": fell_back(row),
+        "fell_back": used_fallback(row),
         "forced": outcome == "forced",
         "missing": ", ".join(row.missing[:NAMES_KEPT]) or None,
         "missing_count": lacking,
@@ -114,7 +114,7 @@ def write_metadata(ledger: Ledger, warehouse: Warehouse, settings: Settings, run
     The partition of the day on which the run ended is written anew, from the ledger, with all runs that ended on that
     day: repeating this is harmless. Raises `UserError` while the run goes on, and what `Warehouse.load` raises.
     """
-    run = ledger.run(run_id)
+    run = ledger.runs.get_run(run_id)
     if run.finished_at is None:
         raise UserError(f"run {run_id} is still {run.state.value}: its history is written at its end")
     return write_day(ledger, warehouse, settings, run.finished_at.date())
@@ -144,8 +144,8 @@ def _ended_on(ledger: Ledger, day: date) -> pa.Table:
     schema = arrow_schema(COLUMNS)
     batches = [
         pa.RecordBatch.from_pylist([_row(run, row) for row in some], schema)
-        for run in ledger.runs_ended(midnight(day), midnight(day + ONE_DAY))
-        for some in _in_batches(ledger.each_date(run.id))
+        for run in ledger.history.list_ended_runs(midnight(day), midnight(day + ONE_DAY))
+        for some in _in_batches(ledger.history.iter_dates(run.id))
     ]
     return pa.Table.from_batches(batches, schema)
 

@@ -6,39 +6,39 @@ from gated_backfill.common.ledger.records import (
     Alert,
     Checkpoint,
     DateRow,
-    Digest,
     NewAlert,
     NewDate,
     NewRun,
-    Progress,
     Run,
-    RunFacts,
+    RunProgress,
+    RunSummary,
+    RunWithDates,
     WindowRow,
 )
-from gated_backfill.common.ledger.states import Action, DateState, RunState, WindowState
+from gated_backfill.common.ledger.states import DateState, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.stores.flags import Flag, NewFlag
-from gated_backfill.common.ledger.stores.runs import dates_taken
+from gated_backfill.common.ledger.stores.runs import dates_taken_error
 
 __all__ = [
-    "Action",
     "ActionRow",
     "Alert",
     "Checkpoint",
     "DateRow",
     "DateState",
-    "Digest",
     "Flag",
     "Ledger",
     "NewAlert",
     "NewDate",
     "NewFlag",
     "NewRun",
-    "Progress",
     "Run",
-    "RunFacts",
+    "RunAction",
+    "RunProgress",
     "RunState",
+    "RunSummary",
+    "RunWithDates",
     "WindowRow",
     "WindowState",
-    "dates_taken",
+    "dates_taken_error",
     "open_ledger",
 ]

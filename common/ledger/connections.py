@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its URL says otherwise
-HEAD = "0004"  #: the newest migration; a test holds it to the scripts
+HEAD_REVISION = "0004"  #: the newest migration; a test holds it to the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: that a writer waits for another's transaction on SQLite, unless its URL says otherwise
 ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
@@ -28,8 +28,8 @@ ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time
 
 def make_engine(url: str) -> Engine:
     """An engine for `sqlite:///FILE`, whose folder is made, or `postgresql://...`. Raises `UserError` for any other."""
-    parsed = parsed_url(url)
-    engine = engine_of(parsed)
+    parsed = parse_ledger_url(url)
+    engine = engine_for_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
         try:
@@ -39,7 +39,7 @@ def make_engine(url: str) -> Engine:
     return engine
 
 
-def engine_of(url: URL) -> Engine:
+def engine_for_url(url: URL) -> Engine:
     """An engine that has connected to nothing yet. Raises `UserError` for a driver or an option that there is not."""
     try:
         return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
@@ -47,7 +47,7 @@ def engine_of(url: URL) -> Engine:
         raise UserError(f"BACKFILL_LEDGER can't be used: {exc}") from exc
 
 
-def parsed_url(url: str) -> URL:
+def parse_ledger_url(url: str) -> URL:
     """The parts of a ledger's URL. Raises `UserError` for one that names no ledger."""
     try:
         parsed = make_url(url)
@@ -104,7 +104,7 @@ def set_durable(connection: Connection, durable: bool) -> None:
     known["synchronous"] = synchronous
 
 
-def by_statement(engine: Engine) -> Engine:
+def autocommit_engine(engine: Engine) -> Engine:
     """The engine for connections on which each statement is a transaction of its own, as it is on SQLite anyway."""
     return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -126,16 +126,18 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 def migrate(engine: Engine, *, create: bool) -> None:
     """Bring the tables to this version's state. Raises `LedgerUnusable` when that can't be done."""
     found = _revision(engine)
-    if found == HEAD:
+    if found == HEAD_REVISION:
         return
     if not create:
-        raise LedgerUnusable(f"the ledger is at version {found}, this program needs {HEAD}: run `backfill status` once")
+        raise LedgerUnusable(
+            f"the ledger is at version {found}, this program needs {HEAD_REVISION}: run `backfill status` once"
+        )
     with _one_at_a_time(engine):
         _upgrade(engine)
 
 
 def _revision(engine: Engine) -> str | None:
-    with by_statement(engine).connect() as connection:
+    with autocommit_engine(engine).connect() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -146,7 +148,7 @@ def _upgrade(engine: Engine) -> None:
     from alembic.util import CommandError
 
     found = _revision(engine)
-    refuse_newer(found)
+    check_revision_known(found)
     _refuse_foreign(engine, found)
     config = _config()
     # SQLite changes a constraint by making the table anew, which the references to it must not prevent.
@@ -174,7 +176,7 @@ def _refuse_foreign(engine: Engine, revision: str | None) -> None:
         )
 
 
-def refuse_newer(revision: str | None) -> None:
+def check_revision_known(revision: str | None) -> None:
     """Raises `LedgerUnusable` unless a ledger at that revision can be brought up to date."""
     from alembic.script import ScriptDirectory
 

@@ -10,13 +10,13 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Engine, and_
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from gated_backfill.common.errors import LedgerUnavailable, LedgerUnusable
-from gated_backfill.common.ledger.connections import begin_writing, by_statement, set_durable
+from gated_backfill.common.ledger.connections import autocommit_engine, begin_writing, set_durable
 from gated_backfill.common.ledger.states import WindowState
 from gated_backfill.common.ledger.tables import windows
-from gated_backfill.common.process.signals import interruption_behind, uninterrupted
+from gated_backfill.common.process.signals import defer_signals, find_interruption
 
 
-class Database:
+class LedgerStore:
     """Raises `LedgerUnavailable` (repeat) and `LedgerUnusable` (do not) for what its engine raises.
 
     A process that is told to exit exits, and a time limit is one, whatever the driver makes of being cut off.
@@ -24,7 +24,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._by_statement = by_statement(engine)
+        self._by_statement = autocommit_engine(engine)
 
     @contextmanager
     def _write(self, *, durable: bool = True) -> Generator[Connection]:
@@ -34,8 +34,8 @@ class Database:
         SQLite: whatever comes of that is proven, and made durable, by a checkpoint.
         """
         with (
-            translated(),
-            uninterrupted(),  # or its locks might be held against this process's own next transaction
+            translate_database_errors(),
+            defer_signals(),  # or its locks might be held against this process's own next transaction
             self._engine.connect() as connection,
             connection.begin(),
         ):
@@ -45,20 +45,17 @@ class Database:
     @contextmanager
     def _write_one(self, *, durable: bool = True) -> Generator[Connection]:
         """For a single statement: a transaction of its own, that holds what it locks for no longer than it takes."""
-        with translated(), uninterrupted(), self._by_statement.connect() as connection:
+        with translate_database_errors(), defer_signals(), self._by_statement.connect() as connection:
             set_durable(connection, durable)
             yield connection
 
     @contextmanager
     def _read(self) -> Generator[Connection]:
-        with translated(), self._by_statement.connect() as connection:
+        with translate_database_errors(), self._by_statement.connect() as connection:
             yield connection
 
-    def close(self) -> None:
-        self._engine.dispose()
 
-
-def held_by(
+def window_leased_by(
     run_id: str | BindParameter[str], gate: tuple[int | BindParameter[int], str | BindParameter[str]]
 ) -> ColumnElement[bool]:
     """That the gate (a window and an owner) works on its window."""
@@ -72,13 +69,13 @@ def held_by(
 
 
 @contextmanager
-def translated() -> Generator[None]:
+def translate_database_errors() -> Generator[None]:
     try:
         yield
     except IntegrityError:
         raise
     except Exception as exc:
-        if (interruption := interruption_behind(exc)) is not None:
+        if (interruption := find_interruption(exc)) is not None:
             raise interruption from None
         # What begins a transaction on SQLite raises the driver's own errors, all else SQLAlchemy's around them.
         error = exc.orig if isinstance(exc, DatabaseError) else exc

@@ -15,9 +15,14 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from gated_backfill.common.errors import LedgerUnavailable, LedgerUnusable
-from gated_backfill.common.ledger.connections import HEAD, engine_of, parsed_url, refuse_newer
+from gated_backfill.common.ledger.connections import (
+    HEAD_REVISION,
+    check_revision_known,
+    engine_for_url,
+    parse_ledger_url,
+)
 from gated_backfill.common.ledger.tables import checkpoints, metadata
-from gated_backfill.common.process.clock import Reading, read_clock
+from gated_backfill.common.process.clock import ClockReading, read_clock
 from gated_backfill.common.storage.files import check_writable
 
 WAITING_SECONDS = 5  #: for a connection, or for the write lock of SQLite
@@ -25,34 +30,34 @@ RIGHTS = ("SELECT", "INSERT", "UPDATE")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class LedgerInspection:
     """A ledger that can be read and written."""
 
     database: str  #: which one, and where, without user or password
     exists: bool = True
     version: str | None = None  #: of its tables; None when they are not made yet
-    clock: Reading | None = None  #: its server's; None where it is this machine's
+    clock: ClockReading | None = None  #: its server's; None where it is this machine's
 
 
-def look_at_ledger(url: str) -> Look:
+def inspect_ledger(url: str) -> LedgerInspection:
     """The ledger at the URL.
 
     Raises `UserError` for a URL that names none, `NotAllowed` when its file could not be made, `LedgerUnusable` when it
     is corrupt, can't be written or was written by a newer version, `LedgerUnavailable` when it does not answer.
     """
-    parsed = parsed_url(url)
-    engine_of(parsed).dispose()  # which refuses what no command could use
+    parsed = parse_ledger_url(url)
+    engine_for_url(parsed).dispose()  # which refuses what no command could use
     look = _at_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _at_postgresql(parsed)
-    refuse_newer(look.version)
+    check_revision_known(look.version)
     return look
 
 
-def _at_sqlite(url: URL) -> Look:
+def _at_sqlite(url: URL) -> LedgerInspection:
     file = Path(str(url.database)).absolute()
     database = f"SQLite {sqlite3.sqlite_version} at {file}"
     check_writable(file.parent)  # its journal is made beside it
     if not file.exists():
-        return Look(database=database, exists=False)
+        return LedgerInspection(database=database, exists=False)
     try:
         address = f"file:{quote(str(file))}?mode=rw"
         with closing(sqlite3.connect(address, uri=True, timeout=WAITING_SECONDS, isolation_level=None)) as connection:
@@ -69,14 +74,14 @@ def _at_sqlite(url: URL) -> Look:
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
     except sqlite3.DatabaseError as exc:
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
-    return Look(database=database, version=version)
+    return LedgerInspection(database=database, version=version)
 
 
-def _at_postgresql(url: URL) -> Look:
+def _at_postgresql(url: URL) -> LedgerInspection:
     where = f"{url.host or url.query.get('host') or 'this machine'}, database {url.database}"
     if "connect_timeout" not in url.query:
         url = url.update_query_dict({"connect_timeout": str(WAITING_SECONDS)})
-    engine = engine_of(url)
+    engine = engine_for_url(url)
     try:
         with engine.connect() as connection:
             server = connection.execute(text("SHOW server_version")).scalar_one()
@@ -86,7 +91,7 @@ def _at_postgresql(url: URL) -> Look:
                 version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             _require_tables(version, inspect(connection).get_table_names())
             _require_writable(connection, database, version)
-            return Look(database=database, version=version, clock=read_clock(lambda: _time_of(connection)))
+            return LedgerInspection(database=database, version=version, clock=read_clock(lambda: _time_of(connection)))
     except OperationalError as exc:
         raise LedgerUnavailable(f"PostgreSQL at {where} does not answer: {exc.orig}") from exc
     except DatabaseError as exc:
@@ -96,7 +101,7 @@ def _at_postgresql(url: URL) -> Look:
 
 
 def _require_tables(version: str | None, found: Collection[str]) -> None:
-    if version != HEAD:
+    if version != HEAD_REVISION:
         return  # they are about to be made or changed
     if lacking := sorted(set(metadata.tables) - set(found)):
         raise LedgerUnusable(f"the ledger lacks the table(s) {', '.join(lacking)}")
@@ -105,7 +110,7 @@ def _require_tables(version: str | None, found: Collection[str]) -> None:
 def _require_writable(connection: Connection, database: str, version: str | None) -> None:
     if connection.execute(text("SHOW transaction_read_only")).scalar() == "on":
         raise LedgerUnusable(f"{database} is read-only")
-    if version != HEAD:
+    if version != HEAD_REVISION:
         if not connection.execute(text("SELECT has_schema_privilege(current_schema(), 'CREATE')")).scalar():
             raise LedgerUnusable(f"{database}: this user may not make the ledger's tables in it")
         return

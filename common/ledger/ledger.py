@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+from sqlalchemy import Engine
+
 from gated_backfill.common.ledger.connections import make_engine, migrate
-from gated_backfill.common.ledger.database import translated
-from gated_backfill.common.ledger.stores.actions import Actions
-from gated_backfill.common.ledger.stores.alerts import Notices
-from gated_backfill.common.ledger.stores.checkpoints import Checkpoints
-from gated_backfill.common.ledger.stores.claims import Claims
-from gated_backfill.common.ledger.stores.cleanups import Cleanups
-from gated_backfill.common.ledger.stores.dates import Dates
-from gated_backfill.common.ledger.stores.flags import Flags
-from gated_backfill.common.ledger.stores.gauges import Gauges
-from gated_backfill.common.ledger.stores.history import Facts
-from gated_backfill.common.ledger.stores.maintenance import Maintenance
-from gated_backfill.common.ledger.stores.orders import Orders
-from gated_backfill.common.ledger.stores.runs import Runs
-from gated_backfill.common.ledger.stores.windows import Windows
+from gated_backfill.common.ledger.database import translate_database_errors
+from gated_backfill.common.ledger.stores.actions import ActionStore
+from gated_backfill.common.ledger.stores.alerts import AlertStore
+from gated_backfill.common.ledger.stores.checkpoints import CheckpointStore
+from gated_backfill.common.ledger.stores.claims import ClaimStore
+from gated_backfill.common.ledger.stores.cleanups import CleanupStore
+from gated_backfill.common.ledger.stores.dates import DateStore
+from gated_backfill.common.ledger.stores.flags import FlagStore
+from gated_backfill.common.ledger.stores.gauges import GaugeStore
+from gated_backfill.common.ledger.stores.history import HistoryStore
+from gated_backfill.common.ledger.stores.maintenance import MaintenanceStore
+from gated_backfill.common.ledger.stores.orders import OrderStore
+from gated_backfill.common.ledger.stores.runs import RunStore
+from gated_backfill.common.ledger.stores.windows import WindowStore
 
 
-class Ledger(
-    Runs, Windows, Dates, Claims, Checkpoints, Orders, Actions, Flags, Notices, Gauges, Maintenance, Cleanups, Facts
-):
-    """All that is known, in one database. Safe for any number of processes at once."""
+class Ledger:
+    """All stores of one database, by subject. Safe for any number of processes at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.runs = RunStore(engine)
+        self.windows = WindowStore(engine)
+        self.dates = DateStore(engine)
+        self.claims = ClaimStore(engine)
+        self.checkpoints = CheckpointStore(engine)
+        self.orders = OrderStore(engine)
+        self.actions = ActionStore(engine)
+        self.flags = FlagStore(engine)
+        self.alerts = AlertStore(engine)
+        self.gauges = GaugeStore(engine)
+        self.maintenance = MaintenanceStore(engine)
+        self.cleanups = CleanupStore(engine)
+        self.history = HistoryStore(engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
@@ -32,6 +51,6 @@ def open_ledger(url: str, *, create: bool = True) -> Ledger:
     was written by a newer version, `LedgerUnavailable` when the database does not answer.
     """
     engine = make_engine(url)
-    with translated():
+    with translate_database_errors():
         migrate(engine, create=create)
     return Ledger(engine)

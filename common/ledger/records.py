@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from gated_backfill.common.errors import StagedFileLost
-from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
+from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
 from gated_backfill.common.model.coverage import Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class NewDate:
     day: date
     window: int | None = None
     state: DateState = DateState.PENDING
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])  #: further columns of `run_dates`
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  #: further columns of `run_dates`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Run:
     reported_at: datetime | None
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self.state in ENDED_RUNS
 
 
@@ -130,7 +130,7 @@ class WindowRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class RunWithDates:
     """A run with everything that is known of its dates, oldest date first."""
 
     run: Run
@@ -161,7 +161,7 @@ class ActionRow:
     """What somebody did to a run."""
 
     run_id: str
-    action: Action
+    action: RunAction
     by: str
     reason: str | None
     details: Mapping[str, Any]
@@ -169,7 +169,7 @@ class ActionRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """How far a run is: its state and the number of its dates in each state."""
 
     run: Run
@@ -185,11 +185,11 @@ class Progress:
         return sum(n for state, n in self.counts.items() if state in ENDED_DATES)
 
     @property
-    def worked(self) -> int:
+    def processed(self) -> int:
         """Dates that no worker has to touch any more: those that ended and those that wait for the gate."""
-        return self.ended + self.of(DateState.STAGED, DateState.PUBLISHED)
+        return self.ended + self.count(DateState.STAGED, DateState.PUBLISHED)
 
-    def of(self, *states: DateState) -> int:
+    def count(self, *states: DateState) -> int:
         return sum(self.counts.get(state, 0) for state in states)
 
 
@@ -204,12 +204,12 @@ class SourceUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digest:
+class RunSummary:
     """What there is to tell of the dates of a run, however many they are."""
 
     sources: tuple[SourceUse, ...]
     incomplete: tuple[DateRow, ...]  #: blocked or failed
-    noted: tuple[DateRow, ...]  #: accepted below what is complete, or forced
+    accepted_or_forced: tuple[DateRow, ...]  #: accepted below what is complete, or forced
 
 
 @dataclass(frozen=True, kw_only=True)

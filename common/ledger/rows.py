@@ -10,31 +10,33 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, select, update
 
 from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
-from gated_backfill.common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState, RunState, WindowState
+from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
-Facts = Mapping[str, Any]
+DateColumns = Mapping[str, Any]
 #: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
-OF_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
-OF_DAY = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
-IN_HAND = and_(OF_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner"))
+RUN_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
+RUN_DAY = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
+CLAIMED_BY_OWNER = and_(
+    RUN_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner")
+)
 STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 
-def moved(expect: DateState, to: DateState, facts: Facts) -> dict[str, Any]:
-    if to not in DATE_MOVES[expect]:
+def date_transition(expect: DateState, to: DateState, facts: DateColumns) -> dict[str, Any]:
+    if to not in DATE_TRANSITIONS[expect]:
         raise ValueError(f"a date never moves from {expect.value} to {to.value}")
     values = dict(facts) | {"state": to.value, "lease_owner": None, "lease_until": None}
-    if not DATE_MOVES[to]:
+    if not DATE_TRANSITIONS[to]:
         values["ended_at"] = utcnow()
     if to is DateState.QUEUED:
         values["queued_at"] = utcnow()
     return values
 
 
-def poisoned(deaths: int, now: datetime) -> dict[str, Any]:
+def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
     return {
         "state": DateState.FAILED.value,
         "verdict": Verdict.FAILED.value,
@@ -48,21 +50,21 @@ def poisoned(deaths: int, now: datetime) -> dict[str, Any]:
     }
 
 
-def dropped(why: str) -> dict[str, Any]:
+def cancelled_columns(why: str) -> dict[str, Any]:
     """What a date becomes that its cancelled run does not finish. It is free for other runs."""
-    return moved(DateState.STAGED, DateState.CANCELLED, {"reason": why, "verdict": None, "active": False})
+    return date_transition(DateState.STAGED, DateState.CANCELLED, {"reason": why, "verdict": None, "active": False})
 
 
-def run_is_on(connection: Connection, run_id: str) -> bool:
+def is_run_running(connection: Connection, run_id: str) -> bool:
     return connection.execute(STATE, {"run": run_id}).scalar() == RunState.RUNNING.value
 
 
-def locked_state(connection: Connection, run_id: str) -> RunState:
+def lock_run_state(connection: Connection, run_id: str) -> RunState:
     """The run's state, which nobody else changes until this transaction ends."""
     return RunState(connection.execute(select(runs.c.state).where(runs.c.id == run_id).with_for_update()).scalar_one())
 
 
-def run_moved(connection: Connection, run_id: str, expect: Collection[RunState], to: RunState) -> bool:
+def change_run_state(connection: Connection, run_id: str, expect: Collection[RunState], to: RunState) -> bool:
     """Change a run's state if it is one of those expected; an ended run gives its dates free."""
     values: dict[str, Any] = {"state": to.value}
     if to is RunState.RUNNING:
@@ -99,7 +101,7 @@ def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
 def date_values(run_id: str, job: str, dates: Iterable[NewDate]) -> list[dict[str, Any]]:
     now = utcnow()
     return [
-        dict(one.facts)
+        dict(one.columns)
         | {
             "run_id": run_id,
             "day": one.day,
@@ -121,34 +123,34 @@ def grouped_by_columns(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, An
     return list(found.values())
 
 
-def run_of(row: RowMapping) -> Run:
+def run_from_row(row: RowMapping) -> Run:
     values: dict[str, Any] = {**row, "state": RunState(row["state"])}
     return Run(**values)
 
 
-def window_row_of(row: Mapping[Any, Any]) -> WindowRow:
+def window_from_row(row: Mapping[Any, Any]) -> WindowRow:
     values: dict[str, Any] = {**row, "state": WindowState(row["state"])}
     return WindowRow(**values)
 
 
-def date_row_of(row: Mapping[Any, Any]) -> DateRow:
+def date_from_row(row: Mapping[Any, Any]) -> DateRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
     changed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
     values: dict[str, Any] = {**row, **changed}
     return DateRow(**values)
 
 
-def checkpoint_of(row: Mapping[Any, Any]) -> Checkpoint:
+def checkpoint_from_row(row: Mapping[Any, Any]) -> Checkpoint:
     values: dict[str, Any] = {**row, "verdict": Verdict(row["verdict"])}
     return Checkpoint(**values)
 
 
-def changing(values: Mapping[str, Any]) -> Update:
+def update_date(values: Mapping[str, Any]) -> Update:
     """The change of one date (`of_run`, `of_day`) to such values, for many dates at once."""
-    return setting(tuple(name for name in values if not name.startswith("of_")))
+    return update_date_columns(tuple(name for name in values if not name.startswith("of_")))
 
 
 @lru_cache
-def setting(names: tuple[str, ...]) -> Update:
+def update_date_columns(names: tuple[str, ...]) -> Update:
     """The same, by the names of the values: put together once for each set of them."""
-    return update(run_dates).where(OF_DAY).values({name: bindparam(name) for name in names})
+    return update(run_dates).where(RUN_DAY).values({name: bindparam(name) for name in names})

@@ -42,7 +42,7 @@ class WindowState(Enum):
     CLOSED = "closed"  #: every date of it has its end
 
 
-class Action(Enum):
+class RunAction(Enum):
     """What somebody did to a run."""
 
     LAUNCHED = "launched"
@@ -57,12 +57,12 @@ ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
 )
 INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: those of them that somebody has to see to
-ON_THEIR_WAY = frozenset(DateState) - ENDED_DATES
+UNFINISHED_DATES = frozenset(DateState) - ENDED_DATES
 
 #: What the gate finds settled when it is called: nothing of these is still being worked on.
 READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}
 
-DATE_MOVES: dict[DateState, frozenset[DateState]] = {
+DATE_TRANSITIONS: dict[DateState, frozenset[DateState]] = {
     DateState.PENDING: frozenset({DateState.QUEUED, DateState.FAILED, DateState.CANCELLED}),
     DateState.QUEUED: frozenset({DateState.PROCESSING, DateState.FAILED, DateState.CANCELLED}),
     DateState.PROCESSING: frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class AlertKind(StrEnum):
     """What an alert is about; the gravest first."""
 
     LOW_COVERAGE = "low-coverage"  #: dates below half of what is expected
@@ -18,9 +18,9 @@ class Kind(StrEnum):
     RUN_FINISHED = "run-finished"  #: a run ended
 
 
-KINDS = tuple(kind.value for kind in Kind)
+ALERT_KINDS = tuple(kind.value for kind in AlertKind)
 
 
-def named_kinds(text: str | None) -> tuple[str, ...]:
+def parse_alert_kinds(text: str | None) -> tuple[str, ...]:
     """The kinds that a setting names, separated by commas or white space."""
     return tuple((text or "").replace(",", " ").split())

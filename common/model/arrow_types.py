@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.tables import Column, ColumnType, Types
+from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
 }
 
 
-def column_type(arrow: pa.DataType) -> ColumnType | None:
+def column_type_of(arrow: pa.DataType) -> ColumnType | None:
     """Our name for an Arrow type, or None for a type that no column of ours has."""
     for name, known in ARROW_TYPES.items():
         if known.equals(arrow):
@@ -32,12 +32,12 @@ def column_type(arrow: pa.DataType) -> ColumnType | None:
     return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
 
 
-def arrow_schema(types: Types) -> pa.Schema:
+def arrow_schema(types: ColumnTypes) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
 
 def to_arrow(
-    frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, may_have: Collection[str] = ()
+    frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, ignored_columns: Collection[str] = ()
 ) -> pa.Table:
     """The frame with exactly these columns, in this order, in exactly these types; without those it may have besides.
 
@@ -45,7 +45,7 @@ def to_arrow(
     """
     names = list(frame.columns)
     missing = [name for name in columns if name not in names]
-    unknown = [str(name) for name in names if name not in columns and name not in may_have]
+    unknown = [str(name) for name in names if name not in columns and name not in ignored_columns]
     if missing or unknown:
         raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
     repeated = [name for name in columns if names.count(name) > 1]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.model.tables import TableName, validate_identifier
 
 BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")
 
@@ -22,11 +22,11 @@ class Backup:
     def __post_init__(self) -> None:
         if not BACKUP_ID.fullmatch(self.id):
             raise UserError(f"{self.id!r} is not the id of a backup")
-        checked_identifier(self.date_column, "column name")
+        validate_identifier(self.date_column, "column name")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptDate:
+class BackupDate:
     """One date of a backup."""
 
     fingerprint: str  #: of its rows, as `Warehouse.fingerprints` gives it for the table

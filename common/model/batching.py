@@ -11,26 +11,26 @@ from datetime import date
 from math import ceil
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.dates import windows
+from gated_backfill.common.model.dates import chunk_dates
 
 AUTO = "auto"
-MOST_DATES = 5000  #: in a task
+MAX_DATES_PER_TASK = 5000  #: in a task
 AIM_SECONDS = 1.0  #: of work in a task
 MOST_SHARE = 4  #: a window is spread over at least so many tasks
 SLOW_START = 4  #: dates in a task of a job of which nothing is known, at most
 
 
-def parse_per_task(text: str) -> int | None:
+def parse_dates_per_task(text: str) -> int | None:
     """The dates of a task as a user says it: a number, or `auto` (None). Raises `UserError`."""
     if text.strip().lower() == AUTO:
         return None
-    if not (text.strip().isdecimal() and 1 <= int(text) <= MOST_DATES):
-        raise UserError(f"{text!r} dates per task: give a number from 1 to {MOST_DATES}, or auto")
+    if not (text.strip().isdecimal() and 1 <= int(text) <= MAX_DATES_PER_TASK):
+        raise UserError(f"{text!r} dates per task: give a number from 1 to {MAX_DATES_PER_TASK}, or auto")
     return int(text)
 
 
-def split(
-    days: Sequence[date], *, per_task: int | None, seconds_each: float | None, window: int
+def split_into_tasks(
+    days: Sequence[date], *, dates_per_task: int | None, seconds_per_date: float | None, window_size: int
 ) -> list[tuple[date, ...]]:
     """The days in tasks of `per_task` dates; with None, of about a second's work when each takes `seconds_each`.
 
@@ -38,12 +38,12 @@ def split(
     shows what it takes. `window` is how many dates a whole window has: `days` may be what is left of one.
     """
     ordered = sorted(days)
-    if per_task is not None:
-        return windows(ordered, per_task)
-    if seconds_each is None:
+    if dates_per_task is not None:
+        return chunk_dates(ordered, dates_per_task)
+    if seconds_per_date is None:
         return list(_cut(ordered, _growing(len(ordered))))
-    within_aim = min(AIM_SECONDS / seconds_each, window) if seconds_each > 0 else window
-    most = max(1, min(window // MOST_SHARE, int(within_aim)))
+    within_aim = min(AIM_SECONDS / seconds_per_date, window_size) if seconds_per_date > 0 else window_size
+    most = max(1, min(window_size // MOST_SHARE, int(within_aim)))
     tasks = ceil(len(ordered) / most)
     return list(_cut(ordered, [ceil((len(ordered) - n) / tasks) for n in range(tasks)]))
 

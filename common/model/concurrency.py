@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caps:
+class ConcurrencyLimits:
     """What one run may have in flight, None for as many dates as its windows hold."""
 
     windows: int  #: of the run
@@ -23,7 +23,7 @@ class Caps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class InFlight:
     """What is in flight when a run asks for more."""
 
     windows: int  #: of the run
@@ -31,7 +31,7 @@ class Load:
     job_dates: int = 0  #: of all active runs of its job, this one included
 
 
-def may_open(pending: Mapping[int, int], load: Load, caps: Caps) -> list[int]:
+def windows_to_open(pending: Mapping[int, int], load: InFlight, caps: ConcurrencyLimits) -> list[int]:
     """The windows to open now, of those not opened yet (with their dates), in order and skipping none."""
     opened: list[int] = []
     dates = 0
@@ -47,7 +47,7 @@ def may_open(pending: Mapping[int, int], load: Load, caps: Caps) -> list[int]:
     return opened
 
 
-def has_its_turn(run: str, waiting: Sequence[str]) -> bool:
+def is_next_in_line(run: str, waiting: Sequence[str]) -> bool:
     """Whether the run need not give way to others of its job.
 
     Those `waiting` have windows left and nothing in flight at all, in the order of how long that is so. Without that,

@@ -18,11 +18,11 @@ class Verdict(Enum):
     FAILED = "failed"  #: it could not be built
 
     @property
-    def passes(self) -> bool:
-        return self in PASSING
+    def is_passing(self) -> bool:
+        return self in PASSING_VERDICTS
 
 
-PASSING = frozenset({Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.FORCED})
+PASSING_VERDICTS = frozenset({Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.FORCED})
 
 
 class Fallback(Enum):
@@ -54,7 +54,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
+class DateExpectation:
     """What is known about who must be there on one date."""
 
     expected: int  #: distinct expected entities
@@ -62,19 +62,19 @@ class Truth:
     floor_per_event: int = 0  #: the fewest entities that one calendar entry implies
 
 
-def percent(part: int, whole: int) -> str:
+def format_percent(part: int, whole: int) -> str:
     """`part` of `whole` in per cent with one decimal, cut rather than rounded: 99.96 % never reads as 100 %."""
     if not whole:
         return "0.0 %"
     return f"{part * 1000 // whole / 10:.1f} %"
 
 
-def reaches(part: int, whole: int, ratio: float) -> bool:
+def reaches_ratio(part: int, whole: int, ratio: float) -> bool:
     """Whether `part` of `whole` is at least the ratio: asked in this one way everywhere, so that answers agree."""
     return not whole or part / whole >= ratio
 
 
-def judge_truth(truth: Truth) -> Judgement | None:
+def judge_expectation(truth: DateExpectation) -> Judgement | None:
     """Skip or block a date for what its expectation is; None when the date can be built.
 
     A count of zero is never "nothing to do" on a date that the calendar lists.
@@ -94,13 +94,13 @@ def judge_truth(truth: Truth) -> Judgement | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SourceChoice:
     """The source that a date is built from."""
 
     source: str
     reason: str
     fill_from: str | None = None  #: in fill mode, the source that supplies what the first one lacks
-    found: int = 0  #: expected entities that the choice can supply
+    covered: int = 0  #: expected entities that the choice can supply
 
     @property
     def label(self) -> str:
@@ -115,7 +115,7 @@ def choose_source(
     policy: CoveragePolicy,
     fallback: Fallback,
     with_fill: Mapping[str, int] | None = None,
-) -> Choice:
+) -> SourceChoice:
     """Choose by coverage, never by emptiness.
 
     `found` counts the expected entities each source has; `with_fill` counts, for each fallback, those that it and
@@ -124,29 +124,31 @@ def choose_source(
     """
     primary, others = order[0], order[1:]
     threshold = f"{policy.accept_ratio:.0%}"
-    if reaches(found[primary], expected, policy.accept_ratio):
-        return Choice(source=primary, reason=f"primary at {percent(found[primary], expected)}", found=found[primary])
+    if reaches_ratio(found[primary], expected, policy.accept_ratio):
+        return SourceChoice(
+            source=primary, reason=f"primary at {format_percent(found[primary], expected)}", covered=found[primary]
+        )
     if fallback is Fallback.OFF or not others:
         why = "fallback is off" if fallback is Fallback.OFF else "there is no fallback"
-        reason = f"primary below {threshold} at {percent(found[primary], expected)}, {why}"
-        return Choice(source=primary, reason=reason, found=found[primary])
+        reason = f"primary below {threshold} at {format_percent(found[primary], expected)}, {why}"
+        return SourceChoice(source=primary, reason=reason, covered=found[primary])
     if fallback is Fallback.FILL and with_fill is not None:
         best = max(others, key=lambda name: with_fill[name])
-        reason = f"primary below {threshold} at {percent(found[primary], expected)}, filled from {best}"
-        return Choice(source=primary, fill_from=best, reason=reason, found=with_fill[best])
+        reason = f"primary below {threshold} at {format_percent(found[primary], expected)}, filled from {best}"
+        return SourceChoice(source=primary, fill_from=best, reason=reason, covered=with_fill[best])
     best = max(order, key=lambda name: found[name])
-    if reaches(found[best], expected, policy.accept_ratio):
-        reason = f"primary below {threshold} at {percent(found[primary], expected)}"
+    if reaches_ratio(found[best], expected, policy.accept_ratio):
+        reason = f"primary below {threshold} at {format_percent(found[primary], expected)}"
     else:
-        reason = f"no source reaches {threshold}; the best has {percent(found[best], expected)}"
-    return Choice(source=best, reason=reason, found=found[best])
+        reason = f"no source reaches {threshold}; the best has {format_percent(found[best], expected)}"
+    return SourceChoice(source=best, reason=reason, covered=found[best])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recount:
     """What the gate counted in the staged rows of one date."""
 
-    truth: Truth
+    expectation: DateExpectation
     matched: int  #: expected entities that the staged rows hold; strangers do not count
     rows: int
     duplicate_keys: int = 0
@@ -155,7 +157,7 @@ class Recount:
     missing: tuple[str, ...] = field(default=())
 
 
-def judge(counted: Recount, *, policy: CoveragePolicy, forced_because: str | None = None) -> Judgement:
+def judge_date(counted: Recount, *, policy: CoveragePolicy, forced_because: str | None = None) -> Judgement:
     """The verdict on one date.
 
     Force accepts low coverage or a partial truth. It never accepts rows that are wrong in themselves: duplicate or
@@ -163,13 +165,13 @@ def judge(counted: Recount, *, policy: CoveragePolicy, forced_because: str | Non
     """
     if broken := _broken(counted):
         return Judgement(verdict=Verdict.BLOCKED, reason=broken)
-    if about_truth := judge_truth(counted.truth):
+    if about_truth := judge_expectation(counted.expectation):
         return _unless_forced(about_truth, counted, forced_because)
-    expected = counted.truth.expected
-    found = f"{counted.matched} of {expected} expected entities ({percent(counted.matched, expected)})"
-    if reaches(counted.matched, expected, policy.complete_ratio):
+    expected = counted.expectation.expected
+    found = f"{counted.matched} of {expected} expected entities ({format_percent(counted.matched, expected)})"
+    if reaches_ratio(counted.matched, expected, policy.complete_ratio):
         return Judgement(verdict=Verdict.COMPLETE, reason=found)
-    if reaches(counted.matched, expected, policy.accept_ratio):
+    if reaches_ratio(counted.matched, expected, policy.accept_ratio):
         return Judgement(verdict=Verdict.ACCEPTED, reason=f"{found}, below {policy.complete_ratio:.0%}")
     blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"{found}, below {policy.accept_ratio:.0%}")
     return _unless_forced(blocked, counted, forced_because)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.model.tables import TableName, validate_identifier
 
-DATE_COLUMN = "game_date"  #: of a table that is written without one
+DEFAULT_DATE_COLUMN = "game_date"  #: of a table that is written without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class DatedTable:
     """A table and its date column."""
 
     name: TableName
-    date_column: str = DATE_COLUMN
+    date_column: str = DEFAULT_DATE_COLUMN
 
     def __str__(self) -> str:
         return str(self.name)
@@ -38,4 +38,6 @@ def parse_dated_tables(text: str) -> tuple[DatedTable, ...]:
 def _parsed(text: str) -> DatedTable:
     name, colon, column = text.partition(":")
     table = TableName.parse(name)
-    return DatedTable(name=table, date_column=checked_identifier(column, "column name") if colon else DATE_COLUMN)
+    return DatedTable(
+        name=table, date_column=validate_identifier(column, "column name") if colon else DEFAULT_DATE_COLUMN
+    )

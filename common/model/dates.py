@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from gated_backfill.common.errors import UserError
 
 ONE_DAY = timedelta(days=1)
-FIRST_DAY = date(1900, 1, 1)  #: the first that can be asked for: it leaves room for every lookback
+FIRST_SUPPORTED_DATE = date(1900, 1, 1)  #: the first that can be asked for: it leaves room for every lookback
 ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -45,18 +45,18 @@ class DateRange:
         return [self.start + ONE_DAY * n for n in range(len(self))]
 
 
-def hull(days: Iterable[date]) -> DateRange:
+def enclosing_range(days: Iterable[date]) -> DateRange:
     """The smallest range that holds all the days; there must be one."""
     found = list(days)
     return DateRange(start=min(found), through=max(found))
 
 
-def windows(days: Sequence[date], size: int) -> list[tuple[date, ...]]:
+def chunk_dates(days: Sequence[date], size: int) -> list[tuple[date, ...]]:
     """The days cut into groups of at most `size`, in the order given."""
     return [tuple(days[at : at + size]) for at in range(0, len(days), size)]
 
 
-def ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
+def consecutive_ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
     """The stretches of consecutive days that the days, and `lookback` days before each, make up; oldest first."""
     found: list[DateRange] = []
     for day in sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)}):
@@ -67,16 +67,16 @@ def ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
     return found
 
 
-def describe(days: Iterable[date], *, most: int = 5) -> str:
+def format_dates(days: Iterable[date], *, max_ranges: int = 5) -> str:
     """The days in words, e.g. `2023-02-23..2023-02-24, 2023-03-01`, cut after `most` ranges."""
-    found = ranges(days)
-    shown = ", ".join(str(one) for one in found[:most])
-    return shown if len(found) <= most else f"{shown} and {len(found) - most} more"
+    found = consecutive_ranges(days)
+    shown = ", ".join(str(one) for one in found[:max_ranges])
+    return shown if len(found) <= max_ranges else f"{shown} and {len(found) - max_ranges} more"
 
 
-def in_short(days: Sequence[date]) -> str:
+def summarize_dates(days: Sequence[date]) -> str:
     """The days of one task: the one, or the first and the last and how many: `2023-02-23..2023-03-24 (30 dates)`."""
-    return str(days[0]) if len(days) == 1 else f"{hull(days)} ({len(days)} dates)"
+    return str(days[0]) if len(days) == 1 else f"{enclosing_range(days)} ({len(days)} dates)"
 
 
 def season_start(day: date, starts: Iterable[date]) -> date | None:

@@ -12,8 +12,8 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.coverage import CoveragePolicy, Fallback, Truth
-from gated_backfill.common.model.tables import Column, ColumnType, TableName, Types, checked_identifier
+from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
+from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes, TableName, validate_identifier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,20 +33,20 @@ class Calendar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalendarFacts:
+class CalendarEvents:
     """What the calendar says of the dates in hand."""
 
-    events: Mapping[date, int]
+    count_by_date: Mapping[date, int]
     season_starts: tuple[date, ...] = ()
 
-    def on(self, day: date) -> int:
-        return self.events.get(day, 0)
+    def count_on(self, day: date) -> int:
+        return self.count_by_date.get(day, 0)
 
 
-SkipRule = Callable[[date, CalendarFacts | None], str | None]
+SkipRule = Callable[[date, CalendarEvents | None], str | None]
 
 
-def never_skip(day: date, calendar: CalendarFacts | None) -> str | None:
+def never_skip(day: date, calendar: CalendarEvents | None) -> str | None:
     """The default skip rule."""
     return None
 
@@ -74,7 +74,7 @@ class Source:
     table: str
     date_column: str
     entity: str | None = None  #: defaults to the expectation's entity column
-    columns: Types | None = None  #: the columns that are read; None reads all
+    columns: ColumnTypes | None = None  #: the columns that are read; None reads all
     lookback_days: int = 0
     derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
 
@@ -86,7 +86,7 @@ class Input:
     name: str
     table: str
     date_column: str
-    columns: Types | None = None
+    columns: ColumnTypes | None = None
     lookback_days: int = 0
     optional: bool = False
 
@@ -114,7 +114,7 @@ class Batch:
     inputs: Mapping[str, pd.DataFrame | None]  #: by input name; None where an optional table is absent
 
 
-Process = Callable[[Batch], "pd.DataFrame"]
+ProcessFunction = Callable[[Batch], "pd.DataFrame"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Job:
     target: Target
     expectation: Expectation
     sources: tuple[Source, ...]
-    process: Process
+    process: ProcessFunction
     inputs: tuple[Input, ...] = ()
     policy: CoveragePolicy = field(default_factory=CoveragePolicy)
     fallback: Fallback = Fallback.REPLACE
@@ -137,7 +137,7 @@ class Job:
     max_in_flight: int | None = None  #: dates under way at once, over all active runs of the job; None: no cap
 
     def __post_init__(self) -> None:
-        checked_identifier(self.name, "job name")
+        validate_identifier(self.name, "job name")
         if not self.sources:
             raise UserError(f"job {self.name} declares no source")
         if self.max_in_flight is not None and self.max_in_flight < 1:
@@ -145,34 +145,36 @@ class Job:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise UserError(f"job {self.name} declares two sources of the same name: {names}")
-        lacking = [c for c in (*self.target.key, self.target.date_column, self.entity) if c not in self.target.columns]
+        lacking = [
+            c for c in (*self.target.key, self.target.date_column, self.entity_column) if c not in self.target.columns
+        ]
         if lacking:
             raise UserError(f"job {self.name}: the target's columns lack {lacking}")
-        for role, table in self.tables():
+        for role, table in self.tables_by_role():
             try:
                 TableName.parse(table)
             except UserError as exc:
                 raise UserError(f"job {self.name}, {role}: {exc}") from exc
 
     @property
-    def entity(self) -> str:
+    def entity_column(self) -> str:
         """The target's column that holds the entity."""
         return self.target.entity or self.expectation.entity
 
-    def source_entity(self, source: Source) -> str:
+    def source_entity_column(self, source: Source) -> str:
         return source.entity or self.expectation.entity
 
     def source(self, name: str) -> Source:
         return next(source for source in self.sources if source.name == name)
 
-    def truth(self, expected: int, day: date, calendar: CalendarFacts | None) -> Truth:
+    def date_expectation(self, expected: int, day: date, calendar: CalendarEvents | None) -> DateExpectation:
         """What is known about one date, for `judge_truth`."""
         guard = self.expectation.calendar
         if calendar is None or guard is None:
-            return Truth(expected=expected)
-        return Truth(expected=expected, events=calendar.on(day), floor_per_event=guard.floor_per_event)
+            return DateExpectation(expected=expected)
+        return DateExpectation(expected=expected, events=calendar.count_on(day), floor_per_event=guard.floor_per_event)
 
-    def tables(self) -> list[tuple[str, str]]:
+    def tables_by_role(self) -> list[tuple[str, str]]:
         """Every table the job names, each with the part it plays."""
         calendar = self.expectation.calendar
         return [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-METADATA = "backfill_metadata"  #: the table that is loaded like any other, also into a dataset of the tool's own
+METADATA_TABLE = "backfill_metadata"  #: the table that is loaded like any other, also into a dataset of the tool's own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class WarehouseLimits:
     """What a warehouse may cost and how long it may take."""
 
     max_bytes_billed: int = 100 * 1024**3  #: of one query; a dearer one is refused before it runs
@@ -30,9 +30,9 @@ class StagedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt:
+class PublishResult:
     """What a publish did. Every date handed in is in exactly one of the three."""
 
     published: frozenset[date]  #: the target now holds exactly the staged rows
-    changed: frozenset[date] = frozenset()  #: left alone: somebody else wrote the partition since it was staged
+    conflicting: frozenset[date] = frozenset()  #: left alone: somebody else wrote the partition since it was staged
     lost: frozenset[date] = frozenset()  #: left alone: its staged file is gone or is not what was staged

@@ -19,17 +19,17 @@ DATES_QUEUES = (*LANES, EXPRESS_QUEUE)
 QUEUES = (*DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
 
-def queue_for(dates: int, *, express_dates: int, taken: Iterable[str]) -> str:
+def choose_queue(dates: int, *, express_dates: int, active_queues: Iterable[str]) -> str:
     """Where a run of so many dates to build sends them; `taken` are the queues of the runs that are active.
 
     A small run goes to the express queue, any other to the lane with the fewest runs, the first one of several.
     """
     if dates <= express_dates:
         return EXPRESS_QUEUE
-    runs = Counter(taken)
+    runs = Counter(active_queues)
     return min(LANES, key=lambda lane: runs[lane])
 
 
-def consumed_by(names: Collection[str]) -> frozenset[str]:
+def expand_queues(names: Collection[str]) -> frozenset[str]:
     """What a worker consumes that was told to consume these: who takes dates takes them from every lane."""
     return frozenset(names) | (set(DATES_QUEUES) if DATES_QUEUE in names else set[str]())

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.imports import freeze_imports
 
 ENTRY_POINT_GROUP = "backfill.jobs"
 
@@ -26,7 +26,7 @@ def find_job(name: str) -> Job:
     """The installed job of that name. Raises `UserError` when there is none, or when it can't be loaded."""
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
-            with quick_imports():
+            with freeze_imports():
                 found = point.load()
         except Exception as exc:  # the edge: a job's module is somebody else's code
             raise UserError(

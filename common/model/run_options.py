@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gated_backfill.common.model.concurrency import Caps
+from gated_backfill.common.model.concurrency import ConcurrencyLimits
 from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.queues import DATES_QUEUE
@@ -29,28 +29,30 @@ class RunOptions:
     dates_per_task: int | None = None  #: None: as many as are about a second of work
 
     @classmethod
-    def of(
+    def for_job(
         cls,
         job: Job,
         *,
         window: int,
         in_flight: int,
         fallback: Fallback | None,
-        because: str | None,
+        forced_because: str | None,
         calendar: bool = False,
         max_in_flight: int | None = None,
         job_max_in_flight: int | None = None,
         dates_per_task: int | None = None,
     ) -> RunOptions:
         """The options of a new run of the job, with windows no larger than what may be in flight lets through."""
-        caps = Caps(windows=in_flight, dates=max_in_flight, job_dates=tightest(job.max_in_flight, job_max_in_flight))
+        caps = ConcurrencyLimits(
+            windows=in_flight, dates=max_in_flight, job_dates=lowest_limit(job.max_in_flight, job_max_in_flight)
+        )
         return cls(
             fallback=fallback or job.fallback,
             complete_ratio=job.policy.complete_ratio,
             accept_ratio=job.policy.accept_ratio,
             window=caps.window_size(window),
             in_flight=in_flight,
-            forced_because=because,
+            forced_because=forced_because,
             calendar=calendar,
             max_in_flight=caps.dates,
             job_max_in_flight=caps.job_dates,
@@ -62,19 +64,19 @@ class RunOptions:
         return CoveragePolicy(complete_ratio=self.complete_ratio, accept_ratio=self.accept_ratio)
 
     @property
-    def caps(self) -> Caps:
-        return Caps(windows=self.in_flight, dates=self.max_in_flight, job_dates=self.job_max_in_flight)
+    def limits(self) -> ConcurrencyLimits:
+        return ConcurrencyLimits(windows=self.in_flight, dates=self.max_in_flight, job_dates=self.job_max_in_flight)
 
-    def stored(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"fallback": self.fallback.value}
 
     @classmethod
-    def restored(cls, stored: Mapping[str, Any]) -> RunOptions:
+    def from_dict(cls, stored: Mapping[str, Any]) -> RunOptions:
         values: dict[str, Any] = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         values["fallback"] = Fallback(stored["fallback"])
         return cls(**values)
 
 
-def tightest(*caps: int | None) -> int | None:
+def lowest_limit(*caps: int | None) -> int | None:
     """The least of the caps that are set."""
     return min((cap for cap in caps if cap is not None), default=None)

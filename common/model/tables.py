@@ -10,12 +10,12 @@ from typing import Literal
 from gated_backfill.common.errors import UserError
 
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
-Types = Mapping[str, ColumnType]
+ColumnTypes = Mapping[str, ColumnType]
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
-def checked_identifier(name: str, what: str) -> str:
+def validate_identifier(name: str, what: str) -> str:
     """The name itself if it is a plain identifier. Raises `UserError` for quotes, `;`, dots, `..` and the like."""
     if not IDENTIFIER.fullmatch(name):
         raise UserError(f"{name!r} is not a valid {what}: letters, digits and _ only, not starting with a digit")
@@ -37,7 +37,7 @@ class TableName:
         parts = text.split(".")
         if len(parts) != 2:
             raise UserError(f"{text!r} is not a table name: write it as dataset.table")
-        return cls(checked_identifier(parts[0], "dataset name"), checked_identifier(parts[1], "table name"))
+        return cls(validate_identifier(parts[0], "dataset name"), validate_identifier(parts[1], "table name"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,25 +22,27 @@ def midnight(day: date) -> datetime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ClockReading:
     """What another clock said between two moments of this machine's."""
 
     before: datetime
-    said: datetime
+    other_clock: datetime
     after: datetime
 
     @property
-    def took(self) -> float:
+    def round_trip_seconds(self) -> float:
         """The seconds that asking took."""
         return (self.after - self.before).total_seconds()
 
     @property
-    def apart(self) -> float:
+    def skew_seconds(self) -> float:
         """The seconds that the clocks differ at least: the other one was read at any moment of the asking."""
-        return max((self.before - self.said).total_seconds(), (self.said - self.after).total_seconds(), 0.0)
+        return max(
+            (self.before - self.other_clock).total_seconds(), (self.other_clock - self.after).total_seconds(), 0.0
+        )
 
 
-def read_clock(ask: Callable[[], datetime]) -> Reading:
+def read_clock(ask: Callable[[], datetime]) -> ClockReading:
     before = utcnow()
     said = ask()
-    return Reading(before=before, said=said, after=utcnow())
+    return ClockReading(before=before, other_clock=said, after=utcnow())

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def processes_to_share() -> int:
+def usable_processes() -> int:
     """By how many processes work can be done: 1 where this one can't be forked safely, or has one core alone.
 
     Forking goes wrong where another thread holds a lock just then. Threads of Python's may; those that Arrow and numpy
@@ -36,7 +36,7 @@ def processes_to_share() -> int:
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
-def share(work: Callable[[Item], Made], items: Sequence[Item], processes: int) -> list[Made]:
+def map_in_forks(work: Callable[[Item], Made], items: Sequence[Item], processes: int) -> list[Made]:
     """What the work makes of each item, in their order, where every process takes one item in so many.
 
     The work changes nothing, and what it makes can be pickled. A share that its process does not answer for, whatever

@@ -25,7 +25,7 @@ def _host() -> str:
         return socket.gethostname()
 
 
-def identity(pid: int | None = None) -> str:
+def process_identity(pid: int | None = None) -> str:
     """`host:pid:start` of a process, ours by default: the start tells it from a later one with the same pid."""
     of = os.getpid() if pid is None else pid
     return f"{_host()}:{of}:{_started(of)}"
@@ -86,7 +86,7 @@ def limit_memory(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (megabytes * 1024**2, hard))
 
 
-def kill_if_same(owner: str) -> bool:
+def kill_if_alive(owner: str) -> bool:
     """Kill the process of that identity if it still lives; returns whether it did."""
     if is_dead(owner) or owner.rsplit(":", 2)[0] != _host():
         return False

@@ -12,7 +12,7 @@ atexit.register(gc.unfreeze)
 
 
 @contextmanager
-def quick_imports() -> Generator[None]:
+def freeze_imports() -> Generator[None]:
     """Import in here what stays.
 
     Whatever else is there at the end of it counts as staying too. To look through it once would take as long as a

@@ -14,7 +14,7 @@ from typing import Any
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
 
 
-def interruption_behind(exc: BaseException) -> BaseException | None:
+def find_interruption(exc: BaseException) -> BaseException | None:
     """What a signal's handler raised, if the error came up only while that was on its way; None if it is one by itself.
 
     Libraries that tidy up after an exception find their state half changed by one that came from nowhere.
@@ -52,7 +52,7 @@ class _Waits:
             self._handler(which, frame)
 
 
-class uninterrupted:  # noqa: N801 - used as a function is
+class defer_signals:  # noqa: N801 - used as a function is
     """In this context no signal's handler runs; those of signals that came meanwhile run at its end.
 
     For what is short and must be left whole: an exception that a handler raises on the way into or out of a context

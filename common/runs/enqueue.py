@@ -7,24 +7,24 @@ from datetime import date, datetime
 
 from gated_backfill.common.broker.celery_app import Dispatcher
 from gated_backfill.common.ledger import Ledger, Run
-from gated_backfill.common.model.batching import split
+from gated_backfill.common.model.batching import split_into_tasks
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.identity import is_dead
 
 
-def open_next(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> None:
+def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> None:
     """Open and send what the caps let through of the run.
 
     Where its job has a cap, another run of the job may have waited for what this one no longer has in flight: it is
     brought on too, before this one if it has less in flight. A run with an owner has workers of its own, which do not
     take the dates of others.
     """
-    capped = run.owner is None and RunOptions.restored(run.options).job_max_in_flight is not None
-    for run_id in ledger.in_line(run.id) if capped else [run.id]:
-        one = run if run_id == run.id else ledger.run(run_id)
-        options = RunOptions.restored(one.options)
-        opened = ledger.open_windows(
+    capped = run.owner is None and RunOptions.from_dict(run.options).job_max_in_flight is not None
+    for run_id in ledger.windows.list_runs_awaiting_windows(run.id) if capped else [run.id]:
+        one = run if run_id == run.id else ledger.runs.get_run(run_id)
+        options = RunOptions.from_dict(one.options)
+        opened = ledger.windows.open_windows(
             run_id,
             in_flight=options.in_flight,
             dates=options.max_in_flight,
@@ -32,30 +32,35 @@ def open_next(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> Non
             is_dead=is_dead,
         )
         for number, days in opened.items():
-            send_days(one, number, job, days, ledger, dispatcher)
+            enqueue_dates(one, number, job, days, ledger, dispatcher)
 
 
-def send_lost(
+def requeue_lost_dates(
     run: Run,
     window: int,
     job: Job,
     ledger: Ledger,
     dispatcher: Dispatcher,
     *,
-    queued_too: bool,
+    include_queued: bool,
     max_deaths: int,
     innocent_before: datetime | None = None,
 ) -> list[date]:
     """Give back the lost dates of a window, and send those that may run again; returns them. See `Ledger.give_back`."""
-    again = ledger.give_back(
-        run.id, window, queued_too=queued_too, is_dead=is_dead, max_deaths=max_deaths, innocent_before=innocent_before
+    again = ledger.claims.requeue_dates(
+        run.id,
+        window,
+        include_queued=include_queued,
+        is_dead=is_dead,
+        max_deaths=max_deaths,
+        ignore_deaths_before=innocent_before,
     )
     if again:
-        send_days(run, window, job, again, ledger, dispatcher)
+        enqueue_dates(run, window, job, again, ledger, dispatcher)
     return again
 
 
-def send_days(
+def enqueue_dates(
     run: Run,
     window: int,
     job: Job,
@@ -63,11 +68,11 @@ def send_days(
     ledger: Ledger,
     dispatcher: Dispatcher,
     *,
-    alone: bool = False,
+    one_per_task: bool = False,
 ) -> None:
     """Send queued dates of a window, in tasks of as many dates as the run's options say; with `alone`, of one each."""
-    options = RunOptions.restored(run.options)
-    per_task = 1 if alone else options.dates_per_task
-    pace = None if per_task is not None else ledger.pace(run, window)
-    batches = split(days, per_task=per_task, seconds_each=pace, window=options.window)
+    options = RunOptions.from_dict(run.options)
+    per_task = 1 if one_per_task else options.dates_per_task
+    pace = None if per_task is not None else ledger.dates.median_seconds_per_date(run, window)
+    batches = split_into_tasks(days, dates_per_task=per_task, seconds_per_date=pace, window_size=options.window)
     dispatcher.send_window(run.id, window, job, batches, queue=options.queue)

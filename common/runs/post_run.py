@@ -10,11 +10,17 @@ import structlog
 
 from gated_backfill.common.alerts.delivery import TOO_OLD
 from gated_backfill.common.alerts.delivery import deliver as deliver
-from gated_backfill.common.alerts.messages import Ending, Tally, alerts_of, beat_silent, fallbacks
+from gated_backfill.common.alerts.messages import (
+    DateTally,
+    EndedRun,
+    alerts_for_run,
+    beat_silent_alert,
+    count_fallbacks,
+)
 from gated_backfill.common.errors import BackfillError, Retryable, UserError
 from gated_backfill.common.history.metadata import write_metadata
 from gated_backfill.common.ledger import Ledger, Run
-from gated_backfill.common.ledger.stores.actions import ORDERS, action_in_words
+from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
@@ -34,20 +40,20 @@ class Untold(BackfillError):
     """The ends of some runs could not be told; those of the others were."""
 
 
-def after_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
+def report_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
     """Write down the alerts of an ended run, and its history; returns whether this call was the one that did.
 
     Repeating it does no harm: an alert is written once, and a run that is not over or was told already is left alone.
     Raises `Retryable` when the warehouse does not take the history now: the run is then still to be told.
     """
-    run = ledger.run(run_id)
-    if not run.ended or run.reported_at is not None:
+    run = ledger.runs.get_run(run_id)
+    if not run.has_ended or run.reported_at is not None:
         return False
     now = utcnow()
     if run.finished_at is not None and now - run.finished_at <= TOLD_WITHIN:
-        ledger.record_alerts(alerts_of(_ending(run, ledger, now), now))
+        ledger.alerts.record_alerts(alerts_for_run(_ending(run, ledger, now), now))
     _write_history(run_id, ledger, warehouse, settings)
-    return ledger.mark_reported(run_id)
+    return ledger.runs.mark_reported(run_id)
 
 
 def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
@@ -60,7 +66,7 @@ def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: 
         log.error("history_not_written", run=run_id, error=str(exc))
 
 
-def report_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
+def report_ended_runs(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """Tell the ended runs that nobody told: those of the broker's workers, and of commands that died before they did.
 
     A run whose command lives is left to it, unless that is long over: the command may be on a host we can't see.
@@ -70,12 +76,12 @@ def report_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> li
     now = utcnow()
     told: list[str] = []
     troubles: dict[str, Exception] = {}
-    for run in (one for one in ledger.unreported_runs() if _is_left(one, now)):
+    for run in (one for one in ledger.runs.list_unreported_runs() if _is_left(one, now)):
         try:
-            if after_run(run.id, ledger, warehouse, settings):
+            if report_run(run.id, ledger, warehouse, settings):
                 told.append(run.id)
         except Exception as exc:  # noqa: BLE001 - raised below, once the other runs have had their turn
-            log.error("end_not_told", run=run.id, error=f"{type(exc).__name__}: {exc}")
+            log.error("run_report_failed", run=run.id, error=f"{type(exc).__name__}: {exc}")
             troubles[run.id] = exc
     if troubles:
         raise _failure(troubles)
@@ -89,10 +95,10 @@ def _failure(troubles: Mapping[str, Exception]) -> BackfillError:
     return found
 
 
-def check_beat(ledger: Ledger, now: datetime | None = None) -> bool:
+def record_beat_silence(ledger: Ledger, now: datetime | None = None) -> bool:
     """Write down that beat is silent, once for each silence; returns whether this call did."""
-    alert = beat_silent(ledger.heartbeat(), now or utcnow())
-    return alert is not None and ledger.record_alert(alert)
+    alert = beat_silent_alert(ledger.maintenance.last_heartbeat(), now or utcnow())
+    return alert is not None and ledger.alerts.record_alert(alert)
 
 
 def primary_source(job: str) -> str | None:
@@ -108,12 +114,12 @@ def _is_left(run: Run, now: datetime) -> bool:
     return run.owner is None or late or is_dead(run.owner)
 
 
-def _ending(run: Run, ledger: Ledger, now: datetime) -> Ending:
+def _ending(run: Run, ledger: Ledger, now: datetime) -> EndedRun:
     primary = primary_source(run.job)
-    return Ending(
+    return EndedRun(
         run=run,
-        dates=Tally.of(ledger.each_date(run.id), primary),
+        dates=DateTally.from_dates(ledger.history.iter_dates(run.id), primary),
         primary=primary,
-        fallbacks_this_week=fallbacks(ledger.built_from(now - WEEK), run.job, primary),
-        orders=[action_in_words(one) for one in ledger.actions(run.id) if one.action in ORDERS],
+        fallbacks_this_week=count_fallbacks(ledger.gauges.built_counts_by_source(now - WEEK), run.job, primary),
+        orders=[describe_action(one) for one in ledger.actions.list_actions(run.id) if one.action in CONTROL_ACTIONS],
     )

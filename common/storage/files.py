@@ -93,25 +93,25 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
         sync_folder(folder)
 
 
-def inside(root: Path, place: Path) -> Path:
+def checked_path(root: Path, place: Path) -> Path:
     """The place. Raises `OutsideRoot` when `..` or a link on the way to it leads out of the root.
 
     The root itself may be a link, and so may be what is below it as long as that stays below it.
     """
-    within(str(root), str(place))
+    checked_path_text(str(root), str(place))
     return place
 
 
-def within(root: str, place: str) -> str:
+def checked_path_text(root: str, place: str) -> str:
     """The same of texts: asked for every file."""
     if place.startswith(f"{root}/"):
-        below(root, place[len(root) + 1 :].split("/"))
+        joined_path(root, place[len(root) + 1 :].split("/"))
     else:
         _refuse_outside(root, place)
     return place
 
 
-def below(root: str, names: Iterable[str]) -> str:
+def joined_path(root: str, names: Iterable[str]) -> str:
     """The path of these folders and this file, each below the one before. Raises as `inside` does, and is quicker."""
     path, suspect = root, False
     for name in names:
@@ -127,7 +127,7 @@ def _refuse_outside(root: str, path: str) -> None:
         raise OutsideRoot(f"{path} leads out of {root}: nothing outside is read, written or removed")
 
 
-def read_plain(path: str | Path) -> bytes:
+def read_regular_file(path: str | Path) -> bytes:
     """The bytes of a plain file. Raises `OutsideRoot` for a link, a pipe and whatever else is none."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

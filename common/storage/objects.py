@@ -11,12 +11,18 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gated_backfill.common.errors import BackfillError, NotAllowed, OutsideRoot, UserError, WarehouseUnavailable
-from gated_backfill.common.storage.files import check_writable, inside, read_plain, within, write_atomically
+from gated_backfill.common.storage.files import (
+    check_writable,
+    checked_path,
+    checked_path_text,
+    read_regular_file,
+    write_atomically,
+)
 
 REFUSED = (401, 403)  #: HTTP codes that no retry mends
 
 
-class Store(Protocol):
+class FileStore(Protocol):
     """A tree of files, each whole or absent, named by `/`-separated keys.
 
     Nothing but what lies below the root is read, written or removed, whatever links lie there: `OutsideRoot`.
@@ -53,7 +59,7 @@ class Store(Protocol):
         ...
 
 
-def open_store(root: Path | str) -> Store:
+def open_file_store(root: Path | str) -> FileStore:
     """The folder at a path, or the objects below a URL. Raises `UserError` for a URL of an unknown kind."""
     if isinstance(root, str) and "://" in root:
         return ObjectStore(root)
@@ -65,9 +71,9 @@ def read_bytes(location: str) -> bytes:
 
     Raises `FileNotFoundError`, `OutsideRoot`, `NotAllowed`, `WarehouseUnavailable`.
     """
-    with translated(location):
+    with translate_store_errors(location):
         if "://" not in location:
-            return read_plain(Path(location))
+            return read_regular_file(Path(location))
         return filesystem(location).cat_file(location)
 
 
@@ -90,12 +96,12 @@ def _require_credentials(url: str) -> None:
     import google.auth
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs on the way, it raises in the end
-    with translated(url):
+    with translate_store_errors(url):
         google.auth.default(scopes=["https://www.googleapis.com/auth/devstorage.read_write"])
 
 
 @contextmanager
-def translated(what: str) -> Generator[None]:
+def translate_store_errors(what: str) -> Generator[None]:
     """A missing file stays a `FileNotFoundError`; what may not be touched and what fails in passing become ours."""
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 
@@ -144,28 +150,28 @@ class FolderStore:
 
     def write(self, key: str, data: bytes) -> None:
         place = self.location(key)
-        with translated(place):
+        with translate_store_errors(place):
             self._check_folder(place)
             write_atomically(place, data, durable=False)  # which puts a file in the place of a link
 
     def read(self, location: str) -> bytes:
-        with translated(location):
+        with translate_store_errors(location):
             self._check_folder(location)
-            return read_plain(location)
+            return read_regular_file(location)
 
     def move(self, location: str, key: str) -> None:
-        with translated(location):
-            source, kept = inside(self.root, Path(location)), inside(self.root, self.root / key)
+        with translate_store_errors(location):
+            source, kept = checked_path(self.root, Path(location)), checked_path(self.root, self.root / key)
             kept.parent.mkdir(parents=True, exist_ok=True)
             if source.exists():
                 source.replace(kept)
 
     def names(self, folder: str) -> list[str]:
-        place = inside(self.root, self.root / folder)
+        place = checked_path(self.root, self.root / folder)
         return os.listdir(place) if place.is_dir() else []  # noqa: PTH208 - asked by every gate, of all that is staged
 
     def folders(self, folder: str) -> list[str]:
-        place = inside(self.root, self.root / folder)
+        place = checked_path(self.root, self.root / folder)
         return [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
 
     def remove(self, key: str) -> None:
@@ -184,7 +190,7 @@ class FolderStore:
 
     def _check_folder(self, place: str) -> None:
         """Raises `OutsideRoot` unless the folder in which the place is lies below the root."""
-        within(self._top, place.rpartition("/")[0])
+        checked_path_text(self._top, place.rpartition("/")[0])
 
 
 class ObjectStore:
@@ -205,24 +211,24 @@ class ObjectStore:
         return location
 
     def read(self, location: str) -> bytes:
-        with translated(location):
+        with translate_store_errors(location):
             return self._files.cat_file(self._own(location))
 
     def check(self) -> None:
         probe = self.location(".backfill-probe")
-        with translated(self.root):
+        with translate_store_errors(self.root):
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)
 
     def write(self, key: str, data: bytes) -> None:
-        with translated(self.location(key)):
+        with translate_store_errors(self.location(key)):
             try:
                 self._files.pipe_file(self._own(self.location(key)), data)
             except FileNotFoundError as exc:
                 raise NotAllowed(f"{self.root}: there is no such bucket") from exc
 
     def move(self, location: str, key: str) -> None:
-        with translated(location):
+        with translate_store_errors(location):
             try:
                 self._files.cp_file(self._own(location), self._own(self.location(key)))
                 self._files.rm_file(location)
@@ -230,7 +236,7 @@ class ObjectStore:
                 return  # it was moved already
 
     def names(self, folder: str) -> list[str]:
-        with translated(self.location(folder)):
+        with translate_store_errors(self.location(folder)):
             try:
                 found = self._files.ls(self.location(folder), detail=False, refresh=True)
             except FileNotFoundError:
@@ -239,7 +245,7 @@ class ObjectStore:
 
     def folders(self, folder: str) -> list[str]:
         place = self.location(folder) if folder else self.root
-        with translated(place):
+        with translate_store_errors(place):
             try:
                 found = self._files.ls(place, detail=True, refresh=True)
             except FileNotFoundError:
@@ -248,7 +254,7 @@ class ObjectStore:
         return [name.rstrip("/").rpartition("/")[2] for name in names]
 
     def remove(self, key: str) -> None:
-        with translated(self.location(key)):
+        with translate_store_errors(self.location(key)):
             try:
                 self._files.rm(self._own(self.location(key)), recursive=True)
             except FileNotFoundError:

@@ -27,21 +27,21 @@ def read_staged_bytes(staged: StagedFile, read: Callable[[str], bytes] = read_by
 
         structlog.get_logger().error("staged_file_refused", day=staged.day.isoformat(), error=str(exc))
         raise StagedFileLost(str(exc), day=staged.day) from exc
-    refuse_other(staged, data)
+    check_checksum(staged, data)
     return data
 
 
-def refuse_other(staged: StagedFile, data: bytes) -> None:
+def check_checksum(staged: StagedFile, data: bytes) -> None:
     """Raises `StagedFileLost` when the bytes are not those that were staged."""
     if checksum_of(data) != staged.checksum:
         raise StagedFileLost("the staged file is not what was staged", day=staged.day)
 
 
-def rows_in(data: bytes) -> pa.Table:
+def parse_rows(data: bytes) -> pa.Table:
     """The rows in the bytes of a staged file."""
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
-def rows_of_all(files: Sequence[StagedFile]) -> pa.Table:
+def read_all_rows(files: Sequence[StagedFile]) -> pa.Table:
     """The rows of several staged files, one after the other. Raises `StagedFileLost`."""
-    return pa.concat_tables([rows_in(read_staged_bytes(staged)) for staged in files])
+    return pa.concat_tables([parse_rows(read_staged_bytes(staged)) for staged in files])

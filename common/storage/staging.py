@@ -11,8 +11,8 @@ import pyarrow as pa
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
-from gated_backfill.common.storage.objects import open_store
-from gated_backfill.common.storage.staged_files import read_staged_bytes, rows_in
+from gated_backfill.common.storage.objects import open_file_store
+from gated_backfill.common.storage.staged_files import parse_rows, read_staged_bytes
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 STAGED_NAME = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})-\d+\.parquet", re.ASCII)
@@ -28,7 +28,7 @@ class Staging:
 
     def __init__(self, root: Path | str) -> None:
         self.root = root
-        self._store = open_store(root)
+        self._store = open_file_store(root)
 
     def check(self) -> None:
         """Raises `NotAllowed` when nothing could be staged. Changes nothing."""
@@ -47,7 +47,7 @@ class Staging:
 
     def rows(self, staged: StagedFile) -> pa.Table:
         """What was staged. Raises `StagedFileLost` when it is gone, is something else, or is not in this staging."""
-        return rows_in(read_staged_bytes(staged, self._store.read))
+        return parse_rows(read_staged_bytes(staged, self._store.read))
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
         """Move a refused file where it can be inspected, and tell where; doing so again changes nothing."""
@@ -55,7 +55,7 @@ class Staging:
         self._store.move(staged.location, kept)
         return self._store.location(kept)
 
-    def discard(self, run: str, days: frozenset[date] | None = None) -> None:
+    def delete(self, run: str, days: frozenset[date] | None = None) -> None:
         """Remove a run's staged files: those of some days, or all of them and the folder."""
         folder = _folder(run)
         if days is None:
@@ -67,11 +67,11 @@ class Staging:
             if staged is not None and staged["day"] in wanted:
                 self._store.remove(f"{folder}/{name}")
 
-    def withdraw(self, run: str, day: date, attempt: int) -> None:
+    def delete_attempt(self, run: str, day: date, attempt: int) -> None:
         """Remove what one attempt has staged; that it is not there changes nothing."""
         self._store.remove(_key(run, day, attempt))
 
-    def runs(self) -> list[str]:
+    def staged_runs(self) -> list[str]:
         """The ids of the runs that have something staged."""
         return sorted(name for name in self._store.folders("") if name != QUARANTINE and SAFE_NAME.fullmatch(name))
 
@@ -79,7 +79,7 @@ class Staging:
         """The ids of the runs that have something in quarantine."""
         return sorted(name for name in self._store.folders(QUARANTINE) if SAFE_NAME.fullmatch(name))
 
-    def discard_quarantine(self, run: str) -> None:
+    def delete_quarantine(self, run: str) -> None:
         """Remove what the gate refused of a run."""
         self._store.remove(f"{QUARANTINE}/{_folder(run)}")
 

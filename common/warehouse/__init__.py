@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 
-def open_warehouse(url: str, *, limits: Limits | None = None) -> Warehouse:
+def open_warehouse(url: str, *, limits: WarehouseLimits | None = None) -> Warehouse:
     """The warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
     kind, _, rest = url.partition(":")
     if kind == "local" and rest:
@@ -17,8 +17,8 @@ def open_warehouse(url: str, *, limits: Limits | None = None) -> Warehouse:
 
         return LocalWarehouse(Path(rest), limits=limits)
     if kind == "bigquery":
-        from gated_backfill.common.warehouse.bigquery.client import Address
+        from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
-        return BigQueryWarehouse(Address.parse(url), limits)
+        return BigQueryWarehouse(BigQueryAddress.parse(url), limits)
     raise UserError(f"BACKFILL_WAREHOUSE is {url!r}: write it as local:DIR or bigquery://PROJECT")

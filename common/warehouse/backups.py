@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from datetime import date, datetime
 from typing import Protocol
 
-from gated_backfill.common.errors import DatesWritten
-from gated_backfill.common.model.backup import Backup, KeptDate
-from gated_backfill.common.model.dates import DateRange, describe
+from gated_backfill.common.errors import RestoreConflict
+from gated_backfill.common.model.backup import Backup, BackupDate
+from gated_backfill.common.model.dates import DateRange, format_dates
 from gated_backfill.common.model.tables import TableName
 
 
@@ -22,7 +22,7 @@ class Backups(Protocol):
         """
         ...
 
-    def backup_place(self, backup: Backup) -> str:
+    def backup_location(self, backup: Backup) -> str:
         """Where the backup is kept, for people to read."""
         ...
 
@@ -30,14 +30,14 @@ class Backups(Protocol):
         """Copy the rows of the days aside, all or none, to be kept at least until then. May be repeated."""
         ...
 
-    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+    def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
         """What the backup holds, found out by reading it. Raises `NothingKept` when it is gone or damaged.
 
         With `intact_only`, dates that are seen to be damaged are left out instead.
         """
         ...
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
         """Delete the rows of the dates, each date only while the backup and the table hold exactly the kept rows.
 
         A date that was written since is left alone. Repeating it, also after a death in the middle, completes it.
@@ -45,7 +45,7 @@ class Backups(Protocol):
         ...
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
         """Put the kept rows back; returns the dates that hold them now. Repeating it changes nothing.
 
@@ -60,17 +60,17 @@ class Backups(Protocol):
         ...
 
 
-def refused_as_written(backup: Backup, written: Collection[date]) -> DatesWritten:
-    return DatesWritten(
-        f"{len(written)} date(s) hold other rows by now and would have to be replaced: {describe(written)}; "
+def changed_dates_error(backup: Backup, written: Collection[date]) -> RestoreConflict:
+    return RestoreConflict(
+        f"{len(written)} date(s) hold other rows by now and would have to be replaced: {format_dates(written)}; "
         f"nothing was restored",
         table=str(backup.table),
     )
 
 
-def refused_as_mixed(backup: Backup, mixed: Collection[date]) -> DatesWritten:
-    return DatesWritten(
+def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflict:
+    return RestoreConflict(
         f"{len(mixed)} date(s) were written to meanwhile and hold rows besides the restored ones, or instead of them: "
-        f"{describe(mixed)}; the others are restored",
+        f"{format_dates(mixed)}; the others are restored",
         table=str(backup.table),
     )

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.dates import ranges, windows
-from gated_backfill.common.process.forked_work import processes_to_share, share
-from gated_backfill.common.warehouse.protocol import Counted, Scan
+from gated_backfill.common.model.dates import chunk_dates, consecutive_ranges
+from gated_backfill.common.process.forked_work import map_in_forks, usable_processes
+from gated_backfill.common.warehouse.protocol import EntityCounts, Scan
 
 DAYS_AT_ONCE = 200  #: that are read together: the memory that counting takes does not grow with the days
 MANY_DAYS = 1000  #: for fewer, a second process is not worth its start
@@ -32,7 +32,7 @@ HeldBy = Collection[tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class CountQuery:
     """One query that counts, and the scans it is over: `truth`, and a `source` for each other table."""
 
     sql: LiteralString
@@ -40,7 +40,7 @@ class Question:
     columns: Mapping[tuple[str, ...], str]  #: of the result, beside `expected`: by the sources of which one will do
 
 
-def question(wanted: Scan, sources: Sources, held_by: HeldBy) -> Question:
+def count_query(wanted: Scan, sources: Sources, held_by: HeldBy) -> CountQuery:
     """The query by which `Warehouse.count` is answered. Its text is put together of ours alone.
 
     The names of a source's table and of a column end in a tail of its own: a number is no text of ours.
@@ -56,33 +56,37 @@ def question(wanted: Scan, sources: Sources, held_by: HeldBy) -> Question:
     tables: list[LiteralString] = [WANTED, *(JOINED.replace("$", tail) for tail in tails.values())]
     sql = SELECT.replace("$columns", ", ".join(columns)).replace("$tables", " LEFT JOIN ".join(tables))
     scans = {"truth": wanted, **{f"source{tails[name]}": scan for name, scan in sources.items()}}
-    return Question(sql=sql, scans=scans, columns=found)
+    return CountQuery(sql=sql, scans=scans, columns=found)
 
 
-def answer(asked: Question, rows: pa.Table) -> Counted:
+def parse_counts(asked: CountQuery, rows: pa.Table) -> EntityCounts:
     """What the query's result says."""
     found = rows.to_pylist()
 
     def by_day(column: str) -> dict[date, int]:
         return {row["day"]: row[column] for row in found if row[column]}
 
-    return Counted(wanted=by_day("expected"), held={names: by_day(column) for names, column in asked.columns.items()})
-
-
-def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> Counted:
-    """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
-    days = [day for one in wanted.dates for day in one.days()]
-    processes = processes_to_share() if len(days) >= MANY_DAYS else 1
-    parts = share(partial(_count, read, wanted, sources, held_by), windows(days, DAYS_AT_ONCE), processes)
-    return Counted(
-        wanted=_together(one.wanted for one in parts),
-        held={names: _together(one.held[names] for one in parts) for names in held_by},
+    return EntityCounts(
+        expected=by_day("expected"), present={names: by_day(column) for names, column in asked.columns.items()}
     )
 
 
-def _count(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy, days: Sequence[date]) -> Counted:
+def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> EntityCounts:
+    """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
+    days = [day for one in wanted.dates for day in one.days()]
+    processes = usable_processes() if len(days) >= MANY_DAYS else 1
+    parts = map_in_forks(partial(_count, read, wanted, sources, held_by), chunk_dates(days, DAYS_AT_ONCE), processes)
+    return EntityCounts(
+        expected=_together(one.expected for one in parts),
+        present={names: _together(one.present[names] for one in parts) for names in held_by},
+    )
+
+
+def _count(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy, days: Sequence[date]) -> EntityCounts:
     def rows(scan: Scan) -> pa.Table:
-        return dated_names(read(replace(scan, dates=tuple(ranges(days)))), "day", "entity", table=str(scan.table))
+        return day_entity_rows(
+            read(replace(scan, dates=tuple(consecutive_ranges(days)))), "day", "entity", table=str(scan.table)
+        )
 
     truth = rows(wanted)
     known: Any = pc.unique(truth["entity"])
@@ -92,7 +96,9 @@ def _count(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy, days: Se
     def of(names: Iterable[str]) -> npt.NDArray[np.int64]:
         return keys[np.isin(keys, np.concatenate([there[name] for name in names]))]
 
-    return Counted(wanted=_by_day(keys, len(known)), held={names: _by_day(of(names), len(known)) for names in held_by})
+    return EntityCounts(
+        expected=_by_day(keys, len(known)), present={names: _by_day(of(names), len(known)) for names in held_by}
+    )
 
 
 def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:
@@ -127,7 +133,7 @@ def _together(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
     return found
 
 
-def dated_names(rows: pa.Table, day: str, entity: str, *, table: str | None = None) -> pa.Table:
+def day_entity_rows(rows: pa.Table, day: str, entity: str, *, table: str | None = None) -> pa.Table:
     """Who is there when: columns `day` and `entity`, as text, without nulls.
 
     Raises `SchemaMismatch` where that can't be told.

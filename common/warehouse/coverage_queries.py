@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from gated_backfill.common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
-from gated_backfill.common.model.dates import ONE_DAY, DateRange, ranges
-from gated_backfill.common.model.job import CalendarFacts, Job, Source
-from gated_backfill.common.model.tables import ColumnType, TableName, Types
-from gated_backfill.common.warehouse.counting import dated_names
-from gated_backfill.common.warehouse.protocol import Scan, TableInfo, Warehouse, need_table
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ranges
+from gated_backfill.common.model.job import CalendarEvents, Job, Source
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
+from gated_backfill.common.warehouse.counting import day_entity_rows
+from gated_backfill.common.warehouse.protocol import Scan, TableInfo, Warehouse, require_table
 
 SEASON_LOOKBACK_DAYS = 400  #: a season's first date is at most so far back
 
@@ -30,7 +30,7 @@ SEASONS = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Absent:
+class MissingTables:
     """Tables that a job names and the warehouse does not have."""
 
     sources: frozenset[str]  #: names of sources: they count as having nothing
@@ -55,14 +55,14 @@ class Absent:
         return found
 
 
-def check_tables(warehouse: Warehouse, job: Job) -> Absent:
+def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
     """Look at every table the job reads.
 
     Raises `TableNotFound` when the expectation's table or a required input's does not exist, `SchemaMismatch` when a
     table lacks its date column or a column the job reads.
     """
-    absent = {need.role for need in needs(job) if not _is_there(warehouse, need)}
-    return Absent(
+    absent = {need.role for need in table_requirements(job) if not _is_there(warehouse, need)}
+    return MissingTables(
         sources=frozenset(one.name for one in job.sources if f"source {one.name}" in absent),
         inputs=frozenset(one.name for one in job.inputs if f"input {one.name}" in absent),
         calendar=job.expectation.calendar is None or "calendar" in absent,
@@ -70,28 +70,31 @@ def check_tables(warehouse: Warehouse, job: Job) -> Absent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class TableRequirement:
     """A table that a job reads, and what it must be like."""
 
     role: str  #: the part it plays, as `Job.tables` names it
     table: TableName
     date_column: str
     columns: tuple[str, ...] = ()  #: that it must have, in any type
-    types: Types = field(default_factory=dict[str, ColumnType])  #: of the columns that must be of one
+    types: ColumnTypes = field(default_factory=dict[str, ColumnType])  #: of the columns that must be of one
     optional: bool = False
 
-    def misfits(self, info: TableInfo) -> list[str]:
+    def mismatches(self, info: TableInfo) -> list[str]:
         """What is wrong with the table, each as the end of a sentence about it."""
         return list(
-            dict.fromkeys(info.misfits(self.date_column, self.columns) + info.misfits(self.date_column, self.types))
+            dict.fromkeys(
+                info.column_mismatches(self.date_column, self.columns)
+                + info.column_mismatches(self.date_column, self.types)
+            )
         )
 
 
-def needs(job: Job) -> list[Need]:
+def table_requirements(job: Job) -> list[TableRequirement]:
     """Every table the job reads. A source is optional: where its table does not exist it counts as having nothing."""
     truth = job.expectation
     found = [
-        Need(
+        TableRequirement(
             role="expectation",
             table=TableName.parse(truth.table),
             date_column=truth.date_column,
@@ -100,18 +103,18 @@ def needs(job: Job) -> list[Need]:
     ]
     for source in job.sources:
         found.append(
-            Need(
+            TableRequirement(
                 role=f"source {source.name}",
                 table=TableName.parse(source.table),
                 date_column=source.date_column,
-                columns=(job.source_entity(source),),
+                columns=(job.source_entity_column(source),),
                 types=source.columns or {},
                 optional=True,
             )
         )
     for one in job.inputs:
         found.append(
-            Need(
+            TableRequirement(
                 role=f"input {one.name}",
                 table=TableName.parse(one.table),
                 date_column=one.date_column,
@@ -122,7 +125,7 @@ def needs(job: Job) -> list[Need]:
     if (calendar := truth.calendar) is not None:
         named = [calendar.season_column, calendar.season_filter[0] if calendar.season_filter else None]
         found.append(
-            Need(
+            TableRequirement(
                 role="calendar",
                 table=TableName.parse(calendar.table),
                 date_column=calendar.date_column,
@@ -133,18 +136,18 @@ def needs(job: Job) -> list[Need]:
     return found
 
 
-def _is_there(warehouse: Warehouse, need: Need) -> bool:
+def _is_there(warehouse: Warehouse, need: TableRequirement) -> bool:
     """Whether the table exists. Raises `TableNotFound` when it must, `SchemaMismatch` when it is not as needed."""
-    info = warehouse.describe(need.table) if need.optional else need_table(warehouse, need.table)
+    info = warehouse.describe(need.table) if need.optional else require_table(warehouse, need.table)
     if info is None:
         return False
-    if wrong := need.misfits(info):
+    if wrong := need.mismatches(info):
         raise SchemaMismatch("; ".join(wrong), table=str(need.table))
     return True
 
 
 @contextmanager
-def reading_expectation() -> Generator[None]:
+def translate_expectation_errors() -> Generator[None]:
     """Turns every lasting failure to read inside it into `ExpectationUnreadable`; a passing one stays `Retryable`."""
     try:
         yield
@@ -152,7 +155,7 @@ def reading_expectation() -> Generator[None]:
         raise ExpectationUnreadable(f"expectation unreadable: {exc}") from exc
 
 
-def entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
+def read_entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
     """The distinct entities by day, as text. The scan has the columns `day` and `entity`."""
     found: dict[date | None, set[str]] = {}
     for rows in warehouse.read(scan).to_batches():
@@ -171,9 +174,9 @@ def _texts(names: pa.Array[Any]) -> Iterable[str]:
     return found if pa.types.is_string(names.type) else map(str, found)
 
 
-def calendar_events(
+def count_calendar_events(
     warehouse: Warehouse, job: Job, days: Sequence[date], *, must_exist: bool = False
-) -> CalendarFacts | None:
+) -> CalendarEvents | None:
     """How many events the calendar has on each of the days, and nothing of seasons; None without a calendar.
 
     With `must_exist`, raises `TableNotFound` when the job names one and the table is not there.
@@ -185,12 +188,12 @@ def calendar_events(
         if must_exist:
             raise TableNotFound("the calendar was there when the run was planned and is gone", table=str(events.table))
         return None
-    return CalendarFacts(events=_by_day(warehouse.query(EVENTS, scans={"calendar": events})))
+    return CalendarEvents(count_by_date=_by_day(warehouse.query(EVENTS, scans={"calendar": events})))
 
 
-def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarFacts | None:
+def read_calendar(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarEvents | None:
     """What the calendar says of the days and of the seasons they lie in; None without a calendar."""
-    counted = calendar_events(warehouse, job, days)
+    counted = count_calendar_events(warehouse, job, days)
     calendar = job.expectation.calendar
     if counted is None or calendar is None or calendar.season_column is None or calendar.season_filter is None:
         return counted
@@ -206,7 +209,7 @@ def calendar_facts(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Cale
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class ExpectationMatch:
     """How the staged rows of one date compare with the expectation."""
 
     expected: int
@@ -214,23 +217,27 @@ class Match:
     missing: tuple[str, ...]
 
 
-def match_rows(warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table) -> dict[date, Match]:
+def match_expectation(
+    warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table
+) -> dict[date, ExpectationMatch]:
     """Compare rows of the target on the days with the expectation, read anew, by entity as text.
 
     Days with nothing expected are not in it.
     """
-    read = dated_names(warehouse.read(truth_scan(job, days), once=True), "day", "entity")
+    read = day_entity_rows(warehouse.read(expectation_scan(job, days), once=True), "day", "entity")
     truth = read.group_by(["day", "entity"], use_threads=False).aggregate([])  # each of them once
-    there = dated_names(rows, job.target.date_column, job.entity)
+    there = day_entity_rows(rows, job.target.date_column, job.entity_column)
     missing: dict[date, list[str]] = {}
     absent = truth.join(there, ["day", "entity"], join_type="left anti", use_threads=False)
     for row in absent.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
         missing.setdefault(row["day"], []).append(row["entity"])
     counted = truth.group_by("day", use_threads=False).aggregate([([], "count_all")]).to_pylist()
-    found: dict[date, Match] = {}
+    found: dict[date, ExpectationMatch] = {}
     for row in counted:
         lacking = tuple(missing.get(row["day"], ()))
-        found[row["day"]] = Match(expected=row["count_all"], matched=row["count_all"] - len(lacking), missing=lacking)
+        found[row["day"]] = ExpectationMatch(
+            expected=row["count_all"], matched=row["count_all"] - len(lacking), missing=lacking
+        )
     return found
 
 
@@ -242,17 +249,17 @@ def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:
     return Scan(
         table=TableName.parse(calendar.table),
         date_column=calendar.date_column,
-        dates=tuple(ranges(days)),
+        dates=tuple(consecutive_ranges(days)),
         columns={"day": calendar.date_column},
     )
 
 
-def truth_scan(job: Job, days: Iterable[date]) -> Scan:
+def expectation_scan(job: Job, days: Iterable[date]) -> Scan:
     truth = job.expectation
     return Scan(
         table=TableName.parse(truth.table),
         date_column=truth.date_column,
-        dates=tuple(ranges(days)),
+        dates=tuple(consecutive_ranges(days)),
         columns={"day": truth.date_column, "entity": truth.entity},
     )
 
@@ -262,24 +269,24 @@ def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
     return Scan(
         table=TableName.parse(source.table),
         date_column=source.date_column,
-        dates=tuple(ranges(days)),
-        columns={"day": source.date_column, "entity": job.source_entity(source)},
+        dates=tuple(consecutive_ranges(days)),
+        columns={"day": source.date_column, "entity": job.source_entity_column(source)},
     )
 
 
 def source_scans(job: Job, days: Sequence[date]) -> dict[str, Scan]:
     """By source, the scan of who it has; none for one that is the expectation's own table: it has who is expected."""
-    truth = truth_scan(job, days)
+    truth = expectation_scan(job, days)
     return {one.name: scan for one in job.sources if (scan := source_scan(job, one, days)) != truth}
 
 
-def held_by_sources(
+def source_entities(
     warehouse: Warehouse, job: Job, days: Sequence[date], expected: dict[date, frozenset[str]]
 ) -> dict[str, dict[date, frozenset[str]]]:
     """By source, the distinct entities that it has by day, given who is expected; none of one without a table."""
     held = dict.fromkeys((source.name for source in job.sources), expected)
     for name, scan in source_scans(job, days).items():
-        held[name] = {} if warehouse.describe(scan.table) is None else entities(warehouse, scan)
+        held[name] = {} if warehouse.describe(scan.table) is None else read_entities(warehouse, scan)
     return held
 
 
@@ -296,9 +303,9 @@ def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> 
         columns[key] = None if known is None or one.columns is None else {*known, *one.columns}
     for source in job.sources:
         if (read := columns[source.table, source.date_column]) is not None:
-            read.add(job.source_entity(source))
+            read.add(job.source_entity_column(source))
     for (table, date_column), lookback in sorted(lookbacks.items()):
-        read = [one for stretch in ranges(days, lookback=lookback) for one in stretch.days()]
+        read = [one for stretch in consecutive_ranges(days, lookback=lookback) for one in stretch.days()]
         found = warehouse.fingerprints(TableName.parse(table), date_column, read, columns=columns[table, date_column])
         for day in days:
             parts[day] += [table, *(found[day - ONE_DAY * n] for n in range(lookback, -1, -1))]

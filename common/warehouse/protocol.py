@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import Receipt, StagedFile
-from gated_backfill.common.model.tables import TableName, Types, checked_identifier
+from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.warehouse.backups import Backups
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ class TableInfo:
     partitioned_by: str | None
     expires_after_days: int | None = None  #: partitions older than so many days vanish by themselves
 
-    def require(self, date_column: str, columns: Types | Collection[str] = ()) -> None:
+    def check_columns(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> None:
         """Raises `SchemaMismatch` unless it is dated by that column and has these columns.
 
         A table without partitions will do where the warehouse has such; one partitioned by another column will not.
         """
-        if found := self.misfits(date_column, columns):
+        if found := self.column_mismatches(date_column, columns):
             raise SchemaMismatch("; ".join(found), table=str(self.table))
 
-    def misfits(self, date_column: str, columns: Types | Collection[str] = ()) -> list[str]:
+    def column_mismatches(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> list[str]:
         """Everything that `require` objects to, each as the end of a sentence about the table."""
         unpartitioned = self.partitioned_by is None and self.columns.get(date_column) == "DATE"
         if self.partitioned_by != date_column and not unpartitioned:
@@ -49,11 +49,11 @@ class TableInfo:
         return found + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
 
 
-def refuse_other_shape(known: TableInfo | None, date_column: str, given: Mapping[str, str]) -> None:
+def check_same_columns(known: TableInfo | None, date_column: str, given: Mapping[str, str]) -> None:
     """Raises `SchemaMismatch` unless rows with these columns may be written to the table, or it does not exist."""
     if known is None:
         return
-    known.require(date_column)
+    known.check_columns(date_column)
     if dict(given) != dict(known.columns):
         differing = sorted(set(given.items()) ^ set(known.columns.items()))
         raise SchemaMismatch(
@@ -62,9 +62,9 @@ def refuse_other_shape(known: TableInfo | None, date_column: str, given: Mapping
         )
 
 
-def refuse_undated(table: TableName, date_column: str, rows: pa.Table) -> None:
+def check_dated(table: TableName, date_column: str, rows: pa.Table) -> None:
     """Raises `SchemaMismatch` unless every row to load into the table has a date."""
-    checked_identifier(date_column, "column name")
+    validate_identifier(date_column, "column name")
     if date_column not in rows.column_names or rows[date_column].null_count:
         raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
 
@@ -91,7 +91,7 @@ class StagedScan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replaced:
+class ReplacedPartition:
     """What a run did to one date: the partition's fingerprints before its first publication and after its last."""
 
     before: str
@@ -99,11 +99,11 @@ class Replaced:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class EntityCounts:
     """Numbers of entities by day; a day without any is not among them."""
 
-    wanted: Mapping[date, int]
-    held: Mapping[tuple[str, ...], Mapping[date, int]]  #: of those that are wanted: what any of these sources has
+    expected: Mapping[date, int]
+    present: Mapping[tuple[str, ...], Mapping[date, int]]  #: of those that are wanted: what any of these sources has
 
 
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
@@ -130,7 +130,9 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
+    def count_entities(
+        self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]
+    ) -> EntityCounts:
         """How many entities are wanted, and how many of those any of the named sources has, by day.
 
         All scans are of the same dates, and have the columns `day` and `entity`. An entity counts once on a day; one
@@ -145,7 +147,7 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def bytes_of(self, scan: Scan) -> int | None:
+    def estimate_bytes(self, scan: Scan) -> int | None:
         """The bytes that are billed for reading the scan, found out without reading it; None where it is free."""
         ...
 
@@ -158,7 +160,7 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
+    def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         """The days whose partitions hold exactly the rows that were published from a file of that checksum."""
         ...
 
@@ -168,9 +170,9 @@ class Warehouse(Backups, Protocol):
         date_column: str,
         files: Sequence[StagedFile],
         *,
-        unchanged_since: Mapping[date, str],
+        fingerprints_when_staged: Mapping[date, str],
         publication: str,
-    ) -> Receipt:
+    ) -> PublishResult:
         """Replace the partitions of the files' dates, each wholly or not at all.
 
         Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint is not the one
@@ -180,18 +182,20 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
+    def replaced_partitions(
+        self, target: TableName, date_column: str, run: str, days: Collection[date]
+    ) -> dict[date, ReplacedPartition]:
         """What the run published over, for those of the days on which it changed the partition or set out to."""
         ...
 
     def check_restorable(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> None:
         """Raises `NothingKept` when what one of the days held before is not kept any more. Changes nothing."""
         ...
 
     def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> frozenset[date]:
         """Give the days the rows they held before the run; returns those that hold them now.
 
@@ -200,15 +204,17 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
-    def forget_replaced(self) -> None:
+    def delete_expired_undo(self) -> None:
         """Remove what was kept for longer than `Limits.undo_days`."""
         ...
 
-    def create_table(self, table: TableName, columns: Types, date_column: str, cluster_by: Sequence[str] = ()) -> bool:
+    def create_table(
+        self, table: TableName, columns: ColumnTypes, date_column: str, cluster_by: Sequence[str] = ()
+    ) -> bool:
         """Make the table, empty, unless it exists; returns whether it was made."""
         ...
 
-    def prepare(self) -> bool | None:
+    def create_own_tables(self) -> bool | None:
         """Make what the warehouse keeps for itself, so that no worker needs the right to; returns whether it was made.
 
         None when it keeps nothing that has to be made.
@@ -234,7 +240,7 @@ class Warehouse(Backups, Protocol):
         ...
 
 
-def need_table(warehouse: Warehouse, table: TableName) -> TableInfo:
+def require_table(warehouse: Warehouse, table: TableName) -> TableInfo:
     """The table. Raises `TableNotFound` when it does not exist."""
     found = warehouse.describe(table)
     if found is None:

@@ -5,59 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from gated_backfill.common.model.rate import Rate
+from gated_backfill.common.model.rate import RateLimit
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 #: The tokens that a call takes: about as many as it has jobs in BigQuery. A publication looks at the target, loads what
 #: is staged, replaces the partitions, and looks again.
-TOKENS: Mapping[str, int] = {
+TOKENS_BY_CALL: Mapping[str, int] = {
     "query": 1,
-    "count": 1,
+    "count_entities": 1,
     "read": 1,
-    "bytes_of": 1,
+    "estimate_bytes": 1,
     "fingerprints": 1,
-    "holds": 1,
+    "matching_dates": 1,
     "now": 1,
     "publish": 4,
-    "replaced": 1,
+    "replaced_partitions": 1,
     "check_restorable": 1,
     "restore": 3,
     "load": 2,
     "row_counts": 1,
     "back_up": 1,
-    "backed_up": 1,
+    "read_backup": 1,
     "delete_backed_up": 2,
     "restore_backup": 2,
 }
 #: These run no job: what a table is like, which is remembered for a while, and making or dropping tables.
-FREE = frozenset(
+CALLS_WITHOUT_TOKENS = frozenset(
     {
         "describe",
         "create_table",
-        "prepare",
+        "create_own_tables",
         "check_publishable",
-        "forget_replaced",
-        "backup_place",
+        "delete_expired_undo",
+        "backup_location",
         "drop_backup",
     }
 )
 
 
-def metered(warehouse: Warehouse, acquire: Callable[[], None]) -> Warehouse:
+def rate_limited(warehouse: Warehouse, acquire: Callable[[], None]) -> Warehouse:
     """The warehouse, each of whose calls first acquires its tokens."""
     return cast("Warehouse", _Metered(warehouse, acquire))
 
 
-def at_rate(warehouse: Warehouse, rate: Rate | None, *, broker: str | None = None) -> Warehouse:
+def limit_rate(warehouse: Warehouse, rate: RateLimit | None, *, broker: str | None = None) -> Warehouse:
     """The warehouse, asked no faster than that: by all that use the broker, or by this process without one."""
     if rate is None:
         return warehouse
     from gated_backfill.common.broker.rate_limit import (  # its client is not for commands that need none
-        OwnBucket,
-        SharedBucket,
+        BrokerTokenBucket,
+        ProcessTokenBucket,
     )
 
-    return metered(warehouse, (SharedBucket(broker, rate) if broker else OwnBucket(rate)).acquire)
+    return rate_limited(warehouse, (BrokerTokenBucket(broker, rate) if broker else ProcessTokenBucket(rate)).acquire)
 
 
 class _Metered:
@@ -72,7 +72,7 @@ class _Metered:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._warehouse, name)
-        tokens = TOKENS.get(name, 0)
+        tokens = TOKENS_BY_CALL.get(name, 0)
         if not tokens:
             return call
 

@@ -30,7 +30,7 @@ def add_alert_commands(app: typer.Typer) -> None:
 
 
 @alerts.callback(invoke_without_command=True)
-def listed(
+def list_alerts(
     context: typer.Context,
     last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="List so many, the latest first.")] = 20,
     as_json: AsJson = False,
@@ -40,7 +40,7 @@ def listed(
         return
     from gated_backfill.common.ledger import open_ledger
 
-    found = open_ledger(read_settings().ledger_url).latest_alerts(last)
+    found = open_ledger(read_settings().ledger_url).alerts.list_latest_alerts(last)
     if as_json:
         print_json([_alert_json(one) for one in found])
     elif found:
@@ -56,17 +56,17 @@ def send_test(as_json: AsJson = False) -> None:
     Exit codes: 0 all took it, 2 no endpoint is set or a URL is wrong, 3 some did not take it.
     """
     from gated_backfill.common.alerts.delivery import check_urls, send
-    from gated_backfill.common.alerts.endpoints import endpoints
+    from gated_backfill.common.alerts.endpoints import parse_endpoints
     from gated_backfill.common.alerts.messages import Message
-    from gated_backfill.producer.context import requester
+    from gated_backfill.producer.context import current_user
 
     settings = read_settings()
-    places = endpoints(settings)
+    places = parse_endpoints(settings)
     if not places:
         raise UserError("BACKFILL_ALERTS is not set: there is nobody to tell")
     check_urls(places)
     message = Message(
-        title="backfill: this is a test", body=f"{requester()} asked for it: alerts of backfill arrive here."
+        title="backfill: this is a test", body=f"{current_user()} asked for it: alerts of backfill arrive here."
     )
     sent = send([(place, message) for place in places], settings.alert_timeout_seconds)
     if as_json:

@@ -15,14 +15,14 @@ from rich.table import Table
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import LedgerUnusable, UserError
 from gated_backfill.producer.cli.options import AsJson, Yes
-from gated_backfill.producer.context import open_site, requester
+from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 from gated_backfill.producer.terminal.runs import make_console, print_json
 
 if TYPE_CHECKING:
-    from gated_backfill.common.cleanup.cleanup import Report
-    from gated_backfill.common.cleanup.operation import CleanupSite
-    from gated_backfill.common.cleanup.stale_rows import Stale
+    from gated_backfill.common.cleanup.cleanup import CleanupReport
+    from gated_backfill.common.cleanup.operation import CleanupContext
+    from gated_backfill.common.cleanup.stale_rows import StaleRows
     from gated_backfill.common.ledger.stores.cleanups import CleanupOperation
     from gated_backfill.common.model.dated_tables import DatedTable
 
@@ -60,22 +60,28 @@ def clean(
     """
     if context.invoked_subcommand is not None:
         return
-    from gated_backfill.common.cleanup.stale_rows import cutoff_of, local_today, look, objection, refuse_targets
+    from gated_backfill.common.cleanup.stale_rows import (
+        check_no_job_targets,
+        cutoff_of,
+        deletion_objection,
+        find_stale_rows,
+        local_today,
+    )
     from gated_backfill.common.warehouse import open_warehouse
-    from gated_backfill.common.warehouse.rate_limited import at_rate
+    from gated_backfill.common.warehouse.rate_limited import limit_rate
 
     settings = read_settings()
     tables = _tables(settings, table or [])
-    refuse_targets(tables)
+    check_no_job_targets(tables)
     cutoff = cutoff_of(local_today(settings), settings.cleanup_days if days is None else days)
     restored = _restored(settings, tables)
-    opened = open_warehouse(settings.warehouse_url, limits=settings.limits)
-    warehouse = at_rate(opened, settings.query_rate)
-    found = [look(one, warehouse, cutoff, restored[one]) for one in tables]
+    opened = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
+    warehouse = limit_rate(opened, settings.query_rate_limit)
+    found = [find_stale_rows(one, warehouse, cutoff, restored[one]) for one in tables]
     if not as_json:
         _print_preview(found)
     max_share = 1.0 if allow_large else settings.cleanup_max_share
-    objections = [why for one in found if (why := objection(one, max_share))]
+    objections = [why for one in found if (why := deletion_objection(one, max_share))]
     if dry_run:
         if as_json:
             print_json({"dry_run": True, "tables": [one.as_json() for one in found], "refused": objections})
@@ -91,7 +97,7 @@ def clean(
 def _carry_out(
     settings: Settings,
     tables: Sequence[DatedTable],
-    found: Sequence[Stale],
+    found: Sequence[StaleRows],
     *,
     days: int | None,
     max_share: float,
@@ -99,18 +105,18 @@ def _carry_out(
     as_json: bool,
 ) -> None:
     from gated_backfill.common.cleanup.cleanup import clean as carry_out
-    from gated_backfill.common.cleanup.cleanup import unusual
+    from gated_backfill.common.cleanup.cleanup import unusual_cleanup_alert
     from gated_backfill.common.cleanup.stale_rows import local_today
 
     rows = sum(one.rows for one in found)
     site = _site(settings)
-    if rows or site.ledger.unfinished_cleanups():
+    if rows or site.ledger.cleanups.list_unfinished_cleanups():
         _ask(yes, f"Delete {rows} row(s)?", "deleted")
     today = local_today(settings)
     age = settings.cleanup_days if days is None else days
     report = carry_out(site, tables, today=today, days=age, max_share=max_share)
-    if alert := unusual(report, settings, today):
-        site.ledger.record_alert(alert)
+    if alert := unusual_cleanup_alert(report, settings, today):
+        site.ledger.alerts.record_alert(alert)
     if as_json:
         print_json({"dry_run": False, "tables": [one.as_json() for one in found], **_report_json(report)})
     else:
@@ -138,12 +144,12 @@ def restore(
 
     The daily cleanup leaves restored dates alone until the backup expires.
     """
-    from gated_backfill.common.cleanup.restore import refuse_unrestorable
+    from gated_backfill.common.cleanup.restore import check_restorable
     from gated_backfill.common.cleanup.restore import restore as put_back
 
     site = _site(read_settings())
-    found = site.ledger.cleanup(operation)
-    refuse_unrestorable(found, intact_only=intact)
+    found = site.ledger.cleanups.get_cleanup(operation)
+    check_restorable(found, intact_only=intact)
     console = make_console()
     where = f"{found.rows} row(s) of {found.table_name} on {found.dates} date(s), {found.oldest}..{found.newest}"
     console.print(f"restore of cleanup {operation}: {where}", soft_wrap=True)
@@ -158,7 +164,7 @@ def list_operations(
     as_json: AsJson = False,
 ) -> None:
     """List cleanups: what each deleted, in which state it is, and until when it can be restored."""
-    found = _site(read_settings()).ledger.cleanups(limit=last)
+    found = _site(read_settings()).ledger.cleanups.list_cleanups(limit=last)
     if as_json:
         print_json([_operation_json(one) for one in found])
     elif not found:
@@ -184,11 +190,11 @@ def _tables(settings: Settings, wanted: Sequence[str]) -> tuple[DatedTable, ...]
 def _restored(settings: Settings, tables: Sequence[DatedTable]) -> dict[DatedTable, frozenset[date]]:
     """The dates of each table that somebody restored. A ledger that is not there yet is not made, and knows of none."""
     from gated_backfill.common.cleanup.cleanup import restored_dates
-    from gated_backfill.common.config.ledger_url import SQLITE
+    from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
     from gated_backfill.common.ledger import open_ledger
 
     url = settings.ledger_url
-    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).exists():
+    if url.startswith(SQLITE_PREFIX) and not Path(url.removeprefix(SQLITE_PREFIX)).exists():
         return dict.fromkeys(tables, frozenset())
     try:
         ledger = open_ledger(url, create=False)
@@ -200,11 +206,11 @@ def _restored(settings: Settings, tables: Sequence[DatedTable]) -> dict[DatedTab
         ledger.close()
 
 
-def _site(settings: Settings) -> CleanupSite:
-    from gated_backfill.common.cleanup.operation import CleanupSite
+def _site(settings: Settings) -> CleanupContext:
+    from gated_backfill.common.cleanup.operation import CleanupContext
 
-    site = open_site(settings)
-    return CleanupSite(settings=settings, ledger=site.ledger, warehouse=site.warehouse, by=requester())
+    site = open_context(settings)
+    return CleanupContext(settings=settings, ledger=site.ledger, warehouse=site.warehouse, by=current_user())
 
 
 def _ask(yes: bool, question: str, done: str) -> None:
@@ -214,9 +220,9 @@ def _ask(yes: bool, question: str, done: str) -> None:
         raise UserError(f"nothing was {done}")
 
 
-def _print_preview(found: Sequence[Stale]) -> None:
-    from gated_backfill.common.model.coverage import percent
-    from gated_backfill.common.model.dates import describe
+def _print_preview(found: Sequence[StaleRows]) -> None:
+    from gated_backfill.common.model.coverage import format_percent
+    from gated_backfill.common.model.dates import format_dates
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("table", "rows", "dates", "oldest", "newest", "cutoff", "of the table"):
@@ -225,13 +231,13 @@ def _print_preview(found: Sequence[Stale]) -> None:
     for one in found:
         days = one.rows_by_date
         ends = [str(min(days)), str(max(days))] if days else ["-", "-"]
-        share = percent(one.rows, one.table_rows) if one.there else "does not exist"
+        share = format_percent(one.rows, one.table_rows) if one.exists else "does not exist"
         shown.add_row(str(one.table), str(one.rows), str(len(days)), *ends, str(one.cutoff), share)
     console = make_console()
     console.print(shown)
     for one in found:
         if one.restored:
-            days = describe(one.restored)
+            days = format_dates(one.restored)
             console.print(
                 f"{one.table}: {len(one.restored)} of these dates were restored, and the daily cleanup leaves them "
                 f"alone: {days}",
@@ -239,14 +245,14 @@ def _print_preview(found: Sequence[Stale]) -> None:
             )
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: CleanupReport) -> None:
     console = make_console()
     if not report.done:
         console.print("nothing was deleted")
-    from gated_backfill.common.cleanup.cleanup import operation_in_words
+    from gated_backfill.common.cleanup.cleanup import describe_operation
 
     for one in report.done:
-        console.print(escape(operation_in_words(one)), soft_wrap=True)
+        console.print(escape(describe_operation(one)), soft_wrap=True)
 
 
 def _print_operations(found: Sequence[CleanupOperation]) -> None:
@@ -265,7 +271,7 @@ def _print_operations(found: Sequence[CleanupOperation]) -> None:
     make_console().print(shown)
 
 
-def _report_json(report: Report) -> dict[str, Any]:
+def _report_json(report: CleanupReport) -> dict[str, Any]:
     return {
         "operations": [_operation_json(one) for one in report.done],
         "absent": report.absent,

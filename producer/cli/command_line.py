@@ -13,11 +13,11 @@ HELP = (
 )
 
 
-def new_app() -> typer.Typer:
+def create_app() -> typer.Typer:
     return typer.Typer(name="backfill", help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
 
-def obey(app: typer.Typer) -> object:
+def invoke_app(app: typer.Typer) -> object:
     """Do what the command line says; returns the exit code. Raises `UserError` for words that say nothing."""
     try:
         return app(standalone_mode=False)

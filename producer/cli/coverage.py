@@ -13,22 +13,22 @@ from rich.table import Table
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
-from gated_backfill.producer.cli.options import End, Start
-from gated_backfill.producer.context import open_site, requester
-from gated_backfill.producer.planning.plan import input_list, requested_days
+from gated_backfill.producer.cli.options import EndDate, StartDate
+from gated_backfill.producer.context import current_user, open_context
+from gated_backfill.producer.planning.plan import parse_date_list, resolve_days
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 from gated_backfill.producer.terminal.runs import make_console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gated_backfill.common.audit.audit import Audit, Audited, Recorded
+    from gated_backfill.common.audit.audit import AuditedDate, AuditResult, FlagChanges
 
-LINES_SHOWN = 60  #: dates listed unless every one is asked for
+MAX_DATES_LISTED = 60  #: dates listed unless every one is asked for
 STYLES = {
     "accepted": "yellow",
     "forced": "yellow",
@@ -64,8 +64,8 @@ def add_audit_commands(app: typer.Typer) -> None:
 
 def coverage(
     job: JobName = None,
-    start_date: Start = None,
-    end_date: End = None,
+    start_date: StartDate = None,
+    end_date: EndDate = None,
     dates: Dates = None,
     last_days: LastDays = None,
     as_json: AsJson = False,
@@ -81,23 +81,23 @@ def coverage(
     """
     from gated_backfill.common.audit.audit import audit_dates, record_audit
 
-    days = audited_days(start_date, end_date, dates, last_days)
+    days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
     found = find_job(job)
-    site = open_site(read_settings())
+    site = open_context(read_settings())
     audit = audit_dates(found, days, site.warehouse, site.ledger)
-    recorded = record_audit(audit, site.ledger, requester()) if flag_incomplete else None
+    recorded = record_audit(audit, site.ledger, current_user()) if flag_incomplete else None
     if as_json:
         print_json(_json(audit, recorded))
     else:
         console = make_console()
         print_audit(console, audit, every_date=every_date)
-        print_next(console, audit, recorded, site.ledger)
+        print_next_steps(console, audit, recorded, site.ledger)
     raise typer.Exit(COMPLETE if audit.is_fine else INCOMPLETE)
 
 
-def audited_days(
+def resolve_audit_days(
     start: str | None, end: str | None, dates: list[str] | None, last_days: int | None
 ) -> tuple[date, ...]:
     """The dates asked for in one of the three ways. Raises `UserError` for none, two, or a date in the future."""
@@ -106,15 +106,15 @@ def audited_days(
         raise UserError("give one of: --start-date and --end-date, --dates, --last-days")
     if last_days is not None:
         span = DateRange(start=today() - ONE_DAY * last_days, through=today() - ONE_DAY)
-        return requested_days(span, (), ())
+        return resolve_days(span, (), ())
     if dates:
-        return requested_days(None, input_list(dates, "--dates"), ())
+        return resolve_days(None, parse_date_list(dates, "--dates"), ())
     if not (start and end):
         raise UserError("give both --start-date and --end-date")
-    return requested_days(DateRange(start=parse_date(start), through=parse_date(end)), (), ())
+    return resolve_days(DateRange(start=parse_date(start), through=parse_date(end)), (), ())
 
 
-def print_audit(console: Console, audit: Audit, *, every_date: bool) -> None:
+def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> None:
     """The counts in one line, then the dates that are not simply complete."""
     console.print(f"[bold]{escape(audit.summary())}[/bold]", soft_wrap=True)
     for note in audit.notes:
@@ -127,23 +127,23 @@ def print_audit(console: Console, audit: Audit, *, every_date: bool) -> None:
         table.add_column(name, justify="right" if name in ("matched", "share") else "left", no_wrap=True)
     table.add_column("written by", no_wrap=True)
     table.add_column("why", overflow="fold")
-    for one in shown if every_date else shown[:LINES_SHOWN]:
+    for one in shown if every_date else shown[:MAX_DATES_LISTED]:
         table.add_row(*_row(one), style=STYLES.get(one.finding.value, "bold red"))
     console.print(table)
-    if len(shown) > LINES_SHOWN and not every_date:
-        console.print(f"and {len(shown) - LINES_SHOWN} more: --every-date lists all")
+    if len(shown) > MAX_DATES_LISTED and not every_date:
+        console.print(f"and {len(shown) - MAX_DATES_LISTED} more: --every-date lists all")
 
 
-def _row(one: Audited) -> Sequence[str]:
+def _row(one: AuditedDate) -> Sequence[str]:
     judged = one.finding.value not in ("held", "skipped")
-    matched = f"{one.seen.matched}/{one.expected}" if judged else "-"
-    share = percent(one.seen.matched, one.expected) if judged else "-"
-    names = one.names_in_words()
+    matched = f"{one.observed.matched}/{one.expected}" if judged else "-"
+    share = format_percent(one.observed.matched, one.expected) if judged else "-"
+    names = one.describe_missing()
     why = f"{one.reason}; {names}" if names else one.reason
     return [str(one.day), one.finding.value, matched, share, one.written_by, escape(why)]
 
 
-def print_next(console: Console, audit: Audit, recorded: Recorded | None, ledger: Ledger) -> None:
+def print_next_steps(console: Console, audit: AuditResult, recorded: FlagChanges | None, ledger: Ledger) -> None:
     """What was flagged, and what to do about what is wrong."""
     if recorded is not None:
         cleared = f"; {len(recorded.cleared)} flag(s) taken off, their dates are fine" if recorded.cleared else ""
@@ -154,10 +154,10 @@ def print_next(console: Console, audit: Audit, recorded: Recorded | None, ledger
         )
     if any(one.finding.value == "held" for one in audit.dates):
         console.print("next: audit the dates that a run holds again after its end: `backfill watch`")
-    if not audit.to_flag:
+    if not audit.dates_to_flag:
         return
-    known = ledger.flagged(audit.job)
-    if all(one.day in known for one in audit.to_flag):
+    known = ledger.flags.list_open_flags(audit.job)
+    if all(one.day in known for one in audit.dates_to_flag):
         console.print(f"next: backfill run --job {audit.job} --flagged", soft_wrap=True)
     else:
         console.print(
@@ -166,14 +166,14 @@ def print_next(console: Console, audit: Audit, recorded: Recorded | None, ledger
         )
 
 
-def _json(audit: Audit, recorded: Recorded | None) -> dict[str, object]:
-    from gated_backfill.common.audit.audit import Finding
+def _json(audit: AuditResult, recorded: FlagChanges | None) -> dict[str, object]:
+    from gated_backfill.common.audit.audit import AuditFinding
 
     return {
         "job": audit.job,
         "fine": audit.is_fine,
         "summary": audit.summary(),
-        "counts": {finding.value: len(audit.of(finding)) for finding in Finding},
+        "counts": {finding.value: len(audit.with_finding(finding)) for finding in AuditFinding},
         "notes": list(audit.notes),
         "flagged": [str(one.day) for one in recorded.flagged] if recorded else None,
         "flags_cleared": [str(day) for day in recorded.cleared] if recorded else None,

@@ -10,7 +10,7 @@ from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INTERRUPTED, REFUSED
 
 
-def run(command: Callable[[], object]) -> NoReturn:
+def run_and_exit(command: Callable[[], object]) -> NoReturn:
     """Do what was asked for, and exit with the code that it returns."""
     try:
         _refuse_no_text(sys.argv[1:])

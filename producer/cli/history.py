@@ -17,14 +17,14 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.process.clock import midnight, today, utcnow
 from gated_backfill.common.storage.files import check_writable, write_atomically
-from gated_backfill.producer.context import open_site
+from gated_backfill.producer.context import open_context
 from gated_backfill.producer.terminal.runs import make_console, print_json
 
 if TYPE_CHECKING:
-    from gated_backfill.common.ledger import Ledger, RunFacts
-    from gated_backfill.producer.context import Site
+    from gated_backfill.common.ledger import Ledger, RunWithDates
+    from gated_backfill.producer.context import CommandContext
 
-MOST_DAYS = 36_600
+MAX_DAYS = 36_600
 STDOUT = "-"
 
 
@@ -34,7 +34,7 @@ def add_history_commands(app: typer.Typer) -> None:
 
 def history(
     days: Annotated[
-        int, typer.Option("--days", min=1, max=MOST_DAYS, help="Runs that ended in so many days, today (UTC) included.")
+        int, typer.Option("--days", min=1, max=MAX_DAYS, help="Runs that ended in so many days, today (UTC) included.")
     ] = 30,
     job: Annotated[str | None, typer.Option("--job", help="One job only, installed or not.  [default: all]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -63,23 +63,23 @@ def history(
     and failed ones don't count; the fallback rate is the share of published dates that hold rows of another source than
     the job's first. Runs that were undone since are counted and marked.
     """
-    from gated_backfill.producer.history.report import History
+    from gated_backfill.producer.history.report import HistoryReport
 
     if sum((as_json, as_csv == STDOUT)) > 1:
         raise UserError("give either --json or --csv -: both print")
     for where in (as_csv, as_html):
         _check_writable(where)  # before anything is written anywhere
-    site = open_site(read_settings())
+    site = open_context(read_settings())
     now, before = _read(site.ledger, today(), days, job)
-    found = History(days=_days(today(), days), job=job, facts=now, before=before, made_at=utcnow())
+    found = HistoryReport(days=_days(today(), days), job=job, facts=now, before=before, made_at=utcnow())
     if write_metadata:
         _write_metadata(site, found.days, job)
     if as_csv is not None:
         _write(as_csv, _csv(now))
     if as_html is not None:
-        from gated_backfill.producer.history.page import page_of
+        from gated_backfill.producer.history.page import render_page
 
-        _write(as_html, page_of(found))
+        _write(as_html, render_page(found))
     if as_json:
         print_json(found.as_json())
     elif as_csv is None and as_html is None and not write_metadata:
@@ -92,21 +92,21 @@ def _days(last: date, count: int) -> DateRange:
     return DateRange(start=last - ONE_DAY * (count - 1), through=last)
 
 
-def _read(ledger: Ledger, last: date, count: int, job: str | None) -> tuple[list[RunFacts], list[RunFacts]]:
+def _read(ledger: Ledger, last: date, count: int, job: str | None) -> tuple[list[RunWithDates], list[RunWithDates]]:
     """The facts of the period, and those of the one before it."""
     this = _days(last, count)
     start, until = midnight(this.start), midnight(this.through + ONE_DAY)
-    now = ledger.facts(start, until, job=job)
-    return now, ledger.facts(start - (until - start), start, job=job)
+    now = ledger.history.list_runs_with_dates(start, until, job=job)
+    return now, ledger.history.list_runs_with_dates(start - (until - start), start, job=job)
 
 
-def _write_metadata(site: Site, days: DateRange, job: str | None) -> None:
+def _write_metadata(site: CommandContext, days: DateRange, job: str | None) -> None:
     from gated_backfill.common.history.metadata import write_day
 
     if job is not None:
         raise UserError("--write-metadata writes whole days, with the runs of every job: leave out --job")
     console = make_console(stderr=True)
-    facts = site.ledger.facts_of_ended(midnight(days.start), midnight(days.through + ONE_DAY))
+    facts = site.ledger.history.list_ended_runs_with_dates(midnight(days.start), midnight(days.through + ONE_DAY))
     ended = sorted({one.run.finished_at.date() for one in facts if one.run.finished_at is not None})
     for day in ended:
         console.print(write_day(site.ledger, site.warehouse, site.settings, day), soft_wrap=True)
@@ -114,7 +114,7 @@ def _write_metadata(site: Site, days: DateRange, job: str | None) -> None:
         console.print("no run ended in these days: nothing was written")
 
 
-def _csv(facts: Sequence[RunFacts]) -> str:
+def _csv(facts: Sequence[RunWithDates]) -> str:
     from gated_backfill.common.history.metadata import COLUMNS, rows_of
 
     text = io.StringIO()

@@ -8,10 +8,10 @@ import typer
 
 from gated_backfill.producer.cli.alerts import add_alert_commands
 from gated_backfill.producer.cli.cleanup import add_cleanup_commands
-from gated_backfill.producer.cli.command_line import new_app, obey
+from gated_backfill.producer.cli.command_line import create_app, invoke_app
 from gated_backfill.producer.cli.control import add_control_commands
 from gated_backfill.producer.cli.coverage import add_audit_commands
-from gated_backfill.producer.cli.edge import run
+from gated_backfill.producer.cli.edge import run_and_exit
 from gated_backfill.producer.cli.history import add_history_commands
 from gated_backfill.producer.cli.look import add_look_commands
 from gated_backfill.producer.cli.metrics import add_metrics_command
@@ -21,11 +21,11 @@ from gated_backfill.producer.cli.tables import add_table_commands
 from gated_backfill.producer.cli.up import add_up_commands
 from gated_backfill.producer.terminal.exit_codes import REFUSED
 
-app = new_app()
+app = create_app()
 
 
 @app.callback(invoke_without_command=True)
-def no_command(context: typer.Context) -> None:
+def show_help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(REFUSED)
@@ -46,7 +46,7 @@ add_history_commands(app)
 
 def main() -> None:
     """Any command."""
-    run(partial(obey, app))
+    run_and_exit(partial(invoke_app, app))
 
 
 if __name__ == "__main__":

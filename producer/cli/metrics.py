@@ -27,10 +27,10 @@ def metrics(
     """
     from gated_backfill.common.process.logs import configure_logs
     from gated_backfill.producer.metrics.server import MetricsServer
-    from gated_backfill.producer.runs.attended import stoppable
+    from gated_backfill.producer.runs.attended import interrupt_on_signals
 
     configure_logs()
-    with stoppable():
+    with interrupt_on_signals():
         try:
             server = MetricsServer(read_settings(), address, port)
             typer.echo(f"serving http://{f'[{address}]' if ':' in address else address}:{server.server_port}/metrics")

@@ -10,8 +10,8 @@ from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.producer.planning.reprocess import Reprocess
 
 JobName = Annotated[str | None, typer.Option("--job", help="The job to run; `backfill jobs` lists them.")]
-Start = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]
-End = Annotated[str | None, typer.Option("--end-date", help="Last date, YYYY-MM-DD, included.")]
+StartDate = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]
+EndDate = Annotated[str | None, typer.Option("--end-date", help="Last date, YYYY-MM-DD, included.")]
 Dates = Annotated[
     list[str] | None,
     typer.Option("--dates", help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."),
@@ -24,7 +24,7 @@ ReprocessOption = Annotated[
         "blocked and failed ones. all: every date, checkpointed ones included."
     ),
 ]
-Newest = Annotated[bool, typer.Option("--newest-first", help="Build the latest dates first.")]
+NewestFirst = Annotated[bool, typer.Option("--newest-first", help="Build the latest dates first.")]
 FallbackOption = Annotated[
     Fallback | None,
     typer.Option(
@@ -39,7 +39,7 @@ Force = Annotated[
 Reason = Annotated[
     str | None, typer.Option("--reason", help="Why; stored with the run, and with every date that is forced.")
 ]
-OrderReason = Annotated[str | None, typer.Option("--reason", help="Why; stored with who and when.")]
+ControlReason = Annotated[str | None, typer.Option("--reason", help="Why; stored with who and when.")]
 Flagged = Annotated[
     bool,
     typer.Option(
@@ -49,7 +49,7 @@ Flagged = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is open; follow it with `watch`.")]
-Window = Annotated[
+WindowSize = Annotated[
     int | None,
     typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
 ]
@@ -80,6 +80,6 @@ NoPreflight = Annotated[
 ]
 
 
-def said(reason: str | None) -> str | None:
+def strip_reason(reason: str | None) -> str | None:
     """What a `--reason` says; None where it says nothing."""
     return (reason or "").strip() or None

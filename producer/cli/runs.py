@@ -12,48 +12,53 @@ import typer
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateState, Run
-from gated_backfill.common.model.batching import parse_per_task
-from gated_backfill.common.model.concurrency import Caps
+from gated_backfill.common.model.batching import parse_dates_per_task
+from gated_backfill.common.model.concurrency import ConcurrencyLimits
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.dates import DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
-from gated_backfill.common.model.run_options import tightest
+from gated_backfill.common.model.run_options import lowest_limit
 from gated_backfill.producer.cli.options import (
     AllowPartial,
     AsJson,
     Dates,
     DatesPerTask,
     Detach,
-    End,
+    EndDate,
     Exclude,
     FallbackOption,
     Flagged,
     Force,
     JobName,
     MaxInFlight,
-    Newest,
+    NewestFirst,
     NoPreflight,
     Reason,
     ReprocessOption,
     Sequential,
-    Start,
-    Window,
+    StartDate,
+    WindowSize,
     Workers,
     Yes,
-    said,
+    strip_reason,
 )
-from gated_backfill.producer.context import Site, open_site
-from gated_backfill.producer.planning.cost import cost_of
+from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.planning.cost import estimate_cost
 from gated_backfill.producer.planning.plan import (
-    Action,
     Plan,
+    PlanAction,
     Reprocess,
-    Request,
-    input_list,
+    RunRequest,
     make_plan,
-    requested_days,
+    parse_date_list,
+    resolve_days,
 )
-from gated_backfill.producer.planning.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
+from gated_backfill.producer.planning.saved_plan import (
+    check_plan_unchanged,
+    read_saved_plan,
+    request_from_saved_plan,
+    save_plan,
+)
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import is_interrupted, make_console, print_json
@@ -68,20 +73,20 @@ def add_run_commands(app: typer.Typer) -> None:
 def plan(
     context: typer.Context,
     job: JobName = None,
-    start_date: Start = None,
-    end_date: End = None,
+    start_date: StartDate = None,
+    end_date: EndDate = None,
     dates: Dates = None,
     flagged: Flagged = False,
     exclude: Exclude = None,
     reprocess: ReprocessOption = Reprocess.FAILED,
-    newest_first: Newest = False,
+    newest_first: NewestFirst = False,
     fallback: FallbackOption = None,
     force: Force = False,
     reason: Reason = None,
     as_json: AsJson = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the plan to a file, for `run --plan`.")] = None,
     every_date: Annotated[bool, typer.Option("--every-date", help="A line for each date of a long plan.")] = False,
-    window: Window = None,
+    window: WindowSize = None,
 ) -> None:
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
     because = _forced(force, reason)
@@ -89,19 +94,21 @@ def plan(
         days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess, as_json=as_json)
     else:
         days = _days(start_date, end_date, dates, exclude)
-    request = _request(job, days, exclude, reprocess, newest_first, fallback, because, said(reason))
+    request = _request(job, days, exclude, reprocess, newest_first, fallback, because, strip_reason(reason))
     settings = read_settings()
-    site = open_site(settings)
+    site = open_context(settings)
     context.call_on_close(site.ledger.close)
     found = find_job(request.job)
     made = make_plan(request, found, site.warehouse, site.ledger)
-    caps = Caps(
+    caps = ConcurrencyLimits(
         windows=settings.windows_in_flight,
         dates=settings.max_in_flight,
-        job_dates=tightest(found.max_in_flight, settings.max_in_flight_per_job),
+        job_dates=lowest_limit(found.max_in_flight, settings.max_in_flight_per_job),
     )
     dates_a_window = caps.window_size(window or settings.window)
-    cost = cost_of(made, found, site.warehouse, window=dates_a_window, price_per_tib=settings.price_per_tib)
+    cost = estimate_cost(
+        made, found, site.warehouse, dates_per_window=dates_a_window, price_per_tib=settings.price_per_tib
+    )
     if save is not None:
         save_plan(made, save)
     if as_json:
@@ -109,14 +116,14 @@ def plan(
     else:
         print_plan(make_console(), made, every_date=every_date)
         if cost is not None:
-            make_console().print(f"cost: {cost.in_words()}", soft_wrap=True)
-    raise typer.Exit(INCOMPLETE if made.of(Action.BLOCKED) else COMPLETE)
+            make_console().print(f"cost: {cost.describe()}", soft_wrap=True)
+    raise typer.Exit(INCOMPLETE if made.steps_with(PlanAction.BLOCKED) else COMPLETE)
 
 
 def run(
     job: JobName = None,
-    start_date: Start = None,
-    end_date: End = None,
+    start_date: StartDate = None,
+    end_date: EndDate = None,
     dates: Dates = None,
     flagged: Flagged = False,
     plan_file: Annotated[
@@ -124,14 +131,14 @@ def run(
     ] = None,
     exclude: Exclude = None,
     reprocess: ReprocessOption = Reprocess.FAILED,
-    newest_first: Newest = False,
+    newest_first: NewestFirst = False,
     fallback: FallbackOption = None,
     force: Force = False,
     reason: Reason = None,
     allow_partial: AllowPartial = False,
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
-    window: Window = None,
+    window: WindowSize = None,
     dates_per_task: DatesPerTask = None,
     max_in_flight: MaxInFlight = None,
     workers: Workers = None,
@@ -148,15 +155,15 @@ def run(
             raise UserError(
                 "--plan says which job and dates: give no --job, --start-date, --dates, --flagged or --exclude"
             )
-        stored = read_plan(plan_file)
-        request = request_of(stored, plan_file)
-        request = replace(request, reason=said(reason) or request.reason)
+        stored = read_saved_plan(plan_file)
+        request = request_from_saved_plan(stored, plan_file)
+        request = replace(request, reason=strip_reason(reason) or request.reason)
     else:
         if flagged:
             days, reprocess = _flagged_days(job, start_date, end_date, dates, exclude, reprocess)
         else:
             days = _days(start_date, end_date, dates, exclude)
-        request = _request(job, days, exclude, reprocess, newest_first, fallback, because, said(reason))
+        request = _request(job, days, exclude, reprocess, newest_first, fallback, because, strip_reason(reason))
     settings = read_settings()
     launch = Launch(
         request=request,
@@ -166,15 +173,15 @@ def run(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
-        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_per_task(dates_per_task),
+        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_dates_per_task(dates_per_task),
     )
 
     def check(made: Plan) -> None:
         if stored is not None and plan_file is not None:
-            refuse_if_changed(stored, made, plan_file)
+            check_plan_unchanged(stored, made, plan_file)
 
     raise typer.Exit(
-        launch_and_follow(launch, settings, detach=detach, yes=yes, check=check, workers_asked=workers is not None)
+        launch_and_follow(launch, settings, detach=detach, yes=yes, check=check, workers_given=workers is not None)
     )
 
 
@@ -186,7 +193,7 @@ def retry(
     allow_partial: AllowPartial = False,
     no_preflight: NoPreflight = False,
     sequential: Sequential = False,
-    window: Window = None,
+    window: WindowSize = None,
     dates_per_task: DatesPerTask = None,
     max_in_flight: MaxInFlight = None,
     workers: Workers = None,
@@ -198,19 +205,19 @@ def retry(
 
     because = _forced(force, reason)
     settings = read_settings()
-    site = open_site(settings)
-    earlier = site.ledger.run(run_id)
+    site = open_context(settings)
+    earlier = site.ledger.runs.get_run(run_id)
     days = _unfinished_days(earlier, site)
     if not days:
         make_console().print(f"run {run_id} has no blocked, failed or cancelled dates: nothing to retry")
         raise typer.Exit(COMPLETE)
     launch = Launch(
-        request=Request(
+        request=RunRequest(
             job=earlier.job,
             days=days,
             fallback=fallback or Fallback(earlier.options["fallback"]),
             forced_because=because,
-            reason=said(reason),
+            reason=strip_reason(reason),
         ),
         window=window or settings.window,
         workers=workers or settings.workers,
@@ -218,17 +225,17 @@ def retry(
         allow_partial=allow_partial,
         preflight=not no_preflight,
         max_in_flight=max_in_flight,
-        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_per_task(dates_per_task),
+        dates_per_task=settings.dates_per_task if dates_per_task is None else parse_dates_per_task(dates_per_task),
     )
-    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_asked=workers is not None))
+    raise typer.Exit(launch_and_follow(launch, settings, detach=detach, yes=yes, workers_given=workers is not None))
 
 
-def _unfinished_days(run: Run, site: Site) -> tuple[date, ...]:
+def _unfinished_days(run: Run, site: CommandContext) -> tuple[date, ...]:
     """The dates that the run did not complete. Raises `UserError` while it may still do so."""
-    if not run.ended and not is_interrupted(run):
+    if not run.has_ended and not is_interrupted(run):
         raise UserError(f"run {run.id} is still {run.state.value}: wait for its end with `backfill watch`")
     done = (DateState.CHECKPOINTED, DateState.SKIPPED)
-    return tuple(row.day for row in site.ledger.dates(run.id) if row.state not in done)
+    return tuple(row.day for row in site.ledger.dates.list_dates(run.id) if row.state not in done)
 
 
 # -- shared by the commands -----------------------------------------------------------------------------------
@@ -240,7 +247,7 @@ def _days(start: str | None, end: str | None, dates: list[str] | None, exclude: 
     if not dates and not (start and end):
         raise UserError("give --start-date and --end-date, or --dates")
     span = DateRange(start=parse_date(start), through=parse_date(end)) if start and end else None
-    return requested_days(span, input_list(dates or [], "--dates"), input_list(exclude or [], "--exclude"))
+    return resolve_days(span, parse_date_list(dates or [], "--dates"), parse_date_list(exclude or [], "--exclude"))
 
 
 def _flagged_days(
@@ -259,14 +266,14 @@ def _flagged_days(
     if reprocess is Reprocess.NONE:
         raise UserError("--flagged builds dates anew: it can't be had with --reprocess none")
     found = find_job(_named(job))
-    flags = open_site(read_settings()).ledger.flagged(found.name)
+    flags = open_context(read_settings()).ledger.flags.list_open_flags(found.name)
     if not flags:
         if as_json:
             print_json(None)
         else:
             make_console().print(f"no date of {found.name} is flagged: nothing to do")
         raise typer.Exit(COMPLETE)
-    return requested_days(None, list(flags), input_list(exclude or [], "--exclude")), Reprocess.ALL
+    return resolve_days(None, list(flags), parse_date_list(exclude or [], "--exclude")), Reprocess.ALL
 
 
 def _named(job: str | None) -> str:
@@ -284,11 +291,11 @@ def _request(
     fallback: Fallback | None,
     because: str | None,
     reason: str | None,
-) -> Request:
-    return Request(
+) -> RunRequest:
+    return RunRequest(
         job=find_job(_named(job)).name,
         days=days,
-        excluded=input_list(exclude or [], "--exclude"),
+        excluded=parse_date_list(exclude or [], "--exclude"),
         reprocess=reprocess,
         newest_first=newest_first,
         fallback=fallback,
@@ -298,7 +305,7 @@ def _request(
 
 
 def _forced(force: bool, reason: str | None) -> str | None:
-    because = said(reason)
+    because = strip_reason(reason)
     if force and because is None:
         raise UserError("--force needs --reason: it is stored with every date that is forced")
     return because if force else None

@@ -15,11 +15,11 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, RE
 from gated_backfill.producer.terminal.runs import make_console, print_json
 
 if TYPE_CHECKING:
-    from gated_backfill.producer.doctor.checks import Finding
+    from gated_backfill.producer.doctor.checks import CheckResult
 
 STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
-OneJob = Annotated[str | None, typer.Option("--job", help="One job only.  [default: all installed jobs]")]
+SingleJob = Annotated[str | None, typer.Option("--job", help="One job only.  [default: all installed jobs]")]
 
 tables = typer.Typer(help="The target tables of jobs.")
 
@@ -30,14 +30,14 @@ def add_setup_commands(app: typer.Typer) -> None:
 
 
 @tables.callback(invoke_without_command=True)
-def no_command(context: typer.Context) -> None:
+def show_help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(REFUSED)
 
 
 @tables.command()
-def create(job: OneJob = None) -> None:
+def create(job: SingleJob = None) -> None:
     """Make the dataset and the target table of each job, as the job declares it, and the tool's own tables.
 
     A ledger of an older version is brought up to date. Repeating it is harmless.
@@ -47,10 +47,10 @@ def create(job: OneJob = None) -> None:
 
     found = [find_job(name) for name in ([job] if job else job_names())]
     settings = read_settings()
-    made = create_tables(open_warehouse(settings.warehouse_url, limits=settings.limits), found)
+    made = create_tables(open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits), found)
     console = make_console()
     for one in made.targets:
-        console.print(escape(one.in_words()), soft_wrap=True)
+        console.print(escape(one.describe()), soft_wrap=True)
     if made.prepared is not None:
         said = "was made" if made.prepared else "was there already"
         console.print(f"the record of publications, in a dataset of the tool's own, {said}", soft_wrap=True)
@@ -58,17 +58,17 @@ def create(job: OneJob = None) -> None:
     console.print("the ledger's tables are up to date")
 
 
-def doctor(job: OneJob = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(job: SingleJob = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Look whether everything that a run needs is as it must be, and say what to do about what is not.
 
     Changes nothing. Exit codes: 0 nothing failed, 3 something did.
     """
-    from gated_backfill.producer.doctor.checks import Level, examine
+    from gated_backfill.producer.doctor.checks import CheckLevel, run_checks
 
     if job is not None:
         find_job(job)
-    findings = examine(read_settings(), [job] if job else job_names())
-    failed = any(one.level is Level.FAIL for one in findings)
+    findings = run_checks(read_settings(), [job] if job else job_names())
+    failed = any(one.level is CheckLevel.FAIL for one in findings)
     if as_json:
         print_json({"ok": not failed, "checks": [one.as_json() for one in findings]})
     else:
@@ -76,12 +76,12 @@ def doctor(job: OneJob = None, as_json: Annotated[bool, typer.Option("--json", h
     raise typer.Exit(INCOMPLETE if failed else COMPLETE)
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[CheckResult]) -> None:
     console = make_console()
     width = max(len(one.check) for one in findings)
     for one in findings:
         level = one.level.value
-        told = f"{escape(one.check):<{width}}  {escape(one.in_words())}"
+        told = f"{escape(one.check):<{width}}  {escape(one.describe())}"
         console.print(f"[{STYLES[level]}]{level:<4}[/]  {told}", soft_wrap=True)
     counts = [f"{sum(one.level.value == level for one in findings)} {level}" for level in STYLES]
     console.print(f"{len(findings)} checks: {', '.join(counts)}")

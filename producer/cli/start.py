@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.imports import freeze_imports
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -28,12 +28,12 @@ def main() -> None:
     command = next(iter(words), "")
     if command in ONLY_LOOKING:  # which validate nothing but settings: plugins are looked for in all that is installed
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    with quick_imports():
-        from gated_backfill.producer.cli.edge import run
+    with freeze_imports():
+        from gated_backfill.producer.cli.edge import run_and_exit
 
         asked = _asked(words)
     try:
-        run(asked)
+        run_and_exit(asked)
     except SystemExit as end:
         if command in ONLY_LOOKING:
             _leave(end)
@@ -48,9 +48,9 @@ def _asked(words: Sequence[str]) -> Callable[[], object]:
 
             return partial(show_status, *runs)
         case _:
-            from gated_backfill.producer.cli.command_line import obey
+            from gated_backfill.producer.cli.command_line import invoke_app
 
-            return partial(obey, _app_with(next(iter(words), "")))
+            return partial(invoke_app, _app_with(next(iter(words), "")))
 
 
 def _app_with(command: str) -> Typer:
@@ -59,10 +59,10 @@ def _app_with(command: str) -> Typer:
         from gated_backfill.producer.cli.main import app
 
         return app
-    from gated_backfill.producer.cli.command_line import new_app
+    from gated_backfill.producer.cli.command_line import create_app
 
     module, add_commands = QUICK[command]
-    app = new_app()
+    app = create_app()
     getattr(import_module(module), add_commands)(app)
     return app
 

@@ -16,7 +16,7 @@ from gated_backfill.producer.terminal.runs import make_console
 
 if TYPE_CHECKING:
     from gated_backfill.producer.stack.standing import UpOptions
-    from gated_backfill.producer.stack.state_file import Standing
+    from gated_backfill.producer.stack.state_file import StackState
 
 
 def add_up_commands(app: typer.Typer) -> None:
@@ -54,14 +54,14 @@ def up(
     `run`, `retry` and `watch` use them from then on. With BACKFILL_BROKER set, that broker is used and none is started.
     What dies is started again. Repeating it is harmless: it prints where everything is.
     """
-    from gated_backfill.producer.stack.standing import UpOptions, check_ports, start_in_background
-    from gated_backfill.producer.stack.state_file import find_standing, starting_or_stopping
+    from gated_backfill.producer.stack.standing import UpOptions, check_ports, start_supervisor
+    from gated_backfill.producer.stack.state_file import find_running_stack, stack_lock
 
     settings = read_settings()
     console = make_console()
     options = UpOptions(workers=workers or settings.workers, flower_port=flower_port, metrics_port=metrics_port)
-    with starting_or_stopping(settings.home):
-        found = find_standing(settings.home)
+    with stack_lock(settings.home):
+        found = find_running_stack(settings.home)
         if found is not None:
             console.print("it is up already")
             if workers not in (None, found.workers) or (
@@ -70,8 +70,8 @@ def up(
                 console.print("note: it goes on as it is; other options take effect after `backfill down`")
         elif not foreground:
             check_ports(options, settings)
-            start_in_background(options, settings)
-            found = find_standing(settings.home)
+            start_supervisor(options, settings)
+            found = find_running_stack(settings.home)
     if found is None:
         _stay(options, settings, console)
         return
@@ -85,12 +85,12 @@ def down() -> None:
 
     Runs that are under way are named: they go on once `backfill up` is called again.
     """
-    from gated_backfill.producer.stack.shutdown import take_down
-    from gated_backfill.producer.stack.standing import expect_no_beat
+    from gated_backfill.producer.stack.shutdown import shut_down_stack
+    from gated_backfill.producer.stack.standing import clear_heartbeat
 
     settings = read_settings()
     console = make_console()
-    stopped = take_down(settings)
+    stopped = shut_down_stack(settings)
     if stopped.killed:
         console.print("it did not end in time and was killed")
     if stopped.was_up:
@@ -100,7 +100,7 @@ def down() -> None:
     else:
         console.print("nothing is up")
     if stopped.was_dead or stopped.killed:
-        expect_no_beat(settings)
+        clear_heartbeat(settings)
     if stopped.was_up or stopped.was_dead:
         _name_active_runs(settings, console)
 
@@ -109,7 +109,7 @@ def _name_active_runs(settings: Settings, console: Console) -> None:
     from gated_backfill.common.ledger import open_ledger
 
     try:
-        active = [run for run in open_ledger(settings.ledger_url).active_runs() if run.owner is None]
+        active = [run for run in open_ledger(settings.ledger_url).maintenance.list_active_runs() if run.owner is None]
     except BackfillError as exc:
         console.print(escape(f"which runs are under way could not be found out: {exc}"), soft_wrap=True)
         return
@@ -118,25 +118,25 @@ def _name_active_runs(settings: Settings, console: Console) -> None:
 
 
 def _stay(options: UpOptions, settings: Settings, console: Console) -> None:
-    from gated_backfill.producer.stack.signals import stoppable
-    from gated_backfill.producer.stack.standing import StandingStack, check_places
-    from gated_backfill.producer.stack.state_file import find_standing, starting_or_stopping
+    from gated_backfill.producer.stack.signals import interrupt_on_signals
+    from gated_backfill.producer.stack.standing import SupervisedStack, check_places
+    from gated_backfill.producer.stack.state_file import find_running_stack, stack_lock
 
     try:
-        with stoppable(), ExitStack() as running:
-            with starting_or_stopping(settings.home):
-                if find_standing(settings.home) is not None:
+        with interrupt_on_signals(), ExitStack() as running:
+            with stack_lock(settings.home):
+                if find_running_stack(settings.home) is not None:
                     raise UserError("another `backfill up` was faster: it is up")
                 check_places(settings)
-                stack = running.enter_context(StandingStack(settings, options))
-            _print(stack.standing, settings, console)
+                stack = running.enter_context(SupervisedStack(settings, options))
+            _print(stack.state, settings, console)
             console.print("stop it: Ctrl-C, or `backfill down`")
-            stack.keep_up()
+            stack.supervise()
     except KeyboardInterrupt:
         console.print("stopped")
 
 
-def _print(found: Standing, settings: Settings, console: Console) -> None:
+def _print(found: StackState, settings: Settings, console: Console) -> None:
     def line(what: str, is_what: str) -> None:
         console.print(f"{what:<10}{escape(is_what)}", soft_wrap=True, highlight=False)
 

@@ -15,14 +15,14 @@ from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.config.warehouse_url import LOCAL, is_local
-from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Progress
-from gated_backfill.common.model.coverage import percent
-from gated_backfill.common.model.dates import DateRange, describe
+from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, RunProgress
+from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.dates import DateRange, format_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan
-from gated_backfill.producer.context import Site
-from gated_backfill.producer.planning.plan import Action, Plan
+from gated_backfill.producer.context import CommandContext
+from gated_backfill.producer.planning.plan import Plan, PlanAction
 
 JOB = "player_composite_factors"
 NAMES_SHOWN = 4
@@ -30,17 +30,17 @@ COUNT = "SELECT COUNT(*) AS n FROM published"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class PublishedState:
     """What is published and proven of a date."""
 
     rows: int  #: counted in the published table
     checkpoint: Checkpoint
 
 
-def standing(site: Site, days: Sequence[date]) -> dict[date, Standing]:
+def published_state(site: CommandContext, days: Sequence[date]) -> dict[date, PublishedState]:
     """What is published and proven of each of the days, which must all be checkpointed."""
-    checkpoints = site.ledger.checkpoints(JOB, min(days), max(days))
-    return {day: Standing(rows=_published(site, day), checkpoint=checkpoints[day]) for day in days}
+    checkpoints = site.ledger.checkpoints.list_checkpoints(JOB, min(days), max(days))
+    return {day: PublishedState(rows=_published(site, day), checkpoint=checkpoints[day]) for day in days}
 
 
 def heading(console: Console, text: str) -> None:
@@ -48,45 +48,46 @@ def heading(console: Console, text: str) -> None:
     console.print(f"[bold]{text}[/bold]")
 
 
-def print_made(console: Console, site: Site, span: DateRange, *, new: bool) -> None:
+def print_tables(console: Console, site: CommandContext, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
     url = site.settings.warehouse_url
     where = f"as Parquet in {_warehouse(url)}" if is_local(url) else f"in {escape(url)}"
     made = "Made" if new else "Found, made by an earlier demo"
     console.print(f"{made}: 30 teams, 82 games each, {span}, {where}", soft_wrap=True)
     if new:
-        for role, table in find_job(JOB).tables()[1:]:
+        for role, table in find_job(JOB).tables_by_role()[1:]:
             console.print(f"  {role:<20} {table}")
 
 
-def print_planned(console: Console, plan: Plan) -> None:
+def print_plan_summary(console: Console, plan: Plan) -> None:
     """What the run is about to do, counted by reason."""
     heading(console, "2. The plan")
     console.print(escape(plan.summary()))
     reasons: dict[str, list[date]] = {}
-    for step in plan.of(Action.SKIP):
+    for step in plan.steps_with(PlanAction.SKIP):
         reasons.setdefault(step.reason, []).append(step.day)
     for reason, days in reasons.items():
-        console.print(f"  {len(days):>3} skipped: {reason} ({describe(days, most=3)})")
+        console.print(f"  {len(days):>3} skipped: {reason} ({format_dates(days, max_ranges=3)})")
     primary = next(iter(plan.steps[0].found))
-    built = plan.of(Action.BUILD)
+    built = plan.steps_with(PlanAction.BUILD)
     for source in dict.fromkeys(step.source for step in built):
         days = [step.day for step in built if step.source == source]
-        which = "the primary" if source == primary else f"a fallback, on {describe(days)}"
+        which = "the primary" if source == primary else f"a fallback, on {format_dates(days)}"
         console.print(f"  {len(days):>3} to build from {source}: {which}")
     heading(console, "3. The run, on two local workers")
 
 
-def print_source_checks(console: Console, site: Site, progress: Progress) -> None:
+def print_source_checks(console: Console, site: CommandContext, progress: RunProgress) -> None:
     """What the workers found on each date: the dates from the primary together, each other one by itself."""
     heading(console, "4. What the source checks found")
-    rows = [row for row in site.ledger.dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
+    rows = [row for row in site.ledger.dates.list_dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
     primary = find_job(JOB).sources[0].name
     usual = [row for row in rows if row.source == primary]
     if usual:
         low = min(usual, key=lambda row: (row.matched or 0) / (row.expected or 1))
         console.print(
-            f"{len(usual)} dates were built from {primary}: it had {percent(low.matched or 0, low.expected or 0)} "
+            f"{len(usual)} dates were built from {primary}: "
+            f"it had {format_percent(low.matched or 0, low.expected or 0)} "
             f"or more of the expected players on each"
         )
     _print_months(console, rows)
@@ -100,8 +101,10 @@ def _print_fallbacks(console: Console, rows: Sequence[DateRow]) -> None:
     for name in ("date", "expected", *(source.name for source in find_job(JOB).sources), "built from", "result"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        found = [f"{n} ({percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
-        result = f"{row.matched}/{row.expected} ({percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
+        found = [f"{n} ({format_percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
+        result = (
+            f"{row.matched}/{row.expected} ({format_percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
+        )
         table.add_row(str(row.day), str(row.expected), *found, row.source or "", f"[green]{result}[/green]")
     console.print("These fell back, because coverage decides, not emptiness:")
     console.print(table)
@@ -120,14 +123,17 @@ def _print_months(console: Console, rows: Sequence[DateRow]) -> None:
 
 
 def print_replay(
-    console: Console, rows: Sequence[DateRow], before: Mapping[date, Standing], after: Mapping[date, Standing]
+    console: Console,
+    rows: Sequence[DateRow],
+    before: Mapping[date, PublishedState],
+    after: Mapping[date, PublishedState],
 ) -> None:
     """The incident once more, with the fallback off: what the gate said, and whether what was published stands."""
     heading(console, "5. The incident, as it happened")
     console.print("The same two dates once more, with the fallback off, straight to the gate:")
     for row in rows:
         style = "bold red" if row.state is DateState.BLOCKED else "bold yellow"
-        share = f"{row.matched}/{row.expected} = {percent(row.matched or 0, row.expected or 0)}"
+        share = f"{row.matched}/{row.expected} = {format_percent(row.matched or 0, row.expected or 0)}"
         console.print(f"  {row.day}  [{style}]{row.state.value.upper()}[/{style}]  {share}: {escape(row.reason or '')}")
         if row.state is DateState.BLOCKED:
             _print_refused(console, row)
@@ -135,7 +141,7 @@ def print_replay(
         _print_standing(console, row.day, before[row.day], after[row.day])
     passed = [row.day for row in rows if row.state is not DateState.BLOCKED]
     if passed:
-        console.print(f"[bold red]The demo failed: the gate did not block {describe(passed)}.[/bold red]")
+        console.print(f"[bold red]The demo failed: the gate did not block {format_dates(passed)}.[/bold red]")
 
 
 def _print_refused(console: Console, row: DateRow) -> None:
@@ -147,7 +153,7 @@ def _print_refused(console: Console, row: DateRow) -> None:
         console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
 
 
-def _print_standing(console: Console, day: date, before: Standing, after: Standing) -> None:
+def _print_standing(console: Console, day: date, before: PublishedState, after: PublishedState) -> None:
     if after != before:
         console.print(
             f"  {day}  [bold red]The demo failed: the replay changed what was published[/bold red]: "
@@ -161,7 +167,7 @@ def _print_standing(console: Console, day: date, before: Standing, after: Standi
     )
 
 
-def _published(site: Site, day: date) -> int:
+def _published(site: CommandContext, day: date) -> int:
     target = find_job(JOB).target
     scan = Scan(
         table=TableName.parse(target.table),
@@ -171,9 +177,9 @@ def _published(site: Site, day: date) -> int:
     return site.warehouse.query(COUNT, scans={"published": scan})["n"].to_pylist()[0] or 0
 
 
-def print_flow(console: Console, progress: Progress, seconds: float) -> None:
+def print_total(console: Console, progress: RunProgress, seconds: float) -> None:
     console.print()
-    done = progress.of(DateState.CHECKPOINTED)
+    done = progress.count(DateState.CHECKPOINTED)
     console.print(
         f"[bold green]{done} dates published and checkpointed; the whole demo took {seconds:.1f} s.[/bold green]"
     )
@@ -182,8 +188,8 @@ def print_flow(console: Console, progress: Progress, seconds: float) -> None:
 def print_done(console: Console, plan: Plan) -> None:
     heading(console, "2. Nothing to do")
     console.print(
-        f"All {len(plan.of(Action.DONE))} dates are checkpointed already "
-        f"({len(plan.of(Action.SKIP))} have nothing to build): no run was started."
+        f"All {len(plan.steps_with(PlanAction.DONE))} dates are checkpointed already "
+        f"({len(plan.steps_with(PlanAction.SKIP))} have nothing to build): no run was started."
     )
 
 

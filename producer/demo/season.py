@@ -14,25 +14,25 @@ import pyarrow as pa
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.common.model.tables import TableName, Types
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.demo.names import FIRST_NAMES, LAST_NAMES, TEAMS
 
 SEED = 20230223
 FIRST_DATE = date(2022, 10, 18)
 LAST_DATE = date(2023, 4, 9)
-NO_GAMES = frozenset(
+DATES_WITHOUT_GAMES = frozenset(
     {date(2022, 11, 24), date(2022, 12, 24), *(date(2023, 2, 17) + timedelta(days=n) for n in range(6))}
 )
-GAMES_EACH = 82
+GAMES_PER_TEAM = 82
 GAMES_BY_WEEKDAY = (8, 6, 11, 4, 10, 8, 6)  #: Monday first; scaled to the number of games there are
 INCIDENT = {date(2023, 2, 23): (9, 187, 1), date(2023, 2, 24): (8, 175, 68)}  #: games, players, rows in upcoming
-CALL_UPS_EVERY = 23  #: dates, on each of which two late call-ups are missing from the upcoming table
+CALL_UP_INTERVAL_DATES = 23  #: dates, on each of which two late call-ups are missing from the upcoming table
 NO_SHOT_ZONES = 0.03  #: the share of players whose shooting nobody has analysed
 MINUTES_BY_RANK = np.array([35, 34, 32, 30, 27, 22, 19, 16, 12, 9, 7, 5, 4, 3, 3.0])
 LOOKBACK_GAMES = 14  #: nobody plays more games in 14 days
 
-SCHEDULE_TYPES: Types = {
+SCHEDULE_TYPES: ColumnTypes = {
     "game_id": "STRING",
     "game_date": "DATE",
     "season": "STRING",
@@ -40,7 +40,7 @@ SCHEDULE_TYPES: Types = {
     "home_team_abbr": "STRING",
     "away_team_abbr": "STRING",
 }
-SUMMARY_TYPES: Types = {
+SUMMARY_TYPES: ColumnTypes = {
     "player_lookup": "STRING",
     "player_name": "STRING",
     "game_id": "STRING",
@@ -82,7 +82,7 @@ def make_season() -> dict[str, pd.DataFrame]:
     return {
         "nba_reference.schedule": schedule,
         "nba_analytics.player_game_summary": summary,
-        "nba_analytics.upcoming_player_game_context": make_partial(context, dice),
+        "nba_analytics.upcoming_player_game_context": make_stale_context(context, dice),
         "nba_precompute.player_shot_zone_analysis": make_shot_zones(summary, players, dice),
         "nba_precompute.team_defense_zone_analysis": make_team_defense(schedule, dice),
     }
@@ -90,14 +90,14 @@ def make_season() -> dict[str, pd.DataFrame]:
 
 def game_dates() -> list[date]:
     days = (FIRST_DATE + timedelta(days=n) for n in range((LAST_DATE - FIRST_DATE).days + 1))
-    return [day for day in days if day not in NO_GAMES]
+    return [day for day in days if day not in DATES_WITHOUT_GAMES]
 
 
 def games_per_date(days: list[date]) -> dict[date, int]:
     """How many games each date has: 1,230 in all, by weekday; all teams play on the last date."""
     fixed = {day: games for day, (games, _, _) in INCIDENT.items()} | {days[-1]: len(TEAMS) // 2}
     free = [day for day in days if day not in fixed]
-    wanted = len(TEAMS) * GAMES_EACH // 2 - sum(fixed.values())
+    wanted = len(TEAMS) * GAMES_PER_TEAM // 2 - sum(fixed.values())
     weights = np.array([GAMES_BY_WEEKDAY[day.weekday()] for day in free], float)
     steps = np.floor(np.concatenate([[0.0], np.cumsum(weights)]) * wanted / weights.sum() + 1e-9).astype(int)
     return fixed | dict(zip(free, np.diff(steps).tolist(), strict=True))
@@ -107,7 +107,7 @@ def make_schedule(dice: np.random.Generator) -> pd.DataFrame:
     """Every team plays 82 games, never two on a date: those with the most games left play, rather not day after day."""
     days = game_dates()
     quota = games_per_date(days)
-    left = np.full(len(TEAMS), GAMES_EACH)
+    left = np.full(len(TEAMS), GAMES_PER_TEAM)
     played_before = np.zeros(len(TEAMS), bool)
     yesterday: date | None = None
     rows: list[tuple[date, str, str]] = []
@@ -232,7 +232,7 @@ def _history(rows: pd.DataFrame) -> dict[str, pd.Series]:
     }
 
 
-def make_partial(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
+def make_stale_context(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
     """The context as its table really was: late call-ups are not in it, and on two dates almost nobody is."""
     days = context["game_date"].unique()
     keep = np.ones(len(context), bool)
@@ -240,7 +240,7 @@ def make_partial(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFra
         of_day = dice.permutation(np.flatnonzero(context["game_date"] == day))
         if day in INCIDENT:
             keep[of_day[INCIDENT[day][2] :]] = False
-        elif at % CALL_UPS_EVERY == CALL_UPS_EVERY - 1 and len(of_day) > 80:
+        elif at % CALL_UP_INTERVAL_DATES == CALL_UP_INTERVAL_DATES - 1 and len(of_day) > 80:
             keep[of_day[:2]] = False
     return context[keep].reset_index(drop=True)
 

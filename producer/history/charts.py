@@ -10,14 +10,14 @@ from itertools import groupby
 from statistics import median
 from typing import Generic, TypeVar
 
-from gated_backfill.common.model.dates import ONE_DAY, DateRange, hull
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, enclosing_range
 
 T = TypeVar("T")
 
-MOST_COLUMNS = 180
-MOST_TICKS = 7
-ROOMY_MONTHS = 14  #: more than so many are drawn small, a row a year
-NARROWEST = 0.25  #: per cent of the width: what is drawn narrower can't be seen
+MAX_BARS = 180
+MAX_TICKS = 7
+MAX_LARGE_MONTHS = 14  #: more than so many are drawn small, a row a year
+MIN_WIDTH_PERCENT = 0.25  #: per cent of the width: what is drawn narrower can't be seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +31,22 @@ class Month(Generic[T]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calendar(Generic[T]):
+class CalendarChart(Generic[T]):
     """The months that hold anything, by year."""
 
     years: Sequence[tuple[int, Sequence[Month[T]]]]
     dense: bool  #: there are so many months that they are drawn small, each year by itself
 
 
-def calendar_of(cells: Mapping[date, T]) -> Calendar[T]:
+def calendar_chart(cells: Mapping[date, T]) -> CalendarChart[T]:
     """The cells in their months; a month without any is left out."""
     held = sorted({(day.year, day.month) for day in cells})
-    dense = len(held) > ROOMY_MONTHS
+    dense = len(held) > MAX_LARGE_MONTHS
     years = [
         (year, [_month(year, month, cells, dense=dense) for _, month in months])
         for year, months in groupby(held, key=lambda one: one[0])
     ]
-    return Calendar(years=years, dense=dense)
+    return CalendarChart(years=years, dense=dense)
 
 
 def _month(year: int, month: int, cells: Mapping[date, T], *, dense: bool) -> Month[T]:
@@ -68,14 +68,14 @@ class Axis:
         return (day - self.days.start).days / len(self.days) * 100
 
 
-def axis_of(days: Iterable[date]) -> Axis:
+def date_axis(days: Iterable[date]) -> Axis:
     """An axis from the first of the days to the last; it is labelled at the first days of months or years."""
-    span = hull(days)
+    span = enclosing_range(days)
     bare = Axis(days=span, ticks=())
     firsts = [day for day in span.days() if day.day == 1]
-    if len(firsts) > MOST_TICKS * 4:
+    if len(firsts) > MAX_TICKS * 4:
         firsts = [day for day in firsts if day.month == 1]
-    every = -(-len(firsts) // MOST_TICKS) or 1
+    every = -(-len(firsts) // MAX_TICKS) or 1
     shown = firsts[::every]
     yearly = len(shown) > 1 and all(day.month == 1 for day in shown)
     ticks = [(bare.left(day), f"{day:%Y}" if yearly else f"{day:%b %Y}") for day in shown]
@@ -83,7 +83,7 @@ def axis_of(days: Iterable[date]) -> Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class SourceLane:
     """One source over time."""
 
     source: str
@@ -93,7 +93,7 @@ class Lane:
     pieces: Sequence[tuple[float, float, str]]  #: (left, width, both in per cent; the dates in words)
 
 
-def lanes_of(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[Lane]:
+def source_lanes(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[SourceLane]:
     """A lane for each source, the primary's first: on which dates it was used."""
     found: dict[tuple[bool, str], list[DateRange]] = {}
     before: tuple[str, bool] | None = None
@@ -107,7 +107,7 @@ def lanes_of(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[Lane]
         before = used
     counts = {key: sum((fallback, source) == key for source, fallback in sources.values()) for key in found}
     return [
-        Lane(
+        SourceLane(
             source=key[1],
             fallback=key[0],
             dates=counts[key],
@@ -119,12 +119,12 @@ def lanes_of(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[Lane]
 
 
 def _piece(days: DateRange, axis: Axis) -> tuple[float, float, str]:
-    width = max(axis.left(days.through + ONE_DAY) - axis.left(days.start), NARROWEST)
+    width = max(axis.left(days.through + ONE_DAY) - axis.left(days.start), MIN_WIDTH_PERCENT)
     return axis.left(days.start), width, str(days)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class DurationBar:
     """The seconds of one date, or of neighbouring ones that share a column."""
 
     left: float
@@ -134,23 +134,23 @@ class Column:
     label: str
 
 
-def columns_of(seconds: Mapping[date, float], axis: Axis) -> list[Column]:
+def duration_bars(seconds: Mapping[date, float], axis: Axis) -> list[DurationBar]:
     """The seconds that dates took, from left to right."""
     top = max(seconds.values(), default=0) or 1
-    size = -(-len(axis.days) // MOST_COLUMNS)
+    size = -(-len(axis.days) // MAX_BARS)
     grouped: dict[int, list[tuple[date, float]]] = {}
     for day, took in sorted(seconds.items()):
         grouped.setdefault((day - axis.days.start).days // size, []).append((day, took))
     return [_column(at, group, size=size, top=top, axis=axis) for at, group in grouped.items()]
 
 
-def _column(at: int, group: Sequence[tuple[date, float]], *, size: int, top: float, axis: Axis) -> Column:
+def _column(at: int, group: Sequence[tuple[date, float]], *, size: int, top: float, axis: Axis) -> DurationBar:
     took = [seconds for _, seconds in group]
-    days = hull(day for day, _ in group)
+    days = enclosing_range(day for day, _ in group)
     middle = median(took)
     told = f"{max(took):.3g} s" if len(group) == 1 else f"median {middle:.3g} s, {max(took):.3g} s at most"
     left = axis.left(axis.days.start + ONE_DAY * (at * size))
-    return Column(
+    return DurationBar(
         left=left,
         width=min(size / len(axis.days) * 100, 100 - left),
         most=max(took) / top * 100,

@@ -12,38 +12,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gated_backfill.common.history.figures import (
     BARS,
-    Outcome,
-    Standing,
+    DateOutcome,
+    LatestResult,
     count_in_words,
     coverage_of,
     ended_per_day,
-    fell_back,
+    latest_results,
     outcome_of,
     points_in_words,
     share_in_words,
-    standings,
     totals,
+    used_fallback,
     wall_seconds,
 )
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.producer.history.charts import (
     Axis,
-    Calendar,
-    Column,
-    Lane,
-    axis_of,
-    calendar_of,
-    columns_of,
-    lanes_of,
+    CalendarChart,
+    DurationBar,
+    SourceLane,
+    calendar_chart,
+    date_axis,
+    duration_bars,
+    source_lanes,
 )
-from gated_backfill.producer.history.report import History, seconds_in_words
+from gated_backfill.producer.history.report import HistoryReport, format_duration
 
-RUNS_SHOWN = 200
-LOOKED_AT = 25  #: dates listed as in need of a look, for each job
+MAX_RUNS_LISTED = 200
+MAX_DATES_TO_REVIEW = 25  #: dates listed as in need of a look, for each job
 NAMES_SHOWN = 6
 
 #: The mark of an outcome in its cell, and what the legend says of it: told apart also where colours are not.
-MARKS: Mapping[str, tuple[str, str]] = {
+OUTCOME_MARKS: Mapping[str, tuple[str, str]] = {
     "accepted": ("~", "accepted with a warning"),
     "blocked": ("×", "blocked, not published"),
     "failed": ("!", "failed"),
@@ -53,11 +53,11 @@ MARKS: Mapping[str, tuple[str, str]] = {
     "undone": ("↶", "undone since"),
 }
 #: The least share of each shade, and what the legend says of it.
-SHADES = ((1.0, "100 %"), (0.95, "95 to 100"), (0.90, "90 to 95"), (0.50, "50 to 90"), (0.0, "below 50 %"))
+COVERAGE_SHADES = ((1.0, "100 %"), (0.95, "95 to 100"), (0.90, "90 to 95"), (0.50, "50 to 90"), (0.0, "below 50 %"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class HeaderFigure:
     """One number of the header."""
 
     name: str
@@ -68,7 +68,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class DateCell:
     """One date of a job."""
 
     day: date
@@ -79,7 +79,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class DateToReview:
     """A date that is not simply complete."""
 
     day: date
@@ -90,24 +90,24 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobView:
+class JobSection:
     """Everything that is shown of one job."""
 
     name: str
     summary: str
-    calendar: Calendar[Cell]
+    calendar: CalendarChart[DateCell]
     kinds: tuple[tuple[str, str, str], ...]  #: (kind, mark, words) of the outcomes that occur, for the legend
-    looks: Sequence[Look]
+    looks: Sequence[DateToReview]
     unlisted: int  #: dates in need of a look that are not listed
     axis: Axis
-    lanes: Sequence[Lane]
-    columns: Sequence[Column]
+    lanes: Sequence[SourceLane]
+    columns: Sequence[DurationBar]
     slowest: str
     middle: str  #: seconds of the median date, in words
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunView:
+class RunTableRow:
     """A line of the table of runs."""
 
     id: str
@@ -126,9 +126,9 @@ class RunView:
     each: str
 
 
-def page_of(history: History) -> str:
+def render_page(history: HistoryReport) -> str:
     """The page, whole: no script, style, font or picture of it comes from anywhere else."""
-    by_job = standings(history.facts)
+    by_job = latest_results(history.facts)
     environment = Environment(
         loader=PackageLoader("gated_backfill.producer.history"),
         autoescape=True,
@@ -142,58 +142,58 @@ def page_of(history: History) -> str:
         spark=_spark(history),
         jobs=[_job_view(name, found) for name, found in by_job.items()],
         details=[[_details(one) for one in found.values()] for found in by_job.values()],
-        shades=list(enumerate(SHADES)),
+        shades=list(enumerate(COVERAGE_SHADES)),
         runs=_run_views(history),
-        unlisted=max(len(history.facts) - RUNS_SHOWN, 0),
+        unlisted=max(len(history.facts) - MAX_RUNS_LISTED, 0),
     )
 
 
 # -- the header ---------------------------------------------------------------------------------------------------
 
 
-def _figures(history: History) -> list[Figure]:
+def _figures(history: HistoryReport) -> list[HeaderFigure]:
     found, change, cover = history.totals, history.trend, history.totals.coverage
 
     def trend(text: str) -> str:
         return text if history.before else ""
 
-    def counted(outcome: Outcome, tone: str) -> Figure:
+    def counted(outcome: DateOutcome, tone: str) -> HeaderFigure:
         n = found.of(outcome)
         words = trend(count_in_words(change[outcome.value]))
-        return Figure(name=outcome.value.capitalize(), value=str(n), trend=words, tone=tone if n else "")
+        return HeaderFigure(name=outcome.value.capitalize(), value=str(n), trend=words, tone=tone if n else "")
 
     return [
-        Figure(name="Runs", value=str(found.runs), trend=trend(count_in_words(change["runs"]))),
-        Figure(
+        HeaderFigure(name="Runs", value=str(found.runs), trend=trend(count_in_words(change["runs"]))),
+        HeaderFigure(
             name="Published",
             value=str(found.published),
-            more=f"of {found.dates} dates, {found.of(Outcome.SKIPPED)} skipped",
+            more=f"of {found.dates} dates, {found.of(DateOutcome.SKIPPED)} skipped",
             trend=trend(count_in_words(change["published"])),
         ),
-        Figure(
+        HeaderFigure(
             name="Coverage",
             value=share_in_words(cover.median if cover else None),
             more=f"median of {cover.dates}; lowest {share_in_words(cover.least)}" if cover else "no date was judged",
             trend=trend(points_in_words(change["coverage_median"])),
         ),
-        Figure(
+        HeaderFigure(
             name="Fallback rate",
             value=share_in_words(found.fallback_rate),
             more=f"{found.fallbacks} of {found.sourced} published dates",
             trend=trend(points_in_words(change["fallback_rate"])),
         ),
-        counted(Outcome.BLOCKED, "bad"),
-        counted(Outcome.FAILED, "bad"),
-        counted(Outcome.FORCED, "warn"),
-        Figure(
+        counted(DateOutcome.BLOCKED, "bad"),
+        counted(DateOutcome.FAILED, "bad"),
+        counted(DateOutcome.FORCED, "warn"),
+        HeaderFigure(
             name="A date took",
-            value=seconds_in_words(found.seconds_median),
-            more=f"median; {seconds_in_words(found.seconds_most)} at most",
+            value=format_duration(found.seconds_median),
+            more=f"median; {format_duration(found.seconds_most)} at most",
         ),
     ]
 
 
-def _spark(history: History) -> list[tuple[str, int, float]]:
+def _spark(history: HistoryReport) -> list[tuple[str, int, float]]:
     """For each day of the period, or of its last year, the dates that ended on it, with the height of its bar."""
     days = history.days.days()[-366:]
     counts = ended_per_day(history.facts, history.days)[-366:]
@@ -206,46 +206,46 @@ def _spark(history: History) -> list[tuple[str, int, float]]:
 # -- one job ------------------------------------------------------------------------------------------------------
 
 
-def _job_view(name: str, found: Mapping[date, Standing]) -> JobView:
+def _job_view(name: str, found: Mapping[date, LatestResult]) -> JobSection:
     rows = {day: one.row for day, one in found.items()}
     kinds = Counter(_kind(one) for one in found.values())
     looks = [_look(day, one) for day, one in found.items() if _kind(one) not in ("complete", "skipped")]
     seconds = {day: row.seconds for day, row in rows.items() if row.seconds is not None}
     published = {day: one.published for day, one in found.items() if one.published is not None}
-    sources = {day: (row.source, bool(fell_back(row))) for day, row in published.items() if row.source is not None}
-    axis = axis_of(found)
+    sources = {day: (row.source, bool(used_fallback(row))) for day, row in published.items() if row.source is not None}
+    axis = date_axis(found)
     ordered = sorted(seconds.values())
-    return JobView(
+    return JobSection(
         name=name,
         summary=", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
-        calendar=calendar_of({day: _cell(day, one) for day, one in found.items()}),
-        kinds=tuple((kind, mark, words) for kind, (mark, words) in MARKS.items() if kinds[kind]),
-        looks=looks[-LOOKED_AT:][::-1],
-        unlisted=max(len(looks) - LOOKED_AT, 0),
+        calendar=calendar_chart({day: _cell(day, one) for day, one in found.items()}),
+        kinds=tuple((kind, mark, words) for kind, (mark, words) in OUTCOME_MARKS.items() if kinds[kind]),
+        looks=looks[-MAX_DATES_TO_REVIEW:][::-1],
+        unlisted=max(len(looks) - MAX_DATES_TO_REVIEW, 0),
         axis=axis,
-        lanes=lanes_of(sources, axis),
-        columns=columns_of(seconds, axis),
-        slowest=seconds_in_words(ordered[-1] if ordered else None),
-        middle=seconds_in_words(ordered[len(ordered) // 2] if ordered else None),
+        lanes=source_lanes(sources, axis),
+        columns=duration_bars(seconds, axis),
+        slowest=format_duration(ordered[-1] if ordered else None),
+        middle=format_duration(ordered[len(ordered) // 2] if ordered else None),
     )
 
 
-def _kind(one: Standing) -> str:
+def _kind(one: LatestResult) -> str:
     return "undone" if one.undone else outcome_of(one.row).value
 
 
 def _mark(kind: str) -> str:
-    return MARKS.get(kind, ("", ""))[0]
+    return OUTCOME_MARKS.get(kind, ("", ""))[0]
 
 
-def _cell(day: date, one: Standing) -> Cell:
+def _cell(day: date, one: LatestResult) -> DateCell:
     kind, share = _kind(one), coverage_of(one.row)
-    shade = None if share is None else next(at for at, (least, _) in enumerate(SHADES) if share >= least)
+    shade = None if share is None else next(at for at, (least, _) in enumerate(COVERAGE_SHADES) if share >= least)
     counted = f", {_counted(one)}" if share is not None else ""
-    return Cell(day=day, kind=kind, mark=_mark(kind), shade=shade, label=f"{day:%a} {day}: {kind}{counted}")
+    return DateCell(day=day, kind=kind, mark=_mark(kind), shade=shade, label=f"{day:%a} {day}: {kind}{counted}")
 
 
-def _counted(one: Standing) -> str:
+def _counted(one: LatestResult) -> str:
     return _count_of(one.row)
 
 
@@ -256,13 +256,13 @@ def _count_of(row: DateRow) -> str:
     return f"{row.matched} of {row.expected} ({share})" if row.expected else f"{row.matched} of 0"
 
 
-def _look(day: date, one: Standing) -> Look:
+def _look(day: date, one: LatestResult) -> DateToReview:
     kind = _kind(one)
     reason = one.row.reason or one.row.error or ""
-    return Look(day=day, kind=kind, mark=_mark(kind), coverage=_counted(one), reason=reason)
+    return DateToReview(day=day, kind=kind, mark=_mark(kind), coverage=_counted(one), reason=reason)
 
 
-def _details(one: Standing) -> list[Any]:
+def _details(one: LatestResult) -> list[Any]:
     """What the tip on a cell tells, in the order in which the page's script reads it."""
     row, lacking = one.row, max((one.row.expected or 0) - (one.row.matched or 0), 0)
     return [
@@ -273,7 +273,7 @@ def _details(one: Standing) -> list[Any]:
         row.source_reason or "",
         row.reason or row.error or "",
         one.run.id,
-        seconds_in_words(row.seconds) if row.seconds is not None else "",
+        format_duration(row.seconds) if row.seconds is not None else "",
         ", ".join(row.missing[:NAMES_SHOWN]),
         max(lacking - NAMES_SHOWN, 0) if row.missing else 0,
         one.results,
@@ -282,7 +282,7 @@ def _details(one: Standing) -> list[Any]:
     ]
 
 
-def _standing_before(one: Standing) -> str:
+def _standing_before(one: LatestResult) -> str:
     """What readers see where the latest result was not published, as far as these runs tell."""
     if one.published is None or one.published is one.row:
         return ""
@@ -293,15 +293,15 @@ def _standing_before(one: Standing) -> str:
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
-def _run_views(history: History) -> list[RunView]:
-    shown = history.facts[:RUNS_SHOWN]
+def _run_views(history: HistoryReport) -> list[RunTableRow]:
+    shown = history.facts[:MAX_RUNS_LISTED]
     longest = max((wall_seconds(one.run) or 0 for one in shown), default=0) or 1
-    views: list[RunView] = []
+    views: list[RunTableRow] = []
     for one in shown:
         run, found = one.run, totals([one])
         cover, wall = found.coverage, wall_seconds(run)
         views.append(
-            RunView(
+            RunTableRow(
                 id=run.id,
                 job=run.job,
                 state=run.state.value,
@@ -309,13 +309,13 @@ def _run_views(history: History) -> list[RunView]:
                 span=f"{run.first_date} – {run.last_date}" if run.first_date != run.last_date else str(run.first_date),
                 ended=f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
                 dates=found.dates,
-                parts=tuple((o.value, n, n / found.dates * 100) for o in Outcome if (n := found.of(o))),
+                parts=tuple((o.value, n, n / found.dates * 100) for o in DateOutcome if (n := found.of(o))),
                 least=share_in_words(cover.least if cover else None),
                 middle=share_in_words(cover.median if cover else None),
                 fallback=share_in_words(found.fallback_rate),
-                took=seconds_in_words(wall),
+                took=format_duration(wall),
                 share=(wall or 0) / longest * 100,
-                each=seconds_in_words(found.seconds_median),
+                each=format_duration(found.seconds_median),
             )
         )
     return views

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.history.figures import (
-    Change,
-    Outcome,
+    DateOutcome,
+    FigureChange,
     Totals,
     count_in_words,
     ended_per_day,
@@ -27,23 +27,29 @@ from gated_backfill.common.history.figures import (
     trend,
     wall_seconds,
 )
-from gated_backfill.common.ledger import Run, RunFacts
+from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.producer.terminal.runs import RUN_STYLES, is_interrupted
 
-RUNS_SHOWN = 40
+MAX_RUNS_LISTED = 40
 SPARK_WIDTH = 12
-SHOWN_IF_ANY = (Outcome.BLOCKED, Outcome.FAILED, Outcome.FORCED, Outcome.SKIPPED, Outcome.UNFINISHED)
+OPTIONAL_OUTCOMES = (
+    DateOutcome.BLOCKED,
+    DateOutcome.FAILED,
+    DateOutcome.FORCED,
+    DateOutcome.SKIPPED,
+    DateOutcome.UNFINISHED,
+)
 
 
 @dataclass(frozen=True)
-class History:
+class HistoryReport:
     """The runs of a period and of the one before it."""
 
     days: DateRange
     job: str | None  #: None for all jobs
-    facts: Sequence[RunFacts]  #: newest first
-    before: Sequence[RunFacts]
+    facts: Sequence[RunWithDates]  #: newest first
+    before: Sequence[RunWithDates]
     made_at: datetime
 
     @cached_property
@@ -55,7 +61,7 @@ class History:
         return totals(self.before)
 
     @cached_property
-    def trend(self) -> dict[str, Change]:
+    def trend(self) -> dict[str, FigureChange]:
         return trend(self.totals, self.totals_before)
 
     def as_json(self) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def totals_json(found: Totals) -> dict[str, Any]:
     return {
         "runs": found.runs,
         "dates": found.dates,
-        **{outcome.value: found.of(outcome) for outcome in Outcome},
+        **{outcome.value: found.of(outcome) for outcome in DateOutcome},
         "published": found.published,
         "coverage": {"dates": cover.dates, "min": cover.least, "median": cover.median} if cover else None,
         "fallbacks": found.fallbacks,
@@ -88,7 +94,7 @@ def totals_json(found: Totals) -> dict[str, Any]:
     }
 
 
-def _run_json(facts: RunFacts) -> dict[str, Any]:
+def _run_json(facts: RunWithDates) -> dict[str, Any]:
     run = facts.run
     return {
         "run": run.id,
@@ -110,7 +116,7 @@ def _run_json(facts: RunFacts) -> dict[str, Any]:
 # -- on a terminal ------------------------------------------------------------------------------------------------
 
 
-def print_history(console: Console, history: History) -> None:
+def print_history(console: Console, history: HistoryReport) -> None:
     """The period's figures with their trend, then a line for each run."""
     whose = f"job {history.job}" if history.job else "all jobs"
     console.print(f"[bold]History of {escape(whose)}, {history.days}[/bold] ({len(history.days)} days, UTC)")
@@ -122,12 +128,12 @@ def print_history(console: Console, history: History) -> None:
     _print_runs(console, history.facts)
 
 
-def _before_in_words(history: History) -> str:
+def _before_in_words(history: HistoryReport) -> str:
     count = len(history.before)
     return f"; {count} in the {len(history.days)} days before" if count else ", nor in those before"
 
 
-def _print_figures(console: Console, history: History) -> None:
+def _print_figures(console: Console, history: HistoryReport) -> None:
     found, change = history.totals, history.trend
     cover = found.coverage
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -138,7 +144,7 @@ def _print_figures(console: Console, history: History) -> None:
     def line(name: str, value: str, more: str, trend: str) -> None:
         table.add_row(f"  {name}", value, more, trend if history.before else "")
 
-    counts = {one.value: found.of(one) for one in Outcome if found.of(one)}
+    counts = {one.value: found.of(one) for one in DateOutcome if found.of(one)}
     outcomes = ", ".join(f"{n} {name}" for name, n in counts.items())
     per_day = spark_counts(ended_per_day(history.facts, history.days))
     line("runs", str(found.runs), per_day + "  dates a day", count_in_words(change["runs"]))
@@ -149,27 +155,31 @@ def _print_figures(console: Console, history: History) -> None:
         line("coverage, lowest", share_in_words(cover.least), least, points_in_words(change["coverage_min"]))
     fell = f"{found.fallbacks} of {found.sourced} published dates"
     line("fallback rate", share_in_words(found.fallback_rate), fell, points_in_words(change["fallback_rate"]))
-    for outcome, style in ((Outcome.BLOCKED, "bold red"), (Outcome.FAILED, "bold red"), (Outcome.FORCED, "yellow")):
+    for outcome, style in (
+        (DateOutcome.BLOCKED, "bold red"),
+        (DateOutcome.FAILED, "bold red"),
+        (DateOutcome.FORCED, "yellow"),
+    ):
         count = found.of(outcome)
         shown = f"[{style}]{count}[/]" if count else "0"
         line(outcome.value, shown, "", count_in_words(change[outcome.value]))
     if found.seconds_median is not None:
-        most = f"{seconds_in_words(found.seconds_most)} at most"
-        line("a date took", seconds_in_words(found.seconds_median), most, _slower(change["seconds_median"]))
+        most = f"{format_duration(found.seconds_most)} at most"
+        line("a date took", format_duration(found.seconds_median), most, _slower(change["seconds_median"]))
     console.print(table)
     if not history.before:
         console.print(f"  [dim]no runs in the {len(history.days)} days before: there is no trend[/dim]")
 
 
-def _slower(change: Change) -> str:
+def _slower(change: FigureChange) -> str:
     if change.difference is None or not change.before:
         return ""
     return f"{change.difference / change.before:+.0%}"
 
 
-def _print_runs(console: Console, facts: Sequence[RunFacts]) -> None:
-    shown = [(one, totals([one])) for one in facts[:RUNS_SHOWN]]
-    counted = [outcome for outcome in SHOWN_IF_ANY if any(found.of(outcome) for _, found in shown)]
+def _print_runs(console: Console, facts: Sequence[RunWithDates]) -> None:
+    shown = [(one, totals([one])) for one in facts[:MAX_RUNS_LISTED]]
+    counted = [outcome for outcome in OPTIONAL_OUTCOMES if any(found.of(outcome) for _, found in shown)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "state"):
         table.add_column(name, no_wrap=True)
@@ -182,16 +192,16 @@ def _print_runs(console: Console, facts: Sequence[RunFacts]) -> None:
     for one, found in shown:
         table.add_row(*_run_row(one, found, counted))
     console.print(table)
-    if len(facts) > RUNS_SHOWN:
-        console.print(f"and {len(facts) - RUNS_SHOWN} earlier ones; all are in --json and --csv")
+    if len(facts) > MAX_RUNS_LISTED:
+        console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 
 
-def _run_row(facts: RunFacts, found: Totals, counted: Sequence[Outcome]) -> list[str]:
+def _run_row(facts: RunWithDates, found: Totals, counted: Sequence[DateOutcome]) -> list[str]:
     run, cover = facts.run, found.coverage
     style = RUN_STYLES.get(run.state, "bold")
     return [
         run.id,
-        f"[{style}]{run.state.value}[/]" + marks(run),
+        f"[{style}]{run.state.value}[/]" + describe_marks(run),
         str(found.dates),
         str(found.published),
         *(str(found.of(one)) if found.of(one) else "-" for one in counted),
@@ -199,18 +209,18 @@ def _run_row(facts: RunFacts, found: Totals, counted: Sequence[Outcome]) -> list
         share_in_words(cover.least if cover else None),
         share_in_words(cover.median if cover else None),
         share_in_words(found.fallback_rate),
-        seconds_in_words(wall_seconds(run)),
+        format_duration(wall_seconds(run)),
         escape(f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}"),
     ]
 
 
-def marks(run: Run) -> str:
+def describe_marks(run: Run) -> str:
     """What a run's state does not say."""
     undone = " [yellow]undone[/]" if run.undone_at is not None else ""
     return undone + (" [red]interrupted[/]" if is_interrupted(run) else "")
 
 
-def seconds_in_words(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A duration, shorter the longer it is: 40 ms, 3.2 s, 4:05, 2:03:10."""
     if seconds is None:
         return "-"

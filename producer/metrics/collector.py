@@ -19,18 +19,18 @@ from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
-from gated_backfill.common.ledger.stores.gauges import Counts, DateFacts
+from gated_backfill.common.ledger.stores.gauges import Counts, DateMetrics
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
 from gated_backfill.common.model.queues import QUEUES
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import identity
-from gated_backfill.common.runs.post_run import check_beat, deliver, primary_source
+from gated_backfill.common.process.identity import process_identity
+from gated_backfill.common.runs.post_run import deliver, primary_source, record_beat_silence
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 4.0  #: for the ledger, and for the broker, of one scrape: less than Prometheus itself waits
-RECENT = timedelta(days=7)
+SCRAPE_TIMEOUT_SECONDS = 4.0  #: for the ledger, and for the broker, of one scrape: less than Prometheus itself waits
+RECENT_PERIOD = timedelta(days=7)
 QUANTILES = (0.5, 0.9, 1.0)
 ALERT_STATES = ("pending", "sending", "failed")
 END_STATES = (
@@ -43,7 +43,7 @@ END_STATES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastRun:
+class LastRunMetrics:
     """What is shown of the run of a job that ended last."""
 
     run: Run
@@ -53,7 +53,7 @@ class LastRun:
     fallback: int | None  #: dates not built from the primary source alone; None when that is not known
 
 
-class Bounded(Generic[T]):
+class TimedRead(Generic[T]):
     """A reading that is given up, not waited for, when it takes too long; there is never more than one at a time."""
 
     def __init__(self, read: Callable[[], T], seconds: float, errors: Callable[[Exception], None]) -> None:
@@ -81,7 +81,7 @@ class Bounded(Generic[T]):
 
 
 @dataclass
-class Watched:
+class LazyLedger:
     """The ledger as the metrics read it: opened when it first answers, and never changed by a scrape."""
 
     settings: Settings
@@ -98,7 +98,7 @@ class Watched:
 def _log_failure(what: str) -> Callable[[Exception], None]:
     def failed(exc: Exception) -> None:
         told = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
-        log.warning("not_read", what=what, error=told)
+        log.warning("scrape_failed", what=what, error=told)
 
     return failed
 
@@ -107,15 +107,17 @@ class BackfillCollector(Collector):
     """Reads the ledger and the broker at each scrape."""
 
     def __init__(self, settings: Settings) -> None:
-        watched = Watched(settings)
+        watched = LazyLedger(settings)
         self._settings = settings
-        self._ledger = Bounded(
-            lambda: list(ledger_metrics(watched.ledger, utcnow())), PATIENCE_SECONDS, _log_failure("ledger")
+        self._ledger = TimedRead(
+            lambda: list(ledger_metrics(watched.ledger, utcnow())), SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
         )
-        self._answers = Bounded(lambda: watched.ledger.answers() or True, PATIENCE_SECONDS, _log_failure("ledger"))
-        self._broker = Bounded(lambda: _depths(settings), PATIENCE_SECONDS, _log_failure("broker"))
+        self._answers = TimedRead(
+            lambda: watched.ledger.gauges.check_readable() or True, SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
+        )
+        self._broker = TimedRead(lambda: _depths(settings), SCRAPE_TIMEOUT_SECONDS, _log_failure("broker"))
 
-    def healthy(self) -> bool:
+    def is_ledger_answering(self) -> bool:
         """Whether the ledger answers."""
         return self._answers.get() is True
 
@@ -147,7 +149,7 @@ def gauge(name: str, text: str, samples: Samples, labels: Sequence[str] = ()) ->
     return family
 
 
-def counted(counts: Counts) -> Samples:
+def to_samples(counts: Counts) -> Samples:
     return [(key, float(n)) for key, n in sorted(counts.items())]
 
 
@@ -156,59 +158,59 @@ def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
     yield gauge(
         "backfill_checkpointed_dates",
         "Dates that are checkpointed, by the verdict of the gate.",
-        counted(ledger.checkpoint_counts()),
+        to_samples(ledger.gauges.checkpoint_counts()),
         ("job", "verdict"),
     )
     yield gauge(
         "backfill_recent_dates",
         "Dates of the runs that ended in the last 7 days, by how they ended.",
-        counted(ledger.ended_counts(now - RECENT)),
+        to_samples(ledger.gauges.ended_date_counts(now - RECENT_PERIOD)),
         ("job", "state"),
     )
-    built = ledger.built_from(now - RECENT)
+    built = ledger.gauges.built_counts_by_source(now - RECENT_PERIOD)
     yield gauge(
         "backfill_recent_dates_by_source",
         "Checkpointed dates of the runs that ended in the last 7 days, by the source they were built from.",
-        counted(built),
+        to_samples(built),
         ("job", "source"),
     )
-    yield from work_metrics(ledger, now)
-    yield from last_run_metrics([last_run(ledger, run) for run in ledger.last_ended_runs()])
-    yield from upkeep_metrics(ledger, now)
+    yield from active_run_metrics(ledger, now)
+    yield from last_run_metrics([read_last_run(ledger, run) for run in ledger.gauges.last_ended_runs()])
+    yield from maintenance_metrics(ledger, now)
 
 
-def work_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """What is under way."""
     yield gauge(
         "backfill_active_runs",
         "Runs that have not ended.",
-        counted(ledger.active_run_counts()),
+        to_samples(ledger.gauges.active_run_counts()),
         ("job", "state"),
     )
     yield gauge(
         "backfill_oldest_unfinished_date_age_seconds",
         "How long ago the date that waits longest was asked for, of the dates that active runs are still to build.",
-        [((job,), _age(since, now)) for job, since in sorted(ledger.unfinished_since().items())],
+        [((job,), _age(since, now)) for job, since in sorted(ledger.gauges.oldest_waiting_since().items())],
         ("job",),
     )
 
 
-def upkeep_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """What beat, the audit and the cleanup do, and what waits to be told."""
     yield gauge(
         "backfill_flagged_dates",
         "Published dates that an audit flagged and no run has repaired yet.",
-        counted(ledger.flagged_counts()),
+        to_samples(ledger.gauges.flagged_counts()),
         ("job", "finding"),
     )
-    states = ledger.alert_counts(now - RECENT)
+    states = ledger.gauges.alert_counts(now - RECENT_PERIOD)
     yield gauge(
         "backfill_alerts",
         "Alerts of the last 7 days that wait, are being sent, or were given up.",
         [((state,), float(states.get((state,), 0))) for state in ALERT_STATES],
         ("state",),
     )
-    done = ledger.maintenance_done()
+    done = ledger.gauges.maintenance_last_done()
     beat = done.get(HEARTBEAT)
     yield gauge(
         "backfill_beat_heartbeat_age_seconds",
@@ -224,18 +226,18 @@ def upkeep_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
     yield gauge(
         "backfill_maintenance_failed",
         "Whether the last try of each kind of maintenance failed.",
-        [((name,), float(failed)) for name, failed in sorted(ledger.maintenance_failed().items())],
+        [((name,), float(failed)) for name, failed in sorted(ledger.gauges.maintenance_failed().items())],
         ("name",),
     )
     yield gauge(
         "backfill_last_cleanup_timestamp_seconds",
         "When stale rows were last removed from each table.",
-        [((table,), at.timestamp()) for table, at in sorted(ledger.last_cleanups().items())],
+        [((table,), at.timestamp()) for table, at in sorted(ledger.gauges.last_cleanups().items())],
         ("table",),
     )
 
 
-def last_run_metrics(lasts: Sequence[LastRun]) -> Iterator[GaugeMetricFamily]:
+def last_run_metrics(lasts: Sequence[LastRunMetrics]) -> Iterator[GaugeMetricFamily]:
     """How the run that ended last went, of each job."""
     yield gauge(
         "backfill_last_run_dates",
@@ -300,24 +302,24 @@ def broker_metrics(waiting: dict[str, int], held: int) -> Iterator[GaugeMetricFa
     )
 
 
-def last_run(ledger: Ledger, run: Run) -> LastRun:
+def read_last_run(ledger: Ledger, run: Run) -> LastRunMetrics:
     """What is shown of an ended run."""
-    return summary(run, _facts(ledger, run.id), primary_source(run.job))
+    return summarize_run(run, _facts(ledger, run.id), primary_source(run.job))
 
 
 @lru_cache(maxsize=64)
-def _facts(ledger: Ledger, run_id: str) -> tuple[DateFacts, ...]:
+def _facts(ledger: Ledger, run_id: str) -> tuple[DateMetrics, ...]:
     """The dates of an ended run: they do not change, so they are read once."""
-    return tuple(ledger.date_facts(run_id))
+    return tuple(ledger.gauges.list_date_metrics(run_id))
 
 
-def summary(run: Run, facts: Sequence[DateFacts], primary: str | None) -> LastRun:
+def summarize_run(run: Run, facts: Sequence[DateMetrics], primary: str | None) -> LastRunMetrics:
     """The numbers of an ended run."""
     states = {state: sum(one.state is state for one in facts) for state in END_STATES}
     ratios = sorted(one.matched / one.expected for one in facts if one.expected and one.matched is not None)
     seconds = sorted(one.seconds for one in facts if one.seconds is not None)
     built = [one.source for one in facts if one.state is DateState.CHECKPOINTED and one.source is not None]
-    return LastRun(
+    return LastRunMetrics(
         run=run,
         states=states,
         coverage=(ratios[0], median(ratios)) if ratios else None,
@@ -332,13 +334,13 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[rank - 1]
 
 
-def tell_what_waits(settings: Settings) -> None:
+def deliver_pending_alerts(settings: Settings) -> None:
     """Write down that beat is silent, and deliver what waits: beat, which does that, can't when it is silent."""
     try:
         ledger = open_ledger(settings.ledger_url, create=False)
         try:
-            check_beat(ledger)
-            deliver(ledger, settings, identity())
+            record_beat_silence(ledger)
+            deliver(ledger, settings, process_identity())
         finally:
             ledger.close()
     except Exception as exc:  # noqa: BLE001 - the edge: this is asked again in a minute, whatever goes wrong
@@ -351,4 +353,4 @@ def _age(since: datetime, now: datetime) -> float:
 
 def _depths(settings: Settings) -> tuple[dict[str, int], int]:
     assert settings.broker is not None
-    return queue_depths(settings.broker.get_secret_value(), seconds=PATIENCE_SECONDS / 2)
+    return queue_depths(settings.broker.get_secret_value(), timeout_seconds=SCRAPE_TIMEOUT_SECONDS / 2)

@@ -15,9 +15,9 @@ from prometheus_client.exposition import choose_encoder
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.producer.metrics.collector import BackfillCollector, tell_what_waits
+from gated_backfill.producer.metrics.collector import BackfillCollector, deliver_pending_alerts
 
-TELL_EVERY_SECONDS = 60.0
+ALERT_INTERVAL_SECONDS = 60.0
 UNAUTHORIZED = 401
 
 
@@ -29,7 +29,7 @@ class MetricsServer(ThreadingHTTPServer):
     """
 
     def __init__(self, settings: Settings, address: str, port: int) -> None:
-        self.credentials = credentials_of(settings)
+        self.credentials = required_credentials(settings)
         if self.credentials is None and not is_loopback(address):
             raise UserError(
                 f"metrics at {address or 'every address'} would be open to everybody: set BACKFILL_METRICS_PASSWORD "
@@ -42,7 +42,7 @@ class MetricsServer(ThreadingHTTPServer):
         self._settings = settings
         self._stopped = threading.Event()
         try:
-            super().__init__((address, port), Handler)
+            super().__init__((address, port), MetricsRequestHandler)
         except (OSError, OverflowError, UnicodeError, ValueError) as exc:
             raise UserError(f"can't listen on {address} port {port}: {exc}") from exc
 
@@ -57,12 +57,12 @@ class MetricsServer(ThreadingHTTPServer):
 
     def _tell(self) -> None:
         while True:
-            tell_what_waits(self._settings)
-            if self._stopped.wait(TELL_EVERY_SECONDS):
+            deliver_pending_alerts(self._settings)
+            if self._stopped.wait(ALERT_INTERVAL_SECONDS):
                 return
 
 
-def credentials_of(settings: Settings) -> bytes | None:
+def required_credentials(settings: Settings) -> bytes | None:
     """What a request for /metrics has to say of itself; None when nothing is asked."""
     if settings.metrics_password is None:
         return None
@@ -89,7 +89,7 @@ def is_allowed(header: str | None, credentials: bytes | None) -> bool:
     return hmac.compare_digest(given, credentials) and kind.lower() == "basic"
 
 
-class Handler(BaseHTTPRequestHandler):
+class MetricsRequestHandler(BaseHTTPRequestHandler):
     """One request."""
 
     server: MetricsServer  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             encode, kind = choose_encoder(self.headers.get("Accept", ""))
             self._answer(200, encode(self.server.registry), kind)
         elif path == "/healthz":
-            healthy = self.server.collector.healthy()
+            healthy = self.server.collector.is_ledger_answering()
             self._answer(200 if healthy else 503, b"ok\n" if healthy else b"the ledger does not answer\n", "text/plain")
         else:
             self._answer(404, b"there are /metrics and /healthz\n", "text/plain")

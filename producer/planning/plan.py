@@ -14,29 +14,43 @@ from typing import Any
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
-from gated_backfill.common.model.coverage import Fallback, Verdict, choose_source, judge_truth, percent, reaches
-from gated_backfill.common.model.dates import FIRST_DAY, ONE_DAY, DateRange, describe, hull, parse_date
-from gated_backfill.common.model.job import CalendarFacts, Job
+from gated_backfill.common.model.coverage import (
+    Fallback,
+    Verdict,
+    choose_source,
+    format_percent,
+    judge_expectation,
+    reaches_ratio,
+)
+from gated_backfill.common.model.dates import (
+    FIRST_SUPPORTED_DATE,
+    ONE_DAY,
+    DateRange,
+    enclosing_range,
+    format_dates,
+    parse_date,
+)
+from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.coverage_queries import (
-    Absent,
-    calendar_facts,
+    MissingTables,
     check_tables,
-    entities,
-    held_by_sources,
-    truth_scan,
+    expectation_scan,
+    read_calendar,
+    read_entities,
+    source_entities,
 )
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.planning.range_counts import count_range
 from gated_backfill.producer.planning.reprocess import Reprocess
 
 PLAN_FORMAT = 1  #: of what `Plan.as_json` gives
-ENDED = "ended "  #: how the reason begins for a date that is left alone though it is not complete
+LEFT_INCOMPLETE_PREFIX = "ended "  #: how the reason begins for a date that is left alone though it is not complete
 
 
-class Action(Enum):
+class PlanAction(Enum):
     """What a run does with a date."""
 
     BUILD = "build"  #: send a task for it
@@ -46,11 +60,11 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class PlanStep:
     """One date of a plan. The reason is shown to the user as it stands."""
 
     day: date
-    action: Action
+    action: PlanAction
     reason: str
     expected: int | None = None
     found: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -58,9 +72,9 @@ class Step:
     supplied: int | None = None  #: expected entities that the chosen source can supply
 
     @property
-    def left_incomplete(self) -> bool:
+    def is_left_incomplete(self) -> bool:
         """Left alone although no run completed it."""
-        return self.action is Action.DONE and self.reason.startswith(ENDED)
+        return self.action is PlanAction.DONE and self.reason.startswith(LEFT_INCOMPLETE_PREFIX)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -71,7 +85,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunRequest:
     """What was asked for."""
 
     job: str
@@ -96,7 +110,7 @@ class Request:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Request:
+    def from_json(cls, stored: Mapping[str, Any]) -> RunRequest:
         return cls(
             job=stored["job"],
             days=tuple(parse_date(day) for day in stored["days"]),
@@ -113,13 +127,13 @@ class Request:
 class Plan:
     """The steps of a request, in the order in which they would be sent, and what is worth knowing of its tables."""
 
-    request: Request
+    request: RunRequest
     version: str
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     notes: tuple[str, ...]
-    calendar: bool = False  #: whether there is a calendar to hold the expectation against
+    has_calendar: bool = False  #: whether there is a calendar to hold the expectation against
 
-    def of(self, action: Action) -> list[Step]:
+    def steps_with(self, action: PlanAction) -> list[PlanStep]:
         return [step for step in self.steps if step.action is action]
 
     def digest(self) -> str:
@@ -129,8 +143,10 @@ class Plan:
 
     def summary(self) -> str:
         """What the request resolved to, in one line."""
-        span = describe([*self.request.days, *self.request.excluded])
-        counts = ", ".join(f"{len(self.of(action))} {words}" for action, words in _WORDS.items() if self.of(action))
+        span = format_dates([*self.request.days, *self.request.excluded])
+        counts = ", ".join(
+            f"{len(self.steps_with(action))} {words}" for action, words in _WORDS.items() if self.steps_with(action)
+        )
         cut = f", {len(self.request.excluded)} excluded" if self.request.excluded else ""
         return f"{self.request.job}, {span}: {len(self.steps)} date(s){cut}: {counts}"
 
@@ -140,64 +156,70 @@ class Plan:
             **self.request.as_json(),
             "version": self.version,
             "summary": self.summary(),
-            "counts": {action.value: len(self.of(action)) for action in Action},
+            "counts": {action.value: len(self.steps_with(action)) for action in PlanAction},
             "notes": list(self.notes),
             "steps": [step.as_json() for step in self.steps],
         }
 
 
 _WORDS = {
-    Action.BUILD: "to build",
-    Action.DONE: "left as they are",
-    Action.SKIP: "to skip",
-    Action.BLOCKED: "would be blocked",
+    PlanAction.BUILD: "to build",
+    PlanAction.DONE: "left as they are",
+    PlanAction.SKIP: "to skip",
+    PlanAction.BLOCKED: "would be blocked",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class PlanMeasurements:
     """Everything a plan is decided from."""
 
     expected: Mapping[date, int]
     found: Mapping[str, Mapping[date, int]]  #: by source
-    either: Mapping[str, Mapping[date, int]]  #: by fallback: what it and the primary have between them
-    calendar: CalendarFacts | None
+    with_primary: Mapping[str, Mapping[date, int]]  #: by fallback: what it and the primary have between them
+    calendar: CalendarEvents | None
     checkpoints: Mapping[date, Checkpoint]  #: none, where every date is built again
-    ends: Mapping[date, DateRow]  #: how the latest run left each date; none, where what failed is built again
-    changed: Set[date] = frozenset()  #: checkpointed dates whose rows are no longer those that were proven
+    latest_outcomes: Mapping[
+        date, DateRow
+    ]  #: how the latest run left each date; none, where what failed is built again
+    changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows are no longer those that were proven
 
 
-def requested_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
+def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
     """The dates asked for, oldest first. Raises `UserError` for one too late or too early, and when none is left."""
     asked = sorted({*(span.days() if span else ()), *days})
-    if asked and asked[0] < FIRST_DAY:
-        raise UserError(f"{asked[0]} is too long ago: the first date that can be asked for is {FIRST_DAY}")
+    if asked and asked[0] < FIRST_SUPPORTED_DATE:
+        raise UserError(f"{asked[0]} is too long ago: the first date that can be asked for is {FIRST_SUPPORTED_DATE}")
     if late := [day for day in asked if day > today()]:
-        raise UserError(f"{describe(late)} is in the future: the last date that can be asked for is {today()} (UTC)")
+        raise UserError(
+            f"{format_dates(late)} is in the future: the last date that can be asked for is {today()} (UTC)"
+        )
     kept = tuple(day for day in asked if day not in set(excluded))
     if not kept:
         raise UserError("no date is left: every date asked for is excluded" if asked else "no date was asked for")
     return kept
 
 
-def make_plan(request: Request, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
+def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
     """Measure the whole range, reading every table once, and decide every date. Changes nothing."""
     absent = check_tables(warehouse, job)
-    options = RunOptions.of(job, window=1, in_flight=1, fallback=request.fallback, because=request.forced_because)
+    options = RunOptions.for_job(
+        job, window=1, in_flight=1, fallback=request.fallback, forced_because=request.forced_because
+    )
     measured = _measure(request, job, warehouse, ledger, absent, options)
     steps = plan_dates(request, job, measured, options)
-    refuse_expired([step.day for step in steps if step.action is Action.BUILD], job, warehouse)
+    check_not_expired([step.day for step in steps if step.action is PlanAction.BUILD], job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
     return Plan(
         request=request,
         version=job.version,
         steps=ordered,
         notes=tuple(absent.notes(job)),
-        calendar=not absent.calendar,
+        has_calendar=not absent.calendar,
     )
 
 
-def refuse_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
+def check_not_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
     """Raises `UserError` when the target would drop one of the days at once: its partitions expire."""
     info = warehouse.describe(TableName.parse(job.target.table))
     if info is None or info.expires_after_days is None:
@@ -206,29 +228,31 @@ def refuse_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None
     if gone := [day for day in days if day < first_kept]:
         raise UserError(
             f"{info.table} drops partitions older than {info.expires_after_days} day(s), so {len(gone)} date(s) would "
-            f"vanish after they were built: {describe(gone)}; start at {first_kept}, or let it keep them longer"
+            f"vanish after they were built: {format_dates(gone)}; start at {first_kept}, or let it keep them longer"
         )
 
 
 def _measure(
-    request: Request, job: Job, warehouse: Warehouse, ledger: Ledger, absent: Absent, options: RunOptions
-) -> Measured:
+    request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger, absent: MissingTables, options: RunOptions
+) -> PlanMeasurements:
     """What the plan of the request turns on: what earlier runs did is looked up as far as it leaves dates alone."""
     days = request.days
     present = [source for source in job.sources if source.name not in absent.sources]
     counts = count_range(warehouse, job, present, days)
-    span = hull(days)
+    span = enclosing_range(days)
     checkpoints: Mapping[date, Checkpoint] = {}
     if request.reprocess is not Reprocess.ALL:
-        checkpoints = ledger.checkpoints(job.name, span.start, span.through)
-    return Measured(
+        checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    return PlanMeasurements(
         expected=counts.expected,
         found=counts.found,
-        either=counts.either if options.fallback is Fallback.FILL else {},
-        calendar=calendar_facts(warehouse, job, days),
+        with_primary=counts.with_primary if options.fallback is Fallback.FILL else {},
+        calendar=read_calendar(warehouse, job, days),
         checkpoints=checkpoints,
-        changed=_changed(days, job, warehouse, checkpoints),
-        ends=ledger.last_ends(job.name, span.start, span.through) if request.reprocess is Reprocess.NONE else {},
+        changed_days=_changed(days, job, warehouse, checkpoints),
+        latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
+        if request.reprocess is Reprocess.NONE
+        else {},
     )
 
 
@@ -237,70 +261,75 @@ def _changed(
 ) -> frozenset[date]:
     """The checkpointed days whose target no longer holds what was proven: somebody wrote it, or it is gone."""
     proven = {day: checkpoints[day].checksum for day in days if day in checkpoints}
-    return frozenset(proven) - warehouse.holds(TableName.parse(job.target.table), job.target.date_column, proven)
+    return frozenset(proven) - warehouse.matching_dates(
+        TableName.parse(job.target.table), job.target.date_column, proven
+    )
 
 
-def plan_dates(request: Request, job: Job, measured: Measured, options: RunOptions) -> list[Step]:
+def plan_dates(request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> list[PlanStep]:
     """One step per date, oldest first."""
     return [_step(day, request, job, measured, options) for day in request.days]
 
 
-def _step(day: date, request: Request, job: Job, measured: Measured, options: RunOptions) -> Step:
+def _step(day: date, request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> PlanStep:
     found = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
     expected = measured.expected.get(day, 0)
-    counted = partial(Step, day=day, expected=expected, found=found)
+    counted = partial(PlanStep, day=day, expected=expected, found=found)
     if left := _left_alone(day, request.reprocess, measured):
-        return counted(action=Action.DONE, reason=left)
+        return counted(action=PlanAction.DONE, reason=left)
     if skipped := job.skip(day, measured.calendar):
-        return counted(action=Action.SKIP, reason=skipped)
-    about_truth = judge_truth(job.truth(expected, day, measured.calendar))
+        return counted(action=PlanAction.SKIP, reason=skipped)
+    about_truth = judge_expectation(job.date_expectation(expected, day, measured.calendar))
     if about_truth is not None and about_truth.verdict is Verdict.SKIPPED:
-        return counted(action=Action.SKIP, reason=about_truth.reason)
+        return counted(action=PlanAction.SKIP, reason=about_truth.reason)
     choice = choose_source(
         list(found),
         found,
         expected,
         policy=options.policy,
         fallback=options.fallback,
-        with_fill={name: counts.get(day, 0) for name, counts in measured.either.items()} or None,
+        with_fill={name: counts.get(day, 0) for name, counts in measured.with_primary.items()} or None,
     )
-    supplied = partial(counted, source=choice.label, supplied=choice.found)
+    supplied = partial(counted, source=choice.label, supplied=choice.covered)
     reason = choice.reason
-    if request.reprocess is not Reprocess.ALL and day in measured.changed:
+    if request.reprocess is not Reprocess.ALL and day in measured.changed_days:
         reason = f"checkpointed, but its rows were changed since; {reason}"
     if about_truth is not None:
         reason = about_truth.reason
-    elif reaches(choice.found, expected, options.accept_ratio):
-        return supplied(action=Action.BUILD, reason=reason)
-    if request.forced_because is not None and choice.found:
-        return supplied(action=Action.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
-    return supplied(action=Action.BLOCKED, reason=reason)
+    elif reaches_ratio(choice.covered, expected, options.accept_ratio):
+        return supplied(action=PlanAction.BUILD, reason=reason)
+    if request.forced_because is not None and choice.covered:
+        return supplied(action=PlanAction.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
+    return supplied(action=PlanAction.BLOCKED, reason=reason)
 
 
-def _left_alone(day: date, reprocess: Reprocess, measured: Measured) -> str | None:
-    checkpoint, end = measured.checkpoints.get(day), measured.ends.get(day)
+def _left_alone(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> str | None:
+    checkpoint, end = measured.checkpoints.get(day), measured.latest_outcomes.get(day)
     if reprocess is Reprocess.ALL:
         return None
-    if checkpoint is not None and day in measured.changed:
+    if checkpoint is not None and day in measured.changed_days:
         if reprocess is Reprocess.NONE:
-            return f"{ENDED}with run {checkpoint.run_id}, but its rows were changed since, and --reprocess is none"
+            return (
+                f"{LEFT_INCOMPLETE_PREFIX}with run {checkpoint.run_id}, "
+                "but its rows were changed since, and --reprocess is none"
+            )
         return None
     if checkpoint is not None:
-        of = percent(checkpoint.matched, checkpoint.expected)
+        of = format_percent(checkpoint.matched, checkpoint.expected)
         forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""
         return f"already checkpointed ({of}{forced}, run {checkpoint.run_id})"
     if reprocess is Reprocess.NONE and end is not None and end.state in INCOMPLETE_DATES:
-        return f"{ENDED}{end.state.value} in run {end.run_id}, and --reprocess is none"
+        return f"{LEFT_INCOMPLETE_PREFIX}{end.state.value} in run {end.run_id}, and --reprocess is none"
     return None
 
 
-def missing_names(
-    days: Sequence[date], job: Job, steps: Mapping[date, Step], warehouse: Warehouse
+def find_missing_entities(
+    days: Sequence[date], job: Job, steps: Mapping[date, PlanStep], warehouse: Warehouse
 ) -> dict[date, list[str]]:
     """For each day, the expected entities that its chosen source lacks, by name."""
-    expected = entities(warehouse, truth_scan(job, days))
+    expected = read_entities(warehouse, expectation_scan(job, days))
     check_tables(warehouse, job)
-    present = held_by_sources(warehouse, job, days, expected)
+    present = source_entities(warehouse, job, days, expected)
 
     def supplied(day: date) -> frozenset[str]:
         chosen = (steps[day].source or "").split("+")
@@ -309,7 +338,7 @@ def missing_names(
     return {day: sorted(expected.get(day, frozenset()) - supplied(day)) for day in days}
 
 
-def input_list(texts: Sequence[str], option: str) -> tuple[date, ...]:
+def parse_date_list(texts: Sequence[str], option: str) -> tuple[date, ...]:
     """Dates and ranges as written on the command line: `2023-02-23,2023-03-01..2023-03-05`, any number of times."""
     found: list[date] = []
     for text in (part.strip() for one in texts for part in one.split(",")):

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.dates import describe
-from gated_backfill.producer.planning.plan import Plan, Request
+from gated_backfill.common.model.dates import format_dates
+from gated_backfill.producer.planning.plan import Plan, RunRequest
 
 
 def save_plan(plan: Plan, file: Path) -> None:
@@ -50,7 +50,7 @@ class SavedPlan(TypedDict):
     steps: list[SavedStep]
 
 
-def read_plan(file: Path) -> SavedPlan:
+def read_saved_plan(file: Path) -> SavedPlan:
     """A saved plan. Raises `UserError` when it is none."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -64,15 +64,15 @@ def read_plan(file: Path) -> SavedPlan:
         raise UserError(f"{file} is not a plan that `backfill plan --save` wrote") from exc
 
 
-def request_of(stored: SavedPlan, file: Path) -> Request:
+def request_from_saved_plan(stored: SavedPlan, file: Path) -> RunRequest:
     """The request that a saved plan was made from. Raises `UserError` when it is damaged."""
     try:
-        return Request.from_json(stored)
+        return RunRequest.from_json(stored)
     except (ValueError, UserError) as exc:
         raise UserError(f"{file} is not a plan that `backfill plan --save` wrote: {exc}") from exc
 
 
-def refuse_if_changed(stored: SavedPlan, now: Plan, file: Path) -> None:
+def check_plan_unchanged(stored: SavedPlan, now: Plan, file: Path) -> None:
     """Raises `UserError`, naming dates, unless the plan made now is the one that was saved."""
     if stored["version"] != now.version:
         raise UserError(f"the job's version was {stored['version']} in {file} and is {now.version} now: plan again")
@@ -84,5 +84,5 @@ def refuse_if_changed(stored: SavedPlan, now: Plan, file: Path) -> None:
     example = f", e.g. {first.day}: now {first.action.value}, {first.reason}" if first else ""
     raise UserError(
         f"the world has changed since {file} was saved: {len(differing)} date(s) differ "
-        f"({describe(step.day for step in differing)}){example}; plan again"
+        f"({format_dates(step.day for step in differing)}){example}; plan again"
     )

@@ -14,25 +14,25 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
-from gated_backfill.producer.context import Site, open_site
-from gated_backfill.producer.planning.plan import Action, Plan, Reprocess
-from gated_backfill.producer.runs.post_run import end_told
+from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess
+from gated_backfill.producer.runs.post_run import post_run_reporting
 from gated_backfill.producer.runs.session import (
-    Interrupted,
     Launch,
-    decide,
-    execute,
+    LaunchInterrupted,
+    check_nothing_blocked,
+    execute_plan,
     launch_in_background,
-    refuse_blocked,
-    release_what_is_dead,
+    plan_launch,
+    release_interrupted_runs,
 )
-from gated_backfill.producer.stack.signals import stoppable
-from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code
+from gated_backfill.producer.stack.signals import interrupt_on_signals
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code_for_run
 from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import make_console, print_run
-from gated_backfill.producer.terminal.watcher import Watcher
+from gated_backfill.producer.terminal.watcher import RunWatcher
 
-ASK_FROM = 500  #: dates to build from which a person at a terminal is asked first
+CONFIRM_FROM_DATES = 500  #: dates to build from which a person at a terminal is asked first
 
 
 def launch_and_follow(
@@ -42,46 +42,46 @@ def launch_and_follow(
     detach: bool = False,
     yes: bool = False,
     check: Callable[[Plan], None] = lambda _: None,
-    workers_asked: bool = False,
+    workers_given: bool = False,
 ) -> int:
     """Plan, show, ask, and run; returns the exit code."""
     console = make_console()
-    site = open_site(settings)
+    site = open_context(settings)
     job = find_job(launch.request.job)
-    for released in release_what_is_dead(job, launch.request, site):
+    for released in release_interrupted_runs(job, launch.request, site):
         console.print(
             f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
             f"{released.unfinished} are free again"
         )
-    made = decide(launch, job, site)
+    made = plan_launch(launch, job, site)
     check(made)
     print_plan(console, made)
-    refuse_blocked(made, allow_partial=launch.allow_partial)
-    if not made.of(Action.BUILD) and not made.of(Action.BLOCKED):
+    check_nothing_blocked(made, allow_partial=launch.allow_partial)
+    if not made.steps_with(PlanAction.BUILD) and not made.steps_with(PlanAction.BLOCKED):
         console.print(_nothing_to_do(made))
         return _at_best(COMPLETE, made)
     _ask(made, launch, yes=yes)
     if not launch.sequential:
-        _tell_the_stack(site, console, workers_asked=workers_asked)
-    if detach and site.embedded:
+        _tell_the_stack(site, console, workers_asked=workers_given)
+    if detach and site.is_embedded:
         run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
         console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
         return COMPLETE
     return _follow(launch, made, site, console, detach=detach)
 
 
-def _tell_the_stack(site: Site, console: Console, *, workers_asked: bool) -> None:
+def _tell_the_stack(site: CommandContext, console: Console, *, workers_asked: bool) -> None:
     """Whose broker and workers do it, when they are not the run's own."""
-    if site.standing:
+    if site.uses_running_stack:
         console.print("on the stack that is up: its broker and workers do it, and it goes on without this command")
-    if workers_asked and not site.embedded:
+    if workers_asked and not site.is_embedded:
         console.print("note: --workers has no effect here: it is for the stack that a run brings along")
 
 
-def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach: bool) -> int:
+def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, *, detach: bool) -> int:
     """Run, show how it ended, and then tell it: an endpoint that hangs keeps nobody from the result."""
     log_file = site.settings.home / "logs" / "command.log"
-    with stoppable(), logging_to_file(log_file), end_told(site) as remember:
+    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as remember:
 
         def opened(run: Run) -> None:
             remember(run)
@@ -91,31 +91,36 @@ def _follow(launch: Launch, made: Plan, site: Site, console: Console, *, detach:
 
 
 def _run_and_show(
-    launch: Launch, made: Plan, site: Site, console: Console, opened: Callable[[Run], None], *, detach: bool
+    launch: Launch, made: Plan, site: CommandContext, console: Console, opened: Callable[[Run], None], *, detach: bool
 ) -> int:
     try:
-        with Watcher(console).showing() as watcher:
-            progress = execute(launch, made, site, watcher.show, opened, wait=not detach)
-    except Interrupted as stop:
-        console.print(interrupted_in_words(stop))
+        with RunWatcher(console).live_display() as watcher:
+            progress = execute_plan(launch, made, site, watcher.update, opened, wait=not detach)
+    except LaunchInterrupted as stop:
+        console.print(describe_interruption(stop))
         return INTERRUPTED
-    if detach and not progress.run.ended:
+    if detach and not progress.run.has_ended:
         console.print(f"follow it with `backfill watch {progress.run.id}`")
         return COMPLETE
-    print_run(console, progress, site.ledger.digest(progress.run.id), site.ledger.actions(progress.run.id))
+    print_run(
+        console,
+        progress,
+        site.ledger.dates.get_run_summary(progress.run.id),
+        site.ledger.actions.list_actions(progress.run.id),
+    )
     if progress.run.state is RunState.CANCELLED:
         console.print(f"what was not built: `backfill retry {progress.run.id}`")
     elif progress.run.state is not RunState.SUCCEEDED:
         console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
-    return _at_best(exit_code(progress), made)
+    return _at_best(exit_code_for_run(progress), made)
 
 
 def _at_best(code: int, made: Plan) -> int:
     """The exit code, but never that of a complete range when dates were left incomplete."""
-    return INCOMPLETE if code == COMPLETE and any(step.left_incomplete for step in made.steps) else code
+    return INCOMPLETE if code == COMPLETE and any(step.is_left_incomplete for step in made.steps) else code
 
 
-def interrupted_in_words(stop: Interrupted) -> str:
+def describe_interruption(stop: LaunchInterrupted) -> str:
     if stop.released is None:
         return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
     return (
@@ -125,8 +130,8 @@ def interrupted_in_words(stop: Interrupted) -> str:
 
 
 def _nothing_to_do(made: Plan) -> str:
-    done, skipped = len(made.of(Action.DONE)), len(made.of(Action.SKIP))
-    if left := sum(step.left_incomplete for step in made.steps):
+    done, skipped = len(made.steps_with(PlanAction.DONE)), len(made.steps_with(PlanAction.SKIP))
+    if left := sum(step.is_left_incomplete for step in made.steps):
         return f"nothing was built: {left} date(s) are not complete and were left so; --reprocess failed builds them"
     if done and not skipped:
         return f"nothing to do: all {done} date(s) are checkpointed"
@@ -135,9 +140,9 @@ def _nothing_to_do(made: Plan) -> str:
 
 def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
     """At a terminal, ask before what is large or replaces what is published."""
-    count = len(made.of(Action.BUILD))
+    count = len(made.steps_with(PlanAction.BUILD))
     replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
-    if yes or not sys.stdin.isatty() or not (replaces or count >= ASK_FROM):
+    if yes or not sys.stdin.isatty() or not (replaces or count >= CONFIRM_FROM_DATES):
         return
     if not typer.confirm(f"Build {count} date(s)?"):
         raise UserError("nothing was started")

@@ -8,49 +8,55 @@ from collections.abc import Callable
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError, UserError
-from gated_backfill.common.ledger import Progress, Run
+from gated_backfill.common.ledger import Run, RunProgress
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.producer.context import Site, open_site
+from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.planning.plan import Plan
-from gated_backfill.producer.runs.post_run import end_told
-from gated_backfill.producer.runs.session import Interrupted, Launch, decide, execute, refuse_blocked
-from gated_backfill.producer.stack.startup_answer import answer
+from gated_backfill.producer.runs.post_run import post_run_reporting
+from gated_backfill.producer.runs.session import (
+    Launch,
+    LaunchInterrupted,
+    check_nothing_blocked,
+    execute_plan,
+    plan_launch,
+)
+from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 
 def main() -> int:
     """Reads a launch from standard input and answers with one line, `run ID` or `refused WHY`; then works on."""
     launch = Launch.from_json(json.loads(sys.stdin.read()))
     try:
-        site = open_site(read_settings())
+        site = open_context(read_settings())
         job = find_job(launch.request.job)
-        plan = decide(launch, job, site)
+        plan = plan_launch(launch, job, site)
         if launch.shown not in (None, plan.digest()):
             raise UserError("the world has changed since the plan was shown a moment ago: nothing was started")
-        refuse_blocked(plan, allow_partial=launch.allow_partial)
-        with end_told(site) as remember:
+        check_nothing_blocked(plan, allow_partial=launch.allow_partial)
+        with post_run_reporting(site) as remember:
             return _run(launch, plan, site, remember)
     except BackfillError as exc:
-        answer(f"refused {exc}")
+        send_startup_answer(f"refused {exc}")
         return 2
 
 
-def _run(launch: Launch, plan: Plan, site: Site, remember: Callable[[Run], None]) -> int:
+def _run(launch: Launch, plan: Plan, site: CommandContext, remember: Callable[[Run], None]) -> int:
     def opened(run: Run) -> None:
         remember(run)
         _announce(run)
 
     try:
-        execute(launch, plan, site, _ignore, opened)
-    except Interrupted:
+        execute_plan(launch, plan, site, _ignore, opened)
+    except LaunchInterrupted:
         return 130
     return 0
 
 
 def _announce(run: Run) -> None:
-    answer(f"run {run.id}")
+    send_startup_answer(f"run {run.id}")
 
 
-def _ignore(progress: Progress) -> None:
+def _ignore(progress: RunProgress) -> None:
     """Nobody watches here: `backfill watch` reads the ledger."""
 
 

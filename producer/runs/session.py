@@ -10,23 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gated_backfill.common.broker.celery_app import ask_broker, make_app
+from gated_backfill.common.broker.celery_app import make_app, ping_broker
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Progress, Run
-from gated_backfill.common.model.dates import describe
+from gated_backfill.common.ledger import Run, RunProgress
+from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.runs.release import Released, release_run
+from gated_backfill.common.runs.release import ReleasedRun, release_run
 from gated_backfill.common.storage.files import check_writable
-from gated_backfill.producer.context import Site, requester
-from gated_backfill.producer.planning.plan import Action, Plan, Request, make_plan
+from gated_backfill.producer.context import CommandContext, current_user
+from gated_backfill.producer.planning.plan import Plan, PlanAction, RunRequest, make_plan
 from gated_backfill.producer.runs.launch import (
-    follow,
+    check_dates_free,
+    follow_run,
     open_run,
-    refuse_if_taken,
     release_dead_runs,
     run_sequentially,
     start_run,
@@ -39,7 +39,7 @@ from gated_backfill.producer.stack.embedded import EmbeddedStack
 class Launch:
     """A request and how to carry it out."""
 
-    request: Request
+    request: RunRequest
     window: int
     workers: int
     sequential: bool = False
@@ -54,28 +54,28 @@ class Launch:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Launch:
-        return cls(request=Request.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
+        return cls(request=RunRequest.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
 
 
 _PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
 
 
-class Interrupted(Exception):
+class LaunchInterrupted(Exception):
     """Somebody stopped the command; the run it owned is closed, or goes on at the user's broker."""
 
-    def __init__(self, run: Run, released: Released | None) -> None:
+    def __init__(self, run: Run, released: ReleasedRun | None) -> None:
         super().__init__(run.id)
         self.run = run
         self.released = released
 
 
-def release_what_is_dead(job: Job, request: Request, site: Site) -> list[Released]:
+def release_interrupted_runs(job: Job, request: RunRequest, site: CommandContext) -> list[ReleasedRun]:
     """Free the dates of runs whose command is gone, after making sure that their workers are gone too."""
     clean_up_dead_stacks(site.settings.home)
     return release_dead_runs(job, request.days, site)
 
 
-def decide(launch: Launch, job: Job, site: Site) -> Plan:
+def plan_launch(launch: Launch, job: Job, site: CommandContext) -> Plan:
     """The plan of a launch.
 
     Raises `DatesTaken` when another active run holds one of its dates, `NotAllowed` when a folder can't be written.
@@ -83,62 +83,62 @@ def decide(launch: Launch, job: Job, site: Site) -> Plan:
     _check_folders(job, site)
     plan = make_plan(launch.request, job, site.warehouse, site.ledger)
     if not launch.preflight:
-        plan = sent_all_the_same(plan)
-    refuse_if_taken(job, [step.day for step in plan.of(Action.BUILD)], site)
+        plan = build_blocked_dates(plan)
+    check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], site)
     return plan
 
 
-def sent_all_the_same(plan: Plan) -> Plan:
+def build_blocked_dates(plan: Plan) -> Plan:
     """The plan with the dates that would be blocked sent to the gate for its verdict."""
     steps = tuple(
-        replace(step, action=Action.BUILD, reason=f"{step.reason}; sent without pre-flight")
-        if step.action is Action.BLOCKED
+        replace(step, action=PlanAction.BUILD, reason=f"{step.reason}; sent without pre-flight")
+        if step.action is PlanAction.BLOCKED
         else step
         for step in plan.steps
     )
     return replace(plan, steps=steps)
 
 
-def refuse_blocked(plan: Plan, *, allow_partial: bool) -> None:
+def check_nothing_blocked(plan: Plan, *, allow_partial: bool) -> None:
     """Raises `UserError` naming the dates that would be blocked, unless the others may run without them."""
-    blocked = plan.of(Action.BLOCKED)
+    blocked = plan.steps_with(PlanAction.BLOCKED)
     if blocked and not allow_partial:
         first = blocked[0]
         raise UserError(
-            f"refused: {len(blocked)} date(s) would be blocked: {describe(step.day for step in blocked)} "
+            f"refused: {len(blocked)} date(s) would be blocked: {format_dates(step.day for step in blocked)} "
             f"({first.day}: {first.reason}). Load what is missing and plan again, or run the other dates with "
             f"--allow-partial, or take these out with --exclude; nothing was started"
         )
 
 
-def execute(
+def execute_plan(
     launch: Launch,
     plan: Plan,
-    site: Site,
-    show: Callable[[Progress], None],
+    site: CommandContext,
+    show: Callable[[RunProgress], None],
     opened: Callable[[Run], None],
     *,
     wait: bool = True,
-) -> Progress:
+) -> RunProgress:
     """Open the run of a plan and bring it to its end; `opened` is told the run once it is written down.
 
     Raises `Interrupted` when the user stops it. The end is for the caller to show, and then to tell:
     see `gated_backfill.producer.runs.post_run.end_told`.
     """
     job = find_job(plan.request.job)
-    site.warehouse.forget_replaced()
-    options = RunOptions.of(
+    site.warehouse.delete_expired_undo()
+    options = RunOptions.for_job(
         job,
         window=launch.window,
         in_flight=site.settings.windows_in_flight,
         fallback=plan.request.fallback,
-        because=plan.request.forced_because,
-        calendar=plan.calendar,
+        forced_because=plan.request.forced_because,
+        calendar=plan.has_calendar,
         max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
         job_max_in_flight=site.settings.max_in_flight_per_job,
         dates_per_task=launch.dates_per_task,
     )
-    if not (site.embedded or launch.sequential):
+    if not (site.is_embedded or launch.sequential):
         return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
     run = open_run(plan, job, options, site, owned=True)
     opened(run)
@@ -147,55 +147,57 @@ def execute(
             return run_sequentially(run, job, site, show)
         return _on_embedded_stack(run, job, launch, site, show)
     except KeyboardInterrupt:
-        raise Interrupted(run, _release(run, job, site, "interrupted")) from None
+        raise LaunchInterrupted(run, _release(run, job, site, "interrupted")) from None
     except BaseException as exc:
         _release(run, job, site, f"its command failed: {type(exc).__name__}")
         raise
 
 
-def _check_folders(job: Job, site: Site) -> None:
+def _check_folders(job: Job, site: CommandContext) -> None:
     """Raises `NotAllowed` when something that the run must write can't be written."""
     site.warehouse.check_publishable(TableName.parse(job.target.table))
     site.staging.check()
     check_writable(site.settings.home.absolute())
 
 
-def _on_embedded_stack(run: Run, job: Job, launch: Launch, site: Site, show: Callable[[Progress], None]) -> Progress:
+def _on_embedded_stack(
+    run: Run, job: Job, launch: Launch, site: CommandContext, show: Callable[[RunProgress], None]
+) -> RunProgress:
     with EmbeddedStack(site.settings, launch.workers) as stack:
         app = make_app(site.settings.model_copy(update={"task_events": False}), stack.broker_url)
         start_run(run, job, site, app)
-        return follow(run.id, site, show, app=app, stack=stack)
+        return follow_run(run.id, site, show, app=app, stack=stack)
 
 
 def _on_users_broker(
     plan: Plan,
     job: Job,
     options: RunOptions,
-    site: Site,
-    show: Callable[[Progress], None],
+    site: CommandContext,
+    show: Callable[[RunProgress], None],
     opened: Callable[[Run], None],
     *,
     wait: bool,
-) -> Progress:
+) -> RunProgress:
     assert site.settings.broker is not None
     url = site.settings.broker.get_secret_value()
-    ask_broker(site.settings, url)
+    ping_broker(site.settings, url)
     app = make_app(site.settings, url)
     run = open_run(plan, job, options, site, owned=False)
     opened(run)
     start_run(run, job, site, app)
     if not wait:
-        return site.ledger.progress(run.id)
+        return site.ledger.runs.get_progress(run.id)
     try:
-        return follow(run.id, site, show, app=app)
+        return follow_run(run.id, site, show, app=app)
     except KeyboardInterrupt:
-        raise Interrupted(run, None) from None
+        raise LaunchInterrupted(run, None) from None
 
 
-def _release(run: Run, job: Job, site: Site, reason: str) -> Released | None:
-    if site.ledger.run(run.id).ended:
+def _release(run: Run, job: Job, site: CommandContext, reason: str) -> ReleasedRun | None:
+    if site.ledger.runs.get_run(run.id).has_ended:
         return None
-    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=requester(), reason=reason)
+    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=current_user(), reason=reason)
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:

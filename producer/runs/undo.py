@@ -8,14 +8,14 @@ from datetime import date
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
-from gated_backfill.common.model.dates import describe, windows
+from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.protocol import ABSENT, Replaced
-from gated_backfill.producer.context import Site
+from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
+from gated_backfill.producer.context import CommandContext
 
-DATES_AT_ONCE = 1000
+DATES_PER_RESTORE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,46 +24,46 @@ class UndoPlan:
 
     run: Run
     job: Job
-    put_back: Mapping[date, Replaced]  #: these get the rows they held before
-    removed: Mapping[date, Replaced]  #: these held none, and will again
-    same: tuple[date, ...]  #: the run left these with the rows they had
+    restored: Mapping[date, ReplacedPartition]  #: these get the rows they held before
+    emptied: Mapping[date, ReplacedPartition]  #: these held none, and will again
+    unchanged: tuple[date, ...]  #: the run left these with the rows they had
 
     @property
     def days(self) -> list[date]:
-        return sorted({*self.put_back, *self.removed, *self.same})
+        return sorted({*self.restored, *self.emptied, *self.unchanged})
 
     @property
     def target(self) -> TableName:
         return TableName.parse(self.job.target.table)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         parts = [
-            f"{len(days)} date(s) {words} ({describe(days)})"
+            f"{len(days)} date(s) {words} ({format_dates(days)})"
             for days, words in (
-                (self.put_back, "get back the rows they held before"),
-                (self.removed, "held no rows before and will hold none"),
-                (self.same, "keep their rows, which the run did not change"),
+                (self.restored, "get back the rows they held before"),
+                (self.emptied, "held no rows before and will hold none"),
+                (self.unchanged, "keep their rows, which the run did not change"),
             )
             if days
         ]
         return f"{self.target}: {'; '.join(parts)}"
 
 
-def plan_undo(run_id: str, site: Site) -> UndoPlan:
+def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
     """What undoing the run would do. Changes nothing.
 
     Raises `UserError` when the run still runs, was undone, published nothing, or was published over since;
     `NothingKept` when what it replaced is not kept any more.
     """
-    run = site.ledger.run(run_id)
-    if not run.ended:
+    run = site.ledger.runs.get_run(run_id)
+    if not run.has_ended:
         raise UserError(f"run {run_id} is still {run.state.value}: wait for its end with `backfill watch {run_id}`")
     if run.undone_at is not None:
         raise UserError(f"run {run_id} was undone already, by {run.undone_by} at {run.undone_at:%Y-%m-%d %H:%M} UTC")
     job = find_job(run.job)
     target, date_column = TableName.parse(job.target.table), job.target.date_column
-    every = site.ledger.dates(run_id)
-    replaced = site.warehouse.replaced(target, date_column, run_id, [row.day for row in every])
+    every = site.ledger.dates.list_dates(run_id)
+    replaced = site.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in every])
     now = site.warehouse.fingerprints(target, date_column, [row.day for row in every])
     rows = [row for row in every if _is_published(row, replaced.get(row.day), now[row.day])]
     if not rows:
@@ -71,41 +71,41 @@ def plan_undo(run_id: str, site: Site) -> UndoPlan:
     days = [row.day for row in rows]
     replaced = {day: replaced[day] for day in days if day in replaced}
     unchanged = {row.day: row.checksum for row in rows if row.day not in replaced and row.checksum is not None}
-    refuse_if_held(run, days, site)
-    refuse_if_published_over(
+    check_no_active_run(run, days, site)
+    check_not_published_over(
         run,
         rows,
         replaced,
         now=now,
-        unchanged=site.warehouse.holds(target, date_column, unchanged),
-        checkpoints=site.ledger.checkpoints(job.name, min(days), max(days)),
+        unchanged=site.warehouse.matching_dates(target, date_column, unchanged),
+        checkpoints=site.ledger.checkpoints.list_checkpoints(job.name, min(days), max(days)),
     )
     site.warehouse.check_restorable(target, date_column, run_id, replaced)
-    return sorted_out(run, job, rows, replaced)
+    return classify_dates(run, job, rows, replaced)
 
 
-def _is_published(row: DateRow, replaced: Replaced | None, now: str) -> bool:
+def _is_published(row: DateRow, replaced: ReplacedPartition | None, now: str) -> bool:
     """Whether the run published the date; a date that failed may be published all the same, by a job that came late."""
     if row.state in (DateState.CHECKPOINTED, DateState.PUBLISHED):
         return True
     return replaced is not None and now == replaced.published != replaced.before
 
 
-def refuse_if_held(run: Run, days: Sequence[date], site: Site) -> None:
+def check_no_active_run(run: Run, days: Sequence[date], site: CommandContext) -> None:
     """Raises `UserError` when an active run of the job holds one of the days."""
-    for other, held in site.ledger.active_holders(run.job, days).items():
+    for other, held in site.ledger.runs.find_conflicting_runs(run.job, days).items():
         if other == run.id:
             continue  # an undo of it that died holds them
         raise UserError(
-            f"run {other} is active and holds {len(held)} date(s) that {run.id} published ({describe(held)}): "
+            f"run {other} is active and holds {len(held)} date(s) that {run.id} published ({format_dates(held)}): "
             f"wait for its end with `backfill watch {other}`"
         )
 
 
-def refuse_if_published_over(
+def check_not_published_over(
     run: Run,
     rows: Sequence[DateRow],
-    replaced: Mapping[date, Replaced],
+    replaced: Mapping[date, ReplacedPartition],
     *,
     now: Mapping[date, str],
     unchanged: Collection[date],
@@ -121,24 +121,24 @@ def refuse_if_published_over(
             later.setdefault("something other than a run of this job", []).append(row.day)
     if later:
         told = "; ".join(
-            f"{who} has built {len(days)} of its dates since: {describe(days)}" for who, days in later.items()
+            f"{who} has built {len(days)} of its dates since: {format_dates(days)}" for who, days in later.items()
         )
         raise UserError(f"run {run.id} can't be undone: {told}; nothing was changed")
 
 
-def _is_ours(day: date, replaced: Replaced | None, now: str, unchanged: Collection[date]) -> bool:
+def _is_ours(day: date, replaced: ReplacedPartition | None, now: str, unchanged: Collection[date]) -> bool:
     """Whether the date is as the run left it, or as an undo that died did."""
     return day in unchanged if replaced is None else now in (replaced.published, replaced.before)
 
 
-def sorted_out(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mapping[date, Replaced]) -> UndoPlan:
+def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mapping[date, ReplacedPartition]) -> UndoPlan:
     """The dates by what will become of them."""
     return UndoPlan(
         run=run,
         job=job,
-        put_back={day: one for day, one in replaced.items() if one.before not in (ABSENT, one.published)},
-        removed={day: one for day, one in replaced.items() if one.before == ABSENT != one.published},
-        same=tuple(
+        restored={day: one for day, one in replaced.items() if one.before not in (ABSENT, one.published)},
+        emptied={day: one for day, one in replaced.items() if one.before == ABSENT != one.published},
+        unchanged=tuple(
             row.day
             for row in rows
             if row.day not in replaced or replaced[row.day].before == replaced[row.day].published
@@ -146,33 +146,33 @@ def sorted_out(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mapping[da
     )
 
 
-def undo(plan: UndoPlan, site: Site, by: str) -> list[date]:
+def undo_run(plan: UndoPlan, site: CommandContext, by: str) -> list[date]:
     """Carry out the plan; returns the dates whose earlier checkpoints stand again. Repeating it does no harm.
 
     The run's checkpoints go before its rows do, and earlier ones come back after theirs: none is ever without its
     rows. Raises `UserError` when somebody wrote one of the dates meanwhile; the others are restored then.
     """
     target, date_column, run_id = plan.target, plan.job.target.date_column, plan.run.id
-    site.ledger.withdraw(run_id, plan.days)
+    site.ledger.checkpoints.begin_undo(run_id, plan.days)
     try:
         _restore(plan, site)
-        earlier = {day: one.checksum for day, one in site.ledger.replaced_checkpoints(run_id).items()}
-        again = site.warehouse.holds(target, date_column, earlier)
+        earlier = {day: one.checksum for day, one in site.ledger.checkpoints.list_replaced_checkpoints(run_id).items()}
+        again = site.warehouse.matching_dates(target, date_column, earlier)
     except UserError:
-        site.ledger.let_go(run_id)
+        site.ledger.checkpoints.release_undo(run_id)
         raise
-    site.ledger.undone(run_id, again, by)
+    site.ledger.checkpoints.finish_undo(run_id, again, by)
     return sorted(again)
 
 
-def _restore(plan: UndoPlan, site: Site) -> None:
+def _restore(plan: UndoPlan, site: CommandContext) -> None:
     target, date_column = plan.target, plan.job.target.date_column
-    changing = {**plan.put_back, **plan.removed}
+    changing = {**plan.restored, **plan.emptied}
     restored: set[date] = set()
-    for days in windows(sorted(changing), DATES_AT_ONCE):
+    for days in chunk_dates(sorted(changing), DATES_PER_RESTORE):
         restored |= site.warehouse.restore(target, date_column, plan.run.id, {day: changing[day] for day in days})
     if left := sorted(set(changing) - restored):
         raise UserError(
             f"{target}: {len(left)} date(s) were written by somebody else meanwhile and are left alone: "
-            f"{describe(left)}; the other {len(restored)} are restored"
+            f"{format_dates(left)}; the other {len(restored)} are restored"
         )

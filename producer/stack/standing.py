@@ -17,7 +17,7 @@ import structlog
 from celery import Celery
 from pydantic import SecretStr
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, ask_broker, broker_address, make_app
+from gated_backfill.common.broker.celery_app import CeleryDispatcher, broker_address, make_app, ping_broker
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger
@@ -28,42 +28,42 @@ from gated_backfill.common.model.queues import (
     HOUSEKEEPING_QUEUE,
     MAINTENANCE_QUEUE,
 )
-from gated_backfill.common.process.identity import identity
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import open_staging
-from gated_backfill.producer.stack.children import BROKER, Children, StackFailed, clean_up_dead_stacks
+from gated_backfill.producer.stack.children import BROKER, ChildProcesses, StackError, clean_up_dead_stacks
 from gated_backfill.producer.stack.embedded import (
-    GATES,
+    GATE_PROCESSES,
     EmbeddedBroker,
     celery_command,
     free_port,
-    port_is_free,
-    stack_name,
+    is_port_free,
+    new_stack_name,
     wait_until,
     worker_command,
-    worker_env,
+    worker_environment,
 )
-from gated_backfill.producer.stack.state_file import Standing, places_of, state_file, write_standing
+from gated_backfill.producer.stack.state_file import StackState, places_digest, state_file, write_stack_state
 
 log = structlog.get_logger()
 
-SUPERVISOR = "gated_backfill.producer.stack.supervisor"
+SUPERVISOR_MODULE = "gated_backfill.producer.stack.supervisor"
 LOOPBACK = "127.0.0.1"
-STARTING_SECONDS = 60.0
-LOOK_SECONDS = 0.5  #: between two looks at what has died
-WORKERS = {
+START_TIMEOUT_SECONDS = 60.0
+CHECK_INTERVAL_SECONDS = 0.5  #: between two looks at what has died
+QUEUE_BY_WORKER = {
     "dates": DATES_QUEUE,
     "express": EXPRESS_QUEUE,  # a process that is free for small runs, however many dates of long ones wait
     "gate": GATE_QUEUE,
     "maintenance": MAINTENANCE_QUEUE,
     "housekeeping": HOUSEKEEPING_QUEUE,
 }
-HOLDING_RUNS = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
+TASK_HOLDING_PROCESSES = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
 
 
-def may_have_lost(again: Iterable[str]) -> bool:
+def may_have_lost_tasks(again: Iterable[str]) -> bool:
     """Whether messages or tasks of runs may have gone with these processes."""
-    return not HOLDING_RUNS.isdisjoint(again)
+    return not TASK_HOLDING_PROCESSES.isdisjoint(again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,13 @@ class UpOptions:
     metrics_port: int | None = None  #: likewise
 
 
-def flower_port(options: UpOptions, settings: Settings) -> int:
+def choose_flower_port(options: UpOptions, settings: Settings) -> int:
     """Where Flower can listen. Raises `UserError` when the port that was asked for is taken."""
     asked = options.flower_port or (settings.flower_port if "flower_port" in settings.model_fields_set else None)
     return _port_for("Flower", settings.flower_address, asked, settings.flower_port)
 
 
-def metrics_port(options: UpOptions, settings: Settings) -> int:
+def choose_metrics_port(options: UpOptions, settings: Settings) -> int:
     """Where the metrics can be served. Raises `UserError` when the port that was asked for is taken."""
     asked = options.metrics_port or (settings.metrics_port if "metrics_port" in settings.model_fields_set else None)
     return _port_for("the metrics server", LOOPBACK, asked, settings.metrics_port)
@@ -89,36 +89,36 @@ def metrics_port(options: UpOptions, settings: Settings) -> int:
 
 def check_ports(options: UpOptions, settings: Settings) -> None:
     """Raises `UserError` when a port that was asked for is taken."""
-    if flower_port(options, settings) == metrics_port(options, settings):
+    if choose_flower_port(options, settings) == choose_metrics_port(options, settings):
         raise UserError("Flower and the metrics server can't share a port: nothing was started")
 
 
 def _port_for(what: str, address: str, asked: int | None, usual: int) -> int:
     port = asked or usual
-    if port_is_free(address, port):
+    if is_port_free(address, port):
         return port
     if asked is None:
         return free_port()
     raise UserError(f"{what} can't listen at {address} port {port}, which is taken or not allowed: nothing was started")
 
 
-class StandingStack:
+class SupervisedStack:
     """Everything that runs dates, and Flower. Use it as a context manager; `standing` tells where it all is."""
 
     def __init__(self, settings: Settings, options: UpOptions) -> None:
         self._settings = settings
         self._options = options
-        self._port = flower_port(options, settings)
-        self._metrics_port = metrics_port(options, settings)
+        self._port = choose_flower_port(options, settings)
+        self._metrics_port = choose_metrics_port(options, settings)
         self._broker = EmbeddedBroker(durable=True) if settings.broker is None else None
         url = self._broker.url if self._broker else _url_of(settings)
         password = settings.flower_password or SecretStr(secrets.token_urlsafe(18))
-        name = f"up-{stack_name()}"
+        name = f"up-{new_stack_name()}"
         home = settings.home.absolute()
-        self._children = Children(home / "stacks" / name, home / "logs" / "up.log", gives_up=False)
+        self._children = ChildProcesses(home / "stacks" / name, home / "logs" / "up.log", gives_up=False)
         host = settings.flower_address if settings.flower_address not in ("", "0.0.0.0", "::") else LOOPBACK  # noqa: S104
-        self.standing = Standing(
-            owner=identity(),
+        self.state = StackState(
+            owner=process_identity(),
             broker_url=url,
             broker=broker_address(url),
             embedded=self._broker is not None,
@@ -128,17 +128,17 @@ class StandingStack:
             flower_password=password.get_secret_value(),
             metrics_url=f"http://{LOOPBACK}:{self._metrics_port}/metrics",
             log_file=str(self._children.log_file),
-            places=places_of(settings),
+            places=places_digest(settings),
         )
         self._app: Celery = make_app(settings, url)
 
-    def __enter__(self) -> StandingStack:
+    def __enter__(self) -> SupervisedStack:
         try:
             self._start()
         except BaseException:
             self._children.stop(grace=0)
             raise
-        write_standing(self._settings.home, self.standing)
+        write_stack_state(self._settings.home, self.state)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,45 +147,45 @@ class StandingStack:
             self._children.stop(grace=self._settings.stop_seconds)
         except KeyboardInterrupt:  # told a second time
             self._children.stop(grace=0)
-        expect_no_beat(self._settings)
+        clear_heartbeat(self._settings)
 
-    def keep_up(self) -> None:
+    def supervise(self) -> None:
         """Start again what dies, for ever. A signal that raises ends it."""
         lost = False
         while True:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_INTERVAL_SECONDS)
             try:
                 again = self._children.restart_dead(self._wait_for_broker)
                 if again:
-                    log.warning("stack_mended", started_again=again)
-                lost = lost or may_have_lost(again)
+                    log.warning("processes_restarted", started_again=again)
+                lost = lost or may_have_lost_tasks(again)
                 if lost:
                     self._make_up_for_losses()
                     lost = False
             except (BackfillError, OSError) as exc:  # it is tried again
-                log.error("stack_not_mended", error=str(exc))
+                log.error("processes_not_restarted", error=str(exc))
 
     def _start(self) -> None:
-        env = worker_env(self._settings, self.standing.broker_url)
+        env = worker_environment(self._settings, self.state.broker_url)
         if self._broker is not None:
             self._broker.start(self._children)
         host = socket.gethostname()
-        processes = {"dates": self._options.workers, "gate": GATES}
-        for name, queue in WORKERS.items():
+        processes = {"dates": self._options.workers, "gate": GATE_PROCESSES}
+        for name, queue in QUEUE_BY_WORKER.items():
             self._children.start(name, worker_command(f"{name}@{host}", [queue], processes.get(name, 1)), env)
         self._children.start("beat", self._beat(), env)
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
         self._children.start("metrics", self._metrics(), env)
-        for name in WORKERS:
+        for name in QUEUE_BY_WORKER:
             answers = _pinged(self._app, f"{name}@{host}")
-            wait_until(answers, self._children, name, STARTING_SECONDS)
+            wait_until(answers, self._children, name, START_TIMEOUT_SECONDS)
         for name, url in (
-            ("flower", f"{self.standing.flower_url}/healthcheck"),
-            ("metrics", self.standing.metrics_url.removesuffix("/metrics") + "/healthz"),
+            ("flower", f"{self.state.flower_url}/healthcheck"),
+            ("metrics", self.state.metrics_url.removesuffix("/metrics") + "/healthz"),
         ):
-            wait_until(_answers(url), self._children, name, STARTING_SECONDS)
-        if not self._children.alive("beat"):
-            raise StackFailed(f"the beat process does not start: see {self._children.log_file}")
+            wait_until(_answers(url), self._children, name, START_TIMEOUT_SECONDS)
+        if not self._children.is_alive("beat"):
+            raise StackError(f"the beat process does not start: see {self._children.log_file}")
         self._make_up_for_losses()
 
     def _beat(self) -> list[str]:
@@ -194,7 +194,7 @@ class StandingStack:
         return [*celery_command("beat"), "--schedule", str(folder / "schedule"), "--loglevel", "WARNING"]
 
     def _flower_env(self) -> dict[str, str]:
-        one = self.standing
+        one = self.state
         return {
             "FLOWER_BASIC_AUTH": f"{one.flower_user}:{one.flower_password}",
             "FLOWER_ADDRESS": self._settings.flower_address,
@@ -215,7 +215,7 @@ class StandingStack:
 
     def _wait_for_broker(self) -> None:
         if self._broker is not None:
-            self._broker.wait(self._children)
+            self._broker.wait_until_ready(self._children)
 
     def _make_up_for_losses(self) -> None:
         """Have the active runs looked after: what was queued or in progress may be lost."""
@@ -223,7 +223,7 @@ class StandingStack:
             return  # a broker of the user's own has lost nothing, and beat looks after what a worker took along
         dispatcher = CeleryDispatcher(self._app)
         ledger = open_ledger(self._settings.ledger_url)
-        for run in ledger.active_runs():
+        for run in ledger.maintenance.list_active_runs():
             if run.owner is None:
                 dispatcher.send_reconcile(run.id, lost_tasks=True)
         ledger.close()
@@ -248,14 +248,14 @@ def _pinged(app: Celery, worker: str) -> Callable[[], bool]:
     return lambda: bool(app.control.ping(destination=[worker], timeout=0.3))
 
 
-def expect_no_beat(settings: Settings) -> None:
+def clear_heartbeat(settings: Settings) -> None:
     """Have nobody alarmed by the silence of a beat that was stopped."""
     try:
         ledger = open_ledger(settings.ledger_url)
-        ledger.expect_no_heartbeat()
+        ledger.maintenance.clear_heartbeat()
         ledger.close()
     except BackfillError as exc:
-        log.warning("heartbeat_not_ended", error=str(exc))
+        log.warning("heartbeat_not_cleared", error=str(exc))
 
 
 def check_places(settings: Settings) -> None:
@@ -264,17 +264,17 @@ def check_places(settings: Settings) -> None:
     open_ledger(settings.ledger_url).close()
     open_staging(settings.staging_url).check()
     if settings.broker is not None:
-        ask_broker(settings, settings.broker.get_secret_value())
+        ping_broker(settings, settings.broker.get_secret_value())
     clean_up_dead_stacks(settings.home)
 
 
-def start_in_background(options: UpOptions, settings: Settings) -> None:
+def start_supervisor(options: UpOptions, settings: Settings) -> None:
     """Have a process of its own keep the stack up; returns once everything answers. Raises `UserError`."""
     folder = settings.home.absolute() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "up.log").open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", SUPERVISOR],
+            [sys.executable, "-m", SUPERVISOR_MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
@@ -297,4 +297,4 @@ def start_in_background(options: UpOptions, settings: Settings) -> None:
 
 
 def _places(settings: Settings) -> dict[str, str]:
-    return {name: value for name, value in worker_env(settings, "").items() if name != "BACKFILL_BROKER"}
+    return {name: value for name, value in worker_environment(settings, "").items() if name != "BACKFILL_BROKER"}

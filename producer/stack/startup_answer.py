@@ -6,7 +6,7 @@ import os
 import sys
 
 
-def answer(line: str) -> None:
+def send_startup_answer(line: str) -> None:
     """One line to the command that started this process; nobody listens after the first."""
     try:
         sys.stdout.write(line + "\n")

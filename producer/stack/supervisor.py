@@ -8,9 +8,9 @@ import sys
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.process.logs import configure_logs
-from gated_backfill.producer.stack.signals import stoppable
-from gated_backfill.producer.stack.standing import StandingStack, UpOptions, check_places
-from gated_backfill.producer.stack.startup_answer import answer
+from gated_backfill.producer.stack.signals import interrupt_on_signals
+from gated_backfill.producer.stack.standing import SupervisedStack, UpOptions, check_places
+from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 
 def main() -> int:
@@ -19,15 +19,15 @@ def main() -> int:
     options = UpOptions(**json.loads(sys.stdin.read()))
     settings = read_settings()
     try:
-        with stoppable():
+        with interrupt_on_signals():
             check_places(settings)
-            with StandingStack(settings, options) as stack:
-                answer("up")
-                stack.keep_up()
+            with SupervisedStack(settings, options) as stack:
+                send_startup_answer("up")
+                stack.supervise()
     except KeyboardInterrupt:
         return 0
     except BackfillError as exc:
-        answer(f"refused {' '.join(str(exc).split())}")
+        send_startup_answer(f"refused {' '.join(str(exc).split())}")
         return 2
     return 0
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, arrow_schema, column_type
-from gated_backfill.common.model.dates import describe, parse_date
+from gated_backfill.common.model.arrow_types import ARROW_TYPES, arrow_schema, column_type_of
+from gated_backfill.common.model.dates import format_dates, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
-from gated_backfill.common.model.tables import ColumnType, TableName, checked_identifier
+from gated_backfill.common.model.tables import ColumnType, TableName, validate_identifier
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 PROBLEMS_SHOWN = 5
@@ -26,19 +26,19 @@ INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)", re.ASCII)
 NUMBER = re.compile(r"(?i:[+-]?(nan|inf|infinity))|[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 DIGITS_ONLY = re.compile(r"[+-]?\d+")
 INT64_BOUND = 2**63
-TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadResult:
     """What a load did."""
 
     table: TableName
     rows: int
     days: tuple[date, ...]
 
-    def in_words(self) -> str:
-        return f"{self.table}: {self.rows} row(s) on {len(self.days)} date(s) loaded: {describe(self.days)}"
+    def describe(self) -> str:
+        return f"{self.table}: {self.rows} row(s) on {len(self.days)} date(s) loaded: {format_dates(self.days)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class _Raw:
     types: dict[str, ColumnType]  #: what the file itself says of the types; empty for CSV
 
 
-def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | None) -> Loaded:
+def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | None) -> LoadResult:
     """Load the file into the table, replacing the dates it holds.
 
     Types come from the table if it exists, else from the installed jobs that read it, else from the file. Raises
@@ -61,14 +61,14 @@ def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | N
     known, dated_by = _known(warehouse, name)
     raw = _read(file)
     for column in raw.columns:
-        checked_identifier(column, "column name")
+        validate_identifier(column, "column name")
     dated = _date_column(name, date_column or dated_by, known, raw)
     types: dict[str, ColumnType] = {**_inferred(raw), **known, dated: "DATE"}
     lacking = [column for column in known if column not in raw.columns]
     if lacking:
         raise SchemaMismatch(f"{file} lacks the column(s) {', '.join(lacking)}", table=table)
     rows = _typed(raw, types, dated, file)
-    return Loaded(table=name, rows=rows.num_rows, days=tuple(warehouse.load(name, dated, rows)))
+    return LoadResult(table=name, rows=rows.num_rows, days=tuple(warehouse.load(name, dated, rows)))
 
 
 def _known(warehouse: Warehouse, table: TableName) -> tuple[dict[str, ColumnType], str | None]:
@@ -170,7 +170,7 @@ def _plain_type(kind: pa.DataType) -> ColumnType | None:
         return "FLOAT64"
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
-    return column_type(kind)
+    return column_type_of(kind)
 
 
 # -- types ----------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def _fits(value: str, kind: ColumnType) -> bool:
     if kind == "FLOAT64" and (re.match(r"[+-]?0\d", value) or DIGITS_ONLY.fullmatch(value)):
         return _fits(value, "INT64")  # more digits than an INT64 holds are an identifier, no measurement
     try:
-        CONVERT[kind](value)
+        CONVERTERS[kind](value)
     except (ValueError, UserError):
         return False
     return True
@@ -226,9 +226,9 @@ def _number(value: Any) -> float:
 def _boolean(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if not isinstance(value, str) or value.lower() not in TRUTH:
+    if not isinstance(value, str) or value.lower() not in BOOLEANS:
         raise ValueError("is neither true nor false")
-    return TRUTH[value.lower()]
+    return BOOLEANS[value.lower()]
 
 
 def _date(value: Any) -> date:
@@ -250,7 +250,7 @@ def _text(value: Any) -> str:
     return value
 
 
-CONVERT: dict[ColumnType, Callable[[Any], Any]] = {
+CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
     "INT64": _integer,
     "FLOAT64": _number,
     "BOOL": _boolean,
@@ -279,7 +279,7 @@ def _converted(
     *,
     required: bool,
 ) -> Iterator[Any]:
-    convert = CONVERT[kind]
+    convert = CONVERTERS[kind]
     for place, value in zip(raw.places, values, strict=True):
         if value is None:
             if required:

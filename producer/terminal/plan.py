@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gated_backfill.common.model.dates import describe
-from gated_backfill.producer.planning.plan import Action, Plan, Step
-from gated_backfill.producer.terminal.runs import SHOW_EACH_UP_TO
+from gated_backfill.common.model.dates import format_dates
+from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep
+from gated_backfill.producer.terminal.runs import MAX_UNGROUPED_DATES
 
 STYLES = {
-    Action.BUILD: "green",
-    Action.DONE: "dim",
-    Action.SKIP: "dim",
-    Action.BLOCKED: "bold red",
+    PlanAction.BUILD: "green",
+    PlanAction.DONE: "dim",
+    PlanAction.SKIP: "dim",
+    PlanAction.BLOCKED: "bold red",
 }
 
 
@@ -31,13 +31,13 @@ def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> Non
         table.add_column(name, justify="left" if name in ("dates", "action") else "right", no_wrap=True)
     table.add_column("source", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for group in _grouped(plan.steps, each=every_date or len(plan.steps) <= SHOW_EACH_UP_TO):
+    for group in _grouped(plan.steps, each=every_date or len(plan.steps) <= MAX_UNGROUPED_DATES):
         table.add_row(*_plan_row(group, sources), style=STYLES[group[0].action])
     console.print(table)
 
 
-def _grouped(steps: Sequence[Step], *, each: bool) -> list[list[Step]]:
-    groups: list[list[Step]] = []
+def _grouped(steps: Sequence[PlanStep], *, each: bool) -> list[list[PlanStep]]:
+    groups: list[list[PlanStep]] = []
     for step in steps:
         alike = groups and not each and _alike(groups[-1][-1], step)
         if alike:
@@ -47,38 +47,38 @@ def _grouped(steps: Sequence[Step], *, each: bool) -> list[list[Step]]:
     return groups
 
 
-def _alike(one: Step, other: Step) -> bool:
+def _alike(one: PlanStep, other: PlanStep) -> bool:
     """Two neighbouring dates that need no line each: never so where something is blocked or falls back."""
-    if one.action is not other.action or one.action is Action.BLOCKED:
+    if one.action is not other.action or one.action is PlanAction.BLOCKED:
         return False
-    if one.action is Action.BUILD:
+    if one.action is PlanAction.BUILD:
         return one.source == other.source and _from_primary(one) and _from_primary(other)
     return one.reason.split(" (")[0] == other.reason.split(" (")[0]
 
 
-def _from_primary(step: Step) -> bool:
+def _from_primary(step: PlanStep) -> bool:
     return step.source == next(iter(step.found), None)
 
 
-def _plan_row(group: Sequence[Step], sources: Sequence[str]) -> list[str]:
+def _plan_row(group: Sequence[PlanStep], sources: Sequence[str]) -> list[str]:
     first = group[0]
     expected = sum(step.expected or 0 for step in group)
     found = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
-    dates = describe(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
+    dates = format_dates(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
     reason = first.reason if len(group) == 1 else _common_reason(group)
     return [dates, first.action.value, str(expected), *found, first.source or "-", escape(reason)]
 
 
-def _span(group: Sequence[Step]) -> str:
+def _span(group: Sequence[PlanStep]) -> str:
     days = [step.day for step in group]
     return f"{min(days)}..{max(days)}"
 
 
-def _common_reason(group: Sequence[Step]) -> str:
+def _common_reason(group: Sequence[PlanStep]) -> str:
     reasons = {step.reason for step in group}
     if len(reasons) == 1:
         return group[0].reason
-    if group[0].action is Action.BUILD:
+    if group[0].action is PlanAction.BUILD:
         low = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
         return f"primary at {low} % or more"
     return group[0].reason.split(" (")[0]

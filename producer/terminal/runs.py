@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Digest, Progress, Run, RunState
-from gated_backfill.common.ledger.stores.actions import ORDERS, action_in_words
-from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
+from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
-PIPE_WIDTH = 160  #: columns when the output is not a terminal
-SHOW_EACH_UP_TO = 40  #: dates; beyond that, dates that are simply built are told together
+WIDTH_WITHOUT_TERMINAL = 160  #: columns when the output is not a terminal
+MAX_UNGROUPED_DATES = 40  #: dates; beyond that, dates that are simply built are told together
 NAMES_SHOWN = 12
 
 RUN_STYLES = {
@@ -33,14 +33,16 @@ RUN_STYLES = {
 
 def make_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
+    return Console(
+        stderr=stderr, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False, emoji=False
+    )
 
 
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def print_run(console: Console, progress: Progress, digest: Digest, actions: Sequence[ActionRow] = ()) -> None:
+def print_run(console: Console, progress: RunProgress, digest: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
     """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
     run = progress.run
     console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
@@ -53,8 +55,8 @@ def print_run(console: Console, progress: Progress, digest: Digest, actions: Seq
     console.print(f"  options  {escape(_options(run))}")
     console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
     for one in actions:
-        if one.action in ORDERS:
-            console.print(f"  ordered  {_moment(one.at)}, {escape(action_in_words(one))}", soft_wrap=True)
+        if one.action in CONTROL_ACTIONS:
+            console.print(f"  ordered  {_moment(one.at)}, {escape(describe_action(one))}", soft_wrap=True)
     if run.undone_at is not None:
         console.print(
             f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
@@ -62,10 +64,10 @@ def print_run(console: Console, progress: Progress, digest: Digest, actions: Seq
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
     for used in digest.sources:
-        entities = f"{used.matched} of {used.expected} entities ({percent(used.matched, used.expected)})"
+        entities = f"{used.matched} of {used.expected} entities ({format_percent(used.matched, used.expected)})"
         console.print(f"  source   {used.source}: {used.dates} date(s), {entities}")
     _print_incomplete(console, digest.incomplete)
-    for row in digest.noted:
+    for row in digest.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
@@ -73,7 +75,7 @@ def print_run(console: Console, progress: Progress, digest: Digest, actions: Seq
 
 def is_interrupted(run: Run) -> bool:
     """Whether the run can't go on: it lived in a process that is gone."""
-    return not run.ended and run.owner is not None and is_dead(run.owner)
+    return not run.has_ended and run.owner is not None and is_dead(run.owner)
 
 
 def _options(run: Run) -> str:
@@ -129,7 +131,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def run_json(progress: Progress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> dict[str, Any]:
+def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> dict[str, Any]:
     run = progress.run
     return {
         "run": run.id,

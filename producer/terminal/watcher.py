@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from gated_backfill.common.ledger import DateState, Progress, RunState
+from gated_backfill.common.ledger import DateState, RunProgress, RunState
 
-LINE_EVERY_SECONDS = 5.0
-IDLE_SECONDS = 15.0  #: without a worker taking a date, after which the user is asked whether there are any
-HELD_UP = frozenset({RunState.PAUSED, RunState.CANCELLING})  #: told as soon as it is so, and no longer so
+LINE_INTERVAL_SECONDS = 5.0
+IDLE_WARNING_SECONDS = 15.0  #: without a worker taking a date, after which the user is asked whether there are any
+PAUSED_OR_CANCELLING = frozenset({RunState.PAUSED, RunState.CANCELLING})  #: told as soon as it is so, and no longer so
 
 
-class Watcher:
+class RunWatcher:
     """Shows how far a run is: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -34,7 +34,7 @@ class Watcher:
         self._last_state: RunState | None = None
 
     @contextmanager
-    def showing(self) -> Generator[Watcher]:
+    def live_display(self) -> Generator[RunWatcher]:
         if not self._console.is_terminal:
             yield self
             return
@@ -44,44 +44,44 @@ class Watcher:
             self._task = bar.add_task("", total=None, state="planned", text="")
             yield self
 
-    def show(self, progress: Progress) -> None:
+    def update(self, progress: RunProgress) -> None:
         text = self._text(progress)
         if self._bar is not None and self._task is not None:
             state = progress.run.state.value
-            self._bar.update(self._task, total=progress.total, completed=progress.worked, state=state, text=text)
+            self._bar.update(self._task, total=progress.total, completed=progress.processed, state=state, text=text)
             return
         state = progress.run.state
-        turned = state is not self._last_state and bool(HELD_UP & {state, self._last_state})
-        due = time.monotonic() - self._last_line > LINE_EVERY_SECONDS
-        if turned or ((due or progress.run.ended) and text != self._last_text):
+        turned = state is not self._last_state and bool(PAUSED_OR_CANCELLING & {state, self._last_state})
+        due = time.monotonic() - self._last_line > LINE_INTERVAL_SECONDS
+        if turned or ((due or progress.run.has_ended) and text != self._last_text):
             self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
-            line = f"{progress.run.state.value}: {progress.worked} of {progress.total} dates, {text}"
+            line = f"{progress.run.state.value}: {progress.processed} of {progress.total} dates, {text}"
             self._console.print(line, markup=False)  # a broker's words may be in it
 
-    def _is_idle(self, progress: Progress) -> bool:
+    def _is_idle(self, progress: RunProgress) -> bool:
         """Whether dates have been waiting for a worker for a while and none has come."""
-        moving = (progress.worked, progress.of(DateState.PROCESSING))
+        moving = (progress.processed, progress.count(DateState.PROCESSING))
         held_up = progress.run.state is RunState.PAUSED
-        if moving != self._last_moving or held_up or not progress.of(DateState.QUEUED):
+        if moving != self._last_moving or held_up or not progress.count(DateState.QUEUED):
             self._last_moving, self._last_moved = moving, time.monotonic()
-        return time.monotonic() - self._last_moved > IDLE_SECONDS and not progress.of(DateState.PROCESSING)
+        return time.monotonic() - self._last_moved > IDLE_WARNING_SECONDS and not progress.count(DateState.PROCESSING)
 
-    def _text(self, progress: Progress) -> str:
+    def _text(self, progress: RunProgress) -> str:
         if self._at_start is None:
-            self._at_start = progress.worked
+            self._at_start = progress.processed
         seconds = time.monotonic() - self._started
-        rate = (progress.worked - self._at_start) / seconds if seconds > 0 else 0.0
-        left = progress.total - progress.worked
+        rate = (progress.processed - self._at_start) / seconds if seconds > 0 else 0.0
+        left = progress.total - progress.processed
         parts = [
-            f"{progress.of(DateState.CHECKPOINTED)} done",
-            f"{progress.of(DateState.BLOCKED)} blocked",
-            f"{progress.of(DateState.FAILED)} failed",
+            f"{progress.count(DateState.CHECKPOINTED)} done",
+            f"{progress.count(DateState.BLOCKED)} blocked",
+            f"{progress.count(DateState.FAILED)} failed",
         ]
         if self._is_idle(progress):
             parts.append("no worker takes a date: are workers running on this broker?")
         if progress.note:
             parts.append(progress.note)
-        staged = progress.of(DateState.STAGED, DateState.PUBLISHED)
+        staged = progress.count(DateState.STAGED, DateState.PUBLISHED)
         if staged:
             parts.append(f"{staged} waiting for the gate")
         if rate > 0:

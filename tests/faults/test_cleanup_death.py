@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from gated_backfill.common.cleanup.cleanup import Report, clean
-from gated_backfill.common.cleanup.operation import CleanupSite
+from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
+from gated_backfill.common.cleanup.operation import CleanupContext
 from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.cleanup.stale_rows import local_today
 from gated_backfill.common.config.settings import Settings
@@ -26,12 +26,12 @@ TABLE = DatedTable(name=TableName.parse(UPCOMING))
 CLEANUP_THAT_DIES = """
 import os, signal, sys
 from pathlib import Path
-from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.ledger import ledger
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.cli.cleanup import _site
 
 home, at, last, doing = sys.argv[1:]
-owner = Ledger
+owner = ledger.CleanupStore
 if at.startswith("Local"):
     from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse as owner
 if at.startswith("BigQuery"):
@@ -64,11 +64,11 @@ def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
     assert died.returncode == -9, died.stdout + died.stderr
 
 
-def site_of(lab: Lab) -> CleanupSite:
-    return CleanupSite(settings=lab.settings, ledger=lab.site.ledger, warehouse=lab.site.warehouse, by="the next")
+def site_of(lab: Lab) -> CleanupContext:
+    return CleanupContext(settings=lab.settings, ledger=lab.site.ledger, warehouse=lab.site.warehouse, by="the next")
 
 
-def cleaned(lab: Lab) -> Report:
+def cleaned(lab: Lab) -> CleanupReport:
     report = clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0)
     assert (report.failed, report.busy, report.refused) == ([], [], [])
     return report
@@ -84,10 +84,10 @@ def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
     """The next cleanup leaves no stale row and no unfinished operation, and what was deleted comes back whole."""
     cleaned(lab)
     ledger = lab.site.ledger
-    assert ledger.unfinished_cleanups() == []
+    assert ledger.cleanups.list_unfinished_cleanups() == []
     after = lab.table_bytes(UPCOMING)
     assert (len(after), after.items() <= before.items()) == (len(FRESH), True)
-    (deleted,) = ledger.cleanups(states=[CleanupState.DELETED])
+    (deleted,) = ledger.cleanups.list_cleanups(states=[CleanupState.DELETED])
     assert (deleted.rows, deleted.dates, deleted.error) == (3 + 4 + 5, 3, None)
     restore(deleted.id, site_of(lab))
     assert lab.table_bytes(UPCOMING) == before
@@ -99,29 +99,29 @@ def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
         pytest.param("LocalWarehouse.back_up", 1, CleanupState.PLANNED, 5, id="before-its-backup"),
         pytest.param("LocalWarehouse._keep_date", 2, CleanupState.PLANNED, 5, id="in-the-middle-of-its-backup"),
         pytest.param("LocalWarehouse.backed_up", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-verified"),
-        pytest.param("Ledger.move_cleanup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-recorded"),
+        pytest.param("CleanupStore.move_cleanup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-recorded"),
         pytest.param("LocalWarehouse.delete_backed_up", 1, CleanupState.BACKED_UP, 5, id="before-it-deletes"),
         pytest.param("LocalWarehouse._remove_folder", 2, CleanupState.BACKED_UP, 3, id="in-the-middle-of-deleting"),
-        pytest.param("Ledger.move_cleanup", 2, CleanupState.BACKED_UP, 2, id="before-the-deletion-is-recorded"),
+        pytest.param("CleanupStore.move_cleanup", 2, CleanupState.BACKED_UP, 2, id="before-the-deletion-is-recorded"),
     ],
 )
 def test_the_next_cleanup_finishes_it(lab: Lab, at: str, last: int, state: CleanupState, left: int) -> None:
     before = filled(lab)
     die(lab, at, last)
-    (unfinished,) = lab.site.ledger.unfinished_cleanups()
+    (unfinished,) = lab.site.ledger.cleanups.list_unfinished_cleanups()
     assert (unfinished.state, len(lab.table_bytes(UPCOMING))) == (state, left)
 
     assert_finished_and_restorable(lab, before)
 
     kept = [one.name for one in (lab.home / "warehouse" / ".cleanup").iterdir()]
-    assert kept == [one.id for one in lab.site.ledger.cleanups() if one.state is CleanupState.RESTORED]
+    assert kept == [one.id for one in lab.site.ledger.cleanups.list_cleanups() if one.state is CleanupState.RESTORED]
 
 
 @pytest.mark.parametrize(
     ("at", "last"),
     [
         pytest.param("BigQueryWarehouse.backed_up", 1, id="before-the-backup-is-verified"),
-        pytest.param("Ledger.move_cleanup", 2, id="before-the-deletion-is-recorded"),
+        pytest.param("CleanupStore.move_cleanup", 2, id="before-the-deletion-is-recorded"),
     ],
 )
 def test_the_next_cleanup_finishes_it_in_bigquery(bigquery_lab: Lab, at: str, last: int) -> None:
@@ -140,7 +140,7 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
     (operation,) = cleaned(lab).done[:1]
 
     assert f"1 date(s) were written since and are left alone: {gone}" in str(operation.error)
-    again = lab.site.ledger.cleanups(states=[CleanupState.DELETED])
+    again = lab.site.ledger.cleanups.list_cleanups(states=[CleanupState.DELETED])
     assert sorted(one.dates for one in again) == [1, 2]  # the new rows are stale too, and an operation of their own
     for one in again:
         restore(one.id, site_of(lab), leave_written=one.dates == 2)
@@ -155,16 +155,16 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
     [
         pytest.param("LocalWarehouse._prepare_again", 2, id="while-it-is-prepared"),
         pytest.param("LocalWarehouse._commit_loading", 1, id="before-it-takes-effect"),
-        pytest.param("Ledger.move_cleanup", 2, id="before-it-is-recorded"),
+        pytest.param("CleanupStore.move_cleanup", 2, id="before-it-is-recorded"),
     ],
 )
 def test_a_restoration_that_was_killed_is_completed_by_the_next_cleanup(lab: Lab, at: str, last: int) -> None:
     before = filled(lab)
     cleaned(lab)
-    (operation,) = lab.site.ledger.cleanups()
+    (operation,) = lab.site.ledger.cleanups.list_cleanups()
     die(lab, at, last, operation.id)
 
-    clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0, spare_restored=True)
+    clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0, skip_restored=True)
 
     assert lab.table_bytes(UPCOMING) == before
-    assert lab.site.ledger.cleanup(operation.id).state is CleanupState.RESTORED
+    assert lab.site.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED

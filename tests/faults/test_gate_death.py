@@ -13,7 +13,7 @@ import pytest
 
 from gated_backfill.common.errors import WarehouseUnavailable
 from gated_backfill.common.ledger import DateState, Run, RunState
-from gated_backfill.common.model.publication import Receipt
+from gated_backfill.common.model.publication import PublishResult
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.release import release_run
@@ -29,7 +29,7 @@ TARGET = "probe.probe"
 GATE_THAT_DIES = """
 import os, signal, sys
 from pathlib import Path
-from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.ledger import ledger
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.worker.dependencies import open_deps
@@ -41,18 +41,19 @@ def die(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
 
 home, run, at = sys.argv[1:]
-owner, name = {"Ledger": Ledger, "LocalWarehouse": LocalWarehouse}[at.split(".")[0]], at.split(".")[1]
+name = at.split(".")[1]
+owner = LocalWarehouse if at.startswith("Local") else getattr(ledger, at.split(".")[0])
 setattr(owner, name, die)
 close_window(run, 1, open_deps(Settings(home=Path(home)), InlineDispatcher()))
 """
 
 DEATHS = [
-    pytest.param("Ledger.note_verdicts", 0, id="before-its-verdicts-are-noted"),
+    pytest.param("DateStore.record_verdicts", 0, id="before-its-verdicts-are-noted"),
     pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
     pytest.param("LocalWarehouse._commit_loading", 0, id="while-it-publishes"),
-    pytest.param("Ledger.move_dates", 3, id="after-it-published"),
-    pytest.param("Ledger.checkpoint", 3, id="before-it-checkpoints"),
-    pytest.param("Ledger.leave_window", 3, id="before-it-closes-the-window"),
+    pytest.param("DateStore.move_dates", 3, id="after-it-published"),
+    pytest.param("CheckpointStore.write_checkpoints", 3, id="before-it-checkpoints"),
+    pytest.param("WindowStore.release_window", 3, id="before-it-closes-the-window"),
 ]
 
 
@@ -91,8 +92,8 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 
-    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.CHECKPOINTED}
-    assert deps.ledger.run(staged.id).state is RunState.SUCCEEDED
+    assert {row.state for row in deps.ledger.dates.list_dates(staged.id)} == {DateState.CHECKPOINTED}
+    assert deps.ledger.runs.get_run(staged.id).state is RunState.SUCCEEDED
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
     assert before.items() <= written(lab).items()
 
@@ -101,7 +102,7 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
     ("at", "published"),
     [
         pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
-        pytest.param("Ledger.checkpoint", 3, id="after-it-published"),
+        pytest.param("CheckpointStore.write_checkpoints", 3, id="after-it-published"),
     ],
 )
 def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_proven(
@@ -109,19 +110,23 @@ def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_pro
 ) -> None:
     staged, deps = opened
     for death in range(deps.settings.max_deaths):
-        assert deps.ledger.window(staged.id, 1).deaths == max(death - 1, 0)  # counted by the next one
+        assert deps.ledger.windows.get_window(staged.id, 1).deaths == max(death - 1, 0)  # counted by the next one
         kill_the_gate(lab, staged, at)
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 
-    rows = deps.ledger.dates(staged.id)
+    rows = deps.ledger.dates.list_dates(staged.id)
     left = "the gate died 3 times on it (out of memory, a crash, or killed)"
-    assert len(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == published == len(lab.table_bytes(TARGET))
+    assert (
+        len(deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1]))
+        == published
+        == len(lab.table_bytes(TARGET))
+    )
     assert {(row.state, row.error_kind) for row in rows} == (
         {(DateState.CHECKPOINTED, None)} if published else {(DateState.FAILED, "GateLost")}
     )
     assert published or {row.reason for row in rows} == {left}
-    assert deps.ledger.run(staged.id).state is (RunState.SUCCEEDED if published else RunState.FAILED)
+    assert deps.ledger.runs.get_run(staged.id).state is (RunState.SUCCEEDED if published else RunState.FAILED)
 
 
 def test_a_window_is_given_up_even_if_looking_up_what_it_published_kills_the_gate(
@@ -133,22 +138,22 @@ def test_a_window_is_given_up_even_if_looking_up_what_it_published_kills_the_gat
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 
-    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.FAILED}
-    assert deps.ledger.run(staged.id).state is RunState.FAILED
+    assert {row.state for row in deps.ledger.dates.list_dates(staged.id)} == {DateState.FAILED}
+    assert deps.ledger.runs.get_run(staged.id).state is RunState.FAILED
 
 
 def test_a_published_date_that_somebody_overwrote_is_built_again_not_checkpointed(
     lab: Lab, opened: tuple[Run, Deps]
 ) -> None:
     staged, deps = opened
-    kill_the_gate(lab, staged, "Ledger.checkpoint")
+    kill_the_gate(lab, staged, "CheckpointStore.write_checkpoints")
     kinds = {name: column.type for name, column in find_job("probe").target.columns.items()}
     lab.load(TARGET, DAYS[0], [{"name": "written by the daily job"}], kinds)
 
-    assert close_window(staged.id, 1, deps) is GateOutcome.SENT_BACK
+    assert close_window(staged.id, 1, deps) is GateOutcome.REQUEUED
 
-    assert set(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == set(DAYS[1:])
-    (row,) = deps.ledger.dates(staged.id, days=[DAYS[0]])
+    assert set(deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == set(DAYS[1:])
+    (row,) = deps.ledger.dates.list_dates(staged.id, days=[DAYS[0]])
     assert row.state is DateState.QUEUED
 
 
@@ -164,9 +169,9 @@ def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     )
 
     assert (released.checkpointed, released.unfinished) == (published, len(DAYS) - published)
-    assert len(deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == published
-    assert deps.ledger.run(staged.id).state is RunState.CANCELLED
-    assert deps.ledger.active_holders("probe", DAYS) == {}
+    assert len(deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == published
+    assert deps.ledger.runs.get_run(staged.id).state is RunState.CANCELLED
+    assert deps.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
     again = lab.run(DAYS, "probe") if published < len(DAYS) else None
     assert again is None or again.run.state is RunState.SUCCEEDED
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
@@ -179,12 +184,12 @@ class OvertakenWarehouse(LocalWarehouse):
         super().__init__(root)
         self._of_run, self._deps = run, deps
 
-    def publish(self, *arguments: Any, **named: Any) -> Receipt:
+    def publish(self, *arguments: Any, **named: Any) -> PublishResult:
         receipt = super().publish(*arguments, **named)
         later = utcnow() + timedelta(minutes=5)
-        assert self._deps.ledger.claim_window(self._of_run.id, 1, "another", later, is_dead=everyone_is_dead)
+        assert self._deps.ledger.windows.claim_window(self._of_run.id, 1, "another", later, is_dead=everyone_is_dead)
         for day in DAYS:
-            self._deps.ledger.move_date(self._of_run.id, day, expect=DateState.STAGED, to=DateState.QUEUED)
+            self._deps.ledger.dates.move_date(self._of_run.id, day, expect=DateState.STAGED, to=DateState.QUEUED)
         return receipt
 
 
@@ -192,10 +197,10 @@ def test_a_gate_that_was_overtaken_proves_nothing(lab: Lab, opened: tuple[Run, D
     staged, deps = opened
     slow = replace(deps, warehouse=OvertakenWarehouse(lab.home / "warehouse", staged, deps))
 
-    assert close_window(staged.id, 1, slow) is GateOutcome.NOT_OURS
+    assert close_window(staged.id, 1, slow) is GateOutcome.NOT_CLAIMED
 
-    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.QUEUED}
-    assert deps.ledger.checkpoints("probe", DAYS[0], DAYS[-1]) == {}
+    assert {row.state for row in deps.ledger.dates.list_dates(staged.id)} == {DateState.QUEUED}
+    assert deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1]) == {}
 
 
 class LostWarehouse(LocalWarehouse):
@@ -203,15 +208,15 @@ class LostWarehouse(LocalWarehouse):
 
     out_of_reach = False
 
-    def publish(self, *arguments: Any, **named: Any) -> Receipt:
+    def publish(self, *arguments: Any, **named: Any) -> PublishResult:
         super().publish(*arguments, **named)
         self.out_of_reach = True
         raise WarehouseUnavailable("no answer")
 
-    def holds(self, *arguments: Any, **named: Any) -> frozenset[date]:
+    def matching_dates(self, *arguments: Any, **named: Any) -> frozenset[date]:
         if self.out_of_reach:
             raise WarehouseUnavailable("no answer")
-        return super().holds(*arguments, **named)
+        return super().matching_dates(*arguments, **named)
 
 
 def test_dates_of_which_nobody_knows_whether_they_are_published_are_neither_failed_nor_proven(
@@ -220,10 +225,10 @@ def test_dates_of_which_nobody_knows_whether_they_are_published_are_neither_fail
     staged, deps = opened
     lost = LostWarehouse(lab.home / "warehouse")
 
-    assert close_window(staged.id, 1, replace(deps, warehouse=lost), last_try=True) is GateOutcome.NOT_READY
-    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.STAGED}
+    assert close_window(staged.id, 1, replace(deps, warehouse=lost), is_last_attempt=True) is GateOutcome.NOT_READY
+    assert {row.state for row in deps.ledger.dates.list_dates(staged.id)} == {DateState.STAGED}
     before = written(lab)
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 
-    assert {row.state for row in deps.ledger.dates(staged.id)} == {DateState.CHECKPOINTED}
+    assert {row.state for row in deps.ledger.dates.list_dates(staged.id)} == {DateState.CHECKPOINTED}
     assert written(lab) == before

@@ -104,7 +104,7 @@ def test_whatever_of_the_stack_is_killed_the_run_completes(lab: Lab, victim: str
 
     assert command.returncode == 0, out + err
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
-    assert len(lab.site.ledger.checkpoints("probe", DAYS[0], DAYS[-1])) == len(DAYS)
+    assert len(lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == len(DAYS)
 
 
 def test_a_killed_command_leaves_no_process_and_the_same_command_completes_the_range(lab: Lab) -> None:
@@ -153,7 +153,7 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
 
     refused = lab.command("run", "--job", "probe", "--dates", f"{DAYS[5]}..{DAYS[7]},{DAYS[0]}")
-    first = lab.site.ledger.latest_runs(1)[0].id
+    first = lab.site.ledger.runs.list_latest_runs(1)[0].id
     (lab.marks / "released").touch()
     out, err = command.communicate(timeout=60)
 
@@ -161,7 +161,7 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
     assert first in refused.stderr
     assert "2023-02-20, 2023-02-25..2023-02-27" in refused.stderr
     assert command.returncode == 0, out + err
-    assert [run.id for run in lab.site.ledger.latest_runs()] == [first]
+    assert [run.id for run in lab.site.ledger.runs.list_latest_runs()] == [first]
 
 
 @pytest.mark.parametrize("together", ["1", "2"])
@@ -235,8 +235,8 @@ def test_a_worker_that_lost_its_date_while_it_was_frozen_removes_the_file_that_i
         """While it writes, the worker's date is cancelled with its run."""
 
         def write(self, *arguments: Any) -> StagedFile:
-            deps.ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-            deps.ledger.move_date(run.id, DAYS[0], expect=DateState.PROCESSING, to=DateState.CANCELLED)
+            deps.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+            deps.ledger.dates.move_date(run.id, DAYS[0], expect=DateState.PROCESSING, to=DateState.CANCELLED)
             return super().write(*arguments)
 
     process_date(run.id, DAYS[0], replace(deps, staging=Late(deps.settings.staging_url)))

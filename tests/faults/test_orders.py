@@ -9,7 +9,7 @@ import psutil
 
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.producer.context import requester
+from gated_backfill.producer.context import current_user
 from tests.faults.test_kills import gone, workers
 from tests.lab import Lab, players, until
 
@@ -24,9 +24,12 @@ def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_repl
         lab.probe("first", day, players(3), trick="sleep" if day in DAYS[2:4] else None)
     command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.site.ledger
-    run = until(lambda: ledger.latest_runs(1), "the run")[0]
-    until(lambda: ledger.progress(run.id).of(DateState.PROCESSING) == 2, "both workers asleep over their dates")
-    until(lambda: ledger.progress(run.id).of(DateState.CHECKPOINTED) == 2, "the first window's end")
+    run = until(lambda: ledger.runs.list_latest_runs(1), "the run")[0]
+    until(
+        lambda: ledger.runs.get_progress(run.id).count(DateState.PROCESSING) == 2,
+        "both workers asleep over their dates",
+    )
+    until(lambda: ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) == 2, "the first window's end")
     asleep = workers(command.pid)
 
     ordered = lab.inside("cancel", run.id, "--now", "--reason", "they sleep")
@@ -38,8 +41,8 @@ def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_repl
 
     assert took < WITHIN_SECONDS
     assert command.returncode == 3, out + err
-    assert f"cancelled by {requester()}: they sleep" in out
-    assert [row.state.value for row in ledger.dates(run.id)] == ["checkpointed"] * 2 + ["cancelled"] * 4
+    assert f"cancelled by {current_user()}: they sleep" in out
+    assert [row.state.value for row in ledger.dates.list_dates(run.id)] == ["checkpointed"] * 2 + ["cancelled"] * 4
     assert list((lab.home / "staging").rglob("*.parquet")) == []
     assert list((lab.home / "stacks").iterdir()) == []
 
@@ -48,27 +51,29 @@ def test_a_run_of_ten_years_is_cancelled_at_once_and_keeps_every_window_it_has_f
     lab.probe_all(TEN_YEARS, players(1))
     command = lab.start("run", "--job", "probe", "--dates", f"{TEN_YEARS[0]}..{TEN_YEARS[-1]}", "--window", "20", "-y")
     ledger = lab.site.ledger
-    run = until(lambda: ledger.latest_runs(1), "the run")[0]
-    until(lambda: ledger.progress(run.id).of(DateState.CHECKPOINTED) >= 20, "the first window's end")
+    run = until(lambda: ledger.runs.list_latest_runs(1), "the run")[0]
+    until(lambda: ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) >= 20, "the first window's end")
 
     lab.inside("cancel", run.id, "--reason", "enough")
     at = time.monotonic()
-    before = ledger.progress(run.id)
+    before = ledger.runs.get_progress(run.id)
     assert before.total == len(TEN_YEARS)
-    assert not before.of(DateState.QUEUED, DateState.PENDING)
-    until(lambda: not ledger.progress(run.id).of(DateState.PROCESSING), "the end of what was begun")
+    assert not before.count(DateState.QUEUED, DateState.PENDING)
+    until(lambda: not ledger.runs.get_progress(run.id).count(DateState.PROCESSING), "the end of what was begun")
     took = time.monotonic() - at
     out, err = command.communicate(timeout=60)
 
     assert took < WITHIN_SECONDS
     assert command.returncode == 3, out + err
     assert "cancelled" in out
-    after = ledger.progress(run.id)
+    after = ledger.runs.get_progress(run.id)
     assert after.run.state is RunState.CANCELLED
-    assert after.of(DateState.CANCELLED) == before.of(DateState.CANCELLED)
-    assert after.of(DateState.CHECKPOINTED, DateState.CANCELLED) == len(TEN_YEARS)
-    assert len(ledger.checkpoints("probe", TEN_YEARS[0], TEN_YEARS[-1])) == after.of(DateState.CHECKPOINTED)
-    assert len(lab.table_bytes("probe.probe")) == after.of(DateState.CHECKPOINTED)
+    assert after.count(DateState.CANCELLED) == before.count(DateState.CANCELLED)
+    assert after.count(DateState.CHECKPOINTED, DateState.CANCELLED) == len(TEN_YEARS)
+    assert len(ledger.checkpoints.list_checkpoints("probe", TEN_YEARS[0], TEN_YEARS[-1])) == after.count(
+        DateState.CHECKPOINTED
+    )
+    assert len(lab.table_bytes("probe.probe")) == after.count(DateState.CHECKPOINTED)
 
 
 def test_an_embedded_run_that_another_command_pauses_goes_on_when_resumed(lab: Lab) -> None:
@@ -78,12 +83,15 @@ def test_an_embedded_run_that_another_command_pauses_goes_on_when_resumed(lab: L
     command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.site.ledger
     until(lambda: len(list(lab.marks.glob("waiting-*"))) == 2, "a window whose dates are both being processed")
-    run = ledger.latest_runs(1)[0]
+    run = ledger.runs.list_latest_runs(1)[0]
 
     assert lab.inside("pause", run.id).returncode == 0
     (lab.marks / "released").touch()
-    until(lambda: not ledger.progress(run.id).of(DateState.PROCESSING, DateState.STAGED), "the end of what was begun")
-    assert ledger.progress(run.id).of(DateState.CHECKPOINTED) <= 4
+    until(
+        lambda: not ledger.runs.get_progress(run.id).count(DateState.PROCESSING, DateState.STAGED),
+        "the end of what was begun",
+    )
+    assert ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) <= 4
     assert psutil.pid_exists(command.pid)
     assert lab.inside("resume", run.id).returncode == 0
     out, err = command.communicate(timeout=60)

@@ -40,8 +40,8 @@ def load_sources(lab: Lab) -> None:
 
 
 def done(lab: Lab, *states: DateState) -> int:
-    runs = lab.site.ledger.latest_runs(1)
-    return lab.site.ledger.progress(runs[0].id).of(*states) if runs else 0
+    runs = lab.site.ledger.runs.list_latest_runs(1)
+    return lab.site.ledger.runs.get_progress(runs[0].id).count(*states) if runs else 0
 
 
 def publications(emulator: Emulator) -> Counter[date]:
@@ -54,9 +54,9 @@ def assert_whole(lab: Lab, emulator: Emulator) -> None:
     """Every date has all its rows, one publication and one checkpoint, and each checkpoint its rows."""
     assert {day: len(lab.published(TARGET, day, "day")) for day in DAYS} == dict.fromkeys(DAYS, 20)
     assert publications(emulator) == Counter(DAYS)
-    checkpoints = lab.site.ledger.checkpoints("probe", DAYS[0], DAYS[-1])
+    checkpoints = lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])
     proven = {day: one.checksum for day, one in checkpoints.items()}
-    assert lab.site.warehouse.holds(TableName.parse(TARGET), "day", proven) == set(DAYS)
+    assert lab.site.warehouse.matching_dates(TableName.parse(TARGET), "day", proven) == set(DAYS)
 
 
 @pytest.mark.parametrize(

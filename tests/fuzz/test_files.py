@@ -202,17 +202,17 @@ def test_a_staged_file_that_was_harmed_is_not_published(lab: Lab, harm: Callable
     run, deps, _ = lab.opened([DAY], "probe")
     before = lab.table_bytes("probe.probe")
     process_date(run.id, DAY, deps)
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     path = Path(row.staged_file().location)
     harm(path, lab)
     assert row.window is not None
 
     close_window(run.id, row.window, deps)
 
-    (after,) = deps.ledger.dates(run.id)
+    (after,) = deps.ledger.dates.list_dates(run.id)
     assert after.state is DateState.QUEUED
     assert lab.table_bytes("probe.probe") == before
-    deps.ledger.fail_rest(run.id, "Fuzzed", "its file was harmed")
+    deps.ledger.dates.fail_remaining_dates(run.id, "Fuzzed", "its file was harmed")
     close_window(run.id, row.window, deps)
     shutil.rmtree(path.parent, ignore_errors=True)
     deps.ledger.close()

@@ -21,7 +21,7 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(words, inner, max_size=4)),
     max_leaves=6,
 )
-TASKS = ("process_date", "close_window", "reconcile_run", "tell_run", "maintain")
+TASKS = ("process_date", "close_window", "reconcile_run", "report_run", "maintain")
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_arguments_of_any_kind(
     watched: Watched, tasks: Any, task: str, args: list[Any], kwargs: dict[str, Any], real: bool
 ) -> None:
     """`real`: the first argument is the id of a run, one that has ended."""
-    run = watched.lab.site.ledger.latest_runs(1)[0].id
+    run = watched.lab.site.ledger.runs.list_latest_runs(1)[0].id
     try:
         getattr(tasks, task)(*([run] if real else []), *args, **kwargs)
     except CeleryError as exc:  # of a retry, when there is nobody to send it to
@@ -67,9 +67,9 @@ def test_arguments_of_any_kind(
 @example(headers={"task": "process_date"}, payload=[[], {}, {"chord": 5}])
 @example(headers={"task": "process_date", "timelimit": "soon"}, payload=[[], {}, {}])
 def test_headers_and_bodies_of_any_kind(headers: Any, payload: Any) -> None:
-    from gated_backfill.worker.messages.consumer import misfit
+    from gated_backfill.worker.messages.consumer import message_problem
 
-    assert isinstance(misfit(headers, payload), str)
+    assert isinstance(message_problem(headers, payload), str)
 
 
 @share(0.05)

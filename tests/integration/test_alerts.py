@@ -16,8 +16,8 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import DateState, NewAlert, RunState
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.runs.post_run import after_run, check_beat, deliver, report_ended
-from gated_backfill.worker.post_run import deliver_alerts, report_runs
+from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
+from gated_backfill.worker.post_run import deliver_alerts, report_missed_runs
 from tests.lab import Lab, players, until
 from tests.receiver import Receiver, receiving
 
@@ -67,7 +67,7 @@ def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> N
     assert ran.returncode == 3, ran.stderr
     assert "warning" not in ran.stderr
     (message,) = receiver.messages
-    run_id = lab.site.ledger.latest_runs(1)[0].id
+    run_id = lab.site.ledger.runs.list_latest_runs(1)[0].id
     assert message["title"] == "backfill: coverage below 50% on 1 date(s) of probe"
     for told in (
         f"2 blocked date(s) of probe in run {run_id}",
@@ -136,13 +136,13 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
         url = urls.get(trouble, receiver.url_for(USER, PASSWORD))
         ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
 
-    run = lab.site.ledger.latest_runs(1)[0]
-    states = [row.state for row in lab.site.ledger.dates(run.id)]
+    run = lab.site.ledger.runs.list_latest_runs(1)[0]
+    states = [row.state for row in lab.site.ledger.dates.list_dates(run.id)]
     assert ran.exit_code == 3
     assert (run.state, run.reported_at is not None) == (RunState.PARTIAL, True)
     assert states == [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.BLOCKED]
     assert len(lab.table_bytes("probe.probe")) == 1
-    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"pending"}
+    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"pending"}
     warnings = [line for line in ran.stderr.splitlines() if line]
     assert len(warnings) == 1
     assert warnings[0].startswith("backfill: warning: ")
@@ -161,7 +161,9 @@ def test_what_was_not_taken_is_delivered_when_the_receiver_is_back(lab: Lab, rec
     assert refused == f"0 of 3 alert(s) delivered; json://127.0.0.1:{receiver.server_port} answered 503"
     assert again == "3 of 3 alert(s) delivered"
     assert len(receiver.messages) == 1
-    assert {(one.state, one.attempts, one.error) for one in lab.site.ledger.latest_alerts(10)} == {("sent", 2, None)}
+    assert {(one.state, one.attempts, one.error) for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {
+        ("sent", 2, None)
+    }
 
 
 def test_a_url_that_apprise_does_not_know_is_noted_by_its_scheme(lab: Lab) -> None:
@@ -183,7 +185,7 @@ def test_an_endpoint_that_has_a_message_is_not_sent_it_again_because_of_another(
         deliver(lab.site.ledger, settings, "me:1:1")
 
         assert (len(receiver.messages), len(broken.messages)) == (1, 1)
-    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"sent"}
+    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"sent"}
 
 
 def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> None:
@@ -220,7 +222,7 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
     outcome = deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
 
     assert outcome == "nothing to tell, 3 too old to be told"
-    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"failed"}
+    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"failed"}
     assert receiver.messages == []
 
 
@@ -230,19 +232,19 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
 def test_telling_an_end_twice_writes_it_down_once(lab: Lab) -> None:
     run_id = blocked_run(lab)
 
-    again = after_run(run_id, lab.site.ledger, lab.site.warehouse, lab.settings)
+    again = report_run(run_id, lab.site.ledger, lab.site.warehouse, lab.settings)
 
     assert not again
-    assert len(lab.site.ledger.latest_alerts(10)) == 3
+    assert len(lab.site.ledger.alerts.list_latest_alerts(10)) == 3
 
 
 def test_a_run_that_goes_on_is_not_told(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened([WHOLE], "probe")
 
-    assert not after_run(run.id, lab.site.ledger, lab.site.warehouse, lab.settings)
-    assert report_runs(deps) == "told the end of 0 run(s)"
-    assert lab.site.ledger.latest_alerts(10) == []
+    assert not report_run(run.id, lab.site.ledger, lab.site.warehouse, lab.settings)
+    assert report_missed_runs(deps) == "told the end of 0 run(s)"
+    assert lab.site.ledger.alerts.list_latest_alerts(10) == []
 
 
 def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, receiver: Receiver) -> None:
@@ -255,7 +257,7 @@ def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, recei
     process.kill()
     process.communicate()
     (lab.marks / "released").touch()
-    died = lab.site.ledger.latest_runs(1)[0].id
+    died = lab.site.ledger.runs.list_latest_runs(1)[0].id
 
     ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url)
 
@@ -285,7 +287,7 @@ def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: La
     )
     assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
     assert ("coverage below" if ends_by_itself else "was cancelled") in receiver.heard[0]["title"]
-    assert {one.state for one in lab.site.ledger.latest_alerts(10)} == {"sending"}
+    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"sending"}
 
 
 def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_it(lab: Lab) -> None:
@@ -298,10 +300,10 @@ def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_i
         connection.execute(text("UPDATE runs SET finished_at = :at WHERE id = :run"), earlier)
 
     with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
-        report_ended(lab.site.ledger, lab.site.warehouse, lab.settings)
+        report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings)
 
-    assert lab.site.ledger.run(sound).reported_at is not None
-    assert lab.site.ledger.run(broken).reported_at is None
+    assert lab.site.ledger.runs.get_run(sound).reported_at is not None
+    assert lab.site.ledger.runs.get_run(broken).reported_at is None
 
 
 def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
@@ -310,10 +312,10 @@ def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: 
     with create_engine(lab.settings.ledger_url).begin() as connection:
         connection.execute(text("UPDATE runs SET owner = NULL"))
     dispatcher.drain(deps, lambda: None)
-    assert lab.site.ledger.run(run.id).ended
+    assert lab.site.ledger.runs.get_run(run.id).has_ended
 
-    assert report_runs(deps) == f"told the end of 1 run(s): {run.id}"
-    assert report_runs(deps) == "told the end of 0 run(s)"
+    assert report_missed_runs(deps) == f"told the end of 1 run(s): {run.id}"
+    assert report_missed_runs(deps) == "told the end of 0 run(s)"
     assert deliver_alerts(deps) == "no endpoints are set"
     assert deliver(deps.ledger, told_to(lab, receiver.url), deps.owner) == "3 of 3 alert(s) delivered"
 
@@ -324,8 +326,8 @@ def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
         connection.execute(text("DELETE FROM alerts"))
         connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = '2023-01-01 00:00:00.000000'"))
 
-    assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert lab.site.ledger.latest_alerts(10) == []
+    assert report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert lab.site.ledger.alerts.list_latest_alerts(10) == []
 
 
 def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
@@ -335,8 +337,8 @@ def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
         at = {"at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
         connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = :at"), at)
 
-    assert report_ended(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert len(lab.site.ledger.latest_alerts(10)) == 3
+    assert report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert len(lab.site.ledger.alerts.list_latest_alerts(10)) == 3
 
 
 def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
@@ -346,7 +348,7 @@ def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> Non
         lab.probe("second", day, players(20))
 
     def often() -> list[str]:
-        return [one.title for one in lab.site.ledger.latest_alerts(50) if one.kind == "fallback-often"]
+        return [one.title for one in lab.site.ledger.alerts.list_latest_alerts(50) if one.kind == "fallback-often"]
 
     lab.run(days[:2], "probe")
     assert often() == []
@@ -358,16 +360,16 @@ def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> Non
 
 def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> None:
     ledger = lab.site.ledger
-    assert not check_beat(ledger)
+    assert not record_beat_silence(ledger)
     seen = utcnow()
     with create_engine(lab.settings.ledger_url).begin() as connection:
         row = {"name": "heartbeat", "at": f"{seen:%Y-%m-%d %H:%M:%S.%f}"}
         connection.execute(text("INSERT INTO maintenance (name, done_slot, finished_at) VALUES (:name, :at, :at)"), row)
 
-    assert not check_beat(ledger, seen + timedelta(minutes=10))
-    assert check_beat(ledger, seen + timedelta(minutes=11))
-    assert not check_beat(ledger, seen + timedelta(minutes=30))
-    (alert,) = ledger.latest_alerts(10)
+    assert not record_beat_silence(ledger, seen + timedelta(minutes=10))
+    assert record_beat_silence(ledger, seen + timedelta(minutes=11))
+    assert not record_beat_silence(ledger, seen + timedelta(minutes=30))
+    (alert,) = ledger.alerts.list_latest_alerts(10)
     assert (alert.kind, alert.run_id) == ("beat-silent", None)
 
 
@@ -427,7 +429,7 @@ def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
 
 def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> None:
     alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", body="...")
-    lab.site.ledger.record_alert(alert)
+    lab.site.ledger.alerts.record_alert(alert)
 
     deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
 

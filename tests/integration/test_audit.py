@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from gated_backfill.common.audit.audit import Audit, Finding, audit_dates, record_audit
+from gated_backfill.common.audit.audit import AuditFinding, AuditResult, audit_dates, record_audit
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
 from gated_backfill.common.model.arrow_types import arrow_schema
@@ -23,7 +23,7 @@ from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.cli.main import app
 from gated_backfill.producer.planning.plan import Reprocess
-from gated_backfill.producer.runs.undo import plan_undo, undo
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance.audit import AuditFailed, audit_recent
 from tests.lab import Lab, players
@@ -50,11 +50,11 @@ def write(lab: Lab, day: date, count: int) -> None:
     lab.load(TARGET, day, [{"name": name} for name in players(count)], PROBE_COLUMNS)
 
 
-def audit(lab: Lab, *days: date, job: str = "probe") -> Audit:
+def audit(lab: Lab, *days: date, job: str = "probe") -> AuditResult:
     return audit_dates(find_job(job), days, lab.site.warehouse, lab.site.ledger)
 
 
-def findings(lab: Lab, *days: date) -> dict[date, Finding]:
+def findings(lab: Lab, *days: date) -> dict[date, AuditFinding]:
     return {one.day: one.finding for one in audit(lab, *days).dates}
 
 
@@ -90,7 +90,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     outcome = audited(lab.opened_again())
 
     assert "probe: 1 incomplete; 1 newly flagged" in outcome
-    flag = lab.site.ledger.flagged("probe")[day]
+    flag = lab.site.ledger.flags.list_open_flags("probe")[day]
     assert (flag.finding, flag.expected, flag.matched) == ("incomplete", 187, 1)
     (alert,) = alerts(lab)
     assert (alert["kind"], alert["job"], alert["state"]) == ("audit", "probe", "pending")
@@ -106,7 +106,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
 
     assert repaired.exit_code == 0, repaired.output
     assert sorted(map(str, lab.published(TARGET, day, "day"))) == sorted(map(str, whole))
-    assert lab.site.ledger.flagged("probe") == {}
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
     code, report = coverage(lab, "--dates", str(YESTERDAY))
     assert (code, report["fine"], report["counts"]["complete"]) == (0, True, 1)
     assert "probe: 1 complete; 0 newly flagged" in audited(lab.opened_again())
@@ -125,28 +125,28 @@ def test_what_nobody_proved_what_came_late_and_what_is_missing_are_found(lab: La
     found = audit(lab, *DAYS)
 
     assert {one.day: one.finding for one in found.dates} == {
-        by_hand: Finding.COMPLETE,
-        partly_by_hand: Finding.INCOMPLETE,
-        late: Finding.INCOMPLETE,
-        missing: Finding.MISSING,
-        changed: Finding.CHANGED,
+        by_hand: AuditFinding.COMPLETE,
+        partly_by_hand: AuditFinding.INCOMPLETE,
+        late: AuditFinding.INCOMPLETE,
+        missing: AuditFinding.MISSING,
+        changed: AuditFinding.CHANGED,
     }
     whole, partial, grown, nothing, _ = found.dates
     assert (whole.written_by, partial.written_by, nothing.written_by) == ("not by a run", "not by a run", "-")
     assert grown.written_by.startswith("run ")
     assert partial.missing == tuple(players(20)[17:])
-    assert grown.names_in_words() == f"missing 10: {', '.join(players(30)[20:])}"
-    assert (nothing.lacking, len(nothing.missing)) == (20, 12)
+    assert grown.describe_missing() == f"missing 10: {', '.join(players(30)[20:])}"
+    assert (nothing.missing_count, len(nothing.missing)) == (20, 12)
     record_audit(found, lab.site.ledger, "a test")
-    lab.run(list(lab.site.ledger.flagged("probe")), "probe", reprocess=Reprocess.ALL)
-    assert lab.site.ledger.flagged("probe") == {}
-    assert set(findings(lab, *DAYS).values()) == {Finding.COMPLETE}
+    lab.run(list(lab.site.ledger.flags.list_open_flags("probe")), "probe", reprocess=Reprocess.ALL)
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert set(findings(lab, *DAYS).values()) == {AuditFinding.COMPLETE}
 
 
 def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twice_are_found(any_lab: Lab) -> None:
     expect(any_lab, DAYS[0])
     found = audit(any_lab, *DAYS[:2])
-    assert [one.finding for one in found.dates] == [Finding.MISSING, Finding.SKIPPED]
+    assert [one.finding for one in found.dates] == [AuditFinding.MISSING, AuditFinding.SKIPPED]
     assert found.notes == (f"target {TARGET} does not exist: it holds no rows of any date",)
     assert not found.is_fine
 
@@ -155,13 +155,13 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
     expect(any_lab, DAYS[1])
     write(any_lab, DAYS[1], 17)
     twice, partial = audit(any_lab, *DAYS[:2]).dates
-    assert (twice.finding, twice.seen.duplicates, twice.seen.rows, twice.seen.matched) == (
-        Finding.DUPLICATED,
+    assert (twice.finding, twice.observed.duplicates, twice.observed.rows, twice.observed.matched) == (
+        AuditFinding.DUPLICATED,
         2,
         23,
         20,
     )
-    assert (partial.finding, partial.missing) == (Finding.INCOMPLETE, tuple(players(20)[17:]))
+    assert (partial.finding, partial.missing) == (AuditFinding.INCOMPLETE, tuple(players(20)[17:]))
 
 
 # -- on files only ------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_strangers_do_not_stand_in_for_who_is_missing(lab: Lab) -> None:
     expect(lab, YESTERDAY)
     lab.load(TARGET, YESTERDAY, [{"name": name} for name in players(20, "stranger")], PROBE_COLUMNS)
     (found,) = audit(lab, YESTERDAY).dates
-    assert (found.finding, found.seen.matched, found.seen.rows) == (Finding.INCOMPLETE, 0, 20)
+    assert (found.finding, found.observed.matched, found.observed.rows) == (AuditFinding.INCOMPLETE, 0, 20)
 
 
 def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab) -> None:
@@ -181,7 +181,7 @@ def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab)
 
     listed = lab.invoke(*COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
 
-    assert (listed.exit_code, lab.site.ledger.flagged("probe")) == (0, {})
+    assert (listed.exit_code, lab.site.ledger.flags.list_open_flags("probe")) == (0, {})
     assert f"forced by run {run.id}, rows as committed; now 5 of 20" in listed.stdout.replace("\n", " ")
     assert "flagged: 0 date(s)" in listed.stdout
     write(lab, YESTERDAY, 4)
@@ -200,12 +200,12 @@ def test_the_calendar_and_the_skip_rule_are_heeded(lab: Lab) -> None:
     lab.summary(half, players(8))
     lab.summary(bootstrap, players(20))
     found = audit(lab, game, half, nobody, no_game, bootstrap, job="player_composite_factors")
-    assert {one.day: (one.finding, one.to_flag) for one in found.dates} == {
-        game: (Finding.MISSING, True),
-        half: (Finding.TRUTH_INCOMPLETE, False),
-        nobody: (Finding.TRUTH_INCOMPLETE, False),
-        no_game: (Finding.SKIPPED, False),
-        bootstrap: (Finding.SKIPPED, False),
+    assert {one.day: (one.finding, one.needs_flag) for one in found.dates} == {
+        game: (AuditFinding.MISSING, True),
+        half: (AuditFinding.EXPECTATION_INCOMPLETE, False),
+        nobody: (AuditFinding.EXPECTATION_INCOMPLETE, False),
+        no_game: (AuditFinding.SKIPPED, False),
+        bootstrap: (AuditFinding.SKIPPED, False),
     }
     lab.drop("nba_reference.schedule")
     noted = audit(lab, nobody, job="player_composite_factors")
@@ -220,8 +220,8 @@ def test_dates_that_a_run_holds_are_not_judged(lab: Lab) -> None:
     assert run.id in report["dates"][0]["reason"]
     assert (code, report["flagged"]) == (3, [str(DAYS[1])])
     dispatcher.drain(deps, lambda: None)
-    assert lab.site.ledger.run(run.id).state is RunState.SUCCEEDED
-    assert findings(lab, DAYS[0]) == {DAYS[0]: Finding.COMPLETE}
+    assert lab.site.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED
+    assert findings(lab, DAYS[0]) == {DAYS[0]: AuditFinding.COMPLETE}
 
 
 class Meanwhile:
@@ -231,7 +231,7 @@ class Meanwhile:
         self._warehouse, self._happens = warehouse, happens
 
     def __getattr__(self, name: str) -> Any:
-        if name == "holds":
+        if name == "matching_dates":
             self._happens()
         return getattr(self._warehouse, name)
 
@@ -242,8 +242,8 @@ def test_a_run_that_begins_and_ends_during_an_audit_is_not_taken_for_somebody_el
     expect(lab, YESTERDAY, count=21)
     warehouse = Meanwhile(lab.site.warehouse, lambda: lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL))
     (found,) = audit_dates(find_job("probe"), [YESTERDAY], warehouse, lab.site.ledger).dates
-    assert found.finding is Finding.HELD
-    assert findings(lab, YESTERDAY) == {YESTERDAY: Finding.COMPLETE}
+    assert found.finding is AuditFinding.IN_PROGRESS
+    assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.COMPLETE}
 
 
 def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,11 +252,11 @@ def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch
     lab.run(DAYS[:4], "probe")
     write(lab, DAYS[1], 3)
     assert list(findings(lab, *reversed(DAYS)).items()) == [
-        (DAYS[0], Finding.COMPLETE),
-        (DAYS[1], Finding.INCOMPLETE),
-        (DAYS[2], Finding.COMPLETE),
-        (DAYS[3], Finding.COMPLETE),
-        (DAYS[4], Finding.MISSING),
+        (DAYS[0], AuditFinding.COMPLETE),
+        (DAYS[1], AuditFinding.INCOMPLETE),
+        (DAYS[2], AuditFinding.COMPLETE),
+        (DAYS[3], AuditFinding.COMPLETE),
+        (DAYS[4], AuditFinding.MISSING),
     ]
 
 
@@ -277,10 +277,10 @@ def test_undoing_the_repair_brings_the_flag_back(lab: Lab) -> None:
     lab.keep_only(TARGET, YESTERDAY, "name", "player001", "day")
     record_audit(audit(lab, YESTERDAY), lab.site.ledger, "a test")
     repair = lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL).run
-    assert lab.site.ledger.flagged("probe") == {}
-    undo(plan_undo(repair.id, lab.site), lab.site, "a test")
-    assert findings(lab, YESTERDAY) == {YESTERDAY: Finding.INCOMPLETE}
-    assert list(lab.site.ledger.flagged("probe")) == [YESTERDAY]
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    undo_run(plan_undo(repair.id, lab.site), lab.site, "a test")
+    assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.INCOMPLETE}
+    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
 
 
 # -- the commands -------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_the_report_counts_lists_what_is_wrong_and_says_what_to_run(lab: Lab) ->
     listed = [line.split()[:4] for line in shown.stdout.splitlines() if line.startswith(str(today().year))]
     assert listed == [[str(DAYS[1]), "incomplete", "3/20", "15.0"], [str(DAYS[2]), "missing", "0/20", "0.0"]]
     assert "with --flag-incomplete, then: backfill run --job probe --flagged" in shown.stdout
-    assert lab.site.ledger.flagged("probe") == {}
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
     flagged = lab.invoke(*COVERAGE, *span, "--flag-incomplete", "--every-date")
     assert "flagged: 2 date(s)" in flagged.stdout
     assert "next: backfill run --job probe --flagged" in flagged.stdout
@@ -336,22 +336,22 @@ def test_flagged_dates_alone_are_planned_and_built_though_checkpointed(lab: Lab)
     expect(lab, *DAYS[:3])
     lab.run(DAYS[:3], "probe")
     flags = [NewFlag(day=day, finding="incomplete", reason="1 of 20") for day in DAYS[:2]]
-    lab.site.ledger.flag_dates("probe", flags, "a test")
+    lab.site.ledger.flags.flag_dates("probe", flags, "a test")
 
     planned = json.loads(lab.invoke("plan", "--job", "probe", "--flagged", "--json").stdout)
     assert [(step["day"], step["action"]) for step in planned["steps"]] == [(str(day), "build") for day in DAYS[:2]]
     ran = lab.invoke("run", "--job", "probe", "--flagged", "--exclude", str(DAYS[1]), "--sequential")
 
     assert ran.exit_code == 0, ran.output
-    (row,) = lab.site.ledger.dates(lab.site.ledger.latest_runs(1)[0].id)
+    (row,) = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs(1)[0].id)
     assert (row.day, row.rows) == (DAYS[0], 20)
-    assert list(lab.site.ledger.flagged("probe")) == [DAYS[1]]
+    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [DAYS[1]]
 
 
 def test_without_a_flag_there_is_nothing_to_do(lab: Lab) -> None:
     ran = lab.invoke("run", "--job", "probe", "--flagged")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (0, "no date of probe is flagged: nothing to do\n", "")
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_only_what_runs_have_dealt_with_is_audited_daily(lab: Lab) -> None:
 
     assert "probe: 1 complete, 1 missing; 1 newly flagged" in outcome
     assert "player_composite_factors: never run" in outcome
-    assert list(lab.site.ledger.flagged("probe")) == [YESTERDAY]
+    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
     (alert,) = alerts(lab)
     assert f"{YESTERDAY} missing 0/20 (0.0 %)" in alert["body"]
 
@@ -409,18 +409,18 @@ def test_an_audit_that_died_before_it_flagged_tells_once(lab: Lab) -> None:
     write(lab, DAYS[0], 3)
     deps = lab.opened_again()
     audited(deps)
-    lab.site.ledger.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
+    lab.site.ledger.flags.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
     audited(deps)
-    assert (len(alerts(lab)), list(lab.site.ledger.flagged("probe"))) == (1, [DAYS[0]])
+    assert (len(alerts(lab)), list(lab.site.ledger.flags.list_open_flags("probe"))) == (1, [DAYS[0]])
 
 
 def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
     expect(lab, YESTERDAY)
     lab.run([YESTERDAY], "probe")
     flag = NewFlag(day=YESTERDAY, finding="missing", reason="of yesterday's")
-    lab.site.ledger.flag_dates("probe", [flag], "a test")
+    lab.site.ledger.flags.flag_dates("probe", [flag], "a test")
     assert "1 flag(s) cleared" in audited(lab.opened_again())
-    assert lab.site.ledger.flags("probe")[YESTERDAY].cleared_by == "audit"
+    assert lab.site.ledger.flags.list_flags("probe")[YESTERDAY].cleared_by == "audit"
 
 
 def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
@@ -434,7 +434,7 @@ def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
     audited(deps)
     (alert,) = alerts(lab)
     assert "20 were expected when run" in alert["body"]
-    assert lab.site.ledger.flagged("probe") == {}
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
 
 
 def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) -> None:
@@ -449,8 +449,8 @@ def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) 
         audited(lab.opened_again())
 
     assert "probe_in_a_hurry: 4 complete, 1 incomplete; 1 newly flagged" in str(failed.value)
-    assert lab.site.ledger.flagged("probe") == {}
-    assert list(lab.site.ledger.flagged("probe_in_a_hurry")) == [DAYS[0]]
+    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert list(lab.site.ledger.flags.list_open_flags("probe_in_a_hurry")) == [DAYS[0]]
 
 
 def test_a_job_that_has_run_and_whose_expectation_does_not_exist_is_no_success(lab: Lab) -> None:

@@ -19,12 +19,12 @@ from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.job import Batch, Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import identity
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.demo.season import load_season
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.dates import process as processing
-from gated_backfill.worker.dates.process import TryAgain, process_dates
+from gated_backfill.worker.dates.process import RetryLater, process_dates
 from tests.builders import answering, claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
 from tests.lab import Lab, players
 
@@ -41,7 +41,7 @@ def prepare(lab: Lab, days: Sequence[date] = DAYS) -> None:
 
 
 def states(lab: Lab, run: str) -> list[str]:
-    return [row.state.value for row in lab.site.ledger.dates(run)]
+    return [row.state.value for row in lab.site.ledger.dates.list_dates(run)]
 
 
 def soon() -> datetime:
@@ -79,7 +79,7 @@ def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dat
     reasons: dict[int | None, list[tuple[Any, ...]]] = {}
     for number in (1, 2, 5, 30, None):
         progress = lab.run(days, dates_per_task=number, window=20, reprocess=Reprocess.ALL)
-        rows = lab.site.ledger.dates(progress.run.id)
+        rows = lab.site.ledger.dates.list_dates(progress.run.id)
         reasons[number] = [(one.day, one.state, one.source, one.found, one.matched, one.inputs) for one in rows]
         found[number] = lab.table_bytes(FACTORS)
         lab.drop(FACTORS)
@@ -139,7 +139,7 @@ def test_a_date_that_fails_fails_alone(
 
     assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == states(lab, run.id)
     assert states(lab, run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
-    (failed,) = lab.site.ledger.dates(run.id, states=[DateState.FAILED])
+    (failed,) = lab.site.ledger.dates.list_dates(run.id, states=[DateState.FAILED])
     assert error in (failed.error or "")
     assert len(seen.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
 
@@ -152,7 +152,7 @@ def test_a_job_that_always_mixes_dates_is_processed_date_by_date(lab: Lab, monke
 
     process_dates(run.id, DAYS[:3], deps)
 
-    rows = lab.site.ledger.dates(run.id)
+    rows = lab.site.ledger.dates.list_dates(run.id)
     assert [row.state.value for row in rows] == ["staged", "failed", "staged"]
     assert [row.rows for row in rows] == [4, None, 4]
 
@@ -162,7 +162,7 @@ def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_
     lab.probe("first", DAYS[4], players(4), trick="transient:9")
     run, deps, _ = lab.opened(DAYS, "probe")
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
     assert states(lab, run.id) == ["queued"] * 6
 
@@ -181,14 +181,14 @@ def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab
             signal.raise_signal(signal.SIGUSR1)
 
     event.listen(deps.ledger._engine, "begin", once)
-    with answering(signal.SIGUSR1, by=SoftTimeLimitExceeded), pytest.raises(TryAgain):
+    with answering(signal.SIGUSR1, by=SoftTimeLimitExceeded), pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
     assert told
     assert states(lab, run.id) == ["queued"] * 6
 
     process_dates(run.id, DAYS, deps, retries=1)
     assert states(lab, run.id) == ["staged"] * 6
-    assert {row.deaths for row in lab.site.ledger.dates(run.id)} == {0}
+    assert {row.deaths for row in lab.site.ledger.dates.list_dates(run.id)} == {0}
 
 
 def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_long(
@@ -222,12 +222,12 @@ def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_i
     ledger = lab.site.ledger
     assert claim(ledger, run, DAYS[2:4], deps.owner) == DAYS[2:4]
 
-    again = processing.out_of_time(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
+    again = processing.handle_hard_time_limit(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
     assert [row.day for row in again] == DAYS[1:]
     assert [row.deaths for row in again] == [0, 1, 1, 0, 0]
 
     assert claim(ledger, run, DAYS[2:3], deps.owner) == DAYS[2:3]
-    assert processing.out_of_time(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
+    assert processing.handle_hard_time_limit(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
     assert states(lab, run.id) == ["queued", "queued", "failed", "queued", "queued", "queued"]
 
 
@@ -250,14 +250,14 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
     original = find_job("probe").process
 
     def process(batch: Batch) -> Any:
-        ledger.cancel_run(run.id, by="somebody", now=True)
+        ledger.orders.cancel_run(run.id, by="somebody", now=True)
         return original(batch)
 
     monkeypatch.setattr(processing, "find_job", lambda name: replace(find_job("probe"), process=process))
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert {one.state for one in outcomes} == {processing.NOT_OURS}
+    assert {one.state for one in outcomes} == {processing.NOT_CLAIMED}
     assert states(lab, run.id) == ["cancelled"] * 6
     assert not list((lab.home / "staging").rglob("*.parquet"))
 
@@ -265,9 +265,9 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
 def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_once(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
-    assert claim_date(lab.site.ledger, run, DAYS[1], identity(os.getppid()), soon())
+    assert claim_date(lab.site.ledger, run, DAYS[1], process_identity(os.getppid()), soon())
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
 
     assert states(lab, run.id) == ["staged", "processing", *["staged"] * 4]
@@ -277,7 +277,7 @@ def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_o
 
 
 def claim(ledger: Ledger, run: Any, days: Sequence[date], owner: str, *, is_dead: Any = everyone_lives) -> list[date]:
-    return [row.day for row in ledger.claim_dates(run.id, days, owner, soon(), is_dead=is_dead, max_deaths=3)]
+    return [row.day for row in ledger.claims.claim_dates(run.id, days, owner, soon(), is_dead=is_dead, max_deaths=3)]
 
 
 def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_last(ledger: Ledger) -> None:
@@ -288,7 +288,7 @@ def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_
     assert claim(ledger, run, DAYS[2:4], "worker", is_dead=everyone_is_dead) == [DAYS[2]]
     assert claim(ledger, run, DAYS[2:4], "other") == []
     assert claim(ledger, run, DAYS[3:4], "worker", is_dead=everyone_is_dead) == [DAYS[3]]
-    assert [row.deaths for row in ledger.dates(run.id)] == [0, 0, 1, 1, 0, 0]
+    assert [row.deaths for row in ledger.dates.list_dates(run.id)] == [0, 0, 1, 1, 0, 0]
 
 
 def test_dates_that_are_another_s_or_done_are_left_out(ledger: Ledger) -> None:
@@ -306,19 +306,21 @@ def test_what_a_worker_leaves_is_what_it_still_holds(ledger: Ledger) -> None:
     claim(ledger, run, DAYS[2:3], "other")
 
     ends = {day: (DateState.SKIPPED, {"reason": str(day)}) for day in DAYS}
-    assert ledger.leave_dates(run.id, ends, owner="worker") == frozenset(DAYS[:2])
-    assert [row.state.value for row in ledger.dates(run.id)] == ["skipped"] * 2 + ["processing"] + ["queued"] * 3
+    assert ledger.claims.release_dates(run.id, ends, owner="worker") == frozenset(DAYS[:2])
+    assert [row.state.value for row in ledger.dates.list_dates(run.id)] == ["skipped"] * 2 + ["processing"] + [
+        "queued"
+    ] * 3
 
 
 def test_dates_given_back_of_a_run_that_is_being_cancelled_are_cancelled(ledger: Ledger) -> None:
     run = queued_run(ledger, DAYS)
     claim(ledger, run, DAYS, "worker")
-    ledger.cancel_run(run.id, by="somebody")
+    ledger.orders.cancel_run(run.id, by="somebody")
 
-    ledger.move_dates(run.id, DAYS, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
+    ledger.dates.move_dates(run.id, DAYS, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
 
-    assert {row.state for row in ledger.dates(run.id)} == {DateState.CANCELLED}
-    assert ledger.run(run.id).state is RunState.CANCELLING
+    assert {row.state for row in ledger.dates.list_dates(run.id)} == {DateState.CANCELLED}
+    assert ledger.runs.get_run(run.id).state is RunState.CANCELLING
 
 
 # -- what a task has --
@@ -326,16 +328,16 @@ def test_dates_given_back_of_a_run_that_is_being_cancelled_are_cancelled(ledger:
 
 def test_a_job_s_pace_is_that_of_the_run_lately_or_of_the_runs_before(ledger: Ledger) -> None:
     first = queued_run(ledger, DAYS)
-    assert ledger.pace(first, 1) is None
+    assert ledger.dates.median_seconds_per_date(first, 1) is None
 
     for day, seconds in zip(DAYS[:3], (9.0, 0.2, 0.1), strict=True):
         claim(ledger, first, [day], "worker")
         facts = {"checksum": "c" * 64, "seconds": seconds}
-        ledger.leave_dates(first.id, {day: (DateState.STAGED, facts)}, owner="worker")
-    assert ledger.pace(first, 1) == 0.2
+        ledger.claims.release_dates(first.id, {day: (DateState.STAGED, facts)}, owner="worker")
+    assert ledger.dates.median_seconds_per_date(first, 1) == 0.2
 
     later = queued_run(ledger, [day + timedelta(days=100) for day in DAYS])
-    assert ledger.pace(later, 1) == 0.2
+    assert ledger.dates.median_seconds_per_date(later, 1) == 0.2
 
 
 @pytest.mark.parametrize("text", ["0", "some"])
@@ -347,14 +349,14 @@ def test_dates_per_task_that_are_none_are_refused_in_one_line(lab: Lab, text: st
     set_wrong = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), BACKFILL_DATES_PER_TASK=text)
     assert (set_wrong.returncode, len(set_wrong.stderr.splitlines())) == (2, 1)
     assert "BACKFILL_DATES_PER_TASK" in set_wrong.stderr
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 def test_tasks_of_an_embedded_run_have_as_many_dates_as_asked_for(lab: Lab) -> None:
     prepare(lab)
     ran = lab.command("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--dates-per-task", "4")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    rows = lab.site.ledger.dates(lab.site.ledger.latest_runs()[0].id)
+    rows = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs()[0].id)
     assert [row.state for row in rows] == [DateState.CHECKPOINTED] * 6
     assert len({row.started_at for row in rows}) == 2  # dates of one task are claimed at one moment
 

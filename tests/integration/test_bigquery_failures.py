@@ -15,9 +15,9 @@ from google.api_core.retry import retry_unary
 from google.resumable_media.requests import _request_helpers as uploads
 
 from gated_backfill.common.errors import BackfillError, NotAllowed, QueryFailed, TableNotFound, WarehouseUnavailable
-from gated_backfill.common.model.publication import Limits, Receipt, StagedFile
+from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import Address, Connection
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress, BigQueryConnection
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import DAYS, FEB_23, TABLE, rows_of, scan, span, staged
 from tests.rest_double import TOKEN, RestDouble
@@ -25,7 +25,7 @@ from tests.rest_lab import TYPES, URL, nobody, opened, publish
 
 LOST = requests.exceptions.ConnectionError("the connection was reset")
 FOR_EVER = float("inf")
-PUBLISHED = Receipt(published=frozenset(DAYS))
+PUBLISHED = PublishResult(published=frozenset(DAYS))
 CONCURRENT = "Transaction is aborted due to concurrent update against table test-project:nba.factors"
 BILLED = "Query exceeded limit for bytes billed: 12345. 10485760 or higher required."
 DENIED = "Access Denied: Project test-project: User does not have bigquery.jobs.create permission in project"
@@ -213,7 +213,9 @@ def test_a_date_that_changed_on_the_way_is_reported_and_not_tried_again(
         real(*arguments)
 
     double.dates.run = somebody_else_first  # type: ignore[method-assign]
-    assert publish(rest_warehouse, files) == Receipt(published=frozenset(DAYS[1:]), changed=frozenset({FEB_23}))
+    assert publish(rest_warehouse, files) == PublishResult(
+        published=frozenset(DAYS[1:]), conflicting=frozenset({FEB_23})
+    )
     assert held(double)[FEB_23] == "theirs"
     assert job_ids(double, "publish") == ["0"]
 
@@ -463,7 +465,7 @@ def test_no_credentials_reach_a_log_or_an_error(
         sent = sent.__cause__
     request = getattr(sent, "request", None) or sent.response.request
     assert TOKEN in request.headers["Authorization"]  # as a real session sends it
-    address = Address.parse(URL)
+    address = BigQueryAddress.parse(URL)
     texts = [repr(raised.value), str(raised.value), repr(raised.value.__cause__), repr(warehouse), repr(address)]
-    texts += [repr(Connection(address, Limits(), double)), caplog.text, repr(double.log)]
+    texts += [repr(BigQueryConnection(address, WarehouseLimits(), double)), caplog.text, repr(double.log)]
     assert not [text for text in texts if TOKEN in text or "Bearer" in text]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import DatesWritten
-from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.errors import RestoreConflict
+from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import FEB_23, FEB_24, TABLE, rows_of
@@ -17,13 +17,13 @@ from tests.rest_double import RestDouble
 BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
 
 
-def deleted(warehouse: BigQueryWarehouse, double: RestDouble) -> dict[Any, KeptDate]:
+def deleted(warehouse: BigQueryWarehouse, double: RestDouble) -> dict[Any, BackupDate]:
     """Two dates that are backed up and deleted."""
     for day in (FEB_23, FEB_24):
         warehouse.load(TABLE, "day", rows_of(day))
     warehouse.back_up(BACKUP, [FEB_23, FEB_24], until=utcnow())
     held = double.dates.held[str(TABLE)]
-    kept = {day: KeptDate(fingerprint=held[day], rows=1) for day in (FEB_23, FEB_24)}
+    kept = {day: BackupDate(fingerprint=held[day], rows=1) for day in (FEB_23, FEB_24)}
     warehouse.delete_backed_up(BACKUP, kept)
     assert held == {}
     return kept
@@ -56,5 +56,5 @@ def test_a_date_that_was_appended_to_meanwhile_is_told(
 
     monkeypatch.setattr(double.dates, "run", and_more_is_appended)
 
-    with pytest.raises(DatesWritten, match=r"1 date\(s\) .* hold rows besides the restored ones.*2023-02-24"):
+    with pytest.raises(RestoreConflict, match=r"1 date\(s\) .* hold rows besides the restored ones.*2023-02-24"):
         rest_warehouse.restore_backup(BACKUP, kept)

@@ -20,20 +20,20 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.job import Batch, Expectation, Job, Source, Target
-from gated_backfill.common.model.publication import Receipt, StagedFile
+from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
-from gated_backfill.common.storage.staged_files import rows_of_all
+from gated_backfill.common.storage.staged_files import read_all_rows
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
-from gated_backfill.common.warehouse.coverage_queries import match_rows
-from gated_backfill.common.warehouse.protocol import ABSENT, Replaced, StagedScan, Warehouse
+from gated_backfill.common.warehouse.coverage_queries import match_expectation
+from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, StagedScan, Warehouse
 from gated_backfill.producer.planning import plan as planned
-from gated_backfill.producer.planning.cost import LEAST_BILLED, cost_of
+from gated_backfill.producer.planning.cost import MIN_BILLED_BYTES, estimate_cost
 from gated_backfill.producer.planning.range_counts import count_range
 from tests import rest_rules as rules
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
@@ -68,7 +68,7 @@ JOB = Job(
 
 def match(warehouse: Warehouse, job: Job, files: Sequence[StagedFile]) -> None:
     """Count staged rows against the expectation, as a gate does."""
-    match_rows(warehouse, job, [file.day for file in files], rows_of_all(files))
+    match_expectation(warehouse, job, [file.day for file in files], read_all_rows(files))
 
 
 def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging) -> None:
@@ -77,22 +77,23 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     warehouse.load(TABLE, "day", rows_of(FEB_25))
     warehouse.read(scan(span(FEB_23, FEB_25), columns={"day": "day", "entity": "player"}))
     warehouse.query(COUNT, scans={"t": scan(span(FEB_23), span(FEB_25))}, params={"player": "player001"})
-    warehouse.bytes_of(scan(span(FEB_23), columns={"entity": "player"}))
+    warehouse.estimate_bytes(scan(span(FEB_23), columns={"entity": "player"}))
     files = [staged(staging, day, players=5) for day in (FEB_23, FEB_24)]
     match(warehouse, JOB, files)
     assert publish(warehouse, files).published == {FEB_23, FEB_24}
     again = [staged(staging, day, players=6, attempt=2) for day in (FEB_23, FEB_24)]
     since = {file.day: file.checksum for file in files}
-    warehouse.publish(TABLE, "day", again, unchanged_since=since, publication="run-2/0")
-    warehouse.replaced(TABLE, "day", "run-2", [FEB_23])
+    warehouse.publish(TABLE, "day", again, fingerprints_when_staged=since, publication="run-2/0")
+    warehouse.replaced_partitions(TABLE, "day", "run-2", [FEB_23])
     back = {
-        old.day: Replaced(before=old.checksum, published=new.checksum) for old, new in zip(files, again, strict=True)
+        old.day: ReplacedPartition(before=old.checksum, published=new.checksum)
+        for old, new in zip(files, again, strict=True)
     }
     assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
     warehouse.restore(TABLE, "day", "run-2", back)
     warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
     warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
-    kept = {FEB_23: KeptDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
+    kept = {FEB_23: BackupDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
     warehouse.delete_backed_up(BACKUP, kept)
     assert FEB_23 not in double.dates.held["nba.factors"]
     assert warehouse.restore_backup(BACKUP, kept) == {FEB_23}
@@ -145,7 +146,7 @@ def test_no_request_waits_for_ever(rest_warehouse: BigQueryWarehouse, double: Re
 
 @pytest.mark.parametrize("location", [pytest.param("europe-west1", id="region"), pytest.param("EU", id="EU")])
 def test_jobs_and_datasets_are_where_the_address_says(double: RestDouble, staging: Staging, location: str) -> None:
-    there = BigQueryWarehouse(Address.parse(f"bigquery://{PROJECT}?location={location}"), http=double)
+    there = BigQueryWarehouse(BigQueryAddress.parse(f"bigquery://{PROJECT}?location={location}"), http=double)
     of_all_kinds(there, double, staging)
     assert {one["location"] for one in double.datasets.values()} == {location}
     assert {one.reference["location"] for one in double.jobs.values()} == {location}
@@ -164,14 +165,16 @@ HOSTILE = [
     pytest.param("ä", id="letter"),
 ]
 FILE = StagedFile(day=FEB_23, attempt=1, location="/nowhere", checksum="c" * 64, rows=1)
-KEPT = {FEB_23: KeptDate(fingerprint="c", rows=1)}
+KEPT = {FEB_23: BackupDate(fingerprint="c", rows=1)}
 WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "describe": lambda w, t: w.describe(t),
     "read": lambda w, t: w.read(scan(span(FEB_23), table=t)),
     "query": lambda w, t: w.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=t)}),
     "fingerprints": lambda w, t: w.fingerprints(t, "day", [FEB_23]),
-    "publish": lambda w, t: w.publish(t, "day", [FILE], unchanged_since={FEB_23: ABSENT}, publication="run-1/0"),
-    "restore": lambda w, t: w.restore(t, "day", "run-1", {FEB_23: Replaced(before=ABSENT, published="c")}),
+    "publish": lambda w, t: w.publish(
+        t, "day", [FILE], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
+    ),
+    "restore": lambda w, t: w.restore(t, "day", "run-1", {FEB_23: ReplacedPartition(before=ABSENT, published="c")}),
     "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
     "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
     "row_counts": lambda w, t: w.row_counts(t, "day", span(FEB_23)),
@@ -187,8 +190,10 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
     "scan-name": lambda w, c: w.query("SELECT 1", scans={c: scan(span(FEB_23))}),
     "fingerprints": lambda w, c: w.fingerprints(TABLE, c, [FEB_23]),
     "fingerprints-columns": lambda w, c: w.fingerprints(TABLE, "day", [FEB_23], columns=[c]),
-    "publish": lambda w, c: w.publish(TABLE, c, [FILE], unchanged_since={FEB_23: ABSENT}, publication="run-1/0"),
-    "restore": lambda w, c: w.restore(TABLE, c, "run-1", {FEB_23: Replaced(before=ABSENT, published="c")}),
+    "publish": lambda w, c: w.publish(
+        TABLE, c, [FILE], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
+    ),
+    "restore": lambda w, c: w.restore(TABLE, c, "run-1", {FEB_23: ReplacedPartition(before=ABSENT, published="c")}),
     "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
     "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
     "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),
@@ -239,7 +244,7 @@ def test_a_column_by_no_plain_name_is_refused_before_any_request(double: RestDou
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UserError):
-        Address.parse(url)
+        BigQueryAddress.parse(url)
 
 
 # -- scans --------------------------------------------------------------------------------------------------------
@@ -263,15 +268,15 @@ def test_what_a_plan_costs_is_told_before_its_target_is_there(
     rest_warehouse: BigQueryWarehouse, double: RestDouble
 ) -> None:
     rest_warehouse.create_table(TRUTH, TYPES, "day")
-    steps = [planned.Step(day=day, action=planned.Action.BUILD, reason="") for day in DAYS]
-    request = planned.Request(job=JOB.name, days=tuple(DAYS))
+    steps = [planned.PlanStep(day=day, action=planned.PlanAction.BUILD, reason="") for day in DAYS]
+    request = planned.RunRequest(job=JOB.name, days=tuple(DAYS))
     plan = planned.Plan(request=request, version="1", steps=tuple(steps), notes=())
-    cost = cost_of(plan, JOB, rest_warehouse, window=2, price_per_tib=5.0)
+    cost = estimate_cost(plan, JOB, rest_warehouse, dates_per_window=2, price_per_tib=5.0)
     assert cost is not None
     assert (cost.preflight_bytes, cost.date_bytes, cost.window_bytes) == (
-        LEAST_BILLED,
-        3 * LEAST_BILLED,
-        2 * LEAST_BILLED,
+        MIN_BILLED_BYTES,
+        3 * MIN_BILLED_BYTES,
+        2 * MIN_BILLED_BYTES,
     )
     assert all(sent.body["configuration"]["dryRun"] for sent in double.calls("jobs.insert"))
 
@@ -352,7 +357,7 @@ def test_a_window_of_bytes_is_one_upload_and_one_script(
     rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
 ) -> None:
     files = [staged(staging, day, players=4) for day in DAYS]
-    assert publish(rest_warehouse, files) == Receipt(published=frozenset(DAYS))
+    assert publish(rest_warehouse, files) == PublishResult(published=frozenset(DAYS))
     assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
     ((_, data, _),) = [one.body for one in double.calls("jobs.upload.put")]
     assert pq.read_table(io.BytesIO(data)).num_rows == 12
@@ -362,7 +367,7 @@ def test_a_window_in_buckets_is_one_load_of_all_uris_and_no_upload(
     rest_warehouse: BigQueryWarehouse, double: RestDouble, bucket_staging: Staging
 ) -> None:
     files = [staged(bucket_staging, day, players=4) for day in DAYS]
-    assert publish(rest_warehouse, files) == Receipt(published=frozenset(DAYS))
+    assert publish(rest_warehouse, files) == PublishResult(published=frozenset(DAYS))
     assert kinds(double) == {"jobs.insert load": 1, "jobs.insert publish": 1}
     (sent,) = double.calls("jobs.insert", job="backfill-load-")
     load = sent.body["configuration"]["load"]
@@ -439,7 +444,9 @@ TOO_MANY = days_from(date(2013, 1, 1), 4001)
         pytest.param(lambda w: publish(w, [replace(FILE, day=day) for day in TOO_MANY]), id="publish"),
         pytest.param(lambda w: w.load(TABLE, "day", rows_of(*TOO_MANY, players=1)), id="load"),
         pytest.param(
-            lambda w: w.restore(TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, Replaced(before="b", published="p"))),
+            lambda w: w.restore(
+                TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, ReplacedPartition(before="b", published="p"))
+            ),
             id="restore",
         ),
     ],

@@ -12,19 +12,19 @@ import pytest
 from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
-from gated_backfill.common.cleanup.cleanup import Report, clean
-from gated_backfill.common.cleanup.operation import CleanupSite, backup_of
+from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
+from gated_backfill.common.cleanup.operation import CleanupContext, backup_of
 from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.cleanup.stale_rows import local_today
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import DatesWritten, NothingKept, UserError
+from gated_backfill.common.errors import BackupMissing, RestoreConflict, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.ledger.tables import alerts, cleanup_operations
 from gated_backfill.common.model.dated_tables import DatedTable
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.producer.cli.main import app
-from gated_backfill.worker.maintenance.cleanup import clean_stale, expire_backups
+from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
 from tests.lab import UPCOMING, Lab, players
 
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
@@ -41,8 +41,8 @@ def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes
     return lab.table_bytes(UPCOMING)
 
 
-def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupSite:
-    site = CleanupSite(
+def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupContext:
+    site = CleanupContext(
         settings=lab.settings.model_copy(update=settings),
         ledger=lab.site.ledger,
         warehouse=lab.site.warehouse,
@@ -51,11 +51,11 @@ def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupSite:
     return replace(site, owner=owner) if owner else site
 
 
-def cleaned(lab: Lab, *, max_share: float = 1.0, **more: Any) -> Report:
+def cleaned(lab: Lab, *, max_share: float = 1.0, **more: Any) -> CleanupReport:
     return clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=max_share, **more)
 
 
-def one_operation(report: Report) -> CleanupOperation:
+def one_operation(report: CleanupReport) -> CleanupOperation:
     assert report.failed == report.busy == report.refused == []
     (found,) = report.done
     return found
@@ -96,7 +96,7 @@ def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> Non
     any_lab.upcoming(STALE[1], players(1))
     now = any_lab.table_bytes(UPCOMING)
 
-    with pytest.raises(DatesWritten, match=rf"1 date\(s\) hold other rows by now.*{STALE[1]}"):
+    with pytest.raises(RestoreConflict, match=rf"1 date\(s\) hold other rows by now.*{STALE[1]}"):
         restore(operation.id, site_of(any_lab))
     assert any_lab.table_bytes(UPCOMING) == now
 
@@ -131,11 +131,11 @@ def test_a_backup_that_is_not_what_was_backed_up_is_never_put_back(lab: Lab) -> 
     part.write_bytes(b"something else")
     now = lab.table_bytes(UPCOMING)
 
-    with pytest.raises(NothingKept, match="is damaged"):
+    with pytest.raises(BackupMissing, match="is damaged"):
         restore(operation.id, site_of(lab))
 
     assert lab.table_bytes(UPCOMING) == now
-    assert lab.site.ledger.cleanup(operation.id).state is CleanupState.DELETED
+    assert lab.site.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.DELETED
 
 
 def test_nothing_is_deleted_that_could_not_be_backed_up(lab: Lab) -> None:
@@ -147,7 +147,7 @@ def test_nothing_is_deleted_that_could_not_be_backed_up(lab: Lab) -> None:
     assert report.done == []
     assert "/.cleanup/" in report.failed[0]
     assert lab.table_bytes(UPCOMING) == before
-    (operation,) = lab.site.ledger.cleanups()
+    (operation,) = lab.site.ledger.cleanups.list_cleanups()
     assert operation.state is CleanupState.ABANDONED
 
 
@@ -172,7 +172,7 @@ def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
     filled(lab)
     first = site_of(lab, owner="elsewhere:1:1")
     delete = lab.site.warehouse.delete_backed_up
-    second: list[Report] = []
+    second: list[CleanupReport] = []
 
     def meanwhile(*arguments: Any) -> None:
         second.append(cleaned(lab))
@@ -198,7 +198,7 @@ def test_beat_tells_an_unusual_cleanup_and_a_refused_one_in_one_message(lab: Lab
     lab.load(TEAMS, STALE[0], [{"team": "x"}], team)
     deps = replace(lab.opened_again(), settings=lab.settings.model_copy(update={"cleanup_unusual_rows": 11}))
 
-    said = clean_stale(deps)
+    said = clean_stale_rows(deps)
 
     assert f"{UPCOMING}: 12 rows on 3 date(s) deleted" in said
     assert f"refused: {TEAMS}: 1 of its 1 rows" in said
@@ -211,11 +211,11 @@ def test_beat_tells_an_unusual_cleanup_and_a_refused_one_in_one_message(lab: Lab
 def test_beat_leaves_restored_dates_alone(lab: Lab) -> None:
     before = filled(lab)
     deps = lab.opened_again()
-    clean_stale(deps)
-    (operation,) = lab.site.ledger.cleanups()
+    clean_stale_rows(deps)
+    (operation,) = lab.site.ledger.cleanups.list_cleanups()
     restore(operation.id, site_of(lab))
 
-    assert clean_stale(deps) == f"{TEAMS} does not exist"
+    assert clean_stale_rows(deps) == f"{TEAMS} does not exist"
 
     assert lab.table_bytes(UPCOMING) == before
     assert told(lab) == []
@@ -232,13 +232,13 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
 
     assert expire_backups(deps) == "1 backup(s) removed"
 
-    expired = any_lab.site.ledger.cleanup(operation.id)
+    expired = any_lab.site.ledger.cleanups.get_cleanup(operation.id)
     assert (expired.state, expired.backup) == (CleanupState.EXPIRED, None)
     with pytest.raises(UserError, match="has expired"):
         restore(operation.id, site_of(any_lab))
     assert not list((any_lab.home / "warehouse" / ".cleanup").glob("*"))
-    with pytest.raises(NothingKept):
-        any_lab.site.warehouse.backed_up(backup_of(operation))
+    with pytest.raises(BackupMissing):
+        any_lab.site.warehouse.read_backup(backup_of(operation))
 
 
 # -- the commands -------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 
 from gated_backfill.common.cleanup.cleanup import clean
 from gated_backfill.common.cleanup.restore import restore
-from gated_backfill.common.errors import NothingKept, UserError
+from gated_backfill.common.errors import BackupMissing, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.maintenance.cleanup import clean_stale
+from gated_backfill.worker.maintenance.cleanup import clean_stale_rows
 from tests.integration.test_cleanup import STALE, TABLE, TODAY, cleaned, command, filled, one_operation, site_of, told
 from tests.lab import UPCOMING, Lab, players
 
@@ -27,15 +27,15 @@ class Killed(BaseException):
 def killed_before(lab: Lab, monkeypatch: pytest.MonkeyPatch, to: CleanupState) -> None:
     """The next move of an operation to that state dies; its process is seen to be dead."""
     ledger = lab.site.ledger
-    move = ledger.move_cleanup
+    move = ledger.cleanups.move_cleanup
 
     def dies(operation_id: str, **named: Any) -> bool:
         if named["to"] is to:
-            monkeypatch.setattr(ledger, "move_cleanup", move)
+            monkeypatch.setattr(ledger.cleanups, "move_cleanup", move)
             raise Killed
         return move(operation_id, **named)
 
-    monkeypatch.setattr(ledger, "move_cleanup", dies)
+    monkeypatch.setattr(ledger.cleanups, "move_cleanup", dies)
 
 
 def kept_file(lab: Lab, operation: CleanupOperation) -> Path:
@@ -54,15 +54,15 @@ def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_resto
     killed_before(lab, monkeypatch, CleanupState.DELETED)
     with pytest.raises(Killed):
         cleaned(lab)
-    (operation,) = lab.site.ledger.unfinished_cleanups()
+    (operation,) = lab.site.ledger.cleanups.list_unfinished_cleanups()
     kept_file(lab, operation).unlink()
 
-    said = clean_stale(lab.opened_again())
+    said = clean_stale_rows(lab.opened_again())
 
     assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are gone" in said
     (alert,) = told(lab)
     assert f"backfill cleanup restore {operation.id} --intact" in alert["body"]
-    found = lab.site.ledger.cleanup(operation.id)
+    found = lab.site.ledger.cleanups.get_cleanup(operation.id)
     assert (found.state, found.backup, found.rows) == (CleanupState.DAMAGED, operation.backup, 12)
     with pytest.raises(UserError, match="has a damaged backup: --intact restores"):
         restore(operation.id, site_of(lab))
@@ -77,7 +77,7 @@ def test_one_damaged_date_does_not_keep_the_others_from_being_restored(lab: Lab)
     operation = one_operation(cleaned(lab))
     kept_file(lab, operation).write_bytes(b"something else")
 
-    with pytest.raises(NothingKept, match=r"is damaged.*--intact restores"):
+    with pytest.raises(BackupMissing, match=r"is damaged.*--intact restores"):
         restore(operation.id, site_of(lab))
     restore(operation.id, site_of(lab), intact_only=True)
 
@@ -95,11 +95,11 @@ def test_of_a_backup_that_was_replaced_nothing_is_taken_for_intact(lab: Lab) -> 
     (backups / first.id).rename(backups / "aside")
     (backups / second.id).rename(backups / first.id)
 
-    with pytest.raises(NothingKept, match=r"no date of the backup .* is intact"):
+    with pytest.raises(BackupMissing, match=r"no date of the backup .* is intact"):
         restore(first.id, site_of(lab), intact_only=True)
 
     assert rows_by_stale_date(lab) == [0, 0, 0]
-    assert lab.site.ledger.cleanup(first.id).state is CleanupState.DELETED
+    assert lab.site.ledger.cleanups.get_cleanup(first.id).state is CleanupState.DELETED
 
 
 @pytest.mark.parametrize("intact_only", [False, True])
@@ -117,9 +117,9 @@ def test_a_restoration_that_died_is_completed_as_it_was_asked_for(
     with pytest.raises(Killed):
         restore(operation.id, site_of(lab), **asked)
 
-    clean_stale(lab.opened_again())
+    clean_stale_rows(lab.opened_again())
 
-    found = lab.site.ledger.cleanup(operation.id)
+    found = lab.site.ledger.cleanups.get_cleanup(operation.id)
     assert found.state is CleanupState.RESTORED
     assert str(BETWEEN) in str(found.error)
     # The rows of the date that was not restored are stale like any others.
@@ -135,10 +135,12 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
     def overtaken(*arguments: Any) -> Any:
         """Another process takes the operation over and ends it, and a person puts everything back."""
         found = counts(*arguments)
-        for operation in lab.site.ledger.unfinished_cleanups():
+        for operation in lab.site.ledger.cleanups.list_unfinished_cleanups():
             patch.undo()
             past = utcnow() - timedelta(seconds=1)
-            lab.site.ledger.renew_cleanup(operation.id, expect=operation.state, owner=late.owner, lease_until=past)
+            lab.site.ledger.cleanups.renew_cleanup(
+                operation.id, expect=operation.state, owner=late.owner, lease_until=past
+            )
             others.extend(cleaned(lab).done)
             restore(operation.id, site_of(lab))
         return found
@@ -160,7 +162,7 @@ def test_dates_between_the_restored_ones_are_not_spared_and_the_preview_tells_wh
     lab.upcoming(BETWEEN, players(1))
 
     shown = command(lab, "cleanup", "--dry-run").stdout
-    clean_stale(lab.opened_again())
+    clean_stale_rows(lab.opened_again())
 
     assert f"2 of these dates were restored, and the daily cleanup leaves them alone: {STALE[0]}, {STALE[2]}" in shown
     assert rows_by_stale_date(lab) == [3, 0, 4]

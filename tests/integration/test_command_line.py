@@ -61,7 +61,7 @@ def test_bad_arguments_end_in_one_line_and_change_nothing(lab: Lab, arguments: l
     assert says in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert snapshot(lab.home) == before
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 def test_an_unknown_job_is_refused_with_the_known_ones(lab: Lab) -> None:
@@ -158,7 +158,7 @@ def test_a_broker_that_does_not_answer_is_refused_without_its_password(lab: Lab)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "does not answer" in refused.stderr
     assert "hunter2" not in refused.stderr
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab,
     assert again.returncode == 0
     assert "nothing to do: all 3 date(s) are checkpointed" in again.stdout
     assert lab.table_bytes(TARGET) == before
-    assert len(lab.site.ledger.latest_runs()) == 1
+    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_home_with_blanks_and_quotes_in_its_relative_path_is_as_good_as_any(lab: Lab, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_retry_builds_the_blocked_and_failed_dates_of_a_run_and_no_others(lab: L
 
     assert retried.returncode == 0, retried.stdout + retried.stderr
     assert [one["day"] for one in lab.status()["dates"]] == ["2023-02-24", "2023-02-25"]
-    again = lab.inside("retry", lab.site.ledger.latest_runs(1)[0].id)
+    again = lab.inside("retry", lab.site.ledger.runs.list_latest_runs(1)[0].id)
     assert "nothing to retry" in again.stdout
 
 
@@ -258,7 +258,7 @@ def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:
     for step in told["steps"]:
         assert step["day"] in shown.stdout
         assert step["reason"] in shown.stdout
-    assert len(lab.site.ledger.latest_runs()) == 1
+    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_saved_plan_runs_exactly_as_shown_or_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_newest_first_excluded_and_windowed_dates_are_built_in_that_order(lab: L
     ran = lab.inside("run", "--job", "probe", *span, "--newest-first", "--window", "2", "--sequential")
 
     assert ran.returncode == 0, ran.stderr
-    rows = lab.site.ledger.dates(lab.site.ledger.latest_runs(1)[0].id)
+    rows = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs(1)[0].id)
     by_window = {number: [row.day.day for row in rows if row.window == number] for number in (1, 2)}
     assert by_window == {1: [26, 27], 2: [23, 24]}
 
@@ -333,7 +333,7 @@ def test_a_broker_that_can_not_be_used_is_one_line_without_its_password(lab: Lab
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     assert "hun" not in refused.stderr + refused.stdout
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 def test_a_folder_with_packages_of_our_names_in_it_is_no_danger(lab: Lab, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: La
             check=False,
         )
         assert ran.stdout.startswith("refused the world has changed" if refused else "run "), ran.stderr
-    assert len(lab.site.ledger.latest_runs()) == 1
+    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_command_that_only_looks_leaves_no_journal_of_the_ledger_behind(lab: Lab) -> None:

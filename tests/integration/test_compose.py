@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env
 from tests.conftest import of_database
@@ -307,7 +307,7 @@ def test_the_health_check_of_postgres_tells_whether_it_answers(machine: Machine,
 def test_setup_makes_the_tables_in_the_emulator_of_its_profile(machine: Machine, tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     (url,) = re.findall(r"bigquery://test-project\S+", example)
-    assert Address.parse(url).endpoint == "http://emulator:9050"
+    assert BigQueryAddress.parse(url).endpoint == "http://emulator:9050"
     chosen = SECRETS | URLS | {"BACKFILL_WAREHOUSE": url, "JOBS_DIR": str(PACKAGES / "probe_jobs")}
     machine.services = resolved(write_env(tmp_path / ".env", chosen), *PROFILES)["services"]
     machine.first_on_path = EMULATOR_PYTHON.parent
@@ -340,7 +340,8 @@ def test_the_wheel_holds_everything_and_works_where_the_sources_are_not(tmp_path
 
     of_ours = [path for part in ("common", "producer", "worker") for path in sorted((ROOT / part).rglob("*"))]
     wanted = [path for path in of_ours if path.is_file() and "__pycache__" not in path.parts]
-    assert [path for path in wanted if not (site / path.relative_to(ROOT)).exists()] == []
+    package = site / "gated_backfill"
+    assert [path for path in wanted if not (package / path.relative_to(ROOT)).exists()] == []
     assert "Rebuild a dated table" in backfill("--help").stdout
     assert "player_composite_factors  version" in backfill("jobs").stdout
     assert "the ledger's tables are up to date" in backfill("tables", "create").stdout
@@ -352,6 +353,7 @@ def copied_sources(tmp_path: Path) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, copy)
-    for name in ("common", "producer", "worker"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("gated_backfill", "common", "producer", "worker"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     return copy

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gated_backfill.common.ledger import Action, DateState, Ledger, Run, RunState
-from gated_backfill.common.process.identity import identity
+from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunState
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.producer.context import requester
+from gated_backfill.producer.context import current_user
 from gated_backfill.worker.dates import build
-from gated_backfill.worker.dates.process import NOT_OURS
+from gated_backfill.worker.dates.process import NOT_CLAIMED
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import close_window
 from gated_backfill.worker.reconcile.reconcile import reconcile
@@ -36,7 +36,7 @@ def prepare(lab: Lab, *, trick: str | None = None) -> None:
 
 
 def states(lab: Lab, run: Run) -> list[str]:
-    return [row.state.value for row in lab.site.ledger.dates(run.id)]
+    return [row.state.value for row in lab.site.ledger.dates.list_dates(run.id)]
 
 
 def staged_files(lab: Lab) -> list[Path]:
@@ -59,18 +59,18 @@ def test_a_run_is_paused_and_resumed_with_who_and_why(lab: Lab) -> None:
     paused = lab.inside("pause", run.id, "--reason", "the source is being reloaded")
     assert paused.returncode == 0, paused.stderr
     assert f"run {run.id} is paused: 0 dates under way are finished" in paused.stdout
-    assert process_date(run.id, DAYS[0], deps).state == NOT_OURS
+    assert process_date(run.id, DAYS[0], deps).state == NOT_CLAIMED
     again = lab.inside("pause", run.id)
     assert (again.returncode, again.stdout.strip()) == (0, f"run {run.id} is already paused")
     resumed = lab.inside("resume", run.id, "--json")
 
     assert (resumed.returncode, json.loads(resumed.stdout)["state"]) == (0, "running")
     assert process_date(run.id, DAYS[0], deps).state == "staged"
-    assert [(one.action, one.by, one.reason) for one in lab.site.ledger.actions(run.id)[1:]] == [
-        (Action.PAUSED, requester(), "the source is being reloaded"),
-        (Action.RESUMED, requester(), None),
+    assert [(one.action, one.by, one.reason) for one in lab.site.ledger.actions.list_actions(run.id)[1:]] == [
+        (RunAction.PAUSED, current_user(), "the source is being reloaded"),
+        (RunAction.RESUMED, current_user(), None),
     ]
-    assert f"paused by {requester()}: the source is being reloaded" in lab.inside("status", run.id).stdout
+    assert f"paused by {current_user()}: the source is being reloaded" in lab.inside("status", run.id).stdout
     shown = json.loads(lab.inside("status", run.id, "--json").stdout)
     assert [one["action"] for one in shown["actions"]] == ["launched", "paused", "resumed"]
 
@@ -90,13 +90,13 @@ def test_a_cancelled_run_finishes_what_it_has_begun_and_frees_the_rest_at_once(l
     assert reconcile(run.id, deps, lost_tasks=True) == 1  # which sends the gate, as no chord will
     close_window(run.id, 1, deps)
 
-    assert lab.site.ledger.run(run.id).state is RunState.CANCELLED
+    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert states(lab, run) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
-    assert lab.site.ledger.checkpoints("probe", DAYS[0], DAYS[0])[DAYS[0]].run_id == run.id
+    assert lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[0])[DAYS[0]].run_id == run.id
     assert staged_files(lab) == []
     shown = lab.inside("status", run.id)
     assert shown.returncode == 3
-    assert f"cancelled by {requester()}: wrong season" in shown.stdout
+    assert f"cancelled by {current_user()}: wrong season" in shown.stdout
     assert "1 checkpointed, 3 cancelled" in shown.stdout
     refused(lab.inside("cancel", run.id), "it is cancelled")
     refused(lab.inside("pause", run.id), "it is cancelled")
@@ -109,8 +109,8 @@ def test_a_run_of_which_nothing_was_begun_is_cancelled_at_once(lab: Lab) -> None
 
     told = json.loads(lab.inside("cancel", run.id, "--json").stdout)
 
-    assert (told["state"], told["counts"], told["by"]) == ("cancelled", {"cancelled": 4}, requester())
-    assert lab.site.ledger.active_holders("probe", DAYS) == {}
+    assert (told["state"], told["counts"], told["by"]) == ("cancelled", {"cancelled": 4}, current_user())
+    assert lab.site.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
 
 
 def test_discarding_removes_what_was_staged(lab: Lab) -> None:
@@ -124,7 +124,7 @@ def test_discarding_removes_what_was_staged(lab: Lab) -> None:
     assert "1 staged discarded, 4 will not be built" in ran.stdout
     assert staged_files(lab) == []
     assert lab.table_bytes(TARGET) == {}
-    assert lab.site.ledger.run(run.id).state is RunState.CANCELLED
+    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "cancel"])
@@ -136,9 +136,9 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
     prepare(lab)
     run, _, _ = lab.opened(DAYS, "probe")
     dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = identity(dead.pid)
+    owner = process_identity(dead.pid)
     dead.communicate(b"\n")
-    new = lab.site.ledger.run(run.id)
+    new = lab.site.ledger.runs.get_run(run.id)
     assert lab.inside("cancel", run.id).returncode == 0
     orphan = reopened(lab.site.ledger, new, owner)
 
@@ -147,15 +147,15 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
     ran = lab.inside("cancel", orphan.id, "--reason", "it died")
 
     assert "its process was gone" in ran.stdout
-    assert lab.site.ledger.run(orphan.id).state is RunState.CANCELLED
+    assert lab.site.ledger.runs.get_run(orphan.id).state is RunState.CANCELLED
     assert states(lab, orphan) == ["cancelled"] * 4
 
 
 def reopened(ledger: Ledger, run: Run, owner: str) -> Run:
     """A run like that one, of another process."""
     like = new_run(DAYS, job=run.job, owner=owner, options=dict(run.options))
-    opened = ledger.open_run(like)
-    ledger.move_run(opened.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    opened = ledger.runs.open_run(like)
+    ledger.runs.move_run(opened.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     return opened
 
 
@@ -183,14 +183,14 @@ def working_while(lab: Lab, deps: Deps, order: Callable[[], object]) -> Deps:
 def test_a_date_that_was_just_taken_up_is_given_back_when_its_run_is_paused(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "AS_GOOD_AS_NOW", timedelta(0))  # as if to look at the sources had taken its time
+    monkeypatch.setattr(build, "RECENT_CLAIM_AGE", timedelta(0))  # as if to look at the sources had taken its time
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
     pausing = working_while(lab, deps, lambda: lab.inside("pause", run.id))
 
-    assert process_date(run.id, DAYS[0], pausing).state == NOT_OURS
+    assert process_date(run.id, DAYS[0], pausing).state == NOT_CLAIMED
 
-    (row,) = lab.site.ledger.dates(run.id, days=[DAYS[0]])
+    (row,) = lab.site.ledger.dates.list_dates(run.id, days=[DAYS[0]])
     assert (row.state, row.attempt, row.deaths) == (DateState.QUEUED, 0, 0)
     lab.inside("resume", run.id)
     assert process_date(run.id, DAYS[0], deps).state == "staged"
@@ -214,7 +214,7 @@ def test_a_date_in_the_middle_of_its_processing_obeys_the_order(lab: Lab, option
     reconcile(run.id, deps, lost_tasks=True)
     assert states(lab, run) == [state, "cancelled", "cancelled", "cancelled"]
     assert staged_files(lab) == []
-    assert lab.site.ledger.run(run.id).state is RunState.CANCELLED
+    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert len(lab.table_bytes(TARGET)) == (state == "checkpointed")
 
 
@@ -224,10 +224,13 @@ def test_a_sequential_run_waits_while_it_is_paused(lab: Lab, order: str) -> None
     with ThreadPoolExecutor(1) as pool:
         ran = pool.submit(lab.run, DAYS, "probe", window=1)
         until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
-        run = lab.site.ledger.latest_runs(1)[0]
+        run = lab.site.ledger.runs.list_latest_runs(1)[0]
         assert lab.inside("pause", run.id).returncode == 0
         (lab.marks / "released").touch()
-        until(lambda: lab.site.ledger.progress(run.id).of(DateState.CHECKPOINTED) == 1, "the end of what was begun")
+        until(
+            lambda: lab.site.ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) == 1,
+            "the end of what was begun",
+        )
         assert states(lab, run)[1:] == ["queued", "queued", "pending"]
         assert lab.inside(order, run.id).returncode == 0
         progress = ran.result(timeout=60)
@@ -252,10 +255,10 @@ def test_a_retry_builds_the_dates_that_were_cancelled(lab: Lab) -> None:
     ran = lab.inside("retry", run.id, "--sequential", "--reason", "the season was right after all")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    retried = lab.site.ledger.latest_runs(1)[0]
-    assert [row.day for row in lab.site.ledger.dates(retried.id)] == DAYS[1:]
+    retried = lab.site.ledger.runs.list_latest_runs(1)[0]
+    assert [row.day for row in lab.site.ledger.dates.list_dates(retried.id)] == DAYS[1:]
     assert retried.reason == "the season was right after all"
-    assert f"(by {requester()}: the season was right after all)" in lab.inside("status").stdout
+    assert f"(by {current_user()}: the season was right after all)" in lab.inside("status").stdout
 
 
 def test_a_saved_plan_keeps_why_it_is_to_be_run(lab: Lab) -> None:
@@ -267,7 +270,7 @@ def test_a_saved_plan_keeps_why_it_is_to_be_run(lab: Lab) -> None:
     ran = lab.inside("run", "--plan", file, "--sequential")
 
     assert ran.returncode == 0, ran.stderr
-    (run,) = lab.site.ledger.latest_runs()
+    (run,) = lab.site.ledger.runs.list_latest_runs()
     assert run.reason == "the new season"
-    assert lab.site.ledger.actions(run.id)[0].reason == "the new season"
+    assert lab.site.ledger.actions.list_actions(run.id)[0].reason == "the new season"
     assert json.loads(lab.inside("status", "--json").stdout)["reason"] == "the new season"

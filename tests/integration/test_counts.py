@@ -78,7 +78,7 @@ def test_a_range_is_counted_over_the_expected_only(
 
     assert counted.expected == {FEB_23: 2, FEB_24: 2}
     assert counted.found == {one.name: by_day(one.name.removeprefix("from_")) for one in present}
-    assert counted.either == {name: by_day(*of) for name, of in either.items()}
+    assert counted.with_primary == {name: by_day(*of) for name, of in either.items()}
 
 
 def test_a_long_range_is_counted_day_by_day_as_a_short_one_is(warehouse: Warehouse) -> None:

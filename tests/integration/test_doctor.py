@@ -23,9 +23,9 @@ import redis
 from sqlalchemy.engine import make_url
 
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.process.clock import Reading
+from gated_backfill.common.process.clock import ClockReading
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
-from gated_backfill.producer.doctor.checks import Level, clock_finding
+from gated_backfill.producer.doctor.checks import CheckLevel, check_clock
 from tests.brokers import PASSWORD, valkey
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -236,20 +236,22 @@ def test_a_broker_whose_clock_differs_is_told_by_how_much(
 @pytest.mark.parametrize(
     ("apart", "took", "level"),
     [
-        (0, 0, Level.OK),
-        (5, 0, Level.OK),
-        (5.1, 0, Level.WARN),
-        (-60, 0, Level.WARN),
-        (-60.1, 0, Level.FAIL),
-        (9, 10, Level.OK),  # it may have been read at the end of those ten seconds
-        (-1, 10, Level.OK),
-        (71, 10, Level.FAIL),
+        (0, 0, CheckLevel.OK),
+        (5, 0, CheckLevel.OK),
+        (5.1, 0, CheckLevel.WARN),
+        (-60, 0, CheckLevel.WARN),
+        (-60.1, 0, CheckLevel.FAIL),
+        (9, 10, CheckLevel.OK),  # it may have been read at the end of those ten seconds
+        (-1, 10, CheckLevel.OK),
+        (71, 10, CheckLevel.FAIL),
     ],
 )
-def test_clocks_differ_by_what_asking_can_not_explain(apart: float, took: float, level: Level) -> None:
+def test_clocks_differ_by_what_asking_can_not_explain(apart: float, took: float, level: CheckLevel) -> None:
     before = datetime(2023, 2, 23, tzinfo=UTC)
-    reading = Reading(before=before, said=before + timedelta(seconds=apart), after=before + timedelta(seconds=took))
-    assert clock_finding("broker", reading).level is level
+    reading = ClockReading(
+        before=before, other_clock=before + timedelta(seconds=apart), after=before + timedelta(seconds=took)
+    )
+    assert check_clock("broker", reading).level is level
 
 
 # -- the ledger ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.producer.context import requester
+from gated_backfill.producer.context import current_user
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.maintenance import retention
 from tests.builders import FEB_23
@@ -18,8 +18,8 @@ def told(lab: Lab, run: str) -> tuple[dict[str, Any], str]:
 
 
 def said_of(ledger: Ledger, run: str) -> tuple[Any, ...]:
-    (row,) = ledger.dates(run)
-    found = ledger.run(run)
+    (row,) = ledger.dates.list_dates(run)
+    found = ledger.runs.get_run(run)
     return row.verdict, row.reason, found.options["forced_because"], found.requested_by
 
 
@@ -29,18 +29,18 @@ def test_a_forced_date_stays_one_after_a_later_run_an_undo_and_retention(lab: La
     forced = lab.run([FEB_23], "probe", because="the feed is gone").run.id
     before = said_of(lab.site.ledger, forced)
     assert before[0] is not None
-    assert (before[0].value, before[2], before[3]) == ("forced", "the feed is gone", requester())
+    assert (before[0].value, before[2], before[3]) == ("forced", "the feed is gone", current_user())
 
     lab.probe("first", FEB_23, players(10))
     again = lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run.id
     assert said_of(lab.site.ledger, again)[0] is not before[0]
     assert lab.inside("undo", again, "--yes").returncode == 0
     assert lab.inside("undo", forced, "--yes").returncode == 0
-    for work in (retention.forget_staged, retention.forget_quarantined, retention.forget_replaced):
+    for work in (retention.remove_old_staged_files, retention.remove_old_quarantine, retention.remove_old_undo_data):
         work(lab.opened_again())
 
     assert said_of(lab.site.ledger, forced) == before
     status, history = told(lab, forced)
     assert "the feed is gone" in json.dumps(status)
     assert "forced" in history
-    assert requester() in json.dumps(status)
+    assert current_user() in json.dumps(status)

@@ -59,7 +59,8 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
 
     rows = facts_of(eventful)
     assert [(one["run"], one["dates"]) for one in told["runs"]] == [
-        (run.id, len([row for row in rows if row["run_id"] == run.id])) for run in eventful.site.ledger.latest_runs()
+        (run.id, len([row for row in rows if row["run_id"] == run.id]))
+        for run in eventful.site.ledger.runs.list_latest_runs()
     ]
     for figures, of in [(told["totals"], rows)] + [
         (one, [row for row in rows if row["run_id"] == one["run"]]) for one in told["runs"]
@@ -85,7 +86,7 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
 
 
 def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) -> None:
-    forced, first = eventful.site.ledger.latest_runs()
+    forced, first = eventful.site.ledger.runs.list_latest_runs()
     assert eventful.command("undo", forced.id, "--yes").returncode == 0
 
     said = eventful.command("history", "--job", "probe").stdout
@@ -154,7 +155,7 @@ def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> N
         done = f"state='checkpointed', verdict='complete', reason='187 of 187 expected entities (100.0 %)', {facts}"
         connection.execute(f"UPDATE run_dates SET {done}, source_reason='primary at 100.0 %'")
     connection.close()
-    assert lab.site.ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    assert lab.site.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
     file = lab.home / "history.html"
 
     assert lab.command("history", "--html", str(file)).returncode == 0
@@ -169,8 +170,8 @@ def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> N
 def ended_run(ledger: Ledger, day: date) -> Run:
     run = queued_run(ledger, [day])
     checkpointed_date(ledger, run, day)
-    assert ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
-    return ledger.run(run.id)
+    assert ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    return ledger.runs.get_run(run.id)
 
 
 def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_written(any_lab: Lab) -> None:

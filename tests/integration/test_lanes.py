@@ -65,11 +65,11 @@ def launch(lab: Lab, places: dict[str, str], wanted: Sequence[date], *more: str)
     span = ("--start-date", str(wanted[0]), "--end-date", str(wanted[-1]))
     ran = lab.inside("run", "--job", "probe", *span, "--detach", "--yes", *more, **places)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return lab.site.ledger.latest_runs(1)[0].id
+    return lab.site.ledger.runs.list_latest_runs(1)[0].id
 
 
 def started(ledger: Ledger, run: str) -> list[datetime]:
-    return sorted(row.started_at for row in ledger.dates(run) if row.started_at is not None)
+    return sorted(row.started_at for row in ledger.dates.list_dates(run) if row.started_at is not None)
 
 
 def consumed(lab: Lab, places: dict[str, str], workers: int) -> dict[str, set[str]]:
@@ -93,16 +93,23 @@ def test_a_small_run_waits_for_no_long_one_and_long_ones_share_the_workers(lab: 
         queues = until(lambda: consumed(lab, places, len(named)), "the workers to answer")
 
         small = launch(lab, places, daily)
-        until(lambda: ledger.run(small).ended, "the small run to end")
+        until(lambda: ledger.runs.get_run(small).has_ended, "the small run to end")
         begun = len(started(ledger, first))
 
         second = launch(lab, places, late, "--window", "6")
         (lab.marks / "released").touch()
-        until(lambda: ledger.run(first).ended and ledger.run(second).ended, "both long runs to end")
+        until(
+            lambda: ledger.runs.get_run(first).has_ended and ledger.runs.get_run(second).has_ended,
+            "both long runs to end",
+        )
 
     assert queues == {"dates": {*LANES, EXPRESS_QUEUE}, "reserved": reserved}
-    assert [ledger.run(run).options["queue"] for run in (first, small, second)] == [LANES[0], EXPRESS_QUEUE, LANES[1]]
-    assert {ledger.run(run).state for run in (first, small, second)} == {RunState.SUCCEEDED}
+    assert [ledger.runs.get_run(run).options["queue"] for run in (first, small, second)] == [
+        LANES[0],
+        EXPRESS_QUEUE,
+        LANES[1],
+    ]
+    assert {ledger.runs.get_run(run).state for run in (first, small, second)} == {RunState.SUCCEEDED}
     assert begun == 1
     of_first, of_second = started(ledger, first)[begun:], started(ledger, second)
     for count in (5, 10, 15):  # dates of one begun by the time that so many of the other were

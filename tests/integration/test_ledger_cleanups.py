@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import TableTaken, UserError
+from gated_backfill.common.errors import TableInUse, UserError
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.common.ledger.stores.cleanups import CLEANUP_MOVES, CleanupOperation, CleanupState, NewCleanup
-from gated_backfill.common.model.backup import KeptDate
+from gated_backfill.common.ledger.stores.cleanups import CLEANUP_TRANSITIONS, CleanupOperation, CleanupState, NewCleanup
+from gated_backfill.common.model.backup import BackupDate
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import everyone_is_dead, everyone_lives
 
@@ -38,25 +38,27 @@ def new(name: str = "op-1", table: str = "nba.upcoming") -> NewCleanup:
 
 
 def opened(ledger: Ledger, name: str = "op-1", *, lease: timedelta = timedelta(minutes=5), **more: Any) -> None:
-    ledger.open_cleanup(new(name, **more), ME, utcnow() + lease)
+    ledger.cleanups.open_cleanup(new(name, **more), ME, utcnow() + lease)
 
 
 def moved(ledger: Ledger, *states: CleanupState, name: str = "op-1", owner: str = ME) -> CleanupOperation:
     """The operation after these moves of its owner."""
     for to in states:
-        at = ledger.cleanup(name).state
-        assert ledger.move_cleanup(name, expect=at, to=to, owner=owner, lease_until=utcnow() + timedelta(minutes=5))
-    return ledger.cleanup(name)
+        at = ledger.cleanups.get_cleanup(name).state
+        assert ledger.cleanups.move_cleanup(
+            name, expect=at, to=to, owner=owner, lease_until=utcnow() + timedelta(minutes=5)
+        )
+    return ledger.cleanups.get_cleanup(name)
 
 
 def test_an_operation_reads_back_as_it_was_opened(ledger: Ledger) -> None:
     opened(ledger)
-    found = ledger.cleanup("op-1")
+    found = ledger.cleanups.get_cleanup("op-1")
     assert (found.state, found.active, found.owner, found.rows) == (CleanupState.PLANNED, True, ME, 10)
     assert (found.oldest, found.newest, found.cutoff, found.backup) == (DAY, DAY, date(2024, 1, 8), "somewhere")
-    assert ledger.unfinished_cleanups() == ledger.cleanups() == [found]
+    assert ledger.cleanups.list_unfinished_cleanups() == ledger.cleanups.list_cleanups() == [found]
     with pytest.raises(UserError, match="no cleanup 'nope'"):
-        ledger.cleanup("nope")
+        ledger.cleanups.get_cleanup("nope")
 
 
 def test_of_many_that_open_one_on_a_table_at_once_one_does(ledger: Ledger) -> None:
@@ -66,7 +68,7 @@ def test_of_many_that_open_one_on_a_table_at_once_one_does(ledger: Ledger) -> No
         barrier.wait()
         try:
             opened(ledger, f"op-{number}")
-        except TableTaken as exc:
+        except TableInUse as exc:
             return str(exc)
         return "opened"
 
@@ -84,7 +86,7 @@ def test_an_operation_that_ended_gives_its_table_free_and_takes_it_to_be_restore
     assert ended.backed_up_at is not None
     assert ended.deleted_at is not None
     opened(ledger, "op-2")
-    with pytest.raises(TableTaken, match="operation op-2"):
+    with pytest.raises(TableInUse, match="operation op-2"):
         moved(ledger, CleanupState.RESTORING)
     moved(ledger, CleanupState.ABANDONED, name="op-2")
     assert moved(ledger, CleanupState.RESTORING).active
@@ -94,77 +96,81 @@ def test_an_operation_that_ended_gives_its_table_free_and_takes_it_to_be_restore
 @pytest.mark.parametrize("to", CleanupState)
 def test_only_moves_of_the_table_are_made(ledger: Ledger, to: CleanupState) -> None:
     opened(ledger)
-    if to in CLEANUP_MOVES[CleanupState.PLANNED]:
+    if to in CLEANUP_TRANSITIONS[CleanupState.PLANNED]:
         assert moved(ledger, to).state is to
-        assert not ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
+        assert not ledger.cleanups.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
     else:
         with pytest.raises(ValueError, match="never moves"):
-            ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
+            ledger.cleanups.move_cleanup("op-1", expect=CleanupState.PLANNED, to=to, owner=ME)
 
 
 def test_only_its_owner_moves_an_unfinished_operation(ledger: Ledger) -> None:
     opened(ledger)
-    assert not ledger.move_cleanup("op-1", expect=CleanupState.PLANNED, to=CleanupState.BACKED_UP, owner=OTHER)
-    assert ledger.cleanup("op-1").state is CleanupState.PLANNED
+    assert not ledger.cleanups.move_cleanup("op-1", expect=CleanupState.PLANNED, to=CleanupState.BACKED_UP, owner=OTHER)
+    assert ledger.cleanups.get_cleanup("op-1").state is CleanupState.PLANNED
 
 
 def test_an_operation_is_taken_from_the_dead_and_the_late_only(ledger: Ledger) -> None:
     until = utcnow() + timedelta(minutes=5)
     opened(ledger)
-    assert ledger.take_cleanup("op-1", OTHER, until, is_dead=everyone_lives) is None
-    taken = ledger.take_cleanup("op-1", OTHER, until, is_dead=everyone_is_dead)
+    assert ledger.cleanups.claim_cleanup("op-1", OTHER, until, is_dead=everyone_lives) is None
+    taken = ledger.cleanups.claim_cleanup("op-1", OTHER, until, is_dead=everyone_is_dead)
     assert taken is not None
     assert (taken.owner, taken.state) == (OTHER, CleanupState.PLANNED)
     opened(ledger, "late", table="nba.teams", lease=timedelta(seconds=-1))
-    assert ledger.take_cleanup("late", OTHER, until, is_dead=everyone_lives) is not None
-    ledger.give_up_cleanup("late", OTHER, "the warehouse is away")
-    assert ledger.cleanup("late").error == "the warehouse is away"
-    assert ledger.take_cleanup("late", ME, until, is_dead=everyone_lives) is not None
+    assert ledger.cleanups.claim_cleanup("late", OTHER, until, is_dead=everyone_lives) is not None
+    ledger.cleanups.release_cleanup("late", OTHER, "the warehouse is away")
+    assert ledger.cleanups.get_cleanup("late").error == "the warehouse is away"
+    assert ledger.cleanups.claim_cleanup("late", ME, until, is_dead=everyone_lives) is not None
     moved(ledger, CleanupState.ABANDONED, owner=OTHER)
-    assert ledger.take_cleanup("op-1", ME, until, is_dead=everyone_is_dead) is None
+    assert ledger.cleanups.claim_cleanup("op-1", ME, until, is_dead=everyone_is_dead) is None
 
 
 def test_backups_are_due_once_their_time_is_over_and_dropped_once(ledger: Ledger) -> None:
     opened(ledger)
     moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
     later = utcnow() + timedelta(days=31)
-    assert ledger.backups_to_expire(utcnow()) == []
-    assert [one.id for one in ledger.backups_to_expire(later)] == ["op-1"]
-    ledger.backup_dropped("op-1")
-    assert ledger.cleanup("op-1").backup == "somewhere"  # it is still kept
+    assert ledger.cleanups.list_backups_to_expire(utcnow()) == []
+    assert [one.id for one in ledger.cleanups.list_backups_to_expire(later)] == ["op-1"]
+    ledger.cleanups.mark_backup_dropped("op-1")
+    assert ledger.cleanups.get_cleanup("op-1").backup == "somewhere"  # it is still kept
     moved(ledger, CleanupState.EXPIRED)
-    assert [one.id for one in ledger.backups_to_drop()] == ["op-1"]
-    ledger.backup_dropped("op-1")
-    assert ledger.backups_to_drop() == ledger.backups_to_expire(later) == []
+    assert [one.id for one in ledger.cleanups.list_backups_to_drop()] == ["op-1"]
+    ledger.cleanups.mark_backup_dropped("op-1")
+    assert ledger.cleanups.list_backups_to_drop() == ledger.cleanups.list_backups_to_expire(later) == []
 
 
 def test_what_was_backed_up_is_known_by_date_and_how_it_is_to_be_restored_too(ledger: Ledger) -> None:
     opened(ledger)
-    kept = {DAY: KeptDate(fingerprint="f", rows=3), DAY + timedelta(days=1): KeptDate(fingerprint="g", rows=7)}
+    kept = {DAY: BackupDate(fingerprint="f", rows=3), DAY + timedelta(days=1): BackupDate(fingerprint="g", rows=7)}
     until = utcnow() + timedelta(minutes=5)
     at = CleanupState.PLANNED
-    assert ledger.cleanup("op-1").kept == {}
-    assert ledger.move_cleanup("op-1", expect=at, to=CleanupState.BACKED_UP, owner=ME, lease_until=until, kept=kept)
+    assert ledger.cleanups.get_cleanup("op-1").kept == {}
+    assert ledger.cleanups.move_cleanup(
+        "op-1", expect=at, to=CleanupState.BACKED_UP, owner=ME, lease_until=until, kept=kept
+    )
     moved(ledger, CleanupState.DELETED)
     at, asked = CleanupState.DELETED, {"leave_written": True, "intact_only": True}
-    assert ledger.move_cleanup("op-1", expect=at, to=CleanupState.RESTORING, owner=ME, lease_until=until, **asked)
-    found = ledger.cleanup("op-1")
+    assert ledger.cleanups.move_cleanup(
+        "op-1", expect=at, to=CleanupState.RESTORING, owner=ME, lease_until=until, **asked
+    )
+    found = ledger.cleanups.get_cleanup("op-1")
     assert (found.kept, found.leave_written, found.intact_only) == (kept, True, True)
 
 
 def test_only_its_owner_goes_on_holding_an_operation_and_only_where_it_was(ledger: Ledger) -> None:
     opened(ledger, lease=timedelta(seconds=-1))
     at, until = CleanupState.PLANNED, utcnow() + timedelta(minutes=5)
-    assert not ledger.renew_cleanup("op-1", expect=at, owner=OTHER, lease_until=until)
-    assert not ledger.renew_cleanup("op-1", expect=CleanupState.BACKED_UP, owner=ME, lease_until=until)
-    assert ledger.renew_cleanup("op-1", expect=at, owner=ME, lease_until=until)
-    assert ledger.cleanup("op-1").lease_until == until
+    assert not ledger.cleanups.renew_cleanup("op-1", expect=at, owner=OTHER, lease_until=until)
+    assert not ledger.cleanups.renew_cleanup("op-1", expect=CleanupState.BACKED_UP, owner=ME, lease_until=until)
+    assert ledger.cleanups.renew_cleanup("op-1", expect=at, owner=ME, lease_until=until)
+    assert ledger.cleanups.get_cleanup("op-1").lease_until == until
     moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
-    assert not ledger.renew_cleanup("op-1", expect=CleanupState.DELETED, owner=ME, lease_until=until)
+    assert not ledger.cleanups.renew_cleanup("op-1", expect=CleanupState.DELETED, owner=ME, lease_until=until)
 
 
 def test_a_damaged_backup_is_kept_until_it_expires(ledger: Ledger) -> None:
     opened(ledger)
     moved(ledger, CleanupState.BACKED_UP, CleanupState.DAMAGED)
-    assert ledger.unfinished_cleanups() == ledger.backups_to_drop() == []
-    assert [one.id for one in ledger.backups_to_expire(utcnow() + timedelta(days=31))] == ["op-1"]
+    assert ledger.cleanups.list_unfinished_cleanups() == ledger.cleanups.list_backups_to_drop() == []
+    assert [one.id for one in ledger.cleanups.list_backups_to_expire(utcnow() + timedelta(days=31))] == ["op-1"]

@@ -15,21 +15,21 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from gated_backfill.common.errors import DatesTaken, LedgerUnavailable, UserError
+from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, UserError
 from gated_backfill.common.ledger import (
-    Action,
     DateRow,
     DateState,
     Ledger,
     NewAlert,
     NewDate,
     Run,
+    RunAction,
     RunState,
     WindowState,
     open_ledger,
 )
 from gated_backfill.common.ledger.connections import make_engine
-from gated_backfill.common.ledger.stores.history import READ_AT_ONCE
+from gated_backfill.common.ledger.stores.history import DATES_PER_QUERY
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
@@ -91,7 +91,7 @@ def claim(
 
 
 def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
-    (row,) = ledger.dates(run.id, days=[day])
+    (row,) = ledger.dates.list_dates(run.id, days=[day])
     return row
 
 
@@ -99,18 +99,18 @@ def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
 
 
 def test_an_opened_run_reads_back_as_it_was_asked_for(ledger: Ledger) -> None:
-    opened = ledger.open_run(new_run(options={"fallback": "fill", "forced_because": None}, owner="host:1:1"))
-    assert opened == ledger.run(opened.id)
+    opened = ledger.runs.open_run(new_run(options={"fallback": "fill", "forced_because": None}, owner="host:1:1"))
+    assert opened == ledger.runs.get_run(opened.id)
     assert (opened.state, opened.job, opened.owner) == (RunState.PLANNED, JOB, "host:1:1")
     assert (opened.first_date, opened.last_date) == (FEB_23, FEB_25)
     assert opened.options == {"fallback": "fill", "forced_because": None}
-    assert [row.day for row in ledger.dates(opened.id)] == list(DAYS)
-    assert {row.state for row in ledger.dates(opened.id)} == {DateState.PENDING}
+    assert [row.day for row in ledger.dates.list_dates(opened.id)] == list(DAYS)
+    assert {row.state for row in ledger.dates.list_dates(opened.id)} == {DateState.PENDING}
 
 
 def test_dates_ended_by_the_plan_keep_their_reason_and_hold_nothing(ledger: Ledger) -> None:
-    ended = NewDate(day=FEB_23, state=DateState.SKIPPED, facts={"reason": "bootstrap", "verdict": "skipped"})
-    run = ledger.open_run(new_run(dates=(ended, NewDate(day=FEB_24, window=0))))
+    ended = NewDate(day=FEB_23, state=DateState.SKIPPED, columns={"reason": "bootstrap", "verdict": "skipped"})
+    run = ledger.runs.open_run(new_run(dates=(ended, NewDate(day=FEB_24, window=0))))
     row = row_of(ledger, run, FEB_23)
     assert (row.state, row.reason, row.verdict, row.active) == (
         DateState.SKIPPED,
@@ -118,54 +118,54 @@ def test_dates_ended_by_the_plan_keep_their_reason_and_hold_nothing(ledger: Ledg
         Verdict.SKIPPED,
         False,
     )
-    assert ledger.active_holders(JOB, DAYS) == {run.id: [FEB_24]}
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {run.id: [FEB_24]}
 
 
 def test_a_run_that_does_not_exist_is_named(ledger: Ledger) -> None:
     with pytest.raises(UserError, match="no run 'nope'"):
-        ledger.run("nope")
+        ledger.runs.get_run("nope")
 
 
 def test_the_latest_runs_come_first(ledger: Ledger) -> None:
-    opened = [ledger.open_run(new_run([day])).id for day in DAYS]
-    assert [run.id for run in ledger.latest_runs(2)] == opened[:0:-1]
+    opened = [ledger.runs.open_run(new_run([day])).id for day in DAYS]
+    assert [run.id for run in ledger.runs.list_latest_runs(2)] == opened[:0:-1]
 
 
 def test_a_date_belongs_to_one_active_run_of_a_job(ledger: Ledger) -> None:
-    first = ledger.open_run(new_run([FEB_23, FEB_24]))
-    with pytest.raises(DatesTaken, match=rf"run {first.id} is active and holds 1 .* 2023-02-24") as refused:
-        ledger.open_run(new_run([FEB_24, FEB_25]))
+    first = ledger.runs.open_run(new_run([FEB_23, FEB_24]))
+    with pytest.raises(DatesInUse, match=rf"run {first.id} is active and holds 1 .* 2023-02-24") as refused:
+        ledger.runs.open_run(new_run([FEB_24, FEB_25]))
     assert refused.value.run == first.id
-    assert [run.id for run in ledger.latest_runs()] == [first.id]
-    assert ledger.active_holders(JOB, DAYS) == {first.id: [FEB_23, FEB_24]}
+    assert [run.id for run in ledger.runs.list_latest_runs()] == [first.id]
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {first.id: [FEB_23, FEB_24]}
 
 
 def test_another_job_may_have_the_same_dates(ledger: Ledger) -> None:
-    ledger.open_run(new_run())
-    assert ledger.open_run(new_run(job="teams")).state is RunState.PLANNED
+    ledger.runs.open_run(new_run())
+    assert ledger.runs.open_run(new_run(job="teams")).state is RunState.PLANNED
 
 
 @pytest.mark.parametrize("end", [RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED])
 def test_an_ended_run_gives_its_dates_free(ledger: Ledger, end: RunState) -> None:
     first = queued_run(ledger)
-    assert ledger.move_run(first.id, expect=[RunState.RUNNING], to=end)
-    assert ledger.active_holders(JOB, DAYS) == {}
-    second = ledger.open_run(new_run())
-    assert ledger.active_holders(JOB, DAYS) == {second.id: list(DAYS)}
+    assert ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=end)
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
+    second = ledger.runs.open_run(new_run())
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {second.id: list(DAYS)}
 
 
 def test_a_paused_run_keeps_its_dates(ledger: Ledger) -> None:
     run = running_run(ledger)
-    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
-    with pytest.raises(DatesTaken):
-        ledger.open_run(new_run([FEB_23]))
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    with pytest.raises(DatesInUse):
+        ledger.runs.open_run(new_run([FEB_23]))
 
 
 def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> None:
     def attempt(number: int) -> str:
         try:
-            return ledger.open_run(new_run(DAYS if number % 2 else DAYS[::-1])).id
-        except DatesTaken as taken:
+            return ledger.runs.open_run(new_run(DAYS if number % 2 else DAYS[::-1])).id
+        except DatesInUse as taken:
             return f"taken by {taken.run}"
 
     results = at_once(4, attempt)
@@ -182,7 +182,7 @@ OPEN_A_RUN = """
         ledger = open_ledger(url, create=False)
         wait()
         try:
-            return "opened", ledger.open_run(new_run()).id
+            return "opened", ledger.runs.open_run(new_run()).id
         except DatesTaken as taken:
             return "taken", taken.run
         finally:
@@ -197,18 +197,18 @@ def test_of_two_processes_that_open_the_same_dates_one_wins(ledger_url: str) -> 
 
 
 def test_a_run_moves_only_from_the_states_expected(ledger: Ledger) -> None:
-    run = ledger.open_run(new_run())
-    assert not ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
-    assert ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
-    assert not ledger.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
-    assert ledger.run(run.id).state is RunState.RUNNING
+    run = ledger.runs.open_run(new_run())
+    assert not ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    assert ledger.runs.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
+    assert not ledger.runs.move_run(run.id, expect=[RunState.PLANNED, RunState.PAUSED], to=RunState.RUNNING)
+    assert ledger.runs.get_run(run.id).state is RunState.RUNNING
 
 
 def test_a_resumed_run_keeps_the_time_of_its_first_start(ledger: Ledger) -> None:
     started = running_run(ledger)
-    ledger.move_run(started.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
-    ledger.move_run(started.id, expect=[RunState.PAUSED], to=RunState.RUNNING)
-    assert ledger.run(started.id).started_at == started.started_at
+    ledger.runs.move_run(started.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+    ledger.runs.move_run(started.id, expect=[RunState.PAUSED], to=RunState.RUNNING)
+    assert ledger.runs.get_run(started.id).started_at == started.started_at
 
 
 ENDS = [
@@ -226,20 +226,20 @@ def test_a_run_ends_as_its_dates_did(
     run = queued_run(ledger)
     for reached, day in zip(reach, DAYS, strict=True):
         reached(ledger, run, day)
-    assert ledger.finish_run(run.id) is None, "its window is not closed"
-    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
-    ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
-    assert ledger.finish_run(run.id) is end
-    assert ledger.finish_run(run.id) is None, "it has ended already"
-    ended = ledger.run(run.id)
-    assert (ended.state, ended.ended, ended.finished_at is not None) == (end, True, True)
-    assert ledger.active_holders(JOB, DAYS) == {}
+    assert ledger.runs.finish_run(run.id) is None, "its window is not closed"
+    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    assert ledger.runs.finish_run(run.id) is end
+    assert ledger.runs.finish_run(run.id) is None, "it has ended already"
+    ended = ledger.runs.get_run(run.id)
+    assert (ended.state, ended.has_ended, ended.finished_at is not None) == (end, True, True)
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
 
 
 def test_a_run_whose_dates_the_plan_ended_finishes_at_once(ledger: Ledger) -> None:
-    run = ledger.open_run(new_run(dates=(NewDate(day=FEB_23, state=DateState.SKIPPED),)))
-    ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    assert ledger.finish_run(run.id) is RunState.SUCCEEDED
+    run = ledger.runs.open_run(new_run(dates=(NewDate(day=FEB_23, state=DateState.SKIPPED),)))
+    ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    assert ledger.runs.finish_run(run.id) is RunState.SUCCEEDED
 
 
 def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
@@ -248,7 +248,7 @@ def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
     checkpointed_date(ledger, run, MANY_DAYS[1])
     blocked_date(ledger, run, MANY_DAYS[2])
     staged_date(ledger, run, MANY_DAYS[3])
-    progress = ledger.progress(run.id)
+    progress = ledger.runs.get_progress(run.id)
     assert progress.counts == {
         DateState.CHECKPOINTED: 2,
         DateState.BLOCKED: 1,
@@ -256,7 +256,7 @@ def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
         DateState.QUEUED: 2,
     }
     assert (progress.total, progress.ended) == (6, 3)
-    assert progress.of(DateState.STAGED, DateState.QUEUED) == 3
+    assert progress.count(DateState.STAGED, DateState.QUEUED) == 3
 
 
 # -- windows ------------------------------------------------------------------------------------------------------
@@ -264,33 +264,33 @@ def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
 
 def test_windows_open_in_order_up_to_the_number_in_flight(ledger: Ledger) -> None:
     run = running_run(ledger, MANY_DAYS[:10], window=2)
-    opened = ledger.open_windows(run.id, in_flight=3)
+    opened = ledger.windows.open_windows(run.id, in_flight=3)
     assert {n: sorted(days) for n, days in opened.items()} == {n: MANY_DAYS[2 * n : 2 * n + 2] for n in range(3)}
-    assert ledger.open_windows(run.id, in_flight=3) == {}
-    assert {row.day for row in ledger.dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
-    assert [one.number for one in ledger.windows(run.id, [WindowState.OPEN])] == [0, 1, 2]
-    assert [one.number for one in ledger.windows(run.id, [WindowState.PENDING])] == [3, 4]
+    assert ledger.windows.open_windows(run.id, in_flight=3) == {}
+    assert {row.day for row in ledger.dates.list_dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
+    assert [one.number for one in ledger.windows.list_windows(run.id, [WindowState.OPEN])] == [0, 1, 2]
+    assert [one.number for one in ledger.windows.list_windows(run.id, [WindowState.PENDING])] == [3, 4]
 
 
 def test_a_window_that_its_gate_works_on_is_still_in_flight(ledger: Ledger) -> None:
     run = running_run(ledger, MANY_DAYS[:4], window=2)
-    ledger.open_windows(run.id, in_flight=1)
-    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
-    assert ledger.open_windows(run.id, in_flight=1) == {}
-    ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
-    assert list(ledger.open_windows(run.id, in_flight=1)) == [1]
+    ledger.windows.open_windows(run.id, in_flight=1)
+    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    assert ledger.windows.open_windows(run.id, in_flight=1) == {}
+    ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    assert list(ledger.windows.open_windows(run.id, in_flight=1)) == [1]
 
 
 @pytest.mark.parametrize("state", [RunState.PLANNED, RunState.PAUSED, RunState.CANCELLED])
 def test_only_a_running_run_opens_windows(ledger: Ledger, state: RunState) -> None:
-    run = ledger.open_run(new_run())
-    ledger.move_run(run.id, expect=[RunState.PLANNED], to=state)
-    assert ledger.open_windows(run.id, in_flight=3) == {}
+    run = ledger.runs.open_run(new_run())
+    ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=state)
+    assert ledger.windows.open_windows(run.id, in_flight=3) == {}
 
 
 def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
     run = running_run(ledger, MANY_DAYS[:40], window=2)
-    results = at_once(4, lambda _: ledger.open_windows(run.id, in_flight=7))
+    results = at_once(4, lambda _: ledger.windows.open_windows(run.id, in_flight=7))
     opened = [number for result in results for number in result]
     assert sorted(opened) == list(range(7))
 
@@ -306,16 +306,16 @@ def test_who_holds_a_date_may_take_it_again_and_has_not_died(ledger: Ledger) -> 
 def test_the_gate_that_holds_a_window_may_take_it_again(ledger: Ledger) -> None:
     run = queued_run(ledger)
     for _ in range(2):
-        assert ledger.claim_window(run.id, 0, "gate", soon(), is_dead=everyone_lives)
+        assert ledger.windows.claim_window(run.id, 0, "gate", soon(), is_dead=everyone_lives)
 
 
 def test_one_gate_at_a_time_has_a_window(ledger: Ledger) -> None:
     run = queued_run(ledger)
     until = utcnow() + timedelta(minutes=1)
-    claims = at_once(4, lambda n: ledger.claim_window(run.id, 0, f"gate-{n}", until, is_dead=everyone_lives))
+    claims = at_once(4, lambda n: ledger.windows.claim_window(run.id, 0, f"gate-{n}", until, is_dead=everyone_lives))
     assert sorted(claims) == [False, False, False, True]
-    assert ledger.renew_window(run.id, 0, f"gate-{claims.index(True)}", soon())
-    assert not ledger.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
+    assert ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(True)}", soon())
+    assert not ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
 
 
 @pytest.mark.parametrize(
@@ -327,33 +327,33 @@ def test_one_gate_at_a_time_has_a_window(ledger: Ledger) -> None:
 )
 def test_a_gate_that_is_gone_is_replaced(ledger: Ledger, lease: timedelta, is_dead: Callable[[str], bool]) -> None:
     run = queued_run(ledger)
-    ledger.claim_window(run.id, 0, "old", utcnow() + lease, is_dead=everyone_lives)
-    assert ledger.claim_window(run.id, 0, "new", utcnow() + timedelta(minutes=1), is_dead=is_dead)
-    assert not ledger.renew_window(run.id, 0, "old", soon())
-    assert not ledger.leave_window(run.id, 0, "old", to=WindowState.CLOSED)
-    assert ledger.renew_window(run.id, 0, "new", soon())
+    ledger.windows.claim_window(run.id, 0, "old", utcnow() + lease, is_dead=everyone_lives)
+    assert ledger.windows.claim_window(run.id, 0, "new", utcnow() + timedelta(minutes=1), is_dead=is_dead)
+    assert not ledger.windows.renew_window(run.id, 0, "old", soon())
+    assert not ledger.windows.release_window(run.id, 0, "old", to=WindowState.CLOSED)
+    assert ledger.windows.renew_window(run.id, 0, "new", soon())
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, id="pending"), pytest.param(7, id="unknown")])
 def test_a_window_that_is_not_open_has_no_gate(ledger: Ledger, number: int) -> None:
     run = running_run(ledger)
-    assert not ledger.claim_window(run.id, number, "gate", utcnow(), is_dead=everyone_is_dead)
+    assert not ledger.windows.claim_window(run.id, number, "gate", utcnow(), is_dead=everyone_is_dead)
 
 
 def test_a_window_given_back_open_can_be_taken_again_and_a_closed_one_not(ledger: Ledger) -> None:
     run = queued_run(ledger)
     until = utcnow() + timedelta(minutes=1)
     for to, again in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
-        assert ledger.leave_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
-        assert ledger.claim_window(run.id, 0, "gate", until, is_dead=everyone_is_dead) is again
-    assert not ledger.renew_window(run.id, 0, "gate", soon())
+        assert ledger.windows.release_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
+        assert ledger.windows.claim_window(run.id, 0, "gate", until, is_dead=everyone_is_dead) is again
+    assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
 
 
 def test_a_gate_of_an_ended_run_no_longer_holds_its_window(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    ledger.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
-    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    assert not ledger.renew_window(run.id, 0, "gate", soon())
+    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
 
 
 # -- claiming dates -----------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_a_date_of_a_worker_that_is_gone_is_taken_over_and_the_death_counted(
     taken = claim(ledger, run, owner="new", is_dead=is_dead)
     assert taken is not None
     assert (taken.attempt, taken.deaths, taken.lease_owner) == (2, 1, "new")
-    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="gone")
+    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="gone")
 
 
 def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None:
@@ -408,7 +408,7 @@ def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
 def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, state: RunState) -> None:
     run = queued_run(ledger)
-    ledger.move_run(run.id, expect=[RunState.RUNNING], to=state)
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=state)
     assert claim(ledger, run) is None
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
@@ -430,10 +430,10 @@ def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> Non
 
 def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    assert ledger.lease_of(run.id, [FEB_23]) is None
+    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) is None
     taken = claim(ledger, run)
     assert taken is not None
-    assert ledger.lease_of(run.id, [FEB_23]) == taken.lease_until
+    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == taken.lease_until
 
 
 CLAIM_ALL = """
@@ -452,7 +452,7 @@ CLAIM_ALL = """
         mine = [
             day.isoformat()
             for day in days
-            if ledger.claim_dates(run, [day], owner, until, is_dead=everyone_lives, max_deaths=3)
+            if ledger.claims.claim_dates(run, [day], owner, until, is_dead=everyone_lives, max_deaths=3)
         ]
         ledger.close()
         return mine
@@ -465,7 +465,7 @@ def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     owners = [f"worker-{n}" for n in range(8)]
     claims = race(CLAIM_ALL, *[("claim_all", sqlite_url, run.id, one, MANY_DAYS[0], len(MANY_DAYS)) for one in owners])
     claimed = [(day, owner) for owner, days in zip(owners, claims, strict=True) for day in days]
-    rows = ledger.dates(run.id)
+    rows = ledger.dates.list_dates(run.id)
     ledger.close()
     assert sorted(claimed) == [(row.day.isoformat(), row.lease_owner) for row in rows]
     assert [row.day for row in rows] == MANY_DAYS
@@ -479,10 +479,10 @@ def test_a_file_that_another_holds_for_too_long_is_unavailable(sqlite_url: str) 
     with closing(sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable, match="locked"):  # by a transaction
-            hasty.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
+            hasty.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
         with pytest.raises(LedgerUnavailable, match="locked"):  # by a single statement
             claim(hasty, run)
-        assert hasty.run(run.id).state is RunState.RUNNING, "whoever reads need not wait"
+        assert hasty.runs.get_run(run.id).state is RunState.RUNNING, "whoever reads need not wait"
     assert claim(hasty, run)
     hasty.close()
 
@@ -498,21 +498,21 @@ HAMMER = """
         until = utcnow() + timedelta(minutes=5)
         staged = 0
         wait()
-        while not ledger.run(run).ended:
-            for window in ledger.windows(run, [WindowState.OPEN]):
-                for row in ledger.dates(run, window=window.number, states=[DateState.QUEUED]):
-                    if ledger.claim_dates(run, [row.day], owner, until, is_dead=everyone_lives, max_deaths=3):
-                        staged += ledger.move_date(
+        while not ledger.runs.get_run(run).ended:
+            for window in ledger.windows.list_windows(run, [WindowState.OPEN]):
+                for row in ledger.dates.list_dates(run, window=window.number, states=[DateState.QUEUED]):
+                    if ledger.claims.claim_dates(run, [row.day], owner, until, is_dead=everyone_lives, max_deaths=3):
+                        staged += ledger.dates.move_date(
                             run, row.day, expect=DateState.PROCESSING, to=DateState.SKIPPED, owner=owner
                         )
-                rows = ledger.dates(run, window=window.number)
-                if all(row.state is DateState.SKIPPED for row in rows) and ledger.claim_window(
+                rows = ledger.dates.list_dates(run, window=window.number)
+                if all(row.state is DateState.SKIPPED for row in rows) and ledger.windows.claim_window(
                     run, window.number, owner, until, is_dead=everyone_lives
                 ):
-                    ledger.leave_window(run, window.number, owner, to=WindowState.CLOSED)
-                    ledger.open_windows(run, in_flight=3)
-            ledger.finish_run(run)
-            ledger.progress(run)
+                    ledger.windows.release_window(run, window.number, owner, to=WindowState.CLOSED)
+                    ledger.windows.open_windows(run, in_flight=3)
+            ledger.runs.finish_run(run)
+            ledger.runs.get_progress(run)
         ledger.close()
         return staged
 """
@@ -521,12 +521,12 @@ HAMMER = """
 def test_sixteen_processes_work_off_a_run_on_one_file_without_a_lock_error_or_a_lost_update(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = running_run(ledger, MANY_DAYS, window=10)
-    ledger.open_windows(run.id, in_flight=3)
+    ledger.windows.open_windows(run.id, in_flight=3)
     ended = race(HAMMER, *[("hammer", sqlite_url, run.id, f"worker-{n}") for n in range(16)])
-    rows = ledger.dates(run.id)
+    rows = ledger.dates.list_dates(run.id)
     assert sum(ended) == len(MANY_DAYS) == len(rows)
     assert {(row.state, row.attempt, row.deaths) for row in rows} == {(DateState.SKIPPED, 1, 0)}
-    assert {one.state for one in ledger.windows(run.id)} == {WindowState.CLOSED}
+    assert {one.state for one in ledger.windows.list_windows(run.id)} == {WindowState.CLOSED}
     ledger.close()
 
 
@@ -534,7 +534,9 @@ def test_sixteen_processes_work_off_a_run_on_one_file_without_a_lock_error_or_a_
 
 
 def give_back(ledger: Ledger, run: Run, *, queued_too: bool = False, dead: Sequence[str] = ()) -> list[date]:
-    return ledger.give_back(run.id, 0, queued_too=queued_too, is_dead=lambda owner: owner in dead, max_deaths=2)
+    return ledger.claims.requeue_dates(
+        run.id, 0, include_queued=queued_too, is_dead=lambda owner: owner in dead, max_deaths=2
+    )
 
 
 def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger) -> None:
@@ -567,8 +569,8 @@ def test_a_date_is_not_blamed_for_what_its_worker_died_of_before_a_moment(ledger
     claimed_date(ledger, run, FEB_23, owner="dead")
     claimed_date(ledger, run, FEB_24, owner="dead")
     moment = row_of(ledger, run, FEB_24).started_at
-    common = {"queued_too": False, "is_dead": everyone_is_dead, "max_deaths": 1}
-    assert ledger.give_back(run.id, 0, innocent_before=moment, **common) == [FEB_23]
+    common = {"include_queued": False, "is_dead": everyone_is_dead, "max_deaths": 1}
+    assert ledger.claims.requeue_dates(run.id, 0, ignore_deaths_before=moment, **common) == [FEB_23]
     assert row_of(ledger, run, FEB_23).deaths == 0
     assert state_of(ledger, run, FEB_24) is DateState.FAILED
 
@@ -594,7 +596,9 @@ def test_a_move_records_its_facts(ledger: Ledger) -> None:
         "source_reason": "primary below 90% at 0.5 %",
         "seconds": 1.5,
     }
-    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts)
+    assert ledger.dates.move_date(
+        run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts
+    )
     row = row_of(ledger, run)
     assert (row.found, row.missing) == ({"upcoming": 1, "derived": 187}, ("a", "b"))
     assert (row.source_reason, row.seconds, row.lease_owner) == (facts["source_reason"], 1.5, None)
@@ -605,8 +609,8 @@ def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger) -> None:
     staged_date(ledger, run, FEB_23)
     before = row_of(ledger, run)
     move = {"expect": DateState.PROCESSING, "to": DateState.STAGED, "rows": 1}
-    assert not ledger.move_date(run.id, FEB_23, **move)
-    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, error="late")
+    assert not ledger.dates.move_date(run.id, FEB_23, **move)
+    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, error="late")
     assert row_of(ledger, run) == before
 
 
@@ -614,7 +618,9 @@ def test_a_move_of_somebody_who_no_longer_holds_the_date_changes_nothing(ledger:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23, owner="holder")
     before = row_of(ledger, run)
-    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="other", rows=1)
+    assert not ledger.dates.move_date(
+        run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="other", rows=1
+    )
     assert row_of(ledger, run) == before
 
 
@@ -622,7 +628,7 @@ def test_of_moves_made_at_once_one_counts(ledger: Ledger) -> None:
     run = queued_run(ledger)
     staged_date(ledger, run, FEB_23)
     ends = [DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED]
-    moves = at_once(4, lambda n: ledger.move_date(run.id, FEB_23, expect=DateState.STAGED, to=ends[n]))
+    moves = at_once(4, lambda n: ledger.dates.move_date(run.id, FEB_23, expect=DateState.STAGED, to=ends[n]))
     assert sorted(moves) == [False, False, False, True]
     assert state_of(ledger, run, FEB_23) is ends[moves.index(True)]
 
@@ -639,28 +645,28 @@ def test_of_moves_made_at_once_one_counts(ledger: Ledger) -> None:
 def test_a_move_that_is_impossible_is_a_mistake_of_ours(ledger: Ledger, expect: DateState, to: DateState) -> None:
     run = queued_run(ledger)
     with pytest.raises(ValueError, match="never moves"):
-        ledger.move_date(run.id, FEB_23, expect=expect, to=to)
+        ledger.dates.move_date(run.id, FEB_23, expect=expect, to=to)
     with pytest.raises(ValueError, match="never moves"):
-        ledger.move_dates(run.id, DAYS, expect=expect, to=to)
+        ledger.dates.move_dates(run.id, DAYS, expect=expect, to=to)
 
 
 def test_several_dates_move_if_they_are_where_they_are_expected(ledger: Ledger) -> None:
     run = queued_run(ledger)
     staged_date(ledger, run, FEB_23)
     staged_date(ledger, run, FEB_24)
-    assert ledger.move_dates(run.id, DAYS, expect=DateState.STAGED, to=DateState.PUBLISHED) == 2
-    assert ledger.move_dates(run.id, [], expect=DateState.STAGED, to=DateState.PUBLISHED) == 0
-    assert [row.state for row in ledger.dates(run.id)] == [DateState.PUBLISHED] * 2 + [DateState.QUEUED]
+    assert ledger.dates.move_dates(run.id, DAYS, expect=DateState.STAGED, to=DateState.PUBLISHED) == 2
+    assert ledger.dates.move_dates(run.id, [], expect=DateState.STAGED, to=DateState.PUBLISHED) == 0
+    assert [row.state for row in ledger.dates.list_dates(run.id)] == [DateState.PUBLISHED] * 2 + [DateState.QUEUED]
 
 
 def test_dates_are_listed_oldest_first_by_window_state_and_day(ledger: Ledger) -> None:
     run = queued_run(ledger, DAYS[::-1], window=2)
     staged_date(ledger, run, FEB_24)
-    assert [row.day for row in ledger.dates(run.id)] == list(DAYS)
-    assert [row.day for row in ledger.dates(run.id, window=0)] == [FEB_24, FEB_25]
-    assert [row.day for row in ledger.dates(run.id, states=[DateState.STAGED])] == [FEB_24]
-    assert [row.day for row in ledger.dates(run.id, window=0, days=[FEB_23, FEB_25])] == [FEB_25]
-    assert ledger.dates(run.id, states=[]) == []
+    assert [row.day for row in ledger.dates.list_dates(run.id)] == list(DAYS)
+    assert [row.day for row in ledger.dates.list_dates(run.id, window=0)] == [FEB_24, FEB_25]
+    assert [row.day for row in ledger.dates.list_dates(run.id, states=[DateState.STAGED])] == [FEB_24]
+    assert [row.day for row in ledger.dates.list_dates(run.id, window=0, days=[FEB_23, FEB_25])] == [FEB_25]
+    assert ledger.dates.list_dates(run.id, states=[]) == []
 
 
 def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger) -> None:
@@ -676,14 +682,14 @@ def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger) -> None:
 
 
 def proven(ledger: Ledger, job: str = JOB) -> dict[date, str]:
-    return {day: found.run_id for day, found in ledger.checkpoints(job, FEB_23, FEB_25).items()}
+    return {day: found.run_id for day, found in ledger.checkpoints.list_checkpoints(job, FEB_23, FEB_25).items()}
 
 
 def test_a_published_date_that_passed_is_checkpointed_with_its_facts(ledger: Ledger) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23, verdict=Verdict.ACCEPTED)
-    assert ledger.checkpoint(run.id, [FEB_23]) == [FEB_23]
-    found = ledger.checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
+    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == [FEB_23]
+    found = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
     assert (found.run_id, found.job_version, found.verdict) == (run.id, "1", Verdict.ACCEPTED)
     assert (found.expected, found.matched, found.rows, found.source) == (187, 187, 187, "upcoming")
     assert (found.checksum, found.inputs) == ("c" * 64, "i" * 64)
@@ -693,10 +699,10 @@ def test_a_published_date_that_passed_is_checkpointed_with_its_facts(ledger: Led
 def test_checkpointing_twice_changes_nothing(ledger: Ledger) -> None:
     run = queued_run(ledger)
     checkpointed_date(ledger, run, FEB_23)
-    before = ledger.checkpoints(JOB, FEB_23, FEB_25)
-    assert ledger.checkpoint(run.id, [FEB_23]) == []
-    assert ledger.checkpoint(run.id, []) == []
-    assert ledger.checkpoints(JOB, FEB_23, FEB_25) == before
+    before = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
+    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == []
+    assert ledger.checkpoints.write_checkpoints(run.id, []) == []
+    assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25) == before
 
 
 @pytest.mark.parametrize("reach", [claimed_date, staged_date, failed_date, blocked_date])
@@ -705,15 +711,15 @@ def test_what_is_not_published_is_never_checkpointed(
 ) -> None:
     run = queued_run(ledger)
     reach(ledger, run, FEB_23)
-    assert ledger.checkpoint(run.id, DAYS) == []
+    assert ledger.checkpoints.write_checkpoints(run.id, DAYS) == []
     assert proven(ledger) == {}
 
 
-@pytest.mark.parametrize("verdict", [None, *(one for one in Verdict if not one.passes)])
+@pytest.mark.parametrize("verdict", [None, *(one for one in Verdict if not one.is_passing)])
 def test_what_did_not_pass_is_never_checkpointed(ledger: Ledger, verdict: Verdict | None) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23, verdict=verdict)
-    assert ledger.checkpoint(run.id, [FEB_23]) == []
+    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == []
     assert proven(ledger) == {}
 
 
@@ -721,7 +727,7 @@ def test_a_rebuilt_date_has_the_checkpoint_of_its_latest_run(ledger: Ledger) -> 
     first = queued_run(ledger)
     checkpointed_date(ledger, first, FEB_23)
     checkpointed_date(ledger, first, FEB_24)
-    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
     second = queued_run(ledger)
     checkpointed_date(ledger, second, FEB_23)
     assert proven(ledger) == {FEB_23: second.id, FEB_24: first.id}
@@ -732,13 +738,13 @@ def test_checkpoints_belong_to_a_job_and_a_range(ledger: Ledger) -> None:
     checkpointed_date(ledger, run, FEB_23)
     checkpointed_date(ledger, other, FEB_24)
     assert (proven(ledger), proven(ledger, "teams")) == ({FEB_23: run.id}, {FEB_24: other.id})
-    assert ledger.checkpoints(JOB, FEB_24, FEB_25) == {}
+    assert ledger.checkpoints.list_checkpoints(JOB, FEB_24, FEB_25) == {}
 
 
 def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23)
-    results = at_once(4, lambda _: ledger.checkpoint(run.id, [FEB_23]))
+    results = at_once(4, lambda _: ledger.checkpoints.write_checkpoints(run.id, [FEB_23]))
     assert sorted(results) == [[], [], [], [FEB_23]]
 
 
@@ -746,7 +752,7 @@ def test_verdicts_are_noted_on_staged_dates_only(ledger: Ledger) -> None:
     run = queued_run(ledger)
     staged_date(ledger, run, FEB_23)
     note = {"verdict": "complete", "reason": "187 of 187", "matched": 187}
-    ledger.note_verdicts(run.id, {FEB_23: note, FEB_24: note})
+    ledger.dates.record_verdicts(run.id, {FEB_23: note, FEB_24: note})
     assert row_of(ledger, run, FEB_23).verdict is Verdict.COMPLETE
     assert row_of(ledger, run, FEB_24).verdict is None
 
@@ -755,11 +761,11 @@ def test_the_latest_end_of_each_date_is_remembered(ledger: Ledger) -> None:
     first = queued_run(ledger)
     blocked_date(ledger, first, FEB_23)
     failed_date(ledger, first, FEB_24)
-    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
     second = queued_run(ledger)
     checkpointed_date(ledger, second, FEB_23)
     claimed_date(ledger, second, FEB_24)
-    ends = {day: (row.run_id, row.state) for day, row in ledger.last_ends(JOB, FEB_23, FEB_25).items()}
+    ends = {day: (row.run_id, row.state) for day, row in ledger.dates.latest_date_outcomes(JOB, FEB_23, FEB_25).items()}
     assert ends == {FEB_23: (second.id, DateState.CHECKPOINTED), FEB_24: (first.id, DateState.FAILED)}
 
 
@@ -770,14 +776,14 @@ def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
     before = utcnow()
     run = queued_run(ledger)
     checkpointed_date(ledger, run, FEB_23)
-    row, opened = row_of(ledger, run), ledger.run(run.id)
+    row, opened = row_of(ledger, run), ledger.runs.get_run(run.id)
     stamps = [
         opened.created_at,
         opened.started_at,
         row.queued_at,
         row.started_at,
         row.ended_at,
-        ledger.checkpoints(JOB, FEB_23, FEB_23)[FEB_23].checkpointed_at,
+        ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_23)[FEB_23].checkpointed_at,
     ]
     assert {stamp.utcoffset() for stamp in stamps if stamp} == {timedelta(0)}
     assert all(stamp is not None and before <= stamp <= utcnow() for stamp in stamps)
@@ -787,7 +793,7 @@ def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger) -> None:
     run = queued_run(ledger)
     lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
     claim_date(ledger, run, FEB_23, "worker", lease)
-    assert ledger.lease_of(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
+    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
 
 
 def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger) -> None:
@@ -800,13 +806,13 @@ def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger) -> None:
 
 def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Ledger) -> None:
     run = running_run(ledger)
-    assert ledger.last_activity(run.id) is None
-    ledger.open_windows(run.id, in_flight=1)
-    queued = ledger.last_activity(run.id)
+    assert ledger.dates.last_activity(run.id) is None
+    ledger.windows.open_windows(run.id, in_flight=1)
+    queued = ledger.dates.last_activity(run.id)
     assert queued is not None
     assert queued.utcoffset() == timedelta(0)
     claimed_date(ledger, run, FEB_23)
-    assert ledger.last_activity(run.id) is None
+    assert ledger.dates.last_activity(run.id) is None
 
 
 # -- alerts -------------------------------------------------------------------------------------------------------
@@ -815,16 +821,16 @@ def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Led
 def test_alerts_of_one_key_are_written_down_once(ledger: Ledger) -> None:
     alert = NewAlert(key="run-blocked R", kind="run-blocked", title="2 dates blocked", body="...", job=JOB, run_id="R")
 
-    written = at_once(4, lambda _: ledger.record_alert(alert))
+    written = at_once(4, lambda _: ledger.alerts.record_alert(alert))
 
     assert sorted(written) == [False, False, False, True]
-    assert not ledger.record_alert(alert)
+    assert not ledger.alerts.record_alert(alert)
 
 
 def recorded(ledger: Ledger, *keys: str, kind: str = "audit") -> list[str]:
     """The ids of alerts that are pending, in the order of the keys."""
-    ledger.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
-    return [found.id for key in keys if (found := ledger.alert(key)) is not None]
+    ledger.alerts.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
+    return [found.id for key in keys if (found := ledger.alerts.get_alert(key)) is not None]
 
 
 class Told(BaseException):
@@ -842,13 +848,13 @@ def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_aga
     with answering(signal.SIGTERM, by=Told), pytest.raises(Told) as raised:
         claim(ledger, run, owner="me", is_dead=is_dead)
     assert raised.value.__traceback__ is not None  # whose frames hold whatever was left open
-    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")
+    assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")
 
 
 def claimed_alerts(
     ledger: Ledger, owner: str = "me", lease: timedelta = timedelta(minutes=1), **more: Any
 ) -> list[str]:
-    found = ledger.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
+    found = ledger.alerts.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
     return sorted(alert.key for alert in found)
 
 
@@ -856,9 +862,9 @@ def test_of_alerts_written_down_together_only_the_new_ones_are(ledger: Ledger) -
     recorded(ledger, "a")
     new = [NewAlert(key=key, kind="audit", title=key, body="...") for key in ("a", "b")]
 
-    assert [alert.key for alert in ledger.record_alerts(new)] == ["b"]
-    assert [alert.key for alert in ledger.latest_alerts(10)] == ["b", "a"]
-    assert ledger.alert("c") is None
+    assert [alert.key for alert in ledger.alerts.record_alerts(new)] == ["b"]
+    assert [alert.key for alert in ledger.alerts.list_latest_alerts(10)] == ["b", "a"]
+    assert ledger.alerts.get_alert("c") is None
 
 
 def test_each_alert_is_claimed_by_one_of_those_that_claim_at_once(ledger: Ledger) -> None:
@@ -883,11 +889,11 @@ def test_an_alert_whose_sender_died_or_took_too_long_is_claimed_again(ledger: Le
 def test_only_the_sender_that_holds_an_alert_settles_it(ledger: Ledger) -> None:
     (alert_id,) = recorded(ledger, "a")
     claimed_alerts(ledger, "mine")
-    assert not ledger.alert_sent(alert_id, "another", ["x"])
-    assert not ledger.alert_failed(alert_id, "another", "...", delivered=[], again_at=None)
-    assert ledger.alert_sent(alert_id, "mine", ["x", "y"])
-    assert not ledger.alert_failed(alert_id, "mine", "...", delivered=[], again_at=None)
-    alert = ledger.alert("a")
+    assert not ledger.alerts.mark_alert_sent(alert_id, "another", ["x"])
+    assert not ledger.alerts.mark_alert_failed(alert_id, "another", "...", delivered=[], again_at=None)
+    assert ledger.alerts.mark_alert_sent(alert_id, "mine", ["x", "y"])
+    assert not ledger.alerts.mark_alert_failed(alert_id, "mine", "...", delivered=[], again_at=None)
+    alert = ledger.alerts.get_alert("a")
     assert alert is not None
     assert (alert.state, alert.attempts, alert.delivered) == ("sent", 1, ("x", "y"))
     assert alert.sent_at is not None
@@ -898,18 +904,18 @@ def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_no
     (alert_id,) = recorded(ledger, "a")
     later = utcnow() + timedelta(minutes=5)
     claimed_alerts(ledger)
-    assert ledger.alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
+    assert ledger.alerts.mark_alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
     assert claimed_alerts(ledger) == []
-    (again,) = ledger.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
+    (again,) = ledger.alerts.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
     assert (again.attempts, again.error, again.delivered) == (1, "answered 500", ("x",))
-    assert ledger.alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
-    assert ledger.alert_counts(alert_moment(ledger, "a")) == {("failed",): 1}
-    assert ledger.alert_counts(soon()) == {}
+    assert ledger.alerts.mark_alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
+    assert ledger.gauges.alert_counts(alert_moment(ledger, "a")) == {("failed",): 1}
+    assert ledger.gauges.alert_counts(soon()) == {}
     assert claimed_alerts(ledger, now=later + timedelta(days=1)) == []
 
 
 def alert_moment(ledger: Ledger, key: str) -> datetime:
-    found = ledger.alert(key)
+    found = ledger.alerts.get_alert(key)
     assert found is not None
     return found.created_at
 
@@ -917,16 +923,16 @@ def alert_moment(ledger: Ledger, key: str) -> datetime:
 def test_only_alerts_of_long_ago_that_nobody_is_to_be_told_are_removed(ledger: Ledger) -> None:
     (sent,) = recorded(ledger, "sent")
     claimed_alerts(ledger)
-    ledger.alert_sent(sent, "me", ["x"])
+    ledger.alerts.mark_alert_sent(sent, "me", ["x"])
     recorded(ledger, "muted", kind="run-finished")
-    ledger.mute_alerts(["audit"])
+    ledger.alerts.mute_alerts(["audit"])
     recorded(ledger, "sending")
     claimed_alerts(ledger)
     recorded(ledger, "pending")
 
-    assert ledger.forget_alerts(utcnow() - timedelta(days=90)) == 0
-    assert ledger.forget_alerts(soon()) == 2
-    assert {one.key for one in ledger.latest_alerts(10)} == {"sending", "pending"}
+    assert ledger.alerts.delete_old_alerts(utcnow() - timedelta(days=90)) == 0
+    assert ledger.alerts.delete_old_alerts(soon()) == 2
+    assert {one.key for one in ledger.alerts.list_latest_alerts(10)} == {"sending", "pending"}
 
 
 def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_being_sent(ledger: Ledger) -> None:
@@ -936,19 +942,19 @@ def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_bei
     moment = utcnow()
     recorded(ledger, "wanted")
     recorded(ledger, "unwanted", kind="run-finished")
-    assert ledger.mute_alerts(["audit"]) == 1
-    assert ledger.give_up_alerts(moment, "too late") == 1
-    states = {alert.key: alert.state for alert in ledger.latest_alerts(10)}
+    assert ledger.alerts.mute_alerts(["audit"]) == 1
+    assert ledger.alerts.fail_overdue_alerts(moment, "too late") == 1
+    states = {alert.key: alert.state for alert in ledger.alerts.list_latest_alerts(10)}
     assert states == {"sending": "sending", "old": "failed", "wanted": "pending", "unwanted": "muted"}
 
 
 def test_the_end_of_a_run_is_noted_as_told_once_and_only_when_it_has_ended(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    assert not ledger.mark_reported(run.id)
-    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    assert [one.id for one in ledger.unreported_runs()] == [run.id]
-    assert sorted(at_once(4, lambda _: ledger.mark_reported(run.id))) == [False, False, False, True]
-    assert ledger.unreported_runs() == []
+    assert not ledger.runs.mark_reported(run.id)
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert [one.id for one in ledger.runs.list_unreported_runs()] == [run.id]
+    assert sorted(at_once(4, lambda _: ledger.runs.mark_reported(run.id))) == [False, False, False, True]
+    assert ledger.runs.list_unreported_runs() == []
 
 
 # -- gauges -------------------------------------------------------------------------------------------------------
@@ -956,25 +962,37 @@ def test_the_end_of_a_run_is_noted_as_told_once_and_only_when_it_has_ended(ledge
 
 def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
     before = utcnow()
-    ledger.answers()
+    ledger.gauges.check_readable()
     done = queued_run(ledger)
     checkpointed_date(ledger, done, FEB_23)
     blocked_date(ledger, done, FEB_24)
-    ledger.move_run(done.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    ledger.runs.move_run(done.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
     active = queued_run(ledger, [FEB_25], job="teams")
 
-    assert ledger.checkpoint_counts() == {(JOB, "complete"): 1}
-    assert ledger.ended_counts(before) == {(JOB, "checkpointed"): 1, (JOB, "blocked"): 1, (JOB, "queued"): 1}
-    assert ledger.ended_counts(utcnow()) == {}
+    assert ledger.gauges.checkpoint_counts() == {(JOB, "complete"): 1}
+    assert ledger.gauges.ended_date_counts(before) == {
+        (JOB, "checkpointed"): 1,
+        (JOB, "blocked"): 1,
+        (JOB, "queued"): 1,
+    }
+    assert ledger.gauges.ended_date_counts(utcnow()) == {}
     again = queued_run(ledger)
     checkpointed_date(ledger, again, FEB_23)
-    ledger.move_run(again.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    assert ledger.built_from(before) == {(JOB, "upcoming"): 1}  # built twice, one date
-    assert ledger.active_run_counts() == {("teams", "running"): 1}
-    assert ledger.unfinished_since() == {"teams": active.created_at}
-    assert [run.id for run in ledger.last_ended_runs()] == [again.id]
-    assert sorted(facts.state.value for facts in ledger.date_facts(done.id)) == ["blocked", "checkpointed", "queued"]
-    assert (ledger.flagged_counts(), ledger.maintenance_done(), ledger.last_cleanups()) == ({}, {}, {})
+    ledger.runs.move_run(again.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    assert ledger.gauges.built_counts_by_source(before) == {(JOB, "upcoming"): 1}  # built twice, one date
+    assert ledger.gauges.active_run_counts() == {("teams", "running"): 1}
+    assert ledger.gauges.oldest_waiting_since() == {"teams": active.created_at}
+    assert [run.id for run in ledger.gauges.last_ended_runs()] == [again.id]
+    assert sorted(facts.state.value for facts in ledger.gauges.list_date_metrics(done.id)) == [
+        "blocked",
+        "checkpointed",
+        "queued",
+    ]
+    assert (ledger.gauges.flagged_counts(), ledger.gauges.maintenance_last_done(), ledger.gauges.last_cleanups()) == (
+        {},
+        {},
+        {},
+    )
 
 
 # -- facts of the past --------------------------------------------------------------------------------------------
@@ -986,55 +1004,59 @@ def test_the_facts_of_runs_come_with_every_date_of_theirs_the_newest_run_first(l
     first = queued_run(ledger, [FEB_23, FEB_24])
     checkpointed_date(ledger, first, FEB_24)
     blocked_date(ledger, first, FEB_23)
-    assert ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.PARTIAL)
+    assert ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.PARTIAL)
     second = queued_run(ledger, [FEB_25], job="others")
 
-    found = ledger.facts(*ALWAYS)
+    found = ledger.history.list_runs_with_dates(*ALWAYS)
 
-    assert [one.run for one in found] == [ledger.run(second.id), ledger.run(first.id)]
-    assert [list(one.dates) for one in found] == [ledger.dates(second.id), ledger.dates(first.id)]
-    assert [one.run.id for one in ledger.facts(*ALWAYS, job="others")] == [second.id]
-    assert [one.run.id for one in ledger.facts_of_ended(*ALWAYS)] == [first.id]
-    assert ledger.runs_ended(*ALWAYS) == [ledger.run(first.id)]
-    assert ledger.facts(*ALWAYS, job="nobody's") == []
+    assert [one.run for one in found] == [ledger.runs.get_run(second.id), ledger.runs.get_run(first.id)]
+    assert [list(one.dates) for one in found] == [ledger.dates.list_dates(second.id), ledger.dates.list_dates(first.id)]
+    assert [one.run.id for one in ledger.history.list_runs_with_dates(*ALWAYS, job="others")] == [second.id]
+    assert [one.run.id for one in ledger.history.list_ended_runs_with_dates(*ALWAYS)] == [first.id]
+    assert ledger.history.list_ended_runs(*ALWAYS) == [ledger.runs.get_run(first.id)]
+    assert ledger.history.list_runs_with_dates(*ALWAYS, job="nobody's") == []
 
 
 def test_a_run_is_of_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledger) -> None:
     opened = running_run(ledger, [FEB_23])
     ended = queued_run(ledger, [FEB_24])
-    assert ledger.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    end = ledger.run(ended.id).finished_at
+    assert ledger.runs.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end = ledger.runs.get_run(ended.id).finished_at
     assert end is not None
     tick = timedelta(microseconds=1)
 
     def between(start: datetime, until: datetime) -> set[str]:
-        return {one.run.id for one in ledger.facts(start, until)}
+        return {one.run.id for one in ledger.history.list_runs_with_dates(start, until)}
 
     assert between(opened.created_at, opened.created_at + tick) == {opened.id}
     assert between(end, end + tick) == {ended.id}
     assert between(end - tick, end) == set()
     assert between(ended.created_at, ended.created_at + tick) == set()  # it has ended: later
-    assert {one.run.id for one in ledger.facts_of_ended(end, end + tick)} == {ended.id}
-    assert ledger.facts_of_ended(end - tick, end) == ledger.runs_ended(end - tick, end) == []
-    assert ledger.runs_ended(end, end + tick) == [ledger.run(ended.id)]
+    assert {one.run.id for one in ledger.history.list_ended_runs_with_dates(end, end + tick)} == {ended.id}
+    assert (
+        ledger.history.list_ended_runs_with_dates(end - tick, end)
+        == ledger.history.list_ended_runs(end - tick, end)
+        == []
+    )
+    assert ledger.history.list_ended_runs(end, end + tick) == [ledger.runs.get_run(ended.id)]
 
 
-@pytest.mark.parametrize("count", [1, READ_AT_ONCE, READ_AT_ONCE + 1])
+@pytest.mark.parametrize("count", [1, DATES_PER_QUERY, DATES_PER_QUERY + 1])
 def test_the_dates_of_a_run_are_read_some_at_a_time_and_each_once(ledger: Ledger, count: int) -> None:
     days = [FEB_23 + timedelta(days=n) for n in range(count)]
-    run = ledger.open_run(new_run(days[::-1]))
+    run = ledger.runs.open_run(new_run(days[::-1]))
 
-    assert list(ledger.each_date(run.id)) == ledger.dates(run.id)
-    assert [row.day for row in ledger.each_date(run.id)] == days
+    assert list(ledger.history.iter_dates(run.id)) == ledger.dates.list_dates(run.id)
+    assert [row.day for row in ledger.history.iter_dates(run.id)] == days
 
 
 def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written(ledger: Ledger) -> None:
     run = queued_run(ledger, [FEB_23])
     claimed_date(ledger, run, FEB_23)
     found = {"zebra": 1, "ant": 3, "moth": 2}
-    assert ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, found=found)
+    assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, found=found)
 
-    (facts,) = ledger.facts(*ALWAYS)
+    (facts,) = ledger.history.list_runs_with_dates(*ALWAYS)
 
     assert list(facts.dates[0].found or {}) == ["zebra", "ant", "moth"]
 
@@ -1043,10 +1065,10 @@ def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written
 
 
 def test_a_launch_is_an_action_with_its_author_and_reason(ledger: Ledger) -> None:
-    run = ledger.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
-    (found,) = ledger.actions(run.id)
-    assert (found.action, found.by, found.reason) == (Action.LAUNCHED, "ada", "the feed was late")
-    assert ledger.run(run.id).reason == "the feed was late"
+    run = ledger.runs.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
+    (found,) = ledger.actions.list_actions(run.id)
+    assert (found.action, found.by, found.reason) == (RunAction.LAUNCHED, "ada", "the feed was late")
+    assert ledger.runs.get_run(run.id).reason == "the feed was late"
 
 
 @pytest.mark.parametrize(
@@ -1061,13 +1083,13 @@ def test_a_launch_is_an_action_with_its_author_and_reason(ledger: Ledger) -> Non
     ],
 )
 def test_the_database_itself_keeps_who_did_what_and_why(ledger: Ledger, ledger_url: str, statement: str) -> None:
-    run = ledger.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
+    run = ledger.runs.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
     engine = make_engine(ledger_url)
     with pytest.raises(IntegrityError, match="never changed"), engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
-    assert [one.by for one in ledger.actions(run.id)] == ["ada"]
-    assert ledger.run(run.id).requested_by == "ada"
+    assert [one.by for one in ledger.actions.list_actions(run.id)] == ["ada"]
+    assert ledger.runs.get_run(run.id).requested_by == "ada"
 
 
 CUT_OFF = """
@@ -1083,13 +1105,13 @@ CUT_OFF = """
         try:
             signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6, 0.1)  # again, should it be lost
             for _ in range(20):
-                ledger.run(run)
+                ledger.runs.get_run(run)
             signal.pause()
         except SystemExit:
             exits += 1
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    print(exits, ledger.run(run).state.value)
+    print(exits, ledger.runs.get_run(run).state.value)
 """
 
 

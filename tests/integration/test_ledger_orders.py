@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gated_backfill.common.ledger import Action, DateState, Ledger, Run, RunState, WindowState
+from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.states import ENDED_DATES, READY_FOR_GATE
-from gated_backfill.common.ledger.stores.orders import Stopped
+from gated_backfill.common.ledger.stores.orders import Cancellation
 from gated_backfill.common.model.dates import ONE_DAY
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
@@ -37,18 +37,18 @@ from tests.builders import (
 WHY = "cancelled by ada: wrong season"
 
 
-def orders(ledger: Ledger, run: Run) -> list[tuple[Action, str, str | None]]:
-    return [(one.action, one.by, one.reason) for one in ledger.actions(run.id)[1:]]
+def orders(ledger: Ledger, run: Run) -> list[tuple[RunAction, str, str | None]]:
+    return [(one.action, one.by, one.reason) for one in ledger.actions.list_actions(run.id)[1:]]
 
 
-def cancelled(ledger: Ledger, run: Run, **how: bool) -> Stopped:
-    stopped = ledger.cancel_run(run.id, by="ada", reason="wrong season", **how)
+def cancelled(ledger: Ledger, run: Run, **how: bool) -> Cancellation:
+    stopped = ledger.orders.cancel_run(run.id, by="ada", reason="wrong season", **how)
     assert stopped is not None
     return stopped
 
 
 def states(ledger: Ledger, run: Run) -> list[str]:
-    return [row.state.value for row in ledger.dates(run.id)]
+    return [row.state.value for row in ledger.dates.list_dates(run.id)]
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
@@ -68,76 +68,76 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 def test_a_paused_run_begins_nothing_and_goes_on_when_resumed(ledger: Ledger) -> None:
     run = running_run(ledger, window=1)
-    ledger.open_windows(run.id, in_flight=1)
+    ledger.windows.open_windows(run.id, in_flight=1)
 
-    assert ledger.pause_run(run.id, by="ada", reason="the source is being reloaded")
-    assert ledger.run(run.id).state is RunState.PAUSED
+    assert ledger.orders.pause_run(run.id, by="ada", reason="the source is being reloaded")
+    assert ledger.runs.get_run(run.id).state is RunState.PAUSED
     assert claim_date(ledger, run, FEB_23, "w", utcnow()) is None
-    assert ledger.open_windows(run.id, in_flight=3) == {}
-    assert not ledger.pause_run(run.id, by="bob")
+    assert ledger.windows.open_windows(run.id, in_flight=3) == {}
+    assert not ledger.orders.pause_run(run.id, by="bob")
 
-    assert ledger.resume_run(run.id, by="bob")
-    assert not ledger.resume_run(run.id, by="bob")
-    assert set(ledger.open_windows(run.id, in_flight=3)) == {1, 2}
+    assert ledger.orders.resume_run(run.id, by="bob")
+    assert not ledger.orders.resume_run(run.id, by="bob")
+    assert set(ledger.windows.open_windows(run.id, in_flight=3)) == {1, 2}
     claimed_date(ledger, run, FEB_23)
     assert orders(ledger, run) == [
-        (Action.PAUSED, "ada", "the source is being reloaded"),
-        (Action.RESUMED, "bob", None),
+        (RunAction.PAUSED, "ada", "the source is being reloaded"),
+        (RunAction.RESUMED, "bob", None),
     ]
 
 
 def test_a_run_that_was_not_started_can_be_paused_and_starts_when_resumed(ledger: Ledger) -> None:
-    run = ledger.open_run(new_run())
+    run = ledger.runs.open_run(new_run())
 
-    assert ledger.pause_run(run.id, by="ada")
-    assert not ledger.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    assert ledger.resume_run(run.id, by="ada")
+    assert ledger.orders.pause_run(run.id, by="ada")
+    assert not ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    assert ledger.orders.resume_run(run.id, by="ada")
 
-    assert ledger.run(run.id).started_at is not None
+    assert ledger.runs.get_run(run.id).started_at is not None
 
 
 def test_a_paused_run_whose_windows_are_all_closed_ends_as_ever(ledger: Ledger) -> None:
     run = queued_run(ledger, [FEB_23])
     staged_date(ledger, run, FEB_23)
-    ledger.pause_run(run.id, by="ada")
-    ledger.note_verdicts(run.id, {FEB_23: {"verdict": "complete", "reason": "all"}})
-    ledger.move_date(run.id, FEB_23, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    ledger.checkpoint(run.id, [FEB_23])
-    assert ledger.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
-    assert ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    ledger.orders.pause_run(run.id, by="ada")
+    ledger.dates.record_verdicts(run.id, {FEB_23: {"verdict": "complete", "reason": "all"}})
+    ledger.dates.move_date(run.id, FEB_23, expect=DateState.STAGED, to=DateState.PUBLISHED)
+    ledger.checkpoints.write_checkpoints(run.id, [FEB_23])
+    assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+    assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
-    assert ledger.finish_run(run.id) is RunState.SUCCEEDED
-    assert not ledger.pause_run(run.id, by="ada")
-    assert not ledger.resume_run(run.id, by="ada")
+    assert ledger.runs.finish_run(run.id) is RunState.SUCCEEDED
+    assert not ledger.orders.pause_run(run.id, by="ada")
+    assert not ledger.orders.resume_run(run.id, by="ada")
 
 
 def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_costly(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
-    assert ledger.obey(run.id, [FEB_23], "worker")
-    ledger.pause_run(run.id, by="ada")
+    assert ledger.orders.confirm_claims(run.id, [FEB_23], "worker")
+    ledger.orders.pause_run(run.id, by="ada")
 
-    assert not ledger.obey(run.id, [FEB_23], "worker")
+    assert not ledger.orders.confirm_claims(run.id, [FEB_23], "worker")
     staged = {FEB_24: (DateState.STAGED, {})}
-    assert ledger.leave_dates(run.id, staged, owner="worker") == {FEB_24}
+    assert ledger.claims.release_dates(run.id, staged, owner="worker") == {FEB_24}
 
-    given_back, finished, _ = ledger.dates(run.id)
+    given_back, finished, _ = ledger.dates.list_dates(run.id)
     assert (given_back.state, given_back.attempt, given_back.deaths) == (DateState.QUEUED, 0, 0)
     assert finished.state is DateState.STAGED
-    assert not ledger.obey(run.id, [FEB_23], "worker")  # which is nobody's now
+    assert not ledger.orders.confirm_claims(run.id, [FEB_23], "worker")  # which is nobody's now
 
 
 def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
-    ledger.pause_run(run.id, by="ada")
+    ledger.orders.pause_run(run.id, by="ada")
 
-    assert ledger.give_back(run.id, 0, queued_too=True, is_dead=everyone_is_dead, max_deaths=3) == []
+    assert ledger.claims.requeue_dates(run.id, 0, include_queued=True, is_dead=everyone_is_dead, max_deaths=3) == []
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
-    ledger.resume_run(run.id, by="ada")
-    again = ledger.give_back(run.id, 0, queued_too=True, is_dead=everyone_is_dead, max_deaths=3)
+    ledger.orders.resume_run(run.id, by="ada")
+    again = ledger.claims.requeue_dates(run.id, 0, include_queued=True, is_dead=everyone_is_dead, max_deaths=3)
     assert again == list(DAYS)
 
 
@@ -147,22 +147,22 @@ def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger) -> None:
 def test_cancelling_takes_what_nobody_has_begun_and_leaves_the_rest_to_be_finished(ledger: Ledger) -> None:
     days = [FEB_23 + timedelta(days=n) for n in range(6)]
     run = running_run(ledger, days, window=2)
-    ledger.open_windows(run.id, in_flight=2)
+    ledger.windows.open_windows(run.id, in_flight=2)
     claimed_date(ledger, run, days[0])
     staged_date(ledger, run, days[2])
 
     stopped = cancelled(ledger, run)
 
-    assert stopped == Stopped(unbegun=4, stopped=0, discarded=())
+    assert stopped == Cancellation(not_started=4, interrupted=0, discarded=())
     assert states(ledger, run) == ["processing", "cancelled", "staged", "cancelled", "cancelled", "cancelled"]
-    assert {row.reason for row in ledger.dates(run.id, states=[DateState.CANCELLED])} == {WHY}
-    assert ledger.windows_in(run.id, [WindowState.OPEN]) == [0, 1]
-    assert ledger.windows_in(run.id, [WindowState.CLOSED]) == [2]
-    assert ledger.run(run.id).state is RunState.CANCELLING
-    assert ledger.active_holders(JOB, days) == {run.id: [days[0], days[2]]}
-    assert ledger.open_run(new_run([days[1], *days[3:]])).state is RunState.PLANNED
-    assert orders(ledger, run) == [(Action.CANCELLED, "ada", "wrong season")]
-    assert ledger.finish_run(run.id) is None
+    assert {row.reason for row in ledger.dates.list_dates(run.id, states=[DateState.CANCELLED])} == {WHY}
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.OPEN]) == [0, 1]
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.CLOSED]) == [2]
+    assert ledger.runs.get_run(run.id).state is RunState.CANCELLING
+    assert ledger.runs.find_conflicting_runs(JOB, days) == {run.id: [days[0], days[2]]}
+    assert ledger.runs.open_run(new_run([days[1], *days[3:]])).state is RunState.PLANNED
+    assert orders(ledger, run) == [(RunAction.CANCELLED, "ada", "wrong season")]
+    assert ledger.runs.finish_run(run.id) is None
 
 
 def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_ends_it(ledger: Ledger) -> None:
@@ -170,16 +170,16 @@ def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_end
     published_date(ledger, run, FEB_23)
     cancelled(ledger, run)
 
-    assert all(row.state in READY_FOR_GATE for row in ledger.dates(run.id))
-    assert ledger.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
-    assert ledger.renew_window(run.id, 0, "gate", utcnow() + ONE_DAY)
-    assert ledger.checkpoint(run.id, [FEB_23]) == [FEB_23]
-    assert ledger.leave_window(run.id, 0, "gate", to=WindowState.CLOSED)
+    assert all(row.state in READY_FOR_GATE for row in ledger.dates.list_dates(run.id))
+    assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+    assert ledger.windows.renew_window(run.id, 0, "gate", utcnow() + ONE_DAY)
+    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == [FEB_23]
+    assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
-    assert ledger.finish_run(run.id) is RunState.CANCELLED
-    assert ledger.checkpoints(JOB, FEB_23, FEB_25).keys() == {FEB_23}
-    assert ledger.active_holders(JOB, DAYS) == {}
-    assert not ledger.pause_run(run.id, by="ada")
+    assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
+    assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25).keys() == {FEB_23}
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
+    assert not ledger.orders.pause_run(run.id, by="ada")
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -188,15 +188,15 @@ def test_a_run_of_which_nothing_was_begun_needs_no_gate_to_end(ledger: Ledger, w
 
     cancelled(ledger, run)
 
-    assert ledger.windows_in(run.id, [WindowState.CLOSED]) == list(range(3 // window))
-    assert ledger.finish_run(run.id) is RunState.CANCELLED
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.CLOSED]) == list(range(3 // window))
+    assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
 
 
 def test_an_ended_run_is_not_cancelled(ledger: Ledger) -> None:
     run = queued_run(ledger)
-    ledger.move_run(run.id, expect=[RunState.RUNNING], to=RunState.FAILED)
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.FAILED)
 
-    assert ledger.cancel_run(run.id, by="ada") is None
+    assert ledger.orders.cancel_run(run.id, by="ada") is None
     assert orders(ledger, run) == []
     assert set(states(ledger, run)) == {"queued"}
 
@@ -211,7 +211,7 @@ def test_what_is_staged_after_its_run_was_cancelled_is_dropped_if_all_that_is_st
     cancelled(ledger, run, discard=discard)
     failure = (DateState.FAILED, {"verdict": "failed", "reason": "no"})
 
-    left = ledger.leave_dates(run.id, {FEB_23: (DateState.STAGED, {}), FEB_24: failure}, owner="worker")
+    left = ledger.claims.release_dates(run.id, {FEB_23: (DateState.STAGED, {}), FEB_24: failure}, owner="worker")
 
     assert left == ({FEB_24} if discard else {FEB_23, FEB_24})
     assert states(ledger, run)[:2] == ["cancelled" if discard else "staged", "failed"]
@@ -221,30 +221,32 @@ def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger) -> None:
     run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     cancelled(ledger, run)
-    assert ledger.obey(run.id, [FEB_23], "worker")  # it is to be finished
+    assert ledger.orders.confirm_claims(run.id, [FEB_23], "worker")  # it is to be finished
 
-    assert cancelled(ledger, run, now=True) == Stopped(unbegun=0, stopped=1, discarded=())
+    assert cancelled(ledger, run, now=True) == Cancellation(not_started=0, interrupted=1, discarded=())
 
-    assert not ledger.leave_dates(run.id, {FEB_23: (DateState.STAGED, {})}, owner="worker")
-    assert not ledger.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker")
-    assert ledger.finish_run(run.id) is RunState.CANCELLED
+    assert not ledger.claims.release_dates(run.id, {FEB_23: (DateState.STAGED, {})}, owner="worker")
+    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker")
+    assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
 
 
 def test_discarding_takes_what_waits_for_the_gate_but_nothing_that_a_gate_has_seen(ledger: Ledger) -> None:
     days = [FEB_23 + timedelta(days=n) for n in range(5)]
     run = running_run(ledger, days, window=2)
-    ledger.open_windows(run.id, in_flight=3)
+    ledger.windows.open_windows(run.id, in_flight=3)
     for day in days[:4]:
         staged_date(ledger, run, day)
-    ledger.note_verdicts(run.id, {days[1]: {"verdict": "complete", "reason": "a gate died while it published it"}})
-    assert ledger.claim_window(run.id, 1, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+    ledger.dates.record_verdicts(
+        run.id, {days[1]: {"verdict": "complete", "reason": "a gate died while it published it"}}
+    )
+    assert ledger.windows.claim_window(run.id, 1, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
     claimed_date(ledger, run, days[4])
 
     stopped = cancelled(ledger, run, discard=True)
 
     assert stopped.discarded == (days[0],)
     assert states(ledger, run) == ["cancelled", "staged", "staged", "staged", "processing"]
-    assert not ledger.leave_dates(run.id, {days[4]: (DateState.STAGED, {})}, owner="worker")
+    assert not ledger.claims.release_dates(run.id, {days[4]: (DateState.STAGED, {})}, owner="worker")
     assert states(ledger, run)[4] == "cancelled"
 
 
@@ -255,11 +257,11 @@ def test_what_is_lost_or_sent_back_of_a_run_that_is_being_cancelled_is_cancelled
     staged_date(ledger, run, FEB_25)
     cancelled(ledger, run)
 
-    assert ledger.move_date(run.id, FEB_24, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
-    assert ledger.move_date(run.id, FEB_25, expect=DateState.STAGED, to=DateState.QUEUED)
-    assert ledger.give_back(run.id, 0, queued_too=False, is_dead=everyone_is_dead, max_deaths=3) == []
+    assert ledger.dates.move_date(run.id, FEB_24, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
+    assert ledger.dates.move_date(run.id, FEB_25, expect=DateState.STAGED, to=DateState.QUEUED)
+    assert ledger.claims.requeue_dates(run.id, 0, include_queued=False, is_dead=everyone_is_dead, max_deaths=3) == []
 
-    assert [(row.state, row.reason, row.active) for row in ledger.dates(run.id)] == [
+    assert [(row.state, row.reason, row.active) for row in ledger.dates.list_dates(run.id)] == [
         (DateState.CANCELLED, WHY, False)
     ] * 3
 
@@ -269,23 +271,25 @@ def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger) -> 
     checkpointed_date(ledger, run, FEB_23)
     staged_date(ledger, run, FEB_24)
 
-    assert ledger.end_run(run.id, by="backfill", reason="its process died")
-    assert not ledger.end_run(run.id, by="backfill", reason="its process died")
+    assert ledger.orders.abandon_run(run.id, by="backfill", reason="its process died")
+    assert not ledger.orders.abandon_run(run.id, by="backfill", reason="its process died")
 
-    assert ledger.run(run.id).state is RunState.CANCELLED
+    assert ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert states(ledger, run) == ["checkpointed", "cancelled", "cancelled"]
-    assert orders(ledger, run) == [(Action.CANCELLED, "backfill", "its process died")]
-    assert ledger.active_holders(JOB, DAYS) == {}
+    assert orders(ledger, run) == [(RunAction.CANCELLED, "backfill", "its process died")]
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
 
 
 def test_a_date_that_was_cancelled_counts_as_ended_by_nobody(ledger: Ledger) -> None:
     first = queued_run(ledger, [FEB_23])
     claimed_date(ledger, first, FEB_23)
-    ledger.move_date(first.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
-    ledger.move_run(first.id, expect=[RunState.RUNNING], to=RunState.FAILED)
+    ledger.dates.move_date(first.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
+    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.FAILED)
     cancelled(ledger, queued_run(ledger, [FEB_23, FEB_24]))
 
-    assert {day: row.run_id for day, row in ledger.last_ends(JOB, FEB_23, FEB_25).items()} == {FEB_23: first.id}
+    assert {day: row.run_id for day, row in ledger.dates.latest_date_outcomes(JOB, FEB_23, FEB_25).items()} == {
+        FEB_23: first.id
+    }
 
 
 # -- at the same moment -------------------------------------------------------------------------------------------
@@ -302,10 +306,10 @@ def test_a_date_is_either_claimed_or_cancelled_when_both_happen_at_once(ledger: 
         return [row.day for row in claims if row is not None]
 
     *claims, stopped = at_once(
-        *(lambda n=n: claim(n) for n in range(3)), lambda: ledger.cancel_run(run.id, by="ada", now=now)
+        *(lambda n=n: claim(n) for n in range(3)), lambda: ledger.orders.cancel_run(run.id, by="ada", now=now)
     )
 
-    held = {row.day for row in ledger.dates(run.id, states=[DateState.PROCESSING])}
+    held = {row.day for row in ledger.dates.list_dates(run.id, states=[DateState.PROCESSING])}
     taken = {day for claimed in claims for day in claimed}
     assert held == (set() if now else taken)
     assert stopped.unbegun == len(days) - len(taken)
@@ -318,15 +322,15 @@ def test_no_window_is_opened_by_a_run_that_is_cancelled_at_the_same_moment(ledge
     run = running_run(ledger, days, window=1)
 
     at_once(
-        lambda: ledger.open_windows(run.id, in_flight=3),
-        lambda: ledger.open_windows(run.id, in_flight=3),
-        lambda: ledger.cancel_run(run.id, by="ada"),
+        lambda: ledger.windows.open_windows(run.id, in_flight=3),
+        lambda: ledger.windows.open_windows(run.id, in_flight=3),
+        lambda: ledger.orders.cancel_run(run.id, by="ada"),
     )
 
     assert set(states(ledger, run)) == {"cancelled"}
-    assert ledger.windows_in(run.id, [WindowState.PENDING, WindowState.OPEN]) == []
-    assert ledger.open_windows(run.id, in_flight=3) == {}
-    assert ledger.finish_run(run.id) is RunState.CANCELLED
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.PENDING, WindowState.OPEN]) == []
+    assert ledger.windows.open_windows(run.id, in_flight=3) == {}
+    assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
 
 
 @pytest.mark.parametrize("discard", [False, True], ids=["finish", "discard"])
@@ -338,27 +342,27 @@ def test_a_window_is_either_gated_whole_or_discarded_whole_when_both_happen_at_o
         staged_date(ledger, run, day)
 
     def gate() -> bool:
-        return ledger.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+        return ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
 
-    taken, stopped = at_once(gate, lambda: ledger.cancel_run(run.id, by="ada", discard=discard))
+    taken, stopped = at_once(gate, lambda: ledger.orders.cancel_run(run.id, by="ada", discard=discard))
 
     kept = taken or not discard
     assert set(states(ledger, run)) == {"staged" if kept else "cancelled"}
     assert len(stopped.discarded) == (0 if kept else len(DAYS))
-    assert ledger.windows_in(run.id, [WindowState.CLOSED]) == ([] if kept else [0])
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.CLOSED]) == ([] if kept else [0])
 
 
 def test_a_run_that_is_paused_and_cancelled_by_many_at_once_has_one_state_and_every_record(ledger: Ledger) -> None:
     run = queued_run(ledger)
 
     paused, resumed, *stopped = at_once(
-        lambda: ledger.pause_run(run.id, by="ada"),
-        lambda: ledger.resume_run(run.id, by="bob"),
-        lambda: ledger.cancel_run(run.id, by="eve"),
-        lambda: ledger.cancel_run(run.id, by="mallory", now=True),
+        lambda: ledger.orders.pause_run(run.id, by="ada"),
+        lambda: ledger.orders.resume_run(run.id, by="bob"),
+        lambda: ledger.orders.cancel_run(run.id, by="eve"),
+        lambda: ledger.orders.cancel_run(run.id, by="mallory", now=True),
     )
 
-    assert ledger.run(run.id).state is RunState.CANCELLING
+    assert ledger.runs.get_run(run.id).state is RunState.CANCELLING
     assert sum(one.unbegun for one in stopped) == len(DAYS)
     assert len(orders(ledger, run)) == paused + resumed + 2
-    assert all(row.state in ENDED_DATES for row in ledger.dates(run.id))
+    assert all(row.state in ENDED_DATES for row in ledger.dates.list_dates(run.id))

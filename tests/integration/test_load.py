@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.dates import ranges
+from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse, need_table
-from gated_backfill.producer.tables.load import Loaded, load_file
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse, require_table
+from gated_backfill.producer.tables.load import LoadResult, load_file
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, rows_of, scan, span, tree
 
@@ -37,12 +37,12 @@ def parquet(tmp_path: Path) -> Path:
     return tmp_path / "rows.parquet"
 
 
-def load_text(warehouse: Warehouse, csv: Path, text: str, date_column: str | None = None) -> Loaded:
+def load_text(warehouse: Warehouse, csv: Path, text: str, date_column: str | None = None) -> LoadResult:
     csv.write_text(text, encoding="utf-8", newline="")
     return load_file(warehouse, NAME, csv, date_column)
 
 
-def load_table(warehouse: Warehouse, parquet: Path, **columns: Any) -> Loaded:
+def load_table(warehouse: Warehouse, parquet: Path, **columns: Any) -> LoadResult:
     pq.write_table(pa.table(columns), parquet)
     return load_file(warehouse, NAME, parquet, None)
 
@@ -52,7 +52,7 @@ def rows_in(warehouse: Warehouse) -> list[dict[str, Any]]:
 
 
 def types_in(warehouse: Warehouse) -> dict[str, str]:
-    return dict(need_table(warehouse, TABLE).columns)
+    return dict(require_table(warehouse, TABLE).columns)
 
 
 # -- what is loaded -----------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_the_jobs_that_read_a_table_decide_its_types_and_date_column(warehouse: 
     } | {"game_date": "2023-02-23"}
     csv.write_text(",".join(values) + "\n" + ",".join(values.values()) + "\n")
     assert load_file(warehouse, UPCOMING, csv, None).days == (FEB_23,)
-    found = need_table(warehouse, TableName.parse(UPCOMING))
+    found = require_table(warehouse, TableName.parse(UPCOMING))
     assert found.partitioned_by == "game_date"
     assert dict(found.columns) == {**declared, "game_date": "DATE"}
 
@@ -173,7 +173,7 @@ def test_the_date_column_can_be_named(warehouse: Warehouse, csv: Path) -> None:
     with pytest.raises(UserError, match="--date-column: it has 2: born, played"):
         load_text(warehouse, csv, text)
     load_text(warehouse, csv, text, "played")
-    assert need_table(warehouse, TABLE).partitioned_by == "played"
+    assert require_table(warehouse, TABLE).partitioned_by == "played"
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -377,5 +377,5 @@ def test_whatever_text_a_file_holds_it_is_loaded_or_refused(
     info = warehouse.describe(TABLE)
     assert info is not None
     assert info.partitioned_by is not None
-    whole = Scan(table=TABLE, date_column=info.partitioned_by, dates=tuple(ranges(loaded.days)))
+    whole = Scan(table=TABLE, date_column=info.partitioned_by, dates=tuple(consecutive_ranges(loaded.days)))
     assert warehouse.read(whole).num_rows == loaded.rows > 0

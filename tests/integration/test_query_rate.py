@@ -9,9 +9,9 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from gated_backfill.common.broker.rate_limit import KEY, SharedBucket
+from gated_backfill.common.broker.rate_limit import BUCKET_KEY, BrokerTokenBucket
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.model.rate import SECOND, Rate
+from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit
 from tests.brokers import broker as broker
 from tests.builders import FEB_23, race
 from tests.lab import Lab, players
@@ -36,7 +36,7 @@ def acquire(wait, url, times, per_second, burst):
 
 def moment(client: redis.Redis) -> int:
     seconds, microseconds = client.time()
-    return seconds * SECOND + microseconds
+    return seconds * MICROSECONDS_PER_SECOND + microseconds
 
 
 def test_processes_at_once_never_take_more_than_the_burst_and_the_rate(broker: str) -> None:
@@ -48,43 +48,45 @@ def test_processes_at_once_never_take_more_than_the_burst_and_the_rate(broker: s
 
     assert len(had) == 80
     for number, at in enumerate(had, 1):
-        assert number <= burst + math.ceil((at - began) / SECOND * per_second)
+        assert number <= burst + math.ceil((at - began) / MICROSECONDS_PER_SECOND * per_second)
 
 
 def test_the_bucket_is_no_more_than_one_key_that_expires_once_it_is_full(broker: str) -> None:
-    bucket = SharedBucket(broker, Rate(per_second=2, burst=3, patience_seconds=60))
+    bucket = BrokerTokenBucket(broker, RateLimit(per_second=2, burst=3, max_wait_seconds=60))
     bucket.acquire()
     with redis.Redis.from_url(broker) as client:
-        assert client.keys("*") == [KEY.encode()]
-        assert 0 < client.pttl(KEY) <= 3 / 2 * 1000 + 1000
+        assert client.keys("*") == [BUCKET_KEY.encode()]
+        assert 0 < client.pttl(BUCKET_KEY) <= 3 / 2 * 1000 + 1000
 
 
 def test_who_would_wait_longer_than_the_patience_is_told_to_come_back_and_takes_nothing(broker: str) -> None:
-    bucket = SharedBucket(broker, Rate(per_second=0.001, burst=1, patience_seconds=1))
+    bucket = BrokerTokenBucket(broker, RateLimit(per_second=0.001, burst=1, max_wait_seconds=1))
     bucket.acquire()
     with redis.Redis.from_url(broker) as client:
-        before = client.get(KEY)
+        before = client.get(BUCKET_KEY)
         with pytest.raises(WarehouseUnavailable, match="too many queries wait for their turn"):
             bucket.acquire()
-        assert client.get(KEY) == before
+        assert client.get(BUCKET_KEY) == before
 
 
 def test_a_clock_of_the_broker_that_was_set_back_stops_nobody(broker: str) -> None:
-    bucket = SharedBucket(broker, Rate(per_second=1, burst=2, patience_seconds=1))
+    bucket = BrokerTokenBucket(broker, RateLimit(per_second=1, burst=2, max_wait_seconds=1))
     with redis.Redis.from_url(broker) as client:
-        client.set(KEY, moment(client) + 3600 * SECOND)
+        client.set(BUCKET_KEY, moment(client) + 3600 * MICROSECONDS_PER_SECOND)
         bucket.acquire()
-        assert int(client.get(KEY) or 0) <= moment(client) + 2 * SECOND
+        assert int(client.get(BUCKET_KEY) or 0) <= moment(client) + 2 * MICROSECONDS_PER_SECOND
 
 
 def test_while_the_broker_is_away_a_process_goes_on_at_the_same_rate_by_itself() -> None:
-    bucket = SharedBucket("redis://:hunter2@127.0.0.1:1/0", Rate(per_second=0.001, burst=2, patience_seconds=1))
+    bucket = BrokerTokenBucket(
+        "redis://:hunter2@127.0.0.1:1/0", RateLimit(per_second=0.001, burst=2, max_wait_seconds=1)
+    )
     with capture_logs() as logged:
         bucket.acquire()
         bucket.acquire()
         with pytest.raises(WarehouseUnavailable):
             bucket.acquire()
-    assert [one["event"] for one in logged] == ["queries_counted_alone"]
+    assert [one["event"] for one in logged] == ["query_rate_limit_not_shared"]
     assert "hunter2" not in json.dumps(logged)
 
 

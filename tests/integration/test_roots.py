@@ -18,7 +18,7 @@ from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.storage.files import inside
+from gated_backfill.common.storage.files import checked_path
 from gated_backfill.common.storage.staged_files import read_staged_bytes
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -81,10 +81,10 @@ def test_a_way_that_leads_out_is_refused(tmp_path: Path, way: str, allowed: bool
         (root / "near").unlink()
         (root / "near").symlink_to("a")
     if allowed:
-        assert inside(root, root / way) == root / way
+        assert checked_path(root, root / way) == root / way
     else:
         with pytest.raises(OutsideRoot, match=r"leads out of"):
-            inside(root, root / way)
+            checked_path(root, root / way)
 
 
 # -- staging ------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_staged_file_outside_of_the_staging_is_not_what_was_staged(
     assert not is_intact(staging, file)
     with pytest.raises(OutsideRoot):
         staging.quarantine("run-1", file)
-    staging.discard("run-1") if escape is not made_linked_folder else None
+    staging.delete("run-1") if escape is not made_linked_folder else None
     assert files(outside) == before
 
 
@@ -139,7 +139,9 @@ def test_a_link_is_not_followed_by_whoever_reads_a_staged_file(
         read_staged_bytes(file)
     with pytest.raises(StagedFileLost, match="is a link"):
         local_warehouse.query("SELECT * FROM s", scans={"s": StagedScan(files=(file,))})
-    receipt = local_warehouse.publish(TABLE, "day", [file], unchanged_since={FEB_23: ABSENT}, publication="run-1/0")
+    receipt = local_warehouse.publish(
+        TABLE, "day", [file], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
+    )
     assert receipt.lost == {FEB_23}
 
 
@@ -161,14 +163,14 @@ def test_nothing_is_written_to_or_removed_from_where_a_link_in_the_staging_leads
         staging.write("run-1", FEB_23, 1, ROWS) if what == "run-1" else staging.quarantine("run-1", file)
     if what == "run-1":
         with pytest.raises(OutsideRoot):
-            staging.discard("run-1", frozenset({FEB_23}))
-        staging.discard("run-1")
+            staging.delete("run-1", frozenset({FEB_23}))
+        staging.delete("run-1")
         assert not (root / "run-1").is_symlink()
     else:
         with pytest.raises(OutsideRoot):
             staging.quarantined_runs()
         with pytest.raises(OutsideRoot):
-            staging.discard_quarantine("run-1")
+            staging.delete_quarantine("run-1")
     assert files(outside) == kept
 
 
@@ -196,7 +198,7 @@ def test_a_stray_file_in_a_runs_folder_is_left_alone(staging: Staging) -> None:
     file = staging.write("run-1", FEB_23, 1, ROWS)
     stray = Path(file.location).parent / "notes.parquet"
     stray.write_bytes(b"x")
-    staging.discard("run-1", frozenset({FEB_23}))
+    staging.delete("run-1", frozenset({FEB_23}))
     assert stray.exists()
     assert not Path(file.location).exists()
 
@@ -206,7 +208,7 @@ def test_the_gate_does_not_publish_what_the_ledger_says_lies_outside(lab: Lab) -
     lab.probe("first", FEB_23, players(10))
     run, deps, _ = lab.opened([FEB_23], "probe")
     process_date(run.id, FEB_23, deps)
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     there = lab.home.parent / "outside.parquet"
     Path(row.staged_file().location).rename(there)
     with create_engine(lab.settings.ledger_url).begin() as connection:
@@ -215,7 +217,7 @@ def test_the_gate_does_not_publish_what_the_ledger_says_lies_outside(lab: Lab) -
     assert row.window is not None
     close_window(run.id, row.window, deps)
 
-    (again,) = deps.ledger.dates(run.id)
+    (again,) = deps.ledger.dates.list_dates(run.id)
     assert again.state.value == "queued"
     assert there.exists()
     assert lab.published("probe.target", FEB_23, "day") == []
@@ -252,7 +254,9 @@ def test_a_link_out_of_the_warehouse_is_refused_by_name(
         lambda: local_warehouse.row_counts(TABLE, "day", SCAN.dates[0]),
         lambda: local_warehouse.load(TABLE, "day", ROWS),
         lambda: local_warehouse.back_up(BACKUP, [FEB_23], until=utcnow()),
-        lambda: local_warehouse.publish(TABLE, "day", [file], unchanged_since={FEB_23: ABSENT}, publication="run-1/0"),
+        lambda: local_warehouse.publish(
+            TABLE, "day", [file], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
+        ),
     ]
     for act in tried:
         with pytest.raises(OutsideRoot, match=r"nba.* leads out of"):
@@ -282,12 +286,12 @@ def test_undo_and_backups_do_not_follow_links_out(
     before = local_warehouse.fingerprints(TABLE, "day", [FEB_23])
     file = staging.write("run-2", FEB_23, 1, ROWS.slice(0, 1))
     for act in (
-        lambda: local_warehouse.publish(TABLE, "day", [file], unchanged_since=before, publication="run-1/0"),
-        lambda: local_warehouse.replaced(TABLE, "day", "run-1", [FEB_23]),
-        local_warehouse.forget_replaced,
+        lambda: local_warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=before, publication="run-1/0"),
+        lambda: local_warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_23]),
+        local_warehouse.delete_expired_undo,
         lambda: local_warehouse.back_up(BACKUP, [FEB_23], until=utcnow()),
         lambda: local_warehouse.drop_backup(BACKUP),
-        lambda: local_warehouse.backed_up(BACKUP),
+        lambda: local_warehouse.read_backup(BACKUP),
     ):
         with pytest.raises(OutsideRoot):
             act()
@@ -300,7 +304,7 @@ def test_no_run_or_backup_of_that_name_leads_out(local_warehouse: LocalWarehouse
     kept = files(outside)
     local_warehouse.load(TABLE, "day", ROWS)
     with pytest.raises(OutsideRoot):
-        local_warehouse.replaced(TABLE, "day", name + "/..", [FEB_23])
+        local_warehouse.replaced_partitions(TABLE, "day", name + "/..", [FEB_23])
     with pytest.raises(BackfillError):
         local_warehouse.drop_backup(replace(BACKUP, id=name))
     assert files(outside) == kept
@@ -313,7 +317,7 @@ def test_retention_does_not_reach_through_a_link(local_warehouse: LocalWarehouse
     long_ago = (utcnow() - timedelta(days=400)).timestamp()
     os.utime(outside, (long_ago, long_ago))
     kept = files(outside)
-    local_warehouse.forget_replaced()
+    local_warehouse.delete_expired_undo()
     assert files(outside) == kept
 
 

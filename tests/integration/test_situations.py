@@ -15,9 +15,9 @@ from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.coverage import Fallback, Verdict
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.producer.planning.plan import Action, Reprocess
+from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.launch import open_run
-from gated_backfill.worker.dates.process import TryAgain
+from gated_backfill.worker.dates.process import RetryLater
 from gated_backfill.worker.dependencies import open_deps
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from gated_backfill.worker.inline import InlineDispatcher
@@ -56,8 +56,10 @@ def test_a_date_is_published_only_at_sufficient_coverage(
     assert (outcome.state, outcome.verdict) == (state, verdict)
     assert share in (outcome.reason or "")
     assert (outcome.matched, outcome.expected) == (found, expected)
-    assert len(names_of(any_lab)) == (found if verdict.passes else 0)
-    assert (DAY in any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)) is verdict.passes
+    assert len(names_of(any_lab)) == (found if verdict.is_passing else 0)
+    assert (
+        DAY in any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)
+    ) is verdict.is_passing
 
 
 def test_a_blocked_date_names_who_is_missing_and_keeps_the_refused_rows(any_lab: Lab) -> None:
@@ -119,7 +121,7 @@ def test_force_without_a_reason_is_refused_and_starts_nothing(lab: Lab) -> None:
 
     assert refused.returncode == 2
     assert "--force needs --reason" in refused.stderr
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
 
 def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -> None:
@@ -129,7 +131,7 @@ def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -
     progress = any_lab.run([DAY], fallback=Fallback.OFF, because="the box scores of one arena are lost")
 
     assert any_lab.outcome(DAY, progress).verdict is Verdict.FORCED
-    checkpoint = any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY]
+    checkpoint = any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY]
     assert checkpoint.verdict is Verdict.FORCED
     assert "the box scores of one arena are lost" in checkpoint.reason
     assert len(names_of(any_lab)) == 94
@@ -154,7 +156,7 @@ def test_an_expectation_that_became_unreadable_before_the_gate_blocks(any_lab: L
     any_lab.drop("nba_analytics.player_game_summary")
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
 
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     assert row.state is DateState.BLOCKED
     assert "expectation unreadable" in (row.reason or "")
     assert names_of(any_lab) == set()
@@ -172,7 +174,7 @@ def test_a_calendar_that_vanished_after_the_plan_blocks(any_lab: Lab, gone: str)
     process_date(run.id, DAY, deps)
     close_window(run.id, 1, deps)
 
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     assert row.state is DateState.BLOCKED
     assert "the calendar was there when the run was planned" in (row.reason or "")
 
@@ -185,10 +187,10 @@ def test_an_expectation_unreadable_for_the_worker_blocks(lab: Lab) -> None:
     process_date(run.id, DAY, deps)
     close_window(run.id, 1, deps)
 
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     assert row.state is DateState.BLOCKED
     assert "expectation unreadable" in (row.reason or "")
-    assert deps.ledger.run(run.id).state is RunState.FAILED
+    assert deps.ledger.runs.get_run(run.id).state is RunState.FAILED
 
 
 def test_as_many_rows_of_the_wrong_players_are_blocked(any_lab: Lab) -> None:
@@ -372,11 +374,11 @@ def test_a_target_written_by_somebody_else_in_between_is_processed_again_not_ove
     types = {name: column.type for name, column in find_job(run.job).target.columns.items()}
     any_lab.load(TARGET, DAY, [{"player_lookup": "written by the daily job"}], types)
 
-    assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
+    assert close_window(run.id, 1, deps) is GateOutcome.REQUEUED
     assert names_of(any_lab) == {"written by the daily job"}
     dispatcher.drain(deps, lambda: None)
 
-    (row,) = deps.ledger.dates(run.id)
+    (row,) = deps.ledger.dates.list_dates(run.id)
     assert (row.state, row.attempt) == (DateState.CHECKPOINTED, 2)
     assert names_of(any_lab) == set(players(20))
 
@@ -385,12 +387,12 @@ def test_a_staged_file_that_is_lost_or_damaged_is_made_again(lab: Lab) -> None:
     lab.summary(DAY, players(20))
     run, deps, dispatcher = lab.opened([DAY])
     process_date(run.id, DAY, deps)
-    Path(deps.ledger.dates(run.id)[0].staged_file().location).write_bytes(b"half a file")
+    Path(deps.ledger.dates.list_dates(run.id)[0].staged_file().location).write_bytes(b"half a file")
 
-    assert close_window(run.id, 1, deps) is GateOutcome.SENT_BACK
+    assert close_window(run.id, 1, deps) is GateOutcome.REQUEUED
     dispatcher.drain(deps, lambda: None)
 
-    assert deps.ledger.dates(run.id)[0].state is DateState.CHECKPOINTED
+    assert deps.ledger.dates.list_dates(run.id)[0].state is DateState.CHECKPOINTED
 
 
 def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothing(lab: Lab) -> None:
@@ -401,7 +403,7 @@ def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothi
     process_date(run.id, DAY, deps)
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
     before = lab.table_bytes(TARGET)
-    assert close_window(run.id, 1, deps) is GateOutcome.NOT_OURS
+    assert close_window(run.id, 1, deps) is GateOutcome.NOT_CLAIMED
     assert process_date(run.id, DAY, deps).state == "not ours to process"
     assert lab.table_bytes(TARGET) == before
 
@@ -416,7 +418,10 @@ def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(any_lab: Lab
 
     assert any_lab.outcome(DAY, replay).state is DateState.BLOCKED
     assert any_lab.table_bytes(TARGET) == before
-    assert any_lab.site.ledger.checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
+    assert (
+        any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id
+        == first.run.id
+    )
 
 
 def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -> None:
@@ -427,7 +432,7 @@ def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -
 
     with pytest.raises(UserError, match=r"1 date\(s\) would be blocked: 2023-02-23 .*--allow-partial"):
         lab.run([DAY, NEXT_DAY], "probe", preflight=True)
-    assert lab.site.ledger.latest_runs() == []
+    assert lab.site.ledger.runs.list_latest_runs() == []
 
     progress = lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
     assert progress.run.state is RunState.PARTIAL
@@ -447,35 +452,35 @@ def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
     monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(PACKAGES / "probe_jobs")])
     find_job.cache_clear()
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(RetryLater):
         process_date(run.id, NEXT_DAY, deps)
     process_date(run.id, NEXT_DAY, deps, retries=deps.settings.max_retries)
     with pytest.raises(Retryable):
         close_window(run.id, 1, deps)
-    assert close_window(run.id, 1, deps, last_try=True) is GateOutcome.CLOSED
+    assert close_window(run.id, 1, deps, is_last_attempt=True) is GateOutcome.CLOSED
 
-    rows = deps.ledger.dates(run.id)
+    rows = deps.ledger.dates.list_dates(run.id)
     assert {row.state for row in rows} == {DateState.FAILED}
     assert all("there is no job named 'probe'" in (row.reason or "") for row in rows)
-    assert deps.ledger.run(run.id).state is RunState.FAILED
+    assert deps.ledger.runs.get_run(run.id).state is RunState.FAILED
 
 
 def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab) -> None:
     lab.probe("expected", DAY, players(20))
     lab.probe("first", DAY, players(20))
     job = find_job("probe")
-    options = RunOptions.of(job, window=1, in_flight=1, fallback=None, because=None)
+    options = RunOptions.for_job(job, window=1, in_flight=1, fallback=None, forced_because=None)
     run = open_run(lab.plan([DAY], "probe"), job, options, lab.site, owned=False)
     dispatcher = InlineDispatcher()
     deps = open_deps(lab.settings, dispatcher)
 
     reconcile(run.id, deps)
-    assert deps.ledger.run(run.id).state is RunState.PLANNED  # its command may be about to start it
+    assert deps.ledger.runs.get_run(run.id).state is RunState.PLANNED  # its command may be about to start it
     late = lab.settings.model_copy(update={"start_late_seconds": 0})
     reconcile(run.id, replace(deps, settings=late))
     dispatcher.drain(deps, lambda: None)
 
-    assert deps.ledger.run(run.id).state is RunState.SUCCEEDED
+    assert deps.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED
 
 
 def test_a_permission_that_is_missing_ends_the_run_at_once(lab: Lab) -> None:
@@ -501,12 +506,12 @@ def test_a_checkpointed_date_whose_rows_are_no_longer_there_is_built_again(any_l
     any_lab.load("probe.probe", DAY, [{"name": "player000"}], types)
 
     steps = {step.day: step for step in any_lab.plan([DAY, NEXT_DAY], "probe").steps}
-    assert (steps[DAY].action, steps[NEXT_DAY].action) == (Action.BUILD, Action.DONE)
+    assert (steps[DAY].action, steps[NEXT_DAY].action) == (PlanAction.BUILD, PlanAction.DONE)
     assert steps[DAY].reason.startswith("checkpointed, but its rows were changed since")
     left = any_lab.plan([DAY], "probe", reprocess=Reprocess.NONE).steps[0]
-    assert left.left_incomplete
+    assert left.is_left_incomplete
 
     any_lab.run([DAY, NEXT_DAY], "probe")
     assert any_lab.table_bytes("probe.probe") == whole
     any_lab.drop("probe.probe")
-    assert {step.action for step in any_lab.plan([DAY, NEXT_DAY], "probe").steps} == {Action.BUILD}
+    assert {step.action for step in any_lab.plan([DAY, NEXT_DAY], "probe").steps} == {PlanAction.BUILD}

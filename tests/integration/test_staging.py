@@ -67,8 +67,8 @@ def test_a_refused_file_is_kept_in_quarantine(any_staging: Staging) -> None:
 def test_discarding_a_run_leaves_its_quarantine_and_other_runs(any_staging: Staging) -> None:
     kept = path_of(any_staging.quarantine("run-1", staged(any_staging, FEB_23)))
     file, other = staged(any_staging, FEB_24), any_staging.write("run-2", FEB_24, 1, rows_of(FEB_24))
-    any_staging.discard("run-1")
-    any_staging.discard("run-1")
+    any_staging.delete("run-1")
+    any_staging.delete("run-1")
     assert not path_of(file.location).parent.exists()
     assert kept.exists()
     assert is_intact(any_staging, other)
@@ -77,8 +77,8 @@ def test_discarding_a_run_leaves_its_quarantine_and_other_runs(any_staging: Stag
 def test_discarding_days_removes_all_their_attempts_and_no_others(any_staging: Staging) -> None:
     gone = [staged(any_staging, FEB_23, attempt=1), staged(any_staging, FEB_23, attempt=2), staged(any_staging, FEB_24)]
     stays = staged(any_staging, FEB_25)
-    any_staging.discard("run-1", frozenset({FEB_23, FEB_24}))
-    any_staging.discard("run-2", frozenset({FEB_25}))
+    any_staging.delete("run-1", frozenset({FEB_23, FEB_24}))
+    any_staging.delete("run-2", frozenset({FEB_25}))
     assert [path_of(file.location).exists() for file in gone] == [False, False, False]
     assert is_intact(any_staging, stays)
 
@@ -98,7 +98,7 @@ def test_what_is_no_run_id_never_becomes_a_path(any_staging: Staging, tmp_path: 
     with pytest.raises(UserError):
         any_staging.quarantine(run, file)
     with pytest.raises(UserError):
-        any_staging.discard(run)
+        any_staging.delete(run)
     assert outside.exists()
     assert is_intact(any_staging, file)
 

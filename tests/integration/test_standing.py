@@ -13,15 +13,15 @@ import pytest
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.process.identity import identity
-from gated_backfill.producer.stack.shutdown import take_down
+from gated_backfill.common.process.identity import process_identity
+from gated_backfill.producer.stack.shutdown import shut_down_stack
 from gated_backfill.producer.stack.state_file import (
-    Standing,
-    find_standing,
-    places_of,
-    read_standing,
-    standing_broker,
-    write_standing,
+    StackState,
+    find_running_stack,
+    places_digest,
+    read_stack_state,
+    running_stack_broker,
+    write_stack_state,
 )
 from tests.lab import until
 
@@ -30,7 +30,7 @@ PASSWORD = "hunter2"
 
 def write(home: Settings, owner: str) -> None:
     home.home.mkdir(parents=True, exist_ok=True)
-    told = Standing(
+    told = StackState(
         owner=owner,
         broker_url=f"redis://:{PASSWORD}@127.0.0.1:1/0",
         broker="redis://127.0.0.1:1/0",
@@ -41,9 +41,9 @@ def write(home: Settings, owner: str) -> None:
         flower_password=PASSWORD,
         metrics_url="http://127.0.0.1:1/metrics",
         log_file="nowhere",
-        places=places_of(home),
+        places=places_digest(home),
     )
-    write_standing(home.home, told)
+    write_stack_state(home.home, told)
 
 
 @pytest.fixture
@@ -58,30 +58,30 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stack_of_another_host_is_neither_used_nor_forgotten_nor_stopped(home: Settings) -> None:
     write(home, "elsewhere.4026531836:1:1")
 
-    assert standing_broker(home) is None
-    for act in (lambda: find_standing(home.home), lambda: take_down(home)):
+    assert running_stack_broker(home) is None
+    for act in (lambda: find_running_stack(home.home), lambda: shut_down_stack(home)):
         with pytest.raises(UserError, match="it is up on elsewhere"):
             act()
-    assert read_standing(home.home) is not None
+    assert read_stack_state(home.home) is not None
 
 
 def test_a_stack_of_this_host_is_used_while_it_lives_and_forgotten_afterwards(
     home: Settings, process: subprocess.Popen[bytes]
 ) -> None:
-    write(home, identity(process.pid))
-    assert standing_broker(home) == f"redis://:{PASSWORD}@127.0.0.1:1/0"
+    write(home, process_identity(process.pid))
+    assert running_stack_broker(home) == f"redis://:{PASSWORD}@127.0.0.1:1/0"
 
     process.kill()
     process.wait()
 
-    assert standing_broker(home) is None
-    assert read_standing(home.home) is None
+    assert running_stack_broker(home) is None
+    assert read_stack_state(home.home) is None
 
 
 def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
     home: Settings, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(home, identity(process.pid))
+    write(home, process_identity(process.pid))
     real = os.kill
 
     def too_late(pid: int, sign: int) -> None:
@@ -91,8 +91,8 @@ def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
 
     monkeypatch.setattr("os.kill", too_late)
 
-    assert take_down(home).was_up
-    assert read_standing(home.home) is None
+    assert shut_down_stack(home).was_up
+    assert read_stack_state(home.home) is None
 
 
 KEEPS = """
@@ -114,12 +114,12 @@ def test_what_a_killed_keeper_left_is_removed_and_told(home: Settings) -> None:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"up\n"
         (child,) = psutil.Process(keeper.pid).children()
-        write(home, identity(keeper.pid))
+        write(home, process_identity(keeper.pid))
         keeper.kill()
 
-    stopped = take_down(home)
+    stopped = shut_down_stack(home)
 
     assert (stopped.was_up, stopped.was_dead) == (False, True)
     until(lambda: not child.is_running(), "the end of what it kept")
     assert list((home.home / "stacks").iterdir()) == []
-    assert read_standing(home.home) is None
+    assert read_stack_state(home.home) is None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from flower.utils.broker import Broker
 
-from gated_backfill.common.broker.celery_app import ask_broker, make_app
+from gated_backfill.common.broker.celery_app import make_app, ping_broker
 from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings
@@ -46,13 +46,13 @@ def test_a_run_goes_through_it_and_everything_else_that_asks_the_broker_works(la
         done = lab.inside(*RUN, BACKFILL_BROKER=encrypted)
         assert done.returncode == 0, done.stdout + done.stderr + log_file.read_text()
         assert len(lab.table_bytes("probe.probe")) == len(DAYS)
-        queues, held = queue_depths(encrypted, seconds=5)
+        queues, held = queue_depths(encrypted, timeout_seconds=5)
         assert (queues["backfill"], queues["gate"]) == (0, 0)
         assert held >= 0
         app = make_app(lab.settings, encrypted)
         asked = Broker(app.connection().as_uri(include_password=True), broker_use_ssl=app.conf.broker_use_ssl)
         assert asyncio.run(_queues_of(asked)) == [{"name": "gate", "messages": 0}]
-        answer = ask_broker(lab.settings, encrypted)
+        answer = ping_broker(lab.settings, encrypted)
     assert answer.address.startswith("rediss://127.0.0.1:")
     assert PASSWORD not in done.stdout + done.stderr + log_file.read_text() + repr(answer)
 
@@ -79,10 +79,10 @@ def test_a_server_or_client_that_can_t_be_proven_is_refused_in_one_line(
         "no-such-file": f"{bare}?ssl_ca_certs={tmp_path}/none.pem",
     }[wrong]
     with pytest.raises(BrokerUnavailable) as told:
-        ask_broker(lab.settings, url)
+        ping_broker(lab.settings, url)
     assert PASSWORD not in str(told.value)
     with pytest.raises(BrokerUnavailable):
-        queue_depths(url, seconds=3)
+        queue_depths(url, timeout_seconds=3)
     prepare(lab)
     refused = lab.inside(*RUN, BACKFILL_BROKER=url)
     assert refused.returncode == 2

@@ -14,8 +14,8 @@ from celery.beat import PersistentScheduler
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.maintenance.runner import WORKS
-from gated_backfill.worker.maintenance.schedule import beat_schedule, entries
+from gated_backfill.worker.maintenance.runner import MAINTENANCE_TASKS
+from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
 from tests.brokers import valkey
 from tests.lab import Lab, until
 
@@ -31,7 +31,7 @@ def broker(tmp_path: Path) -> Iterator[str]:
 def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
     """The schedule file of a beat that has been down since."""
     app = make_app(lab.settings, broker)
-    app.conf.beat_schedule = beat_schedule(lab.settings, WORKS)
+    app.conf.beat_schedule = beat_schedule(lab.settings, MAINTENANCE_TASKS)
     scheduler = PersistentScheduler(app, schedule_filename=str(file))
     for entry in scheduler.schedule.values():
         entry.last_run_at = utcnow() - timedelta(days=2)
@@ -57,9 +57,9 @@ def events(log: Path) -> list[tuple[str, str, str]]:
 
 
 def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once(lab: Lab, broker: str) -> None:
-    slots = {name: entries(lab.settings)[name].when.latest_due(utcnow()) for name in DAILY}
+    slots = {name: maintenance_schedules(lab.settings)[name].recurrence.latest_due(utcnow()) for name in DAILY}
     for name, slot in slots.items():
-        lab.site.ledger.introduce_work(name, slot - timedelta(days=1))
+        lab.site.ledger.maintenance.register_maintenance_task(name, slot - timedelta(days=1))
     logs = [start_beat(lab, broker, name) for name in ("one", "two")]
     queues = ("--queues", "maintenance,housekeeping", "--concurrency", "2")
     worker = celery(lab, broker, "worker", *queues, "--loglevel", "WARNING")
@@ -67,9 +67,9 @@ def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once
     until(lambda: all(f"Sending due task {name}" in log.read_text() for log in logs for name in DAILY), "both beats")
     until(lambda: all(count(worker, name) >= 2 for name in DAILY), "the messages of both beats")
 
-    done = sorted((name, slot) for event, name, slot in events(worker) if event == "work_done" and name in DAILY)
+    done = sorted((name, slot) for event, name, slot in events(worker) if event == "maintenance_done" and name in DAILY)
     assert done == sorted((name, slot.isoformat()) for name, slot in slots.items())
-    until(lab.site.ledger.heartbeat, "the heartbeat")
+    until(lab.site.ledger.maintenance.last_heartbeat, "the heartbeat")
 
 
 def start_beat(lab: Lab, broker: str, name: str) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import NothingKept, UserError
-from gated_backfill.common.ledger import Progress, RunState
+from gated_backfill.common.errors import BackupMissing, UserError
+from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.producer.planning.plan import Action, Reprocess
-from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo
+from gated_backfill.producer.planning.plan import PlanAction, Reprocess
+from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
@@ -31,18 +31,18 @@ def sources(lab: Lab, days: Sequence[date], *, more: float = 0.0) -> None:
         lab.load("probe.first", day, rows, PROBE_TYPES)
 
 
-def built(lab: Lab, days: Sequence[date]) -> Progress:
+def built(lab: Lab, days: Sequence[date]) -> RunProgress:
     return lab.run(days, "probe", reprocess=Reprocess.ALL)
 
 
 def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
-    found = lab.site.ledger.checkpoints("probe", min(days), max(days))
+    found = lab.site.ledger.checkpoints.list_checkpoints("probe", min(days), max(days))
     return {day: checkpoint.run_id for day, checkpoint in found.items()}
 
 
-def undone(lab: Lab, progress: Progress) -> UndoPlan:
+def undone(lab: Lab, progress: RunProgress) -> UndoPlan:
     planned = plan_undo(progress.run.id, lab.site)
-    undo(planned, lab.site, "a test")
+    undo_run(planned, lab.site, "a test")
     return planned
 
 
@@ -58,8 +58,8 @@ def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_l
 
     assert any_lab.table_bytes(TARGET) == before
     assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
-    assert (sorted(planned.put_back), planned.removed) == (DAYS[1:], {})
-    assert any_lab.site.ledger.run(second.run.id).undone_by == "a test"
+    assert (sorted(planned.restored), planned.emptied) == (DAYS[1:], {})
+    assert any_lab.site.ledger.runs.get_run(second.run.id).undone_by == "a test"
 
 
 def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_run(any_lab: Lab) -> None:
@@ -71,7 +71,7 @@ def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_ru
 
     assert any_lab.table_bytes(TARGET) == {}
     assert checkpoints(any_lab) == {}
-    assert {step.action for step in any_lab.plan(DAYS, "probe").steps} == {Action.BUILD}
+    assert {step.action for step in any_lab.plan(DAYS, "probe").steps} == {PlanAction.BUILD}
     any_lab.run(DAYS, "probe")
     assert any_lab.table_bytes(TARGET) == whole
 
@@ -83,14 +83,14 @@ def test_a_run_that_changed_nothing_is_undone_without_touching_a_row(any_lab: La
 
     planned = undone(any_lab, built(any_lab, DAYS))
 
-    assert list(planned.same) == DAYS
+    assert list(planned.unchanged) == DAYS
     assert any_lab.table_bytes(TARGET) == before
     assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
 
 
 def test_runs_are_undone_one_after_the_other_down_to_nothing(any_lab: Lab) -> None:
     states: list[dict[str, bytes]] = [{}]
-    runs: list[Progress] = []
+    runs: list[RunProgress] = []
     for more in (0.1, 0.2, 0.3):
         sources(any_lab, DAYS, more=more)
         runs.append(built(any_lab, DAYS))
@@ -130,10 +130,10 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
     overwrite(any_lab, DAYS[2])
 
     with pytest.raises(UserError, match=r"1 date\(s\) were written by somebody else meanwhile.*2024-01-03"):
-        undo(planned, any_lab.site, "a test")
+        undo_run(planned, any_lab.site, "a test")
 
     assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]
-    assert any_lab.site.ledger.run(planned.run.id).undone_at is None
+    assert any_lab.site.ledger.runs.get_run(planned.run.id).undone_at is None
     assert checkpoints(any_lab) == {}
 
 
@@ -146,7 +146,7 @@ def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_c
     rows, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
     with pytest.raises(UserError, match=rf"run {third.run.id} has checkpointed"):
-        undo(planned, any_lab.site, "a test")
+        undo_run(planned, any_lab.site, "a test")
 
     assert (any_lab.table_bytes(TARGET), checkpoints(any_lab)) == (rows, proven)
     assert set(proven.values()) == {third.run.id}
@@ -155,7 +155,7 @@ def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_c
 def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     sources(any_lab, DAYS)
     first = built(any_lab, DAYS)
-    any_lab.site.ledger.withdraw(first.run.id, DAYS)
+    any_lab.site.ledger.checkpoints.begin_undo(first.run.id, DAYS)
 
     with pytest.raises(UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` ends it"):
         built(any_lab, DAYS)
@@ -176,7 +176,7 @@ def test_rows_that_vanished_from_what_was_kept_are_noticed_before_anything_is_to
     (kept,) = [one for one in emulator.client().list_tables("backfill") if one.table_id.startswith("undo_")]
     emulator.run(f"DELETE FROM backfill.{kept.table_id} WHERE day = DATE '2024-01-02'")
 
-    with pytest.raises(NothingKept, match=r"on 1 date\(s\) is not kept"):
+    with pytest.raises(BackupMissing, match=r"on 1 date\(s\) is not kept"):
         plan_undo(second.run.id, bigquery_lab.site)
 
     assert (bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)) == (rows, proven)
@@ -195,8 +195,8 @@ def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) 
     sources(any_lab, DAYS, more=0.2)
     second = built(any_lab, DAYS)
     planned = plan_undo(second.run.id, any_lab.site)
-    any_lab.site.ledger.withdraw(second.run.id, planned.days)
-    one = {DAYS[0]: planned.put_back[DAYS[0]]}
+    any_lab.site.ledger.checkpoints.begin_undo(second.run.id, planned.days)
+    one = {DAYS[0]: planned.restored[DAYS[0]]}
     any_lab.site.warehouse.restore(planned.target, "day", second.run.id, one)
 
     undone(any_lab, second)
@@ -226,7 +226,7 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
     built(lab, elsewhere)  # a launch forgets what was kept too long
     before, proven = lab.table_bytes(TARGET), checkpoints(lab)
 
-    with pytest.raises(NothingKept, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
+    with pytest.raises(BackupMissing, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
         plan_undo(second.run.id, lab.site)
 
     assert not list(kept.rglob("part.parquet"))

@@ -13,8 +13,8 @@ import psutil
 import redis
 
 from gated_backfill.common.ledger import RunState
-from gated_backfill.common.process.identity import identity
-from gated_backfill.producer.context import open_site
+from gated_backfill.common.process.identity import process_identity
+from gated_backfill.producer.context import open_context
 from tests.brokers import PASSWORD
 from tests.kept_up import (
     DAYS,
@@ -72,7 +72,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "on the stack that is up" in ran.stdout
     assert "--workers has no effect" in ran.stdout
-    (run,) = lab.site.ledger.latest_runs()
+    (run,) = lab.site.ledger.runs.list_latest_runs()
     assert run.owner is None
     assert [path.name for path in (lab.home / "stacks").iterdir()] == [Path(processes[1].cwd()).name]
 
@@ -106,7 +106,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     # a run that is under way when it is taken down
     prepare(lab, trick="wait")
     assert lab.command(*RUN, "--detach", "--reprocess", "all").returncode == 0
-    (run, _) = lab.site.ledger.latest_runs()
+    (run, _) = lab.site.ledger.runs.list_latest_runs()
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
     down = lab.command("down")
     assert (down.returncode, "no process of it is left" in down.stdout) == (0, True)
@@ -123,7 +123,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     until(lambda: (lab.home / "up.json").exists() or command.poll() is not None, "the stack")
     stack, processes = state(lab), family(lab)
     assert stack["broker_url"] not in " ".join(" ".join(one.cmdline()) for one in processes)
-    until(lambda: lab.site.ledger.run(run.id).state is RunState.SUCCEEDED, "the end of the run")
+    until(lambda: lab.site.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED, "the end of the run")
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
 
     command.send_signal(signal.SIGTERM)
@@ -135,7 +135,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
 def ended() -> str:
     """The identity of a process of this machine that is no more."""
     with subprocess.Popen(["sleep", "60"]) as process:  # noqa: S607
-        owner = identity(process.pid)
+        owner = process_identity(process.pid)
         process.kill()
     return owner
 
@@ -156,7 +156,7 @@ def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command
     }
     (lab.home / "up.json").write_text(json.dumps(told))
 
-    assert not open_site(lab.settings).standing
+    assert not open_context(lab.settings).uses_running_stack
     assert not (lab.home / "up.json").exists()
 
 

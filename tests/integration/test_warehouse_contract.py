@@ -30,13 +30,13 @@ from gated_backfill.common.errors import (
     UserError,
     WarehouseUnavailable,
 )
-from gated_backfill.common.model.publication import Receipt, StagedFile
+from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, Warehouse, need_table
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, Warehouse, require_table
 from tests.buckets import path_of
 from tests.builders import (
     DAYS,
@@ -71,14 +71,14 @@ def prints(warehouse: Warehouse, *days: date) -> list[str]:
 
 def publish(
     warehouse: Warehouse, *files: StagedFile, since: dict[date, str] | None = None, publication: str = "run-1/0"
-) -> Receipt:
+) -> PublishResult:
     """Publish, by default against the partitions as they are now."""
     now = warehouse.fingerprints(TABLE, "day", [file.day for file in files]) if since is None else since
-    return warehouse.publish(TABLE, "day", files, unchanged_since=now, publication=publication)
+    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
 
 
-def published(*days: date) -> Receipt:
-    return Receipt(published=frozenset(days))
+def published(*days: date) -> PublishResult:
+    return PublishResult(published=frozenset(days))
 
 
 def contents(warehouse: Warehouse, *days: date) -> list[dict[str, Any]]:
@@ -102,13 +102,13 @@ def test_a_table_is_described_by_its_columns_and_what_dates_it(warehouse: Wareho
     assert found is not None
     assert dict(found.columns) == {"player": "STRING", "day": "DATE", "score": "FLOAT64"}
     assert found.partitioned_by == "day"
-    assert need_table(warehouse, TABLE) == found
+    assert require_table(warehouse, TABLE) == found
 
 
 def test_a_table_that_does_not_exist_is_nothing(warehouse: Warehouse) -> None:
     assert warehouse.describe(MISSING) is None
     with pytest.raises(TableNotFound, match=r"nba\.nothing"):
-        need_table(warehouse, MISSING)
+        require_table(warehouse, MISSING)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_table_that_is_not_as_needed_says_how(
 ) -> None:
     load(warehouse, FEB_23)
     with pytest.raises(SchemaMismatch, match=said):
-        need_table(warehouse, TABLE).require(date_column, columns)
+        require_table(warehouse, TABLE).check_columns(date_column, columns)
 
 
 # -- queries ------------------------------------------------------------------------------------------------------
@@ -366,9 +366,9 @@ def test_publishing_makes_the_table_and_replaces_a_date_wholly(warehouse: Wareho
 def test_the_target_holds_exactly_the_staged_bytes(warehouse: Warehouse, staging: Staging) -> None:
     file = staged(staging, FEB_23)
     publish(warehouse, file)
-    assert warehouse.holds(TABLE, "day", {FEB_23: file.checksum, FEB_24: file.checksum}) == {FEB_23}
+    assert warehouse.matching_dates(TABLE, "day", {FEB_23: file.checksum, FEB_24: file.checksum}) == {FEB_23}
     load(warehouse, FEB_23, score=9.0)
-    assert warehouse.holds(TABLE, "day", {FEB_23: file.checksum}) == frozenset()
+    assert warehouse.matching_dates(TABLE, "day", {FEB_23: file.checksum}) == frozenset()
 
 
 def test_publishing_leaves_the_other_dates_alone(warehouse: Warehouse, staging: Staging) -> None:
@@ -391,7 +391,7 @@ def test_publishing_twice_changes_nothing_the_second_time(warehouse: Warehouse, 
 def test_a_date_published_already_needs_no_staged_file(warehouse: Warehouse, staging: Staging) -> None:
     file = staged(staging, FEB_23)
     publish(warehouse, file)
-    staging.discard("run-1")
+    staging.delete("run-1")
     assert publish(warehouse, file, since={FEB_23: ABSENT}) == published(FEB_23)
 
 
@@ -400,13 +400,13 @@ def test_a_date_that_somebody_else_wrote_meanwhile_is_left_alone(warehouse: Ware
     files = [staged(staging, day, players=9) for day in DAYS]
     load(warehouse, FEB_24, players=4)
     receipt = publish(warehouse, *files, since=since)
-    assert receipt == Receipt(published=frozenset({FEB_23, FEB_25}), changed=frozenset({FEB_24}))
+    assert receipt == PublishResult(published=frozenset({FEB_23, FEB_25}), conflicting=frozenset({FEB_24}))
     assert counts(warehouse, *DAYS) == {FEB_23: 9, FEB_24: 4, FEB_25: 9}
 
 
 def test_a_date_that_vanished_meanwhile_is_a_changed_one(warehouse: Warehouse, staging: Staging) -> None:
     receipt = publish(warehouse, staged(staging, FEB_23), since={FEB_23: "f" * 64})
-    assert receipt == Receipt(published=frozenset(), changed=frozenset({FEB_23}))
+    assert receipt == PublishResult(published=frozenset(), conflicting=frozenset({FEB_23}))
     assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: ABSENT}
 
 
@@ -430,7 +430,7 @@ def test_a_staged_file_that_is_not_what_was_staged_is_never_published(
     file = staged(staging, FEB_23, players=9)
     damage(path_of(file.location))
     receipt = publish(warehouse, file, staged(staging, FEB_24, players=4))
-    assert receipt == Receipt(published=frozenset({FEB_24}), lost=frozenset({FEB_23}))
+    assert receipt == PublishResult(published=frozenset({FEB_24}), lost=frozenset({FEB_23}))
     assert prints(warehouse, FEB_23) == before
     assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 4}
 
@@ -524,7 +524,7 @@ def test_a_staged_file_that_became_a_link_is_lost_not_followed(
     file = staged(staging, FEB_23)
     Path(file.location).rename(tmp_path / "elsewhere")
     Path(file.location).symlink_to(tmp_path / "elsewhere")
-    assert publish(local_warehouse, file) == Receipt(published=frozenset(), lost=frozenset({FEB_23}))
+    assert publish(local_warehouse, file) == PublishResult(published=frozenset(), lost=frozenset({FEB_23}))
     assert not list(local_warehouse.root.rglob("*.parquet"))
 
 
@@ -565,7 +565,7 @@ def test_what_a_run_replaced_comes_back_row_by_row(warehouse: Warehouse, staging
     before = contents(warehouse, *DAYS)
     publish(warehouse, staged(staging, FEB_23, players=9), staged(staging, FEB_24), publication="run-a/1")
 
-    replaced = warehouse.replaced(TABLE, "day", "run-a", DAYS)
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-a", DAYS)
 
     assert {day: one.before == ABSENT for day, one in replaced.items()} == {FEB_23: False, FEB_24: True}
     assert warehouse.restore(TABLE, "day", "run-a", replaced) == {FEB_23, FEB_24}
@@ -583,7 +583,7 @@ def test_a_date_published_twice_by_a_run_gets_back_what_it_held_before_the_first
     for attempt in (1, 2):
         publish(warehouse, staged(staging, FEB_23, players=9 + attempt, attempt=attempt), publication="run-b/1")
 
-    replaced = warehouse.replaced(TABLE, "day", "run-b", [FEB_23])
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-b", [FEB_23])
 
     assert warehouse.restore(TABLE, "day", "run-b", replaced) == {FEB_23}
     assert contents(warehouse, FEB_23) == before
@@ -597,8 +597,8 @@ def test_rows_that_were_there_already_under_other_bytes_are_published_and_given_
     other = in_other_bytes(staged(staging, FEB_23))
     receipt = publish(warehouse, other, staged(staging, FEB_24), publication="run-g/1")
     assert receipt == published(FEB_23, FEB_24)
-    assert warehouse.holds(TABLE, "day", {FEB_23: other.checksum}) == {FEB_23}
-    replaced = warehouse.replaced(TABLE, "day", "run-g", DAYS)
+    assert warehouse.matching_dates(TABLE, "day", {FEB_23: other.checksum}) == {FEB_23}
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-g", DAYS)
     assert warehouse.restore(TABLE, "day", "run-g", replaced) == set(replaced)
     assert prints(warehouse, *DAYS) == before
 
@@ -608,7 +608,7 @@ def test_a_date_that_was_written_since_is_not_restored(warehouse: Warehouse, sta
     publish(warehouse, staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=9), publication="run-c/1")
     load(warehouse, FEB_24, players=7)
 
-    replaced = warehouse.replaced(TABLE, "day", "run-c", DAYS)
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-c", DAYS)
 
     assert warehouse.restore(TABLE, "day", "run-c", replaced) == {FEB_23}
     assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 7}
@@ -619,10 +619,10 @@ def test_a_run_that_published_nothing_replaced_nothing(warehouse: Warehouse, sta
     same = staged(staging, FEB_23)
     publish(warehouse, same, publication="run-d/1")
     publish(warehouse, same, publication="run-e/1")
-    assert warehouse.replaced(TABLE, "day", "run-e", DAYS) == {}
-    assert warehouse.replaced(TABLE, "day", "run-f", DAYS) == {}
-    warehouse.forget_replaced()
-    assert set(warehouse.replaced(TABLE, "day", "run-d", DAYS)) <= {FEB_23}
+    assert warehouse.replaced_partitions(TABLE, "day", "run-e", DAYS) == {}
+    assert warehouse.replaced_partitions(TABLE, "day", "run-f", DAYS) == {}
+    warehouse.delete_expired_undo()
+    assert set(warehouse.replaced_partitions(TABLE, "day", "run-d", DAYS)) <= {FEB_23}
 
 
 # -- loading ------------------------------------------------------------------------------------------------------
@@ -748,7 +748,7 @@ def test_a_killed_load_never_overwrites_what_was_published_after_it(
         assert receipt == published(FEB_23)
         assert counts(killed, *DAYS) == {**BEFORE_THE_COMMIT, FEB_23: 5}
     else:
-        assert receipt.changed == {FEB_23}
+        assert receipt.conflicting == {FEB_23}
         assert counts(killed, *DAYS) == AFTER_THE_COMMIT
 
 
@@ -799,7 +799,7 @@ def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(tmp_pa
     for warehouse in map(LocalWarehouse, roots):
         assert publish(warehouse, file) == published(FEB_23)
         assert counts(warehouse, FEB_23) == {FEB_23: 5}
-        replaced = warehouse.replaced(TABLE, "day", "run-1", [FEB_23])[FEB_23]
+        replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_23])[FEB_23]
         assert (replaced.before, replaced.published) == (before, file.checksum)
         assert not list(warehouse.root.rglob("*.tmp"))
 
@@ -880,7 +880,7 @@ def test_a_file_where_a_partition_should_be_is_refused_before_anything_is_publis
     before = contents(local_warehouse, FEB_23)
     with pytest.raises(NotAllowed, match=str(FEB_24)):
         local_warehouse.publish(
-            TABLE, "day", files, unchanged_since={FEB_23: "", FEB_24: ABSENT}, publication="run-1/0"
+            TABLE, "day", files, fingerprints_when_staged={FEB_23: "", FEB_24: ABSENT}, publication="run-1/0"
         )
     assert contents(local_warehouse, FEB_23) == before, "and the table is read as it was"
 

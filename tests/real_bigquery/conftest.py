@@ -9,19 +9,19 @@ from uuid import uuid4
 import pytest
 from google.cloud import bigquery
 
-from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.bigquery.client import Address, Connection
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress, BigQueryConnection
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
-LIMITS = Limits(max_bytes_billed=1024**3, undo_days=1)
+LIMITS = WarehouseLimits(max_bytes_billed=1024**3, undo_days=1)
 
 
 @pytest.fixture(scope="session")
-def address() -> Address:
+def address() -> BigQueryAddress:
     """Where the suite works: `TEST_BIGQUERY` with a dataset of its own."""
-    asked = Address.parse(os.environ["TEST_BIGQUERY"])
-    return Address(
+    asked = BigQueryAddress.parse(os.environ["TEST_BIGQUERY"])
+    return BigQueryAddress(
         project=asked.project,
         location=asked.location,
         dataset=f"backfill_test_own_{uuid4().hex[:8]}",
@@ -30,12 +30,12 @@ def address() -> Address:
 
 
 @pytest.fixture(scope="session")
-def client(address: Address) -> bigquery.Client:
-    return Connection(address, LIMITS).client
+def client(address: BigQueryAddress) -> bigquery.Client:
+    return BigQueryConnection(address, LIMITS).client
 
 
 @pytest.fixture(scope="session")
-def dataset(address: Address, client: bigquery.Client) -> Iterator[str]:
+def dataset(address: BigQueryAddress, client: bigquery.Client) -> Iterator[str]:
     """A dataset for the suite's tables; it and the tool's own are removed at the end."""
     name = f"backfill_test_{uuid4().hex[:8]}"
     made = bigquery.Dataset(f"{address.project}.{name}")
@@ -54,5 +54,5 @@ def table(dataset: str) -> TableName:
 
 
 @pytest.fixture
-def real_warehouse(address: Address, dataset: str) -> BigQueryWarehouse:
+def real_warehouse(address: BigQueryAddress, dataset: str) -> BigQueryWarehouse:
     return BigQueryWarehouse(address, LIMITS)

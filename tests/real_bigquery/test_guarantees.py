@@ -11,10 +11,10 @@ from google.api_core.exceptions import BadRequest, GoogleAPICallError
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
-from gated_backfill.common.model.publication import Limits
+from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
-from gated_backfill.common.warehouse.bigquery.client import Address
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, rows_of, span, staged
@@ -30,7 +30,7 @@ def counts(warehouse: BigQueryWarehouse, table: TableName) -> dict[date, int]:
 def publish(warehouse: BigQueryWarehouse, table: TableName, *files, since=None, run: str | None = None):
     now = warehouse.fingerprints(table, "day", [file.day for file in files]) if since is None else since
     return warehouse.publish(
-        table, "day", files, unchanged_since=now, publication=f"{run or 'run-' + uuid4().hex[:8]}/1"
+        table, "day", files, fingerprints_when_staged=now, publication=f"{run or 'run-' + uuid4().hex[:8]}/1"
     )
 
 
@@ -47,13 +47,13 @@ def test_a_publication_replaces_its_dates_and_can_be_undone(
     assert receipt == again
     assert receipt.published == {FEB_23, FEB_24}
     assert counts(real_warehouse, table) == {FEB_23: 187, FEB_24: 9, FEB_25: 5}
-    assert real_warehouse.holds(table, "day", {file.day: file.checksum for file in files}) == {FEB_23, FEB_24}
-    replaced = real_warehouse.replaced(table, "day", "run-x", DAYS)
+    assert real_warehouse.matching_dates(table, "day", {file.day: file.checksum for file in files}) == {FEB_23, FEB_24}
+    replaced = real_warehouse.replaced_partitions(table, "day", "run-x", DAYS)
     assert real_warehouse.restore(table, "day", "run-x", replaced) == {FEB_23, FEB_24}
     assert real_warehouse.fingerprints(table, "day", DAYS) == before
 
 
-def _parts(warehouse: BigQueryWarehouse) -> tuple[Address, Limits]:
+def _parts(warehouse: BigQueryWarehouse) -> tuple[BigQueryAddress, WarehouseLimits]:
     return warehouse._jobs.address, warehouse._jobs.limits
 
 
@@ -121,16 +121,20 @@ def test_a_load_that_fails_leaves_the_table_as_it_was(
 
 
 def test_a_query_that_would_bill_too_much_is_refused_before_it_runs(
-    address: Address, real_warehouse: BigQueryWarehouse, table: TableName
+    address: BigQueryAddress, real_warehouse: BigQueryWarehouse, table: TableName
 ) -> None:
     real_warehouse.load(table, "day", rows_of(FEB_23))
-    frugal = BigQueryWarehouse(address, Limits(max_bytes_billed=1))
+    frugal = BigQueryWarehouse(address, WarehouseLimits(max_bytes_billed=1))
     with pytest.raises(QueryFailed, match="BACKFILL_MAX_BYTES_BILLED"):
         counts(frugal, table)
 
 
 def test_tables_of_its_own_expire(
-    real_warehouse: BigQueryWarehouse, address: Address, client: bigquery.Client, table: TableName, staging: Staging
+    real_warehouse: BigQueryWarehouse,
+    address: BigQueryAddress,
+    client: bigquery.Client,
+    table: TableName,
+    staging: Staging,
 ) -> None:
     real_warehouse.load(table, "day", rows_of(FEB_23))
     publish(real_warehouse, table, staged(staging, FEB_23, players=9))
@@ -144,8 +148,8 @@ def test_tables_of_its_own_expire(
 
 def test_a_dry_run_tells_the_bytes(real_warehouse: BigQueryWarehouse, table: TableName) -> None:
     real_warehouse.load(table, "day", rows_of(FEB_23, FEB_24, players=1000))
-    one = real_warehouse.bytes_of(Scan(table=table, date_column="day", dates=(span(FEB_23),)))
-    both = real_warehouse.bytes_of(Scan(table=table, date_column="day", dates=(span(FEB_23, FEB_24),)))
+    one = real_warehouse.estimate_bytes(Scan(table=table, date_column="day", dates=(span(FEB_23),)))
+    both = real_warehouse.estimate_bytes(Scan(table=table, date_column="day", dates=(span(FEB_23, FEB_24),)))
     assert one is not None
     assert both is not None
     assert 0 < one < both  # and so partitions are pruned
@@ -156,5 +160,5 @@ def test_a_date_that_was_written_meanwhile_is_left_alone(
 ) -> None:
     file = staged(staging, FEB_23, players=9)
     real_warehouse.load(table, "day", rows_of(FEB_23, players=4))
-    assert publish(real_warehouse, table, file, since={FEB_23: ABSENT}).changed == {FEB_23}
+    assert publish(real_warehouse, table, file, since={FEB_23: ABSENT}).conflicting == {FEB_23}
     assert counts(real_warehouse, table) == {FEB_23: 4}

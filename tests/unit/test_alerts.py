@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gated_backfill.common.alerts.delivery import LONGEST_WAIT, wait_after
-from gated_backfill.common.alerts.endpoints import endpoints
+from gated_backfill.common.alerts.delivery import LONGEST_WAIT, retry_delay
+from gated_backfill.common.alerts.endpoints import parse_endpoints
 from gated_backfill.common.alerts.messages import (
     MESSAGE_LENGTH,
     TITLE_LENGTH,
-    Ending,
-    Tally,
-    alerts_of,
-    beat_silent,
+    DateTally,
+    EndedRun,
+    alerts_for_run,
+    beat_silent_alert,
+    compose_message,
     is_low,
-    message_of,
 )
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
-from gated_backfill.common.model.alert_kinds import KINDS, Kind
+from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
 from gated_backfill.common.model.coverage import Verdict
 
 NOW = datetime(2023, 3, 1, 12, tzinfo=UTC)
@@ -54,23 +54,35 @@ def alert(new: NewAlert, **more: Any) -> Alert:
 @pytest.mark.parametrize(
     ("rows", "fallbacks", "kinds"),
     [
-        pytest.param([row()], 0, [Kind.RUN_FINISHED], id="all-well"),
-        pytest.param([row(), row(DateState.FAILED, None)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED], id="failed"),
-        pytest.param([row(DateState.BLOCKED, 94)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED], id="just-half"),
+        pytest.param([row()], 0, [AlertKind.RUN_FINISHED], id="all-well"),
         pytest.param(
-            [row(DateState.BLOCKED, 93)], 0, [Kind.RUN_FINISHED, Kind.RUN_BLOCKED, Kind.LOW_COVERAGE], id="below-half"
+            [row(), row(DateState.FAILED, None)], 0, [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED], id="failed"
+        ),
+        pytest.param([row(DateState.BLOCKED, 94)], 0, [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED], id="just-half"),
+        pytest.param(
+            [row(DateState.BLOCKED, 93)],
+            0,
+            [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED, AlertKind.LOW_COVERAGE],
+            id="below-half",
         ),
         pytest.param(
-            [row(matched=50, verdict=Verdict.FORCED)], 0, [Kind.RUN_FINISHED, Kind.LOW_COVERAGE], id="forced-and-low"
+            [row(matched=50, verdict=Verdict.FORCED)],
+            0,
+            [AlertKind.RUN_FINISHED, AlertKind.LOW_COVERAGE],
+            id="forced-and-low",
         ),
-        pytest.param([row(source="derived")], 2, [Kind.RUN_FINISHED], id="two-fallbacks"),
-        pytest.param([row(source="derived")], 3, [Kind.RUN_FINISHED, Kind.FALLBACK_OFTEN], id="three-fallbacks"),
-        pytest.param([row()], 3, [Kind.RUN_FINISHED], id="fallbacks-of-other-runs"),
+        pytest.param([row(source="derived")], 2, [AlertKind.RUN_FINISHED], id="two-fallbacks"),
+        pytest.param(
+            [row(source="derived")], 3, [AlertKind.RUN_FINISHED, AlertKind.FALLBACK_OFTEN], id="three-fallbacks"
+        ),
+        pytest.param([row()], 3, [AlertKind.RUN_FINISHED], id="fallbacks-of-other-runs"),
     ],
 )
-def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallbacks: int, kinds: list[Kind]) -> None:
-    ending = Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming", fallbacks_this_week=fallbacks)
-    assert [one.kind for one in alerts_of(ending, NOW)] == kinds
+def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallbacks: int, kinds: list[AlertKind]) -> None:
+    ending = EndedRun(
+        run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming", fallbacks_this_week=fallbacks
+    )
+    assert [one.kind for one in alerts_for_run(ending, NOW)] == kinds
 
 
 def test_a_date_with_nobody_expected_is_not_low() -> None:
@@ -78,13 +90,13 @@ def test_a_date_with_nobody_expected_is_not_low() -> None:
 
 
 def test_without_the_job_nothing_is_said_of_fallbacks() -> None:
-    (told,) = alerts_of(Ending(run=run(), dates=Tally.of([row(source="derived")], None)), NOW)
+    (told,) = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates([row(source="derived")], None)), NOW)
     assert "fallback" not in told.body
 
 
 def test_a_finished_run_is_told_with_its_numbers() -> None:
     rows = [row(), row(source="derived", verdict=Verdict.FORCED, matched=100), row(DateState.QUEUED, None)]
-    (told,) = alerts_of(Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming"), NOW)
+    (told,) = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming"), NOW)
     assert told.body.splitlines()[1:] == [
         "dates: 2 checkpointed, 1 not reached (1 of them forced)",
         "coverage: 76.7 % over all, 53.4 % at least, on 2023-02-23",
@@ -99,8 +111,8 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
         replace(row(DateState.BLOCKED, 1, missing=names, reason="why " * 200), day=DAY + timedelta(days=2 * n))
         for n in range(500)
     ]
-    told = alerts_of(Ending(run=run(), dates=Tally.of(rows, "upcoming"), primary="upcoming"), NOW)
-    message = message_of([alert(one) for one in told])
+    told = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming"), NOW)
+    message = compose_message([alert(one) for one in told])
     assert "backfill retry R1" in message.body
     assert "and 495 more" in message.body
     assert f"  missing 186: {', '.join(names[:3])} and 183 more" in message.body.splitlines()
@@ -111,25 +123,25 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
 
 def test_many_runs_make_one_message_that_says_how_many_it_left_out() -> None:
     told = [
-        alert(NewAlert(key=f"k{n}", kind=Kind.RUN_FINISHED, title=f"run {n}", body="x" * 900, run_id=f"R{n}"))
+        alert(NewAlert(key=f"k{n}", kind=AlertKind.RUN_FINISHED, title=f"run {n}", body="x" * 900, run_id=f"R{n}"))
         for n in range(20)
     ]
-    message = message_of(told)
+    message = compose_message(told)
     assert message.title == "backfill: run 0 (and 19 more)"
     assert message.body.endswith("and 17 more: `backfill alerts` lists them")
     assert len(message.body) < MESSAGE_LENGTH + 100
 
 
 def test_the_gravest_is_told_first() -> None:
-    told = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(KINDS)]
-    assert message_of(told).title.startswith(f"backfill: {Kind.LOW_COVERAGE}")
+    told = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(ALERT_KINDS)]
+    assert compose_message(told).title.startswith(f"backfill: {AlertKind.LOW_COVERAGE}")
 
 
 def test_beat_is_silent_after_ten_minutes_and_each_silence_has_a_key_of_its_own() -> None:
-    assert beat_silent(None, NOW) is None
-    assert beat_silent(NOW - timedelta(minutes=10), NOW) is None
-    first, same = (beat_silent(NOW, NOW + timedelta(minutes=n)) for n in (11, 60))
-    other = beat_silent(NOW + timedelta(hours=1), NOW + timedelta(hours=2))
+    assert beat_silent_alert(None, NOW) is None
+    assert beat_silent_alert(NOW - timedelta(minutes=10), NOW) is None
+    first, same = (beat_silent_alert(NOW, NOW + timedelta(minutes=n)) for n in (11, 60))
+    other = beat_silent_alert(NOW + timedelta(hours=1), NOW + timedelta(hours=2))
     assert first is not None
     assert same is not None
     assert other is not None
@@ -153,27 +165,27 @@ def test_beat_is_silent_after_ten_minutes_and_each_silence_has_a_key_of_its_own(
     ],
 )
 def test_endpoints_are_named_without_secrets(urls: str, names: list[str]) -> None:
-    found = endpoints(Settings(alerts=SecretStr(urls)))
+    found = parse_endpoints(Settings(alerts=SecretStr(urls)))
     assert [one.name for one in found] == names
     assert SECRET not in repr(found) + repr(Settings(alerts=SecretStr(urls)))
 
 
 def test_what_is_no_url_is_refused_by_its_number() -> None:
     with pytest.raises(UserError, match="part 2 of 2 is no URL") as refused:
-        endpoints(Settings(alerts=SecretStr(f"json://a {SECRET}")))
+        parse_endpoints(Settings(alerts=SecretStr(f"json://a {SECRET}")))
     assert SECRET not in str(refused.value)
 
 
 def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
-    assert [wait_after(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
-    assert wait_after(24, 60) == LONGEST_WAIT
+    assert [retry_delay(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
+    assert retry_delay(24, 60) == LONGEST_WAIT
 
 
 @pytest.mark.parametrize(
     ("fallback", "advice"), [("replace", "load it"), ("off", "backfill retry R1 --fallback replace")]
 )
 def test_low_coverage_comes_with_what_to_do(fallback: str, advice: str) -> None:
-    dates = Tally.of([row(DateState.BLOCKED, 1)], "upcoming")
-    ending = Ending(run=run(options={"fallback": fallback}), dates=dates, primary="upcoming")
-    (told,) = [one for one in alerts_of(ending, NOW) if one.kind == Kind.LOW_COVERAGE]
+    dates = DateTally.from_dates([row(DateState.BLOCKED, 1)], "upcoming")
+    ending = EndedRun(run=run(options={"fallback": fallback}), dates=dates, primary="upcoming")
+    (told,) = [one for one in alerts_for_run(ending, NOW) if one.kind == AlertKind.LOW_COVERAGE]
     assert advice in told.body

@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.audit.audit import NAMES_KEPT, Audit, Audited, Finding, Seen, classify, in_counts, news_of
+from gated_backfill.common.audit.audit import (
+    NAMES_KEPT,
+    AuditedDate,
+    AuditFinding,
+    AuditResult,
+    DateObservation,
+    classify,
+    describe_findings,
+    newly_flagged,
+)
 from gated_backfill.common.ledger import Checkpoint, NewAlert
-from gated_backfill.common.model.coverage import CoveragePolicy, Truth, Verdict
+from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Verdict
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.maintenance.audit import alert_body, alert_of, recent_days
+from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
 
 DAY = date(2023, 2, 23)
 POLICY = CoveragePolicy()
@@ -39,102 +48,130 @@ def checkpoint(verdict: Verdict = Verdict.COMPLETE, *, matched: int = 187, expec
 
 PROVEN = checkpoint()
 BY_FORCE = checkpoint(Verdict.FORCED, matched=1)
-FULL = Seen(day=DAY, truth=Truth(expected=187), matched=187, rows=187)
+FULL = DateObservation(day=DAY, expectation=DateExpectation(expected=187), matched=187, rows=187)
 
 
-def seen(**changed: object) -> Seen:
+def seen(**changed: object) -> DateObservation:
     return replace(FULL, **changed)  # type: ignore[arg-type]
 
 
-def truth(expected: int, events: int | None = None) -> Truth:
-    return Truth(expected=expected, events=events, floor_per_event=16)
+def truth(expected: int, events: int | None = None) -> DateExpectation:
+    return DateExpectation(expected=expected, events=events, floor_per_event=16)
 
 
 @pytest.mark.parametrize(
     ("what", "finding", "says"),
     [
-        pytest.param(seen(), Finding.COMPLETE, "187 of 187", id="whole, written by anybody"),
-        pytest.param(seen(checkpoint=PROVEN, as_proven=True), Finding.COMPLETE, "187 of 187", id="whole and proven"),
-        pytest.param(seen(matched=178), Finding.COMPLETE, "95.1 %", id="at the complete ratio"),
-        pytest.param(seen(matched=177), Finding.ACCEPTED, "below 95%", id="below it"),
-        pytest.param(seen(matched=169), Finding.ACCEPTED, "below 95%", id="at the accept ratio"),
-        pytest.param(seen(matched=168), Finding.INCOMPLETE, "168 of 187", id="below that"),
-        pytest.param(seen(matched=1, rows=1), Finding.INCOMPLETE, "1 of 187 expected entities (0.5 %)", id="incident"),
-        pytest.param(seen(matched=0, rows=300), Finding.INCOMPLETE, "0 of 187", id="strangers only"),
-        pytest.param(seen(matched=0, rows=0), Finding.MISSING, "no rows are published", id="never built"),
-        pytest.param(seen(checkpoint=PROVEN), Finding.CHANGED, "not those that run R1 proved", id="rewritten, whole"),
+        pytest.param(seen(), AuditFinding.COMPLETE, "187 of 187", id="whole, written by anybody"),
+        pytest.param(
+            seen(checkpoint=PROVEN, as_proven=True), AuditFinding.COMPLETE, "187 of 187", id="whole and proven"
+        ),
+        pytest.param(seen(matched=178), AuditFinding.COMPLETE, "95.1 %", id="at the complete ratio"),
+        pytest.param(seen(matched=177), AuditFinding.ACCEPTED, "below 95%", id="below it"),
+        pytest.param(seen(matched=169), AuditFinding.ACCEPTED, "below 95%", id="at the accept ratio"),
+        pytest.param(seen(matched=168), AuditFinding.INCOMPLETE, "168 of 187", id="below that"),
+        pytest.param(
+            seen(matched=1, rows=1), AuditFinding.INCOMPLETE, "1 of 187 expected entities (0.5 %)", id="incident"
+        ),
+        pytest.param(seen(matched=0, rows=300), AuditFinding.INCOMPLETE, "0 of 187", id="strangers only"),
+        pytest.param(seen(matched=0, rows=0), AuditFinding.MISSING, "no rows are published", id="never built"),
+        pytest.param(
+            seen(checkpoint=PROVEN), AuditFinding.CHANGED, "not those that run R1 proved", id="rewritten, whole"
+        ),
         pytest.param(
             seen(matched=1, rows=1, checkpoint=PROVEN),
-            Finding.INCOMPLETE,
+            AuditFinding.INCOMPLETE,
             "1 of 187 expected entities (0.5 %), below 90%; its rows are not those that run R1 proved (187 of 187)",
             id="186 deleted behind the tool's back",
         ),
         pytest.param(
-            seen(matched=0, rows=0, checkpoint=PROVEN), Finding.MISSING, "run R1 proved", id="all of them deleted"
+            seen(matched=0, rows=0, checkpoint=PROVEN), AuditFinding.MISSING, "run R1 proved", id="all of them deleted"
         ),
         pytest.param(
             seen(truth=truth(220), checkpoint=PROVEN, as_proven=True),
-            Finding.INCOMPLETE,
+            AuditFinding.INCOMPLETE,
             "187 of 220",
             id="33 players turned up late",
         ),
-        pytest.param(seen(rows=189, duplicates=2), Finding.DUPLICATED, "2 key(s) appear more than once", id="twice"),
         pytest.param(
-            seen(matched=1, rows=2, duplicates=1), Finding.INCOMPLETE, "more than once", id="twice and incomplete"
+            seen(rows=189, duplicates=2), AuditFinding.DUPLICATED, "2 key(s) appear more than once", id="twice"
+        ),
+        pytest.param(
+            seen(matched=1, rows=2, duplicates=1), AuditFinding.INCOMPLETE, "more than once", id="twice and incomplete"
         ),
         pytest.param(
             seen(matched=1, rows=1, checkpoint=BY_FORCE, as_proven=True),
-            Finding.FORCED,
+            AuditFinding.FORCED,
             "forced by run R1, rows as committed; now 1 of 187 expected entities (0.5 %)",
             id="forced",
         ),
         pytest.param(
-            seen(checkpoint=BY_FORCE, as_proven=True), Finding.FORCED, "now 187 of 187", id="forced, whole by now"
+            seen(checkpoint=BY_FORCE, as_proven=True), AuditFinding.FORCED, "now 187 of 187", id="forced, whole by now"
         ),
         pytest.param(
             seen(truth=truth(8, 1), matched=8, checkpoint=BY_FORCE, as_proven=True),
-            Finding.FORCED,
+            AuditFinding.FORCED,
             "8 of 8",
             id="forced over a partial truth",
         ),
         pytest.param(
-            seen(matched=1, rows=1, checkpoint=BY_FORCE), Finding.INCOMPLETE, "had forced it", id="forced, then changed"
+            seen(matched=1, rows=1, checkpoint=BY_FORCE),
+            AuditFinding.INCOMPLETE,
+            "had forced it",
+            id="forced, then changed",
         ),
         pytest.param(
-            seen(truth=truth(8, 1), matched=8, rows=8), Finding.TRUTH_INCOMPLETE, "imply at least 16", id="half a game"
+            seen(truth=truth(8, 1), matched=8, rows=8),
+            AuditFinding.EXPECTATION_INCOMPLETE,
+            "imply at least 16",
+            id="half a game",
         ),
         pytest.param(
-            seen(truth=truth(0, 1), matched=0), Finding.TRUTH_INCOMPLETE, "0 expected", id="games, but no players"
+            seen(truth=truth(0, 1), matched=0),
+            AuditFinding.EXPECTATION_INCOMPLETE,
+            "0 expected",
+            id="games, but no players",
         ),
-        pytest.param(seen(truth=truth(0, 0), matched=0, rows=0), Finding.SKIPPED, "not on the calendar", id="no game"),
-        pytest.param(seen(truth=truth(0), matched=0, rows=0), Finding.SKIPPED, "nothing expected", id="no calendar"),
-        pytest.param(seen(truth=truth(0, 0), matched=0, rows=3), Finding.SKIPPED, "3 row(s) are", id="stray rows"),
+        pytest.param(
+            seen(truth=truth(0, 0), matched=0, rows=0), AuditFinding.SKIPPED, "not on the calendar", id="no game"
+        ),
+        pytest.param(
+            seen(truth=truth(0), matched=0, rows=0), AuditFinding.SKIPPED, "nothing expected", id="no calendar"
+        ),
+        pytest.param(seen(truth=truth(0, 0), matched=0, rows=3), AuditFinding.SKIPPED, "3 row(s) are", id="stray rows"),
         pytest.param(
             seen(truth=truth(0), matched=0, checkpoint=PROVEN, as_proven=True),
-            Finding.TRUTH_INCOMPLETE,
+            AuditFinding.EXPECTATION_INCOMPLETE,
             "187 were expected when run R1 checkpointed it",
             id="the truth was lost after the run",
         ),
-        pytest.param(seen(matched=0, rows=0, skip="bootstrap"), Finding.SKIPPED, "bootstrap", id="skipped by the job"),
         pytest.param(
-            seen(skip="bootstrap", checkpoint=PROVEN), Finding.CHANGED, "bootstrap; its rows", id="skipped, yet changed"
+            seen(matched=0, rows=0, skip="bootstrap"), AuditFinding.SKIPPED, "bootstrap", id="skipped by the job"
         ),
-        pytest.param(seen(matched=1, rows=1, held_by="R9"), Finding.HELD, "run R9 holds it", id="being built"),
+        pytest.param(
+            seen(skip="bootstrap", checkpoint=PROVEN),
+            AuditFinding.CHANGED,
+            "bootstrap; its rows",
+            id="skipped, yet changed",
+        ),
+        pytest.param(
+            seen(matched=1, rows=1, held_by="R9"), AuditFinding.IN_PROGRESS, "run R9 holds it", id="being built"
+        ),
     ],
 )
-def test_a_date_gets_its_worst_finding_and_every_fact(what: Seen, finding: Finding, says: str) -> None:
+def test_a_date_gets_its_worst_finding_and_every_fact(what: DateObservation, finding: AuditFinding, says: str) -> None:
     found = classify(what, POLICY)
     assert found.finding is finding
     assert says in found.reason
 
 
 def test_a_repair_that_the_job_would_skip_is_not_asked_for() -> None:
-    assert classify(seen(checkpoint=PROVEN), POLICY).to_flag
-    assert not classify(seen(checkpoint=PROVEN, skip="bootstrap"), POLICY).to_flag
+    assert classify(seen(checkpoint=PROVEN), POLICY).needs_flag
+    assert not classify(seen(checkpoint=PROVEN, skip="bootstrap"), POLICY).needs_flag
 
 
 ANY_DATE = st.builds(
-    Seen,
+    DateObservation,
     day=st.just(DAY),
     truth=st.builds(truth, st.integers(0, 200), st.none() | st.integers(0, 12)),
     rows=st.integers(0, 300),
@@ -145,53 +182,56 @@ ANY_DATE = st.builds(
     held_by=st.none() | st.just("R9"),
 ).flatmap(
     lambda made: st.builds(
-        lambda matched: replace(made, matched=matched), st.integers(0, min(made.rows, made.truth.expected))
+        lambda matched: replace(made, matched=matched), st.integers(0, min(made.rows, made.expectation.expected))
     )
 )
 
 
 @given(ANY_DATE)
-def test_low_coverage_is_never_fine_unless_forced_or_skipped(what: Seen) -> None:
+def test_low_coverage_is_never_fine_unless_forced_or_skipped(what: DateObservation) -> None:
     found = classify(what, POLICY)
-    expected = what.truth.expected
-    if found.finding in (Finding.COMPLETE, Finding.ACCEPTED, Finding.CHANGED, Finding.DUPLICATED) and not what.skip:
+    expected = what.expectation.expected
+    if (
+        found.finding in (AuditFinding.COMPLETE, AuditFinding.ACCEPTED, AuditFinding.CHANGED, AuditFinding.DUPLICATED)
+        and not what.skip_reason
+    ):
         assert what.matched / expected >= POLICY.accept_ratio
-    if found.finding is Finding.FORCED:
+    if found.finding is AuditFinding.FORCED:
         assert what.checkpoint is BY_FORCE
-        assert what.as_proven
-    if found.finding is Finding.SKIPPED and not what.skip:
+        assert what.matches_checkpoint
+    if found.finding is AuditFinding.SKIPPED and not what.skip_reason:
         assert not expected
 
 
 @given(ANY_DATE)
-def test_a_date_whose_rows_are_no_longer_the_proven_ones_is_never_fine(what: Seen) -> None:
+def test_a_date_whose_rows_are_no_longer_the_proven_ones_is_never_fine(what: DateObservation) -> None:
     found = classify(replace(what, checkpoint=PROVEN, as_proven=False), POLICY)
     assert not found.finding.is_fine
 
 
 @given(ANY_DATE)
-def test_what_is_flagged_is_not_fine_and_is_not_held(what: Seen) -> None:
+def test_what_is_flagged_is_not_fine_and_is_not_held(what: DateObservation) -> None:
     found = classify(what, POLICY)
-    if found.to_flag:
+    if found.needs_flag:
         assert not found.finding.is_fine
-        assert what.held_by is None
-        assert what.truth.expected
+        assert what.active_run is None
+        assert what.expectation.expected
 
 
 def test_names_tell_how_many_more_there_are() -> None:
     names = tuple(f"p{n}" for n in range(NAMES_KEPT))
     found = replace(classify(seen(matched=1, rows=1), POLICY), missing=names)
-    assert found.names_in_words(most=2) == "missing 186: p0, p1 and 184 more"
-    assert replace(found, missing=()).names_in_words() == ""
+    assert found.describe_missing(most=2) == "missing 186: p0, p1 and 184 more"
+    assert replace(found, missing=()).describe_missing() == ""
 
 
-def audited(day: date, **changed: object) -> Audited:
+def audited(day: date, **changed: object) -> AuditedDate:
     return classify(seen(day=day, **changed), POLICY)
 
 
 def test_news_are_the_dates_not_flagged_yet_or_flagged_for_something_else() -> None:
     days = [DAY + timedelta(days=n) for n in range(4)]
-    audit = Audit(
+    audit = AuditResult(
         job="players",
         dates=(
             audited(days[0], matched=1),
@@ -201,21 +241,21 @@ def test_news_are_the_dates_not_flagged_yet_or_flagged_for_something_else() -> N
         ),
     )
     known = {days[0]: "incomplete", days[2]: "changed", days[3]: "missing"}
-    assert [one.day for one in news_of(audit, known)] == days[1:3]
-    assert in_counts(audit.dates) == "1 complete, 2 incomplete, 1 missing"
+    assert [one.day for one in newly_flagged(audit, known)] == days[1:3]
+    assert describe_findings(audit.dates) == "1 complete, 2 incomplete, 1 missing"
 
 
 def test_an_alert_lists_so_many_dates_and_counts_the_others() -> None:
     dates = tuple(audited(DAY + timedelta(days=n), matched=1) for n in range(40))
-    body = alert_body(Audit(job="players", dates=dates), dates)
+    body = alert_body(AuditResult(job="players", dates=dates), dates)
     assert body.count("1/187 (0.5 %)") == 15
     assert "and 25 more date(s)" in body
     assert "backfill run --job players --flagged" in body
 
 
 def test_what_no_run_can_repair_is_told_once_for_each_set_of_dates() -> None:
-    def alert(*dates: Audited) -> NewAlert:
-        found = alert_of(Audit(job="players", dates=dates), [], DAY)
+    def alert(*dates: AuditedDate) -> NewAlert:
+        found = audit_alert(AuditResult(job="players", dates=dates), [], DAY)
         assert found is not None
         return found
 
@@ -226,7 +266,7 @@ def test_what_no_run_can_repair_is_told_once_for_each_set_of_dates() -> None:
     assert alert(*unknown).key == alert(*unknown).key
     assert alert(skipped).title == "players: 1 date(s) that the job skips were changed"
     assert f"{DAY} changed: bootstrap; its rows are not those that run R1 proved" in alert(skipped).body
-    assert alert_of(Audit(job="players", dates=(classify(seen(), POLICY),)), [], DAY) is None
+    assert audit_alert(AuditResult(job="players", dates=(classify(seen(), POLICY),)), [], DAY) is None
 
 
 @pytest.mark.parametrize(

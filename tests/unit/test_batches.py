@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import MOST_DATES, parse_per_task, split
+from gated_backfill.common.model.batching import MAX_DATES_PER_TASK, parse_dates_per_task, split_into_tasks
 
 
 def days(count: int) -> list[date]:
@@ -33,7 +33,7 @@ def days(count: int) -> list[date]:
     ],
 )
 def test_sizes(count: int, per_task: int | None, seconds_each: float | None, sizes: list[int]) -> None:
-    batches = split(days(count), per_task=per_task, seconds_each=seconds_each, window=100)
+    batches = split_into_tasks(days(count), dates_per_task=per_task, seconds_per_date=seconds_each, window_size=100)
     assert sorted(map(len, batches), reverse=True) == sorted(sizes, reverse=True)
 
 
@@ -47,7 +47,7 @@ def test_every_day_is_in_one_task_and_the_days_of_a_task_follow_each_other(
     count: int, per_task: int | None, seconds_each: float | None, window: int
 ) -> None:
     wanted = days(count)
-    batches = split(wanted[::-1], per_task=per_task, seconds_each=seconds_each, window=window)
+    batches = split_into_tasks(wanted[::-1], dates_per_task=per_task, seconds_per_date=seconds_each, window_size=window)
     assert [day for batch in batches for day in batch] == wanted
     assert all(batches)
     if per_task is not None:
@@ -56,10 +56,10 @@ def test_every_day_is_in_one_task_and_the_days_of_a_task_follow_each_other(
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), (" 30 ", 30), ("auto", None), ("AUTO", None)])
 def test_what_a_user_may_say(text: str, number: int | None) -> None:
-    assert parse_per_task(text) == number
+    assert parse_dates_per_task(text) == number
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many", str(MOST_DATES + 1), "³"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many", str(MAX_DATES_PER_TASK + 1), "³"])
 def test_what_a_user_may_not_say(text: str) -> None:
     with pytest.raises(UserError, match="give a number from 1 to 5000, or auto"):
-        parse_per_task(text)
+        parse_dates_per_task(text)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gated_backfill.producer.stack.children import Children, StackFailed
-from gated_backfill.producer.stack.standing import may_have_lost
+from gated_backfill.producer.stack.children import ChildProcesses, StackError
+from gated_backfill.producer.stack.standing import may_have_lost_tasks
 from tests.lab import until
 
 ENDS = [sys.executable, "-S", "-c", ""]
@@ -21,17 +21,17 @@ def nothing() -> None:
 
 
 @pytest.fixture
-def children(tmp_path: Path) -> Iterator[Children]:
-    made = Children(tmp_path / "stack", tmp_path / "log", gives_up=False)
+def children(tmp_path: Path) -> Iterator[ChildProcesses]:
+    made = ChildProcesses(tmp_path / "stack", tmp_path / "log", gives_up=False)
     yield made
     made.stop(grace=0)
 
 
-def ended(children: Children, name: str) -> bool:
-    return not children.alive(name)
+def ended(children: ChildProcesses, name: str) -> bool:
+    return not children.is_alive(name)
 
 
-def test_what_was_started_again_is_named_and_nothing_else(children: Children) -> None:
+def test_what_was_started_again_is_named_and_nothing_else(children: ChildProcesses) -> None:
     children.start("steady", STAYS, {})
     children.start("flower", ENDS, {})
     until(lambda: ended(children, "flower"), "its end")
@@ -39,7 +39,7 @@ def test_what_was_started_again_is_named_and_nothing_else(children: Children) ->
     assert children.restart_dead(nothing) == ["flower"]
 
 
-def test_what_can_not_be_started_stops_nothing_else_and_is_tried_again(children: Children) -> None:
+def test_what_can_not_be_started_stops_nothing_else_and_is_tried_again(children: ChildProcesses) -> None:
     children.start("first", ENDS, {})
     until(lambda: ended(children, "first"), "its end")
     children.log_file.unlink()
@@ -52,13 +52,13 @@ def test_what_can_not_be_started_stops_nothing_else_and_is_tried_again(children:
 
 
 def test_a_stack_of_one_command_gives_up_when_a_process_can_not_be_started(tmp_path: Path) -> None:
-    children = Children(tmp_path / "stack", tmp_path / "log")
+    children = ChildProcesses(tmp_path / "stack", tmp_path / "log")
     children.start("first", ENDS, {})
     until(lambda: ended(children, "first"), "its end")
     children.log_file.unlink()
     children.log_file.mkdir()
 
-    with pytest.raises(StackFailed, match="the first process can't be started"):
+    with pytest.raises(StackError, match="the first process can't be started"):
         children.restart_dead(nothing)
 
 
@@ -73,4 +73,4 @@ def test_a_stack_of_one_command_gives_up_when_a_process_can_not_be_started(tmp_p
     ],
 )
 def test_only_what_holds_tasks_of_runs_is_made_up_for(again: list[str], lost: bool) -> None:
-    assert may_have_lost(again) is lost
+    assert may_have_lost_tasks(again) is lost

@@ -9,18 +9,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gated_backfill.common.model.coverage import (
-    PASSING,
-    Choice,
+    PASSING_VERDICTS,
     CoveragePolicy,
+    DateExpectation,
     Fallback,
     Judgement,
     Recount,
-    Truth,
+    SourceChoice,
     Verdict,
     choose_source,
-    judge,
-    judge_truth,
-    percent,
+    format_percent,
+    judge_date,
+    judge_expectation,
 )
 
 POLICY = CoveragePolicy()
@@ -30,7 +30,7 @@ BEST_FIRST = [Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.BLOCKED]
 
 
 def counted(matched: int, expected: int, **more: object) -> Recount:
-    values: dict[str, object] = {"truth": Truth(expected=expected), "matched": matched, "rows": matched}
+    values: dict[str, object] = {"truth": DateExpectation(expected=expected), "matched": matched, "rows": matched}
     return Recount(**values | more)  # pyright: ignore[reportArgumentType]
 
 
@@ -48,7 +48,7 @@ def counted(matched: int, expected: int, **more: object) -> Recount:
     ],
 )
 def test_coverage_decides_the_verdict(matched: int, expected: int, verdict: Verdict, reason: str) -> None:
-    assert judge(counted(matched, expected), policy=POLICY) == Judgement(verdict=verdict, reason=reason)
+    assert judge_date(counted(matched, expected), policy=POLICY) == Judgement(verdict=verdict, reason=reason)
 
 
 BROKEN = [
@@ -63,41 +63,41 @@ BROKEN = [
 def test_rows_wrong_in_themselves_are_blocked_even_when_forced(
     wrong: dict[str, object], reason: str, because: str | None
 ) -> None:
-    found = judge(counted(187, 187, **wrong), policy=POLICY, forced_because=because)
+    found = judge_date(counted(187, 187, **wrong), policy=POLICY, forced_because=because)
     assert found == Judgement(verdict=Verdict.BLOCKED, reason=reason)
 
 
 def test_force_keeps_the_reason_it_overrules_and_the_one_given() -> None:
-    found = judge(counted(94, 187), policy=POLICY, forced_because="half is all there is")
+    found = judge_date(counted(94, 187), policy=POLICY, forced_because="half is all there is")
     assert found.verdict is Verdict.FORCED
     assert "94 of 187" in found.reason
     assert found.reason.endswith("forced: half is all there is")
 
 
 def test_force_does_not_mark_a_date_that_passes_by_itself() -> None:
-    assert judge(counted(187, 187), policy=POLICY, forced_because="to be sure").verdict is Verdict.COMPLETE
-    assert judge(counted(180, 200), policy=POLICY, forced_because="to be sure").verdict is Verdict.ACCEPTED
+    assert judge_date(counted(187, 187), policy=POLICY, forced_because="to be sure").verdict is Verdict.COMPLETE
+    assert judge_date(counted(180, 200), policy=POLICY, forced_because="to be sure").verdict is Verdict.ACCEPTED
 
 
 def test_force_does_not_publish_nothing() -> None:
-    assert judge(counted(0, 187), policy=POLICY, forced_because="so what").verdict is Verdict.BLOCKED
+    assert judge_date(counted(0, 187), policy=POLICY, forced_because="so what").verdict is Verdict.BLOCKED
 
 
 def test_force_accepts_a_partial_truth_if_there_are_rows() -> None:
-    partial = counted(5, 5, truth=Truth(expected=5, events=2, floor_per_event=16))
-    assert judge(partial, policy=POLICY).verdict is Verdict.BLOCKED
-    assert judge(partial, policy=POLICY, forced_because="a short game").verdict is Verdict.FORCED
+    partial = counted(5, 5, truth=DateExpectation(expected=5, events=2, floor_per_event=16))
+    assert judge_date(partial, policy=POLICY).verdict is Verdict.BLOCKED
+    assert judge_date(partial, policy=POLICY, forced_because="a short game").verdict is Verdict.FORCED
 
 
 def test_force_builds_nothing_on_a_date_that_is_skipped() -> None:
-    off = counted(0, 0, truth=Truth(expected=0, events=0, floor_per_event=16), rows=3)
-    assert judge(off, policy=POLICY, forced_because="I insist").verdict is Verdict.SKIPPED
+    off = counted(0, 0, truth=DateExpectation(expected=0, events=0, floor_per_event=16), rows=3)
+    assert judge_date(off, policy=POLICY, forced_because="I insist").verdict is Verdict.SKIPPED
 
 
 RECOUNTS = st.integers(min_value=0, max_value=300).flatmap(
     lambda expected: st.builds(
         Recount,
-        truth=st.builds(Truth, expected=st.just(expected), events=st.none() | st.integers(0, 20)),
+        truth=st.builds(DateExpectation, expected=st.just(expected), events=st.none() | st.integers(0, 20)),
         matched=st.integers(min_value=0, max_value=expected),
         rows=st.integers(min_value=0, max_value=400),
         duplicate_keys=st.integers(min_value=0, max_value=1),
@@ -112,18 +112,18 @@ POLICIES = st.tuples(st.integers(1, 100), st.integers(1, 100)).map(
 
 @given(RECOUNTS, POLICIES)
 def test_nothing_below_the_accept_ratio_passes_unforced(recount: Recount, policy: CoveragePolicy) -> None:
-    verdict = judge(recount, policy=policy).verdict
+    verdict = judge_date(recount, policy=policy).verdict
     assert verdict is not Verdict.FORCED
-    if verdict.passes:
-        assert recount.truth.expected
-        assert recount.matched / recount.truth.expected >= policy.accept_ratio
+    if verdict.is_passing:
+        assert recount.expectation.expected
+        assert recount.matched / recount.expectation.expected >= policy.accept_ratio
         assert (recount.null_keys, recount.duplicate_keys, recount.schema_problem) == (0, 0, None)
 
 
 @given(RECOUNTS, POLICIES, st.integers(min_value=0, max_value=300))
 def test_more_matched_never_gives_a_worse_verdict(recount: Recount, policy: CoveragePolicy, more: int) -> None:
-    better = replace(recount, matched=min(recount.matched + more, recount.truth.expected))
-    before, after = (judge(one, policy=policy).verdict for one in (recount, better))
+    better = replace(recount, matched=min(recount.matched + more, recount.expectation.expected))
+    before, after = (judge_date(one, policy=policy).verdict for one in (recount, better))
     if Verdict.SKIPPED in (before, after):
         assert before is after
     else:
@@ -132,8 +132,8 @@ def test_more_matched_never_gives_a_worse_verdict(recount: Recount, policy: Cove
 
 @given(RECOUNTS, POLICIES)
 def test_force_changes_only_what_was_blocked(recount: Recount, policy: CoveragePolicy) -> None:
-    plain = judge(recount, policy=policy)
-    forced = judge(recount, policy=policy, forced_because="why")
+    plain = judge_date(recount, policy=policy)
+    forced = judge_date(recount, policy=policy, forced_because="why")
     assert forced == plain or (plain.verdict, forced.verdict) == (Verdict.BLOCKED, Verdict.FORCED)
     assert forced.verdict is not Verdict.FORCED or recount.rows
 
@@ -141,16 +141,16 @@ def test_force_changes_only_what_was_blocked(recount: Recount, policy: CoverageP
 @given(st.integers(min_value=1, max_value=10**6), st.data())
 def test_a_share_reads_100_only_when_whole(whole: int, data: st.DataObject) -> None:
     part = data.draw(st.integers(min_value=0, max_value=whole) | st.integers(max(0, whole - 3), whole))
-    assert (percent(part, whole) == "100.0 %") is (part == whole)
+    assert (format_percent(part, whole) == "100.0 %") is (part == whole)
 
 
 def test_a_share_of_nothing_is_no_share() -> None:
-    assert percent(0, 0) == "0.0 %"
+    assert format_percent(0, 0) == "0.0 %"
 
 
 def test_exactly_the_published_verdicts_pass() -> None:
-    assert {verdict for verdict in Verdict if verdict.passes} == PASSING
-    assert {Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.FORCED} == PASSING
+    assert {verdict for verdict in Verdict if verdict.is_passing} == PASSING_VERDICTS
+    assert {Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.FORCED} == PASSING_VERDICTS
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> No
 def test_the_truth_is_questioned_first(
     expected: int, events: int | None, floor: int, verdict: Verdict | None, reason: str
 ) -> None:
-    found = judge_truth(Truth(expected=expected, events=events, floor_per_event=floor))
+    found = judge_expectation(DateExpectation(expected=expected, events=events, floor_per_event=floor))
     assert (found.verdict if found else None) is verdict
     assert reason in (found.reason if found else "")
 
 
 @given(RECOUNTS)
 def test_zero_is_never_nothing_to_do_on_a_calendar_date(recount: Recount) -> None:
-    found = judge_truth(replace(recount.truth, events=1))
+    found = judge_expectation(replace(recount.expectation, events=1))
     assert found is None or found.verdict is Verdict.BLOCKED
 
 
@@ -202,7 +202,9 @@ def test_zero_is_never_nothing_to_do_on_a_calendar_date(recount: Recount) -> Non
 ORDER = ["upcoming", "derived", "archive"]
 
 
-def choose(found: list[int], *, expected: int = 200, fallback: Fallback = Fallback.REPLACE, **more: object) -> Choice:
+def choose(
+    found: list[int], *, expected: int = 200, fallback: Fallback = Fallback.REPLACE, **more: object
+) -> SourceChoice:
     names = ORDER[: len(found)]
     counts = dict(zip(names, found, strict=True))
     return choose_source(names, counts, expected, policy=POLICY, fallback=fallback, **more)  # pyright: ignore
@@ -229,18 +231,18 @@ def test_the_source_is_chosen_by_coverage_never_by_emptiness(
 ) -> None:
     choice = choose(found, expected=expected)
     assert (choice.source, choice.fill_from, choice.reason) == (source, None, reason)
-    assert choice.found == found[ORDER.index(source)]
+    assert choice.covered == found[ORDER.index(source)]
 
 
 def test_with_the_fallback_off_the_primary_is_taken_as_it_is() -> None:
     choice = choose([1, 187], expected=187, fallback=Fallback.OFF)
-    assert (choice.source, choice.found) == ("upcoming", 1)
+    assert (choice.source, choice.covered) == ("upcoming", 1)
     assert choice.reason == "primary below 90% at 0.5 %, fallback is off"
 
 
 def test_filling_keeps_the_primary_and_takes_the_rest_from_the_best_fallback() -> None:
     choice = choose([80, 150, 60], fallback=Fallback.FILL, with_fill={"derived": 160, "archive": 190})
-    assert (choice.source, choice.fill_from, choice.found) == ("upcoming", "archive", 190)
+    assert (choice.source, choice.fill_from, choice.covered) == ("upcoming", "archive", 190)
     assert choice.label == "upcoming+archive"
     assert choice.reason == "primary below 90% at 40.0 %, filled from archive"
 
@@ -255,8 +257,8 @@ def test_the_choice_says_how_much_it_supplies(found: list[int], fallback: Fallba
     filled = {name: max(found[0], n) for name, n in zip(ORDER[1:], found[1:], strict=False)}
     choice = choose(found, fallback=fallback, with_fill=filled)
     expected = filled[choice.fill_from] if choice.fill_from else found[ORDER.index(choice.source)]
-    assert choice.found == expected
-    assert choice.found >= found[0]
+    assert choice.covered == expected
+    assert choice.covered >= found[0]
 
 
 @example(ratio=55, counts=(55, 100))  # 0.55 * 100 is a little more than 55 in floating point
@@ -265,5 +267,5 @@ def test_a_primary_is_good_enough_exactly_when_the_gate_would_pass_it(ratio: int
     found, expected = counts
     policy = CoveragePolicy(accept_ratio=ratio / 100, complete_ratio=1.0)
     choice = choose_source(["upcoming"], {"upcoming": found}, expected, policy=policy, fallback=Fallback.REPLACE)
-    passes = judge(counted(found, expected), policy=policy).verdict.passes
+    passes = judge_date(counted(found, expected), policy=policy).verdict.is_passing
     assert choice.reason.startswith("primary at") is passes

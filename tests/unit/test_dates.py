@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.dates import DateRange, describe, hull, parse_date, ranges, season_start, windows
+from gated_backfill.common.model.dates import (
+    DateRange,
+    chunk_dates,
+    consecutive_ranges,
+    enclosing_range,
+    format_dates,
+    parse_date,
+    season_start,
+)
 
 ONE_DAY = timedelta(days=1)
 DAYS = st.dates(min_value=date(2015, 1, 1), max_value=date(2030, 1, 1))
@@ -92,30 +100,30 @@ def test_a_range_that_ends_before_it_starts_is_refused() -> None:
     ],
 )
 def test_days_are_described_in_ranges(days: list[date], words: str) -> None:
-    assert describe(days) == words
+    assert format_dates(days) == words
 
 
 @given(SETS_OF_DAYS)
 def test_every_day_is_in_exactly_one_range(days: set[date]) -> None:
-    listed = [day for found in ranges(days) for day in found.days()]
+    listed = [day for found in consecutive_ranges(days) for day in found.days()]
     assert listed == sorted(days)
 
 
 @given(SETS_OF_DAYS)
 def test_ranges_are_as_long_as_can_be(days: set[date]) -> None:
-    found = ranges(days)
+    found = consecutive_ranges(days)
     assert all(later.start - earlier.through > ONE_DAY for earlier, later in pairwise(found))
 
 
 @given(SETS_OF_DAYS, st.integers(min_value=0, max_value=20))
 def test_a_lookback_adds_the_days_before_each(days: set[date], lookback: int) -> None:
-    listed = {day for found in ranges(days, lookback=lookback) for day in found.days()}
+    listed = {day for found in consecutive_ranges(days, lookback=lookback) for day in found.days()}
     assert listed == {day - ONE_DAY * n for day in days for n in range(lookback + 1)}
 
 
 @given(st.lists(DAYS), st.integers(min_value=1, max_value=10))
 def test_windows_keep_the_order_and_lose_nothing(days: list[date], size: int) -> None:
-    cut = windows(days, size)
+    cut = chunk_dates(days, size)
     assert [day for window in cut for day in window] == days
     assert all(len(window) == size for window in cut[:-1])
     assert all(1 <= len(window) <= size for window in cut)
@@ -123,7 +131,7 @@ def test_windows_keep_the_order_and_lose_nothing(days: list[date], size: int) ->
 
 @given(st.lists(DAYS, min_size=1))
 def test_the_hull_reaches_from_the_first_day_to_the_last(days: list[date]) -> None:
-    assert (hull(days).start, hull(days).through) == (min(days), max(days))
+    assert (enclosing_range(days).start, enclosing_range(days).through) == (min(days), max(days))
 
 
 @pytest.mark.parametrize(

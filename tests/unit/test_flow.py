@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.broker.rate_limit import OwnBucket
+from gated_backfill.common.broker.rate_limit import ProcessTokenBucket
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError, WarehouseUnavailable
-from gated_backfill.common.model.concurrency import Caps, Load, has_its_turn, may_open
-from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, consumed_by, queue_for
-from gated_backfill.common.model.rate import SECOND, Rate, take
+from gated_backfill.common.model.concurrency import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
+from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, choose_queue, expand_queues
+from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit, reserve_token
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.common.warehouse.rate_limited import FREE, TOKENS, at_rate, metered
+from gated_backfill.common.warehouse.rate_limited import CALLS_WITHOUT_TOKENS, TOKENS_BY_CALL, limit_rate, rate_limited
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS
 from tests.builders import rows_of, scan, span
 
@@ -42,25 +42,32 @@ caps = st.one_of(st.none(), st.integers(1, 40))
 def test_windows_are_cut_so_that_two_fit_under_the_caps(
     asked: int, of_run: int | None, of_job: int | None, size: int
 ) -> None:
-    assert Caps(windows=3, dates=of_run, job_dates=of_job).window_size(asked) == size
+    assert ConcurrencyLimits(windows=3, dates=of_run, job_dates=of_job).window_size(asked) == size
 
 
 @pytest.mark.parametrize(
     ("load", "cap", "opened"),
     [
-        pytest.param(Load(windows=0, dates=0), Caps(windows=2), [4, 5], id="so-many-windows"),
-        pytest.param(Load(windows=1, dates=10), Caps(windows=2), [4], id="those-open-count"),
-        pytest.param(Load(windows=3, dates=10), Caps(windows=2), [], id="more-open-than-may-be"),
-        pytest.param(Load(windows=0, dates=0), Caps(windows=9, dates=20), [4, 5], id="so-many-dates"),
-        pytest.param(Load(windows=1, dates=16), Caps(windows=9, dates=25), [], id="none-is-skipped"),
-        pytest.param(Load(windows=0, dates=0, job_dates=15), Caps(windows=9, job_dates=25), [4], id="of-the-job"),
+        pytest.param(InFlight(windows=0, dates=0), ConcurrencyLimits(windows=2), [4, 5], id="so-many-windows"),
+        pytest.param(InFlight(windows=1, dates=10), ConcurrencyLimits(windows=2), [4], id="those-open-count"),
+        pytest.param(InFlight(windows=3, dates=10), ConcurrencyLimits(windows=2), [], id="more-open-than-may-be"),
+        pytest.param(InFlight(windows=0, dates=0), ConcurrencyLimits(windows=9, dates=20), [4, 5], id="so-many-dates"),
+        pytest.param(InFlight(windows=1, dates=16), ConcurrencyLimits(windows=9, dates=25), [], id="none-is-skipped"),
         pytest.param(
-            Load(windows=0, dates=0, job_dates=30), Caps(windows=9, job_dates=25), [], id="others-have-it-all"
+            InFlight(windows=0, dates=0, job_dates=15), ConcurrencyLimits(windows=9, job_dates=25), [4], id="of-the-job"
+        ),
+        pytest.param(
+            InFlight(windows=0, dates=0, job_dates=30),
+            ConcurrencyLimits(windows=9, job_dates=25),
+            [],
+            id="others-have-it-all",
         ),
     ],
 )
-def test_windows_open_in_order_while_every_cap_lets_one_more_through(load: Load, cap: Caps, opened: list[int]) -> None:
-    assert may_open({6: 1, 5: 10, 4: 10}, load, cap) == opened
+def test_windows_open_in_order_while_every_cap_lets_one_more_through(
+    load: InFlight, cap: ConcurrencyLimits, opened: list[int]
+) -> None:
+    assert windows_to_open({6: 1, 5: 10, 4: 10}, load, cap) == opened
 
 
 @given(
@@ -74,8 +81,8 @@ def test_windows_open_in_order_while_every_cap_lets_one_more_through(load: Load,
 def test_no_cap_is_ever_exceeded_and_one_more_window_would(
     pending: dict[int, int], under_way: int, others: int, windows: int, dates: int | None, job_dates: int | None
 ) -> None:
-    cap = Caps(windows=windows, dates=dates, job_dates=job_dates)
-    load = Load(windows=int(under_way > 0), dates=under_way, job_dates=under_way + others)
+    cap = ConcurrencyLimits(windows=windows, dates=dates, job_dates=job_dates)
+    load = InFlight(windows=int(under_way > 0), dates=under_way, job_dates=under_way + others)
 
     def fits(count: int) -> bool:
         brought = sum(size for _, size in sorted(pending.items())[:count])
@@ -85,7 +92,7 @@ def test_no_cap_is_ever_exceeded_and_one_more_window_would(
             and (job_dates is None or load.job_dates + brought <= job_dates)
         )
 
-    opened = may_open(pending, load, cap)
+    opened = windows_to_open(pending, load, cap)
     assert opened == sorted(pending)[: len(opened)]
     assert not opened or fits(len(opened))
     assert len(opened) == len(pending) or not fits(len(opened) + 1)
@@ -95,31 +102,31 @@ def test_no_cap_is_ever_exceeded_and_one_more_window_would(
 def test_a_run_with_nothing_in_flight_can_always_open_a_window(
     asked: int, dates: int | None, job_dates: int | None
 ) -> None:
-    cap = Caps(windows=3, dates=dates, job_dates=job_dates)
-    assert may_open({0: cap.window_size(asked)}, Load(windows=0, dates=0), cap) == [0]
+    cap = ConcurrencyLimits(windows=3, dates=dates, job_dates=job_dates)
+    assert windows_to_open({0: cap.window_size(asked)}, InFlight(windows=0, dates=0), cap) == [0]
 
 
 def test_a_run_gives_way_to_those_that_have_nothing_in_flight() -> None:
-    assert has_its_turn("a", [])
-    assert has_its_turn("a", ["a", "b"])
-    assert not has_its_turn("b", ["a", "b"])
-    assert not has_its_turn("c", ["a", "b"])
+    assert is_next_in_line("a", [])
+    assert is_next_in_line("a", ["a", "b"])
+    assert not is_next_in_line("b", ["a", "b"])
+    assert not is_next_in_line("c", ["a", "b"])
 
 
 def test_the_caps_are_kept_with_the_run_and_the_job_s_is_the_tighter_of_two() -> None:
-    options = RunOptions.of(
-        PLAYERS, window=100, in_flight=3, fallback=None, because=None, max_in_flight=30, job_max_in_flight=40
+    options = RunOptions.for_job(
+        PLAYERS, window=100, in_flight=3, fallback=None, forced_because=None, max_in_flight=30, job_max_in_flight=40
     )
     assert options.window == 15
-    assert RunOptions.restored(options.stored()) == options
-    assert options.caps == Caps(windows=3, dates=30, job_dates=40)
+    assert RunOptions.from_dict(options.to_dict()) == options
+    assert options.limits == ConcurrencyLimits(windows=3, dates=30, job_dates=40)
 
 
 def test_a_run_of_an_earlier_version_has_no_caps_and_the_first_lane() -> None:
-    stored = RunOptions.of(PLAYERS, window=100, in_flight=3, fallback=None, because=None).stored()
+    stored = RunOptions.for_job(PLAYERS, window=100, in_flight=3, fallback=None, forced_because=None).to_dict()
     older = {name: stored[name] for name in stored if name not in ("max_in_flight", "job_max_in_flight", "queue")}
-    assert RunOptions.restored(older).caps == Caps(windows=3)
-    assert RunOptions.restored(older).queue == LANES[0]
+    assert RunOptions.from_dict(older).limits == ConcurrencyLimits(windows=3)
+    assert RunOptions.from_dict(older).queue == LANES[0]
 
 
 def test_a_job_that_lets_nothing_be_begun_is_refused() -> None:
@@ -144,33 +151,33 @@ def test_a_job_that_lets_nothing_be_begun_is_refused() -> None:
 def test_a_small_run_goes_express_and_a_long_one_to_the_lane_with_the_fewest(
     dates: int, taken: list[str], queue: str
 ) -> None:
-    assert queue_for(dates, express_dates=7, taken=taken) == queue
+    assert choose_queue(dates, express_dates=7, active_queues=taken) == queue
 
 
 def test_whoever_consumes_dates_consumes_them_from_every_queue_of_them() -> None:
-    assert consumed_by([LANES[0]]) == {*LANES, EXPRESS_QUEUE}
-    assert consumed_by([LANES[0], GATE_QUEUE]) == {*LANES, EXPRESS_QUEUE, GATE_QUEUE}
-    assert consumed_by([EXPRESS_QUEUE]) == {EXPRESS_QUEUE}
-    assert consumed_by([LANES[1]]) == {LANES[1]}
-    assert consumed_by(QUEUES) == set(QUEUES)
+    assert expand_queues([LANES[0]]) == {*LANES, EXPRESS_QUEUE}
+    assert expand_queues([LANES[0], GATE_QUEUE]) == {*LANES, EXPRESS_QUEUE, GATE_QUEUE}
+    assert expand_queues([EXPRESS_QUEUE]) == {EXPRESS_QUEUE}
+    assert expand_queues([LANES[1]]) == {LANES[1]}
+    assert expand_queues(QUEUES) == set(QUEUES)
 
 
 # -- the token bucket ---------------------------------------------------------------------------------------------
 
 
-def moments(rate: Rate, asked: list[int]) -> list[int]:
+def moments(rate: RateLimit, asked: list[int]) -> list[int]:
     """When each of those who ask at these moments has its token; those who are refused have none."""
     next_at, found = 0, list[int]()
     for now in asked:
-        taken = take(next_at, now, rate)
+        taken = reserve_token(next_at, now, rate)
         if taken.next_at is not None:
             next_at = taken.next_at
-            found.append(now + taken.wait)
+            found.append(now + taken.wait_microseconds)
     return found
 
 
 @given(
-    gaps=st.lists(st.integers(0, 3 * SECOND), max_size=60),
+    gaps=st.lists(st.integers(0, 3 * MICROSECONDS_PER_SECOND), max_size=60),
     per_second=st.floats(0.1, 1000),
     burst=st.integers(1, 20),
     patience=st.floats(0, 20),
@@ -178,33 +185,33 @@ def moments(rate: Rate, asked: list[int]) -> list[int]:
 def test_in_no_stretch_of_time_are_there_more_tokens_than_the_burst_and_the_rate(
     gaps: list[int], per_second: float, burst: int, patience: float
 ) -> None:
-    rate = Rate(per_second=per_second, burst=burst, patience_seconds=patience)
-    asked = [1_000 * SECOND + sum(gaps[:n]) for n in range(len(gaps))]
+    rate = RateLimit(per_second=per_second, burst=burst, max_wait_seconds=patience)
+    asked = [1_000 * MICROSECONDS_PER_SECOND + sum(gaps[:n]) for n in range(len(gaps))]
     had = moments(rate, asked)
     assert had == sorted(had)
     for first in range(len(had)):
         for last in range(first, len(had)):
-            gained = (had[last] - had[first]) / SECOND * per_second
+            gained = (had[last] - had[first]) / MICROSECONDS_PER_SECOND * per_second
             assert last - first + 1 <= burst + gained + 1e-6
 
 
 def test_who_would_wait_too_long_takes_no_token_and_a_lull_fills_the_bucket_no_further_than_the_burst() -> None:
-    rate = Rate(per_second=1, burst=3, patience_seconds=2)
-    now = 1_000 * SECOND
-    assert moments(rate, [now] * 9) == [now, now, now, now + SECOND, now + 2 * SECOND]
-    later = now + 3600 * SECOND
-    assert moments(rate, [now] * 3 + [later] * 4)[3:] == [later, later, later, later + SECOND]
+    rate = RateLimit(per_second=1, burst=3, max_wait_seconds=2)
+    now = 1_000 * MICROSECONDS_PER_SECOND
+    assert moments(rate, [now] * 9) == [now, now, now, now + MICROSECONDS_PER_SECOND, now + 2 * MICROSECONDS_PER_SECOND]
+    later = now + 3600 * MICROSECONDS_PER_SECOND
+    assert moments(rate, [now] * 3 + [later] * 4)[3:] == [later, later, later, later + MICROSECONDS_PER_SECOND]
 
 
 def test_a_clock_that_was_set_back_does_not_stop_everybody() -> None:
-    rate = Rate(per_second=1, burst=1, patience_seconds=2)
-    taken = take(take(0, 10**15, rate).next_at or 0, 10**14, rate)
-    assert taken.wait == 0
+    rate = RateLimit(per_second=1, burst=1, max_wait_seconds=2)
+    taken = reserve_token(reserve_token(0, 10**15, rate).next_at or 0, 10**14, rate)
+    assert taken.wait_microseconds == 0
 
 
 @pytest.mark.parametrize("now", [pytest.param(0.0, id="a-clock-that-has-just-begun"), 1000.0])
 def test_a_process_waits_for_its_own_tokens_and_is_told_when_that_is_too_long(now: float) -> None:
-    bucket = OwnBucket(Rate(per_second=1, burst=2, patience_seconds=0.5), clock=lambda: now)
+    bucket = ProcessTokenBucket(RateLimit(per_second=1, burst=2, max_wait_seconds=0.5), clock=lambda: now)
     bucket.acquire()
     bucket.acquire()
     with pytest.raises(WarehouseUnavailable, match="BACKFILL_QUERIES_PER_SECOND"):
@@ -213,27 +220,27 @@ def test_a_process_waits_for_its_own_tokens_and_is_told_when_that_is_too_long(no
 
 def test_every_call_of_a_warehouse_has_its_price() -> None:
     calls = {name for name in dir(Warehouse) if not name.startswith("_")}
-    assert set(TOKENS) | FREE == calls
-    assert not set(TOKENS) & FREE
+    assert set(TOKENS_BY_CALL) | CALLS_WITHOUT_TOKENS == calls
+    assert not set(TOKENS_BY_CALL) & CALLS_WITHOUT_TOKENS
 
 
 def test_a_metered_warehouse_takes_its_tokens_before_each_call_and_answers_as_the_other(
     local_warehouse: Warehouse,
 ) -> None:
     taken: list[int] = []
-    asked = metered(local_warehouse, lambda: taken.append(1))
+    asked = rate_limited(local_warehouse, lambda: taken.append(1))
     day = date(2023, 2, 23)
     asked.load(scan().table, "day", rows_of(day))
-    assert len(taken) == TOKENS["load"]
+    assert len(taken) == TOKENS_BY_CALL["load"]
     assert asked.describe(scan().table) == local_warehouse.describe(scan().table)
-    assert len(taken) == TOKENS["load"]
+    assert len(taken) == TOKENS_BY_CALL["load"]
     assert asked.read(scan(span(day))).num_rows == 3
-    assert len(taken) == TOKENS["load"] + 1
+    assert len(taken) == TOKENS_BY_CALL["load"] + 1
 
 
 def test_without_a_rate_the_warehouse_is_left_as_it_is(home: Settings) -> None:
     opened = open_warehouse(home.warehouse_url)
-    assert at_rate(opened, home.query_rate) is opened
-    limited = home.model_copy(update={"queries_per_second": 5.0}).query_rate
-    assert limited == Rate(per_second=5, burst=10, patience_seconds=60)
-    assert at_rate(opened, limited) is not opened
+    assert limit_rate(opened, home.query_rate_limit) is opened
+    limited = home.model_copy(update={"queries_per_second": 5.0}).query_rate_limit
+    assert limited == RateLimit(per_second=5, burst=10, max_wait_seconds=60)
+    assert limit_rate(opened, limited) is not opened

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.producer.stack.standing import UpOptions, check_ports, flower_port
-from gated_backfill.worker.flower import celery_command, prepare_flower
+from gated_backfill.producer.stack.standing import UpOptions, check_ports, choose_flower_port
+from gated_backfill.worker.flower import celery_subcommand, prepare_flower
 
 FLOWER = ["celery", "--app", "gated_backfill.worker.tasks", "flower"]
 
@@ -29,7 +29,7 @@ FLOWER = ["celery", "--app", "gated_backfill.worker.tasks", "flower"]
     ],
 )
 def test_the_subcommand_of_a_command_line_of_celerys(line: str, command: str | None) -> None:
-    assert celery_command(line.split()) == command
+    assert celery_subcommand(line.split()) == command
 
 
 def test_flower_is_persistent_on_loopback_and_with_a_password(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_port_that_was_asked_for_is_used_or_refused_and_the_usual_one_is_avoid
         port = taken.getsockname()[1]
         usual = home.model_copy(update={"flower_port": port})  # as a default: nobody set it
         usual.model_fields_set.discard("flower_port")
-        assert flower_port(UpOptions(workers=1), usual) != port
+        assert choose_flower_port(UpOptions(workers=1), usual) != port
         with pytest.raises(UserError, match=f"port {port}"):
-            flower_port(UpOptions(workers=1, flower_port=port), home)
+            choose_flower_port(UpOptions(workers=1, flower_port=port), home)
         with pytest.raises(UserError, match=f"port {port}"):
-            flower_port(UpOptions(workers=1), Settings(home=home.home, flower_port=port))
-    assert flower_port(UpOptions(workers=1, flower_port=port), home) == port
+            choose_flower_port(UpOptions(workers=1), Settings(home=home.home, flower_port=port))
+    assert choose_flower_port(UpOptions(workers=1, flower_port=port), home) == port
 
 
 @pytest.mark.parametrize(

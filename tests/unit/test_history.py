@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 from gated_backfill.common.history.figures import (
     JUDGED,
     PUBLISHED,
-    Change,
-    Outcome,
+    DateOutcome,
+    FigureChange,
     count_in_words,
     coverage_of,
     ended_per_day,
-    fell_back,
+    latest_results,
     outcome_of,
     points_in_words,
     share_in_words,
     spark_counts,
     spark_coverage,
-    standings,
     totals,
     trend,
+    used_fallback,
 )
-from gated_backfill.common.ledger import DateRow, DateState, Run, RunFacts, RunState
+from gated_backfill.common.ledger import DateRow, DateState, Run, RunState, RunWithDates
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import DateRange
 
@@ -74,25 +74,25 @@ def run(number: int = 0, **more: Any) -> Run:
     return Run(**values | more)
 
 
-def facts(*rows: DateRow, number: int = 0, **more: Any) -> RunFacts:
-    return RunFacts(run=run(number, **more), dates=rows)
+def facts(*rows: DateRow, number: int = 0, **more: Any) -> RunWithDates:
+    return RunWithDates(run=run(number, **more), dates=rows)
 
 
 @pytest.mark.parametrize(
     ("found", "outcome"),
     [
-        pytest.param(row(), Outcome.COMPLETE, id="checkpointed"),
-        pytest.param(row(verdict="accepted"), Outcome.ACCEPTED, id="accepted"),
-        pytest.param(row(verdict="forced"), Outcome.FORCED, id="forced"),
-        pytest.param(row(DateState.BLOCKED, "blocked"), Outcome.BLOCKED, id="blocked"),
-        pytest.param(row(DateState.FAILED, "failed"), Outcome.FAILED, id="failed"),
-        pytest.param(row(DateState.FAILED, "complete"), Outcome.FAILED, id="passed-but-not-published"),
-        pytest.param(row(DateState.SKIPPED, "skipped"), Outcome.SKIPPED, id="skipped"),
-        pytest.param(row(DateState.STAGED, "complete"), Outcome.UNFINISHED, id="judged-but-not-published-yet"),
-        pytest.param(row(DateState.PENDING, None), Outcome.UNFINISHED, id="not-begun"),
+        pytest.param(row(), DateOutcome.COMPLETE, id="checkpointed"),
+        pytest.param(row(verdict="accepted"), DateOutcome.ACCEPTED, id="accepted"),
+        pytest.param(row(verdict="forced"), DateOutcome.FORCED, id="forced"),
+        pytest.param(row(DateState.BLOCKED, "blocked"), DateOutcome.BLOCKED, id="blocked"),
+        pytest.param(row(DateState.FAILED, "failed"), DateOutcome.FAILED, id="failed"),
+        pytest.param(row(DateState.FAILED, "complete"), DateOutcome.FAILED, id="passed-but-not-published"),
+        pytest.param(row(DateState.SKIPPED, "skipped"), DateOutcome.SKIPPED, id="skipped"),
+        pytest.param(row(DateState.STAGED, "complete"), DateOutcome.UNFINISHED, id="judged-but-not-published-yet"),
+        pytest.param(row(DateState.PENDING, None), DateOutcome.UNFINISHED, id="not-begun"),
     ],
 )
-def test_what_became_of_a_date(found: DateRow, outcome: Outcome) -> None:
+def test_what_became_of_a_date(found: DateRow, outcome: DateOutcome) -> None:
     assert outcome_of(found) is outcome
 
 
@@ -126,7 +126,7 @@ def test_only_judged_dates_have_a_coverage(found: DateRow, share: float | None) 
 def test_a_published_date_fell_back_if_any_row_is_of_another_source_than_the_first(
     found: DateRow, fell: bool | None
 ) -> None:
-    assert fell_back(found) is fell
+    assert used_fallback(found) is fell
 
 
 @st.composite
@@ -154,7 +154,7 @@ runs_of_dates = st.lists(st.lists(date_rows(), max_size=8), max_size=5).map(
 
 
 @given(runs_of_dates)
-def test_the_totals_are_those_of_a_naive_recount(found: Sequence[RunFacts]) -> None:
+def test_the_totals_are_those_of_a_naive_recount(found: Sequence[RunWithDates]) -> None:
     rows = [one for run_facts in found for one in run_facts.dates]
     built = [one for one in rows if one.state is DateState.CHECKPOINTED]
     judged = [one for one in rows if one.state in (DateState.CHECKPOINTED, DateState.BLOCKED) and one.expected]
@@ -166,7 +166,7 @@ def test_the_totals_are_those_of_a_naive_recount(found: Sequence[RunFacts]) -> N
     assert (counted.runs, counted.dates) == (len(found), len(rows))
     assert sum(counted.outcomes.values()) == len(rows)
     assert counted.published == len(built) == counted.of(*PUBLISHED)
-    assert counted.of(Outcome.BLOCKED) == len([one for one in rows if one.state is DateState.BLOCKED])
+    assert counted.of(DateOutcome.BLOCKED) == len([one for one in rows if one.state is DateState.BLOCKED])
     if shares:
         assert counted.coverage is not None
         assert (counted.coverage.dates, counted.coverage.least) == (len(shares), shares[0])
@@ -179,8 +179,10 @@ def test_the_totals_are_those_of_a_naive_recount(found: Sequence[RunFacts]) -> N
 
 
 @given(runs_of_dates)
-def test_every_date_of_every_run_stands_in_the_calendar_once_with_one_of_its_results(found: Sequence[RunFacts]) -> None:
-    standing = standings(found).get("players", {})
+def test_every_date_of_every_run_stands_in_the_calendar_once_with_one_of_its_results(
+    found: Sequence[RunWithDates],
+) -> None:
+    standing = latest_results(found).get("players", {})
 
     assert set(standing) == {one.day for run_facts in found for one in run_facts.dates}
     for day, one in standing.items():
@@ -194,8 +196,8 @@ def test_the_latest_result_stands_unless_its_run_was_undone() -> None:
     later = facts(row(DateState.BLOCKED, "blocked", ended_at=NOON + timedelta(hours=1)), number=2)
     undone = facts(row(ended_at=NOON + timedelta(hours=2)), number=3, undone_at=NOON + timedelta(hours=3))
 
-    assert standings([undone, later, first])["players"][DAY].run.id == "run-2"
-    only = standings([undone])["players"][DAY]
+    assert latest_results([undone, later, first])["players"][DAY].run.id == "run-2"
+    only = latest_results([undone])["players"][DAY]
     assert (only.run.id, only.undone) == ("run-3", True)
 
 
@@ -203,7 +205,7 @@ def test_a_run_that_has_not_reached_a_date_does_not_hide_its_last_result() -> No
     done = facts(row(ended_at=NOON), number=1)
     under_way = facts(row(DateState.PENDING, None), number=2, created_at=NOON + timedelta(days=1))
 
-    assert standings([under_way, done])["players"][DAY].run.id == "run-1"
+    assert latest_results([under_way, done])["players"][DAY].run.id == "run-1"
 
 
 def test_dates_count_on_the_day_on_which_they_ended() -> None:
@@ -253,7 +255,7 @@ def test_a_sparkline_of_counts_is_empty_only_where_nothing_was_counted(counts: l
     ],
 )
 def test_a_share_s_trend_in_words(now: float | None, before: float | None, words: str) -> None:
-    assert points_in_words(Change(now=now, before=before)) == words
+    assert points_in_words(FigureChange(now=now, before=before)) == words
 
 
 def test_the_trend_is_against_the_period_before_and_unknown_without_one() -> None:
@@ -271,4 +273,4 @@ def test_a_share_reads_as_all_only_when_it_is_all(expected: int, lacking: int) -
     matched = max(expected - lacking, 0)
 
     assert (share_in_words(matched / expected) == "100.0 %") == (matched == expected)
-    assert {Outcome.SKIPPED, Outcome.FAILED, Outcome.UNFINISHED}.isdisjoint(JUDGED)
+    assert {DateOutcome.SKIPPED, DateOutcome.FAILED, DateOutcome.UNFINISHED}.isdisjoint(JUDGED)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.worker.dates.separation import has_repeats, stranger
+from gated_backfill.worker.dates.separation import find_misdated_entity, has_duplicate_keys
 
 DAY = date(1969, 12, 31)  # the days on both sides of the first that a computer counts from
 ROWS = st.lists(
@@ -30,7 +30,7 @@ def test_a_stranger_is_who_was_read_for_other_dates_only(
 ) -> None:
     anywhere = {who for _, who in read}
     strangers = [one for one in made if one not in read and one[1] in anywhere]
-    assert stranger(table(made), table(read)) == next(iter(strangers), None)
+    assert find_misdated_entity(table(made), table(read)) == next(iter(strangers), None)
 
 
 @given(rows=st.lists(st.tuples(st.sampled_from(["ann", "bob", None]), st.sampled_from([1, 2, None]))))
@@ -39,7 +39,7 @@ def test_repeats_are_found_among_rows_in_order(rows: list[tuple[str | None, int 
         {"name": pa.array([one for one, _ in rows], "string"), "n": pa.array([other for _, other in rows], "int64")}
     )
     ordered = found.sort_by([("name", "ascending"), ("n", "ascending")])
-    assert has_repeats(ordered, ["name", "n"]) == (len(set(rows)) < len(rows))
+    assert has_duplicate_keys(ordered, ["name", "n"]) == (len(set(rows)) < len(rows))
 
 
 @pytest.mark.parametrize("parts", [[2, 1], [1, 1, 1]])
@@ -47,4 +47,4 @@ def test_rows_may_be_in_any_number_of_parts(parts: list[int]) -> None:
     whole = pa.table({"name": ["ann", "bob", "bob"]})
     begins = [sum(parts[:n]) for n in range(len(parts))]
     cut = pa.concat_tables([whole.slice(begin, count) for begin, count in zip(begins, parts, strict=True)])
-    assert has_repeats(cut, ["name"])
+    assert has_duplicate_keys(cut, ["name"])

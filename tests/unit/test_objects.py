@@ -7,7 +7,7 @@ from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
 from gated_backfill.common.errors import NotAllowed, UserError, WarehouseUnavailable
-from gated_backfill.common.storage.objects import open_store, translated
+from gated_backfill.common.storage.objects import open_file_store, translate_store_errors
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from gated_backfill.common.storage.objects import open_store, translated
     ],
 )
 def test_errors_are_sorted(raised: Exception, ours: type[Exception]) -> None:
-    with pytest.raises(ours) as found, translated("gs://bucket/key"):
+    with pytest.raises(ours) as found, translate_store_errors("gs://bucket/key"):
         raise raised
     assert type(found.value) is ours
 
@@ -36,4 +36,4 @@ def test_errors_are_sorted(raised: Exception, ours: type[Exception]) -> None:
 @pytest.mark.parametrize("url", ["ftp://host/x", "s3://bucket", "http://host", "file:///tmp"])
 def test_only_gs_urls_are_served(url: str) -> None:
     with pytest.raises(UserError, match="gs://"):
-        open_store(url)
+        open_file_store(url)

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import pytest
 
-from gated_backfill.common.ledger import Progress, RunState
-from gated_backfill.common.ledger.states import DATE_MOVES, ENDED_RUNS, DateState
-from gated_backfill.common.ledger.stores.orders import UNPUBLISHED, Order, Stopped, order_of
-from gated_backfill.producer.runs.control import in_words
-from gated_backfill.worker.messages.stop_dates import is_date_of
+from gated_backfill.common.ledger import RunProgress, RunState
+from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState
+from gated_backfill.common.ledger.stores.orders import UNPUBLISHED_STATES, Cancellation, Instruction, decide_instruction
+from gated_backfill.producer.runs.control import describe_cancellation
+from gated_backfill.worker.messages.stop_dates import builds_dates_of_run
 from tests.builders import FEB_23, FEB_24, a_run
 
 
 @pytest.mark.parametrize(
     ("run", "begun", "discard", "expected"),
     [
-        pytest.param(RunState.RUNNING, False, False, Order.GO_ON, id="running"),
-        pytest.param(RunState.RUNNING, True, True, Order.GO_ON, id="running-begun"),
-        pytest.param(RunState.PAUSED, False, False, Order.GIVE_BACK, id="paused-before-anything-costly"),
-        pytest.param(RunState.PAUSED, True, False, Order.GO_ON, id="paused-but-begun"),
-        pytest.param(RunState.CANCELLING, False, False, Order.GO_ON, id="cancelled-finish-what-was-begun"),
-        pytest.param(RunState.CANCELLING, True, False, Order.GO_ON, id="cancelled-finish-what-is-built"),
-        pytest.param(RunState.CANCELLING, False, True, Order.DROP, id="cancelled-with-what-is-staged"),
-        pytest.param(RunState.CANCELLING, True, True, Order.DROP, id="cancelled-with-what-is-about-to-be-staged"),
+        pytest.param(RunState.RUNNING, False, False, Instruction.CONTINUE, id="running"),
+        pytest.param(RunState.RUNNING, True, True, Instruction.CONTINUE, id="running-begun"),
+        pytest.param(RunState.PAUSED, False, False, Instruction.REQUEUE, id="paused-before-anything-costly"),
+        pytest.param(RunState.PAUSED, True, False, Instruction.CONTINUE, id="paused-but-begun"),
+        pytest.param(RunState.CANCELLING, False, False, Instruction.CONTINUE, id="cancelled-finish-what-was-begun"),
+        pytest.param(RunState.CANCELLING, True, False, Instruction.CONTINUE, id="cancelled-finish-what-is-built"),
+        pytest.param(RunState.CANCELLING, False, True, Instruction.CANCEL, id="cancelled-with-what-is-staged"),
+        pytest.param(
+            RunState.CANCELLING, True, True, Instruction.CANCEL, id="cancelled-with-what-is-about-to-be-staged"
+        ),
         *(
-            pytest.param(end, True, False, Order.DROP, id=f"ended-{end.value}")
+            pytest.param(end, True, False, Instruction.CANCEL, id=f"ended-{end.value}")
             for end in sorted(ENDED_RUNS, key=lambda state: state.value)
         ),
     ],
 )
-def test_the_state_of_the_run_decides(run: RunState, begun: bool, discard: bool, expected: Order) -> None:
-    assert order_of(run, begun=begun, discard=discard) is expected
+def test_the_state_of_the_run_decides(run: RunState, begun: bool, discard: bool, expected: Instruction) -> None:
+    assert decide_instruction(run, has_begun=begun, discard=discard) is expected
 
 
 def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> None:
-    assert {state for state, moves in DATE_MOVES.items() if DateState.CANCELLED in moves} == set(UNPUBLISHED)
+    assert {state for state, moves in DATE_TRANSITIONS.items() if DateState.CANCELLED in moves} == set(
+        UNPUBLISHED_STATES
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,26 +46,26 @@ def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> 
     [
         pytest.param(
             {DateState.CHECKPOINTED: 12, DateState.PROCESSING: 3, DateState.CANCELLED: 3600},
-            Stopped(unbegun=3600, stopped=0, discarded=()),
+            Cancellation(not_started=3600, interrupted=0, discarded=()),
             "12 dates are checkpointed, 3 under way are finished, 3,600 will not be built",
             id="finish",
         ),
         pytest.param(
             {DateState.CHECKPOINTED: 1, DateState.STAGED: 1, DateState.CANCELLED: 4},
-            Stopped(unbegun=2, stopped=2, discarded=()),
+            Cancellation(not_started=2, interrupted=2, discarded=()),
             "1 date is checkpointed, 1 under way is finished, 2 under way stopped, 4 will not be built",
             id="now",
         ),
         pytest.param(
             {DateState.CANCELLED: 5},
-            Stopped(unbegun=3, stopped=0, discarded=(FEB_23, FEB_24)),
+            Cancellation(not_started=3, interrupted=0, discarded=(FEB_23, FEB_24)),
             "0 dates are checkpointed, 2 staged discarded, 5 will not be built",
             id="discard",
         ),
     ],
 )
-def test_what_was_stopped_is_told(counts: dict[DateState, int], stopped: Stopped, expected: str) -> None:
-    told = in_words(Progress(run=a_run(RunState.CANCELLING), counts=counts), stopped)
+def test_what_was_stopped_is_told(counts: dict[DateState, int], stopped: Cancellation, expected: str) -> None:
+    told = describe_cancellation(RunProgress(run=a_run(RunState.CANCELLING), counts=counts), stopped)
 
     assert told == f"run run-1: {expected}; follow it with `backfill watch run-1`"
 
@@ -76,4 +80,4 @@ def test_what_was_stopped_is_told(counts: dict[DateState, int], stopped: Stopped
     ],
 )
 def test_only_dates_of_the_run_are_killed(task: str, arguments: list[object], expected: bool) -> None:
-    assert is_date_of(task, arguments, "run-1") is expected
+    assert builds_dates_of_run(task, arguments, "run-1") is expected

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gated_backfill.common.warehouse.local.partition_files import Parts
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 
-Read = Callable[[Parts, str, list[str] | None], pa.Table | None]
+Read = Callable[[PartitionFiles, str, list[str] | None], pa.Table | None]
 
 ROWS = pa.table({"name": [f"player{n}" for n in range(500)], "points": range(500)})
 
 
 @pytest.fixture(params=[pytest.param(True, id="small"), pytest.param(False, id="big")])
-def parts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
+def parts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PartitionFiles:
     if not request.param:
-        monkeypatch.setattr(Parts, "SMALL", 0)
-    return Parts(tmp_path)
+        monkeypatch.setattr(PartitionFiles, "MAX_CACHED_FILE_BYTES", 0)
+    return PartitionFiles(tmp_path)
 
 
 def part_of(root: Path) -> Path:
@@ -34,10 +34,10 @@ def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - no path is wanted
 
 
-@pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
+@pytest.mark.parametrize("reading", [PartitionFiles.rows, PartitionFiles.rows_uncached])
 @pytest.mark.parametrize("columns", [None, ["name"]])
 def test_rows_outlive_the_file_they_were_read_from(
-    parts: Parts, tmp_path: Path, reading: Read, columns: list[str] | None
+    parts: PartitionFiles, tmp_path: Path, reading: Read, columns: list[str] | None
 ) -> None:
     part = part_of(tmp_path)
     pq.write_table(ROWS, part)
@@ -49,8 +49,8 @@ def test_rows_outlive_the_file_they_were_read_from(
     assert open_files() == before
 
 
-@pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
-def test_a_damaged_part_raises_and_leaves_nothing_open(parts: Parts, tmp_path: Path, reading: Read) -> None:
+@pytest.mark.parametrize("reading", [PartitionFiles.rows, PartitionFiles.rows_uncached])
+def test_a_damaged_part_raises_and_leaves_nothing_open(parts: PartitionFiles, tmp_path: Path, reading: Read) -> None:
     part = part_of(tmp_path)
     pq.write_table(ROWS, part)
     part.write_bytes(part.read_bytes()[:-100])
@@ -60,6 +60,6 @@ def test_a_damaged_part_raises_and_leaves_nothing_open(parts: Parts, tmp_path: P
     assert open_files() == before
 
 
-@pytest.mark.parametrize("reading", [Parts.rows, Parts.rows_once])
-def test_a_part_that_is_not_there_has_no_rows(parts: Parts, tmp_path: Path, reading: Read) -> None:
+@pytest.mark.parametrize("reading", [PartitionFiles.rows, PartitionFiles.rows_uncached])
+def test_a_part_that_is_not_there_has_no_rows(parts: PartitionFiles, tmp_path: Path, reading: Read) -> None:
     assert reading(parts, str(part_of(tmp_path)), None) is None

@@ -16,29 +16,34 @@ from hypothesis import strategies as st
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
 from gated_backfill.common.model.coverage import Fallback, Verdict
-from gated_backfill.common.model.job import Batch, Calendar, CalendarFacts, Expectation, Job, Source, Target
+from gated_backfill.common.model.job import Batch, Calendar, CalendarEvents, Expectation, Job, Source, Target
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import Column
 from gated_backfill.common.process.clock import today
 from gated_backfill.producer.planning.plan import (
-    Action,
-    Measured,
     Plan,
+    PlanAction,
+    PlanMeasurements,
+    PlanStep,
     Reprocess,
-    Request,
-    Step,
-    input_list,
+    RunRequest,
+    parse_date_list,
     plan_dates,
-    requested_days,
+    resolve_days,
 )
-from gated_backfill.producer.planning.saved_plan import read_plan, refuse_if_changed, request_of, save_plan
+from gated_backfill.producer.planning.saved_plan import (
+    check_plan_unchanged,
+    read_saved_plan,
+    request_from_saved_plan,
+    save_plan,
+)
 
 DAY = date(2023, 2, 23)
 NEXT = date(2023, 2, 24)
 MIDNIGHT = datetime(2023, 3, 1, tzinfo=UTC)
 
 
-def not_on_mondays(day: date, calendar: CalendarFacts | None) -> str | None:
+def not_on_mondays(day: date, calendar: CalendarEvents | None) -> str | None:
     return "a Monday" if day.weekday() == 0 else None
 
 
@@ -104,21 +109,23 @@ def measured(
     either: int | None = None,
     checkpoint: Checkpoint | None = None,
     end: DateRow | None = None,
-) -> Measured:
+) -> PlanMeasurements:
     """One date, by default with nothing wrong about it."""
-    return Measured(
+    return PlanMeasurements(
         expected={day: expected} if expected else {},
         found={"upcoming": {day: upcoming}, "derived": {day: derived}},
-        either={} if either is None else {"derived": {day: either}},
-        calendar=None if games is None else CalendarFacts(events={day: games} if games else {}),
+        with_primary={} if either is None else {"derived": {day: either}},
+        calendar=None if games is None else CalendarEvents(count_by_date={day: games} if games else {}),
         checkpoints={day: checkpoint} if checkpoint else {},
-        ends={day: end} if end else {},
+        latest_outcomes={day: end} if end else {},
     )
 
 
-def step_of(facts: Measured, *, day: date = DAY, job: Job = JOB, **request: Any) -> Step:
-    asked = Request(job=job.name, days=(day,), **request)
-    options = RunOptions.of(job, window=1, in_flight=1, fallback=asked.fallback, because=asked.forced_because)
+def step_of(facts: PlanMeasurements, *, day: date = DAY, job: Job = JOB, **request: Any) -> PlanStep:
+    asked = RunRequest(job=job.name, days=(day,), **request)
+    options = RunOptions.for_job(
+        job, window=1, in_flight=1, fallback=asked.fallback, forced_because=asked.forced_because
+    )
     (step,) = plan_dates(asked, job, facts, options)
     assert step.day == day
     return step
@@ -145,18 +152,18 @@ ALL = (Reprocess.NONE, Reprocess.FAILED, Reprocess.ALL)
         pytest.param(measured(end=ended(DateState.SKIPPED)), ALL, id="skipped-then"),
     ],
 )
-def test_reprocess_says_what_is_built_again(facts: Measured, built_with: tuple[Reprocess, ...]) -> None:
-    assert tuple(mode for mode in Reprocess if step_of(facts, reprocess=mode).action is Action.BUILD) == built_with
+def test_reprocess_says_what_is_built_again(facts: PlanMeasurements, built_with: tuple[Reprocess, ...]) -> None:
+    assert tuple(mode for mode in Reprocess if step_of(facts, reprocess=mode).action is PlanAction.BUILD) == built_with
 
 
 def test_a_date_left_alone_says_how_complete_it_is() -> None:
     done = step_of(measured(checkpoint=checkpoint(verdict=Verdict.FORCED, matched=94)))
-    assert (done.action, done.reason) == (Action.DONE, "already checkpointed (50.2 %, forced, run run-0)")
+    assert (done.action, done.reason) == (PlanAction.DONE, "already checkpointed (50.2 %, forced, run run-0)")
 
 
 def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
     left = step_of(measured(end=ended(DateState.FAILED)), reprocess=Reprocess.NONE)
-    assert (left.action, left.reason) == (Action.DONE, "ended failed in run run-0, and --reprocess is none")
+    assert (left.action, left.reason) == (PlanAction.DONE, "ended failed in run run-0, and --reprocess is none")
 
 
 # -- dates with nothing to build ----------------------------------------------------------------------------------
@@ -165,31 +172,31 @@ def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
 @pytest.mark.parametrize(
     ("facts", "action", "reason"),
     [
-        pytest.param(measured(), Action.BUILD, "primary at 100.0 %", id="whole"),
-        pytest.param(measured(upcoming=1), Action.BUILD, "primary below 90% at 0.5 %", id="falls-back"),
+        pytest.param(measured(), PlanAction.BUILD, "primary at 100.0 %", id="whole"),
+        pytest.param(measured(upcoming=1), PlanAction.BUILD, "primary below 90% at 0.5 %", id="falls-back"),
         pytest.param(
             measured(upcoming=0, derived=94),
-            Action.BLOCKED,
+            PlanAction.BLOCKED,
             "no source reaches 90%; the best has 50.2 %",
             id="no-source-reaches",
         ),
-        pytest.param(measured(expected=0, games=0), Action.SKIP, "not on the calendar", id="off-the-calendar"),
-        pytest.param(measured(expected=0, games=None), Action.SKIP, "nothing expected", id="no-calendar"),
+        pytest.param(measured(expected=0, games=0), PlanAction.SKIP, "not on the calendar", id="off-the-calendar"),
+        pytest.param(measured(expected=0, games=None), PlanAction.SKIP, "nothing expected", id="no-calendar"),
         pytest.param(
             measured(expected=0, upcoming=0, derived=0),
-            Action.BLOCKED,
+            PlanAction.BLOCKED,
             "truth incomplete: 0 expected, but the calendar has 9 event(s), which imply at least 144",
             id="nobody-expected-on-a-game-day",
         ),
         pytest.param(
             measured(expected=100, upcoming=100, derived=100),
-            Action.BLOCKED,
+            PlanAction.BLOCKED,
             "truth incomplete: 100 expected, but the calendar has 9 event(s), which imply at least 144",
             id="below-the-floor",
         ),
     ],
 )
-def test_a_date_is_decided_from_what_was_measured(facts: Measured, action: Action, reason: str) -> None:
+def test_a_date_is_decided_from_what_was_measured(facts: PlanMeasurements, action: PlanAction, reason: str) -> None:
     step = step_of(facts)
     assert (step.action, step.reason) == (action, reason)
 
@@ -197,7 +204,7 @@ def test_a_date_is_decided_from_what_was_measured(facts: Measured, action: Actio
 def test_the_skip_rule_of_the_job_comes_with_its_reason() -> None:
     monday = date(2023, 2, 20)
     skipped = step_of(measured(day=monday), day=monday)
-    assert (skipped.action, skipped.reason) == (Action.SKIP, "a Monday")
+    assert (skipped.action, skipped.reason) == (PlanAction.SKIP, "a Monday")
 
 
 def test_a_source_that_does_not_exist_has_nothing() -> None:
@@ -217,17 +224,17 @@ def test_a_step_says_what_each_source_has_and_what_the_choice_supplies() -> None
 
 def test_with_the_fallback_off_a_partial_primary_would_be_blocked() -> None:
     step = step_of(measured(upcoming=1), fallback=Fallback.OFF)
-    assert (step.action, step.reason) == (Action.BLOCKED, "primary below 90% at 0.5 %, fallback is off")
+    assert (step.action, step.reason) == (PlanAction.BLOCKED, "primary below 90% at 0.5 %, fallback is off")
 
 
 def test_filling_counts_what_both_have_between_them() -> None:
     step = step_of(measured(upcoming=100, derived=100, either=187), fallback=Fallback.FILL)
-    assert (step.action, step.source, step.supplied) == (Action.BUILD, "upcoming+derived", 187)
+    assert (step.action, step.source, step.supplied) == (PlanAction.BUILD, "upcoming+derived", 187)
 
 
 def test_filling_that_does_not_suffice_would_be_blocked() -> None:
     step = step_of(measured(upcoming=100, derived=100, either=120), fallback=Fallback.FILL)
-    assert (step.action, step.supplied) == (Action.BLOCKED, 120)
+    assert (step.action, step.supplied) == (PlanAction.BLOCKED, 120)
 
 
 @pytest.mark.parametrize(
@@ -237,23 +244,23 @@ def test_filling_that_does_not_suffice_would_be_blocked() -> None:
         pytest.param(measured(expected=100, upcoming=100), id="truth-incomplete"),
     ],
 )
-def test_force_builds_what_would_be_blocked_and_says_so(facts: Measured) -> None:
+def test_force_builds_what_would_be_blocked_and_says_so(facts: PlanMeasurements) -> None:
     step = step_of(facts, forced_because="all there is")
-    assert step.action is Action.BUILD
+    assert step.action is PlanAction.BUILD
     assert step.reason.endswith("will be forced: all there is")
 
 
 def test_force_builds_nothing_from_nothing() -> None:
-    assert step_of(measured(upcoming=0, derived=0), forced_because="all there is").action is Action.BLOCKED
+    assert step_of(measured(upcoming=0, derived=0), forced_because="all there is").action is PlanAction.BLOCKED
     nobody = measured(expected=0, upcoming=0, derived=0)
-    assert step_of(nobody, forced_because="all there is").action is Action.BLOCKED
+    assert step_of(nobody, forced_because="all there is").action is PlanAction.BLOCKED
 
 
 # -- what was asked for -------------------------------------------------------------------------------------------
 
 DAYS = st.dates(min_value=date(2015, 1, 1), max_value=date(2023, 1, 1))
 REQUESTS = st.builds(
-    Request,
+    RunRequest,
     job=st.just("players"),
     days=st.lists(DAYS, min_size=1, max_size=5, unique=True).map(lambda days: tuple(sorted(days))),
     excluded=st.lists(DAYS, max_size=3, unique=True).map(lambda days: tuple(sorted(days))),
@@ -265,13 +272,13 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS)
-def test_a_request_survives_being_written_down(request: Request) -> None:
-    assert Request.from_json(json.loads(json.dumps(request.as_json()))) == request
+def test_a_request_survives_being_written_down(request: RunRequest) -> None:
+    assert RunRequest.from_json(json.loads(json.dumps(request.as_json()))) == request
 
 
 def test_dates_are_asked_for_by_range_and_by_list_and_taken_out() -> None:
-    listed = input_list(["2023-02-26, 2023-02-20..2023-02-22", "2023-02-26"], "--dates")
-    assert requested_days(None, listed, [date(2023, 2, 21)]) == (
+    listed = parse_date_list(["2023-02-26, 2023-02-20..2023-02-22", "2023-02-26"], "--dates")
+    assert resolve_days(None, listed, [date(2023, 2, 21)]) == (
         date(2023, 2, 20),
         date(2023, 2, 22),
         date(2023, 2, 26),
@@ -279,34 +286,34 @@ def test_dates_are_asked_for_by_range_and_by_list_and_taken_out() -> None:
 
 
 def test_today_can_be_asked_for_and_tomorrow_cannot() -> None:
-    assert requested_days(None, [today()], []) == (today(),)
+    assert resolve_days(None, [today()], []) == (today(),)
     with pytest.raises(UserError, match="in the future"):
-        requested_days(None, [today() + timedelta(days=1)], [])
+        resolve_days(None, [today() + timedelta(days=1)], [])
 
 
 def test_a_request_for_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="no date was asked for"):
-        requested_days(None, [], [])
+        resolve_days(None, [], [])
     with pytest.raises(UserError, match="every date asked for is excluded"):
-        requested_days(None, [DAY], [DAY])
+        resolve_days(None, [DAY], [DAY])
 
 
 @pytest.mark.parametrize("text", ["2023-02-30", "2023-02-23..", "..2023-02-23", "2023-02-24..2023-02-23", "x"])
 def test_a_wrong_list_of_dates_is_refused_by_the_name_of_its_option(text: str) -> None:
     with pytest.raises(UserError, match="--exclude"):
-        input_list([text], "--exclude")
+        parse_date_list([text], "--exclude")
 
 
 # -- saved plans --------------------------------------------------------------------------------------------------
 
 
-def plan_of(*steps: Step) -> Plan:
-    request = Request(job="players", days=tuple(step.day for step in steps), reprocess=Reprocess.ALL)
+def plan_of(*steps: PlanStep) -> Plan:
+    request = RunRequest(job="players", days=tuple(step.day for step in steps), reprocess=Reprocess.ALL)
     return Plan(request=request, version="3", steps=steps, notes=())
 
 
-def built(day: date, **more: Any) -> Step:
-    return Step(day=day, action=Action.BUILD, reason="primary at 100.0 %", expected=187, **more)
+def built(day: date, **more: Any) -> PlanStep:
+    return PlanStep(day=day, action=PlanAction.BUILD, reason="primary at 100.0 %", expected=187, **more)
 
 
 PLAN = plan_of(
@@ -322,9 +329,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_saved_plan_is_read_back_and_runs_while_nothing_changed(file: Path) -> None:
     save_plan(PLAN, file)
-    stored = read_plan(file)
-    assert request_of(stored, file) == PLAN.request
-    refuse_if_changed(stored, PLAN, file)
+    stored = read_saved_plan(file)
+    assert request_from_saved_plan(stored, file) == PLAN.request
+    check_plan_unchanged(stored, PLAN, file)
 
 
 def changed_step(**changes: Any) -> Plan:
@@ -337,7 +344,7 @@ def changed_step(**changes: Any) -> Plan:
         pytest.param(changed_step(expected=188), id="one-more-expected"),
         pytest.param(changed_step(found={"upcoming": 1, "derived": 187}), id="one-more-found"),
         pytest.param(changed_step(supplied=186), id="one-less-supplied"),
-        pytest.param(changed_step(action=Action.DONE, reason="already checkpointed"), id="done-meanwhile"),
+        pytest.param(changed_step(action=PlanAction.DONE, reason="already checkpointed"), id="done-meanwhile"),
         pytest.param(changed_step(reason="primary at 99.4 %"), id="another-reason"),
         pytest.param(changed_step(day=date(2023, 2, 24) + timedelta(days=1)), id="another-date"),
     ],
@@ -345,20 +352,20 @@ def changed_step(**changes: Any) -> Plan:
 def test_a_plan_is_refused_when_the_world_has_changed(file: Path, now: Plan) -> None:
     save_plan(PLAN, file)
     with pytest.raises(UserError, match=r"the world has changed.*1 date\(s\) differ \(2023-02-2") as refused:
-        refuse_if_changed(read_plan(file), now, file)
+        check_plan_unchanged(read_saved_plan(file), now, file)
     assert "2023-02-23" not in str(refused.value)
 
 
 def test_a_plan_is_refused_when_a_date_is_gone(file: Path) -> None:
     save_plan(PLAN, file)
     with pytest.raises(UserError, match="the world has changed"):
-        refuse_if_changed(read_plan(file), plan_of(PLAN.steps[0]), file)
+        check_plan_unchanged(read_saved_plan(file), plan_of(PLAN.steps[0]), file)
 
 
 def test_a_plan_is_refused_when_the_job_has_another_version(file: Path) -> None:
     save_plan(PLAN, file)
     with pytest.raises(UserError, match=r"version was 3 in .* and is 4 now"):
-        refuse_if_changed(read_plan(file), replace(PLAN, version="4"), file)
+        check_plan_unchanged(read_saved_plan(file), replace(PLAN, version="4"), file)
 
 
 @pytest.mark.parametrize(
@@ -375,12 +382,12 @@ def test_a_plan_is_refused_when_the_job_has_another_version(file: Path) -> None:
 def test_what_is_no_plan_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"plan\.json is not a plan"):
-        read_plan(file)
+        read_saved_plan(file)
 
 
 def test_a_plan_that_is_not_there_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="can't be read"):
-        read_plan(file)
+        read_saved_plan(file)
 
 
 def test_a_plan_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -403,10 +410,12 @@ def test_a_plan_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_plan_is_refused(file: Path, damage: Mapping[str, Any]) -> None:
     file.write_text(json.dumps({**PLAN.as_json(), **damage}))
     with pytest.raises(UserError):
-        _ = request_of(read_plan(file), file) and refuse_if_changed(read_plan(file), PLAN, file)
+        _ = request_from_saved_plan(read_saved_plan(file), file) and check_plan_unchanged(
+            read_saved_plan(file), PLAN, file
+        )
 
 
 def test_a_plan_counts_what_it_will_do() -> None:
-    plan = replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], action=Action.SKIP, reason="a Monday")))
+    plan = replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], action=PlanAction.SKIP, reason="a Monday")))
     assert plan.summary() == "players, 2023-02-23..2023-02-24: 2 date(s): 1 to build, 1 to skip"
     assert plan.as_json()["counts"] == {"build": 1, "done": 0, "skip": 1, "blocked": 0}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gated_backfill.common.process.identity import identity, is_dead, kill_if_same
+from gated_backfill.common.process.identity import is_dead, kill_if_alive, process_identity
 
 
 @pytest.fixture
@@ -25,29 +25,29 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_we_are_not_dead() -> None:
-    assert not is_dead(identity())
+    assert not is_dead(process_identity())
 
 
 def test_a_living_child_is_not_dead(child: subprocess.Popen[bytes]) -> None:
-    assert not is_dead(identity(child.pid))
+    assert not is_dead(process_identity(child.pid))
 
 
 def test_a_killed_child_is_dead(child: subprocess.Popen[bytes]) -> None:
-    owner = identity(child.pid)
+    owner = process_identity(child.pid)
     child.kill()
     child.wait()
     assert is_dead(owner)
 
 
 def test_a_killed_child_that_nobody_has_waited_for_is_dead(child: subprocess.Popen[bytes]) -> None:
-    owner = identity(child.pid)
+    owner = process_identity(child.pid)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
     assert is_dead(owner)
 
 
 def test_a_later_process_of_the_same_number_is_somebody_else() -> None:
-    host, pid, started = identity().rsplit(":", 2)
+    host, pid, started = process_identity().rsplit(":", 2)
     assert is_dead(f"{host}:{pid}:{int(started) - 100}")
 
 
@@ -57,17 +57,17 @@ def test_nothing_is_known_of_another_host() -> None:
 
 
 def test_a_process_has_one_identity() -> None:
-    assert identity() == identity(os.getpid())
+    assert process_identity() == process_identity(os.getpid())
 
 
 def test_the_process_of_that_identity_is_killed(child: subprocess.Popen[bytes]) -> None:
-    owner = identity(child.pid)
-    assert kill_if_same(owner)
+    owner = process_identity(child.pid)
+    assert kill_if_alive(owner)
     assert child.wait() == -signal.SIGKILL
-    assert not kill_if_same(owner)
+    assert not kill_if_alive(owner)
 
 
 def test_a_process_of_another_host_is_left_alone(child: subprocess.Popen[bytes]) -> None:
-    _, pid, started = identity(child.pid).rsplit(":", 2)
-    assert not kill_if_same(f"elsewhere:{pid}:{started}")
+    _, pid, started = process_identity(child.pid).rsplit(":", 2)
+    assert not kill_if_alive(f"elsewhere:{pid}:{started}")
     assert child.poll() is None

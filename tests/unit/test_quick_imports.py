@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gated_backfill.common.process.imports import quick_imports
+from gated_backfill.common.process.imports import freeze_imports
 from tests.builders import run_python
 
 
@@ -22,16 +22,16 @@ def _as_before() -> Iterator[None]:
 @pytest.mark.parametrize("looked", [True, False])
 def test_garbage_is_looked_for_afterwards_as_it_was_before(looked: bool) -> None:
     (gc.enable if looked else gc.disable)()
-    with quick_imports():
+    with freeze_imports():
         assert not gc.isenabled()
-        with quick_imports():
+        with freeze_imports():
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled() is looked
 
 
 def test_what_was_imported_is_not_looked_at_again() -> None:
-    with quick_imports():
+    with freeze_imports():
         imported = [object()]
     assert gc.get_freeze_count() > 0
     assert not any(one is imported for one in gc.get_objects())
@@ -39,7 +39,7 @@ def test_what_was_imported_is_not_looked_at_again() -> None:
 
 def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
     gc.enable()
-    with pytest.raises(ImportError), quick_imports():
+    with pytest.raises(ImportError), freeze_imports():
         raise ImportError("there is no such thing")
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0

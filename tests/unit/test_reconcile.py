@@ -14,7 +14,15 @@ from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.ledger.states import ENDED_RUNS
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.reconcile.reconcile import CallGate, GiveBack, GoOn, RunSeen, Start, WindowSeen, decide
+from gated_backfill.worker.reconcile.reconcile import (
+    AdvanceRun,
+    CallGate,
+    RequeueDates,
+    RunSnapshot,
+    StartRun,
+    WindowSnapshot,
+    decide_steps,
+)
 
 NOW = utcnow()
 SETTINGS = RecoverySettings()
@@ -22,20 +30,20 @@ JUST, AGES = NOW - timedelta(seconds=1), NOW - timedelta(hours=1)
 MINUTE = NOW - timedelta(seconds=30)  #: longer than a period and a gate's time, no stall
 
 
-def seen(*windows: WindowSeen, state: RunState = RunState.RUNNING, **more: Any) -> RunSeen:
+def seen(*windows: WindowSnapshot, state: RunState = RunState.RUNNING, **more: Any) -> RunSnapshot:
     values: dict[str, Any] = {"created_at": AGES, "quiet_since": JUST}
-    return RunSeen(state=state, now=NOW, windows=windows, **values | more)
+    return RunSnapshot(state=state, now=NOW, windows=windows, **values | more)
 
 
-def window(**more: Any) -> WindowSeen:
-    return WindowSeen(number=7, **more)
+def window(**more: Any) -> WindowSnapshot:
+    return WindowSnapshot(number=7, **more)
 
 
-def waiting(**more: Any) -> WindowSeen:
+def waiting(**more: Any) -> WindowSnapshot:
     return window(**{"queued": 5, "queued_at": MINUTE, "touched_at": MINUTE} | more)
 
 
-def settled(**more: Any) -> WindowSeen:
+def settled(**more: Any) -> WindowSnapshot:
     return window(**{"touched_at": MINUTE} | more)
 
 
@@ -57,22 +65,22 @@ SENT = [
 
 @pytest.mark.parametrize(("one", "more", "reason"), SENT)
 def test_dates_are_sent_again_when_they_are_lost_and_only_then(
-    one: WindowSeen, more: dict[str, Any], reason: str
+    one: WindowSnapshot, more: dict[str, Any], reason: str
 ) -> None:
-    (step,) = decide(seen(one, **more), SETTINGS)
+    (step,) = decide_steps(seen(one, **more), SETTINGS)
     assert step.reason == reason
-    assert isinstance(step, GoOn if reason == NOTHING else GiveBack)
+    assert isinstance(step, AdvanceRun if reason == NOTHING else RequeueDates)
 
 
 def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
-    (step,) = decide(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
-    assert step == GiveBack(window=7, queued_too=True, innocent_before=NOW, reason="the broker lost them")
+    (step,) = decide_steps(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
+    assert step == RequeueDates(window=7, include_queued=True, ignore_deaths_before=NOW, reason="the broker lost them")
 
 
 def test_what_waits_is_left_alone_when_a_worker_died_and_dates_begun_at_this_broker_are_blamed() -> None:
-    (step,) = decide(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
-    assert isinstance(step, GiveBack)
-    assert (step.queued_too, step.innocent_before) == (False, MINUTE)
+    (step,) = decide_steps(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
+    assert isinstance(step, RequeueDates)
+    assert (step.include_queued, step.ignore_deaths_before) == (False, MINUTE)
 
 
 GATES = [
@@ -92,11 +100,11 @@ GATES = [
 
 @pytest.mark.parametrize(("one", "more", "reason"), GATES)
 def test_a_settled_windows_gate_is_called_when_nobody_else_will(
-    one: WindowSeen, more: dict[str, Any], reason: str
+    one: WindowSnapshot, more: dict[str, Any], reason: str
 ) -> None:
-    (step,) = decide(seen(one, **more), SETTINGS)
+    (step,) = decide_steps(seen(one, **more), SETTINGS)
     assert step.reason == reason
-    assert isinstance(step, GoOn if reason == NOTHING else CallGate)
+    assert isinstance(step, AdvanceRun if reason == NOTHING else CallGate)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +116,12 @@ def test_a_settled_windows_gate_is_called_when_nobody_else_will(
     ],
 )
 def test_a_planned_run_is_started_when_its_command_did_not(more: dict[str, Any], starts: bool) -> None:
-    steps = decide(seen(state=RunState.PLANNED, **more), SETTINGS)
-    assert steps == ([Start(reason="nobody started it")] if starts else [])
+    steps = decide_steps(seen(state=RunState.PLANNED, **more), SETTINGS)
+    assert steps == ([StartRun(reason="nobody started it")] if starts else [])
 
 
 def test_a_run_with_nothing_in_flight_goes_on() -> None:
-    assert decide(seen(), SETTINGS) == [GoOn(reason=NOTHING)]
+    assert decide_steps(seen(), SETTINGS) == [AdvanceRun(reason=NOTHING)]
 
 
 def test_the_periods_are_the_settings() -> None:
@@ -121,14 +129,16 @@ def test_the_periods_are_the_settings() -> None:
         reconcile_seconds=60, gate_late_seconds=60, stalled_seconds=7200, start_late_seconds=7200
     )
     quiet = {"quiet_since": AGES}
-    assert [step.reason for step in decide(seen(waiting(at_broker=False), settled(), **quiet), patient)] == [NOTHING]
-    assert decide(seen(state=RunState.PLANNED), patient) == []
+    assert [step.reason for step in decide_steps(seen(waiting(at_broker=False), settled(), **quiet), patient)] == [
+        NOTHING
+    ]
+    assert decide_steps(seen(state=RunState.PLANNED), patient) == []
 
 
 moments = st.none() | st.sampled_from([NOW, JUST, MINUTE, AGES])
 counts = st.integers(0, 3)
 windows_seen = st.builds(
-    WindowSeen,
+    WindowSnapshot,
     number=st.integers(0, 99),
     at_broker=st.booleans(),
     gated=st.booleans(),
@@ -140,7 +150,7 @@ windows_seen = st.builds(
     touched_at=moments,
 )
 runs_seen = st.builds(
-    RunSeen,
+    RunSnapshot,
     state=st.sampled_from(RunState),
     now=st.just(NOW),
     created_at=st.just(AGES),
@@ -154,28 +164,30 @@ runs_seen = st.builds(
 
 
 @given(runs_seen)
-def test_no_window_gets_two_steps_and_what_waits_of_a_paused_run_goes_on_waiting(run: RunSeen) -> None:
-    steps = decide(run, SETTINGS)
-    touched = [step.window for step in steps if isinstance(step, GiveBack | CallGate)]
+def test_no_window_gets_two_steps_and_what_waits_of_a_paused_run_goes_on_waiting(run: RunSnapshot) -> None:
+    steps = decide_steps(run, SETTINGS)
+    touched = [step.window for step in steps if isinstance(step, RequeueDates | CallGate)]
     unsettled = {one.number for one in run.windows if not one.settled}
     assert len(touched) == len(set(touched))
     assert all(step.window not in unsettled for step in steps if isinstance(step, CallGate))
-    given_back = [step for step in steps if isinstance(step, GiveBack)]
+    given_back = [step for step in steps if isinstance(step, RequeueDates)]
     assert not given_back or run.state in (RunState.RUNNING, RunState.PAUSED, RunState.CANCELLING)
-    assert run.state is not RunState.PAUSED or not any(step.queued_too for step in given_back)
+    assert run.state is not RunState.PAUSED or not any(step.include_queued for step in given_back)
     assert run.state not in ENDED_RUNS or not steps
 
 
 @given(runs_seen.map(lambda run: replace(run, state=RunState.CANCELLING)))
-def test_nothing_of_a_run_that_is_cancelled_waits_for_a_worker(run: RunSeen) -> None:
-    dropped = {step.window for step in decide(run, SETTINGS) if isinstance(step, GiveBack) and step.queued_too}
+def test_nothing_of_a_run_that_is_cancelled_waits_for_a_worker(run: RunSnapshot) -> None:
+    dropped = {
+        step.window for step in decide_steps(run, SETTINGS) if isinstance(step, RequeueDates) and step.include_queued
+    }
     assert dropped == {one.number for one in run.windows if one.queued}
 
 
 @given(runs_seen.map(lambda run: replace(run, state=RunState.RUNNING)))
-def test_when_all_are_known_to_be_dead_no_window_is_forgotten(run: RunSeen) -> None:
+def test_when_all_are_known_to_be_dead_no_window_is_forgotten(run: RunSnapshot) -> None:
     """With the deaths known and no gate at work, whatever does not depend on a live worker gets a step."""
     windows = [replace(one, gated=False) for one in run.windows]
-    steps = decide(replace(run, lost_tasks=True, windows=windows), SETTINGS)
-    touched = {step.window for step in steps if isinstance(step, GiveBack | CallGate)}
+    steps = decide_steps(replace(run, lost_tasks=True, windows=windows), SETTINGS)
+    touched = {step.window for step in steps if isinstance(step, RequeueDates | CallGate)}
     assert touched == {one.number for one in windows if one.settled or one.queued or one.abandoned}

@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.worker.maintenance.runner import WORKS
-from gated_backfill.worker.maintenance.schedule import AtSlots, DailyAt, Every, When, beat_schedule, entries
+from gated_backfill.worker.maintenance.runner import MAINTENANCE_TASKS
+from gated_backfill.worker.maintenance.schedule import (
+    DailyAt,
+    Every,
+    Recurrence,
+    SlotSchedule,
+    beat_schedule,
+    maintenance_schedules,
+)
 
 NEW_YORK = ZoneInfo("America/New_York")
 FOUR = DailyAt(time=time(4), zone="America/New_York")
@@ -69,7 +76,7 @@ def test_over_forty_years_each_local_date_has_its_one_slot_at_four() -> None:
 
 
 @given(whens, moments)
-def test_now_lies_between_two_neighbouring_slots(when: When, now: datetime) -> None:
+def test_now_lies_between_two_neighbouring_slots(when: Recurrence, now: datetime) -> None:
     latest, following = when.latest_due(now), when.next_due(now)
     assert latest <= now < following
     assert when.next_due(latest) == following
@@ -88,8 +95,8 @@ def test_a_daily_slot_shows_its_time_wherever_the_clocks_of_the_zone_do(when: Da
 
 
 @given(whens, moments)
-def test_celerys_beat_is_told_due_once_a_slot_whichever_way_the_clock_is_set(when: When, last: datetime) -> None:
-    schedule = AtSlots(when)
+def test_celerys_beat_is_told_due_once_a_slot_whichever_way_the_clock_is_set(when: Recurrence, last: datetime) -> None:
+    schedule = SlotSchedule(when)
     is_due, wait = schedule.is_due(last)
     now = datetime.now(UTC)
     assert is_due == (when.latest_due(now) != when.latest_due(last))
@@ -98,24 +105,24 @@ def test_celerys_beat_is_told_due_once_a_slot_whichever_way_the_clock_is_set(whe
 
 
 @given(whens)
-def test_the_schedule_survives_its_file(when: When) -> None:
-    assert pickle.loads(pickle.dumps(AtSlots(when))) == AtSlots(when)  # noqa: S301
-    assert AtSlots(when) != AtSlots(Every(seconds=7))
+def test_the_schedule_survives_its_file(when: Recurrence) -> None:
+    assert pickle.loads(pickle.dumps(SlotSchedule(when))) == SlotSchedule(when)  # noqa: S301
+    assert SlotSchedule(when) != SlotSchedule(Every(seconds=7))
 
 
 def test_every_work_that_can_be_done_has_its_place_in_the_schedule(home: Settings) -> None:
-    assert set(WORKS) == set(entries(home))
-    assert set(beat_schedule(home, WORKS)) == set(WORKS)
+    assert set(MAINTENANCE_TASKS) == set(maintenance_schedules(home))
+    assert set(beat_schedule(home, MAINTENANCE_TASKS)) == set(MAINTENANCE_TASKS)
 
 
 def test_what_may_take_long_goes_to_a_queue_of_its_own_and_what_must_not_wait_to_another(home: Settings) -> None:
-    queues = {name: sent["options"]["queue"] for name, sent in beat_schedule(home, WORKS).items()}
+    queues = {name: sent["options"]["queue"] for name, sent in beat_schedule(home, MAINTENANCE_TASKS).items()}
     frequent = {"heartbeat", "reconcile", "catch_up", "reports", "alerts"}
-    assert queues == {name: "maintenance" if name in frequent else "housekeeping" for name in WORKS}
+    assert queues == {name: "maintenance" if name in frequent else "housekeeping" for name in MAINTENANCE_TASKS}
 
 
 def test_the_hours_are_the_settings(tmp_path: object) -> None:
-    changed = entries(Settings(cleanup_at=time(23, 50), audit_at=time(1), timezone="Europe/Berlin"))
-    assert changed["cleanup"].when == DailyAt(time=time(23, 50), zone="Europe/Berlin")
-    assert changed["staging_retention"].when == DailyAt(time=time(0, 20), zone="Europe/Berlin")
-    assert changed["audit"].when == DailyAt(time=time(1), zone="Europe/Berlin")
+    changed = maintenance_schedules(Settings(cleanup_at=time(23, 50), audit_at=time(1), timezone="Europe/Berlin"))
+    assert changed["cleanup"].recurrence == DailyAt(time=time(23, 50), zone="Europe/Berlin")
+    assert changed["staging_retention"].recurrence == DailyAt(time=time(0, 20), zone="Europe/Berlin")
+    assert changed["audit"].recurrence == DailyAt(time=time(1), zone="Europe/Berlin")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, column_type, to_arrow
+from gated_backfill.common.model.arrow_types import ARROW_TYPES, column_type_of, to_arrow
 from gated_backfill.common.model.tables import Column, ColumnType, TableName
 
 MOMENT = datetime(2023, 2, 23, 19, 30, 0, 123456, tzinfo=UTC)
@@ -67,12 +67,12 @@ def test_a_name_that_is_accepted_reads_back_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=kind) for kind in ARROW_TYPES])
 def test_every_type_of_ours_is_known_by_its_arrow_type(kind: ColumnType) -> None:
-    assert column_type(ARROW_TYPES[kind]) == kind
+    assert column_type_of(ARROW_TYPES[kind]) == kind
 
 
 def test_a_type_that_is_not_ours_has_no_name() -> None:
-    assert column_type(pa.int32()) is None
-    assert column_type(pa.large_string()) == "STRING"
+    assert column_type_of(pa.int32()) is None
+    assert column_type_of(pa.large_string()) == "STRING"
 
 
 # -- to_arrow -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from datetime import date
 import pandas as pd
 import pytest
 
-from gated_backfill.producer.demo.season import NO_GAMES, TEAMS, make_season
+from gated_backfill.producer.demo.season import DATES_WITHOUT_GAMES, TEAMS, make_season
 
 SUMMARY = "nba_analytics.player_game_summary"
 UPCOMING = "nba_analytics.upcoming_player_game_context"
@@ -29,7 +29,7 @@ def test_every_team_plays_82_games_and_never_two_on_a_date(season: dict[str, pd.
 
 
 def test_nobody_plays_in_the_all_star_break(season: dict[str, pd.DataFrame]) -> None:
-    assert not NO_GAMES & set(season[SCHEDULE]["game_date"])
+    assert not DATES_WITHOUT_GAMES & set(season[SCHEDULE]["game_date"])
     assert season[SCHEDULE]["game_date"].min() == date(2022, 10, 18)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.cleanup.stale_rows import cutoff_of, local_today, objection, stale_rows
+from gated_backfill.common.cleanup.stale_rows import cutoff_of, deletion_objection, local_today, select_stale_rows
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dated_tables import DatedTable, parse_dated_tables
@@ -23,13 +23,13 @@ def ago(days: int) -> date:
 
 
 def test_rows_of_exactly_so_many_days_ago_are_not_stale() -> None:
-    found = stale_rows(TABLE, {ago(8): 3, ago(7): 5, ago(0): 1, ago(-3): 1}, cutoff_of(TODAY, 7))
+    found = select_stale_rows(TABLE, {ago(8): 3, ago(7): 5, ago(0): 1, ago(-3): 1}, cutoff_of(TODAY, 7))
     assert (dict(found.rows_by_date), found.rows, found.table_rows) == ({ago(8): 3}, 3, 10)
 
 
 @given(st.integers(1, 4000), st.dictionaries(st.integers(-50, 4000), st.integers(0, 9)))
 def test_rows_dated_today_or_later_are_never_stale(days: int, rows: dict[int, int]) -> None:
-    found = stale_rows(TABLE, {ago(n): count for n, count in rows.items()}, cutoff_of(TODAY, days))
+    found = select_stale_rows(TABLE, {ago(n): count for n, count in rows.items()}, cutoff_of(TODAY, days))
     assert all(day < TODAY - timedelta(days=days) < TODAY for day in found.rows_by_date)
     assert found.rows == sum(count for n, count in rows.items() if n > days)
 
@@ -65,14 +65,16 @@ def test_so_are_such_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> Non
     ],
 )
 def test_a_large_share_is_objected_to(stale: int, fresh: int, most: float, refused: bool) -> None:
-    found = stale_rows(TABLE, {ago(9): stale, ago(1): fresh}, cutoff_of(TODAY, 7))
-    assert (objection(found, most) is not None) is refused
+    found = select_stale_rows(TABLE, {ago(9): stale, ago(1): fresh}, cutoff_of(TODAY, 7))
+    assert (deletion_objection(found, most) is not None) is refused
 
 
 @pytest.mark.parametrize("spare", [True, False])
 def test_exactly_the_restored_dates_are_told_and_spared_where_that_is_wanted(spare: bool) -> None:
     counts = {ago(10): 1, ago(9): 1, ago(8): 1, ago(1): 1}
-    found = stale_rows(TABLE, counts, cutoff_of(TODAY, 7), {ago(10), ago(8), ago(1), ago(30)}, spare=spare)
+    found = select_stale_rows(
+        TABLE, counts, cutoff_of(TODAY, 7), {ago(10), ago(8), ago(1), ago(30)}, skip_restored=spare
+    )
     assert found.restored == (ago(10), ago(8))
     assert list(found.rows_by_date) == ([ago(9)] if spare else [ago(10), ago(9), ago(8)])
 

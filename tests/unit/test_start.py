@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gated_backfill.producer.cli.command_line import new_app
+from gated_backfill.producer.cli.command_line import create_app
 from gated_backfill.producer.cli.main import app as whole
 from gated_backfill.producer.cli.start import QUICK
 from tests.builders import run_python
@@ -39,7 +39,7 @@ STATUS = """
 @pytest.mark.parametrize("command", QUICK)
 def test_a_command_is_the_same_on_the_short_way(command: str) -> None:
     module, add_commands = QUICK[command]
-    short = new_app()
+    short = create_app()
     getattr(import_module(module), add_commands)(short)
 
     asked, asked_of_all = (CliRunner().invoke(one, [command, "--help"]) for one in (short, whole))

@@ -8,9 +8,9 @@ from enum import Enum
 import pytest
 from sqlalchemy import CheckConstraint, Table
 
-from gated_backfill.common.ledger.rows import moved
+from gated_backfill.common.ledger.rows import date_transition
 from gated_backfill.common.ledger.states import (
-    DATE_MOVES,
+    DATE_TRANSITIONS,
     ENDED_DATES,
     ENDED_RUNS,
     READY_FOR_GATE,
@@ -35,7 +35,7 @@ def allowed_by(table: Table) -> set[str]:
         pytest.param(runs, set(RunState), id="runs"),
         pytest.param(run_dates, set(DateState), id="dates"),
         pytest.param(windows, set(WindowState), id="windows"),
-        pytest.param(checkpoints, {one for one in Verdict if one.passes}, id="checkpoints"),
+        pytest.param(checkpoints, {one for one in Verdict if one.is_passing}, id="checkpoints"),
     ],
 )
 def test_the_database_allows_exactly_the_states(table: Table, states: set[Enum]) -> None:
@@ -48,25 +48,27 @@ def test_every_state_fits_its_column(enum: type[Enum]) -> None:
 
 
 def test_every_date_state_has_its_moves() -> None:
-    assert set(DATE_MOVES) == set(DateState)
+    assert set(DATE_TRANSITIONS) == set(DateState)
 
 
 @pytest.mark.parametrize("end", sorted(ENDED_DATES, key=lambda state: state.value))
 def test_nothing_moves_on_from_an_end(end: DateState) -> None:
-    assert DATE_MOVES[end] == frozenset()
+    assert DATE_TRANSITIONS[end] == frozenset()
 
 
 def test_whatever_is_no_end_can_be_left_and_whatever_is_no_start_reached() -> None:
-    assert {state for state, moves in DATE_MOVES.items() if not moves} == ENDED_DATES
-    assert frozenset().union(*DATE_MOVES.values()) == set(DateState) - {DateState.PENDING}
+    assert {state for state, moves in DATE_TRANSITIONS.items() if not moves} == ENDED_DATES
+    assert frozenset().union(*DATE_TRANSITIONS.values()) == set(DateState) - {DateState.PENDING}
 
 
 def test_a_checkpoint_is_reached_from_published_only() -> None:
-    assert [state for state, moves in DATE_MOVES.items() if DateState.CHECKPOINTED in moves] == [DateState.PUBLISHED]
+    assert [state for state, moves in DATE_TRANSITIONS.items() if DateState.CHECKPOINTED in moves] == [
+        DateState.PUBLISHED
+    ]
 
 
 def test_readers_see_rows_only_after_the_gate_had_them_staged() -> None:
-    assert [state for state, moves in DATE_MOVES.items() if DateState.PUBLISHED in moves] == [DateState.STAGED]
+    assert [state for state, moves in DATE_TRANSITIONS.items() if DateState.PUBLISHED in moves] == [DateState.STAGED]
 
 
 def test_the_gate_finds_nothing_in_work() -> None:
@@ -75,9 +77,9 @@ def test_the_gate_finds_nothing_in_work() -> None:
 
 @pytest.mark.parametrize("state", list(DateState), ids=lambda state: state.value)
 def test_a_move_that_is_not_listed_is_a_mistake_of_ours(state: DateState) -> None:
-    for to in set(DateState) - DATE_MOVES[state]:
+    for to in set(DateState) - DATE_TRANSITIONS[state]:
         with pytest.raises(ValueError, match=f"never moves from {state.value} to {to.value}"):
-            moved(state, to, {})
+            date_transition(state, to, {})
 
 
 @pytest.mark.parametrize(

@@ -13,36 +13,43 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
-from gated_backfill.common.ledger.rows import Facts
+from gated_backfill.common.ledger.rows import DateColumns
 from gated_backfill.common.model.arrow_types import to_arrow
-from gated_backfill.common.model.coverage import Judgement, Verdict, judge_truth
+from gated_backfill.common.model.coverage import Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.coverage_queries import input_fingerprints
-from gated_backfill.worker.dates.separation import refuse_mixed, who_is_in
-from gated_backfill.worker.dates.sources import SourceCheck, alike, check_sources, read_columns, read_inputs, read_rows
+from gated_backfill.worker.dates.separation import check_dates_not_mixed, day_entities
+from gated_backfill.worker.dates.sources import (
+    SourceCheck,
+    check_sources,
+    date_and_entity_columns,
+    group_by_source,
+    read_inputs,
+    read_rows,
+)
 from gated_backfill.worker.dependencies import Deps
 
-MOST_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
-AS_GOOD_AS_NOW = timedelta(seconds=0.1)  #: an order that came within it might as well have come a little later
-ENDS = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
+MAX_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
+RECENT_CLAIM_AGE = timedelta(seconds=0.1)  #: an order that came within it might as well have come a little later
+END_STATES = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class BuiltDate:
     """What became of a date, and what the ledger is to know of it."""
 
     day: date
     state: DateState  #: staged, or ended without
-    facts: Facts
-    why: str  #: the source it was built from, or why it was not
+    columns: DateColumns
+    reason: str  #: the source it was built from, or why it was not
     staged: StagedFile | None = None
 
 
-def build(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps) -> list[Built]:
+def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps) -> list[BuiltDate]:
     """Build dates that this worker holds; those that an order has taken from it meanwhile may be missing.
 
     What was staged is removed again when it raises: the job's and the warehouse's errors.
@@ -55,7 +62,7 @@ def build(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps: Deps)
     inputs = input_fingerprints(deps.warehouse, job, wanted)
     ended = {day: found for day in wanted if (found := _without_rows(options, checks[day])) is not None}
     building = {day: checks[day] for day in wanted if day not in ended}
-    rows = {day: table for days in alike(building) for day, table in _rows(job, building, days, deps).items()}
+    rows = {day: table for days in group_by_source(building) for day, table in _rows(job, building, days, deps).items()}
     staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
         *(_end(day, judgement, checks[day]) for day, judgement in ended.items()),
@@ -68,19 +75,19 @@ def _obeying(claimed: Sequence[DateRow], deps: Deps) -> list[date]:
     days = [row.day for row in claimed]
     if _just_taken(claimed):
         return days
-    held = deps.ledger.obey(claimed[0].run_id, days, deps.owner)
+    held = deps.ledger.orders.confirm_claims(claimed[0].run_id, days, deps.owner)
     return [day for day in days if day in held]
 
 
 def _just_taken(claimed: Sequence[DateRow]) -> bool:
     taken = claimed[0].started_at
-    return taken is not None and timedelta(0) <= utcnow() - taken < AS_GOOD_AS_NOW
+    return taken is not None and timedelta(0) <= utcnow() - taken < RECENT_CLAIM_AGE
 
 
 def _without_rows(options: RunOptions, check: SourceCheck) -> Judgement | None:
     """Why a date ends without being built; None for one that is built."""
-    forced = options.forced_because is not None and bool(check.supplied)
-    return None if forced else judge_truth(check.truth)
+    forced = options.forced_because is not None and bool(check.covered_entities)
+    return None if forced else judge_expectation(check.expectation)
 
 
 def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], deps: Deps) -> dict[date, pa.Table]:
@@ -92,17 +99,17 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
     )
     if len(days) == 1:
         return {days[0]: _checked(job, job.process(batch), days)}
-    given = who_is_in(batch.rows, *read_columns(job, checks[days[0]]))  # before `process` may alter it
+    given = day_entities(batch.rows, *date_and_entity_columns(job, checks[days[0]]))  # before `process` may alter it
     rows = _checked(job, job.process(batch), days)
-    refuse_mixed(job, given, rows)
-    return by_day(rows, job.target.date_column, days)
+    check_dates_not_mixed(job, given, rows)
+    return split_by_day(rows, job.target.date_column, days)
 
 
 def _checked(job: Job, made: object, days: tuple[date, ...]) -> pa.Table:
     """What `process` returned, in the target's types and in order. Raises `ProcessFailed` for what it must not be."""
     if not isinstance(made, pd.DataFrame):
         raise ProcessFailed(f"process returned a {type(made).__name__}, not a DataFrame", day=_only(days))
-    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}", may_have=(SOURCE_COLUMN,))
+    rows = to_arrow(made, job.target.columns, f"the rows of job {job.name}", ignored_columns=(SOURCE_COLUMN,))
     dated = job.target.date_column
     strangers = set(rows[dated].unique().to_pylist()) - set(days)
     if strangers:
@@ -114,7 +121,7 @@ def _only(days: Sequence[date]) -> date | None:
     return days[0] if len(days) == 1 else None
 
 
-def by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
+def split_by_day(ordered: pa.Table, dated: str, days: Sequence[date]) -> dict[date, pa.Table]:
     """The rows of each day, cut out of rows in the order of their days."""
     values, counts = np.unique(ordered[dated].to_numpy(), return_counts=True)
     counted: dict[date, int] = dict(zip(values.tolist(), counts.tolist(), strict=True))
@@ -133,12 +140,12 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
             staged.append(deps.staging.write(row.run_id, row.day, row.attempt, rows[row.day]))
     except Exception:
         for row in claimed:
-            deps.staging.withdraw(row.run_id, row.day, row.attempt)
+            deps.staging.delete_attempt(row.run_id, row.day, row.attempt)
         raise
     return staged
 
 
-def _staged(check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> Built:
+def _staged(check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> BuiltDate:
     facts = _facts(check) | {
         "staged_path": staged.location,
         "checksum": staged.checksum,
@@ -148,20 +155,20 @@ def _staged(check: SourceCheck, staged: StagedFile, before: str, inputs: str) ->
         "error": None,
         "error_kind": None,
     }
-    return Built(day=staged.day, state=DateState.STAGED, facts=facts, why=check.choice.label, staged=staged)
+    return BuiltDate(day=staged.day, state=DateState.STAGED, columns=facts, reason=check.choice.label, staged=staged)
 
 
-def _end(day: date, judgement: Judgement, check: SourceCheck) -> Built:
+def _end(day: date, judgement: Judgement, check: SourceCheck) -> BuiltDate:
     facts = _facts(check) | {"verdict": judgement.verdict.value, "reason": judgement.reason}
-    return Built(day=day, state=ENDS[judgement.verdict], facts=facts, why=judgement.reason)
+    return BuiltDate(day=day, state=END_STATES[judgement.verdict], columns=facts, reason=judgement.reason)
 
 
 def _facts(check: SourceCheck) -> dict[str, Any]:
     return {
         "expected": len(check.expected),
-        "found": check.found,
+        "found": check.present_counts,
         "source": check.choice.label,
         "source_reason": check.choice.reason,
-        "matched": len(check.supplied),
-        "missing": sorted(check.expected - check.supplied)[:MOST_MISSING_NAMES],
+        "matched": len(check.covered_entities),
+        "missing": sorted(check.expected - check.covered_entities)[:MAX_MISSING_NAMES],
     }

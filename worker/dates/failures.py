@@ -11,10 +11,10 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
-from gated_backfill.common.process.signals import interruption_behind
+from gated_backfill.common.process.signals import find_interruption
 
 
-class OutOfTime(ProcessFailed):
+class SoftTimeLimitReached(ProcessFailed):
     """The soft time limit was reached."""
 
     @property
@@ -23,7 +23,7 @@ class OutOfTime(ProcessFailed):
 
 
 @contextmanager
-def failures_of_the_job(settings: Settings) -> Generator[None]:
+def translate_job_errors(settings: Settings) -> Generator[None]:
     """Whatever a job's code or its data raise is a failure of dates, never of a chord."""
     try:
         yield
@@ -32,9 +32,9 @@ def failures_of_the_job(settings: Settings) -> Generator[None]:
             raise _memory_exhausted(exc, settings) from None
         raise
     except Exception as exc:
-        interruption = interruption_behind(exc)
+        interruption = find_interruption(exc)
         if isinstance(interruption, SoftTimeLimitExceeded):
-            raise OutOfTime("took longer than its soft time limit") from exc
+            raise SoftTimeLimitReached("took longer than its soft time limit") from exc
         if interruption is not None:
             raise interruption from None
         if _is_out_of_memory(exc):

@@ -11,24 +11,24 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.model.coverage import Choice, Truth, choose_source
-from gated_backfill.common.model.dates import ranges
+from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source
+from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.model.tables import TableName, Types
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import (
-    calendar_events,
-    entities,
-    held_by_sources,
-    reading_expectation,
-    truth_scan,
+    count_calendar_events,
+    expectation_scan,
+    read_entities,
+    source_entities,
+    translate_expectation_errors,
 )
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 
 log = structlog.get_logger()
 
-FEW = 20_000  #: rows that are not worth a thread a column
-SAMPLE = 10  #: names of missing entities in a log event
+MAX_SINGLE_THREADED_ROWS = 20_000  #: rows that are not worth a thread a column
+MAX_LOGGED_NAMES = 10  #: names of missing entities in a log event
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -36,20 +36,20 @@ PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_():
 class SourceCheck:
     """What one date's sources hold, and which was chosen."""
 
-    truth: Truth
+    expectation: DateExpectation
     expected: frozenset[str]
-    present: Mapping[str, frozenset[str]]  #: by source, the expected entities it has
-    choice: Choice
+    present_by_source: Mapping[str, frozenset[str]]  #: by source, the expected entities it has
+    choice: SourceChoice
 
     @property
-    def found(self) -> dict[str, int]:
-        return {name: len(names) for name, names in self.present.items()}
+    def present_counts(self) -> dict[str, int]:
+        return {name: len(names) for name, names in self.present_by_source.items()}
 
     @property
-    def supplied(self) -> frozenset[str]:
+    def covered_entities(self) -> frozenset[str]:
         """The expected entities that the choice can supply."""
-        other = self.present[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
-        return self.present[self.choice.source] | other
+        other = self.present_by_source[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
+        return self.present_by_source[self.choice.source] | other
 
 
 def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> dict[date, SourceCheck]:
@@ -57,22 +57,24 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
 
     Raises `ExpectationUnreadable`.
     """
-    with reading_expectation():
-        expected = entities(warehouse, truth_scan(job, days))
-        calendar = calendar_events(warehouse, job, days, must_exist=options.calendar)
-    held = held_by_sources(warehouse, job, days, expected)
+    with translate_expectation_errors():
+        expected = read_entities(warehouse, expectation_scan(job, days))
+        calendar = count_calendar_events(warehouse, job, days, must_exist=options.calendar)
+    held = source_entities(warehouse, job, days, expected)
     checks: dict[date, SourceCheck] = {}
     for day in days:
         wanted = expected.get(day, frozenset[str]())
         present = {name: by_day.get(day, frozenset[str]()) & wanted for name, by_day in held.items()}
-        truth = job.truth(len(wanted), day, calendar)
+        truth = job.date_expectation(len(wanted), day, calendar)
         choice = _choose(job, options, wanted, present)
-        checks[day] = SourceCheck(truth=truth, expected=wanted, present=present, choice=choice)
+        checks[day] = SourceCheck(expectation=truth, expected=wanted, present_by_source=present, choice=choice)
         _log(checks[day], day)
     return checks
 
 
-def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Mapping[str, frozenset[str]]) -> Choice:
+def _choose(
+    job: Job, options: RunOptions, expected: frozenset[str], present: Mapping[str, frozenset[str]]
+) -> SourceChoice:
     order = [source.name for source in job.sources]
     return choose_source(
         order,
@@ -86,21 +88,21 @@ def _choose(job: Job, options: RunOptions, expected: frozenset[str], present: Ma
 
 def _log(check: SourceCheck, day: date) -> None:
     count = len(check.expected)
-    missing = sorted(check.expected - check.supplied)
+    missing = sorted(check.expected - check.covered_entities)
     log.info(
         "source_check",
         day=day.isoformat(),
         expected=count,
-        found=check.found,
-        coverage={name: round(n / count, 4) if count else None for name, n in check.found.items()},
+        found=check.present_counts,
+        coverage={name: round(n / count, 4) if count else None for name, n in check.present_counts.items()},
         chosen=check.choice.label,
         reason=check.choice.reason,
-        missing=missing[:SAMPLE],
+        missing=missing[:MAX_LOGGED_NAMES],
         missing_count=len(missing),
     )
 
 
-def alike(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
+def group_by_source(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
     """The dates in groups that have the same sources: these are read and processed together."""
     found: dict[tuple[str, str | None], list[date]] = {}
     for day, check in checks.items():
@@ -108,10 +110,10 @@ def alike(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
     return [tuple(days) for days in found.values()]
 
 
-def read_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
+def date_and_entity_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
     """The columns of date and entity of the rows that `read_rows` returns."""
     chosen = job.source(check.choice.source)
-    return chosen.date_column, job.source_entity(chosen)
+    return chosen.date_column, job.source_entity_column(chosen)
 
 
 def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
@@ -121,18 +123,18 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
     """
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
-    dated, entity = read_columns(job, checks[days[0]])
+    dated, entity = date_and_entity_columns(job, checks[days[0]])
     rows = _rows_of(warehouse, job, chosen, days)
     if chosen.derive is None and choice.fill_from is None:
         return rows  # which are in order
     if choice.fill_from is not None:
         other = job.source(choice.fill_from)
         more = _rows_of(warehouse, job, other, days)
-        more = more.rename(columns={job.source_entity(other): entity, other.date_column: dated})
+        more = more.rename(columns={job.source_entity_column(other): entity, other.date_column: dated})
         wanted = {
             (pd.Timestamp(day), name)
             for day in days
-            for name in checks[day].present[other.name] - checks[day].present[chosen.name]
+            for name in checks[day].present_by_source[other.name] - checks[day].present_by_source[chosen.name]
         }
         lacking = [one in wanted for one in zip(more[dated], more[entity].astype(str), strict=True)]
         rows = pd.concat([rows, more[lacking]])
@@ -141,14 +143,14 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
     """The source's rows, in the order of date and entity as far as they are not derived."""
-    needed = _needed(source.columns, source.date_column, job.source_entity(source))
+    needed = _needed(source.columns, source.date_column, job.source_entity_column(source))
     if warehouse.describe(TableName.parse(source.table)) is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     rows = _table(warehouse, source, days, needed)
     if source.derive is not None:
         return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
-    ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity(source), "ascending")])
+    ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity_column(source), "ascending")])
     return _frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
 
 
@@ -168,7 +170,7 @@ def _table(
     scan = Scan(
         table=TableName.parse(one.table),
         date_column=one.date_column,
-        dates=tuple(ranges(days, lookback=one.lookback_days)),
+        dates=tuple(consecutive_ranges(days, lookback=one.lookback_days)),
         columns=columns,
     )
     return warehouse.read(scan)
@@ -176,11 +178,11 @@ def _table(
 
 def _frame(rows: pa.Table) -> pd.DataFrame:
     """The columns as they are, whatever a frame they may once have been written from looked like."""
-    threads = rows.num_rows > FEW
+    threads = rows.num_rows > MAX_SINGLE_THREADED_ROWS
     return rows.to_pandas(
         types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
     )
 
 
-def _needed(columns: Types | None, *always: str) -> dict[str, str] | None:
+def _needed(columns: ColumnTypes | None, *always: str) -> dict[str, str] | None:
     return None if columns is None else {name: name for name in dict.fromkeys((*always, *columns))}

@@ -18,13 +18,18 @@ from gated_backfill.common.model.arrow_types import arrow_schema, pandera_schema
 from gated_backfill.common.model.coverage import Recount
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import Column, ColumnType
-from gated_backfill.common.warehouse.coverage_queries import Match, calendar_events, match_rows, reading_expectation
+from gated_backfill.common.warehouse.coverage_queries import (
+    ExpectationMatch,
+    count_calendar_events,
+    match_expectation,
+    translate_expectation_errors,
+)
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-PLACE = "place of its day"  #: a column of ours: no column of a table has spaces in its name
+DAY_INDEX = "place of its day"  #: a column of ours: no column of a table has spaces in its name
 
 
-def prepare() -> None:
+def preload_schema_checks() -> None:
     """Import what the first check of rows would import, once for all processes that are forked afterwards."""
     columns: dict[str, ColumnType] = {"day": "DATE"}
     no_rows = arrow_schema(columns).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
@@ -33,7 +38,7 @@ def prepare() -> None:
 
 
 def recount(
-    warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table], *, with_calendar: bool = False
+    warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table], *, require_calendar: bool = False
 ) -> dict[date, Recount]:
     """What staged rows hold, by the day they were staged for, against the expectation as it is now.
 
@@ -43,18 +48,18 @@ def recount(
     """
     sound, misshapen = _split(job, staged)
     rows = _Rows(days=tuple(sound), table=_one_table(sound)) if sound else None
-    with reading_expectation():
-        calendar = calendar_events(warehouse, job, list(staged), must_exist=with_calendar)
-        matches = match_rows(warehouse, job, rows.days, rows.table) if rows else {}
+    with translate_expectation_errors():
+        calendar = count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
+        matches = match_expectation(warehouse, job, rows.days, rows.table) if rows else {}
     nulls = rows.null_keys(job) if rows else {}
     duplicates = rows.duplicate_keys(job) if rows else {}
     broken = _broken_rows(job, rows) if rows else {}
-    nothing = Match(expected=0, matched=0, missing=())
+    nothing = ExpectationMatch(expected=0, matched=0, missing=())
 
     def counted(day: date) -> Recount:
         match = matches.get(day, nothing)
         return Recount(
-            truth=job.truth(match.expected, day, calendar),
+            expectation=job.date_expectation(match.expected, day, calendar),
             matched=match.matched,
             missing=match.missing,
             rows=staged[day].num_rows,
@@ -82,7 +87,7 @@ def _split(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Tab
 def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:
     """All the rows; `PLACE` tells which of the days, as they are listed, each was staged for."""
     places = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
-    return pa.concat_tables(staged.values()).append_column(PLACE, pa.array(places)).combine_chunks()
+    return pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(places)).combine_chunks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,8 @@ class _Rows:
         return self._by_day(self.places[has_null])
 
     def duplicate_keys(self, job: Job) -> dict[date, int]:
-        counted = self.table.group_by([*job.target.key, PLACE], use_threads=False).aggregate([([], "count_all")])
-        return self._by_day(counted[PLACE].to_numpy()[counted["count_all"].to_numpy() > 1])
+        counted = self.table.group_by([*job.target.key, DAY_INDEX], use_threads=False).aggregate([([], "count_all")])
+        return self._by_day(counted[DAY_INDEX].to_numpy()[counted["count_all"].to_numpy() > 1])
 
     def days_at(self, positions: Iterable[int]) -> list[date]:
         """The days that the rows at the positions were staged for."""
@@ -109,7 +114,7 @@ class _Rows:
 
     @property
     def places(self) -> npt.NDArray[np.int64]:
-        return self.table[PLACE].to_numpy()
+        return self.table[DAY_INDEX].to_numpy()
 
     def _by_day(self, places: npt.NDArray[np.int64]) -> dict[date, int]:
         counted = np.bincount(places, minlength=len(self.days)).tolist()
@@ -118,7 +123,7 @@ class _Rows:
 
 def _broken_rows(job: Job, rows: _Rows) -> dict[date, str]:
     """The first rule of the output schema that each day's rows break, for the days that break one."""
-    frame = rows.table.drop_columns(PLACE).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
+    frame = rows.table.drop_columns(DAY_INDEX).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
     of_days = np.array(rows.days, "datetime64[D]")[rows.places]
     wrong_day = rows.table[job.target.date_column].to_numpy() != of_days  # as is no date at all
     found = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")

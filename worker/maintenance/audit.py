@@ -9,19 +9,19 @@ from datetime import date
 import structlog
 
 from gated_backfill.common.audit.audit import (
-    AUDIT,
-    Audit,
-    Audited,
-    Finding,
+    AUDIT_ACTOR,
+    AuditedDate,
+    AuditFinding,
+    AuditResult,
     audit_dates,
-    in_counts,
-    news_of,
+    describe_findings,
+    newly_flagged,
     record_audit,
 )
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.common.ledger import NewAlert
-from gated_backfill.common.model.alert_kinds import Kind
-from gated_backfill.common.model.coverage import percent
+from gated_backfill.common.model.alert_kinds import AlertKind
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job, job_names
@@ -59,7 +59,7 @@ def audit_recent(deps: Deps, *, on: date | None = None) -> str:
             log.error("audit_failed", job=name, error=f"{type(exc).__name__}: {exc}")
             failed[name] = exc
         else:
-            log.info("audited", outcome=told[-1])
+            log.info("audit_done", outcome=told[-1])
     if failed:
         raise _failure(failed, told)
     return "; ".join(told) or "no job is installed"
@@ -75,19 +75,19 @@ def _failure(failed: dict[str, Exception], told: Sequence[str]) -> BackfillError
 
 
 def _audit_job(job: Job, deps: Deps, now: date) -> str:
-    first = deps.ledger.first_day(job.name)
+    first = deps.ledger.flags.earliest_day(job.name)
     if first is None:
         return "never run, not audited"
     days = recent_days(first, now, deps.settings.audit_days)
     if not days:
         return "no date of it is before today"
     audit = audit_dates(job, days, deps.warehouse, deps.ledger)
-    flags = deps.ledger.flagged(job.name)
-    new = news_of(audit, {day: flag.finding for day, flag in flags.items()})
-    alert = alert_of(audit, new, now)
+    flags = deps.ledger.flags.list_open_flags(job.name)
+    new = newly_flagged(audit, {day: flag.finding for day, flag in flags.items()})
+    alert = audit_alert(audit, new, now)
     if alert is not None:
-        deps.ledger.record_alert(alert)  # before the flags, which make that it counts as told
-    recorded = record_audit(audit, deps.ledger, AUDIT)
+        deps.ledger.alerts.record_alert(alert)  # before the flags, which make that it counts as told
+    recorded = record_audit(audit, deps.ledger, AUDIT_ACTOR)
     cleared = f", {len(recorded.cleared)} flag(s) cleared" if recorded.cleared else ""
     notes = f" ({'; '.join(audit.notes)})" if audit.notes else ""
     return f"{audit.counts()}; {len(new)} newly flagged{cleared}{notes}"
@@ -100,10 +100,10 @@ def recent_days(first: date, now: date, most: int) -> list[date]:
     return DateRange(start=start, through=yesterday).days() if start <= yesterday else []
 
 
-def alert_of(audit: Audit, new: Sequence[Audited], now: date) -> NewAlert | None:
+def audit_alert(audit: AuditResult, new: Sequence[AuditedDate], now: date) -> NewAlert | None:
     """One alert of what is new: dates to repair, or else dates that no run can repair. These have no flags to tell what
     is new, so they are told once for each set of them."""
-    unknown, skipped = audit.of(Finding.TRUTH_INCOMPLETE), audit.skipped_though_wrong
+    unknown, skipped = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE), audit.skipped_but_changed
     if new:
         key, title = f"{now} {_digest(new)}", f"{len(new)} date(s) are not as they must be"
     elif unknown:
@@ -113,45 +113,45 @@ def alert_of(audit: Audit, new: Sequence[Audited], now: date) -> NewAlert | None
     else:
         return None
     return NewAlert(
-        key=f"{Kind.AUDIT} {audit.job} {key}",
-        kind=Kind.AUDIT,
+        key=f"{AlertKind.AUDIT} {audit.job} {key}",
+        kind=AlertKind.AUDIT,
         title=f"{audit.job}: {title}",
         body=alert_body(audit, new),
         job=audit.job,
     )
 
 
-def _digest(dates: Sequence[Audited]) -> str:
+def _digest(dates: Sequence[AuditedDate]) -> str:
     """A short value that is the same for the same dates and findings."""
     listed = "\n".join(f"{one.day} {one.finding.value}" for one in dates)
     return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
-def alert_body(audit: Audit, new: Sequence[Audited]) -> str:
+def alert_body(audit: AuditResult, new: Sequence[AuditedDate]) -> str:
     """What was found, date by date, and what to run next."""
-    unknown = audit.of(Finding.TRUTH_INCOMPLETE)
+    unknown = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE)
     lines = [f"audited {audit.summary()}", *audit.notes]
     if new:
-        lines += [f"new: {in_counts(new)}", *_told(new)]
+        lines += [f"new: {describe_findings(new)}", *_told(new)]
         lines.append(f"build them again: backfill run --job {audit.job} --flagged")
     if unknown:
         lines += ["what must be there is not known, so load it first:", *_told(unknown)]
-    if audit.skipped_though_wrong:
-        lines += ["the job skips these, so no run repairs them: see who wrote them", *_told(audit.skipped_though_wrong)]
+    if audit.skipped_but_changed:
+        lines += ["the job skips these, so no run repairs them: see who wrote them", *_told(audit.skipped_but_changed)]
     return "\n".join(lines)
 
 
-def _told(dates: Sequence[Audited]) -> list[str]:
+def _told(dates: Sequence[AuditedDate]) -> list[str]:
     lines = [_in_a_line(one) for one in dates[:DATES_TOLD]]
     more = len(dates) - DATES_TOLD
     return [*lines, f"and {more} more date(s)"] if more > 0 else lines
 
 
-def _in_a_line(one: Audited) -> str:
-    if one.finding is Finding.TRUTH_INCOMPLETE:
+def _in_a_line(one: AuditedDate) -> str:
+    if one.finding is AuditFinding.EXPECTATION_INCOMPLETE:
         return f"{one.day} {one.reason}"
-    if one.seen.skip is not None:
+    if one.observed.skip_reason is not None:
         return f"{one.day} {one.finding.value}: {one.reason}"
-    share = f"{one.seen.matched}/{one.expected} ({percent(one.seen.matched, one.expected)})"
-    names = one.names_in_words(most=NAMES_TOLD)
+    share = f"{one.observed.matched}/{one.expected} ({format_percent(one.observed.matched, one.expected)})"
+    names = one.describe_missing(most=NAMES_TOLD)
     return f"{one.day} {one.finding.value} {share}" + (f", {names}" if names else "")

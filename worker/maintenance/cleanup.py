@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from gated_backfill.common.cleanup.cleanup import Report, clean, expire, unusual
-from gated_backfill.common.cleanup.operation import CleanupSite
+from gated_backfill.common.cleanup.cleanup import CleanupReport, clean, remove_expired_backups, unusual_cleanup_alert
+from gated_backfill.common.cleanup.operation import CleanupContext
 from gated_backfill.common.cleanup.stale_rows import local_today
 from gated_backfill.common.errors import WarehouseUnavailable
 from gated_backfill.worker.dependencies import Deps
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 BEAT = "beat"  #: who asks for it
 
 
-def clean_stale(deps: Deps) -> str:
+def clean_stale_rows(deps: Deps) -> str:
     """Delete the stale rows of the settings' tables, each with a backup; returns what was done, in words.
 
     A table of which too much is stale is left alone, which is told by an alert. May be repeated, and be killed at any
@@ -29,29 +29,31 @@ def clean_stale(deps: Deps) -> str:
         today=today,
         days=settings.cleanup_days,
         max_share=settings.cleanup_max_share,
-        spare_restored=True,
+        skip_restored=True,
     )
-    if alert := unusual(report, settings, today):
-        deps.ledger.record_alert(alert)
+    if alert := unusual_cleanup_alert(report, settings, today):
+        deps.ledger.alerts.record_alert(alert)
     return _told("stale_rows_cleaned", report)
 
 
 def expire_backups(deps: Deps) -> str:
     """Remove the backups that were kept for `cleanup_backup_days`; returns what was done, in words. May be repeated."""
-    report = Report()
-    expired = expire(_site(deps), report)
+    report = CleanupReport()
+    expired = remove_expired_backups(_site(deps), report)
     if report.failed:
         return _told("backups_expired", report)
     log.info("backups_expired", count=len(expired))
     return f"{len(expired)} backup(s) removed" if expired else "no backup is due"
 
 
-def _site(deps: Deps) -> CleanupSite:
-    return CleanupSite(settings=deps.settings, ledger=deps.ledger, warehouse=deps.warehouse, by=BEAT, owner=deps.owner)
+def _site(deps: Deps) -> CleanupContext:
+    return CleanupContext(
+        settings=deps.settings, ledger=deps.ledger, warehouse=deps.warehouse, by=BEAT, owner=deps.owner
+    )
 
 
-def _told(event: str, report: Report) -> str:
-    told = "; ".join(report.in_words())
+def _told(event: str, report: CleanupReport) -> str:
+    told = "; ".join(report.describe())
     if report.failed:
         raise WarehouseUnavailable(told)
     log.info(event, outcome=told)

@@ -14,41 +14,45 @@ log = structlog.get_logger()
 ALERTS_KEPT = timedelta(days=90)
 
 
-def forget_staged(deps: Deps) -> str:
+def remove_old_staged_files(deps: Deps) -> str:
     """Remove what runs that ended `staging_days` ago left staged. Files of runs unknown to the ledger stay."""
     days = deps.settings.staging_days
-    old = deps.ledger.ended_before(deps.staging.runs(), utcnow() - timedelta(days=days))
+    old = deps.ledger.maintenance.list_runs_ended_before(deps.staging.staged_runs(), utcnow() - timedelta(days=days))
     for run in old:
-        deps.staging.discard(run)
+        deps.staging.delete(run)
     return f"removed the staged files of {len(old)} run(s) that ended more than {days} days ago"
 
 
-def sweep_staged(deps: Deps) -> None:
+def remove_leftover_staged_files(deps: Deps) -> None:
     """Remove what was staged for runs that have ended: a worker that was frozen may have woken up and staged it since.
 
     Nothing looks for it any more. Those that ended a moment ago are still removing theirs.
     """
-    for run in deps.ledger.ended_before(deps.staging.runs(), utcnow() - deps.settings.reconcile_period):
-        deps.staging.discard(run)
-        log.info("staging_swept", run=run)
+    for run in deps.ledger.maintenance.list_runs_ended_before(
+        deps.staging.staged_runs(), utcnow() - deps.settings.reconcile_period
+    ):
+        deps.staging.delete(run)
+        log.info("leftover_staging_removed", run=run)
 
 
-def forget_quarantined(deps: Deps) -> str:
+def remove_old_quarantine(deps: Deps) -> str:
     """Remove the quarantine of runs that ended `quarantine_days` ago. That of runs unknown to the ledger stays."""
     days = deps.settings.quarantine_days
-    old = deps.ledger.ended_before(deps.staging.quarantined_runs(), utcnow() - timedelta(days=days))
+    old = deps.ledger.maintenance.list_runs_ended_before(
+        deps.staging.quarantined_runs(), utcnow() - timedelta(days=days)
+    )
     for run in old:
-        deps.staging.discard_quarantine(run)
+        deps.staging.delete_quarantine(run)
     return f"removed the quarantine of {len(old)} run(s) that ended more than {days} days ago"
 
 
-def forget_replaced(deps: Deps) -> str:
+def remove_old_undo_data(deps: Deps) -> str:
     """Remove what runs replaced and `backfill undo` can't need any more."""
-    deps.warehouse.forget_replaced()
+    deps.warehouse.delete_expired_undo()
     return f"what runs replaced more than {deps.settings.undo_days} days ago is not kept any more"
 
 
-def forget_alerts(deps: Deps) -> str:
+def remove_old_alerts(deps: Deps) -> str:
     """Remove the alerts of long ago, except those that are still to be told."""
-    removed = deps.ledger.forget_alerts(utcnow() - ALERTS_KEPT)
+    removed = deps.ledger.alerts.delete_old_alerts(utcnow() - ALERTS_KEPT)
     return f"removed {removed} alert(s) older than {ALERTS_KEPT.days} days"

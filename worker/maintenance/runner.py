@@ -8,19 +8,19 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.alerts.messages import cut
+from gated_backfill.common.alerts.messages import truncate
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import NewAlert, Run
-from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, WorkRow
-from gated_backfill.common.model.alert_kinds import Kind
+from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, MaintenanceTaskRow
+from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
-from gated_backfill.common.runs.release import ITS_PROCESS_DIED, ITSELF, release_run
+from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, release_run
 from gated_backfill.worker import post_run as after_run
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance import audit, cleanup, retention
-from gated_backfill.worker.maintenance.schedule import Entry, entries
+from gated_backfill.worker.maintenance.schedule import MaintenanceSchedule, maintenance_schedules
 from gated_backfill.worker.reconcile.reconcile import reconcile
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ Function = Callable[[Deps], str]
 WHY_LENGTH = 1000  #: of an error in an alert
 
 
-class WorkOutcome(Enum):
+class MaintenanceOutcome(Enum):
     """What became of a message that asked for a work."""
 
     DONE = "done"
@@ -37,48 +37,48 @@ class WorkOutcome(Enum):
     FAILED = "failed"  #: with the reason in the ledger; it is tried again
 
 
-def run_work(name: str, deps: Deps, works: Mapping[str, Function] | None = None) -> WorkOutcome:
+def run_maintenance_task(name: str, deps: Deps, works: Mapping[str, Function] | None = None) -> MaintenanceOutcome:
     """Do a work if its latest slot is due, and write down what came of it. Raises nothing that a work raises.
 
     Slots that were missed before the latest one are made up for by it.
     """
-    found = (WORKS if works is None else works).get(name)
-    entry = entries(deps.settings).get(name)
+    found = (MAINTENANCE_TASKS if works is None else works).get(name)
+    entry = maintenance_schedules(deps.settings).get(name)
     if found is None or entry is None:
-        log.error("unknown_work", work=name)  # a message of another version's beat
-        return WorkOutcome.FAILED
+        log.error("unknown_maintenance_task", work=name)  # a message of another version's beat
+        return MaintenanceOutcome.FAILED
     try:
         return _claimed(name, entry, found, deps)
     except BackfillError as exc:
-        log.error("work_not_recorded", work=name, error=str(exc))
-        return WorkOutcome.FAILED
+        log.error("maintenance_not_recorded", work=name, error=str(exc))
+        return MaintenanceOutcome.FAILED
 
 
-def _claimed(name: str, entry: Entry, function: Function, deps: Deps) -> WorkOutcome:
+def _claimed(name: str, entry: MaintenanceSchedule, function: Function, deps: Deps) -> MaintenanceOutcome:
     now = utcnow()
-    slot = entry.when.latest_due(now)
-    failed_before = now - _retry_after(deps) if entry.daily else None
-    if not deps.ledger.claim_work(
+    slot = entry.recurrence.latest_due(now)
+    failed_before = now - _retry_after(deps) if entry.is_daily else None
+    if not deps.ledger.maintenance.claim_maintenance_task(
         name, slot, deps.owner, now + entry.lease, is_dead=is_dead, failed_before=failed_before
     ):
-        log.info("work_not_taken", work=name, slot=slot.isoformat())
-        return WorkOutcome.NOT_DUE
+        log.info("maintenance_not_due", work=name, slot=slot.isoformat())
+        return MaintenanceOutcome.NOT_DUE
     try:
         outcome = function(deps)
     except BackfillError as exc:
         return _failed(name, deps, exc)
     except Exception as exc:  # the edge: a work that fails is recorded, and beat's others go on
-        log.exception("work_broke", work=name)
+        log.exception("maintenance_crashed", work=name)
         return _failed(name, deps, exc)
-    deps.ledger.finish_work(name, slot, deps.owner, outcome)
-    log.info("work_done", work=name, slot=slot.isoformat(), outcome=outcome)
-    return WorkOutcome.DONE
+    deps.ledger.maintenance.finish_maintenance_task(name, slot, deps.owner, outcome)
+    log.info("maintenance_done", work=name, slot=slot.isoformat(), outcome=outcome)
+    return MaintenanceOutcome.DONE
 
 
-def _failed(name: str, deps: Deps, exc: Exception) -> WorkOutcome:
-    log.error("work_failed", work=name, error=str(exc))
-    deps.ledger.fail_work(name, deps.owner, f"{type(exc).__name__}: {exc}")
-    return WorkOutcome.FAILED
+def _failed(name: str, deps: Deps, exc: Exception) -> MaintenanceOutcome:
+    log.error("maintenance_failed", work=name, error=str(exc))
+    deps.ledger.maintenance.fail_maintenance_task(name, deps.owner, f"{type(exc).__name__}: {exc}")
+    return MaintenanceOutcome.FAILED
 
 
 def _retry_after(deps: Deps) -> timedelta:
@@ -93,30 +93,36 @@ def beat_lives(_: Deps) -> str:
     return "beat is alive"
 
 
-def catch_up(deps: Deps) -> str:
+def send_overdue_tasks(deps: Deps) -> str:
     """Send the daily works whose slot was missed, or failed a while ago; have those told that failed."""
     now = utcnow()
-    daily = {name: entry for name, entry in entries(deps.settings).items() if entry.daily and name in WORKS}
-    known = deps.ledger.works()
+    daily = {
+        name: entry
+        for name, entry in maintenance_schedules(deps.settings).items()
+        if entry.is_daily and name in MAINTENANCE_TASKS
+    }
+    known = deps.ledger.maintenance.list_maintenance_tasks()
     for name in sorted(daily.keys() - known.keys()):  # its first slot is the next one: nothing is cleaned up at once
-        deps.ledger.introduce_work(name, daily[name].when.latest_due(now))
-    deps.ledger.record_alerts(failures(daily, known, now))
+        deps.ledger.maintenance.register_maintenance_task(name, daily[name].recurrence.latest_due(now))
+    deps.ledger.alerts.record_alerts(failures(daily, known, now))
     due = overdue(daily, known, now, retry_after=_retry_after(deps))
     for name in due:
-        deps.dispatcher.send_work(name, queue=daily[name].queue, expires=daily[name].expires)
+        deps.dispatcher.send_maintenance(name, queue=daily[name].queue, expires=daily[name].expires)
     return f"sent again: {', '.join(due)}" if due else "nothing was missed"
 
 
-def failures(daily: Mapping[str, Entry], known: Mapping[str, WorkRow], now: datetime) -> list[NewAlert]:
+def failures(
+    daily: Mapping[str, MaintenanceSchedule], known: Mapping[str, MaintenanceTaskRow], now: datetime
+) -> list[NewAlert]:
     """The alerts of the works whose last try for their latest slot failed, or was cut off: one a slot."""
     return [
         failed_alert(name, slot, why)
         for name, row in sorted(known.items())
-        if name in daily and (why := failure(row, slot := daily[name].when.latest_due(now))) is not None
+        if name in daily and (why := failure(row, slot := daily[name].recurrence.latest_due(now))) is not None
     ]
 
 
-def failure(row: WorkRow, slot: datetime) -> str | None:
+def failure(row: MaintenanceTaskRow, slot: datetime) -> str | None:
     """Why a try for the slot came to nothing; None where none did, or one did and the slot is done since."""
     if row.done_slot is not None and row.done_slot >= slot:
         return None
@@ -128,21 +134,25 @@ def failure(row: WorkRow, slot: datetime) -> str | None:
 
 def failed_alert(name: str, slot: datetime, why: str) -> NewAlert:
     return NewAlert(
-        key=f"{Kind.MAINTENANCE_FAILED} {name} {slot.isoformat()}",
-        kind=Kind.MAINTENANCE_FAILED,
+        key=f"{AlertKind.MAINTENANCE_FAILED} {name} {slot.isoformat()}",
+        kind=AlertKind.MAINTENANCE_FAILED,
         title=f"{name} of {slot:%Y-%m-%d %H:%M} UTC failed",
-        body=f"{cut(' '.join(why.split()), WHY_LENGTH)}\nIt is tried again by itself. `backfill doctor` and the log of "
-        "the maintenance worker tell more.",
+        body=f"{truncate(' '.join(why.split()), WHY_LENGTH)}\n"
+        "It is tried again by itself. `backfill doctor` and the log of the maintenance worker tell more.",
     )
 
 
 def overdue(
-    daily: Mapping[str, Entry], known: Mapping[str, WorkRow], now: datetime, *, retry_after: timedelta
+    daily: Mapping[str, MaintenanceSchedule],
+    known: Mapping[str, MaintenanceTaskRow],
+    now: datetime,
+    *,
+    retry_after: timedelta,
 ) -> list[str]:
     """The works whose latest slot is not done, that nobody is at, and that did not fail just now."""
 
-    def is_overdue(name: str, row: WorkRow) -> bool:
-        slot = daily[name].when.latest_due(now)
+    def is_overdue(name: str, row: MaintenanceTaskRow) -> bool:
+        slot = daily[name].recurrence.latest_due(now)
         held = row.lease_until is not None and row.lease_until > now
         owner_gone = row.lease_owner is not None and is_dead(row.lease_owner)
         failed = (
@@ -158,7 +168,7 @@ def reconcile_all(deps: Deps) -> str:
 
     One that can't be looked after does not stop the others. A run whose command lives is that command's.
     """
-    runs = deps.ledger.active_runs()
+    runs = deps.ledger.maintenance.list_active_runs()
     sent, troubles = 0, dict[str, str]()
     for run in runs:
         try:
@@ -168,7 +178,7 @@ def reconcile_all(deps: Deps) -> str:
                 _release_if_dead(run, deps)
         except BackfillError as exc:
             troubles[run.id] = str(exc)
-    retention.sweep_staged(deps)
+    retention.remove_leftover_staged_files(deps)
     if troubles:
         raise BackfillError("; ".join(f"run {run}: {why}" for run, why in troubles.items()))
     at_broker = sum(run.owner is None for run in runs)
@@ -177,26 +187,30 @@ def reconcile_all(deps: Deps) -> str:
 
 def _release_if_dead(run: Run, deps: Deps) -> None:
     """Give the dates of a run free whose command is certain to have died, and everybody who held any of them, too."""
-    if run.owner is None or not is_dead(run.owner) or not all(map(is_dead, deps.ledger.lease_holders(run.id))):
+    if (
+        run.owner is None
+        or not is_dead(run.owner)
+        or not all(map(is_dead, deps.ledger.claims.list_lease_owners(run.id)))
+    ):
         return
     released = release_run(
-        run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging, by=ITSELF, reason=ITS_PROCESS_DIED
+        run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED
     )
     log.warning("run_released", run=run.id, checkpointed=released.checkpointed, freed=released.unfinished)
 
 
 #: What beat has done, by the names of `gated_backfill.worker.maintenance.schedule.entries`.
-WORKS: dict[str, Function] = {
-    "cleanup": cleanup.clean_stale,
+MAINTENANCE_TASKS: dict[str, Function] = {
+    "cleanup": cleanup.clean_stale_rows,
     "expire_backups": cleanup.expire_backups,
-    "staging_retention": retention.forget_staged,
-    "quarantine_retention": retention.forget_quarantined,
-    "undo_retention": retention.forget_replaced,
-    "alerts_retention": retention.forget_alerts,
+    "staging_retention": retention.remove_old_staged_files,
+    "quarantine_retention": retention.remove_old_quarantine,
+    "undo_retention": retention.remove_old_undo_data,
+    "alerts_retention": retention.remove_old_alerts,
     "audit": audit.audit_recent,
-    "reports": after_run.report_runs,
+    "reports": after_run.report_missed_runs,
     "alerts": after_run.deliver_alerts,
     "reconcile": reconcile_all,
     HEARTBEAT: beat_lives,
-    "catch_up": catch_up,
+    "catch_up": send_overdue_tasks,
 }

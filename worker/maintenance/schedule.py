@@ -30,7 +30,7 @@ LONGEST_WAIT = timedelta(
 )  #: a message that no worker took up for so long is dropped; the next look sends it again
 
 
-class When(Protocol):
+class Recurrence(Protocol):
     """The slots of a work, in aware UTC."""
 
     def latest_due(self, now: datetime) -> datetime:
@@ -84,31 +84,31 @@ class DailyAt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class MaintenanceSchedule:
     """A work and when it is due."""
 
-    when: When
+    recurrence: Recurrence
     lease: timedelta  #: how long whoever took a slot's work has for it
 
     @property
-    def daily(self) -> bool:
+    def is_daily(self) -> bool:
         """Whether a slot is worth making up for: the slots of the others come soon enough by themselves."""
-        return isinstance(self.when, DailyAt)
+        return isinstance(self.recurrence, DailyAt)
 
     @property
     def queue(self) -> str:
         """Where its messages go: a daily work may take an hour, and no heartbeat or alert waits for it."""
-        return HOUSEKEEPING_QUEUE if self.daily else MAINTENANCE_QUEUE
+        return HOUSEKEEPING_QUEUE if self.is_daily else MAINTENANCE_QUEUE
 
     @property
     def expires(self) -> float:
         """The seconds after which a message nobody took up is dropped, so that they do not pile up."""
-        if not isinstance(self.when, Every):
+        if not isinstance(self.recurrence, Every):
             return LONGEST_WAIT.seconds
-        return min(max(self.when.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
+        return min(max(self.recurrence.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
 
 
-def entries(settings: Settings) -> dict[str, Entry]:
+def maintenance_schedules(settings: Settings) -> dict[str, MaintenanceSchedule]:
     """Every work that beat knows of, by its name."""
     return {
         "cleanup": _daily(settings, settings.cleanup_at),
@@ -126,20 +126,20 @@ def entries(settings: Settings) -> dict[str, Entry]:
     }
 
 
-def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> Entry:
-    return Entry(when=Every(seconds=seconds), lease=lease)
+def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> MaintenanceSchedule:
+    return MaintenanceSchedule(recurrence=Every(seconds=seconds), lease=lease)
 
 
-def _daily(settings: Settings, at: time, *, minutes: int = 0) -> Entry:
+def _daily(settings: Settings, at: time, *, minutes: int = 0) -> MaintenanceSchedule:
     """Daily at the time, or so many minutes after it, so that the works of a night follow each other."""
     moment = (datetime.combine(date(2000, 1, 1), at) + timedelta(minutes=minutes)).time()
-    return Entry(when=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
+    return MaintenanceSchedule(recurrence=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
 
 
-class AtSlots(BaseSchedule):
+class SlotSchedule(BaseSchedule):
     """The slots, as Celery's beat asks for them. Two are equal, and one survives its schedule file, by its slots."""
 
-    def __init__(self, when: When) -> None:
+    def __init__(self, when: Recurrence) -> None:
         super().__init__(nowfun=utcnow)
         self.when = when
 
@@ -153,7 +153,7 @@ class AtSlots(BaseSchedule):
         return self.when.next_due(_aware(last_run_at)) - utcnow()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, AtSlots) and other.when == self.when
+        return isinstance(other, SlotSchedule) and other.when == self.when
 
     def __hash__(self) -> int:
         return hash(self.when)
@@ -161,8 +161,8 @@ class AtSlots(BaseSchedule):
     def __repr__(self) -> str:
         return repr(self.when)
 
-    def __reduce__(self) -> tuple[type[AtSlots], tuple[When]]:
-        return AtSlots, (self.when,)
+    def __reduce__(self) -> tuple[type[SlotSchedule], tuple[Recurrence]]:
+        return SlotSchedule, (self.when,)
 
 
 def _aware(moment: datetime) -> datetime:
@@ -174,10 +174,10 @@ def beat_schedule(settings: Settings, names: Collection[str]) -> dict[str, dict[
     return {
         name: {
             "task": MAINTAIN,
-            "schedule": AtSlots(entry.when),
+            "schedule": SlotSchedule(entry.recurrence),
             "args": (name,),
             "options": {"queue": entry.queue, "expires": entry.expires, "argsrepr": name, "kwargsrepr": ""},
         }
-        for name, entry in entries(settings).items()
+        for name, entry in maintenance_schedules(settings).items()
         if name in names
     }

@@ -11,15 +11,15 @@ from typing import Any
 import structlog
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import MOST_DATES
+from gated_backfill.common.model.batching import MAX_DATES_PER_TASK
 from gated_backfill.common.model.dates import parse_date
 
 log = structlog.get_logger()
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
-WORK_NAME = re.compile(r"[a-z_]{1,40}", re.ASCII)
-MOST_WINDOWS = 2**31 - 1
-SHOWN = 200  #: characters of what was wrong
+MAINTENANCE_TASK_NAME = re.compile(r"[a-z_]{1,40}", re.ASCII)
+MAX_WINDOW_NUMBER = 2**31 - 1
+MAX_ERROR_LENGTH = 200  #: characters of what was wrong
 REFUSED = "refused"
 
 
@@ -38,11 +38,11 @@ def _day(value: object) -> bool:
 
 
 def _days(value: object) -> bool:
-    return isinstance(value, tuple) and 0 < len(value) <= MOST_DATES and all(map(_day, value))
+    return isinstance(value, tuple) and 0 < len(value) <= MAX_DATES_PER_TASK and all(map(_day, value))
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WINDOWS
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WINDOW_NUMBER
 
 
 def _flag(value: object) -> bool:
@@ -50,11 +50,11 @@ def _flag(value: object) -> bool:
 
 
 def _work(value: object) -> bool:
-    return isinstance(value, str) and WORK_NAME.fullmatch(value) is not None
+    return isinstance(value, str) and MAINTENANCE_TASK_NAME.fullmatch(value) is not None
 
 
 #: By the argument's name: whether a value can be one, and what one is.
-KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+ARGUMENT_TYPES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "run": (_run, "the id of a run"),
     "days": (_days, "dates as YYYY-MM-DD"),
     "number": (_number, "the number of a window"),
@@ -63,7 +63,7 @@ KINDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def understood(function: Callable[..., Any]) -> Callable[..., Any]:
+def reject_invalid_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """The task, done only when told what it can be told; anything else is one line in the log and changes nothing.
 
     It never raises a `UserError`: what it names is not there, or can't be used, and would not be the next time either.
@@ -91,12 +91,12 @@ def _wrong(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
         return str(exc)
     bound.apply_defaults()
     given = bound.arguments
-    for name, (fits, meaning) in KINDS.items():
+    for name, (fits, meaning) in ARGUMENT_TYPES.items():
         if name in given and not fits(given[name]):
             return f"{name} is not {meaning}, but a {type(given[name]).__name__}"
     return None
 
 
 def _refused(task: str, why: str) -> dict[str, str]:
-    log.error("task_refused", task=task, error=why[:SHOWN])
-    return {"state": REFUSED, "detail": why[:SHOWN]}
+    log.error("task_refused", task=task, error=why[:MAX_ERROR_LENGTH])
+    return {"state": REFUSED, "detail": why[:MAX_ERROR_LENGTH]}

@@ -11,7 +11,7 @@ from kombu.exceptions import ContentDisallowed, KombuError
 
 log = structlog.get_logger()
 
-SHOWN = 200  #: characters of what was wrong with it
+MAX_ERROR_LENGTH = 200  #: characters of what was wrong with it
 
 
 class TolerantConsumer(Consumer):
@@ -26,7 +26,9 @@ class TolerantConsumer(Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                wrong = misfit(message.headers, message.payload)  # once taken up, it would hold a place for ever
+                wrong = message_problem(
+                    message.headers, message.payload
+                )  # once taken up, it would hold a place for ever
                 if wrong is not None:
                     return self._refuse(message, wrong)
                 return handle(message)
@@ -50,24 +52,26 @@ class TolerantConsumer(Consumer):
         self._refuse(message, str(exc))
 
     def _refuse(self, message: Any, why: str) -> None:
-        log.error("message_refused", task=_task_of(message), content_type=message.content_type, error=why[:SHOWN])
+        log.error(
+            "message_refused", task=_task_of(message), content_type=message.content_type, error=why[:MAX_ERROR_LENGTH]
+        )
         if not message.acknowledged:
             message.ack()
 
 
-def misfit(headers: Any, payload: Any) -> str | None:
+def message_problem(headers: Any, payload: Any) -> str | None:
     """What makes it no message of a task; None when nothing does. Whether the task can do with it is not asked here."""
     if not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
         return "it names no task"
-    for name, fits in HEADERS.items():
+    for name, fits in HEADER_TYPES.items():
         if headers.get(name) is not None and not fits(headers[name]):
             return f"its header {name} is a {type(headers[name]).__name__} that can't be one"
-    if not isinstance(payload, list | tuple) or len(payload) != len(PAYLOAD):
+    if not isinstance(payload, list | tuple) or len(payload) != len(PAYLOAD_TYPES):
         return "its body is not arguments"
-    if not all(isinstance(part, kind) for part, kind in zip(payload, PAYLOAD, strict=True)):
+    if not all(isinstance(part, kind) for part, kind in zip(payload, PAYLOAD_TYPES, strict=True)):
         return "its body is not arguments"
     embedded = payload[2]
-    if not all(isinstance(embedded.get(name), kind | None) for name, kind in EMBEDDED.items()):
+    if not all(isinstance(embedded.get(name), kind | None) for name, kind in EMBEDDED_TYPES.items()):
         return "what it says is to follow can't be read"
     return None
 
@@ -77,7 +81,7 @@ def _text(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER
 
 
 def _limits(value: object) -> bool:
@@ -85,12 +89,12 @@ def _limits(value: object) -> bool:
 
 
 def _seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_NUMBER
 
 
-MOST = 2**31
+MAX_NUMBER = 2**31
 #: What a header can hold where it holds anything; others are not looked at.
-HEADERS: dict[str, Callable[[object], bool]] = {
+HEADER_TYPES: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("id", "root_id", "parent_id", "group", "eta", "expires", "origin", "lang", "shadow"), _text),
     **dict.fromkeys(("argsrepr", "kwargsrepr"), _text),
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _count),
@@ -98,10 +102,10 @@ HEADERS: dict[str, Callable[[object], bool]] = {
     "stamped_headers": lambda value: isinstance(value, list | tuple),
     "stamps": lambda value: isinstance(value, dict),
 }
-PAYLOAD = (list, dict, dict)  #: arguments by position and by name, and what is to follow
-EMBEDDED = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
+PAYLOAD_TYPES = (list, dict, dict)  #: arguments by position and by name, and what is to follow
+EMBEDDED_TYPES = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
 
 
 def _task_of(message: Any) -> str:
     headers = message.headers
-    return str(headers.get("task"))[:SHOWN] if isinstance(headers, dict) else "none"
+    return str(headers.get("task"))[:MAX_ERROR_LENGTH] if isinstance(headers, dict) else "none"

@@ -16,20 +16,20 @@ from gated_backfill.common.broker.celery_app import PROCESS_DATE, STOP_DATES
 
 log = structlog.get_logger()
 
-SIGNAL = "KILL"  #: a job may be in code that heeds no other
+KILL_SIGNAL = "KILL"  #: a job may be in code that heeds no other
 
 
 @control_command(name=STOP_DATES, args=[("run", str)], signature="RUN")
 def stop_dates(state: Any, run: str = "", **_: Any) -> dict[str, list[str]]:
     """Kill the processes of this worker that build dates of the run, each of which is replaced by a new one."""
-    stopped = [request for request in list(active_requests) if is_date_of(request.name, request.args, run)]
+    stopped = [request for request in list(active_requests) if builds_dates_of_run(request.name, request.args, run)]
     for request in stopped:
-        request.terminate(state.consumer.pool, signal=SIGNAL)
+        request.terminate(state.consumer.pool, signal=KILL_SIGNAL)
     days = [str(day) for request in stopped for day in request.args[1:]]
-    log.warning("dates_stopped", run=run, days=days)
+    log.warning("date_tasks_killed", run=run, days=days)
     return {"ok": days}
 
 
-def is_date_of(task: str, arguments: list[Any], run: str) -> bool:
+def builds_dates_of_run(task: str, arguments: list[Any], run: str) -> bool:
     """Whether that task builds dates of the run."""
     return task == PROCESS_DATE and list(arguments[:1]) == [run]

@@ -7,19 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import ActionRow
-from gated_backfill.common.ledger.states import Action
+from gated_backfill.common.ledger.states import RunAction
 from gated_backfill.common.ledger.tables import actions
 from gated_backfill.common.process.clock import utcnow
 
-ORDERS = (Action.PAUSED, Action.RESUMED, Action.CANCELLED)  #: what is ordered of a run on its way
+CONTROL_ACTIONS = (RunAction.PAUSED, RunAction.RESUMED, RunAction.CANCELLED)  #: what is ordered of a run on its way
 
 
-class Actions(Database):
+class ActionStore(LedgerStore):
     """The actions on runs."""
 
-    def actions(self, run_id: str) -> list[ActionRow]:
+    def list_actions(self, run_id: str) -> list[ActionRow]:
         """Everything that was done to the run, oldest first."""
         query = select(actions).where(actions.c.run_id == run_id).order_by(actions.c.id)
         with self._read() as connection:
@@ -27,7 +27,7 @@ class Actions(Database):
         return [
             ActionRow(
                 run_id=row["run_id"],
-                action=Action(row["action"]),
+                action=RunAction(row["action"]),
                 by=row["by"],
                 reason=row["reason"],
                 details=row["details"],
@@ -37,37 +37,37 @@ class Actions(Database):
         ]
 
 
-def action_in_words(one: ActionRow) -> str:
+def describe_action(one: ActionRow) -> str:
     """What somebody did, who, and why: `cancelled by ada: the source is being reloaded`."""
     options = ", ".join(f"--{name}" for name, given in one.details.items() if given is True)
     why = f": {one.reason}" if one.reason else ""
     return f"{one.action.value} by {one.by}{why}" + (f" ({options})" if options else "")
 
 
-def in_words(by: str, reason: str | None) -> str:
+def describe_cancellation(by: str, reason: str | None) -> str:
     """Who cancelled a run, and why."""
     return f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}"
 
 
-def cancelled_because(connection: Connection, run_id: str) -> str:
+def cancellation_reason(connection: Connection, run_id: str) -> str:
     """Who cancelled the run last, and why."""
     query = select(actions.c.by, actions.c.reason).where(
-        actions.c.run_id == run_id, actions.c.action == Action.CANCELLED.value
+        actions.c.run_id == run_id, actions.c.action == RunAction.CANCELLED.value
     )
     row = connection.execute(query.order_by(actions.c.id.desc()).limit(1)).one_or_none()
-    return in_words(row.by, row.reason) if row is not None else "cancelled"
+    return describe_cancellation(row.by, row.reason) if row is not None else "cancelled"
 
 
-def discards(connection: Connection, run_id: str) -> bool:
+def has_discard_request(connection: Connection, run_id: str) -> bool:
     """Whether somebody cancelled the run with what is staged."""
-    query = select(actions.c.details).where(actions.c.run_id == run_id, actions.c.action == Action.CANCELLED.value)
+    query = select(actions.c.details).where(actions.c.run_id == run_id, actions.c.action == RunAction.CANCELLED.value)
     return any(details.get("discard") for details in connection.execute(query).scalars())
 
 
 def record_action(
     connection: Connection,
     run_id: str,
-    action: Action,
+    action: RunAction,
     *,
     by: str,
     reason: str | None = None,

@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import Alert, NewAlert
 from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.process.clock import utcnow
@@ -20,7 +20,7 @@ PENDING, SENDING, SENT, FAILED, MUTED = "pending", "sending", "sent", "failed", 
 OPEN = (PENDING, SENDING)
 
 
-class Notices(Database):
+class AlertStore(LedgerStore):
     """What is to be told, each thing once, and what became of it."""
 
     def record_alert(self, alert: NewAlert) -> bool:
@@ -36,13 +36,13 @@ class Notices(Database):
             except IntegrityError:  # somebody wrote one of them meanwhile, so the next look finds it
                 continue
 
-    def alert(self, key: str) -> Alert | None:
+    def get_alert(self, key: str) -> Alert | None:
         """The alert of that key, if it was written down."""
         with self._read() as connection:
             row = connection.execute(select(alerts).where(alerts.c.key == key)).mappings().one_or_none()
         return None if row is None else alert_of(row)
 
-    def latest_alerts(self, limit: int) -> list[Alert]:
+    def list_latest_alerts(self, limit: int) -> list[Alert]:
         """The alerts written down last, newest first."""
         query = select(alerts).order_by(alerts.c.created_at.desc(), alerts.c.id).limit(limit)
         with self._read() as connection:
@@ -70,13 +70,13 @@ class Notices(Database):
                     claimed.append(alert)
         return claimed
 
-    def alert_sent(self, alert_id: str, owner: str, delivered: Sequence[str]) -> bool:
+    def mark_alert_sent(self, alert_id: str, owner: str, delivered: Sequence[str]) -> bool:
         """Note that every endpoint has the alert, if it is still this sender's."""
         return self._settle(
             alert_id, owner, {"state": SENT, "sent_at": utcnow(), "delivered": list(delivered), "error": None}
         )
 
-    def alert_failed(
+    def mark_alert_failed(
         self, alert_id: str, owner: str, error: str, *, delivered: Sequence[str], again_at: datetime | None
     ) -> bool:
         """Note that some endpoint does not have the alert, if it is still this sender's.
@@ -87,7 +87,7 @@ class Notices(Database):
         told: dict[str, Any] = {"state": state, "delivered": list(delivered), "error": error}
         return self._settle(alert_id, owner, told, again_at=again_at)
 
-    def give_up_alerts(self, before: datetime, why: str) -> int:
+    def fail_overdue_alerts(self, before: datetime, why: str) -> int:
         """Fail the alerts that have waited since before that moment: it is too late to tell them."""
         return self._close(alerts.c.created_at < before, {"state": FAILED, "error": why})
 
@@ -95,7 +95,7 @@ class Notices(Database):
         """Set aside the waiting alerts of every kind but those."""
         return self._close(alerts.c.kind.not_in(list(wanted)), {"state": MUTED})
 
-    def forget_alerts(self, before: datetime) -> int:
+    def delete_old_alerts(self, before: datetime) -> int:
         """Remove the alerts written down before that moment that nobody is still to be told; returns how many."""
         over = and_(alerts.c.state.not_in(OPEN), alerts.c.created_at < before)
         with self._write() as connection:

@@ -9,22 +9,24 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Insert, and_, delete, exists, insert, literal, select, true, update
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.errors import DatesTaken
-from gated_backfill.common.ledger.database import Database, held_by
+from gated_backfill.common.errors import DatesInUse
+from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
 from gated_backfill.common.ledger.records import Checkpoint
-from gated_backfill.common.ledger.rows import checkpoint_of, moved
-from gated_backfill.common.ledger.states import Action, DateState
+from gated_backfill.common.ledger.rows import checkpoint_from_row, date_transition
+from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
-from gated_backfill.common.ledger.stores.flags import clear_open, reopen
+from gated_backfill.common.ledger.stores.flags import clear_open_flags, reopen_flags
 from gated_backfill.common.ledger.tables import UtcDateTime, checkpoints, replaced_checkpoints, run_dates, runs
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
 
-class Checkpoints(Database):
+class CheckpointStore(LedgerStore):
     """One checkpoint a job and date."""
 
-    def checkpoint(self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None) -> list[date]:
+    def write_checkpoints(
+        self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None
+    ) -> list[date]:
         """Prove published dates complete; returns those that were in that state. One transaction.
 
         Only a published date with a passing verdict can be checkpointed: there is no other way to write one. It clears
@@ -33,8 +35,8 @@ class Checkpoints(Database):
         if not days:
             return []
         now = utcnow()
-        passing = [verdict.value for verdict in Verdict if verdict.passes]
-        held = true() if gate is None else exists().where(held_by(run_id, gate))
+        passing = [verdict.value for verdict in Verdict if verdict.is_passing]
+        held = true() if gate is None else exists().where(window_leased_by(run_id, gate))
         with self._write() as connection:
             query = (
                 select(run_dates.c.day, run_dates.c.job)
@@ -57,23 +59,23 @@ class Checkpoints(Database):
             _remember(connection, run_id, earlier)
             connection.execute(delete(checkpoints).where(earlier))
             connection.execute(_proof(run_id, proven, now))
-            clear_open(connection, job, proven, run_id, now)
+            clear_open_flags(connection, job, proven, run_id, now)
             connection.execute(
                 update(run_dates)
                 .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(proven))
-                .values(moved(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
+                .values(date_transition(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
             )
         return proven
 
-    def checkpoints(self, job: str, start: date, through: date) -> dict[date, Checkpoint]:
+    def list_checkpoints(self, job: str, start: date, through: date) -> dict[date, Checkpoint]:
         """The job's checkpoints in the range, by day."""
         query = select(checkpoints).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
         with self._read() as connection:
-            return {row["day"]: checkpoint_of(row) for row in connection.execute(query).mappings()}
+            return {row["day"]: checkpoint_from_row(row) for row in connection.execute(query).mappings()}
 
     # -- undo -----------------------------------------------------------------------------------------------
 
-    def withdraw(self, run_id: str, days: Collection[date]) -> None:
+    def begin_undo(self, run_id: str, days: Collection[date]) -> None:
         """Remove an ended run's checkpoints of the days, before their rows go, and hold the days for its undoing.
 
         No checkpoint is ever without its rows, and no other run can take the days until `undone` or `let_go`. A flag
@@ -90,24 +92,26 @@ class Checkpoints(Database):
                     select(checkpoints.c.run_id, checkpoints.c.day).where(of_days, checkpoints.c.run_id != run_id)
                 ).first()
                 if later is not None:
-                    raise DatesTaken(f"run {later.run_id} has checkpointed {later.day} meanwhile", run=later.run_id)
+                    raise DatesInUse(f"run {later.run_id} has checkpointed {later.day} meanwhile", run=later.run_id)
                 connection.execute(delete(checkpoints).where(of_days))
-                reopen(connection, job, days, run_id)
+                reopen_flags(connection, job, days, run_id)
         except IntegrityError as exc:
-            raise DatesTaken(f"a run holds some of the dates of run {run_id} now: wait for its end", run="") from exc
+            raise DatesInUse(f"a run holds some of the dates of run {run_id} now: wait for its end", run="") from exc
 
-    def let_go(self, run_id: str) -> None:
+    def release_undo(self, run_id: str) -> None:
         """Give free the dates that an ended run holds for its undoing."""
         with self._write() as connection:
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
-    def replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
+    def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
         """The checkpoints that the run's own replaced, by day."""
         query = select(replaced_checkpoints).where(replaced_checkpoints.c.replaced_by == run_id)
         with self._read() as connection:
-            return {row["day"]: checkpoint_of(_without_replacer(row)) for row in connection.execute(query).mappings()}
+            return {
+                row["day"]: checkpoint_from_row(_without_replacer(row)) for row in connection.execute(query).mappings()
+            }
 
-    def undone(self, run_id: str, again: Collection[date], by: str) -> None:
+    def finish_undo(self, run_id: str, again: Collection[date], by: str) -> None:
         """Mark the run as undone, reinstate the checkpoints that it had replaced on these days, and let go of all."""
         replaced = select(replaced_checkpoints).where(
             replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(again))
@@ -117,7 +121,7 @@ class Checkpoints(Database):
             if rows:
                 connection.execute(insert(checkpoints), rows)
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
-            record_action(connection, run_id, Action.UNDONE, by=by)
+            record_action(connection, run_id, RunAction.UNDONE, by=by)
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
 

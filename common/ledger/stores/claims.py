@@ -9,30 +9,30 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, exists, func, select, update
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import DateRow
 from gated_backfill.common.ledger.rows import (
-    IN_HAND,
-    OF_DAY,
-    OF_DAYS,
-    Facts,
-    changing,
-    date_row_of,
-    dropped,
+    CLAIMED_BY_OWNER,
+    RUN_DAY,
+    RUN_DAYS,
+    DateColumns,
+    cancelled_columns,
+    date_from_row,
+    date_transition,
     grouped_by_columns,
-    locked_state,
-    moved,
-    poisoned,
-    run_is_on,
-    setting,
+    is_run_running,
+    lock_run_state,
+    update_date,
+    update_date_columns,
+    worker_lost_columns,
 )
 from gated_backfill.common.ledger.states import DateState, RunState
-from gated_backfill.common.ledger.stores.actions import cancelled_because, discards
-from gated_backfill.common.ledger.stores.orders import Order, order_of
+from gated_backfill.common.ledger.stores.actions import cancellation_reason, has_discard_request
+from gated_backfill.common.ledger.stores.orders import Instruction, decide_instruction
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.process.clock import utcnow
 
-CLAIMABLE = select(run_dates).where(OF_DAYS).order_by(run_dates.c.day).with_for_update()
+CLAIMABLE = select(run_dates).where(RUN_DAYS).order_by(run_dates.c.day).with_for_update()
 TAKEN = {
     "state": DateState.PROCESSING.value,
     "attempt": run_dates.c.attempt + 1,
@@ -40,12 +40,12 @@ TAKEN = {
     "lease_until": bindparam("until"),
     "started_at": bindparam("now"),
 }
-CLAIM = update(run_dates).where(OF_DAYS).values(TAKEN | {"deaths": bindparam("deaths_seen")})
+CLAIM = update(run_dates).where(RUN_DAYS).values(TAKEN | {"deaths": bindparam("deaths_seen")})
 #: That the run of a date goes on.
 GOES_ON = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
 #: Of what nobody holds and no worker has died on: the dates of nearly every task.
 UNTOUCHED = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, GOES_ON)
-FREE = and_(OF_DAYS, UNTOUCHED)
+FREE = and_(RUN_DAYS, UNTOUCHED)
 TAKE_FREE = (
     update(run_dates)
     .where(
@@ -57,16 +57,16 @@ TAKE_FREE = (
     .returning(*run_dates.c)
 )
 #: The same of a single date, which takes half as long: no other is locked that would have to be locked in order.
-TAKE_ONE = update(run_dates).where(OF_DAY, UNTOUCHED).values(TAKEN).returning(*run_dates.c)
+TAKE_ONE = update(run_dates).where(RUN_DAY, UNTOUCHED).values(TAKEN).returning(*run_dates.c)
 HELD = (
     select(run_dates.c.day, runs.c.state)
     .join(runs, runs.c.id == run_dates.c.run_id)
-    .where(IN_HAND)
+    .where(CLAIMED_BY_OWNER)
     .with_for_update(of=run_dates)
 )
 
 
-class Claims(Database):
+class ClaimStore(LedgerStore):
     """Who holds which date, and until when."""
 
     def claim_dates(
@@ -91,13 +91,13 @@ class Claims(Database):
             return taken
         with self._write(durable=False) as connection:
             rows = connection.execute(CLAIMABLE, {"run": run_id, "days": list(days)}).mappings().all()
-            if not rows or not run_is_on(connection, run_id):
+            if not rows or not is_run_running(connection, run_id):
                 return []
             deaths = {row["day"]: _deaths(row, owner, now, is_dead) for row in rows}
             for day, seen in deaths.items():
                 if seen is not None and seen >= max_deaths:
                     this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
-                    connection.execute(update(run_dates).where(this).values(poisoned(seen, now)))
+                    connection.execute(update(run_dates).where(this).values(worker_lost_columns(seen, now)))
             free = [row for row in rows if (seen := deaths[row["day"]]) is not None and seen < max_deaths]
             taken = [row for row in free if not deaths[row["day"]]] or free[:1]
             if not taken:
@@ -112,7 +112,7 @@ class Claims(Database):
             "lease_until": until,
             "started_at": now,
         }
-        return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
+        return [date_from_row({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
 
     def _take_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
         """Take those that nobody holds. In a transaction of its own: rows it waited for and did not get stay locked."""
@@ -120,17 +120,17 @@ class Claims(Database):
             return []
         with self._write_one(durable=False) as connection:
             taken = connection.execute(*_taking(run_id, days, lease)).mappings().all()
-        return sorted(map(date_row_of, taken), key=lambda row: row.day)
+        return sorted(map(date_from_row, taken), key=lambda row: row.day)
 
-    def give_back(
+    def requeue_dates(
         self,
         run_id: str,
         number: int,
         *,
-        queued_too: bool,
+        include_queued: bool,
         is_dead: Callable[[str], bool],
         max_deaths: int,
-        innocent_before: datetime | None = None,
+        ignore_deaths_before: datetime | None = None,
     ) -> list[date]:
         """Queue again the dates of a window whose worker is dead or past its lease; returns the days to send again.
 
@@ -140,32 +140,32 @@ class Claims(Database):
         """
         now = utcnow()
         again: list[date] = []
-        lost_states = [DateState.PROCESSING.value, *([DateState.QUEUED.value] if queued_too else [])]
+        lost_states = [DateState.PROCESSING.value, *([DateState.QUEUED.value] if include_queued else [])]
         query = select(run_dates).where(
             run_dates.c.run_id == run_id, run_dates.c.window == number, run_dates.c.state.in_(lost_states)
         )
         with self._write() as connection:
-            run = locked_state(connection, run_id)
+            run = lock_run_state(connection, run_id)
             for row in connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all():
                 this = and_(run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
                 values: dict[str, Any] = {"queued_at": now}
                 if row["state"] == DateState.PROCESSING.value:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
-                    innocent = innocent_before is not None and row["started_at"] < innocent_before
+                    innocent = ignore_deaths_before is not None and row["started_at"] < ignore_deaths_before
                     deaths = row["deaths"] + (not innocent)
-                    values |= {"deaths": deaths} | moved(DateState.PROCESSING, DateState.QUEUED, {})
+                    values |= {"deaths": deaths} | date_transition(DateState.PROCESSING, DateState.QUEUED, {})
                     if not innocent and deaths >= max_deaths:
-                        values = poisoned(deaths, now)
+                        values = worker_lost_columns(deaths, now)
                 failed = values.get("state") == DateState.FAILED.value
                 if run is RunState.CANCELLING and not failed:
-                    values |= dropped(cancelled_because(connection, run_id))
+                    values |= cancelled_columns(cancellation_reason(connection, run_id))
                 connection.execute(update(run_dates).where(this).values(values))
                 if run not in (RunState.PAUSED, RunState.CANCELLING) and not failed:
                     again.append(row["day"])
         return again
 
-    def lease_holders(self, run_id: str) -> set[str]:
+    def list_lease_owners(self, run_id: str) -> set[str]:
         """Who holds a date of the run to process it, or a window to gate it, whether or not the lease still runs."""
         dates = select(run_dates.c.lease_owner).where(
             run_dates.c.run_id == run_id, run_dates.c.lease_owner.is_not(None)
@@ -174,7 +174,7 @@ class Claims(Database):
         with self._read() as connection:
             return set(connection.execute(dates.union(gates)).scalars())
 
-    def lease_of(self, run_id: str, days: Collection[date]) -> datetime | None:
+    def earliest_lease_end(self, run_id: str, days: Collection[date]) -> datetime | None:
         """When the first lease of dates that are being processed runs out; None when none is being processed."""
         query = select(func.min(run_dates.c.lease_until)).where(
             run_dates.c.run_id == run_id,
@@ -184,7 +184,9 @@ class Claims(Database):
         with self._read() as connection:
             return connection.execute(query).scalar()
 
-    def leave_dates(self, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], *, owner: str) -> frozenset[date]:
+    def release_dates(
+        self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], *, owner: str
+    ) -> frozenset[date]:
         """Move dates that the worker holds to their states with their facts, in one transaction.
 
         Returns those that it did hold: the others are not its own any more. What would be staged for a run that was
@@ -198,23 +200,23 @@ class Claims(Database):
             held = frozenset(row.day for row in rows)
             if rows and _discarding(connection, run_id, RunState(rows[0].state)):
                 unwanted = [day for day in held if ends[day][0] is DateState.STAGED]
-                values = dropped(cancelled_because(connection, run_id))
-                connection.execute(update(run_dates).where(IN_HAND).values(values), which | {"days": unwanted})
+                values = cancelled_columns(cancellation_reason(connection, run_id))
+                connection.execute(update(run_dates).where(CLAIMED_BY_OWNER).values(values), which | {"days": unwanted})
                 held -= frozenset(unwanted)
             for to in {to for to, _ in ends.values()}:
                 rows = [
-                    {"of_run": run_id, "of_day": day, **moved(DateState.PROCESSING, to, facts)}
+                    {"of_run": run_id, "of_day": day, **date_transition(DateState.PROCESSING, to, facts)}
                     for day, (state, facts) in sorted(ends.items())
                     if day in held and state is to
                 ]
                 for alike in grouped_by_columns(rows):
-                    connection.execute(changing(alike[0]), alike)
+                    connection.execute(update_date(alike[0]), alike)
         return held
 
-    def _has_left(self, run_id: str, ends: Mapping[date, tuple[DateState, Facts]], owner: str) -> bool:
+    def _has_left(self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], owner: str) -> bool:
         """Move the one date, if the worker holds it and its run goes on, as is nearly always so."""
         ((day, (to, facts)),) = ends.items()
-        values = moved(DateState.PROCESSING, to, facts)
+        values = date_transition(DateState.PROCESSING, to, facts)
         which = {"of_run": run_id, "of_day": day, "of_owner": owner}
         with self._write_one(durable=False) as connection:
             return bool(connection.execute(_leaving(tuple(values)), which | values).rowcount)
@@ -243,12 +245,14 @@ def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str],
 def _discarding(connection: Connection, run_id: str, state: RunState) -> bool:
     if state is RunState.RUNNING:  # as it is nearly always
         return False
-    return order_of(state, begun=True, discard=discards(connection, run_id)) is Order.DROP
+    return (
+        decide_instruction(state, has_begun=True, discard=has_discard_request(connection, run_id)) is Instruction.CANCEL
+    )
 
 
 @lru_cache
 def _leaving(names: tuple[str, ...]) -> Update:
-    return setting(names).where(
+    return update_date_columns(names).where(
         run_dates.c.state == DateState.PROCESSING.value,
         run_dates.c.lease_owner == bindparam("of_owner"),
         GOES_ON,

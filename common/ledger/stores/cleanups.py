@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.errors import TableTaken, UserError
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.errors import TableInUse, UserError
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.tables import cleanup_operations as operations
 from gated_backfill.common.process.clock import utcnow
 
 if TYPE_CHECKING:
-    from gated_backfill.common.model.backup import KeptDate
+    from gated_backfill.common.model.backup import BackupDate
 
 
 class CleanupState(Enum):
@@ -34,7 +34,7 @@ class CleanupState(Enum):
     ABANDONED = "abandoned"  #: it was given up before it deleted anything
 
 
-CLEANUP_MOVES: Mapping[CleanupState, frozenset[CleanupState]] = {
+CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
     CleanupState.PLANNED: frozenset({CleanupState.BACKED_UP, CleanupState.ABANDONED}),
     CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DELETED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
@@ -89,7 +89,7 @@ class CleanupOperation:
     table_rows: int  #: of the whole table before
     backup: str | None  #: where the rows are kept; None once they are not
     checksum: str | None
-    kept: Mapping[date, KeptDate]  #: what was backed up, by date; once restored, what was put back
+    kept: Mapping[date, BackupDate]  #: what was backed up, by date; once restored, what was put back
     leave_written: bool  #: of its restoration: dates written since are left alone
     intact_only: bool  #: of its restoration: dates that are damaged in the backup are left out
     requested_by: str
@@ -109,7 +109,7 @@ def new_cleanup_id() -> str:
     return f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-class Cleanups(Database):
+class CleanupStore(LedgerStore):
     """At most one unfinished operation a table."""
 
     def open_cleanup(self, new: NewCleanup, owner: str, lease_until: datetime) -> CleanupOperation:
@@ -127,9 +127,9 @@ class Cleanups(Database):
                 connection.execute(insert(operations), row)
         except IntegrityError as exc:
             raise self._held_by_another(new.table_name) from exc
-        return self.cleanup(new.id)
+        return self.get_cleanup(new.id)
 
-    def cleanup(self, operation_id: str) -> CleanupOperation:
+    def get_cleanup(self, operation_id: str) -> CleanupOperation:
         """The operation. Raises `UserError` when there is none of that id."""
         with self._read() as connection:
             query = select(operations).where(operations.c.id == operation_id)
@@ -138,7 +138,7 @@ class Cleanups(Database):
             raise UserError(f"there is no cleanup {operation_id!r}: `backfill cleanup list` shows them")
         return _operation_of(row)
 
-    def cleanups(
+    def list_cleanups(
         self, *, states: Collection[CleanupState] | None = None, limit: int | None = None
     ) -> list[CleanupOperation]:
         """The operations, by default of every state, newest first."""
@@ -148,20 +148,20 @@ class Cleanups(Database):
         with self._read() as connection:
             return [_operation_of(row) for row in connection.execute(query).mappings()]
 
-    def unfinished_cleanups(self) -> list[CleanupOperation]:
+    def list_unfinished_cleanups(self) -> list[CleanupOperation]:
         """The operations that hold their tables."""
         with self._read() as connection:
             rows = connection.execute(select(operations).where(operations.c.active)).mappings()
             return [_operation_of(row) for row in rows]
 
-    def take_cleanup(
+    def claim_cleanup(
         self, operation_id: str, owner: str, lease_until: datetime, *, is_dead: Callable[[str], bool]
     ) -> CleanupOperation | None:
         """Take an unfinished operation over from an owner that is dead, gave it up, or whose lease has run out.
 
         Returns None when it is finished or its owner is at work.
         """
-        found = self.cleanup(operation_id)
+        found = self.get_cleanup(operation_id)
         waiting = found.owner in (None, owner) or found.lease_until is None or found.lease_until < utcnow()
         if not found.active or not (waiting or is_dead(str(found.owner))):
             return None
@@ -176,7 +176,7 @@ class Cleanups(Database):
                 )
                 .values(owner=owner, lease_until=lease_until)
             ).rowcount
-        return self.cleanup(operation_id) if taken else None
+        return self.get_cleanup(operation_id) if taken else None
 
     def renew_cleanup(self, operation_id: str, *, expect: CleanupState, owner: str, lease_until: datetime) -> bool:
         """Go on holding an unfinished operation; False when it is not in that state, or not the owner's, any more."""
@@ -194,7 +194,7 @@ class Cleanups(Database):
                 ).rowcount
             )
 
-    def give_up_cleanup(self, operation_id: str, owner: str, error: str) -> None:
+    def release_cleanup(self, operation_id: str, owner: str, error: str) -> None:
         """Leave an unfinished operation, as it is, to whoever comes next."""
         with self._write() as connection:
             connection.execute(
@@ -217,7 +217,7 @@ class Cleanups(Database):
 
         An operation that is begun again is then the owner's. Raises `TableTaken` when its table has another one.
         """
-        if to not in CLEANUP_MOVES[expect]:
+        if to not in CLEANUP_TRANSITIONS[expect]:
             raise ValueError(f"a cleanup never moves from {expect.value} to {to.value}")
         unfinished = to in UNFINISHED_CLEANUPS
         if "kept" in facts:
@@ -232,23 +232,23 @@ class Cleanups(Database):
             with self._write() as connection:
                 return bool(connection.execute(update(operations).where(*where).values(values)).rowcount)
         except IntegrityError as exc:
-            raise self._held_by_another(self.cleanup(operation_id).table_name) from exc
+            raise self._held_by_another(self.get_cleanup(operation_id).table_name) from exc
 
-    def backups_to_drop(self) -> list[CleanupOperation]:
+    def list_backups_to_drop(self) -> list[CleanupOperation]:
         """The operations that are abandoned or expired, and whose backup was not yet said to be removed."""
         ended = [CleanupState.ABANDONED.value, CleanupState.EXPIRED.value]
         query = select(operations).where(operations.c.state.in_(ended), operations.c.backup.is_not(None))
         with self._read() as connection:
             return [_operation_of(row) for row in connection.execute(query).mappings()]
 
-    def backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
+    def list_backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
         """The operations whose backup was to be kept until before now, and still is."""
         kept = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
         query = select(operations).where(operations.c.state.in_(kept), operations.c.expires_at < now)
         with self._read() as connection:
             return [_operation_of(row) for row in connection.execute(query).mappings()]
 
-    def backup_dropped(self, operation_id: str) -> None:
+    def mark_backup_dropped(self, operation_id: str) -> None:
         """Note that the backup of an abandoned or expired operation is removed."""
         with self._write() as connection:
             connection.execute(
@@ -263,17 +263,17 @@ class Cleanups(Database):
                 .values(backup=None)
             )
 
-    def _held_by_another(self, table_name: str) -> TableTaken:
-        held = [one for one in self.cleanups(states=UNFINISHED_CLEANUPS) if one.table_name == table_name]
+    def _held_by_another(self, table_name: str) -> TableInUse:
+        held = [one for one in self.list_cleanups(states=UNFINISHED_CLEANUPS) if one.table_name == table_name]
         by = f" (operation {held[0].id}, by {held[0].owner or 'nobody just now'})" if held else ""
-        return TableTaken(f"is being cleaned or restored already{by}: try again after its end", table=table_name)
+        return TableInUse(f"is being cleaned or restored already{by}: try again after its end", table=table_name)
 
 
 def _operation_of(row: Mapping[Any, Any]) -> CleanupOperation:
-    from gated_backfill.common.model.backup import KeptDate  # which whoever looks at runs does not need
+    from gated_backfill.common.model.backup import BackupDate  # which whoever looks at runs does not need
 
     kept = {
-        date.fromisoformat(day): KeptDate(fingerprint=fingerprint, rows=rows)
+        date.fromisoformat(day): BackupDate(fingerprint=fingerprint, rows=rows)
         for day, (fingerprint, rows) in (row["kept"] or {}).items()
     }
     values: dict[str, Any] = {**row, "state": CleanupState(row["state"]), "kept": kept}

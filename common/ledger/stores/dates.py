@@ -8,19 +8,19 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, true, update
 
-from gated_backfill.common.ledger.database import Database, held_by
-from gated_backfill.common.ledger.records import DateRow, Digest, Run, SourceUse
+from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
+from gated_backfill.common.ledger.records import DateRow, Run, RunSummary, SourceUse
 from gated_backfill.common.ledger.rows import (
-    Facts,
-    changing,
-    date_row_of,
-    dropped,
+    DateColumns,
+    cancelled_columns,
+    date_from_row,
+    date_transition,
     grouped_by_columns,
-    locked_state,
-    moved,
+    lock_run_state,
+    update_date,
 )
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState, WindowState
-from gated_backfill.common.ledger.stores.actions import cancelled_because
+from gated_backfill.common.ledger.stores.actions import cancellation_reason
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
@@ -28,10 +28,10 @@ from gated_backfill.common.process.clock import utcnow
 PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
 
 
-class Dates(Database):
+class DateStore(LedgerStore):
     """The dates of runs, each in one state at a time."""
 
-    def dates(
+    def list_dates(
         self,
         run_id: str,
         *,
@@ -48,10 +48,10 @@ class Dates(Database):
         if days is not None:
             query = query.where(run_dates.c.day.in_(list(days)))
         with self._read() as connection:
-            found = [date_row_of(row) for row in connection.execute(query).mappings()]
+            found = [date_from_row(row) for row in connection.execute(query).mappings()]
         return sorted(found, key=lambda row: row.day)
 
-    def digest(self, run_id: str) -> Digest:
+    def get_run_summary(self, run_id: str) -> RunSummary:
         """What there is to tell of the run's dates."""
         of_run = run_dates.c.run_id == run_id
         used = (
@@ -72,9 +72,9 @@ class Dates(Database):
                 for source, dates, matched, expected in connection.execute(used)
             )
             rows = connection.execute(noted.order_by(run_dates.c.day)).mappings()
-            told = tuple(date_row_of(row) for row in rows)
-        incomplete = self.dates(run_id, states=INCOMPLETE_DATES)
-        return Digest(sources=sources, incomplete=tuple(incomplete), noted=told)
+            told = tuple(date_from_row(row) for row in rows)
+        incomplete = self.list_dates(run_id, states=INCOMPLETE_DATES)
+        return RunSummary(sources=sources, incomplete=tuple(incomplete), accepted_or_forced=told)
 
     def move_date(
         self,
@@ -114,19 +114,19 @@ class Dates(Database):
             run_dates.c.day.in_(list(days)),
             run_dates.c.state == expect.value,
             *([run_dates.c.lease_owner == owner] if owner is not None else []),
-            *([exists().where(held_by(run_id, gate))] if gate is not None else []),
+            *([exists().where(window_leased_by(run_id, gate))] if gate is not None else []),
         )
-        change, values = update(run_dates).where(these), moved(expect, to, facts)
+        change, values = update(run_dates).where(these), date_transition(expect, to, facts)
         if to is not DateState.QUEUED:
             durable = to is not DateState.PUBLISHED  # of which the checkpoint is the proof
             with self._write_one(durable=durable) as connection:
                 return connection.execute(change.values(values)).rowcount
         with self._write() as connection:
-            if locked_state(connection, run_id) is RunState.CANCELLING:
-                values |= dropped(cancelled_because(connection, run_id))
+            if lock_run_state(connection, run_id) is RunState.CANCELLING:
+                values |= cancelled_columns(cancellation_reason(connection, run_id))
             return connection.execute(change.values(values)).rowcount
 
-    def fail_rest(self, run_id: str, kind: str, why: str) -> int:
+    def fail_remaining_dates(self, run_id: str, kind: str, why: str) -> int:
         """Fail every date of a run that no worker has begun and close its unopened windows: no retry would help."""
         waiting = [DateState.PENDING.value, DateState.QUEUED.value]
         facts = {"verdict": Verdict.FAILED.value, "error_kind": kind, "error": why, "reason": f"{kind}: {why}"}
@@ -139,7 +139,7 @@ class Dates(Database):
             return connection.execute(
                 update(run_dates)
                 .where(run_dates.c.run_id == run_id, run_dates.c.state.in_(waiting))
-                .values(moved(DateState.PENDING, DateState.FAILED, facts))
+                .values(date_transition(DateState.PENDING, DateState.FAILED, facts))
             ).rowcount
 
     def last_activity(self, run_id: str) -> datetime | None:
@@ -155,7 +155,7 @@ class Dates(Database):
         known = [moment for moment in (row.queued, row.started, row.ended) if moment is not None]
         return max(known) if known and not row.processing else None
 
-    def pace(self, run: Run, window: int) -> float | None:
+    def median_seconds_per_date(self, run: Run, window: int) -> float | None:
         """Seconds of work that a date takes, by those lately built of the run before that window, or of its job.
 
         None when no run of this version of the job has built any. The median: a worker's first date is no measure.
@@ -177,19 +177,21 @@ class Dates(Database):
                     return median(known)
         return None
 
-    def note_verdicts(self, run_id: str, facts: Mapping[date, Facts], *, gate: tuple[int, str] | None = None) -> None:
+    def record_verdicts(
+        self, run_id: str, facts: Mapping[date, DateColumns], *, gate: tuple[int, str] | None = None
+    ) -> None:
         """Record what the gate counted and decided, before it acts on it; only while it holds its window.
 
         Durably, with all before it: what is published next must be known to the ledger whatever happens.
         """
-        held = true() if gate is None else exists().where(held_by(run_id, gate))
+        held = true() if gate is None else exists().where(window_leased_by(run_id, gate))
         staged = run_dates.c.state == DateState.STAGED.value
         rows = [{"of_run": run_id, "of_day": day, **values} for day, values in facts.items()]
         with self._write() as connection:
             for alike in grouped_by_columns(rows):
-                connection.execute(changing(alike[0]).where(staged, held), alike)
+                connection.execute(update_date(alike[0]).where(staged, held), alike)
 
-    def last_ends(self, job: str, start: date, through: date) -> dict[date, DateRow]:
+    def latest_date_outcomes(self, job: str, start: date, through: date) -> dict[date, DateRow]:
         """For each day, how the latest run that ended it left it; a run that was cancelled before has not ended it."""
         query = (
             select(run_dates)
@@ -202,7 +204,7 @@ class Dates(Database):
             .order_by(run_dates.c.ended_at)
         )
         with self._read() as connection:
-            return {row["day"]: date_row_of(row) for row in connection.execute(query).mappings()}
+            return {row["day"]: date_from_row(row) for row in connection.execute(query).mappings()}
 
 
 def _seconds(connection: Connection, of: ColumnElement[bool]) -> list[float]:

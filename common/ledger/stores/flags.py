@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 from sqlalchemy.dialects import sqlite
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.tables import checkpoints, flagged_dates, run_dates
 from gated_backfill.common.process.clock import utcnow
 
@@ -42,7 +42,7 @@ class Flag:
     cleared_by: str | None  #: the run whose checkpoint did, or an audit that found nothing wrong any more
 
 
-class Flags(Database):
+class FlagStore(LedgerStore):
     """At most one flag a job and date."""
 
     def flag_dates(self, job: str, findings: Sequence[NewFlag], by: str) -> None:
@@ -55,11 +55,11 @@ class Flags(Database):
         with self._write() as connection:
             _upsert(connection, rows)
 
-    def flagged(self, job: str) -> dict[date, Flag]:
+    def list_open_flags(self, job: str) -> dict[date, Flag]:
         """The job's open flags by day, oldest day first."""
         return self._flags(and_(flagged_dates.c.job == job, flagged_dates.c.cleared_at.is_(None)))
 
-    def flags(self, job: str) -> dict[date, Flag]:
+    def list_flags(self, job: str) -> dict[date, Flag]:
         """All of the job's flags by day, the cleared ones included."""
         return self._flags(flagged_dates.c.job == job)
 
@@ -68,9 +68,9 @@ class Flags(Database):
         if not days:
             return []
         with self._write() as connection:
-            return clear_open(connection, job, days, by, utcnow())
+            return clear_open_flags(connection, job, days, by, utcnow())
 
-    def first_day(self, job: str) -> date | None:
+    def earliest_day(self, job: str) -> date | None:
         """The earliest date that any run of the job dealt with; None when none ever did."""
         queries = [select(func.min(table.c.day)).where(table.c.job == job) for table in (run_dates, checkpoints)]
         with self._read() as connection:
@@ -83,7 +83,7 @@ class Flags(Database):
             return {row["day"]: _flag_of(row) for row in connection.execute(query).mappings()}
 
 
-def clear_open(connection: Connection, job: str, days: Collection[date], by: str, now: datetime) -> list[date]:
+def clear_open_flags(connection: Connection, job: str, days: Collection[date], by: str, now: datetime) -> list[date]:
     """Clear the open flags of the days within a transaction; returns the days that had one."""
     query = (
         update(flagged_dates)
@@ -94,7 +94,7 @@ def clear_open(connection: Connection, job: str, days: Collection[date], by: str
     return sorted(connection.execute(query).scalars())
 
 
-def reopen(connection: Connection, job: str, days: Collection[date], run_id: str) -> None:
+def reopen_flags(connection: Connection, job: str, days: Collection[date], run_id: str) -> None:
     """Open again, within a transaction, the flags that the run's checkpoints of the days had cleared."""
     connection.execute(
         update(flagged_dates)

@@ -11,9 +11,9 @@ from datetime import datetime
 
 from sqlalchemy import Executable, and_, case, func, or_, select
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import Run
-from gated_backfill.common.ledger.rows import run_of
+from gated_backfill.common.ledger.rows import run_from_row
 from gated_backfill.common.ledger.states import DateState
 from gated_backfill.common.ledger.tables import (
     alerts,
@@ -29,7 +29,7 @@ Counts = dict[tuple[str, ...], int]  #: how many, by what the query groups by
 
 
 @dataclass(frozen=True, kw_only=True)
-class DateFacts:
+class DateMetrics:
     """What is counted of one ended date of a run."""
 
     state: DateState
@@ -39,7 +39,7 @@ class DateFacts:
     seconds: float | None
 
 
-class Gauges(Database):
+class GaugeStore(LedgerStore):
     """How the ledger stands."""
 
     def checkpoint_counts(self) -> Counts:
@@ -50,12 +50,12 @@ class Gauges(Database):
             )
         )
 
-    def ended_counts(self, since: datetime) -> Counts:
+    def ended_date_counts(self, since: datetime) -> Counts:
         """Dates of the runs that ended since then, by job and state."""
         query = select(run_dates.c.job, run_dates.c.state, func.count()).join(runs, runs.c.id == run_dates.c.run_id)
         return self._counts(query.where(runs.c.finished_at >= since).group_by(run_dates.c.job, run_dates.c.state))
 
-    def built_from(self, since: datetime) -> Counts:
+    def built_counts_by_source(self, since: datetime) -> Counts:
         """Checkpointed dates of the runs that ended since then, by job and the source they were built from."""
         dates = func.count(run_dates.c.day.distinct())  # a date that was built twice is one
         query = select(run_dates.c.job, run_dates.c.source, dates).join(runs, runs.c.id == run_dates.c.run_id)
@@ -68,7 +68,7 @@ class Gauges(Database):
         query = select(runs.c.job, runs.c.state, func.count()).where(runs.c.finished_at.is_(None))
         return self._counts(query.group_by(runs.c.job, runs.c.state))
 
-    def unfinished_since(self) -> dict[str, datetime]:
+    def oldest_waiting_since(self) -> dict[str, datetime]:
         """For each job with dates that are still to be built, since when the oldest of them has waited."""
         asked = func.min(runs.c.created_at)
         query = select(run_dates.c.job, asked).join(runs, runs.c.id == run_dates.c.run_id)
@@ -80,16 +80,16 @@ class Gauges(Database):
         last = select(runs.c.job, func.max(runs.c.finished_at).label("at")).group_by(runs.c.job).subquery()
         query = select(runs).join(last, and_(runs.c.job == last.c.job, runs.c.finished_at == last.c.at))
         with self._read() as connection:
-            found = [run_of(row) for row in connection.execute(query.order_by(runs.c.id)).mappings()]
+            found = [run_from_row(row) for row in connection.execute(query.order_by(runs.c.id)).mappings()]
         return list({run.job: run for run in found}.values())  # two may have ended in the same microsecond
 
-    def date_facts(self, run_id: str) -> list[DateFacts]:
+    def list_date_metrics(self, run_id: str) -> list[DateMetrics]:
         """What is counted of each date of a run, without the names and texts."""
         c = run_dates.c
         query = select(c.state, c.source, c.expected, c.matched, c.seconds).where(c.run_id == run_id)
         with self._read() as connection:
             return [
-                DateFacts(
+                DateMetrics(
                     state=DateState(row.state),
                     source=row.source,
                     expected=row.expected,
@@ -110,7 +110,7 @@ class Gauges(Database):
         recent = alerts.c.created_at >= since
         return self._counts(select(alerts.c.state, func.count()).where(recent).group_by(alerts.c.state))
 
-    def maintenance_done(self) -> dict[str, datetime]:
+    def maintenance_last_done(self) -> dict[str, datetime]:
         """For each kind of maintenance, when it was last done; the moment that was due where it failed since."""
         c = maintenance.c
         done = case((c.error.is_(None), c.finished_at), (c.outcome.is_not(None), c.done_slot))
@@ -129,7 +129,7 @@ class Gauges(Database):
         query = select(cleanup_operations.c.table_name, func.max(done)).where(done.is_not(None))
         return self._moments(query.group_by(cleanup_operations.c.table_name))
 
-    def answers(self) -> None:
+    def check_readable(self) -> None:
         """Raises `LedgerUnavailable` or `LedgerUnusable` unless the ledger can be read."""
         with self._read() as connection:
             connection.execute(select(runs.c.id).limit(1)).all()

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.ledger.database import Database
+from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import Run
-from gated_backfill.common.ledger.rows import run_of
+from gated_backfill.common.ledger.rows import run_from_row
 from gated_backfill.common.ledger.states import ENDED_RUNS, RunState
 from gated_backfill.common.ledger.tables import maintenance, runs
 from gated_backfill.common.process.clock import utcnow
@@ -24,7 +24,7 @@ AT_ONCE = 500  #: ids in one query
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkRow:
+class MaintenanceTaskRow:
     """How one work of beat's stands."""
 
     name: str
@@ -37,14 +37,14 @@ class WorkRow:
     error: str | None  #: of the last try, when it failed
 
 
-class Maintenance(Database):
+class MaintenanceStore(LedgerStore):
     """The works of beat, and which runs they are about."""
 
-    def introduce_work(self, name: str, slot: datetime) -> bool:
+    def register_maintenance_task(self, name: str, slot: datetime) -> bool:
         """Write a work down as done up to the slot, unless it is known; returns whether it was not."""
         return self._insert_work({"name": name, "done_slot": slot})
 
-    def claim_work(
+    def claim_maintenance_task(
         self,
         name: str,
         slot: datetime,
@@ -80,38 +80,38 @@ class Maintenance(Database):
             connection.execute(update(maintenance).where(this).values(taken))
         return True
 
-    def finish_work(self, name: str, slot: datetime, owner: str, outcome: str) -> bool:
+    def finish_maintenance_task(self, name: str, slot: datetime, owner: str, outcome: str) -> bool:
         """Note that the slot's work is done, if its claimant still holds it."""
         return self._leave_work(name, owner, {"done_slot": slot, "outcome": outcome[:LONGEST_TEXT], "error": None})
 
-    def fail_work(self, name: str, owner: str, error: str) -> bool:
+    def fail_maintenance_task(self, name: str, owner: str, error: str) -> bool:
         """Note why the work failed, and give it free for another try, if its claimant still holds it."""
         return self._leave_work(name, owner, {"error": error[:LONGEST_TEXT]})
 
-    def works(self) -> dict[str, WorkRow]:
+    def list_maintenance_tasks(self) -> dict[str, MaintenanceTaskRow]:
         """Every work that was ever heard of, by its name."""
         with self._read() as connection:
             found = connection.execute(select(maintenance)).mappings()
-            return {row["name"]: WorkRow(**row) for row in found}
+            return {row["name"]: MaintenanceTaskRow(**row) for row in found}
 
-    def heartbeat(self) -> datetime | None:
+    def last_heartbeat(self) -> datetime | None:
         """When beat last had something done; None if it never had."""
-        beat = self.works().get(HEARTBEAT)
+        beat = self.list_maintenance_tasks().get(HEARTBEAT)
         return None if beat is None or beat.done_slot is None else beat.finished_at
 
-    def expect_no_heartbeat(self) -> None:
+    def clear_heartbeat(self) -> None:
         """Note that beat was stopped on purpose: until it is heard of again, its silence is none."""
         with self._write() as connection:
             connection.execute(update(maintenance).where(maintenance.c.name == HEARTBEAT).values(finished_at=None))
 
-    def active_runs(self) -> list[Run]:
+    def list_active_runs(self) -> list[Run]:
         """Every run that has not ended, the oldest first."""
         active = [state.value for state in RunState if state not in ENDED_RUNS]
         query = select(runs).where(runs.c.state.in_(active)).order_by(runs.c.created_at)
         with self._read() as connection:
-            return [run_of(row) for row in connection.execute(query).mappings()]
+            return [run_from_row(row) for row in connection.execute(query).mappings()]
 
-    def ended_before(self, run_ids: Sequence[str], moment: datetime) -> list[str]:
+    def list_runs_ended_before(self, run_ids: Sequence[str], moment: datetime) -> list[str]:
         """Those of the runs that the ledger knows to have ended before the moment."""
         ended = [state.value for state in ENDED_RUNS]
         found: list[str] = []

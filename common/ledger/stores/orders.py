@@ -13,68 +13,79 @@ from enum import Enum
 
 from sqlalchemy import Connection, and_, select, update
 
-from gated_backfill.common.ledger.database import Database
-from gated_backfill.common.ledger.rows import IN_HAND, dropped, locked_state, moved, run_moved
-from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, Action, DateState, RunState, WindowState
-from gated_backfill.common.ledger.stores.actions import cancelled_because, discards, in_words, record_action
+from gated_backfill.common.ledger.database import LedgerStore
+from gated_backfill.common.ledger.rows import (
+    CLAIMED_BY_OWNER,
+    cancelled_columns,
+    change_run_state,
+    date_transition,
+    lock_run_state,
+)
+from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
+from gated_backfill.common.ledger.stores.actions import (
+    cancellation_reason,
+    describe_cancellation,
+    has_discard_request,
+    record_action,
+)
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.process.clock import utcnow
 
-HELD = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(IN_HAND)
+HELD = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(CLAIMED_BY_OWNER)
 UNBEGUN = (DateState.PENDING, DateState.QUEUED)
-UNPUBLISHED = (*UNBEGUN, DateState.PROCESSING, DateState.STAGED)
+UNPUBLISHED_STATES = (*UNBEGUN, DateState.PROCESSING, DateState.STAGED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopped:
+class Cancellation:
     """What an order to stop did with the dates of its run. What is in none of these is finished."""
 
-    unbegun: int  #: no worker had taken them up
-    stopped: int  #: were being processed
+    not_started: int  #: no worker had taken them up
+    interrupted: int  #: were being processed
     discarded: tuple[date, ...]  #: were staged
 
 
-class Order(Enum):
+class Instruction(Enum):
     """What the worker that holds a date is to do next."""
 
-    GO_ON = "go on"
-    GIVE_BACK = "give back"  #: to be built once the run goes on
-    DROP = "drop"  #: not to be built by this run
+    CONTINUE = "go on"
+    REQUEUE = "give back"  #: to be built once the run goes on
+    CANCEL = "drop"  #: not to be built by this run
 
 
-def order_of(run: RunState, *, begun: bool, discard: bool) -> Order:
+def decide_instruction(run: RunState, *, has_begun: bool, discard: bool) -> Instruction:
     """What to do with a date in hand. `begun`: something costly was done for it, which would have to be done again."""
     if run is RunState.RUNNING:
-        return Order.GO_ON
+        return Instruction.CONTINUE
     if run is RunState.PAUSED:
-        return Order.GO_ON if begun else Order.GIVE_BACK
+        return Instruction.CONTINUE if has_begun else Instruction.REQUEUE
     if run is RunState.CANCELLING:
-        return Order.DROP if discard else Order.GO_ON
-    return Order.DROP
+        return Instruction.CANCEL if discard else Instruction.CONTINUE
+    return Instruction.CANCEL
 
 
-class Orders(Database):
+class OrderStore(LedgerStore):
     """Orders to runs, and what those who work for a run are to do."""
 
     def pause_run(self, run_id: str, *, by: str, reason: str | None = None) -> bool:
         """Have nothing begun any more until the run is resumed; False when it is neither planned nor running."""
         with self._write() as connection:
-            paused = run_moved(connection, run_id, [RunState.PLANNED, RunState.RUNNING], RunState.PAUSED)
+            paused = change_run_state(connection, run_id, [RunState.PLANNED, RunState.RUNNING], RunState.PAUSED)
             if paused:
-                record_action(connection, run_id, Action.PAUSED, by=by, reason=reason)
+                record_action(connection, run_id, RunAction.PAUSED, by=by, reason=reason)
         return paused
 
     def resume_run(self, run_id: str, *, by: str, reason: str | None = None) -> bool:
         """Let a paused run go on; False when it is not paused. What was consumed meanwhile has to be sent again."""
         with self._write() as connection:
-            resumed = run_moved(connection, run_id, [RunState.PAUSED], RunState.RUNNING)
+            resumed = change_run_state(connection, run_id, [RunState.PAUSED], RunState.RUNNING)
             if resumed:
-                record_action(connection, run_id, Action.RESUMED, by=by, reason=reason)
+                record_action(connection, run_id, RunAction.RESUMED, by=by, reason=reason)
         return resumed
 
     def cancel_run(
         self, run_id: str, *, by: str, reason: str | None = None, discard: bool = False, now: bool = False
-    ) -> Stopped | None:
+    ) -> Cancellation | None:
         """Stop a run for good: dates that nobody has begun are cancelled and free for other runs at once.
 
         What was begun is finished. With `now`, dates that are being processed are cancelled too; with `discard`, dates
@@ -82,38 +93,38 @@ class Orders(Database):
         none is left open, `finish_run` ends the run. Returns None, and changes nothing, for a run that has ended. May
         be repeated, also to stop more than before.
         """
-        why = in_words(by, reason)
+        why = describe_cancellation(by, reason)
         with self._write() as connection:
-            if locked_state(connection, run_id) in ENDED_RUNS:
+            if lock_run_state(connection, run_id) in ENDED_RUNS:
                 return None
             connection.execute(update(runs).where(runs.c.id == run_id).values(state=RunState.CANCELLING.value))
             _close(connection, run_id, WindowState.PENDING)
             discarded = _discard(connection, run_id, why) if discard else ()
-            stopped = Stopped(
-                unbegun=_drop(connection, run_id, UNBEGUN, why),
-                stopped=_drop(connection, run_id, [DateState.PROCESSING], why) if now else 0,
+            stopped = Cancellation(
+                not_started=_drop(connection, run_id, UNBEGUN, why),
+                interrupted=_drop(connection, run_id, [DateState.PROCESSING], why) if now else 0,
                 discarded=discarded,
             )
             _close(connection, run_id, WindowState.OPEN)
             details = {"discard": discard, "now": now}
-            record_action(connection, run_id, Action.CANCELLED, by=by, reason=reason, details=details)
+            record_action(connection, run_id, RunAction.CANCELLED, by=by, reason=reason, details=details)
         return stopped
 
-    def end_run(self, run_id: str, *, by: str, reason: str) -> bool:
+    def abandon_run(self, run_id: str, *, by: str, reason: str) -> bool:
         """End a run whose workers are gone, or told to stop, as cancelled; False when it has ended already.
 
         Every date whose rows nobody sees yet is cancelled with it, and all its dates are free.
         """
         with self._write() as connection:
-            if locked_state(connection, run_id) in ENDED_RUNS:
+            if lock_run_state(connection, run_id) in ENDED_RUNS:
                 return False
-            _drop(connection, run_id, UNPUBLISHED, in_words(by, reason))
+            _drop(connection, run_id, UNPUBLISHED_STATES, describe_cancellation(by, reason))
             active = [state for state in RunState if state not in ENDED_RUNS]
-            run_moved(connection, run_id, active, RunState.CANCELLED)
-            record_action(connection, run_id, Action.CANCELLED, by=by, reason=reason)
+            change_run_state(connection, run_id, active, RunState.CANCELLED)
+            record_action(connection, run_id, RunAction.CANCELLED, by=by, reason=reason)
         return True
 
-    def obey(self, run_id: str, days: Collection[date], owner: str) -> frozenset[date]:
+    def confirm_claims(self, run_id: str, days: Collection[date], owner: str) -> frozenset[date]:
         """With which of the dates that it holds a worker is to begin; it holds the others no longer.
 
         Those of a paused run are queued again, as if this attempt had not been. See `leave_dates` for what was begun.
@@ -125,21 +136,21 @@ class Orders(Database):
             return frozenset(row.day for row in found)
         with self._write() as connection:
             # A run that is resumed meanwhile waits for this: it finds the dates either given back, or in hand.
-            run = locked_state(connection, run_id)
-            order = order_of(run, begun=False, discard=discards(connection, run_id))
-            if order is Order.GO_ON:
+            run = lock_run_state(connection, run_id)
+            order = decide_instruction(run, has_begun=False, discard=has_discard_request(connection, run_id))
+            if order is Instruction.CONTINUE:
                 return frozenset(row.day for row in connection.execute(HELD, which))
-            if order is Order.GIVE_BACK:
-                values = moved(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
+            if order is Instruction.REQUEUE:
+                values = date_transition(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
             else:
-                values = dropped(cancelled_because(connection, run_id))
-            connection.execute(update(run_dates).where(IN_HAND).values(values), which)
+                values = cancelled_columns(cancellation_reason(connection, run_id))
+            connection.execute(update(run_dates).where(CLAIMED_BY_OWNER).values(values), which)
         return frozenset()
 
 
 def _drop(connection: Connection, run_id: str, states: Sequence[DateState], why: str) -> int:
     these = and_(run_dates.c.run_id == run_id, run_dates.c.state.in_([state.value for state in states]))
-    return connection.execute(update(run_dates).where(these).values(dropped(why))).rowcount
+    return connection.execute(update(run_dates).where(these).values(cancelled_columns(why))).rowcount
 
 
 def _discard(connection: Connection, run_id: str, why: str) -> tuple[date, ...]:
@@ -157,7 +168,7 @@ def _discard(connection: Connection, run_id: str, why: str) -> tuple[date, ...]:
     )
     days = connection.execute(select(run_dates.c.day).where(these).order_by(run_dates.c.day).with_for_update())
     found = tuple(days.scalars())
-    connection.execute(update(run_dates).where(these).values(dropped(why)))
+    connection.execute(update(run_dates).where(these).values(cancelled_columns(why)))
     return found
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, select, update
 
-from gated_backfill.common.ledger.database import Database, held_by
+from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
 from gated_backfill.common.ledger.records import WindowRow
-from gated_backfill.common.ledger.rows import window_row_of
+from gated_backfill.common.ledger.rows import window_from_row
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
-from gated_backfill.common.model.concurrency import Caps, Load, has_its_turn, may_open
+from gated_backfill.common.model.concurrency import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
 from gated_backfill.common.process.clock import utcnow
 
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -23,7 +23,7 @@ UNDER_WAY = (WindowState.OPEN.value, WindowState.CLOSING.value)
 RENEW = (
     update(windows)
     .where(
-        held_by(bindparam("of_run"), (bindparam("of_number"), bindparam("of_owner"))),
+        window_leased_by(bindparam("of_run"), (bindparam("of_number"), bindparam("of_owner"))),
         exists().where(runs.c.id == windows.c.run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS])),
     )
     .values(lease_until=bindparam("until"))
@@ -34,7 +34,7 @@ def nobody_is(owner: str) -> bool:
     return False
 
 
-class Windows(Database):
+class WindowStore(LedgerStore):
     """The windows of a run."""
 
     def open_windows(
@@ -52,7 +52,7 @@ class Windows(Database):
         its job but for runs whose owner is dead. Whoever calls it at once, no cap is ever exceeded. No window may be
         larger than a cap, or the run stays where it is; see `Caps.window_size`.
         """
-        caps = Caps(windows=in_flight, dates=dates, job_dates=job_dates)
+        caps = ConcurrencyLimits(windows=in_flight, dates=dates, job_dates=job_dates)
         with self._write(durable=False) as connection:
             if not _locked(connection, run_id, with_its_job=job_dates is not None):
                 return {}
@@ -66,17 +66,17 @@ class Windows(Database):
             job = _JobLoad(total=0, waiting=())
             if job_dates is not None:
                 job = _job_load(connection, run_id, is_dead)
-                if not has_its_turn(run_id, job.waiting):
+                if not is_next_in_line(run_id, job.waiting):
                     return {}
-            load = Load(
+            load = InFlight(
                 windows=sum(row.state in UNDER_WAY for row in found),
                 dates=under_way.get(run_id, 0),
                 job_dates=job.total,
             )
             sizes = _sizes(connection, run_id, pending[: caps.windows])
-            return {number: _opened(connection, run_id, number) for number in may_open(sizes, load, caps)}
+            return {number: _opened(connection, run_id, number) for number in windows_to_open(sizes, load, caps)}
 
-    def in_line(self, run_id: str) -> list[str]:
+    def list_runs_awaiting_windows(self, run_id: str) -> list[str]:
         """The running runs of the run's job with windows left to open, that with the fewest dates in flight first.
 
         Only those without an owner: a run with one is brought on by the owner's own workers.
@@ -94,23 +94,23 @@ class Windows(Database):
             under_way = _dates_in_flight(connection, listed)
             return sorted(_longest_ago_first(connection, listed), key=lambda one: under_way.get(one, 0))
 
-    def windows(self, run_id: str, states: Collection[WindowState] = tuple(WindowState)) -> list[WindowRow]:
+    def list_windows(self, run_id: str, states: Collection[WindowState] = tuple(WindowState)) -> list[WindowRow]:
         """The run's windows that are in one of the states, in order."""
         query = select(windows).where(
             windows.c.run_id == run_id, windows.c.state.in_([state.value for state in states])
         )
         with self._read() as connection:
             found = connection.execute(query.order_by(windows.c.number)).mappings()
-            return [window_row_of(row) for row in found]
+            return [window_from_row(row) for row in found]
 
-    def windows_in(self, run_id: str, states: Collection[WindowState]) -> list[int]:
+    def list_window_numbers(self, run_id: str, states: Collection[WindowState]) -> list[int]:
         """Their numbers."""
-        return [one.number for one in self.windows(run_id, states)]
+        return [one.number for one in self.list_windows(run_id, states)]
 
-    def window(self, run_id: str, number: int) -> WindowRow:
+    def get_window(self, run_id: str, number: int) -> WindowRow:
         query = select(windows).where(windows.c.run_id == run_id, windows.c.number == number)
         with self._read() as connection:
-            return window_row_of(connection.execute(query).mappings().one())
+            return window_from_row(connection.execute(query).mappings().one())
 
     def claim_window(
         self, run_id: str, number: int, owner: str, until: datetime, *, is_dead: Callable[[str], bool]
@@ -142,13 +142,13 @@ class Windows(Database):
         with self._write_one(durable=False) as connection:
             return bool(connection.execute(RENEW, which | {"until": until}).rowcount)
 
-    def leave_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
+    def release_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
         """Give a window back, open or closed, if this gate still holds it."""
         values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
         if to is WindowState.CLOSED:
             values["closed_at"] = utcnow()
         with self._write_one(durable=False) as connection:
-            left = connection.execute(update(windows).where(held_by(run_id, (number, owner))).values(values))
+            left = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
         return bool(left.rowcount)
 
 

@@ -15,15 +15,15 @@ import pyarrow as pa
 from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
-from gated_backfill.common.errors import NothingKept, TableNotFound
-from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.errors import BackupMissing, TableNotFound
+from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.tables import TableName, checked_identifier
-from gated_backfill.common.warehouse.backups import refused_as_mixed, refused_as_written
+from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
-from gated_backfill.common.warehouse.bigquery.client import Connection, job_name, translated
-from gated_backfill.common.warehouse.bigquery.parameters import dated, wanted
-from gated_backfill.common.warehouse.bigquery.schema import check_columns
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, job_name, translate_bigquery_errors
+from gated_backfill.common.warehouse.bigquery.parameters import date_parameters, requested_dates
+from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, TableInfo
 
 ALL_DATES = DateRange(start=date.min, through=date.max)
@@ -56,7 +56,7 @@ CHOOSE_GONE: LiteralString = """
 class BigQueryBackups(ABC):
     """See `Backups` for what it promises."""
 
-    _jobs: Connection
+    _jobs: BigQueryConnection
     _deadline: dict[str, Any]
     _publications: TableName
     _described: dict[TableName, tuple[float, TableInfo]]
@@ -78,7 +78,7 @@ class BigQueryBackups(ABC):
     def _partitions(self, table: TableName, date_column: str, columns: Iterable[str]) -> sql_of.Partitions: ...
 
     @abstractmethod
-    def _quoted(self, table: TableName) -> sql_of.Quoted: ...
+    def _quoted(self, table: TableName) -> sql_of.QuotedSql: ...
 
     @abstractmethod
     def _reference(self, table: TableName) -> bigquery.TableReference: ...
@@ -90,26 +90,26 @@ class BigQueryBackups(ABC):
     def _make_own_dataset(self) -> None: ...
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
-        check_columns(date_column)
+        check_column_names(date_column)
         if self.describe(table) is None:
             return {}
         scan = Scan(table=table, date_column=date_column, dates=(dates,), columns={"day": date_column})
         found = self.query(COUNTS, scans={"t": scan}).to_pylist()
         return {row["day"]: row["n"] for row in sorted(found, key=lambda row: row["day"])}
 
-    def backup_place(self, backup: Backup) -> str:
+    def backup_location(self, backup: Backup) -> str:
         return f"{self._jobs.address.project}.{self._backup_table(backup)}"
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
-        check_columns(backup.date_column)
+        check_column_names(backup.date_column)
         info = self._as_it_is_now(backup.table)
-        info.require(backup.date_column)
+        info.check_columns(backup.date_column)
         kept = self._backup_table(backup)
         self._make_own_dataset()
         self._make(self._as_backup(backup, until))
         statement = sql_of.load(self._partitions(kept, backup.date_column, info.columns), self._quoted(backup.table))
-        with translated("the backup", table=str(backup.table), needs=DELETES):
-            self._jobs.script(job_name("backup", uuid4().hex), statement, dated(days))
+        with translate_bigquery_errors("the backup", table=str(backup.table), needs=DELETES):
+            self._jobs.run_script(job_name("backup", uuid4().hex), statement, date_parameters(days))
 
     def _as_it_is_now(self, table: TableName) -> TableInfo:
         """The table, looked at afresh. Raises `TableNotFound`."""
@@ -121,7 +121,7 @@ class BigQueryBackups(ABC):
 
     def _as_backup(self, backup: Backup, until: datetime) -> bigquery.Table:
         """The table to make for the backup: with the columns of the backed up one, nested ones included."""
-        with translated("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
+        with translate_bigquery_errors("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
             schema = self._jobs.client.get_table(self._reference(backup.table), **self._deadline).schema
         made = bigquery.Table(self._reference(self._backup_table(backup)), schema=schema)
         # No partitions: those of past dates might expire at once, by the dataset's default.
@@ -129,77 +129,79 @@ class BigQueryBackups(ABC):
         made.expires = until + LONGER
         return made
 
-    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+    def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
         kept = self._backup_table(backup)
         try:
             info = self._as_it_is_now(kept)
         except TableNotFound as exc:
-            raise NothingKept(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
+            raise BackupMissing(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
         rows = self.row_counts(kept, backup.date_column, ALL_DATES)
         if not rows:
-            raise NothingKept(f"the backup {backup.id} holds no rows", table=str(backup.table))
+            raise BackupMissing(f"the backup {backup.id} holds no rows", table=str(backup.table))
         contents = self._contents(kept, backup.date_column, list(rows), info.columns)
-        return {day: KeptDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
+        return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
         info = self._as_it_is_now(backup.table)  # with all its columns: a value that the backup lacks must not be lost
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
             return
         target = self._partitions(backup.table, backup.date_column, info.columns)
         places = {"target": target.table, "date": target.date}
-        self._run_on(backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.named(sql_of.REMOVE, **places))
+        self._run_on(
+            backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.fill_placeholders(sql_of.REMOVE, **places)
+        )
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
         columns = self._as_it_is_now(self._backup_table(backup)).columns
-        self._as_it_is_now(backup.table).require(backup.date_column, columns)
+        self._as_it_is_now(backup.table).check_columns(backup.date_column, columns)
         now = self._contents(backup.table, backup.date_column, list(kept), columns)
         written = [day for day, one in kept.items() if now[day] not in (ABSENT, one.fingerprint)]
         if written and not leave_written:
-            raise refused_as_written(backup, written)
+            raise changed_dates_error(backup, written)
         gone = {day: one for day, one in kept.items() if now[day] == ABSENT}
         if gone:
             target = self._partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
-            insert = sql_of.named(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
+            insert = sql_of.fill_placeholders(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
             # It removes nothing, but only transactions that change rows exclude each other: without it, two that put
             # the same rows back, or one and a load, would both append theirs.
-            remove = sql_of.named(sql_of.REMOVE, **places)
+            remove = sql_of.fill_placeholders(sql_of.REMOVE, **places)
             self._run_on(backup, gone, "putback", target, CHOOSE_GONE, remove, insert)
             now = self._contents(backup.table, backup.date_column, list(kept), columns)
             if mixed := [day for day, one in gone.items() if now[day] not in (ABSENT, one.fingerprint)]:
-                raise refused_as_mixed(backup, mixed)
+                raise mixed_dates_error(backup, mixed)
         return frozenset(day for day, one in kept.items() if now[day] == one.fingerprint)
 
     def _run_on(
         self,
         backup: Backup,
-        kept: Mapping[date, KeptDate],
+        kept: Mapping[date, BackupDate],
         name: str,
         target: sql_of.Partitions,
         choose: LiteralString,
-        *steps: sql_of.Quoted,
+        *steps: sql_of.QuotedSql,
     ) -> None:
         """One transaction that takes the steps for the dates that it chooses among the kept ones."""
         source = target._replace(table=self._quoted(self._backup_table(backup)))
-        contents = {"now": sql_of.contents(target), "kept": sql_of.contents(source)}
-        chosen = sql_of.named(choose, wanted=sql_of.named(sql_of.WANTED), **contents)
+        contents = {"now": sql_of.partition_contents(target), "kept": sql_of.partition_contents(source)}
+        chosen = sql_of.fill_placeholders(choose, wanted=sql_of.fill_placeholders(sql_of.WANTED), **contents)
         statement = sql_of.transaction(chosen, *steps)
-        asked = wanted({day: {"published": one.fingerprint} for day, one in kept.items()})
-        with translated(f"the {name}", table=str(backup.table), needs=DELETES):
-            self._jobs.script(job_name(name, uuid4().hex), statement, dated(kept) | {"wanted": asked})
+        asked = requested_dates({day: {"published": one.fingerprint} for day, one in kept.items()})
+        with translate_bigquery_errors(f"the {name}", table=str(backup.table), needs=DELETES):
+            self._jobs.run_script(job_name(name, uuid4().hex), statement, date_parameters(kept) | {"wanted": asked})
 
     def drop_backup(self, backup: Backup) -> None:
         table = self._backup_table(backup)
         self._described.pop(table, None)
-        with translated("removing the backup", table=str(table), needs="bigquery.tables.delete"):
+        with translate_bigquery_errors("removing the backup", table=str(table), needs="bigquery.tables.delete"):
             try:
                 self._jobs.client.delete_table(self._reference(table), **self._deadline)
             except NotFound:
                 return
 
     def _backup_table(self, backup: Backup) -> TableName:
-        name = checked_identifier(f"cleanup_{backup.id.replace('-', '_')}", "table name")
+        name = validate_identifier(f"cleanup_{backup.id.replace('-', '_')}", "table name")
         return TableName(self._publications.dataset, name)

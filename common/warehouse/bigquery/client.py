@@ -32,18 +32,18 @@ from gated_backfill.common.errors import (
     UserError,
     WarehouseUnavailable,
 )
-from gated_backfill.common.model.publication import Limits
-from gated_backfill.common.model.tables import checked_identifier
+from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.tables import validate_identifier
 from gated_backfill.common.warehouse.bigquery.statements import checked_project
 
 LOCATION = re.compile(r"[A-Za-z0-9-]{2,40}")
 REQUEST_SECONDS = 120  #: for one answer of the service
-MOST_ATTEMPTS = 20  #: at one job under its name: each that failed stays on record under its number
+MAX_ATTEMPTS = 20  #: at one job under its name: each that failed stays on record under its number
 UPLOAD_TRIES = 3
 CANCELLING_SECONDS = 60.0  #: for a job that was cancelled to end
 CONFLICT_WAITS = (0.5, 3.0)  #: seconds before a transaction that met another is tried again
 
-PASSING_REASONS = frozenset(
+RETRYABLE_REASONS = frozenset(
     {
         "backendError",
         "internalError",
@@ -55,8 +55,8 @@ PASSING_REASONS = frozenset(
         "tableUnavailable",
     }
 )
-LASTING_REASONS = frozenset({"bytesBilledLimitExceeded"})  #: that the client takes for errors of the server
-PASSING_TYPES = (
+PERMANENT_REASONS = frozenset({"bytesBilledLimitExceeded"})  #: that the client takes for errors of the server
+RETRYABLE_ERRORS = (
     api.ServerError,  # 500, 502, 503, 504
     api.TooManyRequests,
     api.RetryError,
@@ -80,7 +80,7 @@ PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Address:
+class BigQueryAddress:
     """Where a BigQuery warehouse is: `bigquery://PROJECT?location=US&dataset=backfill`."""
 
     project: str
@@ -89,7 +89,7 @@ class Address:
     endpoint: str | None = None  #: of an emulator; no credentials are ever sent to it
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str) -> BigQueryAddress:
         """Raises `UserError` for anything but such a URL."""
         try:
             parts = urlsplit(url)
@@ -113,20 +113,20 @@ class Address:
         return cls(
             project=checked_project(parts.netloc),
             location=location,
-            dataset=checked_identifier(options.get("dataset", "backfill"), "dataset name"),
+            dataset=validate_identifier(options.get("dataset", "backfill"), "dataset name"),
             endpoint=endpoint,
         )
 
 
-def is_passing(exc: BaseException) -> bool:
+def is_retryable(exc: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
     if CONCURRENT.search(str(exc)):
         return True
     if isinstance(exc, RefreshError):
         return bool(exc.retryable) or any(isinstance(one, TransportError) for one in exc.args)
-    if _reason(exc) in LASTING_REASONS or isinstance(exc, api.MethodNotImplemented):
+    if _reason(exc) in PERMANENT_REASONS or isinstance(exc, api.MethodNotImplemented):
         return False
-    return _reason(exc) in PASSING_REASONS or isinstance(exc, PASSING_TYPES)
+    return _reason(exc) in RETRYABLE_REASONS or isinstance(exc, RETRYABLE_ERRORS)
 
 
 def _is_lost_upload(exc: BaseException) -> bool:
@@ -138,7 +138,7 @@ def _is_lost_upload(exc: BaseException) -> bool:
 
 def _is_of_the_request(exc: BaseException) -> bool:
     """Whether what passes is a trouble of the request, not the end of the job that it asks about."""
-    return is_passing(exc) and not CONCURRENT.search(str(exc)) and not (_reason(exc) or "").startswith("job")
+    return is_retryable(exc) and not CONCURRENT.search(str(exc)) and not (_reason(exc) or "").startswith("job")
 
 
 def _reason(exc: BaseException) -> str | None:
@@ -147,7 +147,7 @@ def _reason(exc: BaseException) -> str | None:
 
 
 @contextmanager
-def translated(doing: str, *, table: str | None = None, needs: str = "") -> Generator[None]:
+def translate_bigquery_errors(doing: str, *, table: str | None = None, needs: str = "") -> Generator[None]:
     """Errors of the client become ours: passing, wrong, absent or not allowed. `needs` names the permissions."""
     try:
         yield
@@ -162,7 +162,7 @@ def translated(doing: str, *, table: str | None = None, needs: str = "") -> Gene
 
 def _ours(exc: Exception, doing: str, table: str | None, needs: str) -> BackfillError | None:
     said = f"{doing}: {_said(exc)}"
-    if is_passing(exc):
+    if is_retryable(exc):
         return WarehouseUnavailable(said, table=table)
     if isinstance(exc, DefaultCredentialsError):
         return NotAllowed(
@@ -201,17 +201,17 @@ def _said(exc: Exception) -> str:
     return re.sub(r"^(GET|POST|PUT|PATCH|DELETE) https?://\S+ ", "", str(message)).split("\n")[0][:500]
 
 
-class Connection:
+class BigQueryConnection:
     """Jobs in one project. Every call has a deadline, every query a limit on what it may bill."""
 
-    def __init__(self, address: Address, limits: Limits, http: Any = None) -> None:
+    def __init__(self, address: BigQueryAddress, limits: WarehouseLimits, http: Any = None) -> None:
         """`http` replaces the authorised session that requests go through."""
         self.address = address
         self.limits = limits
         self._http = http
         self._local = threading.local()
         waits: dict[str, Any] = {"initial": 0.2, "maximum": 5.0, "multiplier": 2.0, "timeout": limits.retry_seconds}
-        self.retry = Retry(predicate=is_passing, **waits)
+        self.retry = Retry(predicate=is_retryable, **waits)
         self._polling = Retry(predicate=_is_of_the_request, **waits)  #: a job that has failed is not asked again
         self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: for the rest the client tries again itself
 
@@ -220,7 +220,7 @@ class Connection:
         """A client of this thread's own: the sessions beneath are not to be shared."""
         found: bigquery.Client | None = getattr(self._local, "client", None)
         if found is None:
-            with translated("connecting"):
+            with translate_bigquery_errors("connecting"):
                 found = self._open()
             self._local.client = found
         return found
@@ -236,7 +236,7 @@ class Connection:
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
-    def rows(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
+    def query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
         """The result of one statement. Raises the client's errors."""
         job = self.client.query(sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
         found = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
@@ -250,7 +250,7 @@ class Connection:
         job = self.client.query(sql, config, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
         return int(job.total_bytes_processed or 0)
 
-    def script(
+    def run_script(
         self, name: str, sql: str, params: Mapping[str, Any], *, has_effect: Callable[[], bool] = lambda: True
     ) -> None:
         """Run a script to its end, once under that name: a repeated call waits for the first one's job.
@@ -265,7 +265,7 @@ class Connection:
             is_good=has_effect,
         )
 
-    def load(
+    def load_parquet(
         self,
         name: str,
         into: bigquery.Table,
@@ -305,7 +305,7 @@ class Connection:
 
     def _once(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.limits.retry_seconds
-        for number in range(MOST_ATTEMPTS):
+        for number in range(MAX_ATTEMPTS):
             job_id = f"{name}-{number}"
             try:
                 job = start(job_id)
@@ -323,7 +323,7 @@ class Connection:
                 continue  # this is another attempt
             if not earlier or is_good():
                 return
-        raise WarehouseUnavailable(f"the job {name} failed {MOST_ATTEMPTS} times")
+        raise WarehouseUnavailable(f"the job {name} failed {MAX_ATTEMPTS} times")
 
     def _wait_for(self, job: Any) -> None:
         """Wait for the job's end. One that takes too long is cancelled, so that it has no effect later unseen."""
@@ -339,7 +339,7 @@ class Connection:
     def _earlier(self, job_id: str) -> Any:
         # Just after the refusal the job may not be found yet.
         retry = Retry(
-            predicate=lambda exc: isinstance(exc, api.NotFound) or is_passing(exc), timeout=self.limits.retry_seconds
+            predicate=lambda exc: isinstance(exc, api.NotFound) or is_retryable(exc), timeout=self.limits.retry_seconds
         )
         return self.client.get_job(job_id, location=self.address.location, retry=retry, timeout=REQUEST_SECONDS)
 

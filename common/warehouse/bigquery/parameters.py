@@ -7,72 +7,75 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from gated_backfill.common.model.dates import DateRange, hull
+from gated_backfill.common.model.dates import DateRange, enclosing_range
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
-from gated_backfill.common.warehouse.bigquery.schema import check_columns
-from gated_backfill.common.warehouse.bigquery.statements import Quoted, named, quoted_column
+from gated_backfill.common.warehouse.bigquery.schema import check_column_names
+from gated_backfill.common.warehouse.bigquery.statements import QuotedSql, fill_placeholders, quoted_column
 from gated_backfill.common.warehouse.protocol import Scan
 
-MOST_RANGES = 100  #: of a scan, written out; more are given as one array
+MAX_RANGES = 100  #: of a scan, written out; more are given as one array
 
 
-def dated(days: Iterable[date]) -> dict[str, Any]:
+def date_parameters(days: Iterable[date]) -> dict[str, Any]:
     """The days as they are bound: the array, and its bounds, by which partitions are pruned for certain."""
     listed = sorted(days)
     return {"days": listed, "first": listed[0], "last": listed[-1]}
 
 
-def wanted(days: Mapping[date, Mapping[str, Any]]) -> list[str]:
+def requested_dates(days: Mapping[date, Mapping[str, Any]]) -> list[str]:
     """What is wanted of each day, as it is bound: one JSON object a day."""
     return [json.dumps({"day": day.isoformat(), **facts}) for day, facts in days.items()]
 
 
-def publication_of(staged: StagedFile, before: str) -> dict[str, Any]:
+def publication_request(staged: StagedFile, before: str) -> dict[str, Any]:
     """What a publication of the file wants: the partition as it was, to replace it by so many rows."""
     return {"before": before, "checksum": staged.checksum, "attempt": staged.attempt, "row_count": staged.rows}
 
 
-def scan_statement(name: str, scan: Scan, table: Quoted) -> tuple[Quoted, dict[str, Any]]:
+def scan_statement(name: str, scan: Scan, table: QuotedSql) -> tuple[QuotedSql, dict[str, Any]]:
     """The statement that reads the scan, and what is bound in it under names that begin with its own."""
-    check_columns(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
+    check_column_names(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
     where, bound = _date_filter(name, scan.date_column, scan.dates)
-    return named(sql_of.SCAN, columns=_selected(scan.columns), table=table, dates=where), bound
+    return fill_placeholders(sql_of.SCAN, columns=_selected(scan.columns), table=table, dates=where), bound
 
 
-def whole_statement(columns: Mapping[str, str] | None, table: Quoted) -> Quoted:
+def full_table_statement(columns: Mapping[str, str] | None, table: QuotedSql) -> QuotedSql:
     """The statement that reads all rows of a table of our own."""
-    return named(sql_of.ALL, columns=_selected(columns), table=table)
+    return fill_placeholders(sql_of.ALL, columns=_selected(columns), table=table)
 
 
-def _date_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[Quoted, dict[str, Any]]:
+def _date_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
     """The condition that a row is of the dates: the bare column against parameters, so that partitions are pruned."""
-    if len(dates) > MOST_RANGES:
+    if len(dates) > MAX_RANGES:
         return _among(name, column, dates)
     bound: dict[str, Any] = {}
-    conditions: list[Quoted] = []
+    conditions: list[QuotedSql] = []
     # No dates are no row: said by a filter on the column too, which tables may require.
     for at, (first, last) in enumerate([(one.start, one.through) for one in dates] or [(date.max, date.min)]):
         start, through = f"{name}__start_{at}", f"{name}__through_{at}"
         bound |= {start: first, through: last}
         places = {"start": sql_of.parameter(start), "through": sql_of.parameter(through)}
-        conditions.append(named(sql_of.BETWEEN, column=quoted_column(column), **places))
-    return sql_of.joined(" OR ", conditions), bound
+        conditions.append(fill_placeholders(sql_of.BETWEEN, column=quoted_column(column), **places))
+    return sql_of.join_sql(" OR ", conditions), bound
 
 
-def _among(name: str, column: str, dates: Sequence[DateRange]) -> tuple[Quoted, dict[str, Any]]:
+def _among(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
     """The same for very many ranges: a query takes at most 10,000 parameters."""
-    span = hull(day for one in dates for day in (one.start, one.through))
+    span = enclosing_range(day for one in dates for day in (one.start, one.through))
     values = {"start": span.start, "through": span.through, "days": [day for one in dates for day in one.days()]}
     places = {place: sql_of.parameter(f"{name}__{place}") for place in values}
     bound = {f"{name}__{place}": value for place, value in values.items()}
-    return named(sql_of.AMONG, column=quoted_column(column), **places), bound
+    return fill_placeholders(sql_of.AMONG, column=quoted_column(column), **places), bound
 
 
-def _selected(columns: Mapping[str, str] | None) -> Quoted:
+def _selected(columns: Mapping[str, str] | None) -> QuotedSql:
     if columns is None:
         return sql_of.EVERYTHING
-    return sql_of.joined(
+    return sql_of.join_sql(
         ", ",
-        (named(sql_of.RENAMED, own=quoted_column(own), name=quoted_column(name)) for name, own in columns.items()),
+        (
+            fill_placeholders(sql_of.RENAMED, own=quoted_column(own), name=quoted_column(name))
+            for name, own in columns.items()
+        ),
     )

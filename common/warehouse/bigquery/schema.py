@@ -6,8 +6,8 @@ import pyarrow as pa
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow_types import column_type
-from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.model.arrow_types import column_type_of
+from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.protocol import TableInfo
 
 STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
@@ -33,13 +33,13 @@ def _type_of(field: bigquery.SchemaField) -> str:
 
 def types_of(schema: pa.Schema) -> dict[str, str]:
     """The columns' types by name. Raises `SchemaMismatch` for a type that no table of ours has."""
-    types = {checked_identifier(field.name, "column name"): column_type(field.type) for field in schema}
+    types = {validate_identifier(field.name, "column name"): column_type_of(field.type) for field in schema}
     if wrong := [name for name, kind in types.items() if kind is None]:
         raise SchemaMismatch(f"column(s) {', '.join(wrong)} have a type that no table here can hold")
     return {name: str(kind) for name, kind in types.items()}
 
 
-def check_columns(*names: str) -> None:
+def check_column_names(*names: str) -> None:
     """Raises `UserError` unless all are plain identifiers."""
     for name in names:
-        checked_identifier(name, "column name")
+        validate_identifier(name, "column name")

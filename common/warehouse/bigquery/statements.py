@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import LiteralString, NamedTuple
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.tables import TableName, checked_identifier
+from gated_backfill.common.model.tables import TableName, validate_identifier
 
 PROJECT = re.compile(r"(?:[a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 PLACE = re.compile(r"\{(\w+)\}")
 LEADING_WITH = re.compile(r"\s*WITH\s+", re.IGNORECASE)
 
 
-class Quoted(str):
+class QuotedSql(str):
     """Checked names, quoted: the only text that `named` writes into a statement."""
 
     __slots__ = ()
@@ -27,29 +27,29 @@ def checked_project(project: str) -> str:
     return project
 
 
-def quoted_table(project: str, table: TableName) -> Quoted:
-    dataset = checked_identifier(table.dataset, "dataset name")
-    return Quoted(f"`{checked_project(project)}.{dataset}.{checked_identifier(table.table, 'table name')}`")
+def quoted_table(project: str, table: TableName) -> QuotedSql:
+    dataset = validate_identifier(table.dataset, "dataset name")
+    return QuotedSql(f"`{checked_project(project)}.{dataset}.{validate_identifier(table.table, 'table name')}`")
 
 
-def quoted_column(name: str) -> Quoted:
-    return Quoted(f"`{checked_identifier(name, 'column name')}`")
+def quoted_column(name: str) -> QuotedSql:
+    return QuotedSql(f"`{validate_identifier(name, 'column name')}`")
 
 
-def quoted_columns(names: Iterable[str]) -> Quoted:
-    return Quoted(", ".join(quoted_column(name) for name in names))
+def quoted_columns(names: Iterable[str]) -> QuotedSql:
+    return QuotedSql(", ".join(quoted_column(name) for name in names))
 
 
-def named(statement: LiteralString, **names: Quoted) -> Quoted:
+def fill_placeholders(statement: LiteralString, **names: QuotedSql) -> QuotedSql:
     """The statement with its `{places}` filled by the names. Raises `KeyError` for a place without one."""
-    return Quoted(PLACE.sub(lambda found: names[found[1]], statement))
+    return QuotedSql(PLACE.sub(lambda found: names[found[1]], statement))
 
 
-def joined(separator: LiteralString, parts: Iterable[Quoted]) -> Quoted:
-    return Quoted(separator.join(parts))
+def join_sql(separator: LiteralString, parts: Iterable[QuotedSql]) -> QuotedSql:
+    return QuotedSql(separator.join(parts))
 
 
-def over_scans(sql: str, scans: Mapping[str, Quoted]) -> str:
+def with_scans(sql: str, scans: Mapping[str, QuotedSql]) -> str:
     """The query with each scan as a table of its name."""
     if not scans:
         return sql
@@ -65,11 +65,11 @@ ALL: LiteralString = "SELECT {columns} FROM {table}"
 RENAMED: LiteralString = "{own} AS {name}"
 BETWEEN: LiteralString = "{column} BETWEEN {start} AND {through}"
 AMONG: LiteralString = "{column} BETWEEN {start} AND {through} AND {column} IN UNNEST({days})"
-EVERYTHING = Quoted("*")
+EVERYTHING = QuotedSql("*")
 
 
-def parameter(name: str) -> Quoted:
-    return Quoted(f"@{checked_identifier(name, 'parameter name')}")
+def parameter(name: str) -> QuotedSql:
+    return QuotedSql(f"@{validate_identifier(name, 'parameter name')}")
 
 
 # -- fingerprints ---------------------------------------------------------------------------------------------
@@ -102,19 +102,21 @@ HOLDS: LiteralString = """
 class Partitions(NamedTuple):
     """The partitions that a statement is about."""
 
-    table: Quoted
-    date: Quoted
-    columns: Quoted
+    table: QuotedSql
+    date: QuotedSql
+    columns: QuotedSql
 
 
-def contents(of: Partitions) -> Quoted:
+def partition_contents(of: Partitions) -> QuotedSql:
     """By day, the content of each partition that has rows. Parameters: days, first, last."""
-    return named(CONTENT, table=of.table, date=of.date, columns=of.columns)
+    return fill_placeholders(CONTENT, table=of.table, date=of.date, columns=of.columns)
 
 
-def holds(of: Partitions, publications: Quoted) -> Quoted:
+def matching_dates(of: Partitions, publications: QuotedSql) -> QuotedSql:
     """The wanted days that hold what was published. Parameters: days, first, last, target, wanted."""
-    return named(HOLDS, content=contents(of), wanted=named(WANTED), publications=publications)
+    return fill_placeholders(
+        HOLDS, content=partition_contents(of), wanted=fill_placeholders(WANTED), publications=publications
+    )
 
 
 # -- replacing partitions -------------------------------------------------------------------------------------
@@ -217,53 +219,57 @@ REPLACED: LiteralString = """
 """
 
 
-def publish(target: Partitions, source: Quoted, publications: Quoted, kept: Quoted | None) -> Quoted:
+def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, kept: QuotedSql | None) -> QuotedSql:
     """One transaction: keep what is replaced, replace it by the source's rows, and record the publication.
 
     Parameters: days, first, last, target, run, window_number, wanted.
     """
     names = _names(target, source) | {"publications": publications}
-    chosen = {"wanted": named(WANTED), "now": contents(target)}
-    recorded = {"wanted": named(WANTED), "content": contents(target._replace(table=source))}
+    chosen = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
+    recorded = {"wanted": fill_placeholders(WANTED), "content": partition_contents(target._replace(table=source))}
     return transaction(
-        named(CHOOSE_UNCHANGED, **names, **chosen),
-        *([named(KEEP, **names, kept=kept)] if kept else []),
-        named(REMOVE, **names),
-        named(INSERT, **names),
-        named(RECORD, **names, **recorded),
+        fill_placeholders(CHOOSE_UNCHANGED, **names, **chosen),
+        *([fill_placeholders(KEEP, **names, kept=kept)] if kept else []),
+        fill_placeholders(REMOVE, **names),
+        fill_placeholders(INSERT, **names),
+        fill_placeholders(RECORD, **names, **recorded),
     )
 
 
-def load(target: Partitions, source: Quoted) -> Quoted:
+def load(target: Partitions, source: QuotedSql) -> QuotedSql:
     """One transaction that replaces the days by the source's rows. Parameters: days, first, last."""
     names = _names(target, source)
-    return transaction(named(CHOOSE_GIVEN), named(REMOVE, **names), named(INSERT, **names))
+    return transaction(
+        fill_placeholders(CHOOSE_GIVEN), fill_placeholders(REMOVE, **names), fill_placeholders(INSERT, **names)
+    )
 
 
-def restore(target: Partitions, kept: Quoted | None) -> Quoted:
+def restore(target: Partitions, kept: QuotedSql | None) -> QuotedSql:
     """One transaction that gives the days back what is kept; without anything kept, they end without rows.
 
     Parameters: days, first, last, wanted.
     """
-    names = {"wanted": named(WANTED), "now": contents(target)}
+    names = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
     if kept is None:
-        return transaction(named(CHOOSE_ABSENT, **names), named(REMOVE, **_names(target, target.table)))
+        return transaction(
+            fill_placeholders(CHOOSE_ABSENT, **names), fill_placeholders(REMOVE, **_names(target, target.table))
+        )
     places = _names(target, kept)
     return transaction(
-        named(CHOOSE_KEPT, **names, kept=contents(target._replace(table=kept))),
-        named(REMOVE, **places),
-        named(INSERT, **places),
+        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(target._replace(table=kept))),
+        fill_placeholders(REMOVE, **places),
+        fill_placeholders(INSERT, **places),
     )
 
 
-def replaced(publications: Quoted) -> Quoted:
+def replaced_partitions(publications: QuotedSql) -> QuotedSql:
     """By day, what a run replaced. Parameters: target, run, first, last."""
-    return named(REPLACED, publications=publications)
+    return fill_placeholders(REPLACED, publications=publications)
 
 
-def _names(target: Partitions, source: Quoted) -> dict[str, Quoted]:
+def _names(target: Partitions, source: QuotedSql) -> dict[str, QuotedSql]:
     return {"target": target.table, "date": target.date, "columns": target.columns, "source": source}
 
 
-def transaction(*steps: Quoted) -> Quoted:
-    return joined("", [named(BEGIN), *steps, named(COMMIT)])
+def transaction(*steps: QuotedSql) -> QuotedSql:
+    return join_sql("", [fill_placeholders(BEGIN), *steps, fill_placeholders(COMMIT)])

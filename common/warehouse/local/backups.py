@@ -17,20 +17,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import NothingKept
-from gated_backfill.common.model.backup import Backup, KeptDate
+from gated_backfill.common.errors import BackupMissing
+from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.storage.files import inside, sync_folder, write_atomically
-from gated_backfill.common.warehouse.backups import refused_as_written
+from gated_backfill.common.storage.files import checked_path, sync_folder, write_atomically
+from gated_backfill.common.warehouse.backups import changed_dates_error
 from gated_backfill.common.warehouse.local.partitions import (
-    PART,
-    PUBLICATION,
-    fingerprint,
-    link,
-    partitions_in,
-    translated,
+    PUBLICATION_FILE,
+    ROWS_FILE,
+    file_fingerprint,
+    hard_link,
+    partition_folders,
+    translate_file_errors,
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
 
@@ -74,17 +74,17 @@ class LocalBackups(ABC):
         info = self.describe(table)
         if info is None:
             return {}
-        info.require(date_column)
-        with translated(table):
+        info.check_columns(date_column)
+        with translate_file_errors(table):
             found = {day: _rows_in(part) for day, part in _dated_parts(self.root, self._folder(table), date_column)}
         return {day: rows for day, rows in sorted(found.items()) if rows and dates.start <= day <= dates.through}
 
-    def backup_place(self, backup: Backup) -> str:
+    def backup_location(self, backup: Backup) -> str:
         return str(self._backup_folder(backup))
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(self._lock(folder)):
+        with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
             noted = {day.isoformat(): self._keep_date(backup, day) for day in sorted(days)}
@@ -97,43 +97,48 @@ class LocalBackups(ABC):
         part = self._part(backup.table, backup.date_column, day)
         kept = self._kept_part(backup, day)
         kept.parent.mkdir(parents=True)
-        for name in (PART, PUBLICATION):
+        for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
-                link(part.with_name(name), kept.with_name(name))
+                hard_link(part.with_name(name), kept.with_name(name))
         sync_folder(kept.parent)
         return {
-            "checksum": fingerprint(kept),
-            "publication": fingerprint(kept.with_name(PUBLICATION)),
+            "checksum": file_fingerprint(kept),
+            "publication": file_fingerprint(kept.with_name(PUBLICATION_FILE)),
             "rows": _rows_in(kept),
         }
 
-    def backed_up(self, backup: Backup, *, intact_only: bool = False) -> dict[date, KeptDate]:
+    def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
         try:
             dates = json.loads((self._backup_folder(backup) / MANIFEST).read_text())["dates"]
         except FileNotFoundError as exc:
-            raise NothingKept(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
-        found: dict[date, KeptDate] = {}
-        with translated(backup.table):
+            raise BackupMissing(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
+        found: dict[date, BackupDate] = {}
+        with translate_file_errors(backup.table):
             for name, noted in dates.items():
                 day = date.fromisoformat(name)
                 part = self._kept_part(backup, day)
-                if (fingerprint(part), fingerprint(part.with_name(PUBLICATION))) != (
+                if (file_fingerprint(part), file_fingerprint(part.with_name(PUBLICATION_FILE))) != (
                     noted["checksum"],
                     noted["publication"],
                 ):
                     if intact_only:
                         continue
-                    raise NothingKept(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
-                found[day] = KeptDate(fingerprint=noted["checksum"], rows=noted["rows"])
+                    raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
+                found[day] = BackupDate(fingerprint=noted["checksum"], rows=noted["rows"])
         return found
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, KeptDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(self._lock(folder)):
+        with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             for day, one in kept.items():
                 part = self._part(backup.table, backup.date_column, day)
-                if fingerprint(part) == fingerprint(self._kept_part(backup, day)) == one.fingerprint != ABSENT:
+                if (
+                    file_fingerprint(part)
+                    == file_fingerprint(self._kept_part(backup, day))
+                    == one.fingerprint
+                    != ABSENT
+                ):
                     part.unlink()  # readers see the date's rows until here, and none from here on
                 if not part.exists():
                     self._remove_folder(backup, day)
@@ -142,36 +147,36 @@ class LocalBackups(ABC):
     def _remove_folder(self, backup: Backup, day: date) -> None:
         """Remove what stands around a deleted part, and nothing that is not kept."""
         part = self._part(backup.table, backup.date_column, day)
-        note = part.with_name(PUBLICATION)
-        if fingerprint(note) == fingerprint(self._kept_part(backup, day).with_name(PUBLICATION)):
+        note = part.with_name(PUBLICATION_FILE)
+        if file_fingerprint(note) == file_fingerprint(self._kept_part(backup, day).with_name(PUBLICATION_FILE)):
             note.unlink(missing_ok=True)
         with suppress(OSError):  # files of somebody else's are in it, or it is gone already
             part.parent.rmdir()
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, KeptDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
         folder = self._folder(backup.table)
-        with translated(backup.table), locked(self._lock(folder)):
+        with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             parts = {day: self._part(backup.table, backup.date_column, day) for day in kept}
-            now = {day: fingerprint(part) for day, part in parts.items()}
+            now = {day: file_fingerprint(part) for day, part in parts.items()}
             written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
             if written and not leave_written:
-                raise refused_as_written(backup, written)
+                raise changed_dates_error(backup, written)
             for day in kept:
                 if now[day] == ABSENT:
                     self._prepare_again(self._loading(folder) / parts[day].parent.name, backup, day, kept[day])
             self._commit_loading(folder)
-            return frozenset(day for day, part in parts.items() if fingerprint(part) == kept[day].fingerprint)
+            return frozenset(day for day, part in parts.items() if file_fingerprint(part) == kept[day].fingerprint)
 
-    def _prepare_again(self, place: Path, backup: Backup, day: date, kept: KeptDate) -> None:
+    def _prepare_again(self, place: Path, backup: Backup, day: date, kept: BackupDate) -> None:
         """Have the kept files ready where a load is prepared, under names of their own: they stay kept, too."""
         part = self._kept_part(backup, day)
-        if fingerprint(part) != kept.fingerprint:
-            raise NothingKept(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
+        if file_fingerprint(part) != kept.fingerprint:
+            raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
         place.mkdir(parents=True)
-        for name in (PART, PUBLICATION):
+        for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
                 shutil.copyfile(part.with_name(name), place / name)
                 with (place / name).open("rb+") as file:
@@ -180,25 +185,25 @@ class LocalBackups(ABC):
 
     def drop_backup(self, backup: Backup) -> None:
         folder = self._backup_folder(backup)
-        with translated(backup.table):
+        with translate_file_errors(backup.table):
             (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left by a death here is no backup any more
             if folder.exists():
                 shutil.rmtree(folder)
 
     def _backup_folder(self, backup: Backup) -> Path:
-        return inside(self.root, self.root / CLEANUP / backup.id)
+        return checked_path(self.root, self.root / CLEANUP / backup.id)
 
     def _kept_part(self, backup: Backup, day: date) -> Path:
         part = self._part(backup.table, backup.date_column, day)
-        return inside(self.root, self._backup_folder(backup) / part.relative_to(self.root))
+        return checked_path(self.root, self._backup_folder(backup) / part.relative_to(self.root))
 
 
 def _dated_parts(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
-    for found in partitions_in(root, folder):
+    for found in partition_folders(root, folder):
         column, _, value = found.name.partition("=")
         if column == date_column:
             with suppress(ValueError):  # rows without a date have no partition of one
-                yield date.fromisoformat(value), found / PART
+                yield date.fromisoformat(value), found / ROWS_FILE
 
 
 def _rows_in(part: Path) -> int:

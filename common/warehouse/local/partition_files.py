@@ -19,15 +19,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.storage.files import checksum_of, closing_handle, read_handle, within
+from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
 from gated_backfill.common.warehouse.protocol import ABSENT
 
-Stamp = tuple[int, int, int, int]
+FileStamp = tuple[int, int, int, int]
 SETTLED_NS = 2_000_000_000  #: a file written so lately may be written again with the same stamp
 TO_READ = os.O_RDONLY | os.O_NONBLOCK  # a pipe that lies there is not waited for
 
 
-def stamp_of(part: str | Path | int) -> Stamp | None:
+def file_stamp(part: str | Path | int) -> FileStamp | None:
     """What tells whether a file was replaced: its inode, its size, when it was written and linked; None for no file.
 
     The last tells a file that came back after another was there meanwhile, as a published file has links elsewhere.
@@ -39,21 +39,21 @@ def stamp_of(part: str | Path | int) -> Stamp | None:
     return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-class Parts:
+class PartitionFiles:
     """The parts below a warehouse's root. Raises `OutsideRoot` for one that leads out of it. Safe for several threads.
 
     A part is given by its path, of which all but the last two names were looked at already.
     """
 
-    SMALL = 1024 * 1024  #: bytes, packed and unpacked, and
-    FEW = 20_000  #: rows, that take hardly longer to read whole than in columns
+    MAX_CACHED_FILE_BYTES = 1024 * 1024  #: bytes, packed and unpacked, and
+    MAX_CACHED_ROWS = 20_000  #: rows, that take hardly longer to read whole than in columns
     MOST_BYTES = 16 * 1024 * 1024  #: that all remembered rows may take
     MOST_FINGERPRINTS = 20_000
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
-        self._fingerprints: dict[str, tuple[Stamp, str]] = {}
-        self._rows: OrderedDict[str, tuple[Stamp, pa.Table]] = OrderedDict()
+        self._fingerprints: dict[str, tuple[FileStamp, str]] = {}
+        self._rows: OrderedDict[str, tuple[FileStamp, pa.Table]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -65,7 +65,7 @@ class Parts:
         with self._opened(part) as handle:
             return ABSENT if handle is None else self._summed(part, handle)[1]
 
-    def fingerprint_anew(self, part: str) -> str:
+    def fingerprint_uncached(self, part: str) -> str:
         """That of its bytes as they are now, whatever is known of the file."""
         with self._opened(part) as handle:
             return ABSENT if handle is None else checksum_of(read_handle(handle))
@@ -86,14 +86,17 @@ class Parts:
             data, _, settled = self._summed(part, handle)
         file = _parquet(pa.BufferReader(data))
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
-        if file.metadata.num_rows > self.FEW or sum(one.total_byte_size for one in groups) > self.SMALL:
+        if (
+            file.metadata.num_rows > self.MAX_CACHED_ROWS
+            or sum(one.total_byte_size for one in groups) > self.MAX_CACHED_FILE_BYTES
+        ):
             return file.read(columns=columns, use_threads=False)
         rows = file.read(use_threads=False)
         if settled is not None and rows.nbytes <= self.MOST_BYTES // 16:
             self._remember(part, settled, rows)
         return rows
 
-    def rows_once(self, part: str, columns: list[str] | None) -> pa.Table | None:
+    def rows_uncached(self, part: str, columns: list[str] | None) -> pa.Table | None:
         """The columns of a part that nobody asks for again: they are not remembered."""
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
@@ -102,7 +105,7 @@ class Parts:
             return _parquet(file).read(columns=columns, use_threads=False)
 
     def _is_small(self, handle: int) -> bool:
-        return os.fstat(handle).st_size <= self.SMALL
+        return os.fstat(handle).st_size <= self.MAX_CACHED_FILE_BYTES
 
     @contextmanager
     def _opened(self, part: str, *, folder_required: bool = True) -> Generator[int | None]:
@@ -127,21 +130,21 @@ class Parts:
             except OSError as exc:
                 if exc.errno != errno.ELOOP:
                     raise
-        return os.open(within(self._root, part), TO_READ)
+        return os.open(checked_path_text(self._root, part), TO_READ)
 
-    def _summed(self, part: str, handle: int) -> tuple[bytes, str, Stamp | None]:
+    def _summed(self, part: str, handle: int) -> tuple[bytes, str, FileStamp | None]:
         """The bytes, their fingerprint, and the stamp to remember them by; None if the file may still change."""
-        stamp = stamp_of(handle)
+        stamp = file_stamp(handle)
         data = read_handle(handle)
         found = checksum_of(data)
-        if stamp is None or time.time_ns() - stamp[2] <= SETTLED_NS or stamp_of(handle) != stamp:
+        if stamp is None or time.time_ns() - stamp[2] <= SETTLED_NS or file_stamp(handle) != stamp:
             return data, found, None
         if len(self._fingerprints) >= self.MOST_FINGERPRINTS:
             self._fingerprints.clear()
         self._fingerprints[part] = (stamp, found)
         return data, found, stamp
 
-    def _remember(self, part: str, stamp: Stamp, rows: pa.Table) -> None:
+    def _remember(self, part: str, stamp: FileStamp, rows: pa.Table) -> None:
         with self._lock:
             self._forget(part)
             self._rows[part] = (stamp, rows)
@@ -155,9 +158,9 @@ class Parts:
             self._bytes -= known[1].nbytes
 
 
-def _is_still(part: str, stamp: Stamp) -> bool:
+def _is_still(part: str, stamp: FileStamp) -> bool:
     """Whether the file is the one that was read. Its folder may have come back as a link, with the same file in it."""
-    return stamp_of(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
+    return file_stamp(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
 
 
 def _folder_of(part: str) -> str:

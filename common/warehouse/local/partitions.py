@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checksum_of, inside, within
+from gated_backfill.common.storage.files import checked_path, checked_path_text, checksum_of
 from gated_backfill.common.warehouse.protocol import ABSENT
 
-PART = "part.parquet"
-PUBLICATION = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
+ROWS_FILE = "part.parquet"
+PUBLICATION_FILE = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
 
 
-def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
+def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
     """The partition folders that hold a part, in no order. Raises `OutsideRoot` for one that leads out of the root."""
     try:
         entries = os.scandir(folder)  # which does not read a folder of ten years for the first of it
@@ -32,17 +32,17 @@ def partitions_in(root: Path, folder: Path) -> Iterator[Path]:
                 continue
             place = folder / entry.name
             try:
-                mode = os.lstat(f"{place}/{PART}").st_mode
+                mode = os.lstat(f"{place}/{ROWS_FILE}").st_mode
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if entry.is_symlink() or stat.S_ISLNK(mode):
-                if not (place / PART).exists():
+                if not (place / ROWS_FILE).exists():
                     continue
-                inside(root, place / PART)
+                checked_path(root, place / ROWS_FILE)
             yield place
 
 
-def parts_there(root: Path, parts: Iterable[str]) -> list[str]:
+def existing_parts(root: Path, parts: Iterable[str]) -> list[str]:
     """Those of the parts that there are. Raises `OutsideRoot` for one out of the root.
 
     As few looks as tell: it is asked for every file that a query is to read.
@@ -53,12 +53,12 @@ def parts_there(root: Path, parts: Iterable[str]) -> list[str]:
             linked = any(stat.S_ISLNK(os.lstat(place).st_mode) for place in (part.rpartition("/")[0], part))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if not linked or is_there(within(str(root), part)):
+        if not linked or file_exists(checked_path_text(str(root), part)):
             found.append(part)
     return found
 
 
-def link(file: Path, other: Path) -> None:
+def hard_link(file: Path, other: Path) -> None:
     """The file under another name too; published files are replaced, never written into."""
     try:
         os.link(file, other)
@@ -66,7 +66,7 @@ def link(file: Path, other: Path) -> None:
         shutil.copyfile(file, other)
 
 
-def is_there(part: str | Path) -> bool:
+def file_exists(part: str | Path) -> bool:
     """Whether the file exists. Raises `OSError` where that can't be told: what can't be read is not absent."""
     try:
         os.stat(part)  # noqa: PTH116 - asked for every file that is read
@@ -75,7 +75,7 @@ def is_there(part: str | Path) -> bool:
     return True
 
 
-def fingerprint(file: str | Path) -> str:
+def file_fingerprint(file: str | Path) -> str:
     """That of the bytes of any file of the warehouse's, at a path that was looked at; `ABSENT` where there is none."""
     try:
         return checksum_of(Path(file).read_bytes())
@@ -84,7 +84,7 @@ def fingerprint(file: str | Path) -> str:
 
 
 @contextmanager
-def translated(table: TableName) -> Generator[None]:
+def translate_file_errors(table: TableName) -> Generator[None]:
     try:
         yield
     except pa.ArrowInvalid as exc:

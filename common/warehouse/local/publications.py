@@ -14,25 +14,25 @@ from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 
-from gated_backfill.common.errors import NothingKept, OutsideRoot, StagedFileLost
-from gated_backfill.common.model.publication import Limits, Receipt, StagedFile
+from gated_backfill.common.errors import BackupMissing, OutsideRoot, StagedFileLost
+from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.storage.files import inside, read_plain, sync_all, sync_folder, write_atomically
-from gated_backfill.common.storage.staged_files import read_staged_bytes, refuse_other
+from gated_backfill.common.storage.files import checked_path, read_regular_file, sync_all, sync_folder, write_atomically
+from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
 from gated_backfill.common.warehouse.local.backups import LocalBackups
-from gated_backfill.common.warehouse.local.partition_files import Parts
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.partitions import (
-    PART,
-    PUBLICATION,
-    fingerprint,
-    is_there,
-    link,
-    partitions_in,
-    translated,
+    PUBLICATION_FILE,
+    ROWS_FILE,
+    file_exists,
+    file_fingerprint,
+    hard_link,
+    partition_folders,
+    translate_file_errors,
 )
-from gated_backfill.common.warehouse.protocol import ABSENT, Replaced
+from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
 
 LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
 COMMITTED = "COMMITTED"
@@ -43,8 +43,8 @@ REPLACED = "replaced.json"  #: beside a kept part, a note of its own: as version
 class LocalPublications(LocalBackups):
     """See `Warehouse` for what it promises."""
 
-    _limits: Limits
-    _parts: Parts
+    _limits: WarehouseLimits
+    _parts: PartitionFiles
 
     def publish(
         self,
@@ -52,17 +52,17 @@ class LocalPublications(LocalBackups):
         date_column: str,
         files: Sequence[StagedFile],
         *,
-        unchanged_since: Mapping[date, str],
+        fingerprints_when_staged: Mapping[date, str],
         publication: str,
-    ) -> Receipt:
+    ) -> PublishResult:
         folder = self._folder(target)
         lost: set[date] = set()
-        with translated(target), locked(self._lock(folder)):
+        with translate_file_errors(target), locked(self._lock(folder)):
             self._start_loading(folder)
             places = self._places(target, date_column, [staged.day for staged in files])
-            now = {day: self._parts.fingerprint_anew(place) for day, place in places.items()}
+            now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
             there = {staged.day for staged in files if now[staged.day] == staged.checksum}
-            changed = {day for day in now if day not in there and now[day] != unchanged_since[day]}
+            changed = {day for day in now if day not in there and now[day] != fingerprints_when_staged[day]}
             prepared: dict[date, str] = {}
             loading = f"{folder}/{LOADING}"
             for staged in files:
@@ -78,7 +78,7 @@ class LocalPublications(LocalBackups):
             kept = self._keep(target, date_column, publication, before=now, published=prepared)
             self._commit_loading(folder, kept)
         published = frozenset(now) - changed - lost
-        return Receipt(published=published, changed=frozenset(changed), lost=frozenset(lost))
+        return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(lost))
 
     # -- what was replaced ----------------------------------------------------------------------------------
 
@@ -110,10 +110,10 @@ class LocalPublications(LocalBackups):
             if day not in known and first != ABSENT:
                 kept = self._kept(run, target, date_column, day)
                 kept.mkdir(parents=True, exist_ok=True)
-                (kept / PART).unlink(missing_ok=True)
-                link(self._part(target, date_column, day), kept / PART)
-                written += [kept / PART, kept]
-            noted[day.isoformat()] = asdict(Replaced(before=first, published=checksum))
+                (kept / ROWS_FILE).unlink(missing_ok=True)
+                hard_link(self._part(target, date_column, day), kept / ROWS_FILE)
+                written += [kept / ROWS_FILE, kept]
+            noted[day.isoformat()] = asdict(ReplacedPartition(before=first, published=checksum))
         prepared = self._loading(self._folder(target)) / REPLACED
         write_atomically(prepared, json.dumps(others | noted).encode(), durable=False)
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,57 +121,59 @@ class LocalPublications(LocalBackups):
         return [*written, note, folder, folder.parent, folder.parent.parent]
 
     def _undo_folder(self, run: str, table: TableName) -> Path:
-        return inside(self.root, self.root / UNDO / run / table.dataset / table.table)
+        return checked_path(self.root, self.root / UNDO / run / table.dataset / table.table)
 
     def _kept(self, run: str, table: TableName, date_column: str, day: date) -> Path:
         """The folder of what the run replaced on the date."""
-        return inside(self.root, self._undo_folder(run, table) / f"{date_column}={day.isoformat()}")
+        return checked_path(self.root, self._undo_folder(run, table) / f"{date_column}={day.isoformat()}")
 
-    def replaced(self, target: TableName, date_column: str, run: str, days: Collection[date]) -> dict[date, Replaced]:
-        with translated(target):
+    def replaced_partitions(
+        self, target: TableName, date_column: str, run: str, days: Collection[date]
+    ) -> dict[date, ReplacedPartition]:
+        with translate_file_errors(target):
             folder = self._undo_folder(run, target)
             return _replaced(folder, _noted(sorted(folder.glob("*.json"))), date_column, days)
 
     def check_restorable(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> None:
         held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
-        kept = {day: self._kept(run, target, date_column, day) / PART for day in held}
-        if gone := [day for day in held if fingerprint(kept[day]) != replaced[day].before]:
-            raise NothingKept(
+        kept = {day: self._kept(run, target, date_column, day) / ROWS_FILE for day in held}
+        if gone := [day for day in held if file_fingerprint(kept[day]) != replaced[day].before]:
+            raise BackupMissing(
                 f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
                 table=str(target),
                 day=min(gone),
             )
 
     def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, Replaced]
+        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> frozenset[date]:
         folder = self._folder(target)
-        with translated(target), locked(self._lock(folder)):
+        with translate_file_errors(target), locked(self._lock(folder)):
             self._roll_forward(folder)
             parts = {day: self._part(target, date_column, day) for day in replaced}
-            waiting = [day for day, one in replaced.items() if fingerprint(parts[day]) == one.published]
+            waiting = [day for day, one in replaced.items() if file_fingerprint(parts[day]) == one.published]
             self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
             for day in waiting:
-                _put_back(parts[day], self._kept(run, target, date_column, day) / PART, replaced[day])
+                _put_back(parts[day], self._kept(run, target, date_column, day) / ROWS_FILE, replaced[day])
             sync_folder(folder)
-            return frozenset(day for day, one in replaced.items() if fingerprint(parts[day]) == one.before)
+            return frozenset(day for day, one in replaced.items() if file_fingerprint(parts[day]) == one.before)
 
-    def forget_replaced(self) -> None:
+    def delete_expired_undo(self) -> None:
         before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
-        for run in inside(self.root, self.root / UNDO).glob("*"):
+        for run in checked_path(self.root, self.root / UNDO).glob("*"):
             if not run.is_symlink() and run.stat().st_mtime < before:
-                for kept in run.rglob(PART):  # the notes stay: they tell that something was replaced
+                for kept in run.rglob(ROWS_FILE):  # the notes stay: they tell that something was replaced
                     kept.unlink(missing_ok=True)
 
     # -- preparing, and putting into effect -----------------------------------------------------------------
 
     def _lock(self, folder: Path) -> Path:
-        return inside(self.root, folder / ".lock")
+        return checked_path(self.root, folder / ".lock")
 
     def _loading(self, folder: Path) -> Path:
-        return inside(self.root, folder / LOADING)
+        return checked_path(self.root, folder / LOADING)
 
     def _start_loading(self, folder: Path) -> None:
         self._roll_forward(folder)
@@ -185,7 +187,7 @@ class LocalPublications(LocalBackups):
         """
         loading = folder / LOADING
         if loading.exists():
-            parts = (place for one in partitions_in(self.root, loading) for place in (f"{one}/{PART}", one))
+            parts = (place for one in partition_folders(self.root, loading) for place in (f"{one}/{ROWS_FILE}", one))
             sync_all([*parts, *kept, loading])
             write_atomically(loading / COMMITTED, b"")
             self._roll_forward(folder)
@@ -195,19 +197,19 @@ class LocalPublications(LocalBackups):
         if not (loading / COMMITTED).exists():
             return
         replaced: list[Path] = []
-        for new in sorted(partitions_in(self.root, loading), key=str):
+        for new in sorted(partition_folders(self.root, loading), key=str):
             try:
                 os.rename(new, f"{folder}/{new.name}")  # noqa: PTH104
                 continue
             except OSError:
-                if not is_there(f"{folder}/{new.name}"):
+                if not file_exists(f"{folder}/{new.name}"):
                     raise
             place = folder / new.name
-            (new / PART).replace(place / PART)
-            if (new / PUBLICATION).exists():
-                (new / PUBLICATION).replace(place / PUBLICATION)
+            (new / ROWS_FILE).replace(place / ROWS_FILE)
+            if (new / PUBLICATION_FILE).exists():
+                (new / PUBLICATION_FILE).replace(place / PUBLICATION_FILE)
             else:
-                (place / PUBLICATION).unlink(missing_ok=True)
+                (place / PUBLICATION_FILE).unlink(missing_ok=True)
             replaced.append(place)
         sync_all([*replaced, folder])
         (loading / COMMITTED).unlink()
@@ -216,7 +218,7 @@ class LocalPublications(LocalBackups):
     def _finish_load(self, table: TableName) -> None:
         """Carry out a load that was committed by a process which then died."""
         mark = f"{self.root}/{table.dataset}/{table.table}/{LOADING}/{COMMITTED}"
-        if is_there(mark):
+        if file_exists(mark):
             folder = self._folder(table)
             with locked(self._lock(folder)):
                 self._roll_forward(folder)
@@ -234,18 +236,18 @@ def _noted(notes: Iterable[Path]) -> _Noted:
     return found
 
 
-def _replaced(folder: Path, noted: _Noted, date_column: str, days: Collection[date]) -> dict[date, Replaced]:
+def _replaced(folder: Path, noted: _Noted, date_column: str, days: Collection[date]) -> dict[date, ReplacedPartition]:
     """By date, what the notes tell, or else a note of the date's own."""
-    found: dict[date, Replaced] = {}
+    found: dict[date, ReplacedPartition] = {}
     for day in days:
         told = noted.get(day.isoformat()) or _noted_alone(f"{folder}/{date_column}={day.isoformat()}/{REPLACED}")
         if told is not None:
-            found[day] = Replaced(**told)
+            found[day] = ReplacedPartition(**told)
     return found
 
 
 def _noted_alone(note: str) -> dict[str, str] | None:
-    return json.loads(Path(note).read_text()) if is_there(note) else None
+    return json.loads(Path(note).read_text()) if file_exists(note) else None
 
 
 def _prepare(place: str, staged: StagedFile, publication: str) -> None:
@@ -257,30 +259,30 @@ def _prepare(place: str, staged: StagedFile, publication: str) -> None:
         os.mkdir(place)  # noqa: PTH102 - here and below: by far the quicker, for every file that is published
     except FileNotFoundError:
         os.makedirs(place)  # noqa: PTH103
-    part = f"{place}/{PART}"
+    part = f"{place}/{ROWS_FILE}"
     try:
         try:
             os.link(staged.location, part, follow_symlinks=False)
-            refuse_other(staged, read_plain(part))
+            check_checksum(staged, read_regular_file(part))
         except OSError:  # it is on another disk, or no file of a disk at all
             write_atomically(part, read_staged_bytes(staged), durable=False)
     except (StagedFileLost, OutsideRoot) as exc:
         shutil.rmtree(place)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    with open(f"{place}/{PUBLICATION}", "wb") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
+    with open(f"{place}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
         file.write(json.dumps(note).encode())
 
 
-def _put_back(part: Path, kept: Path, replaced: Replaced) -> None:
+def _put_back(part: Path, kept: Path, replaced: ReplacedPartition) -> None:
     if replaced.before == replaced.published:
         return
     if replaced.before == ABSENT:
         part.unlink()
         shutil.rmtree(part.parent)
         return
-    temporary = part.with_name(f".{PART}.undo.tmp")
+    temporary = part.with_name(f".{ROWS_FILE}.undo.tmp")
     temporary.unlink(missing_ok=True)
-    link(kept, temporary)
+    hard_link(kept, temporary)
     temporary.replace(part)
     sync_folder(part.parent)

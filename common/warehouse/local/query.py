@@ -14,17 +14,17 @@ import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
 from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
-from gated_backfill.common.model.tables import TableName, checked_identifier
-from gated_backfill.common.warehouse.local.partition_files import Stamp, stamp_of
+from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.warehouse.local.partition_files import FileStamp, file_stamp
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan
 from gated_backfill.common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
-MOST_TRIES = 50  #: of a query whose files are replaced while it reads them
+MAX_TRIES = 50  #: of a query whose files are replaced while it reads them
 
 Scans = Mapping[str, Scan | StagedScan]
 
 
-class Queries:
+class DuckDbQueries:
     """Answers queries over files. Safe for several threads at once.
 
     Only the files that a query's dates need are handed to DuckDB, as an explicit list: a glob over all of them costs
@@ -41,7 +41,7 @@ class Queries:
     def query(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
         """See `Warehouse.query`."""
         named = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             files = {name: self._files(scan) for name, scan in scans.items()}
             before = _stamps(files)
             try:
@@ -59,7 +59,7 @@ class Queries:
             if isinstance(found, duckdb.IOException):
                 raise WarehouseUnavailable(str(found), table=named) from found
             raise QueryFailed(str(found), table=named) from found
-        raise WarehouseUnavailable(f"was written to during each of {MOST_TRIES} reads", table=named)
+        raise WarehouseUnavailable(f"was written to during each of {MAX_TRIES} reads", table=named)
 
     def _run(
         self, sql: LiteralString, scans: Scans, files: Mapping[str, list[str]], params: Mapping[str, Any]
@@ -72,7 +72,7 @@ class Queries:
         connection = self._connection()
         for name, scan in scans.items():
             relation = self._relation(connection, scan, files[name])
-            relation.create_view(checked_identifier(name, "scan name"), replace=True)
+            relation.create_view(validate_identifier(name, "scan name"), replace=True)
         bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
         return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
 
@@ -105,5 +105,5 @@ class Queries:
         return found
 
 
-def _stamps(files: Mapping[str, list[str]]) -> list[Stamp | None]:
-    return [stamp_of(path) for paths in files.values() for path in paths]
+def _stamps(files: Mapping[str, list[str]]) -> list[FileStamp | None]:
+    return [file_stamp(path) for paths in files.values() for path in paths]

@@ -16,33 +16,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import StagedFileLost, TableNotFound
-from gated_backfill.common.model.arrow_types import column_type
-from gated_backfill.common.model.publication import Limits, StagedFile
-from gated_backfill.common.model.tables import TableName, Types
+from gated_backfill.common.model.arrow_types import column_type_of
+from gated_backfill.common.model.publication import StagedFile, WarehouseLimits
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.storage.files import below, check_writable, parquet_bytes, write_atomically
+from gated_backfill.common.storage.files import check_writable, joined_path, parquet_bytes, write_atomically
 from gated_backfill.common.warehouse.counting import count_by_reading
-from gated_backfill.common.warehouse.local.partition_files import Parts, Stamp, stamp_of
+from gated_backfill.common.warehouse.local.partition_files import FileStamp, PartitionFiles, file_stamp
 from gated_backfill.common.warehouse.local.partitions import (
-    PART,
-    PUBLICATION,
-    fingerprint,
-    partitions_in,
-    parts_there,
-    translated,
+    PUBLICATION_FILE,
+    ROWS_FILE,
+    existing_parts,
+    file_fingerprint,
+    partition_folders,
+    translate_file_errors,
 )
 from gated_backfill.common.warehouse.local.publications import LOADING, LocalPublications
 from gated_backfill.common.warehouse.protocol import (
-    Counted,
+    EntityCounts,
     Scan,
     StagedScan,
     TableInfo,
-    refuse_other_shape,
-    refuse_undated,
+    check_dated,
+    check_same_columns,
 )
 
 if TYPE_CHECKING:
-    from gated_backfill.common.warehouse.local.query import Queries
+    from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
 PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper than listing the folder
 
@@ -50,11 +50,11 @@ PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper th
 class LocalWarehouse(LocalPublications):
     """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
 
-    def __init__(self, root: Path, *, limits: Limits | None = None) -> None:
+    def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
-        self._limits = limits or Limits()
-        self._parts = Parts(root)
-        self._described: dict[TableName, tuple[Path, Stamp | None, TableInfo]] = {}
+        self._limits = limits or WarehouseLimits()
+        self._parts = PartitionFiles(root)
+        self._described: dict[TableName, tuple[Path, FileStamp | None, TableInfo]] = {}
 
     def __repr__(self) -> str:
         return f"LocalWarehouse({str(self.root)!r})"
@@ -62,20 +62,22 @@ class LocalWarehouse(LocalPublications):
     # -- reading --------------------------------------------------------------------------------------------
 
     def describe(self, table: TableName) -> TableInfo | None:
-        with translated(table):
+        with translate_file_errors(table):
             self._finish_load(table)
             known = self._described.get(table)
-            if known is not None and stamp_of(known[0]) == known[1]:  # the part that it was told from is still the same
+            if (
+                known is not None and file_stamp(known[0]) == known[1]
+            ):  # the part that it was told from is still the same
                 return known[2]
             folder = self._folder(table)
-            first = next(partitions_in(self.root, folder), None)
+            first = next(partition_folders(self.root, folder), None)
             if first is None:
                 return self._unpartitioned(table)
-            stamp = stamp_of(first / PART)
-            schema = pq.read_schema(first / PART)
-        columns = {field.name: column_type(field.type) or str(field.type) for field in schema}
+            stamp = file_stamp(first / ROWS_FILE)
+            schema = pq.read_schema(first / ROWS_FILE)
+        columns = {field.name: column_type_of(field.type) or str(field.type) for field in schema}
         found = TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
-        self._described[table] = (first / PART, stamp, found)
+        self._described[table] = (first / ROWS_FILE, stamp, found)
         return found
 
     def query(
@@ -88,21 +90,23 @@ class LocalWarehouse(LocalPublications):
         return self._queries.query(sql, scans, params or {})
 
     @cached_property
-    def _queries(self) -> Queries:
-        from gated_backfill.common.warehouse.local.query import Queries
+    def _queries(self) -> DuckDbQueries:
+        from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-        return Queries(self._paths, self._schema)
+        return DuckDbQueries(self._paths, self._schema)
 
-    def count(self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]) -> Counted:
-        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_once), wanted, sources, held_by)
+    def count_entities(
+        self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]
+    ) -> EntityCounts:
+        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_uncached), wanted, sources, held_by)
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
-        return self._read(scan, self._parts.rows_once if once else self._parts.rows)
+        return self._read(scan, self._parts.rows_uncached if once else self._parts.rows)
 
     def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table | None]) -> pa.Table:
         self._require(scan)
         wanted = None if scan.columns is None else list(scan.columns.values())
-        with translated(scan.table):
+        with translate_file_errors(scan.table):
             tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, wanted)) is not None]
             rows = (
                 _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
@@ -111,39 +115,41 @@ class LocalWarehouse(LocalPublications):
             return rows
         return rows.select(wanted).rename_columns(list(scan.columns))
 
-    def bytes_of(self, scan: Scan) -> int | None:
+    def estimate_bytes(self, scan: Scan) -> int | None:
         return None
 
     def fingerprints(
         self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
     ) -> dict[date, str]:
-        with translated(table):
+        with translate_file_errors(table):
             self._finish_load(table)
             places = self._places(table, date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
-    def holds(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
-        with translated(table):
+    def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
+        with translate_file_errors(table):
             self._finish_load(table)
             places = self._places(table, date_column, checksums)
-            now = {day: self._parts.fingerprint_anew(place) for day, place in places.items()}
+            now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
         """Which run and attempt wrote the partition; None for one that no run wrote as it is now."""
         part = self._part(table, date_column, day)
         try:
-            noted = json.loads((part.parent / PUBLICATION).read_text())
+            noted = json.loads((part.parent / PUBLICATION_FILE).read_text())
         except FileNotFoundError:
             return None
-        return noted if noted["checksum"] == fingerprint(part) else None
+        return noted if noted["checksum"] == file_fingerprint(part) else None
 
     # -- writing --------------------------------------------------------------------------------------------
 
-    def create_table(self, table: TableName, columns: Types, date_column: str, cluster_by: Sequence[str] = ()) -> bool:
+    def create_table(
+        self, table: TableName, columns: ColumnTypes, date_column: str, cluster_by: Sequence[str] = ()
+    ) -> bool:
         return False  # a folder becomes a table with its first partition
 
-    def prepare(self) -> None:
+    def create_own_tables(self) -> None:
         return None
 
     def check_publishable(self, target: TableName) -> bool:
@@ -154,11 +160,11 @@ class LocalWarehouse(LocalPublications):
         return None
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
-        refuse_undated(table, date_column, rows)
-        given = {field.name: column_type(field.type) or str(field.type) for field in rows.schema}
-        refuse_other_shape(self.describe(table), date_column, given)
+        check_dated(table, date_column, rows)
+        given = {field.name: column_type_of(field.type) or str(field.type) for field in rows.schema}
+        check_same_columns(self.describe(table), date_column, given)
         folder = self._folder(table)
-        with translated(table), locked(self._lock(folder)):
+        with translate_file_errors(table), locked(self._lock(folder)):
             self._start_loading(folder)
             days = _write_partitions(folder / LOADING, date_column, rows)
             self._commit_loading(folder)
@@ -167,15 +173,17 @@ class LocalWarehouse(LocalPublications):
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
-        return Path(below(str(self.root), (table.dataset, table.table)))
+        return Path(joined_path(str(self.root), (table.dataset, table.table)))
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return Path(below(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", PART)))
+        return Path(
+            joined_path(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", ROWS_FILE))
+        )
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """By day, the path at which its part is or would be, as `Parts` takes it."""
         folder = self._folder(table)
-        return {day: f"{folder}/{date_column}={day.isoformat()}/{PART}" for day in days}
+        return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
         if next(self._folder(table).glob("*.parquet"), None) is None:
@@ -188,25 +196,25 @@ class LocalWarehouse(LocalPublications):
         places = self._places(scan.table, scan.date_column, days)
         if len(places) <= PROBE_AT_MOST:
             return list(places.values())
-        there = {f"{place}/{PART}" for place in partitions_in(self.root, self._folder(scan.table))}
+        there = {f"{place}/{ROWS_FILE}" for place in partition_folders(self.root, self._folder(scan.table))}
         return [place for place in places.values() if place in there]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         if isinstance(scan, StagedScan):
             return _staged_paths(scan.files)
         self._require(scan)
-        with translated(scan.table):
-            return parts_there(self.root, self._candidates(scan))
+        with translate_file_errors(scan.table):
+            return existing_parts(self.root, self._candidates(scan))
 
     def _require(self, scan: Scan) -> None:
         """Raises `TableNotFound`, and `SchemaMismatch` for a table without a column of the scan."""
         info = self.describe(scan.table)
         if info is None:
             raise TableNotFound("no such table in the warehouse", table=str(scan.table))
-        info.require(scan.date_column, tuple((scan.columns or {}).values()))
+        info.check_columns(scan.date_column, tuple((scan.columns or {}).values()))
 
     def _schema(self, table: TableName) -> pa.Schema:
-        return pq.read_schema(next(partitions_in(self.root, self._folder(table))) / PART)
+        return pq.read_schema(next(partition_folders(self.root, self._folder(table))) / ROWS_FILE)
 
 
 def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
@@ -233,7 +241,7 @@ def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[da
     starts = {found["day"]: found["n"] for found in _counts(ordered, date_column)}
     offset = 0
     for day in days:
-        part = folder / f"{date_column}={day.isoformat()}" / PART
+        part = folder / f"{date_column}={day.isoformat()}" / ROWS_FILE
         write_atomically(part, parquet_bytes(ordered.slice(offset, starts[day])), durable=False)
         offset += starts[day]
     return days

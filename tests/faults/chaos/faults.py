@@ -82,9 +82,10 @@ def release_held(broker: redis.Redis) -> None:
 
 def release_copies_at_closed_windows(place: Place) -> None:
     """For the gate: a message may well be delivered once more when its window has long been closed."""
-    from gated_backfill.common.ledger import Ledger, WindowState
+    from gated_backfill.common.ledger import WindowState
+    from gated_backfill.common.ledger.stores.windows import WindowStore
 
-    leave = Ledger.leave_window
+    leave = WindowStore.release_window
 
     def left(*arguments: Any, to: WindowState) -> bool:
         done = leave(*arguments, to=to)
@@ -94,7 +95,7 @@ def release_copies_at_closed_windows(place: Place) -> None:
                 release_held(broker)
         return done
 
-    Ledger.leave_window = left
+    WindowStore.release_window = left
 
 
 class Carrier:

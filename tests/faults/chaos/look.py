@@ -26,7 +26,7 @@ TARGET = TableName.parse("chaos.target")
 def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
     """The fields of `Seen`, as JSON can hold them."""
     ledger = open_ledger(settings.ledger_url, create=False)
-    warehouse = open_warehouse(settings.warehouse_url, limits=settings.limits)
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     tables = open_tables(settings.warehouse_url)
     days = [day.day for day in schedule.shape]
     with ledger._read() as connection:
@@ -43,7 +43,7 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
     expected = {day: sorted(set(tables.names("expected", day))) for day in days}
     return found | {
         "checkpoints": {row["day"]: row for row in proven},
-        "held": sorted(day.isoformat() for day in warehouse.holds(TARGET, "day", known)) if known else [],
+        "held": sorted(day.isoformat() for day in warehouse.matching_dates(TARGET, "day", known)) if known else [],
         "published": {day.isoformat(): tables.target(day) for day in days},
         "covered": {day.isoformat(): sorted(set(tables.names("target", day)) & set(expected[day])) for day in days},
         "expected": {day.isoformat(): names for day, names in expected.items()},

@@ -18,8 +18,8 @@ def checkpoint_before_publish() -> None:
         holder = (window.number, window.deps.owner)
         days = [row.day for row in passing]
         ledger = window.deps.ledger
-        ledger.move_dates(window.run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
-        ledger.checkpoint(window.run.id, days)
+        ledger.dates.move_dates(window.run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
+        ledger.checkpoints.write_checkpoints(window.run.id, days)
         return publish(window, passing)
 
     gate._publish = turned_round
@@ -29,26 +29,27 @@ def no_duplicate_guard() -> None:
     """A date of a run that is on is taken whatever state it is in."""
     from sqlalchemy import select, update
 
-    from gated_backfill.common.ledger import DateRow, Ledger
-    from gated_backfill.common.ledger.rows import date_row_of, run_is_on
+    from gated_backfill.common.ledger import DateRow
+    from gated_backfill.common.ledger.rows import date_from_row, is_run_running
+    from gated_backfill.common.ledger.stores.claims import ClaimStore
     from gated_backfill.common.ledger.tables import run_dates
     from gated_backfill.common.process.clock import utcnow
 
     def claim_dates(
-        self: Ledger, run_id: str, days: Collection[date], owner: str, until: datetime, **_: Any
+        self: ClaimStore, run_id: str, days: Collection[date], owner: str, until: datetime, **_: Any
     ) -> list[DateRow]:
         query = select(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         with self._write() as connection:
-            if not run_is_on(connection, run_id):
+            if not is_run_running(connection, run_id):
                 return []
             rows = connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all()
             values = {"state": "processing", "lease_owner": owner, "lease_until": until, "started_at": utcnow()}
             for row in rows:
                 this = (run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
                 connection.execute(update(run_dates).where(*this).values(values | {"attempt": row["attempt"] + 1}))
-        return [date_row_of({**row, **values, "attempt": row["attempt"] + 1}) for row in rows]
+        return [date_from_row({**row, **values, "attempt": row["attempt"] + 1}) for row in rows]
 
-    Ledger.claim_dates = claim_dates
+    ClaimStore.claim_dates = claim_dates
 
 
 def lease_ignored() -> None:
@@ -79,13 +80,16 @@ def _nobody_but(*, dead: bool) -> None:
 
 def recount_believed() -> None:
     """What a worker said of its rows, instead of a recount."""
-    from gated_backfill.common.model.coverage import Recount, Truth
+    from gated_backfill.common.model.coverage import DateExpectation, Recount
     from gated_backfill.common.model.job import Job
     from gated_backfill.common.warehouse.protocol import Warehouse
     from gated_backfill.worker.gate import gate
 
     def believed(warehouse: Warehouse, job: Job, staged: Mapping[date, Any], **_: Any) -> dict[date, Recount]:
-        return {day: Recount(truth=Truth(expected=13), matched=13, rows=rows.num_rows) for day, rows in staged.items()}
+        return {
+            day: Recount(expectation=DateExpectation(expected=13), matched=13, rows=rows.num_rows)
+            for day, rows in staged.items()
+        }
 
     gate.recount = believed
 

@@ -37,25 +37,25 @@ def _leases(lease: float) -> None:
     from gated_backfill.worker.dates import backoff
 
     Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
-    backoff.LONGEST_WAIT_SECONDS = 1.0
+    backoff.MAX_DELAY_SECONDS = 1.0
 
 
 def _works() -> None:
     from gated_backfill.worker.maintenance import runner as maintenance
     from gated_backfill.worker.maintenance import schedule
 
-    listed = schedule.entries
+    listed = schedule.maintenance_schedules
 
-    def entries(settings: Any) -> dict[str, schedule.Entry]:
-        def shortened(entry: schedule.Entry) -> schedule.Entry:
-            if entry.daily:
+    def entries(settings: Any) -> dict[str, schedule.MaintenanceSchedule]:
+        def shortened(entry: schedule.MaintenanceSchedule) -> schedule.MaintenanceSchedule:
+            if entry.is_daily:
                 return entry
-            seconds = min(entry.when.seconds, SELDOM_SECONDS)
-            return schedule.Entry(when=schedule.Every(seconds=seconds), lease=WORK_LEASE)
+            seconds = min(entry.recurrence.seconds, SELDOM_SECONDS)
+            return schedule.MaintenanceSchedule(recurrence=schedule.Every(seconds=seconds), lease=WORK_LEASE)
 
         return {name: shortened(entry) for name, entry in listed(settings).items()}
 
-    schedule.entries = maintenance.entries = entries
+    schedule.maintenance_schedules = maintenance.maintenance_schedules = entries
 
 
 def _reconnecting() -> None:

@@ -107,7 +107,7 @@ class Points:
         from celery.beat import Scheduler
 
         from gated_backfill.common.broker.celery_app import CeleryDispatcher
-        from gated_backfill.common.ledger import Ledger
+        from gated_backfill.common.ledger.database import LedgerStore
         from gated_backfill.common.storage.staging import Staging
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
         from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -116,7 +116,7 @@ class Points:
         for point in POINTS:
             kind, _, name = point.partition(".")
             if kind == "ledger" and name != "commit":
-                self.wrap(Ledger, name, point)
+                self.wrap(next(store for store in LedgerStore.__subclasses__() if name in vars(store)), name, point)
             elif kind == "warehouse":
                 for warehouse in (LocalWarehouse, BigQueryWarehouse):
                     own = f"_{name}" if name in ("commit_loading", "roll_forward") else name
@@ -133,17 +133,17 @@ class Points:
 
     def _wrap_commits(self) -> None:
         """A fault before the commit finds the transaction's work done and not yet in effect."""
-        from gated_backfill.common.ledger.database import Database, translated
+        from gated_backfill.common.ledger.database import LedgerStore, translate_database_errors
 
-        write = Database._write
+        write = LedgerStore._write
 
         @contextmanager
         def counted(database: Any, **named: Any) -> Generator[Any]:
             number = self.count("ledger.commit")
-            with translated():
+            with translate_database_errors():
                 with write(database, **named) as connection:
                     yield connection
                     self.meet("ledger.commit", number, after=False)
                 self.meet("ledger.commit", number, after=True)
 
-        Database._write = counted
+        LedgerStore._write = counted

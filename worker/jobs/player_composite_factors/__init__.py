@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-from gated_backfill import Batch, Calendar, CalendarFacts, Column, Expectation, Input, Job, Source, Target
+from gated_backfill import Batch, Calendar, CalendarEvents, Column, Expectation, Input, Job, Source, Target
 from gated_backfill.common.model.dates import season_start
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SUMMARY = "nba_analytics.player_game_summary"
 UPCOMING = "nba_analytics.upcoming_player_game_context"
 
 
-def skip_bootstrap(day: date, calendar: CalendarFacts | None) -> str | None:
+def skip_bootstrap(day: date, calendar: CalendarEvents | None) -> str | None:
     """`bootstrap` on the first 14 days of a season: there is too little history to derive from.
 
     The calendar tells when the seasons that are not listed here began. Of a listed season it is not believed: one that

@@ -11,7 +11,7 @@ import pandas as pd
 WEEK = 7
 FORTNIGHT = 14
 LAST_GAMES = 7
-WHO = ["player_lookup", "game_date"]
+PLAYER_DATE = ["player_lookup", "game_date"]
 
 
 def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
@@ -23,7 +23,9 @@ def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame
     today = history[history["game_date"].isin(pd.DatetimeIndex(list(days)))]
     subjects = today[["player_lookup", "game_date", "game_id", "team_abbr", "opponent_team_abbr"]]
     earlier = _earlier_games(subjects, history)
-    context = subjects.merge(_summed(earlier), on=WHO, how="left").merge(_usage(earlier), on=WHO, how="left")
+    context = subjects.merge(_summed(earlier), on=PLAYER_DATE, how="left").merge(
+        _usage(earlier), on=PLAYER_DATE, how="left"
+    )
     rest = context["age_of_last_game"] - 1
     games = context["games"].fillna(0)
     return context.assign(
@@ -43,21 +45,21 @@ def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame
 def _earlier_games(subjects: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """Every subject's games of the 14 days before its date; `age` is how many days before."""
     played = history[["player_lookup", "game_date", "minutes_played", "usage_rate"]]
-    pairs = subjects[WHO].merge(played.rename(columns={"game_date": "played_on"}), on="player_lookup")
+    pairs = subjects[PLAYER_DATE].merge(played.rename(columns={"game_date": "played_on"}), on="player_lookup")
     pairs["age"] = (pairs["game_date"] - pairs["played_on"]).dt.days
     found = pairs[pairs["age"].between(1, FORTNIGHT)]
-    return found.sort_values([*WHO, "played_on"], kind="stable", ignore_index=True)
+    return found.sort_values([*PLAYER_DATE, "played_on"], kind="stable", ignore_index=True)
 
 
 def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
     recent = earlier["age"] <= WEEK
-    same = (earlier[WHO] == earlier[WHO].shift()).all(axis=1)
+    same = (earlier[PLAYER_DATE] == earlier[PLAYER_DATE].shift()).all(axis=1)
     next_day = same & ((earlier["played_on"] - earlier["played_on"].shift()).dt.days == 1)
     grouped = earlier.assign(
         games=recent.astype("int64"),
         minutes=earlier["minutes_played"].where(recent),
         back_to_backs=next_day.astype("int64"),
-    ).groupby(WHO, sort=False)
+    ).groupby(PLAYER_DATE, sort=False)
     summed = grouped[["games", "back_to_backs"]].sum()
     return summed.assign(
         minutes=grouped["minutes"].sum(min_count=1), age_of_last_game=grouped["age"].min()
@@ -66,6 +68,6 @@ def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
 
 def _usage(earlier: pd.DataFrame) -> pd.DataFrame:
     """The mean usage rate of the last seven games, fewer if there are fewer."""
-    last = earlier.groupby(WHO, sort=False).tail(LAST_GAMES)
-    found = last.groupby(WHO, sort=False)["usage_rate"].mean().reset_index()
+    last = earlier.groupby(PLAYER_DATE, sort=False).tail(LAST_GAMES)
+    found = last.groupby(PLAYER_DATE, sort=False)["usage_rate"].mean().reset_index()
     return found.rename(columns={"usage_rate": "avg_usage_rate_last_7_games"})

@@ -14,8 +14,8 @@ from gated_backfill.common.model.job import SOURCE_COLUMN
 Array = np.ndarray
 
 ZONES = ("paint", "mid_range", "perimeter")
-WATCHED = ("days_rest", "projected_usage_rate", "pace_differential", "shot_zones", "team_defense")
-RESERVED = (
+TRACKED_INPUTS = ("days_rest", "projected_usage_rate", "pace_differential", "shot_zones", "team_defense")
+RESERVED_SCORES = (
     "referee_favorability_score",
     "look_ahead_pressure_score",
     "travel_impact_score",
@@ -51,7 +51,7 @@ def composite_factors(
             "shot_zone_mismatch_score": mismatch,
             "pace_score": pace,
             "usage_spike_score": usage,
-            **dict.fromkeys(RESERVED, 0.0),
+            **dict.fromkeys(RESERVED_SCORES, 0.0),
             "total_composite_adjustment": total,
             "fatigue_context_json": _json(
                 context,
@@ -70,7 +70,7 @@ def composite_factors(
             ),
             "calculation_version": version,
             "context_source": context[SOURCE_COLUMN],
-            "data_completeness_pct": _rounded(100 * (1 - missing.sum(axis=1).to_numpy() / len(WATCHED)), 1),
+            "data_completeness_pct": _rounded(100 * (1 - missing.sum(axis=1).to_numpy() / len(TRACKED_INPUTS)), 1),
             "missing_data_fields": _named(missing),
             "has_warnings": np.logical_or.reduce(list(warned.values())),
             "warning_details": _named(pd.DataFrame(warned, index=context.index)),
@@ -160,7 +160,7 @@ def _missing(context: pd.DataFrame, zones: pd.DataFrame) -> pd.DataFrame:
             "team_defense": ~zones["has_defense"].to_numpy(),
         },
         index=context.index,
-        columns=list(WATCHED),
+        columns=list(TRACKED_INPUTS),
     )
 
 
