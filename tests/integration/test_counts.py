@@ -108,7 +108,7 @@ ON_CORES = """
 
     from gated_backfill.producer.planning.range_counts import count_range
     from gated_backfill.common.model.tables import TableName
-    from gated_backfill.common.process.forked_work import processes_to_share
+    from gated_backfill.common.process.forked_work import usable_processes
     from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
     from tests.integration.test_counts import FEB_23, job
 
@@ -126,7 +126,7 @@ ON_CORES = """
     counted = count_range(warehouse, job("some"), job("some").sources, asked)
     assert counted.expected == {day: n % 4 for n, day in enumerate(asked) if n % 4}
     assert counted.found == {"from_some": {day: n % 4 - (n % 4 > 1) for day, n in counted.expected.items()}}
-    print(processes_to_share(), len(forked) + 1)
+    print(usable_processes(), len(forked) + 1)
 """
 
 

@@ -174,7 +174,7 @@ def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> Non
 
 
 OPEN_A_RUN = """
-    from gated_backfill.common.errors import DatesTaken
+    from gated_backfill.common.errors import DatesInUse
     from gated_backfill.common.ledger import open_ledger
     from tests.builders import new_run
 
@@ -183,7 +183,7 @@ OPEN_A_RUN = """
         wait()
         try:
             return "opened", ledger.runs.open_run(new_run()).id
-        except DatesTaken as taken:
+        except DatesInUse as taken:
             return "taken", taken.run
         finally:
             ledger.close()
@@ -498,7 +498,7 @@ HAMMER = """
         until = utcnow() + timedelta(minutes=5)
         staged = 0
         wait()
-        while not ledger.runs.get_run(run).ended:
+        while not ledger.runs.get_run(run).has_ended:
             for window in ledger.windows.list_windows(run, [WindowState.OPEN]):
                 for row in ledger.dates.list_dates(run, window=window.number, states=[DateState.QUEUED]):
                     if ledger.claims.claim_dates(run, [row.day], owner, until, is_dead=everyone_lives, max_deaths=3):

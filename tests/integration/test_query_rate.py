@@ -18,11 +18,11 @@ from tests.lab import Lab, players
 
 ACQUIRING = """
 import redis
-from gated_backfill.common.model.rate import Rate
-from gated_backfill.common.broker.rate_limit import SharedBucket
+from gated_backfill.common.model.rate import RateLimit
+from gated_backfill.common.broker.rate_limit import BrokerTokenBucket
 
 def acquire(wait, url, times, per_second, burst):
-    bucket = SharedBucket(url, Rate(per_second=float(per_second), burst=int(burst), patience_seconds=60))
+    bucket = BrokerTokenBucket(url, RateLimit(per_second=float(per_second), burst=int(burst), max_wait_seconds=60))
     client = redis.Redis.from_url(url)
     wait()
     moments = []

@@ -98,10 +98,10 @@ def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
 KEEPS = """
 import sys
 from pathlib import Path
-from gated_backfill.producer.stack.children import Children
+from gated_backfill.producer.stack.children import ChildProcesses
 home = Path(sys.argv[1])
 sleep = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
-Children(home / "stacks" / "up-1", home / "log").start("dates", sleep, {})
+ChildProcesses(home / "stacks" / "up-1", home / "log").start("dates", sleep, {})
 print("up", flush=True)
 sys.stdin.read()
 """

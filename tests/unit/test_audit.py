@@ -64,7 +64,7 @@ def truth(expected: int, events: int | None = None) -> DateExpectation:
     [
         pytest.param(seen(), AuditFinding.COMPLETE, "187 of 187", id="whole, written by anybody"),
         pytest.param(
-            seen(checkpoint=PROVEN, as_proven=True), AuditFinding.COMPLETE, "187 of 187", id="whole and proven"
+            seen(checkpoint=PROVEN, matches_checkpoint=True), AuditFinding.COMPLETE, "187 of 187", id="whole and proven"
         ),
         pytest.param(seen(matched=178), AuditFinding.COMPLETE, "95.1 %", id="at the complete ratio"),
         pytest.param(seen(matched=177), AuditFinding.ACCEPTED, "below 95%", id="below it"),
@@ -88,7 +88,7 @@ def truth(expected: int, events: int | None = None) -> DateExpectation:
             seen(matched=0, rows=0, checkpoint=PROVEN), AuditFinding.MISSING, "run R1 proved", id="all of them deleted"
         ),
         pytest.param(
-            seen(truth=truth(220), checkpoint=PROVEN, as_proven=True),
+            seen(expectation=truth(220), checkpoint=PROVEN, matches_checkpoint=True),
             AuditFinding.INCOMPLETE,
             "187 of 220",
             id="33 players turned up late",
@@ -100,16 +100,19 @@ def truth(expected: int, events: int | None = None) -> DateExpectation:
             seen(matched=1, rows=2, duplicates=1), AuditFinding.INCOMPLETE, "more than once", id="twice and incomplete"
         ),
         pytest.param(
-            seen(matched=1, rows=1, checkpoint=BY_FORCE, as_proven=True),
+            seen(matched=1, rows=1, checkpoint=BY_FORCE, matches_checkpoint=True),
             AuditFinding.FORCED,
             "forced by run R1, rows as committed; now 1 of 187 expected entities (0.5 %)",
             id="forced",
         ),
         pytest.param(
-            seen(checkpoint=BY_FORCE, as_proven=True), AuditFinding.FORCED, "now 187 of 187", id="forced, whole by now"
+            seen(checkpoint=BY_FORCE, matches_checkpoint=True),
+            AuditFinding.FORCED,
+            "now 187 of 187",
+            id="forced, whole by now",
         ),
         pytest.param(
-            seen(truth=truth(8, 1), matched=8, checkpoint=BY_FORCE, as_proven=True),
+            seen(expectation=truth(8, 1), matched=8, checkpoint=BY_FORCE, matches_checkpoint=True),
             AuditFinding.FORCED,
             "8 of 8",
             id="forced over a partial truth",
@@ -121,41 +124,43 @@ def truth(expected: int, events: int | None = None) -> DateExpectation:
             id="forced, then changed",
         ),
         pytest.param(
-            seen(truth=truth(8, 1), matched=8, rows=8),
+            seen(expectation=truth(8, 1), matched=8, rows=8),
             AuditFinding.EXPECTATION_INCOMPLETE,
             "imply at least 16",
             id="half a game",
         ),
         pytest.param(
-            seen(truth=truth(0, 1), matched=0),
+            seen(expectation=truth(0, 1), matched=0),
             AuditFinding.EXPECTATION_INCOMPLETE,
             "0 expected",
             id="games, but no players",
         ),
         pytest.param(
-            seen(truth=truth(0, 0), matched=0, rows=0), AuditFinding.SKIPPED, "not on the calendar", id="no game"
+            seen(expectation=truth(0, 0), matched=0, rows=0), AuditFinding.SKIPPED, "not on the calendar", id="no game"
         ),
         pytest.param(
-            seen(truth=truth(0), matched=0, rows=0), AuditFinding.SKIPPED, "nothing expected", id="no calendar"
+            seen(expectation=truth(0), matched=0, rows=0), AuditFinding.SKIPPED, "nothing expected", id="no calendar"
         ),
-        pytest.param(seen(truth=truth(0, 0), matched=0, rows=3), AuditFinding.SKIPPED, "3 row(s) are", id="stray rows"),
         pytest.param(
-            seen(truth=truth(0), matched=0, checkpoint=PROVEN, as_proven=True),
+            seen(expectation=truth(0, 0), matched=0, rows=3), AuditFinding.SKIPPED, "3 row(s) are", id="stray rows"
+        ),
+        pytest.param(
+            seen(expectation=truth(0), matched=0, checkpoint=PROVEN, matches_checkpoint=True),
             AuditFinding.EXPECTATION_INCOMPLETE,
             "187 were expected when run R1 checkpointed it",
             id="the truth was lost after the run",
         ),
         pytest.param(
-            seen(matched=0, rows=0, skip="bootstrap"), AuditFinding.SKIPPED, "bootstrap", id="skipped by the job"
+            seen(matched=0, rows=0, skip_reason="bootstrap"), AuditFinding.SKIPPED, "bootstrap", id="skipped by the job"
         ),
         pytest.param(
-            seen(skip="bootstrap", checkpoint=PROVEN),
+            seen(skip_reason="bootstrap", checkpoint=PROVEN),
             AuditFinding.CHANGED,
             "bootstrap; its rows",
             id="skipped, yet changed",
         ),
         pytest.param(
-            seen(matched=1, rows=1, held_by="R9"), AuditFinding.IN_PROGRESS, "run R9 holds it", id="being built"
+            seen(matched=1, rows=1, active_run="R9"), AuditFinding.IN_PROGRESS, "run R9 holds it", id="being built"
         ),
     ],
 )
@@ -167,19 +172,19 @@ def test_a_date_gets_its_worst_finding_and_every_fact(what: DateObservation, fin
 
 def test_a_repair_that_the_job_would_skip_is_not_asked_for() -> None:
     assert classify(seen(checkpoint=PROVEN), POLICY).needs_flag
-    assert not classify(seen(checkpoint=PROVEN, skip="bootstrap"), POLICY).needs_flag
+    assert not classify(seen(checkpoint=PROVEN, skip_reason="bootstrap"), POLICY).needs_flag
 
 
 ANY_DATE = st.builds(
     DateObservation,
     day=st.just(DAY),
-    truth=st.builds(truth, st.integers(0, 200), st.none() | st.integers(0, 12)),
+    expectation=st.builds(truth, st.integers(0, 200), st.none() | st.integers(0, 12)),
     rows=st.integers(0, 300),
     duplicates=st.integers(0, 2),
     checkpoint=st.none() | st.sampled_from([PROVEN, BY_FORCE]),
-    as_proven=st.booleans(),
-    skip=st.none() | st.just("bootstrap"),
-    held_by=st.none() | st.just("R9"),
+    matches_checkpoint=st.booleans(),
+    skip_reason=st.none() | st.just("bootstrap"),
+    active_run=st.none() | st.just("R9"),
 ).flatmap(
     lambda made: st.builds(
         lambda matched: replace(made, matched=matched), st.integers(0, min(made.rows, made.expectation.expected))
@@ -205,7 +210,7 @@ def test_low_coverage_is_never_fine_unless_forced_or_skipped(what: DateObservati
 
 @given(ANY_DATE)
 def test_a_date_whose_rows_are_no_longer_the_proven_ones_is_never_fine(what: DateObservation) -> None:
-    found = classify(replace(what, checkpoint=PROVEN, as_proven=False), POLICY)
+    found = classify(replace(what, checkpoint=PROVEN, matches_checkpoint=False), POLICY)
     assert not found.finding.is_fine
 
 
@@ -259,8 +264,8 @@ def test_what_no_run_can_repair_is_told_once_for_each_set_of_dates() -> None:
         assert found is not None
         return found
 
-    unknown = [classify(seen(day=DAY - timedelta(days=n), truth=truth(8, 1), matched=8), POLICY) for n in (0, 1)]
-    skipped = classify(seen(checkpoint=PROVEN, skip="bootstrap"), POLICY)
+    unknown = [classify(seen(day=DAY - timedelta(days=n), expectation=truth(8, 1), matched=8), POLICY) for n in (0, 1)]
+    skipped = classify(seen(checkpoint=PROVEN, skip_reason="bootstrap"), POLICY)
     keys = {alert(*dates).key for dates in (unknown[:1], unknown, [skipped], [*unknown, skipped])}
     assert len(keys) == 4
     assert alert(*unknown).key == alert(*unknown).key

@@ -30,7 +30,7 @@ BEST_FIRST = [Verdict.COMPLETE, Verdict.ACCEPTED, Verdict.BLOCKED]
 
 
 def counted(matched: int, expected: int, **more: object) -> Recount:
-    values: dict[str, object] = {"truth": DateExpectation(expected=expected), "matched": matched, "rows": matched}
+    values: dict[str, object] = {"expectation": DateExpectation(expected=expected), "matched": matched, "rows": matched}
     return Recount(**values | more)  # pyright: ignore[reportArgumentType]
 
 
@@ -84,20 +84,20 @@ def test_force_does_not_publish_nothing() -> None:
 
 
 def test_force_accepts_a_partial_truth_if_there_are_rows() -> None:
-    partial = counted(5, 5, truth=DateExpectation(expected=5, events=2, floor_per_event=16))
+    partial = counted(5, 5, expectation=DateExpectation(expected=5, events=2, floor_per_event=16))
     assert judge_date(partial, policy=POLICY).verdict is Verdict.BLOCKED
     assert judge_date(partial, policy=POLICY, forced_because="a short game").verdict is Verdict.FORCED
 
 
 def test_force_builds_nothing_on_a_date_that_is_skipped() -> None:
-    off = counted(0, 0, truth=DateExpectation(expected=0, events=0, floor_per_event=16), rows=3)
+    off = counted(0, 0, expectation=DateExpectation(expected=0, events=0, floor_per_event=16), rows=3)
     assert judge_date(off, policy=POLICY, forced_because="I insist").verdict is Verdict.SKIPPED
 
 
 RECOUNTS = st.integers(min_value=0, max_value=300).flatmap(
     lambda expected: st.builds(
         Recount,
-        truth=st.builds(DateExpectation, expected=st.just(expected), events=st.none() | st.integers(0, 20)),
+        expectation=st.builds(DateExpectation, expected=st.just(expected), events=st.none() | st.integers(0, 20)),
         matched=st.integers(min_value=0, max_value=expected),
         rows=st.integers(min_value=0, max_value=400),
         duplicate_keys=st.integers(min_value=0, max_value=1),

@@ -48,9 +48,9 @@ def test_an_import_that_fails_leaves_nothing_switched_off() -> None:
 def test_a_process_ends_without_a_word_of_what_it_imported() -> None:
     ran = run_python(
         """
-        from gated_backfill.common.process.imports import quick_imports
+        from gated_backfill.common.process.imports import freeze_imports
 
-        with quick_imports():
+        with freeze_imports():
             import duckdb
         duckdb.connect().execute("SELECT 1").fetchall()
         """

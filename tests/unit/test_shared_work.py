@@ -13,7 +13,7 @@ from tests.builders import run_python
 PREPARED = """
     import json, os, signal, sys, threading
     import psutil
-    from gated_backfill.common.process.forked_work import processes_to_share, share
+    from gated_backfill.common.process.forked_work import map_in_forks, usable_processes
     parent, processes = os.getpid(), int(sys.argv[1])
 
     def here():
@@ -23,7 +23,7 @@ PREPARED = """
         print(json.dumps(found | {"children": len(psutil.Process().children())}))
 """
 SQUARES = """
-    made = share(lambda n: (n * n, here()), range(10), processes)
+    made = map_in_forks(lambda n: (n * n, here()), range(10), processes)
     told(made=[square for square, _ in made], here=sum(there for _, there in made))
 """
 KILLED = """
@@ -32,7 +32,7 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
         return n * n, here()
 
-    made = share(work, range(10), processes)
+    made = map_in_forks(work, range(10), processes)
     told(made=[square for square, _ in made], here=sum(there for _, there in made))
 """
 KILLED_WHILE_IT_ANSWERS = """
@@ -47,7 +47,7 @@ KILLED_WHILE_IT_ANSWERS = """
             kill_who_waits_to_be_read()
         return n * n, here(), "" if here() else "more than a pipe takes" * 100_000
 
-    made = share(work, range(10), processes)
+    made = map_in_forks(work, range(10), processes)
     told(made=[square for square, *_ in made], here=sum(there for _, there, _ in made))
 """
 NONE_TO_BE_HAD = """
@@ -55,7 +55,7 @@ NONE_TO_BE_HAD = """
         raise BlockingIOError("too many processes")
 
     os.fork = refuse
-    made = share(lambda n: (n * n, here()), range(10), processes)
+    made = map_in_forks(lambda n: (n * n, here()), range(10), processes)
     told(made=[square for square, _ in made], here=sum(there for _, there in made))
 """
 REFUSED = """
@@ -65,7 +65,7 @@ REFUSED = """
         return n * n
 
     try:
-        share(work, range(10), processes)
+        map_in_forks(work, range(10), processes)
     except ValueError as exc:
         told(error=str(exc))
 """
@@ -78,17 +78,17 @@ INTERRUPTED = """
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background starts without
     try:
-        share(work, range(10), processes)
+        map_in_forks(work, range(10), processes)
     except KeyboardInterrupt:
         told(error="interrupted")
 """
 SAFELY = """
     ended = threading.Event()
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:processes]))
-    alone = processes_to_share()
+    alone = usable_processes()
     thread = threading.Thread(target=ended.wait)
     thread.start()
-    told(alone=alone, beside_a_thread=processes_to_share())
+    told(alone=alone, beside_a_thread=usable_processes())
     ended.set()
 """
 
