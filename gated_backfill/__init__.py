@@ -5,7 +5,17 @@ Three links beside this file make the folders `common/`, `producer/` and `worker
 
 from gated_backfill.common.errors import BackfillError, ProcessFailed, Retryable, SchemaMismatch
 from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
-from gated_backfill.common.model.job import Batch, Calendar, CalendarEvents, Expectation, Input, Job, Source, Target
+from gated_backfill.common.model.job import (
+    Batch,
+    Calendar,
+    CalendarEvents,
+    Expectation,
+    Input,
+    Job,
+    Source,
+    StaleTable,
+    Target,
+)
 from gated_backfill.common.model.tables import Column
 
 __all__ = [
@@ -23,5 +33,6 @@ __all__ = [
     "Retryable",
     "SchemaMismatch",
     "Source",
+    "StaleTable",
     "Target",
 ]

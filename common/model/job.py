@@ -1,8 +1,4 @@
-"""What a job author writes, and how a job is found by its name.
-
-A job is found through the entry point group `backfill.jobs`, so a package of the user's own can add one; a name
-given on the command line can select an installed job but never import anything else.
-"""
+"""The declaration of a job: the dataclasses that a job author fills in."""
 
 from __future__ import annotations
 
@@ -13,128 +9,158 @@ from typing import TYPE_CHECKING
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
+from gated_backfill.common.model.dated_tables import DEFAULT_DATE_COLUMN, DatedTable
 from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes, TableName, validate_identifier
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SOURCE_COLUMN = "_source"  #: column of a batch's rows that names the source each row came from
+SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the source each row came from
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
-    """A table with one row per event (a game, a market session): it tells an empty date from a lost one."""
+    """A table with one row per event (a game, a market session), which tells a date without events from lost rows.
 
-    table: str
-    date_column: str
-    floor_per_event: int = 1  #: the fewest entities that one event implies
-    season_column: str | None = None  #: groups events into seasons
-    season_filter: tuple[str, str] | None = None  #: (column, value) of the events that open a season
+    A date with events that has no expected entities, or fewer than `floor_per_event` per event, is blocked as
+    "expectation incomplete". A date with neither events nor expected entities is skipped. Seasons are known only if
+    `season_column` and `season_filter` are both given.
+    """
+
+    table: str  #: `dataset.table`
+    date_column: str  #: the column with the event's date
+    floor_per_event: int = 1  #: the smallest number of entities that one event implies
+    season_column: str | None = None  #: the column that groups events into seasons
+    season_filter: tuple[str, str] | None = None  #: (column, value) of the events that can open a season
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalendarEvents:
-    """What the calendar says of the dates in hand."""
+    """The calendar's events on the dates of a batch, as the job's `skip` rule gets them."""
 
-    count_by_date: Mapping[date, int]
-    season_starts: tuple[date, ...] = ()
+    count_by_date: Mapping[date, int]  #: dates without events are absent
+    season_starts: tuple[date, ...] = ()  #: the first date of each season, in order
 
     def count_on(self, day: date) -> int:
+        """Return the number of events on the day."""
         return self.count_by_date.get(day, 0)
 
 
-SkipRule = Callable[[date, CalendarEvents | None], str | None]
+SkipRule = Callable[[date, CalendarEvents | None], str | None]  #: the reason to skip the date, or None to build it
 
 
 def never_skip(day: date, calendar: CalendarEvents | None) -> str | None:
-    """The default skip rule."""
+    """Skip no date: the default skip rule."""
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """Which entities each date must contain: the distinct values of `entity` in a table that must exist."""
+    """The entities that each date must contain: the distinct values of one column of a table.
 
-    table: str
-    date_column: str
-    entity: str
-    calendar: Calendar | None = None
+    The table must exist. Null entities are not counted.
+    """
+
+    table: str  #: `dataset.table`
+    date_column: str  #: the column with the date of each row
+    entity: str  #: the column with the entity
+    calendar: Calendar | None = None  #: guards against an incomplete expectation; None: an empty date is skipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input that a date can be built from.
+    """A table that a date can be built from.
 
-    Its coverage of a date is counted over the rows of that very date. With `lookback_days`, `derive` is also given
-    the rows of that many days before each date, and returns the rows to process; without `derive`, the date's own
-    rows are processed as they are.
+    A source's coverage of a date is the number of expected entities among that date's own rows. Without `derive`,
+    these rows are processed as they are.
     """
 
-    name: str
-    table: str
-    date_column: str
-    entity: str | None = None  #: defaults to the expectation's entity column
-    columns: ColumnTypes | None = None  #: the columns that are read; None reads all
-    lookback_days: int = 0
+    name: str  #: unique within the job; `status` and `plan` show it
+    table: str  #: `dataset.table`
+    date_column: str  #: the column with the date of each row
+    entity: str | None = None  #: the column with the entity; None: named as in the expectation
+    columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
+    lookback_days: int = 0  #: days before each date whose rows `derive` also gets
+    #: Computes the rows to process from the rows that were read, lookback included, and the dates to build.
     derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A further table that `process` reads for its dates; an optional one may be absent."""
+    """A further table that `process` reads, whichever source was chosen."""
 
-    name: str
-    table: str
-    date_column: str
-    columns: ColumnTypes | None = None
-    lookback_days: int = 0
-    optional: bool = False
+    name: str  #: the key in `Batch.inputs`
+    table: str  #: `dataset.table`
+    date_column: str  #: the column with the date of each row
+    columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
+    lookback_days: int = 0  #: days before each date whose rows are read as well
+    optional: bool = False  #: an optional table may be absent: `Batch.inputs` then holds None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The dated table that the job rebuilds. `key` is unique within a date; rows are published in its order."""
+    """The dated table that the job rebuilds."""
 
-    table: str
-    date_column: str
-    key: tuple[str, ...]
-    columns: Mapping[str, Column]
-    entity: str | None = None  #: defaults to the expectation's entity column
+    table: str  #: `dataset.table`
+    date_column: str  #: the column with the date of each row, which must be one of `columns`
+    key: tuple[str, ...]  #: unique within a date; rows are published in the order of these columns
+    columns: Mapping[str, Column]  #: exactly the columns that `process` returns, with type, nulls and bounds
+    entity: str | None = None  #: the column with the entity; None: named as in the expectation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaleTable:
+    """A table that the job fills for upcoming dates only, and whose rows the cleanup deletes when they are old."""
+
+    table: str  #: `dataset.table`
+    date_column: str = DEFAULT_DATE_COLUMN  #: the column with the date of each row
+
+    def dated_table(self) -> DatedTable:
+        """Return the checked names. Raises `UserError` for a name that is not a plain identifier."""
+        return DatedTable(
+            name=TableName.parse(self.table), date_column=validate_identifier(self.date_column, "column name")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The rows of one or several dates, for `process`. Nothing in it depends on when or where it is processed.
+    """The rows of one or several dates, as `process` gets them.
 
-    INT64 columns are pandas `Int64`, BOOL `boolean`, DATE `datetime64`, whether or not they hold nulls.
+    How dates are grouped into batches may differ between runs, so a date's result must not depend on the other dates.
+    Columns keep their pandas types with and without nulls: INT64 is `Int64`, BOOL is `boolean`, DATE is `datetime64`.
     """
 
-    days: tuple[date, ...]
-    rows: pd.DataFrame  #: the chosen source's rows; `_source` names the source of each
-    inputs: Mapping[str, pd.DataFrame | None]  #: by input name; None where an optional table is absent
+    days: tuple[date, ...]  #: the dates to build
+    rows: pd.DataFrame  #: rows of the chosen source; the column `_source` names the source of each row
+    inputs: Mapping[str, pd.DataFrame | None]  #: rows by input name; None for an optional table that is absent
 
 
-ProcessFunction = Callable[[Batch], "pd.DataFrame"]
+ProcessFunction = Callable[[Batch], "pd.DataFrame"]  #: returns the target's columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A dated table that can be rebuilt: its target, expectation, sources in order of preference, and `process`."""
+    """A dated table that can be rebuilt.
 
-    name: str
-    version: str
+    A job is installed through an entry point of the group `backfill.jobs`, whose name is the job's name. Raises
+    `UserError` for a declaration that contradicts itself.
+    """
+
+    name: str  #: letters, digits and `_`
+    version: str  #: stored in each checkpoint; change it when the same inputs give other rows
     target: Target
     expectation: Expectation
-    sources: tuple[Source, ...]
-    process: ProcessFunction
+    sources: tuple[Source, ...]  #: in order of preference; the first one is the primary
+    process: ProcessFunction  #: computes the target's rows; is called repeatedly and in parallel: no side effects
     inputs: tuple[Input, ...] = ()
-    policy: CoveragePolicy = field(default_factory=CoveragePolicy)
-    fallback: Fallback = Fallback.REPLACE
-    skip: SkipRule = never_skip
-    description: str = ""
+    policy: CoveragePolicy = field(default_factory=CoveragePolicy)  #: the coverage that a date needs
+    fallback: Fallback = Fallback.REPLACE  #: how to build a date that the primary source covers only in part
+    skip: SkipRule = never_skip  #: decides which dates need no rows, such as the first days of a season
+    stale_tables: tuple[StaleTable, ...] = ()  #: tables that the daily cleanup of old rows looks at
+    description: str = ""  #: one line, shown by `backfill jobs`
     soft_time_limit_seconds: int = 300  #: a date that takes longer is failed
-    time_limit_seconds: int = 360  #: a date that ignores the soft limit is killed
-    max_in_flight: int | None = None  #: dates under way at once, over all active runs of the job; None: no cap
+    time_limit_seconds: int = 360  #: the worker process of a date that takes even longer is killed
+    max_in_flight: int | None = None  #: dates in flight at once, over all active runs of the job; None: no limit
 
     def __post_init__(self) -> None:
         validate_identifier(self.name, "job name")
@@ -145,55 +171,60 @@ class Job:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise UserError(f"job {self.name} declares two sources of the same name: {names}")
-        lacking = [
-            c for c in (*self.target.key, self.target.date_column, self.entity_column) if c not in self.target.columns
-        ]
-        if lacking:
-            raise UserError(f"job {self.name}: the target's columns lack {lacking}")
+        required = (*self.target.key, self.target.date_column, self.entity_column)
+        if missing := [column for column in required if column not in self.target.columns]:
+            raise UserError(f"job {self.name}: the target's columns lack {missing}")
         for role, table in self.tables_by_role():
             try:
                 TableName.parse(table)
             except UserError as exc:
                 raise UserError(f"job {self.name}, {role}: {exc}") from exc
+        for stale in self.stale_tables:
+            try:
+                stale.dated_table()
+            except UserError as exc:
+                raise UserError(f"job {self.name}, stale table: {exc}") from exc
 
     @property
     def entity_column(self) -> str:
-        """The target's column that holds the entity."""
+        """The target's column with the entity."""
         return self.target.entity or self.expectation.entity
 
     def source_entity_column(self, source: Source) -> str:
+        """Return the source's column with the entity."""
         return source.entity or self.expectation.entity
 
     def source(self, name: str) -> Source:
+        """Return the source of that name. Raises `StopIteration` when the job has none."""
         return next(source for source in self.sources if source.name == name)
 
     def date_expectation(self, expected: int, day: date, calendar: CalendarEvents | None) -> DateExpectation:
-        """What is known about one date, for `judge_truth`."""
+        """Combine the number of expected entities on the day with the day's calendar events."""
         guard = self.expectation.calendar
         if calendar is None or guard is None:
             return DateExpectation(expected=expected)
         return DateExpectation(expected=expected, events=calendar.count_on(day), floor_per_event=guard.floor_per_event)
 
     def tables_by_role(self) -> list[tuple[str, str]]:
-        """Every table the job names, each with the part it plays."""
+        """Return (role, table) for the target and every table the job reads."""
         calendar = self.expectation.calendar
         return [
             ("target", self.target.table),
             ("expectation", self.expectation.table),
             *([("calendar", calendar.table)] if calendar else []),
             *((f"source {source.name}", source.table) for source in self.sources),
-            *((f"input {one.name}", one.table) for one in self.inputs),
+            *((f"input {declared.name}", declared.table) for declared in self.inputs),
         ]
 
     def date_column_of(self, table: str) -> str | None:
-        """The date column that the job reads that table by; None when it does not read it."""
+        """Return the date column by which the job reads the table, or None for a table it does not read."""
         calendar = self.expectation.calendar
-        read = (self.expectation, *([calendar] if calendar else []), *self.sources, *self.inputs, self.target)
-        return next((one.date_column for one in read if one.table == table), None)
+        uses = (self.expectation, *([calendar] if calendar else []), *self.sources, *self.inputs, self.target)
+        return next((use.date_column for use in uses if use.table == table), None)
 
     def declared_types(self) -> dict[str, dict[str, ColumnType]]:
-        """The column types that the job declares for the tables it reads, by table."""
-        found: dict[str, dict[str, ColumnType]] = {}
-        for one in (*self.sources, *self.inputs):
-            found.setdefault(one.table, {}).update(one.columns or {})
-        return found
+        """Return the column types that the job declares for its sources and inputs, by table."""
+        types_by_table: dict[str, dict[str, ColumnType]] = {}
+        for declared in (*self.sources, *self.inputs):
+            types_by_table.setdefault(declared.table, {}).update(declared.columns or {})
+        return types_by_table

@@ -1,7 +1,7 @@
 """The installed jobs, found by name through the entry point group `backfill.jobs`.
 
-A package of the user's own can add a job; a name given on the command line can select an installed job but never
-import anything else.
+Any installed package can add a job. A name given on the command line selects an installed job and never imports
+anything else.
 """
 
 from __future__ import annotations
@@ -11,31 +11,42 @@ from importlib.metadata import entry_points
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.process.imports import freeze_imports
 
 ENTRY_POINT_GROUP = "backfill.jobs"
+EXAMPLE_JOB = "player_composite_factors"  #: the job that is shipped as an example
 
 
 def job_names() -> list[str]:
-    """The names of the installed jobs, sorted."""
+    """Return the names of the installed jobs, sorted."""
     return sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
 
 
 @lru_cache(maxsize=64)
 def find_job(name: str) -> Job:
-    """The installed job of that name. Raises `UserError` when there is none, or when it can't be loaded."""
+    """Return the installed job of that name. Raises `UserError` when there is none or when it cannot be loaded."""
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
-            with freeze_imports():
-                found = point.load()
-        except Exception as exc:  # the edge: a job's module is somebody else's code
+            job = point.load()
+        except Exception as exc:  # a job's module may raise anything
             raise UserError(
                 f"job {name} is installed but can't be loaded from {point.value}: {type(exc).__name__}: {exc}"
             ) from exc
-        if not isinstance(found, Job):
+        if not isinstance(job, Job):
             raise UserError(f"the entry point {point.value} of job {name} is no Job")
-        if found.name != name:
-            raise UserError(f"the entry point {name} holds the job {found.name}: give both the same name")
-        return found
-    known = ", ".join(job_names()) or "none"
-    raise UserError(f"there is no job named {name!r}; installed jobs: {known}")
+        if job.name != name:
+            raise UserError(f"the entry point {name} holds the job {job.name}: give both the same name")
+        return job
+    installed = ", ".join(job_names()) or "none"
+    raise UserError(f"there is no job named {name!r}; installed jobs: {installed}")
+
+
+def load_jobs() -> tuple[list[Job], dict[str, UserError]]:
+    """Return the installed jobs that can be loaded, sorted by name, and the errors of the others, by job name."""
+    jobs: list[Job] = []
+    errors: dict[str, UserError] = {}
+    for name in job_names():
+        try:
+            jobs.append(find_job(name))
+        except UserError as exc:
+            errors[name] = exc
+    return jobs, errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,10 @@ from gated_backfill.common.broker.rate_limit import ProcessTokenBucket
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError, WarehouseUnavailable
 from gated_backfill.common.model.concurrency import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
+from gated_backfill.common.model.job import StaleTable
 from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, choose_queue, expand_queues
 from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit, reserve_token
-from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.registry import find_job, load_jobs
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -132,6 +134,29 @@ def test_a_run_of_an_earlier_version_has_no_caps_and_the_first_lane() -> None:
 def test_a_job_that_lets_nothing_be_begun_is_refused() -> None:
     with pytest.raises(UserError, match="max_in_flight is 0"):
         replace(find_job(PLAYERS.name), max_in_flight=0)
+
+
+def test_a_stale_table_of_a_job_has_a_plain_name_and_date_column() -> None:
+    job = replace(PLAYERS, stale_tables=(StaleTable(table="nba.upcoming"),))
+    assert str(job.stale_tables[0].dated_table()) == "nba.upcoming"
+    assert job.stale_tables[0].dated_table().date_column == "game_date"
+    for wrong in (StaleTable(table="upcoming"), StaleTable(table="nba.upcoming", date_column="a b")):
+        with pytest.raises(UserError, match=f"job {PLAYERS.name}, stale table: "):
+            replace(PLAYERS, stale_tables=(wrong,))
+
+
+def test_a_job_that_can_not_be_loaded_is_reported_and_the_others_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "broken-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[backfill.jobs]\nbroken = no_such_module:JOB\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    jobs, errors = load_jobs()
+    assert PLAYERS in jobs
+    assert list(errors) == ["broken"]
+    assert "can't be loaded from no_such_module:JOB" in str(errors["broken"])
 
 
 # -- lanes --------------------------------------------------------------------------------------------------------
