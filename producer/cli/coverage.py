@@ -26,7 +26,8 @@ from gated_backfill.producer.terminal.runs import make_console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gated_backfill.common.audit.audit import AuditedDate, AuditResult, FlagChanges
+    from gated_backfill.common.audit.audit import FlagChanges
+    from gated_backfill.common.audit.findings import AuditedDate, AuditResult
 
 MAX_DATES_LISTED = 60  #: dates listed unless every one is asked for
 STYLES = {
@@ -167,7 +168,7 @@ def print_next_steps(console: Console, audit: AuditResult, recorded: FlagChanges
 
 
 def _json(audit: AuditResult, recorded: FlagChanges | None) -> dict[str, object]:
-    from gated_backfill.common.audit.audit import AuditFinding
+    from gated_backfill.common.audit.findings import AuditFinding
 
     return {
         "job": audit.job,

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from gated_backfill.common.audit.audit import AuditFinding, AuditResult, audit_dates, record_audit
+from gated_backfill.common.audit.audit import audit_dates, record_audit
+from gated_backfill.common.audit.findings import AuditFinding, AuditResult
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
 from gated_backfill.common.model.arrow_types import arrow_schema
@@ -147,7 +148,7 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
     expect(any_lab, DAYS[0])
     found = audit(any_lab, *DAYS[:2])
     assert [one.finding for one in found.dates] == [AuditFinding.MISSING, AuditFinding.SKIPPED]
-    assert found.notes == (f"target {TARGET} does not exist: it holds no rows of any date",)
+    assert found.notes == (f"target {TARGET} does not exist: no date has published rows",)
     assert not found.is_fine
 
     rows = [{"name": name} for name in [*players(20), "player003", "player004", "player004"]]
@@ -182,7 +183,7 @@ def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab)
     listed = lab.invoke(*COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
 
     assert (listed.exit_code, lab.site.ledger.flags.list_open_flags("probe")) == (0, {})
-    assert f"forced by run {run.id}, rows as committed; now 5 of 20" in listed.stdout.replace("\n", " ")
+    assert f"forced by run {run.id}, rows unchanged since; now 5 of 20" in listed.stdout.replace("\n", " ")
     assert "flagged: 0 date(s)" in listed.stdout
     write(lab, YESTERDAY, 4)
     code, report = coverage(lab, "--dates", str(YESTERDAY), "--flag-incomplete")

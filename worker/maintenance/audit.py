@@ -1,4 +1,4 @@
-"""The daily audit: every job's recent dates looked at anew, what is wrong flagged, and somebody told once."""
+"""The daily audit: check the recent dates of every job, flag the ones to rebuild, and alert about new findings."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from datetime import date
 
 import structlog
 
-from gated_backfill.common.audit.audit import (
-    AUDIT_ACTOR,
-    AuditedDate,
-    AuditFinding,
-    AuditResult,
-    audit_dates,
-    describe_findings,
-    newly_flagged,
-    record_audit,
-)
+from gated_backfill.common.audit.audit import AUDIT_ACTOR, audit_dates, newly_flagged, record_audit
+from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, describe_findings
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.common.ledger import NewAlert
 from gated_backfill.common.model.alert_kinds import AlertKind
@@ -28,8 +20,8 @@ from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
 from gated_backfill.worker.dependencies import Deps
 
-DATES_TOLD = 15  #: in one alert
-NAMES_TOLD = 5  #: of the missing entities of a date
+DATES_SHOWN = 15  #: dates listed in one alert
+NAMES_SHOWN = 5  #: missing entities named for a date
 
 log = structlog.get_logger()
 
@@ -39,75 +31,82 @@ class AuditFailed(BackfillError):
 
 
 class AuditInterrupted(Retryable):
-    """Some jobs could not be audited just now; the others were."""
+    """Some jobs could not be audited for a passing reason; the others were."""
 
 
 def audit_recent(deps: Deps, *, on: date | None = None) -> str:
-    """Audit the `audit_days` days before the date (today) of every installed job: flag what is wrong, tell what is new.
+    """Audit the last `audit_days` days before `on` (default: today) of every installed job that has run.
 
-    Returns what was found, job by job. A job that no run of this ledger ever built is left alone. A job whose audit
-    fails keeps none of the others from theirs: then raises `AuditFailed`, or `AuditInterrupted` where all that failed
-    may succeed a little later. Safe to repeat: nothing is told twice.
+    Dates to rebuild are flagged, and new findings are recorded as an alert. Returns the counts by job. A job that fails
+    does not stop the others: at the end `AuditInterrupted` is raised if every failure may pass on a retry, else
+    `AuditFailed`. May be repeated: no finding is reported twice.
     """
-    now = on or today()
-    told: list[str] = []
-    failed: dict[str, Exception] = {}
+    as_of = on or today()
+    outcomes: list[str] = []
+    errors: dict[str, Exception] = {}
     for name in job_names():
         try:
-            told.append(f"{name}: {_audit_job(find_job(name), deps, now)}")
-        except Exception as exc:  # noqa: BLE001 - raised below, once the other jobs have had their turn
+            outcome = f"{name}: {_audit_job(find_job(name), deps, as_of)}"
+        except Exception as exc:  # noqa: BLE001 - raised below, after the other jobs were audited
             log.error("audit_failed", job=name, error=f"{type(exc).__name__}: {exc}")
-            failed[name] = exc
+            errors[name] = exc
         else:
-            log.info("audit_done", outcome=told[-1])
-    if failed:
-        raise _failure(failed, told)
-    return "; ".join(told) or "no job is installed"
+            log.info("audit_done", outcome=outcome)
+            outcomes.append(outcome)
+    if errors:
+        raise _failure(errors, outcomes)
+    return "; ".join(outcomes) or "no job is installed"
 
 
-def _failure(failed: dict[str, Exception], told: Sequence[str]) -> BackfillError:
-    passing = all(isinstance(exc, Retryable) for exc in failed.values())
-    parts = [f"{name}: {type(exc).__name__}: {exc}" for name, exc in failed.items()]
-    kind = AuditInterrupted if passing else AuditFailed
-    found = kind(f"{len(failed)} job(s) could not be audited: {'; '.join(parts)}; audited: {'; '.join(told) or 'none'}")
-    found.__cause__ = next(iter(failed.values()))
-    return found
+def _failure(errors: dict[str, Exception], outcomes: Sequence[str]) -> BackfillError:
+    kind = AuditInterrupted if all(isinstance(exc, Retryable) for exc in errors.values()) else AuditFailed
+    reasons = "; ".join(f"{name}: {type(exc).__name__}: {exc}" for name, exc in errors.items())
+    failure = kind(f"{len(errors)} job(s) could not be audited: {reasons}; audited: {'; '.join(outcomes) or 'none'}")
+    failure.__cause__ = next(iter(errors.values()))
+    return failure
 
 
-def _audit_job(job: Job, deps: Deps, now: date) -> str:
-    first = deps.ledger.flags.earliest_day(job.name)
-    if first is None:
+def _audit_job(job: Job, deps: Deps, as_of: date) -> str:
+    first_day = deps.ledger.flags.earliest_day(job.name)
+    if first_day is None:
         return "never run, not audited"
-    days = recent_days(first, now, deps.settings.audit_days)
+    days = recent_days(first_day, as_of, deps.settings.audit_days)
     if not days:
         return "no date of it is before today"
     audit = audit_dates(job, days, deps.warehouse, deps.ledger)
     flags = deps.ledger.flags.list_open_flags(job.name)
-    new = newly_flagged(audit, {day: flag.finding for day, flag in flags.items()})
-    alert = audit_alert(audit, new, now)
+    new_dates = newly_flagged(audit, {day: flag.finding for day, flag in flags.items()})
+    alert = audit_alert(audit, new_dates, as_of)
     if alert is not None:
-        deps.ledger.alerts.record_alert(alert)  # before the flags, which make that it counts as told
+        # Before the flags: a flagged date counts as reported, so a death in between must not lose the alert.
+        deps.ledger.alerts.record_alert(alert)
     recorded = record_audit(audit, deps.ledger, AUDIT_ACTOR)
     cleared = f", {len(recorded.cleared)} flag(s) cleared" if recorded.cleared else ""
     notes = f" ({'; '.join(audit.notes)})" if audit.notes else ""
-    return f"{audit.counts()}; {len(new)} newly flagged{cleared}{notes}"
+    return f"{audit.counts()}; {len(new_dates)} newly flagged{cleared}{notes}"
 
 
-def recent_days(first: date, now: date, most: int) -> list[date]:
-    """The last days up to yesterday, none before the first one that a run of the job dealt with."""
-    yesterday = now - ONE_DAY
-    start = max(first, now - ONE_DAY * most)
+def recent_days(first_day: date, as_of: date, count: int) -> list[date]:
+    """The `count` days before `as_of`, without days before `first_day`, the first date that a run of the job had."""
+    yesterday = as_of - ONE_DAY
+    start = max(first_day, as_of - ONE_DAY * count)
     return DateRange(start=start, through=yesterday).days() if start <= yesterday else []
 
 
-def audit_alert(audit: AuditResult, new: Sequence[AuditedDate], now: date) -> NewAlert | None:
-    """One alert of what is new: dates to repair, or else dates that no run can repair. These have no flags to tell what
-    is new, so they are told once for each set of them."""
+def audit_alert(audit: AuditResult, new_dates: Sequence[AuditedDate], as_of: date) -> NewAlert | None:
+    """One alert about newly flagged dates or, without any, about dates that no run can repair; else None.
+
+    Dates that no run can repair have no flag that marks them as reported, so the alert's key holds a digest of them:
+    each set of them is reported once.
+    """
     unknown, skipped = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE), audit.skipped_but_changed
-    if new:
-        key, title = f"{now} {_digest(new)}", f"{len(new)} date(s) are not as they must be"
+    if new_dates:
+        key, title = f"{as_of} {_digest(new_dates)}", f"{len(new_dates)} date(s) are not as they must be"
     elif unknown:
-        key, title = f"unflagged {_digest([*unknown, *skipped])}", f"what {len(unknown)} date(s) must hold is not known"
+        key, title = (
+            f"unflagged {_digest([*unknown, *skipped])}",
+            f"the expectation of {len(unknown)} date(s) is incomplete",
+        )
     elif skipped:
         key, title = f"unflagged {_digest(skipped)}", f"{len(skipped)} date(s) that the job skips were changed"
     else:
@@ -116,42 +115,44 @@ def audit_alert(audit: AuditResult, new: Sequence[AuditedDate], now: date) -> Ne
         key=f"{AlertKind.AUDIT} {audit.job} {key}",
         kind=AlertKind.AUDIT,
         title=f"{audit.job}: {title}",
-        body=alert_body(audit, new),
+        body=alert_body(audit, new_dates),
         job=audit.job,
     )
 
 
 def _digest(dates: Sequence[AuditedDate]) -> str:
-    """A short value that is the same for the same dates and findings."""
-    listed = "\n".join(f"{one.day} {one.finding.value}" for one in dates)
-    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+    """A short hash of the dates and their findings."""
+    lines = "\n".join(f"{audited.day} {audited.finding.value}" for audited in dates)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def alert_body(audit: AuditResult, new: Sequence[AuditedDate]) -> str:
-    """What was found, date by date, and what to run next."""
+def alert_body(audit: AuditResult, new_dates: Sequence[AuditedDate]) -> str:
+    """The findings date by date, and the commands to run next."""
     unknown = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE)
     lines = [f"audited {audit.summary()}", *audit.notes]
-    if new:
-        lines += [f"new: {describe_findings(new)}", *_told(new)]
-        lines.append(f"build them again: backfill run --job {audit.job} --flagged")
+    if new_dates:
+        lines += [f"new: {describe_findings(new_dates)}", *_date_lines(new_dates)]
+        lines.append(f"rebuild them: backfill run --job {audit.job} --flagged")
     if unknown:
-        lines += ["what must be there is not known, so load it first:", *_told(unknown)]
+        lines += ["the expectation of these dates is incomplete, load it first:", *_date_lines(unknown)]
     if audit.skipped_but_changed:
-        lines += ["the job skips these, so no run repairs them: see who wrote them", *_told(audit.skipped_but_changed)]
+        lines.append("the job skips these dates, so no run repairs them; find out who changed them:")
+        lines += _date_lines(audit.skipped_but_changed)
     return "\n".join(lines)
 
 
-def _told(dates: Sequence[AuditedDate]) -> list[str]:
-    lines = [_in_a_line(one) for one in dates[:DATES_TOLD]]
-    more = len(dates) - DATES_TOLD
-    return [*lines, f"and {more} more date(s)"] if more > 0 else lines
+def _date_lines(dates: Sequence[AuditedDate]) -> list[str]:
+    lines = [_date_line(audited) for audited in dates[:DATES_SHOWN]]
+    hidden = len(dates) - DATES_SHOWN
+    return [*lines, f"and {hidden} more date(s)"] if hidden > 0 else lines
 
 
-def _in_a_line(one: AuditedDate) -> str:
-    if one.finding is AuditFinding.EXPECTATION_INCOMPLETE:
-        return f"{one.day} {one.reason}"
-    if one.observed.skip_reason is not None:
-        return f"{one.day} {one.finding.value}: {one.reason}"
-    share = f"{one.observed.matched}/{one.expected} ({format_percent(one.observed.matched, one.expected)})"
-    names = one.describe_missing(most=NAMES_TOLD)
-    return f"{one.day} {one.finding.value} {share}" + (f", {names}" if names else "")
+def _date_line(audited: AuditedDate) -> str:
+    if audited.finding is AuditFinding.EXPECTATION_INCOMPLETE:
+        return f"{audited.day} {audited.reason}"
+    if audited.observed.skip_reason is not None:
+        return f"{audited.day} {audited.finding.value}: {audited.reason}"
+    matched, expected = audited.observed.matched, audited.expected
+    names = audited.describe_missing(limit=NAMES_SHOWN)
+    line = f"{audited.day} {audited.finding.value} {matched}/{expected} ({format_percent(matched, expected)})"
+    return f"{line}, {names}" if names else line

@@ -1,0 +1,142 @@
+"""Observe dates for an audit: read coverage, rows, duplicates and checkpoints in a few grouped queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import LiteralString
+
+from gated_backfill.common.audit.findings import NAMES_KEPT, DateObservation
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Checkpoint, Ledger
+from gated_backfill.common.model.dates import consecutive_ranges, enclosing_range
+from gated_backfill.common.model.job import CalendarEvents, Job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.coverage_queries import expectation_scan
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+
+KEY_ALIASES: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
+
+COVERAGE_SQL = """
+    SELECT e.day AS day, COUNT(DISTINCT e.entity) AS expected, COUNT(DISTINCT p.entity) AS matched
+    FROM expectation AS e LEFT JOIN published AS p ON p.day = e.day AND p.entity = e.entity
+    WHERE e.entity IS NOT NULL
+    GROUP BY e.day
+"""
+
+MISSING_NAMES_SQL = """
+    SELECT day, CAST(entity AS STRING) AS entity FROM (
+        SELECT e.day AS day, e.entity AS entity
+        FROM expectation AS e LEFT JOIN published AS p ON p.day = e.day AND p.entity = e.entity
+        WHERE e.entity IS NOT NULL AND p.entity IS NULL
+        GROUP BY e.day, e.entity
+    ) AS missing
+    QUALIFY ROW_NUMBER() OVER (PARTITION BY day ORDER BY entity) <= @max_names
+    ORDER BY day, entity
+"""
+
+
+def observe_dates(
+    job: Job,
+    days: Sequence[date],
+    warehouse: Warehouse,
+    ledger: Ledger,
+    calendar: CalendarEvents | None,
+    *,
+    has_target: bool,
+) -> list[DateObservation]:
+    """Observe each day. A day that a run published while this was reading is reported with that run as active.
+
+    `calendar` holds the events of these days, `has_target` says whether the target table exists.
+    """
+    span = enclosing_range(days)
+    checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    active_runs = _active_runs(ledger, job, days)
+    coverage = _read_coverage(job, days, warehouse, has_target=has_target)
+    row_counts = _read_row_counts(job, days, warehouse) if has_target else {}
+    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
+    unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
+    # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
+    active_runs |= _active_runs(ledger, job, days)
+    checkpoints_after = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    active_runs |= _checkpointed_meanwhile(days, checkpoints, checkpoints_after)
+    return [
+        DateObservation(
+            day=day,
+            expectation=job.date_expectation(coverage.get(day, (0, 0))[0], day, calendar),
+            matched=coverage.get(day, (0, 0))[1],
+            rows=row_counts.get(day, (0, 0))[0],
+            duplicates=row_counts.get(day, (0, 0))[1],
+            checkpoint=checkpoints.get(day),
+            matches_checkpoint=day in unchanged,
+            skip_reason=job.skip(day, calendar),
+            active_run=active_runs.get(day),
+        )
+        for day in days
+    ]
+
+
+def read_missing_names(job: Job, days: Sequence[date], warehouse: Warehouse) -> dict[date, list[str]]:
+    """The names of up to `NAMES_KEPT` missing entities of each day, sorted."""
+    names: dict[date, list[str]] = {}
+    scans = {"expectation": expectation_scan(job, days), "published": _published_scan(job, days)}
+    for row in warehouse.query(MISSING_NAMES_SQL, scans=scans, params={"max_names": NAMES_KEPT}).to_pylist():
+        names.setdefault(row["day"], []).append(row["entity"])
+    return names
+
+
+def _active_runs(ledger: Ledger, job: Job, days: Sequence[date]) -> dict[date, str]:
+    return {day: run for run, run_days in ledger.runs.find_conflicting_runs(job.name, days).items() for day in run_days}
+
+
+def _checkpointed_meanwhile(
+    days: Sequence[date], before: Mapping[date, Checkpoint], after: Mapping[date, Checkpoint]
+) -> dict[date, str]:
+    """The days whose checkpoint was written, replaced or removed between the two reads, with the run of it."""
+    changed = {day: after.get(day) or before.get(day) for day in days if after.get(day) != before.get(day)}
+    return {day: checkpoint.run_id for day, checkpoint in changed.items() if checkpoint is not None}
+
+
+def _read_coverage(
+    job: Job, days: Sequence[date], warehouse: Warehouse, *, has_target: bool
+) -> dict[date, tuple[int, int]]:
+    """The number of expected and of published expected entities by day; a day without expected entities is left out."""
+    # Without a target the expectation is compared with itself, and the number of matches is ignored.
+    expectation = expectation_scan(job, days)
+    scans = {"expectation": expectation, "published": _published_scan(job, days) if has_target else expectation}
+    rows = warehouse.query(COVERAGE_SQL, scans=scans).to_pylist()
+    return {row["day"]: (row["expected"], row["matched"] if has_target else 0) for row in rows}
+
+
+def _read_row_counts(job: Job, days: Sequence[date], warehouse: Warehouse) -> dict[date, tuple[int, int]]:
+    """The number of published rows and of duplicated keys by day."""
+    key = [name for name in job.target.key if name != job.target.date_column]
+    if len(key) > len(KEY_ALIASES):
+        raise UserError(
+            f"job {job.name}: an audit supports keys of up to {len(KEY_ALIASES)} columns, its target's has {len(key)}"
+        )
+    aliases = KEY_ALIASES[: len(key)]
+    columns = {"day": job.target.date_column, **dict(zip(aliases, key, strict=True))}
+    scan = replace(_published_scan(job, days), columns=columns)
+    rows = warehouse.query(row_counts_sql(aliases), scans={"published": scan}).to_pylist()
+    return {row["day"]: (row["row_count"], row["duplicates"]) for row in rows}
+
+
+def row_counts_sql(key: Sequence[LiteralString]) -> LiteralString:
+    """The query that counts, by day, the rows of `published` and the keys (these columns) that appear repeatedly."""
+    columns = ", ".join(("day", *key))
+    return f"""
+        SELECT day, CAST(SUM(n) AS INT64) AS row_count, COUNTIF(n > 1) AS duplicates
+        FROM (SELECT {columns}, COUNT(*) AS n FROM published GROUP BY {columns}) AS keyed
+        GROUP BY day
+    """  # noqa: S608 - made of literals only, which the type checker enforces
+
+
+def _published_scan(job: Job, days: Iterable[date]) -> Scan:
+    return Scan(
+        table=TableName.parse(job.target.table),
+        date_column=job.target.date_column,
+        dates=tuple(consecutive_ranges(days)),
+        columns={"day": job.target.date_column, "entity": job.entity_column},
+    )
