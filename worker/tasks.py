@@ -31,7 +31,6 @@ from gated_backfill.common.broker.celery_app import (
     make_app,
 )
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.config.warehouse_url import is_local
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
@@ -39,6 +38,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.identity import die_with_parent, limit_memory, process_identity
 from gated_backfill.common.process.imports import freeze_imports
 from gated_backfill.common.process.logs import configure_logs
+from gated_backfill.common.warehouse import preload_warehouse
 from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.flower import prepare_flower
 from gated_backfill.worker.maintenance.schedule import LONGEST_WORK, beat_schedule, maintenance_schedules
@@ -99,8 +99,7 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
         if GATE_QUEUE in queues.consume_from:
             import_module("gated_backfill.worker.gate.gate")
             import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
-        if is_local(read_settings().warehouse_url):
-            import_module("gated_backfill.common.warehouse.local.warehouse")
+        preload_warehouse(read_settings().warehouse_url)
     for name in expand_queues(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 

@@ -14,7 +14,7 @@ from pydantic_settings import SettingsConfigDict
 from gated_backfill.common.config.ledger_url import DEFAULT_HOME, resolve_ledger_url
 from gated_backfill.common.config.operations import MAX_DAYS, OperationsSettings
 from gated_backfill.common.config.recovery import RecoverySettings
-from gated_backfill.common.config.warehouse_url import LOCAL, is_local
+from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.batching import AUTO, parse_dates_per_task
 from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
@@ -86,13 +86,13 @@ class Settings(OperationsSettings, RecoverySettings):
     @property
     def cleanup_lease(self) -> timedelta:
         """How long a cleanup may go without a sign of life: longer than the jobs of one of its steps take."""
-        jobs = 0.0 if is_local(self.warehouse_url) else 6 * self.warehouse_job_seconds
+        jobs = 6 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=300 + jobs)
 
     @property
     def gate_lease(self) -> timedelta:
         """How long a gate may go without a sign of life: longer than the jobs of one publication take."""
-        jobs = 0.0 if is_local(self.warehouse_url) else 3 * self.warehouse_job_seconds
+        jobs = 3 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=self.gate_lease_seconds + jobs)
 
     @property
@@ -117,11 +117,11 @@ class Settings(OperationsSettings, RecoverySettings):
         return resolve_ledger_url(self.home, None if self.ledger is None else self.ledger.get_secret_value())
 
     @property
-    def warehouse_url(self) -> str:
+    def warehouse_url(self) -> WarehouseUrl:
         if self.warehouse is None:
-            return f"{LOCAL}{self.home.absolute() / 'warehouse'}"
-        folder = self.warehouse.removeprefix(LOCAL)
-        return f"{LOCAL}{Path(folder).absolute()}" if is_local(self.warehouse) and folder else self.warehouse
+            return WarehouseUrl.of_folder(self.home / "warehouse")
+        url = WarehouseUrl(self.warehouse)
+        return WarehouseUrl.of_folder(url.folder) if url.folder else url
 
     @property
     def staging_url(self) -> str:

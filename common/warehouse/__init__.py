@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
 
+from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 
 def open_warehouse(url: str, *, limits: WarehouseLimits | None = None) -> Warehouse:
-    """The warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
-    kind, _, rest = url.partition(":")
-    if kind == "local" and rest:
+    """Open the warehouse at `local:DIR` or `bigquery://PROJECT`. Raises `UserError` for any other URL."""
+    if (folder := WarehouseUrl(url).folder) is not None:
         from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 
-        return LocalWarehouse(Path(rest), limits=limits)
-    if kind == "bigquery":
+        return LocalWarehouse(folder, limits=limits)
+    if url.partition(":")[0] == "bigquery":
         from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 
         return BigQueryWarehouse(BigQueryAddress.parse(url), limits)
     raise UserError(f"BACKFILL_WAREHOUSE is {url!r}: write it as local:DIR or bigquery://PROJECT")
+
+
+def preload_warehouse(url: WarehouseUrl) -> None:
+    """Import what reading and publishing files needs, to be shared by the processes that a worker forks."""
+    if url.folder is not None:
+        import_module("gated_backfill.common.warehouse.local.warehouse")

@@ -13,7 +13,6 @@ from typing import Any, cast
 from rich.console import Console
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.config.warehouse_url import LOCAL, is_local
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateState, Run, RunProgress, RunState
 from gated_backfill.common.model.coverage import Fallback
@@ -161,15 +160,14 @@ def _make_tables_once(site: CommandContext) -> bool:
 
 def _refuse_other_warehouses(settings: Settings) -> None:
     """The demo makes tables: in files, or in a BigQuery emulator, but in nobody's project."""
-    if not (is_local(settings.warehouse_url) or "endpoint=" in settings.warehouse_url):
+    if not (settings.warehouse_url.folder or settings.warehouse_url.is_emulator):
         raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
 
 
 def _warehouse_from_home(settings: Settings) -> str:
     """The warehouse's folder as seen from the home, so that a home may be moved with the warehouse in it."""
-    if not is_local(settings.warehouse_url):
-        return settings.warehouse_url
-    return os.path.relpath(settings.warehouse_url.removeprefix(LOCAL), settings.home)
+    folder = settings.warehouse_url.folder
+    return settings.warehouse_url if folder is None else os.path.relpath(folder, settings.home)
 
 
 def _read_marker(marker: Path) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.config.warehouse_url import LOCAL, is_local
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, RunProgress
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import DateRange, format_dates
@@ -51,7 +50,7 @@ def heading(console: Console, text: str) -> None:
 def print_tables(console: Console, site: CommandContext, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
     url = site.settings.warehouse_url
-    where = f"as Parquet in {_warehouse(url)}" if is_local(url) else f"in {escape(url)}"
+    where = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {escape(url)}"
     made = "Made" if new else "Found, made by an earlier demo"
     console.print(f"{made}: 30 teams, 82 games each, {span}, {where}", soft_wrap=True)
     if new:
@@ -210,9 +209,9 @@ def print_next(console: Console, season_run: str) -> None:
             "keep the 68 rows the primary has, take the rest from the fallback",
         ),
     ]
-    url = read_settings().warehouse_url
-    if is_local(url):
-        part = f"{_warehouse(url)}/nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
+    folder = read_settings().warehouse_url.folder
+    if folder is not None:
+        part = f"{_short(folder)}/nba_precompute/player_composite_factors/game_date=2023-02-23/part.parquet"
         hints.append(
             (f"""{_python()} -c "import pandas; print(pandas.read_parquet('{part}'))\"""", "the published rows")
         )
@@ -227,11 +226,6 @@ def _command() -> str:
 
 def _python() -> str:
     return _short(Path(sys.executable))
-
-
-def _warehouse(url: str) -> str:
-    """The local warehouse's folder."""
-    return _short(Path(url.removeprefix(LOCAL)))
 
 
 def _short(path: Path) -> str:

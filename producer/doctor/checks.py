@@ -107,7 +107,7 @@ def run_checks(settings: Settings, names: Sequence[str]) -> list[CheckResult]:
     ]
     for job in jobs:
         if warehouse is not None:
-            findings += _tables(warehouse, job, is_local=_is_local(settings))
+            findings += _tables(warehouse, job, implicit_tables=settings.warehouse_url.has_implicit_tables)
         else:
             findings.append(_warn(f"{job.name}: tables", "not looked at: the warehouse can't be reached"))
     return findings
@@ -220,10 +220,6 @@ def _state(look: LedgerInspection) -> str:
     return f"can be written, tables at version {look.version}"
 
 
-def _is_local(settings: Settings) -> bool:
-    return settings.warehouse_url.startswith("local:")
-
-
 def _warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
     """The warehouse, unless asking it anything is in vain, and what was found."""
     patience = min(settings.warehouse_retry_seconds, WAREHOUSE_RETRY_SECONDS)
@@ -233,8 +229,8 @@ def _warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
         )
     except UserError as exc:
         return None, PlaceCheck(result=_fail("warehouse", exc, "set BACKFILL_WAREHOUSE as the message says"))
-    if _is_local(settings):
-        return opened, PlaceCheck(result=_local_warehouse(Path(settings.warehouse_url.partition(":")[2]).absolute()))
+    if (folder := settings.warehouse_url.folder) is not None:
+        return opened, PlaceCheck(result=_local_warehouse(folder))
     try:
         clock = read_clock(lambda: _told(opened))
     except Retryable as exc:
@@ -345,7 +341,7 @@ def _jobs(names: Sequence[str]) -> tuple[list[Job], list[CheckResult]]:
     return jobs, findings
 
 
-def _tables(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResult]:
+def _tables(warehouse: Warehouse, job: Job, *, implicit_tables: bool) -> list[CheckResult]:
     findings: list[CheckResult] = []
     sources = 0  # that are there, or may be
     for need in table_requirements(job):
@@ -357,18 +353,18 @@ def _tables(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResu
             sources += need.role.startswith("source ")
             continue
         sources += need.role.startswith("source ") and info is not None
-        findings.append(_absent(check, need, is_local) if info is None else _present(check, need, info))
+        findings.append(_absent(check, need, implicit_tables) if info is None else _present(check, need, info))
     if not sources:
         todo = "give it the table of one of its sources at least"
         findings.append(_fail(f"{job.name}: sources", "none of its sources was found: nothing can be built", todo))
-    return [*findings, *_target(warehouse, job, is_local=is_local)]
+    return [*findings, *_target(warehouse, job, implicit_tables=implicit_tables)]
 
 
-def _absent(check: str, need: TableRequirement, is_local: bool) -> CheckResult:
+def _absent(check: str, need: TableRequirement, implicit_tables: bool) -> CheckResult:
     missing = f"{need.table} does not exist"
     if need.optional:
         return _warn(check, f"{missing}: {MISSING_TABLE_EFFECTS[need.role.partition(' ')[0]]}")
-    how = f": `backfill load {need.table} FILE` imports it" if is_local else ""
+    how = f": `backfill load {need.table} FILE` imports it" if implicit_tables else ""
     return _fail(check, missing, f"make the table{how}")
 
 
@@ -382,7 +378,7 @@ def _present(check: str, need: TableRequirement, info: TableInfo) -> CheckResult
     return _ok(check, f"{need.table} is partitioned by {need.date_column} and has the {len(read)} column(s) it must")
 
 
-def _target(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResult]:
+def _target(warehouse: Warehouse, job: Job, *, implicit_tables: bool) -> list[CheckResult]:
     """Whether the target is as the job declares it, and whether anything could be published to it."""
     check, table = f"{job.name}: target", TableName.parse(job.target.table)
     create = f"`backfill tables create --job {job.name}` makes it, partitioned and clustered"
@@ -391,7 +387,7 @@ def _target(warehouse: Warehouse, job: Job, *, is_local: bool) -> list[CheckResu
         certain = warehouse.check_publishable(table)
     except BackfillError as exc:
         return [_fail(check, exc, f"make it possible to publish to {table}")]
-    if info is None and is_local:
+    if info is None and implicit_tables:
         return [_ok(check, f"{table} comes into being with its first partition")]
     if info is None:
         return [_warn(check, f"{table} does not exist yet: the first publication makes it, without clustering", create)]
