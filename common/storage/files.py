@@ -1,4 +1,4 @@
-"""Files that are never seen half written."""
+"""Atomic, durable writes of files, and reads that never leave a root folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gated_backfill.common.errors import NotAllowed, OutsideRoot
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SYNCS_AT_ONCE = 8
-READ_AT_ONCE = 1024 * 1024  #: bytes
+SYNC_THREADS = 8
+READ_CHUNK_BYTES = 1024 * 1024
 FEW_CELLS = 100_000  #: rows times columns
 
 
@@ -29,7 +29,7 @@ def checksum_of(data: bytes) -> str:
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:
-    """The rows as one Parquet file. The same rows give the same bytes: no run, time or machine is written into it."""
+    """Encode the rows as one Parquet file. The same rows give the same bytes: no run, time or machine is written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,9 +39,9 @@ def parquet_bytes(rows: pa.Table) -> bytes:
 
 
 def _compression(rows: pa.Table) -> Literal["snappy", "zstd"]:
-    """zstd makes smaller files, but costs a fixed time for every column, to write and to read: few rows go without.
+    """Choose by size alone, as the same rows must give the same bytes.
 
-    It depends on nothing but how many there are, as the same rows have to give the same bytes.
+    zstd makes smaller files, but costs a fixed time per column to write and to read.
     """
     return "snappy" if rows.num_rows * rows.num_columns <= FEW_CELLS else "zstd"
 
@@ -52,30 +52,30 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(handle)
 
 
-def sync_all(places: Iterable[str | Path]) -> None:
-    """Have files and folders outlive a power cut. Many at once: a disk writes them together."""
-    wanted = list(places)
-    if len(wanted) == 1:
-        _sync_each(wanted)
+def sync_all(paths: Iterable[str | Path]) -> None:
+    """Sync files and folders to disk, in threads, as a disk writes many of them together."""
+    pending = list(paths)
+    if len(pending) == 1:
+        _sync_each(pending)
         return
-    with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
-        for _ in pool.map(_sync_each, (wanted[n::SYNCS_AT_ONCE] for n in range(SYNCS_AT_ONCE))):
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        for _ in pool.map(_sync_each, (pending[n::SYNC_THREADS] for n in range(SYNC_THREADS))):
             pass
 
 
-def _sync_each(places: Iterable[str | Path]) -> None:
-    for place in places:
-        sync_folder(place)
+def _sync_each(paths: Iterable[str | Path]) -> None:
+    for path in paths:
+        sync_folder(path)
 
 
 def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> None:
-    """Write the file so that a reader finds the old bytes or the new; if `durable`, a power cut loses neither."""
+    """Replace the file in one step, for readers and, if `durable`, also in case of a power cut."""
     folder, name = os.path.split(path)
     folder = folder or "."
     temporary = f"{folder}/.{name}.{uuid4().hex}.tmp"
     try:
         try:
-            file = open(temporary, "wb")  # noqa: PTH123, SIM115 - asked for every file that is staged
+            file = open(temporary, "wb")  # noqa: PTH123, SIM115 - called for every staged file
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103
             file = open(temporary, "wb")  # noqa: PTH123, SIM115
@@ -93,63 +93,63 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
         sync_folder(folder)
 
 
-def checked_path(root: Path, place: Path) -> Path:
-    """The place. Raises `OutsideRoot` when `..` or a link on the way to it leads out of the root.
+def checked_path(root: Path, path: Path) -> Path:
+    """Return the path. Raises `OutsideRoot` when `..` or a link in it leads out of the root.
 
-    The root itself may be a link, and so may be what is below it as long as that stays below it.
+    The root itself may be a link; so may folders below it, as long as they lead to places below it.
     """
-    checked_path_text(str(root), str(place))
-    return place
-
-
-def checked_path_text(root: str, place: str) -> str:
-    """The same of texts: asked for every file."""
-    if place.startswith(f"{root}/"):
-        joined_path(root, place[len(root) + 1 :].split("/"))
-    else:
-        _refuse_outside(root, place)
-    return place
-
-
-def joined_path(root: str, names: Iterable[str]) -> str:
-    """The path of these folders and this file, each below the one before. Raises as `inside` does, and is quicker."""
-    path, suspect = root, False
-    for name in names:
-        path = f"{path}/{name}"
-        suspect = suspect or name == ".." or os.path.islink(path)  # noqa: PTH114 - asked for every file
-    if suspect:
-        _refuse_outside(root, path)
+    checked_path_text(str(root), str(path))
     return path
 
 
-def _refuse_outside(root: str, path: str) -> None:
+def checked_path_text(root: str, path: str) -> str:
+    """Return the path, checked as `checked_path` does. Faster, as it is called for every file."""
+    if path.startswith(f"{root}/"):
+        joined_path(root, path[len(root) + 1 :].split("/"))
+    else:
+        _check_inside(root, path)
+    return path
+
+
+def joined_path(root: str, names: Iterable[str]) -> str:
+    """Join the names of folders and a file below the root. Raises `OutsideRoot` as `checked_path` does."""
+    path, suspect = root, False
+    for name in names:
+        path = f"{path}/{name}"
+        suspect = suspect or name == ".." or os.path.islink(path)  # noqa: PTH114 - called for every file
+    if suspect:
+        _check_inside(root, path)
+    return path
+
+
+def _check_inside(root: str, path: str) -> None:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise OutsideRoot(f"{path} leads out of {root}: nothing outside is read, written or removed")
+        raise OutsideRoot(f"{path} leads out of {root}: files outside it are neither read, written nor removed")
 
 
 def read_regular_file(path: str | Path) -> bytes:
-    """The bytes of a plain file. Raises `OutsideRoot` for a link, a pipe and whatever else is none."""
+    """Read a regular file. Raises `OutsideRoot` for a link, a pipe or a device."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as exc:
         if exc.errno != errno.ELOOP:
             raise
-        raise OutsideRoot(f"{path} is a link, where only a file of ours can be") from exc
+        raise OutsideRoot(f"{path} is a link: only regular files are read here") from exc
     with closing_handle(handle):
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OutsideRoot(f"{path} is no plain file")
+            raise OutsideRoot(f"{path} is not a regular file")
         return read_handle(handle)
 
 
 def read_handle(handle: int) -> bytes:
-    """What is left of an open file: asked for every file, of which most are small."""
+    """Read an open file to its end, with one system call where it is small."""
     size = os.fstat(handle).st_size
-    read = [os.read(handle, size + 1)]
-    if len(read[0]) == size:  # one byte less than was asked for: that was all
-        return read[0]
-    while more := os.read(handle, READ_AT_ONCE):
-        read.append(more)
-    return read[0] if len(read) == 1 else b"".join(read)
+    chunks = [os.read(handle, size + 1)]
+    if len(chunks[0]) == size:  # fewer bytes than requested: the end of the file
+        return chunks[0]
+    while chunk := os.read(handle, READ_CHUNK_BYTES):
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def closing_handle(handle: int) -> Generator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises `NotAllowed` unless files can be made in the folder, which need not exist yet. Leaves nothing behind."""
+    """Check that files can be created in the folder, which need not exist yet. Raises `NotAllowed`; leaves no file."""
     existing = folder
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -1,4 +1,4 @@
-"""Result files that wait for the gate, and the quarantine of those it refused."""
+"""Staged files, which wait for the gate, and the quarantine of those it refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ QUARANTINE = "quarantine"
 
 
 class Staging:
-    """A place that all workers share: a folder, or a URL such as gs://bucket/prefix.
+    """Storage shared by all workers: a folder, or a URL such as gs://bucket/prefix.
 
-    A staged file is whole or absent, and never changed once written. Raises `NotAllowed` and, for what may pass,
-    `WarehouseUnavailable`.
+    A staged file is whole or absent, and never changed once written. Methods raise `NotAllowed` and, for failures
+    worth a retry, `WarehouseUnavailable`.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -31,7 +31,7 @@ class Staging:
         self._store = open_file_store(root)
 
     def check(self) -> None:
-        """Raises `NotAllowed` when nothing could be staged. Changes nothing."""
+        """Check that files can be staged. Raises `NotAllowed`; changes nothing."""
         self._store.check()
 
     def write(self, run: str, day: date, attempt: int, rows: pa.Table) -> StagedFile:
@@ -42,45 +42,45 @@ class Staging:
         return StagedFile(day=day, attempt=attempt, location=location, checksum=checksum_of(data), rows=rows.num_rows)
 
     def location(self, run: str, day: date, attempt: int) -> str:
-        """Where that attempt's rows are: an attempt never overwrites another's."""
+        """Return the path or URL of the attempt's rows. Each attempt has a file of its own name."""
         return self._store.location(_key(run, day, attempt))
 
     def rows(self, staged: StagedFile) -> pa.Table:
-        """What was staged. Raises `StagedFileLost` when it is gone, is something else, or is not in this staging."""
+        """Read the staged rows. Raises `StagedFileLost` for a file that is gone, changed, or outside this staging."""
         return parse_rows(read_staged_bytes(staged, self._store.read))
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
-        """Move a refused file where it can be inspected, and tell where; doing so again changes nothing."""
-        kept = f"{QUARANTINE}/{_folder(run)}/{staged.location.rpartition('/')[2]}"
-        self._store.move(staged.location, kept)
-        return self._store.location(kept)
+        """Move a refused file into the quarantine and return its path there. A repeated call changes nothing."""
+        key = f"{QUARANTINE}/{_folder(run)}/{staged.location.rpartition('/')[2]}"
+        self._store.move(staged.location, key)
+        return self._store.location(key)
 
     def delete(self, run: str, days: frozenset[date] | None = None) -> None:
-        """Remove a run's staged files: those of some days, or all of them and the folder."""
+        """Delete the run's staged files of the days, or all of them with the folder."""
         folder = _folder(run)
         if days is None:
             self._store.remove(folder)
             return
-        wanted = {day.isoformat() for day in days}
+        names_of_days = {day.isoformat() for day in days}
         for name in self._store.names(folder):
-            staged = STAGED_NAME.fullmatch(name)  # what else is there is nobody's of ours
-            if staged is not None and staged["day"] in wanted:
+            staged = STAGED_NAME.fullmatch(name)
+            if staged is not None and staged["day"] in names_of_days:
                 self._store.remove(f"{folder}/{name}")
 
     def delete_attempt(self, run: str, day: date, attempt: int) -> None:
-        """Remove what one attempt has staged; that it is not there changes nothing."""
+        """Delete the staged file of one attempt, if it exists."""
         self._store.remove(_key(run, day, attempt))
 
     def staged_runs(self) -> list[str]:
-        """The ids of the runs that have something staged."""
+        """List the ids of runs with staged files."""
         return sorted(name for name in self._store.folders("") if name != QUARANTINE and SAFE_NAME.fullmatch(name))
 
     def quarantined_runs(self) -> list[str]:
-        """The ids of the runs that have something in quarantine."""
+        """List the ids of runs with files in quarantine."""
         return sorted(name for name in self._store.folders(QUARANTINE) if SAFE_NAME.fullmatch(name))
 
     def delete_quarantine(self, run: str) -> None:
-        """Remove what the gate refused of a run."""
+        """Delete the run's files in quarantine."""
         self._store.remove(f"{QUARANTINE}/{_folder(run)}")
 
 
@@ -95,7 +95,7 @@ def _folder(run: str) -> str:
 
 
 def open_staging(url: str) -> Staging:
-    """The staging that `BACKFILL_STAGING` names. Raises `UserError` for a URL of an unknown kind."""
+    """Open the staging at a folder or URL. Raises `UserError` for a URL of an unknown kind."""
     try:
         return Staging(url)
     except UserError as exc:

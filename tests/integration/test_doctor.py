@@ -329,7 +329,7 @@ def test_a_ledger_that_can_not_be_reached_is_named_without_its_password(healthy:
     ("setting", "value", "says"),
     [
         pytest.param("STAGING", "{file}/x", "staging ", id="staging"),
-        pytest.param("STAGING", "s3://bucket/x", "files can't be kept at s3:// URLs", id="staging-of-another-kind"),
+        pytest.param("STAGING", "s3://bucket/x", "cannot store files at s3:// URLs", id="staging-of-another-kind"),
         pytest.param("HOME", "{file}/home", "home ", id="home"),
         pytest.param("WAREHOUSE", "local:{file}", "is not a folder that can be read", id="warehouse"),
         pytest.param("WAREHOUSE", "oracle:x", "BACKFILL_WAREHOUSE", id="warehouse-of-another-kind"),
