@@ -111,7 +111,7 @@ class TolerantTransport(Transport):
 
 def send_in_one_command(producer: Any) -> AbstractContextManager[None]:
     """A context at whose end all that the producer sends in it reaches the broker, by one command a queue."""
-    return producer.channel.together()
+    return producer.channel.send_in_one_command()
 
 
 @contextmanager
