@@ -16,7 +16,7 @@ from gated_backfill.common.model.job import (
     StaleTable,
     Target,
 )
-from gated_backfill.common.model.tables import Column
+from gated_backfill.common.model.tables import Column, ColumnTypes
 
 __all__ = [
     "BackfillError",
@@ -24,6 +24,7 @@ __all__ = [
     "Calendar",
     "CalendarEvents",
     "Column",
+    "ColumnTypes",
     "CoveragePolicy",
     "Expectation",
     "Fallback",

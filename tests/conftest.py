@@ -34,7 +34,7 @@ collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
 #: Files with the longest tests, for each of three processes: a long test that begins last is waited for alone.
 FIRST = (
     ("test_docs.py",),
-    ("test_compose.py", "test_up.py", "test_warehouse_death.py"),
+    ("test_compose.py", "test_wheel.py", "test_up.py", "test_warehouse_death.py"),
     ("test_kills.py", "test_bigquery_runs.py", "test_own_broker.py", "test_undo.py"),
 )
 

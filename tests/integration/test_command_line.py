@@ -336,28 +336,6 @@ def test_a_broker_that_can_not_be_used_is_one_line_without_its_password(lab: Lab
     assert lab.site.ledger.runs.list_latest_runs() == []
 
 
-def test_a_folder_with_packages_of_our_names_in_it_is_no_danger(lab: Lab, tmp_path: Path) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20))
-    for name in ("common", "worker", "producer", "celery"):
-        (tmp_path / "project" / name).mkdir(parents=True)
-        (tmp_path / "project" / name / "__init__.py").write_text("raise SystemExit('not this one')")
-    relative = {
-        "BACKFILL_HOME": os.path.relpath(lab.home, tmp_path / "project"),
-        "BACKFILL_STAGING": "staging",
-        "BACKFILL_LEDGER": "sqlite:///own.db",
-    }
-
-    # Detached it has one more process than attended, and all of those.
-    ran = lab.command("run", "--job", "probe", "--dates", str(DAY), "--detach", cwd=tmp_path / "project", **relative)
-    watched = lab.command("watch", cwd=tmp_path / "project", **relative)
-
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert watched.returncode == 0, watched.stdout + watched.stderr
-    assert len(lab.published("probe.probe", DAY, "day")) == 20
-    assert (tmp_path / "project" / "own.db").exists()
-
-
 def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: Lab) -> None:
     lab.probe("expected", DAY, players(20))
     lab.probe("first", DAY, players(20))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -320,40 +319,3 @@ def test_setup_makes_the_tables_in_the_emulator_of_its_profile(machine: Machine,
 
     assert setup.returncode == 0, setup.stderr
     assert "probe.probe was made, partitioned by day" in setup.stdout
-
-
-# -- the wheel ----------------------------------------------------------------------------------------------------
-
-
-def test_the_wheel_holds_everything_and_works_where_the_sources_are_not(tmp_path: Path) -> None:
-    pip = [str(BIN / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    site, empty = tmp_path / "site", tmp_path / "empty"
-    empty.mkdir()
-    install = ["install", "--no-deps", "--target", str(site), str(copied_sources(tmp_path))]
-    installed = subprocess.run([*pip, *install], capture_output=True, text=True, timeout=120)
-    assert installed.returncode == 0, installed.stderr
-
-    def backfill(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "BACKFILL_HOME": str(empty / "home")}
-        command = [str(BIN / "python"), str(site / "bin" / "backfill"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=empty, timeout=60)
-
-    of_ours = [path for part in ("common", "producer", "worker") for path in sorted((ROOT / part).rglob("*"))]
-    wanted = [path for path in of_ours if path.is_file() and "__pycache__" not in path.parts]
-    package = site / "gated_backfill"
-    assert [path for path in wanted if not (package / path.relative_to(ROOT)).exists()] == []
-    assert "Rebuild a dated table" in backfill("--help").stdout
-    assert "player_composite_factors  version" in backfill("jobs").stdout
-    assert "the ledger's tables are up to date" in backfill("tables", "create").stdout
-
-
-def copied_sources(tmp_path: Path) -> Path:
-    """What the Dockerfile's stage `wheel` copies: a build leaves files beside what it builds."""
-    copy = tmp_path / "sources"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("gated_backfill", "common", "producer", "worker"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
-    return copy

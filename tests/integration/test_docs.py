@@ -15,9 +15,9 @@ from tests.brokers import valkey
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
 from tests.lab import Lab, players
+from tests.shop import readme_block, write_shop_tables
 
 DOCS = ROOT / "docs"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def require_true(name: str, folder: Path, replaced: Mapping[str, str] | None = None) -> None:
@@ -30,32 +30,17 @@ def require_true(name: str, folder: Path, replaced: Mapping[str, str] | None = N
         pytest.fail("\n\n".join(wrong), pytrace=False)
 
 
-def block(marker: str, language: str) -> str:
-    found = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def csv(header: str, lines: list[str]) -> str:
-    return "\n".join([header, *lines]) + "\n"
-
-
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """A folder with the README's job as a package, and its tables as files."""
     folder = tmp_path / "work"
     (folder / "shop").mkdir(parents=True)
-    (folder / "shop" / "shop_jobs.py").write_text(block("job", "python"))
+    (folder / "shop" / "shop_jobs.py").write_text(readme_block("job", "python"))
     (folder / "shop" / "pyproject.toml").write_text(
         '[project]\nname = "shop-jobs"\nversion = "1.0"\n\n[tool.setuptools]\npy-modules = ["shop_jobs"]\n\n'
-        + block("entry point", "toml")
+        + readme_block("entry point", "toml")
     )
-    days, stores = [f"2024-03-0{n}" for n in (1, 2, 3)], [f"store {n}" for n in range(10)]
-    every = [(store, day) for day in days for store in stores]
-    (folder / "open_stores.csv").write_text(csv("store,open_on", [f"{s},{d}" for s, d in every]))
-    (folder / "bank_settlements.csv").write_text(csv("store,sold_on,amount", [f"{s},{d},4.0" for s, d in every]))
-    some = [(s, d) for s, d in every if d == "2024-03-01" or s < "store 5"]
-    (folder / "till_sales.csv").write_text(csv("store,sold_on,amount", [f"{s},{d},2.5" for s, d in some]))
+    write_shop_tables(folder)
     return folder
 
 
