@@ -195,7 +195,7 @@ def published_date(ledger: Ledger, run: Run, day: date, *, verdict: Verdict | No
 
 def checkpointed_date(ledger: Ledger, run: Run, day: date) -> None:
     published_date(ledger, run, day)
-    assert ledger.checkpoints.write_checkpoints(run.id, [day]) == [day]
+    assert ledger.checkpoints.write(run.id, [day]) == [day]
 
 
 def failed_date(ledger: Ledger, run: Run, day: date) -> None:

@@ -98,10 +98,10 @@ def _note(
     delivered = sorted(took | set(alert.delivered))
     refused = [f"{one.endpoint.name} {one.error}" for one in told if one.endpoint.name not in delivered]
     if all(place.name in delivered for place in places):
-        return ledger.alerts.mark_alert_sent(alert.id, owner, delivered)
+        return ledger.alerts.mark_sent(alert.id, owner, delivered)
     tries = alert.attempts + 1
     again = None if tries >= MAX_TRIES else utcnow() + retry_delay(tries, settings.alert_retry_seconds)
-    ledger.alerts.mark_alert_failed(alert.id, owner, "; ".join(refused), delivered=delivered, again_at=again)
+    ledger.alerts.mark_failed(alert.id, owner, "; ".join(refused), delivered=delivered, again_at=again)
     log.warning("alert_not_delivered", kind=alert.kind, key=alert.key, tries=tries, error="; ".join(refused))
     return False
 

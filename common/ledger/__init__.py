@@ -17,7 +17,7 @@ from gated_backfill.common.ledger.records import (
 )
 from gated_backfill.common.ledger.states import DateState, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.stores.flags import Flag, NewFlag
-from gated_backfill.common.ledger.stores.runs import dates_taken_error
+from gated_backfill.common.ledger.stores.runs import dates_in_use_error
 
 __all__ = [
     "ActionRow",
@@ -39,6 +39,6 @@ __all__ = [
     "RunWithDates",
     "WindowRow",
     "WindowState",
-    "dates_taken_error",
+    "dates_in_use_error",
     "open_ledger",
 ]

@@ -1,4 +1,4 @@
-"""One database, for reading and for writing."""
+"""Base class of the ledger's stores: transactions, and database errors translated to ours."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from gated_backfill.common.process.signals import defer_signals, find_interrupti
 
 
 class LedgerStore:
-    """Raises `LedgerUnavailable` (repeat) and `LedgerUnusable` (do not) for what its engine raises.
+    """Every method raises `LedgerUnavailable` (retry) or `LedgerUnusable` (do not) for a database error.
 
-    A process that is told to exit exits, and a time limit is one, whatever the driver makes of being cut off.
+    An exit signal or time limit that interrupts the driver is raised as such, not as a database error.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._by_statement = autocommit_engine(engine)
+        self._autocommit_engine = autocommit_engine(engine)
 
     @contextmanager
     def _write(self, *, durable: bool = True) -> Generator[Connection]:
-        """A transaction. One that is not `durable` may be lost in a power cut, with what followed it and nothing else.
+        """Run a transaction.
 
-        The next durable one makes it so as well. It suits what a worker or a gate holds and says of its work on
-        SQLite: whatever comes of that is proven, and made durable, by a checkpoint.
+        On SQLite, a power cut may lose a transaction that is not `durable`, together with later ones that are not
+        durable either; the next durable one saves them. Leases and reports of work in progress need no more, because
+        a durable checkpoint follows them.
         """
         with (
             translate_database_errors(),
-            defer_signals(),  # or its locks might be held against this process's own next transaction
+            defer_signals(),  # an interrupted transaction could keep its locks and block this process's next one
             self._engine.connect() as connection,
             connection.begin(),
         ):
@@ -44,21 +45,21 @@ class LedgerStore:
 
     @contextmanager
     def _write_one(self, *, durable: bool = True) -> Generator[Connection]:
-        """For a single statement: a transaction of its own, that holds what it locks for no longer than it takes."""
-        with translate_database_errors(), defer_signals(), self._by_statement.connect() as connection:
+        """Run a single statement, which commits by itself and so holds its locks for the shortest time."""
+        with translate_database_errors(), defer_signals(), self._autocommit_engine.connect() as connection:
             set_durable(connection, durable)
             yield connection
 
     @contextmanager
     def _read(self) -> Generator[Connection]:
-        with translate_database_errors(), self._by_statement.connect() as connection:
+        with translate_database_errors(), self._autocommit_engine.connect() as connection:
             yield connection
 
 
 def window_leased_by(
     run_id: str | BindParameter[str], gate: tuple[int | BindParameter[int], str | BindParameter[str]]
 ) -> ColumnElement[bool]:
-    """That the gate (a window and an owner) works on its window."""
+    """Return the condition that a gate, given as window number and lease owner, holds the lease of its window."""
     number, owner = gate
     return and_(
         windows.c.run_id == run_id,
@@ -70,6 +71,7 @@ def window_leased_by(
 
 @contextmanager
 def translate_database_errors() -> Generator[None]:
+    """Raise `LedgerUnavailable` or `LedgerUnusable` for a database error; integrity errors are left to the caller."""
     try:
         yield
     except IntegrityError:
@@ -77,15 +79,15 @@ def translate_database_errors() -> Generator[None]:
     except Exception as exc:
         if (interruption := find_interruption(exc)) is not None:
             raise interruption from None
-        # What begins a transaction on SQLite raises the driver's own errors, all else SQLAlchemy's around them.
+        # The statement that begins a transaction on SQLite raises sqlite3's own errors, SQLAlchemy wraps the others.
         error = exc.orig if isinstance(exc, DatabaseError) else exc
-        if isinstance(exc, (OperationalError, sqlite3.OperationalError)) and not _is_of_tables(error):
+        if isinstance(exc, (OperationalError, sqlite3.OperationalError)) and not _is_schema_error(error):
             raise LedgerUnavailable(f"the ledger does not answer: {error}") from exc
         if isinstance(exc, (DatabaseError, sqlite3.DatabaseError)):
             raise LedgerUnusable(f"the ledger can't be used: {error}") from exc
         raise
 
 
-def _is_of_tables(error: BaseException | None) -> bool:
-    """Whether SQLite lacks a table or a column: no operational error, whatever its driver calls it."""
+def _is_schema_error(error: BaseException | None) -> bool:
+    """Return whether SQLite lacks a table or column, which its driver reports as an operational error."""
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

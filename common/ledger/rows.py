@@ -1,4 +1,4 @@
-"""Between the ledger's tables and its records: the values that are written, the rows that are read."""
+"""Conversion between table rows and records, and the statements and column values that several stores share."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from gated_backfill.common.ledger.tables import run_dates, runs
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
-DateColumns = Mapping[str, Any]
-#: Written once: a worker asks these for every task, and to put one together takes longer than to carry it out.
+DateColumns = Mapping[str, Any]  #: values of columns of `run_dates`
+#: Built once: a worker runs these for every task, and building a statement takes longer than executing it.
 RUN_DAYS = and_(run_dates.c.run_id == bindparam("run"), run_dates.c.day.in_(bindparam("days", expanding=True)))
 RUN_DAY = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bindparam("of_day"))
 CLAIMED_BY_OWNER = and_(
     RUN_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner")
 )
-STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
+RUN_STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 
-def date_transition(expect: DateState, to: DateState, facts: DateColumns) -> dict[str, Any]:
+def date_transition(expect: DateState, to: DateState, columns: DateColumns) -> dict[str, Any]:
+    """Return the values to write when a date changes its state. Raises `ValueError` for a forbidden transition."""
     if to not in DATE_TRANSITIONS[expect]:
         raise ValueError(f"a date never moves from {expect.value} to {to.value}")
-    values = dict(facts) | {"state": to.value, "lease_owner": None, "lease_until": None}
+    values = dict(columns) | {"state": to.value, "lease_owner": None, "lease_until": None}
     if not DATE_TRANSITIONS[to]:
         values["ended_at"] = utcnow()
     if to is DateState.QUEUED:
@@ -37,6 +38,7 @@ def date_transition(expect: DateState, to: DateState, facts: DateColumns) -> dic
 
 
 def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
+    """Return the values of a date that is failed because too many workers died while processing it."""
     return {
         "state": DateState.FAILED.value,
         "verdict": Verdict.FAILED.value,
@@ -50,38 +52,38 @@ def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
     }
 
 
-def cancelled_columns(why: str) -> dict[str, Any]:
-    """What a date becomes that its cancelled run does not finish. It is free for other runs."""
-    return date_transition(DateState.STAGED, DateState.CANCELLED, {"reason": why, "verdict": None, "active": False})
+def cancelled_columns(reason: str) -> dict[str, Any]:
+    """Return the values of a date that is cancelled with its run; other runs may take the date at once."""
+    return date_transition(DateState.STAGED, DateState.CANCELLED, {"reason": reason, "verdict": None, "active": False})
 
 
 def is_run_running(connection: Connection, run_id: str) -> bool:
-    return connection.execute(STATE, {"run": run_id}).scalar() == RunState.RUNNING.value
+    return connection.execute(RUN_STATE, {"run": run_id}).scalar() == RunState.RUNNING.value
 
 
 def lock_run_state(connection: Connection, run_id: str) -> RunState:
-    """The run's state, which nobody else changes until this transaction ends."""
+    """Lock the run's row until the transaction ends, and return its state."""
     return RunState(connection.execute(select(runs.c.state).where(runs.c.id == run_id).with_for_update()).scalar_one())
 
 
 def change_run_state(connection: Connection, run_id: str, expect: Collection[RunState], to: RunState) -> bool:
-    """Change a run's state if it is one of those expected; an ended run gives its dates free."""
+    """Change the run's state if it is in one of `expect`. A run that ends releases its dates."""
     values: dict[str, Any] = {"state": to.value}
     if to is RunState.RUNNING:
         values["started_at"] = func.coalesce(runs.c.started_at, utcnow())
     if to in ENDED_RUNS:
         values["finished_at"] = utcnow()
-    this = (runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
-    changed = bool(connection.execute(update(runs).where(*this).values(values)).rowcount)
-    if changed and to in ENDED_RUNS:
+    is_expected = (runs.c.id == run_id, runs.c.state.in_([state.value for state in expect]))
+    is_changed = bool(connection.execute(update(runs).where(*is_expected).values(values)).rowcount)
+    if is_changed and to in ENDED_RUNS:
         connection.execute(
             update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.active).values(active=False)
         )
-    return changed
+    return is_changed
 
 
 def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
-    days = [one.day for one in new.dates]
+    days = [new_date.day for new_date in new.dates]
     return {
         "id": run_id,
         "job": new.job,
@@ -101,26 +103,26 @@ def run_values(run_id: str, new: NewRun) -> dict[str, Any]:
 def date_values(run_id: str, job: str, dates: Iterable[NewDate]) -> list[dict[str, Any]]:
     now = utcnow()
     return [
-        dict(one.columns)
+        dict(new_date.columns)
         | {
             "run_id": run_id,
-            "day": one.day,
+            "day": new_date.day,
             "job": job,
-            "window": one.window,
-            "state": one.state.value,
-            "active": one.state is DateState.PENDING,
-            "ended_at": None if one.state is DateState.PENDING else now,
+            "window": new_date.window,
+            "state": new_date.state.value,
+            "active": new_date.state is DateState.PENDING,
+            "ended_at": None if new_date.state is DateState.PENDING else now,
         }
-        for one in dates
+        for new_date in dates
     ]
 
 
-def grouped_by_columns(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows by the columns they set: one statement can insert only rows that set the same ones."""
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+def group_by_columns(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group rows that set the same columns: one statement can write only such rows."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(tuple(sorted(row)), []).append(row)
-    return list(found.values())
+        groups.setdefault(tuple(sorted(row)), []).append(row)
+    return list(groups.values())
 
 
 def run_from_row(row: RowMapping) -> Run:
@@ -135,8 +137,8 @@ def window_from_row(row: Mapping[Any, Any]) -> WindowRow:
 
 def date_from_row(row: Mapping[Any, Any]) -> DateRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
-    changed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
-    values: dict[str, Any] = {**row, **changed}
+    parsed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
+    values: dict[str, Any] = {**row, **parsed}
     return DateRow(**values)
 
 
@@ -145,12 +147,12 @@ def checkpoint_from_row(row: Mapping[Any, Any]) -> Checkpoint:
     return Checkpoint(**values)
 
 
-def update_date(values: Mapping[str, Any]) -> Update:
-    """The change of one date (`of_run`, `of_day`) to such values, for many dates at once."""
+def update_date_statement(values: Mapping[str, Any]) -> Update:
+    """Return the statement that writes these columns of one date, whose key it takes as `of_run` and `of_day`."""
     return update_date_columns(tuple(name for name in values if not name.startswith("of_")))
 
 
 @lru_cache
 def update_date_columns(names: tuple[str, ...]) -> Update:
-    """The same, by the names of the values: put together once for each set of them."""
+    """Return the same for column names; cached, see `RUN_DAYS`."""
     return update(run_dates).where(RUN_DAY).values({name: bindparam(name) for name in names})

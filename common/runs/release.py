@@ -36,7 +36,7 @@ def release_run(
     candidates = ledger.dates.list_dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
     adopted = find_still_published(candidates, job, warehouse)
     ledger.dates.move_dates(run.id, adopted, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    proven = ledger.checkpoints.write_checkpoints(run.id, adopted)
+    proven = ledger.checkpoints.write(run.id, adopted)
     ledger.orders.abandon_run(run.id, by=by, reason=reason)
     staging.delete(run.id)
     progress = ledger.runs.get_progress(run.id)

@@ -109,7 +109,7 @@ def _name_active_runs(settings: Settings, console: Console) -> None:
     from gated_backfill.common.ledger import open_ledger
 
     try:
-        active = [run for run in open_ledger(settings.ledger_url).maintenance.list_active_runs() if run.owner is None]
+        active = [run for run in open_ledger(settings.ledger_url).runs.list_active_runs() if run.owner is None]
     except BackfillError as exc:
         console.print(escape(f"which runs are under way could not be found out: {exc}"), soft_wrap=True)
         return

@@ -22,7 +22,7 @@ from gated_backfill.common.ledger import (
     RunProgress,
     RunState,
     WindowState,
-    dates_taken_error,
+    dates_in_use_error,
 )
 from gated_backfill.common.ledger import RunAction as Ordered
 from gated_backfill.common.model.coverage import Verdict
@@ -225,4 +225,4 @@ def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) ->
 def check_dates_free(job: Job, days: list[date], site: CommandContext) -> None:
     """Raises `DatesTaken` when an active run of the job holds one of the days."""
     for run_id, held in site.ledger.runs.find_conflicting_runs(job.name, days).items():
-        raise dates_taken_error(site.ledger.runs.get_run(run_id), held)
+        raise dates_in_use_error(site.ledger.runs.get_run(run_id), held)

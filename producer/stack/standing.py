@@ -223,7 +223,7 @@ class SupervisedStack:
             return  # a broker of the user's own has lost nothing, and beat looks after what a worker took along
         dispatcher = CeleryDispatcher(self._app)
         ledger = open_ledger(self._settings.ledger_url)
-        for run in ledger.maintenance.list_active_runs():
+        for run in ledger.runs.list_active_runs():
             if run.owner is None:
                 dispatcher.send_reconcile(run.id, lost_tasks=True)
         ledger.close()

@@ -52,7 +52,7 @@ DEATHS = [
     pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
     pytest.param("LocalWarehouse._commit_loading", 0, id="while-it-publishes"),
     pytest.param("DateStore.move_dates", 3, id="after-it-published"),
-    pytest.param("CheckpointStore.write_checkpoints", 3, id="before-it-checkpoints"),
+    pytest.param("CheckpointStore.write", 3, id="before-it-checkpoints"),
     pytest.param("WindowStore.release_window", 3, id="before-it-closes-the-window"),
 ]
 
@@ -102,7 +102,7 @@ def test_the_next_gate_completes_the_window_and_rewrites_nothing(
     ("at", "published"),
     [
         pytest.param("LocalWarehouse.publish", 0, id="before-it-publishes"),
-        pytest.param("CheckpointStore.write_checkpoints", 3, id="after-it-published"),
+        pytest.param("CheckpointStore.write", 3, id="after-it-published"),
     ],
 )
 def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_proven(
@@ -146,7 +146,7 @@ def test_a_published_date_that_somebody_overwrote_is_built_again_not_checkpointe
     lab: Lab, opened: tuple[Run, Deps]
 ) -> None:
     staged, deps = opened
-    kill_the_gate(lab, staged, "CheckpointStore.write_checkpoints")
+    kill_the_gate(lab, staged, "CheckpointStore.write")
     kinds = {name: column.type for name, column in find_job("probe").target.columns.items()}
     lab.load(TARGET, DAYS[0], [{"name": "written by the daily job"}], kinds)
 

@@ -97,7 +97,7 @@ def test_what_is_published_but_not_proven_stays_flagged(ledger: Ledger) -> None:
     flagged(ledger)
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23, verdict=None)
-    assert ledger.checkpoints.write_checkpoints(run.id, DAYS) == []
+    assert ledger.checkpoints.write(run.id, DAYS) == []
     assert list(ledger.flags.list_open_flags(JOB)) == list(DAYS)
 
 
@@ -128,13 +128,13 @@ def test_a_refused_undo_leaves_the_flag_cleared(ledger: Ledger) -> None:
 
 
 def test_the_first_day_of_a_job_is_the_earliest_that_any_run_of_it_dealt_with(ledger: Ledger) -> None:
-    assert ledger.flags.earliest_day(JOB) is None
+    assert ledger.dates.earliest_day(JOB) is None
     queued_run(ledger, [FEB_24])
     ledger.runs.open_run(new_run([FEB_23], job="teams"))
-    assert (ledger.flags.earliest_day(JOB), ledger.flags.earliest_day("teams")) == (FEB_24, FEB_23)
+    assert (ledger.dates.earliest_day(JOB), ledger.dates.earliest_day("teams")) == (FEB_24, FEB_23)
     ended = NewDate(day=FEB_23, state=DateState.SKIPPED, columns={"reason": "bootstrap", "verdict": "skipped"})
     ledger.runs.open_run(new_run(dates=(ended,)))
-    assert ledger.flags.earliest_day(JOB) == FEB_23
+    assert ledger.dates.earliest_day(JOB) == FEB_23
 
 
 FLAGGING = """

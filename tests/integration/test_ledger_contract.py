@@ -688,7 +688,7 @@ def proven(ledger: Ledger, job: str = JOB) -> dict[date, str]:
 def test_a_published_date_that_passed_is_checkpointed_with_its_facts(ledger: Ledger) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23, verdict=Verdict.ACCEPTED)
-    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == [FEB_23]
+    assert ledger.checkpoints.write(run.id, [FEB_23]) == [FEB_23]
     found = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
     assert (found.run_id, found.job_version, found.verdict) == (run.id, "1", Verdict.ACCEPTED)
     assert (found.expected, found.matched, found.rows, found.source) == (187, 187, 187, "upcoming")
@@ -700,8 +700,8 @@ def test_checkpointing_twice_changes_nothing(ledger: Ledger) -> None:
     run = queued_run(ledger)
     checkpointed_date(ledger, run, FEB_23)
     before = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
-    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == []
-    assert ledger.checkpoints.write_checkpoints(run.id, []) == []
+    assert ledger.checkpoints.write(run.id, [FEB_23]) == []
+    assert ledger.checkpoints.write(run.id, []) == []
     assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25) == before
 
 
@@ -711,7 +711,7 @@ def test_what_is_not_published_is_never_checkpointed(
 ) -> None:
     run = queued_run(ledger)
     reach(ledger, run, FEB_23)
-    assert ledger.checkpoints.write_checkpoints(run.id, DAYS) == []
+    assert ledger.checkpoints.write(run.id, DAYS) == []
     assert proven(ledger) == {}
 
 
@@ -719,7 +719,7 @@ def test_what_is_not_published_is_never_checkpointed(
 def test_what_did_not_pass_is_never_checkpointed(ledger: Ledger, verdict: Verdict | None) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23, verdict=verdict)
-    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == []
+    assert ledger.checkpoints.write(run.id, [FEB_23]) == []
     assert proven(ledger) == {}
 
 
@@ -744,7 +744,7 @@ def test_checkpoints_belong_to_a_job_and_a_range(ledger: Ledger) -> None:
 def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger) -> None:
     run = queued_run(ledger)
     published_date(ledger, run, FEB_23)
-    results = at_once(4, lambda _: ledger.checkpoints.write_checkpoints(run.id, [FEB_23]))
+    results = at_once(4, lambda _: ledger.checkpoints.write(run.id, [FEB_23]))
     assert sorted(results) == [[], [], [], [FEB_23]]
 
 
@@ -889,10 +889,10 @@ def test_an_alert_whose_sender_died_or_took_too_long_is_claimed_again(ledger: Le
 def test_only_the_sender_that_holds_an_alert_settles_it(ledger: Ledger) -> None:
     (alert_id,) = recorded(ledger, "a")
     claimed_alerts(ledger, "mine")
-    assert not ledger.alerts.mark_alert_sent(alert_id, "another", ["x"])
-    assert not ledger.alerts.mark_alert_failed(alert_id, "another", "...", delivered=[], again_at=None)
-    assert ledger.alerts.mark_alert_sent(alert_id, "mine", ["x", "y"])
-    assert not ledger.alerts.mark_alert_failed(alert_id, "mine", "...", delivered=[], again_at=None)
+    assert not ledger.alerts.mark_sent(alert_id, "another", ["x"])
+    assert not ledger.alerts.mark_failed(alert_id, "another", "...", delivered=[], again_at=None)
+    assert ledger.alerts.mark_sent(alert_id, "mine", ["x", "y"])
+    assert not ledger.alerts.mark_failed(alert_id, "mine", "...", delivered=[], again_at=None)
     alert = ledger.alerts.get_alert("a")
     assert alert is not None
     assert (alert.state, alert.attempts, alert.delivered) == ("sent", 1, ("x", "y"))
@@ -904,11 +904,11 @@ def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_no
     (alert_id,) = recorded(ledger, "a")
     later = utcnow() + timedelta(minutes=5)
     claimed_alerts(ledger)
-    assert ledger.alerts.mark_alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
+    assert ledger.alerts.mark_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
     assert claimed_alerts(ledger) == []
     (again,) = ledger.alerts.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
     assert (again.attempts, again.error, again.delivered) == (1, "answered 500", ("x",))
-    assert ledger.alerts.mark_alert_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
+    assert ledger.alerts.mark_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
     assert ledger.gauges.alert_counts(alert_moment(ledger, "a")) == {("failed",): 1}
     assert ledger.gauges.alert_counts(soon()) == {}
     assert claimed_alerts(ledger, now=later + timedelta(days=1)) == []
@@ -923,7 +923,7 @@ def alert_moment(ledger: Ledger, key: str) -> datetime:
 def test_only_alerts_of_long_ago_that_nobody_is_to_be_told_are_removed(ledger: Ledger) -> None:
     (sent,) = recorded(ledger, "sent")
     claimed_alerts(ledger)
-    ledger.alerts.mark_alert_sent(sent, "me", ["x"])
+    ledger.alerts.mark_sent(sent, "me", ["x"])
     recorded(ledger, "muted", kind="run-finished")
     ledger.alerts.mute_alerts(["audit"])
     recorded(ledger, "sending")

@@ -102,7 +102,7 @@ def test_a_paused_run_whose_windows_are_all_closed_ends_as_ever(ledger: Ledger) 
     ledger.orders.pause_run(run.id, by="ada")
     ledger.dates.record_verdicts(run.id, {FEB_23: {"verdict": "complete", "reason": "all"}})
     ledger.dates.move_date(run.id, FEB_23, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    ledger.checkpoints.write_checkpoints(run.id, [FEB_23])
+    ledger.checkpoints.write(run.id, [FEB_23])
     assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
     assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
@@ -173,7 +173,7 @@ def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_end
     assert all(row.state in READY_FOR_GATE for row in ledger.dates.list_dates(run.id))
     assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
     assert ledger.windows.renew_window(run.id, 0, "gate", utcnow() + ONE_DAY)
-    assert ledger.checkpoints.write_checkpoints(run.id, [FEB_23]) == [FEB_23]
+    assert ledger.checkpoints.write(run.id, [FEB_23]) == [FEB_23]
     assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
     assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
@@ -312,8 +312,8 @@ def test_a_date_is_either_claimed_or_cancelled_when_both_happen_at_once(ledger: 
     held = {row.day for row in ledger.dates.list_dates(run.id, states=[DateState.PROCESSING])}
     taken = {day for claimed in claims for day in claimed}
     assert held == (set() if now else taken)
-    assert stopped.unbegun == len(days) - len(taken)
-    assert stopped.stopped == (len(taken) if now else 0)
+    assert stopped.not_started == len(days) - len(taken)
+    assert stopped.interrupted == (len(taken) if now else 0)
     assert claim_date(ledger, run, days[0], "late", utcnow()) is None
 
 
@@ -363,6 +363,6 @@ def test_a_run_that_is_paused_and_cancelled_by_many_at_once_has_one_state_and_ev
     )
 
     assert ledger.runs.get_run(run.id).state is RunState.CANCELLING
-    assert sum(one.unbegun for one in stopped) == len(DAYS)
+    assert sum(one.not_started for one in stopped) == len(DAYS)
     assert len(orders(ledger, run)) == paused + resumed + 2
     assert all(row.state in ENDED_DATES for row in ledger.dates.list_dates(run.id))

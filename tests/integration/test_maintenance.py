@@ -78,7 +78,7 @@ def test_a_slots_work_is_done_once_however_often_it_is_asked_for(deps: Deps) -> 
     assert sorted(outcome.value for outcome in outcomes) == ["done", "not due", "not due", "not due"]
     assert len(calls) == 1
     assert run_maintenance_task(NAME, deps, {NAME: work}) is MaintenanceOutcome.NOT_DUE
-    row = deps.ledger.maintenance.list_maintenance_tasks()[NAME]
+    row = deps.ledger.maintenance.list_tasks()[NAME]
     assert (row.outcome, row.error, row.lease_owner) == ("3 rows", None, None)
     assert row.done_slot == maintenance_schedules(deps.settings)[NAME].recurrence.latest_due(utcnow())
 
@@ -86,7 +86,7 @@ def test_a_slots_work_is_done_once_however_often_it_is_asked_for(deps: Deps) -> 
 @pytest.mark.parametrize("error", [WarehouseUnavailable("no answer"), ZeroDivisionError("a bug")], ids=["ours", "not"])
 def test_a_work_that_fails_is_told_in_the_ledger_and_tried_again_after_a_while(deps: Deps, error: Exception) -> None:
     assert run_maintenance_task(NAME, deps, {NAME: breaking(error)}) is MaintenanceOutcome.FAILED
-    assert deps.ledger.maintenance.list_maintenance_tasks()[NAME].error == f"{type(error).__name__}: {error}"
+    assert deps.ledger.maintenance.list_tasks()[NAME].error == f"{type(error).__name__}: {error}"
     assert run_maintenance_task(NAME, deps, {NAME: fine}) is MaintenanceOutcome.NOT_DUE
 
     soon = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
@@ -101,19 +101,19 @@ def test_an_unknown_work_and_a_ledger_out_of_reach_raise_nothing(deps: Deps) -> 
 def test_a_missed_slot_is_asked_for_again_and_one_that_is_done_or_held_or_new_is_not(deps: Deps) -> None:
     missed, new = "quarantine_retention", "staging_retention"
     slots = {name: maintenance_schedules(deps.settings)[name].recurrence.latest_due(utcnow()) for name in (missed, new)}
-    deps.ledger.maintenance.register_maintenance_task(missed, slots[missed] - timedelta(days=1))
+    deps.ledger.maintenance.register_task(missed, slots[missed] - timedelta(days=1))
 
     assert send_overdue_tasks(deps) == f"sent again: {missed}"
     assert isinstance(deps.dispatcher, InlineDispatcher)
     assert deps.dispatcher.requested_maintenance == [missed]
     assert (
-        deps.ledger.maintenance.list_maintenance_tasks()[new].done_slot == slots[new]
+        deps.ledger.maintenance.list_tasks()[new].done_slot == slots[new]
     )  # it was just met: its first slot is the next one
 
     soon = utcnow() + timedelta(minutes=5)
-    deps.ledger.maintenance.claim_maintenance_task(missed, slots[missed], "else:1:1", soon, is_dead=everyone_lives)
+    deps.ledger.maintenance.claim_task(missed, slots[missed], "else:1:1", soon, is_dead=everyone_lives)
     assert send_overdue_tasks(deps) == "nothing was missed"
-    deps.ledger.maintenance.fail_maintenance_task(missed, "else:1:1", "no answer")
+    deps.ledger.maintenance.fail_task(missed, "else:1:1", "no answer")
     assert send_overdue_tasks(deps) == "nothing was missed"
     later = replace(deps, settings=deps.settings.model_copy(update={"maintenance_retry_seconds": 0}))
     assert send_overdue_tasks(later) == f"sent again: {missed}"
@@ -123,12 +123,12 @@ def test_a_missed_slot_is_asked_for_again_and_one_that_is_done_or_held_or_new_is
 
 def test_a_daily_work_that_fails_is_told_once_a_slot(deps: Deps) -> None:
     slot = maintenance_schedules(deps.settings)[NAME].recurrence.latest_due(utcnow())
-    deps.ledger.maintenance.register_maintenance_task(NAME, slot - timedelta(days=1))
+    deps.ledger.maintenance.register_task(NAME, slot - timedelta(days=1))
     send_overdue_tasks(deps)
     assert deps.ledger.alerts.list_latest_alerts(10) == []
     for _ in range(2):
-        deps.ledger.maintenance.claim_maintenance_task(NAME, slot, deps.owner, soon(), is_dead=everyone_lives)
-        deps.ledger.maintenance.fail_maintenance_task(NAME, deps.owner, "no such\ntable")
+        deps.ledger.maintenance.claim_task(NAME, slot, deps.owner, soon(), is_dead=everyone_lives)
+        deps.ledger.maintenance.fail_task(NAME, deps.owner, "no such\ntable")
         send_overdue_tasks(deps)
     (alert,) = deps.ledger.alerts.list_latest_alerts(10)
     assert (alert.kind, alert.key) == ("maintenance-failed", f"maintenance-failed cleanup {slot.isoformat()}")
@@ -138,9 +138,9 @@ def test_a_daily_work_that_fails_is_told_once_a_slot(deps: Deps) -> None:
 def test_a_daily_work_whose_worker_was_killed_is_told_and_tried_again_after_a_while(deps: Deps) -> None:
     name = "undo_retention"
     slot = maintenance_schedules(deps.settings)[name].recurrence.latest_due(utcnow())
-    deps.ledger.maintenance.register_maintenance_task(name, slot - timedelta(days=1))
+    deps.ledger.maintenance.register_task(name, slot - timedelta(days=1))
     gone = process_identity().rpartition(":")[0] + ":1"  # this process started at another time
-    deps.ledger.maintenance.claim_maintenance_task(name, slot, gone, soon(), is_dead=everyone_lives)
+    deps.ledger.maintenance.claim_task(name, slot, gone, soon(), is_dead=everyone_lives)
 
     assert run_maintenance_task(name, deps) is MaintenanceOutcome.NOT_DUE
     send_overdue_tasks(deps)
@@ -201,7 +201,7 @@ def _end(deps: Deps, run: str, *, days_ago: int) -> None:
 def test_a_run_that_can_not_be_reconciled_does_not_stop_the_others(deps: Deps) -> None:
     queued_run(deps.ledger, job="no-such-job")
     assert run_maintenance_task("reconcile", deps) is MaintenanceOutcome.FAILED
-    assert "no job named 'no-such-job'" in str(deps.ledger.maintenance.list_maintenance_tasks()["reconcile"].error)
+    assert "no job named 'no-such-job'" in str(deps.ledger.maintenance.list_tasks()["reconcile"].error)
 
 
 def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_stays(deps: Deps) -> None:

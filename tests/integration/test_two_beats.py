@@ -59,7 +59,7 @@ def events(log: Path) -> list[tuple[str, str, str]]:
 def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once(lab: Lab, broker: str) -> None:
     slots = {name: maintenance_schedules(lab.settings)[name].recurrence.latest_due(utcnow()) for name in DAILY}
     for name, slot in slots.items():
-        lab.site.ledger.maintenance.register_maintenance_task(name, slot - timedelta(days=1))
+        lab.site.ledger.maintenance.register_task(name, slot - timedelta(days=1))
     logs = [start_beat(lab, broker, name) for name in ("one", "two")]
     queues = ("--queues", "maintenance,housekeeping", "--concurrency", "2")
     worker = celery(lab, broker, "worker", *queues, "--loglevel", "WARNING")

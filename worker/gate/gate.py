@@ -182,7 +182,7 @@ def _settle(window: _Held, dates: Sequence[DateRow], *, last_try: bool) -> list[
     run, deps = window.run, window.deps
     published = [row for row in dates if row.state is DateState.PUBLISHED]
     kept = find_still_published(published, window.job, deps.warehouse)  # an earlier gate died here; who knows when
-    deps.ledger.checkpoints.write_checkpoints(run.id, kept, gate=(window.number, deps.owner))
+    deps.ledger.checkpoints.write(run.id, kept, gate=(window.number, deps.owner))
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
     tables, lost = _read(staged.values(), deps)
     judged = _judge(window, tables, last_try=last_try)
@@ -275,7 +275,7 @@ def _prove(window: _Held, days: Collection[date]) -> None:
     window.hold()  # a date that another gate has sent back since is no longer what was published
     holder = (window.number, window.deps.owner)
     ledger.dates.move_dates(run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
-    proven = ledger.checkpoints.write_checkpoints(run.id, days, gate=holder)
+    proven = ledger.checkpoints.write(run.id, days, gate=holder)
     window.deps.staging.delete(run.id, frozenset(proven))
     log.info("dates_checkpointed", count=len(proven))
 

@@ -67,7 +67,7 @@ def _failure(errors: dict[str, Exception], outcomes: Sequence[str]) -> BackfillE
 
 
 def _audit_job(job: Job, deps: Deps, as_of: date) -> str:
-    first_day = deps.ledger.flags.earliest_day(job.name)
+    first_day = deps.ledger.dates.earliest_day(job.name)
     if first_day is None:
         return "never run, not audited"
     days = recent_days(first_day, as_of, deps.settings.audit_days)

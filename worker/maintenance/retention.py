@@ -17,7 +17,7 @@ ALERTS_KEPT = timedelta(days=90)
 def remove_old_staged_files(deps: Deps) -> str:
     """Remove what runs that ended `staging_days` ago left staged. Files of runs unknown to the ledger stay."""
     days = deps.settings.staging_days
-    old = deps.ledger.maintenance.list_runs_ended_before(deps.staging.staged_runs(), utcnow() - timedelta(days=days))
+    old = deps.ledger.runs.list_runs_ended_before(deps.staging.staged_runs(), utcnow() - timedelta(days=days))
     for run in old:
         deps.staging.delete(run)
     return f"removed the staged files of {len(old)} run(s) that ended more than {days} days ago"
@@ -28,7 +28,7 @@ def remove_leftover_staged_files(deps: Deps) -> None:
 
     Nothing looks for it any more. Those that ended a moment ago are still removing theirs.
     """
-    for run in deps.ledger.maintenance.list_runs_ended_before(
+    for run in deps.ledger.runs.list_runs_ended_before(
         deps.staging.staged_runs(), utcnow() - deps.settings.reconcile_period
     ):
         deps.staging.delete(run)
@@ -38,9 +38,7 @@ def remove_leftover_staged_files(deps: Deps) -> None:
 def remove_old_quarantine(deps: Deps) -> str:
     """Remove the quarantine of runs that ended `quarantine_days` ago. That of runs unknown to the ledger stays."""
     days = deps.settings.quarantine_days
-    old = deps.ledger.maintenance.list_runs_ended_before(
-        deps.staging.quarantined_runs(), utcnow() - timedelta(days=days)
-    )
+    old = deps.ledger.runs.list_runs_ended_before(deps.staging.quarantined_runs(), utcnow() - timedelta(days=days))
     for run in old:
         deps.staging.delete_quarantine(run)
     return f"removed the quarantine of {len(old)} run(s) that ended more than {days} days ago"

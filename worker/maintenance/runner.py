@@ -58,7 +58,7 @@ def _claimed(name: str, entry: MaintenanceSchedule, function: Function, deps: De
     now = utcnow()
     slot = entry.recurrence.latest_due(now)
     failed_before = now - _retry_after(deps) if entry.is_daily else None
-    if not deps.ledger.maintenance.claim_maintenance_task(
+    if not deps.ledger.maintenance.claim_task(
         name, slot, deps.owner, now + entry.lease, is_dead=is_dead, failed_before=failed_before
     ):
         log.info("maintenance_not_due", work=name, slot=slot.isoformat())
@@ -70,14 +70,14 @@ def _claimed(name: str, entry: MaintenanceSchedule, function: Function, deps: De
     except Exception as exc:  # the edge: a work that fails is recorded, and beat's others go on
         log.exception("maintenance_crashed", work=name)
         return _failed(name, deps, exc)
-    deps.ledger.maintenance.finish_maintenance_task(name, slot, deps.owner, outcome)
+    deps.ledger.maintenance.finish_task(name, slot, deps.owner, outcome)
     log.info("maintenance_done", work=name, slot=slot.isoformat(), outcome=outcome)
     return MaintenanceOutcome.DONE
 
 
 def _failed(name: str, deps: Deps, exc: Exception) -> MaintenanceOutcome:
     log.error("maintenance_failed", work=name, error=str(exc))
-    deps.ledger.maintenance.fail_maintenance_task(name, deps.owner, f"{type(exc).__name__}: {exc}")
+    deps.ledger.maintenance.fail_task(name, deps.owner, f"{type(exc).__name__}: {exc}")
     return MaintenanceOutcome.FAILED
 
 
@@ -101,9 +101,9 @@ def send_overdue_tasks(deps: Deps) -> str:
         for name, entry in maintenance_schedules(deps.settings).items()
         if entry.is_daily and name in MAINTENANCE_TASKS
     }
-    known = deps.ledger.maintenance.list_maintenance_tasks()
+    known = deps.ledger.maintenance.list_tasks()
     for name in sorted(daily.keys() - known.keys()):  # its first slot is the next one: nothing is cleaned up at once
-        deps.ledger.maintenance.register_maintenance_task(name, daily[name].recurrence.latest_due(now))
+        deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
     deps.ledger.alerts.record_alerts(failures(daily, known, now))
     due = overdue(daily, known, now, retry_after=_retry_after(deps))
     for name in due:
@@ -168,7 +168,7 @@ def reconcile_all(deps: Deps) -> str:
 
     One that can't be looked after does not stop the others. A run whose command lives is that command's.
     """
-    runs = deps.ledger.maintenance.list_active_runs()
+    runs = deps.ledger.runs.list_active_runs()
     sent, troubles = 0, dict[str, str]()
     for run in runs:
         try:

@@ -1,4 +1,4 @@
-"""Who did what to a run, and why: rows that are added in the transaction of what was done, and never changed."""
+"""Actions on runs: who did what, when and why. Rows are only added, in the transaction of the action itself."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gated_backfill.common.ledger.states import RunAction
 from gated_backfill.common.ledger.tables import actions
 from gated_backfill.common.process.clock import utcnow
 
-CONTROL_ACTIONS = (RunAction.PAUSED, RunAction.RESUMED, RunAction.CANCELLED)  #: what is ordered of a run on its way
+CONTROL_ACTIONS = (RunAction.PAUSED, RunAction.RESUMED, RunAction.CANCELLED)  #: actions on a run after its launch
 
 
 class ActionStore(LedgerStore):
-    """The actions on runs."""
+    """The actions that were taken on runs."""
 
     def list_actions(self, run_id: str) -> list[ActionRow]:
-        """Everything that was done to the run, oldest first."""
+        """Return the actions on the run, oldest first."""
         query = select(actions).where(actions.c.run_id == run_id).order_by(actions.c.id)
         with self._read() as connection:
             rows = connection.execute(query).mappings().all()
@@ -37,20 +37,20 @@ class ActionStore(LedgerStore):
         ]
 
 
-def describe_action(one: ActionRow) -> str:
-    """What somebody did, who, and why: `cancelled by ada: the source is being reloaded`."""
-    options = ", ".join(f"--{name}" for name, given in one.details.items() if given is True)
-    why = f": {one.reason}" if one.reason else ""
-    return f"{one.action.value} by {one.by}{why}" + (f" ({options})" if options else "")
+def describe_action(row: ActionRow) -> str:
+    """Return an action as one line, e.g. `cancelled by ada: the source is being reloaded`."""
+    options = ", ".join(f"--{name}" for name, value in row.details.items() if value is True)
+    reason = f": {row.reason}" if row.reason else ""
+    return f"{row.action.value} by {row.by}{reason}" + (f" ({options})" if options else "")
 
 
 def describe_cancellation(by: str, reason: str | None) -> str:
-    """Who cancelled a run, and why."""
+    """Return the reason that a cancelled date gets."""
     return f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}"
 
 
 def cancellation_reason(connection: Connection, run_id: str) -> str:
-    """Who cancelled the run last, and why."""
+    """Return the reason of the run's latest cancellation."""
     query = select(actions.c.by, actions.c.reason).where(
         actions.c.run_id == run_id, actions.c.action == RunAction.CANCELLED.value
     )
@@ -59,7 +59,7 @@ def cancellation_reason(connection: Connection, run_id: str) -> str:
 
 
 def has_discard_request(connection: Connection, run_id: str) -> bool:
-    """Whether somebody cancelled the run with what is staged."""
+    """Return whether the run was cancelled with `--discard`."""
     query = select(actions.c.details).where(actions.c.run_id == run_id, actions.c.action == RunAction.CANCELLED.value)
     return any(details.get("discard") for details in connection.execute(query).scalars())
 
@@ -73,6 +73,6 @@ def record_action(
     reason: str | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add an action in the transaction of what it tells of: it is there exactly if that was done."""
+    """Add an action within the transaction that carries it out."""
     row = {"run_id": run_id, "action": action.value, "by": by, "reason": reason}
     connection.execute(insert(actions), row | {"details": dict(details or {}), "at": utcnow()})

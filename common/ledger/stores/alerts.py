@@ -1,4 +1,4 @@
-"""Alerts: an outbox. They are written down first, each thing once, and delivered by whoever claims them."""
+"""Alerts: an outbox. An alert is recorded once for each key, then claimed by a sender and delivered."""
 
 from __future__ import annotations
 
@@ -21,98 +21,98 @@ OPEN = (PENDING, SENDING)
 
 
 class AlertStore(LedgerStore):
-    """What is to be told, each thing once, and what became of it."""
+    """Alerts and the state of their delivery."""
 
     def record_alert(self, alert: NewAlert) -> bool:
-        """Write the alert down for delivery; returns False when one of its key was written before."""
+        """Record the alert for delivery; returns False if its key was recorded before."""
         return bool(self.record_alerts([alert]))
 
     def record_alerts(self, new: Sequence[NewAlert]) -> list[NewAlert]:
-        """Write alerts down at once, so that none is delivered without the others; returns those not written before."""
+        """Record alerts in one transaction, so that all are delivered together; returns those whose key is new."""
         while True:
             try:
                 with self._write() as connection:
-                    return _inserted(connection, new)
-            except IntegrityError:  # somebody wrote one of them meanwhile, so the next look finds it
+                    return _insert_new(connection, new)
+            except IntegrityError:  # another process recorded one of the keys: the next attempt sees it
                 continue
 
     def get_alert(self, key: str) -> Alert | None:
-        """The alert of that key, if it was written down."""
+        """Return the alert of the key, or None."""
         with self._read() as connection:
             row = connection.execute(select(alerts).where(alerts.c.key == key)).mappings().one_or_none()
-        return None if row is None else alert_of(row)
+        return None if row is None else _alert_from_row(row)
 
     def list_latest_alerts(self, limit: int) -> list[Alert]:
-        """The alerts written down last, newest first."""
+        """Return the alerts recorded last, newest first."""
         query = select(alerts).order_by(alerts.c.created_at.desc(), alerts.c.id).limit(limit)
         with self._read() as connection:
-            return [alert_of(row) for row in connection.execute(query).mappings()]
+            return [_alert_from_row(row) for row in connection.execute(query).mappings()]
 
     def claim_alerts(
         self, owner: str, until: datetime, *, is_dead: Callable[[str], bool], limit: int, now: datetime | None = None
     ) -> list[Alert]:
-        """Take alerts to send them, oldest first: those due, and those whose sender is dead or past its lease.
+        """Claim up to `limit` alerts for one sender, oldest first.
 
-        Of senders that claim at once, each alert goes to one. A sender that died may have sent what it held, so an
-        alert can arrive twice, never not at all.
+        An alert can be claimed when it is due, or when its sender is dead or its lease has expired. Concurrent senders
+        never claim the same alert. A sender may die after sending, so an alert may arrive twice, but is never lost.
         """
-        at = now or utcnow()
-        due = and_(alerts.c.state == PENDING, or_(alerts.c.lease_until.is_(None), alerts.c.lease_until <= at))
+        moment = now or utcnow()
+        due = and_(alerts.c.state == PENDING, or_(alerts.c.lease_until.is_(None), alerts.c.lease_until <= moment))
         query = select(alerts).where(or_(due, alerts.c.state == SENDING)).order_by(alerts.c.created_at, alerts.c.id)
         values = {"state": SENDING, "lease_owner": owner, "lease_until": until}
         claimed: list[Alert] = []
         with self._write() as connection:
             for row in connection.execute(query.with_for_update()).mappings().all():
-                alert = alert_of(row)
-                held = alert.state == SENDING and not _is_lost(alert, at, is_dead)
-                if not held and len(claimed) < limit:
+                alert = _alert_from_row(row)
+                is_leased = alert.state == SENDING and not _is_lost(alert, moment, is_dead)
+                if not is_leased and len(claimed) < limit:
                     connection.execute(update(alerts).where(alerts.c.id == alert.id).values(values))
                     claimed.append(alert)
         return claimed
 
-    def mark_alert_sent(self, alert_id: str, owner: str, delivered: Sequence[str]) -> bool:
-        """Note that every endpoint has the alert, if it is still this sender's."""
-        return self._settle(
+    def mark_sent(self, alert_id: str, owner: str, delivered: Sequence[str]) -> bool:
+        """Record that every endpoint got the alert; returns False if the sender has lost its lease."""
+        return self._release(
             alert_id, owner, {"state": SENT, "sent_at": utcnow(), "delivered": list(delivered), "error": None}
         )
 
-    def mark_alert_failed(
+    def mark_failed(
         self, alert_id: str, owner: str, error: str, *, delivered: Sequence[str], again_at: datetime | None
     ) -> bool:
-        """Note that some endpoint does not have the alert, if it is still this sender's.
+        """Record a failed delivery; returns False if the sender has lost its lease.
 
-        It is tried again at that moment, or given up with None.
+        `delivered`: the endpoints that got the alert. `again_at`: when to retry; None abandons the alert.
         """
         state = FAILED if again_at is None else PENDING
-        told: dict[str, Any] = {"state": state, "delivered": list(delivered), "error": error}
-        return self._settle(alert_id, owner, told, again_at=again_at)
+        values: dict[str, Any] = {"state": state, "delivered": list(delivered), "error": error}
+        return self._release(alert_id, owner, values, again_at=again_at)
 
-    def fail_overdue_alerts(self, before: datetime, why: str) -> int:
-        """Fail the alerts that have waited since before that moment: it is too late to tell them."""
-        return self._close(alerts.c.created_at < before, {"state": FAILED, "error": why})
+    def fail_overdue_alerts(self, before: datetime, error: str) -> int:
+        """Abandon the pending alerts recorded before the moment; returns how many."""
+        return self._close(alerts.c.created_at < before, {"state": FAILED, "error": error})
 
-    def mute_alerts(self, wanted: Collection[str]) -> int:
-        """Set aside the waiting alerts of every kind but those."""
-        return self._close(alerts.c.kind.not_in(list(wanted)), {"state": MUTED})
+    def mute_alerts(self, enabled_kinds: Collection[str]) -> int:
+        """Mute the pending alerts of all kinds but the enabled ones; returns how many."""
+        return self._close(alerts.c.kind.not_in(list(enabled_kinds)), {"state": MUTED})
 
     def delete_old_alerts(self, before: datetime) -> int:
-        """Remove the alerts written down before that moment that nobody is still to be told; returns how many."""
-        over = and_(alerts.c.state.not_in(OPEN), alerts.c.created_at < before)
+        """Delete the alerts recorded before the moment, except pending ones; returns how many."""
+        is_done = and_(alerts.c.state.not_in(OPEN), alerts.c.created_at < before)
         with self._write() as connection:
-            return connection.execute(delete(alerts).where(over)).rowcount
+            return connection.execute(delete(alerts).where(is_done)).rowcount
 
-    def _close(self, which: ColumnElement[bool], values: Mapping[str, Any]) -> int:
+    def _close(self, condition: ColumnElement[bool], values: Mapping[str, Any]) -> int:
         with self._write() as connection:
-            waiting = and_(alerts.c.state == PENDING, which)
-            return connection.execute(update(alerts).where(waiting).values(dict(values))).rowcount
+            is_pending = and_(alerts.c.state == PENDING, condition)
+            return connection.execute(update(alerts).where(is_pending).values(dict(values))).rowcount
 
-    def _settle(
+    def _release(
         self, alert_id: str, owner: str, values: Mapping[str, Any], *, again_at: datetime | None = None
     ) -> bool:
-        ours = and_(alerts.c.id == alert_id, alerts.c.state == SENDING, alerts.c.lease_owner == owner)
-        settled = {**values, "attempts": alerts.c.attempts + 1, "lease_owner": None, "lease_until": again_at}
+        has_lease = and_(alerts.c.id == alert_id, alerts.c.state == SENDING, alerts.c.lease_owner == owner)
+        released = {**values, "attempts": alerts.c.attempts + 1, "lease_owner": None, "lease_until": again_at}
         with self._write() as connection:
-            return bool(connection.execute(update(alerts).where(ours).values(settled)).rowcount)
+            return bool(connection.execute(update(alerts).where(has_lease).values(released)).rowcount)
 
 
 def _is_lost(alert: Alert, now: datetime, is_dead: Callable[[str], bool]) -> bool:
@@ -121,16 +121,16 @@ def _is_lost(alert: Alert, now: datetime, is_dead: Callable[[str], bool]) -> boo
     return alert.lease_until < now or is_dead(alert.lease_owner)
 
 
-def _inserted(connection: Connection, new: Sequence[NewAlert]) -> list[NewAlert]:
-    keys = [alert.key for alert in new]
-    known = set(connection.execute(select(alerts.c.key).where(alerts.c.key.in_(keys))).scalars())
-    fresh = [alert for alert in new if alert.key not in known]
-    for alert in fresh:
+def _insert_new(connection: Connection, requested: Sequence[NewAlert]) -> list[NewAlert]:
+    keys = [alert.key for alert in requested]
+    recorded_keys = set(connection.execute(select(alerts.c.key).where(alerts.c.key.in_(keys))).scalars())
+    new_alerts = [alert for alert in requested if alert.key not in recorded_keys]
+    for alert in new_alerts:
         row = {**asdict(alert), "id": uuid4().hex, "state": PENDING, "created_at": utcnow()}
         connection.execute(insert(alerts), row)
-    return fresh
+    return new_alerts
 
 
-def alert_of(row: Mapping[Any, Any]) -> Alert:
+def _alert_from_row(row: Mapping[Any, Any]) -> Alert:
     values: dict[str, Any] = {**row, "delivered": tuple(row["delivered"] or ())}
     return Alert(**values)

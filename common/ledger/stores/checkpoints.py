@@ -22,21 +22,19 @@ from gated_backfill.common.process.clock import utcnow
 
 
 class CheckpointStore(LedgerStore):
-    """One checkpoint a job and date."""
+    """At most one checkpoint for each job and date, and the undo of a run's checkpoints."""
 
-    def write_checkpoints(
-        self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None
-    ) -> list[date]:
-        """Prove published dates complete; returns those that were in that state. One transaction.
+    def write(self, run_id: str, days: Collection[date], *, gate: tuple[int, str] | None = None) -> list[date]:
+        """Checkpoint published dates with a passing verdict and clear their flags; returns the dates it checkpointed.
 
-        Only a published date with a passing verdict can be checkpointed: there is no other way to write one. It clears
-        the date's flag. With `gate`, only while that gate holds its window.
+        `gate` (window number and owner): write only while that gate has the window's lease. This is the only way to
+        write a new checkpoint, in one transaction; dates in any other state are left as they are.
         """
         if not days:
             return []
         now = utcnow()
         passing = [verdict.value for verdict in Verdict if verdict.is_passing]
-        held = true() if gate is None else exists().where(window_leased_by(run_id, gate))
+        has_lease = true() if gate is None else exists().where(window_leased_by(run_id, gate))
         with self._write() as connection:
             query = (
                 select(run_dates.c.day, run_dates.c.job)
@@ -44,31 +42,31 @@ class CheckpointStore(LedgerStore):
                     run_dates.c.run_id == run_id,
                     run_dates.c.day.in_(list(days)),
                     run_dates.c.state == DateState.PUBLISHED.value,
-                    run_dates.c.active,  # a run that was closed meanwhile no longer holds its dates
+                    run_dates.c.active,  # an ended run has released its dates
                     run_dates.c.verdict.in_(passing),
-                    held,
+                    has_lease,
                 )
                 .with_for_update()
             )
-            found = connection.execute(query).all()
-            if not found:
+            rows = connection.execute(query).all()
+            if not rows:
                 return []
-            proven = [row.day for row in found]
-            job = found[0].job
-            earlier = and_(checkpoints.c.job == job, checkpoints.c.day.in_(proven))
-            _remember(connection, run_id, earlier)
+            passed_days = [row.day for row in rows]
+            job = rows[0].job
+            earlier = and_(checkpoints.c.job == job, checkpoints.c.day.in_(passed_days))
+            _keep_replaced(connection, run_id, earlier)
             connection.execute(delete(checkpoints).where(earlier))
-            connection.execute(_proof(run_id, proven, now))
-            clear_open_flags(connection, job, proven, run_id, now)
+            connection.execute(_insert_checkpoints(run_id, passed_days, now))
+            clear_open_flags(connection, job, passed_days, run_id, now)
             connection.execute(
                 update(run_dates)
-                .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(proven))
+                .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(passed_days))
                 .values(date_transition(DateState.PUBLISHED, DateState.CHECKPOINTED, {}))
             )
-        return proven
+        return passed_days
 
     def list_checkpoints(self, job: str, start: date, through: date) -> dict[date, Checkpoint]:
-        """The job's checkpoints in the range, by day."""
+        """Return the job's checkpoints of a range of dates, by day; both ends are included."""
         query = select(checkpoints).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
         with self._read() as connection:
             return {row["day"]: checkpoint_from_row(row) for row in connection.execute(query).mappings()}
@@ -76,17 +74,17 @@ class CheckpointStore(LedgerStore):
     # -- undo -----------------------------------------------------------------------------------------------
 
     def begin_undo(self, run_id: str, days: Collection[date]) -> None:
-        """Remove an ended run's checkpoints of the days, before their rows go, and hold the days for its undoing.
+        """Reserve the days for the undo of an ended run, delete its checkpoints and reopen the flags they cleared.
 
-        No checkpoint is ever without its rows, and no other run can take the days until `undone` or `let_go`. A flag
-        that such a checkpoint cleared is open again: what was wrong with its date is about to come back. Raises
-        `DatesTaken`, and changes nothing, when an active run holds one of them or another run's checkpoint stands.
+        The checkpoints go before the rows, so that no checkpoint is without its rows. No other run can take the days
+        until `finish_undo` or `release_undo`. Raises `DatesInUse`, and changes nothing, when an active run has one of
+        the days or a later run has checkpointed it.
         """
-        these = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
+        run_days = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         try:
             with self._write() as connection:
                 job = connection.execute(select(runs.c.job).where(runs.c.id == run_id)).scalar_one()
-                connection.execute(update(run_dates).where(these).values(active=True))
+                connection.execute(update(run_dates).where(run_days).values(active=True))
                 of_days = and_(checkpoints.c.job == job, checkpoints.c.day.in_(list(days)))
                 later = connection.execute(
                     select(checkpoints.c.run_id, checkpoints.c.day).where(of_days, checkpoints.c.run_id != run_id)
@@ -96,25 +94,27 @@ class CheckpointStore(LedgerStore):
                 connection.execute(delete(checkpoints).where(of_days))
                 reopen_flags(connection, job, days, run_id)
         except IntegrityError as exc:
-            raise DatesInUse(f"a run holds some of the dates of run {run_id} now: wait for its end", run="") from exc
+            raise DatesInUse(
+                f"an active run holds some of the dates of run {run_id}: wait until it has ended", run=""
+            ) from exc
 
     def release_undo(self, run_id: str) -> None:
-        """Give free the dates that an ended run holds for its undoing."""
+        """Release the days that `begin_undo` reserved, when the undo can't be completed."""
         with self._write() as connection:
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
     def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
-        """The checkpoints that the run's own replaced, by day."""
+        """Return the checkpoints of earlier runs that this run replaced, by day."""
         query = select(replaced_checkpoints).where(replaced_checkpoints.c.replaced_by == run_id)
         with self._read() as connection:
             return {
                 row["day"]: checkpoint_from_row(_without_replacer(row)) for row in connection.execute(query).mappings()
             }
 
-    def finish_undo(self, run_id: str, again: Collection[date], by: str) -> None:
-        """Mark the run as undone, reinstate the checkpoints that it had replaced on these days, and let go of all."""
+    def finish_undo(self, run_id: str, restored_days: Collection[date], by: str) -> None:
+        """Mark the run as undone, restore the checkpoints it replaced on the restored days, and release its dates."""
         replaced = select(replaced_checkpoints).where(
-            replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(again))
+            replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(restored_days))
         )
         with self._write() as connection:
             rows = [_without_replacer(row) for row in connection.execute(replaced).mappings()]
@@ -125,26 +125,26 @@ class CheckpointStore(LedgerStore):
             connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
 
-def _proof(run_id: str, days: Sequence[date], now: datetime) -> Insert:
-    """The checkpoints of the run's dates, taken from what it says of them without reading that first."""
-    found: dict[str, ColumnElement[Any]] = {
-        one.name: run_dates.c[one.name] for one in checkpoints.c if one.name in run_dates.c
+def _insert_checkpoints(run_id: str, days: Sequence[date], now: datetime) -> Insert:
+    """Return the statement that copies the run's dates into checkpoints, without reading them first."""
+    columns: dict[str, ColumnElement[Any]] = {
+        column.name: run_dates.c[column.name] for column in checkpoints.c if column.name in run_dates.c
     }
-    found |= {"job_version": runs.c.job_version, "checkpointed_at": literal(now, UtcDateTime())}
-    of_days = (
-        select(*found.values())
+    columns |= {"job_version": runs.c.job_version, "checkpointed_at": literal(now, UtcDateTime())}
+    query = (
+        select(*columns.values())
         .join_from(run_dates, runs, runs.c.id == run_dates.c.run_id)
         .where(run_dates.c.run_id == run_id, run_dates.c.day.in_(days))
     )
-    return insert(checkpoints).from_select(list(found), of_days)
+    return insert(checkpoints).from_select(list(columns), query)
 
 
 def _without_replacer(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "replaced_by"}
 
 
-def _remember(connection: Connection, run_id: str, earlier: ColumnElement[bool]) -> None:
-    """Keep the checkpoints of other runs that this run's are about to replace."""
+def _keep_replaced(connection: Connection, run_id: str, earlier: ColumnElement[bool]) -> None:
+    """Save the checkpoints of other runs that this run is about to replace, for its undo."""
     rows = connection.execute(select(checkpoints).where(earlier, checkpoints.c.run_id != run_id)).mappings().all()
     if rows:
         connection.execute(insert(replaced_checkpoints), [{**row, "replaced_by": run_id} for row in rows])

@@ -19,11 +19,11 @@ from gated_backfill.common.ledger.rows import (
     cancelled_columns,
     date_from_row,
     date_transition,
-    grouped_by_columns,
+    group_by_columns,
     is_run_running,
     lock_run_state,
-    update_date,
     update_date_columns,
+    update_date_statement,
     worker_lost_columns,
 )
 from gated_backfill.common.ledger.states import DateState, RunState
@@ -209,8 +209,8 @@ class ClaimStore(LedgerStore):
                     for day, (state, facts) in sorted(ends.items())
                     if day in held and state is to
                 ]
-                for alike in grouped_by_columns(rows):
-                    connection.execute(update_date(alike[0]), alike)
+                for alike in group_by_columns(rows):
+                    connection.execute(update_date_statement(alike[0]), alike)
         return held
 
     def _has_left(self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], owner: str) -> bool:

@@ -1,4 +1,4 @@
-"""The dates of runs: asked for and moved."""
+"""Dates of runs: list them, change their state, record verdicts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from gated_backfill.common.ledger.rows import (
     cancelled_columns,
     date_from_row,
     date_transition,
-    grouped_by_columns,
+    group_by_columns,
     lock_run_state,
-    update_date,
+    update_date_statement,
 )
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState, WindowState
 from gated_backfill.common.ledger.stores.actions import cancellation_reason
-from gated_backfill.common.ledger.tables import run_dates, runs, windows
+from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
-PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100  #: of which it is told how long a date takes
+#: Sample from which the duration of a date is estimated.
+PACE_WINDOWS, PACE_RUNS, PACE_DATES = 4, 5, 100
 
 
 class DateStore(LedgerStore):
@@ -39,8 +40,8 @@ class DateStore(LedgerStore):
         states: Collection[DateState] | None = None,
         days: Collection[date] | None = None,
     ) -> list[DateRow]:
-        """The run's dates, oldest first: all, or those of one window, of some states, or among some days."""
-        query = select(run_dates).where(run_dates.c.run_id == run_id)  # to have them in order, SQLite would read all
+        """Return the run's dates, oldest first, limited to a window, states or days where given."""
+        query = select(run_dates).where(run_dates.c.run_id == run_id)
         if window is not None:
             query = query.where(run_dates.c.window == window)
         if states is not None:
@@ -48,13 +49,20 @@ class DateStore(LedgerStore):
         if days is not None:
             query = query.where(run_dates.c.day.in_(list(days)))
         with self._read() as connection:
-            found = [date_from_row(row) for row in connection.execute(query).mappings()]
-        return sorted(found, key=lambda row: row.day)
+            rows = [date_from_row(row) for row in connection.execute(query).mappings()]
+        return sorted(rows, key=lambda row: row.day)  # with ORDER BY, SQLite would choose an index that reads all dates
+
+    def earliest_day(self, job: str) -> date | None:
+        """Return the earliest date of any run of the job; None when it has no run."""
+        queries = [select(func.min(table.c.day)).where(table.c.job == job) for table in (run_dates, checkpoints)]
+        with self._read() as connection:
+            days = [connection.execute(query).scalar() for query in queries]
+        return min((day for day in days if day is not None), default=None)
 
     def get_run_summary(self, run_id: str) -> RunSummary:
-        """What there is to tell of the run's dates."""
+        """Return what a report shows of the run's dates."""
         of_run = run_dates.c.run_id == run_id
-        used = (
+        by_source = (
             select(
                 run_dates.c.source,
                 func.count(),
@@ -65,16 +73,18 @@ class DateStore(LedgerStore):
             .group_by(run_dates.c.source)
             .order_by(run_dates.c.source)
         )
-        noted = select(run_dates).where(of_run, run_dates.c.verdict.in_([Verdict.ACCEPTED.value, Verdict.FORCED.value]))
+        exceptions = select(run_dates).where(
+            of_run, run_dates.c.verdict.in_([Verdict.ACCEPTED.value, Verdict.FORCED.value])
+        )
         with self._read() as connection:
             sources = tuple(
                 SourceUse(source=source, dates=dates, matched=int(matched), expected=int(expected))
-                for source, dates, matched, expected in connection.execute(used)
+                for source, dates, matched, expected in connection.execute(by_source)
             )
-            rows = connection.execute(noted.order_by(run_dates.c.day)).mappings()
-            told = tuple(date_from_row(row) for row in rows)
+            rows = connection.execute(exceptions.order_by(run_dates.c.day)).mappings()
+            accepted_or_forced = tuple(date_from_row(row) for row in rows)
         incomplete = self.list_dates(run_id, states=INCOMPLETE_DATES)
-        return RunSummary(sources=sources, incomplete=tuple(incomplete), accepted_or_forced=told)
+        return RunSummary(sources=sources, incomplete=tuple(incomplete), accepted_or_forced=accepted_or_forced)
 
     def move_date(
         self,
@@ -85,15 +95,15 @@ class DateStore(LedgerStore):
         to: DateState,
         owner: str | None = None,
         gate: tuple[int, str] | None = None,
-        **facts: Any,
+        **columns: Any,
     ) -> bool:
-        """Change one date's state and record facts, if it is in the state expected.
+        """Change one date from state `expect` to state `to`, and write further columns of `run_dates`.
 
-        With `owner`, only if that worker holds the date; with `gate` (a window and an owner), only if that gate still
-        holds the window. What would be queued again of a run that is being cancelled is cancelled instead: nobody
-        takes it up any more.
+        `owner`: change it only while that worker has the date's lease. `gate` (window number and owner): change it only
+        while that gate has the window's lease. A date to requeue is cancelled if its run is being cancelled, because no
+        worker would claim it. Returns False, and changes nothing, when a condition does not hold.
         """
-        return bool(self.move_dates(run_id, [day], expect=expect, to=to, owner=owner, gate=gate, **facts))
+        return bool(self.move_dates(run_id, [day], expect=expect, to=to, owner=owner, gate=gate, **columns))
 
     def move_dates(
         self,
@@ -104,21 +114,21 @@ class DateStore(LedgerStore):
         to: DateState,
         owner: str | None = None,
         gate: tuple[int, str] | None = None,
-        **facts: Any,
+        **columns: Any,
     ) -> int:
-        """Change the state of several dates at once, as `move_date` does; returns how many were in that expected."""
+        """Change several dates as `move_date` does; returns how many were changed."""
         if not days:
             return 0
-        these = and_(
+        expected_dates = and_(
             run_dates.c.run_id == run_id,
             run_dates.c.day.in_(list(days)),
             run_dates.c.state == expect.value,
             *([run_dates.c.lease_owner == owner] if owner is not None else []),
             *([exists().where(window_leased_by(run_id, gate))] if gate is not None else []),
         )
-        change, values = update(run_dates).where(these), date_transition(expect, to, facts)
+        change, values = update(run_dates).where(expected_dates), date_transition(expect, to, columns)
         if to is not DateState.QUEUED:
-            durable = to is not DateState.PUBLISHED  # of which the checkpoint is the proof
+            durable = to is not DateState.PUBLISHED  # its checkpoint follows, and is durable
             with self._write_one(durable=durable) as connection:
                 return connection.execute(change.values(values)).rowcount
         with self._write() as connection:
@@ -126,10 +136,10 @@ class DateStore(LedgerStore):
                 values |= cancelled_columns(cancellation_reason(connection, run_id))
             return connection.execute(change.values(values)).rowcount
 
-    def fail_remaining_dates(self, run_id: str, kind: str, why: str) -> int:
-        """Fail every date of a run that no worker has begun and close its unopened windows: no retry would help."""
-        waiting = [DateState.PENDING.value, DateState.QUEUED.value]
-        facts = {"verdict": Verdict.FAILED.value, "error_kind": kind, "error": why, "reason": f"{kind}: {why}"}
+    def fail_remaining_dates(self, run_id: str, kind: str, error: str) -> int:
+        """Fail every pending or queued date of the run and close its pending windows, where no retry can help."""
+        unclaimed = [DateState.PENDING.value, DateState.QUEUED.value]
+        columns = {"verdict": Verdict.FAILED.value, "error_kind": kind, "error": error, "reason": f"{kind}: {error}"}
         with self._write() as connection:
             connection.execute(
                 update(windows)
@@ -138,12 +148,12 @@ class DateStore(LedgerStore):
             )
             return connection.execute(
                 update(run_dates)
-                .where(run_dates.c.run_id == run_id, run_dates.c.state.in_(waiting))
-                .values(date_transition(DateState.PENDING, DateState.FAILED, facts))
+                .where(run_dates.c.run_id == run_id, run_dates.c.state.in_(unclaimed))
+                .values(date_transition(DateState.PENDING, DateState.FAILED, columns))
             ).rowcount
 
     def last_activity(self, run_id: str) -> datetime | None:
-        """When a date of the run was last queued, taken up or ended; None while one is being processed."""
+        """Return when a date of the run was last queued, claimed or ended; None while one is being processed."""
         query = select(
             func.max(run_dates.c.queued_at).label("queued"),
             func.max(run_dates.c.started_at).label("started"),
@@ -152,47 +162,48 @@ class DateStore(LedgerStore):
         ).where(run_dates.c.run_id == run_id)
         with self._read() as connection:
             row = connection.execute(query).one()
-        known = [moment for moment in (row.queued, row.started, row.ended) if moment is not None]
-        return max(known) if known and not row.processing else None
+        moments = [moment for moment in (row.queued, row.started, row.ended) if moment is not None]
+        return max(moments) if moments and not row.processing else None
 
     def median_seconds_per_date(self, run: Run, window: int) -> float | None:
-        """Seconds of work that a date takes, by those lately built of the run before that window, or of its job.
+        """Estimate the seconds of work for one date from recently built dates.
 
-        None when no run of this version of the job has built any. The median: a worker's first date is no measure.
+        They are the dates of the run's windows before `window`, or else those of earlier runs of the same job version.
+        None when no date was built. The median ignores a worker's first date, which includes its warm-up.
         """
-        from statistics import median  # which only a launch needs
+        from statistics import median  # imported here to keep start-up fast
 
-        near = and_(run_dates.c.run_id == run.id, run_dates.c.window.between(window - PACE_WINDOWS, window))
-        before = (
+        recent = and_(run_dates.c.run_id == run.id, run_dates.c.window.between(window - PACE_WINDOWS, window))
+        earlier_runs = (
             select(runs.c.id)
             .where(runs.c.job == run.job, runs.c.job_version == run.job_version, runs.c.id != run.id)
             .order_by(runs.c.created_at.desc())
             .limit(PACE_RUNS)
         )
         with self._read() as connection:
-            if known := _seconds(connection, near):
-                return median(known)
-            for earlier in connection.execute(before).scalars().all():
-                if known := _seconds(connection, run_dates.c.run_id == earlier):
-                    return median(known)
+            if seconds := _sample_seconds(connection, recent):
+                return median(seconds)
+            for run_id in connection.execute(earlier_runs).scalars().all():
+                if seconds := _sample_seconds(connection, run_dates.c.run_id == run_id):
+                    return median(seconds)
         return None
 
     def record_verdicts(
-        self, run_id: str, facts: Mapping[date, DateColumns], *, gate: tuple[int, str] | None = None
+        self, run_id: str, columns: Mapping[date, DateColumns], *, gate: tuple[int, str] | None = None
     ) -> None:
-        """Record what the gate counted and decided, before it acts on it; only while it holds its window.
+        """Write a gate's recounts and verdicts of staged dates, only while `gate` (if given) has the window's lease.
 
-        Durably, with all before it: what is published next must be known to the ledger whatever happens.
+        The write is durable, so that after a power cut the ledger still has the verdict of every published date.
         """
-        held = true() if gate is None else exists().where(window_leased_by(run_id, gate))
-        staged = run_dates.c.state == DateState.STAGED.value
-        rows = [{"of_run": run_id, "of_day": day, **values} for day, values in facts.items()]
+        has_lease = true() if gate is None else exists().where(window_leased_by(run_id, gate))
+        is_staged = run_dates.c.state == DateState.STAGED.value
+        rows = [{"of_run": run_id, "of_day": day, **values} for day, values in columns.items()]
         with self._write() as connection:
-            for alike in grouped_by_columns(rows):
-                connection.execute(update_date(alike[0]).where(staged, held), alike)
+            for group in group_by_columns(rows):
+                connection.execute(update_date_statement(group[0]).where(is_staged, has_lease), group)
 
     def latest_date_outcomes(self, job: str, start: date, through: date) -> dict[date, DateRow]:
-        """For each day, how the latest run that ended it left it; a run that was cancelled before has not ended it."""
+        """Return, by day, the date row of the run that ended the date last; cancelled dates do not count."""
         query = (
             select(run_dates)
             .where(
@@ -207,8 +218,8 @@ class DateStore(LedgerStore):
             return {row["day"]: date_from_row(row) for row in connection.execute(query).mappings()}
 
 
-def _seconds(connection: Connection, of: ColumnElement[bool]) -> list[float]:
-    """What some of the dates that were built took."""
-    built = (run_dates.c.checksum.is_not(None), run_dates.c.seconds.is_not(None))
-    query = select(run_dates.c.seconds).where(of, *built).limit(PACE_DATES)
+def _sample_seconds(connection: Connection, condition: ColumnElement[bool]) -> list[float]:
+    """Return the processing times of some built dates."""
+    is_built = (run_dates.c.checksum.is_not(None), run_dates.c.seconds.is_not(None))
+    query = select(run_dates.c.seconds).where(condition, *is_built).limit(PACE_DATES)
     return list(connection.execute(query).scalars())

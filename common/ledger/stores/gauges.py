@@ -1,7 +1,7 @@
-"""Numbers about the ledger for whoever watches it: each is one grouped query that an index keeps short.
+"""Counts and times for metrics: each is one grouped query that an index keeps short.
 
-Nothing here reads all dates that were ever built: what covers every date is counted from the checkpoints, and what
-covers runs from the runs of some days or from the last one of each job.
+No query reads all dates ever built: totals of dates come from the checkpoints, totals of runs from recent runs or from
+the last run of each job.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gated_backfill.common.ledger.tables import (
     runs,
 )
 
-Counts = dict[tuple[str, ...], int]  #: how many, by what the query groups by
+Counts = dict[tuple[str, ...], int]  #: count by the grouping columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class DateMetrics:
-    """What is counted of one ended date of a run."""
+    """The figures of one date of an ended run."""
 
     state: DateState
     source: str | None
@@ -40,10 +40,10 @@ class DateMetrics:
 
 
 class GaugeStore(LedgerStore):
-    """How the ledger stands."""
+    """Read-only figures for metrics."""
 
     def checkpoint_counts(self) -> Counts:
-        """Dates that are checkpointed, by job and verdict."""
+        """Count checkpointed dates by job and verdict."""
         return self._counts(
             select(checkpoints.c.job, checkpoints.c.verdict, func.count()).group_by(
                 checkpoints.c.job, checkpoints.c.verdict
@@ -51,40 +51,40 @@ class GaugeStore(LedgerStore):
         )
 
     def ended_date_counts(self, since: datetime) -> Counts:
-        """Dates of the runs that ended since then, by job and state."""
+        """Count the dates of runs that ended since the moment, by job and state."""
         query = select(run_dates.c.job, run_dates.c.state, func.count()).join(runs, runs.c.id == run_dates.c.run_id)
         return self._counts(query.where(runs.c.finished_at >= since).group_by(run_dates.c.job, run_dates.c.state))
 
     def built_counts_by_source(self, since: datetime) -> Counts:
-        """Checkpointed dates of the runs that ended since then, by job and the source they were built from."""
-        dates = func.count(run_dates.c.day.distinct())  # a date that was built twice is one
+        """Count the checkpointed dates of runs that ended since the moment, by job and chosen source."""
+        dates = func.count(run_dates.c.day.distinct())  # a date built by two runs counts once
         query = select(run_dates.c.job, run_dates.c.source, dates).join(runs, runs.c.id == run_dates.c.run_id)
-        built = and_(runs.c.finished_at >= since, run_dates.c.state == DateState.CHECKPOINTED.value)
-        query = query.where(built, run_dates.c.source.is_not(None))
+        is_built = and_(runs.c.finished_at >= since, run_dates.c.state == DateState.CHECKPOINTED.value)
+        query = query.where(is_built, run_dates.c.source.is_not(None))
         return self._counts(query.group_by(run_dates.c.job, run_dates.c.source))
 
     def active_run_counts(self) -> Counts:
-        """Runs that have not ended, by job and state."""
+        """Count active runs by job and state."""
         query = select(runs.c.job, runs.c.state, func.count()).where(runs.c.finished_at.is_(None))
         return self._counts(query.group_by(runs.c.job, runs.c.state))
 
     def oldest_waiting_since(self) -> dict[str, datetime]:
-        """For each job with dates that are still to be built, since when the oldest of them has waited."""
-        asked = func.min(runs.c.created_at)
-        query = select(run_dates.c.job, asked).join(runs, runs.c.id == run_dates.c.run_id)
+        """Return, by job with unfinished dates, the launch time of the oldest run that has them."""
+        launched_at = func.min(runs.c.created_at)
+        query = select(run_dates.c.job, launched_at).join(runs, runs.c.id == run_dates.c.run_id)
         query = query.where(run_dates.c.active, runs.c.finished_at.is_(None)).group_by(run_dates.c.job)
         return self._moments(query)
 
     def last_ended_runs(self) -> list[Run]:
-        """Of each job, the run that ended last."""
-        last = select(runs.c.job, func.max(runs.c.finished_at).label("at")).group_by(runs.c.job).subquery()
-        query = select(runs).join(last, and_(runs.c.job == last.c.job, runs.c.finished_at == last.c.at))
+        """Return the run that ended last, for each job."""
+        last_end = select(runs.c.job, func.max(runs.c.finished_at).label("at")).group_by(runs.c.job).subquery()
+        query = select(runs).join(last_end, and_(runs.c.job == last_end.c.job, runs.c.finished_at == last_end.c.at))
         with self._read() as connection:
-            found = [run_from_row(row) for row in connection.execute(query.order_by(runs.c.id)).mappings()]
-        return list({run.job: run for run in found}.values())  # two may have ended in the same microsecond
+            last_runs = [run_from_row(row) for row in connection.execute(query.order_by(runs.c.id)).mappings()]
+        return list({run.job: run for run in last_runs}.values())  # two runs may end in the same microsecond
 
     def list_date_metrics(self, run_id: str) -> list[DateMetrics]:
-        """What is counted of each date of a run, without the names and texts."""
+        """Return the figures of each date of a run, without the names and texts that make rows large."""
         c = run_dates.c
         query = select(c.state, c.source, c.expected, c.matched, c.seconds).where(c.run_id == run_id)
         with self._read() as connection:
@@ -100,37 +100,37 @@ class GaugeStore(LedgerStore):
             ]
 
     def flagged_counts(self) -> Counts:
-        """Dates flagged by an audit and not repaired yet, by job and finding."""
+        """Count dates with an open flag, by job and finding."""
         query = select(flagged_dates.c.job, flagged_dates.c.finding, func.count())
         query = query.where(flagged_dates.c.cleared_at.is_(None))
         return self._counts(query.group_by(flagged_dates.c.job, flagged_dates.c.finding))
 
     def alert_counts(self, since: datetime) -> Counts:
-        """Alerts that were written down since then, by state."""
+        """Count the alerts recorded since the moment, by state."""
         recent = alerts.c.created_at >= since
         return self._counts(select(alerts.c.state, func.count()).where(recent).group_by(alerts.c.state))
 
     def maintenance_last_done(self) -> dict[str, datetime]:
-        """For each kind of maintenance, when it was last done; the moment that was due where it failed since."""
+        """Return, by maintenance task, its last successful end; the slot of that success if it has failed since."""
         c = maintenance.c
-        done = case((c.error.is_(None), c.finished_at), (c.outcome.is_not(None), c.done_slot))
-        return self._moments(select(c.name, done).where(done.is_not(None)))
+        last_done = case((c.error.is_(None), c.finished_at), (c.outcome.is_not(None), c.done_slot))
+        return self._moments(select(c.name, last_done).where(last_done.is_not(None)))
 
     def maintenance_failed(self) -> dict[str, bool]:
-        """For each kind of maintenance that was tried, whether the last try failed."""
+        """Return, by maintenance task that ran, whether its last attempt failed."""
         c = maintenance.c
         query = select(c.name, c.error.is_not(None)).where(or_(c.finished_at.is_not(None), c.error.is_not(None)))
         with self._read() as connection:
             return {str(row[0]): bool(row[1]) for row in connection.execute(query)}
 
     def last_cleanups(self) -> dict[str, datetime]:
-        """For each table that was cleaned of stale rows, when that was last."""
-        done = cleanup_operations.c.deleted_at
-        query = select(cleanup_operations.c.table_name, func.max(done)).where(done.is_not(None))
+        """Return, by table, when stale rows were last deleted from it."""
+        deleted_at = cleanup_operations.c.deleted_at
+        query = select(cleanup_operations.c.table_name, func.max(deleted_at)).where(deleted_at.is_not(None))
         return self._moments(query.group_by(cleanup_operations.c.table_name))
 
     def check_readable(self) -> None:
-        """Raises `LedgerUnavailable` or `LedgerUnusable` unless the ledger can be read."""
+        """Raise `LedgerUnavailable` or `LedgerUnusable` unless the ledger can be read."""
         with self._read() as connection:
             connection.execute(select(runs.c.id).limit(1)).all()
 

@@ -1,8 +1,8 @@
-"""What beat has had done: each slot of a work is given to one worker."""
+"""Maintenance tasks of beat: each due moment (slot) of a task is claimed by one worker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,40 +11,36 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.ledger.database import LedgerStore
-from gated_backfill.common.ledger.records import Run
-from gated_backfill.common.ledger.rows import run_from_row
-from gated_backfill.common.ledger.states import ENDED_RUNS, RunState
-from gated_backfill.common.ledger.tables import maintenance, runs
+from gated_backfill.common.ledger.tables import maintenance
 from gated_backfill.common.process.clock import utcnow
 
-HEARTBEAT = "heartbeat"  #: the work whose only use is that it was done
-LONGEST_TEXT = 4000
-NEVER_ENDED = "its worker was killed, or it took longer than it may"
-AT_ONCE = 500  #: ids in one query
+HEARTBEAT = "heartbeat"  #: a task that does nothing: its completion shows that beat and the workers are alive
+MAX_TEXT_LENGTH = 4000  #: characters of an outcome or error
+ATTEMPT_LOST = "its worker was killed, or it exceeded its time limit"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaintenanceTaskRow:
-    """How one work of beat's stands."""
+    """State of one maintenance task."""
 
     name: str
-    done_slot: datetime | None  #: the due moment that was last carried out
+    done_slot: datetime | None  #: latest slot that was completed
     lease_owner: str | None
     lease_until: datetime | None
     started_at: datetime | None
-    finished_at: datetime | None  #: of the last try, done or failed
-    outcome: str | None  #: of the last one that was done, in words
-    error: str | None  #: of the last try, when it failed
+    finished_at: datetime | None  #: end of the last attempt, successful or failed
+    outcome: str | None  #: of the last successful attempt, in words
+    error: str | None  #: of the last attempt; None if it succeeded
 
 
 class MaintenanceStore(LedgerStore):
-    """The works of beat, and which runs they are about."""
+    """Slots, leases and outcomes of maintenance tasks."""
 
-    def register_maintenance_task(self, name: str, slot: datetime) -> bool:
-        """Write a work down as done up to the slot, unless it is known; returns whether it was not."""
-        return self._insert_work({"name": name, "done_slot": slot})
+    def register_task(self, name: str, slot: datetime) -> bool:
+        """Add a task, completed up to the slot; returns False if the ledger has it already."""
+        return self._insert_task({"name": name, "done_slot": slot})
 
-    def claim_maintenance_task(
+    def claim_task(
         self,
         name: str,
         slot: datetime,
@@ -54,78 +50,62 @@ class MaintenanceStore(LedgerStore):
         is_dead: Callable[[str], bool],
         failed_before: datetime | None = None,
     ) -> bool:
-        """Take the work of a due slot: one that is not done, and that nobody alive holds under a lease.
+        """Claim the slot of a task, unless the slot is done or a live process holds an unexpired lease.
 
-        One that failed in the slot is left alone until its failure is older than `failed_before`. A try that never
-        ended, because its worker was killed, counts as one that failed when it began: what kills every worker that
-        takes it up would else kill them one after the other.
+        `until` is the end of the new lease. A slot whose attempt failed is claimed only if the failure is older than
+        `failed_before`. An attempt that never ended counts as failed at its start, so that a task that kills its worker
+        does not kill all workers in a row.
         """
-        self._insert_work({"name": name})
+        self._insert_task({"name": name})
         now = utcnow()
-        this = maintenance.c.name == name
+        is_task = maintenance.c.name == name
         with self._write() as connection:
-            row = connection.execute(select(maintenance).where(this).with_for_update()).mappings().one()
+            row = connection.execute(select(maintenance).where(is_task).with_for_update()).mappings().one()
             if row["done_slot"] is not None and row["done_slot"] >= slot:
                 return False
             holder = row["lease_owner"]
             if holder not in (None, owner) and row["lease_until"] > now and not is_dead(holder):
                 return False
-            left = holder is not None and row["lease_until"] is not None
-            failed = row["started_at"] if left else row["finished_at"] if row["error"] is not None else None
-            if failed is not None and failed_before is not None and failed >= slot and failed > failed_before:
+            is_lost = holder is not None and row["lease_until"] is not None
+            failed_at = row["started_at"] if is_lost else row["finished_at"] if row["error"] is not None else None
+            if failed_at is not None and failed_before is not None and failed_at >= slot and failed_at > failed_before:
                 return False
-            taken = {"lease_owner": owner, "lease_until": until, "started_at": now}
-            if left:
-                taken["error"] = f"the try of {row['started_at']:%Y-%m-%d %H:%M:%S} UTC did not end: {NEVER_ENDED}"
-            connection.execute(update(maintenance).where(this).values(taken))
+            values = {"lease_owner": owner, "lease_until": until, "started_at": now}
+            if is_lost:
+                values["error"] = (
+                    f"the attempt of {row['started_at']:%Y-%m-%d %H:%M:%S} UTC did not end: {ATTEMPT_LOST}"
+                )
+            connection.execute(update(maintenance).where(is_task).values(values))
         return True
 
-    def finish_maintenance_task(self, name: str, slot: datetime, owner: str, outcome: str) -> bool:
-        """Note that the slot's work is done, if its claimant still holds it."""
-        return self._leave_work(name, owner, {"done_slot": slot, "outcome": outcome[:LONGEST_TEXT], "error": None})
+    def finish_task(self, name: str, slot: datetime, owner: str, outcome: str) -> bool:
+        """Record that the slot is done; returns False if `owner` no longer holds the task."""
+        return self._release_task(name, owner, {"done_slot": slot, "outcome": outcome[:MAX_TEXT_LENGTH], "error": None})
 
-    def fail_maintenance_task(self, name: str, owner: str, error: str) -> bool:
-        """Note why the work failed, and give it free for another try, if its claimant still holds it."""
-        return self._leave_work(name, owner, {"error": error[:LONGEST_TEXT]})
+    def fail_task(self, name: str, owner: str, error: str) -> bool:
+        """Record the error and release the task for a retry; returns False if `owner` no longer holds it."""
+        return self._release_task(name, owner, {"error": error[:MAX_TEXT_LENGTH]})
 
-    def list_maintenance_tasks(self) -> dict[str, MaintenanceTaskRow]:
-        """Every work that was ever heard of, by its name."""
+    def list_tasks(self) -> dict[str, MaintenanceTaskRow]:
+        """Return every registered task by name."""
         with self._read() as connection:
-            found = connection.execute(select(maintenance)).mappings()
-            return {row["name"]: MaintenanceTaskRow(**row) for row in found}
+            rows = connection.execute(select(maintenance)).mappings()
+            return {row["name"]: MaintenanceTaskRow(**row) for row in rows}
 
     def last_heartbeat(self) -> datetime | None:
-        """When beat last had something done; None if it never had."""
-        beat = self.list_maintenance_tasks().get(HEARTBEAT)
-        return None if beat is None or beat.done_slot is None else beat.finished_at
+        """Return when beat's heartbeat task last finished; None if it never did."""
+        task = self.list_tasks().get(HEARTBEAT)
+        return None if task is None or task.done_slot is None else task.finished_at
 
     def clear_heartbeat(self) -> None:
-        """Note that beat was stopped on purpose: until it is heard of again, its silence is none."""
+        """Forget the last heartbeat: after an intended stop, beat's silence must raise no alert."""
         with self._write() as connection:
             connection.execute(update(maintenance).where(maintenance.c.name == HEARTBEAT).values(finished_at=None))
 
-    def list_active_runs(self) -> list[Run]:
-        """Every run that has not ended, the oldest first."""
-        active = [state.value for state in RunState if state not in ENDED_RUNS]
-        query = select(runs).where(runs.c.state.in_(active)).order_by(runs.c.created_at)
+    def _insert_task(self, values: dict[str, Any]) -> bool:
+        query = select(maintenance.c.name).where(maintenance.c.name == values["name"])
         with self._read() as connection:
-            return [run_from_row(row) for row in connection.execute(query).mappings()]
-
-    def list_runs_ended_before(self, run_ids: Sequence[str], moment: datetime) -> list[str]:
-        """Those of the runs that the ledger knows to have ended before the moment."""
-        ended = [state.value for state in ENDED_RUNS]
-        found: list[str] = []
-        with self._read() as connection:
-            for start in range(0, len(run_ids), AT_ONCE):
-                some = runs.c.id.in_(run_ids[start : start + AT_ONCE])
-                query = select(runs.c.id).where(some, runs.c.state.in_(ended), runs.c.finished_at < moment)
-                found += connection.execute(query).scalars()
-        return found
-
-    def _insert_work(self, values: dict[str, Any]) -> bool:
-        known = select(maintenance.c.name).where(maintenance.c.name == values["name"])
-        with self._read() as connection:
-            if connection.execute(known).scalar() is not None:
+            if connection.execute(query).scalar() is not None:
                 return False
         try:
             with self._write() as connection:
@@ -134,12 +114,12 @@ class MaintenanceStore(LedgerStore):
             return False
         return True
 
-    def _leave_work(self, name: str, owner: str, values: dict[str, Any]) -> bool:
-        free = {"lease_owner": None, "lease_until": None, "finished_at": utcnow()}
+    def _release_task(self, name: str, owner: str, values: dict[str, Any]) -> bool:
+        released = {"lease_owner": None, "lease_until": None, "finished_at": utcnow()}
         with self._write() as connection:
-            left = connection.execute(
+            result = connection.execute(
                 update(maintenance)
                 .where(maintenance.c.name == name, maintenance.c.lease_owner == owner)
-                .values(values | free)
+                .values(values | released)
             )
-        return bool(left.rowcount)
+        return bool(result.rowcount)

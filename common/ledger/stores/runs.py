@@ -1,11 +1,11 @@
-"""Runs: opened, moved, followed, ended."""
+"""Runs: open, change state, follow progress, finish."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -16,7 +16,7 @@ from gated_backfill.common.ledger.records import NewRun, Run, RunProgress
 from gated_backfill.common.ledger.rows import (
     change_run_state,
     date_values,
-    grouped_by_columns,
+    group_by_columns,
     run_from_row,
     run_values,
 )
@@ -26,54 +26,54 @@ from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.process.clock import utcnow
 
-INSERTED_AT_ONCE = 1000  #: dates, whose columns take ten times the memory of what is written of them
+DATES_PER_INSERT = 1000  #: bounds memory: a row's parameters take ten times the memory of its date
+IDS_PER_QUERY = 500
 RUN = select(runs).where(runs.c.id == bindparam("run"))
 
 
 class RunStore(LedgerStore):
-    """The runs of every job, and who holds which dates."""
+    """The runs of all jobs."""
 
     def open_run(self, new: NewRun, *, queue: Callable[[Collection[str]], str] | None = None) -> Run:
-        """Write a run down with all its dates, as planned.
+        """Insert a run in state `planned`, with all its dates and windows.
 
-        `queue` is asked where its dates are to be sent, given the queues of all active runs on brokers of the user's,
-        one for each; the answer is kept with the options.
-
-        Raises `DatesTaken`, and writes nothing, when another active run of the job holds one of its dates.
+        `queue` chooses the run's Celery queue: it gets the queues in use by active runs without an owner, one entry a
+        run, and its answer is stored in the options. Raises `DatesInUse`, and writes nothing, when another active run
+        of the job has one of the dates.
         """
         run_id = f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        days = [one.day for one in new.dates]
+        days = [new_date.day for new_date in new.dates]
         try:
             try:
-                self._write_run(run_id, new, queue)
+                self._insert_run(run_id, new, queue)
             except LedgerUnavailable:
-                # Two that open the same dates, some ended by the plan of one only, may deadlock on PostgreSQL, which
-                # ends one of them: on its second try it waits for the other and learns that the dates are taken.
-                self._write_run(run_id, new, queue)
+                # PostgreSQL aborts one of two transactions that deadlock on the same dates. The second attempt waits
+                # for the other transaction and then finds the dates in use.
+                self._insert_run(run_id, new, queue)
         except IntegrityError as exc:
-            raise self._taken(new.job, days, exc) from exc
+            raise self._conflict_error(new.job, days, exc) from exc
         return self.get_run(run_id)
 
-    def _write_run(self, run_id: str, new: NewRun, queue: Callable[[Collection[str]], str] | None) -> None:
+    def _insert_run(self, run_id: str, new: NewRun, queue: Callable[[Collection[str]], str] | None) -> None:
         with self._write() as connection:
             if queue is not None:
                 new = replace(new, options={**new.options, "queue": queue(_queues_in_use(connection))})
             connection.execute(insert(runs), run_values(run_id, new))
             record_action(connection, run_id, RunAction.LAUNCHED, by=new.requested_by, reason=new.reason)
-            numbers = sorted({one.window for one in new.dates if one.window is not None})
+            numbers = sorted({new_date.window for new_date in new.dates if new_date.window is not None})
             if numbers:
                 connection.execute(
                     insert(windows),
                     [{"run_id": run_id, "number": n, "state": WindowState.PENDING.value} for n in numbers],
                 )
-            ordered = sorted(new.dates, key=lambda one: one.day)  # as others insert theirs
-            for begin in range(0, len(ordered), INSERTED_AT_ONCE):
-                some = date_values(run_id, new.job, ordered[begin : begin + INSERTED_AT_ONCE])
-                for values in grouped_by_columns(some):
-                    connection.execute(insert(run_dates), values)
+            ordered = sorted(new.dates, key=lambda new_date: new_date.day)  # one order for all, against deadlocks
+            for start in range(0, len(ordered), DATES_PER_INSERT):
+                rows = date_values(run_id, new.job, ordered[start : start + DATES_PER_INSERT])
+                for rows_of_columns in group_by_columns(rows):
+                    connection.execute(insert(run_dates), rows_of_columns)
 
     def get_run(self, run_id: str) -> Run:
-        """The run. Raises `UserError` when there is none of that id."""
+        """Return the run. Raises `UserError` when the ledger has no run of that id."""
         with self._read() as connection:
             row = connection.execute(RUN, {"run": run_id}).mappings().one_or_none()
         if row is None:
@@ -81,25 +81,43 @@ class RunStore(LedgerStore):
         return run_from_row(row)
 
     def list_latest_runs(self, limit: int = 10) -> list[Run]:
-        """The runs launched last, newest first."""
+        """Return the runs launched last, newest first."""
         query = select(runs).order_by(runs.c.created_at.desc()).limit(limit)
         with self._read() as connection:
             return [run_from_row(row) for row in connection.execute(query).mappings()]
 
+    def list_active_runs(self) -> list[Run]:
+        """Return every run that has not ended, oldest first."""
+        active = [state.value for state in RunState if state not in ENDED_RUNS]
+        query = select(runs).where(runs.c.state.in_(active)).order_by(runs.c.created_at)
+        with self._read() as connection:
+            return [run_from_row(row) for row in connection.execute(query).mappings()]
+
+    def list_runs_ended_before(self, run_ids: Sequence[str], moment: datetime) -> list[str]:
+        """Return the given run ids whose runs ended before the moment; unknown ids are left out."""
+        ended = [state.value for state in ENDED_RUNS]
+        ended_ids: list[str] = []
+        with self._read() as connection:
+            for start in range(0, len(run_ids), IDS_PER_QUERY):
+                in_chunk = runs.c.id.in_(run_ids[start : start + IDS_PER_QUERY])
+                query = select(runs.c.id).where(in_chunk, runs.c.state.in_(ended), runs.c.finished_at < moment)
+                ended_ids += connection.execute(query).scalars()
+        return ended_ids
+
     def list_unreported_runs(self) -> list[Run]:
-        """The ended runs whose end was not told yet, the one that ended first first."""
+        """Return the ended runs whose post-run steps are not recorded as done, in the order in which they ended."""
         query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
         with self._read() as connection:
             return [run_from_row(row) for row in connection.execute(query.order_by(runs.c.finished_at)).mappings()]
 
     def mark_reported(self, run_id: str) -> bool:
-        """Note that the end of an ended run was told; returns False when that was noted before."""
-        this = (runs.c.id == run_id, runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
+        """Record that an ended run's post-run steps are done; returns False if they were recorded before."""
+        is_unreported = (runs.c.id == run_id, runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
         with self._write() as connection:
-            return bool(connection.execute(update(runs).where(*this).values(reported_at=utcnow())).rowcount)
+            return bool(connection.execute(update(runs).where(*is_unreported).values(reported_at=utcnow())).rowcount)
 
     def find_conflicting_runs(self, job: str, days: Collection[date]) -> dict[str, list[date]]:
-        """The active runs of the job that hold one of the days, each with those days."""
+        """Return, by run id, the days that active runs of the job have."""
         if not days:
             return {}
         query = select(run_dates.c.run_id, run_dates.c.day).where(
@@ -107,30 +125,30 @@ class RunStore(LedgerStore):
             run_dates.c.active,
             run_dates.c.day.between(min(days), max(days)),
         )
-        wanted, found = set(days), dict[str, list[date]]()
+        requested_days, days_by_run = set(days), dict[str, list[date]]()
         with self._read() as connection:
             for row in connection.execute(query):
-                if row.day in wanted:
-                    found.setdefault(row.run_id, []).append(row.day)
-        return found
+                if row.day in requested_days:
+                    days_by_run.setdefault(row.run_id, []).append(row.day)
+        return days_by_run
 
     def move_run(self, run_id: str, *, expect: Collection[RunState], to: RunState) -> bool:
-        """Change a run's state if it is one of those expected; an ended run gives its dates free."""
+        """Change the run's state if it is in one of `expect`. A run that ends releases its dates."""
         with self._write() as connection:
             return change_run_state(connection, run_id, expect, to)
 
     def finish_run(self, run_id: str) -> RunState | None:
-        """End a run that is on its way if all its windows are closed; returns its end, or None if it goes on.
+        """End the run if all its windows are closed; returns its final state, or None if it is not finished.
 
-        A paused one ends as if it had not been paused, one that is being cancelled as cancelled.
+        A paused run gets the final state of its dates; a run that is being cancelled ends as cancelled.
         """
         with self._read() as connection:
-            unclosed = connection.execute(
+            open_windows = connection.execute(
                 select(func.count())
                 .select_from(windows)
                 .where(windows.c.run_id == run_id, windows.c.state != WindowState.CLOSED.value)
             ).scalar_one()
-        if unclosed:
+        if open_windows:
             return None
         progress = self.get_progress(run_id)
         if progress.run.state is RunState.CANCELLING:
@@ -140,31 +158,32 @@ class RunStore(LedgerStore):
         return end if self.move_run(run_id, expect=expect, to=end) else None
 
     def get_progress(self, run_id: str) -> RunProgress:
-        """One indexed query, however many dates the run has."""
+        """Count the run's dates by state, in one indexed query."""
         query = select(run_dates.c.state, func.count()).where(run_dates.c.run_id == run_id).group_by(run_dates.c.state)
         run = self.get_run(run_id)
         with self._read() as connection:
             return RunProgress(run=run, counts={DateState(state): n for state, n in connection.execute(query)})
 
-    def _taken(self, job: str, days: Sequence[date], exc: IntegrityError) -> DatesInUse | LedgerUnusable:
-        holders = self.find_conflicting_runs(job, days)
-        if not holders:
+    def _conflict_error(self, job: str, days: Sequence[date], exc: IntegrityError) -> DatesInUse | LedgerUnusable:
+        days_by_run = self.find_conflicting_runs(job, days)
+        if not days_by_run:
             return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
-        run_id, held = max(holders.items(), key=lambda item: len(item[1]))
-        return dates_taken_error(self.get_run(run_id), held)
+        run_id, run_days = max(days_by_run.items(), key=lambda item: len(item[1]))
+        return dates_in_use_error(self.get_run(run_id), run_days)
 
 
 def _queues_in_use(connection: Connection) -> list[str]:
-    query = select(runs.c.options).where(runs.c.state.not_in([one.value for one in ENDED_RUNS]), runs.c.owner.is_(None))
+    ended = [state.value for state in ENDED_RUNS]
+    query = select(runs.c.options).where(runs.c.state.not_in(ended), runs.c.owner.is_(None))
     return [options["queue"] for options in connection.execute(query).scalars() if "queue" in options]
 
 
-def dates_taken_error(run: Run, held: Sequence[date]) -> DatesInUse:
-    """That the run holds the days, and how to be rid of that."""
-    holds = f"holds {len(held)} of these dates of job {run.job}: {format_dates(held)}"
+def dates_in_use_error(run: Run, days: Sequence[date]) -> DatesInUse:
+    """Return the error for dates that the run has, with the command that helps."""
+    holds = f"holds {len(days)} of these dates of job {run.job}: {format_dates(days)}"
     if run.has_ended:
         return DatesInUse(
-            f"run {run.id} is being undone and {holds}; if nobody is at it any more, `backfill undo {run.id}` ends it",
+            f"run {run.id} is being undone and {holds}; if that was interrupted, `backfill undo {run.id}` completes it",
             run=run.id,
         )
     return DatesInUse(f"run {run.id} is active and {holds}; follow it with `backfill watch {run.id}`", run=run.id)

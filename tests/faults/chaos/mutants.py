@@ -19,7 +19,7 @@ def checkpoint_before_publish() -> None:
         days = [row.day for row in passing]
         ledger = window.deps.ledger
         ledger.dates.move_dates(window.run.id, days, expect=DateState.STAGED, to=DateState.PUBLISHED, gate=holder)
-        ledger.checkpoints.write_checkpoints(window.run.id, days)
+        ledger.checkpoints.write(window.run.id, days)
         return publish(window, passing)
 
     gate._publish = turned_round
