@@ -1,11 +1,11 @@
-# Two images: `app` is every service of ours, `emulator` a stand-in for BigQuery. Health checks are in docker-compose.yml.
+# Two images: `app` runs all services of this project, `emulator` replaces BigQuery for trials. Health checks are in docker-compose.yml.
 
 FROM python:3.11-slim-bookworm AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     HOME=/tmp
-# A fixed id, so that files on a volume keep their owner from one image to the next.
+# The id is fixed, so that files on a volume keep their owner when the image changes.
 RUN groupadd --gid 10001 backfill \
     && useradd --uid 10001 --gid backfill --no-create-home --home-dir /tmp --shell /usr/sbin/nologin backfill
 
@@ -18,7 +18,7 @@ COPY producer producer
 COPY worker worker
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-# What the project needs, at the versions of the lock; the lock's tools for development stay out.
+# The dependencies at the versions of the lock, without its development tools.
 FROM base AS installed
 WORKDIR /src
 COPY requirements.lock ./
@@ -34,7 +34,7 @@ RUN python -m venv /opt/venv \
 
 FROM base AS emulator
 LABEL org.opencontainers.image.title="gated-backfill-emulator" \
-      org.opencontainers.image.description="A BigQuery emulator, repaired for gated-backfill: for trying out, not for data"
+      org.opencontainers.image.description="A BigQuery emulator, patched for gated-backfill: for trials, not for data"
 COPY --from=emulator-installed /opt/venv /opt/venv
 COPY tests/emulator/launch.py /opt/emulator/launch.py
 ENV PATH=/opt/venv/bin:$PATH
@@ -50,7 +50,7 @@ LABEL org.opencontainers.image.title="gated-backfill" \
 COPY --from=installed /opt/backfill /opt/backfill
 ENV PATH=/opt/backfill/bin:$PATH \
     BACKFILL_HOME=/var/lib/backfill
-# A new volume takes over the owner of the folder that it is mounted on.
+# A new volume gets the owner of the folder that it is mounted on.
 RUN install --directory --owner=backfill --group=backfill /var/lib/backfill /opt/jobs
 WORKDIR /var/lib/backfill
 USER 10001:10001

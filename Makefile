@@ -7,85 +7,88 @@ EMULATOR_READY := $(EMULATOR)/.ready
 AUDIT := .venv-audit
 AUDIT_READY := $(AUDIT)/.ready
 
-# What pip installs has its bytecode; a checkout has none, and where none may be written each process compiles it anew.
+# A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help
 
-help:  ## list what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "Installing the $$(grep -c '^[a-z]' requirements.lock) packages of requirements.lock into $(VENV), about 1 GB on disk:"
+	@echo "this takes one to two minutes, and longer on a slow network. Later calls start at once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	$(BIN)/python -m compileall -q gated_backfill common jobs producer worker
 	@touch $(READY)
 
-# The BigQuery emulator's pins and its pytest plugin must not touch ours: it has an environment of its own.
+# The BigQuery emulator has its own environment, because its pins and its pytest plugin would conflict with ours.
 $(EMULATOR_READY): tests/emulator/requirements.lock
+	@echo "Installing the BigQuery emulator for the tests into $(EMULATOR): this can take minutes on a slow network."
 	$(PYTHON) -m venv $(EMULATOR)
 	$(EMULATOR)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/emulator/requirements.lock
 	@touch $(EMULATOR_READY)
 
-# The auditor is not to be judged by what it judges, and its pins are no concern of ours.
+# The auditor has its own environment, because its dependencies are not ours and must not be audited.
 $(AUDIT_READY): tests/audit.txt
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/audit.txt
 	@touch $(AUDIT_READY)
 
-environments: $(READY) $(EMULATOR_READY) $(AUDIT_READY)  ## make the virtual environments
+environments: $(READY) $(EMULATOR_READY) $(AUDIT_READY)  ## create the virtual environments
 
-demo: $(READY)  ## set up, make a season of data with the incident in it, and run the main job
+demo: $(READY)  ## install, generate a season of data with the incident, and run the example job
 	$(BIN)/backfill demo
 
-test: $(READY) $(EMULATOR_READY)  ## set up and run the tests
+test: $(READY) $(EMULATOR_READY)  ## install, and run the tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
-screenshots: $(READY)  ## take the documentation's pictures of pages with that Chromium
+screenshots: $(READY)  ## take the screenshots of the documentation with Chromium
 	mkdir -p docs/images
 	TEST_BROWSER=1 SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_pictures.py $(ARGS)
 
 LOCATION ?= US
-test-bigquery: $(READY)  ## prove on BigQuery itself what the emulator can't: PROJECT=my-project [LOCATION=EU]
-	@test -n "$(PROJECT)" || { echo "say in which project: make test-bigquery PROJECT=my-project"; exit 2; }
+test-bigquery: $(READY)  ## test on BigQuery what the emulator cannot prove: PROJECT=my-project [LOCATION=EU]
+	@test -n "$(PROJECT)" || { echo "name a project: make test-bigquery PROJECT=my-project"; exit 2; }
 	TEST_BIGQUERY="bigquery://$(PROJECT)?location=$(LOCATION)" $(BIN)/python -m pytest tests/real_bigquery $(ARGS)
 
 SCHEDULES ?= 1000
 SEED ?= 1
 LANES ?= 2
 CHAOS = $(BIN)/python -m tests.faults.chaos --seed $(SEED) --lanes $(LANES)
-chaos: $(READY) $(EMULATOR_READY)  ## kill, freeze and fail everything, by seeded schedules: [SCHEDULES=1000] [MINUTES=n] [SEED=s] [LANES=2]
+chaos: $(READY) $(EMULATOR_READY)  ## run seeded schedules of kills, freezes and failures: [SCHEDULES=1000] [MINUTES=n] [SEED=s] [LANES=2]
 	$(CHAOS) --schedules $(SCHEDULES) $(if $(MINUTES),--minutes $(MINUTES))
 
-chaos-mutants: $(READY)  ## show that those schedules notice a tool that is broken on purpose
+chaos-mutants: $(READY)  ## check that these schedules detect a tool that is broken on purpose
 	$(CHAOS) --mutants
 
 CASES ?= 10000
-fuzz: $(READY)  ## try command lines, settings, files and messages of any kind: CASES=10000
+fuzz: $(READY)  ## try random command lines, settings, files and messages: [CASES=10000]
 	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses 2 --dist worksteal --timeout 1800 $(ARGS)
 
-lint: $(READY)  ## ruff (lint and format) and the layering of the packages
+lint: $(READY)  ## ruff (lint and format) and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-audit: $(AUDIT_READY)  ## look for known vulnerabilities of what is installed, or say loudly that nobody could be asked
+audit: $(AUDIT_READY)  ## look for known vulnerabilities of the pinned packages; says NOT AUDITED if no database responds
 	@$(AUDIT)/bin/python tests/audit.py requirements.lock
 
 types: $(READY)  ## strict type check of the three packages
 	$(BIN)/basedpyright
 
-check: lint types test  ## everything that CI checks but the demo
+check: lint types test  ## everything that CI checks, except the demo
 
 bench: $(READY)  ## measure, and write benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-lock: $(READY)  ## write requirements.lock anew from pyproject.toml
+lock: $(READY)  ## update requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --extra dev --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file tests/emulator/requirements.lock tests/emulator/requirements.in
