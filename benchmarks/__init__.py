@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks` runs them all and writes `benchmarks/results.json`."""
+"""Benchmarks: `python -m benchmarks` runs all of them and writes `benchmarks/results.json`."""

@@ -1,4 +1,4 @@
-"""A bare Celery chord over the trivial work: no checks, no ledger, no gate. All else is held against it."""
+"""A bare Celery chord over the trivial work, without checks, ledger or gate: the reference for all other results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app.conf.worker_hijack_root_logger = False
 
 @app.task
 def write(folder: str, day: str) -> int:
-    """The trivial work: one date's rows to one Parquet file."""
+    """Write one date's rows to one Parquet file: the trivial work."""
     return (Path(folder) / f"{day}.parquet").write_bytes(parquet_of(date.fromisoformat(day)))
 
 
@@ -27,7 +27,7 @@ def gather(sizes: list[int]) -> int:
 
 
 def run_chord(folder: Path, days: Sequence[date]) -> int:
-    """Write every date by one chord; returns how many it wrote."""
+    """Write all dates with one chord. Returns the number of written dates."""
     result = chord(write.s(str(folder), day.isoformat()) for day in days)(gather.s())
-    result.parent = None  # to follow the headers' results makes waiting for the last one take longer with each of them
+    result.parent = None  # following the header's results would slow down the waiting for the last one
     return result.get(timeout=3600)

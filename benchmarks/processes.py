@@ -1,4 +1,4 @@
-"""Processes that are measured: how they are started, and what memory they take at most."""
+"""Measured processes: how they are started, and their peak memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ STARTING_SECONDS = 60
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of a user, with the measured jobs installed and without any of our settings."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")}
-    return own | {"PYTHONPATH": os.pathsep.join([str(JOBS), str(ROOT)])} | more
+    """Return a user's environment with the measured jobs on its path and without settings of this tool."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")}
+    return inherited | {"PYTHONPATH": os.pathsep.join([str(JOBS), str(ROOT)])} | more
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def started(command: list[str], env: Mapping[str, str], log: Path) -> Iterator[s
 
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
-    """A broker of its own, empty; its URL."""
+    """Start an empty broker. Yields its URL."""
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with started([str(get_binary_path()), *options], os.environ, folder / "broker.log"):
@@ -58,19 +58,19 @@ def broker(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def workers(app: str, url: str, env: Mapping[str, str], folder: Path, **queues: str) -> Iterator[dict[str, int]]:
-    """Celery workers that answer, by name, of two processes each; their process ids."""
+    """Start Celery workers with two processes each. Yields their process ids by name when they respond."""
     with ExitStack() as running:
-        found: dict[str, int] = {}
+        pids: dict[str, int] = {}
         for name, consumed in queues.items():
             command = [sys.executable, "-m", "celery", "--app", app, "worker", "--hostname", f"{name}@bench"]
             command += ["--concurrency", "2", *(["--queues", consumed] if consumed else [])]
             process = running.enter_context(started(command, env, folder / f"{name}.log"))
-            found[name] = process.pid
+            pids[name] = process.pid
         from celery import Celery
 
-        asked = Celery(broker=url)
-        _until(lambda: len(asked.control.ping(timeout=1)) == len(queues), "the workers")
-        yield found
+        app_client = Celery(broker=url)
+        _until(lambda: len(app_client.control.ping(timeout=1)) == len(queues), "the workers")
+        yield pids
 
 
 def _until(answered: Callable[[], object], what: str) -> None:
@@ -86,13 +86,13 @@ def _until(answered: Callable[[], object], what: str) -> None:
 
 
 class Memory:
-    """The most memory that each process, with its children, was seen to have: a context that looks now and then."""
+    """A context that samples the peak memory of processes and their children."""
 
     def __init__(self, **pids: int) -> None:
         self._pids = pids
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._look)
-        self.peak_mb: dict[str, float] = dict.fromkeys(pids, 0.0)  #: of one process of each: the largest
+        self.peak_mb: dict[str, float] = dict.fromkeys(pids, 0.0)  #: of the largest process, by name
         self.total_mb = 0.0
 
     def __enter__(self) -> Memory:
@@ -115,12 +115,12 @@ class Memory:
 
 def _resident_mb(pid: int) -> Iterator[float]:
     try:
-        for one in (process := psutil.Process(pid), *process.children(recursive=True)):
-            yield one.memory_info().rss / 1e6
+        for member in (process := psutil.Process(pid), *process.children(recursive=True)):
+            yield member.memory_info().rss / 1e6
     except psutil.Error:
         return
 
 
 def broker_peak_mb(url: str) -> float:
-    """The most that the broker's data ever took."""
+    """Return the peak memory of the broker's data in MB."""
     return redis.Redis.from_url(url).info("memory")["used_memory_peak"] / 1e6

@@ -1,4 +1,4 @@
-"""The measurements as tables and charts of a document, from the JSON that they are kept in."""
+"""Tables and charts of the stored measurements, for the document."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Record = Mapping[str, Any]
 
 
 def write_report(records: Sequence[Record], machine: Record, document: Path = DOCUMENT) -> None:
-    """Put the tables and charts where the document has a place for them."""
+    """Replace the tables and charts between the document's markers."""
     text = document.read_text(encoding="utf-8")
-    found = report(records, machine)
-    document.write_text(PLACE.sub(lambda _: found, text), encoding="utf-8")
+    tables = report(records, machine)
+    document.write_text(PLACE.sub(lambda _: tables, text), encoding="utf-8")
 
 
 def report(records: Sequence[Record], machine: Record) -> str:
-    """Markdown with a table of the trivial work, its charts, and what else was measured."""
-    trivial = [one for one in records if one["name"] in ("plain loop", "bare chord", CHECKED)]
-    others = [one for one in records if one not in trivial]
+    """Return Markdown with a table and charts of the trivial work, and a table of further measurements."""
+    trivial = [record for record in records if record["name"] in ("plain loop", "bare chord", CHECKED)]
+    further = [record for record in records if record not in trivial]
     parts = [_of_machine(machine), _table(_work_rows(trivial)), _bars(trivial), _growth(trivial)]
-    parts += [_table(_memory_rows(trivial)), _table(_other_rows(others))]
+    parts += [_table(_memory_rows(trivial)), _table(_further_rows(further))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -43,27 +43,27 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
         [
             "trivial work",
             "dates",
-            "dates a task",
+            "dates per task",
             "seconds",
-            "ms a date",
+            "ms per date",
             "bare chord = 1",
             "lowest to highest",
             "whole command",
             "first checkpoint",
         ]
     ]
-    for one in records:
-        first, whole = one.get("first_checkpoint_seconds"), one.get("whole_command_seconds")
-        ratio = one["ratio_to_bare_chord"]
+    for record in records:
+        first, whole = record.get("first_checkpoint_seconds"), record.get("whole_command_seconds")
+        ratio = record["ratio_to_bare_chord"]
         rows.append(
             [
-                one["name"],
-                f"{one['dates']:,}",
-                str(one["dates_per_task"] or ""),
-                f"{one['seconds']:.1f}",
-                f"{1000 * one['seconds_per_date']:.2f}",
+                record["name"],
+                f"{record['dates']:,}",
+                str(record["dates_per_task"] or ""),
+                f"{record['seconds']:.1f}",
+                f"{1000 * record['seconds_per_date']:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
-                _spread(one),
+                _spread(record),
                 "" if whole is None else f"{whole:.1f} s",
                 "" if first is None else f"{first:.1f} s",
             ]
@@ -71,32 +71,31 @@ def _work_rows(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def _spread(one: Record) -> str:
-    """The lowest and the highest of several rounds: in seconds, or beside the bare chords of the same rounds."""
-    if one.get("rounds", 1) < 2:
+def _spread(record: Record) -> str:
+    """Format the lowest and highest of several rounds: in seconds, or as ratios to the bare chord of the same round."""
+    if record.get("rounds", 1) < 2:
         return ""
-    unit = "" if one["name"] == CHECKED else " s"
-    return f"{one['lowest']:.2f} to {one['highest']:.2f}{unit} in {one['rounds']} rounds"
+    unit = "" if record["name"] == CHECKED else " s"
+    return f"{record['lowest']:.2f} to {record['highest']:.2f}{unit} in {record['rounds']} rounds"
 
 
 def _memory_rows(records: Sequence[Record]) -> list[list[str]]:
-    rows = [["peak memory, MB", "dates a task", *(f"{name}" for name in PROCESSES), "broker", "gate, s a window"]]
-    for one in records:
-        if one["name"] == CHECKED:
-            peaks = [f"{one[f'{name}_peak_mb']:.0f}" for name in PROCESSES]
-            gate = f"{one['gate_seconds_per_window']:.2f}"
-            rows.append(
-                [f"{one['dates']:,} dates", str(one["dates_per_task"]), *peaks, f"{one['broker_peak_mb']:.1f}", gate]
-            )
+    rows = [["peak memory, MB", "dates per task", *(f"{name}" for name in PROCESSES), "broker", "gate, s per window"]]
+    for record in records:
+        if record["name"] == CHECKED:
+            peaks = [f"{record[f'{name}_peak_mb']:.0f}" for name in PROCESSES]
+            gate = f"{record['gate_seconds_per_window']:.2f}"
+            broker = f"{record['broker_peak_mb']:.1f}"
+            rows.append([f"{record['dates']:,} dates", str(record["dates_per_task"]), *peaks, broker, gate])
     return rows
 
 
-def _other_rows(records: Sequence[Record]) -> list[list[str]]:
+def _further_rows(records: Sequence[Record]) -> list[list[str]]:
     rows = [["also measured", "dates", "seconds", ""]]
-    for one in records:
-        ratio = one.get("ratio_to_vectorised")
-        said = "" if ratio is None else f"{ratio:.2f} x the single process"
-        rows.append([one["name"], f"{one['dates']:,}", f"{one['seconds']:.2f}", said])
+    for record in records:
+        ratio = record.get("ratio_to_vectorised")
+        note = "" if ratio is None else f"{ratio:.2f} x the single process"
+        rows.append([record["name"], f"{record['dates']:,}", f"{record['seconds']:.2f}", note])
     return rows
 
 
@@ -109,43 +108,44 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _bars(records: Sequence[Record]) -> str:
-    """What a date takes, for each contestant at the middle one of the numbers of dates."""
-    counts = sorted({one["dates"] for one in records})
+    """Chart the time per date of each contestant at the median number of dates."""
+    counts = sorted({record["dates"] for record in records})
     if not counts:
         return ""
     count = counts[len(counts) // 2]
-    shown = [one for one in records if one["dates"] == count]
-    values = [round(1000 * one["seconds_per_date"], 2) for one in shown]
-    return _chart(f"ms a date, {count:,} dates", map(_label, shown), [("bar", values)])
+    selected = [record for record in records if record["dates"] == count]
+    values = [round(1000 * record["seconds_per_date"], 2) for record in selected]
+    return _chart(f"ms per date, {count:,} dates", map(_label, selected), [("bar", values)])
 
 
 def _growth(records: Sequence[Record]) -> str:
-    """What a date takes at each number of dates: a line for the bare chord and for each size of task."""
-    counts = sorted({one["dates"] for one in records})
+    """Chart the time per date by number of dates, with a line for the bare chord and for each task size."""
+    counts = sorted({record["dates"] for record in records})
     if len(counts) < 2:
         return ""
     lines: dict[str, list[float]] = {}
-    for one in sorted(records, key=lambda record: record["dates"]):
-        if one["name"] != "plain loop":
-            lines.setdefault(_label(one), []).append(round(1000 * one["seconds_per_date"], 2))
-    title = f"ms a date by number of dates: {', '.join(lines)}"
+    for record in sorted(records, key=lambda record: record["dates"]):
+        if record["name"] != "plain loop":
+            lines.setdefault(_label(record), []).append(round(1000 * record["seconds_per_date"], 2))
+    title = f"ms per date by number of dates: {', '.join(lines)}"
     return _chart(title, (f"{count:,}" for count in counts), [("line", values) for values in lines.values()])
 
 
-def _label(one: Record) -> str:
-    return f"{one['name']}, {one['dates_per_task']} a task" if one["name"] == CHECKED else str(one["name"])
+def _label(record: Record) -> str:
+    per_task = f", {record['dates_per_task']} per task" if record["name"] == CHECKED else ""
+    return f"{record['name']}{per_task}"
 
 
 def _chart(title: str, labels: Iterable[str], series: Sequence[tuple[str, Sequence[float]]]) -> str:
-    most = max(value for _, values in series for value in values)
-    drawn = [f"    {kind} [{', '.join(map(str, values))}]" for kind, values in series]
-    named = ", ".join(f'"{label}"' for label in labels)
-    axes = [f"    x-axis [{named}]", f'    y-axis "ms" 0 --> {most * 1.1:.0f}']
-    return "\n".join(["```mermaid", "xychart-beta", f'    title "{title}"', *axes, *drawn, "```"])
+    highest = max(value for _, values in series for value in values)
+    series_lines = [f"    {kind} [{', '.join(map(str, values))}]" for kind, values in series]
+    quoted = ", ".join(f'"{label}"' for label in labels)
+    axes = [f"    x-axis [{quoted}]", f'    y-axis "ms" 0 --> {highest * 1.1:.0f}']
+    return "\n".join(["```mermaid", "xychart-beta", f'    title "{title}"', *axes, *series_lines, "```"])
 
 
 def main() -> None:
-    """Write the document's tables and charts anew from the measurements that are kept."""
+    """Update the document's tables and charts from the stored measurements."""
     from benchmarks.results import MACHINE, RESULTS
 
     write_report(json.loads(RESULTS.read_text()), json.loads(MACHINE.read_text()))

@@ -1,4 +1,4 @@
-"""What was measured, as a list of records and as a table."""
+"""Measurements as records and as a table."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ class Measured:
     seconds: float
     peak_mb: float | None = None  #: resident memory of all processes together
     broker_peak_mb: float | None = None
-    ratio_to_bare_chord: float | None = None  #: seconds a date over those of the bare chord of as many dates
+    ratio_to_bare_chord: float | None = None  #: seconds per date / those of the bare chord over the same dates
     more: dict[str, float] = field(default_factory=dict[str, float])
 
     def record(self) -> dict[str, Any]:
-        found = asdict(self)
-        more = found.pop("more")
-        found["seconds_per_date"] = self.seconds / self.dates
-        return {name: _rounded(value) for name, value in (found | more).items()}
+        fields = asdict(self)
+        more = fields.pop("more")
+        fields["seconds_per_date"] = self.seconds / self.dates
+        return {name: _rounded(value) for name, value in (fields | more).items()}
 
 
-def held_against(measured: Measured, chord: Measured) -> Measured:
-    """The measurement beside the bare chord of the same round."""
+def compared_with(measured: Measured, chord: Measured) -> Measured:
+    """Add the ratio to the bare chord of the same round."""
     ratio = measured.seconds / measured.dates / (chord.seconds / chord.dates)
     more = {**measured.more, "bare_chord_seconds": chord.seconds}
     return replace(measured, ratio_to_bare_chord=ratio, more=more)
 
 
-def middle(rounds: Sequence[Measured]) -> Measured:
-    """Of a contestant's rounds, an odd number, the one in the middle, with the spread around it.
+def median(rounds: Sequence[Measured]) -> Measured:
+    """Return the median of a contestant's rounds (an odd number), with the lowest and highest result.
 
-    They are told apart by seconds over those of the bare chord of the same round, where they are held against one.
+    A result is the ratio to the bare chord of the same round, or the seconds of a contestant without a ratio.
     """
 
-    def result(one: Measured) -> float:
-        return one.seconds / one.more.get("bare_chord_seconds", 1.0)
+    def result(measured: Measured) -> float:
+        return measured.seconds / measured.more.get("bare_chord_seconds", 1.0)
 
     ordered = sorted(rounds, key=result)
-    found = ordered[len(ordered) // 2]
+    middle = ordered[len(ordered) // 2]
     spread = {"rounds": len(ordered), "lowest": result(ordered[0]), "highest": result(ordered[-1])}
-    return replace(found, more={**found.more, **spread})
+    return replace(middle, more={**middle.more, **spread})
 
 
 def _rounded(value: Any) -> Any:
@@ -77,26 +77,26 @@ def machine() -> dict[str, Any]:
 
 
 def write(measured: list[Measured]) -> None:
-    RESULTS.write_text(json.dumps([one.record() for one in measured], indent=1) + "\n")
+    RESULTS.write_text(json.dumps([result.record() for result in measured], indent=1) + "\n")
     MACHINE.write_text(json.dumps(machine(), indent=1) + "\n")
 
 
 def show(measured: list[Measured], console: Console) -> None:
     table = Table(box=None)
-    columns = ("what", "dates", "a task", "seconds", "ms a date", "x bare", "peak MB", "broker MB", "more")
+    columns = ("what", "dates", "per task", "seconds", "ms per date", "x bare", "peak MB", "broker MB", "more")
     for name in columns:
         table.add_column(name, justify="left" if name in ("what", "more") else "right")
-    for one in measured:
+    for result in measured:
         table.add_row(
-            one.name,
-            f"{one.dates:,}",
-            str(one.dates_per_task or ""),
-            f"{one.seconds:.2f}",
-            f"{1000 * one.seconds / one.dates:.2f}",
-            _number(one.ratio_to_bare_chord, 2),
-            _number(one.peak_mb, 0),
-            _number(one.broker_peak_mb, 1),
-            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in one.more.items()),
+            result.name,
+            f"{result.dates:,}",
+            str(result.dates_per_task or ""),
+            f"{result.seconds:.2f}",
+            f"{1000 * result.seconds / result.dates:.2f}",
+            _number(result.ratio_to_bare_chord, 2),
+            _number(result.peak_mb, 0),
+            _number(result.broker_peak_mb, 1),
+            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.more.items()),
         )
     console.print(table)
 

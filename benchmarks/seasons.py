@@ -1,4 +1,4 @@
-"""The real job over ten seasons of the demo, against one vectorised calculation of them all in one process."""
+"""The example job over ten seasons of the demo, compared with one vectorised calculation in one process."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season
 
 SEASONS = 10
-YEAR = timedelta(days=364)  #: the same weekdays
+YEAR = timedelta(days=364)  #: keeps the weekdays
 JOB = "player_composite_factors"
 OLDEST = FIRST_DATE - (SEASONS - 1) * YEAR
 
 
 def load(home: Path) -> int:
-    """Ten seasons, each as the demo's but for its year; returns the number of dates with games."""
+    """Load ten copies of the demo's season in different years. Returns the number of dates with games."""
     warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
     declared = find_job(JOB).declared_types()
-    own = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
+    undeclared = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
     dates: set[date] = set()
     for name, frame in make_season().items():
         dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
-        types = own.get(name) or {**declared[name], dated: "DATE"}
+        types = undeclared.get(name) or {**declared[name], dated: "DATE"}
         seasons = [_moved(frame[list(types)], dated, back) for back in range(SEASONS)]
         rows = pd.concat(seasons, ignore_index=True)
         if name == "nba_reference.schedule":
@@ -58,14 +58,14 @@ def vectorised(folder: Path, home: Path, dates: int) -> Measured:
 
 
 def backfill(folder: Path, home: Path, dates: int, reference: Measured) -> Measured:
-    """The command as a user gives it, start-up and embedded stack included, with what it says compared."""
+    """Measure the whole command with its embedded stack, and compare the published tables."""
     arguments = ["--job", JOB, "--start-date", str(OLDEST), "--end-date", str(LAST_DATE), "--reprocess", "all"]
     began = time.perf_counter()
     command = [str(BACKFILL), "run", *arguments, "--yes", "--allow-partial"]
     env = environment(BACKFILL_HOME=str(home))
-    ran = subprocess.run(command, env=env, cwd=folder, check=False, capture_output=True, text=True)
+    process = subprocess.run(command, env=env, cwd=folder, check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - began
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     same_tables(folder / "vectorised", home)
     return Measured(
         name="ten seasons, backfill run",
@@ -77,10 +77,10 @@ def backfill(folder: Path, home: Path, dates: int, reference: Measured) -> Measu
 
 
 def same_tables(expected: Path, home: Path) -> None:
-    """Fails unless the run has published what the single process calculated, to the byte."""
+    """Assert that the run published the same bytes as the single process calculated."""
     table = home / "warehouse" / "nba_precompute" / JOB
-    published = {one.name.partition("=")[2]: (one / "part.parquet") for one in table.glob("game_date=*")}
-    calculated = {one.stem: one for one in expected.glob("*.parquet")}
+    published = {folder.name.partition("=")[2]: (folder / "part.parquet") for folder in table.glob("game_date=*")}
+    calculated = {file.stem: file for file in expected.glob("*.parquet")}
     assert published.keys() == calculated.keys()
-    differing = [day for day, one in published.items() if one.read_bytes() != calculated[day].read_bytes()]
+    differing = [day for day, file in published.items() if file.read_bytes() != calculated[day].read_bytes()]
     assert not differing, f"{len(differing)} dates differ, e.g. {differing[:3]}"

@@ -1,4 +1,4 @@
-"""The trivial work, 200 rows to one Parquet file a date: by a plain loop, a bare chord, and a checked backfill."""
+"""The trivial work, 200 rows in one Parquet file per date: by a plain loop, a bare chord, and a checked backfill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse import open_warehouse
 
 FIRST = date(1914, 1, 1)
-AT_ONCE = 2000  #: dates that are loaded together
+DATES_PER_LOAD = 2000
 LOOP = """
 import sys, time
 from datetime import date
@@ -58,7 +58,7 @@ def plain_loop(folder: Path, count: int) -> Measured:
 
 
 def bare_chord(folder: Path, count: int) -> Measured:
-    """One chord of a task a date, by two processes that are ready, as its sender sees it."""
+    """Measure one chord with one task per date on two started processes, from sending to the last result."""
     with broker(folder) as url:
         env = environment(BARE_BROKER=url)
         with workers("benchmarks.bare", url, env, folder, dates="") as pids, Memory(**pids) as memory:
@@ -76,10 +76,10 @@ def bare_chord(folder: Path, count: int) -> Measured:
 
 
 def _run(code: str, folder: Path, days: Sequence[date], more: dict[str, str]) -> float:
-    """The seconds that the code says it took."""
+    """Run the code and return the seconds that it prints."""
     written = folder / "written"
     written.mkdir(exist_ok=True)
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(written)],
         input="\n".join(map(str, days)),
         env=environment(**more),
@@ -88,24 +88,24 @@ def _run(code: str, folder: Path, days: Sequence[date], more: dict[str, str]) ->
         check=True,
     )
     assert len(list(written.iterdir())) == len(days)
-    return float(ran.stdout)
+    return float(process.stdout)
 
 
 def load(home: Path, count: int) -> None:
-    """The source of the trivial job on so many dates."""
+    """Load the source of the trivial job with `count` dates."""
     warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
     days = days_of(count)
-    for begin in range(0, count, AT_ONCE):
+    for begin in range(0, count, DATES_PER_LOAD):
         frames = [
             pa.Table.from_pandas(rows_of(day), schema=arrow_schema(TYPES), preserve_index=False)
-            for day in days[begin : begin + AT_ONCE]
+            for day in days[begin : begin + DATES_PER_LOAD]
         ]
         warehouse.load(TableName.parse("bench.source"), "day", pa.concat_tables(frames))
 
 
 @contextmanager
 def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str, int], str]]:
-    """A broker and workers that are ready: the environment of commands, the workers' process ids, the broker's URL."""
+    """Start a broker and workers. Yields the environment of commands, the workers' process ids and the broker's URL."""
     with broker(folder) as url:
         env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_TASK_EVENTS="false")
         with workers(
@@ -115,7 +115,7 @@ def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str
 
 
 def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tuple[Measured, list[Measured]]:
-    """A run over loaded dates, from its start to its end; and what was measured beside it."""
+    """Measure a run over the loaded dates. Returns its measurement, and that of `status` during a long run."""
     days = days_of(count)
     arguments = ["--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
     with running(folder, home) as (env, pids, url):
@@ -129,9 +129,9 @@ def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tup
     ledger = open_ledger(Settings(home=home).ledger_url, create=False)  # pyright: ignore[reportCallIssue]
     run = ledger.runs.list_latest_runs(1)[0]
     assert run.state is RunState.SUCCEEDED
-    proven = ledger.checkpoints.list_checkpoints("trivial", days[0], days[-1])
-    assert len(proven) == count
-    first = min(one.checkpointed_at for one in proven.values()).timestamp() - began
+    checkpoints = ledger.checkpoints.list_checkpoints("trivial", days[0], days[-1])
+    assert len(checkpoints) == count
+    first = min(checkpoint.checkpointed_at for checkpoint in checkpoints.values()).timestamp() - began
     ledger.close()
     assert run.started_at is not None
     assert run.finished_at is not None
@@ -154,29 +154,29 @@ def checked_backfill(folder: Path, home: Path, count: int, per_task: str) -> tup
 
 
 def _status(env: dict[str, str], folder: Path, process: subprocess.Popen[bytes], count: int) -> Measured:
-    """How long `status` takes in the middle of the run: the slowest of three."""
-    found: list[float] = []
+    """Measure `status` during the run: the slowest of three calls."""
+    seconds: list[float] = []
     for _ in range(3):
         time.sleep(15)
         assert process.poll() is None
         began = time.perf_counter()
         subprocess.run([str(BACKFILL), "status"], env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        found.append(time.perf_counter() - began)
-    return Measured(name="status during a run", dates=count, dates_per_task=None, seconds=max(found))
+        seconds.append(time.perf_counter() - began)
+    return Measured(name="status during a run", dates=count, dates_per_task=None, seconds=max(seconds))
 
 
 def plan(folder: Path, home: Path, count: int) -> Measured:
     days = days_of(count)
     command = [str(BACKFILL), "plan", "--job", "trivial", "--start-date", str(days[0]), "--end-date", str(days[-1])]
     command += ["--reprocess", "all"]
-    found: list[float] = []
+    seconds: list[float] = []
     for _ in range(3):
         began = time.perf_counter()
         subprocess.run(command, env=environment(BACKFILL_HOME=str(home)), cwd=folder, check=True, capture_output=True)
-        found.append(time.perf_counter() - began)
-    return Measured(name="plan", dates=count, dates_per_task=None, seconds=sorted(found)[1])
+        seconds.append(time.perf_counter() - began)
+    return Measured(name="plan", dates=count, dates_per_task=None, seconds=sorted(seconds)[1])
 
 
 def _gate_seconds(log: Path) -> list[float]:
     events = re.findall(r"^\{.*\"window_gated\".*\}$", log.read_text(), re.MULTILINE)
-    return [json.loads(one)["seconds"] for one in events if json.loads(one)["outcome"] == "closed"]
+    return [event["seconds"] for event in map(json.loads, events) if event["outcome"] == "closed"]

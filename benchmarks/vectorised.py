@@ -1,4 +1,4 @@
-"""The job over every date of a warehouse in one process, all dates at once, with nothing checked or written down."""
+"""The job over all dates of a warehouse at once, in one process, without checks or ledger."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from gated_backfill.worker.dates.sources import check_sources, group_by_source, 
 def main(home: Path, target: Path) -> None:
     job = find_job(JOB)
     warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
-    every = DateRange(start=OLDEST, through=LAST_DATE).days()
-    calendar = read_calendar(warehouse, job, every)
-    days = [day for day in every if job.skip(day, calendar) is None]
+    all_days = DateRange(start=OLDEST, through=LAST_DATE).days()
+    calendar = read_calendar(warehouse, job, all_days)
+    days = [day for day in all_days if job.skip(day, calendar) is None]
     options = RunOptions.for_job(job, window=1, in_flight=1, fallback=None, forced_because=None)
     checks = {day: check for day, check in check_sources(warehouse, job, options, days).items() if check.expected}
     target.mkdir()
     for group in group_by_source(checks):
         rows = read_rows(warehouse, job, checks, group)
-        made = job.process(Batch(days=group, rows=rows, inputs=read_inputs(warehouse, job, group)))
-        table = to_arrow(made, job.target.columns, "the rows")
+        frame = job.process(Batch(days=group, rows=rows, inputs=read_inputs(warehouse, job, group)))
+        table = to_arrow(frame, job.target.columns, "the rows")
         order = [(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))]
         for day, of_day in split_by_day(table.sort_by(order), job.target.date_column, group).items():
             (target / f"{day}.parquet").write_bytes(parquet_bytes(of_day))

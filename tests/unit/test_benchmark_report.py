@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report import DOCUMENT, report, write_report
-from benchmarks.results import MACHINE, RESULTS, Measured, held_against, middle
+from benchmarks.results import MACHINE, RESULTS, Measured, compared_with, median
 
 MACHINE_OF_A_TEST = {
     "cpus": 2,
@@ -61,12 +61,12 @@ RECORDS = [
         "| checked backfill | 40,000 | 30 | 100.0 | 2.50 | 0.59 |  | 4.4 s | 3.2 s |",
         "| 40,000 dates | 30 | 290 | 200 | 221 | 2.5 | 0.46 |",
         "| ten seasons, backfill run | 1,650 | 30.00 | 1.50 x the single process |",
-        '    title "ms a date by number of dates: bare chord, checked backfill, 30 a task"',
+        '    title "ms per date by number of dates: bare chord, checked backfill, 30 per task"',
         "    line [2.5, 2.5]",
         '    x-axis ["1,000", "40,000"]',
     ],
 )
-def test_a_measurement_is_told_as_it_was(line: str) -> None:
+def test_a_measurement_is_shown_unchanged(line: str) -> None:
     assert line in report(RECORDS, MACHINE_OF_A_TEST).splitlines()
 
 
@@ -91,14 +91,14 @@ def run(name: str, seconds: float) -> Measured:
     return Measured(name=name, dates=100, dates_per_task=1, seconds=seconds)
 
 
-def test_a_backfill_is_held_against_the_chord_of_its_own_round_and_the_round_in_the_middle_counts() -> None:
+def test_a_backfill_is_compared_with_the_chord_of_its_own_round_and_the_round_in_the_middle_counts() -> None:
     chords = [run("bare chord", seconds) for seconds in (1.0, 4.0, 2.0)]
     runs = [run("checked backfill", seconds) for seconds in (2.0, 3.0, 5.0)]
-    found = middle([held_against(one, chord) for one, chord in zip(runs, chords, strict=True)]).record()
+    found = median([compared_with(one, chord) for one, chord in zip(runs, chords, strict=True)]).record()
     assert (found["seconds"], found["bare_chord_seconds"], found["ratio_to_bare_chord"]) == (2.0, 1.0, 2.0)
     assert (found["rounds"], found["lowest"], found["highest"]) == (3, 0.75, 2.5)
 
 
-def test_rounds_that_are_held_against_nothing_are_told_apart_by_their_seconds() -> None:
-    found = middle([run("bare chord", seconds) for seconds in (3.0, 1.0, 2.0)]).record()
+def test_rounds_without_a_chord_are_ordered_by_their_seconds() -> None:
+    found = median([run("bare chord", seconds) for seconds in (3.0, 1.0, 2.0)]).record()
     assert (found["seconds"], found["lowest"], found["highest"]) == (2.0, 1.0, 3.0)

@@ -1,4 +1,4 @@
-"""The trivial work that is measured: 200 rows to one Parquet file a date. The same rows for every contestant."""
+"""The trivial work: 200 rows in one Parquet file per date, the same rows for every contestant."""
 
 import io
 from datetime import date
@@ -14,12 +14,12 @@ TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64"}
 
 
 def rows_of(day: date) -> pd.DataFrame:
-    """The rows of one date."""
+    """Return the rows of one date."""
     return pd.DataFrame({"name": NAMES, "day": pd.Timestamp(day), "value": np.arange(ROWS) * 1.5 + day.day})
 
 
 def parquet_of(day: date) -> bytes:
-    """The trivial work, for those that do nothing else."""
+    """Return the rows of one date as a Parquet file."""
     sink = io.BytesIO()
     rows_of(day).to_parquet(sink, compression="snappy", index=False)
     return sink.getvalue()
@@ -32,7 +32,7 @@ def process(batch: Batch) -> pd.DataFrame:
 TRIVIAL = Job(
     name="trivial",
     version="1",
-    description="200 rows a date, as they are in the source",
+    description="200 rows per date, unchanged",
     target=Target(
         table="bench.target",
         date_column="day",
