@@ -10,14 +10,13 @@ from datetime import date, datetime, timedelta
 from gated_backfill.common.ledger.records import Alert, DateRow, NewAlert, Run
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState
 from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
-from gated_backfill.common.model.coverage import Fallback, Verdict, format_percent, reaches_ratio
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, Fallback, Verdict, format_percent, reaches_ratio
 from gated_backfill.common.model.dates import format_dates
 
 LOW_COVERAGE = 0.5
 FALLBACKS_A_WEEK = 2  #: more than so many are told
 BEAT_SILENT_AFTER = timedelta(minutes=10)
 DATES_NAMED = 5
-NAMES_A_DATE = 10
 NAMES_LENGTH = 180  #: of a date, together
 REASON_LENGTH = 120
 MESSAGE_LENGTH = 3500  #: chat services cut or refuse what is much longer
@@ -258,7 +257,7 @@ def _date_lines(row: DateRow) -> list[str]:
 def _fitting(names: Sequence[str]) -> list[str]:
     """As many of the names as a line holds, one at least."""
     kept = [truncate(names[0], NAMES_LENGTH)]
-    for name in names[1:NAMES_A_DATE]:
+    for name in names[1:MISSING_NAMES_SHOWN]:
         if len(", ".join([*kept, name])) > NAMES_LENGTH:
             break
         kept.append(name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.coverage import (
+    MISSING_NAMES_SHOWN,
     CoveragePolicy,
     DateExpectation,
     Verdict,
@@ -19,8 +20,6 @@ from gated_backfill.common.model.coverage import (
     reaches_ratio,
 )
 from gated_backfill.common.model.dates import format_dates
-
-NAMES_KEPT = 12  #: names of missing entities kept for one date
 
 
 class AuditFinding(Enum):
@@ -97,11 +96,11 @@ class AuditedDate:
             return f"run {self.observed.checkpoint.run_id}"
         return "not by a run" if self.observed.rows else "-"
 
-    def describe_missing(self, *, limit: int = NAMES_KEPT) -> str:
+    def describe_missing(self) -> str:
         """The number of missing entities and up to `limit` names; empty when no names are known."""
         if not self.missing:
             return ""
-        names = self.missing[:limit]
+        names = self.missing[:MISSING_NAMES_SHOWN]
         rest = f" and {self.missing_count - len(names)} more" if self.missing_count > len(names) else ""
         return f"missing {self.missing_count}: {', '.join(names)}{rest}"
 

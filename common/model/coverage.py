@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+MISSING_NAMES_SHOWN = 12  #: names of missing entities of one date, wherever some are shown
+MISSING_NAMES_STORED = 500  #: names of missing entities of one date in the ledger; their number is always exact
+
 
 class Verdict(Enum):
     """What the gate says of a date."""

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, RunProgress
-from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
 from gated_backfill.common.model.dates import DateRange, format_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
@@ -24,7 +24,6 @@ from gated_backfill.producer.context import CommandContext
 from gated_backfill.producer.planning.plan import Plan, PlanAction
 
 JOB = "player_composite_factors"
-NAMES_SHOWN = 4
 COUNT = "SELECT COUNT(*) AS n FROM published"
 
 
@@ -145,9 +144,8 @@ def print_replay(
 
 def _print_refused(console: Console, row: DateRow) -> None:
     missing = (row.expected or 0) - (row.matched or 0)
-    console.print(
-        f"              missing: {', '.join(row.missing[:NAMES_SHOWN])} and {max(missing - NAMES_SHOWN, 0)} more"
-    )
+    more = max(missing - MISSING_NAMES_SHOWN, 0)
+    console.print(f"              missing: {', '.join(row.missing[:MISSING_NAMES_SHOWN])} and {more} more")
     if row.staged_path:
         console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
 

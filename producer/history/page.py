@@ -26,6 +26,7 @@ from gated_backfill.common.history.figures import (
     wall_seconds,
 )
 from gated_backfill.common.ledger import DateRow
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
 from gated_backfill.producer.history.charts import (
     Axis,
     CalendarChart,
@@ -40,7 +41,6 @@ from gated_backfill.producer.history.report import HistoryReport, format_duratio
 
 MAX_RUNS_LISTED = 200
 MAX_DATES_TO_REVIEW = 25  #: dates listed as in need of a look, for each job
-NAMES_SHOWN = 6
 
 #: The mark of an outcome in its cell, and what the legend says of it: told apart also where colours are not.
 OUTCOME_MARKS: Mapping[str, tuple[str, str]] = {
@@ -274,8 +274,8 @@ def _details(one: LatestResult) -> list[Any]:
         row.reason or row.error or "",
         one.run.id,
         format_duration(row.seconds) if row.seconds is not None else "",
-        ", ".join(row.missing[:NAMES_SHOWN]),
-        max(lacking - NAMES_SHOWN, 0) if row.missing else 0,
+        ", ".join(row.missing[:MISSING_NAMES_SHOWN]),
+        max(lacking - MISSING_NAMES_SHOWN, 0) if row.missing else 0,
         one.results,
         row.attempt,
         _standing_before(one),

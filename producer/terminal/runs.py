@@ -13,13 +13,12 @@ from rich.table import Table
 
 from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
-from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
 WIDTH_WITHOUT_TERMINAL = 160  #: columns when the output is not a terminal
 MAX_UNGROUPED_DATES = 40  #: dates; beyond that, dates that are simply built are told together
-NAMES_SHOWN = 12
 
 RUN_STYLES = {
     RunState.SUCCEEDED: "bold green",
@@ -100,9 +99,9 @@ def _print_missing(console: Console, row: DateRow) -> None:
     count = (row.expected or 0) - (row.matched or 0)
     if not row.missing or count <= 0:
         return
-    more = f" and {count - NAMES_SHOWN} more (all with --json)" if count > NAMES_SHOWN else ""
+    more = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
     console.print(
-        f"              missing {count}: {escape(', '.join(row.missing[:NAMES_SHOWN]))}{more}", soft_wrap=True
+        f"              missing {count}: {escape(', '.join(row.missing[:MISSING_NAMES_SHOWN]))}{more}", soft_wrap=True
     )
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gated_backfill.common.audit.audit import newly_flagged
 from gated_backfill.common.audit.findings import (
-    NAMES_KEPT,
     AuditedDate,
     AuditFinding,
     AuditResult,
@@ -20,7 +19,7 @@ from gated_backfill.common.audit.findings import (
     describe_findings,
 )
 from gated_backfill.common.ledger import Checkpoint, NewAlert
-from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Verdict
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, CoveragePolicy, DateExpectation, Verdict
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
 
@@ -260,9 +259,9 @@ def test_what_is_flagged_is_not_fine_and_is_not_held(observed: DateObservation) 
 
 
 def test_names_tell_how_many_more_there_are() -> None:
-    names = tuple(f"p{n}" for n in range(NAMES_KEPT))
+    names = tuple(f"p{n}" for n in range(MISSING_NAMES_SHOWN))
     audited = replace(classify(observed_date(matched=1, rows=1), POLICY), missing=names)
-    assert audited.describe_missing(limit=2) == "missing 186: p0, p1 and 184 more"
+    assert audited.describe_missing() == f"missing 186: {', '.join(names)} and {186 - len(names)} more"
     assert replace(audited, missing=()).describe_missing() == ""
 
 

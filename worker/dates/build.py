@@ -15,7 +15,7 @@ from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns
 from gated_backfill.common.model.arrow_types import to_arrow
-from gated_backfill.common.model.coverage import Judgement, Verdict, judge_expectation
+from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
@@ -33,7 +33,6 @@ from gated_backfill.worker.dates.sources import (
 )
 from gated_backfill.worker.dependencies import Deps
 
-MAX_MISSING_NAMES = 500  #: kept in the ledger; the count is always kept
 RECENT_CLAIM_AGE = timedelta(seconds=0.1)  #: an order that came within it might as well have come a little later
 END_STATES = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
 
@@ -170,5 +169,5 @@ def _facts(check: SourceCheck) -> dict[str, Any]:
         "source": check.choice.label,
         "source_reason": check.choice.reason,
         "matched": len(check.covered_entities),
-        "missing": sorted(check.expected - check.covered_entities)[:MAX_MISSING_NAMES],
+        "missing": sorted(check.expected - check.covered_entities)[:MISSING_NAMES_STORED],
     }

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, DateExpectation, SourceChoice, choose_source
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.run_options import RunOptions
@@ -28,7 +28,6 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 log = structlog.get_logger()
 
 MAX_SINGLE_THREADED_ROWS = 20_000  #: rows that are not worth a thread a column
-MAX_LOGGED_NAMES = 10  #: names of missing entities in a log event
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -97,7 +96,7 @@ def _log(check: SourceCheck, day: date) -> None:
         coverage={name: round(n / count, 4) if count else None for name, n in check.present_counts.items()},
         chosen=check.choice.label,
         reason=check.choice.reason,
-        missing=missing[:MAX_LOGGED_NAMES],
+        missing=missing[:MISSING_NAMES_SHOWN],
         missing_count=len(missing),
     )
 

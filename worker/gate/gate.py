@@ -28,7 +28,7 @@ from gated_backfill.common.errors import (
 )
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.states import READY_FOR_GATE, UNFINISHED_DATES
-from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date
+from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Judgement, Recount, Verdict, judge_date
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.publication import PublishResult
 from gated_backfill.common.model.registry import find_job
@@ -39,7 +39,6 @@ from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
-from gated_backfill.worker.dates.build import MAX_MISSING_NAMES
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.recount import recount
 from gated_backfill.worker.post_run import schedule_post_run
@@ -236,7 +235,7 @@ def _noted(judged: _Judged) -> dict[date, dict[str, Any]]:
                 "expected": counted.expectation.expected,
                 "matched": counted.matched,
                 "rows": counted.rows,
-                "missing": list(counted.missing[:MAX_MISSING_NAMES]),
+                "missing": list(counted.missing[:MISSING_NAMES_STORED]),
             }
         return facts
 

@@ -21,7 +21,6 @@ from gated_backfill.common.process.clock import today
 from gated_backfill.worker.dependencies import Deps
 
 DATES_SHOWN = 15  #: dates listed in one alert
-NAMES_SHOWN = 5  #: missing entities named for a date
 
 log = structlog.get_logger()
 
@@ -153,6 +152,6 @@ def _date_line(audited: AuditedDate) -> str:
     if audited.observed.skip_reason is not None:
         return f"{audited.day} {audited.finding.value}: {audited.reason}"
     matched, expected = audited.observed.matched, audited.expected
-    names = audited.describe_missing(limit=NAMES_SHOWN)
+    names = audited.describe_missing()
     line = f"{audited.day} {audited.finding.value} {matched}/{expected} ({format_percent(matched, expected)})"
     return f"{line}, {names}" if names else line
