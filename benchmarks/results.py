@@ -77,7 +77,8 @@ def machine() -> dict[str, Any]:
 
 
 def write(measured: list[Measured]) -> None:
-    RESULTS.write_text(json.dumps([result.record() for result in measured], indent=1) + "\n")
+    records = ",\n".join(f" {json.dumps(result.record())}" for result in measured)  # a line each, to compare by
+    RESULTS.write_text(f"[\n{records}\n]\n")
     MACHINE.write_text(json.dumps(machine(), indent=1) + "\n")
 
 
