@@ -1,8 +1,8 @@
-"""Documents whose commands are run: what each prints is compared with what the document says it prints.
+"""Run the commands of a document, and compare their output with the output that the document shows.
 
-A block that begins with ```console holds commands (`$ ...`, continued by `> ...`) and, below each, what it prints;
-`...` stands for anything. Its commands run in order, with those of the document's other such blocks, in one shell in
-one folder. A command has to succeed unless its line ends in `# exit code N`.
+A block that begins with ```console holds commands (`$ ...`, continued by `> ...`), each followed by its output, in
+which `...` matches any text. All such blocks of a document run in order in one shell and folder. A command must succeed
+unless its line ends in `# exit code N`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,30 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 EXIT_CODE = re.compile(r"# exit code (\d+)$")
-PATIENCE_SECONDS = 400
+TIMEOUT_SECONDS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command of a document, and what it is said to print."""
+    """One command of a document with its documented output."""
 
     text: str
-    printed: str
+    output: str
     exit_code: int = 0
 
-    def is_told_truly(self, output: str) -> bool:
-        """Whether the output is what the document says; where it says nothing, anything is."""
-        if not self.printed:
-            return True
-        told = [re.escape(part) for part in re.split(r"\.\.\.", _squeezed(self.printed))]
-        return re.search(".*".join(told), _squeezed(output), re.DOTALL) is not None
+    def matches(self, output: str) -> bool:
+        """Whether the output contains the documented output. Without documented output, any output matches."""
+        parts = [re.escape(part) for part in _normalize_spaces(self.output).split("...")]
+        return re.search(".*".join(parts), _normalize_spaces(output), re.DOTALL) is not None
 
 
-def _squeezed(text: str) -> str:
-    """The text without what depends on the width of a terminal."""
+def _normalize_spaces(text: str) -> str:
+    """Remove what depends on the width of a terminal."""
     return re.sub(r"[ \t]+", " ", "\n".join(line.strip() for line in text.strip().splitlines()))
 
 
 def commands_of(document: str) -> list[Command]:
-    """The commands of a document in their order."""
+    """List the commands of a document in order."""
     return [command for block in CONSOLE.findall(document) for command in _commands(block)]
 
 
@@ -54,11 +52,11 @@ def _commands(block: str) -> Iterator[Command]:
         while rest and rest[0].startswith("> "):
             first += "\n" + rest.pop(0)[2:]
         code = EXIT_CODE.search(first)
-        yield Command(text=first, printed="\n".join(rest), exit_code=int(code[1]) if code else 0)
+        yield Command(text=first, output="\n".join(rest), exit_code=int(code[1]) if code else 0)
 
 
 def run_document(document: str, folder: Path, environment: Mapping[str, str]) -> list[str]:
-    """Run the document's commands; returns what is not as it says, each with what was printed instead."""
+    """Run the document's commands. Returns a message for each command that differs, with its actual output."""
     commands = commands_of(document)
     results = Path(tempfile.mkdtemp(prefix="results-", dir=folder.parent))
     folder.mkdir(exist_ok=True)
@@ -66,7 +64,7 @@ def run_document(document: str, folder: Path, environment: Mapping[str, str]) ->
         f"{{ {command.text}\n}} > {results}/{n}.out 2>&1 < /dev/null; echo $? > {results}/{n}.code"
         for n, command in enumerate(commands)
     )
-    ran = subprocess.run(
+    process = subprocess.run(
         ["/bin/bash"],
         input=script,
         text=True,
@@ -78,20 +76,20 @@ def run_document(document: str, folder: Path, environment: Mapping[str, str]) ->
             "COLUMNS": "160",
             **environment,
         },
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    return [wrong for n, command in enumerate(commands) if (wrong := _wrong(command, results, n))]
+    assert process.returncode == 0, process.stderr
+    return [problem for n, command in enumerate(commands) if (problem := _problem(command, results, n))]
 
 
-def _wrong(command: Command, results: Path, number: int) -> str | None:
+def _problem(command: Command, results: Path, number: int) -> str | None:
     code = results / f"{number}.code"
     if not code.exists():
         return f"$ {command.text}\nwas not reached"
-    printed = (results / f"{number}.out").read_text(encoding="utf-8")
+    output = (results / f"{number}.out").read_text(encoding="utf-8")
     if int(code.read_text()) != command.exit_code:
-        return f"$ {command.text}\nended with exit code {code.read_text().strip()}\n{printed}"
-    if not command.is_told_truly(printed):
-        return f"$ {command.text}\nprinted\n{printed}\nwhere the document says\n{command.printed}"
+        return f"$ {command.text}\nended with exit code {code.read_text().strip()}\n{output}"
+    if not command.matches(output):
+        return f"$ {command.text}\nprinted\n{output}\nbut the document says\n{command.output}"
     return None

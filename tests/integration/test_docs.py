@@ -1,7 +1,8 @@
-"""Every command in the documents is run, and prints what they say."""
+"""The documents: their commands run and print what they show; their links, paths and log events exist."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,21 +19,22 @@ from tests.lab import Lab, players
 from tests.shop import readme_block, write_shop_tables
 
 DOCS = ROOT / "docs"
+LEVELS = {"exception": "error"} | {name: name for name in ("debug", "info", "warning", "error", "critical")}
 
 
-def require_true(name: str, folder: Path, replaced: Mapping[str, str] | None = None) -> None:
-    """Fails with all that the document says and is not so."""
+def check_document(name: str, folder: Path, replacements: Mapping[str, str] | None = None) -> None:
+    """Run the document's commands, and fail with every difference from its text."""
     document = (DOCS / name).read_text(encoding="utf-8")
-    for what, by in (replaced or {}).items():
-        assert what in document
-        document = document.replace(what, by)
-    if wrong := run_document(document, folder, {}):
-        pytest.fail("\n\n".join(wrong), pytrace=False)
+    for old, new in (replacements or {}).items():
+        assert old in document
+        document = document.replace(old, new)
+    if problems := run_document(document, folder, {}):
+        pytest.fail("\n\n".join(problems), pytrace=False)
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """A folder with the README's job as a package, and its tables as files."""
+    """A folder with the README's job as a package, and its tables as CSV files."""
     folder = tmp_path / "work"
     (folder / "shop").mkdir(parents=True)
     (folder / "shop" / "shop_jobs.py").write_text(readme_block("job", "python"))
@@ -45,12 +47,12 @@ def shop(tmp_path: Path) -> Path:
 
 
 def test_the_job_authors_guide(shop: Path) -> None:
-    require_true("jobs.md", shop)
+    check_document("jobs.md", shop)
 
 
 @pytest.fixture(scope="session")
 def season(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `backfill demo` was run."""
+    """A folder in which `backfill demo` has run."""
     folder = tmp_path_factory.mktemp("demo") / "work"
     assert run_document("```console\n$ backfill demo\n```", folder, {}) == []
     return folder
@@ -58,28 +60,28 @@ def season(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(season: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it, in which nothing is up at the end, whatever became of the test."""
+    """A copy of `season`; a stack that the test started is stopped at the end."""
     folder = Path(shutil.copytree(season, tmp_path / "work"))
     yield folder
     run_document("```console\n$ backfill down\n```", folder, {})
 
 
 def test_the_integration_guide(tmp_path: Path) -> None:
-    require_true("integration.md", tmp_path / "work")
+    check_document("integration.md", tmp_path / "work")
 
 
 def test_the_quick_reference(work: Path) -> None:
-    require_true("quick-reference.md", work)
+    check_document("quick-reference.md", work)
 
 
 def test_the_operations_guide(work: Path) -> None:
-    require_true("operations.md", work)
+    check_document("operations.md", work)
 
 
 def test_the_deployment_runbook(work: Path, tmp_path: Path) -> None:
     with valkey(tmp_path / "broker") as server:
         broker = {"redis://:PASSWORD@127.0.0.1:6379/0": f"redis://127.0.0.1:{server.port}/0"}
-        require_true("deployment.md", work, broker)
+        check_document("deployment.md", work, broker)
 
 
 def test_bigquery(bigquery_lab: Lab, emulator: Emulator, tmp_path: Path) -> None:
@@ -87,10 +89,10 @@ def test_bigquery(bigquery_lab: Lab, emulator: Emulator, tmp_path: Path) -> None
         bigquery_lab.summary(day, names)
         bigquery_lab.upcoming(day, names)
     places = {"bigquery://my-project?location=US": emulator.url, "gs://my-bucket/backfill": str(tmp_path / "staging")}
-    require_true("bigquery.md", tmp_path / "work", places)
+    check_document("bigquery.md", tmp_path / "work", places)
 
 
-def test_what_the_runbook_does_with_compose_is_there_to_be_done() -> None:
+def test_the_services_and_commands_of_the_runbook_exist() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     lines = re.findall(r"^docker compose (.*)$", (DOCS / "deployment.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) > 8
@@ -110,7 +112,7 @@ def helped_commands() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("document", "wrong"),
+    ("document", "problems"),
     [
         ("```console\n$ echo one two\none ...\n```", 0),
         ("```console\n$ echo one\ntwo\n```", 1),
@@ -122,11 +124,58 @@ def helped_commands() -> set[str]:
         ("no commands", 0),
     ],
 )
-def test_a_document_that_says_what_is_not_so_is_found_out(document: str, wrong: int, tmp_path: Path) -> None:
-    assert len(run_document(document, tmp_path / "work", {})) == wrong
+def test_differences_from_a_document_are_reported(document: str, problems: int, tmp_path: Path) -> None:
+    assert len(run_document(document, tmp_path / "work", {})) == problems
 
 
-def test_every_document_is_run_here() -> None:
-    run_by_a_test = set(re.findall(r'require_true\("([a-z-]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
-    with_commands = {found.name for found in DOCS.glob("*.md") if commands_of(found.read_text(encoding="utf-8"))}
-    assert with_commands == run_by_a_test
+def test_every_document_with_commands_is_run_here() -> None:
+    tested = set(re.findall(r'check_document\("([a-z-]+\.md)"', Path(__file__).read_text(encoding="utf-8")))
+    with_commands = {path.name for path in DOCS.glob("*.md") if commands_of(path.read_text(encoding="utf-8"))}
+    assert with_commands == tested
+
+
+@pytest.mark.parametrize("document", [*DOCS.glob("*.md"), *ROOT.glob("*.md")], ids=lambda path: path.name)
+def test_every_relative_link_leads_to_a_file_and_heading(document: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), link
+        headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", text).replace(" ", "-").lower() for text in headings}, (
+            link
+        )
+
+
+def test_every_path_in_contributing_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:common|producer|worker|tests|gated_backfill)/[\w./-]*)`", text)
+
+    assert len(paths) > 25
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def logged_events() -> Iterator[tuple[str, str]]:
+    """Each log event of the code with its level."""
+    for path in (path for folder in ("common", "producer", "worker") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            logger, level = ast.unparse(node.func.value), node.func.attr
+            if logger not in ("log", "structlog.get_logger()") or level not in LEVELS:
+                continue
+            event = node.args[0]
+            names = [event.body, event.orelse] if isinstance(event, ast.IfExp) else [event]
+            for name in names:
+                assert isinstance(name, ast.Constant), f"{path}:{node.lineno} logs an event that is not a constant"
+                yield str(name.value), LEVELS[level]
+
+
+def test_the_operations_guide_lists_every_log_event_with_its_levels() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8").partition("\n## Log events\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| .+ \| .+ \|$", text, re.MULTILINE)
+    by_event: dict[str, set[str]] = {}
+    for event, level in logged_events():
+        by_event.setdefault(event, set()).add(level)
+
+    assert {event: set(levels.split(", ")) for event, levels in rows} == by_event
+    assert [event for event, _ in rows] == sorted(by_event)
