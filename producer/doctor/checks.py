@@ -35,8 +35,8 @@ from gated_backfill.common.process.clock import ClockReading, read_clock
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import open_staging
 from gated_backfill.common.warehouse import open_warehouse
-from gated_backfill.common.warehouse.coverage_queries import TableRequirement, table_requirements
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
+from gated_backfill.common.warehouse.table_checks import TableRequirement, table_requirements
 from gated_backfill.producer.tables.create import blocking_differences
 
 PACKAGE = "gated-backfill"

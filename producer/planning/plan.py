@@ -35,14 +35,13 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.coverage_queries import (
-    MissingTables,
-    check_tables,
     expectation_scan,
     read_calendar,
     read_entities,
     source_entities,
 )
 from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
 from gated_backfill.producer.planning.range_counts import count_range
 from gated_backfill.producer.planning.reprocess import Reprocess
 
