@@ -1,4 +1,4 @@
-"""Copies of dates that are kept before their rows are removed."""
+"""Backups of dates whose rows a cleanup deletes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """A copy of some dates of a table, by the id of the operation that made it."""
+    """A copy of some dates of a table, identified by the operation that made it."""
 
     id: str
     table: TableName
@@ -29,5 +29,5 @@ class Backup:
 class BackupDate:
     """One date of a backup."""
 
-    fingerprint: str  #: of its rows, as `Warehouse.fingerprints` gives it for the table
+    fingerprint: str  #: of its rows, as by `Warehouse.fingerprints`
     rows: int

@@ -1,4 +1,4 @@
-"""What a warehouse promises of backups: rows of a table that are copied aside before they are deleted."""
+"""The part of the warehouse protocol for backups: copies of rows, made before the rows are deleted."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ class Backups(Protocol):
     """A part of `Warehouse`."""
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
-        """The number of rows of each date in the range that has some; none of a table that does not exist.
+        """Count the rows of each date in the range that has rows; none for a table that does not exist.
 
-        Raises `SchemaMismatch` when another column dates the table.
+        Raises `SchemaMismatch` for a table with another date column.
         """
         ...
 
     def backup_location(self, backup: Backup) -> str:
-        """Where the backup is kept, for people to read."""
+        """Return the path or table of the backup, for messages."""
         ...
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
-        """Copy the rows of the days aside, all or none, to be kept at least until then. May be repeated."""
+        """Copy the rows of the days, all or none, and keep them at least until that time. May be repeated."""
         ...
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
-        """What the backup holds, found out by reading it. Raises `NothingKept` when it is gone or damaged.
+        """Read and verify the backup's dates. Raises `NothingKept` when it is gone or damaged.
 
-        With `intact_only`, dates that are seen to be damaged are left out instead.
+        With `intact_only`, damaged dates are left out instead.
         """
         ...
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
-        """Delete the rows of the dates, each date only while the backup and the table hold exactly the kept rows.
+        """Delete the rows of each date whose rows, in table and backup, are exactly those in `kept`.
 
-        A date that was written since is left alone. Repeating it, also after a death in the middle, completes it.
+        A date written since then stays as it is. A repeated call completes an interrupted one.
         """
         ...
 
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
-        """Put the kept rows back; returns the dates that hold them now. Repeating it changes nothing.
+        """Restore the kept rows; return the dates that hold them now. Restoring again changes nothing.
 
-        Raises `DatesWritten`, and changes nothing, when a date holds other rows by now, unless such are to be left
-        alone; `NothingKept` when the backup is gone or damaged. A date that is written to while it is at work may
-        end with those rows besides the kept ones or instead of them, which raises `DatesWritten`, too.
+        Raises `DatesWritten`, and changes nothing, when a date holds other rows by now, unless `leave_written` skips
+        such dates; `NothingKept` when the backup is gone or damaged. A date written during the restore may end with
+        the new rows in addition to the kept ones or without them, which raises `DatesWritten` as well.
         """
         ...
 
     def drop_backup(self, backup: Backup) -> None:
-        """Remove the backup, if it is there."""
+        """Delete the backup, if it exists."""
         ...
 
 
@@ -70,7 +70,7 @@ def changed_dates_error(backup: Backup, written: Collection[date]) -> RestoreCon
 
 def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflict:
     return RestoreConflict(
-        f"{len(mixed)} date(s) were written to meanwhile and hold rows besides the restored ones, or instead of them: "
+        f"{len(mixed)} date(s) were written during the restore and hold other rows: "
         f"{format_dates(mixed)}; the others are restored",
         table=str(backup.table),
     )

@@ -1,4 +1,4 @@
-"""Counting, by day, how many of those who are wanted are held: by one query, or here by reading."""
+"""Counts of expected and present entities by day: by one query, or from the rows."""
 
 from __future__ import annotations
 
@@ -18,128 +18,127 @@ from gated_backfill.common.model.dates import chunk_dates, consecutive_ranges
 from gated_backfill.common.process.forked_work import map_in_forks, usable_processes
 from gated_backfill.common.warehouse.protocol import EntityCounts, Scan
 
-DAYS_AT_ONCE = 200  #: that are read together: the memory that counting takes does not grow with the days
-MANY_DAYS = 1000  #: for fewer, a second process is not worth its start
+DAYS_PER_READ = 200  #: bounds the memory of counting
+MIN_DAYS_TO_FORK = 1000  #: below, starting a second process takes longer than it saves
 
 SELECT = "SELECT $columns FROM $tables GROUP BY w.day"
-WANTED = "(SELECT DISTINCT day, entity FROM truth WHERE entity IS NOT NULL) AS w"
-JOINED = "(SELECT DISTINCT day, entity FROM source$) AS s$ ON s$.day = w.day AND s$.entity = w.entity"
-EITHER = "COUNT(COALESCE($entities)) AS found$"
+EXPECTED = "(SELECT DISTINCT day, entity FROM expectation WHERE entity IS NOT NULL) AS w"
+SOURCE_JOIN = "(SELECT DISTINCT day, entity FROM source$) AS s$ ON s$.day = w.day AND s$.entity = w.entity"
+PRESENT_IN_ANY = "COUNT(COALESCE($entities)) AS found$"
 
-Read = Callable[[Scan], pa.Table]
-Sources = Mapping[str, Scan]
-HeldBy = Collection[tuple[str, ...]]
+ReadScan = Callable[[Scan], pa.Table]
+SourceScans = Mapping[str, Scan]
+SourceGroups = Collection[tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountQuery:
-    """One query that counts, and the scans it is over: `truth`, and a `source` for each other table."""
+    """A counting query with its scans: `expectation`, and `source_`, `source__`... in the order of the sources."""
 
     sql: LiteralString
     scans: Mapping[str, Scan]
-    columns: Mapping[tuple[str, ...], str]  #: of the result, beside `expected`: by the sources of which one will do
+    columns: Mapping[tuple[str, ...], str]  #: of the result, in addition to `expected`: by group of sources
 
 
-def count_query(wanted: Scan, sources: Sources, held_by: HeldBy) -> CountQuery:
-    """The query by which `Warehouse.count` is answered. Its text is put together of ours alone.
+def count_query(expected: Scan, sources: SourceScans, groups: SourceGroups) -> CountQuery:
+    """Build the query of `Warehouse.count_entities`, from literal text only.
 
-    The names of a source's table and of a column end in a tail of its own: a number is no text of ours.
+    Names of source tables and columns end in underscores, as many as their number: a formatted number is no literal.
     """
-    tails: dict[str, LiteralString] = {name: "_" * n for n, name in enumerate(sources, 1)}
+    suffixes: dict[str, LiteralString] = {name: "_" * n for n, name in enumerate(sources, 1)}
     columns: list[LiteralString] = ["w.day AS day", "COUNT(*) AS expected"]
-    found: dict[tuple[str, ...], str] = {}
-    for n, names in enumerate(held_by, 1):
-        tail: LiteralString = "_" * n
-        entities: LiteralString = ", ".join([f"s{tails[name]}.entity" for name in names])
-        columns.append(EITHER.replace("$entities", entities).replace("$", tail))
-        found[names] = f"found{tail}"
-    tables: list[LiteralString] = [WANTED, *(JOINED.replace("$", tail) for tail in tails.values())]
+    column_by_group: dict[tuple[str, ...], str] = {}
+    for n, names in enumerate(groups, 1):
+        suffix: LiteralString = "_" * n
+        entities: LiteralString = ", ".join([f"s{suffixes[name]}.entity" for name in names])
+        columns.append(PRESENT_IN_ANY.replace("$entities", entities).replace("$", suffix))
+        column_by_group[names] = f"found{suffix}"
+    tables: list[LiteralString] = [EXPECTED, *(SOURCE_JOIN.replace("$", suffix) for suffix in suffixes.values())]
     sql = SELECT.replace("$columns", ", ".join(columns)).replace("$tables", " LEFT JOIN ".join(tables))
-    scans = {"truth": wanted, **{f"source{tails[name]}": scan for name, scan in sources.items()}}
-    return CountQuery(sql=sql, scans=scans, columns=found)
+    scans = {"expectation": expected, **{f"source{suffixes[name]}": scan for name, scan in sources.items()}}
+    return CountQuery(sql=sql, scans=scans, columns=column_by_group)
 
 
-def parse_counts(asked: CountQuery, rows: pa.Table) -> EntityCounts:
-    """What the query's result says."""
-    found = rows.to_pylist()
+def parse_counts(query: CountQuery, result: pa.Table) -> EntityCounts:
+    """Read the counts from the query's result."""
+    rows = result.to_pylist()
 
     def by_day(column: str) -> dict[date, int]:
-        return {row["day"]: row[column] for row in found if row[column]}
+        return {row["day"]: row[column] for row in rows if row[column]}
 
     return EntityCounts(
-        expected=by_day("expected"), present={names: by_day(column) for names, column in asked.columns.items()}
+        expected=by_day("expected"), present={names: by_day(column) for names, column in query.columns.items()}
     )
 
 
-def count_by_reading(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy) -> EntityCounts:
-    """The answer to `Warehouse.count` from the rows themselves, some days at a time."""
-    days = [day for one in wanted.dates for day in one.days()]
-    processes = usable_processes() if len(days) >= MANY_DAYS else 1
-    parts = map_in_forks(partial(_count, read, wanted, sources, held_by), chunk_dates(days, DAYS_AT_ONCE), processes)
+def count_by_reading(read: ReadScan, expected: Scan, sources: SourceScans, groups: SourceGroups) -> EntityCounts:
+    """Count as `Warehouse.count_entities` does, from the rows, a limited number of days at a time."""
+    days = [day for span in expected.dates for day in span.days()]
+    processes = usable_processes() if len(days) >= MIN_DAYS_TO_FORK else 1
+    parts = map_in_forks(partial(_count, read, expected, sources, groups), chunk_dates(days, DAYS_PER_READ), processes)
     return EntityCounts(
-        expected=_together(one.expected for one in parts),
-        present={names: _together(one.present[names] for one in parts) for names in held_by},
+        expected=_merged(part.expected for part in parts),
+        present={names: _merged(part.present[names] for part in parts) for names in groups},
     )
 
 
-def _count(read: Read, wanted: Scan, sources: Sources, held_by: HeldBy, days: Sequence[date]) -> EntityCounts:
+def _count(
+    read: ReadScan, expected: Scan, sources: SourceScans, groups: SourceGroups, days: Sequence[date]
+) -> EntityCounts:
     def rows(scan: Scan) -> pa.Table:
-        return day_entity_rows(
-            read(replace(scan, dates=tuple(consecutive_ranges(days)))), "day", "entity", table=str(scan.table)
-        )
+        of_days = replace(scan, dates=tuple(consecutive_ranges(days)))
+        return day_entity_rows(read(of_days), "day", "entity", table=str(scan.table))
 
-    truth = rows(wanted)
-    known: Any = pc.unique(truth["entity"])
-    keys = _keys(truth, known)
-    there = {name: _keys(rows(scan), known) for name, scan in sources.items()}
+    expectation = rows(expected)
+    entities: Any = pc.unique(expectation["entity"])
+    keys = _keys(expectation, entities)
+    source_keys = {name: _keys(rows(scan), entities) for name, scan in sources.items()}
 
-    def of(names: Iterable[str]) -> npt.NDArray[np.int64]:
-        return keys[np.isin(keys, np.concatenate([there[name] for name in names]))]
+    def present(names: Iterable[str]) -> npt.NDArray[np.int64]:
+        return keys[np.isin(keys, np.concatenate([source_keys[name] for name in names]))]
 
     return EntityCounts(
-        expected=_by_day(keys, len(known)), present={names: _by_day(of(names), len(known)) for names in held_by}
+        expected=_by_day(keys, len(entities)),
+        present={names: _by_day(present(names), len(entities)) for names in groups},
     )
 
 
-def _keys(rows: pa.Table, names: Any) -> npt.NDArray[np.int64]:
-    """Each day with each of the names that it has, once, as a number: in order, and without other names."""
-    places = pc.index_in(rows["entity"], value_set=names)
-    known = pa.Table.from_arrays([rows["day"].cast(pa.int32()), places], names=["day", "place"]).drop_null()
-    days = known["day"].to_numpy().astype(np.int64)
-    return _once(days * len(names) + known["place"].to_numpy())
+def _keys(rows: pa.Table, entities: Any) -> npt.NDArray[np.int64]:
+    """Number each distinct pair of day and entity, ascending, without other entities."""
+    positions = pc.index_in(rows["entity"], value_set=entities)
+    pairs = pa.Table.from_arrays([rows["day"].cast(pa.int32()), positions], names=["day", "position"]).drop_null()
+    days = pairs["day"].to_numpy().astype(np.int64)
+    return _distinct(days * len(entities) + pairs["position"].to_numpy())
 
 
-def _once(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Each key once, in order. They nearly are: numpy's own `unique` would make a hash table of them first."""
+def _distinct(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sort and deduplicate the keys. Most are sorted already, which numpy's `unique` does not make use of."""
     if np.all(np.diff(keys) > 0):
         return keys
     ordered = np.sort(keys)
     return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
 
 
-def _by_day(keys: npt.NDArray[np.int64], names: int) -> dict[date, int]:
+def _by_day(keys: npt.NDArray[np.int64], entities: int) -> dict[date, int]:
     if not len(keys):
         return {}
-    days = keys // names  # in order, as the keys are
+    days = keys // entities  # ascending, like the keys
     starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1))
     counts = np.diff(starts, append=len(days))
     return dict(zip(days[starts].astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
 
 
-def _together(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
-    found: dict[date, int] = {}
-    for one in parts:
-        found |= one
-    return found
+def _merged(parts: Iterable[Mapping[date, int]]) -> dict[date, int]:
+    return {day: count for part in parts for day, count in part.items()}
 
 
 def day_entity_rows(rows: pa.Table, day: str, entity: str, *, table: str | None = None) -> pa.Table:
-    """Who is there when: columns `day` and `entity`, as text, without nulls.
+    """Reduce the rows to the columns `day` and `entity`, as text, without nulls.
 
-    Raises `SchemaMismatch` where that can't be told.
+    Raises `SchemaMismatch` for columns that cannot be read as a date and as text.
     """
     try:
         columns = [rows[day].cast(pa.date32()), rows[entity].cast(pa.string())]
     except pa.ArrowException as exc:
-        raise SchemaMismatch(f"who is when can't be told by {day} and {entity}: {exc}", table=table) from exc
+        raise SchemaMismatch(f"cannot read {day} as a date and {entity} as text: {exc}", table=table) from exc
     return pa.Table.from_arrays(columns, names=["day", "entity"]).drop_null()

@@ -1,4 +1,4 @@
-"""What a warehouse promises: the sentences that every implementation's tests hold it to."""
+"""The protocol of a warehouse; the contract tests check every implementation against it."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TableInfo:
-    """A table as it is: its columns with their types as the warehouse names them, and what partitions it."""
+    """A table as the warehouse describes it: columns with their types, and the partitioning column."""
 
     table: TableName
     columns: Mapping[str, str]
     partitioned_by: str | None
-    expires_after_days: int | None = None  #: partitions older than so many days vanish by themselves
+    expires_after_days: int | None = None  #: the warehouse drops partitions older than this
 
     def check_columns(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> None:
-        """Raises `SchemaMismatch` unless it is dated by that column and has these columns.
+        """Check the date column and the columns, with their types if given. Raises `SchemaMismatch`.
 
-        A table without partitions will do where the warehouse has such; one partitioned by another column will not.
+        A table without partitions passes; one partitioned by another column does not.
         """
-        if found := self.column_mismatches(date_column, columns):
-            raise SchemaMismatch("; ".join(found), table=str(self.table))
+        if mismatches := self.column_mismatches(date_column, columns):
+            raise SchemaMismatch("; ".join(mismatches), table=str(self.table))
 
     def column_mismatches(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> list[str]:
-        """Everything that `require` objects to, each as the end of a sentence about the table."""
+        """List what `check_columns` raises, each difference worded as the end of a sentence about the table."""
         unpartitioned = self.partitioned_by is None and self.columns.get(date_column) == "DATE"
         if self.partitioned_by != date_column and not unpartitioned:
             return [
                 f"has no date column {date_column}: it is partitioned by {self.partitioned_by or 'nothing'}; "
                 f"its columns are {', '.join(self.columns)}"
             ]
-        lacking = dict.fromkeys(name for name in (date_column, *columns) if name not in self.columns)
-        found = [f"lacks the column(s) {', '.join(lacking)}"] if lacking else []
+        missing = dict.fromkeys(name for name in (date_column, *columns) if name not in self.columns)
+        mismatches = [f"lacks the column(s) {', '.join(missing)}"] if missing else []
         types = columns if isinstance(columns, Mapping) else {}
         wrong = [name for name, kind in types.items() if self.columns.get(name, kind) != kind]
-        return found + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
+        return mismatches + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
 
 
-def check_same_columns(known: TableInfo | None, date_column: str, given: Mapping[str, str]) -> None:
-    """Raises `SchemaMismatch` unless rows with these columns may be written to the table, or it does not exist."""
-    if known is None:
+def check_same_columns(info: TableInfo | None, date_column: str, columns: Mapping[str, str]) -> None:
+    """Check that rows with these columns can be written to the table, if it exists. Raises `SchemaMismatch`."""
+    if info is None:
         return
-    known.check_columns(date_column)
-    if dict(given) != dict(known.columns):
-        differing = sorted(set(given.items()) ^ set(known.columns.items()))
+    info.check_columns(date_column)
+    if dict(columns) != dict(info.columns):
+        differing = sorted(set(columns.items()) ^ set(info.columns.items()))
         raise SchemaMismatch(
             f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
-            table=str(known.table),
+            table=str(info.table),
         )
 
 
 def check_dated(table: TableName, date_column: str, rows: pa.Table) -> None:
-    """Raises `SchemaMismatch` unless every row to load into the table has a date."""
+    """Check that every row to load into the table has a date. Raises `SchemaMismatch`."""
     validate_identifier(date_column, "column name")
     if date_column not in rows.column_names or rows[date_column].null_count:
         raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
@@ -71,9 +71,9 @@ def check_dated(table: TableName, date_column: str, rows: pa.Table) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """The rows of a table on some dates: the only way a query sees a table, so it is always pruned.
+    """The rows of a table on some dates. Queries read tables through scans only, so partitions are always pruned.
 
-    `columns` maps the names that the query uses to the table's own; None keeps all as they are.
+    `columns` maps the names used in the query to the table's columns; None keeps all of them as they are.
     """
 
     table: TableName
@@ -84,7 +84,7 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class StagedScan:
-    """The rows of staged files, seen by a query as one table."""
+    """The rows of staged files, as one table of a query."""
 
     files: tuple[StagedFile, ...]
     columns: Mapping[str, str] | None = None
@@ -92,7 +92,7 @@ class StagedScan:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedPartition:
-    """What a run did to one date: the partition's fingerprints before its first publication and after its last."""
+    """The fingerprints of a partition before the run's first publication of it, and after the last."""
 
     before: str
     published: str
@@ -100,10 +100,10 @@ class ReplacedPartition:
 
 @dataclass(frozen=True, kw_only=True)
 class EntityCounts:
-    """Numbers of entities by day; a day without any is not among them."""
+    """Numbers of distinct entities by day, without days that have none."""
 
     expected: Mapping[date, int]
-    present: Mapping[tuple[str, ...], Mapping[date, int]]  #: of those that are wanted: what any of these sources has
+    present: Mapping[tuple[str, ...], Mapping[date, int]]  #: of the expected: by group, found in any source
 
 
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
@@ -113,7 +113,7 @@ class Warehouse(Backups, Protocol):
     """Tables with one partition per date."""
 
     def describe(self, table: TableName) -> TableInfo | None:
-        """The table, or None when it does not exist."""
+        """Describe the table; None when it does not exist."""
         ...
 
     def query(
@@ -123,45 +123,44 @@ class Warehouse(Backups, Protocol):
         scans: Mapping[str, Scan | StagedScan],
         params: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        """The result of one GoogleSQL statement whose tables are the names of `scans`.
+        """Run one GoogleSQL query whose tables are the names of `scans`, with bound parameters.
 
-        Values are bound, never formatted in. Raises `TableNotFound`, `SchemaMismatch` or `QueryFailed` (do not
-        repeat), `WarehouseUnavailable` (repeat).
+        Raises `TableNotFound`, `SchemaMismatch` or `QueryFailed` (permanent), `WarehouseUnavailable` (transient).
         """
         ...
 
     def count_entities(
-        self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]
+        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        """How many entities are wanted, and how many of those any of the named sources has, by day.
+        """Count, by day, the expected entities, and how many of them at least one source of each group has.
 
-        All scans are of the same dates, and have the columns `day` and `entity`. An entity counts once on a day; one
-        that is NULL is none. Each scan is read once. Raises as `query` does.
+        All scans cover the same dates and have the columns `day` and `entity`. Entities are distinct and not NULL.
+        Each scan is read once. Raises like `query`.
         """
         ...
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
-        """The rows of the scan, in no order: what `SELECT *` over it gives, for less. Raises as `query` does.
+        """Read the rows of the scan, unordered, cheaper than a `SELECT *` over it. Raises like `query`.
 
-        `once`: nothing else of these dates will be asked for, so nothing more than this need be read.
+        `once` says that no other read of these dates follows, so nothing is cached.
         """
         ...
 
     def estimate_bytes(self, scan: Scan) -> int | None:
-        """The bytes that are billed for reading the scan, found out without reading it; None where it is free."""
+        """Return the bytes billed for reading the scan, without reading it; None when reads are free."""
         ...
 
     def fingerprints(
         self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
     ) -> dict[date, str]:
-        """For each day, a value that changes whenever the partition's rows do, and only then; `ABSENT` without any.
+        """Return, for each day, a value that changes exactly when the partition's rows do; `ABSENT` without rows.
 
-        With `columns`, a warehouse that pays for what it reads looks at those only.
+        With `columns`, a warehouse that bills by bytes reads these columns only.
         """
         ...
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
-        """The days whose partitions hold exactly the rows that were published from a file of that checksum."""
+        """Return the days whose partitions hold exactly the rows published from the file with that checksum."""
         ...
 
     def publish(
@@ -173,67 +172,67 @@ class Warehouse(Backups, Protocol):
         fingerprints_when_staged: Mapping[date, str],
         publication: str,
     ) -> PublishResult:
-        """Replace the partitions of the files' dates, each wholly or not at all.
+        """Replace the partitions of the files' dates, each completely or not at all.
 
-        Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint is not the one
-        in `unchanged_since` is left alone and reported, unless it already holds the staged rows: so publishing
-        twice changes nothing the second time. `publication` is RUN/WINDOW; what the run's first publication of a
-        date replaces is kept for `restore`. Raises `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
+        Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint differs from
+        `fingerprints_when_staged` stays as it is and is reported, unless it already holds the staged rows: publishing
+        again changes nothing. `publication` is RUN/WINDOW; the rows that the run's first publication of a date
+        replaces are kept for `restore`. Raises `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
         """
         ...
 
     def replaced_partitions(
         self, target: TableName, date_column: str, run: str, days: Collection[date]
     ) -> dict[date, ReplacedPartition]:
-        """What the run published over, for those of the days on which it changed the partition or set out to."""
+        """Return the replaced partition of each day that the run published, or started to publish."""
         ...
 
     def check_restorable(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> None:
-        """Raises `NothingKept` when what one of the days held before is not kept any more. Changes nothing."""
+        """Check that the earlier rows of all days are still kept. Raises `NothingKept`; changes nothing."""
         ...
 
     def restore(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> frozenset[date]:
-        """Give the days the rows they held before the run; returns those that hold them now.
+        """Restore the rows the days held before the run; return the days that hold them now.
 
-        A day that holds anything but what the run published is left alone. Repeating it changes nothing. Raises
-        `NothingKept`, and changes nothing, when what a day held is not kept any more.
+        A day with other rows than the run published stays as it is. Restoring again changes nothing. Raises
+        `NothingKept`, and changes nothing, when the earlier rows of a day are not kept any more.
         """
         ...
 
     def delete_expired_undo(self) -> None:
-        """Remove what was kept for longer than `Limits.undo_days`."""
+        """Delete the replaced rows kept for longer than `WarehouseLimits.undo_days`."""
         ...
 
     def create_table(
         self, table: TableName, columns: ColumnTypes, date_column: str, cluster_by: Sequence[str] = ()
     ) -> bool:
-        """Make the table, empty, unless it exists; returns whether it was made."""
+        """Create the table, empty, unless it exists; return whether it was created."""
         ...
 
     def create_own_tables(self) -> bool | None:
-        """Make what the warehouse keeps for itself, so that no worker needs the right to; returns whether it was made.
+        """Create the warehouse's bookkeeping tables, so that workers need no permission to; return whether any was new.
 
-        None when it keeps nothing that has to be made.
+        None for a warehouse without such tables.
         """
         ...
 
     def check_publishable(self, target: TableName) -> bool:
-        """Raises `NotAllowed` when nothing could be published to the table. Changes nothing.
+        """Check the permission to publish to the table. Raises `NotAllowed`; changes nothing.
 
-        Returns False when nothing speaks against it, but the warehouse does not tell.
+        Returns False when the warehouse cannot say in advance.
         """
         ...
 
     def now(self) -> datetime | None:
-        """What the warehouse's clock says; None where it is this machine's. Raises as `query` does."""
+        """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
-        """Replace the partitions of all dates in `rows`: all of them or, whatever dies, none. Returns the dates.
+        """Replace the partitions of all dates in `rows`, all or none, and return the dates.
 
         Raises `SchemaMismatch` when the table exists with other columns, types or date column.
         """
@@ -241,8 +240,8 @@ class Warehouse(Backups, Protocol):
 
 
 def require_table(warehouse: Warehouse, table: TableName) -> TableInfo:
-    """The table. Raises `TableNotFound` when it does not exist."""
-    found = warehouse.describe(table)
-    if found is None:
+    """Describe the table. Raises `TableNotFound` when it does not exist."""
+    info = warehouse.describe(table)
+    if info is None:
         raise TableNotFound("no such table in the warehouse", table=str(table))
-    return found
+    return info

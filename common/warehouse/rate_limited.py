@@ -1,4 +1,4 @@
-"""A warehouse that is asked no faster than a token bucket allows."""
+"""A warehouse whose calls are limited by a token bucket."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 from gated_backfill.common.model.rate import RateLimit
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-#: The tokens that a call takes: about as many as it has jobs in BigQuery. A publication looks at the target, loads what
-#: is staged, replaces the partitions, and looks again.
+#: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,
+#: replaces partitions, and reads again.
 TOKENS_BY_CALL: Mapping[str, int] = {
     "query": 1,
     "count_entities": 1,
@@ -29,7 +29,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "delete_backed_up": 2,
     "restore_backup": 2,
 }
-#: These run no job: what a table is like, which is remembered for a while, and making or dropping tables.
+#: Calls that run no job: cached descriptions of tables, creating and dropping tables.
 CALLS_WITHOUT_TOKENS = frozenset(
     {
         "describe",
@@ -44,15 +44,15 @@ CALLS_WITHOUT_TOKENS = frozenset(
 
 
 def rate_limited(warehouse: Warehouse, acquire: Callable[[], None]) -> Warehouse:
-    """The warehouse, each of whose calls first acquires its tokens."""
-    return cast("Warehouse", _Metered(warehouse, acquire))
+    """Wrap the warehouse so that each call first acquires its tokens."""
+    return cast("Warehouse", _RateLimited(warehouse, acquire))
 
 
 def limit_rate(warehouse: Warehouse, rate: RateLimit | None, *, broker: str | None = None) -> Warehouse:
-    """The warehouse, asked no faster than that: by all that use the broker, or by this process without one."""
+    """Limit the warehouse's calls to the rate, shared through the broker, or for this process without a broker."""
     if rate is None:
         return warehouse
-    from gated_backfill.common.broker.rate_limit import (  # its client is not for commands that need none
+    from gated_backfill.common.broker.rate_limit import (  # imports the broker's client
         BrokerTokenBucket,
         ProcessTokenBucket,
     )
@@ -60,15 +60,15 @@ def limit_rate(warehouse: Warehouse, rate: RateLimit | None, *, broker: str | No
     return rate_limited(warehouse, (BrokerTokenBucket(broker, rate) if broker else ProcessTokenBucket(rate)).acquire)
 
 
-class _Metered:
-    """Hands every call on."""
+class _RateLimited:
+    """Acquires tokens, then forwards the call."""
 
     def __init__(self, warehouse: Warehouse, acquire: Callable[[], None]) -> None:
         self._warehouse = warehouse
         self._acquire = acquire
 
     def __repr__(self) -> str:
-        return f"metered({self._warehouse!r})"
+        return f"rate_limited({self._warehouse!r})"
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._warehouse, name)
@@ -76,9 +76,9 @@ class _Metered:
         if not tokens:
             return call
 
-        def after_its_tokens(*args: Any, **kwargs: Any) -> Any:
+        def with_tokens(*args: Any, **kwargs: Any) -> Any:
             for _ in range(tokens):
                 self._acquire()
             return call(*args, **kwargs)
 
-        return after_its_tokens
+        return with_tokens

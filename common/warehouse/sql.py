@@ -1,4 +1,4 @@
-"""GoogleSQL into DuckDB's dialect, with the types that GoogleSQL gives."""
+"""Translation of GoogleSQL queries to DuckDB, with GoogleSQL's result types."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import pyarrow as pa
 import sqlglot
 from sqlglot import exp
 
-#: GoogleSQL gives a DATE for these; DuckDB gives a TIMESTAMP.
+#: Functions that return a DATE in GoogleSQL and a TIMESTAMP in DuckDB.
 DATE_FUNCTIONS = (exp.DateAdd, exp.DateSub, exp.DateTrunc)
-HUGE_INTEGER = pa.decimal128(38, 0)  #: what DuckDB gives for a sum or a count where GoogleSQL gives an INT64
+HUGE_INTEGER = pa.decimal128(38, 0)  #: DuckDB's type of a sum or count that is INT64 in GoogleSQL
 
 
 @lru_cache(maxsize=256)
 def to_duckdb(sql: str) -> str:
-    """One GoogleSQL statement in DuckDB's words. Raises `sqlglot.errors.SqlglotError`."""
+    """Translate one GoogleSQL statement to DuckDB. Raises `sqlglot.errors.SqlglotError`."""
 
-    def dated(node: Any) -> Any:
+    def cast_to_date(node: Any) -> Any:
         return exp.cast(node, "DATE") if isinstance(node, DATE_FUNCTIONS) else node
 
-    statement = sqlglot.parse_one(sql, read="bigquery").transform(dated)
+    statement = sqlglot.parse_one(sql, read="bigquery").transform(cast_to_date)
     return statement.sql(dialect="duckdb", unsupported_level=sqlglot.ErrorLevel.RAISE)
 
 
 @lru_cache(maxsize=256)
 def is_query(sql: str) -> bool:
-    """Whether the statement only asks: one that copies, attaches or installs could reach any file."""
+    """Whether the statement is a query; COPY, ATTACH or INSTALL could reach any file."""
     return isinstance(sqlglot.parse_one(sql, read="bigquery"), exp.Query)
 
 
 @lru_cache(maxsize=256)
 def parameter_names(sql: str) -> frozenset[str]:
-    """The names of the statement's parameters: DuckDB refuses values for parameters that are not there."""
-    return frozenset(found.name for found in sqlglot.parse_one(sql, read="bigquery").find_all(exp.Parameter))
+    """Return the names of the statement's parameters, as DuckDB rejects values for any other."""
+    return frozenset(parameter.name for parameter in sqlglot.parse_one(sql, read="bigquery").find_all(exp.Parameter))
 
 
 @lru_cache(maxsize=256)
 def table_names(sql: str) -> frozenset[str]:
-    """The names of the tables the statement reads, without those it defines itself."""
+    """Return the names of the tables the statement reads, without its own CTEs."""
     statement = sqlglot.parse_one(sql, read="bigquery")
-    own = {found.alias for found in statement.find_all(exp.CTE)}
-    return frozenset(found.name for found in statement.find_all(exp.Table)) - own
+    ctes = {cte.alias for cte in statement.find_all(exp.CTE)}
+    return frozenset(table.name for table in statement.find_all(exp.Table)) - ctes
 
 
 def with_googlesql_types(rows: pa.Table) -> pa.Table:
-    """The result with its huge integers as INT64. Raises `pa.ArrowInvalid` for one that does not fit."""
+    """Cast huge integers to INT64. Raises `pa.ArrowInvalid` for a value that does not fit."""
     fields = [field.with_type(pa.int64()) if field.type.equals(HUGE_INTEGER) else field for field in rows.schema]
     return rows.cast(pa.schema(fields))

@@ -1,4 +1,4 @@
-"""Counting a whole range before it is run: who is expected, and how much of that each source has."""
+"""Counts over a whole range before it is run: expected entities, and the share of them that each source has."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 
 @dataclass(frozen=True, kw_only=True)
 class RangeCounts:
-    """Expected entities by day; a day without any is in none of them."""
+    """Numbers of expected entities by day, without days that have none."""
 
     expected: Mapping[date, int]
-    found: Mapping[str, Mapping[date, int]]  #: by source: those that it has
-    with_primary: Mapping[str, Mapping[date, int]]  #: by source but the first: those that it or the first has
+    found: Mapping[str, Mapping[date, int]]  #: by source: those it has
+    with_primary: Mapping[str, Mapping[date, int]]  #: by further source: those that it or the first has
 
 
 def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days: Sequence[date]) -> RangeCounts:
-    """Count what is expected on the days, and what of it those sources have whose tables are there.
+    """Count the expected entities of the days, and how many of them each present source has.
 
-    Every table is read once. A source that is the expectation's own table has what is expected, and is not read again.
+    `present` are the sources whose tables exist. Every table is read once; a source in the expectation's own table is
+    not read, as it has every expected entity.
     """
-    there = [source.name for source in present]
-    apart = {name: scan for name, scan in source_scans(job, days).items() if name in there}
+    names = [source.name for source in present]
+    scans = {name: scan for name, scan in source_scans(job, days).items() if name in names}
     first, *others = (source.name for source in job.sources)
-    both = [(first, name) for name in others if {first, name} <= apart.keys()]
-    counted = warehouse.count_entities(expectation_scan(job, days), apart, [*((name,) for name in apart), *both])
-    found = {name: counted.present[name,] if name in apart else counted.expected for name in there}
+    pairs = [(first, name) for name in others if {first, name} <= scans.keys()]
+    counts = warehouse.count_entities(expectation_scan(job, days), scans, [*((name,) for name in scans), *pairs])
+    by_source = {name: counts.present[name,] if name in scans else counts.expected for name in names}
 
-    def either(name: str) -> Mapping[date, int]:
-        if first in found and name in found:
-            return counted.present.get((first, name), counted.expected)
-        return found.get(first) or found.get(name, {})
+    def with_primary(name: str) -> Mapping[date, int]:
+        if first in by_source and name in by_source:
+            return counts.present.get((first, name), counts.expected)
+        return by_source.get(first) or by_source.get(name, {})
 
-    return RangeCounts(expected=counted.expected, found=found, with_primary={name: either(name) for name in others})
+    return RangeCounts(
+        expected=counts.expected, found=by_source, with_primary={name: with_primary(name) for name in others}
+    )

@@ -56,5 +56,5 @@ def test_a_date_that_was_appended_to_meanwhile_is_told(
 
     monkeypatch.setattr(double.dates, "run", and_more_is_appended)
 
-    with pytest.raises(RestoreConflict, match=r"1 date\(s\) .* hold rows besides the restored ones.*2023-02-24"):
+    with pytest.raises(RestoreConflict, match=r"1 date\(s\) .* hold other rows.*2023-02-24"):
         rest_warehouse.restore_backup(BACKUP, kept)

@@ -260,8 +260,8 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
     count_range(rest_warehouse, JOB, [], days)
     (sent,) = double.calls("jobs.insert")
     assert "GROUP BY w.day" in sent.statement
-    assert "WHERE `day` BETWEEN @truth__start_0 AND @truth__through_0" in sent.statement
-    assert sent.params == {"truth__start_0": days[0], "truth__through_0": days[-1]}
+    assert "WHERE `day` BETWEEN @expectation__start_0 AND @expectation__through_0" in sent.statement
+    assert sent.params == {"expectation__start_0": days[0], "expectation__through_0": days[-1]}
 
 
 def test_what_a_plan_costs_is_told_before_its_target_is_there(

@@ -132,10 +132,10 @@ class BigQueryWarehouse(BigQueryBackups):
         return self._rows(statement, bound, tables)
 
     def count_entities(
-        self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]
+        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        asked = count_query(wanted, sources, held_by)
-        return parse_counts(asked, self.query(asked.sql, scans=asked.scans))
+        counting = count_query(expected, sources, groups)
+        return parse_counts(counting, self.query(counting.sql, scans=counting.scans))
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         statement, bound = self._scan("t", scan)

@@ -96,9 +96,9 @@ class LocalWarehouse(LocalPublications):
         return DuckDbQueries(self._paths, self._schema)
 
     def count_entities(
-        self, wanted: Scan, sources: Mapping[str, Scan], held_by: Collection[tuple[str, ...]]
+        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_uncached), wanted, sources, held_by)
+        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_uncached), expected, sources, groups)
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         return self._read(scan, self._parts.rows_uncached if once else self._parts.rows)
