@@ -1,4 +1,4 @@
-"""Backups of a local warehouse: the partitions' files under another name, and a manifest of their checksums.
+"""Backups of a local warehouse: hard links to the partitions' files, and a manifest of their checksums.
 
 `<root>/.cleanup/<id>/<dataset>/<table>/<date_column>=YYYY-MM-DD/...` beside `<root>/.cleanup/<id>/manifest.json`,
 which is written last: a backup without it is not complete.
@@ -34,12 +34,12 @@ from gated_backfill.common.warehouse.local.partitions import (
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
 
-CLEANUP = ".cleanup"  #: in the root: by operation and table, what a cleanup deleted
+CLEANUP = ".cleanup"  #: in the root: by operation and table, the files that a cleanup deleted
 MANIFEST = "manifest.json"
 
 
 class LocalBackups(ABC):
-    """See `Backups` for what it promises."""
+    """Backups in the warehouse's folder; see `Backups`."""
 
     root: Path
 
@@ -68,7 +68,7 @@ class LocalBackups(ABC):
     def _start_loading(self, folder: Path) -> None: ...
 
     @abstractmethod
-    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None: ...
+    def _commit_loading(self, folder: Path, undo_files: Sequence[Path] = ()) -> None: ...
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
         info = self.describe(table)
@@ -76,8 +76,10 @@ class LocalBackups(ABC):
             return {}
         info.check_columns(date_column)
         with translate_file_errors(table):
-            found = {day: _rows_in(part) for day, part in _dated_parts(self.root, self._folder(table), date_column)}
-        return {day: rows for day, rows in sorted(found.items()) if rows and dates.start <= day <= dates.through}
+            counts = {
+                day: _count_rows(file) for day, file in _rows_files_by_date(self.root, self._folder(table), date_column)
+            }
+        return {day: rows for day, rows in sorted(counts.items()) if rows and dates.start <= day <= dates.through}
 
     def backup_location(self, backup: Backup) -> str:
         return str(self._backup_folder(backup))
@@ -87,15 +89,15 @@ class LocalBackups(ABC):
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
-            noted = {day.isoformat(): self._keep_date(backup, day) for day in sorted(days)}
+            entries = {day.isoformat(): self._back_up_date(backup, day) for day in sorted(days)}
             about = {"table": str(backup.table), "date_column": backup.date_column, "until": until.isoformat()}
-            manifest = json.dumps({**about, "dates": noted}, indent=1)
+            manifest = json.dumps({**about, "dates": entries}, indent=1)
             write_atomically(self._backup_folder(backup) / MANIFEST, manifest.encode())
 
-    def _keep_date(self, backup: Backup, day: date) -> dict[str, str | int]:
-        """Keep what the date's partition holds; returns what the manifest says of it."""
+    def _back_up_date(self, backup: Backup, day: date) -> dict[str, str | int]:
+        """Link the files of the date's partition; return the date's entry in the manifest."""
         part = self._part(backup.table, backup.date_column, day)
-        kept = self._kept_part(backup, day)
+        kept = self._backup_file(backup, day)
         kept.parent.mkdir(parents=True)
         for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
@@ -104,7 +106,7 @@ class LocalBackups(ABC):
         return {
             "checksum": file_fingerprint(kept),
             "publication": file_fingerprint(kept.with_name(PUBLICATION_FILE)),
-            "rows": _rows_in(kept),
+            "rows": _count_rows(kept),
         }
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
@@ -112,45 +114,45 @@ class LocalBackups(ABC):
             dates = json.loads((self._backup_folder(backup) / MANIFEST).read_text())["dates"]
         except FileNotFoundError as exc:
             raise BackupMissing(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
-        found: dict[date, BackupDate] = {}
+        backup_dates: dict[date, BackupDate] = {}
         with translate_file_errors(backup.table):
-            for name, noted in dates.items():
+            for name, entry in dates.items():
                 day = date.fromisoformat(name)
-                part = self._kept_part(backup, day)
+                part = self._backup_file(backup, day)
                 if (file_fingerprint(part), file_fingerprint(part.with_name(PUBLICATION_FILE))) != (
-                    noted["checksum"],
-                    noted["publication"],
+                    entry["checksum"],
+                    entry["publication"],
                 ):
                     if intact_only:
                         continue
                     raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
-                found[day] = BackupDate(fingerprint=noted["checksum"], rows=noted["rows"])
-        return found
+                backup_dates[day] = BackupDate(fingerprint=entry["checksum"], rows=entry["rows"])
+        return backup_dates
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
         folder = self._folder(backup.table)
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
-            for day, one in kept.items():
+            for day, backup_date in kept.items():
                 part = self._part(backup.table, backup.date_column, day)
                 if (
                     file_fingerprint(part)
-                    == file_fingerprint(self._kept_part(backup, day))
-                    == one.fingerprint
+                    == file_fingerprint(self._backup_file(backup, day))
+                    == backup_date.fingerprint
                     != ABSENT
                 ):
-                    part.unlink()  # readers see the date's rows until here, and none from here on
+                    part.unlink()  # from here on, readers see no rows of the date
                 if not part.exists():
                     self._remove_folder(backup, day)
             sync_folder(folder)
 
     def _remove_folder(self, backup: Backup, day: date) -> None:
-        """Remove what stands around a deleted part, and nothing that is not kept."""
+        """Remove the note and folder of a deleted partition, but no file that the backup lacks."""
         part = self._part(backup.table, backup.date_column, day)
         note = part.with_name(PUBLICATION_FILE)
-        if file_fingerprint(note) == file_fingerprint(self._kept_part(backup, day).with_name(PUBLICATION_FILE)):
+        if file_fingerprint(note) == file_fingerprint(self._backup_file(backup, day).with_name(PUBLICATION_FILE)):
             note.unlink(missing_ok=True)
-        with suppress(OSError):  # files of somebody else's are in it, or it is gone already
+        with suppress(OSError):  # holds other files, or is removed already
             part.parent.rmdir()
 
     def restore_backup(
@@ -159,54 +161,56 @@ class LocalBackups(ABC):
         folder = self._folder(backup.table)
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
-            parts = {day: self._part(backup.table, backup.date_column, day) for day in kept}
-            now = {day: file_fingerprint(part) for day, part in parts.items()}
-            written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
+            files = {day: self._part(backup.table, backup.date_column, day) for day in kept}
+            current = {day: file_fingerprint(file) for day, file in files.items()}
+            written = [day for day in kept if current[day] not in (ABSENT, kept[day].fingerprint)]
             if written and not leave_written:
                 raise changed_dates_error(backup, written)
             for day in kept:
-                if now[day] == ABSENT:
-                    self._prepare_again(self._loading(folder) / parts[day].parent.name, backup, day, kept[day])
+                if current[day] == ABSENT:
+                    self._prepare_restore(self._loading(folder) / files[day].parent.name, backup, day, kept[day])
             self._commit_loading(folder)
-            return frozenset(day for day, part in parts.items() if file_fingerprint(part) == kept[day].fingerprint)
+            return frozenset(day for day, file in files.items() if file_fingerprint(file) == kept[day].fingerprint)
 
-    def _prepare_again(self, place: Path, backup: Backup, day: date, kept: BackupDate) -> None:
-        """Have the kept files ready where a load is prepared, under names of their own: they stay kept, too."""
-        part = self._kept_part(backup, day)
+    def _prepare_restore(self, partition: Path, backup: Backup, day: date, kept: BackupDate) -> None:
+        """Copy the backup's files to the loading folder; the backup keeps its own."""
+        part = self._backup_file(backup, day)
         if file_fingerprint(part) != kept.fingerprint:
             raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
-        place.mkdir(parents=True)
+        partition.mkdir(parents=True)
         for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
-                shutil.copyfile(part.with_name(name), place / name)
-                with (place / name).open("rb+") as file:
+                shutil.copyfile(part.with_name(name), partition / name)
+                with (partition / name).open("rb+") as file:
                     os.fsync(file.fileno())
-        sync_folder(place)
+        sync_folder(partition)
 
     def drop_backup(self, backup: Backup) -> None:
         folder = self._backup_folder(backup)
         with translate_file_errors(backup.table):
-            (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left by a death here is no backup any more
+            (folder / MANIFEST).unlink(
+                missing_ok=True
+            )  # first: without the manifest, a half-deleted folder is no backup
             if folder.exists():
                 shutil.rmtree(folder)
 
     def _backup_folder(self, backup: Backup) -> Path:
         return checked_path(self.root, self.root / CLEANUP / backup.id)
 
-    def _kept_part(self, backup: Backup, day: date) -> Path:
+    def _backup_file(self, backup: Backup, day: date) -> Path:
         part = self._part(backup.table, backup.date_column, day)
         return checked_path(self.root, self._backup_folder(backup) / part.relative_to(self.root))
 
 
-def _dated_parts(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
-    for found in partition_folders(root, folder):
-        column, _, value = found.name.partition("=")
+def _rows_files_by_date(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
+    for partition in partition_folders(root, folder):
+        column, _, value = partition.name.partition("=")
         if column == date_column:
-            with suppress(ValueError):  # rows without a date have no partition of one
-                yield date.fromisoformat(value), found / ROWS_FILE
+            with suppress(ValueError):  # the folder of rows without a date
+                yield date.fromisoformat(value), partition / ROWS_FILE
 
 
-def _rows_in(part: Path) -> int:
+def _count_rows(part: Path) -> int:
     try:
         return pq.read_metadata(part).num_rows
     except FileNotFoundError:

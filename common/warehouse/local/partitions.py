@@ -1,4 +1,4 @@
-"""The partitions of a local table: a folder a date, with one file of rows and a note on who published it."""
+"""The partitions of a local table: one folder per date, with a file of rows and a note on its publication."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from gated_backfill.common.storage.files import checked_path, checked_path_text,
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
-PUBLICATION_FILE = "publication.json"  #: beside the part: which run and attempt wrote it, and its checksum
+PUBLICATION_FILE = "publication.json"  #: the run and attempt that wrote the rows, and their checksum
 
 
 def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
-    """The partition folders that hold a part, in no order. Raises `OutsideRoot` for one that leads out of the root."""
+    """List the partition folders with rows, unordered. Raises `OutsideRoot` for a link out of the root."""
     try:
-        entries = os.scandir(folder)  # which does not read a folder of ten years for the first of it
+        entries = os.scandir(folder)  # lazy: a caller may need the first entry only
     except (FileNotFoundError, NotADirectoryError):
         return
     with entries:
         for entry in entries:
             if "=" not in entry.name:
                 continue
-            place = folder / entry.name
+            partition = folder / entry.name
             try:
-                mode = os.lstat(f"{place}/{ROWS_FILE}").st_mode
+                mode = os.lstat(f"{partition}/{ROWS_FILE}").st_mode
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if entry.is_symlink() or stat.S_ISLNK(mode):
-                if not (place / ROWS_FILE).exists():
+                if not (partition / ROWS_FILE).exists():
                     continue
-                checked_path(root, place / ROWS_FILE)
-            yield place
+                checked_path(root, partition / ROWS_FILE)
+            yield partition
 
 
 def existing_parts(root: Path, parts: Iterable[str]) -> list[str]:
-    """Those of the parts that there are. Raises `OutsideRoot` for one out of the root.
+    """Return the files that exist. Raises `OutsideRoot` for a link out of the root.
 
-    As few looks as tell: it is asked for every file that a query is to read.
+    Called for every file of a query, so with as few system calls as possible.
     """
-    found: list[str] = []
+    existing: list[str] = []
     for part in parts:
         try:
-            linked = any(stat.S_ISLNK(os.lstat(place).st_mode) for place in (part.rpartition("/")[0], part))
+            linked = any(stat.S_ISLNK(os.lstat(path).st_mode) for path in (part.rpartition("/")[0], part))
         except (FileNotFoundError, NotADirectoryError):
             continue
         if not linked or file_exists(checked_path_text(str(root), part)):
-            found.append(part)
-    return found
+            existing.append(part)
+    return existing
 
 
 def hard_link(file: Path, other: Path) -> None:
-    """The file under another name too; published files are replaced, never written into."""
+    """Link the file under a second name. Safe, as published files are replaced and never modified."""
     try:
         os.link(file, other)
     except OSError:  # a file system without hard links
@@ -67,16 +67,16 @@ def hard_link(file: Path, other: Path) -> None:
 
 
 def file_exists(part: str | Path) -> bool:
-    """Whether the file exists. Raises `OSError` where that can't be told: what can't be read is not absent."""
+    """Whether the file exists. Raises `OSError` for a folder that cannot be searched."""
     try:
-        os.stat(part)  # noqa: PTH116 - asked for every file that is read
+        os.stat(part)  # noqa: PTH116 - called for every file read
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
 
 def file_fingerprint(file: str | Path) -> str:
-    """That of the bytes of any file of the warehouse's, at a path that was looked at; `ABSENT` where there is none."""
+    """Return the checksum of a file at a checked path; `ABSENT` when it does not exist."""
     try:
         return checksum_of(Path(file).read_bytes())
     except FileNotFoundError:
@@ -85,6 +85,7 @@ def file_fingerprint(file: str | Path) -> str:
 
 @contextmanager
 def translate_file_errors(table: TableName) -> Generator[None]:
+    """Raise `SchemaMismatch`, `NotAllowed` or `WarehouseUnavailable` for errors of files."""
     try:
         yield
     except pa.ArrowInvalid as exc:

@@ -34,14 +34,14 @@ from gated_backfill.common.warehouse.local.partitions import (
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
 
-LOADING = ".loading"  #: partitions in preparation; once it holds COMMITTED they will take effect whatever dies
+LOADING = ".loading"  #: prepared partitions; once it holds COMMITTED, they are published even after a crash
 COMMITTED = "COMMITTED"
-UNDO = ".undo"  #: in the root: by run and table, what a run's first publication of a date replaced
-REPLACED = "replaced.json"  #: beside a kept part, a note of its own: as versions before this one wrote it
+UNDO = ".undo"  #: in the root: by run and table, the rows that the first publication of a date replaced
+REPLACED = "replaced.json"  #: a note for one date, in the format of earlier versions
 
 
 class LocalPublications(LocalBackups):
-    """See `Warehouse` for what it promises."""
+    """Publishing and undo of a local warehouse; see `Warehouse`."""
 
     _limits: WarehouseLimits
     _parts: PartitionFiles
@@ -57,32 +57,31 @@ class LocalPublications(LocalBackups):
     ) -> PublishResult:
         folder = self._folder(target)
         lost: set[date] = set()
+        prepared: dict[date, str] = {}
         with translate_file_errors(target), locked(self._lock(folder)):
             self._start_loading(folder)
-            places = self._places(target, date_column, [staged.day for staged in files])
-            now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
-            there = {staged.day for staged in files if now[staged.day] == staged.checksum}
-            changed = {day for day in now if day not in there and now[day] != fingerprints_when_staged[day]}
-            prepared: dict[date, str] = {}
-            loading = f"{folder}/{LOADING}"
+            paths = self._places(target, date_column, [staged.day for staged in files])
+            current = {day: self._parts.fingerprint_uncached(path) for day, path in paths.items()}
+            done = {staged.day for staged in files if current[staged.day] == staged.checksum}
+            changed = {day for day in current if day not in done and current[day] != fingerprints_when_staged[day]}
             for staged in files:
-                if staged.day in there or staged.day in changed:
+                if staged.day in done or staged.day in changed:
                     continue
-                place = f"{loading}/{date_column}={staged.day.isoformat()}"
+                partition = f"{folder}/{LOADING}/{date_column}={staged.day.isoformat()}"
                 try:
-                    _prepare(place, staged, publication)
+                    _prepare_partition(partition, staged, publication)
                 except StagedFileLost:
                     lost.add(staged.day)
                 else:
                     prepared[staged.day] = staged.checksum
-            kept = self._keep(target, date_column, publication, before=now, published=prepared)
-            self._commit_loading(folder, kept)
-        published = frozenset(now) - changed - lost
+            undo_files = self._keep_replaced(target, date_column, publication, before=current, published=prepared)
+            self._commit_loading(folder, undo_files)
+        published = frozenset(current) - changed - lost
         return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(lost))
 
-    # -- what was replaced ----------------------------------------------------------------------------------
+    # -- replaced partitions ----------------------------------------------------------------------------------
 
-    def _keep(
+    def _keep_replaced(
         self,
         target: TableName,
         date_column: str,
@@ -91,31 +90,31 @@ class LocalPublications(LocalBackups):
         before: Mapping[date, str],
         published: Mapping[date, str],
     ) -> list[Path]:
-        """Keep what the dates held before the run's first publication, and note what they are about to hold.
+        """Keep the rows from before the run's first publication of each date, and note the fingerprints.
 
-        Returns the files and folders that must be durable before that takes effect. The note is prepared where the
-        load is, which is cleared should the process die: nobody clears what is kept.
+        Returns the files and folders to sync before the publication is committed. The note is first written to the
+        loading folder, which is cleared after a crash; the undo folder is not.
         """
         if not published:
             return []
         run, _, window = publication.partition("/")
         folder = self._undo_folder(run, target)
         note = folder / f"{window}.json"  # a run publishes a date in one window only
-        others = _noted([note])
-        known = _replaced(folder, others, date_column, published)
+        earlier_entries = _read_notes([note])
+        earlier = _replaced_by_date(folder, earlier_entries, date_column, published)
         written: list[Path] = []
-        noted: _Noted = {}
+        entries: _NoteEntries = {}
         for day, checksum in published.items():
-            first = known[day].before if day in known else before[day]
-            if day not in known and first != ABSENT:
-                kept = self._kept(run, target, date_column, day)
-                kept.mkdir(parents=True, exist_ok=True)
-                (kept / ROWS_FILE).unlink(missing_ok=True)
-                hard_link(self._part(target, date_column, day), kept / ROWS_FILE)
-                written += [kept / ROWS_FILE, kept]
-            noted[day.isoformat()] = asdict(ReplacedPartition(before=first, published=checksum))
+            first = earlier[day].before if day in earlier else before[day]
+            if day not in earlier and first != ABSENT:
+                backup = self._undo_partition(run, target, date_column, day)
+                backup.mkdir(parents=True, exist_ok=True)
+                (backup / ROWS_FILE).unlink(missing_ok=True)
+                hard_link(self._part(target, date_column, day), backup / ROWS_FILE)
+                written += [backup / ROWS_FILE, backup]
+            entries[day.isoformat()] = asdict(ReplacedPartition(before=first, published=checksum))
         prepared = self._loading(self._folder(target)) / REPLACED
-        write_atomically(prepared, json.dumps(others | noted).encode(), durable=False)
+        write_atomically(prepared, json.dumps(earlier_entries | entries).encode(), durable=False)
         folder.mkdir(parents=True, exist_ok=True)
         prepared.replace(note)
         return [*written, note, folder, folder.parent, folder.parent.parent]
@@ -123,8 +122,8 @@ class LocalPublications(LocalBackups):
     def _undo_folder(self, run: str, table: TableName) -> Path:
         return checked_path(self.root, self.root / UNDO / run / table.dataset / table.table)
 
-    def _kept(self, run: str, table: TableName, date_column: str, day: date) -> Path:
-        """The folder of what the run replaced on the date."""
+    def _undo_partition(self, run: str, table: TableName, date_column: str, day: date) -> Path:
+        """Return the undo folder of the date's replaced rows."""
         return checked_path(self.root, self._undo_folder(run, table) / f"{date_column}={day.isoformat()}")
 
     def replaced_partitions(
@@ -132,18 +131,18 @@ class LocalPublications(LocalBackups):
     ) -> dict[date, ReplacedPartition]:
         with translate_file_errors(target):
             folder = self._undo_folder(run, target)
-            return _replaced(folder, _noted(sorted(folder.glob("*.json"))), date_column, days)
+            return _replaced_by_date(folder, _read_notes(sorted(folder.glob("*.json"))), date_column, days)
 
     def check_restorable(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> None:
-        held = [day for day, one in replaced.items() if one.before not in (ABSENT, one.published)]
-        kept = {day: self._kept(run, target, date_column, day) / ROWS_FILE for day in held}
-        if gone := [day for day in held if file_fingerprint(kept[day]) != replaced[day].before]:
+        changed = [day for day, partition in replaced.items() if partition.before not in (ABSENT, partition.published)]
+        backups = {day: self._undo_partition(run, target, date_column, day) / ROWS_FILE for day in changed}
+        if expired := [day for day in changed if file_fingerprint(backups[day]) != replaced[day].before]:
             raise BackupMissing(
-                f"what run {run} replaced on {len(gone)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
+                f"what run {run} replaced on {len(expired)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
                 table=str(target),
-                day=min(gone),
+                day=min(expired),
             )
 
     def restore(
@@ -152,22 +151,28 @@ class LocalPublications(LocalBackups):
         folder = self._folder(target)
         with translate_file_errors(target), locked(self._lock(folder)):
             self._roll_forward(folder)
-            parts = {day: self._part(target, date_column, day) for day in replaced}
-            waiting = [day for day, one in replaced.items() if file_fingerprint(parts[day]) == one.published]
+            files = {day: self._part(target, date_column, day) for day in replaced}
+            waiting = [
+                day for day, partition in replaced.items() if file_fingerprint(files[day]) == partition.published
+            ]
             self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
             for day in waiting:
-                _put_back(parts[day], self._kept(run, target, date_column, day) / ROWS_FILE, replaced[day])
+                _restore_partition(
+                    files[day], self._undo_partition(run, target, date_column, day) / ROWS_FILE, replaced[day]
+                )
             sync_folder(folder)
-            return frozenset(day for day, one in replaced.items() if file_fingerprint(parts[day]) == one.before)
+            return frozenset(
+                day for day, partition in replaced.items() if file_fingerprint(files[day]) == partition.before
+            )
 
     def delete_expired_undo(self) -> None:
         before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
         for run in checked_path(self.root, self.root / UNDO).glob("*"):
             if not run.is_symlink() and run.stat().st_mtime < before:
-                for kept in run.rglob(ROWS_FILE):  # the notes stay: they tell that something was replaced
-                    kept.unlink(missing_ok=True)
+                for file in run.rglob(ROWS_FILE):  # the notes stay, as a record of the replaced dates
+                    file.unlink(missing_ok=True)
 
-    # -- preparing, and putting into effect -----------------------------------------------------------------
+    # -- preparing and committing -----------------------------------------------------------------
 
     def _lock(self, folder: Path) -> Path:
         return checked_path(self.root, folder / ".lock")
@@ -179,16 +184,17 @@ class LocalPublications(LocalBackups):
         self._roll_forward(folder)
         shutil.rmtree(self._loading(folder), ignore_errors=True)
 
-    def _commit_loading(self, folder: Path, kept: Sequence[Path] = ()) -> None:
-        """Put what was prepared into effect: from the mark on it will take effect whatever dies.
+    def _commit_loading(self, folder: Path, undo_files: Sequence[Path] = ()) -> None:
+        """Publish the prepared partitions. Once the mark COMMITTED exists, a crash no longer prevents it.
 
-        `kept` has to be durable before, as the rows that are prepared have. That a power cut loses the note on who
-        published them is no loss: a part without one is told by its bytes.
+        The prepared rows and `undo_files` are synced first. The note on the publisher is not: a power cut may lose it,
+        and a partition without one is recognised by its checksum.
         """
         loading = folder / LOADING
         if loading.exists():
-            parts = (place for one in partition_folders(self.root, loading) for place in (f"{one}/{ROWS_FILE}", one))
-            sync_all([*parts, *kept, loading])
+            partitions = partition_folders(self.root, loading)
+            paths = (path for partition in partitions for path in (f"{partition}/{ROWS_FILE}", partition))
+            sync_all([*paths, *undo_files, loading])
             write_atomically(loading / COMMITTED, b"")
             self._roll_forward(folder)
 
@@ -204,19 +210,19 @@ class LocalPublications(LocalBackups):
             except OSError:
                 if not file_exists(f"{folder}/{new.name}"):
                     raise
-            place = folder / new.name
-            (new / ROWS_FILE).replace(place / ROWS_FILE)
+            partition = folder / new.name
+            (new / ROWS_FILE).replace(partition / ROWS_FILE)
             if (new / PUBLICATION_FILE).exists():
-                (new / PUBLICATION_FILE).replace(place / PUBLICATION_FILE)
+                (new / PUBLICATION_FILE).replace(partition / PUBLICATION_FILE)
             else:
-                (place / PUBLICATION_FILE).unlink(missing_ok=True)
-            replaced.append(place)
+                (partition / PUBLICATION_FILE).unlink(missing_ok=True)
+            replaced.append(partition)
         sync_all([*replaced, folder])
         (loading / COMMITTED).unlink()
         shutil.rmtree(loading)
 
     def _finish_load(self, table: TableName) -> None:
-        """Carry out a load that was committed by a process which then died."""
+        """Finish a load that was committed by a process that died before finishing it."""
         mark = f"{self.root}/{table.dataset}/{table.table}/{LOADING}/{COMMITTED}"
         if file_exists(mark):
             folder = self._folder(table)
@@ -224,65 +230,67 @@ class LocalPublications(LocalBackups):
                 self._roll_forward(folder)
 
 
-_Noted = dict[str, dict[str, str]]
+_NoteEntries = dict[str, dict[str, str]]
 
 
-def _noted(notes: Iterable[Path]) -> _Noted:
-    """What the notes that there are tell of each date."""
-    found: _Noted = {}
+def _read_notes(notes: Iterable[Path]) -> _NoteEntries:
+    """Read the entries of the notes that exist, by date."""
+    entries: _NoteEntries = {}
     for note in notes:
         if note.exists():
-            found |= json.loads(note.read_text())
-    return found
+            entries |= json.loads(note.read_text())
+    return entries
 
 
-def _replaced(folder: Path, noted: _Noted, date_column: str, days: Collection[date]) -> dict[date, ReplacedPartition]:
-    """By date, what the notes tell, or else a note of the date's own."""
-    found: dict[date, ReplacedPartition] = {}
+def _replaced_by_date(
+    folder: Path, entries: _NoteEntries, date_column: str, days: Collection[date]
+) -> dict[date, ReplacedPartition]:
+    """Return the replaced partitions by date, from the notes or from the date's note of an earlier version."""
+    replaced: dict[date, ReplacedPartition] = {}
     for day in days:
-        told = noted.get(day.isoformat()) or _noted_alone(f"{folder}/{date_column}={day.isoformat()}/{REPLACED}")
-        if told is not None:
-            found[day] = ReplacedPartition(**told)
-    return found
+        entry = entries.get(day.isoformat()) or _read_note(f"{folder}/{date_column}={day.isoformat()}/{REPLACED}")
+        if entry is not None:
+            replaced[day] = ReplacedPartition(**entry)
+    return replaced
 
 
-def _noted_alone(note: str) -> dict[str, str] | None:
+def _read_note(note: str) -> dict[str, str] | None:
     return json.loads(Path(note).read_text()) if file_exists(note) else None
 
 
-def _prepare(place: str, staged: StagedFile, publication: str) -> None:
-    """Put the staged rows, and who publishes them, where a load is prepared. Raises `StagedFileLost`.
+def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> None:
+    """Write the partition's folder: the staged rows and a note on their publication. Raises `StagedFileLost`.
 
-    A staged file is never written to again: on the same disk, it becomes the published one.
+    On the same disk the staged file itself is linked, as nothing writes to it again.
     """
     try:
-        os.mkdir(place)  # noqa: PTH102 - here and below: by far the quicker, for every file that is published
+        os.mkdir(partition)  # noqa: PTH102 - here and below: much faster than `Path`, for every published file
     except FileNotFoundError:
-        os.makedirs(place)  # noqa: PTH103
-    part = f"{place}/{ROWS_FILE}"
+        os.makedirs(partition)  # noqa: PTH103
+    rows_file = f"{partition}/{ROWS_FILE}"
     try:
         try:
-            os.link(staged.location, part, follow_symlinks=False)
-            check_checksum(staged, read_regular_file(part))
-        except OSError:  # it is on another disk, or no file of a disk at all
-            write_atomically(part, read_staged_bytes(staged), durable=False)
+            os.link(staged.location, rows_file, follow_symlinks=False)
+            check_checksum(staged, read_regular_file(rows_file))
+        except OSError:  # on another disk, or in an object store
+            write_atomically(rows_file, read_staged_bytes(staged), durable=False)
     except (StagedFileLost, OutsideRoot) as exc:
-        shutil.rmtree(place)
+        shutil.rmtree(partition)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
-    with open(f"{place}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - nobody reads it before the load takes effect
+    with open(f"{partition}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - not read before the commit
         file.write(json.dumps(note).encode())
 
 
-def _put_back(part: Path, kept: Path, replaced: ReplacedPartition) -> None:
+def _restore_partition(rows_file: Path, backup: Path, replaced: ReplacedPartition) -> None:
     if replaced.before == replaced.published:
         return
     if replaced.before == ABSENT:
-        part.unlink()
-        shutil.rmtree(part.parent)
+        rows_file.unlink()
+        shutil.rmtree(rows_file.parent)
         return
-    temporary = part.with_name(f".{ROWS_FILE}.undo.tmp")
+    temporary = rows_file.with_name(f".{ROWS_FILE}.undo.tmp")
     temporary.unlink(missing_ok=True)
-    hard_link(kept, temporary)
-    temporary.replace(part)
-    sync_folder(part.parent)
+    hard_link(backup, temporary)
+    temporary.replace(rows_file)
+    sync_folder(rows_file.parent)
