@@ -457,8 +457,8 @@ PUBLISH_WHILE_OTHERS_READ = """
         files = [staging.write("run", FEB_23, n, rows_of(FEB_23, players=n)) for n in (100, 200)]
         wait()
         for n in range(int(times)):
-            now = warehouse.fingerprints(TABLE, "day", [FEB_23])
-            receipt = warehouse.publish(TABLE, "day", [files[n % 2]], unchanged_since=now, publication=f"run/{n}")
+            now, file = warehouse.fingerprints(TABLE, "day", [FEB_23]), files[n % 2]
+            receipt = warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=now, publication=f"run/{n}")
             assert receipt.published == {FEB_23}, receipt
         (Path(root) / "done").touch()
         return int(times)
@@ -775,7 +775,7 @@ def publish(root, last):
     os.fsync = count
     warehouse, table = LocalWarehouse(Path(root)), TableName("nba", "factors")
     now = warehouse.fingerprints(table, "day", [file.day])
-    warehouse.publish(table, "day", [file], unchanged_since=now, publication="run-1/1")
+    warehouse.publish(table, "day", [file], fingerprints_when_staged=now, publication="run-1/1")
 
 for number, root in enumerate(given["roots"], 1):
     pid = os.fork()
