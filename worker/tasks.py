@@ -58,6 +58,7 @@ def broker_url() -> str:
 
 app: Celery = make_app(read_settings(), broker_url())
 app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
+app.conf.beat_scheduler = "gated_backfill.worker.maintenance.beat:SlotScheduler"
 app.conf.beat_schedule = beat_schedule(read_settings(), maintenance_schedules(read_settings()))
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()

@@ -1,6 +1,6 @@
-"""Delivering alerts: what waits is claimed, sent as one message to each endpoint, and noted.
+"""Alert delivery: claim the waiting alerts, send them as one message per endpoint, and record the result.
 
-A dead endpoint costs bounded time and a later try, and nothing else.
+An endpoint that does not answer costs bounded time, and its alerts are sent again later.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 
 from gated_backfill.common.alerts.endpoints import Endpoint, parse_endpoints, scheme_of
 from gated_backfill.common.alerts.messages import Message, compose_message
-from gated_backfill.common.alerts.sender import WRONG_URL
+from gated_backfill.common.alerts.sender import INVALID_URL
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Alert, Ledger
@@ -27,94 +27,102 @@ from gated_backfill.common.process.identity import is_dead
 
 log = structlog.get_logger()
 
-MOST_AT_ONCE = 50  #: alerts in one message
-MAX_TRIES = 24  #: about a day, with the waits between them
-LONGEST_WAIT = timedelta(hours=1)
-TOO_OLD = timedelta(days=3)
-STARTING_SECONDS = 10.0  #: that importing apprise may take on a busy machine, before anything is sent
+ALERTS_PER_MESSAGE = 50
+MAX_ATTEMPTS = 24  #: about a day, with the delays between them
+MAX_RETRY_DELAY = timedelta(hours=1)
+MAX_ALERT_AGE = timedelta(days=3)  #: older alerts are not delivered any more
+SENDER_STARTUP_SECONDS = 10.0  #: time that importing apprise may take on a busy machine, before anything is sent
 NO_ANSWER = "did not answer in time"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
-    """How one endpoint took a message."""
+class DeliveryResult:
+    """The result of sending one endpoint a message."""
 
     endpoint: Endpoint
-    error: str | None  #: why it did not, without secrets
+    error: str | None  #: why it failed, without secrets
 
 
 def deliver(ledger: Ledger, settings: Settings, owner: str) -> str:
-    """Send the alerts that wait, all in one message to each endpoint; returns in words what became of them.
+    """Send the waiting alerts, all in one message to each endpoint, and return a summary.
 
-    Returns within `alert_timeout_seconds` (and what starting to send takes), whatever the endpoints do. What an
-    endpoint did not take is sent again later, to that endpoint alone. Raises `UserError` for settings that name none.
+    `owner` claims the alerts in the ledger, so that each is sent by one process. Takes at most `alert_timeout_seconds`
+    and the start of the sending process. An endpoint that failed gets its alerts again later. Raises `UserError` if the
+    settings hold something that is not a URL.
     """
-    places = parse_endpoints(settings)
+    endpoints = parse_endpoints(settings)
     muted = ledger.alerts.mute_alerts(settings.delivered_alert_kinds)
-    late = ledger.alerts.fail_overdue_alerts(utcnow() - TOO_OLD, f"waited for more than {TOO_OLD.days} days")
-    aside = "".join(f", {n} {what}" for n, what in ((muted, "not wanted"), (late, "too old to be told")) if n)
-    if not places:
-        return f"no endpoints are set{aside}"
-    lease = utcnow() + timedelta(seconds=settings.alert_timeout_seconds + 2 * STARTING_SECONDS)
-    claimed = ledger.alerts.claim_alerts(owner, lease, is_dead=is_dead, limit=MOST_AT_ONCE)
-    if not claimed:
-        return f"nothing to tell{aside}"
-    told = _tell(claimed, places, settings)
-    went = [_note(alert, told, places, ledger, settings, owner) for alert in claimed]
-    failed = "; ".join(f"{one.endpoint.name} {one.error}" for one in told if one.error is not None)
-    return f"{sum(went)} of {len(claimed)} alert(s) delivered{aside}" + (f"; {failed}" if failed else "")
+    expired = ledger.alerts.fail_overdue_alerts(
+        utcnow() - MAX_ALERT_AGE, f"waited for more than {MAX_ALERT_AGE.days} days"
+    )
+    notes = "".join(f", {count} {reason}" for count, reason in ((muted, "muted"), (expired, "too old")) if count)
+    if not endpoints:
+        return f"no endpoints are set{notes}"
+    lease_until = utcnow() + timedelta(seconds=settings.alert_timeout_seconds + 2 * SENDER_STARTUP_SECONDS)
+    alerts = ledger.alerts.claim_alerts(owner, lease_until, is_dead=is_dead, limit=ALERTS_PER_MESSAGE)
+    if not alerts:
+        return f"no alerts to send{notes}"
+    results = _send_undelivered(alerts, endpoints, settings)
+    delivered = [_record(alert, results, endpoints, ledger, settings, owner) for alert in alerts]
+    errors = "; ".join(f"{result.endpoint.name} {result.error}" for result in results if result.error is not None)
+    return f"{sum(delivered)} of {len(alerts)} alert(s) delivered{notes}" + (f"; {errors}" if errors else "")
 
 
-def send(messages: Sequence[tuple[Endpoint, Message]], seconds: float) -> list[Sent]:
-    """Send each endpoint its message, all at once, within that time. Raises nothing for what endpoints do."""
-    listed = [{"url": place.url, "title": text.title, "body": text.body} for place, text in messages]
-    errors = _ask_sender(listed, seconds)
-    return [Sent(endpoint=place, error=errors[number]) for number, (place, _) in enumerate(messages)]
+def send(messages: Sequence[tuple[Endpoint, Message]], seconds: float) -> list[DeliveryResult]:
+    """Send each endpoint its message, in parallel, with `seconds` for all. An endpoint's failure raises nothing."""
+    requests = [{"url": endpoint.url, "title": text.title, "body": text.body} for endpoint, text in messages]
+    errors = _run_sender(requests, seconds)
+    return [DeliveryResult(endpoint=endpoint, error=errors[number]) for number, (endpoint, _) in enumerate(messages)]
 
 
-def check_urls(places: Sequence[Endpoint]) -> None:
-    """Raises `UserError` naming the scheme of the first URL that apprise can't use. Sends nothing."""
-    errors = _ask_sender([{"url": place.url, "title": None, "body": ""} for place in places], STARTING_SECONDS)
-    for place, error in zip(places, errors, strict=True):
-        if error == WRONG_URL:
+def check_urls(endpoints: Sequence[Endpoint]) -> None:
+    """Raise `UserError` with the scheme of the first URL that apprise cannot use. Sends nothing."""
+    requests = [{"url": endpoint.url, "title": None, "body": ""} for endpoint in endpoints]
+    for endpoint, error in zip(endpoints, _run_sender(requests, SENDER_STARTUP_SECONDS), strict=True):
+        if error == INVALID_URL:
             raise UserError(
-                f"BACKFILL_ALERTS: the {scheme_of(place.url)}:// URL is not one that apprise knows or is incomplete"
+                f"BACKFILL_ALERTS: apprise does not know the {scheme_of(endpoint.url)}:// URL, or it is incomplete"
             )
 
 
-def _tell(claimed: Sequence[Alert], places: Sequence[Endpoint], settings: Settings) -> list[Sent]:
-    """Send each endpoint what it does not have yet."""
-    lacking = [(place, [alert for alert in claimed if place.name not in alert.delivered]) for place in places]
-    return send(
-        [(place, compose_message(alerts)) for place, alerts in lacking if alerts], settings.alert_timeout_seconds
-    )
+def _send_undelivered(
+    alerts: Sequence[Alert], endpoints: Sequence[Endpoint], settings: Settings
+) -> list[DeliveryResult]:
+    """Send each endpoint the alerts that were not delivered to it before."""
+    pending = [(endpoint, [a for a in alerts if endpoint.name not in a.delivered]) for endpoint in endpoints]
+    messages = [(endpoint, compose_message(undelivered)) for endpoint, undelivered in pending if undelivered]
+    return send(messages, settings.alert_timeout_seconds)
 
 
-def _note(
-    alert: Alert, told: Sequence[Sent], places: Sequence[Endpoint], ledger: Ledger, settings: Settings, owner: str
+def _record(
+    alert: Alert,
+    results: Sequence[DeliveryResult],
+    endpoints: Sequence[Endpoint],
+    ledger: Ledger,
+    settings: Settings,
+    owner: str,
 ) -> bool:
-    """Write down who has the alert now; returns whether everybody does."""
-    took = {one.endpoint.name for one in told if one.error is None}
-    delivered = sorted(took | set(alert.delivered))
-    refused = [f"{one.endpoint.name} {one.error}" for one in told if one.endpoint.name not in delivered]
-    if all(place.name in delivered for place in places):
+    """Record which endpoints have the alert now, and return whether all have."""
+    delivered = sorted({result.endpoint.name for result in results if result.error is None} | set(alert.delivered))
+    if all(endpoint.name in delivered for endpoint in endpoints):
         return ledger.alerts.mark_sent(alert.id, owner, delivered)
-    tries = alert.attempts + 1
-    again = None if tries >= MAX_TRIES else utcnow() + retry_delay(tries, settings.alert_retry_seconds)
-    ledger.alerts.mark_failed(alert.id, owner, "; ".join(refused), delivered=delivered, again_at=again)
-    log.warning("alert_not_delivered", kind=alert.kind, key=alert.key, tries=tries, error="; ".join(refused))
+    errors = "; ".join(f"{r.endpoint.name} {r.error}" for r in results if r.endpoint.name not in delivered)
+    attempts = alert.attempts + 1
+    retry_at = None if attempts >= MAX_ATTEMPTS else utcnow() + retry_delay(attempts, settings.alert_retry_seconds)
+    ledger.alerts.mark_failed(alert.id, owner, errors, delivered=delivered, again_at=retry_at)
+    log.warning("alert_not_delivered", kind=alert.kind, key=alert.key, attempts=attempts, error=errors)
     return False
 
 
-def retry_delay(tries: int, first_seconds: float) -> timedelta:
-    """How long to wait after so many tries: it doubles, up to an hour."""
-    return min(timedelta(seconds=first_seconds * 2 ** (tries - 1)), LONGEST_WAIT)
+def retry_delay(attempts: int, first_seconds: float) -> timedelta:
+    """The time to wait after this many failed attempts: it doubles each time, up to an hour."""
+    return min(timedelta(seconds=first_seconds * 2 ** (attempts - 1)), MAX_RETRY_DELAY)
 
 
-def _ask_sender(messages: Sequence[dict[str, Any]], seconds: float) -> list[str | None]:
-    """What the sending process answers about each message; it is ended when the time is over."""
-    errors: list[str | None] = [NO_ANSWER] * len(messages)
-    if not messages:
+def _run_sender(requests: Sequence[dict[str, Any]], seconds: float) -> list[str | None]:
+    """Run the sending process and return its error for each request. It is killed when the time is over."""
+    errors: list[str | None] = [NO_ANSWER] * len(requests)
+    if not requests:
         return errors
     with tempfile.TemporaryFile() as answers:
         process = subprocess.Popen(
@@ -122,11 +130,11 @@ def _ask_sender(messages: Sequence[dict[str, Any]], seconds: float) -> list[str 
             stdin=subprocess.PIPE,
             stdout=answers,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for the command, which ends this process itself
+            start_new_session=True,  # Ctrl-C goes to the command only, which ends this process in its own cleanup
         )
         try:
             process.communicate(
-                json.dumps({"messages": list(messages), "seconds": seconds}).encode(), STARTING_SECONDS + seconds
+                json.dumps({"messages": list(requests), "seconds": seconds}).encode(), SENDER_STARTUP_SECONDS + seconds
             )
         except subprocess.TimeoutExpired:
             pass
@@ -135,7 +143,7 @@ def _ask_sender(messages: Sequence[dict[str, Any]], seconds: float) -> list[str 
             process.wait()
         answers.seek(0)
         for line in answers.read().splitlines(keepends=True):
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n"):  # the last line is incomplete if the process was killed while writing it
                 answer = json.loads(line)
                 errors[answer["number"]] = answer["error"]
     return errors

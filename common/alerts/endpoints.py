@@ -1,4 +1,4 @@
-"""The endpoints that alerts go to, and the names under which they may be shown: their URLs are secrets."""
+"""Alert endpoints of the settings, and names for them that hide their URLs, which are secrets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 
-#: Of these, what stands where a host does may be one. Of others (`slack://TOKEN/...`) it is often the secret itself.
-WITH_HOST = frozenset(
+#: Schemes whose URL has a host after `//`. Other schemes (`slack://TOKEN/...`) often have the secret there.
+SCHEMES_WITH_HOST = frozenset(
     f"{scheme}{secure}" for scheme in ("json", "xml", "form", "mailto", "apprise", "gotify") for secure in ("", "s")
 )
 MASK = "..."
@@ -21,38 +21,38 @@ _NEXT_URL = re.compile(r",+(?=[A-Za-z][A-Za-z0-9+.-]*://)")  # a comma may belon
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One place that alerts are sent to."""
+    """A service that alerts are sent to."""
 
-    name: str  #: scheme and host without secrets; different for each endpoint
+    name: str  #: scheme and host without secrets; unique among the endpoints
     url: str = field(repr=False)
 
 
 def parse_endpoints(settings: Settings) -> list[Endpoint]:
-    """The endpoints of the settings, in their order. Raises `UserError` for a part that is no URL, not quoting it."""
+    """The endpoints of the settings, in order. Raises `UserError` (without the text) for one without scheme."""
     if settings.alerts is None:
         return []
-    urls = [url for word in settings.alerts.get_secret_value().split() for url in _NEXT_URL.split(word)]
-    urls = [url.strip(",") for url in urls if url.strip(",")]
-    seen: Counter[str] = Counter()
-    found: list[Endpoint] = []
+    parts = [part for word in settings.alerts.get_secret_value().split() for part in _NEXT_URL.split(word)]
+    urls = [url for part in parts if (url := part.strip(","))]
+    uses: Counter[str] = Counter()
+    endpoints: list[Endpoint] = []
     for number, url in enumerate(urls, 1):
         if _SCHEME.match(url) is None:
-            raise UserError(f"BACKFILL_ALERTS: part {number} of {len(urls)} is no URL: write it as SCHEME://...")
-        name = masked(url)
-        seen[name] += 1
-        found.append(Endpoint(name=name if seen[name] == 1 else f"{name} #{seen[name]}", url=url))
-    return found
+            raise UserError(f"BACKFILL_ALERTS: part {number} of {len(urls)} is not a URL: write it as SCHEME://...")
+        name = mask_url(url)
+        uses[name] += 1
+        endpoints.append(Endpoint(name=name if uses[name] == 1 else f"{name} #{uses[name]}", url=url))
+    return endpoints
 
 
 def scheme_of(url: str) -> str:
-    found = _SCHEME.match(url)
-    return found[0].lower() if found else ""
+    match = _SCHEME.match(url)
+    return match[0].lower() if match else ""
 
 
-def masked(url: str) -> str:
-    """The URL's scheme, and its host where it is known to be one and nothing else."""
+def mask_url(url: str) -> str:
+    """The URL's scheme, and its host if that is certainly a host and nothing else."""
     scheme = scheme_of(url)
-    host = _host(url) if scheme in WITH_HOST else None
+    host = _host(url) if scheme in SCHEMES_WITH_HOST else None
     return f"{scheme}://{host or MASK}"
 
 
@@ -62,13 +62,12 @@ def _host(url: str) -> str | None:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return None
-    if (
-        "@" in parts.path + parts.query + parts.fragment
-    ):  # what looks like a host may be a part of an unescaped password
+    # With an @ further on, the "host" may be a part of an unescaped password.
+    if "@" in parts.path + parts.query + parts.fragment:
         return None
-    return f"{parts.hostname}{port}" if parts.hostname and _is_surely_a_host(parts.hostname) else None
+    return f"{parts.hostname}{port}" if parts.hostname and _is_certainly_host(parts.hostname) else None
 
 
-def _is_surely_a_host(name: str) -> bool:
-    """Whether it has a dot, is an address, or is this machine: a word alone may as well be a token."""
+def _is_certainly_host(name: str) -> bool:
+    """Whether the name has a dot, is an address, or is this machine: any other word may be a token."""
     return "." in name or ":" in name or name == "localhost"

@@ -1,4 +1,4 @@
-"""What alerts say. Pure: from what is known of a run or of beat to the alerts to write down, and to one message."""
+"""Alert texts: turn an ended run or a silent beat into alerts, and waiting alerts into one message. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
 from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, Fallback, Verdict, format_percent, reaches_ratio
 from gated_backfill.common.model.dates import format_dates
 
-LOW_COVERAGE = 0.5
-FALLBACKS_A_WEEK = 2  #: more than so many are told
+LOW_COVERAGE = 0.5  #: coverage below this ratio raises a low-coverage alert
+FALLBACKS_A_WEEK = 2  #: more dates than this, built from a fallback within 7 days, raise an alert
 BEAT_SILENT_AFTER = timedelta(minutes=10)
-DATES_NAMED = 5
-NAMES_LENGTH = 180  #: of a date, together
+DATES_NAMED = 5  #: dates listed in one alert
+NAMES_LENGTH = 180  #: characters of a date's names together
 REASON_LENGTH = 120
-MESSAGE_LENGTH = 3500  #: chat services cut or refuse what is much longer
+MESSAGE_LENGTH = 3500  #: chat services cut or reject longer messages
 TITLE_LENGTH = 200
 
 _ENDED_AS = {
@@ -28,31 +28,37 @@ _ENDED_AS = {
     RunState.FAILED: "failed: no date was checkpointed",
     RunState.CANCELLED: "was cancelled",
 }
+_END_STATES = (
+    DateState.CHECKPOINTED,
+    DateState.BLOCKED,
+    DateState.FAILED,
+    DateState.SKIPPED,
+    DateState.CANCELLED,
+)
 
 
 @dataclass(kw_only=True)
 class DateTally:
-    """What is told of a run's dates, counted one after the other: however many there are, few are kept."""
+    """Figures over a run's dates. It keeps a few rows only, so its size does not grow with the run."""
 
     states: Counter[DateState] = field(default_factory=Counter[DateState])
     forced: int = 0
-    matched: int = 0  #: of `expected`, over the dates of which both are known
+    matched: int = 0  #: sum over the dates with a known coverage, like `expected`
     expected: int = 0
-    least: tuple[float, DateRow] | None = None  #: the lowest coverage, and the date that has it
-    bad: list[DateRow] = field(default_factory=list[DateRow])  #: the first of those blocked or failed
-    bad_days: list[date] = field(default_factory=list[date])
-    low: list[DateRow] = field(default_factory=list[DateRow])  #: the first of those with little coverage
-    low_count: int = 0
-    fallback_sources: Counter[str] = field(
-        default_factory=Counter[str]
-    )  #: checkpointed dates by source, fallbacks only
+    lowest: tuple[float, DateRow] | None = None  #: the lowest coverage, and its date
+    incomplete: list[DateRow] = field(default_factory=list[DateRow])  #: the first blocked or failed dates
+    incomplete_days: list[date] = field(default_factory=list[date])
+    low_coverage: list[DateRow] = field(default_factory=list[DateRow])  #: the first dates with low coverage
+    low_coverage_count: int = 0
+    fallback_sources: Counter[str] = field(default_factory=Counter[str])  #: checkpointed dates by fallback source
 
     @classmethod
     def from_dates(cls, dates: Iterable[DateRow], primary: str | None) -> DateTally:
-        found = cls()
+        """Count the dates of a run whose job's first source is `primary` (None if unknown)."""
+        tally = cls()
         for row in dates:
-            found._count(row, primary)
-        return found
+            tally._count(row, primary)
+        return tally
 
     def _count(self, row: DateRow, primary: str | None) -> None:
         self.states[row.state] += 1
@@ -60,179 +66,169 @@ class DateTally:
         if row.expected and row.matched is not None:
             self.matched += row.matched
             self.expected += row.expected
-            share = row.matched / row.expected
-            if self.least is None or share < self.least[0]:
-                self.least = (share, row)
+            ratio = row.matched / row.expected
+            if self.lowest is None or ratio < self.lowest[0]:
+                self.lowest = (ratio, row)
         if row.state in INCOMPLETE_DATES:
-            self.bad_days.append(row.day)
-            if len(self.bad) < DATES_NAMED:
-                self.bad.append(row)
-        if is_low(row):
-            self.low_count += 1
-            if len(self.low) < DATES_NAMED:
-                self.low.append(row)
+            self.incomplete_days.append(row.day)
+            if len(self.incomplete) < DATES_NAMED:
+                self.incomplete.append(row)
+        if has_low_coverage(row):
+            self.low_coverage_count += 1
+            if len(self.low_coverage) < DATES_NAMED:
+                self.low_coverage.append(row)
         if row.source is not None and is_from_fallback(row, primary):
             self.fallback_sources[row.source] += 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndedRun:
-    """All that is told of a run's end."""
+    """The facts about an ended run that its alerts are made from."""
 
     run: Run
     dates: DateTally
     primary: str | None = None  #: the name of the job's first source; None when the job is not installed here
     fallbacks_this_week: int = 0  #: dates of the job built from a fallback by runs that ended in the last 7 days
-    orders: Sequence[str] = ()  #: who paused, resumed and cancelled it, and why
+    orders: Sequence[str] = ()  #: pause, resume and cancel orders: by whom, and why
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What an endpoint is sent."""
+    """A text for an endpoint."""
 
     title: str
     body: str
 
 
-def alerts_for_run(ending: EndedRun, now: datetime) -> list[NewAlert]:
-    """The alerts of an ended run: they are delivered as one message."""
-    dates = ending.dates
-    found = [_finished(ending)]
-    if dates.bad:
-        found.append(_blocked(ending.run, dates))
-    if dates.low:
-        found.append(_low(ending.run, dates))
-    if ending.fallbacks_this_week > FALLBACKS_A_WEEK and dates.fallback_sources:
-        found.append(_fallback_often(ending, now))
-    return found
+def alerts_for_run(ended: EndedRun, now: datetime) -> list[NewAlert]:
+    """The alerts about an ended run. They are delivered as one message."""
+    dates = ended.dates
+    alerts = [_finished_alert(ended)]
+    if dates.incomplete:
+        alerts.append(_blocked_alert(ended.run, dates))
+    if dates.low_coverage:
+        alerts.append(_low_coverage_alert(ended.run, dates))
+    if ended.fallbacks_this_week > FALLBACKS_A_WEEK and dates.fallback_sources:
+        alerts.append(_fallback_often_alert(ended, now))
+    return alerts
 
 
-def is_low(row: DateRow) -> bool:
-    """Whether less than half of who is expected on an ended date was there."""
+def has_low_coverage(row: DateRow) -> bool:
+    """Whether less than `LOW_COVERAGE` of an ended date's expected entities were present."""
     if row.state not in (DateState.CHECKPOINTED, DateState.BLOCKED) or not row.expected or row.matched is None:
         return False
     return not reaches_ratio(row.matched, row.expected, LOW_COVERAGE)
 
 
 def is_from_fallback(row: DateRow, primary: str | None) -> bool:
-    """Whether a checkpointed date was not built from the primary source alone; False when that is not known."""
+    """Whether a checkpointed date was built from anything but the primary source; False when that is unknown."""
     return primary is not None and row.state is DateState.CHECKPOINTED and row.source not in (None, primary)
 
 
 def beat_silent_alert(last_seen: datetime | None, now: datetime) -> NewAlert | None:
-    """The alert that beat gives no sign of life, once for each silence; None while it does, or never did."""
+    """The alert that beat has been silent for over 10 minutes (one per silence); None if it is not, or never ran."""
     if last_seen is None or now - last_seen <= BEAT_SILENT_AFTER:
         return None
     return NewAlert(
         key=f"{AlertKind.BEAT_SILENT} {last_seen.isoformat()}",
         kind=AlertKind.BEAT_SILENT,
         title=f"beat is silent since {last_seen:%Y-%m-%d %H:%M} UTC",
-        body="Cleanup, audit, retention and the catching up of stuck runs are not done while it is. "
-        "Start it again, and see its log for why it stopped.",
+        body="Until it runs again, cleanup, audit and retention do not run and stuck runs are not requeued. "
+        "Start it again; its log says why it stopped.",
     )
 
 
-def compose_message(waiting: Sequence[Alert]) -> Message:
-    """Everything that waits as one message, the gravest first; what is too long is cut, and says so."""
-    ordered = sorted(waiting, key=_gravity)
-    first, others = ordered[0], len({alert.run_id or alert.id for alert in ordered}) - 1
-    more = f" (and {others} more)" if others else ""
-    of_runs: dict[str, list[Alert]] = {}
-    for alert in ordered:
-        of_runs.setdefault(alert.run_id or alert.id, []).append(alert)
-    sections = ["\n\n".join(f"{one.title}\n{one.body}" for one in group) for group in of_runs.values()]
-    return Message(title=truncate(f"backfill: {first.title}", TITLE_LENGTH - len(more)) + more, body=_joined(sections))
+def compose_message(alerts: Sequence[Alert]) -> Message:
+    """One message of all alerts, the most severe first. Text over the limits is cut, and the cut is marked."""
+    alerts_by_run: dict[str, list[Alert]] = {}
+    for alert in sorted(alerts, key=_severity):
+        alerts_by_run.setdefault(alert.run_id or alert.id, []).append(alert)
+    sections = ["\n\n".join(f"{alert.title}\n{alert.body}" for alert in group) for group in alerts_by_run.values()]
+    first_title = next(iter(alerts_by_run.values()))[0].title
+    suffix = f" (and {len(sections) - 1} more)" if len(sections) > 1 else ""
+    title = truncate(f"backfill: {first_title}", TITLE_LENGTH - len(suffix)) + suffix
+    return Message(title=title, body=_join_sections(sections))
 
 
 def truncate(text: str, length: int) -> str:
-    """The text, or its beginning with an ellipsis where it is longer."""
+    """The text, cut to `length` characters with an ellipsis at the end if it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _gravity(alert: Alert) -> tuple[int, datetime, str]:
-    known = ALERT_KINDS.index(alert.kind) if alert.kind in ALERT_KINDS else len(ALERT_KINDS)
-    return known, alert.created_at, alert.id
+def _severity(alert: Alert) -> tuple[int, datetime, str]:
+    rank = ALERT_KINDS.index(alert.kind) if alert.kind in ALERT_KINDS else len(ALERT_KINDS)
+    return rank, alert.created_at, alert.id
 
 
-def _joined(sections: Sequence[str]) -> str:
-    """As many of the sections as a message holds, each cut to its share; how many are left out."""
-    kept: list[str] = []
+def _join_sections(sections: Sequence[str]) -> str:
+    """The sections that fit into a message, and the number of those that do not."""
+    parts: list[str] = []
     room = MESSAGE_LENGTH
     for number, section in enumerate(sections):
-        if kept and len(section) > room:
-            kept.append(f"and {len(sections) - number} more: `backfill alerts` lists them")
+        if parts and len(section) > room:
+            parts.append(f"and {len(sections) - number} more: `backfill alerts` lists them")
             break
-        kept.append(truncate(section, room))
-        room -= len(kept[-1])
-    return "\n\n----\n\n".join(kept)
+        parts.append(truncate(section, room))
+        room -= len(parts[-1])
+    return "\n\n----\n\n".join(parts)
 
 
-def _finished(ending: EndedRun) -> NewAlert:
-    run, dates = ending.run, ending.dates
+def _finished_alert(ended: EndedRun) -> NewAlert:
+    run, dates = ended.run, ended.dates
+    lines = [
+        f"requested: {truncate(run.requested, REASON_LENGTH)}, by {run.requested_by}",
+        *(truncate(order, REASON_LENGTH) for order in ended.orders),
+        f"dates: {_describe_states(dates)}",
+        _describe_coverage(dates),
+        _describe_fallback(dates),
+        _describe_duration(run),
+    ]
     return NewAlert(
         key=f"{AlertKind.RUN_FINISHED} {run.id}",
         kind=AlertKind.RUN_FINISHED,
         title=f"run {run.id} of {run.job} {_ENDED_AS.get(run.state, run.state.value)}",
-        body="\n".join(
-            line
-            for line in (
-                f"asked: {truncate(run.requested, REASON_LENGTH)}, by {run.requested_by}",
-                *(truncate(order, REASON_LENGTH) for order in ending.orders),
-                f"dates: {_counts(dates)}",
-                _coverage(dates),
-                _fallback(dates),
-                _duration(run),
-            )
-            if line
-        ),
+        body="\n".join(line for line in lines if line),
         job=run.job,
         run_id=run.id,
     )
 
 
-def _counts(dates: DateTally) -> str:
-    """How many dates ended how; in a run that was stopped, some did not end."""
-    ends = [
-        DateState.CHECKPOINTED,
-        DateState.BLOCKED,
-        DateState.FAILED,
-        DateState.SKIPPED,
-        DateState.CANCELLED,
-    ]
-    counts = {state.value: dates.states[state] for state in ends}
+def _describe_states(dates: DateTally) -> str:
+    """The number of dates by end state, and of those that a stopped run did not reach."""
+    counts = {state.value: dates.states[state] for state in _END_STATES}
     counts["not reached"] = dates.states.total() - sum(counts.values())
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"{told} ({dates.forced} of them forced)" if dates.forced else told or "none"
+    text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{text} ({dates.forced} of them forced)" if dates.forced else text or "none"
 
 
-def _coverage(dates: DateTally) -> str | None:
-    if dates.least is None:
+def _describe_coverage(dates: DateTally) -> str | None:
+    if dates.lowest is None:
         return None
-    _, worst = dates.least
-    least = format_percent(worst.matched or 0, worst.expected or 0)
-    return f"coverage: {format_percent(dates.matched, dates.expected)} over all, {least} at least, on {worst.day}"
+    _, row = dates.lowest
+    lowest = format_percent(row.matched or 0, row.expected or 0)
+    return f"coverage: {format_percent(dates.matched, dates.expected)} over all, lowest {lowest}, on {row.day}"
 
 
-def _fallback(dates: DateTally) -> str | None:
+def _describe_fallback(dates: DateTally) -> str | None:
     if not dates.fallback_sources:
         return None
     sources = ", ".join(sorted(dates.fallback_sources))
     return f"fallback: {dates.fallback_sources.total()} date(s) were built from {sources}"
 
 
-def _duration(run: Run) -> str | None:
+def _describe_duration(run: Run) -> str | None:
     if run.started_at is None or run.finished_at is None:
         return None
     return f"took: {(run.finished_at - run.started_at).total_seconds():.1f} s"
 
 
-def _blocked(run: Run, dates: DateTally) -> NewAlert:
+def _blocked_alert(run: Run, dates: DateTally) -> NewAlert:
     counts = " and ".join(f"{n} {state.value}" for state in INCOMPLETE_DATES if (n := dates.states[state]))
-    lines = [line for row in dates.bad for line in _date_lines(row)]
-    if (more := len(dates.bad_days) - len(dates.bad)) > 0:
-        lines.append(f"and {more} more: {truncate(format_dates(dates.bad_days), REASON_LENGTH)}")
+    lines = [line for row in dates.incomplete for line in _date_lines(row)]
+    if (hidden := len(dates.incomplete_days) - len(dates.incomplete)) > 0:
+        lines.append(f"and {hidden} more: {truncate(format_dates(dates.incomplete_days), REASON_LENGTH)}")
     lines.append(f"see why: backfill status {run.id}")
-    lines.append(f"once the cause is mended: backfill retry {run.id}")
+    lines.append(f"after fixing the cause: backfill retry {run.id}")
     return NewAlert(
         key=f"{AlertKind.RUN_BLOCKED} {run.id}",
         kind=AlertKind.RUN_BLOCKED,
@@ -244,65 +240,66 @@ def _blocked(run: Run, dates: DateTally) -> NewAlert:
 
 
 def _date_lines(row: DateRow) -> list[str]:
-    reason = " ".join((row.reason or row.error or "no reason was noted").split())
+    reason = " ".join((row.reason or row.error or "no reason was recorded").split())
     lines = [f"{row.day} {row.state.value}: {truncate(reason, REASON_LENGTH)}"]
-    missing = (row.expected or 0) - (row.matched or 0)
-    if row.missing and missing > 0:
-        named = _fitting(row.missing)
-        more = f" and {missing - len(named)} more" if missing > len(named) else ""
-        lines.append(f"  missing {missing}: {', '.join(named)}{more}")
+    missing_count = (row.expected or 0) - (row.matched or 0)
+    if row.missing and missing_count > 0:
+        names = _names_that_fit(row.missing)
+        rest = f" and {missing_count - len(names)} more" if missing_count > len(names) else ""
+        lines.append(f"  missing {missing_count}: {', '.join(names)}{rest}")
     return lines
 
 
-def _fitting(names: Sequence[str]) -> list[str]:
-    """As many of the names as a line holds, one at least."""
-    kept = [truncate(names[0], NAMES_LENGTH)]
+def _names_that_fit(names: Sequence[str]) -> list[str]:
+    """The first names that fit into a line, at least one."""
+    fitting = [truncate(names[0], NAMES_LENGTH)]
     for name in names[1:MISSING_NAMES_SHOWN]:
-        if len(", ".join([*kept, name])) > NAMES_LENGTH:
+        if len(", ".join([*fitting, name])) > NAMES_LENGTH:
             break
-        kept.append(name)
-    return kept
+        fitting.append(name)
+    return fitting
 
 
-def _advice(run: Run) -> str:
-    if run.options.get("fallback") == Fallback.OFF.value:
-        return f"The fallback was off. With it: backfill retry {run.id} --fallback replace"
-    return "Their input is largely missing: load it before anything is built again."
-
-
-def _low(run: Run, dates: DateTally) -> NewAlert:
+def _low_coverage_alert(run: Run, dates: DateTally) -> NewAlert:
     lines = [
         f"{row.day} {row.state.value}: {row.matched} of {row.expected} "
         f"({format_percent(row.matched or 0, row.expected or 0)})"
-        for row in dates.low
+        for row in dates.low_coverage
     ]
-    if dates.low_count > len(dates.low):
-        lines.append(f"and {dates.low_count - len(dates.low)} more")
+    if dates.low_coverage_count > len(dates.low_coverage):
+        lines.append(f"and {dates.low_coverage_count - len(dates.low_coverage)} more")
+    if run.options.get("fallback") == Fallback.OFF.value:
+        lines.append(f"The fallback was off. With it: backfill retry {run.id} --fallback replace")
+    else:
+        lines.append("Most of their input is missing: load it before rebuilding them.")
     return NewAlert(
         key=f"{AlertKind.LOW_COVERAGE} {run.id}",
         kind=AlertKind.LOW_COVERAGE,
-        title=f"coverage below {LOW_COVERAGE:.0%} on {dates.low_count} date(s) of {run.job}",
-        body="\n".join([*lines, _advice(run)]),
+        title=f"coverage below {LOW_COVERAGE:.0%} on {dates.low_coverage_count} date(s) of {run.job}",
+        body="\n".join(lines),
         job=run.job,
         run_id=run.id,
     )
 
 
-def _fallback_often(ending: EndedRun, now: datetime) -> NewAlert:
+def _fallback_often_alert(ended: EndedRun, now: datetime) -> NewAlert:
     year, week, _ = now.isocalendar()
-    job = ending.run.job
+    job = ended.run.job
     return NewAlert(
         key=f"{AlertKind.FALLBACK_OFTEN} {job} {year}-W{week:02d}",
         kind=AlertKind.FALLBACK_OFTEN,
-        title=f"{ending.fallbacks_this_week} dates of {job} were built from a fallback within 7 days",
-        body=f"The primary source {ending.primary} was partial on these dates: see to what writes it.",
+        title=f"{ended.fallbacks_this_week} dates of {job} were built from a fallback within 7 days",
+        body=f"The primary source {ended.primary} was partial on these dates: check the process that writes it.",
         job=job,
-        run_id=ending.run.id,
+        run_id=ended.run.id,
     )
 
 
-def count_fallbacks(built: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
-    """How many of the dates, counted by job and source, were not built from the job's primary source alone."""
+def count_fallbacks(date_counts: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
+    """The number of the job's dates that were not built from its primary source alone.
+
+    `date_counts` holds the number of dates by job and source. 0 if `primary` is None (unknown).
+    """
     if primary is None:
         return 0
-    return sum(count for (name, source), count in built.items() if name == job and source != primary)
+    return sum(count for (name, source), count in date_counts.items() if name == job and source != primary)

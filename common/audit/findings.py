@@ -97,7 +97,7 @@ class AuditedDate:
         return "not by a run" if self.observed.rows else "-"
 
     def describe_missing(self) -> str:
-        """The number of missing entities and up to `limit` names; empty when no names are known."""
+        """The number of missing entities and some of their names; empty when no names are known."""
         if not self.missing:
             return ""
         names = self.missing[:MISSING_NAMES_SHOWN]

@@ -1,4 +1,4 @@
-"""Cleanup of stale rows: backed up, the backup verified, deleted, the deletion verified, recorded; in that order."""
+"""Cleanup of stale rows, in this order: back up, verify the backup, delete, verify the deletion, record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from gated_backfill.common.cleanup.operation import (
     CleanupContext,
+    backup_checksum,
     backup_of,
-    checksum_of_kept,
     move_operation,
     renew_lease,
     verify_backup,
@@ -34,47 +34,45 @@ from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
-DATES_AT_ONCE = 3000  #: of one operation: one job of BigQuery may touch 4,000 partitions
-TRIES = 3  #: at a backup of a table that is written to meanwhile
-ALERT = "cleanup-unusual"
-MOST_KEY = 200
-
-
-# -- cleaning -------------------------------------------------------------------------------------------------
+DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
+BACKUP_ATTEMPTS = 3  #: of a table that is written to while it is backed up
+ALERT_KIND = "cleanup-unusual"
+MAX_KEY_LENGTH = 200  #: of an alert, in the ledger
 
 
 @dataclass
 class CleanupReport:
-    """What a cleanup did with each table."""
+    """The result of a cleanup by table."""
 
     done: list[CleanupOperation] = field(default_factory=list[CleanupOperation])
     absent: list[str] = field(default_factory=list[str])  #: tables that do not exist
-    refused: list[str] = field(default_factory=list[str])  #: in words: too much was stale
-    busy: list[str] = field(default_factory=list[str])  #: in words: another process is at it
-    failed: list[str] = field(default_factory=list[str])  #: in words
+    refused: list[str] = field(default_factory=list[str])  #: reasons: a larger share is stale than one cleanup deletes
+    busy: list[str] = field(default_factory=list[str])  #: reasons: another process works on the table
+    failed: list[str] = field(default_factory=list[str])  #: errors
 
     def describe(self) -> list[str]:
-        told = [describe_operation(one) for one in self.done]
-        told += [f"{name} does not exist" for name in self.absent]
-        told += [f"refused: {one}" for one in self.refused]
-        told += self.busy + self.failed
-        return told or ["nothing is stale"]
+        lines = [describe_operation(operation) for operation in self.done]
+        lines += [f"{table} does not exist" for table in self.absent]
+        lines += [f"refused: {reason}" for reason in self.refused]
+        lines += self.busy + self.failed
+        return lines or ["nothing is stale"]
 
 
-def describe_operation(one: CleanupOperation) -> str:
-    note = f" ({one.error})" if one.error else ""
-    if one.state is CleanupState.ABANDONED:
-        return f"{one.table_name}: operation {one.id} was given up{note}"
-    if one.state is CleanupState.DAMAGED:
-        gone = f"{one.rows} rows on {one.dates} date(s) are gone"
-        return f"{one.table_name}: the backup of operation {one.id} is damaged, {gone}{note}"
-    if one.state in (CleanupState.RESTORED, CleanupState.RESTORING):
-        return f"{one.table_name}: the restoration of {one.id} was completed{note}"
-    return f"{one.table_name}: {one.rows} rows on {one.dates} date(s) deleted, operation {one.id}{note}"
+def describe_operation(operation: CleanupOperation) -> str:
+    """The result of an operation in one line."""
+    table, note = operation.table_name, f" ({operation.error})" if operation.error else ""
+    rows = f"{operation.rows} rows on {operation.dates} date(s)"
+    if operation.state is CleanupState.ABANDONED:
+        return f"{table}: operation {operation.id} was abandoned{note}"
+    if operation.state is CleanupState.DAMAGED:
+        return f"{table}: the backup of operation {operation.id} is damaged, {rows} are deleted{note}"
+    if operation.state in (CleanupState.RESTORED, CleanupState.RESTORING):
+        return f"{table}: the restore of {operation.id} was completed{note}"
+    return f"{table}: {rows} deleted, operation {operation.id}{note}"
 
 
 def clean(
-    site: CleanupContext,
+    context: CleanupContext,
     tables: Sequence[DatedTable],
     *,
     today: date,
@@ -82,71 +80,72 @@ def clean(
     max_share: float,
     skip_restored: bool = False,
 ) -> CleanupReport:
-    """Finish what earlier cleanups left unfinished, then clean each table; one that fails does not stop the others.
+    """Finish interrupted operations, then delete the rows of each table dated more than `days` days before `today`.
 
-    Rows dated today or later are never deleted, nor any that could not be backed up.
+    A table is refused if a larger share of its rows than `max_share` (0 to 1) is stale. `skip_restored` leaves out
+    dates that were restored. A table that fails does not stop the others. Rows dated today or later, and rows without
+    a verified backup, are never deleted. Raises `UserError` for a bad number of days and for a job's target.
     """
     cutoff = cutoff_of(today, days)
     check_no_job_targets(tables)
     report = CleanupReport()
-    finish_unfinished(site, report)
+    _finish_interrupted(context, report)
     for table in tables:
         try:
-            _clean_table(table, site, report, cutoff, max_share, skip_restored)
+            _clean_table(table, context, report, cutoff, max_share, skip_restored)
         except TableInUse as exc:
             report.busy.append(str(exc))
         except BackfillError as exc:
             report.failed.append(str(exc))
-    drop_backups(site, report)
+    _drop_backups(context, report)
     return report
 
 
 def _clean_table(
     table: DatedTable,
-    site: CleanupContext,
+    context: CleanupContext,
     report: CleanupReport,
     cutoff: date,
     max_share: float,
-    spare_restored: bool,
+    skip_restored: bool,
 ) -> None:
-    stale = find_stale_rows(
-        table, site.warehouse, cutoff, restored_dates(table, site.ledger), skip_restored=spare_restored
-    )
+    restored = restored_dates(table, context.ledger)
+    stale = find_stale_rows(table, context.warehouse, cutoff, restored, skip_restored=skip_restored)
     if not stale.exists:
         report.absent.append(str(table))
-    elif why := deletion_objection(stale, max_share):
-        report.refused.append(why)
+    elif objection := deletion_objection(stale, max_share):
+        report.refused.append(objection)
     else:
-        for days in chunk_dates(sorted(stale.rows_by_date), DATES_AT_ONCE):
-            report.done.append(_clean_dates(stale, days, site))
+        for days in chunk_dates(sorted(stale.rows_by_date), DATES_PER_OPERATION):
+            report.done.append(_clean_dates(stale, days, context))
 
 
 def restored_dates(table: DatedTable, ledger: Ledger) -> frozenset[date]:
-    """The dates that somebody put back, while their backup is kept: the daily cleanup does not take them again."""
-    restored = ledger.cleanups.list_cleanups(states=[CleanupState.RESTORED])
-    return frozenset(day for one in restored if one.table_name == str(table) for day in one.kept)
+    """The dates that were restored and whose backup has not expired. The daily cleanup does not delete them again."""
+    operations = ledger.cleanups.list_cleanups(states=[CleanupState.RESTORED])
+    return frozenset(day for operation in operations if operation.table_name == str(table) for day in operation.kept)
 
 
-def _clean_dates(stale: StaleRows, days: Sequence[date], site: CleanupContext) -> CleanupOperation:
-    """One operation over the dates, begun again when somebody writes one of them while they are backed up."""
-    for _ in range(TRIES):
-        operation = _opened(stale, days, site)
+def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext) -> CleanupOperation:
+    """Back up and delete the dates in one operation. Starts again if they are written to during the backup."""
+    for _ in range(BACKUP_ATTEMPTS):
+        operation = _open_operation(stale, days, context)
         try:
-            kept = _backed_up(operation, days, site)
-            if kept is not None:
-                return _delete(site.ledger.cleanups.get_cleanup(operation.id), kept, site)
+            dates = _back_up(operation, days, context)
+            if dates is not None:
+                return _delete(context.ledger.cleanups.get_cleanup(operation.id), dates, context)
         except BackfillError as exc:
-            _leave(operation.id, site, str(exc))
+            _abandon_or_release(operation.id, context, str(exc))
             raise
-        _leave(operation.id, site, "its dates were written to while they were backed up")
+        _abandon_or_release(operation.id, context, "its dates were written to while they were backed up")
     raise WarehouseUnavailable("stale dates were written to during each backup of them", table=str(stale.table))
 
 
-def _opened(stale: StaleRows, days: Sequence[date], site: CleanupContext) -> CleanupOperation:
-    name = new_cleanup_id()
-    backup = Backup(id=name, table=stale.table.name, date_column=stale.table.date_column)
+def _open_operation(stale: StaleRows, days: Sequence[date], context: CleanupContext) -> CleanupOperation:
+    operation_id = new_cleanup_id()
+    backup = Backup(id=operation_id, table=stale.table.name, date_column=stale.table.date_column)
     new = NewCleanup(
-        id=name,
+        id=operation_id,
         table_name=str(stale.table),
         date_column=stale.table.date_column,
         cutoff=stale.cutoff,
@@ -155,151 +154,167 @@ def _opened(stale: StaleRows, days: Sequence[date], site: CleanupContext) -> Cle
         oldest=min(days),
         newest=max(days),
         table_rows=stale.table_rows,
-        backup=site.warehouse.backup_location(backup),
-        requested_by=site.by,
-        expires_at=utcnow() + timedelta(days=site.settings.cleanup_backup_days),
+        backup=context.warehouse.backup_location(backup),
+        requested_by=context.by,
+        expires_at=utcnow() + timedelta(days=context.settings.cleanup_backup_days),
     )
-    return site.ledger.cleanups.open_cleanup(new, site.owner, site.lease())
+    return context.ledger.cleanups.open_cleanup(new, context.owner, context.lease())
 
 
-def _backed_up(
-    operation: CleanupOperation, days: Sequence[date], site: CleanupContext
+def _back_up(
+    operation: CleanupOperation, days: Sequence[date], context: CleanupContext
 ) -> Mapping[date, BackupDate] | None:
-    """What is kept, once the backup holds what the table does; None when the table was written to meanwhile."""
+    """Back up the days and return them; None if the table was written to meanwhile, so that the backup differs."""
     backup = backup_of(operation)
     assert operation.expires_at is not None
-    site.warehouse.back_up(backup, days, until=operation.expires_at)
-    kept = site.warehouse.read_backup(backup)
-    now = site.warehouse.fingerprints(backup.table, backup.date_column, days)
-    if now != {day: one.fingerprint for day, one in kept.items()}:
+    context.warehouse.back_up(backup, days, until=operation.expires_at)
+    dates = context.warehouse.read_backup(backup)
+    fingerprints = context.warehouse.fingerprints(backup.table, backup.date_column, days)
+    if fingerprints != {day: backup_date.fingerprint for day, backup_date in dates.items()}:
         return None
-    rows = sum(one.rows for one in kept.values())
-    move_operation(operation, CleanupState.BACKED_UP, site, checksum=checksum_of_kept(kept), kept=kept, rows=rows)
-    return kept
+    rows = sum(backup_date.rows for backup_date in dates.values())
+    move_operation(operation, CleanupState.BACKED_UP, context, checksum=backup_checksum(dates), kept=dates, rows=rows)
+    return dates
 
 
-def _delete(operation: CleanupOperation, kept: Mapping[date, BackupDate], site: CleanupContext) -> CleanupOperation:
-    """Delete what is kept, and look whether exactly that is gone."""
+def _delete(operation: CleanupOperation, dates: Mapping[date, BackupDate], context: CleanupContext) -> CleanupOperation:
+    """Delete the backed-up dates, and compare the row counts before and after."""
     backup = backup_of(operation)
-    before = site.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
-    # Whoever was held up for longer than its lease may be late: what it is to delete may be restored by now.
-    renew_lease(operation, site)
-    site.warehouse.delete_backed_up(backup, kept)
-    after = site.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
-    move_operation(operation, CleanupState.DELETED, site, error=_notes(kept, before, after), **_gone(kept, after))
-    return site.ledger.cleanups.get_cleanup(operation.id)
+    before = context.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
+    # If this process was suspended past its lease, another one may have deleted and restored these dates by now.
+    renew_lease(operation, context)
+    context.warehouse.delete_backed_up(backup, dates)
+    after = context.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
+    move_operation(
+        operation,
+        CleanupState.DELETED,
+        context,
+        error=_describe_deviations(dates, before, after),
+        **_deleted_figures(dates, after),
+    )
+    return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-def _gone(kept: Mapping[date, BackupDate], after: Mapping[date, int]) -> dict[str, Any]:
-    """What is kept and not in the table any more, as an operation tells it."""
-    gone = sorted(day for day in kept if day not in after)
+def _deleted_figures(dates: Mapping[date, BackupDate], after: Mapping[date, int]) -> dict[str, Any]:
+    """The columns that record which backed-up dates the table does not have any more."""
+    deleted = sorted(day for day in dates if day not in after)
     return {
-        "rows": sum(kept[day].rows for day in gone),
-        "dates": len(gone),
-        "oldest": gone[0] if gone else None,
-        "newest": gone[-1] if gone else None,
+        "rows": sum(dates[day].rows for day in deleted),
+        "dates": len(deleted),
+        "oldest": deleted[0] if deleted else None,
+        "newest": deleted[-1] if deleted else None,
     }
 
 
-def _notes(kept: Collection[date], before: Mapping[date, int], after: Mapping[date, int]) -> str | None:
-    """What is to be told of a deletion besides what it deleted."""
-    left = [day for day in kept if day in after]
-    fewer = [day for day, rows in before.items() if day not in kept and after.get(day, 0) < rows]
-    told = [f"{len(left)} date(s) were written since and are left alone: {format_dates(left)}"] if left else []
-    told += [f"somebody else took rows of {len(fewer)} other date(s): {format_dates(fewer)}"] if fewer else []
-    return "; ".join(told) or None
+def _describe_deviations(dates: Collection[date], before: Mapping[date, int], after: Mapping[date, int]) -> str | None:
+    """Dates that were not deleted, and rows of other dates that disappeared meanwhile; None without any."""
+    rewritten = [day for day in dates if day in after]
+    shrunk = [day for day, rows in before.items() if day not in dates and after.get(day, 0) < rows]
+    notes: list[str] = []
+    if rewritten:
+        notes.append(f"{len(rewritten)} date(s) were written since and are left alone: {format_dates(rewritten)}")
+    if shrunk:
+        notes.append(f"another process deleted rows of {len(shrunk)} other date(s): {format_dates(shrunk)}")
+    return "; ".join(notes) or None
 
 
-def _leave(operation_id: str, site: CleanupContext, why: str) -> None:
-    """Give an operation up: for good while it has deleted nothing, else to whoever comes next."""
-    gone = site.ledger.cleanups.move_cleanup(
-        operation_id, expect=CleanupState.PLANNED, to=CleanupState.ABANDONED, owner=site.owner, error=why
+def _abandon_or_release(operation_id: str, context: CleanupContext, reason: str) -> None:
+    """Abandon an operation that has deleted nothing; release any other, so that the next cleanup finishes it."""
+    is_abandoned = context.ledger.cleanups.move_cleanup(
+        operation_id, expect=CleanupState.PLANNED, to=CleanupState.ABANDONED, owner=context.owner, error=reason
     )
-    if not gone:
-        site.ledger.cleanups.release_cleanup(operation_id, site.owner, why)
+    if not is_abandoned:
+        context.ledger.cleanups.release_cleanup(operation_id, context.owner, reason)
 
 
-# -- what was left unfinished ---------------------------------------------------------------------------------
-
-
-def finish_unfinished(site: CleanupContext, report: CleanupReport) -> None:
-    """Finish the operations of processes that died; those of living ones are theirs."""
-    for found in site.ledger.cleanups.list_unfinished_cleanups():
-        taken = site.ledger.cleanups.claim_cleanup(found.id, site.owner, site.lease(), is_dead=is_dead)
-        if taken is None:
+def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
+    """Finish the operations whose process died or lost its lease."""
+    for operation in context.ledger.cleanups.list_unfinished_cleanups():
+        claimed = context.ledger.cleanups.claim_cleanup(operation.id, context.owner, context.lease(), is_dead=is_dead)
+        if claimed is None:
             continue
         try:
-            report.done.append(_finish(taken, site))
+            report.done.append(_finish(claimed, context))
         except BackfillError as exc:
-            _leave(taken.id, site, str(exc))
+            _abandon_or_release(claimed.id, context, str(exc))
             report.failed.append(str(exc))
 
 
-def _finish(operation: CleanupOperation, site: CleanupContext) -> CleanupOperation:
+def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
     if operation.state is CleanupState.PLANNED:
-        _leave(operation.id, site, "its process died before the backup was whole; nothing was deleted")
+        reason = "its process died before the backup was complete; nothing was deleted"
+        _abandon_or_release(operation.id, context, reason)
     elif operation.state is CleanupState.RESTORING:
-        complete_restore(operation, site)
+        complete_restore(operation, context)
     else:
         try:
-            kept = verify_backup(operation, site)
+            dates = verify_backup(operation, context)
         except BackupMissing as exc:
-            # Whatever is left of the backup stays: rows may have been deleted before it was lost.
-            after = site.warehouse.row_counts(backup_of(operation).table, operation.date_column, ALL_DATES)
-            said = f"nothing more was deleted: {exc}"
-            move_operation(operation, CleanupState.DAMAGED, site, error=said, **_gone(operation.kept, after))
+            # The rest of the backup is kept: rows may have been deleted before it was damaged.
+            after = context.warehouse.row_counts(backup_of(operation).table, operation.date_column, ALL_DATES)
+            error = f"nothing more was deleted: {exc}"
+            figures = _deleted_figures(operation.kept, after)
+            move_operation(operation, CleanupState.DAMAGED, context, error=error, **figures)
         else:
-            return _delete(operation, kept, site)
-    return site.ledger.cleanups.get_cleanup(operation.id)
+            return _delete(operation, dates, context)
+    return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-# -- backups that are not needed any more ---------------------------------------------------------------------
+def remove_expired_backups(context: CleanupContext, report: CleanupReport) -> list[CleanupOperation]:
+    """Remove the backups that have expired, and return their operations, which cannot be restored any more.
 
-
-def remove_expired_backups(site: CleanupContext, report: CleanupReport) -> list[CleanupOperation]:
-    """Remove the backups that are kept for long enough; returns their operations, which can't be restored any more."""
+    Errors are added to the report.
+    """
+    ledger = context.ledger.cleanups
     expired = [
-        one
-        for one in site.ledger.cleanups.list_backups_to_expire(utcnow())
-        if site.ledger.cleanups.move_cleanup(one.id, expect=one.state, to=CleanupState.EXPIRED, error=one.error)
+        operation
+        for operation in ledger.list_backups_to_expire(utcnow())
+        if ledger.move_cleanup(operation.id, expect=operation.state, to=CleanupState.EXPIRED, error=operation.error)
     ]
-    drop_backups(site, report)
+    _drop_backups(context, report)
     return expired
 
 
-def drop_backups(site: CleanupContext, report: CleanupReport) -> None:
-    """Remove the backups of operations that were given up or have expired."""
-    for one in site.ledger.cleanups.list_backups_to_drop():
+def _drop_backups(context: CleanupContext, report: CleanupReport) -> None:
+    """Remove the backups of abandoned and expired operations."""
+    for operation in context.ledger.cleanups.list_backups_to_drop():
         try:
-            site.warehouse.drop_backup(backup_of(one))
-            site.ledger.cleanups.mark_backup_dropped(one.id)
+            context.warehouse.drop_backup(backup_of(operation))
+            context.ledger.cleanups.mark_backup_dropped(operation.id)
         except BackfillError as exc:
             report.failed.append(str(exc))
 
 
-# -- telling --------------------------------------------------------------------------------------------------
-
-
 def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date) -> NewAlert | None:
-    """The alert about a cleanup that deleted very many rows, found a backup damaged or was refused; else None."""
-    many = [
-        one for one in report.done if one.state is CleanupState.DELETED and one.rows > settings.cleanup_unusual_rows
+    """The alert about a cleanup that deleted very many rows, found a backup damaged or was refused; else None.
+
+    The key has the day, the operations and the refused tables: a refusal is reported once a day.
+    """
+    large = [
+        operation
+        for operation in report.done
+        if operation.state is CleanupState.DELETED and operation.rows > settings.cleanup_unusual_rows
     ]
-    damaged = [one for one in report.done if one.state is CleanupState.DAMAGED]
-    if not many and not damaged and not report.refused:
+    damaged = [operation for operation in report.done if operation.state is CleanupState.DAMAGED]
+    if not large and not damaged and not report.refused:
         return None
-    lines = [f"{describe_operation(one)}; to put them back: backfill cleanup restore {one.id}" for one in many]
+    undo = "backfill cleanup restore"
+    lines = [f"{describe_operation(operation)}; to put them back: {undo} {operation.id}" for operation in large]
     lines += [
-        f"{describe_operation(one)}; for what is intact: backfill cleanup restore {one.id} --intact" for one in damaged
+        f"{describe_operation(operation)}; to restore the intact dates: {undo} {operation.id} --intact"
+        for operation in damaged
     ]
-    lines += [f"nothing was deleted from {why}" for why in report.refused]
+    lines += [f"nothing was deleted from {reason}" for reason in report.refused]
     if report.refused:
-        lines.append("look first: backfill cleanup --dry-run; then, to delete them all: backfill cleanup --allow-large")
-    titles = [f"{sum(one.rows for one in many)} stale rows deleted"] if many else []
+        lines.append("check them: backfill cleanup --dry-run; then, to delete them all: backfill cleanup --allow-large")
+    titles = [f"{sum(operation.rows for operation in large)} stale rows deleted"] if large else []
     titles += [f"{len(damaged)} backup(s) damaged"] if damaged else []
     titles += [f"{len(report.refused)} table(s) refused"] if report.refused else []
-    # Told once a day if it is the same refusal, and once an operation.
-    key = " ".join(
-        [ALERT, str(today), *(one.id for one in [*many, *damaged]), *(why.split(":")[0] for why in report.refused)]
+    operation_ids = [operation.id for operation in [*large, *damaged]]
+    refused_tables = [reason.split(":")[0] for reason in report.refused]
+    return NewAlert(
+        key=" ".join([ALERT_KIND, str(today), *operation_ids, *refused_tables])[:MAX_KEY_LENGTH],
+        kind=ALERT_KIND,
+        title=f"Cleanup: {', '.join(titles)}",
+        body="\n".join(lines),
     )
-    return NewAlert(key=key[:MOST_KEY], kind=ALERT, title=f"Cleanup: {', '.join(titles)}", body="\n".join(lines))

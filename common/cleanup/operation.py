@@ -1,4 +1,4 @@
-"""What the steps of a cleanup and of its restoration work with."""
+"""Steps that cleanup and restore share: the context, the moves of an operation, its lease and its backup."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupContext:
-    """What a cleanup works on, and for whom."""
+    """The places that a cleanup works on, and who does it."""
 
     settings: Settings
     ledger: Ledger
     warehouse: Warehouse
-    by: str
-    owner: str = field(default_factory=process_identity)
+    by: str  #: the user who requested it, or beat
+    owner: str = field(default_factory=process_identity)  #: the process that holds the leases
 
     def lease(self) -> datetime:
+        """The end of a lease that starts now."""
         return utcnow() + self.settings.cleanup_lease
 
 
@@ -37,46 +38,47 @@ def backup_of(operation: CleanupOperation) -> Backup:
     return Backup(id=operation.id, table=TableName.parse(operation.table_name), date_column=operation.date_column)
 
 
-def checksum_of_kept(kept: Mapping[date, BackupDate]) -> str:
-    """Of a backup: it changes with any row that is kept."""
-    lines = [f"{day} {one.fingerprint} {one.rows}" for day, one in sorted(kept.items())]
+def backup_checksum(dates: Mapping[date, BackupDate]) -> str:
+    """A checksum over the dates of a backup. It changes with any of their rows."""
+    lines = [f"{day} {backup_date.fingerprint} {backup_date.rows}" for day, backup_date in sorted(dates.items())]
     return checksum_of("\n".join(lines).encode())
 
 
-def move_operation(operation: CleanupOperation, to: CleanupState, site: CleanupContext, **facts: Any) -> None:
-    """Move the operation, which must still be ours. Raises `TableTaken`."""
-    lease = site.lease()
-    if not site.ledger.cleanups.move_cleanup(
-        operation.id, expect=operation.state, to=to, owner=site.owner, lease_until=lease, **facts
+def move_operation(operation: CleanupOperation, to: CleanupState, context: CleanupContext, **values: Any) -> None:
+    """Move the operation to another state, and set these columns. Raises `TableInUse` if the lease was lost."""
+    if not context.ledger.cleanups.move_cleanup(
+        operation.id, expect=operation.state, to=to, owner=context.owner, lease_until=context.lease(), **values
     ):
-        raise _taken_over(operation)
+        raise _lease_lost(operation)
 
 
-def renew_lease(operation: CleanupOperation, site: CleanupContext) -> None:
-    """Renew the lease on the operation, which must still be ours and where it was. Raises `TableTaken`."""
-    state, lease = operation.state, site.lease()
-    if not site.ledger.cleanups.renew_cleanup(operation.id, expect=state, owner=site.owner, lease_until=lease):
-        raise _taken_over(operation)
+def renew_lease(operation: CleanupOperation, context: CleanupContext) -> None:
+    """Renew the lease. Raises `TableInUse` if it was lost or the operation is in another state by now."""
+    if not context.ledger.cleanups.renew_cleanup(
+        operation.id, expect=operation.state, owner=context.owner, lease_until=context.lease()
+    ):
+        raise _lease_lost(operation)
 
 
-def _taken_over(operation: CleanupOperation) -> TableInUse:
-    return TableInUse(
-        f"operation {operation.id} was taken over by another process meanwhile", table=operation.table_name
-    )
+def _lease_lost(operation: CleanupOperation) -> TableInUse:
+    return TableInUse(f"another process has taken over operation {operation.id}", table=operation.table_name)
 
 
 def verify_backup(
-    operation: CleanupOperation, site: CleanupContext, *, intact_only: bool = False
+    operation: CleanupOperation, context: CleanupContext, *, intact_only: bool = False
 ) -> Mapping[date, BackupDate]:
-    """What the operation's backup holds. Raises `NothingKept` unless it is what was backed up.
+    """Read the operation's backup, check it against the ledger, and return its dates.
 
-    With `intact_only`, it is those of its dates that are, if there is any.
+    With `intact_only`, damaged dates are left out instead. Raises `BackupMissing` if the backup differs from what was
+    backed up or, with `intact_only`, if no date of it is intact.
     """
-    kept = site.warehouse.read_backup(backup_of(operation), intact_only=intact_only)
+    dates = context.warehouse.read_backup(backup_of(operation), intact_only=intact_only)
     if intact_only:
-        kept = {day: one for day, one in kept.items() if operation.kept.get(day) == one}
-        if not kept:
+        dates = {day: backup_date for day, backup_date in dates.items() if operation.kept.get(day) == backup_date}
+        if not dates:
             raise BackupMissing(f"no date of the backup {operation.id} is intact", table=operation.table_name)
-    elif checksum_of_kept(kept) != operation.checksum:
-        raise BackupMissing(f"the backup {operation.id} is not what was backed up", table=operation.table_name)
-    return kept
+    elif backup_checksum(dates) != operation.checksum:
+        raise BackupMissing(
+            f"the backup {operation.id} is not what was backed up: its checksum differs", table=operation.table_name
+        )
+    return dates

@@ -1,4 +1,4 @@
-"""Putting back what a cleanup deleted: all of it, or nothing, unless some of it is to be left out."""
+"""Restore of a cleanup: put back all deleted dates or none, except those that the caller allows to leave out."""
 
 from __future__ import annotations
 
@@ -20,83 +20,90 @@ from gated_backfill.common.process.identity import is_dead
 
 
 def check_restorable(operation: CleanupOperation, *, intact_only: bool = False) -> None:
-    """Raises `UserError`, saying why, unless the operation has something to put back."""
-    refusals = {
+    """Raise `UserError` with the reason if the operation has nothing that can be put back."""
+    reasons = {
         CleanupState.PLANNED: "has deleted nothing",
-        CleanupState.BACKED_UP: "is not finished: the next `backfill cleanup` does that",
-        CleanupState.ABANDONED: "was given up and has deleted nothing",
+        CleanupState.BACKED_UP: "is not finished: the next `backfill cleanup` finishes it",
+        CleanupState.ABANDONED: "was abandoned and has deleted nothing",
         CleanupState.RESTORED: f"was restored already, by {operation.restored_by}",
         CleanupState.EXPIRED: "has expired: its backup was removed (BACKFILL_CLEANUP_BACKUP_DAYS)",
     }
     if not intact_only:
-        refusals[CleanupState.DAMAGED] = "has a damaged backup: --intact restores the dates that are intact"
-    if why := refusals.get(operation.state):
-        raise UserError(f"cleanup {operation.id} of {operation.table_name} {why}")
+        reasons[CleanupState.DAMAGED] = "has a damaged backup: --intact restores the dates that are intact"
+    reason = reasons.get(operation.state)
     if operation.state is CleanupState.DELETED and not operation.dates:
-        raise UserError(f"cleanup {operation.id} of {operation.table_name} has deleted nothing")
+        reason = "has deleted nothing"
+    if reason:
+        raise UserError(f"cleanup {operation.id} of {operation.table_name} {reason}")
 
 
 def restore(
-    operation_id: str, site: CleanupContext, *, leave_written: bool = False, intact_only: bool = False
+    operation_id: str, context: CleanupContext, *, leave_written: bool = False, intact_only: bool = False
 ) -> CleanupOperation:
-    """Put back what the operation deleted, all of it or nothing.
+    """Put back the dates that the operation deleted, and return it.
 
-    Unless dates written since are to be left alone, and dates that are damaged in the backup are to be left out; who
-    completes the restoration after a death does the same. Raises `UserError`, and changes nothing, when there is
-    nothing to put back, or dates hold other rows by now.
+    `leave_written` leaves out dates that have other rows by now, `intact_only` leaves out dates that are damaged in the
+    backup. Both are stored with the operation, so that a later process finishes an interrupted restore in the same way.
+    Raises `UserError` and changes nothing if there is nothing to put back, or a date has other rows by now;
+    `BackupMissing` if the backup is damaged; `TableInUse` if another process is restoring it.
     """
-    operation = site.ledger.cleanups.get_cleanup(operation_id)
+    ledger = context.ledger.cleanups
+    operation = ledger.get_cleanup(operation_id)
     check_restorable(operation, intact_only=intact_only)
     if operation.state is CleanupState.RESTORING:
-        taken = site.ledger.cleanups.claim_cleanup(operation_id, site.owner, site.lease(), is_dead=is_dead)
-        if taken is None:
+        if ledger.claim_cleanup(operation_id, context.owner, context.lease(), is_dead=is_dead) is None:
             raise TableInUse(f"operation {operation_id} is being restored already", table=operation.table_name)
     else:
         try:
-            verify_backup(operation, site, intact_only=intact_only)
+            verify_backup(operation, context, intact_only=intact_only)
         except BackupMissing as exc:
             hint = "" if intact_only else "; --intact restores the dates that are intact"
             raise BackupMissing(f"{exc}{hint}") from exc
-        move_operation(operation, CleanupState.RESTORING, site, leave_written=leave_written, intact_only=intact_only)
-    return complete_restore(site.ledger.cleanups.get_cleanup(operation_id), site)
+        move_operation(operation, CleanupState.RESTORING, context, leave_written=leave_written, intact_only=intact_only)
+    return complete_restore(ledger.get_cleanup(operation_id), context)
 
 
-def complete_restore(operation: CleanupOperation, site: CleanupContext) -> CleanupOperation:
-    """The restoration itself, of an operation that is ours."""
-    kept: Mapping[date, BackupDate] = {}
+def complete_restore(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
+    """Restore the dates of an operation that is in the state RESTORING and leased by this process."""
+    dates: Mapping[date, BackupDate] = {}
     try:
-        kept = verify_backup(operation, site, intact_only=operation.intact_only)
-        renew_lease(operation, site)
-        back = site.warehouse.restore_backup(backup_of(operation), kept, leave_written=operation.leave_written)
+        dates = verify_backup(operation, context, intact_only=operation.intact_only)
+        renew_lease(operation, context)
+        restored = context.warehouse.restore_backup(backup_of(operation), dates, leave_written=operation.leave_written)
+        rewritten = set(dates) - restored
         if not operation.leave_written:
-            _refuse_left(sorted(set(kept) - back))
+            _check_all_restored(rewritten)
     except TableInUse:
         raise
     except UserError as exc:
-        damaged = set(kept) != set(operation.kept)
-        to = CleanupState.DAMAGED if damaged else CleanupState.DELETED
-        move_operation(operation, to, site, error=f"not restored: {exc}")
+        is_damaged = set(dates) != set(operation.kept)
+        to = CleanupState.DAMAGED if is_damaged else CleanupState.DELETED
+        move_operation(operation, to, context, error=f"not restored: {exc}")
         raise
     except BackfillError as exc:
-        site.ledger.cleanups.release_cleanup(operation.id, site.owner, str(exc))
+        context.ledger.cleanups.release_cleanup(operation.id, context.owner, str(exc))
         raise
-    left, lost = set(kept) - back, set(operation.kept) - set(kept)
-    restored = {day: kept[day] for day in back}
-    move_operation(operation, CleanupState.RESTORED, site, restored_by=site.by, error=_notes(left, lost), kept=restored)
-    return site.ledger.cleanups.get_cleanup(operation.id)
-
-
-def _refuse_left(left: Collection[date]) -> None:
-    if left:
-        raise UserError(f"{len(left)} date(s) were written meanwhile and are left alone: {format_dates(left)}")
-
-
-def _notes(left: Collection[date], lost: Collection[date]) -> str | None:
-    """What is to be told of a restoration besides what it restored."""
-    told = [f"{len(left)} date(s) were left as they are: {format_dates(sorted(left))}"] if left else []
-    told += (
-        [f"{len(lost)} date(s) are damaged in the backup and not restored: {format_dates(sorted(lost))}"]
-        if lost
-        else []
+    move_operation(
+        operation,
+        CleanupState.RESTORED,
+        context,
+        restored_by=context.by,
+        error=_describe_omitted(rewritten, set(operation.kept) - set(dates)),
+        kept={day: dates[day] for day in restored},
     )
-    return "; ".join(told) or None
+    return context.ledger.cleanups.get_cleanup(operation.id)
+
+
+def _check_all_restored(rewritten: Collection[date]) -> None:
+    if rewritten:
+        days = format_dates(sorted(rewritten))
+        raise UserError(f"{len(rewritten)} date(s) were written meanwhile and are left alone: {days}")
+
+
+def _describe_omitted(rewritten: Collection[date], damaged: Collection[date]) -> str | None:
+    """The dates that a restore left out, and why; None if it restored all."""
+    notes = [f"{len(rewritten)} date(s) were left as they are: {format_dates(sorted(rewritten))}"] if rewritten else []
+    if damaged:
+        days = format_dates(sorted(damaged))
+        notes.append(f"{len(damaged)} date(s) are damaged in the backup and not restored: {days}")
+    return "; ".join(notes) or None

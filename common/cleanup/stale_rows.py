@@ -1,4 +1,4 @@
-"""Which rows of a table are stale, and what speaks against deleting them."""
+"""Stale rows: which rows of a table are too old, and whether a cleanup may delete so many."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from zoneinfo import ZoneInfo
 from gated_backfill.common.config.operations import MAX_DAYS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dated_tables import DatedTable
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
 
@@ -22,12 +23,12 @@ ALL_DATES = DateRange(start=date.min, through=date.max)
 
 
 def local_today(settings: Settings, now: datetime | None = None) -> date:
-    """Today's date where the settings' clock stands."""
+    """Today's date in the time zone of the settings."""
     return (now or utcnow()).astimezone(ZoneInfo(settings.timezone)).date()
 
 
 def cutoff_of(today: date, days: int) -> date:
-    """Rows of dates before it are more than so many days old. Raises `UserError` where that may not be deleted."""
+    """The date before which rows are more than `days` days old. Raises `UserError` unless 1 <= days <= `MAX_DAYS`."""
     if days < 1:
         raise UserError(f"rows dated today or later are never deleted: {days} days is less than 1")
     if days > MAX_DAYS:
@@ -37,14 +38,14 @@ def cutoff_of(today: date, days: int) -> date:
 
 @dataclass(frozen=True, kw_only=True)
 class StaleRows:
-    """What a cleanup would delete from a table."""
+    """The rows that a cleanup would delete from a table."""
 
     table: DatedTable
-    cutoff: date
+    cutoff: date  #: rows of earlier dates are stale
     exists: bool  #: whether the table exists
-    rows_by_date: Mapping[date, int]  #: of the stale dates
-    table_rows: int
-    restored: tuple[date, ...] = ()  #: old dates that somebody restored: the daily cleanup leaves them alone
+    rows_by_date: Mapping[date, int]  #: stale dates only
+    table_rows: int  #: all rows of the table
+    restored: tuple[date, ...] = ()  #: stale dates that were restored: the daily cleanup does not delete them
 
     @property
     def rows(self) -> int:
@@ -52,7 +53,7 @@ class StaleRows:
 
     @property
     def share(self) -> float:
-        """Of the table's rows."""
+        """The stale share of the table's rows, 0 to 1."""
         return self.rows / self.table_rows if self.table_rows else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -78,24 +79,25 @@ def select_stale_rows(
     *,
     skip_restored: bool = False,
 ) -> StaleRows:
-    """The stale ones among a table's rows by date; `counts` is None where there is no table.
+    """Select the rows dated before `cutoff`.
 
-    Dates that somebody restored are stale, too, unless they are to be spared.
+    `counts` has the table's number of rows by date, or is None if the table does not exist. Restored dates are reported
+    as such, and left out of the rows to delete with `skip_restored`.
     """
-    old = {day: rows for day, rows in (counts or {}).items() if day < cutoff and rows}
-    back = tuple(sorted(old.keys() & set(restored)))
+    rows_by_date = {day: rows for day, rows in sorted((counts or {}).items()) if day < cutoff and rows}
+    restored_days = tuple(day for day in rows_by_date if day in restored)
     return StaleRows(
         table=table,
         cutoff=cutoff,
         exists=counts is not None,
-        rows_by_date={day: rows for day, rows in sorted(old.items()) if not (skip_restored and day in back)},
+        rows_by_date={day: n for day, n in rows_by_date.items() if not (skip_restored and day in restored_days)},
         table_rows=sum((counts or {}).values()),
-        restored=back,
+        restored=restored_days,
     )
 
 
 def deletion_objection(stale: StaleRows, max_share: float) -> str | None:
-    """Why it is not to be deleted unless somebody says so; None where nothing speaks against it."""
+    """The reason not to delete the rows: their share is above `max_share`. None if they may be deleted."""
     if stale.share <= max_share:
         return None
     share = format_percent(stale.rows, stale.table_rows)
@@ -105,17 +107,28 @@ def deletion_objection(stale: StaleRows, max_share: float) -> str | None:
     )
 
 
-# -- looking --------------------------------------------------------------------------------------------------
+def tables_to_clean(settings: Settings, ledger: Ledger | None) -> tuple[DatedTable, ...]:
+    """The tables in BACKFILL_CLEANUP_TABLES, and the stale tables that the installed jobs declare.
+
+    Those of the example job count only once it was run. `ledger` is None if there is none yet.
+    """
+    tables = {str(table): table for table in settings.tables_to_clean}
+    has_example_run = ledger is not None and ledger.dates.earliest_day(EXAMPLE_JOB) is not None
+    for job in load_jobs()[0]:
+        if job.name != EXAMPLE_JOB or has_example_run:
+            for stale_table in job.stale_tables:
+                tables.setdefault(stale_table.table, stale_table.dated_table())
+    return tuple(tables.values())
 
 
 def check_no_job_targets(tables: Collection[DatedTable]) -> None:
-    """Raises `UserError` when a job builds one of the tables: its checkpoints would stand without their rows."""
-    names = {str(one) for one in tables}
-    for job in map(find_job, job_names()):
+    """Raise `UserError` if a job builds one of the tables: a cleanup would leave its checkpoints without their rows."""
+    names = {str(table) for table in tables}
+    for job in load_jobs()[0]:
         if job.target.table in names:
             raise UserError(
-                f"{job.target.table} is built by job {job.name}: its rows are not to be cleaned up, take it out of "
-                f"BACKFILL_CLEANUP_TABLES"
+                f"{job.target.table} is built by job {job.name}, so its rows are not to be cleaned up: take it out of "
+                f"BACKFILL_CLEANUP_TABLES and out of the stale tables of every job"
             )
 
 
@@ -127,7 +140,7 @@ def find_stale_rows(
     *,
     skip_restored: bool = False,
 ) -> StaleRows:
-    """What is stale in the table. Changes nothing."""
+    """Count the table's rows by date and select the stale ones. Changes nothing."""
     if warehouse.describe(table.name) is None:
         return select_stale_rows(table, None, cutoff)
     counts = warehouse.row_counts(table.name, table.date_column, ALL_DATES)

@@ -44,7 +44,7 @@ class OperationsSettings(BaseSettings):
     stop_seconds: float = Field(30.0, ge=0)  #: how long the tasks in progress are given when a stack is stopped
 
     # cleanup of stale rows
-    cleanup_tables: str = "nba_analytics.upcoming_player_game_context,nba_analytics.upcoming_team_game_context"
+    cleanup_tables: str = ""  #: tables to clean in addition to the stale tables that jobs declare
     cleanup_days: int = Field(7, ge=1, le=MAX_DAYS)  #: rows of dates more than so many days ago are stale
     cleanup_max_share: float = Field(0.5, ge=0, le=1)  #: of a table's rows; a larger cleanup has to be asked for
     cleanup_backup_days: int = Field(

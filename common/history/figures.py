@@ -1,4 +1,4 @@
-"""What runs did over a period, counted: pure functions over the facts that the ledger keeps of every date."""
+"""Figures of the history: outcomes, coverage, fallbacks and durations of runs over a period. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gated_backfill.common.model.dates import DateRange
 T = TypeVar("T")
 
 BARS = "▁▂▃▄▅▆▇█"
-NOTHING = "·"  #: in a sparkline: nothing is known of this stretch
+NOTHING = "·"  #: in a sparkline: no figure for this part
 
 
 class DateOutcome(Enum):
-    """What became of one date of a run."""
+    """The outcome of one date of a run."""
 
     COMPLETE = "complete"
     ACCEPTED = "accepted"
@@ -30,11 +30,11 @@ class DateOutcome(Enum):
     BLOCKED = "blocked"
     FAILED = "failed"
     SKIPPED = "skipped"
-    UNFINISHED = "unfinished"  #: the run goes on, or was cancelled before the date was done
+    UNFINISHED = "unfinished"  #: the run is active, or was cancelled before the date was finished
 
 
 PUBLISHED = frozenset({DateOutcome.COMPLETE, DateOutcome.ACCEPTED, DateOutcome.FORCED})
-JUDGED = PUBLISHED | {DateOutcome.BLOCKED}  #: those whose coverage somebody has weighed
+JUDGED = PUBLISHED | {DateOutcome.BLOCKED}  #: outcomes that were decided by coverage
 
 _ENDS = {
     DateState.BLOCKED: DateOutcome.BLOCKED,
@@ -49,29 +49,29 @@ _PROVEN = {
 
 
 def outcome_of(row: DateRow) -> DateOutcome:
-    """What became of the date. A verdict counts only once the date is checkpointed: until then it may change."""
+    """The outcome of the date. A verdict counts only once the date is checkpointed: until then it may change."""
     if row.state is DateState.CHECKPOINTED and row.verdict is not None:
         return _PROVEN[row.verdict]
     return _ENDS.get(row.state, DateOutcome.UNFINISHED)
 
 
 def coverage_of(row: DateRow) -> float | None:
-    """The share of expected entities that the date had; None unless it was judged by that."""
+    """The share of expected entities that the date had, 0 to 1; None unless its outcome was decided by coverage."""
     if outcome_of(row) not in JUDGED or not row.expected or row.matched is None:
         return None
     return row.matched / row.expected
 
 
 def primary_of(row: DateRow) -> str | None:
-    """The job's first choice when the date was built; None when that was not written down.
+    """The job's first source when the date was built; None when that was not recorded.
 
-    `found` lists the sources in the job's order of that time, so this stays right when the job changes or is removed.
+    `found` lists the sources in the job's order at that time, so the answer holds after the job was changed or removed.
     """
     return next(iter(row.found or ()), None)
 
 
 def used_fallback(row: DateRow) -> bool | None:
-    """Whether a published date holds rows of anything but the primary; None for other dates and where it is unknown."""
+    """Whether a published date has rows of another source than the primary; None if it is not published or unknown."""
     primary = primary_of(row)
     if outcome_of(row) not in PUBLISHED or row.source is None or primary is None:
         return None
@@ -80,29 +80,29 @@ def used_fallback(row: DateRow) -> bool | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """The coverage of dates that were judged."""
+    """The coverage of the dates whose outcome was decided by it."""
 
-    dates: int  #: of which the coverage is known
+    dates: int  #: the number of dates with a known coverage
     least: float
     median: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What was counted over the dates of one run, or of several."""
+    """Totals over the dates of one run or of several runs."""
 
     runs: int
     dates: int
     outcomes: Mapping[DateOutcome, int]
     coverage: Coverage | None  #: None when no date was judged
-    sourced: int  #: published dates of which it is known whether their source was the primary
-    fallbacks: int  #: those of them whose source was not
-    wall_seconds: float | None  #: of the runs that have ended, added up
-    seconds_median: float | None  #: of one date
+    sourced: int  #: published dates with a known source
+    fallbacks: int  #: of these, dates not built from the primary source alone
+    wall_seconds: float | None  #: sum over the ended runs
+    seconds_median: float | None  #: per date
     seconds_most: float | None
 
     def of(self, *outcomes: DateOutcome) -> int:
-        return sum(self.outcomes.get(one, 0) for one in outcomes)
+        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes)
 
     @property
     def published(self) -> int:
@@ -114,25 +114,25 @@ class Totals:
 
 
 def wall_seconds(run: Run) -> float | None:
-    """From the run's start to its end; None while it has none, or when it never started."""
+    """The seconds from the run's start to its end; None if it has not ended or never started."""
     if run.started_at is None or run.finished_at is None:
         return None
     return (run.finished_at - run.started_at).total_seconds()
 
 
 def totals(facts: Sequence[RunWithDates]) -> Totals:
-    """Everything that is counted over these runs. A date that two runs had is counted twice: it was built twice."""
-    rows = [row for one in facts for row in one.dates]
-    used = [fell for row in rows if (fell := used_fallback(row)) is not None]
-    walls = [seconds for one in facts if (seconds := wall_seconds(one.run)) is not None]
+    """Compute the totals of the runs. A date that two runs had counts twice: it was built twice."""
+    rows = [row for run_dates in facts for row in run_dates.dates]
+    fallbacks = [is_fallback for row in rows if (is_fallback := used_fallback(row)) is not None]
+    walls = [seconds for run_dates in facts if (seconds := wall_seconds(run_dates.run)) is not None]
     seconds = [row.seconds for row in rows if row.seconds is not None]
     return Totals(
         runs=len(facts),
         dates=len(rows),
         outcomes=Counter(outcome_of(row) for row in rows),
         coverage=_coverage(rows),
-        sourced=len(used),
-        fallbacks=sum(used),
+        sourced=len(fallbacks),
+        fallbacks=sum(fallbacks),
         wall_seconds=sum(walls) if walls else None,
         seconds_median=median(seconds) if seconds else None,
         seconds_most=max(seconds, default=None),
@@ -140,8 +140,8 @@ def totals(facts: Sequence[RunWithDates]) -> Totals:
 
 
 def _coverage(rows: Iterable[DateRow]) -> Coverage | None:
-    known = [share for row in rows if (share := coverage_of(row)) is not None]
-    return Coverage(dates=len(known), least=min(known), median=median(known)) if known else None
+    shares = [share for row in rows if (share := coverage_of(row)) is not None]
+    return Coverage(dates=len(shares), least=min(shares), median=median(shares)) if shares else None
 
 
 # -- over time ----------------------------------------------------------------------------------------------------
@@ -153,34 +153,34 @@ def lowest_by_date(facts: RunWithDates) -> list[float | None]:
 
 
 def ended_per_day(facts: Iterable[RunWithDates], days: DateRange) -> list[int]:
-    """For each day of the period, how many dates came to their end on it (UTC)."""
-    done = (row for one in facts for row in one.dates if outcome_of(row) is not DateOutcome.UNFINISHED)
-    ended = Counter(row.ended_at.date() for row in done if row.ended_at is not None)
+    """The number of dates that ended on each day of the period (UTC)."""
+    rows = (row for run_dates in facts for row in run_dates.dates if outcome_of(row) is not DateOutcome.UNFINISHED)
+    ended = Counter(row.ended_at.date() for row in rows if row.ended_at is not None)
     return [ended[day] for day in days.days()]
 
 
 def spark_coverage(shares: Sequence[float | None], *, width: int = 24) -> str:
-    """Coverage as a row of bars, from nothing to all. Of dates that share a bar the lowest is shown."""
+    """Coverage as a row of bars, from 0 to 1. A bar that covers several dates shows the lowest of them."""
     return "".join(
-        NOTHING if not known else BARS[_step(min(known), len(BARS))]
+        NOTHING if not group_shares else BARS[_step(min(group_shares), len(BARS))]
         for group in _groups(shares, width)
-        for known in [[share for share in group if share is not None]]
+        for group_shares in [[share for share in group if share is not None]]
     )
 
 
 def spark_counts(counts: Sequence[int], *, width: int = 30) -> str:
-    """Counts as a row of bars, the highest bar for the most. Neighbours that share a bar are added up."""
+    """Counts as a row of bars, the highest bar for the maximum. A bar that covers several counts shows their sum."""
     sums = [sum(group) for group in _groups(counts, width)]
-    most = max(sums, default=0)
-    return "".join(BARS[_step(n / most, len(BARS))] if n else NOTHING for n in sums)
+    maximum = max(sums, default=0)
+    return "".join(BARS[_step(n / maximum, len(BARS))] if n else NOTHING for n in sums)
 
 
 def _step(share: float, steps: int) -> int:
     return min(max(int(share * steps), 0), steps - 1)
 
 
-def _groups(values: Sequence[T], most: int) -> list[Sequence[T]]:
-    count = min(len(values), most)
+def _groups(values: Sequence[T], limit: int) -> list[Sequence[T]]:
+    count = min(len(values), limit)
     return [values[len(values) * n // count : len(values) * (n + 1) // count] for n in range(count)]
 
 
@@ -189,7 +189,7 @@ def _groups(values: Sequence[T], most: int) -> list[Sequence[T]]:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureChange:
-    """One figure now and in the period before; None where there is none."""
+    """One figure now and in the period before; None if there is none."""
 
     now: float | None
     before: float | None
@@ -200,21 +200,21 @@ class FigureChange:
 
 
 def trend(now: Totals, before: Totals) -> dict[str, FigureChange]:
-    """The figures that are worth comparing; shares are between 0 and 1."""
+    """The figures to compare between two periods. Shares are between 0 and 1."""
 
-    def counted(*outcomes: DateOutcome) -> FigureChange:
+    def count_change(*outcomes: DateOutcome) -> FigureChange:
         return FigureChange(now=now.of(*outcomes), before=before.of(*outcomes) if before.runs else None)
 
     shares, earlier = now.coverage, before.coverage
     return {
         "runs": FigureChange(now=now.runs, before=before.runs),
-        "published": counted(*PUBLISHED),
+        "published": count_change(*PUBLISHED),
         "coverage_median": FigureChange(now=shares and shares.median, before=earlier and earlier.median),
         "coverage_min": FigureChange(now=shares and shares.least, before=earlier and earlier.least),
         "fallback_rate": FigureChange(now=now.fallback_rate, before=before.fallback_rate),
-        "blocked": counted(DateOutcome.BLOCKED),
-        "failed": counted(DateOutcome.FAILED),
-        "forced": counted(DateOutcome.FORCED),
+        "blocked": count_change(DateOutcome.BLOCKED),
+        "failed": count_change(DateOutcome.FAILED),
+        "forced": count_change(DateOutcome.FORCED),
         "seconds_median": FigureChange(now=now.seconds_median, before=before.seconds_median),
     }
 
@@ -244,7 +244,7 @@ def count_in_words(change: FigureChange) -> str:
 
 
 def _tenths(share: float) -> int:
-    """Whole tenths of a per cent. A hair is added, so that 0.29 is 29 % although it is stored as a little less."""
+    """Whole tenths of a per cent. The small addend makes 0.29 read 29.0 %, although its float is slightly less."""
     return int(share * 1000 + 1e-9)
 
 
@@ -253,24 +253,25 @@ def _tenths(share: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LatestResult:
-    """How the latest run over a date left it."""
+    """The latest result of a date over all runs that had it."""
 
     row: DateRow
     run: Run
-    published: DateRow | None  #: what was last published and not undone; None when none of the runs did
-    results: int  #: how many of the runs had this date
-    undone: bool  #: every run that ended the date was undone since
+    published: DateRow | None  #: the last result that was published and not undone, if any
+    results: int  #: the number of runs that had this date
+    undone: bool  #: all runs that finished the date were undone since
 
 
 def latest_results(facts: Iterable[RunWithDates]) -> dict[str, dict[date, LatestResult]]:
-    """By job and date, the latest result that was not undone; where all were, the latest of those."""
-    found: dict[str, dict[date, list[tuple[Run, DateRow]]]] = {}
-    for one in facts:
-        of_job = found.setdefault(one.run.job, {})
-        for row in one.dates:
-            of_job.setdefault(row.day, []).append((one.run, row))
+    """The latest result by job and date. An undone result counts only if all results of the date were undone."""
+    results: dict[str, dict[date, list[tuple[Run, DateRow]]]] = {}
+    for run_dates in facts:
+        results_by_day = results.setdefault(run_dates.run.job, {})
+        for row in run_dates.dates:
+            results_by_day.setdefault(row.day, []).append((run_dates.run, row))
     return {
-        job: {day: _latest(results) for day, results in sorted(of_job.items())} for job, of_job in sorted(found.items())
+        job: {day: _latest(day_results) for day, day_results in sorted(results_by_day.items())}
+        for job, results_by_day in sorted(results.items())
     }
 
 
@@ -281,6 +282,8 @@ def _latest(results: Sequence[tuple[Run, DateRow]]) -> LatestResult:
         return (run.undone_at is None, outcome_of(row) is not DateOutcome.UNFINISHED, ended, run.id)
 
     run, row = max(results, key=order)
-    published = [one for one in results if one[0].undone_at is None and outcome_of(one[1]) in PUBLISHED]
-    seen = max(published, key=order)[1] if published else None
-    return LatestResult(row=row, run=run, published=seen, results=len(results), undone=run.undone_at is not None)
+    published = [(run, row) for run, row in results if run.undone_at is None and outcome_of(row) in PUBLISHED]
+    last_published = max(published, key=order)[1] if published else None
+    return LatestResult(
+        row=row, run=run, published=last_published, results=len(results), undone=run.undone_at is not None
+    )

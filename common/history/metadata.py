@@ -1,4 +1,4 @@
-"""Every date of every run as a row: what analysts read in the warehouse, and what `history --csv` writes."""
+"""History rows: every date of every run, for a table in the warehouse and for `history --csv`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gated_backfill.common.model.tables import ColumnTypes
 from gated_backfill.common.process.clock import midnight
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-RUN_ENDED_ON = "run_ended_on"  #: partitions the table
+RUN_ENDED_ON = "run_ended_on"  #: the partition column
 
 COLUMNS: ColumnTypes = {
     "run_id": "STRING",
@@ -58,18 +58,18 @@ COLUMNS: ColumnTypes = {
     "undone_at": "TIMESTAMP",
     RUN_ENDED_ON: "DATE",
 }
-NAMES_KEPT = 20  #: of missing entities
-ROWS_A_BATCH = 1000
+NAMES_KEPT = 20  #: missing entities named in a row
+ROWS_PER_BATCH = 1000
 
 
 def rows_of(facts: Iterable[RunWithDates]) -> list[dict[str, Any]]:
     """One row for each run and date, with exactly the columns of `COLUMNS`."""
-    return [_row(one.run, row) for one in facts for row in one.dates]
+    return [_row(run_dates.run, row) for run_dates in facts for row in run_dates.dates]
 
 
 def _row(run: Run, row: DateRow) -> dict[str, Any]:
     outcome = outcome_of(row).value
-    lacking = max(row.expected - row.matched, 0) if row.expected is not None and row.matched is not None else None
+    missing_count = max(row.expected - row.matched, 0) if row.expected is not None and row.matched is not None else None
     return {
         "run_id": run.id,
         "job": run.job,
@@ -89,7 +89,7 @@ def _row(run: Run, row: DateRow) -> dict[str, Any]:
         "fell_back": used_fallback(row),
         "forced": outcome == "forced",
         "missing": ", ".join(row.missing[:NAMES_KEPT]) or None,
-        "missing_count": lacking,
+        "missing_count": missing_count,
         "rows": row.rows,
         "attempt": row.attempt,
         "seconds": row.seconds,
@@ -109,10 +109,10 @@ def _row(run: Run, row: DateRow) -> dict[str, Any]:
 
 
 def write_metadata(ledger: Ledger, warehouse: Warehouse, settings: Settings, run_id: str) -> str:
-    """Write the rows of an ended run to the warehouse's history; returns the outcome in words.
+    """Write the rows of an ended run to the warehouse's history, and return a summary.
 
-    The partition of the day on which the run ended is written anew, from the ledger, with all runs that ended on that
-    day: repeating this is harmless. Raises `UserError` while the run goes on, and what `Warehouse.load` raises.
+    The partition of the day on which the run ended is replaced, with the rows of all runs that ended on that day, so
+    this may be repeated. Raises `UserError` while the run is active, and the errors of `Warehouse.load`.
     """
     run = ledger.runs.get_run(run_id)
     if run.finished_at is None:
@@ -121,35 +121,35 @@ def write_metadata(ledger: Ledger, warehouse: Warehouse, settings: Settings, run
 
 
 def write_day(ledger: Ledger, warehouse: Warehouse, settings: Settings, day: date) -> str:
-    """Write the history of the runs that ended on the day; returns the outcome in words."""
+    """Write the history of the runs that ended on the day, and return a summary."""
     table = settings.history_table
     if table is None:
         return "no history is written to the warehouse: BACKFILL_METADATA_TABLE is none"
     written: pa.Table | None = None
-    rows = _ended_on(ledger, day)
-    # A run that ends while this loads is written by its own writer, but that one may be faster, and then this load
-    # would take its rows away again. So each writer looks again once its load is done, and repeats it if the ledger
-    # has changed: whoever loads last has compared what it loaded with the ledger after that.
+    rows = _read_rows(ledger, day)
+    # A run that ends during this load is written by another process. If that one is faster, this load removes its rows
+    # again. So each process reads the ledger after its load, and loads again if the rows have changed: the last load
+    # was always compared with the ledger.
     while written is None or not rows.equals(written):
         if not rows.num_rows:
             return f"{table}: no run ended on {day}"
         warehouse.load(table, RUN_ENDED_ON, rows)
-        written, rows = rows, _ended_on(ledger, day)
+        written, rows = rows, _read_rows(ledger, day)
     runs = pc.count_distinct(rows["run_id"]).as_py()
     return f"{table}: {rows.num_rows} row(s) of {runs} run(s) that ended on {day}"
 
 
-def _ended_on(ledger: Ledger, day: date) -> pa.Table:
-    """A row for each date of every run that ended on the day: made of a few at a time, for they may be many."""
+def _read_rows(ledger: Ledger, day: date) -> pa.Table:
+    """The rows of all runs that ended on the day, converted in batches, because they may be many."""
     schema = arrow_schema(COLUMNS)
     batches = [
-        pa.RecordBatch.from_pylist([_row(run, row) for row in some], schema)
+        pa.RecordBatch.from_pylist([_row(run, row) for row in dates], schema)
         for run in ledger.history.list_ended_runs(midnight(day), midnight(day + ONE_DAY))
-        for some in _in_batches(ledger.history.iter_dates(run.id))
+        for dates in _in_batches(ledger.history.iter_dates(run.id))
     ]
     return pa.Table.from_batches(batches, schema)
 
 
 def _in_batches(dates: Iterator[DateRow]) -> Iterator[list[DateRow]]:
-    while some := list(islice(dates, ROWS_A_BATCH)):
-        yield some
+    while batch := list(islice(dates, ROWS_PER_BATCH)):
+        yield batch

@@ -1,4 +1,4 @@
-"""Sending what may be worked on now: the dates of windows that may be open, and what was lost of those that are."""
+"""Enqueue dates: open new windows within the limits, and requeue lost dates."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gated_backfill.common.process.identity import is_dead
 
 
 def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> None:
-    """Open and send what the caps let through of the run.
+    """Open windows of the run as far as its limits allow, and enqueue their dates.
 
-    Where its job has a cap, another run of the job may have waited for what this one no longer has in flight: it is
-    brought on too, before this one if it has less in flight. A run with an owner has workers of its own, which do not
-    take the dates of others.
+    If the job has a limit, its other runs may have waited for dates of this one to finish: their windows are opened
+    too, those with the fewest dates in flight first. A run with an owner has its own workers, which take no dates of
+    other runs.
     """
-    capped = run.owner is None and RunOptions.from_dict(run.options).job_max_in_flight is not None
-    for run_id in ledger.windows.list_runs_awaiting_windows(run.id) if capped else [run.id]:
-        one = run if run_id == run.id else ledger.runs.get_run(run_id)
-        options = RunOptions.from_dict(one.options)
+    shares_limit = run.owner is None and RunOptions.from_dict(run.options).job_max_in_flight is not None
+    for run_id in ledger.windows.list_runs_awaiting_windows(run.id) if shares_limit else [run.id]:
+        next_run = run if run_id == run.id else ledger.runs.get_run(run_id)
+        options = RunOptions.from_dict(next_run.options)
         opened = ledger.windows.open_windows(
             run_id,
             in_flight=options.in_flight,
@@ -32,7 +32,7 @@ def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatc
             is_dead=is_dead,
         )
         for number, days in opened.items():
-            enqueue_dates(one, number, job, days, ledger, dispatcher)
+            enqueue_dates(next_run, number, job, days, ledger, dispatcher)
 
 
 def requeue_lost_dates(
@@ -44,20 +44,23 @@ def requeue_lost_dates(
     *,
     include_queued: bool,
     max_deaths: int,
-    innocent_before: datetime | None = None,
+    ignore_deaths_before: datetime | None = None,
 ) -> list[date]:
-    """Give back the lost dates of a window, and send those that may run again; returns them. See `Ledger.give_back`."""
-    again = ledger.claims.requeue_dates(
+    """Requeue the dates of a window whose worker died or lost its lease, and return those that were enqueued again.
+
+    The keyword arguments are explained at `ClaimStore.requeue_dates`.
+    """
+    days = ledger.claims.requeue_dates(
         run.id,
         window,
         include_queued=include_queued,
         is_dead=is_dead,
         max_deaths=max_deaths,
-        ignore_deaths_before=innocent_before,
+        ignore_deaths_before=ignore_deaths_before,
     )
-    if again:
-        enqueue_dates(run, window, job, again, ledger, dispatcher)
-    return again
+    if days:
+        enqueue_dates(run, window, job, days, ledger, dispatcher)
+    return days
 
 
 def enqueue_dates(
@@ -70,7 +73,7 @@ def enqueue_dates(
     *,
     one_per_task: bool = False,
 ) -> None:
-    """Send queued dates of a window, in tasks of as many dates as the run's options say; with `alone`, of one each."""
+    """Enqueue queued dates of a window, in tasks of the size that the run's options give or of one date each."""
     options = RunOptions.from_dict(run.options)
     per_task = 1 if one_per_task else options.dates_per_task
     pace = None if per_task is not None else ledger.dates.median_seconds_per_date(run, window)

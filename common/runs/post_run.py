@@ -1,4 +1,4 @@
-"""What follows the end of a run: it is told, once, whoever notices first that it was not."""
+"""Post-run reporting: record the alerts and the history of an ended run exactly once, by whichever process is first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gated_backfill.common.alerts.delivery import TOO_OLD
+from gated_backfill.common.alerts.delivery import MAX_ALERT_AGE
 from gated_backfill.common.alerts.delivery import deliver as deliver
 from gated_backfill.common.alerts.messages import (
     DateTally,
@@ -31,95 +31,98 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-TOLD_WITHIN = TOO_OLD  #: the end of a run that lies further back is history, not news
-OWNER_IS_LATE = timedelta(minutes=10)  #: a command tells the end of its run within so long
+OWNER_GRACE = timedelta(minutes=10)  #: a command reports the end of its own run within this time
 WEEK = timedelta(days=7)
 
 
-class Untold(BackfillError):
-    """The ends of some runs could not be told; those of the others were."""
+class ReportingFailed(BackfillError):
+    """The ends of some runs could not be reported; those of the others were."""
 
 
 def report_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
-    """Write down the alerts of an ended run, and its history; returns whether this call was the one that did.
+    """Record the alerts and the history of an ended run, and return whether this call did it.
 
-    Repeating it does no harm: an alert is written once, and a run that is not over or was told already is left alone.
-    Raises `Retryable` when the warehouse does not take the history now: the run is then still to be told.
+    May be repeated: an alert is recorded once, and a run that is active or reported already is left alone. A run that
+    ended longer ago than `MAX_ALERT_AGE` gets its history only. Raises `Retryable` if the warehouse cannot take the
+    history now; the run then counts as not reported.
     """
     run = ledger.runs.get_run(run_id)
     if not run.has_ended or run.reported_at is not None:
         return False
     now = utcnow()
-    if run.finished_at is not None and now - run.finished_at <= TOLD_WITHIN:
-        ledger.alerts.record_alerts(alerts_for_run(_ending(run, ledger, now), now))
+    if run.finished_at is not None and now - run.finished_at <= MAX_ALERT_AGE:
+        ledger.alerts.record_alerts(alerts_for_run(_ended_run(run, ledger, now), now))
     _write_history(run_id, ledger, warehouse, settings)
     return ledger.runs.mark_reported(run_id)
 
 
 def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """Write the run to the warehouse's history. Raises `Retryable` for a passing trouble; a lasting one is logged."""
+    """Write the run to the warehouse's history. Raises `Retryable` for a passing error; any other one is logged."""
     try:
         log.info("history_written", run=run_id, outcome=write_metadata(ledger, warehouse, settings, run_id))
     except Retryable:
         raise
-    except BackfillError as exc:  # `backfill history --write-metadata` makes up for it once that is mended
+    except BackfillError as exc:  # after fixing the cause, `backfill history --write-metadata` writes it
         log.error("history_not_written", run=run_id, error=str(exc))
 
 
 def report_ended_runs(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
-    """Tell the ended runs that nobody told: those of the broker's workers, and of commands that died before they did.
+    """Report the ended runs that were not reported yet, and return the ids of those that this call reported.
 
-    A run whose command lives is left to it, unless that is long over: the command may be on a host we can't see.
-    One that can't be told keeps none of the others from it: then raises `Untold`, or `Retryable` where all that failed
-    may succeed a little later.
+    A run of a command is left to that command while its process is alive, for 10 minutes: it may be on another host. A
+    run that fails does not stop the others: at the end `Retryable` is raised if every failure may pass on a retry, else
+    `ReportingFailed`.
     """
     now = utcnow()
-    told: list[str] = []
-    troubles: dict[str, Exception] = {}
-    for run in (one for one in ledger.runs.list_unreported_runs() if _is_left(one, now)):
+    reported: list[str] = []
+    errors: dict[str, Exception] = {}
+    for run in ledger.runs.list_unreported_runs():
+        if not _is_abandoned_by_owner(run, now):
+            continue
         try:
             if report_run(run.id, ledger, warehouse, settings):
-                told.append(run.id)
-        except Exception as exc:  # noqa: BLE001 - raised below, once the other runs have had their turn
+                reported.append(run.id)
+        except Exception as exc:  # noqa: BLE001 - raised below, after the other runs were reported
             log.error("run_report_failed", run=run.id, error=f"{type(exc).__name__}: {exc}")
-            troubles[run.id] = exc
-    if troubles:
-        raise _failure(troubles)
-    return told
+            errors[run.id] = exc
+    if errors:
+        raise _failure(errors)
+    return reported
 
 
-def _failure(troubles: Mapping[str, Exception]) -> BackfillError:
-    kind = Retryable if all(isinstance(exc, Retryable) for exc in troubles.values()) else Untold
-    found = kind("; ".join(f"run {run_id}: {type(exc).__name__}: {exc}" for run_id, exc in troubles.items()))
-    found.__cause__ = next(iter(troubles.values()))
-    return found
+def _failure(errors: Mapping[str, Exception]) -> BackfillError:
+    kind = Retryable if all(isinstance(exc, Retryable) for exc in errors.values()) else ReportingFailed
+    failure = kind("; ".join(f"run {run_id}: {type(exc).__name__}: {exc}" for run_id, exc in errors.items()))
+    failure.__cause__ = next(iter(errors.values()))
+    return failure
 
 
 def record_beat_silence(ledger: Ledger, now: datetime | None = None) -> bool:
-    """Write down that beat is silent, once for each silence; returns whether this call did."""
+    """Record an alert if beat is silent, once for each silence, and return whether this call did."""
     alert = beat_silent_alert(ledger.maintenance.last_heartbeat(), now or utcnow())
     return alert is not None and ledger.alerts.record_alert(alert)
 
 
 def primary_source(job: str) -> str | None:
-    """The name of the job's first source; None when the job is not installed here."""
+    """The name of the job's first source; None if the job is not installed here."""
     try:
         return find_job(job).sources[0].name
     except UserError:
         return None
 
 
-def _is_left(run: Run, now: datetime) -> bool:
-    late = run.finished_at is not None and now - run.finished_at > OWNER_IS_LATE
-    return run.owner is None or late or is_dead(run.owner)
+def _is_abandoned_by_owner(run: Run, now: datetime) -> bool:
+    is_late = run.finished_at is not None and now - run.finished_at > OWNER_GRACE
+    return run.owner is None or is_late or is_dead(run.owner)
 
 
-def _ending(run: Run, ledger: Ledger, now: datetime) -> EndedRun:
+def _ended_run(run: Run, ledger: Ledger, now: datetime) -> EndedRun:
     primary = primary_source(run.job)
+    actions = ledger.actions.list_actions(run.id)
     return EndedRun(
         run=run,
         dates=DateTally.from_dates(ledger.history.iter_dates(run.id), primary),
         primary=primary,
         fallbacks_this_week=count_fallbacks(ledger.gauges.built_counts_by_source(now - WEEK), run.job, primary),
-        orders=[describe_action(one) for one in ledger.actions.list_actions(run.id) if one.action in CONTROL_ACTIONS],
+        orders=[describe_action(action) for action in actions if action.action in CONTROL_ACTIONS],
     )

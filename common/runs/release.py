@@ -1,4 +1,4 @@
-"""Closing a run whose process is gone, or was told to stop, so that nothing it proved is lost or doubted."""
+"""Release of a run whose process died or was stopped: checkpoint what it published, and free its other dates."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-SYSTEM_ACTOR = "backfill"  #: who does what nobody has asked for
+SYSTEM_ACTOR = "backfill"  #: recorded as the one who ended a run, if no user did
 ITS_PROCESS_DIED = "its process died"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedRun:
-    """What a closed run had reached."""
+    """How far a released run came."""
 
     run: Run
     checkpointed: int
-    adopted: tuple[date, ...]  #: published by its gate but not yet checkpointed: proven now, not rebuilt
-    unfinished: int  #: dates that were not done, which are free
+    adopted: tuple[date, ...]  #: its gate had published these without a checkpoint: they have one now
+    unfinished: int  #: dates that were not finished, and can be in another run now
 
 
 def release_run(
     run: Run, job: Job, ledger: Ledger, warehouse: Warehouse, staging: Staging, *, by: str, reason: str
 ) -> ReleasedRun:
-    """End a run as cancelled, and with it every date that is not done. Its workers must be gone or told to stop.
+    """End a run as cancelled, with every date that is not finished. Its workers must be dead or have been stopped.
 
-    A date whose target already holds exactly the rows that its gate passed is checkpointed: the gate died between
-    publish and checkpoint.
+    A date whose target has exactly the rows that the gate passed is checkpointed: the gate died between publish and
+    checkpoint. `by` and `reason` are recorded with the end of the run.
     """
     candidates = ledger.dates.list_dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
-    adopted = find_still_published(candidates, job, warehouse)
-    ledger.dates.move_dates(run.id, adopted, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    proven = ledger.checkpoints.write(run.id, adopted)
+    published_days = find_still_published(candidates, job, warehouse)
+    ledger.dates.move_dates(run.id, published_days, expect=DateState.STAGED, to=DateState.PUBLISHED)
+    adopted = ledger.checkpoints.write(run.id, published_days)
     ledger.orders.abandon_run(run.id, by=by, reason=reason)
     staging.delete(run.id)
     progress = ledger.runs.get_progress(run.id)
     return ReleasedRun(
         run=progress.run,
         checkpointed=progress.count(DateState.CHECKPOINTED),
-        adopted=tuple(proven),
+        adopted=tuple(adopted),
         unfinished=progress.total - progress.ended + progress.count(DateState.CANCELLED),
     )
 
 
 def find_still_published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
-    """The dates that the gate passed and whose target holds exactly the staged bytes now."""
+    """The dates that the gate passed and whose target has exactly the staged rows now."""
     passed = {row.day: row.checksum for row in rows if row.verdict is not None and row.verdict.is_passing}
-    known = {day: checksum for day, checksum in passed.items() if checksum is not None}
-    return sorted(warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, known))
+    checksums = {day: checksum for day, checksum in passed.items() if checksum is not None}
+    return sorted(warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gated_backfill.common.cleanup.cleanup import CleanupReport
     from gated_backfill.common.cleanup.operation import CleanupContext
     from gated_backfill.common.cleanup.stale_rows import StaleRows
+    from gated_backfill.common.ledger import Ledger
     from gated_backfill.common.ledger.stores.cleanups import CleanupOperation
     from gated_backfill.common.model.dated_tables import DatedTable
 
@@ -52,7 +54,7 @@ def clean(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete stale rows of the tables in BACKFILL_CLEANUP_TABLES: backed up first, verified, and recorded.
+    """Delete stale rows of the tables that jobs declare and of BACKFILL_CLEANUP_TABLES, after a verified backup.
 
     Rows dated today or later are never deleted. What is deleted can be put back with `backfill cleanup restore ID`
     until its backup expires (BACKFILL_CLEANUP_BACKUP_DAYS). A cleanup that was killed is finished by the next one.
@@ -71,10 +73,9 @@ def clean(
     from gated_backfill.common.warehouse.rate_limited import limit_rate
 
     settings = read_settings()
-    tables = _tables(settings, table or [])
+    tables, restored = _tables_and_restored_dates(settings, table or [])
     check_no_job_targets(tables)
     cutoff = cutoff_of(local_today(settings), settings.cleanup_days if days is None else days)
-    restored = _restored(settings, tables)
     opened = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     warehouse = limit_rate(opened, settings.query_rate_limit)
     found = [find_stale_rows(one, warehouse, cutoff, restored[one]) for one in tables]
@@ -176,34 +177,40 @@ def list_operations(
 # -- shared by the commands -----------------------------------------------------------------------------------
 
 
-def _tables(settings: Settings, wanted: Sequence[str]) -> tuple[DatedTable, ...]:
-    """The tables to clean: the settings', or those of them that are asked for."""
-    known = {str(one): one for one in settings.tables_to_clean}
-    if unknown := [name for name in wanted if name not in known]:
-        raise UserError(
-            f"{unknown[0]} is not one of the tables to clean; BACKFILL_CLEANUP_TABLES names "
-            f"{', '.join(known) or 'none'}"
-        )
-    return tuple(known[name] for name in dict.fromkeys(wanted)) if wanted else tuple(known.values())
+def _tables_and_restored_dates(
+    settings: Settings, names: Sequence[str]
+) -> tuple[tuple[DatedTable, ...], dict[DatedTable, frozenset[date]]]:
+    """The tables to clean, all or those with these names, and the dates of each that were restored.
 
-
-def _restored(settings: Settings, tables: Sequence[DatedTable]) -> dict[DatedTable, frozenset[date]]:
-    """The dates of each table that somebody restored. A ledger that is not there yet is not made, and knows of none."""
+    A ledger that does not exist yet is not created.
+    """
     from gated_backfill.common.cleanup.cleanup import restored_dates
     from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
     from gated_backfill.common.ledger import open_ledger
 
     url = settings.ledger_url
-    if url.startswith(SQLITE_PREFIX) and not Path(url.removeprefix(SQLITE_PREFIX)).exists():
-        return dict.fromkeys(tables, frozenset())
+    ledger = None
+    if not url.startswith(SQLITE_PREFIX) or Path(url.removeprefix(SQLITE_PREFIX)).exists():
+        with suppress(LedgerUnusable):  # of an older version, without cleanups; the cleanup itself reports other errors
+            ledger = open_ledger(url, create=False)
     try:
-        ledger = open_ledger(url, create=False)
-    except LedgerUnusable:  # of an older version, which has no cleanups; what else is wrong, the cleanup itself says
-        return dict.fromkeys(tables, frozenset())
-    try:
-        return {one: restored_dates(one, ledger) for one in tables}
+        tables = _select_tables(settings, ledger, names)
+        return tables, {table: restored_dates(table, ledger) if ledger else frozenset() for table in tables}
     finally:
-        ledger.close()
+        if ledger is not None:
+            ledger.close()
+
+
+def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[str]) -> tuple[DatedTable, ...]:
+    from gated_backfill.common.cleanup.stale_rows import tables_to_clean
+
+    tables = {str(table): table for table in tables_to_clean(settings, ledger)}
+    if unknown := [name for name in names if name not in tables]:
+        raise UserError(
+            f"{unknown[0]} is not one of the tables to clean, which are {', '.join(tables) or 'none'}: declare it in "
+            f"the stale_tables of a job or in BACKFILL_CLEANUP_TABLES"
+        )
+    return tuple(tables[name] for name in dict.fromkeys(names)) if names else tuple(tables.values())
 
 
 def _site(settings: Settings) -> CleanupContext:

@@ -18,6 +18,7 @@ from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.dates import DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.model.run_options import lowest_limit
+from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.producer.cli.options import (
     AllowPartial,
     AsJson,
@@ -61,7 +62,7 @@ from gated_backfill.producer.planning.saved_plan import (
 )
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 from gated_backfill.producer.terminal.plan import print_plan
-from gated_backfill.producer.terminal.runs import is_interrupted, make_console, print_json
+from gated_backfill.producer.terminal.runs import make_console, print_json
 
 
 # Celery and what it brings along are imported by the commands that send tasks: the others answer sooner without.

@@ -29,7 +29,8 @@ from gated_backfill.common.history.figures import (
 )
 from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.producer.terminal.runs import RUN_STYLES, is_interrupted
+from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.producer.terminal.runs import RUN_STYLES
 
 MAX_RUNS_LISTED = 40
 SPARK_WIDTH = 12

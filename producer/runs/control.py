@@ -14,11 +14,11 @@ from gated_backfill.common.errors import BrokerUnavailable, UserError
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunProgress, RunState
 from gated_backfill.common.ledger.stores.orders import Cancellation
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import release_run
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.runs.launch import continue_run
 from gated_backfill.producer.stack.children import clean_up_dead_stacks
-from gated_backfill.producer.terminal.runs import is_interrupted
 
 STARTED_STATES = (DateState.PROCESSING, DateState.STAGED, DateState.PUBLISHED)
 

@@ -31,13 +31,13 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.queues import MAINTENANCE_QUEUE, choose_queue
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.process.identity import is_dead, process_identity
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_lost_dates
+from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, find_missing_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
-from gated_backfill.producer.terminal.runs import is_interrupted
 
 SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: loaded by name, as tasks are sent by name
 POLL_SECONDS = 0.2
@@ -215,7 +215,7 @@ def _carry_out(order: ActionRow, run: Run, site: CommandContext, dispatcher: Cel
 def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) -> list[ReleasedRun]:
     """Close the active runs on these dates whose process is gone, so that their dates are free again."""
     holders = (site.ledger.runs.get_run(run_id) for run_id in site.ledger.runs.find_conflicting_runs(job.name, days))
-    dead = [run for run in holders if not run.has_ended and run.owner is not None and is_dead(run.owner)]
+    dead = [run for run in holders if is_interrupted(run)]
     return [
         release_run(run, job, site.ledger, site.warehouse, site.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED)
         for run in dead

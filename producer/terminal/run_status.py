@@ -6,9 +6,9 @@ from contextlib import closing
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, exit_code_for_run
 from gated_backfill.producer.terminal.runs import (
-    is_interrupted,
     make_console,
     print_json,
     print_run,

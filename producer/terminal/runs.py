@@ -15,7 +15,7 @@ from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, Run
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
 from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.runs.interrupted import is_interrupted
 
 WIDTH_WITHOUT_TERMINAL = 160  #: columns when the output is not a terminal
 MAX_UNGROUPED_DATES = 40  #: dates; beyond that, dates that are simply built are told together
@@ -70,11 +70,6 @@ def print_run(console: Console, progress: RunProgress, digest: RunSummary, actio
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
-
-
-def is_interrupted(run: Run) -> bool:
-    """Whether the run can't go on: it lived in a process that is gone."""
-    return not run.has_ended and run.owner is not None and is_dead(run.owner)
 
 
 def _options(run: Run) -> str:

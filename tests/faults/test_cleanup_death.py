@@ -38,6 +38,11 @@ if at.startswith("BigQuery"):
     from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse as owner
 calls, real = 0, getattr(owner, at.split(".")[1])
 
+@pytest.fixture(autouse=True)
+def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
+
+
 def counted(*arguments, **named):
     global calls
     calls += 1
@@ -98,7 +103,7 @@ def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
     [
         pytest.param("LocalWarehouse.back_up", 1, CleanupState.PLANNED, 5, id="before-its-backup"),
         pytest.param("LocalWarehouse._keep_date", 2, CleanupState.PLANNED, 5, id="in-the-middle-of-its-backup"),
-        pytest.param("LocalWarehouse.backed_up", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-verified"),
+        pytest.param("LocalWarehouse.read_backup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-verified"),
         pytest.param("CleanupStore.move_cleanup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-recorded"),
         pytest.param("LocalWarehouse.delete_backed_up", 1, CleanupState.BACKED_UP, 5, id="before-it-deletes"),
         pytest.param("LocalWarehouse._remove_folder", 2, CleanupState.BACKED_UP, 3, id="in-the-middle-of-deleting"),
@@ -120,7 +125,7 @@ def test_the_next_cleanup_finishes_it(lab: Lab, at: str, last: int, state: Clean
 @pytest.mark.parametrize(
     ("at", "last"),
     [
-        pytest.param("BigQueryWarehouse.backed_up", 1, id="before-the-backup-is-verified"),
+        pytest.param("BigQueryWarehouse.read_backup", 1, id="before-the-backup-is-verified"),
         pytest.param("CleanupStore.move_cleanup", 2, id="before-the-deletion-is-recorded"),
     ],
 )

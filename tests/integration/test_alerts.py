@@ -72,7 +72,7 @@ def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> N
     for told in (
         f"2 blocked date(s) of probe in run {run_id}",
         "1 checkpointed, 2 blocked",
-        f"coverage: 55.0 % over all, 5.0 % at least, on {STALE}",
+        f"coverage: 55.0 % over all, lowest 5.0 %, on {STALE}",
         f"{HALF} blocked: 12 of 20",
         "missing 8: player012, player013",
         "missing 19: player001, player002",
@@ -116,7 +116,7 @@ def test_only_the_kinds_that_are_wanted_are_told(lab: Lab, receiver: Receiver) -
     outcome = deliver(lab.site.ledger, told_to(lab, receiver.url, alert_kinds="low-coverage"), "me:1:1")
 
     (message,) = receiver.messages
-    assert outcome == "1 of 1 alert(s) delivered, 2 not wanted"
+    assert outcome == "1 of 1 alert(s) delivered, 2 muted"
     assert "coverage below" in message["title"]
     assert "backfill retry" not in message["message"]
 
@@ -199,7 +199,7 @@ def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> Non
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(one, range(2)))
 
-    assert sorted(outcomes) == ["3 of 3 alert(s) delivered", "nothing to tell"]
+    assert sorted(outcomes) == ["3 of 3 alert(s) delivered", "no alerts to send"]
     assert len(receiver.messages) == 1
 
 
@@ -221,7 +221,7 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
 
     outcome = deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
 
-    assert outcome == "nothing to tell, 3 too old to be told"
+    assert outcome == "no alerts to send, 3 too old"
     assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"failed"}
     assert receiver.messages == []
 
@@ -243,7 +243,7 @@ def test_a_run_that_goes_on_is_not_told(lab: Lab) -> None:
     run, deps, _ = lab.opened([WHOLE], "probe")
 
     assert not report_run(run.id, lab.site.ledger, lab.site.warehouse, lab.settings)
-    assert report_missed_runs(deps) == "told the end of 0 run(s)"
+    assert report_missed_runs(deps) == "reported the end of 0 run(s)"
     assert lab.site.ledger.alerts.list_latest_alerts(10) == []
 
 
@@ -314,8 +314,8 @@ def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: 
     dispatcher.drain(deps, lambda: None)
     assert lab.site.ledger.runs.get_run(run.id).has_ended
 
-    assert report_missed_runs(deps) == f"told the end of 1 run(s): {run.id}"
-    assert report_missed_runs(deps) == "told the end of 0 run(s)"
+    assert report_missed_runs(deps) == f"reported the end of 1 run(s): {run.id}"
+    assert report_missed_runs(deps) == "reported the end of 0 run(s)"
     assert deliver_alerts(deps) == "no endpoints are set"
     assert deliver(deps.ledger, told_to(lab, receiver.url), deps.owner) == "3 of 3 alert(s) delivered"
 
@@ -395,7 +395,7 @@ def test_a_test_message_says_of_each_endpoint_whether_it_went(lab: Lab, receiver
     [
         pytest.param(f"slak://{PASSWORD}/b/c", "the slak:// URL", id="unknown-service"),
         pytest.param(f"tgram://{PASSWORD}", "the tgram:// URL", id="incomplete"),
-        pytest.param(f"{USER}:{PASSWORD}@host", "part 1 of 1 is no URL", id="no-scheme"),
+        pytest.param(f"{USER}:{PASSWORD}@host", "part 1 of 1 is not a URL", id="no-scheme"),
         pytest.param("", "not set", id="empty"),
     ],
 )

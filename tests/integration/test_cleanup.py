@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
 from gated_backfill.common.cleanup.operation import CleanupContext, backup_of
 from gated_backfill.common.cleanup.restore import restore
-from gated_backfill.common.cleanup.stale_rows import local_today
+from gated_backfill.common.cleanup.stale_rows import local_today, tables_to_clean
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackupMissing, RestoreConflict, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
@@ -32,6 +32,11 @@ TEAMS = "nba_analytics.upcoming_team_game_context"
 TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
 STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
 FRESH = [TODAY - timedelta(days=7), TODAY, TODAY + timedelta(days=1)]
+
+
+@pytest.fixture(autouse=True)
+def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
 
 
 def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes]:
@@ -66,7 +71,7 @@ def days_of(partitions: dict[str, bytes]) -> list[str]:
 
 
 def told(lab: Lab) -> list[dict[str, Any]]:
-    with lab.site.ledger._read() as connection:  # pyright: ignore[reportPrivateUsage]
+    with lab.site.ledger.cleanups._read() as connection:  # pyright: ignore[reportPrivateUsage]
         return [dict(row) for row in connection.execute(select(alerts)).mappings()]
 
 
@@ -226,7 +231,7 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
     operation = one_operation(cleaned(any_lab))
     deps = any_lab.opened_again()
     assert expire_backups(deps) == "no backup is due"
-    with any_lab.site.ledger._write() as connection:  # pyright: ignore[reportPrivateUsage]
+    with any_lab.site.ledger.cleanups._write() as connection:  # pyright: ignore[reportPrivateUsage]
         past = utcnow() - timedelta(seconds=1)
         connection.execute(update(cleanup_operations).values(expires_at=past))
 
@@ -319,3 +324,13 @@ def test_what_is_refused_is_said_and_changes_nothing(lab: Lab, arguments: list[s
 def test_a_refusal_is_one_line_and_exit_code_2(lab: Lab) -> None:
     refused = lab.command("cleanup", "--days", "9999999", "--dry-run")
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_tables_of_the_example_job_are_cleaned_once_it_was_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BACKFILL_CLEANUP_TABLES")
+    settings, ledger = Settings(home=lab.home), lab.site.ledger
+    assert tables_to_clean(settings, None) == tables_to_clean(settings, ledger) == ()
+
+    lab.opened([date(2023, 2, 23)], "player_composite_factors")
+
+    assert [str(table) for table in tables_to_clean(settings, ledger)] == [UPCOMING, TEAMS]

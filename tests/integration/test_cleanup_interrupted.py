@@ -20,6 +20,11 @@ from tests.lab import UPCOMING, Lab, players
 BETWEEN = STALE[1]
 
 
+@pytest.fixture(autouse=True)
+def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
+
+
 class Killed(BaseException):
     """What nothing catches, as nothing catches a kill."""
 
@@ -59,7 +64,7 @@ def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_resto
 
     said = clean_stale_rows(lab.opened_again())
 
-    assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are gone" in said
+    assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are deleted" in said
     (alert,) = told(lab)
     assert f"backfill cleanup restore {operation.id} --intact" in alert["body"]
     found = lab.site.ledger.cleanups.get_cleanup(operation.id)
@@ -151,7 +156,7 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
 
     assert [one.state for one in others] == [CleanupState.DELETED]
     assert report.done == []
-    assert "was taken over by another process meanwhile" in report.busy[0]
+    assert "another process has taken over operation" in report.busy[0]
     assert lab.table_bytes(UPCOMING) == before
 
 

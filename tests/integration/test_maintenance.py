@@ -160,7 +160,7 @@ def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
 def test_old_alerts_are_removed(deps: Deps) -> None:
     deps.ledger.alerts.record_alerts([NewAlert(key=key, kind="audit", title=key, body="") for key in ("old", "new")])
     deps.ledger.alerts.mute_alerts([])
-    with deps.ledger._write() as connection:  # an alert of long ago can't be made by waiting
+    with deps.ledger.runs._write() as connection:  # an alert of long ago can't be made by waiting
         old = utcnow() - timedelta(days=91)
         connection.execute(update(alerts).where(alerts.c.key == "old").values(created_at=old))
 
@@ -193,7 +193,7 @@ def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: 
 
 
 def _end(deps: Deps, run: str, *, days_ago: int) -> None:
-    with deps.ledger._write() as connection:  # a run of long ago can't be made by waiting
+    with deps.ledger.runs._write() as connection:  # a run of long ago can't be made by waiting
         ended = utcnow() - timedelta(days=days_ago)
         connection.execute(update(runs).where(runs.c.id == run).values(finished_at=ended))
 
@@ -233,7 +233,7 @@ def test_a_run_whose_command_died_gives_its_dates_free_once_nobody_alive_holds_o
     for day, table in itertools.product((FEB_23, FEB_24), ("expected", "first")):
         lab.probe(table, day, players(3))
     run, deps, _ = lab.opened([FEB_23, FEB_24], "probe")
-    with deps.ledger._write() as connection:  # the command that opened it is this test, which lives
+    with deps.ledger.runs._write() as connection:  # the command that opened it is this test, which lives
         connection.execute(update(runs).where(runs.c.id == run.id).values(owner=gone))
     if holder is not None:
         claimed_date(deps.ledger, run, FEB_23, owner=gone if holder == "dead" else process_identity())

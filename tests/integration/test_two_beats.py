@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dbm
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from celery.beat import PersistentScheduler
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.maintenance.beat import SlotScheduler
 from gated_backfill.worker.maintenance.runner import MAINTENANCE_TASKS
 from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
 from tests.brokers import valkey
@@ -51,9 +53,9 @@ def celery(lab: Lab, broker: str, *words: str) -> Path:
 
 
 def events(log: Path) -> list[tuple[str, str, str]]:
-    """What the worker logged of works: the event, the work, the slot."""
+    """The events that the worker logged about maintenance tasks: event, task, slot."""
     lines = (json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines() if line.startswith('{"'))
-    return [(line["event"], line["work"], line["slot"]) for line in lines if "work" in line and "slot" in line]
+    return [(line["event"], line["task"], line["slot"]) for line in lines if "task" in line and "slot" in line]
 
 
 def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once(lab: Lab, broker: str) -> None:
@@ -79,3 +81,15 @@ def start_beat(lab: Lab, broker: str, name: str) -> Path:
 
 def count(log: Path, name: str) -> int:
     return sum(work == name for _, work, _ in events(log))
+
+
+def test_beat_discards_a_schedule_file_of_another_version(lab: Lab, tmp_path: Path) -> None:
+    file, app = tmp_path / "schedule", make_app(lab.settings, "redis://127.0.0.1:1/0")
+    app.conf.beat_schedule = beat_schedule(lab.settings, MAINTENANCE_TASKS)
+    with dbm.open(str(file), "c") as raw:
+        raw["entries"] = b"cworker.schedule\nAtSlots\n."  # a pickle that names a module of the version before
+
+    scheduler = SlotScheduler(app, schedule_filename=str(file))
+
+    assert scheduler.schedule.keys() >= MAINTENANCE_TASKS.keys()
+    scheduler.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gated_backfill.common.alerts.delivery import LONGEST_WAIT, retry_delay
+from gated_backfill.common.alerts.delivery import MAX_RETRY_DELAY, retry_delay
 from gated_backfill.common.alerts.endpoints import parse_endpoints
 from gated_backfill.common.alerts.messages import (
     MESSAGE_LENGTH,
@@ -19,7 +19,7 @@ from gated_backfill.common.alerts.messages import (
     alerts_for_run,
     beat_silent_alert,
     compose_message,
-    is_low,
+    has_low_coverage,
 )
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
@@ -86,7 +86,7 @@ def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallback
 
 
 def test_a_date_with_nobody_expected_is_not_low() -> None:
-    assert not is_low(row(DateState.BLOCKED, 0, expected=0))
+    assert not has_low_coverage(row(DateState.BLOCKED, 0, expected=0))
 
 
 def test_without_the_job_nothing_is_said_of_fallbacks() -> None:
@@ -99,7 +99,7 @@ def test_a_finished_run_is_told_with_its_numbers() -> None:
     (told,) = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming"), NOW)
     assert told.body.splitlines()[1:] == [
         "dates: 2 checkpointed, 1 not reached (1 of them forced)",
-        "coverage: 76.7 % over all, 53.4 % at least, on 2023-02-23",
+        "coverage: 76.7 % over all, lowest 53.4 %, on 2023-02-23",
         "fallback: 1 date(s) were built from derived",
         "took: 90.0 s",
     ]
@@ -171,14 +171,14 @@ def test_endpoints_are_named_without_secrets(urls: str, names: list[str]) -> Non
 
 
 def test_what_is_no_url_is_refused_by_its_number() -> None:
-    with pytest.raises(UserError, match="part 2 of 2 is no URL") as refused:
+    with pytest.raises(UserError, match="part 2 of 2 is not a URL") as refused:
         parse_endpoints(Settings(alerts=SecretStr(f"json://a {SECRET}")))
     assert SECRET not in str(refused.value)
 
 
 def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
     assert [retry_delay(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
-    assert retry_delay(24, 60) == LONGEST_WAIT
+    assert retry_delay(24, 60) == MAX_RETRY_DELAY
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cleanup as beat has it done: stale rows daily, and backups that have been kept for long enough."""
+"""Maintenance tasks of cleanup: delete stale rows daily, and remove backups that have expired."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import structlog
 
 from gated_backfill.common.cleanup.cleanup import CleanupReport, clean, remove_expired_backups, unusual_cleanup_alert
 from gated_backfill.common.cleanup.operation import CleanupContext
-from gated_backfill.common.cleanup.stale_rows import local_today
+from gated_backfill.common.cleanup.stale_rows import local_today, tables_to_clean
 from gated_backfill.common.errors import WarehouseUnavailable
 from gated_backfill.worker.dependencies import Deps
 
 log = structlog.get_logger()
 
-BEAT = "beat"  #: who asks for it
+BEAT_ACTOR = "beat"  #: recorded as the one who requested a cleanup
 
 
 def clean_stale_rows(deps: Deps) -> str:
-    """Delete the stale rows of the settings' tables, each with a backup; returns what was done, in words.
+    """Delete the stale rows of the tables to clean, each with a backup, and return a summary.
 
-    A table of which too much is stale is left alone, which is told by an alert. May be repeated, and be killed at any
-    point: the next one finishes what this one began. Raises `WarehouseUnavailable` once all tables were tried and one
+    A table with too large a stale share is refused, and an alert says so. May be repeated and may be killed at any
+    point: the next call finishes what was started. Raises `WarehouseUnavailable` after all tables were tried, if one
     could not be cleaned.
     """
     settings, today = deps.settings, local_today(deps.settings)
     report = clean(
-        _site(deps),
-        settings.tables_to_clean,
+        _context(deps),
+        tables_to_clean(settings, deps.ledger),
         today=today,
         days=settings.cleanup_days,
         max_share=settings.cleanup_max_share,
@@ -33,28 +33,27 @@ def clean_stale_rows(deps: Deps) -> str:
     )
     if alert := unusual_cleanup_alert(report, settings, today):
         deps.ledger.alerts.record_alert(alert)
-    return _told("stale_rows_cleaned", report)
+    _check_no_failures(report)
+    summary = "; ".join(report.describe())
+    log.info("stale_rows_cleaned", outcome=summary)
+    return summary
 
 
 def expire_backups(deps: Deps) -> str:
-    """Remove the backups that were kept for `cleanup_backup_days`; returns what was done, in words. May be repeated."""
+    """Remove the backups that are older than `cleanup_backup_days`, and return a summary. May be repeated."""
     report = CleanupReport()
-    expired = remove_expired_backups(_site(deps), report)
-    if report.failed:
-        return _told("backups_expired", report)
+    expired = remove_expired_backups(_context(deps), report)
+    _check_no_failures(report)
     log.info("backups_expired", count=len(expired))
     return f"{len(expired)} backup(s) removed" if expired else "no backup is due"
 
 
-def _site(deps: Deps) -> CleanupContext:
+def _context(deps: Deps) -> CleanupContext:
     return CleanupContext(
-        settings=deps.settings, ledger=deps.ledger, warehouse=deps.warehouse, by=BEAT, owner=deps.owner
+        settings=deps.settings, ledger=deps.ledger, warehouse=deps.warehouse, by=BEAT_ACTOR, owner=deps.owner
     )
 
 
-def _told(event: str, report: CleanupReport) -> str:
-    told = "; ".join(report.describe())
+def _check_no_failures(report: CleanupReport) -> None:
     if report.failed:
-        raise WarehouseUnavailable(told)
-    log.info(event, outcome=told)
-    return told
+        raise WarehouseUnavailable("; ".join(report.describe()))

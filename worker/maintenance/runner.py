@@ -1,4 +1,4 @@
-"""What beat has done, each due slot once, however many beats and workers there are."""
+"""Maintenance runner: run each maintenance task once per due slot, with any number of beats and workers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, release_run
-from gated_backfill.worker import post_run as after_run
+from gated_backfill.worker import post_run
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance import audit, cleanup, retention
 from gated_backfill.worker.maintenance.schedule import MaintenanceSchedule, maintenance_schedules
@@ -25,58 +26,60 @@ from gated_backfill.worker.reconcile.reconcile import reconcile
 
 log = structlog.get_logger()
 
-Function = Callable[[Deps], str]
-WHY_LENGTH = 1000  #: of an error in an alert
+MaintenanceTask = Callable[[Deps], str]  #: returns a summary of what it did
+ERROR_LENGTH = 1000  #: of an error in an alert
 
 
 class MaintenanceOutcome(Enum):
-    """What became of a message that asked for a work."""
+    """The result of a message that asks for a maintenance task."""
 
     DONE = "done"
-    NOT_DUE = "not due"  #: it is done for its latest slot, or another worker is at it, or it failed a moment ago
-    FAILED = "failed"  #: with the reason in the ledger; it is tried again
+    NOT_DUE = "not due"  #: done for its latest slot, being run by another worker, or failed a moment ago
+    FAILED = "failed"  #: the reason is in the ledger; it is retried
 
 
-def run_maintenance_task(name: str, deps: Deps, works: Mapping[str, Function] | None = None) -> MaintenanceOutcome:
-    """Do a work if its latest slot is due, and write down what came of it. Raises nothing that a work raises.
+def run_maintenance_task(
+    name: str, deps: Deps, tasks: Mapping[str, MaintenanceTask] | None = None
+) -> MaintenanceOutcome:
+    """Run the task if its latest slot is due, and record the result. Errors of the task are recorded, not raised.
 
-    Slots that were missed before the latest one are made up for by it.
+    One run makes up for all slots that were missed. `tasks` replaces `MAINTENANCE_TASKS` in tests.
     """
-    found = (MAINTENANCE_TASKS if works is None else works).get(name)
-    entry = maintenance_schedules(deps.settings).get(name)
-    if found is None or entry is None:
-        log.error("unknown_maintenance_task", work=name)  # a message of another version's beat
+    task = (MAINTENANCE_TASKS if tasks is None else tasks).get(name)
+    schedule = maintenance_schedules(deps.settings).get(name)
+    if task is None or schedule is None:
+        log.error("unknown_maintenance_task", task=name)  # a message from the beat of another version
         return MaintenanceOutcome.FAILED
     try:
-        return _claimed(name, entry, found, deps)
+        return _claim_and_run(name, schedule, task, deps)
     except BackfillError as exc:
-        log.error("maintenance_not_recorded", work=name, error=str(exc))
+        log.error("maintenance_not_recorded", task=name, error=str(exc))
         return MaintenanceOutcome.FAILED
 
 
-def _claimed(name: str, entry: MaintenanceSchedule, function: Function, deps: Deps) -> MaintenanceOutcome:
+def _claim_and_run(name: str, schedule: MaintenanceSchedule, task: MaintenanceTask, deps: Deps) -> MaintenanceOutcome:
     now = utcnow()
-    slot = entry.recurrence.latest_due(now)
-    failed_before = now - _retry_after(deps) if entry.is_daily else None
+    slot = schedule.recurrence.latest_due(now)
+    failed_before = now - _retry_after(deps) if schedule.is_daily else None
     if not deps.ledger.maintenance.claim_task(
-        name, slot, deps.owner, now + entry.lease, is_dead=is_dead, failed_before=failed_before
+        name, slot, deps.owner, now + schedule.lease, is_dead=is_dead, failed_before=failed_before
     ):
-        log.info("maintenance_not_due", work=name, slot=slot.isoformat())
+        log.info("maintenance_not_due", task=name, slot=slot.isoformat())
         return MaintenanceOutcome.NOT_DUE
     try:
-        outcome = function(deps)
+        outcome = task(deps)
     except BackfillError as exc:
-        return _failed(name, deps, exc)
-    except Exception as exc:  # the edge: a work that fails is recorded, and beat's others go on
-        log.exception("maintenance_crashed", work=name)
-        return _failed(name, deps, exc)
+        return _record_failure(name, deps, exc)
+    except Exception as exc:  # a task that fails is recorded, and the other tasks are not affected
+        log.exception("maintenance_crashed", task=name)
+        return _record_failure(name, deps, exc)
     deps.ledger.maintenance.finish_task(name, slot, deps.owner, outcome)
-    log.info("maintenance_done", work=name, slot=slot.isoformat(), outcome=outcome)
+    log.info("maintenance_done", task=name, slot=slot.isoformat(), outcome=outcome)
     return MaintenanceOutcome.DONE
 
 
-def _failed(name: str, deps: Deps, exc: Exception) -> MaintenanceOutcome:
-    log.error("maintenance_failed", work=name, error=str(exc))
+def _record_failure(name: str, deps: Deps, exc: Exception) -> MaintenanceOutcome:
+    log.error("maintenance_failed", task=name, error=str(exc))
     deps.ledger.maintenance.fail_task(name, deps.owner, f"{type(exc).__name__}: {exc}")
     return MaintenanceOutcome.FAILED
 
@@ -85,113 +88,109 @@ def _retry_after(deps: Deps) -> timedelta:
     return timedelta(seconds=deps.settings.maintenance_retry_seconds)
 
 
-# -- the works of this module -------------------------------------------------------------------------------------
-
-
-def beat_lives(_: Deps) -> str:
-    """Nothing: that it was done tells that beat and a worker for maintenance are alive."""
+def record_heartbeat(_: Deps) -> str:
+    """Do nothing: its record in the ledger proves that beat and a maintenance worker are running."""
     return "beat is alive"
 
 
 def send_overdue_tasks(deps: Deps) -> str:
-    """Send the daily works whose slot was missed, or failed a while ago; have those told that failed."""
+    """Send the daily tasks whose slot was missed or failed a while ago, and record alerts about failed ones."""
     now = utcnow()
     daily = {
-        name: entry
-        for name, entry in maintenance_schedules(deps.settings).items()
-        if entry.is_daily and name in MAINTENANCE_TASKS
+        name: schedule
+        for name, schedule in maintenance_schedules(deps.settings).items()
+        if schedule.is_daily and name in MAINTENANCE_TASKS
     }
-    known = deps.ledger.maintenance.list_tasks()
-    for name in sorted(daily.keys() - known.keys()):  # its first slot is the next one: nothing is cleaned up at once
+    rows = deps.ledger.maintenance.list_tasks()
+    for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
-    deps.ledger.alerts.record_alerts(failures(daily, known, now))
-    due = overdue(daily, known, now, retry_after=_retry_after(deps))
-    for name in due:
+    deps.ledger.alerts.record_alerts(failure_alerts(daily, rows, now))
+    overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps))
+    for name in overdue:
         deps.dispatcher.send_maintenance(name, queue=daily[name].queue, expires=daily[name].expires)
-    return f"sent again: {', '.join(due)}" if due else "nothing was missed"
+    return f"sent again: {', '.join(overdue)}" if overdue else "nothing was missed"
 
 
-def failures(
-    daily: Mapping[str, MaintenanceSchedule], known: Mapping[str, MaintenanceTaskRow], now: datetime
+def failure_alerts(
+    daily: Mapping[str, MaintenanceSchedule], rows: Mapping[str, MaintenanceTaskRow], now: datetime
 ) -> list[NewAlert]:
-    """The alerts of the works whose last try for their latest slot failed, or was cut off: one a slot."""
-    return [
-        failed_alert(name, slot, why)
-        for name, row in sorted(known.items())
-        if name in daily and (why := failure(row, slot := daily[name].recurrence.latest_due(now))) is not None
-    ]
+    """One alert for each task whose latest slot failed or was interrupted."""
+    alerts: list[NewAlert] = []
+    for name, row in sorted(rows.items()):
+        if name not in daily:
+            continue
+        slot = daily[name].recurrence.latest_due(now)
+        if (reason := failure_reason(row, slot)) is not None:
+            alerts.append(_failure_alert(name, slot, reason))
+    return alerts
 
 
-def failure(row: MaintenanceTaskRow, slot: datetime) -> str | None:
-    """Why a try for the slot came to nothing; None where none did, or one did and the slot is done since."""
+def failure_reason(row: MaintenanceTaskRow, slot: datetime) -> str | None:
+    """Why the last attempt for the slot failed; None if there was no attempt, or one succeeded since."""
     if row.done_slot is not None and row.done_slot >= slot:
         return None
-    cut_off = row.lease_owner is not None and is_dead(row.lease_owner)
-    if cut_off and row.started_at is not None and row.started_at >= slot:
-        return f"its worker was killed; it had begun at {row.started_at:%Y-%m-%d %H:%M:%S} UTC"
+    is_killed = row.lease_owner is not None and is_dead(row.lease_owner)
+    if is_killed and row.started_at is not None and row.started_at >= slot:
+        return f"its worker was killed; it had started at {row.started_at:%Y-%m-%d %H:%M:%S} UTC"
     return row.error if row.finished_at is not None and row.finished_at >= slot else None
 
 
-def failed_alert(name: str, slot: datetime, why: str) -> NewAlert:
+def _failure_alert(name: str, slot: datetime, reason: str) -> NewAlert:
     return NewAlert(
         key=f"{AlertKind.MAINTENANCE_FAILED} {name} {slot.isoformat()}",
         kind=AlertKind.MAINTENANCE_FAILED,
         title=f"{name} of {slot:%Y-%m-%d %H:%M} UTC failed",
-        body=f"{truncate(' '.join(why.split()), WHY_LENGTH)}\n"
-        "It is tried again by itself. `backfill doctor` and the log of the maintenance worker tell more.",
+        body=f"{truncate(' '.join(reason.split()), ERROR_LENGTH)}\n"
+        "It is retried automatically. `backfill doctor` and the log of the maintenance worker have the details.",
     )
 
 
-def overdue(
+def overdue_tasks(
     daily: Mapping[str, MaintenanceSchedule],
-    known: Mapping[str, MaintenanceTaskRow],
+    rows: Mapping[str, MaintenanceTaskRow],
     now: datetime,
     *,
     retry_after: timedelta,
 ) -> list[str]:
-    """The works whose latest slot is not done, that nobody is at, and that did not fail just now."""
+    """The tasks whose latest slot is not done, that no worker runs, and that did not fail within `retry_after`."""
 
     def is_overdue(name: str, row: MaintenanceTaskRow) -> bool:
         slot = daily[name].recurrence.latest_due(now)
-        held = row.lease_until is not None and row.lease_until > now
-        owner_gone = row.lease_owner is not None and is_dead(row.lease_owner)
-        failed = (
-            row.error is not None and row.finished_at is not None and row.finished_at >= max(slot, now - retry_after)
-        )
-        return (row.done_slot is None or row.done_slot < slot) and (not held or owner_gone) and not failed
+        is_done = row.done_slot is not None and row.done_slot >= slot
+        is_leased = row.lease_until is not None and row.lease_until > now
+        is_owner_dead = row.lease_owner is not None and is_dead(row.lease_owner)
+        retry_from = max(slot, now - retry_after)
+        has_failed = row.error is not None and row.finished_at is not None and row.finished_at >= retry_from
+        return not is_done and (not is_leased or is_owner_dead) and not has_failed
 
-    return sorted(name for name in daily if name in known and is_overdue(name, known[name]))
+    return sorted(name for name in daily if name in rows and is_overdue(name, rows[name]))
 
 
 def reconcile_all(deps: Deps) -> str:
-    """Bring every run at the broker back on its way, end those whose command is gone, and remove what ended ones left.
+    """Reconcile the active runs on the broker, release interrupted ones, and remove leftover staged files.
 
-    One that can't be looked after does not stop the others. A run whose command lives is that command's.
+    A run that fails does not stop the others: the errors are raised at the end, as one `BackfillError`.
     """
     runs = deps.ledger.runs.list_active_runs()
-    sent, troubles = 0, dict[str, str]()
+    windows_sent, errors = 0, dict[str, str]()
     for run in runs:
         try:
             if run.owner is None:
-                sent += reconcile(run.id, deps)
+                windows_sent += reconcile(run.id, deps)
             else:
-                _release_if_dead(run, deps)
+                _release_if_interrupted(run, deps)
         except BackfillError as exc:
-            troubles[run.id] = str(exc)
+            errors[run.id] = str(exc)
     retention.remove_leftover_staged_files(deps)
-    if troubles:
-        raise BackfillError("; ".join(f"run {run}: {why}" for run, why in troubles.items()))
+    if errors:
+        raise BackfillError("; ".join(f"run {run_id}: {error}" for run_id, error in errors.items()))
     at_broker = sum(run.owner is None for run in runs)
-    return f"{at_broker} active run(s), {sent} window(s) sent again"
+    return f"{at_broker} active run(s), {windows_sent} window(s) sent again"
 
 
-def _release_if_dead(run: Run, deps: Deps) -> None:
-    """Give the dates of a run free whose command is certain to have died, and everybody who held any of them, too."""
-    if (
-        run.owner is None
-        or not is_dead(run.owner)
-        or not all(map(is_dead, deps.ledger.claims.list_lease_owners(run.id)))
-    ):
+def _release_if_interrupted(run: Run, deps: Deps) -> None:
+    """Release a run whose process is dead, once every worker that had a lease on one of its dates is dead, too."""
+    if not is_interrupted(run) or not all(map(is_dead, deps.ledger.claims.list_lease_owners(run.id))):
         return
     released = release_run(
         run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED
@@ -199,8 +198,8 @@ def _release_if_dead(run: Run, deps: Deps) -> None:
     log.warning("run_released", run=run.id, checkpointed=released.checkpointed, freed=released.unfinished)
 
 
-#: What beat has done, by the names of `gated_backfill.worker.maintenance.schedule.entries`.
-MAINTENANCE_TASKS: dict[str, Function] = {
+#: The tasks by the names that the messages, the ledger and `schedule.maintenance_schedules` use.
+MAINTENANCE_TASKS: dict[str, MaintenanceTask] = {
     "cleanup": cleanup.clean_stale_rows,
     "expire_backups": cleanup.expire_backups,
     "staging_retention": retention.remove_old_staged_files,
@@ -208,9 +207,9 @@ MAINTENANCE_TASKS: dict[str, Function] = {
     "undo_retention": retention.remove_old_undo_data,
     "alerts_retention": retention.remove_old_alerts,
     "audit": audit.audit_recent,
-    "reports": after_run.report_missed_runs,
-    "alerts": after_run.deliver_alerts,
+    "reports": post_run.report_missed_runs,
+    "alerts": post_run.deliver_alerts,
     "reconcile": reconcile_all,
-    HEARTBEAT: beat_lives,
+    HEARTBEAT: record_heartbeat,
     "catch_up": send_overdue_tasks,
 }

@@ -1,8 +1,8 @@
-"""When beat has which work done: the whole schedule, as values.
+"""The schedule of the maintenance tasks.
 
-A due moment is called a slot. Every beat reckons the same slots from the clock alone, so two of them ask for the same
-one, and the ledger gives it to one worker. Celery's own crontab has no slots: it reckons from its last run, over clock
-changes too, and is not used.
+A due moment is called a slot. Every beat computes the same slots from the clock alone, so two beats ask for the same
+slot, and the ledger gives it to one worker. Celery's own crontab is not used: it computes the next moment from its last
+run, so two beats differ, and a clock change shifts it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from gated_backfill.common.model.queues import HOUSEKEEPING_QUEUE, MAINTENANCE_Q
 from gated_backfill.common.process.clock import utcnow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily work, which ends before it at the latest
+LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily task; its time limit is shorter
 FREQUENT_LEASE = timedelta(minutes=5)
-RECONCILE_LEASE = timedelta(minutes=1)  #: short, for a worker that died on another host: two at once do no harm
-SHORTEST_WAIT = timedelta(seconds=5)  #: what a message of a very frequent work is given all the same
-LONGEST_WAIT = timedelta(
-    hours=1
-)  #: a message that no worker took up for so long is dropped; the next look sends it again
+RECONCILE_LEASE = timedelta(minutes=1)  #: short, as its worker may die on another host; two at once are safe
+SHORTEST_WAIT = timedelta(seconds=5)  #: the shortest time after which a message expires
+#: The longest time after which a message expires. A daily task that is overdue is sent again.
+LONGEST_WAIT = timedelta(hours=1)
 
 
 class Recurrence(Protocol):
-    """The slots of a work, in aware UTC."""
+    """The slots of a maintenance task, in aware UTC."""
 
     def latest_due(self, now: datetime) -> datetime:
         """The last slot that is not later than `now`."""
@@ -44,7 +43,7 @@ class Recurrence(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """So many seconds apart, counted from the epoch: the same moments for everybody."""
+    """At a fixed interval, counted from the epoch, so that all hosts compute the same slots."""
 
     seconds: float
 
@@ -61,10 +60,10 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class DailyAt:
-    """Once a local date, when the clocks of the zone show the time.
+    """Once a local date, at a local time.
 
-    A time that they show twice (the clocks go back) counts the first time; one that they skip (the clocks go forward)
-    counts as far into the day as it would have been had they not.
+    If the clocks go back and show the time twice, the first one counts. If they go forward and skip it, the slot is as
+    long after midnight as on any other day.
     """
 
     time: time
@@ -78,38 +77,38 @@ class DailyAt:
 
     def _around(self, now: datetime) -> list[datetime]:
         zone = ZoneInfo(self.zone)
-        here = now.astimezone(zone).date()
-        days = (here + timedelta(days=n) for n in range(-2, 3))
+        local_day = now.astimezone(zone).date()
+        days = (local_day + timedelta(days=n) for n in range(-2, 3))
         return [datetime.combine(day, self.time, zone).astimezone(UTC) for day in days]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaintenanceSchedule:
-    """A work and when it is due."""
+    """When a maintenance task is due, and how its messages are sent."""
 
     recurrence: Recurrence
-    lease: timedelta  #: how long whoever took a slot's work has for it
+    lease: timedelta  #: the time that a worker has for one slot
 
     @property
     def is_daily(self) -> bool:
-        """Whether a slot is worth making up for: the slots of the others come soon enough by themselves."""
+        """Whether a missed slot is made up for. The next slot of the other tasks comes within minutes."""
         return isinstance(self.recurrence, DailyAt)
 
     @property
     def queue(self) -> str:
-        """Where its messages go: a daily work may take an hour, and no heartbeat or alert waits for it."""
+        """The queue of its messages. Daily tasks have their own: they may take an hour, and would delay heartbeats."""
         return HOUSEKEEPING_QUEUE if self.is_daily else MAINTENANCE_QUEUE
 
     @property
     def expires(self) -> float:
-        """The seconds after which a message nobody took up is dropped, so that they do not pile up."""
+        """The seconds after which an unconsumed message is dropped, so that messages do not pile up."""
         if not isinstance(self.recurrence, Every):
             return LONGEST_WAIT.seconds
         return min(max(self.recurrence.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
 
 
 def maintenance_schedules(settings: Settings) -> dict[str, MaintenanceSchedule]:
-    """Every work that beat knows of, by its name."""
+    """The schedule of each maintenance task, by name."""
     return {
         "cleanup": _daily(settings, settings.cleanup_at),
         "expire_backups": _daily(settings, settings.cleanup_at, minutes=15),
@@ -131,38 +130,38 @@ def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> MaintenanceS
 
 
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> MaintenanceSchedule:
-    """Daily at the time, or so many minutes after it, so that the works of a night follow each other."""
+    """Daily, `minutes` after the time `at`, so that the tasks of a night run one after the other."""
     moment = (datetime.combine(date(2000, 1, 1), at) + timedelta(minutes=minutes)).time()
     return MaintenanceSchedule(recurrence=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
 
 
 class SlotSchedule(BaseSchedule):
-    """The slots, as Celery's beat asks for them. Two are equal, and one survives its schedule file, by its slots."""
+    """A recurrence as a Celery schedule. Beat compares it by value, and pickles it into its schedule file."""
 
-    def __init__(self, when: Recurrence) -> None:
+    def __init__(self, recurrence: Recurrence) -> None:
         super().__init__(nowfun=utcnow)
-        self.when = when
+        self.recurrence = recurrence
 
     def is_due(self, last_run_at: datetime) -> schedstate:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Due in another slot than that of the last message, whichever way the clock was set since."""
+        """Whether the current slot differs from the one of the last message, even if the clock was set back since."""
         now = utcnow()
-        due = self.when.latest_due(now) != self.when.latest_due(_aware(last_run_at))
-        return schedstate(is_due=due, next=(self.when.next_due(now) - now).total_seconds())
+        is_due = self.recurrence.latest_due(now) != self.recurrence.latest_due(_aware(last_run_at))
+        return schedstate(is_due=is_due, next=(self.recurrence.next_due(now) - now).total_seconds())
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
-        return self.when.next_due(_aware(last_run_at)) - utcnow()
+        return self.recurrence.next_due(_aware(last_run_at)) - utcnow()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SlotSchedule) and other.when == self.when
+        return isinstance(other, SlotSchedule) and other.recurrence == self.recurrence
 
     def __hash__(self) -> int:
-        return hash(self.when)
+        return hash(self.recurrence)
 
     def __repr__(self) -> str:
-        return repr(self.when)
+        return repr(self.recurrence)
 
     def __reduce__(self) -> tuple[type[SlotSchedule], tuple[Recurrence]]:
-        return SlotSchedule, (self.when,)
+        return SlotSchedule, (self.recurrence,)
 
 
 def _aware(moment: datetime) -> datetime:
@@ -170,7 +169,7 @@ def _aware(moment: datetime) -> datetime:
 
 
 def beat_schedule(settings: Settings, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The named works as Celery's setting `beat_schedule` takes them."""
+    """The schedule of the named tasks, as a value for Celery's setting `beat_schedule`."""
     return {
         name: {
             "task": MAINTAIN,

@@ -218,7 +218,7 @@ def _carry_out(step: RecoveryStep, run: Run, job: Job, deps: Deps) -> int:
                 deps.dispatcher,
                 include_queued=step.include_queued,
                 max_deaths=deps.settings.max_deaths,
-                innocent_before=step.ignore_deaths_before,
+                ignore_deaths_before=step.ignore_deaths_before,
             )
             if not again:
                 return 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-from gated_backfill import Batch, Calendar, CalendarEvents, Column, Expectation, Input, Job, Source, Target
+from gated_backfill import Batch, Calendar, CalendarEvents, Column, Expectation, Input, Job, Source, StaleTable, Target
 from gated_backfill.common.model.dates import season_start
 
 if TYPE_CHECKING:
@@ -174,4 +174,8 @@ JOB = Job(
     ),
     skip=skip_bootstrap,
     process=process,
+    stale_tables=(
+        StaleTable(table="nba_analytics.upcoming_player_game_context"),
+        StaleTable(table="nba_analytics.upcoming_team_game_context"),
+    ),
 )
