@@ -1,4 +1,4 @@
-"""What is bound in a statement: dates, what is wanted of each, and the conditions of a scan."""
+"""Query parameters: dates, requests by date, and the date conditions of a scan."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.statements import QuotedSql, fill_placeholders, quoted_column
 from gated_backfill.common.warehouse.protocol import Scan
 
-MAX_RANGES = 100  #: of a scan, written out; more are given as one array
+MAX_RANGES = 100  #: written as conditions; more are bound as one array
 
 
 def date_parameters(days: Iterable[date]) -> dict[str, Any]:
-    """The days as they are bound: the array, and its bounds, by which partitions are pruned for certain."""
+    """Return the parameters for the days: the array, and its bounds, which make sure that partitions are pruned."""
     listed = sorted(days)
     return {"days": listed, "first": listed[0], "last": listed[-1]}
 
 
 def requested_dates(days: Mapping[date, Mapping[str, Any]]) -> list[str]:
-    """What is wanted of each day, as it is bound: one JSON object a day."""
+    """Return the parameter with one JSON object per day."""
     return [json.dumps({"day": day.isoformat(), **facts}) for day, facts in days.items()]
 
 
 def publication_request(staged: StagedFile, before: str) -> dict[str, Any]:
-    """What a publication of the file wants: the partition as it was, to replace it by so many rows."""
+    """Describe the file's publication: the earlier fingerprint, and the rows to replace the partition by."""
     return {"before": before, "checksum": staged.checksum, "attempt": staged.attempt, "row_count": staged.rows}
 
 
 def scan_statement(name: str, scan: Scan, table: QuotedSql) -> tuple[QuotedSql, dict[str, Any]]:
-    """The statement that reads the scan, and what is bound in it under names that begin with its own."""
+    """Build the query of the scan, and its parameters, whose names begin with the scan's."""
     check_column_names(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
     where, bound = _date_filter(name, scan.date_column, scan.dates)
     return fill_placeholders(sql_of.SCAN, columns=_selected(scan.columns), table=table, dates=where), bound
 
 
 def full_table_statement(columns: Mapping[str, str] | None, table: QuotedSql) -> QuotedSql:
-    """The statement that reads all rows of a table of our own."""
+    """Build the query of all rows of a bookkeeping table."""
     return fill_placeholders(sql_of.ALL, columns=_selected(columns), table=table)
 
 
 def _date_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
-    """The condition that a row is of the dates: the bare column against parameters, so that partitions are pruned."""
+    """Build the condition on the date column, compared with parameters only, so that partitions are pruned."""
     if len(dates) > MAX_RANGES:
         return _among(name, column, dates)
     bound: dict[str, Any] = {}
     conditions: list[QuotedSql] = []
-    # No dates are no row: said by a filter on the column too, which tables may require.
+    # Without dates the condition is false; tables may require a filter on the column.
     for at, (first, last) in enumerate([(one.start, one.through) for one in dates] or [(date.max, date.min)]):
         start, through = f"{name}__start_{at}", f"{name}__through_{at}"
         bound |= {start: first, through: last}
@@ -61,7 +61,7 @@ def _date_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[Qu
 
 
 def _among(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
-    """The same for very many ranges: a query takes at most 10,000 parameters."""
+    """Build the condition for many ranges with an array, as a query takes at most 10,000 parameters."""
     span = enclosing_range(day for one in dates for day in (one.start, one.through))
     values = {"start": span.start, "through": span.through, "days": [day for one in dates for day in one.days()]}
     places = {place: sql_of.parameter(f"{name}__{place}") for place in values}

@@ -1,4 +1,4 @@
-"""Tables as BigQuery describes them and as rows bring them along."""
+"""Columns and types of BigQuery tables and of rows to load."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _type_of(field: bigquery.SchemaField) -> str:
 
 
 def types_of(schema: pa.Schema) -> dict[str, str]:
-    """The columns' types by name. Raises `SchemaMismatch` for a type that no table of ours has."""
+    """Return the types by column. Raises `SchemaMismatch` for an unsupported type."""
     types = {validate_identifier(field.name, "column name"): column_type_of(field.type) for field in schema}
     if wrong := [name for name, kind in types.items() if kind is None]:
         raise SchemaMismatch(f"column(s) {', '.join(wrong)} have a type that no table here can hold")
@@ -40,6 +40,6 @@ def types_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def check_column_names(*names: str) -> None:
-    """Raises `UserError` unless all are plain identifiers."""
+    """Check that all names are plain identifiers. Raises `UserError`."""
     for name in names:
         validate_identifier(name, "column name")

@@ -1,7 +1,7 @@
-"""What the parts of local tables hold, each looked up, opened and read as rarely as can be.
+"""The files of local tables, with a cache of rows and fingerprints of small ones.
 
-A date is looked at several times: who is expected, what a source has, its rows, its fingerprint, and by dates that look
-back on it. To find a file takes about as long as to read a small one, so a small one is read whole, once, for all that.
+The file of a date is read several times: for the expectation, coverage, rows, fingerprints and lookbacks. Opening it
+takes about as long as reading a small one, so a small file is read completely and kept.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gated_backfill.common.storage.files import checked_path_text, checksum_of, 
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
-SETTLED_NS = 2_000_000_000  #: a file written so lately may be written again with the same stamp
-TO_READ = os.O_RDONLY | os.O_NONBLOCK  # a pipe that lies there is not waited for
+SETTLED_NS = 2_000_000_000  #: a file younger than this may change without a new stamp
+TO_READ = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
 
 
 def file_stamp(part: str | Path | int) -> FileStamp | None:
-    """What tells whether a file was replaced: its inode, its size, when it was written and linked; None for no file.
+    """Return inode, size, and times of modification and linking, which differ after a replacement; None for no file.
 
-    The last tells a file that came back after another was there meanwhile, as a published file has links elsewhere.
+    The time of linking detects a file that was replaced and then linked back from the undo folder or a backup.
     """
     try:
         found = os.stat(part)  # noqa: PTH116 - asked for every file that is read
@@ -40,14 +40,14 @@ def file_stamp(part: str | Path | int) -> FileStamp | None:
 
 
 class PartitionFiles:
-    """The parts below a warehouse's root. Raises `OutsideRoot` for one that leads out of it. Safe for several threads.
+    """Reads files below a warehouse's root. Raises `OutsideRoot` for a link out of it. Thread-safe.
 
-    A part is given by its path, of which all but the last two names were looked at already.
+    Callers have checked the path of a file, except for its last two names.
     """
 
-    MAX_CACHED_FILE_BYTES = 1024 * 1024  #: bytes, packed and unpacked, and
-    MAX_CACHED_ROWS = 20_000  #: rows, that take hardly longer to read whole than in columns
-    MOST_BYTES = 16 * 1024 * 1024  #: that all remembered rows may take
+    MAX_CACHED_FILE_BYTES = 1024 * 1024  #: compressed and uncompressed
+    MAX_CACHED_ROWS = 20_000  #: reading all columns of fewer rows is hardly slower
+    MOST_BYTES = 16 * 1024 * 1024  #: of all cached rows
     MOST_FINGERPRINTS = 20_000
 
     def __init__(self, root: Path) -> None:
@@ -58,7 +58,7 @@ class PartitionFiles:
         self._lock = threading.Lock()
 
     def fingerprint(self, part: str) -> str:
-        """That of its bytes, computed once for as long as the file is the same; `ABSENT` where there is none."""
+        """Return the checksum of the file, cached until the file changes; `ABSENT` when it does not exist."""
         known = self._fingerprints.get(part)
         if known is not None and _is_still(part, known[0]):
             return known[1]
@@ -66,12 +66,12 @@ class PartitionFiles:
             return ABSENT if handle is None else self._summed(part, handle)[1]
 
     def fingerprint_uncached(self, part: str) -> str:
-        """That of its bytes as they are now, whatever is known of the file."""
+        """Return the checksum of the file, read again."""
         with self._opened(part) as handle:
             return ABSENT if handle is None else checksum_of(read_handle(handle))
 
     def rows(self, part: str, columns: list[str] | None) -> pa.Table | None:
-        """The columns, or all, as far as the part has them; it may have others besides. None where there is none."""
+        """Read the columns that the file has, or all; may return further columns. None when the file does not exist."""
         with self._lock:
             known = self._rows.get(part)
             if known is not None:
@@ -97,7 +97,7 @@ class PartitionFiles:
         return rows
 
     def rows_uncached(self, part: str, columns: list[str] | None) -> pa.Table | None:
-        """The columns of a part that nobody asks for again: they are not remembered."""
+        """Read the columns of a file without caching them."""
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
@@ -109,9 +109,9 @@ class PartitionFiles:
 
     @contextmanager
     def _opened(self, part: str, *, folder_required: bool = True) -> Generator[int | None]:
-        """The file to read from; None where there is none.
+        """Open the file; None when it does not exist.
 
-        A file where the part's folder would be counts as none for readers alone: nothing can be published there.
+        For readers, a file in the place of the partition's folder means no rows; publishing there raises.
         """
         try:
             handle = self._handle(part)
@@ -133,7 +133,7 @@ class PartitionFiles:
         return os.open(checked_path_text(self._root, part), TO_READ)
 
     def _summed(self, part: str, handle: int) -> tuple[bytes, str, FileStamp | None]:
-        """The bytes, their fingerprint, and the stamp to remember them by; None if the file may still change."""
+        """Return the bytes, their checksum, and the stamp to cache them by; no stamp if the file may still change."""
         stamp = file_stamp(handle)
         data = read_handle(handle)
         found = checksum_of(data)
@@ -159,7 +159,7 @@ class PartitionFiles:
 
 
 def _is_still(part: str, stamp: FileStamp) -> bool:
-    """Whether the file is the one that was read. Its folder may have come back as a link, with the same file in it."""
+    """Whether the file is unchanged. A link in the place of its folder, to the same file, counts as a change."""
     return file_stamp(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
 
 
@@ -168,9 +168,9 @@ def _folder_of(part: str) -> str:
 
 
 def _big_file(handle: int) -> pa.NativeFile:
-    """The open file itself, for as long as it is open: its path may lead elsewhere by now."""
+    """Wrap the open file, as its path may lead to another file by now."""
     return pa.PythonFile(os.fdopen(handle, "rb", closefd=False), mode="r")
 
 
 def _parquet(file: pa.NativeFile) -> pq.ParquetFile:
-    return pq.ParquetFile(file, pre_buffer=False)  # on a disk that is near, that takes longer than it saves
+    return pq.ParquetFile(file, pre_buffer=False)  # on a local disk, buffering takes longer than it saves
