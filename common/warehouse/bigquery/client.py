@@ -1,4 +1,4 @@
-"""The BigQuery client with our deadlines, guards and errors around every call."""
+"""BigQuery jobs with deadlines, limits on cost, retries and this package's errors."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class BigQueryAddress:
 
 
 def is_retryable(exc: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Whether a retry may succeed."""
     if CONCURRENT.search(str(exc)):
         return True
     if isinstance(exc, RefreshError):
@@ -190,7 +190,7 @@ def _ours(exc: Exception, doing: str, table: str | None, needs: str) -> Backfill
 
 
 def _said(exc: Exception) -> str:
-    """The service's own sentence, without the request and the job it belongs to."""
+    """Return the message of the service without the request line and the job."""
     if isinstance(exc, JobTimeout):
         return "the job takes too long"
     if isinstance(exc, api.RetryError) and exc.cause is not None:
@@ -237,13 +237,13 @@ class BigQueryConnection:
     # -- jobs -----------------------------------------------------------------------------------------------
 
     def query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
-        """The result of one statement. Raises the client's errors."""
+        """Run one query and return its rows. Raises the client's errors."""
         job = self.client.query(sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
         found = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
         return found.to_arrow(create_bqstorage_client=False)
 
     def dry_run(self, sql: str, params: Mapping[str, Any]) -> int:
-        """The bytes that the statement would read. Runs nothing."""
+        """Return the bytes that the statement would read, without running it."""
         config = self._config(params)
         config.dry_run = True
         config.use_query_cache = False
@@ -353,7 +353,7 @@ class BigQueryConnection:
 
 
 def job_name(kind: str, *parts: object) -> str:
-    """A name for a job that is the same for the same parts, in any process."""
+    """Return a deterministic job name: the same for the same parts, in any process."""
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
     return f"backfill-{kind}-{digest}"
 

@@ -1,4 +1,4 @@
-"""The statements that the BigQuery warehouse sends. Values are parameters; only checked names are written in."""
+"""Statements of the BigQuery warehouse. Values are bound parameters; only checked names are formatted in."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def join_sql(separator: LiteralString, parts: Iterable[QuotedSql]) -> QuotedSql:
 
 
 def with_scans(sql: str, scans: Mapping[str, QuotedSql]) -> str:
-    """The query with each scan as a table of its name."""
+    """Add each scan to the query as a CTE of its name."""
     if not scans:
         return sql
     tables = ", ".join(f"{quoted_column(name)} AS ({scan})" for name, scan in scans.items())
@@ -100,7 +100,7 @@ HOLDS: LiteralString = """
 
 
 class Partitions(NamedTuple):
-    """The partitions that a statement is about."""
+    """The table, date column and columns of a statement's partitions."""
 
     table: QuotedSql
     date: QuotedSql
