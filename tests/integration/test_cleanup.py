@@ -21,6 +21,7 @@ from gated_backfill.common.errors import BackupMissing, RestoreConflict, UserErr
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.ledger.tables import alerts, cleanup_operations
 from gated_backfill.common.model.dated_tables import DatedTable
+from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.producer.cli.main import app
@@ -331,6 +332,6 @@ def test_the_tables_of_the_example_job_are_cleaned_once_it_was_run(lab: Lab, mon
     settings, ledger = Settings(home=lab.home), lab.site.ledger
     assert tables_to_clean(settings, None) == tables_to_clean(settings, ledger) == ()
 
-    lab.opened([date(2023, 2, 23)], "player_composite_factors")
+    monkeypatch.setattr(ledger.dates, "earliest_day", {EXAMPLE_JOB: date(2023, 2, 23)}.get)
 
     assert [str(table) for table in tables_to_clean(settings, ledger)] == [UPCOMING, TEAMS]
