@@ -1,52 +1,128 @@
-"""The command line. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete, 130 interrupted."""
+"""The console script `backfill`: one group of commands, each loaded when it is called.
+
+Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete, 130 interrupted.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import Abort, TyperException
 
-from gated_backfill.producer.cli.alerts import add_alert_commands
-from gated_backfill.producer.cli.cleanup import add_cleanup_commands
-from gated_backfill.producer.cli.command_line import create_app, invoke_app
-from gated_backfill.producer.cli.control import add_control_commands
-from gated_backfill.producer.cli.coverage import add_audit_commands
-from gated_backfill.producer.cli.edge import run_and_exit
-from gated_backfill.producer.cli.history import add_history_commands
-from gated_backfill.producer.cli.look import add_look_commands
-from gated_backfill.producer.cli.metrics import add_metrics_command
-from gated_backfill.producer.cli.runs import add_run_commands
-from gated_backfill.producer.cli.setup import add_setup_commands
-from gated_backfill.producer.cli.tables import add_table_commands
-from gated_backfill.producer.cli.up import add_up_commands
-from gated_backfill.producer.terminal.exit_codes import REFUSED
+from gated_backfill.common.errors import BackfillError, UserError
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INTERRUPTED, REFUSED
 
-app = create_app()
+HELP = (
+    "Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is recounted. "
+    "Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete."
+)
+
+#: Each command's module in this folder and its line of help. The module defines a function, or a group, of that name.
+COMMANDS = {
+    "plan": ("runs.plan", "Show what a run would do with each date. Launches nothing."),
+    "run": ("runs.run", "Build the dates of a range and follow the run to its end."),
+    "retry": ("runs.retry", "Build the dates that a run left blocked, failed or cancelled."),
+    "status": ("runs.status", "Show the state of a run, and its incomplete dates."),
+    "watch": ("runs.watch", "Follow a run to its end."),
+    "logs": ("runs.logs", "Show the log lines and errors of a run's dates."),
+    "pause": ("runs.control", "Pause a run: no further date is started."),
+    "resume": ("runs.control", "Resume a paused run."),
+    "cancel": ("runs.control", "Cancel a run; its unstarted dates are free for other runs."),
+    "undo": ("runs.undo", "Restore the rows that a run replaced."),
+    "history": ("runs.history", "Report coverage, fallbacks and durations over a period."),
+    "jobs": ("tables.jobs", "List the installed jobs with their tables."),
+    "tables": ("tables.tables", "Create the target tables of jobs."),
+    "load": ("tables.load", "Load a CSV or Parquet file into a table."),
+    "coverage": ("tables.coverage", "Compare published rows with the expectation."),
+    "cleanup": ("tables.cleanup", "Delete stale rows after a backup, or restore them."),
+    "doctor": ("stack.doctor", "Check that everything a run needs is in order."),
+    "up": ("stack.up", "Start the stack: broker, workers, beat, Flower, metrics."),
+    "down": ("stack.down", "Stop the stack that `backfill up` started."),
+    "metrics": ("stack.metrics", "Serve metrics for Prometheus."),
+    "alerts": ("stack.alerts", "List alerts and their delivery, or send a test."),
+    "demo": ("stack.demo", "Replay the incident on a generated season of data."),
+}
+
+
+def load_command(name: str) -> Any:
+    """The command of that name, with its options. Imports its module."""
+    path, _ = COMMANDS[name]
+    target = getattr(import_module(f"gated_backfill.producer.cli.{path}"), name)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False)
+        target.command(name)(function)
+    return typer.main.get_command(target)
+
+
+class CommandGroup(TyperGroup):
+    """The group of all commands. Its help imports none of them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, short_help=line) for name, (_, line) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+
+app = typer.Typer(name="backfill", cls=CommandGroup, help=HELP, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"backfill {version('gated-backfill')}")
+        raise typer.Exit(COMPLETE)
 
 
 @app.callback(invoke_without_command=True)
-def show_help(context: typer.Context) -> None:
+def show_help(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(REFUSED)
 
 
-add_run_commands(app)
-add_control_commands(app)
-add_look_commands(app)
-add_table_commands(app)
-add_setup_commands(app)
-add_audit_commands(app)
-add_alert_commands(app)
-add_metrics_command(app)
-add_up_commands(app)
-add_cleanup_commands(app)
-add_history_commands(app)
+def main() -> NoReturn:
+    """Carry out the command line and exit with its code; an expected error becomes one line on stderr."""
+    try:
+        _check_text(sys.argv[1:])
+        code = _invoke()
+    except BackfillError as exc:
+        sys.stderr.write(f"backfill: {' '.join(str(exc).split())}\n")
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else COMPLETE)
 
 
-def main() -> None:
-    """Any command."""
-    run_and_exit(partial(invoke_app, app))
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raises `UserError` for bytes that are not UTF-8: no job, table or date has such a name."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as exc:
+            raise UserError(f"{argument!a} is not UTF-8 text") from exc
+
+
+def _invoke() -> object:
+    try:
+        return app(standalone_mode=False)
+    except TyperException as exc:
+        raise UserError(exc.format_message()) from exc
+    except Abort as exc:
+        raise UserError("nothing was started") from exc
 
 
 if __name__ == "__main__":

@@ -1,85 +1,62 @@
-"""Options that several commands have, each with one meaning everywhere."""
+"""Options that several commands share, each with one meaning, and dataclasses of options as parameters."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from gated_backfill.common.model.coverage import Fallback
-from gated_backfill.producer.planning.reprocess import Reprocess
-
-JobName = Annotated[str | None, typer.Option("--job", help="The job to run; `backfill jobs` lists them.")]
+JobName = Annotated[str | None, typer.Option("--job", help="The job; `backfill jobs` lists them.")]
+SingleJob = Annotated[str | None, typer.Option("--job", help="One job only.  [default: all jobs]")]
 StartDate = Annotated[str | None, typer.Option("--start-date", help="First date, YYYY-MM-DD, included.")]
 EndDate = Annotated[str | None, typer.Option("--end-date", help="Last date, YYYY-MM-DD, included.")]
 Dates = Annotated[
     list[str] | None,
     typer.Option("--dates", help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."),
 ]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Dates to leave out, written as in --dates.")]
-ReprocessOption = Annotated[
-    Reprocess,
-    typer.Option(
-        help="Dates that earlier runs dealt with. none: only dates that no run has ended. failed: those and the "
-        "blocked and failed ones. all: every date, checkpointed ones included."
-    ),
-]
-NewestFirst = Annotated[bool, typer.Option("--newest-first", help="Build the latest dates first.")]
-FallbackOption = Annotated[
-    Fallback | None,
-    typer.Option(
-        help="When the primary source is partial. replace: all rows from the best fallback. fill: only the missing "
-        "entities from it. off: build from the primary and let the gate judge.  [default: the job's]"
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Commit dates of low coverage, marked as forced for ever. Needs --reason."),
-]
-Reason = Annotated[
-    str | None, typer.Option("--reason", help="Why; stored with the run, and with every date that is forced.")
-]
-ControlReason = Annotated[str | None, typer.Option("--reason", help="Why; stored with who and when.")]
-Flagged = Annotated[
-    bool,
-    typer.Option(
-        "--flagged", help="The dates that `coverage --flag-incomplete` or the daily audit flagged, built anew."
-    ),
-]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why; stored with the user and the time.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is open; follow it with `watch`.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run; `backfill status` lists the latest.")]
+LatestRunId = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run.  [default: the latest]")]
 WindowSize = Annotated[
     int | None,
-    typer.Option(min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
-]
-DatesPerTask = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|auto",
-        help="Dates that one task builds together; each is still checked, published and failed by itself. "
-        "auto: about a second of work, by what the job's dates took before.  "
-        "[default: BACKFILL_DATES_PER_TASK or auto]",
-    ),
-]
-MaxInFlight = Annotated[
-    int | None,
-    typer.Option(min=1, help="Dates under way at once.  [default: BACKFILL_MAX_IN_FLIGHT, or what the windows hold]"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, max=256, help="Worker processes of the embedded stack.  [default: BACKFILL_WORKERS or 2]"),
-]
-Sequential = Annotated[bool, typer.Option("--sequential", help="One task at a time, in this process.")]
-AllowPartial = Annotated[
-    bool, typer.Option("--allow-partial", help="Run the other dates when some would be blocked; exit code 3.")
-]
-NoPreflight = Annotated[
-    bool,
-    typer.Option("--no-preflight", help="Send the dates that would be blocked too, and let the gate judge."),
+    typer.Option("--window", min=1, max=5000, help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"),
 ]
 
 
 def strip_reason(reason: str | None) -> str | None:
-    """What a `--reason` says; None where it says nothing."""
+    """The text of a `--reason` option; None when it is blank."""
     return (reason or "").strip() or None
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command take dataclasses of options: each field of a dataclass parameter becomes an option."""
+    groups: dict[str, Any] = {}
+    parameters: list[Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in signature(command).parameters.values():
+        group = hints[parameter.name]
+        if not is_dataclass(group):
+            annotated = parameter.replace(annotation=group, kind=Parameter.KEYWORD_ONLY)
+            parameters.append(annotated)
+            continue
+        groups[parameter.name] = group
+        options = get_type_hints(group, include_extras=True)
+        parameters += [
+            Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default, annotation=options[option.name])
+            for option in fields(group)
+        ]
+
+    def run_command(**values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in fields(group)})
+        return command(**values)
+
+    run_command.__doc__ = command.__doc__
+    run_command.__signature__ = Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    run_command.__annotations__ = {}
+    return run_command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -27,9 +28,10 @@ from gated_backfill.producer.runs.session import (
     release_interrupted_runs,
 )
 from gated_backfill.producer.stack.signals import interrupt_on_signals
-from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, exit_code_for_run
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.plan import print_plan
-from gated_backfill.producer.terminal.runs import make_console, print_run
+from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run, run_json
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
 CONFIRM_FROM_DATES = 500  #: dates to build from which a person at a terminal is asked first
@@ -41,11 +43,15 @@ def launch_and_follow(
     *,
     detach: bool = False,
     yes: bool = False,
+    as_json: bool = False,
     check: Callable[[Plan], None] = lambda _: None,
     workers_given: bool = False,
 ) -> int:
-    """Plan, show, ask, and run; returns the exit code."""
-    console = make_console()
+    """Plan a launch, print the plan, ask for confirmation, and run it. Returns the exit code.
+
+    With `as_json`, the only output on stdout is one JSON object; the lines for people go to stderr.
+    """
+    console = make_console(stderr=as_json)
     site = open_context(settings)
     job = find_job(launch.request.job)
     for released in release_interrupted_runs(job, launch.request, site):
@@ -59,15 +65,23 @@ def launch_and_follow(
     check_nothing_blocked(made, allow_partial=launch.allow_partial)
     if not made.steps_with(PlanAction.BUILD) and not made.steps_with(PlanAction.BLOCKED):
         console.print(_nothing_to_do(made))
-        return _at_best(COMPLETE, made)
+        code = _at_best(COMPLETE, made)
+        return _print_result({"run": None, "result": _nothing_to_do(made)}, code, as_json=as_json)
     _ask(made, launch, yes=yes)
     if not launch.sequential:
         _tell_the_stack(site, console, workers_asked=workers_given)
     if detach and site.is_embedded:
         run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
-        console.print(f"run {run_id} goes on in the background: follow it with `backfill watch {run_id}`")
-        return COMPLETE
-    return _follow(launch, made, site, console, detach=detach)
+        console.print(f"run {run_id} continues in the background: follow it with `backfill watch {run_id}`")
+        return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
+    return _follow(launch, made, site, console, detach=detach, as_json=as_json)
+
+
+def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
+    """Print the result as JSON when that was asked for. Returns the exit code."""
+    if as_json:
+        print_json(result | {"exit_code": code})
+    return code
 
 
 def _tell_the_stack(site: CommandContext, console: Console, *, workers_asked: bool) -> None:
@@ -78,7 +92,7 @@ def _tell_the_stack(site: CommandContext, console: Console, *, workers_asked: bo
         console.print("note: --workers has no effect here: it is for the stack that a run brings along")
 
 
-def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, *, detach: bool) -> int:
+def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, *, detach: bool, as_json: bool) -> int:
     """Run, show how it ended, and then tell it: an endpoint that hangs keeps nobody from the result."""
     log_file = site.settings.home / "logs" / "command.log"
     with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as remember:
@@ -87,32 +101,39 @@ def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, 
             remember(run)
             console.print(f"run [bold]{run.id}[/bold]")
 
-        return _run_and_show(launch, made, site, console, opened, detach=detach)
+        return _run_and_show(launch, made, site, console, opened, detach=detach, as_json=as_json)
 
 
 def _run_and_show(
-    launch: Launch, made: Plan, site: CommandContext, console: Console, opened: Callable[[Run], None], *, detach: bool
+    launch: Launch,
+    made: Plan,
+    site: CommandContext,
+    console: Console,
+    opened: Callable[[Run], None],
+    *,
+    detach: bool,
+    as_json: bool,
 ) -> int:
     try:
         with RunWatcher(console).live_display() as watcher:
             progress = execute_plan(launch, made, site, watcher.update, opened, wait=not detach)
     except LaunchInterrupted as stop:
         console.print(describe_interruption(stop))
-        return INTERRUPTED
+        return _print_result({"run": stop.run.id}, INTERRUPTED, as_json=as_json)
+    run_id = progress.run.id
     if detach and not progress.run.has_ended:
-        console.print(f"follow it with `backfill watch {progress.run.id}`")
-        return COMPLETE
-    print_run(
-        console,
-        progress,
-        site.ledger.dates.get_run_summary(progress.run.id),
-        site.ledger.actions.list_actions(progress.run.id),
-    )
+        console.print(f"follow it with `backfill watch {run_id}`")
+        return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
+    code = _at_best(exit_code_for_run(progress), made)
+    if as_json:
+        return _print_result(run_json(progress, site.ledger.dates.list_dates(run_id)), code, as_json=True)
+    summary, actions = site.ledger.dates.get_run_summary(run_id), site.ledger.actions.list_actions(run_id)
+    print_run(console, progress, summary, actions)
     if progress.run.state is RunState.CANCELLED:
-        console.print(f"what was not built: `backfill retry {progress.run.id}`")
+        console.print(f"build the other dates: `backfill retry {run_id}`")
     elif progress.run.state is not RunState.SUCCEEDED:
-        console.print(f"once the cause is mended: `backfill retry {progress.run.id}`")
-    return _at_best(exit_code_for_run(progress), made)
+        console.print(f"after fixing the cause: `backfill retry {run_id}`")
+    return code
 
 
 def _at_best(code: int, made: Plan) -> int:

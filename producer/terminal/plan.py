@@ -10,8 +10,8 @@ from rich.table import Table
 
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep
-from gated_backfill.producer.terminal.runs import MAX_UNGROUPED_DATES
 
+MAX_UNGROUPED_DATES = 40  #: dates; in a longer plan, neighbouring dates with the same step share a line
 STYLES = {
     PlanAction.BUILD: "green",
     PlanAction.DONE: "dim",

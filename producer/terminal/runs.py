@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +14,9 @@ from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describ
 from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
-WIDTH_WITHOUT_TERMINAL = 160  #: columns when the output is not a terminal
-MAX_UNGROUPED_DATES = 40  #: dates; beyond that, dates that are simply built are told together
+NAMES_SHOWN = 12
 
 RUN_STYLES = {
     RunState.SUCCEEDED: "bold green",
@@ -28,17 +26,6 @@ RUN_STYLES = {
     RunState.CANCELLING: "yellow",
     RunState.PAUSED: "yellow",
 }
-
-
-def make_console(*, stderr: bool = False) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(
-        stderr=stderr, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False, emoji=False
-    )
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def print_run(console: Console, progress: RunProgress, digest: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
@@ -70,6 +57,11 @@ def print_run(console: Console, progress: RunProgress, digest: RunSummary, actio
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
+
+
+def exit_code_for_run(progress: RunProgress) -> int:
+    """The exit code of a command that followed the run to its end."""
+    return COMPLETE if progress.run.state is RunState.SUCCEEDED else INCOMPLETE
 
 
 def _options(run: Run) -> str:

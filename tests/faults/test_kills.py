@@ -249,7 +249,7 @@ def test_a_detached_run_goes_on_without_its_command_and_can_be_watched(lab: Lab)
 
     started = lab.command(*RUN, "--detach")
     assert started.returncode == 0, started.stderr
-    assert "goes on in the background" in started.stdout
+    assert "continues in the background" in started.stdout
     assert lab.status()["state"] == "running"
     (lab.marks / "released").touch()
     watched = lab.command("watch")

@@ -5,16 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.producer.cli.main import app
+from gated_backfill.producer.cli.main import COMMANDS as COMMAND_NAMES
+from gated_backfill.producer.cli.main import load_command
 from tests.fuzz.cases import share, words
 from tests.fuzz.watching import SECRET, Watched
-
-ROOT: Any = typer.main.get_command(app)
 
 #: What is added so that nothing is started that would have to be stopped again; the last of an option counts.
 KEPT_FROM_STARTING = {
@@ -30,16 +28,16 @@ NEVER = {"--detach", "--foreground", "--sequential"}
 FILES = ("x.json", "x.csv", "x.parquet", "no/such/x.csv", ".", "", "x" * 300, "x.html", "\x1b.csv", "💥.csv")
 
 
-def commands(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def commands(group: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every command by the words that name it."""
-    found: dict[tuple[str, ...], Any] = {}
-    for name, command in group.commands.items():
+    by_path: dict[tuple[str, ...], Any] = {}
+    for name, command in group.items():
         here = (*path, name)
-        found |= commands(command, here) if hasattr(command, "commands") else {here: command}
-    return found
+        by_path |= commands(command.commands, here) if hasattr(command, "commands") else {here: command}
+    return by_path
 
 
-COMMANDS = commands(ROOT)
+COMMANDS = commands({name: load_command(name) for name in COMMAND_NAMES})
 
 
 def values(parameter: Any) -> st.SearchStrategy[str]:

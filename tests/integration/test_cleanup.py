@@ -287,7 +287,7 @@ def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
     before = filled(lab)
     unasked = command(lab, "cleanup")
     assert isinstance(unasked.exception, UserError)
-    assert "say --yes" in str(unasked.exception)
+    assert "confirm with --yes" in str(unasked.exception)
     assert lab.table_bytes(UPCOMING) == before
 
     done = command(lab, "cleanup", "--yes", "--json")

@@ -110,9 +110,9 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
     down = lab.command("down")
     assert (down.returncode, "no process of it is left" in down.stdout) == (0, True)
-    assert f"run {run.id} of probe is under way: it goes on after `backfill up`" in down.stdout
+    assert f"run {run.id} of probe is unfinished: it continues after `backfill up`" in down.stdout
     nothing_is_left(lab, processes, ports_of(stack))
-    assert "nothing is up" in lab.inside("down").stdout
+    assert "nothing to stop" in lab.inside("down").stdout
     with redis.Redis.from_url(broker) as client:
         assert client.ping()
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.ledger.states import DateState
-from gated_backfill.producer.terminal.runs import make_console
+from gated_backfill.producer.terminal.console import make_console
 from gated_backfill.producer.terminal.watcher import RunWatcher
 from tests.builders import a_run
 

@@ -1,0 +1,1 @@
+"""Commands about runs: plan, launch, follow, control and report them."""

@@ -1,0 +1,50 @@
+"""`backfill pause`, `resume` and `cancel`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.producer.cli.options import AsJson, Reason, RunId, strip_reason
+from gated_backfill.producer.context import open_context
+from gated_backfill.producer.runs import control
+from gated_backfill.producer.terminal.console import make_console, print_json
+
+
+def pause(run_id: RunId, reason: Reason = None, as_json: AsJson = False) -> None:
+    """Start no further date of a run. Started dates are finished, and published as usual."""
+    _print_result(control.pause(run_id, open_context(read_settings()), strip_reason(reason)), as_json=as_json)
+
+
+def resume(run_id: RunId, reason: Reason = None, as_json: AsJson = False) -> None:
+    """Resume a paused run."""
+    _print_result(control.resume(run_id, open_context(read_settings()), strip_reason(reason)), as_json=as_json)
+
+
+def cancel(
+    run_id: RunId,
+    reason: Reason = None,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Delete staged dates that wait for the gate instead of publishing them.")
+    ] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop the dates that are being built, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a run. Its started dates are finished; the others are free for other runs at once.
+
+    Checkpointed dates stay; `backfill undo` restores the rows before the run. `backfill retry` builds the others.
+    """
+    opened = open_context(read_settings())
+    _print_result(control.cancel(run_id, opened, strip_reason(reason), discard=discard, now=now), as_json=as_json)
+
+
+def _print_result(result: control.ControlResult, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result.as_json())
+        return
+    console = make_console()
+    console.print(result.text, soft_wrap=True, markup=False)
+    if result.note is not None:
+        console.print(f"note: {result.note}", soft_wrap=True, markup=False)

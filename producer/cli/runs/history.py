@@ -1,0 +1,143 @@
+"""`backfill history`: report what runs did over a period, compared with the period before."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.history.metadata import COLUMNS, rows_of, write_day
+from gated_backfill.common.ledger import Ledger, RunWithDates
+from gated_backfill.common.model.dates import ONE_DAY, DateRange
+from gated_backfill.common.process.clock import midnight, today, utcnow
+from gated_backfill.common.storage.files import check_writable, write_atomically
+from gated_backfill.producer.cli.options import AsJson
+from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.history.page import render_page
+from gated_backfill.producer.history.report import HistoryReport, print_history
+from gated_backfill.producer.terminal.console import make_console, print_json
+
+MAX_DAYS = 36_600
+STDOUT = "-"
+
+
+def history(
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=MAX_DAYS, help="Length of the period, which ends today (UTC).")
+    ] = 30,
+    job: Annotated[str | None, typer.Option("--job", help="One job only, installed or not.  [default: all]")] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Write one CSV line for each date of each run; - prints them."),
+    ] = None,
+    as_html: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write one self-contained page: coverage, sources, durations."),
+    ] = None,
+    write_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--write-metadata",
+            help="Rewrite the warehouse's history table for these days; runs write it at their end.",
+        ),
+    ] = False,
+) -> None:
+    """Show what runs did: coverage, fallbacks, blocked and forced dates, durations, and the trend.
+
+    A run belongs to the day on which it ended or, if it has not ended, was opened. The figures count dates per run: a
+    date that two runs built counts twice. Coverage is that of judged dates, so skipped and failed ones do not count;
+    the fallback rate is the share of published dates with rows from another source than the job's first. Undone runs
+    are counted and marked.
+    """
+    if as_json and as_csv == STDOUT:
+        raise UserError("give either --json or --csv -: both print")
+    for target in (as_csv, as_html):
+        _check_target(target)  # before anything is written
+    opened = open_context(read_settings())
+    period = _period(today(), days)
+    runs, runs_before = _read_runs(opened.ledger, period, job)
+    report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, made_at=utcnow())
+    if write_metadata:
+        _write_metadata(opened, period, job)
+    if as_csv is not None:
+        _write(as_csv, _to_csv(runs))
+    if as_html is not None:
+        _write(as_html, render_page(report))
+    if as_json:
+        print_json(report.as_json())
+    elif as_csv is None and as_html is None and not write_metadata:
+        print_history(make_console(), report)
+
+
+def _period(last: date, count: int) -> DateRange:
+    return DateRange(start=last - ONE_DAY * (count - 1), through=last)
+
+
+def _read_runs(ledger: Ledger, period: DateRange, job: str | None) -> tuple[list[RunWithDates], list[RunWithDates]]:
+    """The runs of the period, and those of the equally long period before it."""
+    start, until = midnight(period.start), midnight(period.through + ONE_DAY)
+    runs = ledger.history.list_runs_with_dates(start, until, job=job)
+    return runs, ledger.history.list_runs_with_dates(start - (until - start), start, job=job)
+
+
+def _write_metadata(opened: CommandContext, period: DateRange, job: str | None) -> None:
+    if job is not None:
+        raise UserError("--write-metadata writes whole days, with the runs of every job: leave out --job")
+    console = make_console(stderr=True)
+    start, until = midnight(period.start), midnight(period.through + ONE_DAY)
+    finish_times = [row.run.finished_at for row in opened.ledger.history.list_ended_runs_with_dates(start, until)]
+    days = sorted({moment.date() for moment in finish_times if moment is not None})
+    for day in days:
+        console.print(write_day(opened.ledger, opened.warehouse, opened.settings, day), soft_wrap=True)
+    if not days:
+        console.print("no run ended in these days: nothing was written")
+
+
+def _to_csv(runs: Sequence[RunWithDates]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows_of(runs))
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.isoformat() if isinstance(value, date | datetime) else value
+
+
+def _write(target: str, text: str) -> None:
+    if target == STDOUT:
+        sys.stdout.write(text)
+        return
+    file = Path(target)
+    try:
+        write_atomically(file, text.encode())
+    except OSError as exc:
+        raise UserError(f"{file} can't be written: {exc.strerror}") from exc
+    make_console(stderr=True).print(f"written: {file}", soft_wrap=True, markup=False)
+
+
+def _check_target(target: str | None) -> None:
+    """Raises `UserError` for a file that can't be written."""
+    if target in (None, STDOUT):
+        return
+    file = Path(target or "")
+    try:
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"{file} can't be written: there is no folder {file.parent}")
+        if file.is_dir():
+            raise UserError(f"{file} can't be written: it is a folder")
+    except OSError as exc:  # a name that no file can have
+        raise UserError(f"{file} can't be written: {exc.strerror}") from exc
+    check_writable(file.absolute().parent)

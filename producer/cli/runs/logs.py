@@ -1,0 +1,84 @@
+"""`backfill logs`: what was logged about a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.ledger import DateRow, open_ledger
+from gated_backfill.common.model.dates import parse_date
+from gated_backfill.producer.cli.options import AsJson, RunId
+from gated_backfill.producer.terminal.console import make_console, print_json
+
+NOT_FIELDS = ("timestamp", "level", "event", "exception", "run")  #: printed apart from the other fields of a line
+
+
+def logs(
+    run_id: RunId,
+    day: Annotated[str | None, typer.Argument(metavar="[DATE]", help="One date.  [default: all dates]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the log lines of a run or of one of its dates, with tracebacks, and the errors that the ledger keeps.
+
+    Reads the log files in BACKFILL_HOME: those of commands, of embedded workers and of `backfill up`. Workers that
+    were started in another way (containers, `celery worker`) log to their standard error.
+    """
+    settings = read_settings()
+    wanted_day = parse_date(day) if day is not None else None
+    with closing(open_ledger(settings.ledger_url)) as ledger:
+        run = ledger.runs.get_run(run_id)
+        rows = [row for row in ledger.dates.list_dates(run.id) if row.error and wanted_day in (None, row.day)]
+    files = sorted((settings.home / "logs").glob("*.log"))
+    lines = sorted(
+        (line for file in files for line in _lines_of(file, run.id, wanted_day)), key=lambda line: line["timestamp"]
+    )
+    if as_json:
+        errors = [{"day": row.day, "attempt": row.attempt, "kind": row.error_kind, "error": row.error} for row in rows]
+        print_json({"run": run.id, "lines": lines, "errors": errors, "files": [str(file) for file in files]})
+        return
+    console = make_console()
+    for line in lines:
+        _print_line(console, line)
+    _print_errors(console, rows)
+    searched = ", ".join(str(file) for file in files) or f"no log file in {settings.home / 'logs'}"
+    console.print(f"{len(lines)} line(s); searched: {searched}", soft_wrap=True, markup=False)
+    if not lines:
+        console.print("workers that run elsewhere log to their own standard error", soft_wrap=True)
+
+
+def _lines_of(file: Path, run_id: str, day: date | None) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a log file that are about the run and, when a day is given, about that day."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for text in stream:
+            if run_id not in text:
+                continue
+            try:
+                line = json.loads(text)
+            except ValueError:  # the output of a library, or a line that a killed process did not finish
+                continue
+            if not isinstance(line, dict) or line.get("run") != run_id:
+                continue
+            if day is None or str(day) in {line.get("day"), *(line.get("days") or ())}:
+                yield {"timestamp": "", **line, "file": file.name}
+
+
+def _print_line(console: Console, line: dict[str, Any]) -> None:
+    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in NOT_FIELDS)
+    text = f"{line['timestamp']} {line.get('level', ''):<7} {line.get('event', '')}  {fields}"
+    console.print(text, soft_wrap=True, markup=False)
+    if "exception" in line:
+        console.print(str(line["exception"]), soft_wrap=True, markup=False)
+
+
+def _print_errors(console: Console, rows: list[DateRow]) -> None:
+    for row in rows:
+        text = f"{row.day}  attempt {row.attempt}  {row.error_kind}: {row.error}"
+        console.print(text, soft_wrap=True, markup=False)

@@ -1,0 +1,61 @@
+"""`backfill retry`: build what an earlier run left incomplete."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import typer
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import DateState, Run
+from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.producer.cli.options import RunId, strip_reason, with_options
+from gated_backfill.producer.cli.runs.requests import JudgingOptions, LaunchOptions
+from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.planning.plan import RunRequest
+from gated_backfill.producer.runs.attended import launch_and_follow
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE
+
+
+@with_options
+def retry(run_id: RunId, judging: JudgingOptions, launching: LaunchOptions) -> None:
+    """Build the dates that a run left blocked, failed or cancelled, in a new run, and no others."""
+    forced_because = judging.forced_because
+    settings = read_settings()
+    opened = open_context(settings)
+    earlier = opened.ledger.runs.get_run(run_id)
+    days = _unfinished_days(earlier, opened)
+    if not days:
+        if launching.as_json:
+            print_json(None)
+        else:
+            make_console().print(f"run {run_id} has no blocked, failed or cancelled dates: nothing to retry")
+        raise typer.Exit(COMPLETE)
+    request = RunRequest(
+        job=earlier.job,
+        days=days,
+        fallback=judging.fallback or Fallback(earlier.options["fallback"]),
+        forced_because=forced_because,
+        reason=strip_reason(judging.reason),
+    )
+    raise typer.Exit(
+        launch_and_follow(
+            launching.to_launch(request, settings),
+            settings,
+            detach=launching.detach,
+            yes=launching.yes,
+            as_json=launching.as_json,
+            workers_given=launching.workers is not None,
+        )
+    )
+
+
+def _unfinished_days(run: Run, opened: CommandContext) -> tuple[date, ...]:
+    """The dates that the run did not complete. Raises `UserError` while the run may still complete them."""
+    if not run.has_ended and not is_interrupted(run):
+        raise UserError(f"run {run.id} is still {run.state.value}: wait for its end with `backfill watch`")
+    complete = (DateState.CHECKPOINTED, DateState.SKIPPED)
+    return tuple(row.day for row in opened.ledger.dates.list_dates(run.id) if row.state not in complete)

@@ -1,0 +1,63 @@
+"""`backfill status`: the state of a run, and of its dates."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from gated_backfill.common.config.ledger_url import read_ledger_url
+from gated_backfill.common.ledger import Ledger, RunProgress, open_ledger
+from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.producer.cli.options import AsJson, LatestRunId
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE
+from gated_backfill.producer.terminal.runs import (
+    exit_code_for_run,
+    print_run,
+    print_runs,
+    print_source_checks,
+    run_json,
+)
+
+
+def status(
+    run_id: LatestRunId = None,
+    as_json: AsJson = False,
+    every_date: Annotated[
+        bool, typer.Option("--every-date", help="Every date with its source check, not only the incomplete ones.")
+    ] = False,
+    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="Number of further runs to list.")] = 5,
+) -> None:
+    """Show the state of a run: which dates are blocked or failed, why, and which entities are missing."""
+    with closing(open_ledger(read_ledger_url())) as ledger:
+        runs = ledger.runs.list_latest_runs(max(last, 1))
+        if run_id is None and not runs:
+            if as_json:
+                print_json(None)
+            else:
+                make_console().print("no run was launched yet: start with `backfill plan --help`")
+            raise typer.Exit(COMPLETE)
+        progress = ledger.runs.get_progress(run_id or runs[0].id)
+        if as_json:
+            actions = ledger.actions.list_actions(progress.run.id)
+            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions))
+        else:
+            _print_status(ledger, progress, every_date=every_date)
+            earlier = [run for run in runs if run.id != progress.run.id]
+            if run_id is None and earlier and last:
+                make_console().print()
+                print_runs(make_console(), earlier)
+    is_unfinished = not progress.run.has_ended and not is_interrupted(progress.run)
+    raise typer.Exit(COMPLETE if is_unfinished else exit_code_for_run(progress))
+
+
+def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) -> None:
+    run = progress.run
+    console = make_console()
+    print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
+    if flags := ledger.flags.list_open_flags(run.job):
+        console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
+    if every_date:
+        print_source_checks(console, ledger.dates.list_dates(run.id))

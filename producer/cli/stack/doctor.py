@@ -1,0 +1,44 @@
+"""`backfill doctor`: check the installation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+from rich.markup import escape
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.producer.cli.options import AsJson, SingleJob
+from gated_backfill.producer.doctor.checks import CheckLevel, CheckResult, run_checks
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+
+STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+
+
+def doctor(job: SingleJob = None, as_json: AsJson = False) -> None:
+    """Check that everything a run needs is in order, and say how to fix what is not.
+
+    Changes nothing. Exit codes: 0 nothing failed, 3 something failed.
+    """
+    if job is not None:
+        find_job(job)
+    results = run_checks(read_settings(), [job] if job else job_names())
+    has_failed = any(result.level is CheckLevel.FAIL for result in results)
+    if as_json:
+        print_json({"ok": not has_failed, "checks": [result.as_json() for result in results]})
+    else:
+        _print_results(results)
+    raise typer.Exit(INCOMPLETE if has_failed else COMPLETE)
+
+
+def _print_results(results: Sequence[CheckResult]) -> None:
+    console = make_console()
+    width = max(len(result.check) for result in results)
+    for result in results:
+        level = result.level.value
+        line = f"{escape(result.check):<{width}}  {escape(result.describe())}"
+        console.print(f"[{STYLES[level]}]{level:<4}[/]  {line}", soft_wrap=True)
+    counts = [f"{sum(result.level.value == level for result in results)} {level}" for level in STYLES]
+    console.print(f"{len(results)} checks: {', '.join(counts)}")

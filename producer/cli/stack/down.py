@@ -1,0 +1,46 @@
+"""`backfill down`: stop the stack."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from gated_backfill.common.config.settings import Settings, read_settings
+from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.producer.stack.shutdown import shut_down_stack
+from gated_backfill.producer.stack.standing import clear_heartbeat
+from gated_backfill.producer.terminal.console import make_console
+
+
+def down() -> None:
+    """Stop what `backfill up` started; tasks in progress have BACKFILL_STOP_SECONDS (30) to end.
+
+    Lists the unfinished runs: they continue after the next `backfill up`.
+    """
+    settings = read_settings()
+    console = make_console()
+    result = shut_down_stack(settings)
+    if result.killed:
+        console.print("the stack did not stop in time and was killed")
+    if result.was_up:
+        console.print("stopped")
+    elif result.was_dead:
+        console.print("the stack was not running: its supervisor had been killed; its remains were removed")
+    else:
+        console.print("nothing to stop: the stack is not running")
+    if result.was_dead or result.killed:
+        clear_heartbeat(settings)
+    if result.was_up or result.was_dead:
+        _list_unfinished_runs(settings, console)
+
+
+def _list_unfinished_runs(settings: Settings, console: Console) -> None:
+    try:
+        runs = open_ledger(settings.ledger_url).runs.list_active_runs()
+    except BackfillError as exc:
+        console.print(escape(f"cannot list the unfinished runs: {exc}"), soft_wrap=True)
+        return
+    for run in runs:
+        if run.owner is None:
+            console.print(f"run {run.id} of {run.job} is unfinished: it continues after `backfill up`", soft_wrap=True)

@@ -1,0 +1,273 @@
+"""`backfill cleanup`: delete stale rows, restore them, list cleanups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from gated_backfill.common.cleanup.cleanup import (
+    CleanupReport,
+    describe_operation,
+    restored_dates,
+    unusual_cleanup_alert,
+)
+from gated_backfill.common.cleanup.cleanup import clean as clean_tables
+from gated_backfill.common.cleanup.operation import CleanupContext
+from gated_backfill.common.cleanup.restore import check_restorable
+from gated_backfill.common.cleanup.restore import restore as restore_operation
+from gated_backfill.common.cleanup.stale_rows import (
+    StaleRows,
+    check_no_job_targets,
+    cutoff_of,
+    deletion_objection,
+    find_stale_rows,
+    local_today,
+    tables_to_clean,
+)
+from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
+from gated_backfill.common.config.settings import Settings, read_settings
+from gated_backfill.common.errors import LedgerUnusable, UserError
+from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.ledger.stores.cleanups import CleanupOperation
+from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.dated_tables import DatedTable
+from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.rate_limited import limit_rate
+from gated_backfill.producer.cli.options import AsJson, Yes
+from gated_backfill.producer.context import current_user, open_context
+from gated_backfill.producer.terminal.console import confirm, make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+
+cleanup = typer.Typer(help="Delete stale rows after a backup, and restore them.", add_completion=False)
+
+
+@cleanup.callback(invoke_without_command=True)
+def clean(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted. Changes nothing.")] = False,
+    days: Annotated[
+        int | None,
+        typer.Option(help="Rows older than this number of days are stale.  [default: BACKFILL_CLEANUP_DAYS or 7]"),
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option("--table", help="Clean this table only. May be repeated.")] = None,
+    allow_large: Annotated[
+        bool,
+        typer.Option("--allow-large", help="Delete even more than BACKFILL_CLEANUP_MAX_SHARE (a half) of a table."),
+    ] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete stale rows of the tables that jobs declare and of BACKFILL_CLEANUP_TABLES, after a verified backup.
+
+    Rows dated today or later are never deleted. `backfill cleanup restore ID` restores deleted rows until their backup
+    expires (BACKFILL_CLEANUP_BACKUP_DAYS). A cleanup that was killed is finished by the next one.
+    Exit codes: 0 done, 2 refused, 3 done in part.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = read_settings()
+    tables, restored = _tables_and_restored_dates(settings, table or [])
+    check_no_job_targets(tables)
+    age = settings.cleanup_days if days is None else days
+    cutoff = cutoff_of(local_today(settings), age)
+    warehouse = limit_rate(
+        open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits), settings.query_rate_limit
+    )
+    stale = [find_stale_rows(stale_table, warehouse, cutoff, restored[stale_table]) for stale_table in tables]
+    if not as_json:
+        _print_preview(stale)
+    max_share = 1.0 if allow_large else settings.cleanup_max_share
+    objections = [objection for rows in stale if (objection := deletion_objection(rows, max_share))]
+    if dry_run:
+        if as_json:
+            print_json({"dry_run": True, "tables": [rows.as_json() for rows in stale], "refused": objections})
+        else:
+            for objection in objections:
+                make_console().print(f"would be refused without --allow-large: {escape(objection)}", soft_wrap=True)
+        raise typer.Exit(COMPLETE)
+    if objections:
+        raise UserError(f"nothing was deleted: {'; '.join(objections)}: --allow-large deletes them anyway")
+    _delete(settings, tables, stale, age=age, max_share=max_share, yes=yes, as_json=as_json)
+
+
+def _delete(
+    settings: Settings,
+    tables: Sequence[DatedTable],
+    stale: Sequence[StaleRows],
+    *,
+    age: int,
+    max_share: float,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    opened = _open_context(settings)
+    count = sum(rows.rows for rows in stale)
+    if count or opened.ledger.cleanups.list_unfinished_cleanups():
+        confirm(yes, f"Delete {count} row(s)?", "deleted")
+    today = local_today(settings)
+    report = clean_tables(opened, tables, today=today, days=age, max_share=max_share)
+    if alert := unusual_cleanup_alert(report, settings, today):
+        opened.ledger.alerts.record_alert(alert)
+    if as_json:
+        print_json({"dry_run": False, "tables": [rows.as_json() for rows in stale], **_report_json(report)})
+    else:
+        _print_report(report)
+    if problems := report.refused + report.busy + report.failed:
+        done = f"{len(report.done)} operation(s) were carried out" if report.done else "nothing was deleted"
+        raise UserError(f"{'; '.join(problems)}; {done}")
+    raise typer.Exit(INCOMPLETE if any(operation.error for operation in report.done) else COMPLETE)
+
+
+@cleanup.command()
+def restore(
+    operation: Annotated[str, typer.Argument(metavar="ID", help="The cleanup; `backfill cleanup list` shows them.")],
+    leave_written: Annotated[
+        bool,
+        typer.Option("--leave-written", help="Skip dates that hold other rows by now, and restore the rest."),
+    ] = False,
+    intact: Annotated[
+        bool,
+        typer.Option("--intact", help="Skip dates that are damaged in the backup, and restore the rest."),
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Restore the rows that a cleanup deleted, byte for byte.
+
+    Refuses when a date was written since, or when the backup is damaged. The daily cleanup skips restored dates until
+    the backup expires.
+    """
+    opened = _open_context(read_settings())
+    deleted = opened.ledger.cleanups.get_cleanup(operation)
+    check_restorable(deleted, intact_only=intact)
+    console = make_console()
+    rows = f"{deleted.rows} row(s) of {deleted.table_name} on {deleted.dates} date(s)"
+    rows += f", {deleted.oldest}..{deleted.newest}"
+    console.print(f"restore of cleanup {operation}: {rows}", soft_wrap=True)
+    confirm(yes, "Restore them?", "restored")
+    restored = restore_operation(operation, opened, leave_written=leave_written, intact_only=intact)
+    console.print(f"restored: {rows}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
+
+
+@cleanup.command(name="list")
+def list_operations(
+    last: Annotated[int, typer.Option("--last", min=1, max=1000, help="Number of cleanups, the latest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List cleanups: what each deleted, its state, and until when it can be restored."""
+    operations = _open_context(read_settings()).ledger.cleanups.list_cleanups(limit=last)
+    if as_json:
+        print_json([_operation_json(operation) for operation in operations])
+    elif not operations:
+        make_console().print("nothing was cleaned up yet: `backfill cleanup --dry-run` shows what is stale")
+    else:
+        _print_operations(operations)
+
+
+def _tables_and_restored_dates(
+    settings: Settings, names: Sequence[str]
+) -> tuple[tuple[DatedTable, ...], dict[DatedTable, frozenset[date]]]:
+    """The tables to clean, all or those with these names, and the dates of each that were restored.
+
+    A ledger that does not exist yet is not created.
+    """
+    url = settings.ledger_url
+    ledger = None
+    if not url.startswith(SQLITE_PREFIX) or Path(url.removeprefix(SQLITE_PREFIX)).exists():
+        with suppress(LedgerUnusable):  # an older version, without cleanups; the cleanup itself reports other errors
+            ledger = open_ledger(url, create=False)
+    try:
+        tables = _select_tables(settings, ledger, names)
+        return tables, {table: restored_dates(table, ledger) if ledger else frozenset() for table in tables}
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[str]) -> tuple[DatedTable, ...]:
+    """The tables to clean, or those of them that were named. Raises `UserError` for any other name."""
+    tables = {str(table): table for table in tables_to_clean(settings, ledger)}
+    if unknown := [name for name in names if name not in tables]:
+        raise UserError(
+            f"{unknown[0]} is not one of the tables to clean, which are {', '.join(tables) or 'none'}: declare it in "
+            f"the stale_tables of a job or in BACKFILL_CLEANUP_TABLES"
+        )
+    return tuple(tables[name] for name in dict.fromkeys(names or tables))
+
+
+def _open_context(settings: Settings) -> CleanupContext:
+    opened = open_context(settings)
+    return CleanupContext(settings=settings, ledger=opened.ledger, warehouse=opened.warehouse, by=current_user())
+
+
+def _print_preview(stale: Sequence[StaleRows]) -> None:
+    preview = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("table", "rows", "dates", "oldest", "newest", "cutoff", "of the table"):
+        is_text = name in ("table", "oldest", "newest", "cutoff")
+        preview.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    for rows in stale:
+        days = rows.rows_by_date
+        ends = [str(min(days)), str(max(days))] if days else ["-", "-"]
+        share = format_percent(rows.rows, rows.table_rows) if rows.exists else "does not exist"
+        preview.add_row(str(rows.table), str(rows.rows), str(len(days)), *ends, str(rows.cutoff), share)
+    console = make_console()
+    console.print(preview)
+    for rows in stale:
+        if rows.restored:
+            console.print(
+                f"{rows.table}: {len(rows.restored)} of these dates were restored, and the daily cleanup skips them: "
+                f"{format_dates(rows.restored)}",
+                soft_wrap=True,
+            )
+
+
+def _print_report(report: CleanupReport) -> None:
+    console = make_console()
+    if not report.done:
+        console.print("nothing was deleted")
+    for operation in report.done:
+        console.print(escape(describe_operation(operation)), soft_wrap=True)
+
+
+def _print_operations(operations: Sequence[CleanupOperation]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("cleanup", "table", "state", "rows", "dates", "oldest", "newest", "restorable until", "note"):
+        is_number = name in ("rows", "dates")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=name != "note")
+    for operation in operations:
+        is_restorable = operation.expires_at and operation.state.value in ("deleted", "damaged")
+        table.add_row(
+            operation.id,
+            operation.table_name,
+            operation.state.value,
+            str(operation.rows),
+            str(operation.dates),
+            str(operation.oldest or "-"),
+            str(operation.newest or "-"),
+            f"{operation.expires_at:%Y-%m-%d %H:%M} UTC" if is_restorable else "-",
+            escape(operation.error or ""),
+        )
+    make_console().print(table)
+
+
+def _report_json(report: CleanupReport) -> dict[str, Any]:
+    return {
+        "operations": [_operation_json(operation) for operation in report.done],
+        "absent": report.absent,
+        "refused": report.refused,
+        "busy": report.busy,
+        "failed": report.failed,
+    }
+
+
+def _operation_json(operation: CleanupOperation) -> dict[str, Any]:
+    names = ("id", "table_name", "cutoff", "rows", "dates", "oldest", "newest", "table_rows", "backup", "checksum")
+    times = ("requested_by", "created_at", "deleted_at", "restored_at", "restored_by", "expires_at", "error")
+    return {"state": operation.state.value} | {name: getattr(operation, name) for name in (*names, *times)}

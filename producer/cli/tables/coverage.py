@@ -1,0 +1,158 @@
+"""`backfill coverage`: audit published rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gated_backfill.common.audit.audit import FlagChanges, audit_dates, record_audit
+from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
+from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.process.clock import today
+from gated_backfill.producer.cli.options import AsJson, Dates, EndDate, JobName, StartDate
+from gated_backfill.producer.context import current_user, open_context
+from gated_backfill.producer.planning.plan import parse_date_list, resolve_days
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+
+MAX_DATES_LISTED = 60  #: dates listed without --every-date
+FLAG_FIRST = "the same command with --flag-incomplete, then: "
+STYLES = {
+    AuditFinding.ACCEPTED: "yellow",
+    AuditFinding.FORCED: "yellow",
+    AuditFinding.IN_PROGRESS: "yellow",
+    AuditFinding.COMPLETE: "green",
+    AuditFinding.SKIPPED: "dim",
+}
+
+LastDays = Annotated[
+    int | None, typer.Option("--last-days", min=1, max=36500, help="Days up to yesterday (UTC), instead of a range.")
+]
+EveryDate = Annotated[bool, typer.Option("--every-date", help="A line for every date, including complete ones.")]
+FlagIncomplete = Annotated[
+    bool,
+    typer.Option(
+        "--flag-incomplete",
+        help="Flag the incomplete, missing, duplicated and changed dates for `backfill run --flagged`, and clear the "
+        "flags of dates that are fine again. A forced date whose rows have not changed is listed but not flagged.",
+    ),
+]
+
+
+def coverage(
+    job: JobName = None,
+    start_date: StartDate = None,
+    end_date: EndDate = None,
+    dates: Dates = None,
+    last_days: LastDays = None,
+    as_json: AsJson = False,
+    every_date: EveryDate = False,
+    flag_incomplete: FlagIncomplete = False,
+) -> None:
+    """Compare published rows with the present expectation, date by date, whichever process wrote them.
+
+    Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
+    incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
+    checkpoint); forced (unchanged since they were forced); truth incomplete (the expectation is incomplete); held (an
+    active run is working on the date); skipped. Exit codes: 0 every date is complete, accepted, forced or skipped; 3
+    some are not.
+    """
+    days = resolve_audit_days(start_date, end_date, dates, last_days)
+    if job is None:
+        raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
+    opened = open_context(read_settings())
+    audit = audit_dates(find_job(job), days, opened.warehouse, opened.ledger)
+    flags = record_audit(audit, opened.ledger, current_user()) if flag_incomplete else None
+    if as_json:
+        print_json(_audit_json(audit, flags))
+    else:
+        console = make_console()
+        print_audit(console, audit, every_date=every_date)
+        print_next_steps(console, audit, flags, opened.ledger)
+    raise typer.Exit(COMPLETE if audit.is_fine else INCOMPLETE)
+
+
+def resolve_audit_days(
+    start: str | None, end: str | None, dates: list[str] | None, last_days: int | None
+) -> tuple[date, ...]:
+    """The dates of exactly one of the three ways to give them. Raises `UserError` otherwise, and for future dates."""
+    if sum((bool(start or end), bool(dates), last_days is not None)) != 1:
+        raise UserError("give one of: --start-date and --end-date, --dates, --last-days")
+    if last_days is not None:
+        span = DateRange(start=today() - ONE_DAY * last_days, through=today() - ONE_DAY)
+        return resolve_days(span, (), ())
+    if dates:
+        return resolve_days(None, parse_date_list(dates, "--dates"), ())
+    if not (start and end):
+        raise UserError("give both --start-date and --end-date")
+    return resolve_days(DateRange(start=parse_date(start), through=parse_date(end)), (), ())
+
+
+def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> None:
+    """Print the counts in one line, then a table of the dates that are neither complete nor skipped."""
+    console.print(f"[bold]{escape(audit.summary())}[/bold]", soft_wrap=True)
+    for note in audit.notes:
+        console.print(f"  note: {escape(note)}", soft_wrap=True)
+    quiet = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
+    dates = [audited for audited in audit.dates if every_date or audited.finding not in quiet]
+    if not dates:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("date", "finding", "matched", "share"):
+        table.add_column(name, justify="right" if name in ("matched", "share") else "left", no_wrap=True)
+    table.add_column("written by", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for audited in dates if every_date else dates[:MAX_DATES_LISTED]:
+        table.add_row(*_table_row(audited), style=STYLES.get(audited.finding, "bold red"))
+    console.print(table)
+    if len(dates) > MAX_DATES_LISTED and not every_date:
+        console.print(f"and {len(dates) - MAX_DATES_LISTED} more: --every-date lists all")
+
+
+def _table_row(audited: AuditedDate) -> Sequence[str]:
+    is_judged = audited.finding not in (AuditFinding.IN_PROGRESS, AuditFinding.SKIPPED)
+    matched = f"{audited.observed.matched}/{audited.expected}" if is_judged else "-"
+    share = format_percent(audited.observed.matched, audited.expected) if is_judged else "-"
+    missing = audited.describe_missing()
+    reason = f"{audited.reason}; {missing}" if missing else audited.reason
+    return [str(audited.day), audited.finding.value, matched, share, audited.written_by, escape(reason)]
+
+
+def print_next_steps(console: Console, audit: AuditResult, changes: FlagChanges | None, ledger: Ledger) -> None:
+    """Print how the flags changed, and the commands that fix the findings."""
+    if changes is not None:
+        cleared = f"; cleared: {len(changes.cleared)} date(s) are fine again" if changes.cleared else ""
+        console.print(f"flagged: {len(changes.flagged)} date(s){cleared}")
+    if incomplete := audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE):
+        console.print(f"next: load the expectation of {len(incomplete)} date(s) where it is incomplete", soft_wrap=True)
+    if audit.with_finding(AuditFinding.IN_PROGRESS):
+        console.print("next: audit the dates of the active run again after its end: `backfill watch`")
+    if not audit.dates_to_flag:
+        return
+    flagged_days = ledger.flags.list_open_flags(audit.job)
+    first_step = "" if all(audited.day in flagged_days for audited in audit.dates_to_flag) else FLAG_FIRST
+    console.print(f"next: {first_step}backfill run --job {audit.job} --flagged", soft_wrap=True)
+
+
+def _audit_json(audit: AuditResult, changes: FlagChanges | None) -> dict[str, object]:
+    return {
+        "job": audit.job,
+        "fine": audit.is_fine,
+        "summary": audit.summary(),
+        "counts": {finding.value: len(audit.with_finding(finding)) for finding in AuditFinding},
+        "notes": list(audit.notes),
+        "flagged": [str(audited.day) for audited in changes.flagged] if changes else None,
+        "flags_cleared": [str(day) for day in changes.cleared] if changes else None,
+        "dates": [audited.as_json() for audited in audit.dates],
+    }

@@ -1,0 +1,51 @@
+"""`backfill jobs`: the installed jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
+from gated_backfill.producer.cli.options import AsJson
+from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+
+
+def jobs(as_json: AsJson = False) -> None:
+    """List the installed jobs with their tables, and the error of each job that cannot be loaded.
+
+    Exit codes: 0 every job can be loaded, 3 some cannot.
+    """
+    installed, errors = load_jobs()
+    if as_json:
+        print_json(
+            [_job_json(job) for job in installed] + [{"name": name, "error": str(exc)} for name, exc in errors.items()]
+        )
+    else:
+        console = make_console()
+        for job in installed:
+            example = "  (the shipped example)" if job.name == EXAMPLE_JOB else ""
+            console.print(f"[bold]{job.name}[/bold]  version {job.version}  {escape(job.description)}{example}")
+            for role, table in job.tables_by_role():
+                console.print(f"  {role:<20} {table}")
+        for name, exc in errors.items():
+            console.print(
+                f"[bold]{escape(name)}[/bold]  [bold red]error[/bold red]  {escape(str(exc))}", soft_wrap=True
+            )
+    raise typer.Exit(INCOMPLETE if errors else COMPLETE)
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "version": job.version,
+        "description": job.description,
+        "example": job.name == EXAMPLE_JOB,
+        "tables": [{"role": role, "table": table} for role, table in job.tables_by_role()],
+        "fallback": job.fallback.value,
+        "complete_ratio": job.policy.complete_ratio,
+        "accept_ratio": job.policy.accept_ratio,
+    }

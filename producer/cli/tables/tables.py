@@ -1,0 +1,43 @@
+"""`backfill tables`: the target tables of jobs."""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.producer.cli.options import SingleJob
+from gated_backfill.producer.tables.create import create_tables
+from gated_backfill.producer.terminal.console import make_console
+from gated_backfill.producer.terminal.exit_codes import REFUSED
+
+tables = typer.Typer(help="The target tables of jobs.", add_completion=False)
+
+
+@tables.callback(invoke_without_command=True)
+def show_help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(REFUSED)
+
+
+@tables.command()
+def create(job: SingleJob = None) -> None:
+    """Create the dataset and the target table of each job as the job declares it, and the tool's own tables.
+
+    Migrates a ledger of an older version. Repeating the command is harmless.
+    """
+    jobs = [find_job(name) for name in ([job] if job else job_names())]
+    settings = read_settings()
+    created = create_tables(open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits), jobs)
+    console = make_console()
+    for target in created.targets:
+        console.print(escape(target.describe()), soft_wrap=True)
+    if created.prepared is not None:
+        outcome = "created" if created.prepared else "there already"
+        console.print(f"the table of publications, in the tool's dataset: {outcome}", soft_wrap=True)
+    open_ledger(settings.ledger_url).close()
+    console.print("the ledger's tables are up to date")

@@ -1,0 +1,34 @@
+"""Writing to the terminal, and asking for confirmation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from gated_backfill.common.errors import UserError
+
+WIDTH_WITHOUT_TERMINAL = 160  #: columns
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def confirm(yes: bool, question: str, action: str) -> None:
+    """Ask the user, unless `--yes` was given. Raises `UserError` when nothing may be `action` (a participle)."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"nothing was {action}: there is no terminal to ask at; confirm with --yes")
+    if not typer.confirm(question, err=True):
+        raise UserError(f"nothing was {action}")
