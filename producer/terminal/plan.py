@@ -1,4 +1,4 @@
-"""What the commands print of plans."""
+"""Plans as a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = {
 
 
 def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> None:
-    """The plan as a table: each date, or, for a long one, each stretch of dates that fare alike."""
+    """Print a plan: one line for each date or, in a long plan, for neighbouring dates with equal steps."""
     console.print(f"[bold]{escape(plan.summary())}[/bold]")
     for note in plan.notes:
         console.print(f"  note: {escape(note)}")
@@ -39,21 +39,20 @@ def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> Non
 def _grouped(steps: Sequence[PlanStep], *, each: bool) -> list[list[PlanStep]]:
     groups: list[list[PlanStep]] = []
     for step in steps:
-        alike = groups and not each and _alike(groups[-1][-1], step)
-        if alike:
+        if groups and not each and _may_share_line(groups[-1][-1], step):
             groups[-1].append(step)
         else:
             groups.append([step])
     return groups
 
 
-def _alike(one: PlanStep, other: PlanStep) -> bool:
-    """Two neighbouring dates that need no line each: never so where something is blocked or falls back."""
-    if one.action is not other.action or one.action is PlanAction.BLOCKED:
+def _may_share_line(step: PlanStep, other: PlanStep) -> bool:
+    """Whether two neighbouring dates may share a line. A blocked date or one from a fallback has its own."""
+    if step.action is not other.action or step.action is PlanAction.BLOCKED:
         return False
-    if one.action is PlanAction.BUILD:
-        return one.source == other.source and _from_primary(one) and _from_primary(other)
-    return one.reason.split(" (")[0] == other.reason.split(" (")[0]
+    if step.action is PlanAction.BUILD:
+        return step.source == other.source and _from_primary(step) and _from_primary(other)
+    return step.reason.split(" (")[0] == other.reason.split(" (")[0]
 
 
 def _from_primary(step: PlanStep) -> bool:
@@ -63,10 +62,10 @@ def _from_primary(step: PlanStep) -> bool:
 def _plan_row(group: Sequence[PlanStep], sources: Sequence[str]) -> list[str]:
     first = group[0]
     expected = sum(step.expected or 0 for step in group)
-    found = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
+    counts = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
     dates = format_dates(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
     reason = first.reason if len(group) == 1 else _common_reason(group)
-    return [dates, first.action.value, str(expected), *found, first.source or "-", escape(reason)]
+    return [dates, first.action.value, str(expected), *counts, first.source or "-", escape(reason)]
 
 
 def _span(group: Sequence[PlanStep]) -> str:

@@ -1,4 +1,4 @@
-"""How a run is followed on a terminal, and elsewhere."""
+"""Progress of a run: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAUSED_OR_CANCELLING = frozenset({RunState.PAUSED, RunState.CANCELLING})  #: tol
 
 
 class RunWatcher:
-    """Shows how far a run is: a bar on a terminal, a line now and then elsewhere."""
+    """Prints the progress of a run: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -28,7 +28,7 @@ class RunWatcher:
         self._started = time.monotonic()
         self._at_start: int | None = None
         self._last_line = 0.0
-        self._last_moving = (-1, 0)
+        self._last_activity = (-1, 0)
         self._last_moved = time.monotonic()
         self._last_text = ""
         self._last_state: RunState | None = None
@@ -51,26 +51,26 @@ class RunWatcher:
             self._bar.update(self._task, total=progress.total, completed=progress.processed, state=state, text=text)
             return
         state = progress.run.state
-        turned = state is not self._last_state and bool(PAUSED_OR_CANCELLING & {state, self._last_state})
-        due = time.monotonic() - self._last_line > LINE_INTERVAL_SECONDS
-        if turned or ((due or progress.run.has_ended) and text != self._last_text):
+        has_turned = state is not self._last_state and bool(PAUSED_OR_CANCELLING & {state, self._last_state})
+        is_due = time.monotonic() - self._last_line > LINE_INTERVAL_SECONDS
+        if has_turned or ((is_due or progress.run.has_ended) and text != self._last_text):
             self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
             line = f"{progress.run.state.value}: {progress.processed} of {progress.total} dates, {text}"
-            self._console.print(line, markup=False)  # a broker's words may be in it
+            self._console.print(line, markup=False)  # it may hold an error text of the broker
 
     def _is_idle(self, progress: RunProgress) -> bool:
-        """Whether dates have been waiting for a worker for a while and none has come."""
-        moving = (progress.processed, progress.count(DateState.PROCESSING))
-        held_up = progress.run.state is RunState.PAUSED
-        if moving != self._last_moving or held_up or not progress.count(DateState.QUEUED):
-            self._last_moving, self._last_moved = moving, time.monotonic()
+        """Whether dates have waited for a worker longer than `IDLE_WARNING_SECONDS`."""
+        activity = (progress.processed, progress.count(DateState.PROCESSING))
+        is_paused = progress.run.state is RunState.PAUSED
+        if activity != self._last_activity or is_paused or not progress.count(DateState.QUEUED):
+            self._last_activity, self._last_moved = activity, time.monotonic()
         return time.monotonic() - self._last_moved > IDLE_WARNING_SECONDS and not progress.count(DateState.PROCESSING)
 
     def _text(self, progress: RunProgress) -> str:
         if self._at_start is None:
-            self._at_start = progress.processed
+            self._at_start, self._started = _worked(progress), time.monotonic()
         seconds = time.monotonic() - self._started
-        rate = (progress.processed - self._at_start) / seconds if seconds > 0 else 0.0
+        rate = (_worked(progress) - self._at_start) / seconds if seconds > 0 else 0.0
         left = progress.total - progress.processed
         parts = [
             f"{progress.count(DateState.CHECKPOINTED)} done",
@@ -91,6 +91,11 @@ class RunWatcher:
         return ", ".join(parts)
 
 
+def _worked(progress: RunProgress) -> int:
+    """Processed dates that took work. Skipped dates take none and would make the estimate too short."""
+    return progress.processed - progress.count(DateState.SKIPPED)
+
+
 def _plain(text: str) -> TextColumn:
-    """Words as they are, brackets and all."""
+    """A column of literal text: brackets are no markup."""
     return TextColumn(text, markup=False)
