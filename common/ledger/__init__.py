@@ -1,4 +1,4 @@
-"""The database of runs, dates and checkpoints: the truth about what was done."""
+"""The database of runs, dates and checkpoints: the one record of finished work."""
 
 from gated_backfill.common.ledger.ledger import Ledger, open_ledger
 from gated_backfill.common.ledger.records import (

@@ -19,15 +19,15 @@ from gated_backfill.common.process.file_lock import locked
 if TYPE_CHECKING:
     from alembic.config import Config
 
-CONNECTING_SECONDS = 10  #: that PostgreSQL has to take a connection, unless its URL says otherwise
-HEAD_REVISION = "0004"  #: the newest migration; a test holds it to the scripts
+CONNECT_SECONDS = 10  #: timeout of a connection to PostgreSQL, unless its URL sets one
+HEAD_REVISION = "0004"  #: the newest migration; a test compares it with the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_SECONDS = 30  #: that a writer waits for another's transaction on SQLite, unless its URL says otherwise
-ADVISORY_LOCK = 7_203_411  #: any number of ours: one process migrates at a time on PostgreSQL
+BUSY_SECONDS = 30  #: how long a writer waits for a lock of SQLite, unless its URL sets it
+ADVISORY_LOCK = 7_203_411  #: an arbitrary key: PostgreSQL is migrated by one process at a time
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for `sqlite:///FILE`, whose folder is made, or `postgresql://...`. Raises `UserError` for any other."""
+    """Make an engine for `sqlite:///FILE`, creating its folder, or `postgresql://...`. Raises `UserError`."""
     parsed = parse_ledger_url(url)
     engine = engine_for_url(parsed)
     if parsed.get_backend_name() == "sqlite":
@@ -35,12 +35,12 @@ def make_engine(url: str) -> Engine:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise UserError(f"the ledger's folder can't be made: {exc.strerror}: {exc.filename}") from exc
+            raise UserError(f"the ledger's folder can't be created: {exc.strerror}: {exc.filename}") from exc
     return engine
 
 
 def engine_for_url(url: URL) -> Engine:
-    """An engine that has connected to nothing yet. Raises `UserError` for a driver or an option that there is not."""
+    """Make an engine without connecting. Raises `UserError` for an unknown driver or option."""
     try:
         return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
     except (ArgumentError, ValueError, ImportError, OverflowError) as exc:
@@ -48,7 +48,7 @@ def engine_for_url(url: URL) -> Engine:
 
 
 def parse_ledger_url(url: str) -> URL:
-    """The parts of a ledger's URL. Raises `UserError` for one that names no ledger."""
+    """Parse a ledger's URL. Raises `UserError` for a URL that can't be a ledger."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as exc:
@@ -61,32 +61,32 @@ def parse_ledger_url(url: str) -> URL:
 
 
 def _postgresql(url: URL) -> Engine:
-    patience = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECTING_SECONDS}
-    url_of_driver = url.set(drivername="postgresql+psycopg")
-    return create_engine(url_of_driver, connect_args=patience, pool_pre_ping=True, pool_size=2, max_overflow=-1)
+    timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
+    driver_url = url.set(drivername="postgresql+psycopg")
+    return create_engine(driver_url, connect_args=timeout, pool_pre_ping=True, pool_size=2, max_overflow=-1)
 
 
 def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
-    patience = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
-    # Whoever is cut off may leave the pool without its connection: nobody is to wait for that.
-    engine = create_engine(url, connect_args=patience, pool_size=2, max_overflow=-1)
+    timeout = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
+    # An interrupted thread may never return its connection: without a maximum, others do not wait for it.
+    engine = create_engine(url, connect_args=timeout, pool_size=2, max_overflow=-1)
     options: dict[str, Any] = {**engine.dialect.create_connect_args(url)[1], "uri": False}
-    sqlite3.connect(":memory:", **options).close()  # only the driver tells whether it takes them
+    sqlite3.connect(":memory:", **options).close()  # only the driver can check the options of the URL
 
     @event.listens_for(engine, "connect")
-    def connected(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        connection.isolation_level = None  # the driver is not to begin transactions behind our back
-        _write_ahead(connection)
+    def configure(connection: Any, record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None  # the driver must not begin transactions implicitly
+        _enable_wal(connection)
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
     return engine
 
 
 def begin_writing(connection: Connection, *, durable: bool = True) -> None:
-    """Have a transaction that was just begun keep other writers out, on SQLite; on PostgreSQL rows are locked.
+    """Take the write lock of SQLite at the start of a transaction; PostgreSQL locks rows instead.
 
-    SQLAlchemy begins nothing on SQLite by itself. A transaction that reads and then writes must hold the write lock
-    from its start, or SQLite fails it at once, without waiting, when another one has written in between.
+    Without the lock, SQLite fails a transaction that reads and then writes at once, without waiting, if another one
+    wrote in between. SQLAlchemy sends no BEGIN to SQLite here.
     """
     if connection.dialect.name == "sqlite":
         set_durable(connection, durable)
@@ -94,23 +94,23 @@ def begin_writing(connection: Connection, *, durable: bool = True) -> None:
 
 
 def set_durable(connection: Connection, durable: bool) -> None:
-    """Whether what is committed next must outlive a power cut at once. PostgreSQL always sees to it."""
+    """Choose whether SQLite syncs the next commit to disk. PostgreSQL always does."""
     if connection.dialect.name != "sqlite":
         return
-    known = connection.connection.info
+    connection_info = connection.connection.info
     synchronous = "FULL" if durable else "NORMAL"
-    if known.pop("synchronous", None) != synchronous:
+    if connection_info.pop("synchronous", None) != synchronous:
         connection.connection.cursor().execute(f"PRAGMA synchronous={synchronous}")
-    known["synchronous"] = synchronous
+    connection_info["synchronous"] = synchronous
 
 
 def autocommit_engine(engine: Engine) -> Engine:
-    """The engine for connections on which each statement is a transaction of its own, as it is on SQLite anyway."""
+    """Return an engine that commits after each statement, as SQLite does without BEGIN."""
     return engine if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Set the journal's mode, for which SQLite itself doesn't wait while another process sets it."""
+def _enable_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; SQLite does not wait here while another process does the same."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -124,15 +124,15 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def migrate(engine: Engine, *, create: bool) -> None:
-    """Bring the tables to this version's state. Raises `LedgerUnusable` when that can't be done."""
-    found = _revision(engine)
-    if found == HEAD_REVISION:
+    """Create or migrate the tables. Raises `LedgerUnusable` when they can't be, or with `create=False` need to be."""
+    revision = _revision(engine)
+    if revision == HEAD_REVISION:
         return
     if not create:
         raise LedgerUnusable(
-            f"the ledger is at version {found}, this program needs {HEAD_REVISION}: run `backfill status` once"
+            f"the ledger is at version {revision}, this program needs {HEAD_REVISION}: run `backfill status` once"
         )
-    with _one_at_a_time(engine):
+    with _migration_lock(engine):
         _upgrade(engine)
 
 
@@ -147,11 +147,11 @@ def _upgrade(engine: Engine) -> None:
     from alembic import command
     from alembic.util import CommandError
 
-    found = _revision(engine)
-    check_revision_known(found)
-    _refuse_foreign(engine, found)
+    revision = _revision(engine)
+    check_revision_known(revision)
+    _check_own_file(engine, revision)
     config = _config()
-    # SQLite changes a constraint by making the table anew, which the references to it must not prevent.
+    # Alembic changes a constraint on SQLite by copying the table, which foreign keys would forbid.
     migrating = _sqlite(engine.url, foreign_keys=False) if engine.dialect.name == "sqlite" else engine
     try:
         with migrating.begin() as connection:
@@ -159,14 +159,14 @@ def _upgrade(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as exc:
-        raise LedgerUnusable(f"the ledger's tables can't be brought up to date: {exc}") from exc
+        raise LedgerUnusable(f"the ledger's tables can't be migrated: {exc}") from exc
     finally:
         if migrating is not engine:
             migrating.dispose()
 
 
-def _refuse_foreign(engine: Engine, revision: str | None) -> None:
-    """Raises `LedgerUnusable` for a SQLite file that holds tables and no ledger: it is somebody else's."""
+def _check_own_file(engine: Engine, revision: str | None) -> None:
+    """Raise `LedgerUnusable` for a SQLite file with the tables of another program."""
     if revision is not None or engine.dialect.name != "sqlite":
         return
     if foreign := sorted(set(inspect(engine).get_table_names()) - {"alembic_version"}):
@@ -177,11 +177,11 @@ def _refuse_foreign(engine: Engine, revision: str | None) -> None:
 
 
 def check_revision_known(revision: str | None) -> None:
-    """Raises `LedgerUnusable` unless a ledger at that revision can be brought up to date."""
+    """Raise `LedgerUnusable` unless a ledger at the revision can be migrated to this version."""
     from alembic.script import ScriptDirectory
 
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
+    known_revisions = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known_revisions:
         raise LedgerUnusable(f"the ledger was written by a newer version (its tables are at {revision})")
 
 
@@ -194,7 +194,7 @@ def _config() -> Config:
 
 
 @contextmanager
-def _one_at_a_time(engine: Engine) -> Generator[None]:
+def _migration_lock(engine: Engine) -> Generator[None]:
     if engine.dialect.name == "sqlite":
         with locked(Path(f"{engine.url.database}.migrating")):
             yield

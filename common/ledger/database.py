@@ -45,7 +45,7 @@ class LedgerStore:
 
     @contextmanager
     def _write_one(self, *, durable: bool = True) -> Generator[Connection]:
-        """Run a single statement, which commits by itself and so holds its locks for the shortest time."""
+        """Run a single statement that commits at once, and so keeps its locks for the shortest time."""
         with translate_database_errors(), defer_signals(), self._autocommit_engine.connect() as connection:
             set_durable(connection, durable)
             yield connection

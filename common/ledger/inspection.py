@@ -1,4 +1,4 @@
-"""A look at the ledger that changes nothing: a missing one is not made, an older one not brought up to date."""
+"""Inspection of a ledger without changing it: it is neither created nor migrated."""
 
 from __future__ import annotations
 
@@ -25,101 +25,104 @@ from gated_backfill.common.ledger.tables import checkpoints, metadata
 from gated_backfill.common.process.clock import ClockReading, read_clock
 from gated_backfill.common.storage.files import check_writable
 
-WAITING_SECONDS = 5  #: for a connection, or for the write lock of SQLite
-RIGHTS = ("SELECT", "INSERT", "UPDATE")
+TIMEOUT_SECONDS = 5  #: for a connection to PostgreSQL or the write lock of SQLite
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerInspection:
-    """A ledger that can be read and written."""
+    """A ledger that can be read and written, or created."""
 
-    database: str  #: which one, and where, without user or password
+    database: str  #: product, version and location, without credentials
     exists: bool = True
-    version: str | None = None  #: of its tables; None when they are not made yet
-    clock: ClockReading | None = None  #: its server's; None where it is this machine's
+    version: str | None = None  #: revision of its tables; None before they are created
+    clock: ClockReading | None = None  #: the server's clock; None for SQLite
 
 
 def inspect_ledger(url: str) -> LedgerInspection:
-    """The ledger at the URL.
+    """Check that the ledger at the URL can be used.
 
-    Raises `UserError` for a URL that names none, `NotAllowed` when its file could not be made, `LedgerUnusable` when it
-    is corrupt, can't be written or was written by a newer version, `LedgerUnavailable` when it does not answer.
+    Raises `UserError` for an invalid URL, `NotAllowed` when its file can't be created, `LedgerUnusable` when it is
+    corrupt, read-only or written by a newer version, and `LedgerUnavailable` when it does not answer.
     """
     parsed = parse_ledger_url(url)
-    engine_for_url(parsed).dispose()  # which refuses what no command could use
-    look = _at_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _at_postgresql(parsed)
-    check_revision_known(look.version)
-    return look
+    engine_for_url(parsed).dispose()  # raises for options of the URL that the driver does not know
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    inspection = _inspect_sqlite(parsed) if is_sqlite else _inspect_postgresql(parsed)
+    check_revision_known(inspection.version)
+    return inspection
 
 
-def _at_sqlite(url: URL) -> LedgerInspection:
+def _inspect_sqlite(url: URL) -> LedgerInspection:
     file = Path(str(url.database)).absolute()
     database = f"SQLite {sqlite3.sqlite_version} at {file}"
-    check_writable(file.parent)  # its journal is made beside it
+    check_writable(file.parent)  # SQLite creates its journal in the same folder
     if not file.exists():
         return LedgerInspection(database=database, exists=False)
     try:
         address = f"file:{quote(str(file))}?mode=rw"
-        with closing(sqlite3.connect(address, uri=True, timeout=WAITING_SECONDS, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_SECONDS, isolation_level=None)) as connection:
             names = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             version = None
             if "alembic_version" in names:
                 (version,) = connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()
-            _require_tables(version, names)
-            connection.execute("BEGIN IMMEDIATE")  # takes the write lock, which a file that is read-only refuses
+            _check_tables(version, names)
+            connection.execute("BEGIN IMMEDIATE")  # fails for a read-only file
             connection.execute("ROLLBACK")
     except sqlite3.OperationalError as exc:
         if exc.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise LedgerUnavailable(f"{database} was locked for {WAITING_SECONDS} s: {exc}") from exc
+            raise LedgerUnavailable(f"{database} was locked for {TIMEOUT_SECONDS} s: {exc}") from exc
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
     except sqlite3.DatabaseError as exc:
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
     return LedgerInspection(database=database, version=version)
 
 
-def _at_postgresql(url: URL) -> LedgerInspection:
-    where = f"{url.host or url.query.get('host') or 'this machine'}, database {url.database}"
+def _inspect_postgresql(url: URL) -> LedgerInspection:
+    location = f"{url.host or url.query.get('host') or 'this machine'}, database {url.database}"
     if "connect_timeout" not in url.query:
-        url = url.update_query_dict({"connect_timeout": str(WAITING_SECONDS)})
+        url = url.update_query_dict({"connect_timeout": str(TIMEOUT_SECONDS)})
     engine = engine_for_url(url)
     try:
         with engine.connect() as connection:
             server = connection.execute(text("SHOW server_version")).scalar_one()
-            database = f"PostgreSQL {server} at {where}"
+            database = f"PostgreSQL {server} at {location}"
             version = None
             if inspect(connection).has_table("alembic_version"):
                 version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            _require_tables(version, inspect(connection).get_table_names())
-            _require_writable(connection, database, version)
-            return LedgerInspection(database=database, version=version, clock=read_clock(lambda: _time_of(connection)))
+            _check_tables(version, inspect(connection).get_table_names())
+            _check_privileges(connection, database, version)
+            return LedgerInspection(
+                database=database, version=version, clock=read_clock(lambda: _server_time(connection))
+            )
     except OperationalError as exc:
-        raise LedgerUnavailable(f"PostgreSQL at {where} does not answer: {exc.orig}") from exc
+        raise LedgerUnavailable(f"PostgreSQL at {location} does not answer: {exc.orig}") from exc
     except DatabaseError as exc:
-        raise LedgerUnusable(f"PostgreSQL at {where} can't be used: {exc.orig}") from exc
+        raise LedgerUnusable(f"PostgreSQL at {location} can't be used: {exc.orig}") from exc
     finally:
         engine.dispose()
 
 
-def _require_tables(version: str | None, found: Collection[str]) -> None:
+def _check_tables(version: str | None, table_names: Collection[str]) -> None:
     if version != HEAD_REVISION:
-        return  # they are about to be made or changed
-    if lacking := sorted(set(metadata.tables) - set(found)):
-        raise LedgerUnusable(f"the ledger lacks the table(s) {', '.join(lacking)}")
+        return  # the next command creates or migrates them
+    if missing_tables := sorted(set(metadata.tables) - set(table_names)):
+        raise LedgerUnusable(f"the ledger lacks the table(s) {', '.join(missing_tables)}")
 
 
-def _require_writable(connection: Connection, database: str, version: str | None) -> None:
+def _check_privileges(connection: Connection, database: str, version: str | None) -> None:
     if connection.execute(text("SHOW transaction_read_only")).scalar() == "on":
         raise LedgerUnusable(f"{database} is read-only")
     if version != HEAD_REVISION:
         if not connection.execute(text("SELECT has_schema_privilege(current_schema(), 'CREATE')")).scalar():
-            raise LedgerUnusable(f"{database}: this user may not make the ledger's tables in it")
+            raise LedgerUnusable(f"{database}: this user may not create the ledger's tables in it")
         return
     for table in metadata.tables:
-        for right in (*RIGHTS, "DELETE") if table == checkpoints.name else RIGHTS:
-            asked = {"table": table, "right": right}
-            if not connection.execute(text("SELECT has_table_privilege(:table, :right)"), asked).scalar():
-                raise LedgerUnusable(f"{database}: this user lacks the right to {right} on table {table}")
+        for privilege in (*PRIVILEGES, "DELETE") if table == checkpoints.name else PRIVILEGES:
+            parameters = {"table": table, "privilege": privilege}
+            if not connection.execute(text("SELECT has_table_privilege(:table, :privilege)"), parameters).scalar():
+                raise LedgerUnusable(f"{database}: this user lacks the right to {privilege} on table {table}")
 
 
-def _time_of(connection: Connection) -> datetime:
+def _server_time(connection: Connection) -> datetime:
     return connection.execute(text("SELECT clock_timestamp()")).scalar_one()

@@ -1,4 +1,7 @@
-"""The ledger: every change of state names the state it expects, so a late or repeated message changes nothing."""
+"""The ledger: all state of runs, dates and windows, in one store for each subject.
+
+Every change of state names the state it expects, so that a late or repeated message changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from gated_backfill.common.ledger.stores.windows import WindowStore
 
 
 class Ledger:
-    """All stores of one database, by subject. Safe for any number of processes at once."""
+    """The stores of one database. Any number of processes may use it at the same time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,10 +48,10 @@ class Ledger:
 
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
-    """The ledger at the URL, its tables at this version's state.
+    """Open the ledger at the URL; with `create`, create it or migrate it to this version first.
 
-    With `create`, a missing or older ledger is migrated first. Raises `LedgerUnusable` for a file that is no ledger or
-    was written by a newer version, `LedgerUnavailable` when the database does not answer.
+    Raises `LedgerUnusable` for a file that is not a ledger or was written by a newer version, and `LedgerUnavailable`
+    when the database does not answer.
     """
     engine = make_engine(url)
     with translate_database_errors():

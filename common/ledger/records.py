@@ -1,23 +1,21 @@
-"""What the ledger hands out: frozen rows."""
+"""Records of the ledger: frozen values that stores take and return."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
 from gated_backfill.common.model.coverage import Verdict
-
-if TYPE_CHECKING:
-    from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.publication import StagedFile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewDate:
-    """One date of a run to open: to be built in a window, or ended by the plan with its reason."""
+    """One date of a run to open, either with a window to build it in or with a final state that the plan decided."""
 
     day: date
     window: int | None = None
@@ -36,7 +34,7 @@ class NewRun:
     requested_by: str
     owner: str | None
     dates: tuple[NewDate, ...]
-    reason: str | None = None  #: why it is launched
+    reason: str | None = None  #: why the user launches it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DateRow:
-    """One date of a run, as far as it has come."""
+    """One date of a run; see `tables.run_dates` for its fields."""
 
     run_id: str
     day: date
@@ -101,11 +99,9 @@ class DateRow:
     seconds: float | None
 
     def staged_file(self) -> StagedFile:
-        """The file this date has staged. Raises `StagedFileLost` when it has none."""
+        """Return the date's staged file. Raises `StagedFileLost` when nothing was staged."""
         if self.staged_path is None or self.checksum is None or self.rows is None:
             raise StagedFileLost("no file was staged", day=self.day)
-        from gated_backfill.common.model.publication import StagedFile
-
         return StagedFile(
             day=self.day,
             attempt=self.attempt,
@@ -124,14 +120,14 @@ class WindowRow:
     state: WindowState
     lease_owner: str | None
     lease_until: datetime | None
-    deaths: int  #: of gates that worked on it
+    deaths: int  #: of gates that had its lease
     opened_at: datetime | None
     closed_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunWithDates:
-    """A run with everything that is known of its dates, oldest date first."""
+    """A run and all its dates, oldest first."""
 
     run: Run
     dates: tuple[DateRow, ...]
@@ -158,7 +154,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionRow:
-    """What somebody did to a run."""
+    """An action on a run: who, when and why."""
 
     run_id: str
     action: RunAction
@@ -170,11 +166,11 @@ class ActionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run is: its state and the number of its dates in each state."""
+    """Progress of a run: its state, and the number of its dates in each state."""
 
     run: Run
     counts: Mapping[DateState, int]
-    note: str = ""  #: what whoever follows it should know
+    note: str = ""  #: a remark that `watch` shows with the progress
 
     @property
     def total(self) -> int:
@@ -186,7 +182,7 @@ class RunProgress:
 
     @property
     def processed(self) -> int:
-        """Dates that no worker has to touch any more: those that ended and those that wait for the gate."""
+        """Number of dates that need no more work by workers: ended, staged or published."""
         return self.ended + self.count(DateState.STAGED, DateState.PUBLISHED)
 
     def count(self, *states: DateState) -> int:
@@ -195,7 +191,7 @@ class RunProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceUse:
-    """What the checkpointed dates of a run were built from, as far as from one source."""
+    """Totals of the checkpointed dates of a run that were built from one source."""
 
     source: str
     dates: int
@@ -205,18 +201,18 @@ class SourceUse:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What there is to tell of the dates of a run, however many they are."""
+    """The parts of a run's report that concern its dates."""
 
     sources: tuple[SourceUse, ...]
     incomplete: tuple[DateRow, ...]  #: blocked or failed
-    accepted_or_forced: tuple[DateRow, ...]  #: accepted below what is complete, or forced
+    accepted_or_forced: tuple[DateRow, ...]  #: checkpointed with the verdict accepted or forced
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewAlert:
-    """Something that somebody should be told."""
+    """An alert to record."""
 
-    key: str  #: alerts of one key are told once, e.g. `run-blocked RUN`
+    key: str  #: a key is alerted once, e.g. `run-blocked RUN`
     kind: str
     title: str  #: one line
     body: str
@@ -226,7 +222,7 @@ class NewAlert:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Something that somebody was told, or is still to be told."""
+    """A recorded alert and the state of its delivery."""
 
     id: str
     key: str
@@ -235,11 +231,11 @@ class Alert:
     run_id: str | None
     title: str
     body: str
-    state: str  #: pending, sending, sent, failed (given up) or muted (of a kind that is not wanted)
+    state: str  #: pending, sending, sent, failed (abandoned) or muted (its kind is disabled)
     attempts: int
     lease_owner: str | None
-    lease_until: datetime | None  #: of its sender; while it is pending, when it is tried next
-    delivered: tuple[str, ...]  #: the endpoints that have it, by their masked names
+    lease_until: datetime | None  #: end of its sender's lease; of a pending alert, when to retry
+    delivered: tuple[str, ...]  #: masked names of the endpoints that got it
     created_at: datetime
     sent_at: datetime | None
-    error: str | None  #: why an endpoint did not take it, without secrets
+    error: str | None  #: of the last failed delivery, without secrets

@@ -1,4 +1,4 @@
-"""The states of runs, dates and windows, and the moves between them."""
+"""States of runs, dates and windows, and the transitions of dates."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from enum import Enum
 
 
 class RunState(Enum):
-    """Where a run is. The last four are ends."""
+    """State of a run. The last four are final."""
 
-    PLANNED = "planned"  #: written down, nothing sent yet
-    RUNNING = "running"  #: windows are open
-    PAUSED = "paused"  #: no date is begun and no window opened; what was begun is finished
-    CANCELLING = "cancelling"  #: told to stop: nothing is begun any more, what was begun is finished
+    PLANNED = "planned"  #: recorded, but no date was queued yet
+    RUNNING = "running"  #: its windows are opened one after the other, and workers build their dates
+    PAUSED = "paused"  #: starts no date and opens no window until it is resumed; started dates are finished
+    CANCELLING = "cancelling"  #: cancelled by the user: starts nothing more; started dates are finished first
     SUCCEEDED = "succeeded"  #: every date is checkpointed or skipped
     PARTIAL = "partial"  #: some dates are blocked or failed
-    FAILED = "failed"  #: no date was checkpointed
-    CANCELLED = "cancelled"  #: stopped before its end; what was checkpointed stays
+    FAILED = "failed"  #: some dates are blocked or failed, and none was checkpointed
+    CANCELLED = "cancelled"  #: stopped before all its dates were done; its checkpoints remain
 
 
 class DateState(Enum):
-    """Where one date of a run is."""
+    """State of one date of a run."""
 
-    PENDING = "pending"  #: its window is not open yet
-    QUEUED = "queued"  #: a task for it was sent
-    PROCESSING = "processing"  #: a worker holds it under a lease
-    STAGED = "staged"  #: its rows wait for the gate
-    PUBLISHED = "published"  #: readers see its rows; no checkpoint yet
-    CHECKPOINTED = "checkpointed"  #: done, and proven
-    FAILED = "failed"  #: it could not be built
-    BLOCKED = "blocked"  #: the gate, or the pre-flight check, refused it
-    SKIPPED = "skipped"  #: nothing to build, for the reason given
-    CANCELLED = "cancelled"  #: its run was cancelled before it was done; other runs may take it
+    PENDING = "pending"  #: waits until its window opens
+    QUEUED = "queued"  #: a task for it was sent to the workers
+    PROCESSING = "processing"  #: a worker has leased it and builds its rows
+    STAGED = "staged"  #: its rows are written to staging and wait for the gate
+    PUBLISHED = "published"  #: its rows are visible in the target, but not checkpointed yet
+    CHECKPOINTED = "checkpointed"  #: done: its checkpoint proves that the rows in the target are complete
+    FAILED = "failed"  #: building it raised an error that retries can't fix
+    BLOCKED = "blocked"  #: the gate or the pre-flight check refused it, for the reason given; its old rows remain
+    SKIPPED = "skipped"  #: there is nothing to build, for the reason given
+    CANCELLED = "cancelled"  #: its run was cancelled first; other runs may build it
 
 
 class WindowState(Enum):
-    """Where a window is."""
+    """State of a window."""
 
-    PENDING = "pending"  #: not sent yet
-    OPEN = "open"  #: its tasks were sent
-    CLOSING = "closing"  #: a gate works on it under a lease
-    CLOSED = "closed"  #: every date of it has its end
+    PENDING = "pending"  #: waits for its turn; its dates are not queued
+    OPEN = "open"  #: its dates were queued
+    CLOSING = "closing"  #: a gate has leased it: it judges, publishes and checkpoints the dates
+    CLOSED = "closed"  #: all its dates are in a final state
 
 
 class RunAction(Enum):
-    """What somebody did to a run."""
+    """What a user did to a run."""
 
     LAUNCHED = "launched"
     PAUSED = "paused"
@@ -56,10 +56,10 @@ ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, R
 ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
 )
-INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: those of them that somebody has to see to
+INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: ended, but to be looked at by a user
 UNFINISHED_DATES = frozenset(DateState) - ENDED_DATES
 
-#: What the gate finds settled when it is called: nothing of these is still being worked on.
+#: States of the dates that no worker processes any more, so that the gate can work on their window.
 READY_FOR_GATE = ENDED_DATES | {DateState.STAGED, DateState.PUBLISHED}
 
 DATE_TRANSITIONS: dict[DateState, frozenset[DateState]] = {
@@ -72,7 +72,7 @@ DATE_TRANSITIONS: dict[DateState, frozenset[DateState]] = {
             DateState.BLOCKED,
             DateState.SKIPPED,
             DateState.QUEUED,
-            DateState.PROCESSING,  # taken over from a dead worker
+            DateState.PROCESSING,  # claimed again after its worker died
             DateState.CANCELLED,
         }
     ),
@@ -85,9 +85,9 @@ DATE_TRANSITIONS: dict[DateState, frozenset[DateState]] = {
 
 
 def final_state(ends: dict[DateState, int]) -> RunState:
-    """The end of a run whose dates ended like this, if nobody cancelled it."""
-    fine = (DateState.CHECKPOINTED, DateState.SKIPPED)
-    bad = sum(count for state, count in ends.items() if state not in fine)
-    if not bad:
+    """Return the final state of a run that was not cancelled, from the number of its dates in each final state."""
+    successes = (DateState.CHECKPOINTED, DateState.SKIPPED)
+    incomplete = sum(count for state, count in ends.items() if state not in successes)
+    if not incomplete:
         return RunState.SUCCEEDED
     return RunState.PARTIAL if ends.get(DateState.CHECKPOINTED, 0) else RunState.FAILED

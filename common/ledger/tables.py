@@ -1,4 +1,4 @@
-"""The ledger's tables. Alembic's migrations create them; a test holds the two together."""
+"""The ledger's tables. Alembic's migrations create them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gated_backfill.common.ledger.states import DateState, RunState, WindowState
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC timestamp, also on SQLite, which keeps no zone."""
+    """A timezone-aware UTC timestamp, also on SQLite, which stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -57,13 +57,13 @@ metadata = MetaData(
 )
 
 
-#: Of a partial index. On PostgreSQL its migration alone says so: here it would import that dialect for every command.
+#: Condition of partial indexes. For PostgreSQL it is in the migration only, as its dialect is slow to import.
 ACTIVE = text("active")
 
 
-def one_of(column: str, states: type[RunState] | type[DateState] | type[WindowState]) -> CheckConstraint:
-    listed = ", ".join(f"'{state.value}'" for state in states)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
+def state_constraint(column: str, states: type[RunState] | type[DateState] | type[WindowState]) -> CheckConstraint:
+    values = ", ".join(f"'{state.value}'" for state in states)
+    return CheckConstraint(f"{column} IN ({values})", name=column)
 
 
 runs = Table(
@@ -74,10 +74,10 @@ runs = Table(
     Column("job_version", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("options", JSON, nullable=False),  #: fallback, force, reason, window, in_flight, ...
-    Column("requested", Text, nullable=False),  #: what was asked for and what it resolved to, in words
+    Column("requested", Text, nullable=False),  #: the requested dates and what they resolved to, in words
     Column("requested_by", String(128), nullable=False),
-    Column("reason", Text),  #: why it was launched, as whoever did it said
-    Column("owner", String(128)),  #: the embedded stack that runs it; null on a broker of the user's
+    Column("reason", Text),  #: the user's reason for the launch
+    Column("owner", String(128)),  #: embedded stack whose workers run it; null with a broker of the user
     Column("first_date", Date, nullable=False),
     Column("last_date", Date, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -85,8 +85,8 @@ runs = Table(
     Column("finished_at", UtcDateTime),
     Column("undone_at", UtcDateTime),
     Column("undone_by", String(128)),
-    Column("reported_at", UtcDateTime),  #: when its end was told: alerts recorded, warehouse history written
-    one_of("state", RunState),
+    Column("reported_at", UtcDateTime),  #: when its post-run steps were done: alerts recorded, history written
+    state_constraint("state", RunState),
     Index(None, "job", "created_at"),
     Index(None, "finished_at"),
 )
@@ -99,10 +99,10 @@ windows = Table(
     Column("state", String(16), nullable=False),
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
-    Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they worked on it
+    Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they had its lease
     Column("opened_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
-    one_of("state", WindowState),
+    state_constraint("state", WindowState),
 )
 
 run_dates = Table(
@@ -111,9 +111,9 @@ run_dates = Table(
     Column("run_id", String(40), ForeignKey("runs.id"), primary_key=True),
     Column("day", Date, primary_key=True),
     Column("job", String(128), nullable=False),
-    Column("window", Integer),  #: null for a date that was ended by the plan
+    Column("window", Integer),  #: null for a date that the plan ended
     Column("state", String(16), nullable=False),
-    Column("active", Boolean, nullable=False),  #: holds the date against other runs of the job
+    Column("active", Boolean, nullable=False),  #: no other run of the job can take the date
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("deaths", Integer, nullable=False, server_default="0"),  #: attempts that ended with the worker's death
     Column("lease_owner", String(128)),
@@ -121,11 +121,11 @@ run_dates = Table(
     Column("reason", Text),  #: why it was skipped, blocked, accepted, ...
     Column("verdict", String(16)),
     Column("expected", Integer),
-    Column("found", JSON),  #: expected entities found, by source
+    Column("found", JSON),  #: number of expected entities present, by source
     Column("source", String(256)),
     Column("source_reason", Text),
     Column("matched", Integer),
-    Column("missing", JSON),  #: names of missing entities (a sample)
+    Column("missing", JSON),  #: names of some missing entities
     Column("rows", Integer),
     Column("staged_path", Text),
     Column("checksum", String(64)),
@@ -137,7 +137,7 @@ run_dates = Table(
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("seconds", Float),  #: wall time of the last attempt
-    one_of("state", DateState),
+    state_constraint("state", DateState),
     Index(
         "uq_run_dates_active",
         "job",
@@ -150,13 +150,13 @@ run_dates = Table(
     Index(None, "job", "day"),
 )
 
-#: Who did what to a run, when and why. Rows are only ever added: the database itself refuses to change or remove one.
+#: Who did what to a run, when and why. A trigger forbids to change or delete rows.
 actions = Table(
     "actions",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
-    Column("action", String(16), nullable=False),  #: see `gated_backfill.common.ledger.states.Action`
+    Column("action", String(16), nullable=False),  #: see `states.RunAction`
     Column("by", String(128), nullable=False),
     Column("reason", Text),
     Column("details", JSON, nullable=False),
@@ -183,17 +183,17 @@ checkpoints = Table(
     CheckConstraint("verdict IN ('complete', 'accepted', 'forced')", name="verdict"),
 )
 
-#: What a run's checkpoints replaced, for when the run is undone.
+#: Checkpoints of earlier runs that a run replaced, to restore when it is undone.
 replaced_checkpoints = Table(
     "replaced_checkpoints",
     metadata,
     Column("replaced_by", String(40), ForeignKey("runs.id"), primary_key=True),
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
-    *(Column(one.name, one.type, nullable=False) for one in checkpoints.c if not one.primary_key),
+    *(Column(column.name, column.type, nullable=False) for column in checkpoints.c if not column.primary_key),
 )
 
-#: Dates that an audit found not to be as they should be; a flag is cleared by the checkpoint that repairs its date.
+#: Dates in which an audit found something wrong; the next checkpoint of a date clears its flag.
 flagged_dates = Table(
     "flagged_dates",
     metadata,
@@ -206,10 +206,10 @@ flagged_dates = Table(
     Column("flagged_at", UtcDateTime, nullable=False),
     Column("flagged_by", String(128), nullable=False),
     Column("cleared_at", UtcDateTime),
-    Column("cleared_by", String(40)),  #: the run whose checkpoint did, or `audit`
+    Column("cleared_by", String(40)),  #: the run that checkpointed the date, or `audit`
 )
 
-#: Deletions of stale rows: each is backed up before, and can be put back until its backup expires.
+#: Deletions of stale rows. Rows are backed up first, and can be restored until the backup expires.
 cleanup_operations = Table(
     "cleanup_operations",
     metadata,
@@ -217,25 +217,25 @@ cleanup_operations = Table(
     Column("table_name", String(256), nullable=False),
     Column("date_column", String(128), nullable=False),
     Column("state", String(16), nullable=False),
-    Column("cutoff", Date, nullable=False),  #: rows of dates before it are stale
-    Column("rows", Integer, nullable=False),  #: stale ones
+    Column("cutoff", Date, nullable=False),  #: rows of earlier dates are stale
+    Column("rows", Integer, nullable=False),  #: number of stale rows
     Column("dates", Integer, nullable=False),
     Column("oldest", Date),
     Column("newest", Date),
-    Column("table_rows", Integer, nullable=False),  #: rows of the whole table before
-    Column("backup", Text),  #: where the rows are kept
+    Column("table_rows", Integer, nullable=False),  #: number of rows in the whole table before the deletion
+    Column("backup", Text),  #: location of the backup
     Column("checksum", String(64)),  #: of the backup
-    Column("kept", JSON),  #: by date, the fingerprint and the number of the rows that are backed up
+    Column("kept", JSON),  #: fingerprint and number of the backed up rows, by date
     Column(
         "leave_written", Boolean, nullable=False, server_default=text("false")
-    ),  #: of its restoration: dates written since are left alone
+    ),  #: option of the restore: skip dates written since the deletion
     Column(
         "intact_only", Boolean, nullable=False, server_default=text("false")
-    ),  #: of its restoration: dates damaged in the backup are left out
+    ),  #: option of the restore: skip dates that are damaged in the backup
     Column("requested_by", String(128), nullable=False),
-    Column("owner", String(128)),  #: the process that works on it
+    Column("owner", String(128)),  #: process that has its lease
     Column("lease_until", UtcDateTime),
-    Column("active", Boolean, nullable=False),  #: holds the table against other operations
+    Column("active", Boolean, nullable=False),  #: no other operation can take the table
     Column("created_at", UtcDateTime, nullable=False),
     Column("backed_up_at", UtcDateTime),
     Column("deleted_at", UtcDateTime),
@@ -253,12 +253,12 @@ cleanup_operations = Table(
     Index(None, "state"),
 )
 
-#: What beat has had done: for each kind of work, the last due moment that is done, and who is at it.
+#: Maintenance tasks of beat: the latest completed slot (due moment) of each, and its lease.
 maintenance = Table(
     "maintenance",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("done_slot", UtcDateTime),  #: the due moment that was last carried out
+    Column("done_slot", UtcDateTime),  #: latest slot that was completed
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
     Column("started_at", UtcDateTime),
@@ -267,12 +267,12 @@ maintenance = Table(
     Column("error", Text),
 )
 
-#: Alerts: written down first, then delivered, so that a dead endpoint costs nothing but the message's delay.
+#: Alerts: recorded first and delivered later, so that an unreachable endpoint only delays the message.
 alerts = Table(
     "alerts",
     metadata,
     Column("id", String(40), primary_key=True),
-    Column("key", String(200), nullable=False),  #: what must be told once, e.g. `run-blocked RUN`
+    Column("key", String(200), nullable=False),  #: a key is alerted once, e.g. `run-blocked RUN`
     Column("kind", String(32), nullable=False),
     Column("job", String(128)),
     Column("run_id", String(40)),
@@ -281,8 +281,8 @@ alerts = Table(
     Column("state", String(16), nullable=False),  #: pending, sending, sent, failed, muted
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("lease_owner", String(128)),
-    Column("lease_until", UtcDateTime),  #: of a sender; while it is pending, when it is tried next
-    Column("delivered", JSON),  #: the endpoints that have it, by their masked names
+    Column("lease_until", UtcDateTime),  #: end of its sender's lease; of a pending alert, when to retry
+    Column("delivered", JSON),  #: masked names of the endpoints that got it
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
     Column("error", Text),

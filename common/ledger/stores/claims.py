@@ -1,4 +1,4 @@
-"""Dates in the hands of workers: claimed under a lease, left, given back."""
+"""Claims: dates that workers process under a lease, until they release them or lose them."""
 
 from __future__ import annotations
 
@@ -32,33 +32,32 @@ from gated_backfill.common.ledger.stores.orders import Instruction, decide_instr
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.process.clock import utcnow
 
-CLAIMABLE = select(run_dates).where(RUN_DAYS).order_by(run_dates.c.day).with_for_update()
-TAKEN = {
+LOCK_DATES = select(run_dates).where(RUN_DAYS).order_by(run_dates.c.day).with_for_update()
+CLAIMED_COLUMNS = {
     "state": DateState.PROCESSING.value,
     "attempt": run_dates.c.attempt + 1,
     "lease_owner": bindparam("owner"),
     "lease_until": bindparam("until"),
     "started_at": bindparam("now"),
 }
-CLAIM = update(run_dates).where(RUN_DAYS).values(TAKEN | {"deaths": bindparam("deaths_seen")})
-#: That the run of a date goes on.
-GOES_ON = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
-#: Of what nobody holds and no worker has died on: the dates of nearly every task.
-UNTOUCHED = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, GOES_ON)
-FREE = and_(RUN_DAYS, UNTOUCHED)
-TAKE_FREE = (
+CLAIM_LOCKED = update(run_dates).where(RUN_DAYS).values(CLAIMED_COLUMNS | {"deaths": bindparam("deaths_so_far")})
+IS_RUN_RUNNING = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
+#: Nearly every claim is of such dates, which need no look at leases or deaths.
+IS_FREE = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, IS_RUN_RUNNING)
+FREE_DAYS = and_(RUN_DAYS, IS_FREE)
+CLAIM_FREE_DAYS = (
     update(run_dates)
     .where(
         run_dates.c.run_id == bindparam("run"),
-        run_dates.c.day.in_(select(run_dates.c.day).where(FREE).order_by(run_dates.c.day).with_for_update()),
-        FREE,  # another may have taken one while this waited for it
+        run_dates.c.day.in_(select(run_dates.c.day).where(FREE_DAYS).order_by(run_dates.c.day).with_for_update()),
+        FREE_DAYS,  # checked again: another worker may have claimed a date while this waited for its lock
     )
-    .values(TAKEN)
+    .values(CLAIMED_COLUMNS)
     .returning(*run_dates.c)
 )
-#: The same of a single date, which takes half as long: no other is locked that would have to be locked in order.
-TAKE_ONE = update(run_dates).where(RUN_DAY, UNTOUCHED).values(TAKEN).returning(*run_dates.c)
-HELD = (
+#: The same for one day in half the time, because a single row needs no order of locking.
+CLAIM_FREE_DAY = update(run_dates).where(RUN_DAY, IS_FREE).values(CLAIMED_COLUMNS).returning(*run_dates.c)
+LOCK_CLAIMED = (
     select(run_dates.c.day, runs.c.state)
     .join(runs, runs.c.id == run_dates.c.run_id)
     .where(CLAIMED_BY_OWNER)
@@ -67,7 +66,7 @@ HELD = (
 
 
 class ClaimStore(LedgerStore):
-    """Who holds which date, and until when."""
+    """Leases on dates. A date's lease has an owner, who is a worker process, and an end."""
 
     def claim_dates(
         self,
@@ -79,48 +78,50 @@ class ClaimStore(LedgerStore):
         is_dead: Callable[[str], bool],
         max_deaths: int,
     ) -> list[DateRow]:
-        """Take dates to process them together, oldest first; nothing is returned when none is to be processed (yet).
+        """Claim dates for `owner` with a lease until `until`; returns those claimed, oldest first.
 
-        A queued date is free. One that another worker holds is free when that worker is dead or its lease has run
-        out; the death is counted, and a date that has seen `max_deaths` of them is failed instead. One that has seen
-        any is taken alone, once no other is left, so that it kills no worker that has others in hand.
+        A date can be claimed if it is queued, or if its worker is dead or its lease has expired. Such a death is
+        counted, and a date with `max_deaths` deaths is failed instead. A date with deaths is claimed alone, after all
+        others, so that it can kill no worker that processes other dates as well.
         """
         now = utcnow()
         lease = {"owner": owner, "until": until, "now": now}
-        if taken := self._take_free(run_id, days, lease):
-            return taken
+        if free_rows := self._claim_free(run_id, days, lease):
+            return free_rows
         with self._write(durable=False) as connection:
-            rows = connection.execute(CLAIMABLE, {"run": run_id, "days": list(days)}).mappings().all()
+            rows = connection.execute(LOCK_DATES, {"run": run_id, "days": list(days)}).mappings().all()
             if not rows or not is_run_running(connection, run_id):
                 return []
-            deaths = {row["day"]: _deaths(row, owner, now, is_dead) for row in rows}
-            for day, seen in deaths.items():
-                if seen is not None and seen >= max_deaths:
-                    this = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
-                    connection.execute(update(run_dates).where(this).values(worker_lost_columns(seen, now)))
-            free = [row for row in rows if (seen := deaths[row["day"]]) is not None and seen < max_deaths]
-            taken = [row for row in free if not deaths[row["day"]]] or free[:1]
-            if not taken:
+            deaths_by_day = {row["day"]: _deaths_if_claimed(row, owner, now, is_dead) for row in rows}
+            for day, deaths in deaths_by_day.items():
+                if deaths is not None and deaths >= max_deaths:
+                    is_date = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
+                    connection.execute(update(run_dates).where(is_date).values(worker_lost_columns(deaths, now)))
+            claimable = [
+                row for row in rows if (deaths := deaths_by_day[row["day"]]) is not None and deaths < max_deaths
+            ]
+            claimed = [row for row in claimable if not deaths_by_day[row["day"]]] or claimable[:1]
+            if not claimed:
                 return []
-            which = {"run": run_id, "days": [row["day"] for row in taken]}
-            seen = deaths[taken[0]["day"]]
-            connection.execute(CLAIM, which | {"deaths_seen": seen} | lease)
+            deaths = deaths_by_day[claimed[0]["day"]]
+            key = {"run": run_id, "days": [row["day"] for row in claimed]}
+            connection.execute(CLAIM_LOCKED, key | {"deaths_so_far": deaths} | lease)
         values = {
             "state": DateState.PROCESSING.value,
-            "deaths": seen,
+            "deaths": deaths,
             "lease_owner": owner,
             "lease_until": until,
             "started_at": now,
         }
-        return [date_from_row({**row, **values, "attempt": row["attempt"] + 1}) for row in taken]
+        return [date_from_row({**row, **values, "attempt": row["attempt"] + 1}) for row in claimed]
 
-    def _take_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
-        """Take those that nobody holds. In a transaction of its own: rows it waited for and did not get stay locked."""
+    def _claim_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
+        """Claim queued dates without deaths, in a separate transaction that releases all its locks at its end."""
         if not self._engine.dialect.update_returning:
             return []
         with self._write_one(durable=False) as connection:
-            taken = connection.execute(*_taking(run_id, days, lease)).mappings().all()
-        return sorted(map(date_from_row, taken), key=lambda row: row.day)
+            rows = connection.execute(*_claim_free_statement(run_id, days, lease)).mappings().all()
+        return sorted(map(date_from_row, rows), key=lambda row: row.day)
 
     def requeue_dates(
         self,
@@ -132,41 +133,42 @@ class ClaimStore(LedgerStore):
         max_deaths: int,
         ignore_deaths_before: datetime | None = None,
     ) -> list[date]:
-        """Queue again the dates of a window whose worker is dead or past its lease; returns the days to send again.
+        """Requeue the dates of window `number` whose worker is dead or whose lease has expired.
 
-        With `queued_too`, what was queued counts as lost as well. A date that has seen `max_deaths` deaths is failed;
-        the death of a worker that took it up before `innocent_before` is not counted: it died of something else.
-        Nothing is to be sent of a run that is paused, and what is lost of one that is being cancelled is cancelled.
+        `include_queued`: requeue dates in state `queued` too, because their messages were lost. A date with
+        `max_deaths` deaths is failed; deaths of claims made before `ignore_deaths_before` are not counted, because the
+        date did not cause them. In a run that is being cancelled, lost dates are cancelled. Returns the days for which
+        messages are to be sent: none while the run is paused.
         """
         now = utcnow()
-        again: list[date] = []
+        requeued_days: list[date] = []
         lost_states = [DateState.PROCESSING.value, *([DateState.QUEUED.value] if include_queued else [])]
         query = select(run_dates).where(
             run_dates.c.run_id == run_id, run_dates.c.window == number, run_dates.c.state.in_(lost_states)
         )
         with self._write() as connection:
-            run = lock_run_state(connection, run_id)
+            run_state = lock_run_state(connection, run_id)
             for row in connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all():
-                this = and_(run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
+                is_date = and_(run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
                 values: dict[str, Any] = {"queued_at": now}
                 if row["state"] == DateState.PROCESSING.value:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
-                    innocent = ignore_deaths_before is not None and row["started_at"] < ignore_deaths_before
-                    deaths = row["deaths"] + (not innocent)
+                    is_ignored = ignore_deaths_before is not None and row["started_at"] < ignore_deaths_before
+                    deaths = row["deaths"] + (not is_ignored)
                     values |= {"deaths": deaths} | date_transition(DateState.PROCESSING, DateState.QUEUED, {})
-                    if not innocent and deaths >= max_deaths:
+                    if not is_ignored and deaths >= max_deaths:
                         values = worker_lost_columns(deaths, now)
-                failed = values.get("state") == DateState.FAILED.value
-                if run is RunState.CANCELLING and not failed:
+                is_failed = values.get("state") == DateState.FAILED.value
+                if run_state is RunState.CANCELLING and not is_failed:
                     values |= cancelled_columns(cancellation_reason(connection, run_id))
-                connection.execute(update(run_dates).where(this).values(values))
-                if run not in (RunState.PAUSED, RunState.CANCELLING) and not failed:
-                    again.append(row["day"])
-        return again
+                connection.execute(update(run_dates).where(is_date).values(values))
+                if run_state not in (RunState.PAUSED, RunState.CANCELLING) and not is_failed:
+                    requeued_days.append(row["day"])
+        return requeued_days
 
     def list_lease_owners(self, run_id: str) -> set[str]:
-        """Who holds a date of the run to process it, or a window to gate it, whether or not the lease still runs."""
+        """Return the owners of all leases on dates and windows of the run, including expired leases."""
         dates = select(run_dates.c.lease_owner).where(
             run_dates.c.run_id == run_id, run_dates.c.lease_owner.is_not(None)
         )
@@ -175,7 +177,7 @@ class ClaimStore(LedgerStore):
             return set(connection.execute(dates.union(gates)).scalars())
 
     def earliest_lease_end(self, run_id: str, days: Collection[date]) -> datetime | None:
-        """When the first lease of dates that are being processed runs out; None when none is being processed."""
+        """Return when the first lease of the days in state `processing` expires; None without such a day."""
         query = select(func.min(run_dates.c.lease_until)).where(
             run_dates.c.run_id == run_id,
             run_dates.c.day.in_(list(days)),
@@ -187,73 +189,75 @@ class ClaimStore(LedgerStore):
     def release_dates(
         self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], *, owner: str
     ) -> frozenset[date]:
-        """Move dates that the worker holds to their states with their facts, in one transaction.
+        """End the owner's claims: write each date's next state and columns, in one transaction.
 
-        Returns those that it did hold: the others are not its own any more. What would be staged for a run that was
-        told to discard that is dropped instead, and not among them either.
+        Returns the days that were written. The others are no longer claimed by the owner, or are cancelled instead of
+        staged because the run was cancelled with `--discard`.
         """
-        if len(ends) == 1 and self._has_left(run_id, ends, owner):
+        if len(ends) == 1 and self._release_one(run_id, ends, owner):
             return frozenset(ends)
-        which = {"run": run_id, "days": list(ends), "owner": owner}
+        key = {"run": run_id, "days": list(ends), "owner": owner}
         with self._write(durable=False) as connection:
-            rows = connection.execute(HELD, which).all()
-            held = frozenset(row.day for row in rows)
-            if rows and _discarding(connection, run_id, RunState(rows[0].state)):
-                unwanted = [day for day in held if ends[day][0] is DateState.STAGED]
+            rows = connection.execute(LOCK_CLAIMED, key).all()
+            claimed_days = frozenset(row.day for row in rows)
+            if rows and _discards_staged(connection, run_id, RunState(rows[0].state)):
+                discarded_days = [day for day in claimed_days if ends[day][0] is DateState.STAGED]
                 values = cancelled_columns(cancellation_reason(connection, run_id))
-                connection.execute(update(run_dates).where(CLAIMED_BY_OWNER).values(values), which | {"days": unwanted})
-                held -= frozenset(unwanted)
-            for to in {to for to, _ in ends.values()}:
+                connection.execute(
+                    update(run_dates).where(CLAIMED_BY_OWNER).values(values), key | {"days": discarded_days}
+                )
+                claimed_days -= frozenset(discarded_days)
+            for next_state in {state for state, _ in ends.values()}:
                 rows = [
-                    {"of_run": run_id, "of_day": day, **date_transition(DateState.PROCESSING, to, facts)}
-                    for day, (state, facts) in sorted(ends.items())
-                    if day in held and state is to
+                    {"of_run": run_id, "of_day": day, **date_transition(DateState.PROCESSING, state, columns)}
+                    for day, (state, columns) in sorted(ends.items())
+                    if day in claimed_days and state is next_state
                 ]
-                for alike in group_by_columns(rows):
-                    connection.execute(update_date_statement(alike[0]), alike)
-        return held
+                for group in group_by_columns(rows):
+                    connection.execute(update_date_statement(group[0]), group)
+        return claimed_days
 
-    def _has_left(self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], owner: str) -> bool:
-        """Move the one date, if the worker holds it and its run goes on, as is nearly always so."""
-        ((day, (to, facts)),) = ends.items()
-        values = date_transition(DateState.PROCESSING, to, facts)
-        which = {"of_run": run_id, "of_day": day, "of_owner": owner}
+    def _release_one(self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], owner: str) -> bool:
+        """Release one date with a single statement, if the owner has its lease and the run is running."""
+        ((day, (state, columns)),) = ends.items()
+        values = date_transition(DateState.PROCESSING, state, columns)
+        key = {"of_run": run_id, "of_day": day, "of_owner": owner}
         with self._write_one(durable=False) as connection:
-            return bool(connection.execute(_leaving(tuple(values)), which | values).rowcount)
+            return bool(connection.execute(_release_statement(tuple(values)), key | values).rowcount)
 
 
-def _taking(run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> tuple[Update, dict[str, Any]]:
-    """What takes those of the days that nobody holds."""
+def _claim_free_statement(
+    run_id: str, days: Collection[date], lease: Mapping[str, Any]
+) -> tuple[Update, dict[str, Any]]:
     if len(days) > 1:
-        return TAKE_FREE, {"run": run_id, "days": list(days), **lease}
+        return CLAIM_FREE_DAYS, {"run": run_id, "days": list(days), **lease}
     (day,) = days
-    return TAKE_ONE, {"of_run": run_id, "of_day": day, **lease}
+    return CLAIM_FREE_DAY, {"of_run": run_id, "of_day": day, **lease}
 
 
-def _deaths(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
-    """The deaths that a date has seen, should it be taken now; None when it is not to be had."""
+def _deaths_if_claimed(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
+    """Return the deaths to record if the date is claimed now; None if it can't be claimed."""
     if row["state"] == DateState.QUEUED.value:
         return row["deaths"]
     if row["state"] != DateState.PROCESSING.value:
         return None
-    if row["lease_owner"] == owner:  # a worker has one task at a time: its own is one that it could not end
+    if row["lease_owner"] == owner:  # a worker runs one task at a time, so its earlier claim failed to be released
         return row["deaths"]
-    gone = row["lease_until"] < now or is_dead(row["lease_owner"])
-    return row["deaths"] + 1 if gone else None
+    is_lost = row["lease_until"] < now or is_dead(row["lease_owner"])
+    return row["deaths"] + 1 if is_lost else None
 
 
-def _discarding(connection: Connection, run_id: str, state: RunState) -> bool:
-    if state is RunState.RUNNING:  # as it is nearly always
+def _discards_staged(connection: Connection, run_id: str, state: RunState) -> bool:
+    if state is RunState.RUNNING:  # the usual case needs no further query
         return False
-    return (
-        decide_instruction(state, has_begun=True, discard=has_discard_request(connection, run_id)) is Instruction.CANCEL
-    )
+    discard = has_discard_request(connection, run_id)
+    return decide_instruction(state, has_begun=True, discard=discard) is Instruction.CANCEL
 
 
 @lru_cache
-def _leaving(names: tuple[str, ...]) -> Update:
-    return update_date_columns(names).where(
+def _release_statement(columns: tuple[str, ...]) -> Update:
+    return update_date_columns(columns).where(
         run_dates.c.state == DateState.PROCESSING.value,
         run_dates.c.lease_owner == bindparam("of_owner"),
-        GOES_ON,
+        IS_RUN_RUNNING,
     )

@@ -1,4 +1,4 @@
-"""Cleanup operations: what was deleted from which table, and where it is kept."""
+"""Cleanup operations: which stale rows were deleted from which table, and their backups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -15,23 +15,21 @@ from sqlalchemy.exc import IntegrityError
 from gated_backfill.common.errors import TableInUse, UserError
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.tables import cleanup_operations as operations
+from gated_backfill.common.model.backup import BackupDate
 from gated_backfill.common.process.clock import utcnow
-
-if TYPE_CHECKING:
-    from gated_backfill.common.model.backup import BackupDate
 
 
 class CleanupState(Enum):
-    """Where a cleanup operation is."""
+    """State of a cleanup operation."""
 
-    PLANNED = "planned"  #: its backup is being made; nothing is deleted
-    BACKED_UP = "backed_up"  #: its backup is whole; rows are being deleted
-    DELETED = "deleted"  #: what it deleted is gone, and is kept in its backup
-    RESTORING = "restoring"  #: its backup is being put back
-    RESTORED = "restored"  #: its backup was put back
-    DAMAGED = "damaged"  #: it may have deleted rows, and its backup is not whole; what is left of that is kept
-    EXPIRED = "expired"  #: its backup is removed
-    ABANDONED = "abandoned"  #: it was given up before it deleted anything
+    PLANNED = "planned"  #: the backup is being written; no row is deleted yet
+    BACKED_UP = "backed_up"  #: the backup is complete; rows are being deleted
+    DELETED = "deleted"  #: the rows are deleted, and kept in the backup
+    RESTORING = "restoring"  #: the backup is being written back
+    RESTORED = "restored"  #: the backup was written back
+    DAMAGED = "damaged"  #: rows may be deleted and the backup is incomplete; the rest of it is kept
+    EXPIRED = "expired"  #: the backup is removed after its retention
+    ABANDONED = "abandoned"  #: stopped before any row was deleted
 
 
 CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
@@ -45,7 +43,7 @@ CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
     CleanupState.ABANDONED: frozenset(),
 }
 
-#: An operation in one of these holds its table.
+#: An operation in one of these states reserves its table.
 UNFINISHED_CLEANUPS = frozenset({CleanupState.PLANNED, CleanupState.BACKED_UP, CleanupState.RESTORING})
 
 STAMPS: Mapping[CleanupState, str] = {
@@ -57,41 +55,41 @@ STAMPS: Mapping[CleanupState, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NewCleanup:
-    """An operation to open."""
+    """A cleanup operation to open."""
 
     id: str
     table_name: str
     date_column: str
-    cutoff: date  #: rows of dates before it are stale
+    cutoff: date  #: rows of earlier dates are stale
     rows: int
     dates: int
     oldest: date
     newest: date
     table_rows: int
-    backup: str  #: where the rows will be kept
+    backup: str  #: location of the backup
     requested_by: str
     expires_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupOperation:
-    """A deletion of stale rows, as far as it has come."""
+    """A cleanup operation: the deletion of stale rows, and possibly their restore."""
 
     id: str
     table_name: str
     date_column: str
     state: CleanupState
     cutoff: date
-    rows: int  #: that are deleted; until they are, that are to be
+    rows: int  #: stale rows, deleted or to delete
     dates: int
     oldest: date | None
     newest: date | None
-    table_rows: int  #: of the whole table before
-    backup: str | None  #: where the rows are kept; None once they are not
+    table_rows: int  #: in the whole table before the deletion
+    backup: str | None  #: location of the backup; None after it is removed
     checksum: str | None
-    kept: Mapping[date, BackupDate]  #: what was backed up, by date; once restored, what was put back
-    leave_written: bool  #: of its restoration: dates written since are left alone
-    intact_only: bool  #: of its restoration: dates that are damaged in the backup are left out
+    kept: Mapping[date, BackupDate]  #: backed up rows by date; after a restore, the restored ones
+    leave_written: bool  #: option of the restore: skip dates written since the deletion
+    intact_only: bool  #: option of the restore: skip dates that are damaged in the backup
     requested_by: str
     owner: str | None
     lease_until: datetime | None
@@ -110,10 +108,10 @@ def new_cleanup_id() -> str:
 
 
 class CleanupStore(LedgerStore):
-    """At most one unfinished operation a table."""
+    """Cleanup operations, of which a table has at most one unfinished."""
 
     def open_cleanup(self, new: NewCleanup, owner: str, lease_until: datetime) -> CleanupOperation:
-        """Write an operation down as planned. Raises `TableTaken` when the table has an unfinished one."""
+        """Insert an operation as planned. Raises `TableInUse` when the table has an unfinished one."""
         row = {
             **{name: getattr(new, name) for name in new.__dataclass_fields__},
             "state": CleanupState.PLANNED.value,
@@ -126,60 +124,60 @@ class CleanupStore(LedgerStore):
             with self._write() as connection:
                 connection.execute(insert(operations), row)
         except IntegrityError as exc:
-            raise self._held_by_another(new.table_name) from exc
+            raise self._table_in_use_error(new.table_name) from exc
         return self.get_cleanup(new.id)
 
     def get_cleanup(self, operation_id: str) -> CleanupOperation:
-        """The operation. Raises `UserError` when there is none of that id."""
+        """Return the operation. Raises `UserError` when the ledger has none of that id."""
         with self._read() as connection:
             query = select(operations).where(operations.c.id == operation_id)
             row = connection.execute(query).mappings().one_or_none()
         if row is None:
             raise UserError(f"there is no cleanup {operation_id!r}: `backfill cleanup list` shows them")
-        return _operation_of(row)
+        return _operation_from_row(row)
 
     def list_cleanups(
         self, *, states: Collection[CleanupState] | None = None, limit: int | None = None
     ) -> list[CleanupOperation]:
-        """The operations, by default of every state, newest first."""
+        """Return the operations in one of the states (default: any), newest first."""
         query = select(operations).order_by(operations.c.created_at.desc(), operations.c.id).limit(limit)
         if states is not None:
             query = query.where(operations.c.state.in_([state.value for state in states]))
         with self._read() as connection:
-            return [_operation_of(row) for row in connection.execute(query).mappings()]
+            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
 
     def list_unfinished_cleanups(self) -> list[CleanupOperation]:
-        """The operations that hold their tables."""
+        """Return the operations that reserve their tables."""
         with self._read() as connection:
             rows = connection.execute(select(operations).where(operations.c.active)).mappings()
-            return [_operation_of(row) for row in rows]
+            return [_operation_from_row(row) for row in rows]
 
     def claim_cleanup(
         self, operation_id: str, owner: str, lease_until: datetime, *, is_dead: Callable[[str], bool]
     ) -> CleanupOperation | None:
-        """Take an unfinished operation over from an owner that is dead, gave it up, or whose lease has run out.
+        """Claim an unfinished operation that was released, or whose owner is dead or whose lease has expired.
 
-        Returns None when it is finished or its owner is at work.
+        Returns None when the operation is finished or a live owner has its lease.
         """
-        found = self.get_cleanup(operation_id)
-        waiting = found.owner in (None, owner) or found.lease_until is None or found.lease_until < utcnow()
-        if not found.active or not (waiting or is_dead(str(found.owner))):
+        operation = self.get_cleanup(operation_id)
+        is_free = operation.owner in (None, owner) or operation.lease_until is None or operation.lease_until < utcnow()
+        if not operation.active or not (is_free or is_dead(str(operation.owner))):
             return None
         with self._write() as connection:
-            taken = connection.execute(
+            is_claimed = connection.execute(
                 update(operations)
                 .where(
                     operations.c.id == operation_id,
-                    operations.c.state == found.state.value,
-                    operations.c.owner.is_not_distinct_from(found.owner),
-                    operations.c.lease_until.is_not_distinct_from(found.lease_until),
+                    operations.c.state == operation.state.value,
+                    operations.c.owner.is_not_distinct_from(operation.owner),
+                    operations.c.lease_until.is_not_distinct_from(operation.lease_until),
                 )
                 .values(owner=owner, lease_until=lease_until)
             ).rowcount
-        return self.get_cleanup(operation_id) if taken else None
+        return self.get_cleanup(operation_id) if is_claimed else None
 
     def renew_cleanup(self, operation_id: str, *, expect: CleanupState, owner: str, lease_until: datetime) -> bool:
-        """Go on holding an unfinished operation; False when it is not in that state, or not the owner's, any more."""
+        """Extend the lease of an unfinished operation; returns False if the owner lost it or its state changed."""
         with self._write() as connection:
             return bool(
                 connection.execute(
@@ -195,7 +193,7 @@ class CleanupStore(LedgerStore):
             )
 
     def release_cleanup(self, operation_id: str, owner: str, error: str) -> None:
-        """Leave an unfinished operation, as it is, to whoever comes next."""
+        """Release an unfinished operation in its state, with the error, so that another process can continue it."""
         with self._write() as connection:
             connection.execute(
                 update(operations)
@@ -211,45 +209,47 @@ class CleanupStore(LedgerStore):
         to: CleanupState,
         owner: str | None = None,
         lease_until: datetime | None = None,
-        **facts: Any,
+        **columns: Any,
     ) -> bool:
-        """Change an operation's state if it is the one expected and, of an unfinished one, the owner holds it.
+        """Change an operation from state `expect` to state `to`, and write further columns.
 
-        An operation that is begun again is then the owner's. Raises `TableTaken` when its table has another one.
+        An unfinished operation is changed only by the owner of its lease; a finished one that becomes unfinished gets
+        `owner` and `lease_until`. Returns False if a condition does not hold. Raises `TableInUse` when the table has
+        another unfinished operation.
         """
         if to not in CLEANUP_TRANSITIONS[expect]:
             raise ValueError(f"a cleanup never moves from {expect.value} to {to.value}")
-        unfinished = to in UNFINISHED_CLEANUPS
-        if "kept" in facts:
-            facts["kept"] = {f"{day}": [one.fingerprint, one.rows] for day, one in facts["kept"].items()}
-        values: dict[str, Any] = {"error": None} | facts | {"state": to.value, "active": unfinished}
-        values |= {"owner": owner if unfinished else None, "lease_until": lease_until if unfinished else None}
+        is_unfinished = to in UNFINISHED_CLEANUPS
+        if "kept" in columns:
+            columns["kept"] = {f"{day}": [kept.fingerprint, kept.rows] for day, kept in columns["kept"].items()}
+        values: dict[str, Any] = {"error": None} | columns | {"state": to.value, "active": is_unfinished}
+        values |= {"owner": owner if is_unfinished else None, "lease_until": lease_until if is_unfinished else None}
         if to in STAMPS and not (expect is CleanupState.RESTORING and to is CleanupState.DELETED):
             values[STAMPS[to]] = utcnow()
-        held = operations.c.owner == owner if expect in UNFINISHED_CLEANUPS else operations.c.active.is_(False)
-        where = (operations.c.id == operation_id, operations.c.state == expect.value, held)
+        is_allowed = operations.c.owner == owner if expect in UNFINISHED_CLEANUPS else operations.c.active.is_(False)
+        conditions = (operations.c.id == operation_id, operations.c.state == expect.value, is_allowed)
         try:
             with self._write() as connection:
-                return bool(connection.execute(update(operations).where(*where).values(values)).rowcount)
+                return bool(connection.execute(update(operations).where(*conditions).values(values)).rowcount)
         except IntegrityError as exc:
-            raise self._held_by_another(self.get_cleanup(operation_id).table_name) from exc
+            raise self._table_in_use_error(self.get_cleanup(operation_id).table_name) from exc
 
     def list_backups_to_drop(self) -> list[CleanupOperation]:
-        """The operations that are abandoned or expired, and whose backup was not yet said to be removed."""
+        """Return the abandoned and expired operations whose backup is not recorded as removed."""
         ended = [CleanupState.ABANDONED.value, CleanupState.EXPIRED.value]
         query = select(operations).where(operations.c.state.in_(ended), operations.c.backup.is_not(None))
         with self._read() as connection:
-            return [_operation_of(row) for row in connection.execute(query).mappings()]
+            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
 
     def list_backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
-        """The operations whose backup was to be kept until before now, and still is."""
-        kept = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
-        query = select(operations).where(operations.c.state.in_(kept), operations.c.expires_at < now)
+        """Return the operations whose backup has passed its retention."""
+        with_backup = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
+        query = select(operations).where(operations.c.state.in_(with_backup), operations.c.expires_at < now)
         with self._read() as connection:
-            return [_operation_of(row) for row in connection.execute(query).mappings()]
+            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
 
     def mark_backup_dropped(self, operation_id: str) -> None:
-        """Note that the backup of an abandoned or expired operation is removed."""
+        """Record that the backup of an abandoned or expired operation is removed."""
         with self._write() as connection:
             connection.execute(
                 update(operations)
@@ -263,15 +263,17 @@ class CleanupStore(LedgerStore):
                 .values(backup=None)
             )
 
-    def _held_by_another(self, table_name: str) -> TableInUse:
-        held = [one for one in self.list_cleanups(states=UNFINISHED_CLEANUPS) if one.table_name == table_name]
-        by = f" (operation {held[0].id}, by {held[0].owner or 'nobody just now'})" if held else ""
-        return TableInUse(f"is being cleaned or restored already{by}: try again after its end", table=table_name)
+    def _table_in_use_error(self, table_name: str) -> TableInUse:
+        unfinished = [
+            operation
+            for operation in self.list_cleanups(states=UNFINISHED_CLEANUPS)
+            if operation.table_name == table_name
+        ]
+        by = f" (operation {unfinished[0].id}, by {unfinished[0].owner or 'no process now'})" if unfinished else ""
+        return TableInUse(f"is being cleaned or restored already{by}: try again after it ends", table=table_name)
 
 
-def _operation_of(row: Mapping[Any, Any]) -> CleanupOperation:
-    from gated_backfill.common.model.backup import BackupDate  # which whoever looks at runs does not need
-
+def _operation_from_row(row: Mapping[Any, Any]) -> CleanupOperation:
     kept = {
         date.fromisoformat(day): BackupDate(fingerprint=fingerprint, rows=rows)
         for day, (fingerprint, rows) in (row["kept"] or {}).items()

@@ -1,4 +1,4 @@
-"""Windows: opened in order, taken by one gate at a time."""
+"""Windows: opened in order within the concurrency limits, and leased by one gate at a time."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from gated_backfill.common.model.concurrency import ConcurrencyLimits, InFlight,
 from gated_backfill.common.process.clock import utcnow
 
 NEVER = datetime.min.replace(tzinfo=UTC)
-UNDER_WAY = (WindowState.OPEN.value, WindowState.CLOSING.value)
-#: Written once: a gate asks it before each of its steps.
+IN_FLIGHT = (WindowState.OPEN.value, WindowState.CLOSING.value)
+#: Built once: a gate runs it before each of its steps.
 RENEW = (
     update(windows)
     .where(
         window_leased_by(bindparam("of_run"), (bindparam("of_number"), bindparam("of_owner"))),
-        exists().where(runs.c.id == windows.c.run_id, runs.c.state.not_in([one.value for one in ENDED_RUNS])),
+        exists().where(runs.c.id == windows.c.run_id, runs.c.state.not_in([state.value for state in ENDED_RUNS])),
     )
     .values(lease_until=bindparam("until"))
 )
 
 
-def nobody_is(owner: str) -> bool:
+def is_never_dead(owner: str) -> bool:
     return False
 
 
 class WindowStore(LedgerStore):
-    """The windows of a run."""
+    """Windows of runs, and the leases of their gates."""
 
     def open_windows(
         self,
@@ -44,68 +44,72 @@ class WindowStore(LedgerStore):
         in_flight: int,
         dates: int | None = None,
         job_dates: int | None = None,
-        is_dead: Callable[[str], bool] = nobody_is,
+        is_dead: Callable[[str], bool] = is_never_dead,
     ) -> dict[int, list[date]]:
-        """Open pending windows, in order, while all the caps let one more through; returns them with their dates.
+        """Open pending windows in order while the limits allow; returns their dates by window number.
 
-        `in_flight` caps the run's open windows, `dates` its dates in flight, `job_dates` those of all active runs of
-        its job but for runs whose owner is dead. Whoever calls it at once, no cap is ever exceeded. No window may be
-        larger than a cap, or the run stays where it is; see `Caps.window_size`.
+        `in_flight` limits the open windows of the run, `dates` its unfinished dates in open windows, and `job_dates`
+        those dates of all active runs of the job except runs whose owner is dead. Concurrent callers never exceed a
+        limit. A window larger than a limit is never opened; see `ConcurrencyLimits.window_size`.
         """
-        caps = ConcurrencyLimits(windows=in_flight, dates=dates, job_dates=job_dates)
+        limits = ConcurrencyLimits(windows=in_flight, dates=dates, job_dates=job_dates)
         with self._write(durable=False) as connection:
-            if not _locked(connection, run_id, with_its_job=job_dates is not None):
+            if not _lock_runs(connection, run_id, with_job=job_dates is not None):
                 return {}
-            found = connection.execute(
+            rows = connection.execute(
                 select(windows.c.number, windows.c.state).where(windows.c.run_id == run_id).order_by(windows.c.number)
             ).all()
-            pending = [row.number for row in found if row.state == WindowState.PENDING.value]
+            pending = [row.number for row in rows if row.state == WindowState.PENDING.value]
             if not pending:
                 return {}
-            under_way = _dates_in_flight(connection, [run_id])
-            job = _JobLoad(total=0, waiting=())
+            dates_by_run = _dates_in_flight(connection, [run_id])
+            job = _JobInFlight(total=0, waiting=())
             if job_dates is not None:
-                job = _job_load(connection, run_id, is_dead)
+                job = _job_in_flight(connection, run_id, is_dead)
                 if not is_next_in_line(run_id, job.waiting):
                     return {}
-            load = InFlight(
-                windows=sum(row.state in UNDER_WAY for row in found),
-                dates=under_way.get(run_id, 0),
+            in_flight_now = InFlight(
+                windows=sum(row.state in IN_FLIGHT for row in rows),
+                dates=dates_by_run.get(run_id, 0),
                 job_dates=job.total,
             )
-            sizes = _sizes(connection, run_id, pending[: caps.windows])
-            return {number: _opened(connection, run_id, number) for number in windows_to_open(sizes, load, caps)}
+            sizes = _window_sizes(connection, run_id, pending[: limits.windows])
+            return {
+                number: _open_window(connection, run_id, number)
+                for number in windows_to_open(sizes, in_flight_now, limits)
+            }
 
     def list_runs_awaiting_windows(self, run_id: str) -> list[str]:
-        """The running runs of the run's job with windows left to open, that with the fewest dates in flight first.
+        """Return the running runs of the run's job that have pending windows, fewest dates in flight first.
 
-        Only those without an owner: a run with one is brought on by the owner's own workers.
+        Runs with an owner are left out, because the owner's workers open their windows.
         """
-        left = exists().where(windows.c.run_id == runs.c.id, windows.c.state == WindowState.PENDING.value)
+        has_pending = exists().where(windows.c.run_id == runs.c.id, windows.c.state == WindowState.PENDING.value)
         job = select(runs.c.job).where(runs.c.id == run_id).scalar_subquery()
         query = select(runs.c.id).where(
             runs.c.job == job,
             runs.c.state == RunState.RUNNING.value,
             runs.c.owner.is_(None),
-            left,
+            has_pending,
         )
         with self._read() as connection:
-            listed = list(connection.execute(query).scalars())
-            under_way = _dates_in_flight(connection, listed)
-            return sorted(_longest_ago_first(connection, listed), key=lambda one: under_way.get(one, 0))
+            run_ids = list(connection.execute(query).scalars())
+            dates_by_run = _dates_in_flight(connection, run_ids)
+            return sorted(
+                _order_by_last_opening(connection, run_ids), key=lambda waiting_id: dates_by_run.get(waiting_id, 0)
+            )
 
     def list_windows(self, run_id: str, states: Collection[WindowState] = tuple(WindowState)) -> list[WindowRow]:
-        """The run's windows that are in one of the states, in order."""
+        """Return the run's windows in one of the states, in order."""
         query = select(windows).where(
             windows.c.run_id == run_id, windows.c.state.in_([state.value for state in states])
         )
         with self._read() as connection:
-            found = connection.execute(query.order_by(windows.c.number)).mappings()
-            return [window_from_row(row) for row in found]
+            rows = connection.execute(query.order_by(windows.c.number)).mappings()
+            return [window_from_row(row) for row in rows]
 
     def list_window_numbers(self, run_id: str, states: Collection[WindowState]) -> list[int]:
-        """Their numbers."""
-        return [one.number for one in self.list_windows(run_id, states)]
+        return [window.number for window in self.list_windows(run_id, states)]
 
     def get_window(self, run_id: str, number: int) -> WindowRow:
         query = select(windows).where(windows.c.run_id == run_id, windows.c.number == number)
@@ -115,119 +119,120 @@ class WindowStore(LedgerStore):
     def claim_window(
         self, run_id: str, number: int, owner: str, until: datetime, *, is_dead: Callable[[str], bool]
     ) -> bool:
-        """Take a window for a gate: an open one, or one whose gate is dead or past its lease; that death is counted."""
+        """Claim a window for a gate: an open one, or one whose gate is dead or past its lease (counted as a death)."""
         now = utcnow()
-        this = and_(windows.c.run_id == run_id, windows.c.number == number)
+        is_window = and_(windows.c.run_id == run_id, windows.c.number == number)
         with self._write(durable=False) as connection:
-            row = connection.execute(select(windows).where(this).with_for_update()).mappings().one_or_none()
+            row = connection.execute(select(windows).where(is_window).with_for_update()).mappings().one_or_none()
             if row is None:
                 return False
-            free = row["state"] == WindowState.OPEN.value
-            closing = row["state"] == WindowState.CLOSING.value
-            own = closing and row["lease_owner"] == owner  # a gate has one window at a time: one it could not leave
-            lost = closing and not own and (row["lease_until"] < now or is_dead(row["lease_owner"]))
-            if not (free or own or lost):
+            is_open = row["state"] == WindowState.OPEN.value
+            is_closing = row["state"] == WindowState.CLOSING.value
+            is_own = is_closing and row["lease_owner"] == owner  # a gate has one window: it failed to release this one
+            is_lost = is_closing and not is_own and (row["lease_until"] < now or is_dead(row["lease_owner"]))
+            if not (is_open or is_own or is_lost):
                 return False
-            deaths = row["deaths"] + 1 if lost else row["deaths"]
+            deaths = row["deaths"] + 1 if is_lost else row["deaths"]
             connection.execute(
                 update(windows)
-                .where(this)
+                .where(is_window)
                 .values(state=WindowState.CLOSING.value, lease_owner=owner, lease_until=until, deaths=deaths)
             )
         return True
 
     def renew_window(self, run_id: str, number: int, owner: str, until: datetime) -> bool:
-        """Lengthen a gate's lease, if the window is still its own and the run has not ended."""
-        which = {"of_run": run_id, "of_number": number, "of_owner": owner}
+        """Extend a gate's lease to `until`; returns False if the gate has lost the lease or the run has ended."""
+        key = {"of_run": run_id, "of_number": number, "of_owner": owner}
         with self._write_one(durable=False) as connection:
-            return bool(connection.execute(RENEW, which | {"until": until}).rowcount)
+            return bool(connection.execute(RENEW, key | {"until": until}).rowcount)
 
     def release_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
-        """Give a window back, open or closed, if this gate still holds it."""
+        """Release a window as open or closed; returns False if this gate has lost the lease."""
         values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
         if to is WindowState.CLOSED:
             values["closed_at"] = utcnow()
         with self._write_one(durable=False) as connection:
-            left = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
-        return bool(left.rowcount)
+            result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
+        return bool(result.rowcount)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _JobLoad:
-    """What the active runs of one job have in flight."""
+class _JobInFlight:
+    """What the active runs of a job have in flight."""
 
     total: int  #: dates
-    waiting: Sequence[str]  #: runs that have windows left and nothing in flight, the one that waits longest first
+    waiting: Sequence[str]  #: ids of runs with pending windows and nothing in flight, longest waiting first
 
 
-def _locked(connection: Connection, run_id: str, *, with_its_job: bool) -> bool:
-    """Have the run, or all active runs of its job, to ourselves; returns whether the run is running.
+def _lock_runs(connection: Connection, run_id: str, *, with_job: bool) -> bool:
+    """Lock the run, or all active runs of its job, and return whether the run is running.
 
-    Two gates that close windows at once then open one after the other. The rows are locked in one order, so that two
-    runs of a job do not lock each other out. On SQLite, the transaction has the whole database anyway.
+    The lock makes concurrent gates open windows one after the other. Rows are locked in the order of their ids, so
+    that two runs of a job do not deadlock. On SQLite, the transaction has locked the database already.
     """
-    these = runs.c.id == run_id
-    if with_its_job:
+    is_locked = runs.c.id == run_id
+    if with_job:
         job = select(runs.c.job).where(runs.c.id == run_id).scalar_subquery()
-        these = and_(runs.c.job == job, runs.c.state.not_in([one.value for one in ENDED_RUNS]))
-    query = select(runs.c.id, runs.c.state).where(these).order_by(runs.c.id).with_for_update(key_share=True)
+        is_locked = and_(runs.c.job == job, runs.c.state.not_in([state.value for state in ENDED_RUNS]))
+    query = select(runs.c.id, runs.c.state).where(is_locked).order_by(runs.c.id).with_for_update(key_share=True)
     return (run_id, RunState.RUNNING.value) in {(row.id, row.state) for row in connection.execute(query)}
 
 
-def _dates_in_flight(connection: Connection, of: Collection[str]) -> dict[str, int]:
-    """By run, the dates without an end whose windows are open. Asks for no date of any other window."""
-    open_ones = (windows.c.run_id.in_(of), windows.c.state.in_(UNDER_WAY))
-    numbers: dict[str, list[int]] = {}
-    for one in connection.execute(select(windows.c.run_id, windows.c.number).where(*open_ones)):
-        numbers.setdefault(one.run_id, []).append(one.number)
-    count = select(func.count()).where(
+def _dates_in_flight(connection: Connection, run_ids: Collection[str]) -> dict[str, int]:
+    """Count, by run, the unfinished dates in open windows. Reads no date of any other window."""
+    is_in_flight = (windows.c.run_id.in_(run_ids), windows.c.state.in_(IN_FLIGHT))
+    numbers_by_run: dict[str, list[int]] = {}
+    for row in connection.execute(select(windows.c.run_id, windows.c.number).where(*is_in_flight)):
+        numbers_by_run.setdefault(row.run_id, []).append(row.number)
+    count_query = select(func.count()).where(
         run_dates.c.run_id == bindparam("run"),
         run_dates.c.window.in_(bindparam("numbers", expanding=True)),
-        run_dates.c.state.not_in([one.value for one in ENDED_DATES]),
+        run_dates.c.state.not_in([state.value for state in ENDED_DATES]),
     )
-    found = {
-        run: connection.execute(count, {"run": run, "numbers": held}).scalar_one() for run, held in numbers.items()
+    counts = {
+        run_id: connection.execute(count_query, {"run": run_id, "numbers": numbers}).scalar_one()
+        for run_id, numbers in numbers_by_run.items()
     }
-    return {run: dates for run, dates in found.items() if dates}
+    return {run_id: count for run_id, count in counts.items() if count}
 
 
-def _job_load(connection: Connection, run_id: str, is_dead: Callable[[str], bool]) -> _JobLoad:
-    left = exists().where(windows.c.run_id == runs.c.id, windows.c.state == WindowState.PENDING.value)
+def _job_in_flight(connection: Connection, run_id: str, is_dead: Callable[[str], bool]) -> _JobInFlight:
+    has_pending = exists().where(windows.c.run_id == runs.c.id, windows.c.state == WindowState.PENDING.value)
     job = select(runs.c.job).where(runs.c.id == run_id).scalar_subquery()
-    query = select(runs.c.id, runs.c.owner, runs.c.state, left.label("left")).where(
-        runs.c.job == job, runs.c.state.not_in([one.value for one in ENDED_RUNS])
+    query = select(runs.c.id, runs.c.owner, runs.c.state, has_pending.label("has_pending")).where(
+        runs.c.job == job, runs.c.state.not_in([state.value for state in ENDED_RUNS])
     )
     active = [row for row in connection.execute(query) if row.owner is None or not is_dead(row.owner)]
-    under_way = _dates_in_flight(connection, [row.id for row in active])
+    dates_by_run = _dates_in_flight(connection, [row.id for row in active])
     waiting = [
         row.id
         for row in active
-        if row.left
-        and row.id not in under_way
+        if row.has_pending
+        and row.id not in dates_by_run
         and row.state == RunState.RUNNING.value
-        and (row.owner is None or row.id == run_id)  # nobody gives way to a run that others may not be able to begin
+        and (row.owner is None or row.id == run_id)  # others can't start a run that has an owner
     ]
-    return _JobLoad(total=sum(under_way.values()), waiting=_longest_ago_first(connection, waiting))
+    return _JobInFlight(total=sum(dates_by_run.values()), waiting=_order_by_last_opening(connection, waiting))
 
 
-def _longest_ago_first(connection: Connection, run_ids: Collection[str]) -> list[str]:
-    """The runs, that which opened its latest window the longest ago first; before them, as launched, those without.
+def _order_by_last_opening(connection: Connection, run_ids: Collection[str]) -> list[str]:
+    """Return the runs by the time of their last window opening; runs without one come first, in order of launch.
 
-    Whoever asks for the same runs gets the same order: of two orders, each might have a run give way to another.
+    All callers must get the same order: with different orders, two runs could each give way to the other.
     """
-    latest = func.max(windows.c.opened_at)
+    last_opening = func.max(windows.c.opened_at)
     query = (
-        select(runs.c.id, runs.c.created_at, latest)
+        select(runs.c.id, runs.c.created_at, last_opening)
         .join_from(runs, windows, windows.c.run_id == runs.c.id)
         .where(runs.c.id.in_(run_ids))
         .group_by(runs.c.id, runs.c.created_at)
     )
-    found = sorted((opened or NEVER, launched, run_id) for run_id, launched, opened in connection.execute(query))
-    return [run_id for _, _, run_id in found]
+    ordered = sorted((opened or NEVER, created, run_id) for run_id, created, opened in connection.execute(query))
+    return [run_id for _, _, run_id in ordered]
 
 
-def _sizes(connection: Connection, run_id: str, numbers: Sequence[int]) -> dict[int, int]:
-    """How many dates each window would bring into flight."""
+def _window_sizes(connection: Connection, run_id: str, numbers: Sequence[int]) -> dict[int, int]:
+    """Count the pending dates of each window."""
     query = (
         select(run_dates.c.window, func.count())
         .where(
@@ -240,7 +245,7 @@ def _sizes(connection: Connection, run_id: str, numbers: Sequence[int]) -> dict[
     return dict.fromkeys(numbers, 0) | dict(connection.execute(query).all())
 
 
-def _opened(connection: Connection, run_id: str, number: int) -> list[date]:
+def _open_window(connection: Connection, run_id: str, number: int) -> list[date]:
     """Open the window; returns its dates."""
     now = utcnow()
     connection.execute(
@@ -248,10 +253,10 @@ def _opened(connection: Connection, run_id: str, number: int) -> list[date]:
         .where(windows.c.run_id == run_id, windows.c.number == number)
         .values(state=WindowState.OPEN.value, opened_at=now)
     )
-    dates_of_it = and_(run_dates.c.run_id == run_id, run_dates.c.window == number)
+    in_window = and_(run_dates.c.run_id == run_id, run_dates.c.window == number)
     connection.execute(
         update(run_dates)
-        .where(dates_of_it, run_dates.c.state == DateState.PENDING.value)
+        .where(in_window, run_dates.c.state == DateState.PENDING.value)
         .values(state=DateState.QUEUED.value, queued_at=now)
     )
-    return list(connection.execute(select(run_dates.c.day).where(dates_of_it)).scalars())
+    return list(connection.execute(select(run_dates.c.day).where(in_window)).scalars())

@@ -29,7 +29,7 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     tables = open_tables(settings.warehouse_url)
     days = [day.day for day in schedule.shape]
-    with ledger._read() as connection:
+    with ledger.runs._read() as connection:
         found = {
             "runs": _rows(connection, runs, "id state owner"),
             "windows": _rows(connection, windows, "run_id number state lease_owner"),
