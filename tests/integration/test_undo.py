@@ -157,7 +157,9 @@ def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     first = built(any_lab, DAYS)
     any_lab.site.ledger.checkpoints.begin_undo(first.run.id, DAYS)
 
-    with pytest.raises(UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` ends it"):
+    with pytest.raises(
+        UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` completes it"
+    ):
         built(any_lab, DAYS)
 
     undone(any_lab, first)
