@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Barrier
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -35,6 +37,7 @@ DAYS = (FEB_23, FEB_24, FEB_25)
 JOB = "players"
 TABLE = TableName("nba", "factors")
 PATIENCE_SECONDS = 60
+T = TypeVar("T")
 
 # -- signals ------------------------------------------------------------------------------------------------------
 
@@ -217,6 +220,21 @@ def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Att
     """What a task of that one date does."""
     (outcome,) = process_dates(run_id, [day], deps, retries=retries)
     return outcome
+
+
+# -- threads ------------------------------------------------------------------------------------------------------
+
+
+def at_once(times: int, call: Callable[[int], T]) -> list[T]:
+    """Make the call in several threads at the same moment, and return the results."""
+    barrier = Barrier(times)
+
+    def wait_and_call(number: int) -> T:
+        barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(wait_and_call, range(times)))
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

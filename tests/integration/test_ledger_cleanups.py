@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.cleanups import CLEANUP_TRANSITIONS, CleanupOperation, CleanupState, NewCleanup
 from gated_backfill.common.model.backup import BackupDate
 from gated_backfill.common.process.clock import utcnow
-from tests.builders import everyone_is_dead, everyone_lives
+from tests.builders import at_once, everyone_is_dead, everyone_lives
 
 ME, OTHER = "host:1:1", "host:2:2"
 DAY = date(2024, 1, 1)
@@ -62,20 +60,17 @@ def test_an_operation_reads_back_as_it_was_opened(ledger: Ledger) -> None:
 
 
 def test_of_many_that_open_one_on_a_table_at_once_one_does(ledger: Ledger) -> None:
-    barrier = Barrier(4)
-
     def attempt(number: int) -> str:
-        barrier.wait()
         try:
             opened(ledger, f"op-{number}")
         except TableInUse as exc:
             return str(exc)
         return "opened"
 
-    with ThreadPoolExecutor(4) as pool:
-        said = sorted(pool.map(attempt, range(4)))
-    assert said.count("opened") == 1
-    assert all("nba.upcoming: is being cleaned or restored already" in one for one in said if one != "opened")
+    answers = at_once(4, attempt)
+    assert answers.count("opened") == 1
+    refusals = [answer for answer in answers if answer != "opened"]
+    assert all("nba.upcoming: is being cleaned or restored already" in refusal for refusal in refusals)
     opened(ledger, "another", table="nba.teams")
 
 

@@ -1,15 +1,13 @@
-"""What every ledger promises: one suite, each database."""
+"""Contract of the ledger: one suite for each database."""
 
 from __future__ import annotations
 
 import signal
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta, timezone
-from threading import Barrier
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
@@ -39,6 +37,7 @@ from tests.builders import (
     FEB_25,
     JOB,
     answering,
+    at_once,
     blocked_date,
     checkpointed_date,
     claim_date,
@@ -56,25 +55,12 @@ from tests.builders import (
     state_of,
 )
 
-T = TypeVar("T")
 MANY_DAYS = [date(2023, 1, 1) + timedelta(days=n) for n in range(200)]
 EXPIRED = timedelta(minutes=-1)
 
 
 def soon() -> datetime:
     return utcnow() + timedelta(minutes=1)
-
-
-def at_once(times: int, call: Callable[[int], T]) -> list[T]:
-    """What the call returns to each of so many threads that make it at the same moment."""
-    barrier = Barrier(times)
-
-    def one(number: int) -> T:
-        barrier.wait()
-        return call(number)
-
-    with ThreadPoolExecutor(times) as pool:
-        return list(pool.map(one, range(times)))
 
 
 def claim(
@@ -88,6 +74,38 @@ def claim(
 ) -> DateRow | None:
     until = utcnow() + timedelta(minutes=5)
     return claim_date(ledger, run, day, owner, until, is_dead=is_dead, max_deaths=max_deaths)
+
+
+def claim_window(
+    ledger: Ledger,
+    run: Run,
+    owner: str = "gate",
+    *,
+    number: int = 0,
+    lease: timedelta = timedelta(minutes=1),
+    is_dead: Callable[[str], bool] = everyone_lives,
+) -> bool:
+    return ledger.windows.claim_window(run.id, number, owner, utcnow() + lease, is_dead=is_dead)
+
+
+def end_run(ledger: Ledger, run: Run) -> None:
+    assert ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+
+
+#: Lease and liveness of a process that has lost its claim.
+LOST_LEASES = pytest.mark.parametrize(
+    ("lease", "is_dead"),
+    [
+        pytest.param(timedelta(minutes=1), everyone_is_dead, id="dead"),
+        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
+    ],
+)
+
+
+@pytest.fixture
+def run(ledger: Ledger) -> Run:
+    """A running run with three queued dates in one window."""
+    return queued_run(ledger)
 
 
 def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
@@ -108,16 +126,11 @@ def test_an_opened_run_reads_back_as_it_was_asked_for(ledger: Ledger) -> None:
     assert {row.state for row in ledger.dates.list_dates(opened.id)} == {DateState.PENDING}
 
 
-def test_dates_ended_by_the_plan_keep_their_reason_and_hold_nothing(ledger: Ledger) -> None:
+def test_dates_ended_by_the_plan_keep_their_reason_and_reserve_nothing(ledger: Ledger) -> None:
     ended = NewDate(day=FEB_23, state=DateState.SKIPPED, columns={"reason": "bootstrap", "verdict": "skipped"})
     run = ledger.runs.open_run(new_run(dates=(ended, NewDate(day=FEB_24, window=0))))
     row = row_of(ledger, run, FEB_23)
-    assert (row.state, row.reason, row.verdict, row.active) == (
-        DateState.SKIPPED,
-        "bootstrap",
-        Verdict.SKIPPED,
-        False,
-    )
+    assert (row.state, row.reason, row.verdict, row.active) == (DateState.SKIPPED, "bootstrap", Verdict.SKIPPED, False)
     assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {run.id: [FEB_24]}
 
 
@@ -146,7 +159,7 @@ def test_another_job_may_have_the_same_dates(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("end", [RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED])
-def test_an_ended_run_gives_its_dates_free(ledger: Ledger, end: RunState) -> None:
+def test_an_ended_run_releases_its_dates(ledger: Ledger, end: RunState) -> None:
     first = queued_run(ledger)
     assert ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=end)
     assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
@@ -165,11 +178,11 @@ def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> Non
     def attempt(number: int) -> str:
         try:
             return ledger.runs.open_run(new_run(DAYS if number % 2 else DAYS[::-1])).id
-        except DatesInUse as taken:
-            return f"taken by {taken.run}"
+        except DatesInUse as exc:
+            return f"taken by {exc.run}"
 
     results = at_once(4, attempt)
-    (winner,) = [found for found in results if not found.startswith("taken")]
+    (winner,) = [result for result in results if not result.startswith("taken")]
     assert sorted(results) == sorted([winner, *[f"taken by {winner}"] * 3])
 
 
@@ -183,17 +196,17 @@ OPEN_A_RUN = """
         wait()
         try:
             return "opened", ledger.runs.open_run(new_run()).id
-        except DatesInUse as taken:
-            return "taken", taken.run
+        except DatesInUse as exc:
+            return "taken", exc.run
         finally:
             ledger.close()
 """
 
 
 def test_of_two_processes_that_open_the_same_dates_one_wins(ledger_url: str) -> None:
-    said = race(OPEN_A_RUN, *[("open_a_run", ledger_url)] * 2)
-    assert sorted(word for word, _ in said) == ["opened", "taken"]
-    assert len({run for _, run in said}) == 1
+    results = race(OPEN_A_RUN, *[("open_a_run", ledger_url)] * 2)
+    assert sorted(word for word, _ in results) == ["opened", "taken"]
+    assert len({run_id for _, run_id in results}) == 1
 
 
 def test_a_run_moves_only_from_the_states_expected(ledger: Ledger) -> None:
@@ -221,13 +234,12 @@ ENDS = [
 
 @pytest.mark.parametrize(("reach", "end"), ENDS)
 def test_a_run_ends_as_its_dates_did(
-    ledger: Ledger, reach: Sequence[Callable[[Ledger, Run, date], None]], end: RunState
+    ledger: Ledger, run: Run, reach: Sequence[Callable[[Ledger, Run, date], None]], end: RunState
 ) -> None:
-    run = queued_run(ledger)
     for reached, day in zip(reach, DAYS, strict=True):
         reached(ledger, run, day)
     assert ledger.runs.finish_run(run.id) is None, "its window is not closed"
-    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    claim_window(ledger, run)
     ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
     assert ledger.runs.finish_run(run.id) is end
     assert ledger.runs.finish_run(run.id) is None, "it has ended already"
@@ -268,14 +280,14 @@ def test_windows_open_in_order_up_to_the_number_in_flight(ledger: Ledger) -> Non
     assert {n: sorted(days) for n, days in opened.items()} == {n: MANY_DAYS[2 * n : 2 * n + 2] for n in range(3)}
     assert ledger.windows.open_windows(run.id, in_flight=3) == {}
     assert {row.day for row in ledger.dates.list_dates(run.id, states=[DateState.QUEUED])} == set(MANY_DAYS[:6])
-    assert [one.number for one in ledger.windows.list_windows(run.id, [WindowState.OPEN])] == [0, 1, 2]
-    assert [one.number for one in ledger.windows.list_windows(run.id, [WindowState.PENDING])] == [3, 4]
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.OPEN]) == [0, 1, 2]
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.PENDING]) == [3, 4]
 
 
 def test_a_window_that_its_gate_works_on_is_still_in_flight(ledger: Ledger) -> None:
     run = running_run(ledger, MANY_DAYS[:4], window=2)
     ledger.windows.open_windows(run.id, in_flight=1)
-    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
+    claim_window(ledger, run)
     assert ledger.windows.open_windows(run.id, in_flight=1) == {}
     ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
     assert list(ledger.windows.open_windows(run.id, in_flight=1)) == [1]
@@ -295,40 +307,31 @@ def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
     assert sorted(opened) == list(range(7))
 
 
-def test_who_holds_a_date_may_take_it_again_and_has_not_died(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_the_worker_that_has_a_date_may_claim_it_again_without_a_death(ledger: Ledger, run: Run) -> None:
     for _ in range(5):
-        taken = claim_date(ledger, run, FEB_23, "worker", soon())
-        assert taken is not None
-    assert (taken.deaths, taken.attempt) == (0, 5)
+        claimed = claim_date(ledger, run, FEB_23, "worker", soon())
+        assert claimed is not None
+    assert (claimed.deaths, claimed.attempt) == (0, 5)
 
 
-def test_the_gate_that_holds_a_window_may_take_it_again(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_the_gate_that_has_a_window_may_claim_it_again(ledger: Ledger, run: Run) -> None:
     for _ in range(2):
-        assert ledger.windows.claim_window(run.id, 0, "gate", soon(), is_dead=everyone_lives)
+        assert claim_window(ledger, run)
 
 
-def test_one_gate_at_a_time_has_a_window(ledger: Ledger) -> None:
-    run = queued_run(ledger)
-    until = utcnow() + timedelta(minutes=1)
-    claims = at_once(4, lambda n: ledger.windows.claim_window(run.id, 0, f"gate-{n}", until, is_dead=everyone_lives))
+def test_one_gate_at_a_time_claims_a_window(ledger: Ledger, run: Run) -> None:
+    claims = at_once(4, lambda n: claim_window(ledger, run, f"gate-{n}"))
     assert sorted(claims) == [False, False, False, True]
     assert ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(True)}", soon())
     assert not ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
 
 
-@pytest.mark.parametrize(
-    ("lease", "is_dead"),
-    [
-        pytest.param(timedelta(minutes=1), everyone_is_dead, id="dead"),
-        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
-    ],
-)
-def test_a_gate_that_is_gone_is_replaced(ledger: Ledger, lease: timedelta, is_dead: Callable[[str], bool]) -> None:
-    run = queued_run(ledger)
-    ledger.windows.claim_window(run.id, 0, "old", utcnow() + lease, is_dead=everyone_lives)
-    assert ledger.windows.claim_window(run.id, 0, "new", utcnow() + timedelta(minutes=1), is_dead=is_dead)
+@LOST_LEASES
+def test_a_gate_that_lost_its_lease_is_replaced(
+    ledger: Ledger, run: Run, lease: timedelta, is_dead: Callable[[str], bool]
+) -> None:
+    claim_window(ledger, run, "old", lease=lease)
+    assert claim_window(ledger, run, "new", is_dead=is_dead)
     assert not ledger.windows.renew_window(run.id, 0, "old", soon())
     assert not ledger.windows.release_window(run.id, 0, "old", to=WindowState.CLOSED)
     assert ledger.windows.renew_window(run.id, 0, "new", soon())
@@ -337,64 +340,56 @@ def test_a_gate_that_is_gone_is_replaced(ledger: Ledger, lease: timedelta, is_de
 @pytest.mark.parametrize("number", [pytest.param(0, id="pending"), pytest.param(7, id="unknown")])
 def test_a_window_that_is_not_open_has_no_gate(ledger: Ledger, number: int) -> None:
     run = running_run(ledger)
-    assert not ledger.windows.claim_window(run.id, number, "gate", utcnow(), is_dead=everyone_is_dead)
+    assert not claim_window(ledger, run, number=number, is_dead=everyone_is_dead)
 
 
-def test_a_window_given_back_open_can_be_taken_again_and_a_closed_one_not(ledger: Ledger) -> None:
-    run = queued_run(ledger)
-    until = utcnow() + timedelta(minutes=1)
-    for to, again in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
+def test_a_window_released_as_open_can_be_claimed_again_and_a_closed_one_not(ledger: Ledger, run: Run) -> None:
+    for to, is_claimed in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
         assert ledger.windows.release_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
-        assert ledger.windows.claim_window(run.id, 0, "gate", until, is_dead=everyone_is_dead) is again
+        assert claim_window(ledger, run, is_dead=everyone_is_dead) is is_claimed
     assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
 
 
-def test_a_gate_of_an_ended_run_no_longer_holds_its_window(ledger: Ledger) -> None:
-    run = queued_run(ledger)
-    ledger.windows.claim_window(run.id, 0, "gate", utcnow() + timedelta(minutes=1), is_dead=everyone_lives)
-    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+def test_a_gate_of_an_ended_run_has_lost_its_window(ledger: Ledger, run: Run) -> None:
+    claim_window(ledger, run)
+    end_run(ledger, run)
     assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
 
 
 # -- claiming dates -----------------------------------------------------------------------------------------------
 
 
-def test_a_queued_date_is_claimed_once(ledger: Ledger) -> None:
-    run = queued_run(ledger)
-    taken = claim(ledger, run, owner="first")
-    assert taken is not None
-    assert (taken.state, taken.attempt, taken.deaths, taken.lease_owner) == (DateState.PROCESSING, 1, 0, "first")
-    assert taken == row_of(ledger, run)
+def test_a_queued_date_is_claimed_once(ledger: Ledger, run: Run) -> None:
+    claimed = claim(ledger, run, owner="first")
+    assert claimed is not None
+    assert (claimed.state, claimed.attempt, claimed.deaths, claimed.lease_owner) == (
+        DateState.PROCESSING,
+        1,
+        0,
+        "first",
+    )
+    assert claimed == row_of(ledger, run)
     assert claim(ledger, run, owner="second") is None
     assert row_of(ledger, run).lease_owner == "first"
 
 
-def test_threads_at_once_claim_a_date_once(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_threads_at_once_claim_a_date_once(ledger: Ledger, run: Run) -> None:
     claims = at_once(6, lambda n: claim(ledger, run, owner=f"worker-{n}"))
-    assert len([taken for taken in claims if taken]) == 1
+    assert len([claimed for claimed in claims if claimed]) == 1
 
 
-@pytest.mark.parametrize(
-    ("lease", "is_dead"),
-    [
-        pytest.param(timedelta(minutes=5), everyone_is_dead, id="dead"),
-        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
-    ],
-)
-def test_a_date_of_a_worker_that_is_gone_is_taken_over_and_the_death_counted(
-    ledger: Ledger, lease: timedelta, is_dead: Callable[[str], bool]
+@LOST_LEASES
+def test_a_date_of_a_lost_worker_is_claimed_again_and_the_death_counted(
+    ledger: Ledger, run: Run, lease: timedelta, is_dead: Callable[[str], bool]
 ) -> None:
-    run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23, owner="gone", lease=lease)
-    taken = claim(ledger, run, owner="new", is_dead=is_dead)
-    assert taken is not None
-    assert (taken.attempt, taken.deaths, taken.lease_owner) == (2, 1, "new")
+    claimed = claim(ledger, run, owner="new", is_dead=is_dead)
+    assert claimed is not None
+    assert (claimed.attempt, claimed.deaths, claimed.lease_owner) == (2, 1, "new")
     assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="gone")
 
 
-def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger, run: Run) -> None:
     claims = [
         claim(ledger, run, owner=f"worker-{n}", max_deaths=2, is_dead=everyone_is_dead) is not None for n in range(3)
     ]
@@ -406,8 +401,7 @@ def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger) -> None
 
 
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
-def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, state: RunState) -> None:
-    run = queued_run(ledger)
+def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, run: Run, state: RunState) -> None:
     ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=state)
     assert claim(ledger, run) is None
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
@@ -415,9 +409,8 @@ def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, state: 
 
 @pytest.mark.parametrize("reach", [staged_date, published_date, checkpointed_date, failed_date, blocked_date])
 def test_a_date_past_processing_is_not_claimed_again(
-    ledger: Ledger, reach: Callable[[Ledger, Run, date], None]
+    ledger: Ledger, run: Run, reach: Callable[[Ledger, Run, date], None]
 ) -> None:
-    run = queued_run(ledger)
     reach(ledger, run, FEB_23)
     assert claim(ledger, run, is_dead=everyone_is_dead) is None
 
@@ -428,12 +421,11 @@ def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> Non
     assert claim(ledger, run, date(1999, 1, 1)) is None
 
 
-def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger, run: Run) -> None:
     assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) is None
-    taken = claim(ledger, run)
-    assert taken is not None
-    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == taken.lease_until
+    claimed = claim(ledger, run)
+    assert claimed is not None
+    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == claimed.lease_until
 
 
 CLAIM_ALL = """
@@ -463,7 +455,9 @@ def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = queued_run(ledger, MANY_DAYS)
     owners = [f"worker-{n}" for n in range(8)]
-    claims = race(CLAIM_ALL, *[("claim_all", sqlite_url, run.id, one, MANY_DAYS[0], len(MANY_DAYS)) for one in owners])
+    claims = race(
+        CLAIM_ALL, *[("claim_all", sqlite_url, run.id, owner, MANY_DAYS[0], len(MANY_DAYS)) for owner in owners]
+    )
     claimed = [(day, owner) for owner, days in zip(owners, claims, strict=True) for day in days]
     rows = ledger.dates.list_dates(run.id)
     ledger.close()
@@ -471,7 +465,7 @@ def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     assert [row.day for row in rows] == MANY_DAYS
 
 
-def test_a_file_that_another_holds_for_too_long_is_unavailable(sqlite_url: str) -> None:
+def test_a_file_that_stays_locked_is_unavailable(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = queued_run(ledger, [FEB_23])
     ledger.close()
@@ -518,7 +512,7 @@ HAMMER = """
 """
 
 
-def test_sixteen_processes_work_off_a_run_on_one_file_without_a_lock_error_or_a_lost_update(sqlite_url: str) -> None:
+def test_sixteen_processes_finish_a_run_on_one_file_without_a_lock_error_or_a_lost_update(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = running_run(ledger, MANY_DAYS, window=10)
     ledger.windows.open_windows(run.id, in_flight=3)
@@ -526,46 +520,42 @@ def test_sixteen_processes_work_off_a_run_on_one_file_without_a_lock_error_or_a_
     rows = ledger.dates.list_dates(run.id)
     assert sum(ended) == len(MANY_DAYS) == len(rows)
     assert {(row.state, row.attempt, row.deaths) for row in rows} == {(DateState.SKIPPED, 1, 0)}
-    assert {one.state for one in ledger.windows.list_windows(run.id)} == {WindowState.CLOSED}
+    assert {window.state for window in ledger.windows.list_windows(run.id)} == {WindowState.CLOSED}
     ledger.close()
 
 
-# -- giving dates back --------------------------------------------------------------------------------------------
+# -- requeueing dates ----------------------------------------------------------------------------------------------
 
 
-def give_back(ledger: Ledger, run: Run, *, queued_too: bool = False, dead: Sequence[str] = ()) -> list[date]:
+def requeue(ledger: Ledger, run: Run, *, include_queued: bool = False, dead: Sequence[str] = ()) -> list[date]:
     return ledger.claims.requeue_dates(
-        run.id, 0, include_queued=queued_too, is_dead=lambda owner: owner in dead, max_deaths=2
+        run.id, 0, include_queued=include_queued, is_dead=lambda owner: owner in dead, max_deaths=2
     )
 
 
-def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, owner="dead")
     claimed_date(ledger, run, FEB_24, owner="alive")
-    assert give_back(ledger, run, dead=["dead"]) == [FEB_23]
+    assert requeue(ledger, run, dead=["dead"]) == [FEB_23]
     back = row_of(ledger, run, FEB_23)
     assert (back.state, back.deaths, back.lease_owner) == (DateState.QUEUED, 1, None)
     assert state_of(ledger, run, FEB_24) is DateState.PROCESSING
-    assert give_back(ledger, run, dead=["dead"]) == []
+    assert requeue(ledger, run, dead=["dead"]) == []
 
 
-def test_dates_past_their_lease_are_queued_again(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_dates_past_their_lease_are_queued_again(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, lease=EXPIRED)
-    assert give_back(ledger, run) == [FEB_23]
+    assert requeue(ledger, run) == [FEB_23]
 
 
-def test_what_was_queued_counts_as_lost_only_when_said_so(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_queued_dates_are_requeued_only_on_request(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_25)
-    assert give_back(ledger, run) == []
-    assert sorted(give_back(ledger, run, queued_too=True)) == [FEB_23, FEB_24]
+    assert requeue(ledger, run) == []
+    assert sorted(requeue(ledger, run, include_queued=True)) == [FEB_23, FEB_24]
     assert row_of(ledger, run, FEB_23).deaths == 0
 
 
-def test_a_date_is_not_blamed_for_what_its_worker_died_of_before_a_moment(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_deaths_of_claims_before_a_moment_are_not_counted(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, owner="dead")
     claimed_date(ledger, run, FEB_24, owner="dead")
     moment = row_of(ledger, run, FEB_24).started_at
@@ -575,20 +565,18 @@ def test_a_date_is_not_blamed_for_what_its_worker_died_of_before_a_moment(ledger
     assert state_of(ledger, run, FEB_24) is DateState.FAILED
 
 
-def test_a_date_that_has_killed_too_many_is_not_given_back(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_date_that_killed_too_many_workers_is_not_requeued(ledger: Ledger, run: Run) -> None:
     for _ in range(2):
         claimed_date(ledger, run, FEB_23, owner="dead")
-        again = give_back(ledger, run, dead=["dead"])
-    assert again == []
+        requeued = requeue(ledger, run, dead=["dead"])
+    assert requeued == []
     assert state_of(ledger, run, FEB_23) is DateState.FAILED
 
 
 # -- moving dates -------------------------------------------------------------------------------------------------
 
 
-def test_a_move_records_its_facts(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_move_writes_further_columns(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
     facts: dict[str, Any] = {
         "found": {"upcoming": 1, "derived": 187},
@@ -604,8 +592,7 @@ def test_a_move_records_its_facts(ledger: Ledger) -> None:
     assert (row.source_reason, row.seconds, row.lease_owner) == (facts["source_reason"], 1.5, None)
 
 
-def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23)
     before = row_of(ledger, run)
     move = {"expect": DateState.PROCESSING, "to": DateState.STAGED, "rows": 1}
@@ -614,8 +601,7 @@ def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger) -> None:
     assert row_of(ledger, run) == before
 
 
-def test_a_move_of_somebody_who_no_longer_holds_the_date_changes_nothing(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_move_by_a_worker_that_lost_the_date_changes_nothing(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, owner="holder")
     before = row_of(ledger, run)
     assert not ledger.dates.move_date(
@@ -624,8 +610,7 @@ def test_a_move_of_somebody_who_no_longer_holds_the_date_changes_nothing(ledger:
     assert row_of(ledger, run) == before
 
 
-def test_of_moves_made_at_once_one_counts(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_of_moves_made_at_once_one_counts(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23)
     ends = [DateState.PUBLISHED, DateState.BLOCKED, DateState.FAILED, DateState.QUEUED]
     moves = at_once(4, lambda n: ledger.dates.move_date(run.id, FEB_23, expect=DateState.STAGED, to=ends[n]))
@@ -642,16 +627,14 @@ def test_of_moves_made_at_once_one_counts(ledger: Ledger) -> None:
         pytest.param(DateState.QUEUED, DateState.PENDING, id="backwards"),
     ],
 )
-def test_a_move_that_is_impossible_is_a_mistake_of_ours(ledger: Ledger, expect: DateState, to: DateState) -> None:
-    run = queued_run(ledger)
+def test_a_forbidden_move_raises(ledger: Ledger, run: Run, expect: DateState, to: DateState) -> None:
     with pytest.raises(ValueError, match="never moves"):
         ledger.dates.move_date(run.id, FEB_23, expect=expect, to=to)
     with pytest.raises(ValueError, match="never moves"):
         ledger.dates.move_dates(run.id, DAYS, expect=expect, to=to)
 
 
-def test_several_dates_move_if_they_are_where_they_are_expected(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_several_dates_move_if_they_are_in_the_expected_state(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23)
     staged_date(ledger, run, FEB_24)
     assert ledger.dates.move_dates(run.id, DAYS, expect=DateState.STAGED, to=DateState.PUBLISHED) == 2
@@ -669,11 +652,10 @@ def test_dates_are_listed_oldest_first_by_window_state_and_day(ledger: Ledger) -
     assert ledger.dates.list_dates(run.id, states=[]) == []
 
 
-def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23, checksum="a" * 64)
-    found = row_of(ledger, run).staged_file()
-    assert (found.day, found.checksum, found.rows) == (FEB_23, "a" * 64, 187)
+    file = row_of(ledger, run).staged_file()
+    assert (file.day, file.checksum, file.rows) == (FEB_23, "a" * 64, 187)
     with pytest.raises(Exception, match="no file was staged"):
         row_of(ledger, run, FEB_24).staged_file()
 
@@ -681,23 +663,23 @@ def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger) -> None:
 # -- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def proven(ledger: Ledger, job: str = JOB) -> dict[date, str]:
-    return {day: found.run_id for day, found in ledger.checkpoints.list_checkpoints(job, FEB_23, FEB_25).items()}
+def checkpointing_runs(ledger: Ledger, job: str = JOB) -> dict[date, str]:
+    return {
+        day: checkpoint.run_id for day, checkpoint in ledger.checkpoints.list_checkpoints(job, FEB_23, FEB_25).items()
+    }
 
 
-def test_a_published_date_that_passed_is_checkpointed_with_its_facts(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_published_date_that_passed_is_checkpointed_with_its_figures(ledger: Ledger, run: Run) -> None:
     published_date(ledger, run, FEB_23, verdict=Verdict.ACCEPTED)
     assert ledger.checkpoints.write(run.id, [FEB_23]) == [FEB_23]
-    found = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
-    assert (found.run_id, found.job_version, found.verdict) == (run.id, "1", Verdict.ACCEPTED)
-    assert (found.expected, found.matched, found.rows, found.source) == (187, 187, 187, "upcoming")
-    assert (found.checksum, found.inputs) == ("c" * 64, "i" * 64)
+    checkpoint = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)[FEB_23]
+    assert (checkpoint.run_id, checkpoint.job_version, checkpoint.verdict) == (run.id, "1", Verdict.ACCEPTED)
+    assert (checkpoint.expected, checkpoint.matched, checkpoint.rows, checkpoint.source) == (187, 187, 187, "upcoming")
+    assert (checkpoint.checksum, checkpoint.inputs) == ("c" * 64, "i" * 64)
     assert state_of(ledger, run, FEB_23) is DateState.CHECKPOINTED
 
 
-def test_checkpointing_twice_changes_nothing(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_checkpointing_twice_changes_nothing(ledger: Ledger, run: Run) -> None:
     checkpointed_date(ledger, run, FEB_23)
     before = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_25)
     assert ledger.checkpoints.write(run.id, [FEB_23]) == []
@@ -706,50 +688,45 @@ def test_checkpointing_twice_changes_nothing(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("reach", [claimed_date, staged_date, failed_date, blocked_date])
-def test_what_is_not_published_is_never_checkpointed(
-    ledger: Ledger, reach: Callable[[Ledger, Run, date], None]
-) -> None:
+def test_an_unpublished_date_is_never_checkpointed(ledger: Ledger, reach: Callable[[Ledger, Run, date], None]) -> None:
     run = queued_run(ledger)
     reach(ledger, run, FEB_23)
     assert ledger.checkpoints.write(run.id, DAYS) == []
-    assert proven(ledger) == {}
+    assert checkpointing_runs(ledger) == {}
 
 
-@pytest.mark.parametrize("verdict", [None, *(one for one in Verdict if not one.is_passing)])
-def test_what_did_not_pass_is_never_checkpointed(ledger: Ledger, verdict: Verdict | None) -> None:
-    run = queued_run(ledger)
+@pytest.mark.parametrize("verdict", [None, *(verdict for verdict in Verdict if not verdict.is_passing)])
+def test_a_date_that_did_not_pass_is_never_checkpointed(ledger: Ledger, run: Run, verdict: Verdict | None) -> None:
     published_date(ledger, run, FEB_23, verdict=verdict)
     assert ledger.checkpoints.write(run.id, [FEB_23]) == []
-    assert proven(ledger) == {}
+    assert checkpointing_runs(ledger) == {}
 
 
 def test_a_rebuilt_date_has_the_checkpoint_of_its_latest_run(ledger: Ledger) -> None:
     first = queued_run(ledger)
     checkpointed_date(ledger, first, FEB_23)
     checkpointed_date(ledger, first, FEB_24)
-    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end_run(ledger, first)
     second = queued_run(ledger)
     checkpointed_date(ledger, second, FEB_23)
-    assert proven(ledger) == {FEB_23: second.id, FEB_24: first.id}
+    assert checkpointing_runs(ledger) == {FEB_23: second.id, FEB_24: first.id}
 
 
 def test_checkpoints_belong_to_a_job_and_a_range(ledger: Ledger) -> None:
     run, other = queued_run(ledger), queued_run(ledger, job="teams")
     checkpointed_date(ledger, run, FEB_23)
     checkpointed_date(ledger, other, FEB_24)
-    assert (proven(ledger), proven(ledger, "teams")) == ({FEB_23: run.id}, {FEB_24: other.id})
+    assert (checkpointing_runs(ledger), checkpointing_runs(ledger, "teams")) == ({FEB_23: run.id}, {FEB_24: other.id})
     assert ledger.checkpoints.list_checkpoints(JOB, FEB_24, FEB_25) == {}
 
 
-def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_gates_that_checkpoint_at_once_prove_a_date_once(ledger: Ledger, run: Run) -> None:
     published_date(ledger, run, FEB_23)
     results = at_once(4, lambda _: ledger.checkpoints.write(run.id, [FEB_23]))
     assert sorted(results) == [[], [], [], [FEB_23]]
 
 
-def test_verdicts_are_noted_on_staged_dates_only(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_verdicts_are_recorded_on_staged_dates_only(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23)
     note = {"verdict": "complete", "reason": "187 of 187", "matched": 187}
     ledger.dates.record_verdicts(run.id, {FEB_23: note, FEB_24: note})
@@ -757,11 +734,11 @@ def test_verdicts_are_noted_on_staged_dates_only(ledger: Ledger) -> None:
     assert row_of(ledger, run, FEB_24).verdict is None
 
 
-def test_the_latest_end_of_each_date_is_remembered(ledger: Ledger) -> None:
+def test_the_latest_outcome_of_each_date_is_known(ledger: Ledger) -> None:
     first = queued_run(ledger)
     blocked_date(ledger, first, FEB_23)
     failed_date(ledger, first, FEB_24)
-    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end_run(ledger, first)
     second = queued_run(ledger)
     checkpointed_date(ledger, second, FEB_23)
     claimed_date(ledger, second, FEB_24)
@@ -789,15 +766,13 @@ def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
     assert all(stamp is not None and before <= stamp <= utcnow() for stamp in stamps)
 
 
-def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger, run: Run) -> None:
     lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
     claim_date(ledger, run, FEB_23, "worker", lease)
     assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
 
 
-def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger, run: Run) -> None:
     naive = datetime(2023, 2, 23)  # noqa: DTZ001 - the one to refuse
     with pytest.raises(StatementError, match="without a zone"):
         claim_date(ledger, run, FEB_23, "worker", naive)
@@ -818,7 +793,7 @@ def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Led
 # -- alerts -------------------------------------------------------------------------------------------------------
 
 
-def test_alerts_of_one_key_are_written_down_once(ledger: Ledger) -> None:
+def test_alerts_of_one_key_are_recorded_once(ledger: Ledger) -> None:
     alert = NewAlert(key="run-blocked R", kind="run-blocked", title="2 dates blocked", body="...", job=JOB, run_id="R")
 
     written = at_once(4, lambda _: ledger.alerts.record_alert(alert))
@@ -830,22 +805,21 @@ def test_alerts_of_one_key_are_written_down_once(ledger: Ledger) -> None:
 def recorded(ledger: Ledger, *keys: str, kind: str = "audit") -> list[str]:
     """The ids of alerts that are pending, in the order of the keys."""
     ledger.alerts.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
-    return [found.id for key in keys if (found := ledger.alerts.get_alert(key)) is not None]
+    return [alert.id for key in keys if (alert := ledger.alerts.get_alert(key)) is not None]
 
 
-class Told(BaseException):
-    """As a signal's handler tells."""
+class Terminated(BaseException):
+    """Raised by the signal handler."""
 
 
-def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_against_the_next(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_signal_in_a_transaction_waits_for_its_end_and_leaves_no_lock(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, owner="gone")
 
-    def is_dead(owner: str) -> bool:  # which is asked in the middle of the transaction
+    def is_dead(owner: str) -> bool:  # called in the middle of the transaction
         signal.raise_signal(signal.SIGTERM)
         return True
 
-    with answering(signal.SIGTERM, by=Told), pytest.raises(Told) as raised:
+    with answering(signal.SIGTERM, by=Terminated), pytest.raises(Terminated) as raised:
         claim(ledger, run, owner="me", is_dead=is_dead)
     assert raised.value.__traceback__ is not None  # whose frames hold whatever was left open
     assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")
@@ -854,11 +828,11 @@ def test_who_is_told_to_stop_in_a_transaction_completes_it_and_holds_nothing_aga
 def claimed_alerts(
     ledger: Ledger, owner: str = "me", lease: timedelta = timedelta(minutes=1), **more: Any
 ) -> list[str]:
-    found = ledger.alerts.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
-    return sorted(alert.key for alert in found)
+    alerts = ledger.alerts.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
+    return sorted(alert.key for alert in alerts)
 
 
-def test_of_alerts_written_down_together_only_the_new_ones_are(ledger: Ledger) -> None:
+def test_of_alerts_recorded_together_only_new_keys_are_recorded(ledger: Ledger) -> None:
     recorded(ledger, "a")
     new = [NewAlert(key=key, kind="audit", title=key, body="...") for key in ("a", "b")]
 
@@ -867,7 +841,7 @@ def test_of_alerts_written_down_together_only_the_new_ones_are(ledger: Ledger) -
     assert ledger.alerts.get_alert("c") is None
 
 
-def test_each_alert_is_claimed_by_one_of_those_that_claim_at_once(ledger: Ledger) -> None:
+def test_concurrent_senders_never_claim_the_same_alert(ledger: Ledger) -> None:
     keys = [f"alert {n}" for n in range(6)]
     recorded(ledger, *keys)
 
@@ -886,7 +860,7 @@ def test_an_alert_whose_sender_died_or_took_too_long_is_claimed_again(ledger: Le
     assert claimed_alerts(ledger, "third") == ["a"]
 
 
-def test_only_the_sender_that_holds_an_alert_settles_it(ledger: Ledger) -> None:
+def test_only_the_sender_with_the_lease_settles_an_alert(ledger: Ledger) -> None:
     (alert_id,) = recorded(ledger, "a")
     claimed_alerts(ledger, "mine")
     assert not ledger.alerts.mark_sent(alert_id, "another", ["x"])
@@ -900,14 +874,14 @@ def test_only_the_sender_that_holds_an_alert_settles_it(ledger: Ledger) -> None:
     assert claimed_alerts(ledger, is_dead=everyone_is_dead) == []
 
 
-def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_not(ledger: Ledger) -> None:
+def test_a_failed_alert_is_retried_at_the_given_time_or_abandoned(ledger: Ledger) -> None:
     (alert_id,) = recorded(ledger, "a")
     later = utcnow() + timedelta(minutes=5)
     claimed_alerts(ledger)
     assert ledger.alerts.mark_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=later)
     assert claimed_alerts(ledger) == []
-    (again,) = ledger.alerts.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
-    assert (again.attempts, again.error, again.delivered) == (1, "answered 500", ("x",))
+    (retried,) = ledger.alerts.claim_alerts("me", soon(), is_dead=everyone_lives, limit=1, now=later)
+    assert (retried.attempts, retried.error, retried.delivered) == (1, "answered 500", ("x",))
     assert ledger.alerts.mark_failed(alert_id, "me", "answered 500", delivered=["x"], again_at=None)
     assert ledger.gauges.alert_counts(alert_moment(ledger, "a")) == {("failed",): 1}
     assert ledger.gauges.alert_counts(soon()) == {}
@@ -915,12 +889,12 @@ def test_an_alert_that_was_not_taken_is_due_again_when_said_and_given_up_when_no
 
 
 def alert_moment(ledger: Ledger, key: str) -> datetime:
-    found = ledger.alerts.get_alert(key)
-    assert found is not None
-    return found.created_at
+    alert = ledger.alerts.get_alert(key)
+    assert alert is not None
+    return alert.created_at
 
 
-def test_only_alerts_of_long_ago_that_nobody_is_to_be_told_are_removed(ledger: Ledger) -> None:
+def test_only_old_alerts_that_are_not_pending_are_deleted(ledger: Ledger) -> None:
     (sent,) = recorded(ledger, "sent")
     claimed_alerts(ledger)
     ledger.alerts.mark_sent(sent, "me", ["x"])
@@ -932,10 +906,10 @@ def test_only_alerts_of_long_ago_that_nobody_is_to_be_told_are_removed(ledger: L
 
     assert ledger.alerts.delete_old_alerts(utcnow() - timedelta(days=90)) == 0
     assert ledger.alerts.delete_old_alerts(soon()) == 2
-    assert {one.key for one in ledger.alerts.list_latest_alerts(10)} == {"sending", "pending"}
+    assert {alert.key for alert in ledger.alerts.list_latest_alerts(10)} == {"sending", "pending"}
 
 
-def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_being_sent(ledger: Ledger) -> None:
+def test_overdue_and_muted_alerts_are_set_aside_unless_they_are_being_sent(ledger: Ledger) -> None:
     recorded(ledger, "sending")
     claimed_alerts(ledger)
     recorded(ledger, "old")
@@ -948,11 +922,10 @@ def test_alerts_that_are_too_old_or_not_wanted_are_set_aside_unless_they_are_bei
     assert states == {"sending": "sending", "old": "failed", "wanted": "pending", "unwanted": "muted"}
 
 
-def test_the_end_of_a_run_is_noted_as_told_once_and_only_when_it_has_ended(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_run_is_marked_as_reported_once_and_only_after_its_end(ledger: Ledger, run: Run) -> None:
     assert not ledger.runs.mark_reported(run.id)
-    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
-    assert [one.id for one in ledger.runs.list_unreported_runs()] == [run.id]
+    end_run(ledger, run)
+    assert [unreported.id for unreported in ledger.runs.list_unreported_runs()] == [run.id]
     assert sorted(at_once(4, lambda _: ledger.runs.mark_reported(run.id))) == [False, False, False, True]
     assert ledger.runs.list_unreported_runs() == []
 
@@ -960,13 +933,13 @@ def test_the_end_of_a_run_is_noted_as_told_once_and_only_when_it_has_ended(ledge
 # -- gauges -------------------------------------------------------------------------------------------------------
 
 
-def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
+def test_the_gauges_count_runs_dates_and_checkpoints(ledger: Ledger) -> None:
     before = utcnow()
     ledger.gauges.check_readable()
     done = queued_run(ledger)
     checkpointed_date(ledger, done, FEB_23)
     blocked_date(ledger, done, FEB_24)
-    ledger.runs.move_run(done.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end_run(ledger, done)
     active = queued_run(ledger, [FEB_25], job="teams")
 
     assert ledger.gauges.checkpoint_counts() == {(JOB, "complete"): 1}
@@ -976,14 +949,14 @@ def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
         (JOB, "queued"): 1,
     }
     assert ledger.gauges.ended_date_counts(utcnow()) == {}
-    again = queued_run(ledger)
-    checkpointed_date(ledger, again, FEB_23)
-    ledger.runs.move_run(again.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    second = queued_run(ledger)
+    checkpointed_date(ledger, second, FEB_23)
+    end_run(ledger, second)
     assert ledger.gauges.built_counts_by_source(before) == {(JOB, "upcoming"): 1}  # built twice, one date
     assert ledger.gauges.active_run_counts() == {("teams", "running"): 1}
     assert ledger.gauges.oldest_waiting_since() == {"teams": active.created_at}
-    assert [run.id for run in ledger.gauges.last_ended_runs()] == [again.id]
-    assert sorted(facts.state.value for facts in ledger.gauges.list_date_metrics(done.id)) == [
+    assert [run.id for run in ledger.gauges.last_ended_runs()] == [second.id]
+    assert sorted(metrics.state.value for metrics in ledger.gauges.list_date_metrics(done.id)) == [
         "blocked",
         "checkpointed",
         "queued",
@@ -995,44 +968,47 @@ def test_the_gauges_count_what_is_there(ledger: Ledger) -> None:
     )
 
 
-# -- facts of the past --------------------------------------------------------------------------------------------
+# -- history ------------------------------------------------------------------------------------------------------
 
 ALWAYS = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
 
-def test_the_facts_of_runs_come_with_every_date_of_theirs_the_newest_run_first(ledger: Ledger) -> None:
+def test_runs_are_listed_with_their_dates_newest_first(ledger: Ledger) -> None:
     first = queued_run(ledger, [FEB_23, FEB_24])
     checkpointed_date(ledger, first, FEB_24)
     blocked_date(ledger, first, FEB_23)
     assert ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.PARTIAL)
     second = queued_run(ledger, [FEB_25], job="others")
 
-    found = ledger.history.list_runs_with_dates(*ALWAYS)
+    listed = ledger.history.list_runs_with_dates(*ALWAYS)
 
-    assert [one.run for one in found] == [ledger.runs.get_run(second.id), ledger.runs.get_run(first.id)]
-    assert [list(one.dates) for one in found] == [ledger.dates.list_dates(second.id), ledger.dates.list_dates(first.id)]
-    assert [one.run.id for one in ledger.history.list_runs_with_dates(*ALWAYS, job="others")] == [second.id]
-    assert [one.run.id for one in ledger.history.list_ended_runs_with_dates(*ALWAYS)] == [first.id]
+    assert [past.run for past in listed] == [ledger.runs.get_run(second.id), ledger.runs.get_run(first.id)]
+    assert [list(past.dates) for past in listed] == [
+        ledger.dates.list_dates(second.id),
+        ledger.dates.list_dates(first.id),
+    ]
+    assert [past.run.id for past in ledger.history.list_runs_with_dates(*ALWAYS, job="others")] == [second.id]
+    assert [past.run.id for past in ledger.history.list_ended_runs_with_dates(*ALWAYS)] == [first.id]
     assert ledger.history.list_ended_runs(*ALWAYS) == [ledger.runs.get_run(first.id)]
     assert ledger.history.list_runs_with_dates(*ALWAYS, job="nobody's") == []
 
 
-def test_a_run_is_of_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledger) -> None:
+def test_a_run_belongs_to_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledger) -> None:
     opened = running_run(ledger, [FEB_23])
     ended = queued_run(ledger, [FEB_24])
-    assert ledger.runs.move_run(ended.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    end_run(ledger, ended)
     end = ledger.runs.get_run(ended.id).finished_at
     assert end is not None
     tick = timedelta(microseconds=1)
 
     def between(start: datetime, until: datetime) -> set[str]:
-        return {one.run.id for one in ledger.history.list_runs_with_dates(start, until)}
+        return {past.run.id for past in ledger.history.list_runs_with_dates(start, until)}
 
     assert between(opened.created_at, opened.created_at + tick) == {opened.id}
     assert between(end, end + tick) == {ended.id}
     assert between(end - tick, end) == set()
     assert between(ended.created_at, ended.created_at + tick) == set()  # it has ended: later
-    assert {one.run.id for one in ledger.history.list_ended_runs_with_dates(end, end + tick)} == {ended.id}
+    assert {past.run.id for past in ledger.history.list_ended_runs_with_dates(end, end + tick)} == {ended.id}
     assert (
         ledger.history.list_ended_runs_with_dates(end - tick, end)
         == ledger.history.list_ended_runs(end - tick, end)
@@ -1042,7 +1018,7 @@ def test_a_run_is_of_the_span_in_which_it_ended_or_else_was_opened(ledger: Ledge
 
 
 @pytest.mark.parametrize("count", [1, DATES_PER_QUERY, DATES_PER_QUERY + 1])
-def test_the_dates_of_a_run_are_read_some_at_a_time_and_each_once(ledger: Ledger, count: int) -> None:
+def test_the_dates_of_a_run_are_read_in_chunks_and_each_once(ledger: Ledger, count: int) -> None:
     days = [FEB_23 + timedelta(days=n) for n in range(count)]
     run = ledger.runs.open_run(new_run(days[::-1]))
 
@@ -1053,21 +1029,21 @@ def test_the_dates_of_a_run_are_read_some_at_a_time_and_each_once(ledger: Ledger
 def test_the_sources_of_a_date_come_back_in_the_order_in_which_they_were_written(ledger: Ledger) -> None:
     run = queued_run(ledger, [FEB_23])
     claimed_date(ledger, run, FEB_23)
-    found = {"zebra": 1, "ant": 3, "moth": 2}
-    assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, found=found)
+    coverage = {"zebra": 1, "ant": 3, "moth": 2}
+    assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, found=coverage)
 
-    (facts,) = ledger.history.list_runs_with_dates(*ALWAYS)
+    (past,) = ledger.history.list_runs_with_dates(*ALWAYS)
 
-    assert list(facts.dates[0].found or {}) == ["zebra", "ant", "moth"]
+    assert list(past.dates[0].found or {}) == ["zebra", "ant", "moth"]
 
 
-# -- who did what, and why ----------------------------------------------------------------------------------------
+# -- actions -----------------------------------------------------------------------------------------------------
 
 
 def test_a_launch_is_an_action_with_its_author_and_reason(ledger: Ledger) -> None:
     run = ledger.runs.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
-    (found,) = ledger.actions.list_actions(run.id)
-    assert (found.action, found.by, found.reason) == (RunAction.LAUNCHED, "ada", "the feed was late")
+    (action,) = ledger.actions.list_actions(run.id)
+    assert (action.action, action.by, action.reason) == (RunAction.LAUNCHED, "ada", "the feed was late")
     assert ledger.runs.get_run(run.id).reason == "the feed was late"
 
 
@@ -1082,13 +1058,13 @@ def test_a_launch_is_an_action_with_its_author_and_reason(ledger: Ledger) -> Non
         "DELETE FROM runs",
     ],
 )
-def test_the_database_itself_keeps_who_did_what_and_why(ledger: Ledger, ledger_url: str, statement: str) -> None:
+def test_the_database_refuses_to_change_actions_and_launches(ledger: Ledger, ledger_url: str, statement: str) -> None:
     run = ledger.runs.open_run(new_run([FEB_23], requested_by="ada", reason="the feed was late"))
     engine = make_engine(ledger_url)
     with pytest.raises(IntegrityError, match="never changed"), engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
-    assert [one.by for one in ledger.actions.list_actions(run.id)] == ["ada"]
+    assert [action.by for action in ledger.actions.list_actions(run.id)] == ["ada"]
     assert ledger.runs.get_run(run.id).requested_by == "ada"
 
 
@@ -1115,7 +1091,7 @@ CUT_OFF = """
 """
 
 
-def test_a_process_that_is_told_to_exit_exits_whatever_its_ledger_is_at(ledger: Ledger, ledger_url: str) -> None:
+def test_a_process_exits_on_a_signal_at_any_moment_of_a_query(ledger: Ledger, ledger_url: str) -> None:
     ran = run_python(CUT_OFF, ledger_url, running_run(ledger).id)
     assert ran.returncode == 0, ran.stderr
     exits, state = ran.stdout.split()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
-from threading import Barrier
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +17,7 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.enqueue import enqueue_next_windows
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS
-from tests.builders import claim_date, everyone_lives, new_run, running_run
+from tests.builders import at_once, claim_date, everyone_lives, new_run, running_run
 
 FIRST = date(2022, 10, 18)
 IN_FLIGHT = [DateState.QUEUED, DateState.PROCESSING, DateState.STAGED, DateState.PUBLISHED]
@@ -180,22 +178,15 @@ def test_an_owner_s_run_brings_on_no_other(ledger: Ledger) -> None:
 def test_callers_at_once_never_exceed_a_cap(ledger: Ledger, of_job: bool) -> None:
     caps = ConcurrencyLimits(windows=50, dates=12, job_dates=17 if of_job else None)
     runs = [opened(ledger, 100 * n, 40, caps, window=3) for n in range(2)]
-    barrier = Barrier(6)
 
     def open_more(number: int) -> None:
         ledger.windows.open_windows(runs[number % 2].id, in_flight=50, dates=12, job_dates=caps.job_dates)
 
-    def one(number: int) -> None:
-        barrier.wait()
-        open_more(number)
-
-    with ThreadPoolExecutor(6) as pool:
-        for _ in pool.map(one, range(6)):
-            pass
+    at_once(6, open_more)
     open_more(0)  # by chance every caller for one run may have come before the other run, to which it gave way
     open_more(1)
-    held = sorted(dates_in_flight(ledger, run) for run in runs)
-    assert held == ([3, 12] if of_job else [12, 12])
+    in_flight = sorted(dates_in_flight(ledger, run) for run in runs)
+    assert in_flight == ([3, 12] if of_job else [12, 12])
 
 
 @settings(

@@ -9,8 +9,7 @@ import pytest
 
 from gated_backfill.common.ledger import Ledger, RunState
 from gated_backfill.common.process.clock import utcnow
-from tests.builders import FEB_23, FEB_24, FEB_25, everyone_is_dead, everyone_lives, new_run, queued_run
-from tests.integration.test_ledger_contract import at_once
+from tests.builders import FEB_23, FEB_24, FEB_25, at_once, everyone_is_dead, everyone_lives, new_run, queued_run
 
 SLOT = datetime.fromisoformat("2023-02-23T09:00:00+00:00")
 NEXT = SLOT + timedelta(days=1)

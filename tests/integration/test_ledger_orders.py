@@ -51,6 +51,12 @@ def states(ledger: Ledger, run: Run) -> list[str]:
     return [row.state.value for row in ledger.dates.list_dates(run.id)]
 
 
+@pytest.fixture
+def run(ledger: Ledger) -> Run:
+    """A running run with three queued dates in one window."""
+    return queued_run(ledger)
+
+
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
     """What the calls return, made at the same moment."""
     line = threading.Barrier(len(calls))
@@ -111,8 +117,7 @@ def test_a_paused_run_whose_windows_are_all_closed_ends_as_ever(ledger: Ledger) 
     assert not ledger.orders.resume_run(run.id, by="ada")
 
 
-def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_costly(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_costly(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
     assert ledger.orders.confirm_claims(run.id, [FEB_23], "worker")
@@ -128,8 +133,7 @@ def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_cost
     assert not ledger.orders.confirm_claims(run.id, [FEB_23], "worker")  # which is nobody's now
 
 
-def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
     ledger.orders.pause_run(run.id, by="ada")
 
@@ -165,8 +169,7 @@ def test_cancelling_takes_what_nobody_has_begun_and_leaves_the_rest_to_be_finish
     assert ledger.runs.finish_run(run.id) is None
 
 
-def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_ends_it(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_ends_it(ledger: Ledger, run: Run) -> None:
     published_date(ledger, run, FEB_23)
     cancelled(ledger, run)
 
@@ -192,8 +195,7 @@ def test_a_run_of_which_nothing_was_begun_needs_no_gate_to_end(ledger: Ledger, w
     assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
 
 
-def test_an_ended_run_is_not_cancelled(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_an_ended_run_is_not_cancelled(ledger: Ledger, run: Run) -> None:
     ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.FAILED)
 
     assert ledger.orders.cancel_run(run.id, by="ada") is None
@@ -203,9 +205,8 @@ def test_an_ended_run_is_not_cancelled(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("discard", [True, False])
 def test_what_is_staged_after_its_run_was_cancelled_is_dropped_if_all_that_is_staged_is(
-    ledger: Ledger, discard: bool
+    ledger: Ledger, run: Run, discard: bool
 ) -> None:
-    run = queued_run(ledger)
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
     cancelled(ledger, run, discard=discard)
@@ -217,8 +218,7 @@ def test_what_is_staged_after_its_run_was_cancelled_is_dropped_if_all_that_is_st
     assert states(ledger, run)[:2] == ["cancelled" if discard else "staged", "failed"]
 
 
-def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
     cancelled(ledger, run)
     assert ledger.orders.confirm_claims(run.id, [FEB_23], "worker")  # it is to be finished
@@ -250,8 +250,7 @@ def test_discarding_takes_what_waits_for_the_gate_but_nothing_that_a_gate_has_se
     assert states(ledger, run)[4] == "cancelled"
 
 
-def test_what_is_lost_or_sent_back_of_a_run_that_is_being_cancelled_is_cancelled(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_what_is_lost_or_sent_back_of_a_run_that_is_being_cancelled_is_cancelled(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
     staged_date(ledger, run, FEB_25)
@@ -266,8 +265,7 @@ def test_what_is_lost_or_sent_back_of_a_run_that_is_being_cancelled_is_cancelled
     ] * 3
 
 
-def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger) -> None:
-    run = queued_run(ledger)
+def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger, run: Run) -> None:
     checkpointed_date(ledger, run, FEB_23)
     staged_date(ledger, run, FEB_24)
 
@@ -335,9 +333,8 @@ def test_no_window_is_opened_by_a_run_that_is_cancelled_at_the_same_moment(ledge
 
 @pytest.mark.parametrize("discard", [False, True], ids=["finish", "discard"])
 def test_a_window_is_either_gated_whole_or_discarded_whole_when_both_happen_at_once(
-    ledger: Ledger, discard: bool
+    ledger: Ledger, run: Run, discard: bool
 ) -> None:
-    run = queued_run(ledger)
     for day in DAYS:
         staged_date(ledger, run, day)
 

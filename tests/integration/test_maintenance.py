@@ -37,8 +37,7 @@ from gated_backfill.worker.maintenance.runner import (
 )
 from gated_backfill.worker.maintenance.schedule import maintenance_schedules
 from tests.buckets import path_of
-from tests.builders import FEB_23, FEB_24, claimed_date, everyone_lives, is_intact, queued_run, rows_of
-from tests.integration.test_ledger_contract import at_once
+from tests.builders import FEB_23, FEB_24, at_once, claimed_date, everyone_lives, is_intact, queued_run, rows_of
 from tests.lab import Lab, players
 
 NAME = "cleanup"
