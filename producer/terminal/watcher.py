@@ -52,8 +52,9 @@ class RunWatcher:
             return
         state = progress.run.state
         has_turned = state is not self._last_state and bool(PAUSED_OR_CANCELLING & {state, self._last_state})
+        has_ended = state is not self._last_state and progress.run.has_ended
         is_due = time.monotonic() - self._last_line > LINE_INTERVAL_SECONDS
-        if has_turned or ((is_due or progress.run.has_ended) and text != self._last_text):
+        if has_turned or has_ended or (is_due and text != self._last_text):
             self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
             line = f"{progress.run.state.value}: {progress.processed} of {progress.total} dates, {text}"
             self._console.print(line, markup=False)  # it may hold an error text of the broker
