@@ -108,9 +108,7 @@ def running(folder: Path, home: Path) -> Iterator[tuple[dict[str, str], dict[str
     """Start a broker and workers. Yields the environment of commands, the workers' process ids and the broker's URL."""
     with broker(folder) as url:
         env = environment(BACKFILL_HOME=str(home), BACKFILL_BROKER=url, BACKFILL_TASK_EVENTS="false")
-        with workers(
-            "gated_backfill.worker.tasks", url, env, folder, dates="backfill", gate="gate,maintenance"
-        ) as pids:
+        with workers("gated_backfill.worker.app", url, env, folder, dates="backfill", gate="gate,maintenance") as pids:
             yield env, pids, url
 
 

@@ -26,7 +26,8 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
-from gated_backfill.worker.dates.process import AttemptOutcome, process_dates
+from gated_backfill.worker.dates.outcomes import AttemptOutcome
+from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.dependencies import Deps
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ def worker(lab: Lab, *more: str, **environment: str) -> Iterator[Path]:
         "-m",
         "celery",
         "--app",
-        "gated_backfill.worker.tasks",
+        "gated_backfill.worker.app",
         "worker",
         "--concurrency",
         "1",

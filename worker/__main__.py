@@ -11,7 +11,7 @@ from gated_backfill.common.process.imports import freeze_imports
 def main() -> None:
     options = _options()
     with freeze_imports():
-        from gated_backfill.worker.tasks import app
+        from gated_backfill.worker.app import app
 
         starts = app.Worker  # imported by being asked for
     worker = starts(

@@ -1,4 +1,4 @@
-"""Safe defaults for `celery --app gated_backfill.worker.tasks flower`.
+"""Safe defaults for `celery --app gated_backfill.worker.app flower`.
 
 Flower reads its options from its environment after it has loaded the app, so the app may set there what was not said.
 A password belongs there, too: a command line can be read by everybody on the machine.

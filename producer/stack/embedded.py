@@ -129,7 +129,7 @@ def worker_command(hostname: str, queues: Sequence[str], concurrency: int) -> li
 
 
 def celery_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", *words]
+    return [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
 
 
 def worker_environment(settings: Settings, broker_url: str) -> dict[str, str]:

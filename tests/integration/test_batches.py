@@ -24,7 +24,9 @@ from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.demo.season import load_season
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.dates import process as processing
-from gated_backfill.worker.dates.process import RetryLater, process_dates
+from gated_backfill.worker.dates.hard_time_limit import handle_hard_time_limit
+from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, RetryLater
+from gated_backfill.worker.dates.process import process_dates
 from tests.builders import answering, claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
 from tests.lab import Lab, players
 
@@ -222,12 +224,12 @@ def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_i
     ledger = lab.site.ledger
     assert claim(ledger, run, DAYS[2:4], deps.owner) == DAYS[2:4]
 
-    again = processing.handle_hard_time_limit(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
+    again = handle_hard_time_limit(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
     assert [row.day for row in again] == DAYS[1:]
     assert [row.deaths for row in again] == [0, 1, 1, 0, 0]
 
     assert claim(ledger, run, DAYS[2:3], deps.owner) == DAYS[2:3]
-    assert processing.handle_hard_time_limit(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
+    assert handle_hard_time_limit(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
     assert states(lab, run.id) == ["queued", "queued", "failed", "queued", "queued", "queued"]
 
 
@@ -257,7 +259,7 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert {one.state for one in outcomes} == {processing.NOT_CLAIMED}
+    assert {one.state for one in outcomes} == {NOT_CLAIMED}
     assert states(lab, run.id) == ["cancelled"] * 6
     assert not list((lab.home / "staging").rglob("*.parquet"))
 

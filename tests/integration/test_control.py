@@ -17,7 +17,7 @@ from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.context import current_user
 from gated_backfill.worker.dates import build
-from gated_backfill.worker.dates.process import NOT_CLAIMED
+from gated_backfill.worker.dates.outcomes import NOT_CLAIMED
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import close_window
 from gated_backfill.worker.reconcile.reconcile import reconcile

@@ -35,7 +35,7 @@ def workers(lab: Lab, places: dict[str, str], named: dict[str, str]) -> Iterator
                 "-m",
                 "celery",
                 "--app",
-                "gated_backfill.worker.tasks",
+                "gated_backfill.worker.app",
                 "worker",
                 "--queues",
                 queues,

@@ -43,7 +43,7 @@ def places(broker: str, postgres_url: str) -> dict[str, str]:
 
 @contextmanager
 def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", "worker", "--queues", queues]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", "worker", "--queues", queues]
     log = (lab.marks.parent / f"{name}.log").open("wb")
     process = subprocess.Popen(
         [*command, "--concurrency", "1", "--hostname", f"{name}@%h"],
@@ -61,7 +61,7 @@ def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator
 
 @contextmanager
 def beat(lab: Lab, places: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", "beat", "--pidfile="]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", "beat", "--pidfile="]
     with (lab.marks.parent / "beat.log").open("wb") as log:
         schedule = str(lab.marks.parent / "beat-schedule")
         process = subprocess.Popen(

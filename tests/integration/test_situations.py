@@ -17,7 +17,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.launch import open_run
-from gated_backfill.worker.dates.process import RetryLater
+from gated_backfill.worker.dates.outcomes import RetryLater
 from gated_backfill.worker.dependencies import open_deps
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from gated_backfill.worker.inline import InlineDispatcher

@@ -44,7 +44,7 @@ def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
 def celery(lab: Lab, broker: str, *words: str) -> Path:
     """Start it; returns its log."""
     path = lab.marks.parent / f"{words[0]}-{len(lab.running)}.log"
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.tasks", *words]
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
     environment = lab.environment() | {"BACKFILL_BROKER": broker}
     with path.open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)

@@ -13,18 +13,18 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.producer.stack.standing import UpOptions, check_ports, choose_flower_port
 from gated_backfill.worker.flower import celery_subcommand, prepare_flower
 
-FLOWER = ["celery", "--app", "gated_backfill.worker.tasks", "flower"]
+FLOWER = ["celery", "--app", "gated_backfill.worker.app", "flower"]
 
 
 @pytest.mark.parametrize(
     ("line", "command"),
     [
-        pytest.param("celery --app gated_backfill.worker.tasks flower", "flower", id="flower"),
-        pytest.param("celery -A gated_backfill.worker.tasks flower --port=1", "flower", id="with-options"),
-        pytest.param("celery --app=gated_backfill.worker.tasks -q flower", "flower", id="flag-before"),
+        pytest.param("celery --app gated_backfill.worker.app flower", "flower", id="flower"),
+        pytest.param("celery -A gated_backfill.worker.app flower --port=1", "flower", id="with-options"),
+        pytest.param("celery --app=gated_backfill.worker.app -q flower", "flower", id="flag-before"),
         pytest.param("celery -A flower worker", "worker", id="app-of-that-name"),
-        pytest.param("celery --app gated_backfill.worker.tasks worker -n flower", "worker", id="worker-of-that-name"),
-        pytest.param("celery --app gated_backfill.worker.tasks", None, id="none"),
+        pytest.param("celery --app gated_backfill.worker.app worker -n flower", "worker", id="worker-of-that-name"),
+        pytest.param("celery --app gated_backfill.worker.app", None, id="none"),
         pytest.param("pytest", None, id="not-celery"),
     ],
 )
@@ -76,7 +76,7 @@ def test_flower_starts_when_its_user_has_seen_to_it(
 
 def test_other_commands_are_left_alone(home: Settings) -> None:
     environment: dict[str, str] = {}
-    prepare_flower(home, ["celery", "--app", "gated_backfill.worker.tasks", "worker"], environment)
+    prepare_flower(home, ["celery", "--app", "gated_backfill.worker.app", "worker"], environment)
     assert environment == {}
 
 

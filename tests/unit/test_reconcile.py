@@ -14,7 +14,7 @@ from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.ledger.states import ENDED_RUNS
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.reconcile.reconcile import (
+from gated_backfill.worker.reconcile.decisions import (
     AdvanceRun,
     CallGate,
     RequeueDates,
@@ -47,19 +47,19 @@ def settled(**more: Any) -> WindowSnapshot:
     return window(**{"touched_at": MINUTE} | more)
 
 
-NOTHING = "nothing of it was lost"
+NOTHING = "nothing was lost"
 SENT = [
     pytest.param(waiting(), {}, NOTHING, id="they-wait-for-a-worker"),
-    pytest.param(waiting(at_broker=False), {}, "the broker lost them", id="a-broker-that-came-back-empty"),
-    pytest.param(waiting(at_broker=False, queued_at=JUST), {}, NOTHING, id="it-was-opened-a-moment-ago"),
-    pytest.param(waiting(at_broker=False, working=3), {}, "the broker lost them", id="while-workers-go-on"),
+    pytest.param(waiting(is_at_broker=False), {}, "the broker lost them", id="a-broker-that-came-back-empty"),
+    pytest.param(waiting(is_at_broker=False, queued_at=JUST), {}, NOTHING, id="it-was-opened-a-moment-ago"),
+    pytest.param(waiting(is_at_broker=False, processing=3), {}, "the broker lost them", id="while-workers-go-on"),
     pytest.param(waiting(), {"lost_tasks": True}, "the broker or a worker died", id="somebody-knows-of-a-death"),
-    pytest.param(waiting(), {"quiet_since": AGES}, "nothing moves", id="a-stall"),
-    pytest.param(waiting(), {"quiet_since": AGES, "dates_wait": True}, NOTHING, id="a-queue-without-workers"),
-    pytest.param(waiting(working=1), {"quiet_since": None}, NOTHING, id="a-long-date"),
+    pytest.param(waiting(), {"quiet_since": AGES}, "the run is stalled", id="a-stall"),
+    pytest.param(waiting(), {"quiet_since": AGES, "has_waiting_dates": True}, NOTHING, id="a-queue-without-workers"),
+    pytest.param(waiting(processing=1), {"quiet_since": None}, NOTHING, id="a-long-date"),
     pytest.param(waiting(abandoned=1), {}, "their workers are dead or past their leases", id="a-dead-worker"),
-    pytest.param(window(working=2), {"lost_tasks": True}, NOTHING, id="nothing-but-live-workers"),
-    pytest.param(waiting(gated=True), {}, NOTHING, id="a-gate-that-was-called-early"),
+    pytest.param(window(processing=2), {"lost_tasks": True}, NOTHING, id="nothing-but-live-workers"),
+    pytest.param(waiting(has_live_gate=True), {}, NOTHING, id="a-gate-that-was-called-early"),
 ]
 
 
@@ -73,7 +73,7 @@ def test_dates_are_sent_again_when_they_are_lost_and_only_then(
 
 
 def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
-    (step,) = decide_steps(seen(waiting(at_broker=False, abandoned=2)), SETTINGS)
+    (step,) = decide_steps(seen(waiting(is_at_broker=False, abandoned=2)), SETTINGS)
     assert step == RequeueDates(window=7, include_queued=True, ignore_deaths_before=NOW, reason="the broker lost them")
 
 
@@ -88,13 +88,13 @@ GATES = [
     pytest.param(settled(touched_at=JUST), {}, NOTHING, id="a-chord-that-is-about-to"),
     pytest.param(settled(touched_at=None), {}, "its gate was not called", id="a-window-of-which-nothing-was-begun"),
     pytest.param(settled(touched_at=JUST, gate_died=True), {}, "its gate died", id="a-dead-gate"),
-    pytest.param(settled(gated=True), {}, NOTHING, id="a-gate-at-work"),
-    pytest.param(settled(gated=True), {"lost_tasks": True}, NOTHING, id="a-gate-at-work-whatever-died"),
+    pytest.param(settled(has_live_gate=True), {}, NOTHING, id="a-gate-at-work"),
+    pytest.param(settled(has_live_gate=True), {"lost_tasks": True}, NOTHING, id="a-gate-at-work-whatever-died"),
     pytest.param(
-        settled(touched_at=JUST, at_broker=False), {}, "the broker lost the call of its gate", id="an-empty-broker"
+        settled(touched_at=JUST, is_at_broker=False), {}, "the broker lost the call of its gate", id="an-empty-broker"
     ),
     pytest.param(settled(touched_at=JUST), {"lost_tasks": True}, "the broker or a worker died", id="a-known-death"),
-    pytest.param(settled(), {"gates_wait": True}, NOTHING, id="its-call-may-wait-for-a-gate"),
+    pytest.param(settled(), {"has_waiting_gates": True}, NOTHING, id="its-call-may-wait-for-a-gate"),
 ]
 
 
@@ -110,14 +110,14 @@ def test_a_settled_windows_gate_is_called_when_nobody_else_will(
 @pytest.mark.parametrize(
     ("more", "starts"),
     [
-        pytest.param({}, True, id="nobody-started-it"),
+        pytest.param({}, True, id="its-command-died"),
         pytest.param({"created_at": JUST}, False, id="its-command-is-about-to"),
-        pytest.param({"owned": True}, False, id="it-is-a-commands-own"),
+        pytest.param({"has_owner": True}, False, id="it-is-a-commands-own"),
     ],
 )
 def test_a_planned_run_is_started_when_its_command_did_not(more: dict[str, Any], starts: bool) -> None:
     steps = decide_steps(seen(state=RunState.PLANNED, **more), SETTINGS)
-    assert steps == ([StartRun(reason="nobody started it")] if starts else [])
+    assert steps == ([StartRun(reason="its command did not start it")] if starts else [])
 
 
 def test_a_run_with_nothing_in_flight_goes_on() -> None:
@@ -129,7 +129,7 @@ def test_the_periods_are_the_settings() -> None:
         reconcile_seconds=60, gate_late_seconds=60, stalled_seconds=7200, start_late_seconds=7200
     )
     quiet = {"quiet_since": AGES}
-    assert [step.reason for step in decide_steps(seen(waiting(at_broker=False), settled(), **quiet), patient)] == [
+    assert [step.reason for step in decide_steps(seen(waiting(is_at_broker=False), settled(), **quiet), patient)] == [
         NOTHING
     ]
     assert decide_steps(seen(state=RunState.PLANNED), patient) == []
@@ -140,11 +140,11 @@ counts = st.integers(0, 3)
 windows_seen = st.builds(
     WindowSnapshot,
     number=st.integers(0, 99),
-    at_broker=st.booleans(),
-    gated=st.booleans(),
+    is_at_broker=st.booleans(),
+    has_live_gate=st.booleans(),
     gate_died=st.booleans(),
     queued=counts,
-    working=counts,
+    processing=counts,
     abandoned=counts,
     queued_at=moments,
     touched_at=moments,
@@ -154,11 +154,11 @@ runs_seen = st.builds(
     state=st.sampled_from(RunState),
     now=st.just(NOW),
     created_at=st.just(AGES),
-    owned=st.booleans(),
+    has_owner=st.booleans(),
     quiet_since=moments,
     lost_tasks=st.booleans(),
-    dates_wait=st.booleans(),
-    gates_wait=st.booleans(),
+    has_waiting_dates=st.booleans(),
+    has_waiting_gates=st.booleans(),
     windows=st.lists(windows_seen, max_size=4, unique_by=lambda one: one.number),
 )
 
@@ -167,7 +167,7 @@ runs_seen = st.builds(
 def test_no_window_gets_two_steps_and_what_waits_of_a_paused_run_goes_on_waiting(run: RunSnapshot) -> None:
     steps = decide_steps(run, SETTINGS)
     touched = [step.window for step in steps if isinstance(step, RequeueDates | CallGate)]
-    unsettled = {one.number for one in run.windows if not one.settled}
+    unsettled = {one.number for one in run.windows if not one.is_settled}
     assert len(touched) == len(set(touched))
     assert all(step.window not in unsettled for step in steps if isinstance(step, CallGate))
     given_back = [step for step in steps if isinstance(step, RequeueDates)]
@@ -187,7 +187,7 @@ def test_nothing_of_a_run_that_is_cancelled_waits_for_a_worker(run: RunSnapshot)
 @given(runs_seen.map(lambda run: replace(run, state=RunState.RUNNING)))
 def test_when_all_are_known_to_be_dead_no_window_is_forgotten(run: RunSnapshot) -> None:
     """With the deaths known and no gate at work, whatever does not depend on a live worker gets a step."""
-    windows = [replace(one, gated=False) for one in run.windows]
+    windows = [replace(one, has_live_gate=False) for one in run.windows]
     steps = decide_steps(replace(run, lost_tasks=True, windows=windows), SETTINGS)
     touched = {step.window for step in steps if isinstance(step, RequeueDates | CallGate)}
-    assert touched == {one.number for one in windows if one.settled or one.queued or one.abandoned}
+    assert touched == {one.number for one in windows if one.is_settled or one.queued or one.abandoned}

@@ -12,7 +12,7 @@ def checkpoint_before_publish() -> None:
     from gated_backfill.common.ledger import DateState
     from gated_backfill.worker.gate import gate
 
-    publish = gate._publish
+    publish = gate.publish_and_checkpoint
 
     def turned_round(window: Any, passing: Sequence[Any]) -> Any:
         holder = (window.number, window.deps.owner)
@@ -22,7 +22,7 @@ def checkpoint_before_publish() -> None:
         ledger.checkpoints.write(window.run.id, days)
         return publish(window, passing)
 
-    gate._publish = turned_round
+    gate.publish_and_checkpoint = turned_round
 
 
 def no_duplicate_guard() -> None:
@@ -69,12 +69,12 @@ def lease_never_ends() -> None:
 
 def _nobody_but(*, dead: bool) -> None:
     from gated_backfill.common.runs import enqueue as advance
-    from gated_backfill.worker.dates import process
+    from gated_backfill.worker.dates import claims
     from gated_backfill.worker.gate import gate
     from gated_backfill.worker.maintenance import runner as maintenance
     from gated_backfill.worker.reconcile import reconcile
 
-    for module in (advance, gate, maintenance, process, reconcile):
+    for module in (advance, claims, gate, maintenance, reconcile):
         module.is_dead = lambda owner: dead
 
 
@@ -83,7 +83,7 @@ def recount_believed() -> None:
     from gated_backfill.common.model.coverage import DateExpectation, Recount
     from gated_backfill.common.model.job import Job
     from gated_backfill.common.warehouse.protocol import Warehouse
-    from gated_backfill.worker.gate import gate
+    from gated_backfill.worker.gate import verdicts
 
     def believed(warehouse: Warehouse, job: Job, staged: Mapping[date, Any], **_: Any) -> dict[date, Recount]:
         return {
@@ -91,7 +91,7 @@ def recount_believed() -> None:
             for day, rows in staged.items()
         }
 
-    gate.recount = believed
+    verdicts.recount = believed
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

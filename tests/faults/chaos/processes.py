@@ -113,9 +113,9 @@ def celery_process(role: str, *prepared: Any) -> NoReturn:
     """A worker or beat, with the command line of the README."""
     _prepare(role, *prepared)
     sys.argv = ["celery", *COMMANDS[role]]
-    from gated_backfill.worker import tasks
+    from gated_backfill.worker.app import app
 
-    tasks.app.start(argv=COMMANDS[role])
+    app.start(argv=COMMANDS[role])
     sys.exit(0)
 
 

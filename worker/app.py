@@ -1,0 +1,97 @@
+"""The Celery app: `celery --app gated_backfill.worker.app worker`, `beat` and `flower`.
+
+Beat and Flower load this module too. It therefore imports nothing that processes dates, which takes seconds: tasks
+import that when they run, and a worker imports it before it forks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+from celery.signals import celeryd_after_setup, worker_process_init
+
+from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
+from gated_backfill.common.process.identity import die_with_parent, limit_memory
+from gated_backfill.common.process.imports import freeze_imports
+from gated_backfill.common.process.logs import configure_logs
+from gated_backfill.common.warehouse import preload_warehouse
+from gated_backfill.worker.dates.backoff import backoff
+from gated_backfill.worker.flower import prepare_flower
+from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
+
+if TYPE_CHECKING:
+    from gated_backfill.worker.dependencies import Deps
+
+
+def broker_url() -> str:
+    broker = read_settings().broker
+    if broker is None:
+        raise SystemExit("set BACKFILL_BROKER to the broker that the producer uses, e.g. redis://localhost:6379/0")
+    return broker.get_secret_value()
+
+
+app: Celery = make_app(read_settings(), broker_url())
+app.conf.include = ("gated_backfill.worker.tasks", "gated_backfill.worker.messages.stop_dates")
+app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
+app.conf.beat_scheduler = "gated_backfill.worker.maintenance.beat:SlotScheduler"
+app.conf.beat_schedule = beat_schedule(read_settings(), maintenance_schedules(read_settings()))
+prepare_flower(read_settings(), sys.argv, os.environ)
+configure_logs()
+log = structlog.get_logger()
+
+
+@lru_cache(maxsize=1)
+def deps() -> Deps:
+    """This process's connections, opened on first use: they must not be shared with a forked child."""
+    from gated_backfill.worker.dependencies import open_deps
+
+    return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
+
+
+def deps_or_retry(task: Any) -> Deps:
+    """This process's connections. Raises Celery's `Retry` if they cannot be opened: a chord's header must not fail."""
+    try:
+        return deps()
+    except (BackfillError, SoftTimeLimitExceeded) as exc:
+        log.error("connections_not_opened", error=str(exc))
+        raise task.retry(countdown=backoff(task.request.retries, read_settings().retry_seconds)) from None
+
+
+@celeryd_after_setup.connect
+def _prepare_worker(instance: Any, **_: Any) -> None:
+    """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
+    os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
+    queues = instance.app.amqp.queues
+    with freeze_imports():
+        if consumes_dates():
+            import_module("gated_backfill.worker.dates.process")
+        if GATE_QUEUE in queues.consume_from:
+            import_module("gated_backfill.worker.gate.gate")
+            import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
+        preload_warehouse(read_settings().warehouse_url)
+    for name in expand_queues(queues.consume_from) - set(queues.consume_from):
+        queues.select_add(queues[name])
+
+
+@worker_process_init.connect
+def _prepare_child(**_: Any) -> None:
+    die_with_parent()
+    deps.cache_clear()
+    limit = read_settings().worker_memory_mb
+    if limit and consumes_dates():  # jobs may use any amount of memory
+        limit_memory(limit)
+
+
+def consumes_dates() -> bool:
+    """Whether this worker takes tasks from a queue of dates."""
+    return not set(DATES_QUEUES).isdisjoint(app.amqp.queues.consume_from)

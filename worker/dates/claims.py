@@ -1,0 +1,83 @@
+"""Claiming the dates of a task, and releasing or requeueing them. Every change requires this worker's own claim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import structlog
+
+from gated_backfill.common.errors import LedgerUnavailable
+from gated_backfill.common.ledger import DateRow, DateState, Run
+from gated_backfill.common.ledger.rows import DateColumns
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import is_dead
+from gated_backfill.worker.dates.backoff import backoff
+from gated_backfill.worker.dates.outcomes import RetryLater
+from gated_backfill.worker.dependencies import Deps
+
+log = structlog.get_logger()
+
+RELEASE_DELAYS_SECONDS = (0.0, 0.2, 1.0)  #: pauses before each attempt to reach a ledger that is unavailable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatesTask:
+    """One execution of a task of dates."""
+
+    run: Run
+    job: Job
+    options: RunOptions
+    deps: Deps
+    retries: int  #: 0 for the first execution
+    is_single: bool  #: it has one date, so a time limit that it reaches is that date's
+
+    @property
+    def can_retry(self) -> bool:
+        return self.retries < self.deps.settings.max_retries
+
+    def retry_later(self) -> RetryLater:
+        return RetryLater(backoff(self.retries, self.deps.settings.retry_seconds))
+
+    def claim(self, days: Sequence[date]) -> list[DateRow]:
+        """Claim the dates that can be claimed, under a lease that outlasts the job's hard time limit."""
+        deps = self.deps
+        until = utcnow() + timedelta(seconds=self.job.time_limit_seconds) + deps.settings.lease_grace
+        return deps.ledger.claims.claim_dates(
+            self.run.id, days, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
+        )
+
+    def release(self, ends: Mapping[date, tuple[DateState, DateColumns]]) -> frozenset[date]:
+        """Record the state and columns in which dates ended; returns the dates whose claim was still this worker's."""
+        return self.deps.ledger.claims.release_dates(self.run.id, ends, owner=self.deps.owner)
+
+    def requeue(self, days: Sequence[date], **columns: Any) -> None:
+        requeue_claimed(self.run.id, days, self.deps, **columns)
+
+
+def requeue_claimed(run_id: str, days: Sequence[date], deps: Deps, **columns: Any) -> None:
+    """Queue the dates that this worker has claimed; others are left as they are."""
+    deps.ledger.dates.move_dates(
+        run_id, days, expect=DateState.PROCESSING, to=DateState.QUEUED, owner=deps.owner, **columns
+    )
+
+
+def requeue_despite_outage(run_id: str, days: Sequence[date], deps: Deps) -> None:
+    """Queue the claimed dates after the ledger was unavailable, as far as it is reachable again.
+
+    A claim may have been committed although its reply was lost. Until its lease expires no other worker could take the
+    dates, and then this worker would count as dead.
+    """
+    for delay in RELEASE_DELAYS_SECONDS:
+        time.sleep(delay)
+        try:
+            requeue_claimed(run_id, days, deps)
+        except LedgerUnavailable as exc:
+            log.warning("dates_not_released", error=str(exc))
+        else:
+            return

@@ -1,0 +1,79 @@
+"""Judge the staged dates of a window: read their rows, recount them, and give each date a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import structlog
+
+from gated_backfill.common.errors import ExpectationUnreadable, Retryable, StagedFileLost
+from gated_backfill.common.ledger import DateRow
+from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Judgement, Recount, Verdict, judge_date
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.worker.gate.recount import recount
+from gated_backfill.worker.gate.window import LeasedWindow
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedDates:
+    """The staged dates of a window with their verdicts."""
+
+    verdicts: Mapping[date, Judgement]
+    counts: Mapping[date, Recount] = field(default_factory=dict[date, Recount])  #: empty if nothing could be counted
+
+    def days(self, *, passing: bool) -> list[date]:
+        return [day for day, judgement in self.verdicts.items() if judgement.verdict.is_passing is passing]
+
+    def ledger_columns(self) -> dict[date, dict[str, Any]]:
+        return {day: self._columns_of(day) for day in self.verdicts}
+
+    def _columns_of(self, day: date) -> dict[str, Any]:
+        judgement, count = self.verdicts[day], self.counts.get(day)
+        columns: dict[str, Any] = {"verdict": judgement.verdict.value, "reason": judgement.reason}
+        if count is None:
+            return columns
+        return columns | {
+            "expected": count.expectation.expected,
+            "matched": count.matched,
+            "rows": count.rows,
+            "missing": list(count.missing[:MISSING_NAMES_STORED]),
+        }
+
+
+def read_staged(staged: Iterable[DateRow], staging: Staging) -> tuple[dict[date, pa.Table], frozenset[date]]:
+    """The staged rows by date, and the dates whose staged file is lost."""
+    rows_by_date: dict[date, pa.Table] = {}
+    lost_dates: set[date] = set()
+    for row in staged:
+        try:
+            rows_by_date[row.day] = staging.rows(row.staged_file())
+        except StagedFileLost:
+            lost_dates.add(row.day)
+    return rows_by_date, frozenset(lost_dates)
+
+
+def judge_staged(window: LeasedWindow, staged: Mapping[date, pa.Table], *, is_last_attempt: bool) -> JudgedDates:
+    """A verdict for each date's rows; if the expectation cannot be read, every date is blocked.
+
+    Raises `Retryable` for a transient error, unless this is the last attempt: then the dates are blocked.
+    """
+    unreadable = (ExpectationUnreadable, *((Retryable,) if is_last_attempt else ()))
+    options = RunOptions.from_dict(window.run.options)
+    try:
+        counts = recount(window.deps.warehouse, window.job, staged, require_calendar=options.calendar)
+    except unreadable as exc:
+        log.error("expectation_unreadable", error=str(exc))
+        blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
+        return JudgedDates(verdicts=dict.fromkeys(staged, blocked))
+    verdicts = {
+        day: judge_date(count, policy=options.policy, forced_because=options.forced_because)
+        for day, count in counts.items()
+    }
+    return JudgedDates(verdicts=verdicts, counts=counts)

@@ -1,0 +1,50 @@
+"""A window under the lease of one gate: every change of it requires that lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.dates.outcomes import failure_columns
+from gated_backfill.worker.dependencies import Deps
+
+
+class LeaseLost(Exception):
+    """The lease expired and another gate took the window, or the run was ended meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeasedWindow:
+    """A window that this gate has claimed. Another gate may claim it once the lease has expired."""
+
+    run: Run
+    number: int
+    job: Job
+    deps: Deps
+
+    @property
+    def holder(self) -> tuple[int, str]:
+        """What the ledger compares with the window's lease before a change."""
+        return self.number, self.deps.owner
+
+    def renew_lease(self) -> None:
+        """Renew the lease; called before each step that changes anything. Raises `LeaseLost`."""
+        until = utcnow() + self.deps.settings.gate_lease
+        if not self.deps.ledger.windows.renew_window(self.run.id, self.number, self.deps.owner, until):
+            raise LeaseLost(f"window {self.number} of run {self.run.id}")
+
+    def move(self, row: DateRow, to: DateState, **columns: Any) -> bool:
+        """Move a date, if its state is still that of `row` and the lease is still this gate's."""
+        return self.deps.ledger.dates.move_date(
+            self.run.id, row.day, expect=row.state, to=to, gate=self.holder, **columns
+        )
+
+    def fail(self, row: DateRow, kind: str, reason: str) -> None:
+        self.move(row, DateState.FAILED, **failure_columns(kind, reason, reason))
+
+    def release(self, to: WindowState) -> bool:
+        """End the lease and leave the window open or closed; False if the lease was lost."""
+        return self.deps.ledger.windows.release_window(self.run.id, self.number, self.deps.owner, to=to)
