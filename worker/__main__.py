@@ -1,4 +1,4 @@
-"""A worker as a command brings it along: `celery worker`, without all that Celery's command line imports besides."""
+"""Start a worker like `celery worker`, without the imports of Celery's command line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def main() -> None:
     with freeze_imports():
         from gated_backfill.worker.app import app
 
-        starts = app.Worker  # imported by being asked for
-    worker = starts(
+        worker_class = app.Worker  # a lazy import
+    worker = worker_class(
         hostname=options.hostname,
         queues=options.queues,
         concurrency=options.concurrency,
         loglevel="WARNING",
-        without_gossip=True,  # what workers tell each other, nobody here asks for
+        without_gossip=True,  # events between workers are not used
         without_mingle=True,
     )
     worker.start()
@@ -28,9 +28,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gated_backfill.worker", description=__doc__)
-    parser.add_argument("--hostname", required=True, help="its name among workers: NAME@HOST")
-    parser.add_argument("--queues", required=True, help="what it consumes, with commas between")
-    parser.add_argument("--concurrency", required=True, type=int, help="its processes")
+    parser.add_argument("--hostname", required=True, help="name of the worker, as NAME@HOST")
+    parser.add_argument("--queues", required=True, help="queues to consume, separated by commas")
+    parser.add_argument("--concurrency", required=True, type=int, help="number of processes")
     return parser.parse_args()
 
 

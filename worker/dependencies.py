@@ -1,4 +1,4 @@
-"""What the functions behind the tasks need, opened once a process."""
+"""The settings and connections that the functions behind the tasks need, opened once per process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
 
-MAX_CACHED_RUNS = 100  #: that are remembered
+MAX_CACHED_RUNS = 100  #: runs kept in memory by each process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,23 +25,23 @@ class Deps:
     warehouse: Warehouse
     staging: Staging
     dispatcher: Dispatcher
-    owner: str = field(default_factory=process_identity)  #: who holds the leases this process takes
-    _launched: dict[str, Run] = field(default_factory=dict[str, Run], repr=False)
+    owner: str = field(default_factory=process_identity)  #: the owner of the leases that this process takes
+    _runs: dict[str, Run] = field(default_factory=dict[str, Run], repr=False)
 
     def cached_run(self, run_id: str) -> Run:
-        """The run as it was when this process first met it: its state is no longer what is said here.
+        """The run as first read by this process: only what never changes may be used, not its state.
 
-        Raises `UserError` when there is none of that id.
+        Raises `UserError` if there is no run of that id.
         """
-        if run_id not in self._launched:
-            if len(self._launched) >= MAX_CACHED_RUNS:
-                self._launched.clear()
-            self._launched[run_id] = self.ledger.runs.get_run(run_id)
-        return self._launched[run_id]
+        if run_id not in self._runs:
+            if len(self._runs) >= MAX_CACHED_RUNS:
+                self._runs.clear()
+            self._runs[run_id] = self.ledger.runs.get_run(run_id)
+        return self._runs[run_id]
 
 
 def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None) -> Deps:
-    """The connections. The warehouse's queries are counted at the broker, or in this process without one."""
+    """Open the connections. The limit on the warehouse's query rate is shared through the broker, if there is one."""
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     return Deps(
         settings=settings,

@@ -1,7 +1,7 @@
 """Safe defaults for `celery --app gated_backfill.worker.app flower`.
 
-Flower reads its options from its environment after it has loaded the app, so the app may set there what was not said.
-A password belongs there, too: a command line can be read by everybody on the machine.
+Flower reads its options from the environment after loading the app, so the app can set defaults there. The password is
+passed there too, as every user of the machine can read command lines.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 from gated_backfill.common.config.settings import Settings
 
 BASIC_AUTH = "FLOWER_BASIC_AUTH"
-UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch for being used by everybody
-AUTH_OPTIONS = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options by which the user sees to it himself
+UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch to allow use without a login
+AUTH_OPTIONS = ("--basic-auth", "--basic_auth", "--auth", "--conf")  #: options that configure a login
 OPTIONS_WITH_VALUE = ("-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir")
 TRUE_VALUES = ("1", "true", "yes", "on", "t", "y")
 SAVE_MILLISECONDS = 10_000
 
 
 def prepare_flower(settings: Settings, command_line: Sequence[str], environment: MutableMapping[str, str]) -> None:
-    """Give Flower our defaults, if it is what the command line starts.
+    """Set defaults in the environment if the command line starts Flower.
 
-    Raises `SystemExit` when everybody could use it and nobody has said that this is wanted.
+    Raises `SystemExit` if no login is configured and use without one is not allowed explicitly.
     """
     if celery_subcommand(command_line) != "flower":
         return
@@ -51,10 +51,7 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
 
 
 def require_login_for_metrics() -> None:
-    """Have Flower's /metrics ask for what its pages ask for: by itself it names tasks and workers to everybody.
-
-    Its /healthcheck stays open, for whoever watches over it: it says OK, and nothing else.
-    """
+    """Require a login for Flower's /metrics, which lists tasks and workers. /healthcheck stays open."""
     from flower.views import monitor
     from tornado.web import authenticated
 
@@ -64,7 +61,7 @@ def require_login_for_metrics() -> None:
 
 
 def celery_subcommand(command_line: Sequence[str]) -> str | None:
-    """The subcommand of a command line of Celery's: the first word that is neither an option nor an option's value."""
+    """The subcommand of a Celery command line: the first word that is neither an option nor an option's value."""
     words = iter(command_line[1:])
     for word in words:
         if word in OPTIONS_WITH_VALUE:
@@ -77,5 +74,5 @@ def celery_subcommand(command_line: Sequence[str]) -> str | None:
 def _has_auth(command_line: Sequence[str], environment: MutableMapping[str, str]) -> bool:
     if environment.get(UNAUTHENTICATED_API, "").lower() in TRUE_VALUES:
         return True
-    said = {word.partition("=")[0] for word in command_line}
-    return bool(environment.get("FLOWER_AUTH")) or bool(said.intersection(AUTH_OPTIONS))
+    options = {word.partition("=")[0] for word in command_line}
+    return bool(environment.get("FLOWER_AUTH")) or bool(options.intersection(AUTH_OPTIONS))

@@ -1,4 +1,4 @@
-"""The same tasks, in this process, one at a time: what `--sequential` runs."""
+"""Run the tasks of a run in this process, one at a time: `--sequential`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from gated_backfill.worker.dependencies import Deps, open_deps
 from gated_backfill.worker.gate.gate import advance_run, close_window
 from gated_backfill.worker.reconcile.reconcile import reconcile
 
-POLL_SECONDS = 0.2  #: between two looks at a run that is paused or held back
+POLL_SECONDS = 0.2  #: between checks of a run that is paused or waits for other runs
 
 
 class InlineDispatcher:
-    """Keeps what is sent until `drain` carries it out, in the order sent."""
+    """Keeps messages until `drain` carries them out, in the order they were sent."""
 
     def __init__(self) -> None:
         self._sent: deque[tuple[str, int, Sequence[date]]] = deque()
-        self.requested_maintenance: list[str] = []  #: those asked for; nothing here does them
+        self.requested_maintenance: list[str] = []  #: names only: nothing carries them out here
 
     def send_window(
         self, run: str, number: int, job: Job, batches: Sequence[Sequence[date]], *, queue: str = DATES_QUEUE
@@ -37,43 +37,43 @@ class InlineDispatcher:
         self.send_gate(run, number, job)
 
     def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
-        """All of it: what is kept here can't be lost while this process lives."""
+        """All windows: messages kept in this process cannot be lost while it lives."""
         return BrokerBacklog(first_sent_at=None)
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
         self._sent.append((run, number, ()))
 
     def send_post_run(self, run: str) -> None:
-        """Nothing: the command that runs in this process owns the run and tells its end."""
+        """Do nothing: the command that runs this process owns the run and reports it."""
 
     def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
         self.requested_maintenance.append(name)
 
     def drain(self, deps: Deps, step: Callable[[], None]) -> None:
-        """Carry out everything sent, and what that sends in turn; `step` is called after each task."""
+        """Carry out all messages, including those sent meanwhile; `step` is called after each task."""
         while self._sent:
             run, number, days = self._sent.popleft()
             if days:
-                _dates(run, days, deps)
+                _process_with_retries(run, days, deps)
             else:
-                _gate(run, number, deps)
+                _gate_with_retries(run, number, deps)
             step()
 
 
 def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], None]) -> None:
-    """Run a planned run to its end in this process; while it is paused, wait."""
+    """Run a planned run to its end in this process, waiting while it is paused. `step` is called after each task."""
     dispatcher = InlineDispatcher()
     deps = open_deps(settings, dispatcher)
     deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     advance_run(run, job, deps)
     dispatcher.drain(deps, step)
-    obeyed = 0
+    handled_actions = 0
     while True:
-        ordered = _ordered(run, deps, step)
-        if ordered > obeyed:
-            obeyed = ordered
-            reconcile(run.id, deps, lost_tasks=True)  # what was sent while it was paused is gone
-        elif _is_held_back(run, deps):
+        actions = _count_actions_after_pause(run, deps, step)
+        if actions > handled_actions:
+            handled_actions = actions
+            reconcile(run.id, deps, lost_tasks=True)  # tasks that ran during the pause did nothing
+        elif _waits_for_other_runs(run, deps):
             step()
             time.sleep(POLL_SECONDS)
             advance_run(run, job, deps)
@@ -82,38 +82,38 @@ def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], 
         dispatcher.drain(deps, step)
 
 
-def _ordered(run: Run, deps: Deps, step: Callable[[], None]) -> int:
-    """How often a run that has not ended was told to go on or to stop, once it is no longer paused."""
+def _count_actions_after_pause(run: Run, deps: Deps, step: Callable[[], None]) -> int:
+    """Wait while the run is paused; returns how often it was resumed or cancelled, 0 if it has ended."""
     while (state := deps.ledger.runs.get_run(run.id).state) is RunState.PAUSED:
         time.sleep(POLL_SECONDS)
         step()
     if state in ENDED_RUNS:
         return 0
     return sum(
-        one.action in (RunAction.RESUMED, RunAction.CANCELLED) for one in deps.ledger.actions.list_actions(run.id)
+        entry.action in (RunAction.RESUMED, RunAction.CANCELLED) for entry in deps.ledger.actions.list_actions(run.id)
     )
 
 
-def _is_held_back(run: Run, deps: Deps) -> bool:
-    """Other runs of the job have so much in flight that nothing of this one may be begun."""
-    left = deps.ledger.windows.list_window_numbers(run.id, [WindowState.PENDING])
-    begun = deps.ledger.windows.list_window_numbers(run.id, [WindowState.OPEN, WindowState.CLOSING])
-    return bool(left) and not begun and deps.ledger.runs.get_run(run.id).state is RunState.RUNNING
+def _waits_for_other_runs(run: Run, deps: Deps) -> bool:
+    """Whether the job's limit on dates in flight is used up by its other runs."""
+    pending = deps.ledger.windows.list_window_numbers(run.id, [WindowState.PENDING])
+    opened = deps.ledger.windows.list_window_numbers(run.id, [WindowState.OPEN, WindowState.CLOSING])
+    return bool(pending) and not opened and deps.ledger.runs.get_run(run.id).state is RunState.RUNNING
 
 
-def _dates(run: str, days: Sequence[date], deps: Deps) -> None:
+def _process_with_retries(run: str, days: Sequence[date], deps: Deps) -> None:
     retries = 0
     while True:
         try:
             process_dates(run, days, deps, retries=retries)
-        except RetryLater as again:
-            time.sleep(again.seconds)
+        except RetryLater as exc:
+            time.sleep(exc.seconds)
             retries += 1
         else:
             return
 
 
-def _gate(run: str, number: int, deps: Deps) -> None:
+def _gate_with_retries(run: str, number: int, deps: Deps) -> None:
     retries = 0
     while True:
         try:

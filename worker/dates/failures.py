@@ -1,4 +1,4 @@
-"""What a job's code or its data raise, as errors of ours."""
+"""Translate the errors of a job's code and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SoftTimeLimitReached(ProcessFailed):
 
 @contextmanager
 def translate_job_errors(settings: Settings) -> Generator[None]:
-    """Whatever a job's code or its data raise is a failure of dates, never of a chord."""
+    """Translate every error of a job's code or data to a `BackfillError`, so that it fails dates and not the chord."""
     try:
         yield
     except BackfillError as exc:
@@ -43,7 +43,7 @@ def translate_job_errors(settings: Settings) -> Generator[None]:
 
 
 def _is_out_of_memory(exc: BaseException | None) -> bool:
-    """Whether that is what it came of: Arrow's and NumPy's errors are Python's, DuckDB's is not."""
+    """Whether the error or one of its causes is a lack of memory. Only DuckDB has its own error for it."""
     while exc is not None:
         if isinstance(exc, (MemoryError, duckdb.OutOfMemoryException)):
             return True
@@ -52,7 +52,7 @@ def _is_out_of_memory(exc: BaseException | None) -> bool:
 
 
 def _memory_exhausted(exc: BaseException, settings: Settings) -> MemoryExhausted:
-    """The error without what it came of: the frames of that hold on to the memory, which writing it down needs."""
+    """The error without its causes: their frames keep the memory that recording the failure needs."""
     cause: BaseException | None = exc
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)

@@ -134,10 +134,10 @@ def _build(task: DatesTask, claimed: Sequence[DateRow], started: float) -> list[
             outcomes.append(AttemptOutcome(day=built.day, state=built.state.value, detail=built.reason))
         elif built.staged is not None:  # no gate will read this file
             task.deps.staging.delete_attempt(task.run.id, built.day, built.staged.attempt)
-    lost = [row.day for row in claimed if row.day not in released]
-    if lost:
-        log.info("date_claims_lost", count=len(lost))
-    return outcomes + [AttemptOutcome(day=day, state=NOT_CLAIMED) for day in lost]
+    unclaimed = [row.day for row in claimed if row.day not in released]
+    if unclaimed:
+        log.info("date_claims_lost", count=len(unclaimed))
+    return outcomes + [AttemptOutcome(day=day, state=NOT_CLAIMED) for day in unclaimed]
 
 
 def _log_built(built: BuiltDate) -> None:

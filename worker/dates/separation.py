@@ -1,8 +1,8 @@
-"""Whether a job that was given several dates at once keeps them apart.
+"""Check that a job which processed several dates at once did not mix their rows.
 
-Alone, a date can't be given the rows of another: they are rows of a date that was not asked for. Together, a row may
-have been misdated whose entity was read for another date only, or that is there twice, or whose date has nothing
-otherwise: processing the dates alone will show.
+If it processes one date, a row with another date is an error at once. With several dates a row may carry the wrong one
+of them. Signs of that are a key that occurs twice, a date without rows, and an entity that was read for other dates
+only. The dates are then processed one by one, which shows which date is at fault.
 """
 
 from __future__ import annotations
@@ -25,56 +25,57 @@ UNKNOWN_ENTITY = -1
 
 
 class DatesMixed(ProcessFailed):
-    """Rows of one date may be among those of another that was processed with it."""
+    """A row may carry the wrong one of the dates that were processed together."""
 
 
-def day_entities(rows: pd.DataFrame, dated: str, entity: str) -> pa.Table:
-    """Who is in the rows when: columns `day` and `entity`."""
-    read = {name: pa.array(rows[name], from_pandas=True) for name in (dated, entity)}
-    return day_entity_rows(pa.table(read), dated, entity)
+def day_entities(rows: pd.DataFrame, date_column: str, entity_column: str) -> pa.Table:
+    """The day and entity of each row, as columns `day` and `entity`."""
+    columns = {name: pa.array(rows[name], from_pandas=True) for name in (date_column, entity_column)}
+    return day_entity_rows(pa.table(columns), date_column, entity_column)
 
 
-def check_dates_not_mixed(job: Job, given: pa.Table, rows: pa.Table) -> None:
-    """Raises `DatesMixed` when one of the rows seems to be another date's.
+def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> None:
+    """Raise `DatesMixed` if a row seems to belong to another date.
 
-    `given`: who was read for which of the dates. The rows are those of the target, in the order of date and key.
+    `entities_read` has the columns `day` and `entity` of the source rows; `rows` are the job's, sorted by date and key.
     """
-    dated = job.target.date_column
-    if has_duplicate_keys(rows, dict.fromkeys((dated, *job.target.key))):
+    date_column = job.target.date_column
+    if has_duplicate_keys(rows, dict.fromkeys((date_column, *job.target.key))):
         raise DatesMixed("some rows have the same key")
-    made = day_entity_rows(rows, dated, job.entity_column)
-    lacking = set(given["day"].unique().to_pylist()) - set(made["day"].unique().to_pylist())
-    if lacking:
-        raise DatesMixed(f"no rows for {', '.join(sorted(map(str, lacking)))}")
-    if (found := find_misdated_entity(made, given)) is not None:
-        day, entity = found
+    entities = day_entity_rows(rows, date_column, job.entity_column)
+    empty_dates = set(entities_read["day"].unique().to_pylist()) - set(entities["day"].unique().to_pylist())
+    if empty_dates:
+        raise DatesMixed(f"no rows for {', '.join(sorted(map(str, empty_dates)))}")
+    misdated = find_misdated_entity(entities, entities_read)
+    if misdated is not None:
+        day, entity = misdated
         raise DatesMixed(f"{entity} on {day} was read for another date only")
 
 
 def has_duplicate_keys(ordered: pa.Table, key: Collection[str]) -> bool:
-    """Whether rows that are in the order of their key have the same one twice. Nulls are alike, NaNs are not."""
+    """Whether rows that are sorted by key have a key twice. Nulls are equal, NaNs are not."""
     count = ordered.num_rows
-    alike: Any = pa.scalar(count > 1)
+    are_equal: Any = pa.scalar(count > 1)
     for name in key:
-        one, next_one = ordered[name].slice(0, max(count - 1, 0)), ordered[name].slice(1)
-        both_null = pc.and_(pc.is_null(one), pc.is_null(next_one))
-        alike = pc.and_(alike, pc.coalesce(pc.equal(one, next_one), both_null))
-    return bool(pc.any(alike).as_py())
+        value, next_value = ordered[name].slice(0, max(count - 1, 0)), ordered[name].slice(1)
+        both_null = pc.and_(pc.is_null(value), pc.is_null(next_value))
+        are_equal = pc.and_(are_equal, pc.coalesce(pc.equal(value, next_value), both_null))
+    return bool(pc.any(are_equal).as_py())
 
 
-def find_misdated_entity(made: pa.Table, given: pa.Table) -> tuple[date, str] | None:
-    """The first who is in `made` on a day and in `given` on other days only."""
-    names: Any = pc.unique(given["entity"])
-    (known, when), (_, read) = _numbered(made, names), _numbered(given, names)
-    strange = np.flatnonzero(known & ~np.isin(when, read))
-    if not len(strange):
+def find_misdated_entity(entities: pa.Table, entities_read: pa.Table) -> tuple[date, str] | None:
+    """The first day and entity of `entities` whose entity is in `entities_read` on other days only."""
+    names: Any = pc.unique(entities_read["entity"])
+    (is_read, keys), (_, keys_read) = _day_entity_keys(entities, names), _day_entity_keys(entities_read, names)
+    misdated = np.flatnonzero(is_read & ~np.isin(keys, keys_read))
+    if not len(misdated):
         return None
-    first = made.slice(int(strange[0]), 1).to_pylist()[0]
+    first = entities.slice(int(misdated[0]), 1).to_pylist()[0]
     return first["day"], first["entity"]
 
 
-def _numbered(rows: pa.Table, names: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Of each row, whether its entity is among the names, and if so a number for that and its day."""
+def _day_entity_keys(rows: pa.Table, names: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """For each row: whether its entity is among the names, and a number that identifies its day and entity."""
     places = pc.index_in(rows["entity"], value_set=names).fill_null(UNKNOWN_ENTITY).to_numpy()
     days = rows["day"].cast(pa.int32()).to_numpy().astype(np.int64)
     return places != UNKNOWN_ENTITY, days * len(names) + places

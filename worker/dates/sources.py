@@ -1,4 +1,4 @@
-"""Measuring the sources of one date, choosing among them, and reading the rows of the choice."""
+"""Measure the coverage of each date's sources, choose one, and read its rows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 
 log = structlog.get_logger()
 
-MAX_SINGLE_THREADED_ROWS = 20_000  #: rows that are not worth a thread a column
+MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCheck:
-    """What one date's sources hold, and which was chosen."""
+    """The coverage of one date's sources, and the source that was chosen."""
 
     expectation: DateExpectation
     expected: frozenset[str]
@@ -46,28 +46,28 @@ class SourceCheck:
 
     @property
     def covered_entities(self) -> frozenset[str]:
-        """The expected entities that the choice can supply."""
-        other = self.present_by_source[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
-        return self.present_by_source[self.choice.source] | other
+        """The expected entities that the chosen source has, with the one it is filled from."""
+        fill = self.present_by_source[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
+        return self.present_by_source[self.choice.source] | fill
 
 
 def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> dict[date, SourceCheck]:
-    """Measure every source of each date against the expectation and choose one. Logs a `source_check` event a date.
+    """Measure every source of each date against the expectation and choose one. Logs `source_check` for each date.
 
     Raises `ExpectationUnreadable`.
     """
     with translate_expectation_errors():
         expected = read_entities(warehouse, expectation_scan(job, days))
         calendar = count_calendar_events(warehouse, job, days, must_exist=options.calendar)
-    held = source_entities(warehouse, job, days, expected)
+    entities_by_source = source_entities(warehouse, job, days, expected)
     checks: dict[date, SourceCheck] = {}
     for day in days:
-        wanted = expected.get(day, frozenset[str]())
-        present = {name: by_day.get(day, frozenset[str]()) & wanted for name, by_day in held.items()}
-        truth = job.date_expectation(len(wanted), day, calendar)
-        choice = _choose(job, options, wanted, present)
-        checks[day] = SourceCheck(expectation=truth, expected=wanted, present_by_source=present, choice=choice)
-        _log(checks[day], day)
+        entities = expected.get(day, frozenset[str]())
+        present = {name: by_day.get(day, frozenset[str]()) & entities for name, by_day in entities_by_source.items()}
+        truth = job.date_expectation(len(entities), day, calendar)
+        choice = _choose(job, options, entities, present)
+        checks[day] = SourceCheck(expectation=truth, expected=entities, present_by_source=present, choice=choice)
+        _log_check(checks[day], day)
     return checks
 
 
@@ -85,7 +85,7 @@ def _choose(
     )
 
 
-def _log(check: SourceCheck, day: date) -> None:
+def _log_check(check: SourceCheck, day: date) -> None:
     count = len(check.expected)
     missing = sorted(check.expected - check.covered_entities)
     log.info(
@@ -102,51 +102,53 @@ def _log(check: SourceCheck, day: date) -> None:
 
 
 def group_by_source(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]]:
-    """The dates in groups that have the same sources: these are read and processed together."""
-    found: dict[tuple[str, str | None], list[date]] = {}
+    """Groups of dates that have the same sources and are therefore read and processed together."""
+    groups: dict[tuple[str, str | None], list[date]] = {}
     for day, check in checks.items():
-        found.setdefault((check.choice.source, check.choice.fill_from), []).append(day)
-    return [tuple(days) for days in found.values()]
+        groups.setdefault((check.choice.source, check.choice.fill_from), []).append(day)
+    return [tuple(days) for days in groups.values()]
 
 
 def date_and_entity_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
-    """The columns of date and entity of the rows that `read_rows` returns."""
+    """The names of the date and entity columns in the rows that `read_rows` returns."""
     chosen = job.source(check.choice.source)
     return chosen.date_column, job.source_entity_column(chosen)
 
 
 def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
-    """The rows to process of dates that have the same sources, in the order of date and entity.
+    """Read the rows to process of dates that have the same sources, sorted by date and entity.
 
-    `_source` names where each came from.
+    The column `_source` names the source of each row.
     """
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
-    dated, entity = date_and_entity_columns(job, checks[days[0]])
+    date_column, entity = date_and_entity_columns(job, checks[days[0]])
     rows = _rows_of(warehouse, job, chosen, days)
     if chosen.derive is None and choice.fill_from is None:
-        return rows  # which are in order
+        return rows  # already sorted
     if choice.fill_from is not None:
-        other = job.source(choice.fill_from)
-        more = _rows_of(warehouse, job, other, days)
-        more = more.rename(columns={job.source_entity_column(other): entity, other.date_column: dated})
-        wanted = {
+        fill = job.source(choice.fill_from)
+        fill_rows = _rows_of(warehouse, job, fill, days)
+        fill_rows = fill_rows.rename(columns={job.source_entity_column(fill): entity, fill.date_column: date_column})
+        missing = {
             (pd.Timestamp(day), name)
             for day in days
-            for name in checks[day].present_by_source[other.name] - checks[day].present_by_source[chosen.name]
+            for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
         }
-        lacking = [one in wanted for one in zip(more[dated], more[entity].astype(str), strict=True)]
-        rows = pd.concat([rows, more[lacking]])
-    return rows.sort_values([dated, entity], kind="stable", ignore_index=True)
+        is_missing = [
+            pair in missing for pair in zip(fill_rows[date_column], fill_rows[entity].astype(str), strict=True)
+        ]
+        rows = pd.concat([rows, fill_rows[is_missing]])
+    return rows.sort_values([date_column, entity], kind="stable", ignore_index=True)
 
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
-    """The source's rows, in the order of date and entity as far as they are not derived."""
-    needed = _needed(source.columns, source.date_column, job.source_entity_column(source))
+    """The source's rows, sorted by date and entity unless they are derived."""
+    needed = _columns_to_read(source.columns, source.date_column, job.source_entity_column(source))
     if warehouse.describe(TableName.parse(source.table)) is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
-    rows = _table(warehouse, source, days, needed)
+    rows = _read_table(warehouse, source, days, needed)
     if source.derive is not None:
         return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
     ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity_column(source), "ascending")])
@@ -154,34 +156,34 @@ def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date
 
 
 def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:
-    """The job's further inputs for the days; None for an optional table that does not exist."""
-    found: dict[str, pd.DataFrame | None] = {}
-    for one in job.inputs:
-        absent = one.optional and warehouse.describe(TableName.parse(one.table)) is None
-        needed = _needed(one.columns, one.date_column)
-        found[one.name] = None if absent else _frame(_table(warehouse, one, days, needed))
-    return found
+    """Read the job's inputs for the days; None for an optional table that does not exist."""
+    frames: dict[str, pd.DataFrame | None] = {}
+    for job_input in job.inputs:
+        is_absent = job_input.optional and warehouse.describe(TableName.parse(job_input.table)) is None
+        needed = _columns_to_read(job_input.columns, job_input.date_column)
+        frames[job_input.name] = None if is_absent else _frame(_read_table(warehouse, job_input, days, needed))
+    return frames
 
 
-def _table(
-    warehouse: Warehouse, one: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
+def _read_table(
+    warehouse: Warehouse, table: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
 ) -> pa.Table:
     scan = Scan(
-        table=TableName.parse(one.table),
-        date_column=one.date_column,
-        dates=tuple(consecutive_ranges(days, lookback=one.lookback_days)),
+        table=TableName.parse(table.table),
+        date_column=table.date_column,
+        dates=tuple(consecutive_ranges(days, lookback=table.lookback_days)),
         columns=columns,
     )
     return warehouse.read(scan)
 
 
 def _frame(rows: pa.Table) -> pd.DataFrame:
-    """The columns as they are, whatever a frame they may once have been written from looked like."""
+    """A frame of the columns; pandas metadata that a file may carry is ignored."""
     threads = rows.num_rows > MAX_SINGLE_THREADED_ROWS
     return rows.to_pandas(
         types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
     )
 
 
-def _needed(columns: ColumnTypes | None, *always: str) -> dict[str, str] | None:
+def _columns_to_read(columns: ColumnTypes | None, *always: str) -> dict[str, str] | None:
     return None if columns is None else {name: name for name in dict.fromkeys((*always, *columns))}

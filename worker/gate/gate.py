@@ -120,17 +120,19 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
     unchanged = find_still_published(published, window.job, deps.warehouse)
     deps.ledger.checkpoints.write(run.id, unchanged, gate=window.holder)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
-    tables, lost = read_staged(staged.values(), deps.staging)
-    judged = judge_staged(window, tables, is_last_attempt=is_last_attempt)
+    tables, missing_files = read_staged(staged.values(), deps.staging)
+    judgements = judge_staged(window, tables, is_last_attempt=is_last_attempt)
     del tables  # publishing needs the files only, so the memory is freed
     window.renew_lease()
-    deps.ledger.dates.record_verdicts(run.id, judged.ledger_columns(), gate=window.holder)
-    quarantine_blocked(window, judged, staged)
-    result = publish_and_checkpoint(window, [staged[day] for day in judged.days(passing=True)])
+    deps.ledger.dates.record_verdicts(run.id, judgements.ledger_columns(), gate=window.holder)
+    quarantine_blocked(window, judgements, staged)
+    result = publish_and_checkpoint(window, [staged[day] for day in judgements.days(passing=True)])
     overwritten = [row for row in published if row.day not in unchanged]
     overwritten += [staged[day] for day in sorted(result.conflicting)]
     return [
-        *requeue_dates(window, [staged[day] for day in sorted(lost | result.lost)], "the staged file was lost"),
+        *requeue_dates(
+            window, [staged[day] for day in sorted(missing_files | result.lost)], "the staged file was lost"
+        ),
         *requeue_dates(window, overwritten, "the target changed since it was staged"),
     ]
 

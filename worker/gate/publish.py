@@ -55,7 +55,7 @@ def quarantine_blocked(window: LeasedWindow, judged: JudgedDates, staged: Mappin
 
 
 def requeue_dates(window: LeasedWindow, rows: Sequence[DateRow], reason: str) -> list[date]:
-    """Queue dates to be built again, and fail those that had `MAX_ATTEMPTS`; returns the queued ones."""
+    """Queue dates to be built again; a date with `MAX_ATTEMPTS` fails instead. Returns the queued dates."""
     requeued: list[date] = []
     for row in rows:
         log.warning("date_requeued", day=row.day.isoformat(), reason=reason, attempt=row.attempt)

@@ -1,4 +1,4 @@
-"""Counting staged rows anew: nothing that a worker said of its own rows is believed."""
+"""Recount staged rows in the gate: the counts that a worker reported for its own rows are not used."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from gated_backfill.common.warehouse.coverage_queries import (
 )
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-DAY_INDEX = "place of its day"  #: a column of ours: no column of a table has spaces in its name
+DAY_INDEX = "place of its day"  #: a column added here; no column of a table has spaces in its name
 
 
 def preload_schema_checks() -> None:
-    """Import what the first check of rows would import, once for all processes that are forked afterwards."""
+    """Run a check without rows, so that its imports happen before the worker forks."""
     columns: dict[str, ColumnType] = {"day": "DATE"}
     no_rows = arrow_schema(columns).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     pandera_schema({name: Column(type=kind) for name, kind in columns.items()}).validate(no_rows)
@@ -40,24 +40,24 @@ def preload_schema_checks() -> None:
 def recount(
     warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table], *, require_calendar: bool = False
 ) -> dict[date, Recount]:
-    """What staged rows hold, by the day they were staged for, against the expectation as it is now.
+    """Count staged rows, by the day they were staged for, against the expectation as it is now.
 
-    `with_calendar`: the calendar was there when the run was planned, so it must be now.
+    `require_calendar`: the calendar existed when the run was planned, so it must exist now.
 
     Raises `ExpectationUnreadable`.
     """
-    sound, misshapen = _split(job, staged)
-    rows = _Rows(days=tuple(sound), table=_one_table(sound)) if sound else None
+    well_formed, column_problems = _split_by_columns(job, staged)
+    rows = _Rows(days=tuple(well_formed), table=_one_table(well_formed)) if well_formed else None
     with translate_expectation_errors():
         calendar = count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
         matches = match_expectation(warehouse, job, rows.days, rows.table) if rows else {}
     nulls = rows.null_keys(job) if rows else {}
     duplicates = rows.duplicate_keys(job) if rows else {}
-    broken = _broken_rows(job, rows) if rows else {}
-    nothing = ExpectationMatch(expected=0, matched=0, missing=())
+    schema_problems = _schema_problems(job, rows) if rows else {}
+    no_match = ExpectationMatch(expected=0, matched=0, missing=())
 
-    def counted(day: date) -> Recount:
-        match = matches.get(day, nothing)
+    def recount_day(day: date) -> Recount:
+        match = matches.get(day, no_match)
         return Recount(
             expectation=job.date_expectation(match.expected, day, calendar),
             matched=match.matched,
@@ -65,29 +65,29 @@ def recount(
             rows=staged[day].num_rows,
             null_keys=nulls.get(day, 0),
             duplicate_keys=duplicates.get(day, 0),
-            schema_problem=misshapen.get(day) or broken.get(day),
+            schema_problem=column_problems.get(day) or schema_problems.get(day),
         )
 
-    return {day: counted(day) for day in staged}
+    return {day: recount_day(day) for day in staged}
 
 
-def _split(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Table], dict[date, str]]:
-    """The days whose rows have exactly the target's columns, and what is wrong with each of the others."""
-    wanted = arrow_schema({name: column.type for name, column in job.target.columns.items()})
-    sound: dict[date, pa.Table] = {}
-    misshapen: dict[date, str] = {}
+def _split_by_columns(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Table], dict[date, str]]:
+    """The rows of days that have exactly the target's columns, and a message for each other day."""
+    target_schema = arrow_schema({name: column.type for name, column in job.target.columns.items()})
+    well_formed: dict[date, pa.Table] = {}
+    problems: dict[date, str] = {}
     for day, rows in staged.items():
-        if rows.schema.equals(wanted):
-            sound[day] = rows
+        if rows.schema.equals(target_schema):
+            well_formed[day] = rows
         else:
-            misshapen[day] = f"the columns are {', '.join(f'{f.name} {f.type}' for f in rows.schema)}"
-    return sound, misshapen
+            problems[day] = f"the columns are {', '.join(f'{f.name} {f.type}' for f in rows.schema)}"
+    return well_formed, problems
 
 
 def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:
-    """All the rows; `PLACE` tells which of the days, as they are listed, each was staged for."""
-    places = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
-    return pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(places)).combine_chunks()
+    """All rows in one table; the column `DAY_INDEX` is the position of the day that each row was staged for."""
+    indexes = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
+    return pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(indexes)).combine_chunks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,47 +101,49 @@ class _Rows:
         has_null = np.zeros(self.table.num_rows, bool)
         for name in job.target.key:
             has_null |= pc.is_null(self.table[name]).to_numpy()
-        return self._by_day(self.places[has_null])
+        return self._count_by_day(self.day_indexes[has_null])
 
     def duplicate_keys(self, job: Job) -> dict[date, int]:
-        counted = self.table.group_by([*job.target.key, DAY_INDEX], use_threads=False).aggregate([([], "count_all")])
-        return self._by_day(counted[DAY_INDEX].to_numpy()[counted["count_all"].to_numpy() > 1])
+        key_counts = self.table.group_by([*job.target.key, DAY_INDEX], use_threads=False).aggregate([([], "count_all")])
+        return self._count_by_day(key_counts[DAY_INDEX].to_numpy()[key_counts["count_all"].to_numpy() > 1])
 
     def days_at(self, positions: Iterable[int]) -> list[date]:
         """The days that the rows at the positions were staged for."""
-        places = self.places
-        return [self.days[places[int(position)]] for position in positions]
+        indexes = self.day_indexes
+        return [self.days[indexes[int(position)]] for position in positions]
 
     @property
-    def places(self) -> npt.NDArray[np.int64]:
+    def day_indexes(self) -> npt.NDArray[np.int64]:
         return self.table[DAY_INDEX].to_numpy()
 
-    def _by_day(self, places: npt.NDArray[np.int64]) -> dict[date, int]:
-        counted = np.bincount(places, minlength=len(self.days)).tolist()
-        return dict(zip(self.days, counted, strict=True))
+    def _count_by_day(self, indexes: npt.NDArray[np.int64]) -> dict[date, int]:
+        counts = np.bincount(indexes, minlength=len(self.days)).tolist()
+        return dict(zip(self.days, counts, strict=True))
 
 
-def _broken_rows(job: Job, rows: _Rows) -> dict[date, str]:
-    """The first rule of the output schema that each day's rows break, for the days that break one."""
+def _schema_problems(job: Job, rows: _Rows) -> dict[date, str]:
+    """For each day whose rows break a rule of the output schema: the first such rule."""
     frame = rows.table.drop_columns(DAY_INDEX).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
-    of_days = np.array(rows.days, "datetime64[D]")[rows.places]
-    wrong_day = rows.table[job.target.date_column].to_numpy() != of_days  # as is no date at all
-    found = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")
+    expected_days = np.array(rows.days, "datetime64[D]")[rows.day_indexes]
+    wrong_day = rows.table[job.target.date_column].to_numpy() != expected_days  # true for null dates, too
+    problems = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")
     try:
         pandera_schema(job.target.columns).validate(frame, lazy=True)
     except (pandera.errors.SchemaErrors, pandera.errors.SchemaError) as exc:
-        return _first_failures(exc, rows) | found
-    return found
+        return _first_failures(exc, rows) | problems
+    return problems
 
 
 def _first_failures(exc: pandera.errors.SchemaErrors | pandera.errors.SchemaError, rows: _Rows) -> dict[date, str]:
     cases = exc.failure_cases
     if not isinstance(cases, pd.DataFrame) or "index" not in cases.columns or cases["index"].isna().any():
         return dict.fromkeys(rows.days, str(exc).splitlines()[0])
-    found: dict[date, str] = {}
-    placed = cases.assign(day=rows.days_at(cases["index"].astype(int)))
-    for day in dict.fromkeys(placed["day"]):
-        of_day = placed[placed["day"] == day]
-        first = of_day.iloc[0]
-        found[day] = f"{first['column']} fails {first['check']} in {len(of_day)} row(s), e.g. {first['failure_case']}"
-    return found
+    problems: dict[date, str] = {}
+    dated_cases = cases.assign(day=rows.days_at(cases["index"].astype(int)))
+    for day in dict.fromkeys(dated_cases["day"]):
+        day_cases = dated_cases[dated_cases["day"] == day]
+        first = day_cases.iloc[0]
+        problems[day] = (
+            f"{first['column']} fails {first['check']} in {len(day_cases)} row(s), e.g. {first['failure_case']}"
+        )
+    return problems

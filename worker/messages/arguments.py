@@ -1,4 +1,4 @@
-"""What a task may be told. A broker is shared: whatever stands in a message is looked at before anything acts on it."""
+"""Check the arguments of tasks before anything acts on them: a broker is shared, and anything may be in a message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
 MAINTENANCE_TASK_NAME = re.compile(r"[a-z_]{1,40}", re.ASCII)
 MAX_WINDOW_NUMBER = 2**31 - 1
-MAX_ERROR_LENGTH = 200  #: characters of what was wrong
+MAX_ERROR_LENGTH = 200  #: characters of an error in log and result
 REFUSED = "refused"
 
 
@@ -53,50 +53,49 @@ def _work(value: object) -> bool:
     return isinstance(value, str) and MAINTENANCE_TASK_NAME.fullmatch(value) is not None
 
 
-#: By the argument's name: whether a value can be one, and what one is.
+#: By name of the argument: the check of a value, and a description of valid values.
 ARGUMENT_TYPES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "run": (_run, "the id of a run"),
     "days": (_days, "dates as YYYY-MM-DD"),
     "number": (_number, "the number of a window"),
     "lost_tasks": (_flag, "true or false"),
-    "name": (_work, "the name of a work"),
+    "name": (_work, "the name of a maintenance task"),
 }
 
 
 def reject_invalid_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The task, done only when told what it can be told; anything else is one line in the log and changes nothing.
+    """Have a task log one line and change nothing if its arguments are invalid, or if it raises a `UserError`.
 
-    It never raises a `UserError`: what it names is not there, or can't be used, and would not be the next time either.
+    Such a task must not be retried: it names a run or job that does not exist or cannot be used.
     """
     signature = inspect.signature(function)
 
     @wraps(function)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        wrong = _wrong(signature, args, kwargs)
-        if wrong is not None:
-            return _refused(function.__name__, wrong)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        problem = _argument_problem(signature, args, kwargs)
+        if problem is not None:
+            return _refuse(function.__name__, problem)
         try:
             return function(*args, **kwargs)
         except UserError as exc:
-            return _refused(function.__name__, str(exc))
+            return _refuse(function.__name__, str(exc))
 
-    return told
+    return checked
 
 
-def _wrong(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """What is wrong with the arguments; None when nothing is."""
+def _argument_problem(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """The reason why the arguments are invalid; None if they are valid."""
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as exc:
         return str(exc)
     bound.apply_defaults()
-    given = bound.arguments
-    for name, (fits, meaning) in ARGUMENT_TYPES.items():
-        if name in given and not fits(given[name]):
-            return f"{name} is not {meaning}, but a {type(given[name]).__name__}"
+    for name, (is_valid, description) in ARGUMENT_TYPES.items():
+        if name in bound.arguments and not is_valid(bound.arguments[name]):
+            return f"{name} is not {description}, but a {type(bound.arguments[name]).__name__}"
     return None
 
 
-def _refused(task: str, why: str) -> dict[str, str]:
-    log.error("task_refused", task=task, error=why[:MAX_ERROR_LENGTH])
-    return {"state": REFUSED, "detail": why[:MAX_ERROR_LENGTH]}
+def _refuse(task: str, reason: str) -> dict[str, str]:
+    log.error("task_refused", task=task, error=reason[:MAX_ERROR_LENGTH])
+    return {"state": REFUSED, "detail": reason[:MAX_ERROR_LENGTH]}

@@ -1,4 +1,4 @@
-"""What a worker does with a message that it can't make sense of: one line in the log, and away with it."""
+"""Acknowledge messages that are not tasks of this package, with one line in the log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kombu.exceptions import ContentDisallowed, KombuError
 
 log = structlog.get_logger()
 
-MAX_ERROR_LENGTH = 200  #: characters of what was wrong with it
+MAX_ERROR_LENGTH = 200  #: characters of an error in the log
 
 
 class TolerantConsumer(Consumer):
-    """Refuses what is no task of ours without going on about it, and without coming to an end.
+    """A consumer that survives malformed messages.
 
-    The stock one prints such a message whole, with a traceback, and ends the worker when a header is of a wrong kind.
-    What is refused is acknowledged: given back, it would come again for ever.
+    Celery's own consumer logs such a message in full with a traceback, and ends the worker if a header has the wrong
+    type. Here the message is acknowledged: requeued, it would be delivered again without end.
     """
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -26,11 +26,11 @@ class TolerantConsumer(Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                wrong = message_problem(
+                problem = message_problem(
                     message.headers, message.payload
-                )  # once taken up, it would hold a place for ever
-                if wrong is not None:
-                    return self._refuse(message, wrong)
+                )  # if accepted, it would block a prefetch slot
+                if problem is not None:
+                    return self._refuse(message, problem)
                 return handle(message)
             except (ContentDisallowed, KombuError) as exc:
                 self._refuse(message, f"it can't be read: {exc}")
@@ -51,28 +51,31 @@ class TolerantConsumer(Consumer):
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         self._refuse(message, str(exc))
 
-    def _refuse(self, message: Any, why: str) -> None:
+    def _refuse(self, message: Any, reason: str) -> None:
         log.error(
-            "message_refused", task=_task_of(message), content_type=message.content_type, error=why[:MAX_ERROR_LENGTH]
+            "message_refused",
+            task=_task_of(message),
+            content_type=message.content_type,
+            error=reason[:MAX_ERROR_LENGTH],
         )
         if not message.acknowledged:
             message.ack()
 
 
 def message_problem(headers: Any, payload: Any) -> str | None:
-    """What makes it no message of a task; None when nothing does. Whether the task can do with it is not asked here."""
+    """The reason why this is not the message of a task; None if it is one. The arguments are checked by the task."""
     if not isinstance(headers, dict) or not isinstance(headers.get("task"), str):
         return "it names no task"
-    for name, fits in HEADER_TYPES.items():
-        if headers.get(name) is not None and not fits(headers[name]):
-            return f"its header {name} is a {type(headers[name]).__name__} that can't be one"
+    for name, is_valid in HEADER_TYPES.items():
+        if headers.get(name) is not None and not is_valid(headers[name]):
+            return f"its header {name} has an invalid value of type {type(headers[name]).__name__}"
     if not isinstance(payload, list | tuple) or len(payload) != len(PAYLOAD_TYPES):
         return "its body is not arguments"
     if not all(isinstance(part, kind) for part, kind in zip(payload, PAYLOAD_TYPES, strict=True)):
         return "its body is not arguments"
     embedded = payload[2]
     if not all(isinstance(embedded.get(name), kind | None) for name, kind in EMBEDDED_TYPES.items()):
-        return "what it says is to follow can't be read"
+        return "its callbacks or chord can't be read"
     return None
 
 
@@ -85,7 +88,9 @@ def _count(value: object) -> bool:
 
 
 def _limits(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(one is None or _seconds(one) for one in value)
+    return (
+        isinstance(value, list | tuple) and len(value) == 2 and all(limit is None or _seconds(limit) for limit in value)
+    )
 
 
 def _seconds(value: object) -> bool:
@@ -93,7 +98,7 @@ def _seconds(value: object) -> bool:
 
 
 MAX_NUMBER = 2**31
-#: What a header can hold where it holds anything; others are not looked at.
+#: Checks of the headers that are not null; other headers are ignored.
 HEADER_TYPES: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("id", "root_id", "parent_id", "group", "eta", "expires", "origin", "lang", "shadow"), _text),
     **dict.fromkeys(("argsrepr", "kwargsrepr"), _text),
@@ -102,7 +107,7 @@ HEADER_TYPES: dict[str, Callable[[object], bool]] = {
     "stamped_headers": lambda value: isinstance(value, list | tuple),
     "stamps": lambda value: isinstance(value, dict),
 }
-PAYLOAD_TYPES = (list, dict, dict)  #: arguments by position and by name, and what is to follow
+PAYLOAD_TYPES = (list, dict, dict)  #: positional arguments, keyword arguments, callbacks
 EMBEDDED_TYPES = {"callbacks": list, "errbacks": list, "chain": list, "chord": dict}
 
 

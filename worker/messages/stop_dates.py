@@ -1,7 +1,7 @@
-"""Stopping tasks under way: what a worker does when it is told that dates of a run are not wanted any more.
+"""Kill the running tasks of a cancelled run's dates, on command.
 
-The ledger has cancelled the dates before anybody is told; a task that is not reached finds that out by itself, between
-its steps. A task of a date publishes nothing, so it may be killed wherever it is.
+The ledger has cancelled the dates before the command is sent; a task that it does not reach notices between its steps.
+A task of dates publishes nothing, so it may be killed at any point.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from gated_backfill.common.broker.celery_app import PROCESS_DATE, STOP_DATES
 
 log = structlog.get_logger()
 
-KILL_SIGNAL = "KILL"  #: a job may be in code that heeds no other
+KILL_SIGNAL = "KILL"  #: a job may run code that ignores other signals
 
 
 @control_command(name=STOP_DATES, args=[("run", str)], signature="RUN")
 def stop_dates(state: Any, run: str = "", **_: Any) -> dict[str, list[str]]:
-    """Kill the processes of this worker that build dates of the run, each of which is replaced by a new one."""
+    """Kill this worker's processes that build dates of the run; the worker replaces them."""
     stopped = [request for request in list(active_requests) if builds_dates_of_run(request.name, request.args, run)]
     for request in stopped:
         request.terminate(state.consumer.pool, signal=KILL_SIGNAL)

@@ -35,11 +35,11 @@ UPCOMING = "nba_analytics.upcoming_player_game_context"
 def skip_bootstrap(day: date, calendar: CalendarEvents | None) -> str | None:
     """`bootstrap` on the first 14 days of a season: there is too little history to derive from.
 
-    The calendar tells when the seasons that are not listed here began. Of a listed season it is not believed: one that
-    was loaded from February on would make February look like October.
+    The calendar gives the starts of seasons that are not listed here. For a listed season it is ignored: a calendar
+    loaded from February on would give February as the start.
     """
-    told = calendar.season_starts if calendar else ()
-    unlisted = [start for start in told if not any(0 <= (start - known).days < SEASON_DAYS for known in SEASON_STARTS)]
+    starts = calendar.season_starts if calendar else ()
+    unlisted = [new for new in starts if not any(0 <= (new - listed).days < SEASON_DAYS for listed in SEASON_STARTS)]
     start = season_start(day, [*SEASON_STARTS, *unlisted])
     return "bootstrap" if start is not None and (day - start).days < BOOTSTRAP_DAYS else None
 

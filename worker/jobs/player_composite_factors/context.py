@@ -15,10 +15,10 @@ PLAYER_DATE = ["player_lookup", "game_date"]
 
 
 def derived_context(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
-    """One row per player of the summary on each of the days, with what the 14 days before tell.
+    """One row per player of the summary on each of the days, derived from the 14 days before.
 
-    Only rows dated before the day count, never the day's own: they are what is to be predicted. What those 14 days do
-    not tell is null: projected usage, pace differential and age always.
+    Rows of the day itself are never used, as they are to be predicted. Values that the 14 days do not give are null;
+    projected usage, pace differential and age always are.
     """
     today = history[history["game_date"].isin(pd.DatetimeIndex(list(days)))]
     subjects = today[["player_lookup", "game_date", "game_id", "team_abbr", "opponent_team_abbr"]]
@@ -47,8 +47,8 @@ def _earlier_games(subjects: pd.DataFrame, history: pd.DataFrame) -> pd.DataFram
     played = history[["player_lookup", "game_date", "minutes_played", "usage_rate"]]
     pairs = subjects[PLAYER_DATE].merge(played.rename(columns={"game_date": "played_on"}), on="player_lookup")
     pairs["age"] = (pairs["game_date"] - pairs["played_on"]).dt.days
-    found = pairs[pairs["age"].between(1, FORTNIGHT)]
-    return found.sort_values([*PLAYER_DATE, "played_on"], kind="stable", ignore_index=True)
+    earlier = pairs[pairs["age"].between(1, FORTNIGHT)]
+    return earlier.sort_values([*PLAYER_DATE, "played_on"], kind="stable", ignore_index=True)
 
 
 def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
@@ -69,5 +69,5 @@ def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
 def _usage(earlier: pd.DataFrame) -> pd.DataFrame:
     """The mean usage rate of the last seven games, fewer if there are fewer."""
     last = earlier.groupby(PLAYER_DATE, sort=False).tail(LAST_GAMES)
-    found = last.groupby(PLAYER_DATE, sort=False)["usage_rate"].mean().reset_index()
-    return found.rename(columns={"usage_rate": "avg_usage_rate_last_7_games"})
+    means = last.groupby(PLAYER_DATE, sort=False)["usage_rate"].mean().reset_index()
+    return means.rename(columns={"usage_rate": "avg_usage_rate_last_7_games"})

@@ -1,7 +1,7 @@
-"""The composite factors, for all players of all dates in hand at once.
+"""The composite factors, for all players of all dates at once.
 
-An unknown input makes its factor neutral and is named in `missing_data_fields`: it is never guessed, since a guess
-looks like a finding further down.
+An unknown input makes its factor neutral and is named in `missing_data_fields`: it is never guessed, since readers of
+the table could not tell a guess from a measurement.
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ from gated_backfill.common.model.job import SOURCE_COLUMN
 Array = np.ndarray
 
 ZONES = ("paint", "mid_range", "perimeter")
+FATIGUE_CONTEXT = (
+    "days_rest",
+    "back_to_back",
+    "games_in_last_7_days",
+    "minutes_in_last_7_days",
+    "avg_minutes_per_game_last_7",
+    "back_to_backs_last_14_days",
+    "player_age",
+)
 TRACKED_INPUTS = ("days_rest", "projected_usage_rate", "pace_differential", "shot_zones", "team_defense")
 RESERVED_SCORES = (
     "referee_favorability_score",
@@ -53,16 +62,7 @@ def composite_factors(
             "usage_spike_score": usage,
             **dict.fromkeys(RESERVED_SCORES, 0.0),
             "total_composite_adjustment": total,
-            "fatigue_context_json": _json(
-                context,
-                "days_rest",
-                "back_to_back",
-                "games_in_last_7_days",
-                "minutes_in_last_7_days",
-                "avg_minutes_per_game_last_7",
-                "back_to_backs_last_14_days",
-                "player_age",
-            ),
+            "fatigue_context_json": _json(context, *FATIGUE_CONTEXT),
             "shot_zone_context_json": _json(zones, "primary_scoring_zone", "zone_rate", "defense_vs_league_avg"),
             "pace_context_json": _json(context, "pace_differential"),
             "usage_context_json": _json(
@@ -79,7 +79,7 @@ def composite_factors(
 
 
 def fatigue_score(context: pd.DataFrame) -> Array:
-    """0 (spent) to 100 (fresh); what is unknown costs nothing."""
+    """0 (spent) to 100 (fresh); an unknown input costs nothing."""
     rest = context["days_rest"].to_numpy(float, na_value=np.nan)
     back_to_back = context["back_to_back"].to_numpy(bool, na_value=False)
     pairs = _known(context["back_to_backs_last_14_days"])
@@ -118,22 +118,23 @@ def _with_zones(
     context: pd.DataFrame, shot_zones: pd.DataFrame | None, team_defense: pd.DataFrame | None
 ) -> pd.DataFrame:
     """For each row: the player's primary zone, his rate there, and the opponent's defence there; null if unknown."""
-    found = context[["player_lookup", "opponent_team_abbr", "game_date"]].copy()
+    zones = context[["player_lookup", "opponent_team_abbr", "game_date"]].copy()
     players, teams = _per_date(shot_zones, "player_lookup"), _per_date(team_defense, "team_abbr")
-    found = found.merge(players, on=["player_lookup", "game_date"], how="left") if players is not None else found
+    if players is not None:
+        zones = zones.merge(players, on=["player_lookup", "game_date"], how="left")
     if teams is not None:
         renamed = teams.rename(columns={"team_abbr": "opponent_team_abbr"})
-        found = found.merge(renamed, on=["opponent_team_abbr", "game_date"], how="left")
-    zone = _column(found, "primary_scoring_zone", object)
+        zones = zones.merge(renamed, on=["opponent_team_abbr", "game_date"], how="left")
+    zone = _column(zones, "primary_scoring_zone", object)
     is_zone = [zone == name for name in ZONES]
-    rates = [_column(found, f"{name}_rate", float) for name in ZONES]
-    defences = [_column(found, f"{name}_vs_league_avg", float) for name in ZONES]
-    return found.assign(
+    rates = [_column(zones, f"{name}_rate", float) for name in ZONES]
+    defences = [_column(zones, f"{name}_vs_league_avg", float) for name in ZONES]
+    return zones.assign(
         primary_scoring_zone=zone,
         zone_rate=np.select(is_zone, rates, np.nan),
         defense_vs_league_avg=np.select(is_zone, defences, np.nan),
         has_zones=np.logical_or.reduce(is_zone) & ~np.isnan(np.select(is_zone, rates, np.nan)),
-        has_defense=np.logical_not(np.logical_and.reduce([np.isnan(one) for one in defences])),
+        has_defense=np.logical_not(np.logical_and.reduce([np.isnan(defence) for defence in defences])),
     ).set_index(context.index)
 
 
