@@ -1,4 +1,4 @@
-"""What the commands print of runs."""
+"""Runs as text and as JSON."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ RUN_STYLES = {
 }
 
 
-def print_run(console: Console, progress: RunProgress, digest: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
-    """A run: what it was to do, how far it is, and every date that is not complete with its reason."""
+def print_run(console: Console, progress: RunProgress, summary: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
+    """Print the request, the progress, and every incomplete date with its reason."""
     run = progress.run
     console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
     if is_interrupted(run):
         console.print(
-            "  [bold red]interrupted[/bold red]: its process is gone; launch the same command again to complete it"
+            "  [bold red]interrupted[/bold red]: its process has died; launch the same command again to complete it"
         )
-    why = f": {run.reason}" if run.reason else ""
-    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + why)})")
+    reason = f": {run.reason}" if run.reason else ""
+    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + reason)})")
     console.print(f"  options  {escape(_options(run))}")
     console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
-    for one in actions:
-        if one.action in CONTROL_ACTIONS:
-            console.print(f"  ordered  {_moment(one.at)}, {escape(describe_action(one))}", soft_wrap=True)
+    for action in actions:
+        if action.action in CONTROL_ACTIONS:
+            console.print(f"  ordered  {_moment(action.at)}, {escape(describe_action(action))}", soft_wrap=True)
     if run.undone_at is not None:
         console.print(
             f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
         )
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
-    for used in digest.sources:
+    for used in summary.sources:
         entities = f"{used.matched} of {used.expected} entities ({format_percent(used.matched, used.expected)})"
         console.print(f"  source   {used.source}: {used.dates} date(s), {entities}")
-    _print_incomplete(console, digest.incomplete)
-    for row in digest.accepted_or_forced:
+    _print_incomplete(console, summary.incomplete)
+    for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
         _print_missing(console, row)
@@ -67,16 +67,16 @@ def exit_code_for_run(progress: RunProgress) -> int:
 def _options(run: Run) -> str:
     shown = {"fallback": run.options["fallback"], "window": run.options["window"]}
     text = ", ".join(f"{name} {value}" for name, value in shown.items())
-    because = run.options.get("forced_because")
-    return f"{text}, FORCED: {because}" if because else text
+    forced_because = run.options.get("forced_because")
+    return f"{text}, FORCED: {forced_because}" if forced_because else text
 
 
 def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
     for row in rows:
         console.print(f"  {row.day}  [bold red]{row.state.value}[/bold red]  {escape(row.reason or row.error or '')}")
         if row.found:
-            found = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
-            console.print(f"              found: {escape(found)}")
+            counts = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
+            console.print(f"              found: {escape(counts)}")
         _print_missing(console, row)
         if row.staged_path and row.state is DateState.BLOCKED:
             console.print(f"              kept for inspection: {escape(row.staged_path)}", soft_wrap=True)
@@ -93,7 +93,7 @@ def _print_missing(console: Console, row: DateRow) -> None:
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
-    """Every date with what its source check found, which source it was built from and why, and how it ended."""
+    """Print every date with its source check: the coverage of each source, the chosen source and the reason."""
     sources = list(dict.fromkeys(name for row in rows for name in row.found or {}))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("date", "state", "expected", *sources):
@@ -102,9 +102,9 @@ def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
     table.add_column("why", overflow="fold")
     for row in rows:
         counts = [str((row.found or {}).get(name, "-")) for name in sources]
-        why = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
+        reason = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
         expected = "-" if row.expected is None else str(row.expected)
-        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", escape(why or "-"))
+        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", escape(reason or "-"))
     console.print(table)
 
 
@@ -128,7 +128,7 @@ def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[A
         "requested": run.requested,
         "requested_by": run.requested_by,
         "reason": run.reason,
-        "actions": [_action_json(one) for one in actions],
+        "actions": [_action_json(action) for action in actions],
         "options": dict(run.options),
         "created_at": run.created_at,
         "started_at": run.started_at,
@@ -140,13 +140,13 @@ def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[A
     }
 
 
-def _action_json(one: ActionRow) -> dict[str, Any]:
+def _action_json(action: ActionRow) -> dict[str, Any]:
     return {
-        "action": one.action.value,
-        "by": one.by,
-        "reason": one.reason,
-        "at": one.at,
-        "details": dict(one.details),
+        "action": action.action.value,
+        "by": action.by,
+        "reason": action.reason,
+        "at": action.at,
+        "details": dict(action.details),
     }
 
 
