@@ -38,11 +38,6 @@ if at.startswith("BigQuery"):
     from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse as owner
 calls, real = 0, getattr(owner, at.split(".")[1])
 
-@pytest.fixture(autouse=True)
-def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
-
-
 def counted(*arguments, **named):
     global calls
     calls += 1
@@ -61,6 +56,11 @@ if doing == "clean":
 else:
     restore(doing, site)
 """
+
+
+@pytest.fixture(autouse=True)
+def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
 
 
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
@@ -102,7 +102,7 @@ def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
     ("at", "last", "state", "left"),
     [
         pytest.param("LocalWarehouse.back_up", 1, CleanupState.PLANNED, 5, id="before-its-backup"),
-        pytest.param("LocalWarehouse._keep_date", 2, CleanupState.PLANNED, 5, id="in-the-middle-of-its-backup"),
+        pytest.param("LocalWarehouse._back_up_date", 2, CleanupState.PLANNED, 5, id="in-the-middle-of-its-backup"),
         pytest.param("LocalWarehouse.read_backup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-verified"),
         pytest.param("CleanupStore.move_cleanup", 1, CleanupState.PLANNED, 5, id="before-the-backup-is-recorded"),
         pytest.param("LocalWarehouse.delete_backed_up", 1, CleanupState.BACKED_UP, 5, id="before-it-deletes"),

@@ -131,7 +131,7 @@ def test_a_daily_work_that_fails_is_told_once_a_slot(deps: Deps) -> None:
         send_overdue_tasks(deps)
     (alert,) = deps.ledger.alerts.list_latest_alerts(10)
     assert (alert.kind, alert.key) == ("maintenance-failed", f"maintenance-failed cleanup {slot.isoformat()}")
-    assert alert.body.startswith("no such table\nIt is tried again by itself.")
+    assert alert.body.startswith("no such table\nIt is retried automatically.")
 
 
 def test_a_daily_work_whose_worker_was_killed_is_told_and_tried_again_after_a_while(deps: Deps) -> None:
