@@ -6,6 +6,7 @@ anything else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import entry_points
 
@@ -40,11 +41,11 @@ def find_job(name: str) -> Job:
     raise UserError(f"there is no job named {name!r}; installed jobs: {installed}")
 
 
-def load_jobs() -> tuple[list[Job], dict[str, UserError]]:
-    """Return the installed jobs that can be loaded, sorted by name, and the errors of the others, by job name."""
+def load_jobs(names: Iterable[str] | None = None) -> tuple[list[Job], dict[str, UserError]]:
+    """Return the jobs that can be loaded, and the errors of the others by job name. None loads every installed job."""
     jobs: list[Job] = []
     errors: dict[str, UserError] = {}
-    for name in job_names():
+    for name in job_names() if names is None else names:
         try:
             jobs.append(find_job(name))
         except UserError as exc:

@@ -70,7 +70,7 @@ def read_stack_state(home: Path) -> StackState | None:
     """What the state file tells, be it true or not any more."""
     try:
         return StackState(**json.loads(state_file(home).read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError):  # another version's; a stack that lived would have to be stopped by that version
         return None

@@ -1,4 +1,4 @@
-"""The target tables of jobs, made as the jobs declare them."""
+"""Create the target tables of jobs, as the jobs declare them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
 
-MAX_CLUSTER_COLUMNS = 4  #: columns that BigQuery clusters a table by
-UNCLUSTERED_TYPES = ("FLOAT64",)  #: that BigQuery clusters no table by
+MAX_CLUSTER_COLUMNS = 4  #: a limit of BigQuery
+UNCLUSTERED_TYPES = ("FLOAT64",)  #: BigQuery can't cluster by these
 
 
 class TableOutcome(StrEnum):
@@ -23,7 +23,7 @@ class TableOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTable:
-    """The target of a job, and what became of it."""
+    """The target of a job, and whether it was created."""
 
     job: Job
     outcome: TableOutcome
@@ -31,67 +31,67 @@ class TargetTable:
     def describe(self) -> str:
         target = self.job.target
         if self.outcome is TableOutcome.CREATED_ON_PUBLISH:
-            return f"{self.job.name}: {target.table} comes into being with its first partition: nothing to make"
+            return f"{self.job.name}: {target.table} will be made with its first partition: nothing to do now"
         if self.outcome is TableOutcome.EXISTED:
             return f"{self.job.name}: {target.table} was there already, as the job declares it"
-        clustered = ", ".join(cluster_columns(self.job))
+        columns = ", ".join(cluster_columns(self.job))
         return f"{self.job.name}: {target.table} was made, partitioned by {target.date_column}" + (
-            f", clustered by {clustered}" if clustered else ""
+            f", clustered by {columns}" if columns else ""
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CreatedTables:
-    """What the warehouse has now."""
+    """The targets, and whether the tool's own tables were created."""
 
     targets: tuple[TargetTable, ...]
-    prepared: bool | None  #: whether the warehouse's own tables were made; None when it needs none
+    prepared: bool | None  #: whether the warehouse's own tables were created; None when it needs none
 
 
 def create_tables(warehouse: Warehouse, jobs: Sequence[Job]) -> CreatedTables:
-    """Make the jobs' targets where they do not exist, and what the warehouse keeps for itself. Twice is harmless.
+    """Create the jobs' targets, and the tool's own tables, where they do not exist. Repeating it is harmless.
 
-    Raises `SchemaMismatch`, and makes nothing, when a target exists and is not as its job declares it.
+    Raises `SchemaMismatch`, and creates nothing, when a target exists and is not as its job declares it.
     """
-    _refuse_different(warehouse, jobs)
+    _check_targets(warehouse, jobs)
     prepared = warehouse.create_own_tables()
-    targets = tuple(TargetTable(job=job, outcome=_create(warehouse, job)) for job in jobs)
-    _refuse_different(warehouse, jobs)  # somebody else may have made one meanwhile
+    targets = tuple(TargetTable(job=job, outcome=_create_target(warehouse, job)) for job in jobs)
+    _check_targets(warehouse, jobs)  # another process may have created one in the meantime
     return CreatedTables(targets=targets, prepared=prepared)
 
 
-def _create(warehouse: Warehouse, job: Job) -> TableOutcome:
+def _create_target(warehouse: Warehouse, job: Job) -> TableOutcome:
     table = TableName.parse(job.target.table)
     if warehouse.create_table(table, target_types(job), job.target.date_column, cluster_columns(job)):
         return TableOutcome.CREATED
     return TableOutcome.CREATED_ON_PUBLISH if warehouse.describe(table) is None else TableOutcome.EXISTED
 
 
-def _refuse_different(warehouse: Warehouse, jobs: Sequence[Job]) -> None:
-    wrong: list[str] = []
+def _check_targets(warehouse: Warehouse, jobs: Sequence[Job]) -> None:
+    errors: list[str] = []
     for job in jobs:
         info = warehouse.describe(TableName.parse(job.target.table))
-        if info is not None and (found := target_differences(job, info)):
-            wrong.append(f"{info.table} is not as job {job.name} declares it: it {'; it '.join(found)}")
-    if wrong:
-        raise SchemaMismatch("; ".join(wrong))
+        if info is not None and (differences := target_differences(job, info)):
+            errors.append(f"{info.table} is not as job {job.name} declares it: it {'; it '.join(differences)}")
+    if errors:
+        raise SchemaMismatch("; ".join(errors))
 
 
 def target_differences(job: Job, info: TableInfo) -> list[str]:
     """How the table differs from the job's target, each as the end of a sentence about it."""
-    found = blocking_differences(job, info)
+    differences = blocking_differences(job, info)
     if info.partitioned_by is None:
-        found.append("is not partitioned")
-    return found
+        differences.append("is not partitioned")
+    return differences
 
 
 def blocking_differences(job: Job, info: TableInfo) -> list[str]:
-    """Those of the differences for which nothing is published to the table."""
-    wanted = target_types(job)
-    found = info.column_mismatches(job.target.date_column, wanted)
-    if more := [name for name in info.columns if name not in wanted]:
-        found.append(f"has the column(s) {', '.join(more)}, which the job does not write")
-    return found
+    """The differences that prevent publishing to the table."""
+    types = target_types(job)
+    differences = info.column_mismatches(job.target.date_column, types)
+    if extra := [name for name in info.columns if name not in types]:
+        differences.append(f"has the column(s) {', '.join(extra)}, which the job does not write")
+    return differences
 
 
 def target_types(job: Job) -> ColumnTypes:
@@ -101,7 +101,7 @@ def target_types(job: Job) -> ColumnTypes:
 def cluster_columns(job: Job) -> list[str]:
     """The columns by which the target is clustered: its key, without the date."""
     target = job.target
-    named = [
+    columns = [
         name for name in target.key if name != target.date_column and target.columns[name].type not in UNCLUSTERED_TYPES
     ]
-    return named[:MAX_CLUSTER_COLUMNS]
+    return columns[:MAX_CLUSTER_COLUMNS]

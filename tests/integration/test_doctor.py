@@ -24,8 +24,11 @@ from sqlalchemy.engine import make_url
 
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import ClockReading
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
-from gated_backfill.producer.doctor.checks import CheckLevel, check_clock
+from gated_backfill.producer.doctor.clocks import check_clock
+from gated_backfill.producer.doctor.results import CheckLevel
+from gated_backfill.producer.stack.state_file import StackState, places_digest, write_stack_state
 from tests.brokers import PASSWORD, valkey
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -54,8 +57,10 @@ def files(home: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def healthy(lab: Lab) -> Lab:
-    """A laboratory in which nothing is wrong with the job `probe`."""
+def healthy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A laboratory in which nothing is wrong with the job `probe`, and alerts have an endpoint."""
+    environment = lab.environment() | {"BACKFILL_ALERTS": "json://127.0.0.1:1"}
+    monkeypatch.setattr(lab, "environment", lambda: environment)
     for table in ("expected", "first", "second"):
         lab.probe(table, DAY, players(3))
     lab.site.ledger.close()
@@ -97,12 +102,60 @@ def test_json_tells_the_same(healthy: Lab) -> None:
         assert one["found"] in shown.stdout
 
 
-def test_without_a_job_every_installed_one_is_looked_at(healthy: Lab) -> None:
-    told = healthy.inside("doctor")
+def test_without_a_job_those_in_use_are_checked_and_the_example_once_it_was_run(healthy: Lab) -> None:
+    before = healthy.inside("doctor")
+    healthy.summary(DAY, players(3))
+    healthy.opened([DAY])
+    healthy.drop("nba_analytics.player_game_summary")
+    after = healthy.inside("doctor")
 
-    assert told.returncode == 3
-    assert "probe_in_a_hurry: target" in told.stdout
-    assert any("player_composite_factors: expectation" in line for line in lines(told, "FAIL"))
+    assert (before.returncode, after.returncode) == (0, 3)
+    assert "probe_in_a_hurry: target" in before.stdout
+    assert "player_composite_factors" not in before.stdout
+    assert any("player_composite_factors: expectation" in line for line in lines(after, "FAIL"))
+
+
+def test_a_job_that_can_not_be_loaded_fails_alone(healthy: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def job_names() -> list[str]:
+        return ["nobody", "probe"]
+
+    monkeypatch.setattr("gated_backfill.common.ledger.jobs_in_use.job_names", job_names)
+
+    assert failure(healthy.inside("doctor")).startswith("nobody: job ")
+    assert "probe.probe" in healthy.inside("doctor").stdout
+    assert healthy.inside("tables", "create").returncode == 3
+
+
+def test_alerts_that_go_nowhere_are_a_warning(healthy: Lab) -> None:
+    told = healthy.inside(*DOCTOR, BACKFILL_ALERTS="")
+
+    assert told.returncode == 0
+    assert [line.split("  ")[0] for line in lines(told, "WARN")] == ["alerts"]
+
+
+def test_the_broker_of_a_running_stack_is_the_one_that_is_checked(healthy: Lab, broker: str) -> None:
+    state = {
+        "owner": process_identity(),
+        "broker_url": broker,
+        "broker": "",
+        "embedded": True,
+        "workers": 1,
+        "flower_url": "",
+        "flower_user": "",
+        "flower_password": "",
+        "metrics_url": "",
+        "log_file": "",
+        "places": places_digest(healthy.settings),
+    }
+    write_stack_state(healthy.home, StackState(**state))
+    used = healthy.inside(*DOCTOR)
+    write_stack_state(healthy.home, StackState(**state | {"places": "another"}))
+    unused = healthy.inside(*DOCTOR)
+
+    assert (used.returncode, unused.returncode) == (0, 0)
+    assert re.search(r"broker +the running stack \(`backfill up`\): redis://\S+ answers", used.stdout)
+    assert "not used here: it works on another ledger, warehouse or staging" in unused.stdout
+    assert PASSWORD not in used.stdout + unused.stdout
 
 
 def test_a_broker_and_a_ledger_of_the_users_own_tell_their_clocks_and_keep_their_passwords(
@@ -411,7 +464,7 @@ def test_a_source_that_is_not_there_is_a_warning_as_long_as_there_is_another(hea
 def test_optional_inputs_and_the_calendar_may_be_absent_with_a_warning(lab: Lab) -> None:
     lab.summary(DAY, players(3))
 
-    told = lab.inside("doctor", "--job", "player_composite_factors")
+    told = lab.inside("doctor", "--job", "player_composite_factors", BACKFILL_ALERTS="json://127.0.0.1:1")
 
     assert told.returncode == 0, told.stdout
     assert len(lines(told, "WARN")) == 4

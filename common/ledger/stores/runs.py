@@ -104,6 +104,11 @@ class RunStore(LedgerStore):
                 ended_ids += connection.execute(query).scalars()
         return ended_ids
 
+    def has_run(self, job: str) -> bool:
+        """Whether the job was ever launched."""
+        with self._read() as connection:
+            return connection.execute(select(runs.c.id).where(runs.c.job == job).limit(1)).first() is not None
+
     def list_unreported_runs(self) -> list[Run]:
         """Return the ended runs whose post-run steps are not recorded as done, in the order in which they ended."""
         query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))

@@ -8,9 +8,10 @@ import typer
 from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.cli.options import AsJson, SingleJob
-from gated_backfill.producer.doctor.checks import CheckLevel, CheckResult, run_checks
+from gated_backfill.producer.doctor.checks import run_checks
+from gated_backfill.producer.doctor.results import CheckLevel, CheckResult
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
@@ -24,7 +25,7 @@ def doctor(job: SingleJob = None, as_json: AsJson = False) -> None:
     """
     if job is not None:
         find_job(job)
-    results = run_checks(read_settings(), [job] if job else job_names())
+    results = run_checks(read_settings(), job)
     has_failed = any(result.level is CheckLevel.FAIL for result in results)
     if as_json:
         print_json({"ok": not has_failed, "checks": [result.as_json() for result in results]})

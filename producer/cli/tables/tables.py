@@ -6,13 +6,15 @@ import typer
 from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
-from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
+from gated_backfill.common.model.registry import find_job, job_names, load_jobs
 from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.producer.cli.options import SingleJob
 from gated_backfill.producer.tables.create import create_tables
 from gated_backfill.producer.terminal.console import make_console
-from gated_backfill.producer.terminal.exit_codes import REFUSED
+from gated_backfill.producer.terminal.exit_codes import INCOMPLETE, REFUSED
 
 tables = typer.Typer(help="The target tables of jobs.", add_completion=False)
 
@@ -30,8 +32,13 @@ def create(job: SingleJob = None) -> None:
 
     Migrates a ledger of an older version. Repeating the command is harmless.
     """
-    jobs = [find_job(name) for name in ([job] if job else job_names())]
+    jobs = [find_job(job)] if job else []
     settings = read_settings()
+    errors: dict[str, UserError] = {}
+    ledger = open_ledger(settings.ledger_url)
+    if job is None:
+        jobs, errors = load_jobs(jobs_in_use(ledger) or job_names())
+    ledger.close()
     created = create_tables(open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits), jobs)
     console = make_console()
     for target in created.targets:
@@ -39,5 +46,8 @@ def create(job: SingleJob = None) -> None:
     if created.prepared is not None:
         outcome = "created" if created.prepared else "there already"
         console.print(f"the table of publications, in the tool's dataset: {outcome}", soft_wrap=True)
-    open_ledger(settings.ledger_url).close()
     console.print("the ledger's tables are up to date")
+    for error in errors.values():
+        console.print(f"[bold red]skipped[/bold red]: {escape(str(error))}", soft_wrap=True)
+    if errors:
+        raise typer.Exit(INCOMPLETE)

@@ -1,0 +1,52 @@
+"""Checks of the jobs: which are in use, whether they load, and their time limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.registry import job_names, load_jobs
+from gated_backfill.producer.doctor.results import CheckResult, fail, ok
+
+
+def jobs_to_check(settings: Settings, *, ledger_is_usable: bool) -> list[str]:
+    """Names of the jobs in use, or of the shipped example when there is no other. The ledger is left as it is."""
+    if not ledger_is_usable:
+        return jobs_in_use(None) or job_names()
+    try:
+        ledger = open_ledger(settings.ledger_url, create=False)
+    except BackfillError:  # it does not exist yet, or has the tables of an older version
+        return jobs_in_use(None) or job_names()
+    try:
+        return jobs_in_use(ledger) or job_names()
+    finally:
+        ledger.close()
+
+
+def load_jobs_to_check(names: Sequence[str]) -> tuple[list[Job], list[CheckResult]]:
+    """Load the jobs; one that can't be loaded becomes a failed check."""
+    jobs, errors = load_jobs(names)
+    next_step = "correct the job's module, or install its package again"
+    return jobs, [fail(f"{name}: job", error, next_step) for name, error in errors.items()]
+
+
+def check_time_limits(settings: Settings, jobs: Sequence[Job]) -> list[CheckResult]:
+    """Check that no task may run longer than the broker waits before it delivers the task a second time."""
+    visible = settings.visibility_seconds
+    failures = [
+        fail(
+            f"{job.name}: time limit",
+            f"a date may take {job.time_limit_seconds} s, and the broker delivers it again after {visible} s",
+            f"set BACKFILL_VISIBILITY_SECONDS to more than {job.time_limit_seconds}, here and for the workers",
+        )
+        for job in jobs
+        if visible <= job.time_limit_seconds
+    ]
+    if failures or not jobs:
+        return failures
+    longest = max(job.time_limit_seconds for job in jobs)
+    return [ok("time limits", f"BACKFILL_VISIBILITY_SECONDS {visible} is more than any date may take ({longest} s)")]

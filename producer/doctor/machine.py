@@ -1,0 +1,58 @@
+"""Checks of this machine: package versions, the home and the staging folder."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError, NotAllowed
+from gated_backfill.common.storage.files import check_writable
+from gated_backfill.common.storage.staging import open_staging
+from gated_backfill.producer.doctor.results import CheckResult, fail, ok
+
+PACKAGE = "gated-backfill"
+REPORTED_PACKAGES = ("celery", "redis", "sqlalchemy", "duckdb", "google-cloud-bigquery", "pyarrow", "pandas")
+
+
+def check_packages() -> CheckResult:
+    """Report the versions in use; a package that does not meet a requirement of ours fails."""
+    packages = (PACKAGE, *REPORTED_PACKAGES)
+    versions = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
+    unmet: list[str] = []
+    for line in requires(PACKAGE) or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        installed = _version(requirement.name)
+        if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
+            unmet.append(f"{requirement.name} is {installed}, needed is {requirement.specifier or 'any version'}")
+    if unmet:
+        return fail("versions", "; ".join(unmet), f"install the requirements again: `pip install {PACKAGE}`")
+    return ok("versions", ", ".join(versions))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def check_home(settings: Settings) -> CheckResult:
+    home = settings.home.absolute()
+    try:
+        check_writable(home)
+    except NotAllowed as exc:
+        return fail("home", exc, "set BACKFILL_HOME to a folder that can be written")
+    return ok("home", f"{home} can be written" if home.exists() else f"{home} is made by the first command that runs")
+
+
+def check_staging(settings: Settings) -> CheckResult:
+    try:
+        open_staging(settings.staging_url).check()
+    except BackfillError as exc:
+        return fail("staging", exc, "set BACKFILL_STAGING to a place that every worker can write")
+    return ok("staging", f"{settings.staging_url} can be written")

@@ -1,0 +1,57 @@
+"""Check of the warehouse."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import BackfillError, Retryable, UserError
+from gated_backfill.common.process.clock import read_clock
+from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.producer.doctor.results import CheckResult, PlaceCheck, fail, ok, warn
+
+MAX_RETRY_SECONDS = 10.0  #: a diagnosis does not wait as long for a passing error as a run does
+
+
+def check_warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
+    """Check that the warehouse answers. Returns it, or None when querying its tables would fail as well."""
+    retry_seconds = min(settings.warehouse_retry_seconds, MAX_RETRY_SECONDS)
+    limits = replace(settings.warehouse_limits, retry_seconds=retry_seconds)
+    try:
+        warehouse = open_warehouse(settings.warehouse_url, limits=limits)
+    except UserError as exc:
+        return None, PlaceCheck(result=fail("warehouse", exc, "set BACKFILL_WAREHOUSE as the message says"))
+    if (folder := settings.warehouse_url.folder) is not None:
+        return warehouse, PlaceCheck(result=_check_folder(folder))
+    try:
+        clock = read_clock(lambda: _read_now(warehouse))
+    except Retryable as exc:
+        return None, PlaceCheck(result=fail("warehouse", exc, "check that this machine reaches it, and try again"))
+    except BackfillError as exc:
+        next_step = "grant the missing permission, or set BACKFILL_WAREHOUSE to another project"
+        return warehouse, PlaceCheck(result=fail("warehouse", exc, next_step))
+    url = settings.warehouse_url.partition("?")[0]
+    message = f"{url} answers a query in {clock.round_trip_seconds:.1f} s"
+    return warehouse, PlaceCheck(result=ok("warehouse", message), clock=clock)
+
+
+def _read_now(warehouse: Warehouse) -> datetime:
+    moment = warehouse.now()
+    assert moment is not None, "only a local warehouse has no clock"
+    return moment
+
+
+def _check_folder(folder: Path) -> CheckResult:
+    if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
+        return ok("warehouse", f"local files in {folder}")
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        return warn("warehouse", f"{folder} is not there yet", "`backfill load TABLE FILE` makes it")
+    except OSError as exc:
+        return fail("warehouse", f"{folder} can't be read: {exc.strerror}", "set BACKFILL_WAREHOUSE to another folder")
+    return fail("warehouse", f"{folder} is not a folder that can be read", "set BACKFILL_WAREHOUSE to one that is")
