@@ -1,4 +1,4 @@
-"""A launch with somebody watching: shown as a plan, asked about where it is large, followed to its end."""
+"""A launch at a terminal: show the plan, ask before a large one, and follow the run to its end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run, run_json
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
-CONFIRM_FROM_DATES = 500  #: dates to build from which a person at a terminal is asked first
+CONFIRM_FROM_DATES = 500  #: from so many dates on, ask for confirmation at a terminal
 
 
 def launch_and_follow(
@@ -59,22 +59,22 @@ def launch_and_follow(
             f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
             f"{released.unfinished} are free again"
         )
-    made = plan_launch(launch, job, site)
-    check(made)
-    print_plan(console, made)
-    check_nothing_blocked(made, allow_partial=launch.allow_partial)
-    if not made.steps_with(PlanAction.BUILD) and not made.steps_with(PlanAction.BLOCKED):
-        console.print(_nothing_to_do(made))
-        code = _at_best(COMPLETE, made)
-        return _print_result({"run": None, "result": _nothing_to_do(made)}, code, as_json=as_json)
-    _ask(made, launch, yes=yes)
+    plan = plan_launch(launch, job, site)
+    check(plan)
+    print_plan(console, plan)
+    check_nothing_blocked(plan, allow_partial=launch.allow_partial)
+    if not plan.steps_with(PlanAction.BUILD) and not plan.steps_with(PlanAction.BLOCKED):
+        console.print(_nothing_to_do(plan))
+        code = _limit_exit_code(COMPLETE, plan)
+        return _print_result({"run": None, "result": _nothing_to_do(plan)}, code, as_json=as_json)
+    _confirm(plan, launch, yes=yes)
     if not launch.sequential:
-        _tell_the_stack(site, console, workers_asked=workers_given)
+        _print_stack(site, console, workers_asked=workers_given)
     if detach and site.is_embedded:
-        run_id = launch_in_background(replace(launch, shown=made.digest()), settings)
+        run_id = launch_in_background(replace(launch, shown=plan.digest()), settings)
         console.print(f"run {run_id} continues in the background: follow it with `backfill watch {run_id}`")
         return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
-    return _follow(launch, made, site, console, detach=detach, as_json=as_json)
+    return _follow(launch, plan, site, console, detach=detach, as_json=as_json)
 
 
 def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
@@ -84,16 +84,16 @@ def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
     return code
 
 
-def _tell_the_stack(site: CommandContext, console: Console, *, workers_asked: bool) -> None:
-    """Whose broker and workers do it, when they are not the run's own."""
+def _print_stack(site: CommandContext, console: Console, *, workers_asked: bool) -> None:
+    """Say whose broker and workers are used, when they are not started for the run."""
     if site.uses_running_stack:
-        console.print("on the stack that is up: its broker and workers do it, and it goes on without this command")
+        console.print("on the running stack (`backfill up`): the run continues when this command ends")
     if workers_asked and not site.is_embedded:
-        console.print("note: --workers has no effect here: it is for the stack that a run brings along")
+        console.print("note: --workers has no effect here: it is for the stack that a run starts for itself")
 
 
-def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, *, detach: bool, as_json: bool) -> int:
-    """Run, show how it ended, and then tell it: an endpoint that hangs keeps nobody from the result."""
+def _follow(launch: Launch, plan: Plan, site: CommandContext, console: Console, *, detach: bool, as_json: bool) -> int:
+    """Run, show the result, and only then report it: a hanging alert endpoint does not delay the result."""
     log_file = site.settings.home / "logs" / "command.log"
     with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as remember:
 
@@ -101,12 +101,12 @@ def _follow(launch: Launch, made: Plan, site: CommandContext, console: Console, 
             remember(run)
             console.print(f"run [bold]{run.id}[/bold]")
 
-        return _run_and_show(launch, made, site, console, opened, detach=detach, as_json=as_json)
+        return _run_and_show(launch, plan, site, console, opened, detach=detach, as_json=as_json)
 
 
 def _run_and_show(
     launch: Launch,
-    made: Plan,
+    plan: Plan,
     site: CommandContext,
     console: Console,
     opened: Callable[[Run], None],
@@ -116,7 +116,7 @@ def _run_and_show(
 ) -> int:
     try:
         with RunWatcher(console).live_display() as watcher:
-            progress = execute_plan(launch, made, site, watcher.update, opened, wait=not detach)
+            progress = execute_plan(launch, plan, site, watcher.update, opened, wait=not detach)
     except LaunchInterrupted as stop:
         console.print(describe_interruption(stop))
         return _print_result({"run": stop.run.id}, INTERRUPTED, as_json=as_json)
@@ -124,7 +124,7 @@ def _run_and_show(
     if detach and not progress.run.has_ended:
         console.print(f"follow it with `backfill watch {run_id}`")
         return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
-    code = _at_best(exit_code_for_run(progress), made)
+    code = _limit_exit_code(exit_code_for_run(progress), plan)
     if as_json:
         return _print_result(run_json(progress, site.ledger.dates.list_dates(run_id)), code, as_json=True)
     summary, actions = site.ledger.dates.get_run_summary(run_id), site.ledger.actions.list_actions(run_id)
@@ -136,9 +136,9 @@ def _run_and_show(
     return code
 
 
-def _at_best(code: int, made: Plan) -> int:
-    """The exit code, but never that of a complete range when dates were left incomplete."""
-    return INCOMPLETE if code == COMPLETE and any(step.is_left_incomplete for step in made.steps) else code
+def _limit_exit_code(code: int, plan: Plan) -> int:
+    """The exit code, but INCOMPLETE instead of COMPLETE when dates were left incomplete."""
+    return INCOMPLETE if code == COMPLETE and any(step.is_left_incomplete for step in plan.steps) else code
 
 
 def describe_interruption(stop: LaunchInterrupted) -> str:
@@ -150,18 +150,18 @@ def describe_interruption(stop: LaunchInterrupted) -> str:
     )
 
 
-def _nothing_to_do(made: Plan) -> str:
-    done, skipped = len(made.steps_with(PlanAction.DONE)), len(made.steps_with(PlanAction.SKIP))
-    if left := sum(step.is_left_incomplete for step in made.steps):
-        return f"nothing was built: {left} date(s) are not complete and were left so; --reprocess failed builds them"
+def _nothing_to_do(plan: Plan) -> str:
+    done, skipped = len(plan.steps_with(PlanAction.DONE)), len(plan.steps_with(PlanAction.SKIP))
+    if incomplete := sum(step.is_left_incomplete for step in plan.steps):
+        return f"nothing was built: {incomplete} incomplete date(s) were not selected; --reprocess failed builds them"
     if done and not skipped:
         return f"nothing to do: all {done} date(s) are checkpointed"
     return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
 
 
-def _ask(made: Plan, launch: Launch, *, yes: bool) -> None:
-    """At a terminal, ask before what is large or replaces what is published."""
-    count = len(made.steps_with(PlanAction.BUILD))
+def _confirm(plan: Plan, launch: Launch, *, yes: bool) -> None:
+    """At a terminal, ask before a run that is large or replaces published dates."""
+    count = len(plan.steps_with(PlanAction.BUILD))
     replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
     if yes or not sys.stdin.isatty() or not (replaces or count >= CONFIRM_FROM_DATES):
         return

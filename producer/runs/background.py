@@ -1,4 +1,4 @@
-"""The process behind `backfill run --detach` on the embedded stack: it owns the run and the stack until its end."""
+"""The process of `backfill run --detach` on the embedded stack: owns the run and the stack until both end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 
 def main() -> int:
-    """Reads a launch from standard input and answers with one line, `run ID` or `refused WHY`; then works on."""
+    """Read a launch from standard input, answer with one line, `run ID` or `refused REASON`, and carry it out."""
     launch = Launch.from_json(json.loads(sys.stdin.read()))
     try:
         site = open_context(read_settings())
         job = find_job(launch.request.job)
         plan = plan_launch(launch, job, site)
         if launch.shown not in (None, plan.digest()):
-            raise UserError("the world has changed since the plan was shown a moment ago: nothing was started")
+            raise UserError("the plan changed after it was shown: nothing was started; plan again")
         check_nothing_blocked(plan, allow_partial=launch.allow_partial)
         with post_run_reporting(site) as remember:
             return _run(launch, plan, site, remember)
@@ -57,7 +57,7 @@ def _announce(run: Run) -> None:
 
 
 def _ignore(progress: RunProgress) -> None:
-    """Nobody watches here: `backfill watch` reads the ledger."""
+    """Show nothing: `backfill watch` reads the ledger."""
 
 
 if __name__ == "__main__":

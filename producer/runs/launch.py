@@ -1,4 +1,4 @@
-"""Opening a run, sending its first windows, and following it to its end through the ledger."""
+"""Open a run, enqueue its first windows, and follow it in the ledger to its end."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, find_missing_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
 
-SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: loaded by name, as tasks are sent by name
+SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: loaded by name: producer and worker do not import each other
 POLL_SECONDS = 0.2
 MAX_POLL_SECONDS = 1.0
-MAX_POLLING_SHARE = 0.02  #: of the time, that asking how a run stands may take
-MAX_WAITING_MAINTENANCE = 2  #: messages for maintenance at once that a worker would not leave lying
-NO_MAINTENANCE_WORKER = "nothing brings it on after a loss: no worker for the maintenance queue takes anything"
+MAX_POLLING_SHARE = 0.02  #: share of the time that polling a run may take
+MAX_WAITING_MAINTENANCE = 2  #: with so many maintenance messages waiting, no worker consumes them
+NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the maintenance queue"
 
 
 def open_run(plan: Plan, job: Job, options: RunOptions, site: CommandContext, *, owned: bool) -> Run:
-    """Write the run down, planned. With `owned` it lives and dies with this process.
+    """Store the planned run. An `owned` run ends with this process.
 
-    Raises `DatesTaken`, and writes nothing, when an active run of the job holds one of the dates.
+    Raises `DatesInUse`, and stores nothing, when an active run of the job has one of the dates.
     """
     new = NewRun(
         job=job.name,
@@ -102,17 +102,17 @@ def _dates(plan: Plan, job: Job, options: RunOptions, site: CommandContext) -> l
 
 
 def start_run(run: Run, job: Job, site: CommandContext, app: Celery) -> None:
-    """Set a planned run going: open its first windows and send their tasks."""
+    """Start a planned run: open its first windows and enqueue their tasks."""
     site.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
     enqueue_next_windows(run, job, site.ledger, dispatcher)
-    end = site.ledger.runs.finish_run(run.id)  # at once, when every date was ended by the plan
+    end = site.ledger.runs.finish_run(run.id)  # the plan may have decided every date
     if end is not None and run.owner is None:
         dispatcher.send_post_run(run.id)
 
 
 def continue_run(run: Run, job: Job, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
-    """Set a run going that was paused: send what was consumed meanwhile, and open the next windows."""
+    """Continue a paused run: requeue tasks that workers consumed meanwhile, and open the next windows."""
     for window in site.ledger.windows.list_windows(run.id, [WindowState.OPEN]):
         requeue_lost_dates(
             run,
@@ -151,19 +151,18 @@ def follow_run(
     app: Celery | None,
     stack: EmbeddedStack | None = None,
 ) -> RunProgress:
-    """Watch a run in the ledger until it ends. Restarts what dies of an embedded stack, and has a stuck run reconciled.
+    """Poll a run in the ledger until it ends, and have a stuck run reconciled.
 
-    What others order of a run is carried out here when its stack is embedded: nobody else knows its broker.
-
-    Celery's own results are never waited for: that costs more with every date.
+    With an embedded stack, also restart its dead processes and carry out orders of other commands, which can't
+    reach its broker. Celery's results are not awaited: that costs more with every date.
     """
     period = site.settings.reconcile_seconds
     last_ended, last_change, note = -1, time.monotonic(), ""
-    obeyed = 0
+    orders_done = 0
     while True:
-        asked = time.monotonic()
+        started = time.monotonic()
         progress = site.ledger.runs.get_progress(run_id)
-        took = time.monotonic() - asked
+        poll_seconds = time.monotonic() - started
         show(replace(progress, note=note))
         if progress.run.has_ended:
             return progress
@@ -171,39 +170,39 @@ def follow_run(
             last_ended, last_change, note = progress.ended, time.monotonic(), ""
         if stack is not None and app is not None:
             orders = site.ledger.actions.list_actions(run_id)
-            for order in orders[obeyed:]:
+            for order in orders[orders_done:]:
                 _carry_out(order, progress.run, site, CeleryDispatcher(app))
-            obeyed = len(orders)
+            orders_done = len(orders)
         if stack is not None and stack.restart_dead():
-            note = _have_reconciled(app, run_id, lost_tasks=True)
+            note = _ask_reconcile(app, run_id, lost_tasks=True)
         elif time.monotonic() - last_change > period:
-            note = _have_reconciled(app, run_id, expires=period)
+            note = _ask_reconcile(app, run_id, expires=period)
             last_change = time.monotonic()
         if stack is None and is_interrupted(progress.run):
             return progress
-        time.sleep(_pause(took))
+        time.sleep(_poll_delay(poll_seconds))
 
 
-def _pause(took: float) -> float:
-    """Seconds until a run is asked after again, which may take long of many dates or over a network."""
-    return min(max(POLL_SECONDS, took / MAX_POLLING_SHARE), MAX_POLL_SECONDS)
+def _poll_delay(poll_seconds: float) -> float:
+    """Seconds until the next poll, longer when polling is slow."""
+    return min(max(POLL_SECONDS, poll_seconds / MAX_POLLING_SHARE), MAX_POLL_SECONDS)
 
 
-def _have_reconciled(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:
-    """Have a worker bring the run on; returns what speaks against that it will. A broker may be on its way back."""
+def _ask_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:
+    """Ask a worker to reconcile the run; returns why that may not happen. The broker may be away for a while."""
     if app is None:
         return ""
     dispatcher = CeleryDispatcher(app)
     try:
-        untaken = not lost_tasks and dispatcher.count_waiting(MAINTENANCE_QUEUE) >= MAX_WAITING_MAINTENANCE
+        is_unconsumed = not lost_tasks and dispatcher.count_waiting(MAINTENANCE_QUEUE) >= MAX_WAITING_MAINTENANCE
         dispatcher.send_reconcile(run_id, lost_tasks=lost_tasks, expires=expires)
     except BrokerUnavailable as exc:
         return str(exc)
-    return NO_MAINTENANCE_WORKER if untaken else ""
+    return NO_MAINTENANCE_WORKER if is_unconsumed else ""
 
 
 def _carry_out(order: ActionRow, run: Run, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
-    """Have the workers do at once what the ledger says already."""
+    """Tell the workers to carry out an order that is in the ledger."""
     if order.action is Ordered.RESUMED:
         continue_run(run, find_job(run.job), site, dispatcher)
     elif order.action is Ordered.CANCELLED:
@@ -213,7 +212,7 @@ def _carry_out(order: ActionRow, run: Run, site: CommandContext, dispatcher: Cel
 
 
 def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) -> list[ReleasedRun]:
-    """Close the active runs on these dates whose process is gone, so that their dates are free again."""
+    """Release the active runs on these dates whose process has died."""
     holders = (site.ledger.runs.get_run(run_id) for run_id in site.ledger.runs.find_conflicting_runs(job.name, days))
     dead = [run for run in holders if is_interrupted(run)]
     return [
@@ -223,6 +222,6 @@ def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) ->
 
 
 def check_dates_free(job: Job, days: list[date], site: CommandContext) -> None:
-    """Raises `DatesTaken` when an active run of the job holds one of the days."""
+    """Raise `DatesInUse` when an active run of the job has one of the dates."""
     for run_id, held in site.ledger.runs.find_conflicting_runs(job.name, days).items():
         raise dates_in_use_error(site.ledger.runs.get_run(run_id), held)

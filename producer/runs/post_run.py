@@ -1,4 +1,4 @@
-"""What a command does after its run: it tells the end, and whatever else waits to be told."""
+"""Post-run reporting of a command: alerts and history of the run that it owned."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = structlog.get_logger()
 
 @contextmanager
 def post_run_reporting(
-    site: CommandContext, tell: Callable[[str, CommandContext], None] | None = None
+    site: CommandContext, report: Callable[[str, CommandContext], None] | None = None
 ) -> Generator[Callable[[Run], None]]:
-    """Inside it a run is opened, carried out and its end shown; on leaving it, that end is told.
+    """Report the end of the runs that were opened inside the block, after their result was shown.
 
-    It gives the function that is to be called with the run once that is open. Only a run that this process owns is told
-    here, however it ended: those at the broker are told by its workers.
+    Yields the function to call with a run once it is open. Only runs that this process owns are reported, however they
+    ended: the workers report the others. `report` replaces `report_run_end`.
     """
     opened: list[Run] = []
     try:
@@ -32,29 +32,30 @@ def post_run_reporting(
     finally:
         for run in opened:
             if run.owner is not None:
-                _told(run.id, site, tell or report_run_end)
+                _report_or_skip(run.id, site, report or report_run_end)
 
 
-def _told(run_id: str, site: CommandContext, tell: Callable[[str, CommandContext], None]) -> None:
-    """Tell the end. Being told to stop ends that, and neither the command's result nor its exit code is lost by it."""
+def _report_or_skip(run_id: str, site: CommandContext, report: Callable[[str, CommandContext], None]) -> None:
+    """Report the end of the run. An interrupt ends the reporting, and changes neither the result nor the exit code."""
     try:
-        tell(run_id, site)
+        report(run_id, site)
     except KeyboardInterrupt:
         log.info("post_run_interrupted", run=run_id)
-        sys.stderr.write("backfill: telling the end of the run was stopped: beat or the next run makes up for it\n")
+        sys.stderr.write("backfill: reporting the end of the run was interrupted: beat or the next run completes it\n")
 
 
 def report_run_end(run_id: str, site: CommandContext) -> None:
-    """Tell the end of a run that this process owned. The run is over: nothing here changes how it ended.
+    """Record alerts and history of a run that this process owned, and deliver the alerts.
 
-    What goes wrong is logged and shown in one line on standard error; beat, or the next run, makes up for it.
+    An error is logged and shown in one line on standard error, and never changes the run's result; beat, or the
+    next run, completes the reporting.
     """
     places = (site.ledger, site.warehouse, site.settings)
-    with _warned(f"the end of run {run_id} was not told in full"):
+    with _errors_as_warnings(f"run {run_id} was not reported completely"):
         report_run(run_id, *places)
-    with _warned("the ends of earlier runs were not told in full"):
+    with _errors_as_warnings("earlier runs were not reported completely"):
         report_ended_runs(*places)
-    with _warned("alerts were not delivered"):
+    with _errors_as_warnings("alerts were not delivered"):
         record_beat_silence(site.ledger)
         outcome = deliver(site.ledger, site.settings, process_identity())
         log.info("run_reported", run=run_id, outcome=outcome)
@@ -63,21 +64,21 @@ def report_run_end(run_id: str, site: CommandContext) -> None:
 
 
 def mark_run_reported(run_id: str, site: CommandContext) -> None:
-    """Count the end of a run as told, and tell nobody: only the warehouse's history is written."""
+    """Mark a run as reported without alerts; only the warehouse's history is written."""
     site.ledger.runs.mark_reported(run_id)
     refresh_run_metadata(run_id, site)
 
 
 def refresh_run_metadata(run_id: str, site: CommandContext) -> None:
-    """Have the warehouse's history show the run as it is now; what goes wrong is one line on standard error."""
-    with _warned(
-        "the warehouse's history does not show the run as it is (`backfill history --write-metadata` mends that)"
+    """Write the run's current state into the warehouse's history; an error is one line on standard error."""
+    with _errors_as_warnings(
+        "the warehouse's history does not show the run as it is (`backfill history --write-metadata` corrects that)"
     ):
         write_metadata(site.ledger, site.warehouse, site.settings, run_id)
 
 
 @contextmanager
-def _warned(what: str) -> Generator[None]:
+def _errors_as_warnings(what: str) -> Generator[None]:
     try:
         yield
     except Exception as exc:

@@ -1,4 +1,4 @@
-"""A run from its plan to its end: on the embedded stack, on the user's broker, or in this process."""
+"""Carry out a plan: on the embedded stack, on the user's broker, or sequentially in this process."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Launch:
     sequential: bool = False
     allow_partial: bool = False
     preflight: bool = True
-    max_in_flight: int | None = None  #: dates of the run; None: that of the settings, if any
+    max_in_flight: int | None = None  #: dates of the run at a time; None: the limit of the settings
     dates_per_task: int | None = None  #: None: auto
-    shown: str | None = None  #: the digest of the plan that was shown, when another process is to carry it out
+    shown: str | None = None  #: digest of the plan that was shown, for a background process to compare
 
     def as_json(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in _PLAIN}, "request": self.request.as_json()}
@@ -61,7 +61,7 @@ _PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_
 
 
 class LaunchInterrupted(Exception):
-    """Somebody stopped the command; the run it owned is closed, or goes on at the user's broker."""
+    """The command was interrupted; its own run is released, or its run continues at the user's broker."""
 
     def __init__(self, run: Run, released: ReleasedRun | None) -> None:
         super().__init__(run.id)
@@ -70,15 +70,15 @@ class LaunchInterrupted(Exception):
 
 
 def release_interrupted_runs(job: Job, request: RunRequest, site: CommandContext) -> list[ReleasedRun]:
-    """Free the dates of runs whose command is gone, after making sure that their workers are gone too."""
+    """Release the dates of runs whose command has died, after killing their workers."""
     clean_up_dead_stacks(site.settings.home)
     return release_dead_runs(job, request.days, site)
 
 
 def plan_launch(launch: Launch, job: Job, site: CommandContext) -> Plan:
-    """The plan of a launch.
+    """Plan a launch.
 
-    Raises `DatesTaken` when another active run holds one of its dates, `NotAllowed` when a folder can't be written.
+    Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written.
     """
     _check_folders(job, site)
     plan = make_plan(launch.request, job, site.warehouse, site.ledger)
@@ -89,7 +89,7 @@ def plan_launch(launch: Launch, job: Job, site: CommandContext) -> Plan:
 
 
 def build_blocked_dates(plan: Plan) -> Plan:
-    """The plan with the dates that would be blocked sent to the gate for its verdict."""
+    """The plan with its blocked dates built as well, so that the gate judges them."""
     steps = tuple(
         replace(step, action=PlanAction.BUILD, reason=f"{step.reason}; sent without pre-flight")
         if step.action is PlanAction.BLOCKED
@@ -100,13 +100,13 @@ def build_blocked_dates(plan: Plan) -> Plan:
 
 
 def check_nothing_blocked(plan: Plan, *, allow_partial: bool) -> None:
-    """Raises `UserError` naming the dates that would be blocked, unless the others may run without them."""
+    """Raise `UserError` with the dates that would be blocked, unless `allow_partial`."""
     blocked = plan.steps_with(PlanAction.BLOCKED)
     if blocked and not allow_partial:
         first = blocked[0]
         raise UserError(
             f"refused: {len(blocked)} date(s) would be blocked: {format_dates(step.day for step in blocked)} "
-            f"({first.day}: {first.reason}). Load what is missing and plan again, or run the other dates with "
+            f"({first.day}: {first.reason}). Load the missing rows and plan again, or run the other dates with "
             f"--allow-partial, or take these out with --exclude; nothing was started"
         )
 
@@ -120,10 +120,10 @@ def execute_plan(
     *,
     wait: bool = True,
 ) -> RunProgress:
-    """Open the run of a plan and bring it to its end; `opened` is told the run once it is written down.
+    """Open the run of a plan and follow it to its end; `opened` is called with the stored run.
 
-    Raises `Interrupted` when the user stops it. The end is for the caller to show, and then to tell:
-    see `gated_backfill.producer.runs.post_run.end_told`.
+    Raises `LaunchInterrupted` when the user stops it. The caller shows the result and then reports it, see
+    `post_run_reporting`.
     """
     job = find_job(plan.request.job)
     site.warehouse.delete_expired_undo()
@@ -154,7 +154,7 @@ def execute_plan(
 
 
 def _check_folders(job: Job, site: CommandContext) -> None:
-    """Raises `NotAllowed` when something that the run must write can't be written."""
+    """Raise `NotAllowed` when the target, the staging or the home can't be written."""
     site.warehouse.check_publishable(TableName.parse(job.target.table))
     site.staging.check()
     check_writable(site.settings.home.absolute())
@@ -201,7 +201,7 @@ def _release(run: Run, job: Job, site: CommandContext, reason: str) -> ReleasedR
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:
-    """Carry out a launch in a process of its own, with the embedded stack; returns the run's id once it is open."""
+    """Carry out a launch in a background process with the embedded stack; returns the run's id once it is open."""
     log_file = settings.home.absolute() / "logs" / "background.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
@@ -217,7 +217,7 @@ def launch_in_background(launch: Launch, settings: Settings) -> str:
                 "BACKFILL_WAREHOUSE": settings.warehouse_url,
                 "BACKFILL_STAGING": settings.staging_url,
             },
-            cwd=log_file.parent,  # not where a package of the user's may have the name of one of ours
+            cwd=log_file.parent,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )
     assert process.stdin is not None
@@ -225,8 +225,8 @@ def launch_in_background(launch: Launch, settings: Settings) -> str:
     with process.stdin as pipe:
         pipe.write(json.dumps(launch.as_json()).encode())
     with process.stdout as pipe:
-        first = pipe.readline().decode().strip()
-    kind, _, text = first.partition(" ")
+        answer = pipe.readline().decode().strip()
+    kind, _, text = answer.partition(" ")
     if kind != "run":
         raise UserError(text or f"the background process ended at once: see {log_file}")
     return text

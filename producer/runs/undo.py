@@ -1,4 +1,4 @@
-"""Undoing a run: its target gets back what it held before, date by date, or nothing is touched."""
+"""Undo a run: restore the rows that its target had before, for all dates or for none."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DATES_PER_RESTORE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class UndoPlan:
-    """What undoing a run would do with each date that it published."""
+    """The effect that undoing a run has on each date it published."""
 
     run: Run
     job: Job
-    restored: Mapping[date, ReplacedPartition]  #: these get the rows they held before
-    emptied: Mapping[date, ReplacedPartition]  #: these held none, and will again
-    unchanged: tuple[date, ...]  #: the run left these with the rows they had
+    restored: Mapping[date, ReplacedPartition]  #: dates that get their earlier rows back
+    emptied: Mapping[date, ReplacedPartition]  #: dates that had no rows before
+    unchanged: tuple[date, ...]  #: dates whose rows the run did not change
 
     @property
     def days(self) -> list[date]:
@@ -50,10 +50,10 @@ class UndoPlan:
 
 
 def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
-    """What undoing the run would do. Changes nothing.
+    """Plan the undo of a run, without changing anything.
 
-    Raises `UserError` when the run still runs, was undone, published nothing, or was published over since;
-    `NothingKept` when what it replaced is not kept any more.
+    Raises `UserError` when the run is active, was undone, published nothing, or was published over since;
+    `NothingKept` when the rows it replaced were deleted.
     """
     run = site.ledger.runs.get_run(run_id)
     if not run.has_ended:
@@ -62,10 +62,10 @@ def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
         raise UserError(f"run {run_id} was undone already, by {run.undone_by} at {run.undone_at:%Y-%m-%d %H:%M} UTC")
     job = find_job(run.job)
     target, date_column = TableName.parse(job.target.table), job.target.date_column
-    every = site.ledger.dates.list_dates(run_id)
-    replaced = site.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in every])
-    now = site.warehouse.fingerprints(target, date_column, [row.day for row in every])
-    rows = [row for row in every if _is_published(row, replaced.get(row.day), now[row.day])]
+    date_rows = site.ledger.dates.list_dates(run_id)
+    replaced = site.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in date_rows])
+    now = site.warehouse.fingerprints(target, date_column, [row.day for row in date_rows])
+    rows = [row for row in date_rows if _is_published(row, replaced.get(row.day), now[row.day])]
     if not rows:
         raise UserError(f"run {run_id} published nothing: there is nothing to undo")
     days = [row.day for row in rows]
@@ -85,17 +85,17 @@ def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
 
 
 def _is_published(row: DateRow, replaced: ReplacedPartition | None, now: str) -> bool:
-    """Whether the run published the date; a date that failed may be published all the same, by a job that came late."""
+    """Whether the run published the date; a late load job may have published one that is recorded as failed."""
     if row.state in (DateState.CHECKPOINTED, DateState.PUBLISHED):
         return True
     return replaced is not None and now == replaced.published != replaced.before
 
 
 def check_no_active_run(run: Run, days: Sequence[date], site: CommandContext) -> None:
-    """Raises `UserError` when an active run of the job holds one of the days."""
+    """Raise `UserError` when an active run of the job has one of the dates."""
     for other, held in site.ledger.runs.find_conflicting_runs(run.job, days).items():
         if other == run.id:
-            continue  # an undo of it that died holds them
+            continue  # an interrupted undo of this run
         raise UserError(
             f"run {other} is active and holds {len(held)} date(s) that {run.id} published ({format_dates(held)}): "
             f"wait for its end with `backfill watch {other}`"
@@ -111,7 +111,10 @@ def check_not_published_over(
     unchanged: Collection[date],
     checkpoints: Mapping[date, Checkpoint],
 ) -> None:
-    """Raises `UserError`, naming who did and the dates, when a date no longer holds what the run left there."""
+    """Raise `UserError` with the dates whose rows are no longer those that the run published.
+
+    `now` has the current fingerprints, `unchanged` the dates whose rows still match the run's checksums.
+    """
     later: dict[str, list[date]] = {}
     for row in rows:
         checkpoint = checkpoints.get(row.day)
@@ -120,19 +123,19 @@ def check_not_published_over(
         elif not _is_ours(row.day, replaced.get(row.day), now[row.day], unchanged):
             later.setdefault("something other than a run of this job", []).append(row.day)
     if later:
-        told = "; ".join(
-            f"{who} has built {len(days)} of its dates since: {format_dates(days)}" for who, days in later.items()
+        writers = "; ".join(
+            f"{writer} has built {len(days)} of its dates since: {format_dates(days)}" for writer, days in later.items()
         )
-        raise UserError(f"run {run.id} can't be undone: {told}; nothing was changed")
+        raise UserError(f"run {run.id} can't be undone: {writers}; nothing was changed")
 
 
 def _is_ours(day: date, replaced: ReplacedPartition | None, now: str, unchanged: Collection[date]) -> bool:
-    """Whether the date is as the run left it, or as an undo that died did."""
+    """Whether the date has the rows that the run, or an interrupted undo of it, wrote."""
     return day in unchanged if replaced is None else now in (replaced.published, replaced.before)
 
 
 def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mapping[date, ReplacedPartition]) -> UndoPlan:
-    """The dates by what will become of them."""
+    """Group the dates by the effect of the undo."""
     return UndoPlan(
         run=run,
         job=job,
@@ -147,22 +150,22 @@ def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mappin
 
 
 def undo_run(plan: UndoPlan, site: CommandContext, by: str) -> list[date]:
-    """Carry out the plan; returns the dates whose earlier checkpoints stand again. Repeating it does no harm.
+    """Carry out the plan; returns the dates whose earlier checkpoints are valid again. Repeating it is harmless.
 
-    The run's checkpoints go before its rows do, and earlier ones come back after theirs: none is ever without its
-    rows. Raises `UserError` when somebody wrote one of the dates meanwhile; the others are restored then.
+    The run's checkpoints are removed before its rows, and earlier checkpoints return after their rows, so that none is
+    ever without its rows. Raises `UserError` when another writer changed a date meanwhile; the others are restored.
     """
     target, date_column, run_id = plan.target, plan.job.target.date_column, plan.run.id
     site.ledger.checkpoints.begin_undo(run_id, plan.days)
     try:
         _restore(plan, site)
         earlier = {day: one.checksum for day, one in site.ledger.checkpoints.list_replaced_checkpoints(run_id).items()}
-        again = site.warehouse.matching_dates(target, date_column, earlier)
+        valid_again = site.warehouse.matching_dates(target, date_column, earlier)
     except UserError:
         site.ledger.checkpoints.release_undo(run_id)
         raise
-    site.ledger.checkpoints.finish_undo(run_id, again, by)
-    return sorted(again)
+    site.ledger.checkpoints.finish_undo(run_id, valid_again, by)
+    return sorted(valid_again)
 
 
 def _restore(plan: UndoPlan, site: CommandContext) -> None:
@@ -171,8 +174,8 @@ def _restore(plan: UndoPlan, site: CommandContext) -> None:
     restored: set[date] = set()
     for days in chunk_dates(sorted(changing), DATES_PER_RESTORE):
         restored |= site.warehouse.restore(target, date_column, plan.run.id, {day: changing[day] for day in days})
-    if left := sorted(set(changing) - restored):
+    if changed := sorted(set(changing) - restored):
         raise UserError(
-            f"{target}: {len(left)} date(s) were written by somebody else meanwhile and are left alone: "
-            f"{format_dates(left)}; the other {len(restored)} are restored"
+            f"{target}: {len(changed)} date(s) were changed by another writer meanwhile and are left alone: "
+            f"{format_dates(changed)}; the other {len(restored)} are restored"
         )

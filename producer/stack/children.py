@@ -1,4 +1,4 @@
-"""Processes that live exactly as long as the one that needs them."""
+"""Child processes that end together with the process that started them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 BROKER = "broker"
 MAX_RESTARTS = 10  #: of one process, within one stack
-MAX_RESTART_DELAY_SECONDS = 60.0  #: seconds between two restarts of what keeps dying, in a stack that never gives up
-STABLE_SECONDS = 600.0  #: what has lived for so long has its restarts forgotten
+MAX_RESTART_DELAY_SECONDS = 60.0  #: between restarts of a process that keeps dying, in a stack without a restart limit
+STABLE_SECONDS = 600.0  #: a process that ran this long has its restart count reset
 
 
 class StackError(BackfillError):
@@ -32,26 +32,27 @@ class StackError(BackfillError):
 
 @dataclass(kw_only=True)
 class _Child:
-    """One process of the stack and how to start it again."""
+    """One process of the stack and how to restart it."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
-    feed: bytes  #: handed to its standard input
+    stdin: bytes  #: written to its standard input
     process: subprocess.Popen[bytes]
     started: float
     restarts: int = 0
 
     @property
-    def pause(self) -> float:
-        """How long it must have been started ago before it is started again."""
+    def restart_delay(self) -> float:
+        """Seconds between the last start and a restart."""
         return min(0.25 * 2**self.restarts, MAX_RESTART_DELAY_SECONDS) if self.restarts else 0.0
 
 
 class ChildProcesses:
-    """Processes in sessions of their own, so that a Ctrl-C reaches only the command that started them.
+    """Child processes, each in its own session, so that a Ctrl-C reaches only the command that started them.
 
-    The kernel kills them when that command dies. A state file lets the next start clean up where the kernel can't.
+    The kernel kills them when that command dies. On systems where it can't, the next start cleans up by a state file.
+    `gives_up` says whether a process that keeps dying raises `StackError`, or is restarted for ever.
     """
 
     def __init__(self, folder: Path, log_file: Path, *, gives_up: bool = True) -> None:
@@ -62,10 +63,10 @@ class ChildProcesses:
         folder.mkdir(parents=True)
         log_file.parent.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], feed: bytes = b"") -> None:
-        process = self._spawn(command, env, feed)
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> None:
+        process = self._spawn(command, env, stdin)
         self._children.append(
-            _Child(name=name, command=command, env=env, feed=feed, process=process, started=time.monotonic())
+            _Child(name=name, command=command, env=env, stdin=stdin, process=process, started=time.monotonic())
         )
         self._write_state()
 
@@ -73,37 +74,37 @@ class ChildProcesses:
         return any(child.name == name and child.process.poll() is None for child in self._children)
 
     def restart_dead(self, broker_is_ready: Callable[[], None]) -> list[str]:
-        """Start again what has died; returns the names of what was. Raises `StackFailed` when it keeps dying.
+        """Restart processes that died, and return their names. Raises `StackError` when one keeps dying.
 
-        A stack that does not give up waits ever longer instead, a minute at most; likewise for what can't be started.
+        A stack without a restart limit waits longer before each restart instead, a minute at most.
         """
         dead = [child for child in self._children if child.process.poll() is not None]
         if not self._gives_up:
-            dead = [child for child in dead if time.monotonic() - child.started >= child.pause]
+            dead = [child for child in dead if time.monotonic() - child.started >= child.restart_delay]
         if not dead:
             return []
         if any(child.name == BROKER for child in dead):
-            # Workers that lost their broker are started anew too: they may stay deaf after reconnecting.
+            # Restart the workers too: after losing their broker they may reconnect and receive no messages.
             for child in self._children:
                 kill(child.process)
             dead = self._children
-        again: list[str] = []
+        restarted: list[str] = []
         for child in dead:
-            if self._start_again(child):
-                again.append(child.name)
+            if self._restart(child):
+                restarted.append(child.name)
             if child.name == BROKER:
                 broker_is_ready()
         self._write_state()
-        return again
+        return restarted
 
     def stop(self, *, grace: float) -> None:
-        """End every process, the broker last, and remove the folder; what is in progress has so many seconds."""
-        others = [child.process for child in self._children if child.name != BROKER and grace > 0]
-        for process in others:
+        """End every process, the broker last, and remove the folder. Tasks in progress get `grace` seconds."""
+        clients = [child.process for child in self._children if child.name != BROKER and grace > 0]
+        for process in clients:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         deadline = time.monotonic() + grace
-        for process in others:
+        for process in clients:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0.1))
         for child in self._children:
@@ -111,15 +112,15 @@ class ChildProcesses:
         self._children.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start_again(self, child: _Child) -> bool:
-        """Whether it could be; where not, the time of this try counts as its start."""
-        lived = time.monotonic() - child.started
-        child.restarts = child.restarts + 1 if self._gives_up or lived < STABLE_SECONDS else 1
+    def _restart(self, child: _Child) -> bool:
+        """Restart the process; returns whether it started. A failed attempt delays the next one as a start does."""
+        ran_seconds = time.monotonic() - child.started
+        child.restarts = child.restarts + 1 if self._gives_up or ran_seconds < STABLE_SECONDS else 1
         if self._gives_up and child.restarts > MAX_RESTARTS:
             raise StackError(f"the {child.name} process keeps dying: see {self.log_file}")
         child.started = time.monotonic()
         try:
-            child.process = self._spawn(child.command, child.env, child.feed)
+            child.process = self._spawn(child.command, child.env, child.stdin)
         except OSError as exc:
             if self._gives_up:
                 raise StackError(f"the {child.name} process can't be started: {exc}") from exc
@@ -127,7 +128,7 @@ class ChildProcesses:
             return False
         return True
 
-    def _spawn(self, command: Sequence[str], env: Mapping[str, str], feed: bytes) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: Sequence[str], env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -135,15 +136,15 @@ class ChildProcesses:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **env},
-                cwd=self.folder,  # Python would import what lies in the user's folder before what is installed
+                cwd=self.folder,  # not the user's folder: Python would import modules from there first
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
         assert process.stdin is not None
         try:
             with process.stdin as pipe:
-                pipe.write(feed)
-        except OSError:  # it ended before it had read; nobody else knows of it
+                pipe.write(stdin)
+        except OSError:  # it ended before reading, and is not in the list of children yet
             kill(process)
             raise
         return process
@@ -155,7 +156,7 @@ class ChildProcesses:
 
 
 def clean_up_dead_stacks(home: Path) -> None:
-    """Kill what a stack whose command is gone may have left behind, and remove its folder."""
+    """Kill the processes of stacks whose command has died, and remove their folders."""
     for state_file in (home.absolute() / "stacks").glob("*/state.json"):
         try:
             state = json.loads(state_file.read_text())
@@ -168,7 +169,7 @@ def clean_up_dead_stacks(home: Path) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and whatever it started."""
+    """Kill the process and its descendants."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

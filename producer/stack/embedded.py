@@ -1,4 +1,4 @@
-"""The embedded stack: a Valkey server and worker processes that live exactly as long as the command that needs them."""
+"""The embedded stack: a Valkey server and worker processes that end with the command that started them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from gated_backfill.producer.stack.children import BROKER, ChildProcesses, Stack
 
 START_TIMEOUT_SECONDS = 10
 STOP_TIMEOUT_SECONDS = 5
-GATE_PROCESSES = 2  #: windows that are gated at once: one gate alone would be what many light dates wait for
+GATE_PROCESSES = 2  #: windows gated in parallel; with one process, many light dates would wait for the gate
 
 
 class EmbeddedStack:
-    """Valkey on a port and with a password of its own, a worker for the dates and one for the gate.
-
-    Use it as a context manager.
-    """
+    """A Valkey server with a private port and password, a worker for dates and one for the gate: a context manager."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
@@ -45,7 +42,7 @@ class EmbeddedStack:
         self._children = ChildProcesses(self._folder, self.log_file)
         env = worker_environment(self._settings, self.broker_url) | {
             "BACKFILL_TASK_EVENTS": "false"
-        }  # nobody sees them
+        }  # nothing reads them
         try:
             self._broker.start(self._children)
             dates = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
@@ -61,21 +58,21 @@ class EmbeddedStack:
         self.stop(at_once=kind is None)
 
     def restart_dead(self) -> bool:
-        """Start again what has died; returns whether anything had. Raises `StackFailed` when it keeps dying."""
+        """Restart processes that died; returns whether any had. Raises `StackError` when one keeps dying."""
         return bool(self._children.restart_dead(lambda: self._broker.wait_until_ready(self._children)))
 
     def stop(self, *, at_once: bool = False) -> None:
-        """End every process and remove what only they needed; a task in progress may finish unless `at_once`."""
+        """End every process and remove its files; a task in progress may finish unless `at_once`."""
         self._children.stop(grace=0 if at_once else STOP_TIMEOUT_SECONDS)
 
 
 class EmbeddedBroker:
-    """A Valkey server on this machine, with a port and a password of its own."""
+    """A Valkey server on this machine, with a private port and password."""
 
     def __init__(self, *, durable: bool = False) -> None:
         self._password = secrets.token_urlsafe(24)
         self._port = free_port()
-        self._durable = durable  #: what is queued outlives the server's death
+        self._durable = durable  #: queued messages survive a restart of the server
 
     @property
     def url(self) -> str:
@@ -86,7 +83,7 @@ class EmbeddedBroker:
         self.wait_until_ready(children)
 
     def wait_until_ready(self, children: ChildProcesses) -> None:
-        """Until it answers. Raises `StackFailed` when it does not."""
+        """Wait until the server answers. Raises `StackError` when it does not."""
         with redis.Redis.from_url(self.url) as client:
             wait_until(lambda: _answers(client), children, BROKER, START_TIMEOUT_SECONDS)
 
@@ -107,7 +104,7 @@ class EmbeddedBroker:
 
 
 def wait_until(ready: Callable[[], bool], children: ChildProcesses, name: str, seconds: float) -> None:
-    """Until the process of that name is ready. Raises `StackFailed` when it ends, or takes longer than that."""
+    """Wait until the process is ready. Raises `StackError` when it ends or is not ready within `seconds`."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline or not children.is_alive(name):
@@ -124,8 +121,8 @@ def _answers(client: redis.Redis) -> bool:
 
 
 def worker_command(hostname: str, queues: Sequence[str], concurrency: int) -> list[str]:
-    named = ["--hostname", hostname, "--queues", ",".join(queues), "--concurrency", str(concurrency)]
-    return [sys.executable, "-m", "gated_backfill.worker", *named]
+    options = ["--hostname", hostname, "--queues", ",".join(queues), "--concurrency", str(concurrency)]
+    return [sys.executable, "-m", "gated_backfill.worker", *options]
 
 
 def celery_command(*words: str) -> list[str]:
@@ -133,7 +130,7 @@ def celery_command(*words: str) -> list[str]:
 
 
 def worker_environment(settings: Settings, broker_url: str) -> dict[str, str]:
-    """The places of the settings, for processes that start in another folder."""
+    """The places of the settings as absolute environment variables, for processes started in another folder."""
     return {
         "BACKFILL_BROKER": broker_url,
         "BACKFILL_HOME": str(settings.home.absolute()),
@@ -154,13 +151,13 @@ def free_port() -> int:
 
 
 def is_port_free(address: str, port: int) -> bool:
-    """Whether something could listen there. An address that this machine does not have counts as taken."""
+    """Whether a server can listen there. False for an address that this machine does not have."""
     try:
-        found = socket.getaddrinfo(address or "127.0.0.1", port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, where in found:
+        addresses = socket.getaddrinfo(address or "127.0.0.1", port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, socket_address in addresses:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(where)
+                probe.bind(socket_address)
     except OSError:
         return False
     return True

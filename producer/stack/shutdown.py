@@ -1,4 +1,4 @@
-"""Taking down what `backfill up` keeps up."""
+"""Shut down the stack that `backfill up` started."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from gated_backfill.producer.stack.state_file import (
     stack_lock,
 )
 
-SHUTDOWN_MARGIN_SECONDS = 10.0  #: that stopping takes beyond the tasks in progress
-KILL_TIMEOUT_SECONDS = 10.0  #: that killed processes take to be gone
+SHUTDOWN_MARGIN_SECONDS = 10.0  #: that stopping may take after the tasks in progress have finished
+KILL_TIMEOUT_SECONDS = 10.0  #: that killed processes may take to end
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShutdownResult:
-    """What `down` found and did."""
+    """The result of `backfill down`."""
 
     was_up: bool
-    was_dead: bool = False  #: the process that kept it up had been killed
-    killed: bool = False  #: it did not end in time
+    was_dead: bool = False  #: its supervisor had been killed
+    killed: bool = False  #: it did not end in time, and was killed
 
 
 def shut_down_stack(settings: Settings) -> ShutdownResult:
-    """Stop the stack of the home; afterwards neither a process nor a state file of it is left.
+    """Stop the stack of this home, and remove its processes and its state file.
 
-    Raises `UserError` for one that another machine or container keeps up.
+    Raises `UserError` when another machine or container runs it.
     """
     with stack_lock(settings.home):
-        found = read_stack_state(settings.home)
-        if found is None or is_dead(found.owner):
+        stack = read_stack_state(settings.home)
+        if stack is None or is_dead(stack.owner):
             remove_stack_state(settings.home)
-            return ShutdownResult(was_up=False, was_dead=found is not None)
-        check_not_elsewhere(found, settings.home)
-        pid = int(found.owner.rsplit(":", 2)[1])
-        processes = _family(pid)
-        with suppress(ProcessLookupError):  # it may have ended just now; what it started is seen off all the same
+            return ShutdownResult(was_up=False, was_dead=stack is not None)
+        check_not_elsewhere(stack, settings.home)
+        pid = int(stack.owner.rsplit(":", 2)[1])
+        processes = _descendants(pid)
+        with suppress(ProcessLookupError):  # it may just have ended; its descendants are killed below
             os.kill(pid, signal.SIGTERM)
-        killed = not _ends(found.owner, settings.stop_seconds + SHUTDOWN_MARGIN_SECONDS)
+        killed = not _wait_for_end(stack.owner, settings.stop_seconds + SHUTDOWN_MARGIN_SECONDS)
         if killed:
-            processes += _family(pid)
-            kill_if_alive(found.owner)
-        _see_off(processes)
+            processes += _descendants(pid)
+            kill_if_alive(stack.owner)
+        _kill_remaining(processes)
         remove_stack_state(settings.home)
     return ShutdownResult(was_up=True, killed=killed)
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 
 
-def _ends(owner: str, seconds: float) -> bool:
+def _wait_for_end(owner: str, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not is_dead(owner):
         if time.monotonic() > deadline:
@@ -72,12 +72,12 @@ def _ends(owner: str, seconds: float) -> bool:
     return True
 
 
-def _see_off(processes: list[psutil.Process]) -> None:
-    """What the kernel has not ended with its parent is killed; psutil makes sure that each is still the same."""
-    _, left = psutil.wait_procs(processes, timeout=1)
-    for process in left:
+def _kill_remaining(processes: list[psutil.Process]) -> None:
+    """Kill the processes that did not end with their parent; psutil checks that no process id was reused."""
+    _, remaining = psutil.wait_procs(processes, timeout=1)
+    for process in remaining:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(left, timeout=KILL_TIMEOUT_SECONDS)
+    psutil.wait_procs(remaining, timeout=KILL_TIMEOUT_SECONDS)

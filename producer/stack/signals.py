@@ -1,4 +1,4 @@
-"""Being told to stop."""
+"""Signals that stop a command."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 @contextmanager
 def interrupt_on_signals() -> Generator[None]:
-    """Inside it, SIGTERM and SIGHUP end the command as a Ctrl-C does, also where a shell had SIGINT ignored."""
+    """Raise `KeyboardInterrupt` for SIGINT, SIGTERM and SIGHUP, also when a shell had SIGINT ignored."""
 
     def stop(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

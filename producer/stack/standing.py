@@ -1,4 +1,4 @@
-"""Keeping a stack up: a broker, workers, beat and Flower, each started again when it dies."""
+"""The stack of `backfill up`: a broker, workers, beat, Flower and metrics, each restarted when it dies."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ log = structlog.get_logger()
 SUPERVISOR_MODULE = "gated_backfill.producer.stack.supervisor"
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
-CHECK_INTERVAL_SECONDS = 0.5  #: between two looks at what has died
+CHECK_INTERVAL_SECONDS = 0.5  #: between two checks for dead processes
 QUEUE_BY_WORKER = {
     "dates": DATES_QUEUE,
-    "express": EXPRESS_QUEUE,  # a process that is free for small runs, however many dates of long ones wait
+    "express": EXPRESS_QUEUE,  # keeps a process free for small runs while long ones queue
     "gate": GATE_QUEUE,
     "maintenance": MAINTENANCE_QUEUE,
     "housekeeping": HOUSEKEEPING_QUEUE,
@@ -61,49 +61,49 @@ QUEUE_BY_WORKER = {
 TASK_HOLDING_PROCESSES = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
 
 
-def may_have_lost_tasks(again: Iterable[str]) -> bool:
-    """Whether messages or tasks of runs may have gone with these processes."""
-    return not TASK_HOLDING_PROCESSES.isdisjoint(again)
+def may_have_lost_tasks(restarted: Iterable[str]) -> bool:
+    """Whether messages or tasks of runs may have been lost with these processes."""
+    return not TASK_HOLDING_PROCESSES.isdisjoint(restarted)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpOptions:
-    """What `backfill up` was asked for."""
+    """The options of `backfill up`."""
 
     workers: int
-    flower_port: int | None = None  #: None: that of the settings, or another one where it is taken
-    metrics_port: int | None = None  #: likewise
+    flower_port: int | None = None  #: None: the port of the settings, or a free one if that is taken
+    metrics_port: int | None = None  #: None: as for Flower
 
 
 def choose_flower_port(options: UpOptions, settings: Settings) -> int:
-    """Where Flower can listen. Raises `UserError` when the port that was asked for is taken."""
-    asked = options.flower_port or (settings.flower_port if "flower_port" in settings.model_fields_set else None)
-    return _port_for("Flower", settings.flower_address, asked, settings.flower_port)
+    """Choose the port for Flower. Raises `UserError` when the requested port is taken."""
+    requested = options.flower_port or (settings.flower_port if "flower_port" in settings.model_fields_set else None)
+    return _port_for("Flower", settings.flower_address, requested, settings.flower_port)
 
 
 def choose_metrics_port(options: UpOptions, settings: Settings) -> int:
-    """Where the metrics can be served. Raises `UserError` when the port that was asked for is taken."""
-    asked = options.metrics_port or (settings.metrics_port if "metrics_port" in settings.model_fields_set else None)
-    return _port_for("the metrics server", LOOPBACK, asked, settings.metrics_port)
+    """Choose the port for the metrics. Raises `UserError` when the requested port is taken."""
+    requested = options.metrics_port or (settings.metrics_port if "metrics_port" in settings.model_fields_set else None)
+    return _port_for("the metrics server", LOOPBACK, requested, settings.metrics_port)
 
 
 def check_ports(options: UpOptions, settings: Settings) -> None:
-    """Raises `UserError` when a port that was asked for is taken."""
+    """Raise `UserError` when a requested port is taken."""
     if choose_flower_port(options, settings) == choose_metrics_port(options, settings):
         raise UserError("Flower and the metrics server can't share a port: nothing was started")
 
 
-def _port_for(what: str, address: str, asked: int | None, usual: int) -> int:
-    port = asked or usual
+def _port_for(server: str, address: str, requested: int | None, default: int) -> int:
+    port = requested or default
     if is_port_free(address, port):
         return port
-    if asked is None:
+    if requested is None:
         return free_port()
-    raise UserError(f"{what} can't listen at {address} port {port}, which is taken or not allowed: nothing was started")
+    raise UserError(f"{server} can't listen at {address} port {port}: it is taken or not allowed; nothing was started")
 
 
 class SupervisedStack:
-    """Everything that runs dates, and Flower. Use it as a context manager; `standing` tells where it all is."""
+    """A broker, workers, beat, Flower and metrics, as a context manager. `state` holds their addresses."""
 
     def __init__(self, settings: Settings, options: UpOptions) -> None:
         self._settings = settings
@@ -142,27 +142,27 @@ class SupervisedStack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        state_file(self._settings.home).unlink(missing_ok=True)  # from now on no run is given to it
+        state_file(self._settings.home).unlink(missing_ok=True)  # new runs no longer find the stack
         try:
             self._children.stop(grace=self._settings.stop_seconds)
-        except KeyboardInterrupt:  # told a second time
+        except KeyboardInterrupt:  # a second signal
             self._children.stop(grace=0)
         clear_heartbeat(self._settings)
 
     def supervise(self) -> None:
-        """Start again what dies, for ever. A signal that raises ends it."""
-        lost = False
+        """Restart dead processes for ever; a signal handler that raises ends it."""
+        tasks_lost = False
         while True:
             time.sleep(CHECK_INTERVAL_SECONDS)
             try:
-                again = self._children.restart_dead(self._wait_for_broker)
-                if again:
-                    log.warning("processes_restarted", started_again=again)
-                lost = lost or may_have_lost_tasks(again)
-                if lost:
-                    self._make_up_for_losses()
-                    lost = False
-            except (BackfillError, OSError) as exc:  # it is tried again
+                restarted = self._children.restart_dead(self._wait_for_broker)
+                if restarted:
+                    log.warning("processes_restarted", processes=restarted)
+                tasks_lost = tasks_lost or may_have_lost_tasks(restarted)
+                if tasks_lost:
+                    self._reconcile_active_runs()
+                    tasks_lost = False
+            except (BackfillError, OSError) as exc:  # retried at the next check
                 log.error("processes_not_restarted", error=str(exc))
 
     def _start(self) -> None:
@@ -177,16 +177,16 @@ class SupervisedStack:
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
         self._children.start("metrics", self._metrics(), env)
         for name in QUEUE_BY_WORKER:
-            answers = _pinged(self._app, f"{name}@{host}")
-            wait_until(answers, self._children, name, START_TIMEOUT_SECONDS)
+            ping = _ping_check(self._app, f"{name}@{host}")
+            wait_until(ping, self._children, name, START_TIMEOUT_SECONDS)
         for name, url in (
             ("flower", f"{self.state.flower_url}/healthcheck"),
             ("metrics", self.state.metrics_url.removesuffix("/metrics") + "/healthz"),
         ):
-            wait_until(_answers(url), self._children, name, START_TIMEOUT_SECONDS)
+            wait_until(_url_check(url), self._children, name, START_TIMEOUT_SECONDS)
         if not self._children.is_alive("beat"):
             raise StackError(f"the beat process does not start: see {self._children.log_file}")
-        self._make_up_for_losses()
+        self._reconcile_active_runs()
 
     def _beat(self) -> list[str]:
         folder = self._settings.home.absolute() / "beat"
@@ -194,9 +194,9 @@ class SupervisedStack:
         return [*celery_command("beat"), "--schedule", str(folder / "schedule"), "--loglevel", "WARNING"]
 
     def _flower_env(self) -> dict[str, str]:
-        one = self.state
+        state = self.state
         return {
-            "FLOWER_BASIC_AUTH": f"{one.flower_user}:{one.flower_password}",
+            "FLOWER_BASIC_AUTH": f"{state.flower_user}:{state.flower_password}",
             "FLOWER_ADDRESS": self._settings.flower_address,
             "FLOWER_PORT": str(self._port),
         }
@@ -217,10 +217,10 @@ class SupervisedStack:
         if self._broker is not None:
             self._broker.wait_until_ready(self._children)
 
-    def _make_up_for_losses(self) -> None:
-        """Have the active runs looked after: what was queued or in progress may be lost."""
+    def _reconcile_active_runs(self) -> None:
+        """Reconcile the active runs: their queued or running tasks may be lost."""
         if self._broker is None:
-            return  # a broker of the user's own has lost nothing, and beat looks after what a worker took along
+            return  # the user's broker kept its messages, and beat reconciles what a worker lost
         dispatcher = CeleryDispatcher(self._app)
         ledger = open_ledger(self._settings.ledger_url)
         for run in ledger.runs.list_active_runs():
@@ -234,22 +234,22 @@ def _url_of(settings: Settings) -> str:
     return settings.broker.get_secret_value()
 
 
-def _answers(url: str) -> Callable[[], bool]:
-    def asked() -> bool:
+def _url_check(url: str) -> Callable[[], bool]:
+    def is_answering() -> bool:
         try:
             return requests.get(url, timeout=1).ok
         except requests.RequestException:
             return False
 
-    return asked
+    return is_answering
 
 
-def _pinged(app: Celery, worker: str) -> Callable[[], bool]:
+def _ping_check(app: Celery, worker: str) -> Callable[[], bool]:
     return lambda: bool(app.control.ping(destination=[worker], timeout=0.3))
 
 
 def clear_heartbeat(settings: Settings) -> None:
-    """Have nobody alarmed by the silence of a beat that was stopped."""
+    """Forget beat's heartbeat, so that no alert is sent about a beat that was stopped on purpose."""
     try:
         ledger = open_ledger(settings.ledger_url)
         ledger.maintenance.clear_heartbeat()
@@ -259,7 +259,7 @@ def clear_heartbeat(settings: Settings) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """Make or migrate the ledger. Raises `UserError` for a place that can't be used."""
+    """Create or migrate the ledger, and check the other places. Raises `UserError` for one that can't be used."""
     check_writable(settings.home.absolute())
     open_ledger(settings.ledger_url).close()
     open_staging(settings.staging_url).check()
@@ -269,7 +269,7 @@ def check_places(settings: Settings) -> None:
 
 
 def start_supervisor(options: UpOptions, settings: Settings) -> None:
-    """Have a process of its own keep the stack up; returns once everything answers. Raises `UserError`."""
+    """Start the supervisor process, and wait until the stack answers. Raises `UserError` when it does not start."""
     folder = settings.home.absolute() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "up.log").open("ab") as stream:
@@ -279,7 +279,7 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
             stdout=subprocess.PIPE,
             stderr=stream,
             env={**os.environ, **_places(settings)},
-            cwd=folder,  # not where a package of the user's may have the name of one of ours
+            cwd=folder,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )
     assert process.stdin is not None
@@ -288,12 +288,12 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
         with process.stdin as pipe:
             pipe.write(json.dumps(asdict(options)).encode())
         with process.stdout as pipe:
-            first = pipe.readline().decode().strip()
+            answer = pipe.readline().decode().strip()
     except BaseException:
         process.terminate()
         raise
-    if first != "up":
-        raise UserError(first.removeprefix("refused ") or f"the stack ended at once: see {folder / 'up.log'}")
+    if answer != "up":
+        raise UserError(answer.removeprefix("refused ") or f"the stack ended at once: see {folder / 'up.log'}")
 
 
 def _places(settings: Settings) -> dict[str, str]:

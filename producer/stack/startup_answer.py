@@ -1,4 +1,4 @@
-"""The one line with which a process in the background answers the command that started it."""
+"""The line with which a background process answers the command that started it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def send_startup_answer(line: str) -> None:
-    """One line to the command that started this process; nobody listens after the first."""
+    """Write one line to the command that started this process, which reads no second one, and detach from it."""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The stack that `backfill up` keeps running, as its state file tells it to other commands."""
+"""The state file by which other commands find the stack that `backfill up` runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gated_backfill.common.process.identity import is_dead, process_identity
 
 @dataclass(frozen=True, kw_only=True)
 class StackState:
-    """A stack that is up, and whose."""
+    """A running stack: its supervisor, addresses and places."""
 
-    owner: str  #: the process that keeps it up
+    owner: str  #: its supervisor, as host:pid:start
     broker_url: str = field(repr=False)
     broker: str  #: its address, without user and password
     embedded: bool  #: whether the broker is the stack's own
@@ -29,16 +29,16 @@ class StackState:
     flower_password: str = field(repr=False)
     metrics_url: str
     log_file: str
-    places: str  #: a digest of the ledger, warehouse and staging that it works on
+    places: str  #: digest of the URLs of its ledger, warehouse and staging
 
     @property
     def is_running_here(self) -> bool:
-        """Whether it lives, on this machine."""
+        """Whether its supervisor is alive and on this machine."""
         return self.host == process_identity().rsplit(":", 2)[0] and not is_dead(self.owner)
 
     @property
     def host(self) -> str:
-        """Where the process is that keeps it up: another container has another host, too."""
+        """The supervisor's host; each container has one."""
         return self.owner.rsplit(":", 2)[0]
 
 
@@ -47,7 +47,7 @@ def state_file(home: Path) -> Path:
 
 
 def stack_lock(home: Path) -> AbstractContextManager[None]:
-    """Inside it, no other command starts or stops the stack of that home."""
+    """Lock out other commands that start or stop the stack of this home."""
     return locked(home.absolute() / "up.lock")
 
 
@@ -57,7 +57,7 @@ def places_digest(settings: Settings) -> str:
 
 
 def write_stack_state(home: Path, standing: StackState) -> None:
-    """Written whole or not at all, for nobody else to read: it holds passwords."""
+    """Write the file atomically, and readable by its owner only: it holds passwords."""
     file = state_file(home)
     partial = file.with_suffix(".tmp")
     partial.unlink(missing_ok=True)
@@ -67,47 +67,47 @@ def write_stack_state(home: Path, standing: StackState) -> None:
 
 
 def read_stack_state(home: Path) -> StackState | None:
-    """What the state file tells, be it true or not any more."""
+    """The state file's content, which may be out of date; None without a usable file."""
     try:
         return StackState(**json.loads(state_file(home).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):  # another version's; a stack that lived would have to be stopped by that version
+    except (ValueError, TypeError):  # written by another version, which has to stop its stack itself
         return None
 
 
 def find_running_stack(home: Path) -> StackState | None:
-    """The stack that is up. Nobody else may start or stop one meanwhile: what a dead one left behind is removed.
+    """The running stack; the remains of a dead one are removed. Call it under `stack_lock`.
 
-    Raises `UserError` for one that another machine or container keeps up, or may keep up.
+    Raises `UserError` for one that runs, or may run, on another machine or container.
     """
-    found = _find_living(home)
-    if found is not None:
-        check_not_elsewhere(found, home)
-    return found
+    stack = _find_living(home)
+    if stack is not None:
+        check_not_elsewhere(stack, home)
+    return stack
 
 
-def check_not_elsewhere(found: StackState, home: Path) -> None:
-    """Raises `UserError` for a stack that is not up on this machine: whether it lives can't be known here."""
-    if not found.is_running_here and not is_dead(found.owner):
+def check_not_elsewhere(stack: StackState, home: Path) -> None:
+    """Raise `UserError` for a stack on another machine: whether it is alive can't be known here."""
+    if not stack.is_running_here and not is_dead(stack.owner):
         raise UserError(
-            f"it is up on {found.host}, another host or container: stop it there with `backfill down`, "
+            f"the stack runs on {stack.host}, another host or container: stop it there with `backfill down`, "
             f"or remove {state_file(home)} if that one is gone"
         )
 
 
 def _find_living(home: Path) -> StackState | None:
-    """The stack that the state file tells of, unless it is known to be dead: what that one left behind is removed."""
-    found = read_stack_state(home)
-    if found is not None and not is_dead(found.owner):
-        return found
+    """The stack of the state file; the remains of a dead one are removed."""
+    stack = read_stack_state(home)
+    if stack is not None and not is_dead(stack.owner):
+        return stack
     remove_stack_state(home)
     return None
 
 
 def remove_stack_state(home: Path) -> None:
     from gated_backfill.producer.stack.children import (
-        clean_up_dead_stacks,  # commands that find no such stack need not know how
+        clean_up_dead_stacks,  # imported here: most commands find no dead stack
     )
 
     clean_up_dead_stacks(home)
@@ -115,15 +115,15 @@ def remove_stack_state(home: Path) -> None:
 
 
 def running_stack_broker(settings: Settings) -> str | None:
-    """The URL of the broker of the stack that is up, if it works on the places of the settings.
+    """The broker URL of the running stack, if it works on the places of the settings.
 
     None when the settings name a broker, and for a stack of another machine or container.
     """
     if settings.broker is not None or not state_file(settings.home).exists():
         return None
-    found = read_stack_state(settings.home)
-    if found is None or is_dead(found.owner):
+    stack = read_stack_state(settings.home)
+    if stack is None or is_dead(stack.owner):
         with stack_lock(settings.home):
-            found = _find_living(settings.home)
-    usable = found is not None and found.is_running_here and found.places == places_digest(settings)
-    return found.broker_url if found is not None and usable else None
+            stack = _find_living(settings.home)
+    usable = stack is not None and stack.is_running_here and stack.places == places_digest(settings)
+    return stack.broker_url if stack is not None and usable else None

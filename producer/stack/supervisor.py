@@ -1,4 +1,4 @@
-"""The process behind `backfill up`: it starts the stack, says so, and keeps it up until it is told to stop."""
+"""The supervisor process of `backfill up`: starts the stack, answers, and restarts dead processes until stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 
 def main() -> int:
-    """Reads options from standard input and answers with one line, `up` or `refused WHY`; then keeps the stack up."""
+    """Read the options from standard input, answer with one line, `up` or `refused REASON`, and supervise the stack."""
     configure_logs()
     options = UpOptions(**json.loads(sys.stdin.read()))
     settings = read_settings()

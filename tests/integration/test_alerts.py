@@ -283,7 +283,7 @@ def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: La
 
     assert (process.returncode, err) == (
         3 if ends_by_itself else 130,
-        "backfill: telling the end of the run was stopped: beat or the next run makes up for it\n",
+        "backfill: reporting the end of the run was interrupted: beat or the next run completes it\n",
     )
     assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
     assert ("coverage below" if ends_by_itself else "was cancelled") in receiver.heard[0]["title"]

@@ -349,7 +349,7 @@ def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: La
             text=True,
             check=False,
         )
-        assert ran.stdout.startswith("refused the world has changed" if refused else "run "), ran.stderr
+        assert ran.stdout.startswith("refused the plan changed" if refused else "run "), ran.stderr
     assert len(lab.site.ledger.runs.list_latest_runs()) == 1
 
 

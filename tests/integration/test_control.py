@@ -142,11 +142,11 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
     assert lab.inside("cancel", run.id).returncode == 0
     orphan = reopened(lab.site.ledger, new, owner)
 
-    refused(lab.inside("pause", orphan.id), "its process is gone")
-    refused(lab.inside("resume", orphan.id), "its process is gone")
+    refused(lab.inside("pause", orphan.id), "its process has died")
+    refused(lab.inside("resume", orphan.id), "its process has died")
     ran = lab.inside("cancel", orphan.id, "--reason", "it died")
 
-    assert "its process was gone" in ran.stdout
+    assert "its process had died" in ran.stdout
     assert lab.site.ledger.runs.get_run(orphan.id).state is RunState.CANCELLED
     assert states(lab, orphan) == ["cancelled"] * 4
 

@@ -60,7 +60,7 @@ def test_a_stack_of_another_host_is_neither_used_nor_forgotten_nor_stopped(home:
 
     assert running_stack_broker(home) is None
     for act in (lambda: find_running_stack(home.home), lambda: shut_down_stack(home)):
-        with pytest.raises(UserError, match="it is up on elsewhere"):
+        with pytest.raises(UserError, match="the stack runs on elsewhere"):
             act()
     assert read_stack_state(home.home) is not None
 

@@ -129,7 +129,7 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
     planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.site)
     overwrite(any_lab, DAYS[2])
 
-    with pytest.raises(UserError, match=r"1 date\(s\) were written by somebody else meanwhile.*2024-01-03"):
+    with pytest.raises(UserError, match=r"1 date\(s\) were changed by another writer meanwhile.*2024-01-03"):
         undo_run(planned, any_lab.site, "a test")
 
     assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]

@@ -70,7 +70,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     # a run uses it
     ran = lab.command(*RUN, "--workers", "7")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "on the stack that is up" in ran.stdout
+    assert "on the running stack" in ran.stdout
     assert "--workers has no effect" in ran.stdout
     (run,) = lab.site.ledger.runs.list_latest_runs()
     assert run.owner is None
