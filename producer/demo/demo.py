@@ -1,4 +1,4 @@
-"""`backfill demo`: a season with the incident in it, the job over it, and the incident as it happened."""
+"""`backfill demo`: build a season that contains the incident, then replay the incident without the fallback."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ from gated_backfill.producer.terminal.runs import print_run
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
 JOB = "player_composite_factors"
-MARKER = "demo.json"  #: in the home: in which warehouse the tables are ours, and whether they are whole
+MARKER = "demo.json"  #: in the home: records the demo's warehouse and whether its tables are complete
 MARKER_FORMAT = 1
 WORKERS = 2
 
 
 def run_demo(settings: Settings, console: Console) -> int:
-    """The demo on the embedded stack, whatever broker is set; returns the exit code. Its runs are told to nobody.
+    """Run the demo on the embedded stack, even when a broker is set, and send no alerts. Returns the exit code.
 
-    Raises `UserError`, and changes nothing, when the warehouse is not local or holds such tables of somebody else's.
+    Raises `UserError`, and changes nothing, when the warehouse is not local or has tables of these names that the demo
+    did not make.
     """
     started = time.monotonic()
-    _refuse_other_warehouses(settings)
+    _check_warehouse(settings)
     site = open_context(settings.model_copy(update={"broker": None, "alerts": None}))
     log_file = settings.home / "logs" / "command.log"
     with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site, mark_run_reported) as opened:
@@ -102,17 +103,17 @@ def replay_incident(
 ) -> bool:
     """Build the incident's dates with the fallback off and no pre-flight.
 
-    Tells whether the gate blocked them all and left what was published, and its checkpoints, as they were.
+    Returns whether the gate blocked them all, and the published rows and checkpoints are unchanged.
     """
     request = RunRequest(job=JOB, days=tuple(days), reprocess=Reprocess.ALL, fallback=Fallback.OFF)
     launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
     plan = plan_launch(launch, find_job(JOB), site)
     before = published_state(site, days)
     progress = execute_plan(launch, plan, site, lambda _: None, opened)
-    return _replay_held(site, console, progress, before)
+    return _is_replay_blocked(site, console, progress, before)
 
 
-def _replay_held(
+def _is_replay_blocked(
     site: CommandContext, console: Console, progress: RunProgress, before: dict[date, PublishedState]
 ) -> bool:
     rows = site.ledger.dates.list_dates(progress.run.id)
@@ -143,7 +144,7 @@ def _make_tables_once(site: CommandContext) -> bool:
     where = _warehouse_from_home(site.settings)
     known = _read_marker(marker)
     if known is None:
-        _refuse_tables_of_others(site)
+        _check_no_foreign_tables(site)
     elif known.get("warehouse") != where:
         raise UserError(
             f"{marker} is of a demo in another warehouse: run the demo with that BACKFILL_WAREHOUSE "
@@ -158,8 +159,8 @@ def _make_tables_once(site: CommandContext) -> bool:
     return True
 
 
-def _refuse_other_warehouses(settings: Settings) -> None:
-    """The demo makes tables: in files, or in a BigQuery emulator, but in nobody's project."""
+def _check_warehouse(settings: Settings) -> None:
+    """Raise `UserError` for a real BigQuery project: the demo makes tables only in files or an emulator."""
     if not (settings.warehouse_url.folder or settings.warehouse_url.is_emulator):
         raise UserError("the demo makes its tables in a local warehouse: unset BACKFILL_WAREHOUSE for it")
 
@@ -183,7 +184,7 @@ def _read_marker(marker: Path) -> dict[str, Any] | None:
     return cast("dict[str, Any]", found)
 
 
-def _refuse_tables_of_others(site: CommandContext) -> None:
+def _check_no_foreign_tables(site: CommandContext) -> None:
     for role, name in find_job(JOB).tables_by_role():
         if role != "target" and site.warehouse.describe(TableName.parse(name)) is not None:
             raise UserError(

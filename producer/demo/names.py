@@ -1,4 +1,4 @@
-"""Teams that exist and names that nobody in particular bears."""
+"""Real team codes and invented player names."""
 
 from __future__ import annotations
 

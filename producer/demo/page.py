@@ -1,4 +1,4 @@
-"""What the demo prints. Every figure comes from the plan, the ledger or the published table."""
+"""The demo's output. Every figure comes from the plan, the ledger or the published table."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COUNT = "SELECT COUNT(*) AS n FROM published"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedState:
-    """What is published and proven of a date."""
+    """The published rows and the checkpoint of a date."""
 
     rows: int  #: counted in the published table
     checkpoint: Checkpoint
 
 
 def published_state(site: CommandContext, days: Sequence[date]) -> dict[date, PublishedState]:
-    """What is published and proven of each of the days, which must all be checkpointed."""
+    """The published rows and checkpoints of the days, which must all be checkpointed."""
     checkpoints = site.ledger.checkpoints.list_checkpoints(JOB, min(days), max(days))
     return {day: PublishedState(rows=_published(site, day), checkpoint=checkpoints[day]) for day in days}
 
@@ -58,7 +58,7 @@ def print_tables(console: Console, site: CommandContext, span: DateRange, *, new
 
 
 def print_plan_summary(console: Console, plan: Plan) -> None:
-    """What the run is about to do, counted by reason."""
+    """Print the planned dates, counted by reason."""
     heading(console, "2. The plan")
     console.print(escape(plan.summary()))
     reasons: dict[str, list[date]] = {}
@@ -76,7 +76,7 @@ def print_plan_summary(console: Console, plan: Plan) -> None:
 
 
 def print_source_checks(console: Console, site: CommandContext, progress: RunProgress) -> None:
-    """What the workers found on each date: the dates from the primary together, each other one by itself."""
+    """Print the coverage of the sources: the dates built from the primary together, each other date on one line."""
     heading(console, "4. What the source checks found")
     rows = [row for row in site.ledger.dates.list_dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
     primary = find_job(JOB).sources[0].name
@@ -126,7 +126,7 @@ def print_replay(
     before: Mapping[date, PublishedState],
     after: Mapping[date, PublishedState],
 ) -> None:
-    """The incident once more, with the fallback off: what the gate said, and whether what was published stands."""
+    """Print the gate's verdict on the replayed incident, and whether the published rows are unchanged."""
     heading(console, "5. The incident, as it happened")
     console.print("The same two dates once more, with the fallback off, straight to the gate:")
     for row in rows:
@@ -191,7 +191,7 @@ def print_done(console: Console, plan: Plan) -> None:
 
 
 def print_next(console: Console, season_run: str) -> None:
-    """Commands that work as they stand, from where the user is; `season_run` built the season."""
+    """Print commands that work unchanged in the current folder; `season_run` built the season."""
     heading(console, "What to try next")
     command, span = _command(), "--start-date 2023-02-20 --end-date 2023-02-28"
     hints = [
@@ -227,6 +227,6 @@ def _python() -> str:
 
 
 def _short(path: Path) -> str:
-    """The path from here, when that is shorter."""
+    """The path relative to the current folder, if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)

@@ -1,4 +1,4 @@
-"""A season that never was, the same every time: 30 teams, 82 games each, with the incident planted in it.
+"""A reproducible invented season with the incident in it: 30 teams, 82 games each.
 
 2023-02-23 has exactly 187 players in the summary and one stale row in the upcoming table; 2023-02-24 has 175 and 68.
 """
@@ -28,9 +28,9 @@ GAMES_PER_TEAM = 82
 GAMES_BY_WEEKDAY = (8, 6, 11, 4, 10, 8, 6)  #: Monday first; scaled to the number of games there are
 INCIDENT = {date(2023, 2, 23): (9, 187, 1), date(2023, 2, 24): (8, 175, 68)}  #: games, players, rows in upcoming
 CALL_UP_INTERVAL_DATES = 23  #: dates, on each of which two late call-ups are missing from the upcoming table
-NO_SHOT_ZONES = 0.03  #: the share of players whose shooting nobody has analysed
+NO_SHOT_ZONES = 0.03  #: share of players without a shot-zone analysis
 MINUTES_BY_RANK = np.array([35, 34, 32, 30, 27, 22, 19, 16, 12, 9, 7, 5, 4, 3, 3.0])
-LOOKBACK_GAMES = 14  #: nobody plays more games in 14 days
+LOOKBACK_GAMES = 14  #: no player has more games in 14 days
 
 SCHEDULE_TYPES: ColumnTypes = {
     "game_id": "STRING",
@@ -59,7 +59,7 @@ SUMMARY_TYPES: ColumnTypes = {
 
 
 def load_season(warehouse: Warehouse, within: DateRange | None = None) -> int:
-    """Make the season's tables in the warehouse, or those dates of them; returns the number of dates with games."""
+    """Create the season's tables, or the dates `within` a range; returns the season's number of dates with games."""
     tables = make_season()
     declared = find_job("player_composite_factors").declared_types()
     for name, frame in tables.items():
@@ -192,7 +192,7 @@ def _how_many_play(sides: pd.DataFrame, dice: np.random.Generator) -> np.ndarray
 
 
 def make_context(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """What was known of each player before his game, from his games before and a projection."""
+    """Each player's context before a game: rest and load from earlier games, and a projection."""
     known = players[["player_lookup", "player_age"]]
     rows = summary.merge(known, on="player_lookup").sort_values(["player_lookup", "game_date"], ignore_index=True)
     rows = rows.assign(**_history(rows))
@@ -233,7 +233,7 @@ def _history(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def make_stale_context(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """The context as its table really was: late call-ups are not in it, and on two dates almost nobody is."""
+    """The incomplete context: without late call-ups, and with few players on the two incident dates."""
     days = context["game_date"].unique()
     keep = np.ones(len(context), bool)
     for at, day in enumerate(days):
@@ -246,7 +246,7 @@ def make_stale_context(context: pd.DataFrame, dice: np.random.Generator) -> pd.D
 
 
 def make_shot_zones(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """Where each player has been shooting from, as of each date."""
+    """Each player's shot-zone rates, as of each date."""
     analysed = players[players["analysed"]][["player_lookup", "paint", "mid_range"]]
     rows = summary[["player_lookup", "game_date"]].merge(analysed, on="player_lookup")
     paint = np.round(np.clip(rows["paint"] + dice.normal(0, 2, len(rows)), 1, 97), 1)

@@ -1,4 +1,4 @@
-"""Where things go in the page's charts: months and weekdays, stretches of one source, columns of seconds. All pure."""
+"""Layout of the history page's charts: calendar months, source lanes, duration bars. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ T = TypeVar("T")
 
 MAX_BARS = 180
 MAX_TICKS = 7
-MAX_LARGE_MONTHS = 14  #: more than so many are drawn small, a row a year
-MIN_WIDTH_PERCENT = 0.25  #: per cent of the width: what is drawn narrower can't be seen
+MAX_LARGE_MONTHS = 14  #: above this number, months are drawn small, one row for each year
+MIN_WIDTH_PERCENT = 0.25  #: per cent of the width; anything narrower is invisible
 
 
 @dataclass(frozen=True, kw_only=True)
 class Month(Generic[T]):
-    """A month as a grid of weeks: the weekday of its first day, and what there is for each day."""
+    """A month as a grid of weeks."""
 
     name: str
     first_column: int  #: 1 for a Monday
     days: Sequence[T | None]
-    held: int  #: days that something is known of
+    held: int  #: number of days with a cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalendarChart(Generic[T]):
-    """The months that hold anything, by year."""
+    """The months with at least one cell, by year."""
 
     years: Sequence[tuple[int, Sequence[Month[T]]]]
-    dense: bool  #: there are so many months that they are drawn small, each year by itself
+    dense: bool  #: whether the months are drawn small, grouped by year
 
 
 def calendar_chart(cells: Mapping[date, T]) -> CalendarChart[T]:
-    """The cells in their months; a month without any is left out."""
+    """Arrange the cells by month; months without a cell are left out."""
     held = sorted({(day.year, day.month) for day in cells})
     dense = len(held) > MAX_LARGE_MONTHS
     years = [
@@ -58,18 +58,18 @@ def _month(year: int, month: int, cells: Mapping[date, T], *, dense: bool) -> Mo
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Dates from left to right, each as wide as the others."""
+    """A time axis on which all dates have the same width."""
 
     days: DateRange
     ticks: Sequence[tuple[float, str]]  #: (per cent of the width, label)
 
     def left(self, day: date) -> float:
-        """Where the day begins, in per cent of the width."""
+        """The left edge of the day, in per cent of the width."""
         return (day - self.days.start).days / len(self.days) * 100
 
 
 def date_axis(days: Iterable[date]) -> Axis:
-    """An axis from the first of the days to the last; it is labelled at the first days of months or years."""
+    """An axis from the first to the last day, labelled at the start of months or years."""
     span = enclosing_range(days)
     bare = Axis(days=span, ticks=())
     firsts = [day for day in span.days() if day.day == 1]
@@ -94,13 +94,13 @@ class SourceLane:
 
 
 def source_lanes(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[SourceLane]:
-    """A lane for each source, the primary's first: on which dates it was used."""
+    """The dates on which each source was used, as one lane each, the primary first."""
     found: dict[tuple[bool, str], list[DateRange]] = {}
     before: tuple[str, bool] | None = None
     for day, used in sorted(sources.items()):
         source, fallback = used
         pieces = found.setdefault((fallback, source), [])
-        if used == before:  # dates without a source between two of the same one don't cut its stretch in two
+        if used == before:  # dates without a source do not interrupt a stretch
             pieces[-1] = DateRange(start=pieces[-1].start, through=day)
         else:
             pieces.append(DateRange(start=day, through=day))
@@ -125,7 +125,7 @@ def _piece(days: DateRange, axis: Axis) -> tuple[float, float, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class DurationBar:
-    """The seconds of one date, or of neighbouring ones that share a column."""
+    """The build seconds of one date, or of neighbouring dates that share a bar."""
 
     left: float
     width: float
@@ -135,7 +135,7 @@ class DurationBar:
 
 
 def duration_bars(seconds: Mapping[date, float], axis: Axis) -> list[DurationBar]:
-    """The seconds that dates took, from left to right."""
+    """Bars of the seconds that dates took, from left to right."""
     top = max(seconds.values(), default=0) or 1
     size = -(-len(axis.days) // MAX_BARS)
     grouped: dict[int, list[tuple[date, float]]] = {}

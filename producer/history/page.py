@@ -1,4 +1,4 @@
-"""The history as one page that needs nothing else: what is shown where. How it looks is in `templates/`."""
+"""The values of the self-contained HTML history page; its markup and style are in `templates/`."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from gated_backfill.producer.history.charts import (
 from gated_backfill.producer.history.report import HistoryReport, format_duration
 
 MAX_RUNS_LISTED = 200
-MAX_DATES_TO_REVIEW = 25  #: dates listed as in need of a look, for each job
+MAX_DATES_TO_REVIEW = 25  #: for each job
 
-#: The mark of an outcome in its cell, and what the legend says of it: told apart also where colours are not.
+#: The mark of an outcome in its cell, so that colour is not needed to read it, and its text in the legend.
 OUTCOME_MARKS: Mapping[str, tuple[str, str]] = {
     "accepted": ("~", "accepted with a warning"),
     "blocked": ("×", "blocked, not published"),
@@ -52,7 +52,7 @@ OUTCOME_MARKS: Mapping[str, tuple[str, str]] = {
     "unfinished": ("…", "not finished"),
     "undone": ("↶", "undone since"),
 }
-#: The least share of each shade, and what the legend says of it.
+#: The lowest coverage of each shade, and its text in the legend.
 COVERAGE_SHADES = ((1.0, "100 %"), (0.95, "95 to 100"), (0.90, "90 to 95"), (0.50, "50 to 90"), (0.0, "below 50 %"))
 
 
@@ -64,7 +64,7 @@ class HeaderFigure:
     value: str
     more: str = ""
     trend: str = ""
-    tone: str = ""  #: `bad` or `warn` where it calls for a look
+    tone: str = ""  #: `bad` or `warn` for a figure that needs attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,13 @@ class DateCell:
     day: date
     kind: str  #: an outcome, or `undone`
     mark: str
-    shade: int | None  #: of `SHADES`; None where the date was not judged
-    label: str  #: the whole of it in words, for those who don't see it
+    shade: int | None  #: index into the shades; None for a date without a coverage
+    label: str  #: the same as text, for screen readers
 
 
 @dataclass(frozen=True, kw_only=True)
 class DateToReview:
-    """A date that is not simply complete."""
+    """A date that is not complete and was not skipped."""
 
     day: date
     kind: str
@@ -91,14 +91,14 @@ class DateToReview:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSection:
-    """Everything that is shown of one job."""
+    """The part of the page about one job."""
 
     name: str
     summary: str
     calendar: CalendarChart[DateCell]
     kinds: tuple[tuple[str, str, str], ...]  #: (kind, mark, words) of the outcomes that occur, for the legend
     looks: Sequence[DateToReview]
-    unlisted: int  #: dates in need of a look that are not listed
+    unlisted: int  #: number of dates to review that are not listed
     axis: Axis
     lanes: Sequence[SourceLane]
     columns: Sequence[DurationBar]
@@ -127,7 +127,7 @@ class RunTableRow:
 
 
 def render_page(history: HistoryReport) -> str:
-    """The page, whole: no script, style, font or picture of it comes from anywhere else."""
+    """Render the page, with every script and style inside."""
     by_job = latest_results(history.facts)
     environment = Environment(
         loader=PackageLoader("gated_backfill.producer.history"),
@@ -263,7 +263,7 @@ def _look(day: date, one: LatestResult) -> DateToReview:
 
 
 def _details(one: LatestResult) -> list[Any]:
-    """What the tip on a cell tells, in the order in which the page's script reads it."""
+    """The values of a cell's tooltip, in the order in which the page's script reads them."""
     row, lacking = one.row, max((one.row.expected or 0) - (one.row.matched or 0), 0)
     return [
         f"{row.day:%a %d %b %Y}",
@@ -283,7 +283,7 @@ def _details(one: LatestResult) -> list[Any]:
 
 
 def _standing_before(one: LatestResult) -> str:
-    """What readers see where the latest result was not published, as far as these runs tell."""
+    """The rows that readers see when the latest result was not published, as far as these runs show."""
     if one.published is None or one.published is one.row:
         return ""
     row = one.published

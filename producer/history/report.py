@@ -1,4 +1,4 @@
-"""What `backfill history` reports: the figures of a period as values, as JSON, and on a terminal."""
+"""`backfill history`: the figures of a period as values, as JSON, and for a terminal."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def _run_row(facts: RunWithDates, found: Totals, counted: Sequence[DateOutcome])
 
 
 def describe_marks(run: Run) -> str:
-    """What a run's state does not say."""
+    """Mark a run that was undone or interrupted."""
     undone = " [yellow]undone[/]" if run.undone_at is not None else ""
     return undone + (" [red]interrupted[/]" if is_interrupted(run) else "")
 

@@ -1,4 +1,4 @@
-"""What `/metrics` shows: read from the ledger and the broker when it is asked for, and never waited for long."""
+"""The metrics of `/metrics`, read from the ledger and the broker at each scrape with a time limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gated_backfill.common.runs.post_run import deliver, primary_source, record_
 log = structlog.get_logger()
 T = TypeVar("T")
 
-SCRAPE_TIMEOUT_SECONDS = 4.0  #: for the ledger, and for the broker, of one scrape: less than Prometheus itself waits
+SCRAPE_TIMEOUT_SECONDS = 4.0  #: for the ledger and for the broker, each; below Prometheus' own time limit
 RECENT_PERIOD = timedelta(days=7)
 QUANTILES = (0.5, 0.9, 1.0)
 ALERT_STATES = ("pending", "sending", "failed")
@@ -44,24 +44,24 @@ END_STATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LastRunMetrics:
-    """What is shown of the run of a job that ended last."""
+    """The figures of a job's run that ended last."""
 
     run: Run
     states: dict[DateState, int]
-    coverage: tuple[float, float] | None  #: least and median
+    coverage: tuple[float, float] | None  #: minimum and median
     seconds: tuple[float, ...]  #: of its dates, at `QUANTILES`
-    fallback: int | None  #: dates not built from the primary source alone; None when that is not known
+    fallback: int | None  #: dates not built from the primary source alone; None if unknown
 
 
 class TimedRead(Generic[T]):
-    """A reading that is given up, not waited for, when it takes too long; there is never more than one at a time."""
+    """A read with a time limit, after which the caller continues without it. At most one runs at a time."""
 
     def __init__(self, read: Callable[[], T], seconds: float, errors: Callable[[Exception], None]) -> None:
         self._read, self._seconds, self._errors = read, seconds, errors
         self._busy = threading.Lock()
 
     def get(self) -> T | None:
-        """What was read; None when that failed, takes too long, or an earlier reading still hangs."""
+        """The value; None when the read failed, exceeded the time limit, or an earlier one still hangs."""
         if not self._busy.acquire(timeout=self._seconds):
             return None
         done, found = threading.Event(), list[T]()
@@ -69,7 +69,7 @@ class TimedRead(Generic[T]):
         def work() -> None:
             try:
                 found.append(self._read())
-            except Exception as exc:  # noqa: BLE001 - the edge: a scrape answers whatever goes wrong behind it
+            except Exception as exc:  # noqa: BLE001 - a scrape answers despite any error
                 self._errors(exc)
             finally:
                 self._busy.release()
@@ -82,14 +82,14 @@ class TimedRead(Generic[T]):
 
 @dataclass
 class LazyLedger:
-    """The ledger as the metrics read it: opened when it first answers, and never changed by a scrape."""
+    """The ledger, opened when it first answers and only read."""
 
     settings: Settings
     _opened: list[Ledger] = field(default_factory=list[Ledger])
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger. Raises what opening it raises; the next call tries again."""
+        """The ledger. Raises the error of opening it; the next call retries."""
         if not self._opened:
             self._opened.append(open_ledger(self.settings.ledger_url, create=False))
         return self._opened[0]
@@ -122,7 +122,7 @@ class BackfillCollector(Collector):
         return self._answers.get() is True
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Nothing: what is shown depends on the ledger, which need not answer yet."""
+        """Describe nothing: the metrics depend on the ledger, which need not answer yet."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -154,7 +154,7 @@ def to_samples(counts: Counts) -> Samples:
 
 
 def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """Everything that the ledger tells. All of them are gauges: history that is removed makes them fall."""
+    """The metrics read from the ledger. All are gauges, because retention makes them fall."""
     yield gauge(
         "backfill_checkpointed_dates",
         "Dates that are checkpointed, by the verdict of the gate.",
@@ -180,7 +180,7 @@ def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
 
 
 def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """What is under way."""
+    """The metrics of active runs."""
     yield gauge(
         "backfill_active_runs",
         "Runs that have not ended.",
@@ -196,7 +196,7 @@ def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFam
 
 
 def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """What beat, the audit and the cleanup do, and what waits to be told."""
+    """The metrics of beat, audit, cleanup and alerts."""
     yield gauge(
         "backfill_flagged_dates",
         "Published dates that an audit flagged and no run has repaired yet.",
@@ -238,7 +238,7 @@ def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFa
 
 
 def last_run_metrics(lasts: Sequence[LastRunMetrics]) -> Iterator[GaugeMetricFamily]:
-    """How the run that ended last went, of each job."""
+    """The metrics of each job's last ended run."""
     yield gauge(
         "backfill_last_run_dates",
         "Dates of the run that ended last, by how they ended.",
@@ -303,18 +303,18 @@ def broker_metrics(waiting: dict[str, int], held: int) -> Iterator[GaugeMetricFa
 
 
 def read_last_run(ledger: Ledger, run: Run) -> LastRunMetrics:
-    """What is shown of an ended run."""
+    """Read the figures of an ended run."""
     return summarize_run(run, _facts(ledger, run.id), primary_source(run.job))
 
 
 @lru_cache(maxsize=64)
 def _facts(ledger: Ledger, run_id: str) -> tuple[DateMetrics, ...]:
-    """The dates of an ended run: they do not change, so they are read once."""
+    """The dates of an ended run, cached because they no longer change."""
     return tuple(ledger.gauges.list_date_metrics(run_id))
 
 
 def summarize_run(run: Run, facts: Sequence[DateMetrics], primary: str | None) -> LastRunMetrics:
-    """The numbers of an ended run."""
+    """Compute the figures of an ended run. `primary` is the name of the job's primary source, None if unknown."""
     states = {state: sum(one.state is state for one in facts) for state in END_STATES}
     ratios = sorted(one.matched / one.expected for one in facts if one.expected and one.matched is not None)
     seconds = sorted(one.seconds for one in facts if one.seconds is not None)
@@ -329,13 +329,13 @@ def summarize_run(run: Run, facts: Sequence[DateMetrics], primary: str | None) -
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The least of the values that the share of them does not exceed."""
+    """The nearest-rank quantile of sorted values; `share` is from 0 to 1."""
     rank = max(int(-(-len(ordered) * share // 1)), 1)
     return ordered[rank - 1]
 
 
 def deliver_pending_alerts(settings: Settings) -> None:
-    """Write down that beat is silent, and deliver what waits: beat, which does that, can't when it is silent."""
+    """Record that beat is silent, and deliver pending alerts in its place."""
     try:
         ledger = open_ledger(settings.ledger_url, create=False)
         try:
@@ -343,7 +343,7 @@ def deliver_pending_alerts(settings: Settings) -> None:
             deliver(ledger, settings, process_identity())
         finally:
             ledger.close()
-    except Exception as exc:  # noqa: BLE001 - the edge: this is asked again in a minute, whatever goes wrong
+    except Exception as exc:  # noqa: BLE001 - retried in a minute
         _log_failure("alerts")(exc)
 
 

@@ -24,8 +24,8 @@ UNAUTHORIZED = 401
 class MetricsServer(ThreadingHTTPServer):
     """Answers `/metrics` and `/healthz`, each request in a thread of its own.
 
-    `/metrics` asks for the password of the settings, if they have one. Raises `UserError` for an address that other
-    machines reach without one.
+    `/metrics` requires the password of the settings, if set. Raises `UserError` for an address that other machines can
+    reach when none is set.
     """
 
     def __init__(self, settings: Settings, address: str, port: int) -> None:
@@ -47,7 +47,7 @@ class MetricsServer(ThreadingHTTPServer):
             raise UserError(f"can't listen on {address} port {port}: {exc}") from exc
 
     def serve(self) -> None:
-        """Serve until the process is told to stop, and tell meanwhile what beat can't tell of itself."""
+        """Serve until the process is stopped, and alert in the meantime when beat is silent."""
         threading.Thread(target=self._tell, daemon=True).start()
         try:
             self.serve_forever()
@@ -63,14 +63,14 @@ class MetricsServer(ThreadingHTTPServer):
 
 
 def required_credentials(settings: Settings) -> bytes | None:
-    """What a request for /metrics has to say of itself; None when nothing is asked."""
+    """The `user:password` that a request for /metrics needs; None when none is set."""
     if settings.metrics_password is None:
         return None
     return f"{settings.metrics_user}:{settings.metrics_password.get_secret_value()}".encode()
 
 
 def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine reaches the address. One that is not known not to be reached is not."""
+    """Whether only this machine can reach the address; False when that is unknown."""
     try:
         return address == "localhost" or ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -78,7 +78,7 @@ def is_loopback(address: str) -> bool:
 
 
 def is_allowed(header: str | None, credentials: bytes | None) -> bool:
-    """Whether the header of a request holds the credentials. It takes as long however many characters are right."""
+    """Whether the Authorization header has the credentials, compared in constant time."""
     if credentials is None:
         return True
     kind, _, encoded = (header or "").partition(" ")
@@ -93,7 +93,7 @@ class MetricsRequestHandler(BaseHTTPRequestHandler):
     """One request."""
 
     server: MetricsServer  # pyright: ignore[reportIncompatibleVariableOverride]
-    timeout = 30  #: of a client that says nothing
+    timeout = 30  #: seconds, for a client that sends nothing
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -111,7 +111,7 @@ class MetricsRequestHandler(BaseHTTPRequestHandler):
             self._answer(404, b"there are /metrics and /healthz\n", "text/plain")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line for each scrape hides what matters."""
+        """Log nothing: a line for each scrape would hide the rest of the log."""
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)

@@ -1,4 +1,4 @@
-"""Loading a CSV or Parquet file into a table of the warehouse: every value checked first, then all of it or nothing."""
+"""Load a CSV or Parquet file into a warehouse table: check every value, then load all rows or none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0":
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult:
-    """What a load did."""
+    """The result of a load."""
 
     table: TableName
     rows: int
@@ -48,7 +48,7 @@ class _Raw:
     columns: dict[str, list[Any]]
     places: list[int]
     place_word: str
-    types: dict[str, ColumnType]  #: what the file itself says of the types; empty for CSV
+    types: dict[str, ColumnType]  #: types declared by the file; empty for CSV
 
 
 def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | None) -> LoadResult:
@@ -114,7 +114,7 @@ def _read(file: Path) -> _Raw:
         raise UserError(f"{file} can't be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise UserError(f"{file} is not UTF-8 text: {exc.reason} at byte {exc.start}") from exc
-    except (csv.Error, pa.ArrowException, OverflowError) as exc:  # the last for a date that Python has not
+    except (csv.Error, pa.ArrowException, OverflowError) as exc:  # OverflowError: a date outside Python's range
         raise UserError(f"{file} can't be read: {exc}") from exc
     if not raw.places:
         raise UserError(f"{file} holds no rows")
@@ -181,7 +181,7 @@ def _inferred(raw: _Raw) -> dict[str, ColumnType]:
 
 
 def _infer(values: Sequence[Any]) -> ColumnType:
-    """The narrowest type that every value has exactly: `0042` is no number, its zeros would be lost."""
+    """The narrowest type that keeps every value exactly; `0042` is text, because a number would lose its zeros."""
     given = [value for value in values if value is not None]
     order: tuple[ColumnType, ...] = ("INT64", "FLOAT64", "DATE", "BOOL")
     for kind in order if given else ():
