@@ -17,7 +17,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 from celery.signals import celeryd_after_setup, worker_process_init
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues

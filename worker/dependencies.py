@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gated_backfill.common.broker.celery_app import Dispatcher
+from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, Run, open_ledger
 from gated_backfill.common.process.identity import process_identity

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import date
 
-from gated_backfill.common.broker.celery_app import BrokerBacklog
+from gated_backfill.common.broker.dispatcher import BrokerBacklog
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import Retryable
 from gated_backfill.common.ledger import Run, RunAction, RunState, WindowState

@@ -1,8 +1,8 @@
-"""A token bucket: how soon the next query may be sent, over all that share the bucket.
+"""The token bucket that limits how fast queries are sent. Pure.
 
-It holds at most `burst` tokens and gains `per_second` of them a second. A token is reserved even while the bucket is
-empty: whoever takes it waits for the moment from which it is there, so they are served in the order of asking. All that
-has to be kept is one moment, that from which the next token is there.
+A bucket holds at most `burst` tokens and gains `per_second` tokens a second. An empty bucket still hands out tokens,
+each for a later moment, so callers are served in the order in which they ask. The only state is the moment at which
+the next token becomes available, in microseconds of the clock that the bucket uses.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-MICROSECONDS_PER_SECOND = 1_000_000  #: in microseconds, in which a bucket counts
+MICROSECONDS_PER_SECOND = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateLimit:
-    """How many tokens there are."""
+    """The size and speed of a token bucket."""
 
-    per_second: float
-    burst: int
-    max_wait_seconds: float  #: who would have to wait longer is not given a token
+    per_second: float  #: tokens gained a second
+    burst: int  #: tokens that a full bucket holds
+    max_wait_seconds: float  #: a caller that would wait longer gets no token
 
     @property
     def interval_microseconds(self) -> int:
-        """Microseconds that a token takes, rounded up so that the rate is never exceeded."""
+        """The time in which one token is gained, rounded up so that the rate is never exceeded."""
         return math.ceil(MICROSECONDS_PER_SECOND / self.per_second)
 
     @property
@@ -33,23 +33,20 @@ class RateLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenReservation:
-    """What came of asking for a token."""
+    """The answer to a request for a token."""
 
-    wait_microseconds: int  #: microseconds until it is there
-    next_at: int | None  #: from when the one after it is there; None when none was taken, because the wait is too long
+    wait_microseconds: int  #: until the token may be used
+    next_at: int | None  #: the new state of the bucket; None: the wait is too long and no token was taken
 
 
 def reserve_token(next_at: int, now: int, rate: RateLimit) -> TokenReservation:
-    """Take a token at the moment `now` from a bucket whose next one is there from `next_at` on.
+    """Reserve a token at the moment `now` in a bucket whose next token is available at `next_at`.
 
-    In any stretch of time, no more become there than `burst` and those gained in it.
+    No stretch of time has more tokens than `burst` plus those gained in it.
     """
-    if (
-        next_at > now + rate.max_wait_microseconds + rate.interval_microseconds
-    ):  # no bucket comes to this, unless its clock was set back
+    if next_at > now + rate.max_wait_microseconds + rate.interval_microseconds:  # the clock was set back
         next_at = now
     at = max(next_at, now - (rate.burst - 1) * rate.interval_microseconds)
     wait = max(at - now, 0)
-    return TokenReservation(
-        wait_microseconds=wait, next_at=None if wait > rate.max_wait_microseconds else at + rate.interval_microseconds
-    )
+    too_long = wait > rate.max_wait_microseconds
+    return TokenReservation(wait_microseconds=wait, next_at=None if too_long else at + rate.interval_microseconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, datetime
 
-from gated_backfill.common.broker.celery_app import Dispatcher
+from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.ledger import Ledger, Run
 from gated_backfill.common.model.batching import split_into_tasks
 from gated_backfill.common.model.job import Job

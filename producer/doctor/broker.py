@@ -36,7 +36,7 @@ def _why_unused(stack: StackState, settings: Settings) -> str | None:
 
 
 def _ping(settings: Settings, url: str, prefix: str, next_step: str) -> PlaceCheck:
-    from gated_backfill.common.broker.celery_app import ping_broker
+    from gated_backfill.common.broker.health import ping_broker
 
     try:
         answer = ping_broker(settings, url)

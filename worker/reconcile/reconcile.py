@@ -7,7 +7,7 @@ from datetime import datetime
 
 import structlog
 
-from gated_backfill.common.broker.celery_app import BrokerBacklog
+from gated_backfill.common.broker.dispatcher import BrokerBacklog
 from gated_backfill.common.ledger import DateRow, DateState, Run, RunState, WindowRow, WindowState
 from gated_backfill.common.ledger.states import READY_FOR_GATE
 from gated_backfill.common.model.job import Job

@@ -18,8 +18,8 @@ from typing import Any
 import redis
 from sqlalchemy.exc import OperationalError
 
-from gated_backfill.common.broker.celery_app import QUEUES
 from gated_backfill.common.errors import BrokerUnavailable, LedgerUnavailable, WarehouseUnavailable
+from gated_backfill.common.model.queues import QUEUES
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
 

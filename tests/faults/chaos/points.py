@@ -106,7 +106,7 @@ class Points:
     def install(self) -> None:
         from celery.beat import Scheduler
 
-        from gated_backfill.common.broker.celery_app import CeleryDispatcher
+        from gated_backfill.common.broker.dispatcher import CeleryDispatcher
         from gated_backfill.common.ledger.database import LedgerStore
         from gated_backfill.common.storage.staging import Staging
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse

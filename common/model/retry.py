@@ -1,0 +1,22 @@
+"""When a failed operation is tried again, and when to give up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Exponential backoff: the delay doubles with each retry, up to a maximum."""
+
+    max_retries: int | None  #: retries after the first attempt; None: no limit
+    first_delay_seconds: float  #: before the first retry
+    max_delay_seconds: float  #: before any retry
+
+    def delay_seconds(self, retries: int) -> float:
+        """Return the seconds to wait before the next retry, after `retries` earlier ones."""
+        return min(self.first_delay_seconds * 2**retries, self.max_delay_seconds)
+
+    def can_retry(self, retries: int) -> bool:
+        """Return whether another retry is allowed after `retries` earlier ones."""
+        return self.max_retries is None or retries < self.max_retries
