@@ -26,7 +26,6 @@ from gated_backfill.common.process.identity import die_with_parent, limit_memory
 from gated_backfill.common.process.imports import freeze_imports
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.warehouse import preload_warehouse
-from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.flower import prepare_flower
 from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
 
@@ -65,7 +64,7 @@ def deps_or_retry(task: Any) -> Deps:
         return deps()
     except (BackfillError, SoftTimeLimitExceeded) as exc:
         log.error("connections_not_opened", error=str(exc))
-        raise task.retry(countdown=backoff(task.request.retries, read_settings().retry_seconds)) from None
+        raise task.retry(countdown=read_settings().date_retries.delay_seconds(task.request.retries)) from None
 
 
 @celeryd_after_setup.connect

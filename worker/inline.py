@@ -14,7 +14,6 @@ from gated_backfill.common.ledger import Run, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.states import ENDED_RUNS
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.queues import DATES_QUEUE
-from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.dates.process import RetryLater, process_dates
 from gated_backfill.worker.dependencies import Deps, open_deps
 from gated_backfill.worker.gate.gate import advance_run, close_window
@@ -119,7 +118,7 @@ def _gate_with_retries(run: str, number: int, deps: Deps) -> None:
         try:
             close_window(run, number, deps, is_last_attempt=retries >= deps.settings.max_retries)
         except Retryable:
-            time.sleep(backoff(retries, deps.settings.retry_seconds))
+            time.sleep(deps.settings.date_retries.delay_seconds(retries))
             retries += 1
         else:
             return

@@ -11,7 +11,6 @@ import structlog
 from gated_backfill.common.broker.celery_app import AFTER_RUN, CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.worker.app import app, deps, deps_or_retry
-from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.maintenance.schedule import LONGEST_WORK
 from gated_backfill.worker.messages.arguments import reject_invalid_arguments
 
@@ -46,7 +45,7 @@ def close_window(self: Any, run: str, number: int) -> None:
     try:
         gate.close_window(run, number, deps(), is_last_attempt=retries >= settings.max_retries)
     except Retryable as exc:
-        raise self.retry(countdown=backoff(retries, settings.retry_seconds), exc=exc) from exc
+        raise self.retry(countdown=settings.date_retries.delay_seconds(retries), exc=exc) from exc
 
 
 @app.task(name=RECONCILE)

@@ -22,14 +22,13 @@ from gated_backfill.common.alerts.sender import INVALID_URL
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Alert, Ledger
+from gated_backfill.common.model.retry import RetryPolicy
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
 log = structlog.get_logger()
 
 ALERTS_PER_MESSAGE = 50
-MAX_ATTEMPTS = 24  #: about a day, with the delays between them
-MAX_RETRY_DELAY = timedelta(hours=1)
 MAX_ALERT_AGE = timedelta(days=3)  #: older alerts are not delivered any more
 SENDER_STARTUP_SECONDS = 10.0  #: time that importing apprise may take on a busy machine, before anything is sent
 NO_ANSWER = "did not answer in time"
@@ -108,15 +107,17 @@ def _record(
         return ledger.alerts.mark_sent(alert.id, owner, delivered)
     errors = "; ".join(f"{r.endpoint.name} {r.error}" for r in results if r.endpoint.name not in delivered)
     attempts = alert.attempts + 1
-    retry_at = None if attempts >= MAX_ATTEMPTS else utcnow() + retry_delay(attempts, settings.alert_retry_seconds)
+    retries = alert_retries(settings.alert_retry_seconds)
+    delay = timedelta(seconds=retries.delay_seconds(alert.attempts))
+    retry_at = utcnow() + delay if retries.can_retry(alert.attempts) else None
     ledger.alerts.mark_failed(alert.id, owner, errors, delivered=delivered, again_at=retry_at)
     log.warning("alert_not_delivered", kind=alert.kind, key=alert.key, attempts=attempts, error=errors)
     return False
 
 
-def retry_delay(attempts: int, first_seconds: float) -> timedelta:
-    """The time to wait after this many failed attempts: it doubles each time, up to an hour."""
-    return min(timedelta(seconds=first_seconds * 2 ** (attempts - 1)), MAX_RETRY_DELAY)
+def alert_retries(first_delay_seconds: float) -> RetryPolicy:
+    """Return the retry policy of an alert that was not delivered: delays of up to an hour, for about a day."""
+    return RetryPolicy(max_retries=23, first_delay_seconds=first_delay_seconds, max_delay_seconds=3600)
 
 
 def _run_sender(requests: Sequence[dict[str, Any]], seconds: float) -> list[str | None]:

@@ -19,7 +19,10 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.batching import AUTO, parse_dates_per_task
 from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
 from gated_backfill.common.model.rate import RateLimit
+from gated_backfill.common.model.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
+
+MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
 
 
 class Settings(OperationsSettings, RecoverySettings):
@@ -94,6 +97,15 @@ class Settings(OperationsSettings, RecoverySettings):
         """How long a gate may go without a sign of life: longer than the jobs of one publication take."""
         jobs = 3 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=self.gate_lease_seconds + jobs)
+
+    @property
+    def date_retries(self) -> RetryPolicy:
+        """How a date is retried after a transient error."""
+        return RetryPolicy(
+            max_retries=self.max_retries,
+            first_delay_seconds=self.retry_seconds,
+            max_delay_seconds=MAX_RETRY_DELAY_SECONDS,
+        )
 
     @property
     def query_rate_limit(self) -> RateLimit | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class RetryPolicy:
     """Exponential backoff: the delay doubles with each retry, up to a maximum."""
 
-    max_retries: int | None  #: retries after the first attempt; None: no limit
+    max_retries: int  #: after the first attempt
     first_delay_seconds: float  #: before the first retry
     max_delay_seconds: float  #: before any retry
 
@@ -19,4 +19,4 @@ class RetryPolicy:
 
     def can_retry(self, retries: int) -> bool:
         """Return whether another retry is allowed after `retries` earlier ones."""
-        return self.max_retries is None or retries < self.max_retries
+        return retries < self.max_retries

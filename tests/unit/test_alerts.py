@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gated_backfill.common.alerts.delivery import MAX_RETRY_DELAY, retry_delay
+from gated_backfill.common.alerts.delivery import alert_retries
 from gated_backfill.common.alerts.endpoints import parse_endpoints
 from gated_backfill.common.alerts.messages import (
     MESSAGE_LENGTH,
@@ -177,8 +177,8 @@ def test_what_is_no_url_is_refused_by_its_number() -> None:
 
 
 def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
-    assert [retry_delay(n, 60).total_seconds() for n in (1, 2, 3)] == [60, 120, 240]
-    assert retry_delay(24, 60) == MAX_RETRY_DELAY
+    assert [alert_retries(60).delay_seconds(n) for n in range(3)] == [60, 120, 240]
+    assert alert_retries(60).delay_seconds(23) == 3600
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
-from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.dates.outcomes import RetryLater
 from gated_backfill.worker.dependencies import Deps
 
@@ -42,7 +41,7 @@ class DatesTask:
         return self.retries < self.deps.settings.max_retries
 
     def retry_later(self) -> RetryLater:
-        return RetryLater(backoff(self.retries, self.deps.settings.retry_seconds))
+        return RetryLater(self.deps.settings.date_retries.delay_seconds(self.retries))
 
     def claim(self, days: Sequence[date]) -> list[DateRow]:
         """Claim the dates that can be claimed, under a lease that outlasts the job's hard time limit."""

@@ -25,7 +25,6 @@ from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.dates.backoff import backoff
 from gated_backfill.worker.dates.build import BuiltDate, build_dates
 from gated_backfill.worker.dates.claims import DatesTask, requeue_despite_outage
 from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate_job_errors
@@ -56,7 +55,7 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
             timed_out = isinstance(exc, SoftTimeLimitExceeded)
             log.warning("soft_time_limit_outside_job" if timed_out else "ledger_unavailable", error=str(exc))
             requeue_despite_outage(run_id, days, deps)
-            raise RetryLater(backoff(retries, deps.settings.retry_seconds)) from exc
+            raise RetryLater(deps.settings.date_retries.delay_seconds(retries)) from exc
 
 
 def _log_context(run_id: str, days: Sequence[date]) -> AbstractContextManager[None]:
@@ -90,7 +89,7 @@ def _fail_without_job(
     """Retry on a worker that may be able to load the job; after the last retry, fail the dates."""
     log.error("job_not_loaded", error=str(exc))
     if retries < deps.settings.max_retries:
-        raise RetryLater(backoff(retries, deps.settings.retry_seconds)) from exc
+        raise RetryLater(deps.settings.date_retries.delay_seconds(retries)) from exc
     reason = f"the worker on {socket.gethostname()} can't load the job: {exc}"
     columns = failure_columns(exc.kind, reason, reason)
     deps.ledger.dates.move_dates(run_id, days, expect=DateState.QUEUED, to=DateState.FAILED, **columns)

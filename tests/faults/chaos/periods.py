@@ -33,11 +33,10 @@ def _leases(lease: float) -> None:
     """A date's lease outlives its job's hard time limit in earnest; here it has to end long before that."""
     from chaos_jobs import CHAOS
 
-    from gated_backfill.common.config.settings import Settings
-    from gated_backfill.worker.dates import backoff
+    from gated_backfill.common.config import settings
 
-    Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
-    backoff.MAX_DELAY_SECONDS = 1.0
+    settings.Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
+    settings.MAX_RETRY_DELAY_SECONDS = 1.0
 
 
 def _works() -> None:
