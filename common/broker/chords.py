@@ -1,10 +1,10 @@
-"""Celery's results, reduced to what a chord needs: its headers are counted, and nobody ever asks for one.
+"""Celery's Redis result backend, reduced to counting the headers of a chord. Tried with Celery 5.7.
 
-The stock backend subscribes to each header's result twice, in the process that sends a chord, and unsubscribes when the
-result object is collected: cost on every date, and a traceback when that happens after the broker is gone. It also
-looks up and stores each result by itself, for a week, beside what the chord counts. And it keeps the results to hand
-them to the chord's body, which is made anew for each header, and goes to lengths to have it sent once. Our body reads
-the ledger instead, and may be sent twice.
+- Sending a chord subscribes to no result (`add_pending_result`, `on_task_call`). Celery subscribes twice per header and
+  unsubscribes when the result object is collected, which prints a traceback if the broker is gone by then.
+- Results are not stored (`store_result`): the outcome of a date is in the ledger.
+- A chord is one Redis set of header ids (`on_chord_part_return`). Celery keeps the results for the chord's body and
+  builds the body for each header. Our body reads the ledger, and may safely be sent twice.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from celery.canvas import maybe_signature
 from gated_backfill.common.broker.transport import translate_broker_errors
 from gated_backfill.common.errors import BrokerUnavailable
 
-CHORD_SIZE_KEY = "chord_size"  #: where a chord's body says how many headers it waits for
+CHORD_SIZE_KEY = "chord_size"  #: key of a chord's body with the number of its headers
 COUNTING_BACKEND = f"{__name__}:CountingRedisBackend"
 
 log = structlog.get_logger()
 
 
 class CountingRedisBackend(RedisBackend):
-    """Redis as the place where the headers of chords are counted."""
+    """Counts the headers of chords in Redis."""
 
     app: Any
     chord_expires: int
@@ -37,33 +37,33 @@ class CountingRedisBackend(RedisBackend):
         return result
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing to prepare: the result will not be read."""
+        """Prepare nothing: the result is never read."""
 
     def store_result(self, task_id: str, result: Any, *args: Any, **kwargs: Any) -> Any:
-        """Nothing to store: what became of a date is in the ledger, and the chord counts by itself."""
+        """Store nothing: the outcome of a date is in the ledger."""
         return result
 
     def on_chord_part_return(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        """Count a header, once however often it is delivered; the last one sends the body.
+        """Count a header once, however often it is delivered, and send the body after the last one.
 
-        What the broker has lost of the count is missing from it: reconcile will find the window.
+        If the broker loses the count, reconcile finds the window.
         """
-        wanted = (request.chord or {}).get(CHORD_SIZE_KEY)
-        if wanted is None:  # as the version before sent it
+        header_count = (request.chord or {}).get(CHORD_SIZE_KEY)
+        if header_count is None:  # sent by an earlier version
             super().on_chord_part_return(request, *args, **kwargs)
             return
-        if not request.group or not isinstance(wanted, int):
+        if not request.group or not isinstance(header_count, int):
             return
-        counted = self.get_key_for_group(request.group, ".n")
+        count_key = self.get_key_for_group(request.group, ".n")
         client: Any = self.client
         pipe = client.pipeline(transaction=False)
-        *_, done = pipe.sadd(counted, request.id).expire(counted, self.chord_expires).scard(counted).execute()
-        if done < wanted:
+        *_, done = pipe.sadd(count_key, request.id).expire(count_key, self.chord_expires).scard(count_key).execute()
+        if done < header_count:
             return
         body: Any = maybe_signature(request.chord, app=self.app)
         try:
             with translate_broker_errors():
                 body.apply_async()
-                client.delete(counted)  # later copies of its headers begin anew, and do not get far
+                client.delete(count_key)  # redelivered headers start a new count that stays incomplete
         except BrokerUnavailable as exc:  # reconcile will find the window
             log.error("chord_body_not_sent", group=request.group, error=str(exc))

@@ -1,4 +1,4 @@
-"""How many tasks wait at the broker."""
+"""Count the tasks that wait at the broker."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.errors import BrokerUnavailable, UserError
 from gated_backfill.common.model.queues import QUEUES
 
-UNACKED_KEY = "unacked"  #: where kombu keeps what workers were handed and have not acknowledged
+UNACKED_KEY = "unacked"  #: kombu's hash of delivered, unacknowledged messages
 
 
 def queue_depths(url: str, *, timeout_seconds: float) -> tuple[dict[str, int], int]:
-    """The tasks that wait in each queue, and those that workers hold.
+    """Return the number of waiting tasks by queue, and the number of delivered, unacknowledged tasks.
 
-    Raises `BrokerUnavailable` when the broker does not answer within that time, `UserError` for a URL that names none.
+    Raises `BrokerUnavailable` when the broker does not answer within `timeout_seconds`, `UserError` for a
+    URL that names no broker.
     """
     broker = parse_broker_url(url)
     try:
@@ -22,9 +23,9 @@ def queue_depths(url: str, *, timeout_seconds: float) -> tuple[dict[str, int], i
             for queue in QUEUES:
                 pipe.llen(queue)
             pipe.hlen(UNACKED_KEY)
-            *waiting, held = pipe.execute()
+            *waiting, unacknowledged = pipe.execute()
     except (RedisError, OSError) as exc:
         raise BrokerUnavailable(f"the broker at {broker.address} does not answer: {type(exc).__name__}") from exc
-    except ValueError as exc:  # its text may quote the password
+    except ValueError as exc:  # the error may quote the password
         raise UserError("BACKFILL_BROKER is no usable URL") from exc
-    return dict(zip(QUEUES, map(int, waiting), strict=True)), int(held)
+    return dict(zip(QUEUES, map(int, waiting), strict=True)), int(unacknowledged)

@@ -1,12 +1,12 @@
-"""The broker's transport, which a message that is no message can't stop.
+"""kombu's Redis transport with four changes, tried with kombu 5.7.
 
-The stock one lets what it can't read rise through the worker's loop, which then ends: one stray push to a queue by
-somebody else would take a worker along. What is read here has left its queue already, so it can't come back.
-
-It also ends a worker that loses its broker with a task in hand: the connection is closed twice, and the second time it
-looks for the broker's address at a connection that has forgotten it. And it makes a client for each message that it
-sends, takes or acknowledges, which takes longer than some of them, and a transaction to take one and to acknowledge it.
-What that consists of is in such an order that a broker that dies in between has nothing that harms.
+- A malformed message is dropped with a log event (`_brpop_read`, `_receive_one`). kombu lets the error end the worker,
+  so one stray push to a queue would stop it. A message that was read has left its queue and can't come back.
+- A lost connection raises redis' `ConnectionError` (`_connparams`). kombu closes the connection twice, and the second
+  time fails on a missing attribute, which ends a worker that is running a task.
+- One client is kept per channel (`_create_client`). kombu creates a client for each message sent, read or acknowledged.
+- Acknowledgements are pipelined without a transaction (`PipedQoS`). Their commands are ordered so that a broker that
+  dies between two of them loses no message.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from gated_backfill.common.errors import BrokerUnavailable
 log = structlog.get_logger()
 
 NO_MESSAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-SHOWN = 200  #: characters of what was wrong with it
+SHOWN = 200  #: characters of an error in a log event
 
 
 class PipedQoS(QoS):
-    """Notes what is in a worker's hands by commands that are sent together, and are no transaction."""
+    """Records unacknowledged messages by pipelined commands instead of a transaction."""
 
     @contextmanager
     def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Generator[Any]:
-        if pipe is not None:  # which is somebody else's transaction
+        if pipe is not None:  # the caller's transaction
             yield pipe
             return
         channel: Any = self.channel
@@ -46,18 +46,18 @@ class PipedQoS(QoS):
 
 
 class TolerantChannel(Channel):
-    """Drops what is not in the form of a message, in one line of the log."""
+    """Drops malformed messages, keeps one client, and can send many messages in one command."""
 
     QoS = PipedQoS
-    _kept: Any = None  #: the client of this channel's pool
-    _gathered: dict[str, list[str]] | None = None  #: messages that are to be sent together, by their queue's key
+    _cached_client: Any = None  #: the client of this channel's pool
+    _gathered: dict[str, list[str]] | None = None  #: messages to send in one command, by their queue's key
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
             stock: Any = super()
             return stock._brpop_read(**options)
         except NO_MESSAGE as exc:
-            _refused("queue", exc)
+            _log_dropped("queue", exc)
             return True
 
     def _receive_one(self, c: Any) -> Any:
@@ -65,16 +65,16 @@ class TolerantChannel(Channel):
             stock: Any = super()
             return stock._receive_one(c)
         except NO_MESSAGE as exc:
-            _refused("broadcast", exc)
+            _log_dropped("broadcast", exc)
             return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         stock: Any = super()
-        if asynchronous:  # it keeps its connection, so it is to be one's own
+        if asynchronous:  # it keeps its connection, so it can't be shared
             return stock._create_client(asynchronous=True)
-        if self._kept is None or self._kept.connection_pool is not self.pool:
-            self._kept = stock._create_client()
-        return self._kept
+        if self._cached_client is None or self._cached_client.connection_pool is not self.pool:
+            self._cached_client = stock._create_client()
+        return self._cached_client
 
     def _put(self, queue: str, message: Any, **options: Any) -> None:
         stock: Any = super()
@@ -86,7 +86,7 @@ class TolerantChannel(Channel):
 
     @contextmanager
     def send_in_one_command(self) -> Generator[None]:
-        """Send what is put meanwhile at the end: all to a queue by one command, or none of it."""
+        """Send the messages that are put inside this context at its end, with one command per queue."""
         self._gathered = {}
         try:
             yield
@@ -97,26 +97,26 @@ class TolerantChannel(Channel):
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         transport: Any = self.connection
-        if transport is not None and transport.client is None:  # what is in hand is lost to the broker already
+        if transport is not None and transport.client is None:  # the connection is already closed
             raise LostConnection("the connection to the broker is closed")
         stock: Any = super()
         return stock._connparams(asynchronous=asynchronous)
 
 
 class TolerantTransport(Transport):
-    """Redis, with such channels."""
+    """The Redis transport with tolerant channels."""
 
     Channel = TolerantChannel
 
 
 def send_in_one_command(producer: Any) -> AbstractContextManager[None]:
-    """A context at whose end all that the producer sends in it reaches the broker, by one command a queue."""
+    """Return a context at whose end the producer's messages are sent, with one command per queue."""
     return producer.channel.send_in_one_command()
 
 
 @contextmanager
 def translate_broker_errors() -> Generator[None]:
-    """Raises `BrokerUnavailable` for whatever keeps the broker from taking what is sent inside it."""
+    """Raise `BrokerUnavailable` for every error of the broker inside this context."""
     try:
         yield
     except (KombuError, RedisError, OSError) as exc:
@@ -128,16 +128,16 @@ def translate_broker_errors() -> Generator[None]:
 
 
 def _raised_in_kombu(exc: BaseException) -> bool:
-    """Whether kombu raised it: a channel whose connection was just given up is one without attributes."""
+    """Return whether kombu raised the error: a channel of a closed connection has lost its attributes."""
     *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
     return frame.f_globals["__name__"].partition(".")[0] == "kombu"
 
 
 def use_tolerant_transport() -> None:
-    """Have every connection of this process to redis:// and rediss:// made so."""
+    """Use this transport for every redis:// and rediss:// connection of the process."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:{TolerantTransport.__name__}"
 
 
-def _refused(where: str, exc: Exception) -> None:
+def _log_dropped(where: str, exc: Exception) -> None:
     log.error("message_refused", where=where, error=f"{type(exc).__name__}: {exc}"[:SHOWN])

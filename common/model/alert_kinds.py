@@ -6,15 +6,15 @@ from enum import StrEnum
 
 
 class AlertKind(StrEnum):
-    """What an alert is about; the gravest first."""
+    """The subjects of alerts, the most serious first."""
 
     LOW_COVERAGE = "low-coverage"  #: dates below half of what is expected
     RUN_BLOCKED = "run-blocked"  #: a run left dates blocked or failed
     AUDIT = "audit"  #: published dates are not as they should be
     CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
-    MAINTENANCE_FAILED = "maintenance-failed"  #: a daily work failed
-    BEAT_SILENT = "beat-silent"  #: what is scheduled is not done
-    FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is partial again and again
+    MAINTENANCE_FAILED = "maintenance-failed"  #: a maintenance task failed
+    BEAT_SILENT = "beat-silent"  #: scheduled tasks are not done
+    FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is often partial
     RUN_FINISHED = "run-finished"  #: a run ended
 
 
@@ -22,5 +22,5 @@ ALERT_KINDS = tuple(kind.value for kind in AlertKind)
 
 
 def parse_alert_kinds(text: str | None) -> tuple[str, ...]:
-    """The kinds that a setting names, separated by commas or white space."""
+    """Parse the alert kinds in a setting, separated by commas or white space."""
     return tuple((text or "").replace(",", " ").split())

@@ -1,4 +1,4 @@
-"""Our column types as Arrow's, and rows in exactly these types."""
+"""The column types as Arrow types, and the conversion of rows to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
 
 
 def column_type_of(arrow: pa.DataType) -> ColumnType | None:
-    """Our name for an Arrow type, or None for a type that no column of ours has."""
+    """Return the column type of an Arrow type, or None for an unsupported type."""
     for name, known in ARROW_TYPES.items():
         if known.equals(arrow):
             return name
@@ -51,7 +51,7 @@ def to_arrow(
     repeated = [name for name in columns if names.count(name) > 1]
     if repeated:
         raise SchemaMismatch(f"{what}: repeated columns {repeated}")
-    series = dict(frame.items())  # which is quicker than to look each of them up
+    series = dict(frame.items())  # faster than looking up each column
     arrays: list[pa.Array[Any]] = []
     for name, column in columns.items():
         try:
@@ -61,20 +61,20 @@ def to_arrow(
     return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
 
 
-def _typed(series: Any, kind: pa.DataType) -> pa.Array[Any]:
-    """The series in exactly that type. Raises `ArrowException` or `ValueError` rather than lose anything."""
-    made: Any = pa.array(series, from_pandas=True)
-    if isinstance(made, pa.ChunkedArray):
-        made = made.combine_chunks()
-    if made.null_count == len(made):
-        return pa.array([None] * len(made), kind)
-    if made.type.equals(kind):
-        return made
-    cast = made.cast(kind)
-    if pa.types.is_temporal(made.type) and not cast.cast(made.type).equals(made):
+def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
+    """Convert the series to exactly that type. Raises `ArrowException` or `ValueError` if a value would change."""
+    array: Any = pa.array(series, from_pandas=True)
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if array.null_count == len(array):
+        return pa.array([None] * len(array), arrow_type)
+    if array.type.equals(arrow_type):
+        return array
+    cast = array.cast(arrow_type)
+    if pa.types.is_temporal(array.type) and not cast.cast(array.type).equals(array):
         raise ValueError("it has a time of day")
-    if pa.types.is_boolean(kind):
-        raise ValueError(f"it holds {made.type}")  # Arrow takes any number for a truth value
+    if pa.types.is_boolean(arrow_type):
+        raise ValueError(f"it holds {array.type}")  # Arrow takes any number for a truth value
     return cast
 
 

@@ -1,7 +1,7 @@
-"""Which dates go into one task together. Pure.
+"""Group dates into tasks. Pure.
 
-A task costs some milliseconds however little it does, and a lost one has all its dates done again: so cheap dates share
-a task, and costly ones have one each.
+Each task costs some milliseconds, and losing a task repeats all its dates. So cheap dates share a task, and expensive
+dates have one each.
 """
 
 from __future__ import annotations

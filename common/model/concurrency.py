@@ -1,6 +1,6 @@
-"""How much may be in flight: which windows of a run may be opened now. Pure.
+"""Limit how much is in flight: decide which windows of a run may be opened now. Pure.
 
-A date is in flight from when its window is opened until it has its end: sent, being processed, or waiting for the gate.
+A date is in flight from the opening of its window until its final state: queued, processing, or waiting for the gate.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ConcurrencyLimits:
-    """What one run may have in flight, None for as many dates as its windows hold."""
+    """The limits of one run. None: no limit on dates, only on windows."""
 
     windows: int  #: of the run
     dates: int | None = None  #: of the run
     job_dates: int | None = None  #: of all active runs of its job together
 
     def window_size(self, asked: int) -> int:
-        """How many dates a window may have: two fit under the caps, so that workers go on while a gate works."""
+        """Limit the window size so that two windows fit: workers stay busy while one is gated."""
         return min([asked, *(max(cap // 2, 1) for cap in (self.dates, self.job_dates) if cap is not None)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class InFlight:
-    """What is in flight when a run asks for more."""
+    """What is in flight when a run wants to open windows."""
 
     windows: int  #: of the run
     dates: int  #: of the run
@@ -32,7 +32,7 @@ class InFlight:
 
 
 def windows_to_open(pending: Mapping[int, int], load: InFlight, caps: ConcurrencyLimits) -> list[int]:
-    """The windows to open now, of those not opened yet (with their dates), in order and skipping none."""
+    """Return the windows to open now, in order. `pending` maps unopened windows to their number of dates."""
     opened: list[int] = []
     dates = 0
     for number, size in sorted(pending.items()):
@@ -48,10 +48,10 @@ def windows_to_open(pending: Mapping[int, int], load: InFlight, caps: Concurrenc
 
 
 def is_next_in_line(run: str, waiting: Sequence[str]) -> bool:
-    """Whether the run need not give way to others of its job.
+    """Return whether the run may open windows before the other runs of its job.
 
-    Those `waiting` have windows left and nothing in flight at all, in the order of how long that is so. Without that,
-    a run of small windows would take what another's larger ones wait for, for ever.
+    `waiting` lists the job's runs that have windows left and nothing in flight, the longest waiting first. Without this
+    rule, a run of small windows would starve a run of larger ones.
     """
     return not waiting or waiting[0] == run
 

@@ -1,4 +1,4 @@
-"""Tables by name with the column that dates their rows, as settings write them."""
+"""Tables with their date columns, as settings name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
 
-DEFAULT_DATE_COLUMN = "game_date"  #: of a table that is written without one
+DEFAULT_DATE_COLUMN = "game_date"  #: of a table that is named without a date column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +22,20 @@ class DatedTable:
 
 
 def parse_dated_tables(text: str) -> tuple[DatedTable, ...]:
-    """The tables in `dataset.table,dataset.table:date_column`; none of an empty text.
+    """Parse `dataset.table,dataset.table:date_column`; an empty text names no table.
 
-    Raises `UserError` for anything else, and for a table that stands there twice.
+    Raises `UserError` for any other text, and for a repeated table.
     """
     if not text.strip():
         return ()
-    found = tuple(_parsed(one.strip()) for one in text.split(","))
-    names = [one.name for one in found]
+    tables = tuple(_parse_table(part.strip()) for part in text.split(","))
+    names = [table.name for table in tables]
     if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
-        raise UserError(f"{', '.join(repeated)} stands there twice")
-    return found
+        raise UserError(f"{', '.join(repeated)} is named twice")
+    return tables
 
 
-def _parsed(text: str) -> DatedTable:
+def _parse_table(text: str) -> DatedTable:
     name, colon, column = text.partition(":")
     table = TableName.parse(name)
     return DatedTable(

@@ -10,12 +10,12 @@ from datetime import date, timedelta
 from gated_backfill.common.errors import UserError
 
 ONE_DAY = timedelta(days=1)
-FIRST_SUPPORTED_DATE = date(1900, 1, 1)  #: the first that can be asked for: it leaves room for every lookback
+FIRST_SUPPORTED_DATE = date(1900, 1, 1)  #: the first supported date, early enough for every lookback
 ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def parse_date(text: str) -> date:
-    """The date written as YYYY-MM-DD. Raises `UserError` for anything else, 2023-02-30 included."""
+    """Parse a date written as YYYY-MM-DD. Raises `UserError` for anything else, 2023-02-30 included."""
     if not ISO_DATE.fullmatch(text.strip()):
         raise UserError(f"{text!r} is not a date: write it as YYYY-MM-DD")
     try:
@@ -46,39 +46,39 @@ class DateRange:
 
 
 def enclosing_range(days: Iterable[date]) -> DateRange:
-    """The smallest range that holds all the days; there must be one."""
-    found = list(days)
-    return DateRange(start=min(found), through=max(found))
+    """Return the smallest range that contains all days. Raises `ValueError` without a day."""
+    dates = list(days)
+    return DateRange(start=min(dates), through=max(dates))
 
 
 def chunk_dates(days: Sequence[date], size: int) -> list[tuple[date, ...]]:
-    """The days cut into groups of at most `size`, in the order given."""
+    """Cut the days into groups of at most `size`, keeping their order."""
     return [tuple(days[at : at + size]) for at in range(0, len(days), size)]
 
 
 def consecutive_ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
-    """The stretches of consecutive days that the days, and `lookback` days before each, make up; oldest first."""
-    found: list[DateRange] = []
+    """Return the ranges of consecutive days that cover the days and `lookback` days before each, oldest first."""
+    merged: list[DateRange] = []
     for day in sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)}):
-        if found and day - found[-1].through == ONE_DAY:
-            found[-1] = DateRange(start=found[-1].start, through=day)
+        if merged and day - merged[-1].through == ONE_DAY:
+            merged[-1] = DateRange(start=merged[-1].start, through=day)
         else:
-            found.append(DateRange(start=day, through=day))
-    return found
+            merged.append(DateRange(start=day, through=day))
+    return merged
 
 
 def format_dates(days: Iterable[date], *, max_ranges: int = 5) -> str:
     """The days in words, e.g. `2023-02-23..2023-02-24, 2023-03-01`, cut after `most` ranges."""
-    found = consecutive_ranges(days)
-    shown = ", ".join(str(one) for one in found[:max_ranges])
-    return shown if len(found) <= max_ranges else f"{shown} and {len(found) - max_ranges} more"
+    all_ranges = consecutive_ranges(days)
+    text = ", ".join(map(str, all_ranges[:max_ranges]))
+    return text if len(all_ranges) <= max_ranges else f"{text} and {len(all_ranges) - max_ranges} more"
 
 
 def summarize_dates(days: Sequence[date]) -> str:
-    """The days of one task: the one, or the first and the last and how many: `2023-02-23..2023-03-24 (30 dates)`."""
+    """Format the days of one task: `2023-02-23`, or `2023-02-23..2023-03-24 (30 dates)`."""
     return str(days[0]) if len(days) == 1 else f"{enclosing_range(days)} ({len(days)} dates)"
 
 
 def season_start(day: date, starts: Iterable[date]) -> date | None:
-    """The latest of the season starts that is not after the day."""
+    """Return the latest season start on or before the day, or None."""
     return max((start for start in starts if start <= day), default=None)

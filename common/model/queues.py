@@ -1,7 +1,7 @@
-"""The queues, and which of them the dates of a run are sent to.
+"""The queues, and the choice of the queue for a run's dates.
 
-A queue is first in, first out: in one queue, the dates of a run would wait behind all those that a ten-year run has in
-flight. So runs are spread over lanes, from which every worker takes in turn, and small runs have a queue of their own.
+A queue is first in, first out, so in a single queue each run would wait behind all dates in flight of a ten-year run.
+Runs are therefore spread over lanes, which every worker reads in turn, and small runs have a separate queue.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ DATES_QUEUE = "backfill"  #: the first lane, and the name by which a worker cons
 LANES = (DATES_QUEUE, "backfill.2", "backfill.3", "backfill.4")  #: of the dates of long runs
 EXPRESS_QUEUE = "express"  #: of the dates of small runs: at least one worker does nothing else
 GATE_QUEUE = "gate"
-MAINTENANCE_QUEUE = "maintenance"  #: what takes a moment and must not wait: heartbeat, reconciling, telling
-HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily works, which may take an hour
+MAINTENANCE_QUEUE = "maintenance"  #: short tasks that must not wait: heartbeat, reconciling, post-run reporting
+HOUSEKEEPING_QUEUE = "housekeeping"  #: the daily maintenance tasks, which may take an hour
 DATES_QUEUES = (*LANES, EXPRESS_QUEUE)
 QUEUES = (*DATES_QUEUES, GATE_QUEUE, MAINTENANCE_QUEUE, HOUSEKEEPING_QUEUE)
 
 
 def choose_queue(dates: int, *, express_dates: int, active_queues: Iterable[str]) -> str:
-    """Where a run of so many dates to build sends them; `taken` are the queues of the runs that are active.
+    """Choose the queue for a run that builds `dates` dates.
 
-    A small run goes to the express queue, any other to the lane with the fewest runs, the first one of several.
+    A run of at most `express_dates` uses the express queue. A larger run uses the lane with the fewest active runs;
+    `active_queues` lists the queue of each active run.
     """
     if dates <= express_dates:
         return EXPRESS_QUEUE
@@ -31,5 +32,5 @@ def choose_queue(dates: int, *, express_dates: int, active_queues: Iterable[str]
 
 
 def expand_queues(names: Collection[str]) -> frozenset[str]:
-    """What a worker consumes that was told to consume these: who takes dates takes them from every lane."""
+    """Return the queues that a worker consumes: the first lane includes all queues of dates."""
     return frozenset(names) | (set(DATES_QUEUES) if DATES_QUEUE in names else set[str]())

@@ -1,4 +1,4 @@
-"""The time, always aware and in UTC."""
+"""The time, always timezone-aware and in UTC."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def utcnow() -> datetime:
 
 
 def today() -> date:
-    """Today's date in UTC: the last date a backfill may ask for."""
+    """Return today's date in UTC, the last date a backfill may ask for."""
     return utcnow().date()
 
 
 def midnight(day: date) -> datetime:
-    """The moment at which the day begins, in UTC."""
+    """Return the start of the day in UTC."""
     return datetime.combine(day, time(), UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockReading:
-    """What another clock said between two moments of this machine's."""
+    """The time of another clock, between two times of this machine's clock."""
 
     before: datetime
     other_clock: datetime
@@ -31,7 +31,7 @@ class ClockReading:
 
     @property
     def round_trip_seconds(self) -> float:
-        """The seconds that asking took."""
+        """How long reading the other clock took."""
         return (self.after - self.before).total_seconds()
 
     @property

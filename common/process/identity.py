@@ -1,4 +1,4 @@
-"""Who a process is, whether another one still lives, and dying with one's parent."""
+"""Identify processes across hosts and restarts, and tie a process to its parent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-GONE = frozenset("ZXx")  #: states of a process that has ended: as a zombie, it is only not collected yet
+GONE = frozenset("ZXx")  #: states in /proc of a process that has ended
 
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """The host, and on Linux the process namespace: containers may share a name, but not their pids."""
+    """Return the host name, with the pid namespace on Linux: containers may share a host name but not pids."""
     namespace = Path("/proc/self/ns/pid")
     try:
         return f"{socket.gethostname()}.{namespace.stat().st_ino}"
@@ -26,18 +26,21 @@ def _host() -> str:
 
 
 def process_identity(pid: int | None = None) -> str:
-    """`host:pid:start` of a process, ours by default: the start tells it from a later one with the same pid."""
-    of = os.getpid() if pid is None else pid
-    return f"{_host()}:{of}:{_started(of)}"
+    """Return `host:pid:start` of a process, by default this one.
+
+    The start time tells it from a later process with the same pid. Raises `ProcessLookupError`.
+    """
+    pid = os.getpid() if pid is None else pid
+    return f"{_host()}:{pid}:{_started(pid)}"
 
 
 def _started(pid: int) -> int:
-    """When the process started, in ticks that a step of the clock does not move. Raises `ProcessLookupError`."""
+    """Return when the process started, in ticks since boot, which clock changes do not affect."""
     return _alive_since(pid)[1]
 
 
 def _alive_since(pid: int) -> tuple[bool, int]:
-    """Whether the process is more than a zombie, and when it started. Raises `ProcessLookupError`."""
+    """Return whether the process runs (a zombie does not), and when it started. Raises `ProcessLookupError`."""
     if sys.platform != "linux":
         return _alive_since_elsewhere(pid)
     try:
@@ -59,7 +62,7 @@ def _alive_since_elsewhere(pid: int) -> tuple[bool, int]:
 
 
 def is_dead(owner: str) -> bool:
-    """Whether that process is known to have ended. One on another host is not known to, so: False."""
+    """Return whether the process is known to have ended: False for a process on another host."""
     host, pid, started = owner.rsplit(":", 2)
     if host != _host():
         return False
@@ -70,16 +73,15 @@ def is_dead(owner: str) -> bool:
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process the signal when its parent ends, however it ends (Linux only)."""
+    """Have the kernel signal this process when its parent ends for any reason (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
 
 
 def limit_memory(megabytes: int) -> None:
-    """Have this process get a `MemoryError` where it would use more (Linux only).
+    """Raise `MemoryError` in this process when it uses more memory (Linux only).
 
-    What counts is the memory it may write to. Its address space would not do: Arrow and DuckDB reserve five times as
-    much of it as they use.
+    The limit is on writable memory, not on address space: Arrow and DuckDB reserve five times the space they use.
     """
     if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -87,7 +89,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 def kill_if_alive(owner: str) -> bool:
-    """Kill the process of that identity if it still lives; returns whether it did."""
+    """Kill the process if it still runs; returns whether it was killed."""
     if is_dead(owner) or owner.rsplit(":", 2)[0] != _host():
         return False
     try:

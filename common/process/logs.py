@@ -1,4 +1,4 @@
-"""Logs are events with fields, one JSON object a line,"""
+"""Write log events as JSON, one object per line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import structlog
 
 
 def configure_logs(stream: TextIO | None = None) -> None:
-    """Send events as JSON lines to the stream, or to standard error; called by the entry point of a process.
+    """Write events to the stream, or to standard error. Called by the entry point of a process.
 
-    A line is one write: `print` would need two where the stream is not buffered, and another process of the same log
-    may write between them.
+    Each line is a single write, because other processes may append to the same log.
     """
     structlog.configure(
         processors=[
@@ -32,7 +31,7 @@ def configure_logs(stream: TextIO | None = None) -> None:
 
 @contextmanager
 def logging_to_file(file: Path) -> Generator[None]:
-    """Inside it, events are appended to the file, so that they do not stand between the lines a command prints."""
+    """Append events to the file inside this context, so that they do not mix with a command's output."""
     before = structlog.get_config()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:

@@ -1,77 +1,77 @@
-"""Signals whose handlers raise: what of it shows as an error of a library, and what they are not to interrupt."""
+"""Signal handlers that raise: defer them, and recognise the errors they cause."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-from _signal import getsignal  # pyright: ignore - that of `signal` looks for a name first, a hundred times as long
+from _signal import getsignal  # pyright: ignore - `signal.getsignal` looks up an enum and takes 100 times as long
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-#: Those by which a process is told to stop, or that its time is up: SIGUSR1 is Celery's.
+#: Signals that stop a process or end its time limit; Celery's soft time limit is SIGUSR1.
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
 
 
 def find_interruption(exc: BaseException) -> BaseException | None:
-    """What a signal's handler raised, if the error came up only while that was on its way; None if it is one by itself.
+    """Return the interruption that a signal handler raised and that led to the error, or None for any other error.
 
-    Libraries that tidy up after an exception find their state half changed by one that came from nowhere.
+    A library that cleans up after an interruption may fail on its half-changed state and hide the interruption.
     """
-    behind: BaseException | None = exc
-    while behind is not None and not _is_interruption(behind):
-        behind = behind.__cause__ or behind.__context__
-    return behind
+    cause: BaseException | None = exc
+    while cause is not None and not _is_interruption(cause):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _is_interruption(exc: BaseException) -> bool:
     if isinstance(exc, (SystemExit, KeyboardInterrupt)):
         return True
-    limits = sys.modules.get("billiard.exceptions")  # where it was not imported, nobody raises its errors
+    limits = sys.modules.get("billiard.exceptions")  # only Celery's workers import it
     return limits is not None and isinstance(exc, limits.SoftTimeLimitExceeded)
 
 
-class _Held:
-    """The signals of this process that wait for the end of what is not to be interrupted."""
+class _Deferred:
+    """The process's deferred signals and the depth of nested contexts that defer them."""
 
     depth = 0
-    waiting: list[Callable[[], Any]] = []  # noqa: RUF012 - of the process, as signals are
+    waiting: list[Callable[[], Any]] = []  # noqa: RUF012 - per process, as signals are
 
 
-class _Waits:
-    """A handler that waits where it must."""
+class _DeferrableHandler:
+    """A handler that runs at once, or at the end of the outermost context that defers signals."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self._handler = handler
 
     def __call__(self, which: int, frame: FrameType | None) -> None:
-        if _Held.depth:
-            _Held.waiting.append(lambda: self._handler(which, frame))
+        if _Deferred.depth:
+            _Deferred.waiting.append(lambda: self._handler(which, frame))
         else:
             self._handler(which, frame)
 
 
-class defer_signals:  # noqa: N801 - used as a function is
-    """In this context no signal's handler runs; those of signals that came meanwhile run at its end.
+class defer_signals:  # noqa: N801 - used like a function
+    """Defer signal handlers to the end of this context.
 
-    For what is short and must be left whole: an exception that a handler raises on the way into or out of a context
-    can leave it open, and what it holds is then held for as long as anybody looks at the exception.
+    For short work that must complete: a handler that raises while another context is entered or left can leave it
+    open, and its resource then stays locked as long as the exception's traceback exists.
     """
 
     def __enter__(self) -> None:
-        self._applies = threading.current_thread() is threading.main_thread()  # handlers run in no other
+        self._applies = threading.current_thread() is threading.main_thread()  # only the main thread runs handlers
         if not self._applies:
             return
         for which in HANDLED:
             handler = getsignal(which)
-            if callable(handler) and not isinstance(handler, _Waits):
-                signal.signal(which, _Waits(handler))
-        _Held.depth += 1  # from here on nothing comes in between
+            if callable(handler) and not isinstance(handler, _DeferrableHandler):
+                signal.signal(which, _DeferrableHandler(handler))
+        _Deferred.depth += 1  # from here on handlers are deferred
 
     def __exit__(self, *_: object) -> None:
         if not self._applies:
             return
-        _Held.depth -= 1
-        while _Held.waiting and not _Held.depth:
-            _Held.waiting.pop(0)()
+        _Deferred.depth -= 1
+        while _Deferred.waiting and not _Deferred.depth:
+            _Deferred.waiting.pop(0)()
