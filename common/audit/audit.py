@@ -13,6 +13,7 @@ from datetime import date
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, classify
 from gated_backfill.common.audit.observations import observe_dates, read_missing_names
 from gated_backfill.common.ledger import Ledger, NewFlag
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import TableName
@@ -23,8 +24,12 @@ DATES_AT_ONCE = 1000  #: dates read by one query
 AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
 
 
-def audit_dates(job: Job, days: Sequence[date], warehouse: Warehouse, ledger: Ledger) -> AuditResult:
+def audit_dates(
+    job: Job, days: Sequence[date], warehouse: Warehouse, ledger: Ledger, *, max_names: int = MISSING_NAMES_SHOWN
+) -> AuditResult:
     """Audit the days with a few grouped queries. Changes nothing.
+
+    `max_names` limits the names of missing entities that are read for each date; their number is always exact.
 
     Raises `TableNotFound` when the expectation's table does not exist, `SchemaMismatch` when a table lacks a column
     that the job needs, and any error of a query: a date that could not be checked is never reported as fine.
@@ -38,7 +43,7 @@ def audit_dates(job: Job, days: Sequence[date], warehouse: Warehouse, ledger: Le
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
         observations = observe_dates(job, chunk, warehouse, ledger, calendar, has_target=has_target)
         audited_dates = [classify(observed, job.policy) for observed in observations]
-        dates += _add_missing_names(audited_dates, job, warehouse) if has_target else audited_dates
+        dates += _add_missing_names(audited_dates, job, warehouse, max_names) if has_target else audited_dates
     return AuditResult(job=job.name, dates=tuple(dates), notes=tuple(_notes(job, has_target, has_calendar)))
 
 
@@ -50,10 +55,12 @@ def _notes(job: Job, has_target: bool, has_calendar: bool) -> list[str]:
     return notes
 
 
-def _add_missing_names(dates: Sequence[AuditedDate], job: Job, warehouse: Warehouse) -> list[AuditedDate]:
+def _add_missing_names(
+    dates: Sequence[AuditedDate], job: Job, warehouse: Warehouse, max_names: int
+) -> list[AuditedDate]:
     not_judged = (AuditFinding.IN_PROGRESS, AuditFinding.SKIPPED)
     days = [audited.day for audited in dates if audited.missing_count and audited.finding not in not_judged]
-    names = read_missing_names(job, days, warehouse) if days else {}
+    names = read_missing_names(job, days, warehouse, max_names) if days else {}
     return [replace(audited, missing=tuple(names.get(audited.day, ()))) for audited in dates]
 
 

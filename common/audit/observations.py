@@ -10,7 +10,6 @@ from typing import LiteralString
 from gated_backfill.common.audit.findings import DateObservation
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, Ledger
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.dates import consecutive_ranges, enclosing_range
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.tables import TableName
@@ -78,11 +77,11 @@ def observe_dates(
     ]
 
 
-def read_missing_names(job: Job, days: Sequence[date], warehouse: Warehouse) -> dict[date, list[str]]:
-    """The names of up to `MISSING_NAMES_SHOWN` missing entities of each day, sorted."""
+def read_missing_names(job: Job, days: Sequence[date], warehouse: Warehouse, max_names: int) -> dict[date, list[str]]:
+    """The names of up to `max_names` missing entities of each day, sorted."""
     names: dict[date, list[str]] = {}
     scans = {"expectation": expectation_scan(job, days), "published": _published_scan(job, days)}
-    for row in warehouse.query(MISSING_NAMES_SQL, scans=scans, params={"max_names": MISSING_NAMES_SHOWN}).to_pylist():
+    for row in warehouse.query(MISSING_NAMES_SQL, scans=scans, params={"max_names": max_names}).to_pylist():
         names.setdefault(row["day"], []).append(row["entity"])
     return names
 

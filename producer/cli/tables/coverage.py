@@ -16,7 +16,7 @@ from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, Audi
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
@@ -26,6 +26,7 @@ from gated_backfill.producer.planning.plan import parse_date_list, resolve_days
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
+ALL_NAMES = 2**31  #: more than any date has entities: JSON is complete
 MAX_DATES_LISTED = 60  #: dates listed without --every-date
 FLAG_FIRST = "the same command with --flag-incomplete, then: "
 STYLES = {
@@ -72,7 +73,8 @@ def coverage(
     if job is None:
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
     opened = open_context(read_settings())
-    audit = audit_dates(find_job(job), days, opened.warehouse, opened.ledger)
+    max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
+    audit = audit_dates(find_job(job), days, opened.warehouse, opened.ledger, max_names=max_names)
     flags = record_audit(audit, opened.ledger, current_user()) if flag_incomplete else None
     if as_json:
         print_json(_audit_json(audit, flags))
