@@ -64,7 +64,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     assert stack["flower_password"] not in Path(stack["log_file"]).read_text()
     assert stat.S_IMODE((lab.home / "up.json").stat().st_mode) == 0o600
     again = lab.command("up")
-    assert (again.returncode, "up already" in again.stdout) == (0, True)
+    assert (again.returncode, "already running" in again.stdout) == (0, True)
     assert stack["flower_password"] in again.stdout
 
     # a run uses it
@@ -78,7 +78,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
 
     # its workers step back for others
     ours = psutil.Process().nice()
-    assert {one.nice() for one in processes if "worker" in one.cmdline()} == {ours + 10}
+    assert {one.nice() for one in processes if "gated_backfill.worker" in one.cmdline()} == {ours + 10}
     assert named(processes, "flower").nice() == ours
 
     # Flower
@@ -109,7 +109,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     (run, _) = lab.site.ledger.runs.list_latest_runs()
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
     down = lab.command("down")
-    assert (down.returncode, "no process of it is left" in down.stdout) == (0, True)
+    assert (down.returncode, "stopped" in down.stdout) == (0, True)
     assert f"run {run.id} of probe is unfinished: it continues after `backfill up`" in down.stdout
     nothing_is_left(lab, processes, ports_of(stack))
     assert "nothing to stop" in lab.inside("down").stdout
@@ -167,5 +167,5 @@ def test_a_port_that_is_taken_is_refused_when_it_was_asked_for(lab: Lab) -> None
         port = taken.getsockname()[1]
         refused = lab.command("up", "--flower-port", str(port))
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert f"port {port}, which is taken" in refused.stderr
+    assert f"port {port}: it is taken" in refused.stderr
     assert not (lab.home / "up.json").exists()
