@@ -13,9 +13,9 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.model.coverage import format_percent
-from gated_backfill.common.model.dated_tables import DatedTable
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
+from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
 

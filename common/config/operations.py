@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.alert_kinds import ALERT_KINDS, parse_alert_kinds
-from gated_backfill.common.model.dated_tables import DatedTable, parse_dated_tables
+from gated_backfill.common.model.tables import DatedTable, parse_dated_tables
 
 MAX_DAYS = 36500  #: of any setting, so that no date lies before the calendar's first
 

@@ -17,8 +17,8 @@ from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.batching import AUTO, parse_dates_per_task
+from gated_backfill.common.model.limits import RateLimit
 from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
-from gated_backfill.common.model.rate import RateLimit
 from gated_backfill.common.model.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
 

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
-from gated_backfill.common.model.dated_tables import DEFAULT_DATE_COLUMN, DatedTable
-from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes, TableName, validate_identifier
+from gated_backfill.common.model.tables import (
+    DEFAULT_DATE_COLUMN,
+    Column,
+    ColumnType,
+    ColumnTypes,
+    DatedTable,
+    TableName,
+    validate_identifier,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

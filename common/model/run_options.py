@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gated_backfill.common.model.concurrency import ConcurrencyLimits
 from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.limits import ConcurrencyLimits
 from gated_backfill.common.model.queues import DATES_QUEUE
 
 

@@ -1,4 +1,4 @@
-"""Table names, column types and table schemas: checked once, then trusted."""
+"""Table names, date columns, column types and table schemas: checked once, then trusted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gated_backfill.common.errors import UserError
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
 
+DEFAULT_DATE_COLUMN = "game_date"  #: of a table that is named without a date column
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -38,6 +39,39 @@ class TableName:
         if len(parts) != 2:
             raise UserError(f"{text!r} is not a table name: write it as dataset.table")
         return cls(validate_identifier(parts[0], "dataset name"), validate_identifier(parts[1], "table name"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatedTable:
+    """A table and its date column."""
+
+    name: TableName
+    date_column: str = DEFAULT_DATE_COLUMN
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+def parse_dated_tables(text: str) -> tuple[DatedTable, ...]:
+    """Parse `dataset.table,dataset.table:date_column`; an empty text names no table.
+
+    Raises `UserError` for any other text, and for a repeated table.
+    """
+    if not text.strip():
+        return ()
+    tables = tuple(_parse_table(part.strip()) for part in text.split(","))
+    names = [table.name for table in tables]
+    if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise UserError(f"{', '.join(repeated)} is named twice")
+    return tables
+
+
+def _parse_table(text: str) -> DatedTable:
+    name, colon, column = text.partition(":")
+    table = TableName.parse(name)
+    return DatedTable(
+        name=table, date_column=validate_identifier(column, "column name") if colon else DEFAULT_DATE_COLUMN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

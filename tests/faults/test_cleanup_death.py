@@ -14,8 +14,7 @@ from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.cleanup.stale_rows import local_today
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger.stores.cleanups import CleanupState
-from gated_backfill.common.model.dated_tables import DatedTable
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import DatedTable, TableName
 from tests.lab import UPCOMING, Lab, players
 
 TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]

@@ -20,9 +20,8 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackupMissing, RestoreConflict, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.ledger.tables import alerts, cleanup_operations
-from gated_backfill.common.model.dated_tables import DatedTable
 from gated_backfill.common.model.registry import EXAMPLE_JOB
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.producer.cli.main import app
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups

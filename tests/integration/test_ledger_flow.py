@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunState, WindowState
-from gated_backfill.common.model.concurrency import ConcurrencyLimits
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.limits import ConcurrencyLimits
 from gated_backfill.common.model.queues import EXPRESS_QUEUE, LANES, choose_queue
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow

@@ -11,14 +11,14 @@ from structlog.testing import capture_logs
 
 from gated_backfill.common.broker.rate_limit import BUCKET_KEY, BrokerTokenBucket
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit
+from gated_backfill.common.model.limits import MICROSECONDS_PER_SECOND, RateLimit
 from tests.brokers import broker as broker
 from tests.builders import FEB_23, race
 from tests.lab import Lab, players
 
 ACQUIRING = """
 import redis
-from gated_backfill.common.model.rate import RateLimit
+from gated_backfill.common.model.limits import RateLimit
 from gated_backfill.common.broker.rate_limit import BrokerTokenBucket
 
 def acquire(wait, url, times, per_second, burst):

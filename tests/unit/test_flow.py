@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from gated_backfill.common.broker.rate_limit import ProcessTokenBucket
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError, WarehouseUnavailable
-from gated_backfill.common.model.concurrency import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
 from gated_backfill.common.model.job import StaleTable
+from gated_backfill.common.model.limits import (
+    MICROSECONDS_PER_SECOND,
+    ConcurrencyLimits,
+    InFlight,
+    RateLimit,
+    is_next_in_line,
+    reserve_token,
+    windows_to_open,
+)
 from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, choose_queue, expand_queues
-from gated_backfill.common.model.rate import MICROSECONDS_PER_SECOND, RateLimit, reserve_token
 from gated_backfill.common.model.registry import find_job, load_jobs
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.warehouse import open_warehouse

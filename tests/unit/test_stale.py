@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from gated_backfill.common.cleanup.stale_rows import cutoff_of, deletion_objection, local_today, select_stale_rows
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.dated_tables import DatedTable, parse_dated_tables
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import DatedTable, TableName, parse_dated_tables
 
 TABLE = DatedTable(name=TableName("nba", "upcoming"))
 TODAY = date(2024, 3, 20)

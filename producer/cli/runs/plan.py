@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.model.concurrency import ConcurrencyLimits
+from gated_backfill.common.model.limits import ConcurrencyLimits
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import lowest_limit
 from gated_backfill.producer.cli.options import AsJson, WindowSize, with_options
