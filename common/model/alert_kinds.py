@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class AlertKind(StrEnum):
-    """The subjects of alerts, the most serious first."""
+    """The subjects of alerts, the most severe first."""
 
-    LOW_COVERAGE = "low-coverage"  #: dates below half of what is expected
+    LOW_COVERAGE = "low-coverage"  #: dates with less than half of the expected entities
     RUN_BLOCKED = "run-blocked"  #: a run left dates blocked or failed
-    AUDIT = "audit"  #: published dates are not as they should be
+    AUDIT = "audit"  #: the audit found problems in published dates
     CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
     MAINTENANCE_FAILED = "maintenance-failed"  #: a maintenance task failed
-    BEAT_SILENT = "beat-silent"  #: scheduled tasks are not done
+    BEAT_SILENT = "beat-silent"  #: scheduled tasks do not run
     FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is often partial
     RUN_FINISHED = "run-finished"  #: a run ended
 

@@ -26,8 +26,8 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
 
 def column_type_of(arrow: pa.DataType) -> ColumnType | None:
     """Return the column type of an Arrow type, or None for an unsupported type."""
-    for name, known in ARROW_TYPES.items():
-        if known.equals(arrow):
+    for name, arrow_type in ARROW_TYPES.items():
+        if arrow_type.equals(arrow):
             return name
     return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
 
@@ -39,9 +39,10 @@ def arrow_schema(types: ColumnTypes) -> pa.Schema:
 def to_arrow(
     frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, ignored_columns: Collection[str] = ()
 ) -> pa.Table:
-    """The frame with exactly these columns, in this order, in exactly these types; without those it may have besides.
+    """Convert the frame to a table with exactly these columns, in this order and in exactly these types.
 
-    Raises `SchemaMismatch` for a missing or unknown column and for a value that does not fit its type.
+    `what` names the frame in errors, and `ignored_columns` are dropped. Raises `SchemaMismatch` for a missing, repeated
+    or unknown column and for a value that does not fit its type.
     """
     names = list(frame.columns)
     missing = [name for name in columns if name not in names]
@@ -74,12 +75,12 @@ def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
     if pa.types.is_temporal(array.type) and not cast.cast(array.type).equals(array):
         raise ValueError("it has a time of day")
     if pa.types.is_boolean(arrow_type):
-        raise ValueError(f"it holds {array.type}")  # Arrow takes any number for a truth value
+        raise ValueError(f"it holds {array.type}")  # Arrow would cast any number to a boolean
     return cast
 
 
 def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
-    """The columns as a pandera schema: types, nulls and bounds, and no column besides."""
+    """Return the pandera schema of exactly these columns: types, nulls and bounds."""
     import pandas as pd
     import pandera.pandas as pandera
 

@@ -29,5 +29,5 @@ class Backup:
 class BackupDate:
     """One date of a backup."""
 
-    fingerprint: str  #: of its rows, as by `Warehouse.fingerprints`
+    fingerprint: str  #: of its rows, from `Warehouse.fingerprints`
     rows: int

@@ -14,14 +14,14 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import chunk_dates
 
 AUTO = "auto"
-MAX_DATES_PER_TASK = 5000  #: in a task
-AIM_SECONDS = 1.0  #: of work in a task
-MOST_SHARE = 4  #: a window is spread over at least so many tasks
-SLOW_START = 4  #: dates in a task of a job of which nothing is known, at most
+MAX_DATES_PER_TASK = 5000
+TARGET_TASK_SECONDS = 1.0  #: of work in one task
+MIN_TASKS_PER_WINDOW = 4
+MAX_UNTIMED_DATES_PER_TASK = 4  #: while the time of a date of the job is not known
 
 
 def parse_dates_per_task(text: str) -> int | None:
-    """The dates of a task as a user says it: a number, or `auto` (None). Raises `UserError`."""
+    """Parse the number of dates per task, or `auto` (None). Raises `UserError` for anything else."""
     if text.strip().lower() == AUTO:
         return None
     if not (text.strip().isdecimal() and 1 <= int(text) <= MAX_DATES_PER_TASK):
@@ -32,32 +32,32 @@ def parse_dates_per_task(text: str) -> int | None:
 def split_into_tasks(
     days: Sequence[date], *, dates_per_task: int | None, seconds_per_date: float | None, window_size: int
 ) -> list[tuple[date, ...]]:
-    """The days in tasks of `per_task` dates; with None, of about a second's work when each takes `seconds_each`.
+    """Split the days into tasks of `dates_per_task` dates, or of about a second of work if that is None.
 
-    Of a job that was never seen working (`seconds_each` is None) the first dates are tasks of their own, so that it
-    shows what it takes. `window` is how many dates a whole window has: `days` may be what is left of one.
+    `seconds_per_date` is the measured time of a date. If it is None, the first tasks have one date each, to measure it.
+    `window_size` is the number of dates of a complete window; `days` may be the rest of one.
     """
     ordered = sorted(days)
     if dates_per_task is not None:
         return chunk_dates(ordered, dates_per_task)
     if seconds_per_date is None:
-        return list(_cut(ordered, _growing(len(ordered))))
-    within_aim = min(AIM_SECONDS / seconds_per_date, window_size) if seconds_per_date > 0 else window_size
-    most = max(1, min(window_size // MOST_SHARE, int(within_aim)))
-    tasks = ceil(len(ordered) / most)
+        return list(_cut(ordered, _growing_sizes(len(ordered))))
+    within_target = min(TARGET_TASK_SECONDS / seconds_per_date, window_size) if seconds_per_date > 0 else window_size
+    max_dates = max(1, min(window_size // MIN_TASKS_PER_WINDOW, int(within_target)))
+    tasks = ceil(len(ordered) / max_dates)
     return list(_cut(ordered, [ceil((len(ordered) - n) / tasks) for n in range(tasks)]))
 
 
-def _growing(count: int) -> Iterator[int]:
-    """1, 1, 1, 1, 2, 2, 2, 2, 4, 4, ... until that is `count` dates."""
-    size, given = 1, 0
+def _growing_sizes(count: int) -> Iterator[int]:
+    """Yield the task sizes 1, 1, 1, 1, 2, 2, 2, 2, 4, 4, ... until their sum is at least `count`."""
+    size, total = 1, 0
     while True:
         for _ in range(4):
-            if given >= count:
+            if total >= count:
                 return
             yield size
-            given += size
-        size = min(2 * size, SLOW_START)
+            total += size
+        size = min(2 * size, MAX_UNTIMED_DATES_PER_TASK)
 
 
 def _cut(days: Sequence[date], sizes: Iterable[int]) -> Iterator[tuple[date, ...]]:

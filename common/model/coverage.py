@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-MISSING_NAMES_SHOWN = 12  #: names of missing entities of one date, wherever some are shown
-MISSING_NAMES_STORED = 500  #: names of missing entities of one date in the ledger; their number is always exact
+MISSING_NAMES_SHOWN = 12  #: names of missing entities of one date in messages
+MISSING_NAMES_STORED = 500  #: names of missing entities of one date in the ledger, which also has their exact number
 
 
 class Verdict(Enum):
@@ -15,9 +15,9 @@ class Verdict(Enum):
 
     COMPLETE = "complete"  #: published and checkpointed
     ACCEPTED = "accepted"  #: published and checkpointed, with a warning: some entities are missing
-    FORCED = "forced"  #: published and checkpointed on the user's demand, and marked so for ever
+    FORCED = "forced"  #: published and checkpointed at the user's request, and marked as forced for ever
     BLOCKED = "blocked"  #: not published; its staged rows are kept in quarantine
-    SKIPPED = "skipped"  #: there is nothing to build on this date
+    SKIPPED = "skipped"  #: nothing to build on this date
     FAILED = "failed"  #: it could not be built
 
     @property
@@ -41,8 +41,8 @@ class Fallback(Enum):
 class CoveragePolicy:
     """The coverage that a date needs, as shares of the expected entities. Raises `ValueError` for impossible shares."""
 
-    complete_ratio: float = 0.95  #: from here on a date is complete
-    accept_ratio: float = 0.90  #: from here on a date is accepted with a warning; below, it is blocked
+    complete_ratio: float = 0.95  #: from this ratio on, a date is complete
+    accept_ratio: float = 0.90  #: from this ratio on, a date is accepted with a warning; below it, the date is blocked
 
     def __post_init__(self) -> None:
         if not 0 < self.accept_ratio <= self.complete_ratio <= 1:
@@ -79,9 +79,9 @@ def reaches_ratio(part: int, whole: int, ratio: float) -> bool:
 
 
 def judge_expectation(expectation: DateExpectation) -> Judgement | None:
-    """Skip or block a date because of its expectation; None when the date can be built.
+    """Return the verdict that the expectation alone decides: skipped or blocked; None when the date can be built.
 
-    A count of zero is never "nothing to do" on a date that the calendar lists.
+    A date that the calendar lists is never skipped: an empty expectation blocks it.
     """
     if expectation.events is None:
         return None if expectation.expected else Judgement(verdict=Verdict.SKIPPED, reason="nothing expected")
@@ -103,7 +103,7 @@ class SourceChoice:
 
     source: str
     reason: str
-    fill_from: str | None = None  #: in fill mode, the source of the entities that the first one lacks
+    fill_from: str | None = None  #: in fill mode, the source of the entities that `source` lacks
     covered: int = 0  #: expected entities that the choice can supply
 
     @property
@@ -122,9 +122,9 @@ def choose_source(
 ) -> SourceChoice:
     """Choose the source to build a date from by its coverage, not by whether it has rows.
 
-    `order` lists the sources by preference. `covered` counts the expected entities in each source, and `with_fill`
-    those in each fallback and the primary together. A primary that reaches the accept ratio is chosen; otherwise the
-    best source that reaches it; otherwise the best of all, which the gate will block.
+    `order` lists the sources by preference. `covered` counts the expected entities in each source, and `with_fill` the
+    expected entities in each fallback and the primary together. A primary that reaches the accept ratio is chosen;
+    otherwise the best source that reaches it; otherwise the best of all, which the gate will block.
     """
     primary, fallbacks = order[0], order[1:]
     threshold = f"{policy.accept_ratio:.0%}"

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from gated_backfill.common.errors import UserError
 
 ONE_DAY = timedelta(days=1)
-FIRST_SUPPORTED_DATE = date(1900, 1, 1)  #: the first supported date, early enough for every lookback
+FIRST_SUPPORTED_DATE = date(1900, 1, 1)  #: leaves room for every lookback
 ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -68,7 +68,7 @@ def consecutive_ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateR
 
 
 def format_dates(days: Iterable[date], *, max_ranges: int = 5) -> str:
-    """The days in words, e.g. `2023-02-23..2023-02-24, 2023-03-01`, cut after `most` ranges."""
+    """Format the days, e.g. `2023-02-23..2023-02-24, 2023-03-01`, with at most `max_ranges` ranges."""
     all_ranges = consecutive_ranges(days)
     text = ", ".join(map(str, all_ranges[:max_ranges]))
     return text if len(all_ranges) <= max_ranges else f"{text} and {len(all_ranges) - max_ranges} more"

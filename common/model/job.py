@@ -27,7 +27,7 @@ SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the sour
 
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
-    """A table with one row per event (a game, a market session), which tells a date without events from lost rows.
+    """A table with one row per event (a game, a market session). It shows whether a date without rows had events.
 
     A date with events that has no expected entities, or fewer than `floor_per_event` per event, is blocked as
     "expectation incomplete". A date with neither events nor expected entities is skipped. Seasons are known only if
@@ -43,7 +43,7 @@ class Calendar:
 
 @dataclass(frozen=True, kw_only=True)
 class CalendarEvents:
-    """The calendar's events on the dates of a batch, as the job's `skip` rule gets them."""
+    """The calendar's events on the dates of a batch, passed to the job's `skip` rule."""
 
     count_by_date: Mapping[date, int]  #: dates without events are absent
     season_starts: tuple[date, ...] = ()  #: the first date of each season, in order
@@ -117,7 +117,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class StaleTable:
-    """A table that the job fills for upcoming dates only, and whose rows the cleanup deletes when they are old."""
+    """A table that the job fills for upcoming dates only, and from which the cleanup deletes old rows."""
 
     table: str  #: `dataset.table`
     date_column: str = DEFAULT_DATE_COLUMN  #: the column with the date of each row
@@ -131,7 +131,7 @@ class StaleTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The rows of one or several dates, as `process` gets them.
+    """The rows of one or several dates, passed to `process`.
 
     How dates are grouped into batches may differ between runs, so a date's result must not depend on the other dates.
     Columns keep their pandas types with and without nulls: INT64 is `Int64`, BOOL is `boolean`, DATE is `datetime64`.
@@ -163,7 +163,7 @@ class Job:
     policy: CoveragePolicy = field(default_factory=CoveragePolicy)  #: the coverage that a date needs
     fallback: Fallback = Fallback.REPLACE  #: how to build a date that the primary source covers only in part
     skip: SkipRule = never_skip  #: decides which dates need no rows, such as the first days of a season
-    stale_tables: tuple[StaleTable, ...] = ()  #: tables that the daily cleanup of old rows looks at
+    stale_tables: tuple[StaleTable, ...] = ()  #: tables from which the daily cleanup deletes old rows
     description: str = ""  #: one line, shown by `backfill jobs`
     soft_time_limit_seconds: int = 300  #: a date that takes longer is failed
     time_limit_seconds: int = 360  #: the worker process of a date that takes even longer is killed

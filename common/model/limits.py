@@ -24,30 +24,30 @@ class ConcurrencyLimits:
     dates: int | None = None  #: of the run
     job_dates: int | None = None  #: of all active runs of its job together
 
-    def window_size(self, asked: int) -> int:
+    def window_size(self, requested: int) -> int:
         """Limit the window size so that two windows fit: workers stay busy while one is gated."""
-        return min([asked, *(max(cap // 2, 1) for cap in (self.dates, self.job_dates) if cap is not None)])
+        return min([requested, *(max(limit // 2, 1) for limit in (self.dates, self.job_dates) if limit is not None)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class InFlight:
-    """What is in flight when a run wants to open windows."""
+    """The windows and dates in flight when a run may open windows."""
 
     windows: int  #: of the run
     dates: int  #: of the run
     job_dates: int = 0  #: of all active runs of its job, this one included
 
 
-def windows_to_open(pending: Mapping[int, int], load: InFlight, caps: ConcurrencyLimits) -> list[int]:
+def windows_to_open(pending: Mapping[int, int], in_flight: InFlight, limits: ConcurrencyLimits) -> list[int]:
     """Return the windows to open now, in order. `pending` maps unopened windows to their number of dates."""
     opened: list[int] = []
     dates = 0
     for number, size in sorted(pending.items()):
         dates += size
         if (
-            load.windows + len(opened) >= caps.windows
-            or _exceeds(load.dates + dates, caps.dates)
-            or _exceeds(load.job_dates + dates, caps.job_dates)
+            in_flight.windows + len(opened) >= limits.windows
+            or _exceeds(in_flight.dates + dates, limits.dates)
+            or _exceeds(in_flight.job_dates + dates, limits.job_dates)
         ):
             break
         opened.append(number)
@@ -63,8 +63,8 @@ def is_next_in_line(run: str, waiting: Sequence[str]) -> bool:
     return not waiting or waiting[0] == run
 
 
-def _exceeds(dates: int, cap: int | None) -> bool:
-    return cap is not None and dates > cap
+def _exceeds(dates: int, limit: int | None) -> bool:
+    return limit is not None and dates > limit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-METADATA_TABLE = "backfill_metadata"  #: may be loaded into the dataset of the bookkeeping tables
+METADATA_TABLE = (
+    "backfill_metadata"  #: the history of runs, the only table that may be loaded into the bookkeeping dataset
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """The installed jobs, found by name through the entry point group `backfill.jobs`.
 
-Any installed package can add a job. A name given on the command line selects an installed job and never imports
-anything else.
+Any installed package can add a job. A name on the command line selects an installed job and imports nothing else.
 """
 
 from __future__ import annotations

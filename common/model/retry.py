@@ -1,4 +1,4 @@
-"""When a failed operation is tried again, and when to give up."""
+"""Decide when a failed operation is tried again, and when to give up. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of a run, as they are stored with it: producer and workers read the same ones."""
+"""The options of a run. They are stored with the run, so producer and workers use the same ones."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class RunOptions:
     window: int  #: dates per window
     in_flight: int  #: windows open at once
     forced_because: str | None = None
-    calendar: bool = False  #: there was a calendar when the run was planned: it must still be there
+    calendar: bool = False  #: the calendar existed when the run was planned, so it must exist later
     max_in_flight: int | None = None  #: dates in flight at once, of this run
     job_max_in_flight: int | None = None  #: dates in flight at once, of all active runs of its job together
-    queue: str = DATES_QUEUE  #: where its dates are sent
-    dates_per_task: int | None = None  #: None: as many as are about a second of work
+    queue: str = DATES_QUEUE  #: receives the run's dates
+    dates_per_task: int | None = None  #: None: about a second of work
 
     @classmethod
     def for_job(
@@ -42,20 +42,20 @@ class RunOptions:
         job_max_in_flight: int | None = None,
         dates_per_task: int | None = None,
     ) -> RunOptions:
-        """The options of a new run of the job, with windows no larger than what may be in flight lets through."""
-        caps = ConcurrencyLimits(
+        """Return the options of a new run of the job. The window size is reduced to what the limits on dates allow."""
+        limits = ConcurrencyLimits(
             windows=in_flight, dates=max_in_flight, job_dates=lowest_limit(job.max_in_flight, job_max_in_flight)
         )
         return cls(
             fallback=fallback or job.fallback,
             complete_ratio=job.policy.complete_ratio,
             accept_ratio=job.policy.accept_ratio,
-            window=caps.window_size(window),
+            window=limits.window_size(window),
             in_flight=in_flight,
             forced_because=forced_because,
             calendar=calendar,
-            max_in_flight=caps.dates,
-            job_max_in_flight=caps.job_dates,
+            max_in_flight=limits.dates,
+            job_max_in_flight=limits.job_dates,
             dates_per_task=dates_per_task,
         )
 
@@ -77,6 +77,6 @@ class RunOptions:
         return cls(**values)
 
 
-def lowest_limit(*caps: int | None) -> int | None:
-    """The least of the caps that are set."""
-    return min((cap for cap in caps if cap is not None), default=None)
+def lowest_limit(*limits: int | None) -> int | None:
+    """Return the lowest of the limits that are set, or None."""
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -12,12 +12,12 @@ from gated_backfill.common.errors import UserError
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
 
-DEFAULT_DATE_COLUMN = "game_date"  #: of a table that is named without a date column
+DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 def validate_identifier(name: str, what: str) -> str:
-    """The name itself if it is a plain identifier. Raises `UserError` for quotes, `;`, dots, `..` and the like."""
+    """Return the name if it is a plain identifier. Raises `UserError` for quotes, `;`, dots and the like."""
     if not IDENTIFIER.fullmatch(name):
         raise UserError(f"{name!r} is not a valid {what}: letters, digits and _ only, not starting with a digit")
     return name

@@ -36,13 +36,14 @@ class ClockReading:
 
     @property
     def skew_seconds(self) -> float:
-        """The seconds that the clocks differ at least: the other one was read at any moment of the asking."""
+        """The smallest difference of the clocks that explains the readings, in seconds."""
         return max(
             (self.before - self.other_clock).total_seconds(), (self.other_clock - self.after).total_seconds(), 0.0
         )
 
 
 def read_clock(ask: Callable[[], datetime]) -> ClockReading:
+    """Read another clock with `ask`, between two readings of this machine's clock."""
     before = utcnow()
-    said = ask()
-    return ClockReading(before=before, other_clock=said, after=utcnow())
+    other_clock = ask()
+    return ClockReading(before=before, other_clock=other_clock, after=utcnow())

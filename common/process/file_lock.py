@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path) -> Generator[None]:
-    """Hold an exclusive lock on the file; the operating system releases it should the process die."""
+    """Hold an exclusive lock on the file; the operating system releases it if the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

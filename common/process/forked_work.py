@@ -1,4 +1,4 @@
-"""Work that is shared with forked processes: many small steps, between which threads only wait for each other."""
+"""Map a function over items in forked processes: threads would only wait for each other during many small steps."""
 
 from __future__ import annotations
 
@@ -18,86 +18,91 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
-MOST_PROCESSES = 4
-INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  #: meant for the parent, which ends those it forked
+MAX_PROCESSES = 4
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  #: meant for the parent, which kills its helpers
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 def usable_processes() -> int:
-    """By how many processes work can be done: 1 where this one can't be forked safely, or has one core alone.
+    """Return how many processes may share work: 1 if this process cannot be forked safely or has a single core.
 
-    Forking goes wrong where another thread holds a lock just then. Threads of Python's may; those that Arrow and numpy
-    keep wait for work without one.
+    A fork is unsafe while another thread may hold a lock. Python's threads may; the idle threads of Arrow and numpy
+    hold none.
     """
     if sys.platform != "linux" or threading.active_count() > 1:
         return 1
-    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    return min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
 
 
-def map_in_forks(work: Callable[[Item], Made], items: Sequence[Item], processes: int) -> list[Made]:
-    """What the work makes of each item, in their order, where every process takes one item in so many.
+def map_in_forks(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> list[Result]:
+    """Return the function's result for each item, in order. Item n is computed by process n modulo `processes`.
 
-    The work changes nothing, and what it makes can be pickled. A share that its process does not answer for, whatever
-    happened to it, is done here: what the work raises is raised by this process.
+    The function must have no side effects, and its results must be picklable. This process computes the share of a
+    helper that fails, so an error of the function is raised here.
     """
     shares = [items[first::processes] for first in range(processes)]
-    with _helped(work, shares[1:]) as helpers:
-        done = [[work(item) for item in shares[0]]]
-        for helper, others in zip(helpers, shares[1:], strict=True):
+    with _helpers(function, shares[1:]) as receivers:
+        results = [[function(item) for item in shares[0]]]
+        for receiver, share in zip(receivers, shares[1:], strict=True):
             try:
-                done.append(helper.recv())
-            except (EOFError, OSError):  # it ended before its answer, or in the middle of it
-                done.append([work(item) for item in others])
-    return [done[at % processes][at // processes] for at in range(len(items))]
+                results.append(receiver.recv())
+            except (EOFError, OSError):  # the helper ended before or while it sent its results
+                results.append([function(item) for item in share])
+    return [results[at % processes][at // processes] for at in range(len(items))]
 
 
 @contextmanager
-def _helped(work: Callable[[Item], Made], shares: Sequence[Sequence[Item]]) -> Generator[list[Connection[Any, Any]]]:
-    """A process for each share, and where its answer is to be received. None of them outlives the context."""
+def _helpers(
+    function: Callable[[Item], Result], shares: Sequence[Sequence[Item]]
+) -> Generator[list[Connection[Any, Any]]]:
+    """Fork a helper for each share, and yield the connections to receive their results. Kill them at the end."""
     fork = multiprocessing.get_context("fork")
     helpers: list[ForkProcess] = []
-    answers: list[Connection[Any, Any]] = []
+    receivers: list[Connection[Any, Any]] = []
     try:
-        for one in shares:
-            receiving, sending = fork.Pipe(duplex=False)
-            answers.append(cast("Connection[Any, Any]", receiving))
-            helper = fork.Process(target=_help, args=(work, one, receiving, sending), daemon=True)
-            with sending, suppress(OSError), _uninterrupted(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `processes_to_share`
-                helper.start()  # where none can be had, nobody answers for its share
+        for share in shares:
+            receiver, sender = fork.Pipe(duplex=False)
+            receivers.append(cast("Connection[Any, Any]", receiver))
+            helper = fork.Process(target=_run_helper, args=(function, share, receiver, sender), daemon=True)
+            with sender, suppress(OSError), _interrupts_blocked(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `usable_processes`
+                helper.start()  # if the fork fails, the parent computes the share
                 helpers.append(helper)
-        yield answers
+        yield receivers
     finally:
         for helper in helpers:
             helper.kill()
         for helper in helpers:
             helper.join()
-        for answer in answers:
-            answer.close()
+        for receiver in receivers:
+            receiver.close()
 
 
 @contextmanager
-def _uninterrupted() -> Generator[None]:
-    """What interrupts waits for the end of this, and for ever in a process that is forked in here."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTING)
+def _interrupts_blocked() -> Generator[None]:
+    """Block interrupts until the end of this context, and for ever in a process that is forked inside it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _help(
-    work: Callable[[Item], Made], items: Sequence[Item], receiving: Connection[Any, Any], sending: Connection[Any, Any]
+def _run_helper(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    receiver: Connection[Any, Any],
+    sender: Connection[Any, Any],
 ) -> None:
-    """Answer the parent, and end with it: before the kernel is told to see to that, it may have ended already."""
+    """Send the parent the results, and end when the parent ends."""
     die_with_parent()
     parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:
+    if parent is None or os.getppid() != parent.pid:  # the parent ended before `die_with_parent`
         os._exit(1)
-    receiving.close()  # or this process would count as somebody who reads
+    receiver.close()  # while a reader is open, a write after the parent's end does not fail
     try:
-        sending.send([work(item) for item in items])
-    except Exception:  # noqa: BLE001 - the parent meets it itself, where it can be told
+        sender.send([function(item) for item in items])
+    except Exception:  # noqa: BLE001 - the parent computes the share again and raises the error
         os._exit(1)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-GONE = frozenset("ZXx")  #: states in /proc of a process that has ended
+ENDED_STATES = frozenset("ZXx")  #: states in /proc of a process that has ended
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +28,7 @@ def _host() -> str:
 def process_identity(pid: int | None = None) -> str:
     """Return `host:pid:start` of a process, by default this one.
 
-    The start time tells it from a later process with the same pid. Raises `ProcessLookupError`.
+    The start time distinguishes it from a later process with the same pid. Raises `ProcessLookupError`.
     """
     pid = os.getpid() if pid is None else pid
     return f"{_host()}:{pid}:{_started(pid)}"
@@ -47,8 +47,8 @@ def _alive_since(pid: int) -> tuple[bool, int]:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError) as exc:
         raise ProcessLookupError(f"there is no process {pid}") from exc
-    state, *others = stat.rpartition(")")[2].split()  # from field 3 on; the name before it may hold anything
-    return state not in GONE, int(others[18])
+    state, *fields = stat.rpartition(")")[2].split()  # from field 3 on; the name before it may hold anything
+    return state not in ENDED_STATES, int(fields[18])
 
 
 def _alive_since_elsewhere(pid: int) -> tuple[bool, int]:

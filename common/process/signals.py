@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 #: Signals that stop a process or end its time limit; Celery's soft time limit is SIGUSR1.
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
+HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
 
 
 def find_interruption(exc: BaseException) -> BaseException | None:
@@ -45,11 +45,11 @@ class _DeferrableHandler:
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self._handler = handler
 
-    def __call__(self, which: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if _Deferred.depth:
-            _Deferred.waiting.append(lambda: self._handler(which, frame))
+            _Deferred.waiting.append(lambda: self._handler(number, frame))
         else:
-            self._handler(which, frame)
+            self._handler(number, frame)
 
 
 class defer_signals:  # noqa: N801 - used like a function
@@ -63,10 +63,10 @@ class defer_signals:  # noqa: N801 - used like a function
         self._applies = threading.current_thread() is threading.main_thread()  # only the main thread runs handlers
         if not self._applies:
             return
-        for which in HANDLED:
-            handler = getsignal(which)
+        for number in HANDLED_SIGNALS:
+            handler = getsignal(number)
             if callable(handler) and not isinstance(handler, _DeferrableHandler):
-                signal.signal(which, _DeferrableHandler(handler))
+                signal.signal(number, _DeferrableHandler(handler))
         _Deferred.depth += 1  # from here on handlers are deferred
 
     def __exit__(self, *_: object) -> None:
