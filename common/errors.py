@@ -1,4 +1,4 @@
-"""One tree of errors. The type says whether trying again can help, and who has to act."""
+"""All errors. The type says whether a retry can help, and whether the user has to act."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import date
 
 
 class BackfillError(Exception):
-    """Something went wrong with a table or a date; nothing that it touched is half done."""
+    """The base of all errors. The failed operation leaves nothing half done."""
 
     def __init__(self, message: str, *, table: str | None = None, day: date | None = None) -> None:
-        where = " ".join(str(part) for part in (table, day) if part is not None)
-        super().__init__(f"{where}: {message}" if where else message)
+        place = " ".join(str(part) for part in (table, day) if part is not None)
+        super().__init__(f"{place}: {message}" if place else message)
         self.table = table
         self.day = day
 
@@ -21,19 +21,19 @@ class BackfillError(Exception):
 
 
 class UserError(BackfillError):
-    """What was asked for can't be done as asked: one line for the user, exit code 2, nothing changed."""
+    """The user has to change the request or the set-up: one line of text, exit code 2, nothing changed."""
 
 
 class Retryable(BackfillError):
-    """The same call may well succeed a little later."""
+    """The same call may succeed a little later."""
 
 
 class WarehouseUnavailable(Retryable):
-    """The warehouse could not be reached, or a file of it could not be read or written just now."""
+    """The warehouse did not answer, or one of its files could not be read or written."""
 
 
 class LedgerUnavailable(Retryable):
-    """The ledger is locked or out of reach just now."""
+    """The ledger is locked or does not answer."""
 
 
 class BrokerUnavailable(UserError):
@@ -41,19 +41,19 @@ class BrokerUnavailable(UserError):
 
 
 class LedgerUnusable(UserError):
-    """The ledger is corrupt, is no ledger, or was written by a newer version."""
+    """The ledger is corrupt, not a ledger, or written by a newer version."""
 
 
 class TableNotFound(UserError):
-    """A table that must exist does not."""
+    """A required table does not exist."""
 
 
 class NotAllowed(UserError):
-    """A folder or file may not be read or written by this user."""
+    """This user may not read or write a folder or file."""
 
 
 class OutsideRoot(UserError):
-    """A path would lead out of the folder that holds everything of its kind."""
+    """A path leads out of its root folder."""
 
 
 class SchemaMismatch(UserError):
@@ -61,19 +61,19 @@ class SchemaMismatch(UserError):
 
 
 class QueryFailed(BackfillError):
-    """The warehouse refused a query as wrong; asking again gives the same answer."""
+    """The warehouse rejected a query as invalid; a retry would fail as well."""
 
 
 class ExpectationUnreadable(BackfillError):
-    """Who must be on a date could not be found out: the date is blocked, never taken for complete."""
+    """The expected entities of a date could not be read: the date is blocked."""
 
 
 class BackupMissing(UserError):
-    """What a run replaced is not kept any more, so it can't be put back."""
+    """The backup of replaced rows no longer exists, so they cannot be restored."""
 
 
 class StagedFileLost(BackfillError):
-    """A staged file is missing or its bytes are not those that were staged."""
+    """A staged file is missing or has changed."""
 
     def __init__(self, message: str, *, day: date) -> None:
         super().__init__(message, day=day)
@@ -81,7 +81,7 @@ class StagedFileLost(BackfillError):
 
 
 class ProcessFailed(BackfillError):
-    """The job's own `process` raised, or returned rows it must not return."""
+    """The job's `process` raised an error or returned invalid rows."""
 
 
 class TookTooLong(BackfillError):
@@ -93,7 +93,7 @@ class MemoryExhausted(BackfillError):
 
 
 class DatesInUse(UserError):
-    """Another active run of the job holds some of the dates."""
+    """Another active run of the job includes some of the dates."""
 
     def __init__(self, message: str, *, run: str) -> None:
         super().__init__(message)
@@ -101,8 +101,8 @@ class DatesInUse(UserError):
 
 
 class TableInUse(UserError):
-    """Another process is cleaning the table, or restoring what was cleaned."""
+    """Another process cleans the table or restores its rows."""
 
 
 class RestoreConflict(UserError):
-    """Dates that rows were to be put back to hold others by now."""
+    """Dates to restore hold other rows by now."""

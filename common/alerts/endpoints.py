@@ -28,7 +28,7 @@ class Endpoint:
 
 
 def parse_endpoints(settings: Settings) -> list[Endpoint]:
-    """The endpoints of the settings, in order. Raises `UserError` (without the text) for one without scheme."""
+    """Return the endpoints of the settings, in order. Raises `UserError` (without the text) for one without scheme."""
     if settings.alerts is None:
         return []
     parts = [part for word in settings.alerts.get_secret_value().split() for part in _NEXT_URL.split(word)]
@@ -50,7 +50,7 @@ def scheme_of(url: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """The URL's scheme, and its host if that is certainly a host and nothing else."""
+    """Return the URL's scheme, and its host if that is certainly not a secret."""
     scheme = scheme_of(url)
     host = _host(url) if scheme in SCHEMES_WITH_HOST else None
     return f"{scheme}://{host or MASK}"
@@ -62,12 +62,12 @@ def _host(url: str) -> str | None:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return None
-    # With an @ further on, the "host" may be a part of an unescaped password.
+    # If an @ follows, the "host" may be a part of an unescaped password.
     if "@" in parts.path + parts.query + parts.fragment:
         return None
     return f"{parts.hostname}{port}" if parts.hostname and _is_certainly_host(parts.hostname) else None
 
 
 def _is_certainly_host(name: str) -> bool:
-    """Whether the name has a dot, is an address, or is this machine: any other word may be a token."""
+    """Return whether the name has a dot, is an address, or is this machine: any other word may be a token."""
     return "." in name or ":" in name or name == "localhost"

@@ -1,4 +1,4 @@
-"""Alert texts: turn an ended run or a silent beat into alerts, and waiting alerts into one message. Pure."""
+"""The texts of alerts: an ended run or a silent beat as alerts, and waiting alerts as one message. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REASON_LENGTH = 120
 MESSAGE_LENGTH = 3500  #: chat services cut or reject longer messages
 TITLE_LENGTH = 200
 
-_ENDED_AS = {
+_OUTCOMES = {
     RunState.SUCCEEDED: "succeeded",
     RunState.PARTIAL: "ended with dates that are not complete",
     RunState.FAILED: "failed: no date was checkpointed",
@@ -101,7 +101,7 @@ class Message:
 
 
 def alerts_for_run(ended: EndedRun, now: datetime) -> list[NewAlert]:
-    """The alerts about an ended run. They are delivered as one message."""
+    """Return the alerts about an ended run. They are delivered as one message."""
     dates = ended.dates
     alerts = [_finished_alert(ended)]
     if dates.incomplete:
@@ -114,19 +114,19 @@ def alerts_for_run(ended: EndedRun, now: datetime) -> list[NewAlert]:
 
 
 def has_low_coverage(row: DateRow) -> bool:
-    """Whether less than `LOW_COVERAGE` of an ended date's expected entities were present."""
+    """Return whether less than `LOW_COVERAGE` of an ended date's expected entities were present."""
     if row.state not in (DateState.CHECKPOINTED, DateState.BLOCKED) or not row.expected or row.matched is None:
         return False
     return not reaches_ratio(row.matched, row.expected, LOW_COVERAGE)
 
 
 def is_from_fallback(row: DateRow, primary: str | None) -> bool:
-    """Whether a checkpointed date was built from anything but the primary source; False when that is unknown."""
+    """Return whether a checkpointed date was not built from the primary source alone; False if unknown."""
     return primary is not None and row.state is DateState.CHECKPOINTED and row.source not in (None, primary)
 
 
 def beat_silent_alert(last_seen: datetime | None, now: datetime) -> NewAlert | None:
-    """The alert that beat has been silent for over 10 minutes (one per silence); None if it is not, or never ran."""
+    """Return the alert that beat is silent for over 10 minutes, one per silence; None if it is not or never ran."""
     if last_seen is None or now - last_seen <= BEAT_SILENT_AFTER:
         return None
     return NewAlert(
@@ -139,7 +139,7 @@ def beat_silent_alert(last_seen: datetime | None, now: datetime) -> NewAlert | N
 
 
 def compose_message(alerts: Sequence[Alert]) -> Message:
-    """One message of all alerts, the most severe first. Text over the limits is cut, and the cut is marked."""
+    """Compose one message of all alerts, the most severe first. Longer text is cut, and the cut is marked."""
     alerts_by_run: dict[str, list[Alert]] = {}
     for alert in sorted(alerts, key=_severity):
         alerts_by_run.setdefault(alert.run_id or alert.id, []).append(alert)
@@ -151,7 +151,7 @@ def compose_message(alerts: Sequence[Alert]) -> Message:
 
 
 def truncate(text: str, length: int) -> str:
-    """The text, cut to `length` characters with an ellipsis at the end if it is longer."""
+    """Cut the text to `length` characters, with an ellipsis at the end if it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -161,15 +161,15 @@ def _severity(alert: Alert) -> tuple[int, datetime, str]:
 
 
 def _join_sections(sections: Sequence[str]) -> str:
-    """The sections that fit into a message, and the number of those that do not."""
+    """Join the sections that fit into a message, and name the number of the others."""
     parts: list[str] = []
-    room = MESSAGE_LENGTH
+    free_length = MESSAGE_LENGTH
     for number, section in enumerate(sections):
-        if parts and len(section) > room:
+        if parts and len(section) > free_length:
             parts.append(f"and {len(sections) - number} more: `backfill alerts` lists them")
             break
-        parts.append(truncate(section, room))
-        room -= len(parts[-1])
+        parts.append(truncate(section, free_length))
+        free_length -= len(parts[-1])
     return "\n\n----\n\n".join(parts)
 
 
@@ -186,7 +186,7 @@ def _finished_alert(ended: EndedRun) -> NewAlert:
     return NewAlert(
         key=f"{AlertKind.RUN_FINISHED} {run.id}",
         kind=AlertKind.RUN_FINISHED,
-        title=f"run {run.id} of {run.job} {_ENDED_AS.get(run.state, run.state.value)}",
+        title=f"run {run.id} of {run.job} {_OUTCOMES.get(run.state, run.state.value)}",
         body="\n".join(line for line in lines if line),
         job=run.job,
         run_id=run.id,
@@ -194,7 +194,7 @@ def _finished_alert(ended: EndedRun) -> NewAlert:
 
 
 def _describe_states(dates: DateTally) -> str:
-    """The number of dates by end state, and of those that a stopped run did not reach."""
+    """Describe the number of dates by end state, and of dates that a stopped run did not reach."""
     counts = {state.value: dates.states[state] for state in _END_STATES}
     counts["not reached"] = dates.states.total() - sum(counts.values())
     text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -251,7 +251,7 @@ def _date_lines(row: DateRow) -> list[str]:
 
 
 def _names_that_fit(names: Sequence[str]) -> list[str]:
-    """The first names that fit into a line, at least one."""
+    """Return the first names that fit into a line, at least one."""
     fitting = [truncate(names[0], NAMES_LENGTH)]
     for name in names[1:MISSING_NAMES_SHOWN]:
         if len(", ".join([*fitting, name])) > NAMES_LENGTH:
@@ -296,7 +296,7 @@ def _fallback_often_alert(ended: EndedRun, now: datetime) -> NewAlert:
 
 
 def count_fallbacks(date_counts: Mapping[tuple[str, ...], int], job: str, primary: str | None) -> int:
-    """The number of the job's dates that were not built from its primary source alone.
+    """Count the job's dates that were not built from its primary source alone.
 
     `date_counts` holds the number of dates by job and source. 0 if `primary` is None (unknown).
     """

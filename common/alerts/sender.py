@@ -1,4 +1,4 @@
-"""Sending process: hands messages to apprise (`python -m gated_backfill.common.alerts.sender`).
+"""The sending process: pass messages to apprise (`python -m gated_backfill.common.alerts.sender`).
 
 It is a separate process because a service may take longer than its own time limits (a name that does not resolve, a
 server that answers one byte at a time), because apprise and its plugins log user and host names, and because importing
@@ -76,7 +76,7 @@ def _send(message: dict[str, Any], seconds: float) -> str | None:
 
 
 def _failure_reason(log_lines: list[str]) -> str:
-    """A description of a failure, from what the plugin logged but without its text, which may hold secrets."""
+    """Describe a failure by the plugin's log, without quoting it: it may hold secrets."""
     text = " ".join(log_lines)
     if status := _HTTP_STATUS.search(text):
         return f"answered {status[1]}"

@@ -1,6 +1,6 @@
-"""Send the dates of a window as one Celery chord, and the other messages of the tool.
+"""Send messages to workers: the dates of a window as one Celery chord, gates, reconcile and maintenance.
 
-The chord is the fast path and the ledger is authoritative: the chord's body gets a run and a window number and reads
+The ledger is authoritative, and a lost chord costs only time: its body gets a run and a window number and reads
 everything else from the ledger.
 """
 
@@ -70,7 +70,7 @@ class Dispatcher(Protocol):
         ...
 
     def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
-        """Return the messages of a run whose dates use that queue. A broker that lost its data has no windows."""
+        """Return the messages of a run whose dates use that queue. Without windows if the broker lost its data."""
         ...
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
@@ -78,7 +78,7 @@ class Dispatcher(Protocol):
         ...
 
     def send_post_run(self, run: str) -> None:
-        """Have the post-run reporting of an ended run done."""
+        """Have a worker do the post-run reporting of an ended run."""
         ...
 
     def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
@@ -87,10 +87,10 @@ class Dispatcher(Protocol):
 
 
 def _retry_lost_connection(send: Callable[P, T]) -> Callable[P, T]:
-    """Call again, once, when a pooled connection turns out to be lost: only its use shows that the broker restarted."""
+    """Repeat the call once after a lost connection: a restart of the broker shows only when a connection is used."""
 
     @wraps(send)
-    def send_twice(*args: P.args, **kwargs: P.kwargs) -> T:
+    def send_with_retry(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return send(*args, **kwargs)
         except BrokerUnavailable as exc:
@@ -98,7 +98,7 @@ def _retry_lost_connection(send: Callable[P, T]) -> Callable[P, T]:
                 raise
         return send(*args, **kwargs)
 
-    return send_twice
+    return send_with_retry
 
 
 class CeleryDispatcher:
@@ -120,7 +120,7 @@ class CeleryDispatcher:
         gate[CHORD_SIZE_KEY] = len(batches)
         gate.freeze(group_id=group)
         with translate_broker_errors():
-            self._record_sent(run, number)  # before its messages: a broker that dies in between has lost both
+            self._record_sent(run, number)  # before its messages: a broker that dies in between loses both
             with self._app.producer_or_acquire() as producer, send_in_one_command(producer):
                 producer.maybe_declare(self._app.amqp.queues[queue])
                 for index, days in enumerate(batches):
@@ -168,7 +168,7 @@ class CeleryDispatcher:
         """Borrow the Redis client of a pooled connection, as sending tasks does."""
         pool: Any = self._app.pool
         with pool.acquire(block=True) as connection:
-            connection.ensure_connection(**PUBLISH_RETRY_POLICY)  # without limits it retries for ever
+            connection.ensure_connection(**PUBLISH_RETRY_POLICY)  # without a limit, it retries for ever
             yield connection.default_channel.client
 
     @_retry_lost_connection

@@ -1,4 +1,4 @@
-"""Ask a broker whether it answers, how fast, and what time it has."""
+"""Ping a broker: check that it answers, and measure its round trip and its clock."""
 
 from __future__ import annotations
 

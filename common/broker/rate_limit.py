@@ -1,6 +1,6 @@
 """Token buckets: one for this process, and one at the broker that all processes share.
 
-Both apply `reserve_token`; they differ in where the bucket's state is kept and whose clock counts.
+Both apply `reserve_token`. They differ in the place of the bucket's state and in the clock they use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 BUCKET_KEY = "gated-backfill:warehouse-queries"
 BROKER_TIMEOUT_SECONDS = 3.0  #: for each answer of the broker
-BROKER_PAUSE_SECONDS = 10.0  #: during which a broker that did not answer is not asked again
-KEY_MARGIN_MILLISECONDS = 1000  #: that the key outlives the moment at which the bucket is full again
+BROKER_PAUSE_SECONDS = 10.0  #: after a failed request, before the broker is asked again
+KEY_MARGIN_MILLISECONDS = 1000  #: by which the key outlives the moment when the bucket is full again
 
 
 class ProcessTokenBucket:
@@ -48,7 +48,7 @@ class ProcessTokenBucket:
 class BrokerTokenBucket:
     """The tokens of all processes that use a broker, counted by the broker's clock.
 
-    While the broker does not answer, each process keeps to the rate alone, so that no date fails because of it.
+    While the broker does not answer, each process applies the rate on its own, so that no date fails.
     """
 
     def __init__(self, url: str, rate: RateLimit) -> None:
@@ -66,12 +66,12 @@ class BrokerTokenBucket:
             _wait_for(reservation, self._rate)
 
     def _reserve(self) -> TokenReservation | None:
-        """Reserve a token at the broker; None when the broker can't be asked."""
+        """Reserve a token at the broker; None when the broker does not answer."""
         if time.monotonic() < self._paused_until:
             return None
         try:
             # An optimistic transaction: redis-py runs it again when another process changed the key meanwhile.
-            transaction: Any = self._client.transaction  # its types know no value
+            transaction: Any = self._client.transaction  # its type stubs declare no return value
             return transaction(self._update, BUCKET_KEY, value_from_callable=True)
         except (RedisError, OSError) as exc:
             self._paused_until = time.monotonic() + BROKER_PAUSE_SECONDS

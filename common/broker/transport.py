@@ -28,8 +28,8 @@ from gated_backfill.common.errors import BrokerUnavailable
 
 log = structlog.get_logger()
 
-NO_MESSAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-SHOWN = 200  #: characters of an error in a log event
+MALFORMED_MESSAGE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+MAX_ERROR_LENGTH = 200  #: characters of an error in a log event
 
 
 class PipedQoS(QoS):
@@ -50,57 +50,57 @@ class TolerantChannel(Channel):
 
     QoS = PipedQoS
     _cached_client: Any = None  #: the client of this channel's pool
-    _gathered: dict[str, list[str]] | None = None  #: messages to send in one command, by their queue's key
+    _batched: dict[str, list[str]] | None = None  #: messages to send in one command, by their queue's key
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
-            stock: Any = super()
-            return stock._brpop_read(**options)
-        except NO_MESSAGE as exc:
+            parent: Any = super()
+            return parent._brpop_read(**options)
+        except MALFORMED_MESSAGE_ERRORS as exc:
             _log_dropped("queue", exc)
             return True
 
     def _receive_one(self, c: Any) -> Any:
         try:
-            stock: Any = super()
-            return stock._receive_one(c)
-        except NO_MESSAGE as exc:
+            parent: Any = super()
+            return parent._receive_one(c)
+        except MALFORMED_MESSAGE_ERRORS as exc:
             _log_dropped("broadcast", exc)
             return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        stock: Any = super()
+        parent: Any = super()
         if asynchronous:  # it keeps its connection, so it can't be shared
-            return stock._create_client(asynchronous=True)
+            return parent._create_client(asynchronous=True)
         if self._cached_client is None or self._cached_client.connection_pool is not self.pool:
-            self._cached_client = stock._create_client()
+            self._cached_client = parent._create_client()
         return self._cached_client
 
     def _put(self, queue: str, message: Any, **options: Any) -> None:
-        stock: Any = super()
-        if self._gathered is None:
-            stock._put(queue, message, **options)
+        parent: Any = super()
+        if self._batched is None:
+            parent._put(queue, message, **options)
             return
-        key = stock._q_for_pri(queue, stock._get_message_priority(message, reverse=False))
-        self._gathered.setdefault(key, []).append(dumps(message))
+        key = parent._q_for_pri(queue, parent._get_message_priority(message, reverse=False))
+        self._batched.setdefault(key, []).append(dumps(message))
 
     @contextmanager
     def send_in_one_command(self) -> Generator[None]:
         """Send the messages that are put inside this context at its end, with one command per queue."""
-        self._gathered = {}
+        self._batched = {}
         try:
             yield
-            for key, messages in self._gathered.items():
+            for key, messages in self._batched.items():
                 self.client.lpush(key, *messages)
         finally:
-            self._gathered = None
+            self._batched = None
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         transport: Any = self.connection
         if transport is not None and transport.client is None:  # the connection is already closed
             raise LostConnection("the connection to the broker is closed")
-        stock: Any = super()
-        return stock._connparams(asynchronous=asynchronous)
+        parent: Any = super()
+        return parent._connparams(asynchronous=asynchronous)
 
 
 class TolerantTransport(Transport):
@@ -140,4 +140,4 @@ def use_tolerant_transport() -> None:
 
 
 def _log_dropped(where: str, exc: Exception) -> None:
-    log.error("message_refused", where=where, error=f"{type(exc).__name__}: {exc}"[:SHOWN])
+    log.error("message_refused", where=where, error=f"{type(exc).__name__}: {exc}"[:MAX_ERROR_LENGTH])

@@ -1,7 +1,7 @@
-"""The broker's URL, taken apart once for all who connect to it: kombu, the results, redis itself and Flower.
+"""Parse the broker's URL once for all its clients: kombu, the result backend, redis and Flower.
 
-Each of them reads TLS options from a URL in a way of its own, or not at all, and some take a missing option for leave
-to trust any server. So the options are taken out of the URL here, and handed to each as its settings.
+They read TLS options from a URL in different ways or not at all, and some trust any server if an option is missing. So
+the options are removed from the URL and passed to each client as arguments.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from gated_backfill.common.errors import UserError
 BROKER_URL_HINT = "write it as redis://:PASSWORD@host:6379/0, with / # ? and @ in the password as %2F %23 %3F and %40"
 TLS = "rediss"
 SCHEMES = ("redis", TLS, "redis+socket")
-CHECKED = "ssl_cert_reqs"
-TLS_OPTIONS = (CHECKED, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-REQUIRED = ("required", "CERT_REQUIRED", "optional", "CERT_OPTIONAL")  #: a client checks its server in all of these
+CERT_CHECK_OPTION = "ssl_cert_reqs"
+TLS_OPTIONS = (CERT_CHECK_OPTION, "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+CERT_CHECKS = ("required", "CERT_REQUIRED", "optional", "CERT_OPTIONAL")  #: with each, a client checks its server
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerUrl:
-    """Where a broker is, and how it is spoken to."""
+    """The address of a broker, and the options of the connection."""
 
-    url: str = field(repr=False)  #: with user and password, without the options of TLS
-    address: str  #: for people: without user and password
-    tls: Mapping[str, Any] | None = None  #: as redis, kombu and Celery name the options; None: not encrypted
+    url: str = field(repr=False)  #: with user and password, without TLS options
+    address: str  #: without user and password, for messages
+    tls: Mapping[str, Any] | None = None  #: arguments for redis, kombu and Celery; None: not encrypted
 
     def client(self, *, timeout_seconds: float) -> redis.Redis:
-        """A client of its own, which waits so long for a connection and for each answer. It connects when first used.
+        """Return a new client, which connects when it is first used.
 
-        Raises `ValueError`, whose text may quote the password, for a URL that can't be used.
+        `timeout_seconds` limits connecting and each answer. Raises `ValueError` for a URL that cannot be used; its text
+        may quote the password.
         """
-        reachable = self.url.replace("redis+socket://", "unix://", 1)
+        redis_url = self.url.replace("redis+socket://", "unix://", 1)
         return redis.Redis.from_url(
-            reachable, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, **(self.tls or {})
+            redis_url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, **(self.tls or {})
         )
 
 
 def parse_broker_url(url: str) -> BrokerUrl:
-    """Raises `UserError`, without a part of the URL in it, for one that names no broker or asks for no check of it."""
+    """Parse the URL. Raises `UserError`, without quoting it, if it is wrong or would leave the server unverified."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
@@ -55,27 +56,27 @@ def parse_broker_url(url: str) -> BrokerUrl:
     if parts.scheme != "redis+socket" and not parts.path.strip("/").isdecimal() and parts.path not in ("", "/"):
         raise UserError(f"BACKFILL_BROKER does not end in the number of a database: {BROKER_URL_HINT}")
     address = f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme != TLS:
-        if any(name.startswith("ssl_") for name in asked):
+        if any(name.startswith("ssl_") for name in options):
             raise UserError("BACKFILL_BROKER has options of TLS, which needs rediss:// (with two s) before them")
         return BrokerUrl(url=url, address=address)
-    bare = parts._replace(query="", fragment="").geturl()
-    return BrokerUrl(url=bare, address=address, tls=_tls(asked))
+    url_without_options = parts._replace(query="", fragment="").geturl()
+    return BrokerUrl(url=url_without_options, address=address, tls=_tls_arguments(options))
 
 
-def _tls(asked: Mapping[str, str]) -> dict[str, Any]:
-    if unknown := asked.keys() - set(TLS_OPTIONS):
+def _tls_arguments(options: Mapping[str, str]) -> dict[str, Any]:
+    if unknown := options.keys() - set(TLS_OPTIONS):
         raise UserError(
             f"BACKFILL_BROKER has {len(unknown)} option(s) that are not known after the ?: "
             f"there are {', '.join(TLS_OPTIONS)}"
         )
-    if asked.get(CHECKED, "required") not in REQUIRED:
+    if options.get(CERT_CHECK_OPTION, "required") not in CERT_CHECKS:
         raise UserError(
-            f"BACKFILL_BROKER would take any server for the broker: set {CHECKED}=required, with "
+            f"BACKFILL_BROKER would take any server for the broker: set {CERT_CHECK_OPTION}=required, with "
             "ssl_ca_certs=/path/to/ca.pem where its certificate is not of a public authority"
         )
-    files = {name: value for name, value in asked.items() if name != CHECKED and value}
+    files = {name: value for name, value in options.items() if name != CERT_CHECK_OPTION and value}
     if ("ssl_keyfile" in files) and ("ssl_certfile" not in files):
         raise UserError("BACKFILL_BROKER names an ssl_keyfile without an ssl_certfile")
-    return {CHECKED: ssl.CERT_REQUIRED, "ssl_check_hostname": True, **files}
+    return {CERT_CHECK_OPTION: ssl.CERT_REQUIRED, "ssl_check_hostname": True, **files}

@@ -1,6 +1,6 @@
-"""Where the ledger is. Told apart from all other settings for `status`, which is asked for over and over.
+"""The URL of the ledger, read without all other settings.
 
-Reading every setting takes longer than looking into the ledger does.
+`backfill status` is called often, and reading every setting takes longer than reading the ledger.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 SQLITE_PREFIX = "sqlite:///"
-DEFAULT_HOME = Path(".backfill")  #: holds the ledger of who sets no other place
+DEFAULT_HOME = Path(".backfill")  #: the folder of the default ledger
 
 
 def resolve_ledger_url(home: Path, ledger: str | None) -> str:
-    """The ledger's URL; a SQLite file is named from the root, for processes that start elsewhere."""
+    """Return the ledger's URL. The path of a SQLite file is absolute, for processes that start in other folders."""
     if ledger is None:
         return f"{SQLITE_PREFIX}{home.absolute() / 'ledger.db'}"
     file = ledger.removeprefix(SQLITE_PREFIX)
@@ -21,6 +21,6 @@ def resolve_ledger_url(home: Path, ledger: str | None) -> str:
 
 
 def read_ledger_url() -> str:
-    """The URL that `read_settings` would find, by `BACKFILL_HOME` and `BACKFILL_LEDGER` alone."""
-    given = {name.lower(): value for name, value in os.environ.items()}
-    return resolve_ledger_url(Path(given.get("backfill_home", DEFAULT_HOME)), given.get("backfill_ledger"))
+    """Return the ledger's URL by `BACKFILL_HOME` and `BACKFILL_LEDGER`, the same as `Settings.ledger_url`."""
+    environment = {name.lower(): value for name, value in os.environ.items()}
+    return resolve_ledger_url(Path(environment.get("backfill_home", DEFAULT_HOME)), environment.get("backfill_ledger"))

@@ -1,6 +1,6 @@
-"""Where things are (four URLs) and the policy defaults, read from the environment once, at the entry point.
+"""The settings of a process: four URLs and the defaults of runs, read from the environment once, at the entry point.
 
-`backfill status` does without: see `gated_backfill.common.config.ledger_url`.
+`backfill status` does not read them: see `gated_backfill.common.config.ledger_url`.
 """
 
 from __future__ import annotations
@@ -26,56 +26,56 @@ MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
 
 
 class Settings(OperationsSettings, RecoverySettings):
-    """The settings of one process, from `BACKFILL_*`. URLs may hold passwords: they never print."""
+    """The settings of one process, from the variables `BACKFILL_*`. URLs with passwords are never printed."""
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
 
-    home: Path = DEFAULT_HOME  #: holds the embedded defaults of the four URLs
+    home: Path = DEFAULT_HOME  #: the folder of the four URLs' defaults
     broker: SecretStr | None = None  #: redis://...; None starts an embedded broker for each run
     ledger: SecretStr | None = None  #: sqlite:///FILE or postgresql://...
     warehouse: str | None = None  #: local:DIR or bigquery://PROJECT?location=US
     staging: str | None = None  #: a folder that all workers share, or gs://bucket/prefix
 
     window: int = Field(100, ge=1, le=5000)  #: dates per chord
-    dates_per_task: int | None = None  #: auto (None): as many as are about a second of work
-    windows_in_flight: int = Field(3, ge=1, le=50)  #: windows of a run that are open at once
-    max_in_flight: int | None = Field(None, ge=1)  #: dates of a run that are sent and have no end yet
-    max_in_flight_per_job: int | None = Field(None, ge=1)  #: the same, of all active runs of a job together
-    express_dates: int = Field(7, ge=0)  #: a run of at most so many dates to build does not queue behind long ones
-    queries_per_second: float = Field(0.0, ge=0, le=10_000)  #: by all workers of a broker; 0: no limit
-    query_burst: int = Field(10, ge=1, le=10_000)  #: queries that may follow each other at once after a lull
-    task_events: bool = True  #: workers tell of each task they begin and end, which is what Flower shows
+    dates_per_task: int | None = None  #: auto (None): about a second of work
+    windows_in_flight: int = Field(3, ge=1, le=50)  #: open windows of a run
+    max_in_flight: int | None = Field(None, ge=1)  #: dates in flight, of a run
+    max_in_flight_per_job: int | None = Field(None, ge=1)  #: dates in flight, of all active runs of a job
+    express_dates: int = Field(7, ge=0)  #: a run of at most this number of dates to build uses the express queue
+    queries_per_second: float = Field(0.0, ge=0, le=10_000)  #: of all workers together; 0: no limit
+    query_burst: int = Field(10, ge=1, le=10_000)  #: queries at once after a pause
+    task_events: bool = True  #: whether workers send the task events that Flower shows
     workers: int = Field(2, ge=1, le=256)  #: worker processes of an embedded stack
     max_retries: int = Field(4, ge=0)  #: of a date, after transient errors
     retry_seconds: float = Field(1.0, gt=0)  #: the first wait before a retry; it doubles each time
     visibility_seconds: int = Field(7200, ge=60)  #: must exceed the longest hard time limit of any job
 
     max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query
-    warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long a passing trouble of BigQuery is sat out
+    warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long transient errors of BigQuery are retried
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
-    price_per_tib: float = Field(6.25, ge=0)  #: of bytes read by BigQuery, in the currency you pay in
-    undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long what a run replaced is kept for `backfill undo`
+    price_per_tib: float = Field(6.25, ge=0)  #: of data read by BigQuery, in any currency
+    undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long replaced rows are kept for `backfill undo`
 
     # history
-    metadata_table: str = f"backfill.{METADATA_TABLE}"  #: the warehouse's history of runs; `none` writes none
+    metadata_table: str = f"backfill.{METADATA_TABLE}"  #: the warehouse's table of runs; `none`: no table
 
     @field_validator("dates_per_task", mode="before")
     @classmethod
-    def _number_or_auto(cls, given: object) -> object:
+    def _parse_dates_per_task(cls, value: object) -> object:
         try:
-            return parse_dates_per_task(given or AUTO) if isinstance(given, str) else given
+            return parse_dates_per_task(value or AUTO) if isinstance(value, str) else value
         except UserError as exc:
             raise ValueError(str(exc)) from exc
 
     @field_validator("max_in_flight", "max_in_flight_per_job", mode="before")
     @classmethod
-    def _empty_is_unlimited(cls, given: object) -> object:
-        """In a compose file, a variable that nobody set is empty."""
-        return None if isinstance(given, str) and not given.strip() else given
+    def _empty_is_unlimited(cls, value: object) -> object:
+        """Return None for an empty text: in a compose file, an unset variable is empty."""
+        return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("metadata_table")
     @classmethod
-    def _names_a_table(cls, text: str) -> str:
+    def _validate_metadata_table(cls, text: str) -> str:
         try:
             return "" if text.strip().lower() in ("", "none") else str(TableName.parse(text.strip()))
         except UserError as exc:
@@ -83,24 +83,24 @@ class Settings(OperationsSettings, RecoverySettings):
 
     @property
     def history_table(self) -> TableName | None:
-        """Where the rows of runs that have ended are written to; None when they are not."""
+        """The table that the rows of ended runs are written to; None: they are not written."""
         return TableName.parse(self.metadata_table) if self.metadata_table else None
 
     @property
     def cleanup_lease(self) -> timedelta:
-        """How long a cleanup may go without a sign of life: longer than the jobs of one of its steps take."""
+        """The lease of a cleanup, longer than the BigQuery jobs of one of its steps take."""
         jobs = 6 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=300 + jobs)
 
     @property
     def gate_lease(self) -> timedelta:
-        """How long a gate may go without a sign of life: longer than the jobs of one publication take."""
+        """The lease of a gate, longer than the BigQuery jobs of one publication take."""
         jobs = 3 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=self.gate_lease_seconds + jobs)
 
     @property
     def date_retries(self) -> RetryPolicy:
-        """How a date is retried after a transient error."""
+        """The retry policy of a date after transient errors."""
         return RetryPolicy(
             max_retries=self.max_retries,
             first_delay_seconds=self.retry_seconds,
@@ -109,11 +109,11 @@ class Settings(OperationsSettings, RecoverySettings):
 
     @property
     def query_rate_limit(self) -> RateLimit | None:
-        """How fast the warehouse may be asked; None for as fast as it answers."""
+        """The rate limit of warehouse queries; None: no limit."""
         if not self.queries_per_second:
             return None
-        patience = self.warehouse_retry_seconds
-        return RateLimit(per_second=self.queries_per_second, burst=self.query_burst, max_wait_seconds=patience)
+        max_wait = self.warehouse_retry_seconds
+        return RateLimit(per_second=self.queries_per_second, burst=self.query_burst, max_wait_seconds=max_wait)
 
     @property
     def warehouse_limits(self) -> WarehouseLimits:
@@ -143,9 +143,10 @@ class Settings(OperationsSettings, RecoverySettings):
 
 
 def read_settings() -> Settings:
-    """The settings of this process. Raises `UserError` naming the variables that are wrong, never their values."""
+    """Read the settings. Raises `UserError` with the names of the wrong variables, never with their values."""
     try:
         return Settings()  # pyright: ignore[reportCallIssue]
     except ValidationError as exc:
-        wrong = "; ".join(f"BACKFILL_{str(e['loc'][0]).upper()}: {e['msg']}" for e in exc.errors(include_input=False))
-        raise UserError(f"wrong settings: {wrong}") from exc
+        errors = exc.errors(include_input=False)
+        problems = "; ".join(f"BACKFILL_{str(error['loc'][0]).upper()}: {error['msg']}" for error in errors)
+        raise UserError(f"wrong settings: {problems}") from exc

@@ -1,4 +1,4 @@
-"""The URL of a warehouse, and what it says about the warehouse without opening it."""
+"""The URL of a warehouse, and the properties of the warehouse that follow from it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class WarehouseUrl(str):
 
     @property
     def folder(self) -> Path | None:
-        """The folder with the tables' files; None for a warehouse behind a service."""
+        """The folder with the tables' files; None for a service."""
         path = self.removeprefix(FOLDER_SCHEME)
         return Path(path) if path and path != self else None
 
     @property
     def is_emulator(self) -> bool:
-        """Whether the service is an emulator, so that its tables may be made and thrown away freely."""
+        """Whether the service is an emulator, so that its tables may be created and deleted freely."""
         return "endpoint=" in self
 
     @property
@@ -34,5 +34,5 @@ class WarehouseUrl(str):
 
     @property
     def has_implicit_tables(self) -> bool:
-        """Whether a table exists from its first partition on, without being created."""
+        """Whether writing its first partition creates a table."""
         return self.folder is not None

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-METADATA_TABLE = (
-    "backfill_metadata"  #: the history of runs, the only table that may be loaded into the bookkeeping dataset
-)
+METADATA_TABLE = "backfill_metadata"  #: the history of runs, which may be loaded into the bookkeeping dataset
 
 
 @dataclass(frozen=True, kw_only=True)
