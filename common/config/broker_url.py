@@ -59,7 +59,7 @@ def parse_broker_url(url: str) -> BrokerUrl:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme != TLS:
         if any(name.startswith("ssl_") for name in options):
-            raise UserError("BACKFILL_BROKER has options of TLS, which needs rediss:// (with two s) before them")
+            raise UserError("BACKFILL_BROKER has TLS options: they need a URL with rediss:// (with two s)")
         return BrokerUrl(url=url, address=address)
     url_without_options = parts._replace(query="", fragment="").geturl()
     return BrokerUrl(url=url_without_options, address=address, tls=_tls_arguments(options))
@@ -68,13 +68,12 @@ def parse_broker_url(url: str) -> BrokerUrl:
 def _tls_arguments(options: Mapping[str, str]) -> dict[str, Any]:
     if unknown := options.keys() - set(TLS_OPTIONS):
         raise UserError(
-            f"BACKFILL_BROKER has {len(unknown)} option(s) that are not known after the ?: "
-            f"there are {', '.join(TLS_OPTIONS)}"
+            f"BACKFILL_BROKER has {len(unknown)} option(s) after the ? that are not known: use {', '.join(TLS_OPTIONS)}"
         )
     if options.get(CERT_CHECK_OPTION, "required") not in CERT_CHECKS:
         raise UserError(
-            f"BACKFILL_BROKER would take any server for the broker: set {CERT_CHECK_OPTION}=required, with "
-            "ssl_ca_certs=/path/to/ca.pem where its certificate is not of a public authority"
+            f"BACKFILL_BROKER would accept any server as the broker: set {CERT_CHECK_OPTION}=required, and "
+            "ssl_ca_certs=/path/to/ca.pem if no public authority signed its certificate"
         )
     files = {name: value for name, value in options.items() if name != CERT_CHECK_OPTION and value}
     if ("ssl_keyfile" in files) and ("ssl_certfile" not in files):

@@ -24,7 +24,7 @@ class OperationsSettings(BaseSettings):
     # alerts
     alerts: SecretStr | None = None  #: apprise URLs, separated by white space or commas; None: no endpoint
     alert_kinds: str | None = None  #: the kinds to deliver, separated by commas; None delivers all
-    alert_timeout_seconds: float = Field(10.0, gt=0, le=120)  #: for all endpoints together
+    alert_timeout_seconds: float = Field(10.0, gt=0, le=120)  #: for sending to all endpoints together
     alert_retry_seconds: float = Field(60.0, ge=0)  #: the first wait before a retry; it doubles each time
 
     # beat, Flower and `backfill up`
@@ -34,22 +34,20 @@ class OperationsSettings(BaseSettings):
     maintenance_retry_seconds: int = Field(600, ge=1)  #: the wait before a failed maintenance task is tried again
     staging_days: int = Field(7, ge=1, le=MAX_DAYS)  #: how long staged files of ended runs are kept
     quarantine_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long quarantined files of ended runs are kept
-    flower_address: str = "127.0.0.1"  #: that Flower listens on; 0.0.0.0 for every interface
+    flower_address: str = "127.0.0.1"  #: address that Flower listens on; 0.0.0.0: every interface
     flower_port: int = Field(5555, ge=1, le=65535)
     flower_user: str = "backfill"
     flower_password: SecretStr | None = None  #: None: `backfill up` generates one
     metrics_user: str = "backfill"
     metrics_password: SecretStr | None = None  #: for /metrics; None: only this machine can read it
-    metrics_port: int = Field(9808, ge=1, le=65535)  #: of `backfill up`, on this machine only
+    metrics_port: int = Field(9808, ge=1, le=65535)  #: port of `backfill up`, on this machine only
     stop_seconds: float = Field(30.0, ge=0)  #: time that tasks in progress have when a stack is stopped
 
     # cleanup of stale rows
     cleanup_tables: str = ""  #: tables to clean in addition to the stale tables that jobs declare
-    cleanup_days: int = Field(7, ge=1, le=MAX_DAYS)  #: rows of older dates are stale
+    cleanup_days: int = Field(7, ge=1, le=MAX_DAYS)  #: age of a date after which its rows are stale
     cleanup_max_share: float = Field(0.5, ge=0, le=1)  #: of a table's rows; a larger cleanup needs --allow-large
-    cleanup_backup_days: int = Field(
-        30, ge=1, le=MAX_DAYS
-    )  #: how long deleted rows are kept for `backfill cleanup restore`
+    cleanup_backup_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long a cleanup can be restored
     cleanup_unusual_rows: int = Field(10_000, ge=0)  #: a cleanup that deletes more raises an alert
 
     @field_validator("timezone")
@@ -72,14 +70,14 @@ class OperationsSettings(BaseSettings):
     @classmethod
     def _validate_user(cls, user: str) -> str:
         if not user or "," in user or ":" in user:
-            raise ValueError("must not be empty or hold a comma or a colon")
+            raise ValueError("must not be empty or contain a comma or a colon")
         return user
 
     @field_validator("flower_password")
     @classmethod
     def _validate_flower_password(cls, password: SecretStr | None) -> SecretStr | None:
         if password is not None and (not password.get_secret_value() or "," in password.get_secret_value()):
-            raise ValueError("must not be empty or hold a comma, at which Flower would cut it")
+            raise ValueError("must not be empty or contain a comma, where Flower would split it")
         return password
 
     @field_validator("metrics_password")

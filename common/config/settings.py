@@ -53,7 +53,7 @@ class Settings(OperationsSettings, RecoverySettings):
     max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query
     warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long transient errors of BigQuery are retried
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
-    price_per_tib: float = Field(6.25, ge=0)  #: of data read by BigQuery, in any currency
+    price_per_tib: float = Field(6.25, ge=0)  #: of one TiB read by BigQuery, in any currency
     undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long replaced rows are kept for `backfill undo`
 
     # history

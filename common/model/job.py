@@ -174,7 +174,7 @@ class Job:
         if not self.sources:
             raise UserError(f"job {self.name} declares no source")
         if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: no date could ever be begun")
+            raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: it must be at least 1")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise UserError(f"job {self.name} declares two sources of the same name: {names}")

@@ -32,7 +32,7 @@ def find_job(name: str) -> Job:
                 f"job {name} is installed but can't be loaded from {point.value}: {type(exc).__name__}: {exc}"
             ) from exc
         if not isinstance(job, Job):
-            raise UserError(f"the entry point {point.value} of job {name} is no Job")
+            raise UserError(f"the entry point {point.value} of job {name} is not a Job")
         if job.name != name:
             raise UserError(f"the entry point {name} holds the job {job.name}: give both the same name")
         return job
