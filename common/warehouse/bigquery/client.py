@@ -38,10 +38,10 @@ from gated_backfill.common.warehouse.bigquery.statements import checked_project
 
 LOCATION = re.compile(r"[A-Za-z0-9-]{2,40}")
 REQUEST_SECONDS = 120  #: for one answer of the service
-MAX_ATTEMPTS = 20  #: at one job under its name: each that failed stays on record under its number
+MAX_ATTEMPTS = 20  #: of one named job; failed attempts stay on record in BigQuery, so each has a number
 UPLOAD_TRIES = 3
-CANCELLING_SECONDS = 60.0  #: for a job that was cancelled to end
-CONFLICT_WAITS = (0.5, 3.0)  #: seconds before a transaction that met another is tried again
+CANCELLING_SECONDS = 60.0  #: until a cancelled job has ended
+CONFLICT_WAITS = (0.5, 3.0)  #: range of seconds before a conflicting transaction is retried
 
 RETRYABLE_REASONS = frozenset(
     {
@@ -55,7 +55,7 @@ RETRYABLE_REASONS = frozenset(
         "tableUnavailable",
     }
 )
-PERMANENT_REASONS = frozenset({"bytesBilledLimitExceeded"})  #: that the client takes for errors of the server
+PERMANENT_REASONS = frozenset({"bytesBilledLimitExceeded"})  #: classed by the client as server errors
 RETRYABLE_ERRORS = (
     api.ServerError,  # 500, 502, 503, 504
     api.TooManyRequests,
@@ -66,15 +66,15 @@ RETRYABLE_ERRORS = (
     TransportError,
     JobTimeout,
 )
-#: How BigQuery says that another transaction wrote the table first, or that too many wait to.
+#: Messages of BigQuery for a write conflict with another transaction, or too many waiting ones.
 CONCURRENT = re.compile(
     r"due to concurrent update|Too many DML statements outstanding|number of dml jobs.*pending \+ running",
     re.IGNORECASE,
 )
 STREAMING = "streaming buffer"  #: rows in it can't be deleted for up to half an hour
-LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a job that was begun is not known any more
-OF_UPLOAD = re.compile(r"[?&]upload_id=")  #: the address of an upload that was begun
-NOT_THERE = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: for which no upload is to blame
+LOST_JOB = re.compile(r"not found: job\b", re.IGNORECASE)  #: a started job that BigQuery no longer knows
+UPLOAD_URL = re.compile(r"[?&]upload_id=")  #: of a started upload
+NOT_FOUND = re.compile(r"not found: (dataset|table|project|job)\b", re.IGNORECASE)  #: not a lost upload
 UNREACHABLE = re.compile(r"host='([^']+)', port=(\d+)\).*?(\[Errno -?\d+\] [^'\")]+)", re.DOTALL)
 PERMISSION = re.compile(r"(?:bigquery|storage)\.(?!googleapis)\w+\.\w+")
 
@@ -84,20 +84,20 @@ class BigQueryAddress:
     """Where a BigQuery warehouse is: `bigquery://PROJECT?location=US&dataset=backfill`."""
 
     project: str
-    location: str = "US"  #: where the tables are, queries run and datasets are made
-    dataset: str = "backfill"  #: of our own: staging tables, the record of publications, what undo needs
+    location: str = "US"  #: of tables, queries and new datasets
+    dataset: str = "backfill"  #: for staging tables, publications and undo tables
     endpoint: str | None = None  #: of an emulator; no credentials are ever sent to it
 
     @classmethod
     def parse(cls, url: str) -> BigQueryAddress:
-        """Raises `UserError` for anything but such a URL."""
+        """Parse a URL of this form. Raises `UserError` for any other."""
         try:
             parts = urlsplit(url)
-            given = parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
+            pairs = parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
         except ValueError as exc:
             raise UserError("BACKFILL_WAREHOUSE is no URL: write it as bigquery://PROJECT?location=US") from exc
-        options = dict(given)
-        if len(options) < len(given):
+        options = dict(pairs)
+        if len(options) < len(pairs):
             raise UserError("BACKFILL_WAREHOUSE: an option is given twice")
         if unknown := sorted(set(options) - {"location", "dataset", "endpoint"}):
             raise UserError(
@@ -123,21 +123,21 @@ def is_retryable(exc: BaseException) -> bool:
     if CONCURRENT.search(str(exc)):
         return True
     if isinstance(exc, RefreshError):
-        return bool(exc.retryable) or any(isinstance(one, TransportError) for one in exc.args)
+        return bool(exc.retryable) or any(isinstance(arg, TransportError) for arg in exc.args)
     if _reason(exc) in PERMANENT_REASONS or isinstance(exc, api.MethodNotImplemented):
         return False
     return _reason(exc) in RETRYABLE_REASONS or isinstance(exc, RETRYABLE_ERRORS)
 
 
 def _is_lost_upload(exc: BaseException) -> bool:
-    """Whether the service has forgotten an upload midway: it can only be begun anew."""
+    """Whether the service has lost a partial upload, which must start again from its first byte."""
     if not isinstance(exc, api.GoogleAPICallError) or exc.code not in (404, 410):
         return False
-    return bool(OF_UPLOAD.search(str(exc))) and not NOT_THERE.search(str(exc))
+    return bool(UPLOAD_URL.search(str(exc))) and not NOT_FOUND.search(str(exc))
 
 
-def _is_of_the_request(exc: BaseException) -> bool:
-    """Whether what passes is a trouble of the request, not the end of the job that it asks about."""
+def _is_request_error(exc: BaseException) -> bool:
+    """Whether the error is a transient one of the request, not of the job it asks about."""
     return is_retryable(exc) and not CONCURRENT.search(str(exc)) and not (_reason(exc) or "").startswith("job")
 
 
@@ -148,22 +148,22 @@ def _reason(exc: BaseException) -> str | None:
 
 @contextmanager
 def translate_bigquery_errors(doing: str, *, table: str | None = None, needs: str = "") -> Generator[None]:
-    """Errors of the client become ours: passing, wrong, absent or not allowed. `needs` names the permissions."""
+    """Translate the client's errors into this package's. `doing` begins the message; `needs` names the permissions."""
     try:
         yield
     except BackfillError:
         raise
     except Exception as exc:
-        found = _ours(exc, doing, table, needs)
-        if found is None:
+        error = _translated_error(exc, doing, table, needs)
+        if error is None:
             raise
-        raise found from exc
+        raise error from exc
 
 
-def _ours(exc: Exception, doing: str, table: str | None, needs: str) -> BackfillError | None:
-    said = f"{doing}: {_said(exc)}"
+def _translated_error(exc: Exception, doing: str, table: str | None, needs: str) -> BackfillError | None:
+    message = f"{doing}: {_error_message(exc)}"
     if is_retryable(exc):
-        return WarehouseUnavailable(said, table=table)
+        return WarehouseUnavailable(message, table=table)
     if isinstance(exc, DefaultCredentialsError):
         return NotAllowed(
             "no Google credentials were found: run `gcloud auth application-default login`, or set "
@@ -171,30 +171,30 @@ def _ours(exc: Exception, doing: str, table: str | None, needs: str) -> Backfill
         )
     if STREAMING in str(exc):
         return WarehouseUnavailable(
-            f"{said}: rows were streamed into it just now; they can be replaced later", table=table
+            f"{message}: rows were streamed into it just now; they can be replaced later", table=table
         )
     if _reason(exc) in ("responseTooLarge", "resourcesExceeded"):
-        return QueryFailed(said, table=table)
+        return QueryFailed(message, table=table)
     if _reason(exc) == "quotaExceeded":
-        return QueryFailed(f"{said} (a quota of the project is used up)", table=table)
+        return QueryFailed(f"{message} (a quota of the project is used up)", table=table)
     if isinstance(exc, (api.Forbidden, api.Unauthorized, GoogleAuthError)):
         missing = ", ".join(dict.fromkeys(PERMISSION.findall(str(exc)))) or needs
-        return NotAllowed(f"{said} (needed: {missing})" if missing else said, table=table)
+        return NotAllowed(f"{message} (needed: {missing})" if missing else message, table=table)
     if _is_lost_upload(exc) or (isinstance(exc, api.NotFound) and LOST_JOB.search(str(exc))):
-        return WarehouseUnavailable(said, table=table)
+        return WarehouseUnavailable(message, table=table)
     if isinstance(exc, api.NotFound):
-        return TableNotFound(said, table=table)
+        return TableNotFound(message, table=table)
     if _reason(exc) == "bytesBilledLimitExceeded":
-        return QueryFailed(f"{said}; BACKFILL_MAX_BYTES_BILLED raises the limit", table=table)
-    return QueryFailed(said, table=table) if isinstance(exc, (api.GoogleAPICallError, ValueError)) else None
+        return QueryFailed(f"{message}; BACKFILL_MAX_BYTES_BILLED raises the limit", table=table)
+    return QueryFailed(message, table=table) if isinstance(exc, (api.GoogleAPICallError, ValueError)) else None
 
 
-def _said(exc: Exception) -> str:
+def _error_message(exc: Exception) -> str:
     """Return the message of the service without the request line and the job."""
     if isinstance(exc, JobTimeout):
         return "the job takes too long"
     if isinstance(exc, api.RetryError) and exc.cause is not None:
-        return f"{_said(exc.cause)} (tried again until {exc.message})"
+        return f"{_error_message(exc.cause)} (tried again until {exc.message})"
     if unreachable := UNREACHABLE.search(str(exc)):
         return f"{unreachable[1]}:{unreachable[2]} does not answer: {unreachable[3]}"
     message = getattr(exc, "message", None) or str(exc) or type(exc).__name__
@@ -212,35 +212,35 @@ class BigQueryConnection:
         self._local = threading.local()
         waits: dict[str, Any] = {"initial": 0.2, "maximum": 5.0, "multiplier": 2.0, "timeout": limits.retry_seconds}
         self.retry = Retry(predicate=is_retryable, **waits)
-        self._polling = Retry(predicate=_is_of_the_request, **waits)  #: a job that has failed is not asked again
-        self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: for the rest the client tries again itself
+        self._polling = Retry(predicate=_is_request_error, **waits)  #: stops when the job itself has failed
+        self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: the client retries other errors itself
 
     @property
     def client(self) -> bigquery.Client:
-        """A client of this thread's own: the sessions beneath are not to be shared."""
-        found: bigquery.Client | None = getattr(self._local, "client", None)
-        if found is None:
+        """The client of this thread. Threads cannot share its sessions."""
+        client: bigquery.Client | None = getattr(self._local, "client", None)
+        if client is None:
             with translate_bigquery_errors("connecting"):
-                found = self._open()
-            self._local.client = found
-        return found
+                client = self._open()
+            self._local.client = client
+        return client
 
     def _open(self) -> bigquery.Client:
-        more: dict[str, Any] = {"location": self.address.location}
+        arguments: dict[str, Any] = {"location": self.address.location}
         if self._http is not None:
-            more |= {"_http": self._http, "credentials": AnonymousCredentials()}
+            arguments |= {"_http": self._http, "credentials": AnonymousCredentials()}
         if self.address.endpoint is not None:
             options = {"api_endpoint": self.address.endpoint}
-            more |= {"client_options": options, "credentials": AnonymousCredentials()}
-        return bigquery.Client(project=self.address.project, **more)
+            arguments |= {"client_options": options, "credentials": AnonymousCredentials()}
+        return bigquery.Client(project=self.address.project, **arguments)
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
     def query(self, sql: str, params: Mapping[str, Any]) -> pa.Table:
         """Run one query and return its rows. Raises the client's errors."""
         job = self.client.query(sql, self._config(params), retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None)
-        found = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
-        return found.to_arrow(create_bqstorage_client=False)
+        result = job.result(retry=self._polling, timeout=self.limits.job_seconds, job_retry=None)
+        return result.to_arrow(create_bqstorage_client=False)
 
     def dry_run(self, sql: str, params: Mapping[str, Any]) -> int:
         """Return the bytes that the statement would read, without running it."""
@@ -255,9 +255,9 @@ class BigQueryConnection:
     ) -> None:
         """Run a script to its end, once under that name: a repeated call waits for the first one's job.
 
-        A job that failed is followed by one with the next number, and so is an earlier one whose effect is not there.
+        A failed job, or an earlier one without its effect, is followed by a job with the next number.
         """
-        self._once(
+        self._run_named_job(
             name,
             lambda job_id: self.client.query(
                 sql, self._config(params), job_id=job_id, retry=self.retry, timeout=REQUEST_SECONDS, job_retry=None
@@ -275,7 +275,7 @@ class BigQueryConnection:
     ) -> None:
         """Load Parquet, bytes or the files at gs:// URIs, into a table, once under that name, as one job.
 
-        `is_whole` tells of a load made earlier under the name whether the table still holds it.
+        `is_whole` checks whether the table still holds all rows of an earlier load under the name.
         """
         config = bigquery.LoadJobConfig(
             job_timeout_ms=int(self.limits.job_seconds * 1000),
@@ -291,7 +291,7 @@ class BigQueryConnection:
                 list(source), into, job_id=job_id, job_config=config, retry=self.retry, timeout=REQUEST_SECONDS
             )
 
-        self._once(name, start, is_good=is_whole)
+        self._run_named_job(name, start, is_good=is_whole)
 
     def _upload(self, source: bytes, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
         return self.client.load_table_from_file(
@@ -303,7 +303,7 @@ class BigQueryConnection:
             timeout=REQUEST_SECONDS,
         )
 
-    def _once(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
+    def _run_named_job(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.limits.retry_seconds
         for number in range(MAX_ATTEMPTS):
             job_id = f"{name}-{number}"
@@ -311,33 +311,33 @@ class BigQueryConnection:
                 job = start(job_id)
                 earlier = False
             except api.Conflict:
-                job = self._earlier(job_id)
+                job = self._get_earlier_job(job_id)
                 earlier = True
             try:
                 self._wait_for(job)
             except api.GoogleAPICallError as exc:
                 if CONCURRENT.search(str(exc)) and time.monotonic() < deadline:
-                    time.sleep(random.uniform(*CONFLICT_WAITS))  # noqa: S311 - so that two don't meet again
+                    time.sleep(random.uniform(*CONFLICT_WAITS))  # noqa: S311 - so that the two do not conflict again
                 elif not (earlier and job.done(retry=self._polling)):
                     raise
-                continue  # this is another attempt
+                continue  # with the next attempt
             if not earlier or is_good():
                 return
         raise WarehouseUnavailable(f"the job {name} failed {MAX_ATTEMPTS} times")
 
     def _wait_for(self, job: Any) -> None:
-        """Wait for the job's end. One that takes too long is cancelled, so that it has no effect later unseen."""
+        """Wait for the job's end. Cancel one that takes too long, so that it has no effect later."""
         try:
             job.result(retry=self._polling, timeout=self.limits.job_seconds)
         except JobTimeout:
             job.cancel(retry=self.retry, timeout=REQUEST_SECONDS)
             try:
-                job.result(retry=self._polling, timeout=CANCELLING_SECONDS)  # it may have come to its end all the same
+                job.result(retry=self._polling, timeout=CANCELLING_SECONDS)  # it may have ended before the cancellation
             except api.GoogleAPICallError as exc:
                 raise JobTimeout(f"cancelled after {self.limits.job_seconds:g} s") from exc
 
-    def _earlier(self, job_id: str) -> Any:
-        # Just after the refusal the job may not be found yet.
+    def _get_earlier_job(self, job_id: str) -> Any:
+        # Directly after the conflict, the service may not find the job yet.
         retry = Retry(
             predicate=lambda exc: isinstance(exc, api.NotFound) or is_retryable(exc), timeout=self.limits.retry_seconds
         )
@@ -369,4 +369,4 @@ def _parameter(name: str, value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return next((kind for known, kind in SCALARS if isinstance(value, known)), "STRING")
+    return next((kind for python_type, kind in SCALARS if isinstance(value, python_type)), "STRING")

@@ -13,15 +13,15 @@ from gated_backfill.common.warehouse.protocol import TableInfo
 STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
 
 
-def table_info(table: TableName, found: bigquery.Table) -> TableInfo:
-    columns = {field.name: _type_of(field) for field in found.schema}
-    by = found.time_partitioning
-    field = by.field if by is not None and columns.get(by.field or "") == "DATE" else None
-    expires = by.expiration_ms if by is not None else None
+def table_info(table: TableName, remote: bigquery.Table) -> TableInfo:
+    columns = {field.name: _type_of(field) for field in remote.schema}
+    partitioning = remote.time_partitioning
+    field = partitioning.field if partitioning is not None and columns.get(partitioning.field or "") == "DATE" else None
+    expires = partitioning.expiration_ms if partitioning is not None else None
     return TableInfo(
         table=table,
         columns=columns,
-        partitioned_by=field if by is None else field or by.field or "the time of loading",
+        partitioned_by=field if partitioning is None else field or partitioning.field or "the time of loading",
         expires_after_days=None if expires is None else int(expires) // 86_400_000,
     )
 

@@ -10,18 +10,18 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
 
 PROJECT = re.compile(r"(?:[a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
-PLACE = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 LEADING_WITH = re.compile(r"\s*WITH\s+", re.IGNORECASE)
 
 
 class QuotedSql(str):
-    """Checked names, quoted: the only text that `named` writes into a statement."""
+    """Checked and quoted names: the only text that `fill_placeholders` writes into a statement."""
 
     __slots__ = ()
 
 
 def checked_project(project: str) -> str:
-    """The project itself if it is a project's id. Raises `UserError`."""
+    """Return the project. Raises `UserError` unless it is a project's id."""
     if not PROJECT.fullmatch(project):
         raise UserError(f"{project!r} is not a Google Cloud project: write the warehouse as bigquery://PROJECT")
     return project
@@ -41,8 +41,8 @@ def quoted_columns(names: Iterable[str]) -> QuotedSql:
 
 
 def fill_placeholders(statement: LiteralString, **names: QuotedSql) -> QuotedSql:
-    """The statement with its `{places}` filled by the names. Raises `KeyError` for a place without one."""
-    return QuotedSql(PLACE.sub(lambda found: names[found[1]], statement))
+    """Replace each `{placeholder}` by its name. Raises `KeyError` for one without a name."""
+    return QuotedSql(PLACEHOLDER.sub(lambda match: names[match[1]], statement))
 
 
 def join_sql(separator: LiteralString, parts: Iterable[QuotedSql]) -> QuotedSql:
@@ -74,7 +74,7 @@ def parameter(name: str) -> QuotedSql:
 
 # -- fingerprints ---------------------------------------------------------------------------------------------
 
-#: What a group of rows holds, whatever their order: their number, and two sums over a hash of each.
+#: A day's fingerprint, the same in any order of the rows: their number, and two sums over a hash of each.
 CONTENT: LiteralString = """
     SELECT
         day,
@@ -89,7 +89,7 @@ CONTENT: LiteralString = """
     GROUP BY day
 """
 
-#: Of the wanted dates, those whose rows are the ones that were published from the wanted file.
+#: The requested dates whose rows are those published from the requested file.
 HOLDS: LiteralString = """
     SELECT DISTINCT c.day AS day
     FROM ({content}) AS c
@@ -108,12 +108,12 @@ class Partitions(NamedTuple):
 
 
 def partition_contents(of: Partitions) -> QuotedSql:
-    """By day, the content of each partition that has rows. Parameters: days, first, last."""
+    """Build the query of the content of each partition that has rows, by day. Parameters: days, first, last."""
     return fill_placeholders(CONTENT, table=of.table, date=of.date, columns=of.columns)
 
 
 def matching_dates(of: Partitions, publications: QuotedSql) -> QuotedSql:
-    """The wanted days that hold what was published. Parameters: days, first, last, target, wanted."""
+    """Build the query of requested days that hold published rows. Parameters: days, first, last, target, wanted."""
     return fill_placeholders(
         HOLDS, content=partition_contents(of), wanted=fill_placeholders(WANTED), publications=publications
     )
@@ -141,11 +141,11 @@ COMMIT: LiteralString = """
     COMMIT TRANSACTION;
 """
 
-CHOOSE_GIVEN: LiteralString = """
+CHOOSE_ALL: LiteralString = """
     SET backfill_days = @days;
 """
 
-#: Which of the wanted dates to publish: those that are staged whole and whose target is as it was.
+#: Choose the requested dates to publish: all rows are staged, and the target is unchanged since.
 CHOOSE_UNCHANGED: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
@@ -157,7 +157,7 @@ CHOOSE_UNCHANGED: LiteralString = """
     );
 """
 
-#: Which of the wanted dates to restore: those that hold what was published, and of which all that was is kept.
+#: Choose the requested dates to restore: they hold the published rows, and the undo table all earlier ones.
 CHOOSE_KEPT: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
@@ -168,7 +168,7 @@ CHOOSE_KEPT: LiteralString = """
     );
 """
 
-#: The same where nothing is kept: those that held nothing.
+#: The same without an undo table: the dates that had no rows before.
 CHOOSE_ABSENT: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
@@ -178,7 +178,7 @@ CHOOSE_ABSENT: LiteralString = """
     );
 """
 
-#: What a date held before the run's first publication of it.
+#: Keep the rows that a date had before the run's first publication of it.
 KEEP: LiteralString = """
     INSERT INTO {kept} ({columns})
     SELECT {columns} FROM {target}
@@ -207,7 +207,7 @@ RECORD: LiteralString = """
     WHERE w.day IN UNNEST(backfill_days);
 """
 
-#: What a run replaced: for each date, what it held before the run's first publication and what the run left there.
+#: For each date, the contents before the run's first publication and after its last.
 REPLACED: LiteralString = """
     SELECT
         day,
@@ -220,7 +220,7 @@ REPLACED: LiteralString = """
 
 
 def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, kept: QuotedSql | None) -> QuotedSql:
-    """One transaction: keep what is replaced, replace it by the source's rows, and record the publication.
+    """Build one transaction: keep the replaced rows, insert the source's rows, and record the publication.
 
     Parameters: days, first, last, target, run, window_number, wanted.
     """
@@ -237,15 +237,15 @@ def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, kept
 
 
 def load(target: Partitions, source: QuotedSql) -> QuotedSql:
-    """One transaction that replaces the days by the source's rows. Parameters: days, first, last."""
+    """Build one transaction that replaces the days' rows by the source's. Parameters: days, first, last."""
     names = _names(target, source)
     return transaction(
-        fill_placeholders(CHOOSE_GIVEN), fill_placeholders(REMOVE, **names), fill_placeholders(INSERT, **names)
+        fill_placeholders(CHOOSE_ALL), fill_placeholders(REMOVE, **names), fill_placeholders(INSERT, **names)
     )
 
 
 def restore(target: Partitions, kept: QuotedSql | None) -> QuotedSql:
-    """One transaction that gives the days back what is kept; without anything kept, they end without rows.
+    """Build one transaction that restores the kept rows of the days, or leaves them without rows if `kept` is None.
 
     Parameters: days, first, last, wanted.
     """
@@ -263,7 +263,7 @@ def restore(target: Partitions, kept: QuotedSql | None) -> QuotedSql:
 
 
 def replaced_partitions(publications: QuotedSql) -> QuotedSql:
-    """By day, what a run replaced. Parameters: target, run, first, last."""
+    """Build the query of a run's replaced partitions by day. Parameters: target, run, first, last."""
     return fill_placeholders(REPLACED, publications=publications)
 
 
