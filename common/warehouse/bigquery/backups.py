@@ -1,6 +1,6 @@
-"""Backups of a BigQuery warehouse: a table of our own for each, which expires by itself.
+"""Backups of a BigQuery warehouse: each is a table in the warehouse's own dataset, with an expiration.
 
-Rows are deleted and put back by one transaction each, which itself compares what the table and the backup hold.
+One transaction deletes or puts back rows, after it has compared the table with the backup.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, TableInfo
 
 ALL_DATES = DateRange(start=date.min, through=date.max)
-LONGER = timedelta(days=2)  #: a backup's table outlives its entry in the ledger by so much
+BACKUP_GRACE = timedelta(days=2)  #: how much longer a backup's table lives than its entry in the ledger
 COUNTS: LiteralString = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"
-DELETES = "bigquery.jobs.create, bigquery.tables.updateData"
+DELETE_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.updateData"
 
-#: Which of the wanted dates to delete: those whose rows are, in the table and in the backup, the kept ones.
+#: Choose the requested dates to delete: the table and the backup both have the rows that were backed up.
 CHOOSE_BACKED_UP: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
@@ -41,8 +41,8 @@ CHOOSE_BACKED_UP: LiteralString = """
     );
 """
 
-#: Which of the wanted dates to put back: those that hold no rows, and whose kept rows are in the backup.
-CHOOSE_GONE: LiteralString = """
+#: Choose the requested dates to put back: the table has no rows, and the backup has those backed up.
+CHOOSE_DELETED: LiteralString = """
     SET backfill_days = (
         SELECT ARRAY_AGG(w.day)
         FROM ({wanted}) AS w
@@ -54,12 +54,12 @@ CHOOSE_GONE: LiteralString = """
 
 
 class BigQueryBackups(ABC):
-    """See `Backups` for what it promises."""
+    """Backups as BigQuery tables; see `Backups`."""
 
     _jobs: BigQueryConnection
     _deadline: dict[str, Any]
     _publications: TableName
-    _described: dict[TableName, tuple[float, TableInfo]]
+    _descriptions: dict[TableName, tuple[float, TableInfo]]
 
     @abstractmethod
     def describe(self, table: TableName) -> TableInfo | None: ...
@@ -84,7 +84,7 @@ class BigQueryBackups(ABC):
     def _reference(self, table: TableName) -> bigquery.TableReference: ...
 
     @abstractmethod
-    def _make(self, table: bigquery.Table) -> bool: ...
+    def _make_table(self, table: bigquery.Table) -> bool: ...
 
     @abstractmethod
     def _make_own_dataset(self) -> None: ...
@@ -94,108 +94,110 @@ class BigQueryBackups(ABC):
         if self.describe(table) is None:
             return {}
         scan = Scan(table=table, date_column=date_column, dates=(dates,), columns={"day": date_column})
-        found = self.query(COUNTS, scans={"t": scan}).to_pylist()
-        return {row["day"]: row["n"] for row in sorted(found, key=lambda row: row["day"])}
+        counts = self.query(COUNTS, scans={"t": scan}).to_pylist()
+        return {row["day"]: row["n"] for row in sorted(counts, key=lambda row: row["day"])}
 
     def backup_location(self, backup: Backup) -> str:
         return f"{self._jobs.address.project}.{self._backup_table(backup)}"
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
         check_column_names(backup.date_column)
-        info = self._as_it_is_now(backup.table)
+        info = self._describe_uncached(backup.table)
         info.check_columns(backup.date_column)
-        kept = self._backup_table(backup)
+        backup_table = self._backup_table(backup)
         self._make_own_dataset()
-        self._make(self._as_backup(backup, until))
-        statement = sql_of.load(self._partitions(kept, backup.date_column, info.columns), self._quoted(backup.table))
-        with translate_bigquery_errors("the backup", table=str(backup.table), needs=DELETES):
+        self._make_table(self._backup_definition(backup, until))
+        statement = sql_of.load(
+            self._partitions(backup_table, backup.date_column, info.columns), self._quoted(backup.table)
+        )
+        with translate_bigquery_errors("the backup", table=str(backup.table), needs=DELETE_PERMISSIONS):
             self._jobs.run_script(job_name("backup", uuid4().hex), statement, date_parameters(days))
 
-    def _as_it_is_now(self, table: TableName) -> TableInfo:
-        """The table, looked at afresh. Raises `TableNotFound`."""
-        self._described.pop(table, None)
-        found = self.describe(table)
-        if found is None:
+    def _describe_uncached(self, table: TableName) -> TableInfo:
+        """Describe the table as it is now, without the cache. Raises `TableNotFound`."""
+        self._descriptions.pop(table, None)
+        info = self.describe(table)
+        if info is None:
             raise TableNotFound("no such table in the warehouse", table=str(table))
-        return found
+        return info
 
-    def _as_backup(self, backup: Backup, until: datetime) -> bigquery.Table:
-        """The table to make for the backup: with the columns of the backed up one, nested ones included."""
+    def _backup_definition(self, backup: Backup, until: datetime) -> bigquery.Table:
+        """Define the backup's table, with all columns of the backed up one, also nested ones."""
         with translate_bigquery_errors("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
             schema = self._jobs.client.get_table(self._reference(backup.table), **self._deadline).schema
-        made = bigquery.Table(self._reference(self._backup_table(backup)), schema=schema)
+        definition = bigquery.Table(self._reference(self._backup_table(backup)), schema=schema)
         # No partitions: those of past dates might expire at once, by the dataset's default.
-        made.clustering_fields = [backup.date_column]
-        made.expires = until + LONGER
-        return made
+        definition.clustering_fields = [backup.date_column]
+        definition.expires = until + BACKUP_GRACE
+        return definition
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
-        kept = self._backup_table(backup)
+        backup_table = self._backup_table(backup)
         try:
-            info = self._as_it_is_now(kept)
+            info = self._describe_uncached(backup_table)
         except TableNotFound as exc:
             raise BackupMissing(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
-        rows = self.row_counts(kept, backup.date_column, ALL_DATES)
+        rows = self.row_counts(backup_table, backup.date_column, ALL_DATES)
         if not rows:
             raise BackupMissing(f"the backup {backup.id} holds no rows", table=str(backup.table))
-        contents = self._contents(kept, backup.date_column, list(rows), info.columns)
+        contents = self._contents(backup_table, backup.date_column, list(rows), info.columns)
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
-        info = self._as_it_is_now(backup.table)  # with all its columns: a value that the backup lacks must not be lost
+        info = self._describe_uncached(backup.table)  # with all columns: a row with a value that the backup lacks stays
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
             return
         target = self._partitions(backup.table, backup.date_column, info.columns)
         places = {"target": target.table, "date": target.date}
-        self._run_on(
+        self._run_for_dates(
             backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.fill_placeholders(sql_of.REMOVE, **places)
         )
 
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
-        columns = self._as_it_is_now(self._backup_table(backup)).columns
-        self._as_it_is_now(backup.table).check_columns(backup.date_column, columns)
+        columns = self._describe_uncached(self._backup_table(backup)).columns
+        self._describe_uncached(backup.table).check_columns(backup.date_column, columns)
         now = self._contents(backup.table, backup.date_column, list(kept), columns)
-        written = [day for day, one in kept.items() if now[day] not in (ABSENT, one.fingerprint)]
+        written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
         if written and not leave_written:
             raise changed_dates_error(backup, written)
-        gone = {day: one for day, one in kept.items() if now[day] == ABSENT}
-        if gone:
+        deleted = {day: backup_date for day, backup_date in kept.items() if now[day] == ABSENT}
+        if deleted:
             target = self._partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
             insert = sql_of.fill_placeholders(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
-            # It removes nothing, but only transactions that change rows exclude each other: without it, two that put
-            # the same rows back, or one and a load, would both append theirs.
+            # It removes no rows, but only transactions with such a statement exclude each other: without it, two
+            # restores of the same rows, or a restore and a load, would both append theirs.
             remove = sql_of.fill_placeholders(sql_of.REMOVE, **places)
-            self._run_on(backup, gone, "putback", target, CHOOSE_GONE, remove, insert)
+            self._run_for_dates(backup, deleted, "putback", target, CHOOSE_DELETED, remove, insert)
             now = self._contents(backup.table, backup.date_column, list(kept), columns)
-            if mixed := [day for day, one in gone.items() if now[day] not in (ABSENT, one.fingerprint)]:
+            if mixed := [day for day in deleted if now[day] not in (ABSENT, kept[day].fingerprint)]:
                 raise mixed_dates_error(backup, mixed)
-        return frozenset(day for day, one in kept.items() if now[day] == one.fingerprint)
+        return frozenset(day for day in kept if now[day] == kept[day].fingerprint)
 
-    def _run_on(
+    def _run_for_dates(
         self,
         backup: Backup,
-        kept: Mapping[date, BackupDate],
+        dates: Mapping[date, BackupDate],
         name: str,
         target: sql_of.Partitions,
         choose: LiteralString,
         *steps: sql_of.QuotedSql,
     ) -> None:
-        """One transaction that takes the steps for the dates that it chooses among the kept ones."""
+        """Run the steps in one transaction, for those of the dates that its first statement chooses."""
         source = target._replace(table=self._quoted(self._backup_table(backup)))
         contents = {"now": sql_of.partition_contents(target), "kept": sql_of.partition_contents(source)}
         chosen = sql_of.fill_placeholders(choose, wanted=sql_of.fill_placeholders(sql_of.WANTED), **contents)
         statement = sql_of.transaction(chosen, *steps)
-        asked = requested_dates({day: {"published": one.fingerprint} for day, one in kept.items()})
-        with translate_bigquery_errors(f"the {name}", table=str(backup.table), needs=DELETES):
-            self._jobs.run_script(job_name(name, uuid4().hex), statement, date_parameters(kept) | {"wanted": asked})
+        request = requested_dates({day: {"published": dates[day].fingerprint} for day in dates})
+        with translate_bigquery_errors(f"the {name}", table=str(backup.table), needs=DELETE_PERMISSIONS):
+            self._jobs.run_script(job_name(name, uuid4().hex), statement, date_parameters(dates) | {"wanted": request})
 
     def drop_backup(self, backup: Backup) -> None:
         table = self._backup_table(backup)
-        self._described.pop(table, None)
+        self._descriptions.pop(table, None)
         with translate_bigquery_errors("removing the backup", table=str(table), needs="bigquery.tables.delete"):
             try:
                 self._jobs.client.delete_table(self._reference(table), **self._deadline)

@@ -97,16 +97,16 @@ class LocalBackups(ABC):
     def _back_up_date(self, backup: Backup, day: date) -> dict[str, str | int]:
         """Link the files of the date's partition; return the date's entry in the manifest."""
         part = self._part(backup.table, backup.date_column, day)
-        kept = self._backup_file(backup, day)
-        kept.parent.mkdir(parents=True)
+        copy = self._backup_file(backup, day)
+        copy.parent.mkdir(parents=True)
         for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
-                hard_link(part.with_name(name), kept.with_name(name))
-        sync_folder(kept.parent)
+                hard_link(part.with_name(name), copy.with_name(name))
+        sync_folder(copy.parent)
         return {
-            "checksum": file_fingerprint(kept),
-            "publication": file_fingerprint(kept.with_name(PUBLICATION_FILE)),
-            "rows": _count_rows(kept),
+            "checksum": file_fingerprint(copy),
+            "publication": file_fingerprint(copy.with_name(PUBLICATION_FILE)),
+            "rows": _count_rows(copy),
         }
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
@@ -188,9 +188,7 @@ class LocalBackups(ABC):
     def drop_backup(self, backup: Backup) -> None:
         folder = self._backup_folder(backup)
         with translate_file_errors(backup.table):
-            (folder / MANIFEST).unlink(
-                missing_ok=True
-            )  # first: without the manifest, a half-deleted folder is no backup
+            (folder / MANIFEST).unlink(missing_ok=True)  # first: without it, a half-deleted folder is no backup
             if folder.exists():
                 shutil.rmtree(folder)
 

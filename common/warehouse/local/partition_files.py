@@ -24,7 +24,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
 SETTLED_NS = 2_000_000_000  #: a file younger than this may change without a new stamp
-TO_READ = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
+READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
 
 
 def file_stamp(part: str | Path | int) -> FileStamp | None:
@@ -33,10 +33,10 @@ def file_stamp(part: str | Path | int) -> FileStamp | None:
     The time of linking detects a file that was replaced and then linked back from the undo folder or a backup.
     """
     try:
-        found = os.stat(part)  # noqa: PTH116 - asked for every file that is read
+        status = os.stat(part)  # noqa: PTH116 - asked for every file that is read
     except FileNotFoundError:
         return None
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class PartitionFiles:
@@ -47,8 +47,8 @@ class PartitionFiles:
 
     MAX_CACHED_FILE_BYTES = 1024 * 1024  #: compressed and uncompressed
     MAX_CACHED_ROWS = 20_000  #: reading all columns of fewer rows is hardly slower
-    MOST_BYTES = 16 * 1024 * 1024  #: of all cached rows
-    MOST_FINGERPRINTS = 20_000
+    MAX_CACHED_BYTES = 16 * 1024 * 1024  #: of all cached rows
+    MAX_FINGERPRINTS = 20_000
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
@@ -59,11 +59,11 @@ class PartitionFiles:
 
     def fingerprint(self, part: str) -> str:
         """Return the checksum of the file, cached until the file changes; `ABSENT` when it does not exist."""
-        known = self._fingerprints.get(part)
-        if known is not None and _is_still(part, known[0]):
-            return known[1]
+        cached = self._fingerprints.get(part)
+        if cached is not None and _is_unchanged(part, cached[0]):
+            return cached[1]
         with self._opened(part) as handle:
-            return ABSENT if handle is None else self._summed(part, handle)[1]
+            return ABSENT if handle is None else self._read_with_checksum(part, handle)[1]
 
     def fingerprint_uncached(self, part: str) -> str:
         """Return the checksum of the file, read again."""
@@ -73,26 +73,26 @@ class PartitionFiles:
     def rows(self, part: str, columns: list[str] | None) -> pa.Table | None:
         """Read the columns that the file has, or all; may return further columns. None when the file does not exist."""
         with self._lock:
-            known = self._rows.get(part)
-            if known is not None:
+            cached = self._rows.get(part)
+            if cached is not None:
                 self._rows.move_to_end(part)
-        if known is not None and _is_still(part, known[0]):
-            return known[1]
+        if cached is not None and _is_unchanged(part, cached[0]):
+            return cached[1]
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
             if not self._is_small(handle):
                 return _parquet(_big_file(handle)).read(columns=columns, use_threads=False)
-            data, _, settled = self._summed(part, handle)
+            data, _, settled = self._read_with_checksum(part, handle)
         file = _parquet(pa.BufferReader(data))
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
         if (
             file.metadata.num_rows > self.MAX_CACHED_ROWS
-            or sum(one.total_byte_size for one in groups) > self.MAX_CACHED_FILE_BYTES
+            or sum(group.total_byte_size for group in groups) > self.MAX_CACHED_FILE_BYTES
         ):
             return file.read(columns=columns, use_threads=False)
         rows = file.read(use_threads=False)
-        if settled is not None and rows.nbytes <= self.MOST_BYTES // 16:
+        if settled is not None and rows.nbytes <= self.MAX_CACHED_BYTES // 16:
             self._remember(part, settled, rows)
         return rows
 
@@ -126,39 +126,39 @@ class PartitionFiles:
     def _handle(self, part: str) -> int:
         if not stat.S_ISLNK(os.lstat(_folder_of(part)).st_mode):
             try:
-                return os.open(part, TO_READ | os.O_NOFOLLOW)
+                return os.open(part, READ_FLAGS | os.O_NOFOLLOW)
             except OSError as exc:
                 if exc.errno != errno.ELOOP:
                     raise
-        return os.open(checked_path_text(self._root, part), TO_READ)
+        return os.open(checked_path_text(self._root, part), READ_FLAGS)
 
-    def _summed(self, part: str, handle: int) -> tuple[bytes, str, FileStamp | None]:
+    def _read_with_checksum(self, part: str, handle: int) -> tuple[bytes, str, FileStamp | None]:
         """Return the bytes, their checksum, and the stamp to cache them by; no stamp if the file may still change."""
         stamp = file_stamp(handle)
         data = read_handle(handle)
-        found = checksum_of(data)
+        checksum = checksum_of(data)
         if stamp is None or time.time_ns() - stamp[2] <= SETTLED_NS or file_stamp(handle) != stamp:
-            return data, found, None
-        if len(self._fingerprints) >= self.MOST_FINGERPRINTS:
+            return data, checksum, None
+        if len(self._fingerprints) >= self.MAX_FINGERPRINTS:
             self._fingerprints.clear()
-        self._fingerprints[part] = (stamp, found)
-        return data, found, stamp
+        self._fingerprints[part] = (stamp, checksum)
+        return data, checksum, stamp
 
     def _remember(self, part: str, stamp: FileStamp, rows: pa.Table) -> None:
         with self._lock:
             self._forget(part)
             self._rows[part] = (stamp, rows)
             self._bytes += rows.nbytes
-            while self._bytes > self.MOST_BYTES:
+            while self._bytes > self.MAX_CACHED_BYTES:
                 self._forget(next(iter(self._rows)))
 
     def _forget(self, part: str) -> None:
-        known = self._rows.pop(part, None)
-        if known is not None:
-            self._bytes -= known[1].nbytes
+        cached = self._rows.pop(part, None)
+        if cached is not None:
+            self._bytes -= cached[1].nbytes
 
 
-def _is_still(part: str, stamp: FileStamp) -> bool:
+def _is_unchanged(part: str, stamp: FileStamp) -> bool:
     """Whether the file is unchanged. A link in the place of its folder, to the same file, counts as a change."""
     return file_stamp(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
 

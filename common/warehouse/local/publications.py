@@ -1,7 +1,7 @@
-"""Publishing to a local warehouse: what is prepared takes effect at once, and what it replaces is kept for `undo`.
+"""Publishing to a local warehouse: prepared partitions become visible at once; the replaced ones are kept for `undo`.
 
-`<root>/<dataset>/<table>/.loading/` holds what is prepared; with a `COMMITTED` in it, it takes effect whatever dies.
-`<root>/.undo/<run>/<dataset>/<table>/` holds a note for each window, and by date the part that was replaced.
+`<root>/<dataset>/<table>/.loading/` has the prepared partitions; a file `COMMITTED` in it publishes them for good.
+`<root>/.undo/<run>/<dataset>/<table>/` has a note for each window, and by date the replaced rows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LocalPublications(LocalBackups):
         publication: str,
     ) -> PublishResult:
         folder = self._folder(target)
-        lost: set[date] = set()
+        unreadable: set[date] = set()
         prepared: dict[date, str] = {}
         with translate_file_errors(target), locked(self._lock(folder)):
             self._start_loading(folder)
@@ -71,13 +71,13 @@ class LocalPublications(LocalBackups):
                 try:
                     _prepare_partition(partition, staged, publication)
                 except StagedFileLost:
-                    lost.add(staged.day)
+                    unreadable.add(staged.day)
                 else:
                     prepared[staged.day] = staged.checksum
             undo_files = self._keep_replaced(target, date_column, publication, before=current, published=prepared)
             self._commit_loading(folder, undo_files)
-        published = frozenset(current) - changed - lost
-        return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(lost))
+        published = frozenset(current) - changed - unreadable
+        return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(unreadable))
 
     # -- replaced partitions ----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """SQL over Parquet files, by DuckDB. There is no database file, which would lock other processes out.
 
-Its own module, as DuckDB and the translation of SQL take long to import and much is done without them.
+A separate module, as DuckDB and sqlglot take long to import, and many commands do not need them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ Scans = Mapping[str, Scan | StagedScan]
 class DuckDbQueries:
     """Answers queries over files. Safe for several threads at once.
 
-    Only the files that a query's dates need are handed to DuckDB, as an explicit list: a glob over all of them costs
-    ten times as much.
+    DuckDB gets an explicit list of the files for a query's dates: a glob over all files takes ten times as long.
     """
 
     def __init__(
@@ -40,26 +39,26 @@ class DuckDbQueries:
 
     def query(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
         """See `Warehouse.query`."""
-        named = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
         for _ in range(MAX_TRIES):
             files = {name: self._files(scan) for name, scan in scans.items()}
             before = _stamps(files)
             try:
-                found: pa.Table | duckdb.Error = self._run(sql, scans, files, params)
+                result: pa.Table | duckdb.Error = self._run(sql, scans, files, params)
             except duckdb.Error as exc:
-                found = exc
-            except RuntimeError as exc:  # all that is left of what a signal's handler raised during the query
-                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=named) from exc
+                result = exc
+            except RuntimeError as exc:  # DuckDB raises it for any error of a signal's handler during the query
+                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=tables) from exc
             except (SqlglotError, pa.ArrowInvalid) as exc:
-                raise QueryFailed(str(exc), table=named) from exc
+                raise QueryFailed(str(exc), table=tables) from exc
             if _stamps(files) != before:
-                continue  # DuckDB opens a file twice; one was replaced in between, so the answer means nothing
-            if isinstance(found, pa.Table):
-                return found
-            if isinstance(found, duckdb.IOException):
-                raise WarehouseUnavailable(str(found), table=named) from found
-            raise QueryFailed(str(found), table=named) from found
-        raise WarehouseUnavailable(f"was written to during each of {MAX_TRIES} reads", table=named)
+                continue  # DuckDB opens a file twice, and one was replaced in between: the result is wrong
+            if isinstance(result, pa.Table):
+                return result
+            if isinstance(result, duckdb.IOException):
+                raise WarehouseUnavailable(str(result), table=tables) from result
+            raise QueryFailed(str(result), table=tables) from result
+        raise WarehouseUnavailable(f"was written to during each of {MAX_TRIES} reads", table=tables)
 
     def _run(
         self, sql: LiteralString, scans: Scans, files: Mapping[str, list[str]], params: Mapping[str, Any]
@@ -90,19 +89,19 @@ class DuckDbQueries:
         return connection.from_arrow(self._schema(scan.table).empty_table())
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
-        """A connection of this thread's own: DuckDB's are not to be shared."""
-        found = getattr(self._local, "connection", None)
-        if found is None:
-            found = duckdb.connect(
+        """Return the connection of this thread. Threads cannot share one."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = duckdb.connect(
                 config={
-                    "threads": 1,  # whoever waits for many answers asks for them at once
+                    "threads": 1,  # callers with many queries run them in parallel
                     "autoinstall_known_extensions": False,
                     "python_enable_replacements": False,
                     "enable_external_file_cache": False,
                 }
             )
-            self._local.connection = found
-        return found
+            self._local.connection = connection
+        return connection
 
 
 def _stamps(files: Mapping[str, list[str]]) -> list[FileStamp | None]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import StagedFileLost, TableNotFound
+from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.model.arrow_types import column_type_of
 from gated_backfill.common.model.publication import StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName
@@ -39,22 +39,23 @@ from gated_backfill.common.warehouse.protocol import (
     TableInfo,
     check_dated,
     check_same_columns,
+    require_table,
 )
 
 if TYPE_CHECKING:
     from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-PROBE_AT_MOST = 1000  #: days for which looking for each partition is cheaper than listing the folder
+MAX_DAYS_TO_PROBE = 1000  #: up to here, looking for each partition is cheaper than listing the folder
 
 
 class LocalWarehouse(LocalPublications):
-    """See `Warehouse` for what it promises. Safe for several processes and threads at once."""
+    """Tables of Parquet files; see `Warehouse`. Safe for several processes and threads at once."""
 
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
         self._limits = limits or WarehouseLimits()
         self._parts = PartitionFiles(root)
-        self._described: dict[TableName, tuple[Path, FileStamp | None, TableInfo]] = {}
+        self._descriptions: dict[TableName, tuple[Path, FileStamp | None, TableInfo]] = {}
 
     def __repr__(self) -> str:
         return f"LocalWarehouse({str(self.root)!r})"
@@ -64,11 +65,9 @@ class LocalWarehouse(LocalPublications):
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
             self._finish_load(table)
-            known = self._described.get(table)
-            if (
-                known is not None and file_stamp(known[0]) == known[1]
-            ):  # the part that it was told from is still the same
-                return known[2]
+            cached = self._descriptions.get(table)
+            if cached is not None and file_stamp(cached[0]) == cached[1]:  # the file it was read from is unchanged
+                return cached[2]
             folder = self._folder(table)
             first = next(partition_folders(self.root, folder), None)
             if first is None:
@@ -76,9 +75,9 @@ class LocalWarehouse(LocalPublications):
             stamp = file_stamp(first / ROWS_FILE)
             schema = pq.read_schema(first / ROWS_FILE)
         columns = {field.name: column_type_of(field.type) or str(field.type) for field in schema}
-        found = TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
-        self._described[table] = (first / ROWS_FILE, stamp, found)
-        return found
+        info = TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
+        self._descriptions[table] = (first / ROWS_FILE, stamp, info)
+        return info
 
     def query(
         self,
@@ -104,16 +103,18 @@ class LocalWarehouse(LocalPublications):
         return self._read(scan, self._parts.rows_uncached if once else self._parts.rows)
 
     def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table | None]) -> pa.Table:
-        self._require(scan)
-        wanted = None if scan.columns is None else list(scan.columns.values())
+        self._check_columns(scan)
+        columns = None if scan.columns is None else list(scan.columns.values())
         with translate_file_errors(scan.table):
-            tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, wanted)) is not None]
+            tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, columns)) is not None]
             rows = (
-                _stacked(tables, wanted or tables[0].column_names) if tables else self._schema(scan.table).empty_table()
+                _concatenate(tables, columns or tables[0].column_names)
+                if tables
+                else self._schema(scan.table).empty_table()
             )
-        if scan.columns is None or wanted is None:
+        if scan.columns is None or columns is None:
             return rows
-        return rows.select(wanted).rename_columns(list(scan.columns))
+        return rows.select(columns).rename_columns(list(scan.columns))
 
     def estimate_bytes(self, scan: Scan) -> int | None:
         return None
@@ -134,13 +135,13 @@ class LocalWarehouse(LocalPublications):
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
     def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
-        """Which run and attempt wrote the partition; None for one that no run wrote as it is now."""
+        """Read which run and attempt wrote the partition; None if no run wrote its present rows."""
         part = self._part(table, date_column, day)
         try:
-            noted = json.loads((part.parent / PUBLICATION_FILE).read_text())
+            note = json.loads((part.parent / PUBLICATION_FILE).read_text())
         except FileNotFoundError:
             return None
-        return noted if noted["checksum"] == file_fingerprint(part) else None
+        return note if note["checksum"] == file_fingerprint(part) else None
 
     # -- writing --------------------------------------------------------------------------------------------
 
@@ -161,8 +162,8 @@ class LocalWarehouse(LocalPublications):
 
     def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
         check_dated(table, date_column, rows)
-        given = {field.name: column_type_of(field.type) or str(field.type) for field in rows.schema}
-        check_same_columns(self.describe(table), date_column, given)
+        columns = {field.name: column_type_of(field.type) or str(field.type) for field in rows.schema}
+        check_same_columns(self.describe(table), date_column, columns)
         folder = self._folder(table)
         with translate_file_errors(table), locked(self._lock(folder)):
             self._start_loading(folder)
@@ -181,7 +182,7 @@ class LocalWarehouse(LocalPublications):
         )
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
-        """By day, the path at which its part is or would be, as `Parts` takes it."""
+        """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
         folder = self._folder(table)
         return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
 
@@ -191,34 +192,31 @@ class LocalWarehouse(LocalPublications):
         return TableInfo(table=table, columns={}, partitioned_by=None)
 
     def _candidates(self, scan: Scan) -> list[str]:
-        """The parts of the scan's days, of which some may not be there."""
-        days = [day for one in scan.dates for day in one.days()]
+        """List the files of the scan's days; not all of them may exist."""
+        days = [day for span in scan.dates for day in span.days()]
         places = self._places(scan.table, scan.date_column, days)
-        if len(places) <= PROBE_AT_MOST:
+        if len(places) <= MAX_DAYS_TO_PROBE:
             return list(places.values())
-        there = {f"{place}/{ROWS_FILE}" for place in partition_folders(self.root, self._folder(scan.table))}
-        return [place for place in places.values() if place in there]
+        existing = {f"{folder}/{ROWS_FILE}" for folder in partition_folders(self.root, self._folder(scan.table))}
+        return [place for place in places.values() if place in existing]
 
     def _paths(self, scan: Scan | StagedScan) -> list[str]:
         if isinstance(scan, StagedScan):
             return _staged_paths(scan.files)
-        self._require(scan)
+        self._check_columns(scan)
         with translate_file_errors(scan.table):
             return existing_parts(self.root, self._candidates(scan))
 
-    def _require(self, scan: Scan) -> None:
-        """Raises `TableNotFound`, and `SchemaMismatch` for a table without a column of the scan."""
-        info = self.describe(scan.table)
-        if info is None:
-            raise TableNotFound("no such table in the warehouse", table=str(scan.table))
-        info.check_columns(scan.date_column, tuple((scan.columns or {}).values()))
+    def _check_columns(self, scan: Scan) -> None:
+        """Check that the table has the scan's columns. Raises `TableNotFound` or `SchemaMismatch`."""
+        require_table(self, scan.table).check_columns(scan.date_column, tuple((scan.columns or {}).values()))
 
     def _schema(self, table: TableName) -> pa.Schema:
         return pq.read_schema(next(partition_folders(self.root, self._folder(table))) / ROWS_FILE)
 
 
-def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
-    """These columns of the tables one after the other, matched by name as a query matches them."""
+def _concatenate(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
+    """Append the tables' rows, with these columns, matched by name as in a query."""
     for table in tables:
         if missing := set(names) - set(table.column_names):
             raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
@@ -228,7 +226,7 @@ def _stacked(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
 
 
 def _staged_paths(files: Sequence[StagedFile]) -> list[str]:
-    """Where the staged files are. Raises `StagedFileLost` for a link: what it leads to is not what was staged."""
+    """Return the paths of the staged files. Raises `StagedFileLost` for a link, which may lead to other rows."""
     for staged in files:
         if Path(staged.location).is_symlink():
             raise StagedFileLost("the staged file is a link", day=staged.day)
@@ -236,17 +234,17 @@ def _staged_paths(files: Sequence[StagedFile]) -> list[str]:
 
 
 def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:
-    days = sorted(found["day"] for found in _counts(rows, date_column))
     ordered = rows.sort_by([(date_column, "ascending")])
-    starts = {found["day"]: found["n"] for found in _counts(ordered, date_column)}
+    counts = _row_counts(rows, date_column)
+    days = sorted(counts)
     offset = 0
     for day in days:
         part = folder / f"{date_column}={day.isoformat()}" / ROWS_FILE
-        write_atomically(part, parquet_bytes(ordered.slice(offset, starts[day])), durable=False)
-        offset += starts[day]
+        write_atomically(part, parquet_bytes(ordered.slice(offset, counts[day])), durable=False)
+        offset += counts[day]
     return days
 
 
-def _counts(rows: pa.Table, date_column: str) -> list[dict[str, Any]]:
-    counted = rows.group_by(date_column).aggregate([(date_column, "count")])
-    return counted.rename_columns({date_column: "day", f"{date_column}_count": "n"}).to_pylist()
+def _row_counts(rows: pa.Table, date_column: str) -> dict[date, int]:
+    counts = rows.group_by(date_column).aggregate([(date_column, "count")])
+    return {row[date_column]: row[f"{date_column}_count"] for row in counts.to_pylist()}
