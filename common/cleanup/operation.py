@@ -21,7 +21,7 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 
 @dataclass(frozen=True, kw_only=True)
 class CleanupContext:
-    """The places that a cleanup works on, and who does it."""
+    """The settings, ledger and warehouse of a cleanup, its user and its process."""
 
     settings: Settings
     ledger: Ledger
@@ -69,8 +69,8 @@ def verify_backup(
 ) -> Mapping[date, BackupDate]:
     """Read the operation's backup, check it against the ledger, and return its dates.
 
-    With `intact_only`, damaged dates are left out instead. Raises `BackupMissing` if the backup differs from what was
-    backed up or, with `intact_only`, if no date of it is intact.
+    With `intact_only`, damaged dates are left out instead. Raises `BackupMissing` if the backup's checksum differs or,
+    with `intact_only`, if none of its dates is intact.
     """
     dates = context.warehouse.read_backup(backup_of(operation), intact_only=intact_only)
     if intact_only:

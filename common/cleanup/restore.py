@@ -1,4 +1,4 @@
-"""Restore of a cleanup: put back all deleted dates or none, except those that the caller allows to leave out."""
+"""Restore of a cleanup: put back all deleted dates or none; the caller may allow to leave some out."""
 
 from __future__ import annotations
 

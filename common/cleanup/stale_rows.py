@@ -1,4 +1,4 @@
-"""Stale rows: which rows of a table are too old, and whether a cleanup may delete so many."""
+"""Stale rows: which rows of a table are too old, and whether their share is small enough to delete."""
 
 from __future__ import annotations
 

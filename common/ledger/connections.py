@@ -170,9 +170,9 @@ def _check_own_file(engine: Engine, revision: str | None) -> None:
     if revision is not None or engine.dialect.name != "sqlite":
         return
     if foreign := sorted(set(inspect(engine).get_table_names()) - {"alembic_version"}):
-        named = ", ".join(foreign[:3])
+        examples = ", ".join(foreign[:3])
         raise LedgerUnusable(
-            f"{engine.url.database} is another program's (it has the tables {named}): name another file"
+            f"{engine.url.database} is another program's (it has the tables {examples}): name another file"
         )
 
 

@@ -46,7 +46,7 @@ def requeue_lost_dates(
     max_deaths: int,
     ignore_deaths_before: datetime | None = None,
 ) -> list[date]:
-    """Requeue the dates of a window whose worker died or lost its lease, and return those that were enqueued again.
+    """Requeue the dates of a window whose worker died or lost its lease, and return the requeued dates.
 
     The keyword arguments are explained at `ClaimStore.requeue_dates`.
     """

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-OWNER_GRACE = timedelta(minutes=10)  #: a command reports the end of its own run within this time
+OWNER_GRACE = timedelta(minutes=10)  #: after its end, in which the command that started a run reports it
 WEEK = timedelta(days=7)
 
 
 class ReportingFailed(BackfillError):
-    """The ends of some runs could not be reported; those of the others were."""
+    """Some ended runs could not be reported; the other ones were."""
 
 
 def report_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> bool:
@@ -57,7 +57,7 @@ def report_run(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Sett
 
 
 def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """Write the run to the warehouse's history. Raises `Retryable` for a passing error; any other one is logged."""
+    """Write the run to the warehouse's history. Raises `Retryable` for a transient error; logs any other."""
     try:
         log.info("history_written", run=run_id, outcome=write_metadata(ledger, warehouse, settings, run_id))
     except Retryable:
@@ -67,11 +67,11 @@ def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: 
 
 
 def report_ended_runs(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
-    """Report the ended runs that were not reported yet, and return the ids of those that this call reported.
+    """Report the ended runs that are not reported yet, and return the ids of the runs this call reported.
 
-    A run of a command is left to that command while its process is alive, for 10 minutes: it may be on another host. A
-    run that fails does not stop the others: at the end `Retryable` is raised if every failure may pass on a retry, else
-    `ReportingFailed`.
+    A command reports the run it started: such a run is left out for 10 minutes after its end, unless the command's
+    process is dead. A failure does not stop the other runs; at the end `Retryable` is raised if every failure may pass
+    on a retry, else `ReportingFailed`.
     """
     now = utcnow()
     reported: list[str] = []

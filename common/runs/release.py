@@ -11,18 +11,18 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import Warehouse
 
-SYSTEM_ACTOR = "backfill"  #: recorded as the one who ended a run, if no user did
+SYSTEM_ACTOR = "backfill"  #: recorded as the actor when no user ended the run
 ITS_PROCESS_DIED = "its process died"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedRun:
-    """How far a released run came."""
+    """The result of releasing a run."""
 
     run: Run
     checkpointed: int
-    adopted: tuple[date, ...]  #: its gate had published these without a checkpoint: they have one now
-    unfinished: int  #: dates that were not finished, and can be in another run now
+    adopted: tuple[date, ...]  #: published by its gate and checkpointed only now
+    unfinished: int  #: dates not finished, which another run can take now
 
 
 def release_run(

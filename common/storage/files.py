@@ -142,7 +142,7 @@ def read_regular_file(path: str | Path) -> bytes:
 
 
 def read_handle(handle: int) -> bytes:
-    """Read an open file to its end, with one system call where it is small."""
+    """Read an open file to its end, with one system call for a small file."""
     size = os.fstat(handle).st_size
     chunks = [os.read(handle, size + 1)]
     if len(chunks[0]) == size:  # fewer bytes than requested: the end of the file

@@ -1,4 +1,4 @@
-"""Staged files, which wait for the gate, and the quarantine of those it refused."""
+"""Staged files, which wait for the gate, and the quarantine of refused ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Staging:
         return StagedFile(day=day, attempt=attempt, location=location, checksum=checksum_of(data), rows=rows.num_rows)
 
     def location(self, run: str, day: date, attempt: int) -> str:
-        """Return the path or URL of the attempt's rows. Each attempt has a file of its own name."""
+        """Return the path or URL of the attempt's rows. Each attempt has a separate file."""
         return self._store.location(_key(run, day, attempt))
 
     def rows(self, staged: StagedFile) -> pa.Table:

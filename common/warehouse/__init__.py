@@ -1,4 +1,4 @@
-"""Where source and target tables live."""
+"""Warehouses of source and target tables, opened by URL."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def open_warehouse(url: str, *, limits: WarehouseLimits | None = None) -> Wareho
 
 
 def preload_warehouse(url: WarehouseUrl) -> None:
-    """Import what reading and publishing files needs, to be shared by the processes that a worker forks."""
+    """Import the modules that read and publish files, so that the processes a worker forks share them."""
     if url.folder is not None:
         import_module("gated_backfill.common.warehouse.local.warehouse")

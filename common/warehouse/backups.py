@@ -13,7 +13,7 @@ from gated_backfill.common.model.tables import TableName
 
 
 class Backups(Protocol):
-    """A part of `Warehouse`."""
+    """The methods of `Warehouse` for backups."""
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
         """Count the rows of each date in the range that has rows; none for a table that does not exist.
@@ -31,7 +31,7 @@ class Backups(Protocol):
         ...
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
-        """Read and verify the backup's dates. Raises `NothingKept` when it is gone or damaged.
+        """Read and verify the backup's dates. Raises `BackupMissing` when it is gone or damaged.
 
         With `intact_only`, damaged dates are left out instead.
         """
@@ -49,9 +49,9 @@ class Backups(Protocol):
     ) -> frozenset[date]:
         """Restore the kept rows; return the dates that hold them now. Restoring again changes nothing.
 
-        Raises `DatesWritten`, and changes nothing, when a date holds other rows by now, unless `leave_written` skips
-        such dates; `NothingKept` when the backup is gone or damaged. A date written during the restore may end with
-        the new rows in addition to the kept ones or without them, which raises `DatesWritten` as well.
+        Raises `RestoreConflict`, and changes nothing, when a date has other rows by now, unless `leave_written` skips
+        such dates; `BackupMissing` when the backup is gone or damaged. A date written during the restore may end with
+        the new rows, with or without the restored ones, which raises `RestoreConflict` as well.
         """
         ...
 

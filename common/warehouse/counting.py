@@ -43,7 +43,7 @@ class CountQuery:
 def count_query(expected: Scan, sources: SourceScans, groups: SourceGroups) -> CountQuery:
     """Build the query of `Warehouse.count_entities`, from literal text only.
 
-    Names of source tables and columns end in underscores, as many as their number: a formatted number is no literal.
+    The names of the n-th source end in n underscores, as a formatted number would not be literal text.
     """
     suffixes: dict[str, LiteralString] = {name: "_" * n for n, name in enumerate(sources, 1)}
     columns: list[LiteralString] = ["w.day AS day", "COUNT(*) AS expected"]

@@ -190,16 +190,16 @@ class Warehouse(Backups, Protocol):
     def check_restorable(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> None:
-        """Check that the earlier rows of all days are still kept. Raises `NothingKept`; changes nothing."""
+        """Check that the replaced rows of all days are still kept. Raises `BackupMissing`; changes nothing."""
         ...
 
     def restore(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
     ) -> frozenset[date]:
-        """Restore the rows the days held before the run; return the days that hold them now.
+        """Restore the rows that the run replaced; return the days that have them now.
 
         A day with other rows than the run published stays as it is. Restoring again changes nothing. Raises
-        `NothingKept`, and changes nothing, when the earlier rows of a day are not kept any more.
+        `BackupMissing`, and changes nothing, when the replaced rows of a day are not kept any more.
         """
         ...
 

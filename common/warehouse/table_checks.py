@@ -48,7 +48,7 @@ class TableRequirement:
     optional: bool = False
 
     def mismatches(self, info: TableInfo) -> list[str]:
-        """List the differences from the table, each worded as the end of a sentence about it."""
+        """List the differences from the table, each worded as the rest of a sentence about it."""
         untyped = info.column_mismatches(self.date_column, self.columns)
         return list(dict.fromkeys(untyped + info.column_mismatches(self.date_column, self.types)))
 
@@ -59,7 +59,7 @@ def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
     Raises `TableNotFound` when the table of the expectation or of a required input does not exist, `SchemaMismatch`
     when a table lacks its date column or a column the job reads.
     """
-    missing = {need.role for need in table_requirements(job) if not _check_table(warehouse, need)}
+    missing = {required.role for required in table_requirements(job) if not _check_table(warehouse, required)}
     return MissingTables(
         sources=frozenset(source.name for source in job.sources if f"source {source.name}" in missing),
         inputs=frozenset(table_input.name for table_input in job.inputs if f"input {table_input.name}" in missing),
@@ -113,11 +113,11 @@ def table_requirements(job: Job) -> list[TableRequirement]:
     return requirements
 
 
-def _check_table(warehouse: Warehouse, need: TableRequirement) -> bool:
+def _check_table(warehouse: Warehouse, required: TableRequirement) -> bool:
     """Return whether the table exists. Raises `TableNotFound` for a required one, `SchemaMismatch` for a mismatch."""
-    info = warehouse.describe(need.table) if need.optional else require_table(warehouse, need.table)
+    info = warehouse.describe(required.table) if required.optional else require_table(warehouse, required.table)
     if info is None:
         return False
-    if mismatches := need.mismatches(info):
-        raise SchemaMismatch("; ".join(mismatches), table=str(need.table))
+    if mismatches := required.mismatches(info):
+        raise SchemaMismatch("; ".join(mismatches), table=str(required.table))
     return True

@@ -85,7 +85,7 @@ class CleanupOperation:
     oldest: date | None
     newest: date | None
     table_rows: int  #: in the whole table before the deletion
-    backup: str | None  #: location of the backup; None after it is removed
+    backup: str | None  #: location of the backup; None after its removal
     checksum: str | None
     kept: Mapping[date, BackupDate]  #: backed up rows by date; after a restore, the restored ones
     leave_written: bool  #: option of the restore: skip dates written since the deletion
@@ -221,7 +221,7 @@ class CleanupStore(LedgerStore):
             raise ValueError(f"a cleanup never moves from {expect.value} to {to.value}")
         is_unfinished = to in UNFINISHED_CLEANUPS
         if "kept" in columns:
-            columns["kept"] = {f"{day}": [kept.fingerprint, kept.rows] for day, kept in columns["kept"].items()}
+            columns["kept"] = {f"{day}": [saved.fingerprint, saved.rows] for day, saved in columns["kept"].items()}
         values: dict[str, Any] = {"error": None} | columns | {"state": to.value, "active": is_unfinished}
         values |= {"owner": owner if is_unfinished else None, "lease_until": lease_until if is_unfinished else None}
         if to in STAMPS and not (expect is CleanupState.RESTORING and to is CleanupState.DELETED):
@@ -274,9 +274,9 @@ class CleanupStore(LedgerStore):
 
 
 def _operation_from_row(row: Mapping[Any, Any]) -> CleanupOperation:
-    kept = {
+    backup_dates = {
         date.fromisoformat(day): BackupDate(fingerprint=fingerprint, rows=rows)
         for day, (fingerprint, rows) in (row["kept"] or {}).items()
     }
-    values: dict[str, Any] = {**row, "state": CleanupState(row["state"]), "kept": kept}
+    values: dict[str, Any] = {**row, "state": CleanupState(row["state"]), "kept": backup_dates}
     return CleanupOperation(**values)

@@ -158,7 +158,7 @@ class WindowStore(LedgerStore):
 
 @dataclass(frozen=True, kw_only=True)
 class _JobInFlight:
-    """What the active runs of a job have in flight."""
+    """The dates in flight of a job's active runs, and the runs that wait."""
 
     total: int  #: dates
     waiting: Sequence[str]  #: ids of runs with pending windows and nothing in flight, longest waiting first

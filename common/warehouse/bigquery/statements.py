@@ -107,15 +107,15 @@ class Partitions(NamedTuple):
     columns: QuotedSql
 
 
-def partition_contents(of: Partitions) -> QuotedSql:
+def partition_contents(partitions: Partitions) -> QuotedSql:
     """Build the query of the content of each partition that has rows, by day. Parameters: days, first, last."""
-    return fill_placeholders(CONTENT, table=of.table, date=of.date, columns=of.columns)
+    return fill_placeholders(CONTENT, table=partitions.table, date=partitions.date, columns=partitions.columns)
 
 
-def matching_dates(of: Partitions, publications: QuotedSql) -> QuotedSql:
+def matching_dates(partitions: Partitions, publications: QuotedSql) -> QuotedSql:
     """Build the query of requested days that hold published rows. Parameters: days, first, last, target, wanted."""
     return fill_placeholders(
-        HOLDS, content=partition_contents(of), wanted=fill_placeholders(WANTED), publications=publications
+        HOLDS, content=partition_contents(partitions), wanted=fill_placeholders(WANTED), publications=publications
     )
 
 
@@ -219,7 +219,7 @@ REPLACED: LiteralString = """
 """
 
 
-def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, kept: QuotedSql | None) -> QuotedSql:
+def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, undo_table: QuotedSql | None) -> QuotedSql:
     """Build one transaction: keep the replaced rows, insert the source's rows, and record the publication.
 
     Parameters: days, first, last, target, run, window_number, wanted.
@@ -229,7 +229,7 @@ def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, kept
     recorded = {"wanted": fill_placeholders(WANTED), "content": partition_contents(target._replace(table=source))}
     return transaction(
         fill_placeholders(CHOOSE_UNCHANGED, **names, **chosen),
-        *([fill_placeholders(KEEP, **names, kept=kept)] if kept else []),
+        *([fill_placeholders(KEEP, **names, kept=undo_table)] if undo_table else []),
         fill_placeholders(REMOVE, **names),
         fill_placeholders(INSERT, **names),
         fill_placeholders(RECORD, **names, **recorded),
@@ -244,19 +244,19 @@ def load(target: Partitions, source: QuotedSql) -> QuotedSql:
     )
 
 
-def restore(target: Partitions, kept: QuotedSql | None) -> QuotedSql:
-    """Build one transaction that restores the kept rows of the days, or leaves them without rows if `kept` is None.
+def restore(target: Partitions, undo_table: QuotedSql | None) -> QuotedSql:
+    """Build one transaction that restores the days' replaced rows, or deletes their rows without an undo table.
 
     Parameters: days, first, last, wanted.
     """
     names = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
-    if kept is None:
+    if undo_table is None:
         return transaction(
             fill_placeholders(CHOOSE_ABSENT, **names), fill_placeholders(REMOVE, **_names(target, target.table))
         )
-    places = _names(target, kept)
+    places = _names(target, undo_table)
     return transaction(
-        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(target._replace(table=kept))),
+        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(target._replace(table=undo_table))),
         fill_placeholders(REMOVE, **places),
         fill_placeholders(INSERT, **places),
     )

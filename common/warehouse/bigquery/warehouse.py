@@ -501,7 +501,7 @@ class BigQueryWarehouse(BigQueryBackups):
         except SqlglotError as exc:
             raise QueryFailed(str(exc), table=tables) from exc
         if unknown:
-            raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
+            raise QueryFailed(f"the query reads {', '.join(sorted(unknown))}, but has no scan of that name")
         statements: dict[str, sql_of.QuotedSql] = {}
         bound = {name: value for name, value in params.items() if name in used}
         for name, scan in scans.items():

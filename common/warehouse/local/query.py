@@ -64,10 +64,10 @@ class DuckDbQueries:
         self, sql: LiteralString, scans: Scans, files: Mapping[str, list[str]], params: Mapping[str, Any]
     ) -> pa.Table:
         if not is_query(sql):
-            raise QueryFailed("it is no query: a warehouse is asked, never told, by SQL")
+            raise QueryFailed("it is not a query: a warehouse accepts only SELECT statements")
         unknown = table_names(sql) - set(scans)
         if unknown:
-            raise QueryFailed(f"the query names {', '.join(sorted(unknown))}, which is none of its scans")
+            raise QueryFailed(f"the query reads {', '.join(sorted(unknown))}, but has no scan of that name")
         connection = self._connection()
         for name, scan in scans.items():
             relation = self._relation(connection, scan, files[name])
