@@ -214,17 +214,15 @@ class BigQueryWarehouse(BigQueryBackups):
         date_column: str,
         files: Sequence[StagedFile],
         source: TableName,
-        unchanged_since: Mapping[date, str],
+        before: Mapping[date, str],
         publication: str,
     ) -> None:
         """Replace, in one transaction, the partitions that are unchanged since their rows were staged."""
         run, _, window = publication.partition("/")
         columns = self._shared_columns(target, date_column, source)
         self._make_publications()
-        request = requested_dates(
-            {staged.day: publication_request(staged, unchanged_since[staged.day]) for staged in files}
-        )
-        replaces = any(unchanged_since[staged.day] != ABSENT for staged in files)
+        request = requested_dates({staged.day: publication_request(staged, before[staged.day]) for staged in files})
+        replaces = any(before[staged.day] != ABSENT for staged in files)
         undo_table = self._quoted(self._make_undo_table(run, target, date_column)) if replaces else None
         statement = sql_of.publish(
             self._partitions(target, date_column, columns),
@@ -243,7 +241,7 @@ class BigQueryWarehouse(BigQueryBackups):
             if self.matching_dates(target, date_column, {staged.day: staged.checksum for staged in files}):
                 return True
             now = self.fingerprints(target, date_column, [staged.day for staged in files])
-            return all(now[staged.day] != unchanged_since[staged.day] for staged in files)
+            return all(now[staged.day] != before[staged.day] for staged in files)
 
         with translate_bigquery_errors("the publication", table=str(target), needs=WRITE_PERMISSIONS):
             name = job_name("publish", target, publication, *request)

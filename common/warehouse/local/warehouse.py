@@ -107,11 +107,8 @@ class LocalWarehouse(LocalPublications):
         columns = None if scan.columns is None else list(scan.columns.values())
         with translate_file_errors(scan.table):
             tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, columns)) is not None]
-            rows = (
-                _concatenate(tables, columns or tables[0].column_names)
-                if tables
-                else self._schema(scan.table).empty_table()
-            )
+            tables = tables or [self._schema(scan.table).empty_table()]
+            rows = _concatenate(tables, columns or tables[0].column_names)
         if scan.columns is None or columns is None:
             return rows
         return rows.select(columns).rename_columns(list(scan.columns))
