@@ -59,7 +59,7 @@ class CleanupReport:
 
 
 def describe_operation(operation: CleanupOperation) -> str:
-    """The result of an operation in one line."""
+    """Return the result of an operation in one line."""
     table, note = operation.table_name, f" ({operation.error})" if operation.error else ""
     rows = f"{operation.rows} rows on {operation.dates} date(s)"
     if operation.state is CleanupState.ABANDONED:
@@ -121,7 +121,7 @@ def _clean_table(
 
 
 def restored_dates(table: DatedTable, ledger: Ledger) -> frozenset[date]:
-    """The dates that were restored and whose backup has not expired. The daily cleanup does not delete them again."""
+    """Return the restored dates whose backup has not expired. The daily cleanup does not delete them again."""
     operations = ledger.cleanups.list_cleanups(states=[CleanupState.RESTORED])
     return frozenset(day for operation in operations if operation.table_name == str(table) for day in operation.kept)
 
@@ -164,7 +164,7 @@ def _open_operation(stale: StaleRows, days: Sequence[date], context: CleanupCont
 def _back_up(
     operation: CleanupOperation, days: Sequence[date], context: CleanupContext
 ) -> Mapping[date, BackupDate] | None:
-    """Back up the days and return them; None if the table was written to meanwhile, so that the backup differs."""
+    """Back up the days and return them; None if the backup differs from the table, which was written to during the backup."""
     backup = backup_of(operation)
     assert operation.expires_at is not None
     context.warehouse.back_up(backup, days, until=operation.expires_at)
@@ -196,7 +196,7 @@ def _delete(operation: CleanupOperation, dates: Mapping[date, BackupDate], conte
 
 
 def _deleted_figures(dates: Mapping[date, BackupDate], after: Mapping[date, int]) -> dict[str, Any]:
-    """The columns that record which backed-up dates the table does not have any more."""
+    """Return the columns that record the dates deleted from the table."""
     deleted = sorted(day for day in dates if day not in after)
     return {
         "rows": sum(dates[day].rows for day in deleted),
@@ -207,7 +207,7 @@ def _deleted_figures(dates: Mapping[date, BackupDate], after: Mapping[date, int]
 
 
 def _describe_deviations(dates: Collection[date], before: Mapping[date, int], after: Mapping[date, int]) -> str | None:
-    """Dates that were not deleted, and rows of other dates that disappeared meanwhile; None without any."""
+    """Describe the dates that were not deleted, and other dates that lost rows; None without any."""
     rewritten = [day for day in dates if day in after]
     shrunk = [day for day, rows in before.items() if day not in dates and after.get(day, 0) < rows]
     notes: list[str] = []
@@ -286,7 +286,7 @@ def _drop_backups(context: CleanupContext, report: CleanupReport) -> None:
 
 
 def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date) -> NewAlert | None:
-    """The alert about a cleanup that deleted very many rows, found a backup damaged or was refused; else None.
+    """Return the alert about a cleanup with very many deleted rows, a damaged backup or a refused table; else None.
 
     The key has the day, the operations and the refused tables: a refusal is reported once a day.
     """

@@ -101,7 +101,7 @@ def _check_all_restored(rewritten: Collection[date]) -> None:
 
 
 def _describe_omitted(rewritten: Collection[date], damaged: Collection[date]) -> str | None:
-    """The dates that a restore left out, and why; None if it restored all."""
+    """Describe the dates that a restore left out, with the reason; None if it restored all."""
     notes = [f"{len(rewritten)} date(s) were left as they are: {format_dates(sorted(rewritten))}"] if rewritten else []
     if damaged:
         days = format_dates(sorted(damaged))

@@ -1,4 +1,4 @@
-"""The jobs that a command or a maintenance task looks at when none is named."""
+"""The jobs that a command or a maintenance task checks when the user names none."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, R
 ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}
 )
-INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: ended, but to be looked at by a user
+INCOMPLETE_DATES = (DateState.BLOCKED, DateState.FAILED)  #: ended without a checkpoint: a user must decide
 UNFINISHED_DATES = frozenset(DateState) - ENDED_DATES
 
 #: States of the dates that no worker processes any more, so that the gate can work on their window.

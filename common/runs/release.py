@@ -49,7 +49,7 @@ def release_run(
 
 
 def find_still_published(rows: list[DateRow], job: Job, warehouse: Warehouse) -> list[date]:
-    """The dates that the gate passed and whose target has exactly the staged rows now."""
+    """Return the dates that the gate passed and whose target has exactly the staged rows."""
     passed = {row.day: row.checksum for row in rows if row.verdict is not None and row.verdict.is_passing}
     checksums = {day: checksum for day, checksum in passed.items() if checksum is not None}
     return sorted(warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums))

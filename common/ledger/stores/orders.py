@@ -68,7 +68,7 @@ def decide_instruction(run: RunState, *, has_begun: bool, discard: bool) -> Inst
 
 
 class OrderStore(LedgerStore):
-    """Orders to runs, and how workers obey them."""
+    """Orders to runs, and the check of them by workers."""
 
     def pause_run(self, run_id: str, *, by: str, reason: str | None = None) -> bool:
         """Start no further dates until the run is resumed; returns False if it is neither planned nor running."""

@@ -144,7 +144,7 @@ class BigQueryBackups(ABC):
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
-        info = self._describe_uncached(backup.table)  # with all columns: a row with a value that the backup lacks stays
+        info = self._describe_uncached(backup.table)  # with all columns, as the backup may lack new ones
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
             return
