@@ -164,7 +164,7 @@ def _open_operation(stale: StaleRows, days: Sequence[date], context: CleanupCont
 def _back_up(
     operation: CleanupOperation, days: Sequence[date], context: CleanupContext
 ) -> Mapping[date, BackupDate] | None:
-    """Back up the days and return them; None if the backup differs from the table, which was written to during the backup."""
+    """Back up the days and return them; None if the table was written to during the backup, which then differs."""
     backup = backup_of(operation)
     assert operation.expires_at is not None
     context.warehouse.back_up(backup, days, until=operation.expires_at)

@@ -42,7 +42,7 @@ CLAIMED_COLUMNS = {
 }
 CLAIM_LOCKED = update(run_dates).where(RUN_DAYS).values(CLAIMED_COLUMNS | {"deaths": bindparam("deaths_so_far")})
 IS_RUN_RUNNING = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
-#: Nearly all claimed dates are free, so their leases and deaths need no check.
+#: Queued dates without deaths, as nearly all are: they can be claimed without a check of leases and deaths.
 IS_FREE = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, IS_RUN_RUNNING)
 FREE_DAYS = and_(RUN_DAYS, IS_FREE)
 CLAIM_FREE_DAYS = (
