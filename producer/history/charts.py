@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import calendar
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import groupby
+from operator import itemgetter
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -40,20 +42,20 @@ class CalendarChart(Generic[T]):
 
 def calendar_chart(cells: Mapping[date, T]) -> CalendarChart[T]:
     """Arrange the cells by month; months without a cell are left out."""
-    held = sorted({(day.year, day.month) for day in cells})
-    dense = len(held) > MAX_LARGE_MONTHS
+    months = sorted({(day.year, day.month) for day in cells})
+    dense = len(months) > MAX_LARGE_MONTHS
     years = [
-        (year, [_month(year, month, cells, dense=dense) for _, month in months])
-        for year, months in groupby(held, key=lambda one: one[0])
+        (year, [_build_month(year, month, cells, dense=dense) for _, month in months_of_year])
+        for year, months_of_year in groupby(months, key=itemgetter(0))
     ]
     return CalendarChart(years=years, dense=dense)
 
 
-def _month(year: int, month: int, cells: Mapping[date, T], *, dense: bool) -> Month[T]:
-    first, length = calendar.monthrange(year, month)
+def _build_month(year: int, month: int, cells: Mapping[date, T], *, dense: bool) -> Month[T]:
+    first_weekday, length = calendar.monthrange(year, month)
     days = [cells.get(date(year, month, day)) for day in range(1, length + 1)]
     name = calendar.month_abbr[month] if dense else f"{calendar.month_abbr[month]} {year}"
-    return Month(name=name, first_column=first + 1, days=days, held=sum(day is not None for day in days))
+    return Month(name=name, first_column=first_weekday + 1, days=days, held=sum(day is not None for day in days))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,54 +73,54 @@ class Axis:
 def date_axis(days: Iterable[date]) -> Axis:
     """An axis from the first to the last day, labelled at the start of months or years."""
     span = enclosing_range(days)
-    bare = Axis(days=span, ticks=())
-    firsts = [day for day in span.days() if day.day == 1]
-    if len(firsts) > MAX_TICKS * 4:
-        firsts = [day for day in firsts if day.month == 1]
-    every = -(-len(firsts) // MAX_TICKS) or 1
-    shown = firsts[::every]
-    yearly = len(shown) > 1 and all(day.month == 1 for day in shown)
-    ticks = [(bare.left(day), f"{day:%Y}" if yearly else f"{day:%b %Y}") for day in shown]
-    return Axis(days=span, ticks=ticks or [(0.0, f"{span.start:%d %b %Y}")])
+    axis = Axis(days=span, ticks=())
+    tick_days = [day for day in span.days() if day.day == 1]
+    if len(tick_days) > MAX_TICKS * 4:
+        tick_days = [day for day in tick_days if day.month == 1]
+    step = -(-len(tick_days) // MAX_TICKS) or 1
+    tick_days = tick_days[::step]
+    yearly = len(tick_days) > 1 and all(day.month == 1 for day in tick_days)
+    ticks = [(axis.left(day), f"{day:%Y}" if yearly else f"{day:%b %Y}") for day in tick_days]
+    return replace(axis, ticks=ticks or [(0.0, f"{span.start:%d %b %Y}")])
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLane:
-    """One source over time."""
+    """The dates on which one source was used."""
 
     source: str
     fallback: bool
     dates: int
     share: float  #: of all dates, in per cent
-    pieces: Sequence[tuple[float, float, str]]  #: (left, width, both in per cent; the dates in words)
+    pieces: Sequence[tuple[float, float, str]]  #: left and width in per cent, and the dates as text
 
 
 def source_lanes(sources: Mapping[date, tuple[str, bool]], axis: Axis) -> list[SourceLane]:
-    """The dates on which each source was used, as one lane each, the primary first."""
-    found: dict[tuple[bool, str], list[DateRange]] = {}
-    before: tuple[str, bool] | None = None
+    """Draw one lane for each source, the primary first. `sources` holds (source, is it a fallback) by date."""
+    ranges_by_source: dict[tuple[bool, str], list[DateRange]] = {}
+    previous: tuple[str, bool] | None = None
     for day, used in sorted(sources.items()):
         source, fallback = used
-        pieces = found.setdefault((fallback, source), [])
-        if used == before:  # dates without a source do not interrupt a stretch
-            pieces[-1] = DateRange(start=pieces[-1].start, through=day)
+        ranges = ranges_by_source.setdefault((fallback, source), [])
+        if used == previous:  # dates without a source do not split a range
+            ranges[-1] = DateRange(start=ranges[-1].start, through=day)
         else:
-            pieces.append(DateRange(start=day, through=day))
-        before = used
-    counts = {key: sum((fallback, source) == key for source, fallback in sources.values()) for key in found}
+            ranges.append(DateRange(start=day, through=day))
+        previous = used
+    counts = Counter(sources.values())
     return [
         SourceLane(
-            source=key[1],
-            fallback=key[0],
-            dates=counts[key],
-            share=counts[key] / len(sources) * 100,
-            pieces=[_piece(one, axis) for one in pieces],
+            source=source,
+            fallback=fallback,
+            dates=counts[source, fallback],
+            share=counts[source, fallback] / len(sources) * 100,
+            pieces=[_build_piece(days, axis) for days in ranges],
         )
-        for key, pieces in sorted(found.items())
+        for (fallback, source), ranges in sorted(ranges_by_source.items())
     ]
 
 
-def _piece(days: DateRange, axis: Axis) -> tuple[float, float, str]:
+def _build_piece(days: DateRange, axis: Axis) -> tuple[float, float, str]:
     width = max(axis.left(days.through + ONE_DAY) - axis.left(days.start), MIN_WIDTH_PERCENT)
     return axis.left(days.start), width, str(days)
 
@@ -129,31 +131,32 @@ class DurationBar:
 
     left: float
     width: float
-    most: float  #: height in per cent
-    middle: float
+    most: float  #: height of the slowest date, in per cent
+    middle: float  #: height of the median, in per cent
     label: str
 
 
 def duration_bars(seconds: Mapping[date, float], axis: Axis) -> list[DurationBar]:
-    """Bars of the seconds that dates took, from left to right."""
-    top = max(seconds.values(), default=0) or 1
-    size = -(-len(axis.days) // MAX_BARS)
-    grouped: dict[int, list[tuple[date, float]]] = {}
-    for day, took in sorted(seconds.items()):
-        grouped.setdefault((day - axis.days.start).days // size, []).append((day, took))
-    return [_column(at, group, size=size, top=top, axis=axis) for at, group in grouped.items()]
+    """Draw the build seconds of the dates as bars, from left to right."""
+    longest = max(seconds.values(), default=0) or 1
+    days_per_bar = -(-len(axis.days) // MAX_BARS)
+    seconds_by_bar: dict[int, dict[date, float]] = {}
+    for day, date_seconds in sorted(seconds.items()):
+        seconds_by_bar.setdefault((day - axis.days.start).days // days_per_bar, {})[day] = date_seconds
+    return [
+        _build_bar(axis.days.start + ONE_DAY * (index * days_per_bar), bar_seconds, days_per_bar, longest, axis)
+        for index, bar_seconds in seconds_by_bar.items()
+    ]
 
 
-def _column(at: int, group: Sequence[tuple[date, float]], *, size: int, top: float, axis: Axis) -> DurationBar:
-    took = [seconds for _, seconds in group]
-    days = enclosing_range(day for day, _ in group)
-    middle = median(took)
-    told = f"{max(took):.3g} s" if len(group) == 1 else f"median {middle:.3g} s, {max(took):.3g} s at most"
-    left = axis.left(axis.days.start + ONE_DAY * (at * size))
+def _build_bar(start: date, seconds: Mapping[date, float], length: int, longest: float, axis: Axis) -> DurationBar:
+    slowest, middle = max(seconds.values()), median(seconds.values())
+    summary = f"{slowest:.3g} s" if len(seconds) == 1 else f"median {middle:.3g} s, {slowest:.3g} s at most"
+    left_edge = axis.left(start)
     return DurationBar(
-        left=left,
-        width=min(size / len(axis.days) * 100, 100 - left),
-        most=max(took) / top * 100,
-        middle=middle / top * 100,
-        label=f"{days}: {told}",
+        left=left_edge,
+        width=min(length / len(axis.days) * 100, 100 - left_edge),
+        most=slowest / longest * 100,
+        middle=middle / longest * 100,
+        label=f"{enclosing_range(seconds)}: {summary}",
     )

@@ -62,7 +62,7 @@ class HeaderFigure:
 
     name: str
     value: str
-    more: str = ""
+    more: str = ""  #: detail under the value
     trend: str = ""
     tone: str = ""  #: `bad` or `warn` for a figure that needs attention
 
@@ -96,14 +96,14 @@ class JobSection:
     name: str
     summary: str
     calendar: CalendarChart[DateCell]
-    kinds: tuple[tuple[str, str, str], ...]  #: (kind, mark, words) of the outcomes that occur, for the legend
-    looks: Sequence[DateToReview]
-    unlisted: int  #: number of dates to review that are not listed
+    kinds: tuple[tuple[str, str, str], ...]  #: kind, mark and legend text of the kinds that occur
+    looks: Sequence[DateToReview]  #: newest first
+    unlisted: int  #: dates to review that are not listed
     axis: Axis
     lanes: Sequence[SourceLane]
     columns: Sequence[DurationBar]
-    slowest: str
-    middle: str  #: seconds of the median date, in words
+    slowest: str  #: duration of the slowest date
+    middle: str  #: duration of the median date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +117,13 @@ class RunTableRow:
     span: str
     ended: str
     dates: int
-    parts: tuple[tuple[str, int, float], ...]  #: (outcome, dates, share in per cent), for the bar
-    least: str
-    middle: str
+    parts: tuple[tuple[str, int, float], ...]  #: outcome, dates, share in per cent
+    least: str  #: lowest coverage
+    middle: str  #: median coverage
     fallback: str
-    took: str
+    took: str  #: wall time
     share: float  #: of the longest run's wall time, in per cent
-    each: str
+    each: str  #: median duration of a date
 
 
 def render_page(history: HistoryReport) -> str:
@@ -138,12 +138,12 @@ def render_page(history: HistoryReport) -> str:
     )
     return environment.get_template("history.html.j2").render(
         history=history,
-        figures=_figures(history),
-        spark=_spark(history),
-        jobs=[_job_view(name, found) for name, found in by_job.items()],
-        details=[[_details(one) for one in found.values()] for found in by_job.values()],
+        figures=_header_figures(history),
+        spark=_ended_bars(history),
+        jobs=[_job_section(name, results) for name, results in by_job.items()],
+        details=[[_tooltip_values(result) for result in results.values()] for results in by_job.values()],
         shades=list(enumerate(COVERAGE_SHADES)),
-        runs=_run_views(history),
+        runs=_run_rows(history),
         unlisted=max(len(history.facts) - MAX_RUNS_LISTED, 0),
     )
 
@@ -151,156 +151,159 @@ def render_page(history: HistoryReport) -> str:
 # -- the header ---------------------------------------------------------------------------------------------------
 
 
-def _figures(history: HistoryReport) -> list[HeaderFigure]:
-    found, change, cover = history.totals, history.trend, history.totals.coverage
+def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
+    period, change, coverage = history.totals, history.trend, history.totals.coverage
+    judged = (
+        f"median of {coverage.dates}; lowest {share_in_words(coverage.least)}" if coverage else "no date was judged"
+    )
 
     def trend(text: str) -> str:
         return text if history.before else ""
 
-    def counted(outcome: DateOutcome, tone: str) -> HeaderFigure:
-        n = found.of(outcome)
-        words = trend(count_in_words(change[outcome.value]))
-        return HeaderFigure(name=outcome.value.capitalize(), value=str(n), trend=words, tone=tone if n else "")
+    def count(outcome: DateOutcome, tone: str) -> HeaderFigure:
+        n = period.of(outcome)
+        difference = trend(count_in_words(change[outcome.value]))
+        return HeaderFigure(name=outcome.value.capitalize(), value=str(n), trend=difference, tone=tone if n else "")
 
     return [
-        HeaderFigure(name="Runs", value=str(found.runs), trend=trend(count_in_words(change["runs"]))),
+        HeaderFigure(name="Runs", value=str(period.runs), trend=trend(count_in_words(change["runs"]))),
         HeaderFigure(
             name="Published",
-            value=str(found.published),
-            more=f"of {found.dates} dates, {found.of(DateOutcome.SKIPPED)} skipped",
+            value=str(period.published),
+            more=f"of {period.dates} dates, {period.of(DateOutcome.SKIPPED)} skipped",
             trend=trend(count_in_words(change["published"])),
         ),
         HeaderFigure(
             name="Coverage",
-            value=share_in_words(cover.median if cover else None),
-            more=f"median of {cover.dates}; lowest {share_in_words(cover.least)}" if cover else "no date was judged",
+            value=share_in_words(coverage.median if coverage else None),
+            more=judged,
             trend=trend(points_in_words(change["coverage_median"])),
         ),
         HeaderFigure(
             name="Fallback rate",
-            value=share_in_words(found.fallback_rate),
-            more=f"{found.fallbacks} of {found.sourced} published dates",
+            value=share_in_words(period.fallback_rate),
+            more=f"{period.fallbacks} of {period.sourced} published dates",
             trend=trend(points_in_words(change["fallback_rate"])),
         ),
-        counted(DateOutcome.BLOCKED, "bad"),
-        counted(DateOutcome.FAILED, "bad"),
-        counted(DateOutcome.FORCED, "warn"),
+        count(DateOutcome.BLOCKED, "bad"),
+        count(DateOutcome.FAILED, "bad"),
+        count(DateOutcome.FORCED, "warn"),
         HeaderFigure(
             name="A date took",
-            value=format_duration(found.seconds_median),
-            more=f"median; {format_duration(found.seconds_most)} at most",
+            value=format_duration(period.seconds_median),
+            more=f"median; {format_duration(period.seconds_most)} at most",
         ),
     ]
 
 
-def _spark(history: HistoryReport) -> list[tuple[str, int, float]]:
-    """For each day of the period, or of its last year, the dates that ended on it, with the height of its bar."""
+def _ended_bars(history: HistoryReport) -> list[tuple[str, int, float]]:
+    """The day, the number of dates that ended on it and its bar's height in per cent, for the last 366 days at most."""
     days = history.days.days()[-366:]
     counts = ended_per_day(history.facts, history.days)[-366:]
-    most = max(counts, default=0) or 1
+    highest = max(counts, default=0) or 1
     return [
-        (str(day), n, max(n / most * 100, 100 / len(BARS)) if n else 0) for day, n in zip(days, counts, strict=True)
+        (str(day), n, max(n / highest * 100, 100 / len(BARS)) if n else 0) for day, n in zip(days, counts, strict=True)
     ]
 
 
 # -- one job ------------------------------------------------------------------------------------------------------
 
 
-def _job_view(name: str, found: Mapping[date, LatestResult]) -> JobSection:
-    rows = {day: one.row for day, one in found.items()}
-    kinds = Counter(_kind(one) for one in found.values())
-    looks = [_look(day, one) for day, one in found.items() if _kind(one) not in ("complete", "skipped")]
-    seconds = {day: row.seconds for day, row in rows.items() if row.seconds is not None}
-    published = {day: one.published for day, one in found.items() if one.published is not None}
+def _job_section(name: str, results: Mapping[date, LatestResult]) -> JobSection:
+    kinds = Counter(_kind_of(result) for result in results.values())
+    to_review = [
+        _date_to_review(day, result)
+        for day, result in results.items()
+        if _kind_of(result) not in ("complete", "skipped")
+    ]
+    seconds = {day: result.row.seconds for day, result in results.items() if result.row.seconds is not None}
+    published = {day: result.published for day, result in results.items() if result.published is not None}
     sources = {day: (row.source, bool(used_fallback(row))) for day, row in published.items() if row.source is not None}
-    axis = date_axis(found)
-    ordered = sorted(seconds.values())
+    axis = date_axis(results)
+    sorted_seconds = sorted(seconds.values())
     return JobSection(
         name=name,
         summary=", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
-        calendar=calendar_chart({day: _cell(day, one) for day, one in found.items()}),
-        kinds=tuple((kind, mark, words) for kind, (mark, words) in OUTCOME_MARKS.items() if kinds[kind]),
-        looks=looks[-MAX_DATES_TO_REVIEW:][::-1],
-        unlisted=max(len(looks) - MAX_DATES_TO_REVIEW, 0),
+        calendar=calendar_chart({day: _date_cell(day, result) for day, result in results.items()}),
+        kinds=tuple((kind, mark, text) for kind, (mark, text) in OUTCOME_MARKS.items() if kinds[kind]),
+        looks=to_review[-MAX_DATES_TO_REVIEW:][::-1],
+        unlisted=max(len(to_review) - MAX_DATES_TO_REVIEW, 0),
         axis=axis,
         lanes=source_lanes(sources, axis),
         columns=duration_bars(seconds, axis),
-        slowest=format_duration(ordered[-1] if ordered else None),
-        middle=format_duration(ordered[len(ordered) // 2] if ordered else None),
+        slowest=format_duration(sorted_seconds[-1] if sorted_seconds else None),
+        middle=format_duration(sorted_seconds[len(sorted_seconds) // 2] if sorted_seconds else None),
     )
 
 
-def _kind(one: LatestResult) -> str:
-    return "undone" if one.undone else outcome_of(one.row).value
+def _kind_of(result: LatestResult) -> str:
+    return "undone" if result.undone else outcome_of(result.row).value
 
 
-def _mark(kind: str) -> str:
+def _mark_of(kind: str) -> str:
     return OUTCOME_MARKS.get(kind, ("", ""))[0]
 
 
-def _cell(day: date, one: LatestResult) -> DateCell:
-    kind, share = _kind(one), coverage_of(one.row)
-    shade = None if share is None else next(at for at, (least, _) in enumerate(COVERAGE_SHADES) if share >= least)
-    counted = f", {_counted(one)}" if share is not None else ""
-    return DateCell(day=day, kind=kind, mark=_mark(kind), shade=shade, label=f"{day:%a} {day}: {kind}{counted}")
+def _date_cell(day: date, result: LatestResult) -> DateCell:
+    kind, share = _kind_of(result), coverage_of(result.row)
+    shade = None if share is None else next(i for i, (lowest, _) in enumerate(COVERAGE_SHADES) if share >= lowest)
+    coverage = f", {_describe_coverage(result.row)}" if share is not None else ""
+    return DateCell(day=day, kind=kind, mark=_mark_of(kind), shade=shade, label=f"{day:%a} {day}: {kind}{coverage}")
 
 
-def _counted(one: LatestResult) -> str:
-    return _count_of(one.row)
-
-
-def _count_of(row: DateRow) -> str:
+def _describe_coverage(row: DateRow) -> str:
     if row.expected is None or row.matched is None:
         return ""
     share = share_in_words(row.matched / row.expected if row.expected else None)
     return f"{row.matched} of {row.expected} ({share})" if row.expected else f"{row.matched} of 0"
 
 
-def _look(day: date, one: LatestResult) -> DateToReview:
-    kind = _kind(one)
-    reason = one.row.reason or one.row.error or ""
-    return DateToReview(day=day, kind=kind, mark=_mark(kind), coverage=_counted(one), reason=reason)
+def _date_to_review(day: date, result: LatestResult) -> DateToReview:
+    kind, row = _kind_of(result), result.row
+    coverage, reason = _describe_coverage(row), row.reason or row.error or ""
+    return DateToReview(day=day, kind=kind, mark=_mark_of(kind), coverage=coverage, reason=reason)
 
 
-def _details(one: LatestResult) -> list[Any]:
+def _tooltip_values(result: LatestResult) -> list[Any]:
     """The values of a cell's tooltip, in the order in which the page's script reads them."""
-    row, lacking = one.row, max((one.row.expected or 0) - (one.row.matched or 0), 0)
+    row = result.row
+    missing_count = max((row.expected or 0) - (row.matched or 0), 0)
     return [
         f"{row.day:%a %d %b %Y}",
-        _kind(one),
-        _counted(one),
+        _kind_of(result),
+        _describe_coverage(row),
         row.source or "",
         row.source_reason or "",
         row.reason or row.error or "",
-        one.run.id,
+        result.run.id,
         format_duration(row.seconds) if row.seconds is not None else "",
         ", ".join(row.missing[:MISSING_NAMES_SHOWN]),
-        max(lacking - MISSING_NAMES_SHOWN, 0) if row.missing else 0,
-        one.results,
+        max(missing_count - MISSING_NAMES_SHOWN, 0) if row.missing else 0,
+        result.results,
         row.attempt,
-        _standing_before(one),
+        _describe_published(result),
     ]
 
 
-def _standing_before(one: LatestResult) -> str:
-    """The rows that readers see when the latest result was not published, as far as these runs show."""
-    if one.published is None or one.published is one.row:
+def _describe_published(result: LatestResult) -> str:
+    """Describe the published rows when the latest result was not published, as far as the listed runs show."""
+    row = result.published
+    if row is None or row is result.row:
         return ""
-    row = one.published
-    return f"{_count_of(row)} from {row.source}, by run {row.run_id}"
+    return f"{_describe_coverage(row)} from {row.source}, by run {row.run_id}"
 
 
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
-def _run_views(history: HistoryReport) -> list[RunTableRow]:
-    shown = history.facts[:MAX_RUNS_LISTED]
-    longest = max((wall_seconds(one.run) or 0 for one in shown), default=0) or 1
-    views: list[RunTableRow] = []
-    for one in shown:
-        run, found = one.run, totals([one])
-        cover, wall = found.coverage, wall_seconds(run)
-        views.append(
+def _run_rows(history: HistoryReport) -> list[RunTableRow]:
+    listed = history.facts[:MAX_RUNS_LISTED]
+    longest = max((wall_seconds(run_dates.run) or 0 for run_dates in listed), default=0) or 1
+    rows: list[RunTableRow] = []
+    for run_dates in listed:
+        run, figures = run_dates.run, totals([run_dates])
+        coverage, seconds = figures.coverage, wall_seconds(run)
+        rows.append(
             RunTableRow(
                 id=run.id,
                 job=run.job,
@@ -308,14 +311,16 @@ def _run_views(history: HistoryReport) -> list[RunTableRow]:
                 marks="undone" if run.undone_at else "",
                 span=f"{run.first_date} – {run.last_date}" if run.first_date != run.last_date else str(run.first_date),
                 ended=f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
-                dates=found.dates,
-                parts=tuple((o.value, n, n / found.dates * 100) for o in DateOutcome if (n := found.of(o))),
-                least=share_in_words(cover.least if cover else None),
-                middle=share_in_words(cover.median if cover else None),
-                fallback=share_in_words(found.fallback_rate),
-                took=format_duration(wall),
-                share=(wall or 0) / longest * 100,
-                each=format_duration(found.seconds_median),
+                dates=figures.dates,
+                parts=tuple(
+                    (outcome.value, n, n / figures.dates * 100) for outcome in DateOutcome if (n := figures.of(outcome))
+                ),
+                least=share_in_words(coverage.least if coverage else None),
+                middle=share_in_words(coverage.median if coverage else None),
+                fallback=share_in_words(figures.fallback_rate),
+                took=format_duration(seconds),
+                share=(seconds or 0) / longest * 100,
+                each=format_duration(figures.seconds_median),
             )
         )
-    return views
+    return rows

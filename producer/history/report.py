@@ -45,12 +45,12 @@ OPTIONAL_OUTCOMES = (
 
 @dataclass(frozen=True)
 class HistoryReport:
-    """The runs of a period and of the one before it."""
+    """The runs of a period and of the equally long period before it."""
 
     days: DateRange
     job: str | None  #: None for all jobs
     facts: Sequence[RunWithDates]  #: newest first
-    before: Sequence[RunWithDates]
+    before: Sequence[RunWithDates]  #: runs of the period before
     made_at: datetime
 
     @cached_property
@@ -75,28 +75,28 @@ class HistoryReport:
             "ended_per_day": dict(
                 zip((str(day) for day in self.days.days()), ended_per_day(self.facts, self.days), strict=True)
             ),
-            "runs": [_run_json(one) for one in self.facts],
+            "runs": [_run_json(run_dates) for run_dates in self.facts],
         }
 
 
-def totals_json(found: Totals) -> dict[str, Any]:
-    cover = found.coverage
+def totals_json(figures: Totals) -> dict[str, Any]:
+    coverage = figures.coverage
     return {
-        "runs": found.runs,
-        "dates": found.dates,
-        **{outcome.value: found.of(outcome) for outcome in DateOutcome},
-        "published": found.published,
-        "coverage": {"dates": cover.dates, "min": cover.least, "median": cover.median} if cover else None,
-        "fallbacks": found.fallbacks,
-        "fallback_rate": found.fallback_rate,
-        "wall_seconds": found.wall_seconds,
-        "seconds_median": found.seconds_median,
-        "seconds_max": found.seconds_most,
+        "runs": figures.runs,
+        "dates": figures.dates,
+        **{outcome.value: figures.of(outcome) for outcome in DateOutcome},
+        "published": figures.published,
+        "coverage": {"dates": coverage.dates, "min": coverage.least, "median": coverage.median} if coverage else None,
+        "fallbacks": figures.fallbacks,
+        "fallback_rate": figures.fallback_rate,
+        "wall_seconds": figures.wall_seconds,
+        "seconds_median": figures.seconds_median,
+        "seconds_max": figures.seconds_most,
     }
 
 
-def _run_json(facts: RunWithDates) -> dict[str, Any]:
-    run = facts.run
+def _run_json(run_dates: RunWithDates) -> dict[str, Any]:
+    run = run_dates.run
     return {
         "run": run.id,
         "job": run.job,
@@ -110,7 +110,7 @@ def _run_json(facts: RunWithDates) -> dict[str, Any]:
         "started_at": run.started_at,
         "finished_at": run.finished_at,
         "undone_at": run.undone_at,
-        **{name: value for name, value in totals_json(totals([facts])).items() if name != "runs"},
+        **{name: value for name, value in totals_json(totals([run_dates])).items() if name != "runs"},
     }
 
 
@@ -118,98 +118,97 @@ def _run_json(facts: RunWithDates) -> dict[str, Any]:
 
 
 def print_history(console: Console, history: HistoryReport) -> None:
-    """The period's figures with their trend, then a line for each run."""
-    whose = f"job {history.job}" if history.job else "all jobs"
-    console.print(f"[bold]History of {escape(whose)}, {history.days}[/bold] ({len(history.days)} days, UTC)")
+    """Print the period's figures with their trend, then a line for each run."""
+    scope = f"job {history.job}" if history.job else "all jobs"
+    console.print(f"[bold]History of {escape(scope)}, {history.days}[/bold] ({len(history.days)} days, UTC)")
     if not history.facts:
-        console.print("no run ended or was opened in these days" + _before_in_words(history))
+        console.print("no run ended or was opened in these days" + _describe_runs_before(history))
         return
     _print_figures(console, history)
     console.print()
     _print_runs(console, history.facts)
 
 
-def _before_in_words(history: HistoryReport) -> str:
+def _describe_runs_before(history: HistoryReport) -> str:
     count = len(history.before)
     return f"; {count} in the {len(history.days)} days before" if count else ", nor in those before"
 
 
 def _print_figures(console: Console, history: HistoryReport) -> None:
-    found, change = history.totals, history.trend
-    cover = found.coverage
+    figures, change = history.totals, history.trend
+    coverage = figures.coverage
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
         table.add_column(no_wrap=True)
     table.add_column(style="dim")
 
-    def line(name: str, value: str, more: str, trend: str) -> None:
-        table.add_row(f"  {name}", value, more, trend if history.before else "")
+    def line(name: str, value: str, detail: str, trend: str) -> None:
+        table.add_row(f"  {name}", value, detail, trend if history.before else "")
 
-    counts = {one.value: found.of(one) for one in DateOutcome if found.of(one)}
-    outcomes = ", ".join(f"{n} {name}" for name, n in counts.items())
+    outcomes = ", ".join(f"{n} {outcome.value}" for outcome in DateOutcome if (n := figures.of(outcome)))
     per_day = spark_counts(ended_per_day(history.facts, history.days))
-    line("runs", str(found.runs), per_day + "  dates a day", count_in_words(change["runs"]))
-    line("dates", str(found.dates), outcomes, f"published {count_in_words(change['published'])}")
-    if cover is not None:
-        line("coverage, median", share_in_words(cover.median), "", points_in_words(change["coverage_median"]))
-        least = f"of {cover.dates} judged dates"
-        line("coverage, lowest", share_in_words(cover.least), least, points_in_words(change["coverage_min"]))
-    fell = f"{found.fallbacks} of {found.sourced} published dates"
-    line("fallback rate", share_in_words(found.fallback_rate), fell, points_in_words(change["fallback_rate"]))
+    line("runs", str(figures.runs), per_day + "  dates a day", count_in_words(change["runs"]))
+    line("dates", str(figures.dates), outcomes, f"published {count_in_words(change['published'])}")
+    if coverage is not None:
+        line("coverage, median", share_in_words(coverage.median), "", points_in_words(change["coverage_median"]))
+        judged_dates = f"of {coverage.dates} judged dates"
+        line("coverage, lowest", share_in_words(coverage.least), judged_dates, points_in_words(change["coverage_min"]))
+    fallbacks = f"{figures.fallbacks} of {figures.sourced} published dates"
+    line("fallback rate", share_in_words(figures.fallback_rate), fallbacks, points_in_words(change["fallback_rate"]))
     for outcome, style in (
         (DateOutcome.BLOCKED, "bold red"),
         (DateOutcome.FAILED, "bold red"),
         (DateOutcome.FORCED, "yellow"),
     ):
-        count = found.of(outcome)
-        shown = f"[{style}]{count}[/]" if count else "0"
-        line(outcome.value, shown, "", count_in_words(change[outcome.value]))
-    if found.seconds_median is not None:
-        most = f"{format_duration(found.seconds_most)} at most"
-        line("a date took", format_duration(found.seconds_median), most, _slower(change["seconds_median"]))
+        count = figures.of(outcome)
+        value = f"[{style}]{count}[/]" if count else "0"
+        line(outcome.value, value, "", count_in_words(change[outcome.value]))
+    if figures.seconds_median is not None:
+        longest = f"{format_duration(figures.seconds_most)} at most"
+        line("a date took", format_duration(figures.seconds_median), longest, _slowdown(change["seconds_median"]))
     console.print(table)
     if not history.before:
         console.print(f"  [dim]no runs in the {len(history.days)} days before: there is no trend[/dim]")
 
 
-def _slower(change: FigureChange) -> str:
+def _slowdown(change: FigureChange) -> str:
     if change.difference is None or not change.before:
         return ""
     return f"{change.difference / change.before:+.0%}"
 
 
 def _print_runs(console: Console, facts: Sequence[RunWithDates]) -> None:
-    shown = [(one, totals([one])) for one in facts[:MAX_RUNS_LISTED]]
-    counted = [outcome for outcome in OPTIONAL_OUTCOMES if any(found.of(outcome) for _, found in shown)]
+    listed = [(run_dates, totals([run_dates])) for run_dates in facts[:MAX_RUNS_LISTED]]
+    outcomes = [outcome for outcome in OPTIONAL_OUTCOMES if any(figures.of(outcome) for _, figures in listed)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("dates", "done", *(one.value for one in counted)):
+    for name in ("dates", "done", *(outcome.value for outcome in outcomes)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("coverage", no_wrap=True)
     for name in ("min", "median", "fallback", "took"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("job, dates", overflow="fold")
-    for one, found in shown:
-        table.add_row(*_run_row(one, found, counted))
+    for run_dates, figures in listed:
+        table.add_row(*_run_row(run_dates, figures, outcomes))
     console.print(table)
     if len(facts) > MAX_RUNS_LISTED:
         console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 
 
-def _run_row(facts: RunWithDates, found: Totals, counted: Sequence[DateOutcome]) -> list[str]:
-    run, cover = facts.run, found.coverage
+def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome]) -> list[str]:
+    run, coverage = run_dates.run, figures.coverage
     style = RUN_STYLES.get(run.state, "bold")
     return [
         run.id,
         f"[{style}]{run.state.value}[/]" + describe_marks(run),
-        str(found.dates),
-        str(found.published),
-        *(str(found.of(one)) if found.of(one) else "-" for one in counted),
-        spark_coverage(lowest_by_date(facts), width=SPARK_WIDTH),
-        share_in_words(cover.least if cover else None),
-        share_in_words(cover.median if cover else None),
-        share_in_words(found.fallback_rate),
+        str(figures.dates),
+        str(figures.published),
+        *(str(figures.of(outcome) or "-") for outcome in outcomes),
+        spark_coverage(lowest_by_date(run_dates), width=SPARK_WIDTH),
+        share_in_words(coverage.least if coverage else None),
+        share_in_words(coverage.median if coverage else None),
+        share_in_words(figures.fallback_rate),
         format_duration(wall_seconds(run)),
         escape(f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}"),
     ]
@@ -222,7 +221,7 @@ def describe_marks(run: Run) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """A duration, shorter the longer it is: 40 ms, 3.2 s, 4:05, 2:03:10."""
+    """Format a duration: 40 ms, 3.2 s, 4:05, 2:03:10."""
     if seconds is None:
         return "-"
     if seconds < 1:

@@ -4,24 +4,24 @@ const tip = document.getElementById("tip");
 const calendars = [...document.querySelectorAll(".calendar")];
 
 function part(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text; // never markup: reasons and names are anybody's text
-  return made;
+  const element = document.createElement(name);
+  element.textContent = text; // never markup: reasons and names come from users' tables
+  return element;
 }
 
 function fill(cell) {
   const job = calendars.indexOf(cell.closest(".calendar"));
-  const [day, kind, counted, source, why, reason, run, took, missing, more, results, attempt, standing] = jobs[job][cell.dataset.i];
+  const [day, kind, coverage, source, sourceReason, reason, run, duration, missing, unlisted, results, attempt, published] = jobs[job][cell.dataset.i];
   const list = document.createElement("dl");
   const line = (name, text) => { if (text) list.append(part("dt", name), part("dd", text)); };
   line("reason", reason);
-  line("source", why ? `${source}: ${why}` : source);
-  line("missing", more ? `${missing} and ${more} more` : missing);
+  line("source", sourceReason ? `${source}: ${sourceReason}` : source);
+  line("missing", unlisted ? `${missing} and ${unlisted} more` : missing);
   line("run", run);
-  line("took", attempt > 1 ? `${took}, at attempt ${attempt}` : took);
-  line("published", standing);
+  line("took", attempt > 1 ? `${duration}, at attempt ${attempt}` : duration);
+  line("published", published);
   line("results", results > 1 ? `${results} runs had this date; this is the latest` : "");
-  tip.replaceChildren(part("b", `${day} · ${kind}`), part("strong", counted || "no coverage"), list);
+  tip.replaceChildren(part("b", `${day} · ${kind}`), part("strong", coverage || "no coverage"), list);
 }
 
 function show(cell) {
@@ -37,21 +37,21 @@ function show(cell) {
 
 function hide() {
   tip.hidden = true;
-  for (const one of document.querySelectorAll("[aria-describedby=tip]")) one.removeAttribute("aria-describedby");
+  for (const cell of document.querySelectorAll("[aria-describedby=tip]")) cell.removeAttribute("aria-describedby");
 }
 
 function nearest(cells, from, days) {
-  const wanted = Date.parse(from.dataset.d) + days * 864e5;
-  const ahead = cells.filter((one) => Math.sign(Date.parse(one.dataset.d) - Date.parse(from.dataset.d)) === Math.sign(days));
-  const off = (one) => Math.abs(Date.parse(one.dataset.d) - wanted);
-  return ahead.reduce((best, one) => (best && off(best) <= off(one) ? best : one), null);
+  const target = Date.parse(from.dataset.d) + days * 864e5;
+  const ahead = cells.filter((cell) => Math.sign(Date.parse(cell.dataset.d) - Date.parse(from.dataset.d)) === Math.sign(days));
+  const distance = (cell) => Math.abs(Date.parse(cell.dataset.d) - target);
+  return ahead.reduce((best, cell) => (best && distance(best) <= distance(cell) ? best : cell), null);
 }
 
 for (const calendar of calendars) {
   const cells = [...calendar.querySelectorAll(".d")];
   const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -7, ArrowDown: 7, PageUp: -28, PageDown: 28 };
   const go = (to) => {
-    for (const one of cells) if (one.tabIndex === 0) one.tabIndex = -1;
+    for (const cell of cells) if (cell.tabIndex === 0) cell.tabIndex = -1;
     to.tabIndex = 0; // one stop of the Tab key for the whole calendar; arrows move within it
     to.focus();
   };
