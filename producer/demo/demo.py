@@ -57,26 +57,26 @@ WORKERS = 2
 def run_demo(settings: Settings, console: Console) -> int:
     """Run the demo on the embedded stack, even when a broker is set, and send no alerts. Returns the exit code.
 
-    Raises `UserError`, and changes nothing, when the warehouse is not local or has tables of these names that the demo
-    did not make.
+    Raises `UserError` before any change when the warehouse is not local, or has tables with the demo's names that the
+    demo did not create.
     """
     started = time.monotonic()
     _check_warehouse(settings)
     site = open_context(settings.model_copy(update={"broker": None, "alerts": None}))
     log_file = settings.home / "logs" / "command.log"
-    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site, mark_run_reported) as opened:
+    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site, mark_run_reported) as on_open:
         try:
-            return _run(site, console, started, opened)
+            return _run(site, console, started, on_open)
         except LaunchInterrupted as stop:
             console.print(describe_interruption(stop))
             return INTERRUPTED
 
 
-def _run(site: CommandContext, console: Console, started: float, opened: Callable[[Run], None]) -> int:
+def _run(site: CommandContext, console: Console, started: float, on_open: Callable[[Run], None]) -> int:
     from gated_backfill.producer.demo.season import FIRST_DATE, INCIDENT, LAST_DATE
 
-    made = _make_tables_once(site)
-    print_tables(console, site, DateRange(start=FIRST_DATE, through=LAST_DATE), new=made)
+    created = _create_tables_once(site)
+    print_tables(console, site, DateRange(start=FIRST_DATE, through=LAST_DATE), new=created)
     season = RunRequest(job=JOB, days=tuple(DateRange(start=FIRST_DATE, through=LAST_DATE).days()))
     release_interrupted_runs(find_job(JOB), season, site)
     launch = Launch(request=season, window=site.settings.window, workers=WORKERS)
@@ -86,12 +86,12 @@ def _run(site: CommandContext, console: Console, started: float, opened: Callabl
         print_next(console, _season_run(site))
         return COMPLETE
     print_plan_summary(console, plan)
-    progress = _execute(launch, plan, site, console, opened)
+    progress = _execute(launch, plan, site, console, on_open)
     if progress.run.state is not RunState.SUCCEEDED:
         print_run(console, progress, site.ledger.dates.get_run_summary(progress.run.id))
         return INCOMPLETE
     print_source_checks(console, site, progress)
-    if not replay_incident(site, console, sorted(INCIDENT), opened):
+    if not replay_incident(site, console, sorted(INCIDENT), on_open):
         return INCOMPLETE
     print_total(console, progress, time.monotonic() - started)
     print_next(console, progress.run.id)
@@ -99,17 +99,17 @@ def _run(site: CommandContext, console: Console, started: float, opened: Callabl
 
 
 def replay_incident(
-    site: CommandContext, console: Console, days: list[date], opened: Callable[[Run], None] = lambda _: None
+    site: CommandContext, console: Console, days: list[date], on_open: Callable[[Run], None] = lambda _: None
 ) -> bool:
     """Build the incident's dates with the fallback off and no pre-flight.
 
-    Returns whether the gate blocked them all, and the published rows and checkpoints are unchanged.
+    Returns whether the gate blocked every date and left the published rows and checkpoints unchanged.
     """
     request = RunRequest(job=JOB, days=tuple(days), reprocess=Reprocess.ALL, fallback=Fallback.OFF)
     launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
     plan = plan_launch(launch, find_job(JOB), site)
     before = published_state(site, days)
-    progress = execute_plan(launch, plan, site, lambda _: None, opened)
+    progress = execute_plan(launch, plan, site, lambda _: None, on_open)
     return _is_replay_blocked(site, console, progress, before)
 
 
@@ -123,39 +123,39 @@ def _is_replay_blocked(
 
 
 def _season_run(site: CommandContext) -> str:
-    """The run that built the season's last date."""
+    """The id of the run that built the season's last date."""
     from gated_backfill.producer.demo.season import LAST_DATE
 
     return site.ledger.checkpoints.list_checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
 
 
 def _execute(
-    launch: Launch, plan: Plan, site: CommandContext, console: Console, opened: Callable[[Run], None]
+    launch: Launch, plan: Plan, site: CommandContext, console: Console, on_open: Callable[[Run], None]
 ) -> RunProgress:
     with RunWatcher(console).live_display() as watcher:
-        return execute_plan(launch, plan, site, watcher.update, opened)
+        return execute_plan(launch, plan, site, watcher.update, on_open)
 
 
-def _make_tables_once(site: CommandContext) -> bool:
-    """Make the season's tables unless an earlier demo did; returns whether they were made now."""
+def _create_tables_once(site: CommandContext) -> bool:
+    """Create the season's tables unless an earlier demo did. Returns whether they were created now."""
     from gated_backfill.producer.demo.season import load_season
 
     marker = site.settings.home.absolute() / MARKER
-    where = _warehouse_from_home(site.settings)
-    known = _read_marker(marker)
-    if known is None:
+    warehouse = _warehouse_from_home(site.settings)
+    recorded = _read_marker(marker)
+    if recorded is None:
         _check_no_foreign_tables(site)
-    elif known.get("warehouse") != where:
+    elif recorded.get("warehouse") != warehouse:
         raise UserError(
             f"{marker} is of a demo in another warehouse: run the demo with that BACKFILL_WAREHOUSE "
             f"or with another BACKFILL_HOME"
         )
-    made = {"format": MARKER_FORMAT, "warehouse": where, "state": "made"}
-    if known == made:
+    complete = {"format": MARKER_FORMAT, "warehouse": warehouse, "state": "made"}
+    if recorded == complete:
         return False
-    write_atomically(marker, json.dumps(made | {"state": "making"}).encode())
+    write_atomically(marker, json.dumps(complete | {"state": "making"}).encode())
     load_season(site.warehouse)
-    write_atomically(marker, json.dumps(made).encode())
+    write_atomically(marker, json.dumps(complete).encode())
     return True
 
 
@@ -166,7 +166,7 @@ def _check_warehouse(settings: Settings) -> None:
 
 
 def _warehouse_from_home(settings: Settings) -> str:
-    """The warehouse's folder as seen from the home, so that a home may be moved with the warehouse in it."""
+    """The warehouse's folder relative to the home, so that a home can be moved with the warehouse in it."""
     folder = settings.warehouse_url.folder
     return settings.warehouse_url if folder is None else os.path.relpath(folder, settings.home)
 
@@ -174,14 +174,14 @@ def _warehouse_from_home(settings: Settings) -> str:
 def _read_marker(marker: Path) -> dict[str, Any] | None:
     damaged = f"{marker} is damaged: remove it together with the demo's tables"
     try:
-        found: object = json.loads(marker.read_text(encoding="utf-8"))
+        content: object = json.loads(marker.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as exc:
         raise UserError(damaged) from exc
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(damaged)
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", content)
 
 
 def _check_no_foreign_tables(site: CommandContext) -> None:

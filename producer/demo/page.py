@@ -38,7 +38,7 @@ class PublishedState:
 def published_state(site: CommandContext, days: Sequence[date]) -> dict[date, PublishedState]:
     """The published rows and checkpoints of the days, which must all be checkpointed."""
     checkpoints = site.ledger.checkpoints.list_checkpoints(JOB, min(days), max(days))
-    return {day: PublishedState(rows=_published(site, day), checkpoint=checkpoints[day]) for day in days}
+    return {day: PublishedState(rows=_count_published_rows(site, day), checkpoint=checkpoints[day]) for day in days}
 
 
 def heading(console: Console, text: str) -> None:
@@ -49,9 +49,9 @@ def heading(console: Console, text: str) -> None:
 def print_tables(console: Console, site: CommandContext, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
     url = site.settings.warehouse_url
-    where = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {escape(url)}"
-    made = "Made" if new else "Found, made by an earlier demo"
-    console.print(f"{made}: 30 teams, 82 games each, {span}, {where}", soft_wrap=True)
+    place = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {escape(url)}"
+    origin = "Made" if new else "Found, made by an earlier demo"
+    console.print(f"{origin}: 30 teams, 82 games each, {span}, {place}", soft_wrap=True)
     if new:
         for role, table in find_job(JOB).tables_by_role()[1:]:
             console.print(f"  {role:<20} {table}")
@@ -67,25 +67,25 @@ def print_plan_summary(console: Console, plan: Plan) -> None:
     for reason, days in reasons.items():
         console.print(f"  {len(days):>3} skipped: {reason} ({format_dates(days, max_ranges=3)})")
     primary = next(iter(plan.steps[0].found))
-    built = plan.steps_with(PlanAction.BUILD)
-    for source in dict.fromkeys(step.source for step in built):
-        days = [step.day for step in built if step.source == source]
-        which = "the primary" if source == primary else f"a fallback, on {format_dates(days)}"
-        console.print(f"  {len(days):>3} to build from {source}: {which}")
+    build_steps = plan.steps_with(PlanAction.BUILD)
+    for source in dict.fromkeys(step.source for step in build_steps):
+        days = [step.day for step in build_steps if step.source == source]
+        rank = "the primary" if source == primary else f"a fallback, on {format_dates(days)}"
+        console.print(f"  {len(days):>3} to build from {source}: {rank}")
     heading(console, "3. The run, on two local workers")
 
 
 def print_source_checks(console: Console, site: CommandContext, progress: RunProgress) -> None:
-    """Print the coverage of the sources: the dates built from the primary together, each other date on one line."""
+    """Print the coverage of the sources: one line for all dates built from the primary, one for each other date."""
     heading(console, "4. What the source checks found")
     rows = [row for row in site.ledger.dates.list_dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
     primary = find_job(JOB).sources[0].name
-    usual = [row for row in rows if row.source == primary]
-    if usual:
-        low = min(usual, key=lambda row: (row.matched or 0) / (row.expected or 1))
+    primary_rows = [row for row in rows if row.source == primary]
+    if primary_rows:
+        lowest = min(primary_rows, key=lambda row: (row.matched or 0) / (row.expected or 1))
         console.print(
-            f"{len(usual)} dates were built from {primary}: "
-            f"it had {format_percent(low.matched or 0, low.expected or 0)} "
+            f"{len(primary_rows)} dates were built from {primary}: "
+            f"it had {format_percent(lowest.matched or 0, lowest.expected or 0)} "
             f"or more of the expected players on each"
         )
     _print_months(console, rows)
@@ -99,11 +99,11 @@ def _print_fallbacks(console: Console, rows: Sequence[DateRow]) -> None:
     for name in ("date", "expected", *(source.name for source in find_job(JOB).sources), "built from", "result"):
         table.add_column(name, no_wrap=True)
     for row in rows:
-        found = [f"{n} ({format_percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
+        coverages = [f"{n} ({format_percent(n, row.expected or 0)})" for n in (row.found or {}).values()]
         result = (
             f"{row.matched}/{row.expected} ({format_percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
         )
-        table.add_row(str(row.day), str(row.expected), *found, row.source or "", f"[green]{result}[/green]")
+        table.add_row(str(row.day), str(row.expected), *coverages, row.source or "", f"[green]{result}[/green]")
     console.print("These fell back, because coverage decides, not emptiness:")
     console.print(table)
 
@@ -114,9 +114,9 @@ def _print_months(console: Console, rows: Sequence[DateRow]) -> None:
     for name in ("month", "dates", "players expected", *(f"found in {name}" for name in sources)):
         table.add_column(name, justify="left" if name == "month" else "right")
     for month in dict.fromkeys(f"{row.day:%Y-%m}" for row in rows):
-        of_month = [row for row in rows if f"{row.day:%Y-%m}" == month]
-        found = [str(sum((row.found or {}).get(name, 0) for row in of_month)) for name in sources]
-        table.add_row(month, str(len(of_month)), str(sum(row.expected or 0 for row in of_month)), *found)
+        month_rows = [row for row in rows if f"{row.day:%Y-%m}" == month]
+        counts = [str(sum((row.found or {}).get(name, 0) for row in month_rows)) for name in sources]
+        table.add_row(month, str(len(month_rows)), str(sum(row.expected or 0 for row in month_rows)), *counts)
     console.print(table)
 
 
@@ -134,37 +134,37 @@ def print_replay(
         share = f"{row.matched}/{row.expected} = {format_percent(row.matched or 0, row.expected or 0)}"
         console.print(f"  {row.day}  [{style}]{row.state.value.upper()}[/{style}]  {share}: {escape(row.reason or '')}")
         if row.state is DateState.BLOCKED:
-            _print_refused(console, row)
+            _print_blocked(console, row)
     for row in rows:
-        _print_standing(console, row.day, before[row.day], after[row.day])
-    passed = [row.day for row in rows if row.state is not DateState.BLOCKED]
-    if passed:
-        console.print(f"[bold red]The demo failed: the gate did not block {format_dates(passed)}.[/bold red]")
+        _print_published(console, row.day, before[row.day], after[row.day])
+    not_blocked = [row.day for row in rows if row.state is not DateState.BLOCKED]
+    if not_blocked:
+        console.print(f"[bold red]The demo failed: the gate did not block {format_dates(not_blocked)}.[/bold red]")
 
 
-def _print_refused(console: Console, row: DateRow) -> None:
+def _print_blocked(console: Console, row: DateRow) -> None:
     missing = (row.expected or 0) - (row.matched or 0)
-    more = max(missing - MISSING_NAMES_SHOWN, 0)
-    console.print(f"              missing: {', '.join(row.missing[:MISSING_NAMES_SHOWN])} and {more} more")
+    unlisted = max(missing - MISSING_NAMES_SHOWN, 0)
+    console.print(f"              missing: {', '.join(row.missing[:MISSING_NAMES_SHOWN])} and {unlisted} more")
     if row.staged_path:
         console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
 
 
-def _print_standing(console: Console, day: date, before: PublishedState, after: PublishedState) -> None:
+def _print_published(console: Console, day: date, before: PublishedState, after: PublishedState) -> None:
     if after != before:
         console.print(
             f"  {day}  [bold red]The demo failed: the replay changed what was published[/bold red]: "
             f"{before.rows} rows of run {before.checkpoint.run_id}, now {after.rows} of {after.checkpoint.run_id}"
         )
         return
-    kept = after.checkpoint
+    checkpoint = after.checkpoint
     console.print(
         f"  {day}  still published: {after.rows} rows; "
-        f"its checkpoint is that of the first run ({kept.matched}/{kept.expected} from {kept.source})"
+        f"its checkpoint is that of the first run ({checkpoint.matched}/{checkpoint.expected} from {checkpoint.source})"
     )
 
 
-def _published(site: CommandContext, day: date) -> int:
+def _count_published_rows(site: CommandContext, day: date) -> int:
     target = find_job(JOB).target
     scan = Scan(
         table=TableName.parse(target.table),
@@ -191,7 +191,7 @@ def print_done(console: Console, plan: Plan) -> None:
 
 
 def print_next(console: Console, season_run: str) -> None:
-    """Print commands that work unchanged in the current folder; `season_run` built the season."""
+    """Print commands that can be pasted in the current folder. `season_run` is the id of the season's run."""
     heading(console, "What to try next")
     command, span = _command(), "--start-date 2023-02-20 --end-date 2023-02-28"
     hints = [
@@ -213,9 +213,9 @@ def print_next(console: Console, season_run: str) -> None:
         hints.append(
             (f"""{_python()} -c "import pandas; print(pandas.read_parquet('{part}'))\"""", "the published rows")
         )
-    for text, what in hints:
-        console.print(f"  [dim]# {what}[/dim]")
-        console.print(f"  {escape(text)}", soft_wrap=True)
+    for command_line, explanation in hints:
+        console.print(f"  [dim]# {explanation}[/dim]")
+        console.print(f"  {escape(command_line)}", soft_wrap=True)
 
 
 def _command() -> str:

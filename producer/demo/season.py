@@ -1,4 +1,4 @@
-"""A reproducible invented season with the incident in it: 30 teams, 82 games each.
+"""A reproducible invented season that contains the incident: 30 teams, 82 games each.
 
 2023-02-23 has exactly 187 players in the summary and one stale row in the upcoming table; 2023-02-24 has 175 and 68.
 """
@@ -25,12 +25,12 @@ DATES_WITHOUT_GAMES = frozenset(
     {date(2022, 11, 24), date(2022, 12, 24), *(date(2023, 2, 17) + timedelta(days=n) for n in range(6))}
 )
 GAMES_PER_TEAM = 82
-GAMES_BY_WEEKDAY = (8, 6, 11, 4, 10, 8, 6)  #: Monday first; scaled to the number of games there are
+GAMES_BY_WEEKDAY = (8, 6, 11, 4, 10, 8, 6)  #: Monday first; scaled to the season's games
 INCIDENT = {date(2023, 2, 23): (9, 187, 1), date(2023, 2, 24): (8, 175, 68)}  #: games, players, rows in upcoming
-CALL_UP_INTERVAL_DATES = 23  #: dates, on each of which two late call-ups are missing from the upcoming table
+CALL_UP_INTERVAL_DATES = 23  #: on every 23rd date, two late call-ups are missing from the upcoming table
 NO_SHOT_ZONES = 0.03  #: share of players without a shot-zone analysis
 MINUTES_BY_RANK = np.array([35, 34, 32, 30, 27, 22, 19, 16, 12, 9, 7, 5, 4, 3, 3.0])
-LOOKBACK_GAMES = 14  #: no player has more games in 14 days
+LOOKBACK_GAMES = 14  #: no player plays more games in 14 days
 
 SCHEDULE_TYPES: ColumnTypes = {
     "game_id": "STRING",
@@ -59,21 +59,21 @@ SUMMARY_TYPES: ColumnTypes = {
 
 
 def load_season(warehouse: Warehouse, within: DateRange | None = None) -> int:
-    """Create the season's tables, or the dates `within` a range; returns the season's number of dates with games."""
+    """Create the season's tables, or only the dates `within` a range. Returns the number of dates with games in all."""
     tables = make_season()
     declared = find_job("player_composite_factors").declared_types()
     for name, frame in tables.items():
-        own = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
-        dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
-        types = own.get(name) or {**declared[name], dated: "DATE"}
-        kept = frame if within is None else frame[frame[dated].between(within.start, within.through)]
-        rows = pa.Table.from_pandas(kept[list(types)], schema=arrow_schema(types), preserve_index=False)
-        warehouse.load(TableName.parse(name), dated, rows)
+        full_types = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
+        date_column = "analysis_date" if "analysis_date" in frame.columns else "game_date"
+        types = full_types.get(name) or {**declared[name], date_column: "DATE"}
+        loaded = frame if within is None else frame[frame[date_column].between(within.start, within.through)]
+        rows = pa.Table.from_pandas(loaded[list(types)], schema=arrow_schema(types), preserve_index=False)
+        warehouse.load(TableName.parse(name), date_column, rows)
     return tables["nba_reference.schedule"]["game_date"].nunique()
 
 
 def make_season() -> dict[str, pd.DataFrame]:
-    """The season's tables by name."""
+    """Create the season's tables, by name."""
     dice = np.random.default_rng(SEED)
     players = make_players(dice)
     schedule = make_schedule(dice)
@@ -94,31 +94,31 @@ def game_dates() -> list[date]:
 
 
 def games_per_date(days: list[date]) -> dict[date, int]:
-    """How many games each date has: 1,230 in all, by weekday; all teams play on the last date."""
+    """Distribute the 1,230 games over the dates by weekday. All teams play on the last date."""
     fixed = {day: games for day, (games, _, _) in INCIDENT.items()} | {days[-1]: len(TEAMS) // 2}
     free = [day for day in days if day not in fixed]
-    wanted = len(TEAMS) * GAMES_PER_TEAM // 2 - sum(fixed.values())
+    remaining = len(TEAMS) * GAMES_PER_TEAM // 2 - sum(fixed.values())
     weights = np.array([GAMES_BY_WEEKDAY[day.weekday()] for day in free], float)
-    steps = np.floor(np.concatenate([[0.0], np.cumsum(weights)]) * wanted / weights.sum() + 1e-9).astype(int)
+    steps = np.floor(np.concatenate([[0.0], np.cumsum(weights)]) * remaining / weights.sum() + 1e-9).astype(int)
     return fixed | dict(zip(free, np.diff(steps).tolist(), strict=True))
 
 
 def make_schedule(dice: np.random.Generator) -> pd.DataFrame:
-    """Every team plays 82 games, never two on a date: those with the most games left play, rather not day after day."""
+    """Schedule 82 games per team, at most one per date. Teams with more games left, and rested teams, play first."""
     days = game_dates()
     quota = games_per_date(days)
-    left = np.full(len(TEAMS), GAMES_PER_TEAM)
-    played_before = np.zeros(len(TEAMS), bool)
-    yesterday: date | None = None
+    games_left = np.full(len(TEAMS), GAMES_PER_TEAM)
+    played_previous_date = np.zeros(len(TEAMS), bool)
+    previous_day: date | None = None
     rows: list[tuple[date, str, str]] = []
-    for at, day in enumerate(days):
-        rested = played_before & (yesterday == day - timedelta(days=1))
-        settled = at >= len(days) - 10  # towards the end only the games left count, so that all end with none
-        urge = left + (0.0 if settled else dice.uniform(0, 1.5, len(TEAMS)) - 1.2 * rested)
-        chosen = np.argsort(-urge, kind="stable")[: 2 * quota[day]]
-        left[chosen] -= 1
-        played_before = np.isin(np.arange(len(TEAMS)), chosen)
-        yesterday = day
+    for index, day in enumerate(days):
+        played_yesterday = played_previous_date & (previous_day == day - timedelta(days=1))
+        is_final_stretch = index >= len(days) - 10  # only the games left count, so that every team ends with none
+        priority = games_left + (0.0 if is_final_stretch else dice.uniform(0, 1.5, len(TEAMS)) - 1.2 * played_yesterday)
+        chosen = np.argsort(-priority, kind="stable")[: 2 * quota[day]]
+        games_left[chosen] -= 1
+        played_previous_date = np.isin(np.arange(len(TEAMS)), chosen)
+        previous_day = day
         pairs = dice.permutation(chosen).reshape(-1, 2)
         rows += [(day, TEAMS[home], TEAMS[away]) for home, away in pairs]
     frame = pd.DataFrame(rows, columns=["game_date", "home_team_abbr", "away_team_abbr"])
@@ -127,7 +127,7 @@ def make_schedule(dice: np.random.Generator) -> pd.DataFrame:
 
 
 def make_players(dice: np.random.Generator) -> pd.DataFrame:
-    """13 to 15 players a team, ranked by how much they play, each with his age, usage and way of shooting."""
+    """Create 13 to 15 players per team, ranked by playing time, each with age, usage and shares of shots by zone."""
     rosters = dice.integers(13, 16, len(TEAMS))
     count = int(rosters.sum())
     picked = dice.permutation(len(FIRST_NAMES) * len(LAST_NAMES))[:count]
@@ -150,9 +150,9 @@ def make_players(dice: np.random.Generator) -> pd.DataFrame:
 
 
 def make_summary(schedule: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """One row per player who played; a team's minutes in a game add up to 240."""
+    """Create one row per player and game. A team's minutes in a game add up to 240."""
     sides = _sides(schedule)
-    sides["playing"] = _how_many_play(sides, dice)
+    sides["playing"] = _players_per_side(sides, dice)
     rows = sides.merge(players, on="team_abbr")
     rows = rows.assign(keen=rows["rank"] + dice.normal(0, 1.2, len(rows)))
     rows["place"] = rows.groupby(["game_id", "team_abbr"])["keen"].rank(method="first").astype(int) - 1
@@ -174,28 +174,28 @@ def make_summary(schedule: pd.DataFrame, players: pd.DataFrame, dice: np.random.
 
 
 def _sides(schedule: pd.DataFrame) -> pd.DataFrame:
-    """Each game twice, once from either team."""
+    """List each game twice, once for each team."""
     home = schedule.rename(columns={"home_team_abbr": "team_abbr", "away_team_abbr": "opponent_team_abbr"})
     away = schedule.rename(columns={"away_team_abbr": "team_abbr", "home_team_abbr": "opponent_team_abbr"})
     both = pd.concat([home.assign(is_home=True), away.assign(is_home=False)])
     return both.sort_values(["game_date", "game_id", "is_home"], kind="stable", ignore_index=True)
 
 
-def _how_many_play(sides: pd.DataFrame, dice: np.random.Generator) -> np.ndarray:
+def _players_per_side(sides: pd.DataFrame, dice: np.random.Generator) -> np.ndarray:
     playing = dice.integers(9, 13, len(sides))
     for day, (games, players, _) in INCIDENT.items():
-        of_day = np.flatnonzero(sides["game_date"] == day)
-        few, more = divmod(players, 2 * games)
-        playing[of_day] = few
-        playing[of_day[:more]] += 1
+        sides_of_day = np.flatnonzero(sides["game_date"] == day)
+        per_side, remainder = divmod(players, 2 * games)
+        playing[sides_of_day] = per_side
+        playing[sides_of_day[:remainder]] += 1
     return playing
 
 
 def make_context(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """Each player's context before a game: rest and load from earlier games, and a projection."""
-    known = players[["player_lookup", "player_age"]]
-    rows = summary.merge(known, on="player_lookup").sort_values(["player_lookup", "game_date"], ignore_index=True)
-    rows = rows.assign(**_history(rows))
+    """Create each player's context before a game: rest and load from earlier games, and a projection."""
+    ages = players[["player_lookup", "player_age"]]
+    rows = summary.merge(ages, on="player_lookup").sort_values(["player_lookup", "game_date"], ignore_index=True)
+    rows = rows.assign(**_earlier_games(rows))
     projected = np.round(np.clip(rows["avg_usage_rate_last_7_games"] + dice.normal(0, 3, len(rows)), 0, 60), 2)
     pace = {team: dice.normal(0, 2.2) for team in TEAMS}
     differential = rows["team_abbr"].map(pace) - rows["opponent_team_abbr"].map(pace)
@@ -206,12 +206,12 @@ def make_context(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.G
     return rows.sort_values(["game_date", "game_id", "player_lookup"], ignore_index=True)
 
 
-def _history(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """Rest, load and usage before each row's game; the rows are in the order of player and date."""
-    when = pd.to_datetime(rows["game_date"])
-    by_player = rows.assign(when=when).groupby("player_lookup", sort=False)
-    before = {k: by_player["when"].shift(k) for k in range(1, LOOKBACK_GAMES + 2)}
-    age = {k: (when - day).dt.days for k, day in before.items()}
+def _earlier_games(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Compute rest, load and usage before each row's game. `rows` are sorted by player and date."""
+    game_day = pd.to_datetime(rows["game_date"])
+    by_player = rows.assign(game_day=game_day).groupby("player_lookup", sort=False)
+    before = {k: by_player["game_day"].shift(k) for k in range(1, LOOKBACK_GAMES + 2)}  # k games ago
+    age = {k: (game_day - day).dt.days for k, day in before.items()}
     week = {k: age[k] <= 7 for k in range(1, 8)}
     games = sum((week[k].astype(int) for k in week), pd.Series(0, rows.index))
     minutes = sum((by_player["minutes_played"].shift(k).where(week[k], 0.0) for k in week), pd.Series(0.0, rows.index))
@@ -233,20 +233,20 @@ def _history(rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def make_stale_context(context: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """The incomplete context: without late call-ups, and with few players on the two incident dates."""
+    """Remove late call-ups from the context, and most players on the two dates of the incident."""
     days = context["game_date"].unique()
     keep = np.ones(len(context), bool)
-    for at, day in enumerate(days):
-        of_day = dice.permutation(np.flatnonzero(context["game_date"] == day))
+    for index, day in enumerate(days):
+        rows_of_day = dice.permutation(np.flatnonzero(context["game_date"] == day))
         if day in INCIDENT:
-            keep[of_day[INCIDENT[day][2] :]] = False
-        elif at % CALL_UP_INTERVAL_DATES == CALL_UP_INTERVAL_DATES - 1 and len(of_day) > 80:
-            keep[of_day[:2]] = False
+            keep[rows_of_day[INCIDENT[day][2] :]] = False
+        elif index % CALL_UP_INTERVAL_DATES == CALL_UP_INTERVAL_DATES - 1 and len(rows_of_day) > 80:
+            keep[rows_of_day[:2]] = False
     return context[keep].reset_index(drop=True)
 
 
 def make_shot_zones(summary: pd.DataFrame, players: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """Each player's shot-zone rates, as of each date."""
+    """Create each player's shot-zone rates, as of each date."""
     analysed = players[players["analysed"]][["player_lookup", "paint", "mid_range"]]
     rows = summary[["player_lookup", "game_date"]].merge(analysed, on="player_lookup")
     paint = np.round(np.clip(rows["paint"] + dice.normal(0, 2, len(rows)), 1, 97), 1)
@@ -260,11 +260,11 @@ def make_shot_zones(summary: pd.DataFrame, players: pd.DataFrame, dice: np.rando
 
 
 def make_team_defense(schedule: pd.DataFrame, dice: np.random.Generator) -> pd.DataFrame:
-    """How each team that plays defends each zone, against the league's average in percentage points."""
+    """Create each playing team's defense by zone, in percentage points against the league's average."""
     rows = _sides(schedule)[["game_date", "team_abbr"]]
     usual = {team: dice.normal(0, 2.5, 3) for team in TEAMS}
-    found = np.stack([usual[team] for team in rows["team_abbr"]]) + dice.normal(0, 0.8, (len(rows), 3))
-    zones = dict(zip(("paint", "mid_range", "perimeter"), np.round(found, 2).T, strict=True))
+    differences = np.stack([usual[team] for team in rows["team_abbr"]]) + dice.normal(0, 0.8, (len(rows), 3))
+    zones = dict(zip(("paint", "mid_range", "perimeter"), np.round(differences, 2).T, strict=True))
     return rows.assign(
         analysis_date=rows["game_date"], **{f"{zone}_vs_league_avg": values for zone, values in zones.items()}
     )

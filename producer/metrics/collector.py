@@ -44,45 +44,45 @@ END_STATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LastRunMetrics:
-    """The figures of a job's run that ended last."""
+    """The figures of the run of a job that ended last."""
 
     run: Run
     states: dict[DateState, int]
     coverage: tuple[float, float] | None  #: minimum and median
-    seconds: tuple[float, ...]  #: of its dates, at `QUANTILES`
+    seconds: tuple[float, ...]  #: build seconds per date, at `QUANTILES`
     fallback: int | None  #: dates not built from the primary source alone; None if unknown
 
 
 class TimedRead(Generic[T]):
     """A read with a time limit, after which the caller continues without it. At most one runs at a time."""
 
-    def __init__(self, read: Callable[[], T], seconds: float, errors: Callable[[Exception], None]) -> None:
-        self._read, self._seconds, self._errors = read, seconds, errors
+    def __init__(self, read: Callable[[], T], seconds: float, on_error: Callable[[Exception], None]) -> None:
+        self._read, self._seconds, self._on_error = read, seconds, on_error
         self._busy = threading.Lock()
 
     def get(self) -> T | None:
-        """The value; None when the read failed, exceeded the time limit, or an earlier one still hangs."""
+        """Return the value; None when the read failed, exceeded the time limit, or an earlier one still hangs."""
         if not self._busy.acquire(timeout=self._seconds):
             return None
-        done, found = threading.Event(), list[T]()
+        done, values = threading.Event(), list[T]()
 
-        def work() -> None:
+        def read() -> None:
             try:
-                found.append(self._read())
+                values.append(self._read())
             except Exception as exc:  # noqa: BLE001 - a scrape answers despite any error
-                self._errors(exc)
+                self._on_error(exc)
             finally:
                 self._busy.release()
                 done.set()
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=read, daemon=True).start()
         done.wait(self._seconds)
-        return found[0] if found else None
+        return values[0] if values else None
 
 
 @dataclass
 class LazyLedger:
-    """The ledger, opened when it first answers and only read."""
+    """The ledger, opened at the first successful attempt, and only read."""
 
     settings: Settings
     _opened: list[Ledger] = field(default_factory=list[Ledger])
@@ -95,31 +95,31 @@ class LazyLedger:
         return self._opened[0]
 
 
-def _log_failure(what: str) -> Callable[[Exception], None]:
-    def failed(exc: Exception) -> None:
-        told = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
-        log.warning("scrape_failed", what=what, error=told)
+def _log_failure(subject: str) -> Callable[[Exception], None]:
+    def log_error(exc: Exception) -> None:
+        error = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
+        log.warning("scrape_failed", what=subject, error=error)
 
-    return failed
+    return log_error
 
 
 class BackfillCollector(Collector):
     """Reads the ledger and the broker at each scrape."""
 
     def __init__(self, settings: Settings) -> None:
-        watched = LazyLedger(settings)
+        lazy = LazyLedger(settings)
         self._settings = settings
         self._ledger = TimedRead(
-            lambda: list(ledger_metrics(watched.ledger, utcnow())), SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
+            lambda: list(ledger_metrics(lazy.ledger, utcnow())), SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
         )
-        self._answers = TimedRead(
-            lambda: watched.ledger.gauges.check_readable() or True, SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
+        self._ledger_check = TimedRead(
+            lambda: lazy.ledger.gauges.check_readable() or True, SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
         )
         self._broker = TimedRead(lambda: _depths(settings), SCRAPE_TIMEOUT_SECONDS, _log_failure("broker"))
 
     def is_ledger_answering(self) -> bool:
-        """Whether the ledger answers."""
-        return self._answers.get() is True
+        """Whether the ledger can be read within the time limit."""
+        return self._ledger_check.get() is True
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Describe nothing: the metrics depend on the ledger, which need not answer yet."""
@@ -127,16 +127,16 @@ class BackfillCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         started = time.monotonic()
-        found = self._ledger.get()
-        yield gauge("backfill_ledger_up", "Whether the ledger answered this scrape.", [((), float(found is not None))])
-        yield from found or []
+        families = self._ledger.get()
+        is_up = float(families is not None)
+        yield gauge("backfill_ledger_up", "Whether the ledger answered this scrape.", [((), is_up)])
+        yield from families or []
         if self._settings.broker is not None:
             depths = self._broker.get()
-            yield gauge(
-                "backfill_broker_up", "Whether the broker answered this scrape.", [((), float(depths is not None))]
-            )
+            is_up = float(depths is not None)
+            yield gauge("backfill_broker_up", "Whether the broker answered this scrape.", [((), is_up)])
             yield from broker_metrics(*depths) if depths is not None else []
-        yield gauge("backfill_scrape_seconds", "What reading all of this took.", [((), time.monotonic() - started)])
+        yield gauge("backfill_scrape_seconds", "Duration of this scrape.", [((), time.monotonic() - started)])
 
 
 Samples = Sequence[tuple[tuple[str, ...], float]]
@@ -167,11 +167,10 @@ def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
         to_samples(ledger.gauges.ended_date_counts(now - RECENT_PERIOD)),
         ("job", "state"),
     )
-    built = ledger.gauges.built_counts_by_source(now - RECENT_PERIOD)
     yield gauge(
         "backfill_recent_dates_by_source",
         "Checkpointed dates of the runs that ended in the last 7 days, by the source they were built from.",
-        to_samples(built),
+        to_samples(ledger.gauges.built_counts_by_source(now - RECENT_PERIOD)),
         ("job", "source"),
     )
     yield from active_run_metrics(ledger, now)
@@ -189,7 +188,7 @@ def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFam
     )
     yield gauge(
         "backfill_oldest_unfinished_date_age_seconds",
-        "How long ago the date that waits longest was asked for, of the dates that active runs are still to build.",
+        "Time since the launch of the oldest active run with unfinished dates.",
         [((job,), _age(since, now)) for job, since in sorted(ledger.gauges.oldest_waiting_since().items())],
         ("job",),
     )
@@ -206,26 +205,26 @@ def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFa
     states = ledger.gauges.alert_counts(now - RECENT_PERIOD)
     yield gauge(
         "backfill_alerts",
-        "Alerts of the last 7 days that wait, are being sent, or were given up.",
+        "Alerts of the last 7 days that are pending, being sent, or failed for good.",
         [((state,), float(states.get((state,), 0))) for state in ALERT_STATES],
         ("state",),
     )
-    done = ledger.gauges.maintenance_last_done()
-    beat = done.get(HEARTBEAT)
+    last_done = ledger.gauges.maintenance_last_done()
+    heartbeat = last_done.get(HEARTBEAT)
     yield gauge(
         "backfill_beat_heartbeat_age_seconds",
-        "How long ago beat gave its last sign of life; absent where beat never ran.",
-        [] if beat is None else [((), _age(beat, now))],
+        "Time since the last heartbeat of beat; absent if beat never ran.",
+        [] if heartbeat is None else [((), _age(heartbeat, now))],
     )
     yield gauge(
         "backfill_maintenance_finished_timestamp_seconds",
-        "When each kind of maintenance was last done; a try that failed does not count.",
-        [((name,), at.timestamp()) for name, at in sorted(done.items())],
+        "When each maintenance task last succeeded.",
+        [((name,), at.timestamp()) for name, at in sorted(last_done.items())],
         ("name",),
     )
     yield gauge(
         "backfill_maintenance_failed",
-        "Whether the last try of each kind of maintenance failed.",
+        "Whether the last attempt of each maintenance task failed.",
         [((name,), float(failed)) for name, failed in sorted(ledger.gauges.maintenance_failed().items())],
         ("name",),
     )
@@ -237,60 +236,60 @@ def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFa
     )
 
 
-def last_run_metrics(lasts: Sequence[LastRunMetrics]) -> Iterator[GaugeMetricFamily]:
+def last_run_metrics(last_runs: Sequence[LastRunMetrics]) -> Iterator[GaugeMetricFamily]:
     """The metrics of each job's last ended run."""
     yield gauge(
         "backfill_last_run_dates",
         "Dates of the run that ended last, by how they ended.",
-        [((one.run.job, state.value), float(one.states.get(state, 0))) for one in lasts for state in END_STATES],
+        [((last.run.job, state.value), float(last.states.get(state, 0))) for last in last_runs for state in END_STATES],
         ("job", "state"),
     )
     yield gauge(
         "backfill_last_run_coverage_ratio",
-        "Coverage of the dates of the run that ended last: the least and the median.",
+        "Coverage of the dates of the run that ended last: the minimum and the median.",
         [
-            ((one.run.job, name), value)
-            for one in lasts
-            if one.coverage
-            for name, value in zip(("min", "median"), one.coverage, strict=True)
+            ((last.run.job, name), value)
+            for last in last_runs
+            if last.coverage
+            for name, value in zip(("min", "median"), last.coverage, strict=True)
         ],
         ("job", "stat"),
     )
     yield gauge(
         "backfill_last_run_fallback_dates",
         "Dates of the run that ended last that were not built from the primary source alone.",
-        [((one.run.job,), float(one.fallback)) for one in lasts if one.fallback is not None],
+        [((last.run.job,), float(last.fallback)) for last in last_runs if last.fallback is not None],
         ("job",),
     )
     yield gauge(
         "backfill_last_run_date_seconds",
-        "What one date took in the run that ended last, by quantile.",
+        "Seconds to build a date in the run that ended last, by quantile.",
         [
-            ((one.run.job, str(quantile)), value)
-            for one in lasts
-            for quantile, value in zip(QUANTILES, one.seconds, strict=False)
+            ((last.run.job, str(quantile)), value)
+            for last in last_runs
+            for quantile, value in zip(QUANTILES, last.seconds, strict=False)
         ],
         ("job", "quantile"),
     )
     yield gauge(
         "backfill_last_run_duration_seconds",
-        "What the run that ended last took.",
+        "Duration of the run that ended last.",
         [
-            ((one.run.job,), (one.run.finished_at - one.run.started_at).total_seconds())
-            for one in lasts
-            if one.run.started_at and one.run.finished_at
+            ((last.run.job,), (last.run.finished_at - last.run.started_at).total_seconds())
+            for last in last_runs
+            if last.run.started_at and last.run.finished_at
         ],
         ("job",),
     )
     yield gauge(
         "backfill_last_run_finished_timestamp_seconds",
         "When the run that ended last ended.",
-        [((one.run.job,), one.run.finished_at.timestamp()) for one in lasts if one.run.finished_at],
+        [((last.run.job,), last.run.finished_at.timestamp()) for last in last_runs if last.run.finished_at],
         ("job",),
     )
 
 
-def broker_metrics(waiting: dict[str, int], held: int) -> Iterator[GaugeMetricFamily]:
+def broker_metrics(waiting: dict[str, int], unacknowledged: int) -> Iterator[GaugeMetricFamily]:
     yield gauge(
         "backfill_queue_tasks",
         "Tasks that wait in each queue of the broker.",
@@ -298,33 +297,35 @@ def broker_metrics(waiting: dict[str, int], held: int) -> Iterator[GaugeMetricFa
         ("queue",),
     )
     yield gauge(
-        "backfill_unacknowledged_tasks", "Tasks that workers were handed and have not ended.", [((), float(held))]
+        "backfill_unacknowledged_tasks",
+        "Tasks that workers have received and not finished.",
+        [((), float(unacknowledged))],
     )
 
 
 def read_last_run(ledger: Ledger, run: Run) -> LastRunMetrics:
     """Read the figures of an ended run."""
-    return summarize_run(run, _facts(ledger, run.id), primary_source(run.job))
+    return summarize_run(run, _list_dates(ledger, run.id), primary_source(run.job))
 
 
 @lru_cache(maxsize=64)
-def _facts(ledger: Ledger, run_id: str) -> tuple[DateMetrics, ...]:
+def _list_dates(ledger: Ledger, run_id: str) -> tuple[DateMetrics, ...]:
     """The dates of an ended run, cached because they no longer change."""
     return tuple(ledger.gauges.list_date_metrics(run_id))
 
 
-def summarize_run(run: Run, facts: Sequence[DateMetrics], primary: str | None) -> LastRunMetrics:
+def summarize_run(run: Run, dates: Sequence[DateMetrics], primary: str | None) -> LastRunMetrics:
     """Compute the figures of an ended run. `primary` is the name of the job's primary source, None if unknown."""
-    states = {state: sum(one.state is state for one in facts) for state in END_STATES}
-    ratios = sorted(one.matched / one.expected for one in facts if one.expected and one.matched is not None)
-    seconds = sorted(one.seconds for one in facts if one.seconds is not None)
-    built = [one.source for one in facts if one.state is DateState.CHECKPOINTED and one.source is not None]
+    states = {state: sum(row.state is state for row in dates) for state in END_STATES}
+    ratios = sorted(row.matched / row.expected for row in dates if row.expected and row.matched is not None)
+    seconds = sorted(row.seconds for row in dates if row.seconds is not None)
+    sources = [row.source for row in dates if row.state is DateState.CHECKPOINTED and row.source is not None]
     return LastRunMetrics(
         run=run,
         states=states,
         coverage=(ratios[0], median(ratios)) if ratios else None,
         seconds=tuple(quantile(seconds, share) for share in QUANTILES) if seconds else (),
-        fallback=None if primary is None else sum(source != primary for source in built),
+        fallback=None if primary is None else sum(source != primary for source in sources),
     )
 
 
@@ -335,7 +336,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def deliver_pending_alerts(settings: Settings) -> None:
-    """Record that beat is silent, and deliver pending alerts in its place."""
+    """Record when beat is silent, and deliver pending alerts in its place."""
     try:
         ledger = open_ledger(settings.ledger_url, create=False)
         try:

@@ -22,10 +22,10 @@ UNAUTHORIZED = 401
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """Answers `/metrics` and `/healthz`, each request in a thread of its own.
+    """Answers `/metrics` and `/healthz`, each request in its own thread.
 
-    `/metrics` requires the password of the settings, if set. Raises `UserError` for an address that other machines can
-    reach when none is set.
+    `/metrics` requires the settings' password, if set. Raises `UserError` when no password is set and other machines
+    can reach the address.
     """
 
     def __init__(self, settings: Settings, address: str, port: int) -> None:
@@ -47,15 +47,15 @@ class MetricsServer(ThreadingHTTPServer):
             raise UserError(f"can't listen on {address} port {port}: {exc}") from exc
 
     def serve(self) -> None:
-        """Serve until the process is stopped, and alert in the meantime when beat is silent."""
-        threading.Thread(target=self._tell, daemon=True).start()
+        """Serve until the process is stopped; meanwhile report a silent beat and deliver pending alerts."""
+        threading.Thread(target=self._deliver_alerts, daemon=True).start()
         try:
             self.serve_forever()
         finally:
             self._stopped.set()
             self.server_close()
 
-    def _tell(self) -> None:
+    def _deliver_alerts(self) -> None:
         while True:
             deliver_pending_alerts(self._settings)
             if self._stopped.wait(ALERT_INTERVAL_SECONDS):
@@ -63,7 +63,7 @@ class MetricsServer(ThreadingHTTPServer):
 
 
 def required_credentials(settings: Settings) -> bytes | None:
-    """The `user:password` that a request for /metrics needs; None when none is set."""
+    """The `user:password` that a request for /metrics needs; None when no password is set."""
     if settings.metrics_password is None:
         return None
     return f"{settings.metrics_user}:{settings.metrics_password.get_secret_value()}".encode()
@@ -81,16 +81,16 @@ def is_allowed(header: str | None, credentials: bytes | None) -> bool:
     """Whether the Authorization header has the credentials, compared in constant time."""
     if credentials is None:
         return True
-    kind, _, encoded = (header or "").partition(" ")
+    scheme, _, encoded = (header or "").partition(" ")
     try:
-        given = base64.b64decode(encoded.strip(), validate=True)
+        sent = base64.b64decode(encoded.strip(), validate=True)
     except ValueError:
-        given = b""
-    return hmac.compare_digest(given, credentials) and kind.lower() == "basic"
+        sent = b""
+    return hmac.compare_digest(sent, credentials) and scheme.lower() == "basic"
 
 
 class MetricsRequestHandler(BaseHTTPRequestHandler):
-    """One request."""
+    """Answers one request."""
 
     server: MetricsServer  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = 30  #: seconds, for a client that sends nothing
@@ -98,26 +98,25 @@ class MetricsRequestHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics" and not is_allowed(self.headers.get("Authorization"), self.server.credentials):
-            self._answer(
-                UNAUTHORIZED, b"the user and password of BACKFILL_METRICS_PASSWORD are asked for\n", "text/plain"
-            )
+            body = b"a user and password are required: see BACKFILL_METRICS_PASSWORD\n"
+            self._answer(UNAUTHORIZED, body, "text/plain")
         elif path == "/metrics":
-            encode, kind = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, encode(self.server.registry), kind)
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, encode(self.server.registry), content_type)
         elif path == "/healthz":
             healthy = self.server.collector.is_ledger_answering()
             self._answer(200 if healthy else 503, b"ok\n" if healthy else b"the ledger does not answer\n", "text/plain")
         else:
-            self._answer(404, b"there are /metrics and /healthz\n", "text/plain")
+            self._answer(404, b"not found: try /metrics or /healthz\n", "text/plain")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: a line for each scrape would hide the rest of the log."""
 
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
+    def _answer(self, status: int, body: bytes, content_type: str) -> None:
         self.send_response(status)
         if status == UNAUTHORIZED:
             self.send_header("WWW-Authenticate", 'Basic realm="backfill"')
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
