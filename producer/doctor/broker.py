@@ -1,4 +1,4 @@
-"""Check of the broker: the configured one, that of the running stack, or the embedded one."""
+"""Check of the broker: the configured one, the running stack's, or the embedded one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_broker(settings: Settings) -> PlaceCheck:
     stack = read_stack_state(settings.home)
     if stack is None or is_dead(stack.owner):
         return PlaceCheck(result=_check_embedded_broker())
-    if reason := _why_unused(stack, settings):
+    if reason := _reason_unused(stack, settings):
         message = f"the stack that `backfill up` keeps running is not used here: {reason}"
         return PlaceCheck(result=warn("broker", message, "each run started here brings a broker and workers along"))
     next_step = "restart the stack: `backfill down`, then `backfill up`"
     return _ping(settings, stack.broker_url, "the running stack (`backfill up`): ", next_step)
 
 
-def _why_unused(stack: StackState, settings: Settings) -> str | None:
+def _reason_unused(stack: StackState, settings: Settings) -> str | None:
     if not stack.is_running_here:
         return f"it runs on {stack.host}, another host or container"
     if stack.places != places_digest(settings):

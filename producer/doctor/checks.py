@@ -15,7 +15,7 @@ from gated_backfill.producer.doctor.warehouse import check_warehouse
 
 
 def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
-    """Run every check, whatever the others result in: first the settings, then the tables of the jobs.
+    """Run every check, also after a failure: first the settings, then the tables of the jobs.
 
     `job` names the only job to check; None checks the user's own jobs, and the shipped example if it is in use.
     """

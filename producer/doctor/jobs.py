@@ -14,7 +14,7 @@ from gated_backfill.producer.doctor.results import CheckResult, fail, ok
 
 
 def jobs_to_check(settings: Settings, *, ledger_is_usable: bool) -> list[str]:
-    """Names of the jobs in use, or of the shipped example when there is no other. The ledger is left as it is."""
+    """Return the names of the jobs in use, or the shipped example if there is no other. The ledger stays unchanged."""
     if not ledger_is_usable:
         return jobs_in_use(None) or job_names()
     try:
@@ -28,25 +28,26 @@ def jobs_to_check(settings: Settings, *, ledger_is_usable: bool) -> list[str]:
 
 
 def load_jobs_to_check(names: Sequence[str]) -> tuple[list[Job], list[CheckResult]]:
-    """Load the jobs; one that can't be loaded becomes a failed check."""
+    """Load the jobs. A job that can't be loaded becomes a failed check."""
     jobs, errors = load_jobs(names)
     next_step = "correct the job's module, or install its package again"
     return jobs, [fail(f"{name}: job", error, next_step) for name, error in errors.items()]
 
 
 def check_time_limits(settings: Settings, jobs: Sequence[Job]) -> list[CheckResult]:
-    """Check that no task may run longer than the broker waits before it delivers the task a second time."""
-    visible = settings.visibility_seconds
+    """Check that each job's time limit is below the time after which the broker delivers a task again."""
+    visible_seconds = settings.visibility_seconds
     failures = [
         fail(
             f"{job.name}: time limit",
-            f"a date may take {job.time_limit_seconds} s, and the broker delivers it again after {visible} s",
+            f"a date may take {job.time_limit_seconds} s, and the broker delivers it again after {visible_seconds} s",
             f"set BACKFILL_VISIBILITY_SECONDS to more than {job.time_limit_seconds}, here and for the workers",
         )
         for job in jobs
-        if visible <= job.time_limit_seconds
+        if visible_seconds <= job.time_limit_seconds
     ]
     if failures or not jobs:
         return failures
     longest = max(job.time_limit_seconds for job in jobs)
-    return [ok("time limits", f"BACKFILL_VISIBILITY_SECONDS {visible} is more than any date may take ({longest} s)")]
+    message = f"BACKFILL_VISIBILITY_SECONDS {visible_seconds} is more than any date may take ({longest} s)"
+    return [ok("time limits", message)]

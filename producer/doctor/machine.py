@@ -18,15 +18,15 @@ REPORTED_PACKAGES = ("celery", "redis", "sqlalchemy", "duckdb", "google-cloud-bi
 
 
 def check_packages() -> CheckResult:
-    """Report the versions in use; a package that does not meet a requirement of ours fails."""
+    """Report the versions in use; fail if a package does not meet our requirements."""
     packages = (PACKAGE, *REPORTED_PACKAGES)
-    versions = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
+    versions = [f"Python {platform.python_version()}", *(f"{name} {_installed_version(name)}" for name in packages)]
     unmet: list[str] = []
     for line in requires(PACKAGE) or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        installed = _version(requirement.name)
+        installed = _installed_version(requirement.name)
         if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
             unmet.append(f"{requirement.name} is {installed}, needed is {requirement.specifier or 'any version'}")
     if unmet:
@@ -34,7 +34,7 @@ def check_packages() -> CheckResult:
     return ok("versions", ", ".join(versions))
 
 
-def _version(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -22,7 +22,7 @@ class CheckResult:
     check: str
     level: CheckLevel
     message: str
-    next_step: str | None = None  #: how to correct it
+    next_step: str | None = None  #: how to fix it
 
     def describe(self) -> str:
         """The message and the next step in one line."""

@@ -16,15 +16,15 @@ CHANGE_TABLE_OR_JOB = "change the table, or what the job declares"
 MISSING_TABLE_EFFECTS = {
     "source": "it covers no entity of any date",
     "input": "dates are built without it",
-    "calendar": "dates without an expected entity are skipped without a question",
+    "calendar": "dates without an expected entity are skipped without a check of the calendar",
 }
 
 
 def check_tables(settings: Settings, warehouse: Warehouse, job: Job) -> list[CheckResult]:
     """Check every table that the job names."""
-    implicit = settings.warehouse_url.has_implicit_tables
+    tables_are_implicit = settings.warehouse_url.has_implicit_tables
     results: list[CheckResult] = []
-    sources = 0  # that exist, or may exist
+    usable_sources = 0  # sources that exist or may exist
     for required in table_requirements(job):
         is_source = required.role.startswith("source ")
         check = f"{job.name}: {required.role}"
@@ -32,24 +32,24 @@ def check_tables(settings: Settings, warehouse: Warehouse, job: Job) -> list[Che
             info = warehouse.describe(required.table)
         except BackfillError as exc:
             results.append(fail(check, exc, f"make {required.table} readable"))
-            sources += is_source
+            usable_sources += is_source
             continue
         if info is None:
-            results.append(_report_missing(check, required, implicit=implicit))
+            results.append(_report_missing(check, required, tables_are_implicit=tables_are_implicit))
         else:
             results.append(_check_columns(check, required, info))
-            sources += is_source
-    if not sources:
+            usable_sources += is_source
+    if not usable_sources:
         next_step = "provide the table of at least one of its sources"
         results.append(fail(f"{job.name}: sources", "none of its sources was found: nothing can be built", next_step))
-    return [*results, *_check_target(warehouse, job, implicit=implicit)]
+    return [*results, *_check_target(warehouse, job, tables_are_implicit=tables_are_implicit)]
 
 
-def _report_missing(check: str, required: TableRequirement, *, implicit: bool) -> CheckResult:
+def _report_missing(check: str, required: TableRequirement, *, tables_are_implicit: bool) -> CheckResult:
     message = f"{required.table} does not exist"
     if required.optional:
         return warn(check, f"{message}: {MISSING_TABLE_EFFECTS[required.role.partition(' ')[0]]}")
-    hint = f": `backfill load {required.table} FILE` imports it" if implicit else ""
+    hint = f": `backfill load {required.table} FILE` imports it" if tables_are_implicit else ""
     return fail(check, message, f"make the table{hint}")
 
 
@@ -63,15 +63,15 @@ def _check_columns(check: str, required: TableRequirement, info: TableInfo) -> C
     return ok(check, message)
 
 
-def _check_target(warehouse: Warehouse, job: Job, *, implicit: bool) -> list[CheckResult]:
-    """Check that the target is as the job declares it, and that rows can be published to it."""
+def _check_target(warehouse: Warehouse, job: Job, *, tables_are_implicit: bool) -> list[CheckResult]:
+    """Check that the target matches the job's declaration and that rows can be published to it."""
     check, table = f"{job.name}: target", TableName.parse(job.target.table)
     try:
         info = warehouse.describe(table)
         can_publish = warehouse.check_publishable(table)
     except BackfillError as exc:
         return [fail(check, exc, f"make it possible to publish to {table}")]
-    if info is None and implicit:
+    if info is None and tables_are_implicit:
         return [ok(check, f"{table} is made with its first partition")]
     if info is None:
         create = f"`backfill tables create --job {job.name}` makes it, partitioned and clustered"

@@ -14,11 +14,11 @@ from gated_backfill.common.warehouse import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.doctor.results import CheckResult, PlaceCheck, fail, ok, warn
 
-MAX_RETRY_SECONDS = 10.0  #: a diagnosis does not wait as long for a passing error as a run does
+MAX_RETRY_SECONDS = 10.0  #: shorter than for a run, so that doctor answers soon
 
 
 def check_warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
-    """Check that the warehouse answers. Returns it, or None when querying its tables would fail as well."""
+    """Check that the warehouse answers. Returns the warehouse too, or None if its tables can't be queried either."""
     retry_seconds = min(settings.warehouse_retry_seconds, MAX_RETRY_SECONDS)
     limits = replace(settings.warehouse_limits, retry_seconds=retry_seconds)
     try:
@@ -40,9 +40,9 @@ def check_warehouse(settings: Settings) -> tuple[Warehouse | None, PlaceCheck]:
 
 
 def _read_now(warehouse: Warehouse) -> datetime:
-    moment = warehouse.now()
-    assert moment is not None, "only a local warehouse has no clock"
-    return moment
+    now = warehouse.now()
+    assert now is not None, "only a local warehouse has no clock"
+    return now
 
 
 def _check_folder(folder: Path) -> CheckResult:

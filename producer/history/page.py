@@ -153,9 +153,7 @@ def render_page(history: HistoryReport) -> str:
 
 def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
     period, change, coverage = history.totals, history.trend, history.totals.coverage
-    judged = (
-        f"median of {coverage.dates}; lowest {share_in_words(coverage.least)}" if coverage else "no date was judged"
-    )
+    lowest = share_in_words(coverage.least if coverage else None)
 
     def trend(text: str) -> str:
         return text if history.before else ""
@@ -176,7 +174,7 @@ def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
         HeaderFigure(
             name="Coverage",
             value=share_in_words(coverage.median if coverage else None),
-            more=judged,
+            more=f"median of {coverage.dates}; lowest {lowest}" if coverage else "no date was judged",
             trend=trend(points_in_words(change["coverage_median"])),
         ),
         HeaderFigure(
