@@ -296,11 +296,8 @@ def broker_metrics(waiting: dict[str, int], unacknowledged: int) -> Iterator[Gau
         [((queue,), float(waiting[queue])) for queue in QUEUES],
         ("queue",),
     )
-    yield gauge(
-        "backfill_unacknowledged_tasks",
-        "Tasks that workers have received and not finished.",
-        [((), float(unacknowledged))],
-    )
+    samples = [((), float(unacknowledged))]
+    yield gauge("backfill_unacknowledged_tasks", "Tasks that workers have received and not finished.", samples)
 
 
 def read_last_run(ledger: Ledger, run: Run) -> LastRunMetrics:
