@@ -134,7 +134,7 @@ def test_a_window_is_given_up_even_if_looking_up_what_it_published_kills_the_gat
 ) -> None:
     staged, deps = opened
     for _ in range(deps.settings.max_deaths + 1):
-        kill_the_gate(lab, staged, "LocalWarehouse.holds")
+        kill_the_gate(lab, staged, "LocalWarehouse.matching_dates")
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 

@@ -56,7 +56,7 @@ OF_GATE = {
     "staging.quarantine": 1,
     "staging.delete": 1,
     "broker.send_window": 1,
-    "broker.at_broker": 1,
+    "broker.broker_backlog": 1,
     "file.sync": 2,
 }
 OF_PRODUCER = {
