@@ -1,4 +1,4 @@
-"""What a command works on."""
+"""The context of a command: settings, ledger, warehouse and staging."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from gated_backfill.producer.stack.state_file import running_stack_broker
 
 @dataclass(frozen=True, kw_only=True)
 class CommandContext:
-    """The places that the four URLs name, opened."""
+    """The settings of a command, and its open ledger, warehouse and staging."""
 
     settings: Settings
     ledger: Ledger
     warehouse: Warehouse
     staging: Staging
-    uses_running_stack: bool = False  #: the broker is that of the stack that `backfill up` keeps running here
+    uses_running_stack: bool = False  #: the broker belongs to the stack of `backfill up`
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the broker is one that each run brings along."""
+        """Whether each run starts its own embedded broker."""
         return self.settings.broker is None
 
 
 def current_user() -> str:
-    """Who runs this command, as it is stored with what it does."""
+    """The user name that the ledger stores with an action."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user often has no name
@@ -42,16 +42,16 @@ def current_user() -> str:
 
 
 def open_context(settings: Settings) -> CommandContext:
-    """The ledger, warehouse and staging of the settings; the ledger is made or migrated as needed.
+    """Open the ledger, warehouse and staging of the settings; creates or migrates the ledger if needed.
 
-    The broker is that of the settings, or else that of the stack that `backfill up` keeps running on these places.
+    The broker is the one in the settings, or else the one of the stack that `backfill up` runs on these URLs.
     """
-    standing = running_stack_broker(settings)
-    if standing is not None:
-        settings = settings.model_copy(update={"broker": SecretStr(standing)})
+    stack_broker = running_stack_broker(settings)
+    if stack_broker is not None:
+        settings = settings.model_copy(update={"broker": SecretStr(stack_broker)})
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     return CommandContext(
-        uses_running_stack=standing is not None,
+        uses_running_stack=stack_broker is not None,
         settings=settings,
         ledger=open_ledger(settings.ledger_url),
         warehouse=limit_rate(warehouse, settings.query_rate_limit),

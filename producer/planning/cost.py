@@ -1,4 +1,4 @@
-"""What a plan would read in the warehouse and what that costs, told before anything is launched."""
+"""Cost estimate of a plan: the bytes that its run would read in the warehouse, and their price."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 from gated_backfill.producer.planning.plan import Plan, PlanAction
 
 TIB = 1024**4
-MIN_BILLED_BYTES = 10 * 1024**2  #: BigQuery bills at least so much for a table that a query names
-MAX_PARALLEL_DRY_RUNS = 8  #: dry runs under way
+MIN_BILLED_BYTES = 10 * 1024**2  #: the least that BigQuery bills for each table in a query
+MAX_PARALLEL_DRY_RUNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:
     """The bytes that a plan's run would be billed for, and their price."""
 
-    preflight_bytes: int  #: what making this plan read
+    preflight_bytes: int  #: read to make this plan
     date_bytes: int  #: per task of one date
     window_bytes: int  #: per window, at the gate
     dates: int
@@ -64,17 +64,17 @@ def format_bytes(count: int) -> str:
 def estimate_cost(
     plan: Plan, job: Job, warehouse: Warehouse, *, dates_per_window: int, price_per_tib: float
 ) -> CostEstimate | None:
-    """What the plan's run would cost, by dry runs over one of its dates and one of its windows.
+    """Estimate the cost of the plan's run with dry runs over one of its dates and one of its windows.
 
-    None where reading is free, and when there is nothing to build.
+    None when the warehouse bills nothing for reading, or the plan builds no date.
     """
     days = [step.day for step in plan.steps_with(PlanAction.BUILD)]
-    if not days or (date_bytes := _billed(warehouse, date_scans(job, days[len(days) // 2]))) is None:
+    if not days or (date_bytes := _estimate_billed_bytes(warehouse, date_scans(job, days[len(days) // 2]))) is None:
         return None
     return CostEstimate(
-        preflight_bytes=_billed(warehouse, preflight_scans(job, plan.request.days)) or 0,
+        preflight_bytes=_estimate_billed_bytes(warehouse, preflight_scans(job, plan.request.days)) or 0,
         date_bytes=date_bytes,
-        window_bytes=_billed(warehouse, window_scans(job, days[:dates_per_window])) or 0,
+        window_bytes=_estimate_billed_bytes(warehouse, window_scans(job, days[:dates_per_window])) or 0,
         dates=len(days),
         windows=-(-len(days) // dates_per_window),
         window=dates_per_window,
@@ -82,37 +82,37 @@ def estimate_cost(
     )
 
 
-def _billed(warehouse: Warehouse, scans: Sequence[Scan]) -> int | None:
-    """The bytes that are billed for all the scans whose tables are there; None where reading is free."""
-    present = [scan for scan in scans if warehouse.describe(scan.table) is not None]
+def _estimate_billed_bytes(warehouse: Warehouse, scans: Sequence[Scan]) -> int | None:
+    """The bytes billed for the scans of existing tables; None when the warehouse bills nothing for reading."""
+    existing = [scan for scan in scans if warehouse.describe(scan.table) is not None]
     with ThreadPoolExecutor(MAX_PARALLEL_DRY_RUNS) as pool:
-        read = list(pool.map(warehouse.estimate_bytes, present))
-    return None if None in read else sum(max(one or 0, MIN_BILLED_BYTES) for one in read)
+        estimates = list(pool.map(warehouse.estimate_bytes, existing))
+    return None if None in estimates else sum(max(count or 0, MIN_BILLED_BYTES) for count in estimates)
 
 
 def preflight_scans(job: Job, days: Sequence[date]) -> list[Scan]:
-    """The scans of one plan over the days."""
+    """The scans that planning these days takes."""
     sources = source_scans(job, days).values()
-    return [expectation_scan(job, days), *sources, *_calendar(job, days), _target_scan(job, days)]
+    return [expectation_scan(job, days), *sources, *_calendar_scans(job, days), _target_scan(job, days)]
 
 
 def date_scans(job: Job, day: date) -> list[Scan]:
-    """The scans of one date's task: every source is measured and fingerprinted, the primary's rows are read."""
-    measured = source_scans(job, [day]).values()
-    rows = [_rows_scan(one, day) for one in (*job.sources, *job.inputs)]
-    read = [_rows_scan(job.sources[0], day), *(_rows_scan(one, day) for one in job.inputs)]
-    return [_target_scan(job, [day]), expectation_scan(job, [day]), *_calendar(job, [day]), *measured, *rows, *read]
+    """The scans of one date's task: it counts and fingerprints every source, and reads the primary's rows."""
+    counts = [expectation_scan(job, [day]), *_calendar_scans(job, [day]), *source_scans(job, [day]).values()]
+    fingerprints = [_rows_scan(table, day) for table in (*job.sources, *job.inputs)]
+    reads = [_rows_scan(table, day) for table in (job.sources[0], *job.inputs)]
+    return [_target_scan(job, [day]), *counts, *fingerprints, *reads]
 
 
 def window_scans(job: Job, days: Sequence[date]) -> list[Scan]:
-    """The scans of one window's gate: it recounts in two queries, and looks at the target before and after its
+    """The scans of one window's gate: it recounts in two queries, and reads the target before and after its
     transaction, which reads it three times.
     """
-    truth, target = expectation_scan(job, days), _target_scan(job, days)
-    return [truth, truth, *_calendar(job, days), *[target] * 5]
+    expectation, target = expectation_scan(job, days), _target_scan(job, days)
+    return [expectation, expectation, *_calendar_scans(job, days), *[target] * 5]
 
 
-def _calendar(job: Job, days: Sequence[date]) -> list[Scan]:
+def _calendar_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     scan = calendar_scan(job, days)
     return [] if scan is None else [scan]
 
@@ -125,9 +125,9 @@ def _target_scan(job: Job, days: Sequence[date]) -> Scan:
     )
 
 
-def _rows_scan(one: Source | Input, day: date) -> Scan:
+def _rows_scan(table: Source | Input, day: date) -> Scan:
     columns: Mapping[str, str] | None = None
-    if one.columns is not None:
-        columns = {name: name for name in (one.date_column, *one.columns)}
-    dates = tuple(consecutive_ranges([day], lookback=one.lookback_days))
-    return Scan(table=TableName.parse(one.table), date_column=one.date_column, dates=dates, columns=columns)
+    if table.columns is not None:
+        columns = {name: name for name in (table.date_column, *table.columns)}
+    dates = tuple(consecutive_ranges([day], lookback=table.lookback_days))
+    return Scan(table=TableName.parse(table.table), date_column=table.date_column, dates=dates, columns=columns)

@@ -42,8 +42,8 @@ class LoadResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Raw:
-    """A file's columns as read, and for each row the line (CSV) or row number (Parquet) to name it by."""
+class _RawFile:
+    """A file's columns before conversion, and the line (CSV) or number (Parquet) of each row for error messages."""
 
     columns: dict[str, list[Any]]
     places: list[int]
@@ -58,53 +58,57 @@ def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | N
     `UserError` naming the bad rows, and loads nothing, when a value does not fit or a date is missing.
     """
     name = TableName.parse(table)
-    known, dated_by = _known(warehouse, name)
-    raw = _read(file)
+    declared_types, declared_date_column = _find_declared_types(warehouse, name)
+    raw = _read_file(file)
     for column in raw.columns:
         validate_identifier(column, "column name")
-    dated = _date_column(name, date_column or dated_by, known, raw)
-    types: dict[str, ColumnType] = {**_inferred(raw), **known, dated: "DATE"}
-    lacking = [column for column in known if column not in raw.columns]
-    if lacking:
-        raise SchemaMismatch(f"{file} lacks the column(s) {', '.join(lacking)}", table=table)
-    rows = _typed(raw, types, dated, file)
-    return LoadResult(table=name, rows=rows.num_rows, days=tuple(warehouse.load(name, dated, rows)))
+    date_column = _choose_date_column(name, date_column or declared_date_column, declared_types, raw)
+    types: dict[str, ColumnType] = {**_infer_types(raw), **declared_types, date_column: "DATE"}
+    missing_columns = [column for column in declared_types if column not in raw.columns]
+    if missing_columns:
+        raise SchemaMismatch(f"{file} lacks the column(s) {', '.join(missing_columns)}", table=table)
+    rows = _convert_rows(raw, types, date_column, file)
+    return LoadResult(table=name, rows=rows.num_rows, days=tuple(warehouse.load(name, date_column, rows)))
 
 
-def _known(warehouse: Warehouse, table: TableName) -> tuple[dict[str, ColumnType], str | None]:
-    """The columns' types and the date column as the table has them, or as the jobs that read it declare them."""
+def _find_declared_types(warehouse: Warehouse, table: TableName) -> tuple[dict[str, ColumnType], str | None]:
+    """The column types and the date column of the table or, if it does not exist, of the jobs that read it."""
     info = warehouse.describe(table)
     if info is not None:
-        return {c: kind for c, kind in info.columns.items() if kind in ARROW_TYPES}, info.partitioned_by  # pyright: ignore
-    declared: dict[str, ColumnType] = {}
-    dated: str | None = None
-    for job in (find_job(one) for one in job_names()):
-        declared |= job.declared_types().get(str(table), {})
-        dated = dated or job.date_column_of(str(table))
-    return declared, dated
+        types = {name: kind for name, kind in info.columns.items() if kind in ARROW_TYPES}
+        return types, info.partitioned_by  # pyright: ignore[reportReturnType]
+    declared_types: dict[str, ColumnType] = {}
+    date_column: str | None = None
+    for job in map(find_job, job_names()):
+        declared_types |= job.declared_types().get(str(table), {})
+        date_column = date_column or job.date_column_of(str(table))
+    return declared_types, date_column
 
 
-def _date_column(table: TableName, named: str | None, known: dict[str, ColumnType], raw: _Raw) -> str:
-    if named is not None:
-        if named not in raw.columns:
+def _choose_date_column(
+    table: TableName, requested: str | None, declared_types: dict[str, ColumnType], raw: _RawFile
+) -> str:
+    """The requested date column, or else the file's only DATE column. Raises `UserError` when there is none."""
+    if requested is not None:
+        if requested not in raw.columns:
             raise SchemaMismatch(
-                f"the file has no date column {named}; its columns are {', '.join(raw.columns)}",
+                f"the file has no date column {requested}; its columns are {', '.join(raw.columns)}",
                 table=str(table),
             )
-        return named
-    types = {**_inferred(raw), **known}
+        return requested
+    types = {**_infer_types(raw), **declared_types}
     candidates = [column for column, kind in types.items() if kind == "DATE" and column in raw.columns]
     if len(candidates) != 1:
-        found = f"it has {len(candidates)}: {', '.join(candidates)}" if candidates else "it has none"
-        raise UserError(f"say which column dates the rows with --date-column: {found}", table=str(table))
+        count = f"it has {len(candidates)}: {', '.join(candidates)}" if candidates else "it has none"
+        raise UserError(f"say which column dates the rows with --date-column: {count}", table=str(table))
     return candidates[0]
 
 
 # -- reading --------------------------------------------------------------------------------------------------
 
 
-def _read(file: Path) -> _Raw:
-    readers: dict[str, Callable[[Path], _Raw]] = {".csv": _read_csv, ".parquet": _read_parquet}
+def _read_file(file: Path) -> _RawFile:
+    readers: dict[str, Callable[[Path], _RawFile]] = {".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise UserError(f"{file} is neither .csv nor .parquet")
@@ -121,7 +125,7 @@ def _read(file: Path) -> _Raw:
     return raw
 
 
-def _read_csv(file: Path) -> _Raw:
+def _read_csv(file: Path) -> _RawFile:
     with file.open(encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, strict=True)
         header = next(lines, None)
@@ -132,20 +136,20 @@ def _read_csv(file: Path) -> _Raw:
         values: list[list[str]] = []
         places: list[int] = []
         ragged: list[str] = []
-        start = lines.line_num + 1
+        first_line = lines.line_num + 1
         for fields in lines:
             if fields and len(fields) != len(header):
-                ragged.append(f"line {start}: {len(fields)} fields, the header has {len(header)}")
+                ragged.append(f"line {first_line}: {len(fields)} fields, the header has {len(header)}")
             elif fields:
                 values.append(fields)
-                places.append(start)
-            start = lines.line_num + 1
-    _refuse(file, ragged)
-    columns = {name: [row[at] or None for row in values] for at, name in enumerate(header)}
-    return _Raw(columns=columns, places=places, place_word="line", types={})
+                places.append(first_line)
+            first_line = lines.line_num + 1
+    _check_no_problems(file, ragged)
+    columns = {name: [row[index] or None for row in values] for index, name in enumerate(header)}
+    return _RawFile(columns=columns, places=places, place_word="line", types={})
 
 
-def _read_parquet(file: Path) -> _Raw:
+def _read_parquet(file: Path) -> _RawFile:
     schema = pq.read_schema(file)
     if len(set(schema.names)) < len(schema.names):
         raise UserError(f"{file}: two columns have the same name: {', '.join(schema.names)}")
@@ -160,7 +164,7 @@ def _read_parquet(file: Path) -> _Raw:
         values: Any = table[field.name]
         columns[field.name] = values.to_pylist() if kind == "STRING" else values.cast(ARROW_TYPES[kind]).to_pylist()
     places = list(range(1, table.num_rows + 1))
-    return _Raw(columns=columns, places=places, place_word="row", types=types)
+    return _RawFile(columns=columns, places=places, place_word="row", types=types)
 
 
 def _plain_type(kind: pa.DataType) -> ColumnType | None:
@@ -176,16 +180,16 @@ def _plain_type(kind: pa.DataType) -> ColumnType | None:
 # -- types ----------------------------------------------------------------------------------------------------
 
 
-def _inferred(raw: _Raw) -> dict[str, ColumnType]:
-    return {name: raw.types.get(name) or _infer(values) for name, values in raw.columns.items()}
+def _infer_types(raw: _RawFile) -> dict[str, ColumnType]:
+    return {name: raw.types.get(name) or _infer_type(values) for name, values in raw.columns.items()}
 
 
-def _infer(values: Sequence[Any]) -> ColumnType:
+def _infer_type(values: Sequence[Any]) -> ColumnType:
     """The narrowest type that keeps every value exactly; `0042` is text, because a number would lose its zeros."""
-    given = [value for value in values if value is not None]
+    non_empty = [value for value in values if value is not None]
     order: tuple[ColumnType, ...] = ("INT64", "FLOAT64", "DATE", "BOOL")
-    for kind in order if given else ():
-        if all(_fits(value, kind) for value in given):
+    for kind in order if non_empty else ():
+        if all(_fits(value, kind) for value in non_empty):
             return kind
     return "STRING"
 
@@ -194,7 +198,7 @@ def _fits(value: str, kind: ColumnType) -> bool:
     if kind == "BOOL":
         return value.lower() in ("true", "false")
     if kind == "FLOAT64" and (re.match(r"[+-]?0\d", value) or DIGITS_ONLY.fullmatch(value)):
-        return _fits(value, "INT64")  # more digits than an INT64 holds are an identifier, no measurement
+        return _fits(value, "INT64")  # more digits than an INT64 holds are an identifier, not a measurement
     try:
         CONVERTERS[kind](value)
     except (ValueError, UserError):
@@ -202,7 +206,7 @@ def _fits(value: str, kind: ColumnType) -> bool:
     return True
 
 
-def _integer(value: Any) -> int:
+def _to_integer(value: Any) -> int:
     if isinstance(value, str):
         if not INTEGER.fullmatch(value):
             raise ValueError("is not a whole number")
@@ -214,7 +218,7 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _number(value: Any) -> float:
+def _to_number(value: Any) -> float:
     if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
         raise ValueError("is not a number")
     number = float(value)
@@ -223,7 +227,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def _boolean(value: Any) -> bool:
+def _to_boolean(value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if not isinstance(value, str) or value.lower() not in BOOLEANS:
@@ -231,50 +235,51 @@ def _boolean(value: Any) -> bool:
     return BOOLEANS[value.lower()]
 
 
-def _date(value: Any) -> date:
+def _to_date(value: Any) -> date:
     if isinstance(value, datetime):
         raise ValueError("has a time of day")
     return value if isinstance(value, date) else parse_date(str(value))
 
 
-def _timestamp(value: Any) -> datetime:
-    found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    if found.tzinfo is None:
+def _to_timestamp(value: Any) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if moment.tzinfo is None:
         raise ValueError("has no zone: write it as 2023-02-23T19:30:00Z")
-    return found.astimezone(UTC)  # Arrow takes the wall time of any zone as it stands
+    return moment.astimezone(UTC)  # Arrow would keep the wall time of another zone and drop the zone
 
 
-def _text(value: Any) -> str:
+def _check_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("is not text")
     return value
 
 
 CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
-    "INT64": _integer,
-    "FLOAT64": _number,
-    "BOOL": _boolean,
-    "DATE": _date,
-    "TIMESTAMP": _timestamp,
-    "STRING": _text,
+    "INT64": _to_integer,
+    "FLOAT64": _to_number,
+    "BOOL": _to_boolean,
+    "DATE": _to_date,
+    "TIMESTAMP": _to_timestamp,
+    "STRING": _check_text,
 }
 
 
-def _typed(raw: _Raw, types: dict[str, ColumnType], dated: str, file: Path) -> pa.Table:
+def _convert_rows(raw: _RawFile, types: dict[str, ColumnType], date_column: str, file: Path) -> pa.Table:
+    """The rows with every value converted. Raises `UserError` naming the values that do not fit."""
     problems: list[tuple[int, str]] = []
     columns: dict[str, list[Any]] = {}
     for name, values in raw.columns.items():
-        columns[name] = list(_converted(name, values, types[name], raw, problems, required=name == dated))
-    _refuse(file, [text for _, text in sorted(problems)])
+        columns[name] = list(_convert_values(name, values, types[name], raw, problems, required=name == date_column))
+    _check_no_problems(file, [text for _, text in sorted(problems)])
     order: dict[str, ColumnType] = {name: types[name] for name in raw.columns}
     return pa.table(columns, schema=arrow_schema(order))
 
 
-def _converted(
+def _convert_values(
     name: str,
     values: Sequence[Any],
     kind: ColumnType,
-    raw: _Raw,
+    raw: _RawFile,
     problems: list[tuple[int, str]],
     *,
     required: bool,
@@ -294,7 +299,7 @@ def _converted(
             problems.append((place, f"{raw.place_word} {place}: {name} {exc}"))
 
 
-def _refuse(file: Path, problems: list[str]) -> None:
+def _check_no_problems(file: Path, problems: list[str]) -> None:
     if problems:
-        more = f" and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
-        raise UserError(f"{file}: nothing was loaded: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}")
+        suffix = f" and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+        raise UserError(f"{file}: nothing was loaded: {'; '.join(problems[:PROBLEMS_SHOWN])}{suffix}")
