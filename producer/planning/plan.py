@@ -1,4 +1,4 @@
-"""What a run would do with each date, decided before anything starts. `plan` prints it, `run` sends it."""
+"""The plan of a run: the action for each date, decided before the run starts."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ from gated_backfill.common.warehouse.table_checks import MissingTables, check_ta
 from gated_backfill.producer.planning.range_counts import count_range
 from gated_backfill.producer.planning.reprocess import Reprocess
 
-PLAN_FORMAT = 1  #: of what `Plan.as_json` gives
-LEFT_INCOMPLETE_PREFIX = "ended "  #: how the reason begins for a date that is left alone though it is not complete
+PLAN_FORMAT = 1  #: version of the JSON that `Plan.as_json` returns
+LEFT_INCOMPLETE_PREFIX = "ended "  #: starts the reason of an incomplete date that the plan leaves unbuilt
 
 
 class PlanAction(Enum):
-    """What a run does with a date."""
+    """The action that a run takes on a date."""
 
-    BUILD = "build"  #: send a task for it
-    DONE = "done"  #: leave it: it is checkpointed, or was tried before and is not to be tried again
-    SKIP = "skip"  #: there is nothing to build on it
-    BLOCKED = "blocked"  #: it would not pass the gate
+    BUILD = "build"  #: build the date
+    DONE = "done"  #: leave the date: it is checkpointed, or incomplete and not selected by --reprocess
+    SKIP = "skip"  #: the date has nothing to build
+    BLOCKED = "blocked"  #: the date would not pass the gate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanStep:
-    """One date of a plan. The reason is shown to the user as it stands."""
+    """The planned action for one date. The reason is shown to the user unchanged."""
 
     day: date
     action: PlanAction
     reason: str
     expected: int | None = None
-    found: Mapping[str, int] = field(default_factory=dict[str, int])
+    found: Mapping[str, int] = field(default_factory=dict[str, int])  #: expected entities by source
     source: str | None = None
     supplied: int | None = None  #: expected entities that the chosen source can supply
 
     @property
     def is_left_incomplete(self) -> bool:
-        """Left alone although no run completed it."""
+        """Whether the plan leaves the date unbuilt although no run completed it."""
         return self.action is PlanAction.DONE and self.reason.startswith(LEFT_INCOMPLETE_PREFIX)
 
     def as_json(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class PlanStep:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What was asked for."""
+    """The job and dates to build, and how to treat earlier results and low coverage."""
 
     job: str
     days: tuple[date, ...]
@@ -94,7 +94,7 @@ class RunRequest:
     newest_first: bool = False
     fallback: Fallback | None = None
     forced_because: str | None = None
-    reason: str | None = None  #: why it is launched
+    reason: str | None = None  #: of the launch, given by the user
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -124,30 +124,32 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of a request, in the order in which they would be sent, and what is worth knowing of its tables."""
+    """The steps of a request in build order, and notes about its tables."""
 
     request: RunRequest
     version: str
     steps: tuple[PlanStep, ...]
     notes: tuple[str, ...]
-    has_calendar: bool = False  #: whether there is a calendar to hold the expectation against
+    has_calendar: bool = False  #: whether a calendar table can validate the expectation
 
     def steps_with(self, action: PlanAction) -> list[PlanStep]:
         return [step for step in self.steps if step.action is action]
 
     def digest(self) -> str:
-        """A value that is the same for the same steps."""
+        """A hash of the steps, equal for equal steps."""
         steps = json.dumps([step.as_json() for step in self.steps], sort_keys=True)
         return hashlib.sha256(steps.encode()).hexdigest()
 
     def summary(self) -> str:
-        """What the request resolved to, in one line."""
+        """One line with the job, the range, and the number of dates by action."""
         span = format_dates([*self.request.days, *self.request.excluded])
         counts = ", ".join(
-            f"{len(self.steps_with(action))} {words}" for action, words in _WORDS.items() if self.steps_with(action)
+            f"{len(self.steps_with(action))} {words}"
+            for action, words in _ACTION_TEXTS.items()
+            if self.steps_with(action)
         )
-        cut = f", {len(self.request.excluded)} excluded" if self.request.excluded else ""
-        return f"{self.request.job}, {span}: {len(self.steps)} date(s){cut}: {counts}"
+        excluded = f", {len(self.request.excluded)} excluded" if self.request.excluded else ""
+        return f"{self.request.job}, {span}: {len(self.steps)} date(s){excluded}: {counts}"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -161,7 +163,7 @@ class Plan:
         }
 
 
-_WORDS = {
+_ACTION_TEXTS = {
     PlanAction.BUILD: "to build",
     PlanAction.DONE: "left as they are",
     PlanAction.SKIP: "to skip",
@@ -171,41 +173,47 @@ _WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanMeasurements:
-    """Everything a plan is decided from."""
+    """The measurements from which the action for each date is decided."""
 
     expected: Mapping[date, int]
-    found: Mapping[str, Mapping[date, int]]  #: by source
-    with_primary: Mapping[str, Mapping[date, int]]  #: by fallback: what it and the primary have between them
+    found: Mapping[str, Mapping[date, int]]  #: by source: expected entities it has
+    with_primary: Mapping[str, Mapping[date, int]]  #: by fallback: expected entities that it or the primary has
     calendar: CalendarEvents | None
-    checkpoints: Mapping[date, Checkpoint]  #: none, where every date is built again
-    latest_outcomes: Mapping[
-        date, DateRow
-    ]  #: how the latest run left each date; none, where what failed is built again
-    changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows are no longer those that were proven
+    checkpoints: Mapping[date, Checkpoint]  #: empty when every date is rebuilt
+    latest_outcomes: Mapping[date, DateRow]  #: each date's row in its latest run; empty when failed dates are rebuilt
+    changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows were changed since
 
 
 def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
-    """The dates asked for, oldest first. Raises `UserError` for one too late or too early, and when none is left."""
-    asked = sorted({*(span.days() if span else ()), *days})
-    if asked and asked[0] < FIRST_SUPPORTED_DATE:
-        raise UserError(f"{asked[0]} is too long ago: the first date that can be asked for is {FIRST_SUPPORTED_DATE}")
-    if late := [day for day in asked if day > today()]:
+    """The dates of `span` and `days` without the excluded ones, oldest first.
+
+    Raises `UserError` for a date in the future or before `FIRST_SUPPORTED_DATE`, and when no date remains.
+    """
+    requested = sorted({*(span.days() if span else ()), *days})
+    if requested and requested[0] < FIRST_SUPPORTED_DATE:
         raise UserError(
-            f"{format_dates(late)} is in the future: the last date that can be asked for is {today()} (UTC)"
+            f"{requested[0]} is too long ago: the first date that can be asked for is {FIRST_SUPPORTED_DATE}"
         )
-    kept = tuple(day for day in asked if day not in set(excluded))
-    if not kept:
-        raise UserError("no date is left: every date asked for is excluded" if asked else "no date was asked for")
-    return kept
+    if future := [day for day in requested if day > today()]:
+        raise UserError(
+            f"{format_dates(future)} is in the future: the last date that can be asked for is {today()} (UTC)"
+        )
+    days_to_build = tuple(day for day in requested if day not in set(excluded))
+    if not days_to_build:
+        raise UserError("no date is left: every date asked for is excluded" if requested else "no date was asked for")
+    return days_to_build
 
 
 def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
-    """Measure the whole range, reading every table once, and decide every date. Changes nothing."""
-    absent = check_tables(warehouse, job)
+    """Measure the whole range, reading every table once, and choose an action for each date. Changes nothing.
+
+    Raises `UserError` when the target would drop a date that would be built.
+    """
+    missing_tables = check_tables(warehouse, job)
     options = RunOptions.for_job(
         job, window=1, in_flight=1, fallback=request.fallback, forced_because=request.forced_because
     )
-    measured = _measure(request, job, warehouse, ledger, absent, options)
+    measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
     steps = plan_dates(request, job, measured, options)
     check_not_expired([step.day for step in steps if step.action is PlanAction.BUILD], job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
@@ -213,31 +221,37 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         request=request,
         version=job.version,
         steps=ordered,
-        notes=tuple(absent.notes(job)),
-        has_calendar=not absent.calendar,
+        notes=tuple(missing_tables.notes(job)),
+        has_calendar=not missing_tables.calendar,
     )
 
 
 def check_not_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
-    """Raises `UserError` when the target would drop one of the days at once: its partitions expire."""
+    """Raise `UserError` when the target's partition expiration would drop one of the days at once."""
     info = warehouse.describe(TableName.parse(job.target.table))
     if info is None or info.expires_after_days is None:
         return
     first_kept = today() - ONE_DAY * info.expires_after_days
-    if gone := [day for day in days if day < first_kept]:
+    if expired := [day for day in days if day < first_kept]:
         raise UserError(
-            f"{info.table} drops partitions older than {info.expires_after_days} day(s), so {len(gone)} date(s) would "
-            f"vanish after they were built: {format_dates(gone)}; start at {first_kept}, or let it keep them longer"
+            f"{info.table} drops partitions older than {info.expires_after_days} day(s), so {len(expired)} date(s) "
+            f"would vanish after they were built: {format_dates(expired)}; start at {first_kept}, "
+            "or let it keep them longer"
         )
 
 
-def _measure(
-    request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger, absent: MissingTables, options: RunOptions
+def _measure_range(
+    request: RunRequest,
+    job: Job,
+    warehouse: Warehouse,
+    ledger: Ledger,
+    missing_tables: MissingTables,
+    options: RunOptions,
 ) -> PlanMeasurements:
-    """What the plan of the request turns on: what earlier runs did is looked up as far as it leaves dates alone."""
+    """Measure the days of the request; earlier runs are looked up only as far as `reprocess` needs them."""
     days = request.days
-    present = [source for source in job.sources if source.name not in absent.sources]
-    counts = count_range(warehouse, job, present, days)
+    existing_sources = [source for source in job.sources if source.name not in missing_tables.sources]
+    counts = count_range(warehouse, job, existing_sources, days)
     span = enclosing_range(days)
     checkpoints: Mapping[date, Checkpoint] = {}
     if request.reprocess is not Reprocess.ALL:
@@ -248,62 +262,62 @@ def _measure(
         with_primary=counts.with_primary if options.fallback is Fallback.FILL else {},
         calendar=read_calendar(warehouse, job, days),
         checkpoints=checkpoints,
-        changed_days=_changed(days, job, warehouse, checkpoints),
+        changed_days=_find_changed_days(days, job, warehouse, checkpoints),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE
         else {},
     )
 
 
-def _changed(
+def _find_changed_days(
     days: Sequence[date], job: Job, warehouse: Warehouse, checkpoints: Mapping[date, Checkpoint]
 ) -> frozenset[date]:
-    """The checkpointed days whose target no longer holds what was proven: somebody wrote it, or it is gone."""
-    proven = {day: checkpoints[day].checksum for day in days if day in checkpoints}
-    return frozenset(proven) - warehouse.matching_dates(
-        TableName.parse(job.target.table), job.target.date_column, proven
-    )
+    """The checkpointed days whose rows in the target no longer match the checkpoint."""
+    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
+    target = TableName.parse(job.target.table)
+    return frozenset(checksums) - warehouse.matching_dates(target, job.target.date_column, checksums)
 
 
 def plan_dates(request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> list[PlanStep]:
     """One step per date, oldest first."""
-    return [_step(day, request, job, measured, options) for day in request.days]
+    return [_plan_date(day, request, job, measured, options) for day in request.days]
 
 
-def _step(day: date, request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> PlanStep:
-    found = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
+def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> PlanStep:
+    counts_by_source = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
     expected = measured.expected.get(day, 0)
-    counted = partial(PlanStep, day=day, expected=expected, found=found)
-    if left := _left_alone(day, request.reprocess, measured):
-        return counted(action=PlanAction.DONE, reason=left)
-    if skipped := job.skip(day, measured.calendar):
-        return counted(action=PlanAction.SKIP, reason=skipped)
-    about_truth = judge_expectation(job.date_expectation(expected, day, measured.calendar))
-    if about_truth is not None and about_truth.verdict is Verdict.SKIPPED:
-        return counted(action=PlanAction.SKIP, reason=about_truth.reason)
+    make_step = partial(PlanStep, day=day, expected=expected, found=counts_by_source)
+    if done_reason := _reason_to_leave(day, request.reprocess, measured):
+        return make_step(action=PlanAction.DONE, reason=done_reason)
+    if skip_reason := job.skip(day, measured.calendar):
+        return make_step(action=PlanAction.SKIP, reason=skip_reason)
+    expectation_verdict = judge_expectation(job.date_expectation(expected, day, measured.calendar))
+    if expectation_verdict is not None and expectation_verdict.verdict is Verdict.SKIPPED:
+        return make_step(action=PlanAction.SKIP, reason=expectation_verdict.reason)
     choice = choose_source(
-        list(found),
-        found,
+        list(counts_by_source),
+        counts_by_source,
         expected,
         policy=options.policy,
         fallback=options.fallback,
         with_fill={name: counts.get(day, 0) for name, counts in measured.with_primary.items()} or None,
     )
-    supplied = partial(counted, source=choice.label, supplied=choice.covered)
+    make_sourced_step = partial(make_step, source=choice.label, supplied=choice.covered)
     reason = choice.reason
     if request.reprocess is not Reprocess.ALL and day in measured.changed_days:
         reason = f"checkpointed, but its rows were changed since; {reason}"
-    if about_truth is not None:
-        reason = about_truth.reason
+    if expectation_verdict is not None:
+        reason = expectation_verdict.reason
     elif reaches_ratio(choice.covered, expected, options.accept_ratio):
-        return supplied(action=PlanAction.BUILD, reason=reason)
+        return make_sourced_step(action=PlanAction.BUILD, reason=reason)
     if request.forced_because is not None and choice.covered:
-        return supplied(action=PlanAction.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
-    return supplied(action=PlanAction.BLOCKED, reason=reason)
+        return make_sourced_step(action=PlanAction.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
+    return make_sourced_step(action=PlanAction.BLOCKED, reason=reason)
 
 
-def _left_alone(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> str | None:
-    checkpoint, end = measured.checkpoints.get(day), measured.latest_outcomes.get(day)
+def _reason_to_leave(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> str | None:
+    """The reason not to build a date that an earlier run ended; None to build it."""
+    checkpoint, outcome = measured.checkpoints.get(day), measured.latest_outcomes.get(day)
     if reprocess is Reprocess.ALL:
         return None
     if checkpoint is not None and day in measured.changed_days:
@@ -314,39 +328,42 @@ def _left_alone(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> 
             )
         return None
     if checkpoint is not None:
-        of = format_percent(checkpoint.matched, checkpoint.expected)
+        share = format_percent(checkpoint.matched, checkpoint.expected)
         forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""
-        return f"already checkpointed ({of}{forced}, run {checkpoint.run_id})"
-    if reprocess is Reprocess.NONE and end is not None and end.state in INCOMPLETE_DATES:
-        return f"{LEFT_INCOMPLETE_PREFIX}{end.state.value} in run {end.run_id}, and --reprocess is none"
+        return f"already checkpointed ({share}{forced}, run {checkpoint.run_id})"
+    if reprocess is Reprocess.NONE and outcome is not None and outcome.state in INCOMPLETE_DATES:
+        return f"{LEFT_INCOMPLETE_PREFIX}{outcome.state.value} in run {outcome.run_id}, and --reprocess is none"
     return None
 
 
 def find_missing_entities(
     days: Sequence[date], job: Job, steps: Mapping[date, PlanStep], warehouse: Warehouse
 ) -> dict[date, list[str]]:
-    """For each day, the expected entities that its chosen source lacks, by name."""
+    """The expected entities that the chosen source of each day lacks, sorted."""
     expected = read_entities(warehouse, expectation_scan(job, days))
     check_tables(warehouse, job)
-    present = source_entities(warehouse, job, days, expected)
+    entities_by_source = source_entities(warehouse, job, days, expected)
 
-    def supplied(day: date) -> frozenset[str]:
-        chosen = (steps[day].source or "").split("+")
-        return frozenset[str]().union(*(present[name].get(day, frozenset()) for name in chosen if name in present))
+    def supplied_entities(day: date) -> frozenset[str]:
+        names = entities_by_source.keys() & (steps[day].source or "").split("+")
+        return frozenset[str]().union(*(entities_by_source[name].get(day, frozenset()) for name in names))
 
-    return {day: sorted(expected.get(day, frozenset()) - supplied(day)) for day in days}
+    return {day: sorted(expected.get(day, frozenset()) - supplied_entities(day)) for day in days}
 
 
 def parse_date_list(texts: Sequence[str], option: str) -> tuple[date, ...]:
-    """Dates and ranges as written on the command line: `2023-02-23,2023-03-01..2023-03-05`, any number of times."""
-    found: list[date] = []
-    for text in (part.strip() for one in texts for part in one.split(",")):
+    """Parse dates and ranges of a repeatable option, like `2023-02-23,2023-03-01..2023-03-05`, sorted.
+
+    Raises `UserError`, naming the option, for a text that is not a date.
+    """
+    days: list[date] = []
+    for text in (part.strip() for part in ",".join(texts).split(",")):
         if not text:
             continue
         start, dots, through = text.partition("..")
         try:
             first = parse_date(start)
-            found += DateRange(start=first, through=parse_date(through) if dots else first).days()
+            days += DateRange(start=first, through=parse_date(through) if dots else first).days()
         except UserError as exc:
             raise UserError(f"{option}: {exc}") from exc
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(days)))

@@ -1,4 +1,4 @@
-"""Counts over a whole range before it is run: expected entities, and the share of them that each source has."""
+"""Count the expected entities of a range, and how many of them each source has."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 
 @dataclass(frozen=True, kw_only=True)
 class RangeCounts:
-    """Numbers of expected entities by day, without days that have none."""
+    """Numbers of expected entities by day. Days without any are absent."""
 
     expected: Mapping[date, int]
-    found: Mapping[str, Mapping[date, int]]  #: by source: those it has
-    with_primary: Mapping[str, Mapping[date, int]]  #: by further source: those that it or the first has
+    found: Mapping[str, Mapping[date, int]]  #: by source: entities it has
+    with_primary: Mapping[str, Mapping[date, int]]  #: by further source: entities that it or the first source has
 
 
 def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days: Sequence[date]) -> RangeCounts:
@@ -28,16 +28,16 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
     """
     names = [source.name for source in present]
     scans = {name: scan for name, scan in source_scans(job, days).items() if name in names}
-    first, *others = (source.name for source in job.sources)
-    pairs = [(first, name) for name in others if {first, name} <= scans.keys()]
+    primary, *fallbacks = (source.name for source in job.sources)
+    pairs = [(primary, name) for name in fallbacks if {primary, name} <= scans.keys()]
     counts = warehouse.count_entities(expectation_scan(job, days), scans, [*((name,) for name in scans), *pairs])
     by_source = {name: counts.present[name,] if name in scans else counts.expected for name in names}
 
     def with_primary(name: str) -> Mapping[date, int]:
-        if first in by_source and name in by_source:
-            return counts.present.get((first, name), counts.expected)
-        return by_source.get(first) or by_source.get(name, {})
+        if primary in by_source and name in by_source:
+            return counts.present.get((primary, name), counts.expected)
+        return by_source.get(primary) or by_source.get(name, {})
 
     return RangeCounts(
-        expected=counts.expected, found=by_source, with_primary={name: with_primary(name) for name in others}
+        expected=counts.expected, found=by_source, with_primary={name: with_primary(name) for name in fallbacks}
     )

@@ -1,4 +1,4 @@
-"""Which dates that an earlier run dealt with are built again."""
+"""The choice of dates to build again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from enum import Enum
 
 
 class Reprocess(Enum):
-    """Which dates that an earlier run dealt with are built again."""
+    """Which dates of earlier runs are built again."""
 
     NONE = "none"  #: only dates that no run has ended yet
-    FAILED = "failed"  #: those, and the ones that ended blocked or failed
+    FAILED = "failed"  #: those and the blocked and failed ones
     ALL = "all"  #: every date, checkpointed ones included

@@ -1,4 +1,4 @@
-"""Plans in files: what `plan --save` wrote is what `run --plan` launches, or refuses where the world has changed."""
+"""Saved plans: `plan --save` writes one, `run --plan` launches it if planning again gives the same steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gated_backfill.producer.planning.plan import Plan, RunRequest
 
 
 def save_plan(plan: Plan, file: Path) -> None:
-    """Write the plan where `run --plan` finds it. Raises `UserError` when the file can't be written."""
+    """Write the plan to a file for `run --plan`. Raises `UserError` when the file can't be written."""
     try:
         file.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
     except OSError as exc:
@@ -23,7 +23,7 @@ def save_plan(plan: Plan, file: Path) -> None:
 
 
 class SavedStep(TypedDict):
-    """A step as `Step.as_json` gives it."""
+    """A step as `PlanStep.as_json` returns it."""
 
     day: str
     action: str
@@ -35,7 +35,7 @@ class SavedStep(TypedDict):
 
 
 class SavedPlan(TypedDict):
-    """What of a saved plan is read back."""
+    """The keys of a saved plan that are read back."""
 
     format: Literal[1]
     job: str
@@ -51,7 +51,7 @@ class SavedPlan(TypedDict):
 
 
 def read_saved_plan(file: Path) -> SavedPlan:
-    """A saved plan. Raises `UserError` when it is none."""
+    """Read a saved plan. Raises `UserError` when the file is not one."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -65,7 +65,7 @@ def read_saved_plan(file: Path) -> SavedPlan:
 
 
 def request_from_saved_plan(stored: SavedPlan, file: Path) -> RunRequest:
-    """The request that a saved plan was made from. Raises `UserError` when it is damaged."""
+    """The request of a saved plan. Raises `UserError` when it is damaged."""
     try:
         return RunRequest.from_json(stored)
     except (ValueError, UserError) as exc:
@@ -73,12 +73,12 @@ def request_from_saved_plan(stored: SavedPlan, file: Path) -> RunRequest:
 
 
 def check_plan_unchanged(stored: SavedPlan, now: Plan, file: Path) -> None:
-    """Raises `UserError`, naming dates, unless the plan made now is the one that was saved."""
+    """Raise `UserError` with the dates that differ, unless the plan made `now` equals the saved one."""
     if stored["version"] != now.version:
         raise UserError(f"the job's version was {stored['version']} in {file} and is {now.version} now: plan again")
-    was = {step["day"]: step for step in stored["steps"]}
-    differing = [step for step in now.steps if was.get(step.day.isoformat()) != step.as_json()]
-    if not differing and len(was) == len(now.steps):
+    saved_steps = {step["day"]: step for step in stored["steps"]}
+    differing = [step for step in now.steps if saved_steps.get(step.day.isoformat()) != step.as_json()]
+    if not differing and len(saved_steps) == len(now.steps):
         return
     first = differing[0] if differing else None
     example = f", e.g. {first.day}: now {first.action.value}, {first.reason}" if first else ""
