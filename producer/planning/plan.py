@@ -241,16 +241,11 @@ def check_not_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> N
 
 
 def _measure_range(
-    request: RunRequest,
-    job: Job,
-    warehouse: Warehouse,
-    ledger: Ledger,
-    missing_tables: MissingTables,
-    options: RunOptions,
+    request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger, missing: MissingTables, options: RunOptions
 ) -> PlanMeasurements:
     """Measure the days of the request; earlier runs are looked up only as far as `reprocess` needs them."""
     days = request.days
-    existing_sources = [source for source in job.sources if source.name not in missing_tables.sources]
+    existing_sources = [source for source in job.sources if source.name not in missing.sources]
     counts = count_range(warehouse, job, existing_sources, days)
     span = enclosing_range(days)
     checkpoints: Mapping[date, Checkpoint] = {}

@@ -34,7 +34,7 @@ from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run, run_json
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
-CONFIRM_FROM_DATES = 500  #: from so many dates on, ask for confirmation at a terminal
+CONFIRM_FROM_DATES = 500  #: ask for confirmation at a terminal before a run of this many dates
 
 
 def launch_and_follow(
@@ -49,7 +49,8 @@ def launch_and_follow(
 ) -> int:
     """Plan a launch, print the plan, ask for confirmation, and run it. Returns the exit code.
 
-    With `as_json`, the only output on stdout is one JSON object; the lines for people go to stderr.
+    With `as_json`, stdout gets one JSON object and stderr the other lines. `check` may raise to stop the launch;
+    `workers_given` says whether the user chose a number of workers.
     """
     console = make_console(stderr=as_json)
     site = open_context(settings)
@@ -69,7 +70,7 @@ def launch_and_follow(
         return _print_result({"run": None, "result": _nothing_to_do(plan)}, code, as_json=as_json)
     _confirm(plan, launch, yes=yes)
     if not launch.sequential:
-        _print_stack(site, console, workers_asked=workers_given)
+        _print_stack(site, console, workers_given=workers_given)
     if detach and site.is_embedded:
         run_id = launch_in_background(replace(launch, shown=plan.digest()), settings)
         console.print(f"run {run_id} continues in the background: follow it with `backfill watch {run_id}`")
@@ -78,30 +79,30 @@ def launch_and_follow(
 
 
 def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
-    """Print the result as JSON when that was asked for. Returns the exit code."""
+    """Print the result if `as_json`. Returns the exit code."""
     if as_json:
         print_json(result | {"exit_code": code})
     return code
 
 
-def _print_stack(site: CommandContext, console: Console, *, workers_asked: bool) -> None:
-    """Say whose broker and workers are used, when they are not started for the run."""
+def _print_stack(site: CommandContext, console: Console, *, workers_given: bool) -> None:
+    """Print a note when the run uses the running stack, or when its `--workers` option has no effect."""
     if site.uses_running_stack:
         console.print("on the running stack (`backfill up`): the run continues when this command ends")
-    if workers_asked and not site.is_embedded:
+    if workers_given and not site.is_embedded:
         console.print("note: --workers has no effect here: it is for the stack that a run starts for itself")
 
 
 def _follow(launch: Launch, plan: Plan, site: CommandContext, console: Console, *, detach: bool, as_json: bool) -> int:
-    """Run, show the result, and only then report it: a hanging alert endpoint does not delay the result."""
+    """Run, show the result, and report afterwards, so that a hanging alert endpoint does not delay the result."""
     log_file = site.settings.home / "logs" / "command.log"
-    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as remember:
+    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as report_later:
 
-        def opened(run: Run) -> None:
-            remember(run)
+        def on_open(run: Run) -> None:
+            report_later(run)
             console.print(f"run [bold]{run.id}[/bold]")
 
-        return _run_and_show(launch, plan, site, console, opened, detach=detach, as_json=as_json)
+        return _run_and_show(launch, plan, site, console, on_open, detach=detach, as_json=as_json)
 
 
 def _run_and_show(
@@ -109,17 +110,17 @@ def _run_and_show(
     plan: Plan,
     site: CommandContext,
     console: Console,
-    opened: Callable[[Run], None],
+    on_open: Callable[[Run], None],
     *,
     detach: bool,
     as_json: bool,
 ) -> int:
     try:
         with RunWatcher(console).live_display() as watcher:
-            progress = execute_plan(launch, plan, site, watcher.update, opened, wait=not detach)
-    except LaunchInterrupted as stop:
-        console.print(describe_interruption(stop))
-        return _print_result({"run": stop.run.id}, INTERRUPTED, as_json=as_json)
+            progress = execute_plan(launch, plan, site, watcher.update, on_open, wait=not detach)
+    except LaunchInterrupted as exc:
+        console.print(describe_interruption(exc))
+        return _print_result({"run": exc.run.id}, INTERRUPTED, as_json=as_json)
     run_id = progress.run.id
     if detach and not progress.run.has_ended:
         console.print(f"follow it with `backfill watch {run_id}`")
@@ -141,12 +142,12 @@ def _limit_exit_code(code: int, plan: Plan) -> int:
     return INCOMPLETE if code == COMPLETE and any(step.is_left_incomplete for step in plan.steps) else code
 
 
-def describe_interruption(stop: LaunchInterrupted) -> str:
-    if stop.released is None:
-        return f"run {stop.run.id} goes on at the broker: follow it with `backfill watch {stop.run.id}`"
+def describe_interruption(exc: LaunchInterrupted) -> str:
+    if exc.released is None:
+        return f"run {exc.run.id} goes on at the broker: follow it with `backfill watch {exc.run.id}`"
     return (
-        f"run {stop.run.id} is cancelled: {stop.released.checkpointed} of its dates are checkpointed, "
-        f"{stop.released.unfinished} are free again; the same command completes them"
+        f"run {exc.run.id} is cancelled: {exc.released.checkpointed} of its dates are checkpointed, "
+        f"{exc.released.unfinished} are free again; the same command completes them"
     )
 
 

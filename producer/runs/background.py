@@ -1,4 +1,4 @@
-"""The process of `backfill run --detach` on the embedded stack: owns the run and the stack until both end."""
+"""The background process of `backfill run --detach` on the embedded stack: owns the run and its stack."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 
 def main() -> int:
-    """Read a launch from standard input, answer with one line, `run ID` or `refused REASON`, and carry it out."""
+    """Read a launch from standard input, answer with one line, `run ID` or `refused REASON`, and run it."""
     launch = Launch.from_json(json.loads(sys.stdin.read()))
     try:
         site = open_context(read_settings())
@@ -33,20 +33,20 @@ def main() -> int:
         if launch.shown not in (None, plan.digest()):
             raise UserError("the plan changed after it was shown: nothing was started; plan again")
         check_nothing_blocked(plan, allow_partial=launch.allow_partial)
-        with post_run_reporting(site) as remember:
-            return _run(launch, plan, site, remember)
+        with post_run_reporting(site) as report_later:
+            return _run(launch, plan, site, report_later)
     except BackfillError as exc:
         send_startup_answer(f"refused {exc}")
         return 2
 
 
-def _run(launch: Launch, plan: Plan, site: CommandContext, remember: Callable[[Run], None]) -> int:
-    def opened(run: Run) -> None:
-        remember(run)
+def _run(launch: Launch, plan: Plan, site: CommandContext, report_later: Callable[[Run], None]) -> int:
+    def on_open(run: Run) -> None:
+        report_later(run)
         _announce(run)
 
     try:
-        execute_plan(launch, plan, site, _ignore, opened)
+        execute_plan(launch, plan, site, _ignore_progress, on_open)
     except LaunchInterrupted:
         return 130
     return 0
@@ -56,7 +56,7 @@ def _announce(run: Run) -> None:
     send_startup_answer(f"run {run.id}")
 
 
-def _ignore(progress: RunProgress) -> None:
+def _ignore_progress(progress: RunProgress) -> None:
     """Show nothing: `backfill watch` reads the ledger."""
 
 

@@ -1,7 +1,7 @@
 """Pause, resume and cancel a run: first in the ledger, then by messages to the workers.
 
-The embedded broker of a run is known only to the command that launched it: that command reads the order in the ledger
-and carries it out (`runs.launch.follow_run`). With any other broker, the command that gives the order does.
+Only the command that launched a run on an embedded broker can reach that broker: it reads the order in the ledger and
+sends the messages (`runs.launch.follow_run`). With any other broker, the command that stores the order sends them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ControlResult:
     progress: RunProgress
     by: str
     reason: str | None
-    changed: bool  #: False when the run was in that state already
+    changed: bool  #: False when the run already was in that state
     text: str
     note: str | None = None  #: a further remark for the user
 
@@ -51,7 +51,7 @@ class ControlResult:
 
 
 def pause(run_id: str, site: CommandContext, reason: str | None) -> ControlResult:
-    """Stop the run from starting dates. Raises `UserError` when it has ended or is being cancelled."""
+    """Pause the run: no further date is started. Raises `UserError` when it has ended or is being cancelled."""
     run = _get_live_run(run_id, site)
     by = current_user()
     if site.ledger.orders.pause_run(run_id, by=by, reason=reason):
@@ -66,7 +66,8 @@ def pause(run_id: str, site: CommandContext, reason: str | None) -> ControlResul
 def resume(run_id: str, site: CommandContext, reason: str | None) -> ControlResult:
     """Resume a paused run.
 
-    Changes nothing, and raises `UserError` when it is not paused, `BrokerUnavailable` when no worker can be reached.
+    Raises `UserError` when it can't be resumed and `BrokerUnavailable` when its broker can't be reached; then nothing
+    changes.
     """
     run = _get_live_run(run_id, site)
     by, job = current_user(), find_job(run.job)
@@ -77,8 +78,8 @@ def resume(run_id: str, site: CommandContext, reason: str | None) -> ControlResu
         raise _state_error(run, site, "resumed")
     if dispatcher is not None:
         continue_run(run, job, site, dispatcher)
-    orphan = run.owner is None and dispatcher is None
-    note = "no broker is known here: it continues once its workers run" if orphan else None
+    has_no_broker = run.owner is None and dispatcher is None
+    note = "no broker is known here: it continues once its workers run" if has_no_broker else None
     text = f"run {run_id} continues: follow it with `backfill watch {run_id}`"
     return _result(run_id, site, by, reason, text, note=note)
 
@@ -86,31 +87,32 @@ def resume(run_id: str, site: CommandContext, reason: str | None) -> ControlResu
 def cancel(run_id: str, site: CommandContext, reason: str | None, *, discard: bool, now: bool) -> ControlResult:
     """Cancel the run. Raises `UserError` when it has ended.
 
-    The ledger has the order even when no worker can be reached; dates in progress are then finished later.
+    `discard` deletes staged dates, `now` stops dates in progress. The ledger stores the order even when the broker
+    cannot be reached; dates in progress are then finished later.
     """
     run, by = site.ledger.runs.get_run(run_id), current_user()
     if is_interrupted(run):
         return _cancel_dead_run(run, site, by, reason)
     if run.state is RunState.CANCELLING and _repeats_cancel(run_id, site.ledger, discard=discard, now=now):
         return _result(run_id, site, by, reason, f"run {run_id} is already being cancelled", changed=False)
-    stopped = site.ledger.orders.cancel_run(run_id, by=by, reason=reason, discard=discard, now=now)
-    if stopped is None:
+    cancellation = site.ledger.orders.cancel_run(run_id, by=by, reason=reason, discard=discard, now=now)
+    if cancellation is None:
         raise _state_error(run, site, "cancelled")
-    site.staging.delete(run_id, frozenset(stopped.discarded))
+    site.staging.delete(run_id, frozenset(cancellation.discarded))
     note = _finish_or_notify(run, site, now=now)
     return _result(
-        run_id, site, by, reason, describe_cancellation(site.ledger.runs.get_progress(run_id), stopped), note=note
+        run_id, site, by, reason, describe_cancellation(site.ledger.runs.get_progress(run_id), cancellation), note=note
     )
 
 
-def describe_cancellation(progress: RunProgress, stopped: Cancellation) -> str:
+def describe_cancellation(progress: RunProgress, cancellation: Cancellation) -> str:
     """Describe how many dates of a cancelled run are checkpointed, in progress, stopped and not built."""
     done, under_way = progress.count(DateState.CHECKPOINTED), progress.count(*STARTED_STATES)
     parts = [
         f"{_count_dates(done)} {'is' if done == 1 else 'are'} checkpointed",
         f"{under_way:,} under way {'is' if under_way == 1 else 'are'} finished" if under_way else "",
-        f"{stopped.interrupted:,} under way stopped" if stopped.interrupted else "",
-        f"{len(stopped.discarded):,} staged discarded" if stopped.discarded else "",
+        f"{cancellation.interrupted:,} under way stopped" if cancellation.interrupted else "",
+        f"{len(cancellation.discarded):,} staged discarded" if cancellation.discarded else "",
         f"{progress.count(DateState.CANCELLED):,} will not be built",
     ]
     text = f"run {progress.run.id}: {', '.join(part for part in parts if part)}"
@@ -152,16 +154,17 @@ def _state_error(run: Run, site: CommandContext, action: str) -> UserError:
 
 
 def _repeats_cancel(run_id: str, ledger: Ledger, *, discard: bool, now: bool) -> bool:
-    """Whether earlier cancel orders asked for at least as much."""
-    told = [one.details for one in ledger.actions.list_actions(run_id) if one.action is RunAction.CANCELLED]
+    """Whether earlier cancel orders had the same options."""
+    cancels = [order.details for order in ledger.actions.list_actions(run_id) if order.action is RunAction.CANCELLED]
     return all(
-        not wanted or any(details.get(name) for details in told)
-        for name, wanted in (("discard", discard), ("now", now))
+        any(details.get(option) for details in cancels)
+        for option, is_set in (("discard", discard), ("now", now))
+        if is_set
     )
 
 
 def _dispatcher(run: Run, site: CommandContext) -> CeleryDispatcher | None:
-    """The dispatcher to the run's workers; None when only its own command has one. Raises `BrokerUnavailable`."""
+    """The dispatcher to the run's workers; None if the broker is embedded or unknown. Raises `BrokerUnavailable`."""
     if run.owner is not None or site.settings.broker is None:
         return None
     url = site.settings.broker.get_secret_value()
@@ -171,17 +174,17 @@ def _dispatcher(run: Run, site: CommandContext) -> CeleryDispatcher | None:
 
 def _finish_or_notify(run: Run, site: CommandContext, *, now: bool) -> str | None:
     """End the run if no date is in progress, or else notify its workers; returns a note if that failed."""
-    end = site.ledger.runs.finish_run(run.id)
-    if end is not None:
+    final_state = site.ledger.runs.finish_run(run.id)
+    if final_state is not None:
         site.staging.delete(run.id)
     try:
         dispatcher = _dispatcher(run, site)
         if dispatcher is None:
-            waits = end is None and run.owner is None
-            return "no broker is known here: dates in progress are finished once its workers run" if waits else None
+            must_wait = final_state is None and run.owner is None
+            return "no broker is known here: dates in progress are finished once its workers run" if must_wait else None
         if now:
             dispatcher.stop_dates(run.id)
-        if end is None:
+        if final_state is None:
             dispatcher.send_reconcile(run.id, lost_tasks=True)
         else:
             dispatcher.send_post_run(run.id)

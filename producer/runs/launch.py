@@ -19,12 +19,12 @@ from gated_backfill.common.ledger import (
     NewDate,
     NewRun,
     Run,
+    RunAction,
     RunProgress,
     RunState,
     WindowState,
     dates_in_use_error,
 )
-from gated_backfill.common.ledger import RunAction as Ordered
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
@@ -39,11 +39,11 @@ from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, find_missing_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
 
-SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: loaded by name: producer and worker do not import each other
+SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: imported by name: producer and worker must not import each other
 POLL_SECONDS = 0.2
 MAX_POLL_SECONDS = 1.0
 MAX_POLLING_SHARE = 0.02  #: share of the time that polling a run may take
-MAX_WAITING_MAINTENANCE = 2  #: with so many maintenance messages waiting, no worker consumes them
+MAX_WAITING_MAINTENANCE = 2  #: at this queue length, no worker consumes maintenance messages
 NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the maintenance queue"
 
 
@@ -60,42 +60,43 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: CommandContext, *,
         requested_by=current_user(),
         reason=plan.request.reason,
         owner=process_identity() if owned else None,
-        dates=tuple(_dates(plan, job, options, site)),
+        dates=tuple(_new_dates(plan, job, options, site)),
     )
-    build = sum(one.window is not None for one in new.dates)
-    express = site.settings.express_dates
+    date_count = sum(date_row.window is not None for date_row in new.dates)
+    express_dates = site.settings.express_dates
 
-    def queue(taken: Collection[str]) -> str:
-        return choose_queue(build, express_dates=express, active_queues=taken)
+    def select_queue(active_queues: Collection[str]) -> str:
+        return choose_queue(date_count, express_dates=express_dates, active_queues=active_queues)
 
-    return site.ledger.runs.open_run(new, queue=None if owned else queue)
+    return site.ledger.runs.open_run(new, queue=None if owned else select_queue)
 
 
-def _dates(plan: Plan, job: Job, options: RunOptions, site: CommandContext) -> list[NewDate]:
-    build = [step.day for step in plan.steps_with(PlanAction.BUILD)]
-    window_of = {day: number for number, days in enumerate(chunk_dates(build, options.window), 1) for day in days}
+def _new_dates(plan: Plan, job: Job, options: RunOptions, site: CommandContext) -> list[NewDate]:
+    days_to_build = [step.day for step in plan.steps_with(PlanAction.BUILD)]
+    windows = enumerate(chunk_dates(days_to_build, options.window), 1)
+    window_by_day = {day: number for number, days in windows for day in days}
     blocked = {step.day: step for step in plan.steps_with(PlanAction.BLOCKED)}
-    names = find_missing_entities(list(blocked), job, blocked, site.warehouse) if blocked else {}
-    ends = {
+    missing = find_missing_entities(list(blocked), job, blocked, site.warehouse) if blocked else {}
+    outcomes = {
         PlanAction.SKIP: (DateState.SKIPPED, Verdict.SKIPPED),
         PlanAction.BLOCKED: (DateState.BLOCKED, Verdict.BLOCKED),
     }
 
-    def ended(step: PlanStep) -> NewDate:
-        state, verdict = ends[step.action]
-        facts: dict[str, Any] = {
+    def decided_date(step: PlanStep) -> NewDate:
+        state, verdict = outcomes[step.action]
+        columns: dict[str, Any] = {
             "reason": f"pre-flight: {step.reason}" if step.action is PlanAction.BLOCKED else step.reason,
             "verdict": verdict.value,
             "expected": step.expected,
             "found": dict(step.found),
             "source": step.source,
             "matched": step.supplied,
-            "missing": names.get(step.day, []),
+            "missing": missing.get(step.day, []),
         }
-        return NewDate(day=step.day, state=state, columns=facts)
+        return NewDate(day=step.day, state=state, columns=columns)
 
     return [
-        NewDate(day=step.day, window=window_of[step.day]) if step.action is PlanAction.BUILD else ended(step)
+        NewDate(day=step.day, window=window_by_day[step.day]) if step.action is PlanAction.BUILD else decided_date(step)
         for step in plan.steps
         if step.action is not PlanAction.DONE
     ]
@@ -106,8 +107,8 @@ def start_run(run: Run, job: Job, site: CommandContext, app: Celery) -> None:
     site.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
     enqueue_next_windows(run, job, site.ledger, dispatcher)
-    end = site.ledger.runs.finish_run(run.id)  # the plan may have decided every date
-    if end is not None and run.owner is None:
+    final_state = site.ledger.runs.finish_run(run.id)  # the plan may have decided every date
+    if final_state is not None and run.owner is None:
         dispatcher.send_post_run(run.id)
 
 
@@ -128,16 +129,16 @@ def continue_run(run: Run, job: Job, site: CommandContext, dispatcher: CeleryDis
 
 def run_sequentially(run: Run, job: Job, site: CommandContext, show: Callable[[RunProgress], None]) -> RunProgress:
     """Run a planned run to its end in this process, with the functions that the workers' tasks call."""
-    shown = time.monotonic()
+    last_shown = time.monotonic()
 
-    def step() -> None:
-        nonlocal shown
-        if time.monotonic() - shown >= POLL_SECONDS:
+    def show_progress() -> None:
+        nonlocal last_shown
+        if time.monotonic() - last_shown >= POLL_SECONDS:
             show(site.ledger.runs.get_progress(run.id))
-            shown = time.monotonic()
+            last_shown = time.monotonic()
 
     engine = importlib.import_module(SEQUENTIAL_MODULE)
-    engine.run_sequentially(run, job, site.settings, step)
+    engine.run_sequentially(run, job, site.settings, show_progress)
     progress = site.ledger.runs.get_progress(run.id)
     show(progress)
     return progress
@@ -153,8 +154,9 @@ def follow_run(
 ) -> RunProgress:
     """Poll a run in the ledger until it ends, and have a stuck run reconciled.
 
-    With an embedded stack, also restart its dead processes and carry out orders of other commands, which can't
-    reach its broker. Celery's results are not awaited: that costs more with every date.
+    With an embedded `stack`, also restart its dead processes and carry out orders of other commands, which cannot
+    reach its broker. Without an `app`, nothing is reconciled. Celery's results are not awaited: their cost grows with
+    every date.
     """
     period = site.settings.reconcile_seconds
     last_ended, last_change, note = -1, time.monotonic(), ""
@@ -171,7 +173,7 @@ def follow_run(
         if stack is not None and app is not None:
             orders = site.ledger.actions.list_actions(run_id)
             for order in orders[orders_done:]:
-                _carry_out(order, progress.run, site, CeleryDispatcher(app))
+                _carry_out_order(order, progress.run, site, CeleryDispatcher(app))
             orders_done = len(orders)
         if stack is not None and stack.restart_dead():
             note = _ask_reconcile(app, run_id, lost_tasks=True)
@@ -189,7 +191,7 @@ def _poll_delay(poll_seconds: float) -> float:
 
 
 def _ask_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool = False, expires: float | None = None) -> str:
-    """Ask a worker to reconcile the run; returns why that may not happen. The broker may be away for a while."""
+    """Ask a worker to reconcile the run; returns a warning when that may not happen, else an empty text."""
     if app is None:
         return ""
     dispatcher = CeleryDispatcher(app)
@@ -201,11 +203,11 @@ def _ask_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool = False,
     return NO_MAINTENANCE_WORKER if is_unconsumed else ""
 
 
-def _carry_out(order: ActionRow, run: Run, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
-    """Tell the workers to carry out an order that is in the ledger."""
-    if order.action is Ordered.RESUMED:
+def _carry_out_order(order: ActionRow, run: Run, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
+    """Send the workers the messages for an order in the ledger."""
+    if order.action is RunAction.RESUMED:
         continue_run(run, find_job(run.job), site, dispatcher)
-    elif order.action is Ordered.CANCELLED:
+    elif order.action is RunAction.CANCELLED:
         if order.details.get("now"):
             dispatcher.stop_dates(run.id)
         dispatcher.send_reconcile(run.id, lost_tasks=True)
@@ -213,8 +215,8 @@ def _carry_out(order: ActionRow, run: Run, site: CommandContext, dispatcher: Cel
 
 def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) -> list[ReleasedRun]:
     """Release the active runs on these dates whose process has died."""
-    holders = (site.ledger.runs.get_run(run_id) for run_id in site.ledger.runs.find_conflicting_runs(job.name, days))
-    dead = [run for run in holders if is_interrupted(run)]
+    conflicting_ids = site.ledger.runs.find_conflicting_runs(job.name, days)
+    dead = [run for run in map(site.ledger.runs.get_run, conflicting_ids) if is_interrupted(run)]
     return [
         release_run(run, job, site.ledger, site.warehouse, site.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED)
         for run in dead
@@ -223,5 +225,5 @@ def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) ->
 
 def check_dates_free(job: Job, days: list[date], site: CommandContext) -> None:
     """Raise `DatesInUse` when an active run of the job has one of the dates."""
-    for run_id, held in site.ledger.runs.find_conflicting_runs(job.name, days).items():
-        raise dates_in_use_error(site.ledger.runs.get_run(run_id), held)
+    for run_id, used_days in site.ledger.runs.find_conflicting_runs(job.name, days).items():
+        raise dates_in_use_error(site.ledger.runs.get_run(run_id), used_days)

@@ -21,10 +21,10 @@ log = structlog.get_logger()
 def post_run_reporting(
     site: CommandContext, report: Callable[[str, CommandContext], None] | None = None
 ) -> Generator[Callable[[Run], None]]:
-    """Report the end of the runs that were opened inside the block, after their result was shown.
+    """Report the end of the runs opened inside the block, at its end.
 
-    Yields the function to call with a run once it is open. Only runs that this process owns are reported, however they
-    ended: the workers report the others. `report` replaces `report_run_end`.
+    Yields the function to call with a run once it is open. Only runs that this process owns are reported, even if they
+    failed: the workers report the others. `report` replaces `report_run_end`.
     """
     opened: list[Run] = []
     try:
@@ -50,11 +50,11 @@ def report_run_end(run_id: str, site: CommandContext) -> None:
     An error is logged and shown in one line on standard error, and never changes the run's result; beat, or the
     next run, completes the reporting.
     """
-    places = (site.ledger, site.warehouse, site.settings)
+    arguments = (site.ledger, site.warehouse, site.settings)
     with _errors_as_warnings(f"run {run_id} was not reported completely"):
-        report_run(run_id, *places)
+        report_run(run_id, *arguments)
     with _errors_as_warnings("earlier runs were not reported completely"):
-        report_ended_runs(*places)
+        report_ended_runs(*arguments)
     with _errors_as_warnings("alerts were not delivered"):
         record_beat_silence(site.ledger)
         outcome = deliver(site.ledger, site.settings, process_identity())
@@ -70,7 +70,7 @@ def mark_run_reported(run_id: str, site: CommandContext) -> None:
 
 
 def refresh_run_metadata(run_id: str, site: CommandContext) -> None:
-    """Write the run's current state into the warehouse's history; an error is one line on standard error."""
+    """Write the run's current state into the warehouse's history; an error becomes one line on standard error."""
     with _errors_as_warnings(
         "the warehouse's history does not show the run as it is (`backfill history --write-metadata` corrects that)"
     ):
@@ -78,9 +78,10 @@ def refresh_run_metadata(run_id: str, site: CommandContext) -> None:
 
 
 @contextmanager
-def _errors_as_warnings(what: str) -> Generator[None]:
+def _errors_as_warnings(problem: str) -> Generator[None]:
+    """Log an error and print it after the text of the problem, instead of raising it."""
     try:
         yield
     except Exception as exc:
-        log.error("post_run_failed", what=what, error=str(exc), exc_info=exc)
-        sys.stderr.write(f"backfill: warning: {what}: {' '.join(str(exc).split())}\n")
+        log.error("post_run_failed", what=problem, error=str(exc), exc_info=exc)
+        sys.stderr.write(f"backfill: warning: {problem}: {' '.join(str(exc).split())}\n")

@@ -46,23 +46,23 @@ class Launch:
     sequential: bool = False
     allow_partial: bool = False
     preflight: bool = True
-    max_in_flight: int | None = None  #: dates of the run at a time; None: the limit of the settings
+    max_in_flight: int | None = None  #: dates of the run in progress at once; None: the limit of the settings
     dates_per_task: int | None = None  #: None: auto
-    shown: str | None = None  #: digest of the plan that was shown, for a background process to compare
+    shown: str | None = None  #: digest of the plan shown to the user; a background process checks that it is unchanged
 
     def as_json(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in _PLAIN}, "request": self.request.as_json()}
+        return {**{name: getattr(self, name) for name in _FIELDS}, "request": self.request.as_json()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Launch:
-        return cls(request=RunRequest.from_json(stored["request"]), **{name: stored[name] for name in _PLAIN})
+        return cls(request=RunRequest.from_json(stored["request"]), **{name: stored[name] for name in _FIELDS})
 
 
-_PLAIN = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
+_FIELDS = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
 
 
 class LaunchInterrupted(Exception):
-    """The command was interrupted; its own run is released, or its run continues at the user's broker."""
+    """The command was interrupted. Its own run is `released`; a run on the user's broker continues."""
 
     def __init__(self, run: Run, released: ReleasedRun | None) -> None:
         super().__init__(run.id)
@@ -90,7 +90,7 @@ def plan_launch(launch: Launch, job: Job, site: CommandContext) -> Plan:
 
 
 def build_blocked_dates(plan: Plan) -> Plan:
-    """The plan with its blocked dates built as well, so that the gate judges them."""
+    """The plan, changed to build its blocked dates too and let the gate judge them."""
     steps = tuple(
         replace(step, action=PlanAction.BUILD, reason=f"{step.reason}; sent without pre-flight")
         if step.action is PlanAction.BLOCKED
@@ -117,14 +117,14 @@ def execute_plan(
     plan: Plan,
     site: CommandContext,
     show: Callable[[RunProgress], None],
-    opened: Callable[[Run], None],
+    on_open: Callable[[Run], None],
     *,
     wait: bool = True,
 ) -> RunProgress:
-    """Open the run of a plan and follow it to its end; `opened` is called with the stored run.
+    """Open the run of a plan and follow it to its end, or only start it unless `wait`.
 
-    Raises `LaunchInterrupted` when the user stops it. The caller shows the result and then reports it, see
-    `post_run_reporting`.
+    `show` is called with the progress, `on_open` with the stored run. Raises `LaunchInterrupted` when the user stops
+    the command. The caller shows the result and then reports it, see `post_run_reporting`.
     """
     job = find_job(plan.request.job)
     site.warehouse.delete_expired_undo()
@@ -140,9 +140,9 @@ def execute_plan(
         dates_per_task=launch.dates_per_task,
     )
     if not (site.is_embedded or launch.sequential):
-        return _on_users_broker(plan, job, options, site, show, opened, wait=wait)
+        return _on_users_broker(plan, job, options, site, show, on_open, wait=wait)
     run = open_run(plan, job, options, site, owned=True)
-    opened(run)
+    on_open(run)
     try:
         if launch.sequential:
             return run_sequentially(run, job, site, show)
@@ -176,7 +176,7 @@ def _on_users_broker(
     options: RunOptions,
     site: CommandContext,
     show: Callable[[RunProgress], None],
-    opened: Callable[[Run], None],
+    on_open: Callable[[Run], None],
     *,
     wait: bool,
 ) -> RunProgress:
@@ -185,7 +185,7 @@ def _on_users_broker(
     ping_broker(site.settings, url)
     app = make_app(site.settings, url)
     run = open_run(plan, job, options, site, owned=False)
-    opened(run)
+    on_open(run)
     start_run(run, job, site, app)
     if not wait:
         return site.ledger.runs.get_progress(run.id)
@@ -202,7 +202,7 @@ def _release(run: Run, job: Job, site: CommandContext, reason: str) -> ReleasedR
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:
-    """Carry out a launch in a background process with the embedded stack; returns the run's id once it is open."""
+    """Run a launch in a background process with the embedded stack; returns the run's id once the run is open."""
     log_file = settings.home.absolute() / "logs" / "background.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:

@@ -64,8 +64,8 @@ def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
     target, date_column = TableName.parse(job.target.table), job.target.date_column
     date_rows = site.ledger.dates.list_dates(run_id)
     replaced = site.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in date_rows])
-    now = site.warehouse.fingerprints(target, date_column, [row.day for row in date_rows])
-    rows = [row for row in date_rows if _is_published(row, replaced.get(row.day), now[row.day])]
+    fingerprints = site.warehouse.fingerprints(target, date_column, [row.day for row in date_rows])
+    rows = [row for row in date_rows if _is_published(row, replaced.get(row.day), fingerprints[row.day])]
     if not rows:
         raise UserError(f"run {run_id} published nothing: there is nothing to undo")
     days = [row.day for row in rows]
@@ -76,7 +76,7 @@ def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
         run,
         rows,
         replaced,
-        now=now,
+        fingerprints=fingerprints,
         unchanged=site.warehouse.matching_dates(target, date_column, unchanged),
         checkpoints=site.ledger.checkpoints.list_checkpoints(job.name, min(days), max(days)),
     )
@@ -84,21 +84,22 @@ def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
     return classify_dates(run, job, rows, replaced)
 
 
-def _is_published(row: DateRow, replaced: ReplacedPartition | None, now: str) -> bool:
+def _is_published(row: DateRow, replaced: ReplacedPartition | None, fingerprint: str) -> bool:
     """Whether the run published the date; a late load job may have published one that is recorded as failed."""
     if row.state in (DateState.CHECKPOINTED, DateState.PUBLISHED):
         return True
-    return replaced is not None and now == replaced.published != replaced.before
+    return replaced is not None and fingerprint == replaced.published != replaced.before
 
 
 def check_no_active_run(run: Run, days: Sequence[date], site: CommandContext) -> None:
     """Raise `UserError` when an active run of the job has one of the dates."""
-    for other, held in site.ledger.runs.find_conflicting_runs(run.job, days).items():
-        if other == run.id:
+    for active_id, used_days in site.ledger.runs.find_conflicting_runs(run.job, days).items():
+        if active_id == run.id:
             continue  # an interrupted undo of this run
         raise UserError(
-            f"run {other} is active and holds {len(held)} date(s) that {run.id} published ({format_dates(held)}): "
-            f"wait for its end with `backfill watch {other}`"
+            f"run {active_id} is active and holds {len(used_days)} date(s) that {run.id} published "
+            f"({format_dates(used_days)}): "
+            f"wait for its end with `backfill watch {active_id}`"
         )
 
 
@@ -107,31 +108,32 @@ def check_not_published_over(
     rows: Sequence[DateRow],
     replaced: Mapping[date, ReplacedPartition],
     *,
-    now: Mapping[date, str],
+    fingerprints: Mapping[date, str],
     unchanged: Collection[date],
     checkpoints: Mapping[date, Checkpoint],
 ) -> None:
-    """Raise `UserError` with the dates whose rows are no longer those that the run published.
+    """Raise `UserError` with the dates that were written after the run published them.
 
-    `now` has the current fingerprints, `unchanged` the dates whose rows still match the run's checksums.
+    `fingerprints` are those of the current rows, `unchanged` the dates whose rows still match the run's checksums.
     """
-    later: dict[str, list[date]] = {}
+    days_by_writer: dict[str, list[date]] = {}
     for row in rows:
         checkpoint = checkpoints.get(row.day)
         if checkpoint is not None and checkpoint.run_id != run.id:
-            later.setdefault(f"run {checkpoint.run_id}", []).append(row.day)
-        elif not _is_ours(row.day, replaced.get(row.day), now[row.day], unchanged):
-            later.setdefault("something other than a run of this job", []).append(row.day)
-    if later:
+            days_by_writer.setdefault(f"run {checkpoint.run_id}", []).append(row.day)
+        elif not _is_from_run(row.day, replaced.get(row.day), fingerprints[row.day], unchanged):
+            days_by_writer.setdefault("something other than a run of this job", []).append(row.day)
+    if days_by_writer:
         writers = "; ".join(
-            f"{writer} has built {len(days)} of its dates since: {format_dates(days)}" for writer, days in later.items()
+            f"{writer} has built {len(days)} of its dates since: {format_dates(days)}"
+            for writer, days in days_by_writer.items()
         )
         raise UserError(f"run {run.id} can't be undone: {writers}; nothing was changed")
 
 
-def _is_ours(day: date, replaced: ReplacedPartition | None, now: str, unchanged: Collection[date]) -> bool:
+def _is_from_run(day: date, replaced: ReplacedPartition | None, fingerprint: str, unchanged: Collection[date]) -> bool:
     """Whether the date has the rows that the run, or an interrupted undo of it, wrote."""
-    return day in unchanged if replaced is None else now in (replaced.published, replaced.before)
+    return day in unchanged if replaced is None else fingerprint in (replaced.published, replaced.before)
 
 
 def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mapping[date, ReplacedPartition]) -> UndoPlan:
@@ -139,8 +141,8 @@ def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mappin
     return UndoPlan(
         run=run,
         job=job,
-        restored={day: one for day, one in replaced.items() if one.before not in (ABSENT, one.published)},
-        emptied={day: one for day, one in replaced.items() if one.before == ABSENT != one.published},
+        restored={day: part for day, part in replaced.items() if part.before not in (ABSENT, part.published)},
+        emptied={day: part for day, part in replaced.items() if part.before == ABSENT != part.published},
         unchanged=tuple(
             row.day
             for row in rows
@@ -152,15 +154,16 @@ def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mappin
 def undo_run(plan: UndoPlan, site: CommandContext, by: str) -> list[date]:
     """Carry out the plan; returns the dates whose earlier checkpoints are valid again. Repeating it is harmless.
 
-    The run's checkpoints are removed before its rows, and earlier checkpoints return after their rows, so that none is
-    ever without its rows. Raises `UserError` when another writer changed a date meanwhile; the others are restored.
+    The run's checkpoints are removed before its rows, and earlier checkpoints return after their rows, so that no
+    checkpoint lacks its rows. Raises `UserError` when another writer changed a date meanwhile; the others are restored.
     """
     target, date_column, run_id = plan.target, plan.job.target.date_column, plan.run.id
     site.ledger.checkpoints.begin_undo(run_id, plan.days)
     try:
         _restore(plan, site)
-        earlier = {day: one.checksum for day, one in site.ledger.checkpoints.list_replaced_checkpoints(run_id).items()}
-        valid_again = site.warehouse.matching_dates(target, date_column, earlier)
+        earlier = site.ledger.checkpoints.list_replaced_checkpoints(run_id)
+        checksums = {day: checkpoint.checksum for day, checkpoint in earlier.items()}
+        valid_again = site.warehouse.matching_dates(target, date_column, checksums)
     except UserError:
         site.ledger.checkpoints.release_undo(run_id)
         raise
@@ -170,11 +173,11 @@ def undo_run(plan: UndoPlan, site: CommandContext, by: str) -> list[date]:
 
 def _restore(plan: UndoPlan, site: CommandContext) -> None:
     target, date_column = plan.target, plan.job.target.date_column
-    changing = {**plan.restored, **plan.emptied}
+    replaced = {**plan.restored, **plan.emptied}
     restored: set[date] = set()
-    for days in chunk_dates(sorted(changing), DATES_PER_RESTORE):
-        restored |= site.warehouse.restore(target, date_column, plan.run.id, {day: changing[day] for day in days})
-    if changed := sorted(set(changing) - restored):
+    for days in chunk_dates(sorted(replaced), DATES_PER_RESTORE):
+        restored |= site.warehouse.restore(target, date_column, plan.run.id, {day: replaced[day] for day in days})
+    if changed := sorted(set(replaced) - restored):
         raise UserError(
             f"{target}: {len(changed)} date(s) were changed by another writer meanwhile and are left alone: "
             f"{format_dates(changed)}; the other {len(restored)} are restored"
