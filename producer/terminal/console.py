@@ -1,4 +1,4 @@
-"""Writing to the terminal, and asking for confirmation."""
+"""Terminal output and confirmation questions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def print_json(value: Any) -> None:
 
 
 def confirm(yes: bool, question: str, action: str) -> None:
-    """Ask the user, unless `--yes` was given. Raises `UserError` when nothing may be `action` (a participle)."""
+    """Ask the question unless `yes`. Raises `UserError` when the user declines or no terminal is attached.
+
+    `action` is a participle for the error: "nothing was deleted".
+    """
     if yes:
         return
     if not sys.stdin.isatty():

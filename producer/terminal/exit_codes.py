@@ -1,8 +1,8 @@
-"""How commands end."""
+"""Exit codes of commands."""
 
 from __future__ import annotations
 
-COMPLETE = 0  #: everything asked for is complete
+COMPLETE = 0  #: every requested date is complete
 REFUSED = 2  #: refused or bad usage; nothing was changed
 INCOMPLETE = 3  #: some dates are not complete; for `doctor` and `jobs`: something failed
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""Plans as a table."""
+"""Plans as tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep
 
-MAX_UNGROUPED_DATES = 40  #: dates; in a longer plan, neighbouring dates with the same step share a line
+MAX_UNGROUPED_DATES = 40  #: in a longer plan, neighbouring dates with equal steps share a line
 STYLES = {
     PlanAction.BUILD: "green",
     PlanAction.DONE: "dim",
@@ -31,31 +31,31 @@ def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> Non
         table.add_column(name, justify="left" if name in ("dates", "action") else "right", no_wrap=True)
     table.add_column("source", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for group in _grouped(plan.steps, each=every_date or len(plan.steps) <= MAX_UNGROUPED_DATES):
+    for group in _group_steps(plan.steps, one_per_date=every_date or len(plan.steps) <= MAX_UNGROUPED_DATES):
         table.add_row(*_plan_row(group, sources), style=STYLES[group[0].action])
     console.print(table)
 
 
-def _grouped(steps: Sequence[PlanStep], *, each: bool) -> list[list[PlanStep]]:
+def _group_steps(steps: Sequence[PlanStep], *, one_per_date: bool) -> list[list[PlanStep]]:
     groups: list[list[PlanStep]] = []
     for step in steps:
-        if groups and not each and _may_share_line(groups[-1][-1], step):
+        if groups and not one_per_date and _may_share_line(groups[-1][-1], step):
             groups[-1].append(step)
         else:
             groups.append([step])
     return groups
 
 
-def _may_share_line(step: PlanStep, other: PlanStep) -> bool:
-    """Whether two neighbouring dates may share a line. A blocked date or one from a fallback has its own."""
-    if step.action is not other.action or step.action is PlanAction.BLOCKED:
+def _may_share_line(step: PlanStep, following: PlanStep) -> bool:
+    """Whether two neighbouring dates share a line. Blocked dates and dates from a fallback never do."""
+    if step.action is not following.action or step.action is PlanAction.BLOCKED:
         return False
     if step.action is PlanAction.BUILD:
-        return step.source == other.source and _from_primary(step) and _from_primary(other)
-    return step.reason.split(" (")[0] == other.reason.split(" (")[0]
+        return step.source == following.source and _is_from_primary(step) and _is_from_primary(following)
+    return step.reason.split(" (")[0] == following.reason.split(" (")[0]
 
 
-def _from_primary(step: PlanStep) -> bool:
+def _is_from_primary(step: PlanStep) -> bool:
     return step.source == next(iter(step.found), None)
 
 
@@ -78,6 +78,6 @@ def _common_reason(group: Sequence[PlanStep]) -> str:
     if len(reasons) == 1:
         return group[0].reason
     if group[0].action is PlanAction.BUILD:
-        low = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
-        return f"primary at {low} % or more"
+        lowest = min((step.supplied or 0) * 1000 // (step.expected or 1) / 10 for step in group)
+        return f"primary at {lowest} % or more"
     return group[0].reason.split(" (")[0]

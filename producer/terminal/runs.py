@@ -16,8 +16,6 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
-NAMES_SHOWN = 12
-
 RUN_STYLES = {
     RunState.SUCCEEDED: "bold green",
     RunState.PARTIAL: "bold yellow",
@@ -38,20 +36,21 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
         )
     reason = f": {run.reason}" if run.reason else ""
     console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + reason)})")
-    console.print(f"  options  {escape(_options(run))}")
-    console.print(f"  started  {_moment(run.started_at)}, {_duration(run)}")
+    console.print(f"  options  {escape(_describe_options(run))}")
+    console.print(f"  started  {_format_time(run.started_at)}, {_describe_duration(run)}")
     for action in actions:
         if action.action in CONTROL_ACTIONS:
-            console.print(f"  ordered  {_moment(action.at)}, {escape(describe_action(action))}", soft_wrap=True)
+            console.print(f"  ordered  {_format_time(action.at)}, {escape(describe_action(action))}", soft_wrap=True)
     if run.undone_at is not None:
         console.print(
-            f"  [bold yellow]undone[/bold yellow]   {_moment(run.undone_at)}, by {escape(run.undone_by or '')}"
+            f"  [bold yellow]undone[/bold yellow]   {_format_time(run.undone_at)}, by {escape(run.undone_by or '')}"
         )
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
-    for used in summary.sources:
-        entities = f"{used.matched} of {used.expected} entities ({format_percent(used.matched, used.expected)})"
-        console.print(f"  source   {used.source}: {used.dates} date(s), {entities}")
+    for source in summary.sources:
+        share = format_percent(source.matched, source.expected)
+        entities = f"{source.matched} of {source.expected} entities ({share})"
+        console.print(f"  source   {source.source}: {source.dates} date(s), {entities}")
     _print_incomplete(console, summary.incomplete)
     for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
@@ -64,9 +63,8 @@ def exit_code_for_run(progress: RunProgress) -> int:
     return COMPLETE if progress.run.state is RunState.SUCCEEDED else INCOMPLETE
 
 
-def _options(run: Run) -> str:
-    shown = {"fallback": run.options["fallback"], "window": run.options["window"]}
-    text = ", ".join(f"{name} {value}" for name, value in shown.items())
+def _describe_options(run: Run) -> str:
+    text = f"fallback {run.options['fallback']}, window {run.options['window']}"
     forced_because = run.options.get("forced_because")
     return f"{text}, FORCED: {forced_because}" if forced_because else text
 
@@ -86,14 +84,13 @@ def _print_missing(console: Console, row: DateRow) -> None:
     count = (row.expected or 0) - (row.matched or 0)
     if not row.missing or count <= 0:
         return
-    more = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
-    console.print(
-        f"              missing {count}: {escape(', '.join(row.missing[:MISSING_NAMES_SHOWN]))}{more}", soft_wrap=True
-    )
+    names = escape(", ".join(row.missing[:MISSING_NAMES_SHOWN]))
+    suffix = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
+    console.print(f"              missing {count}: {names}{suffix}", soft_wrap=True)
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
-    """Print every date with its source check: the coverage of each source, the chosen source and the reason."""
+    """Print every date with the entities that each source has, the chosen source and the reason."""
     sources = list(dict.fromkeys(name for row in rows for name in row.found or {}))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("date", "state", "expected", *sources):
@@ -113,7 +110,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     for name in ("run", "state", "launched", "asked"):
         table.add_column(name, no_wrap=name != "asked", overflow="fold")
     for run in runs:
-        table.add_row(run.id, run.state.value, _moment(run.created_at), escape(run.requested))
+        table.add_row(run.id, run.state.value, _format_time(run.created_at), escape(run.requested))
     console.print(table)
 
 
@@ -172,11 +169,11 @@ def _date_json(row: DateRow) -> dict[str, Any]:
     }
 
 
-def _moment(moment: Any) -> str:
+def _format_time(moment: Any) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "not yet"
 
 
-def _duration(run: Run) -> str:
+def _describe_duration(run: Run) -> str:
     if run.started_at is None:
         return "-"
     seconds = ((run.finished_at or utcnow()) - run.started_at).total_seconds()
