@@ -21,9 +21,9 @@ from gated_backfill.common.process.identity import die_with_parent, is_dead, kil
 log = structlog.get_logger()
 
 BROKER = "broker"
-MAX_RESTARTS = 10  #: of one process, within one stack
-MAX_RESTART_DELAY_SECONDS = 60.0  #: between restarts of a process that keeps dying, in a stack without a restart limit
-STABLE_SECONDS = 600.0  #: a process that ran this long has its restart count reset
+MAX_RESTARTS = 10  #: of one process in a stack that gives up
+MAX_RESTART_DELAY_SECONDS = 60.0  #: before a restart, in a stack that never gives up
+STABLE_SECONDS = 600.0  #: after running this long, a process has its restart count reset
 
 
 class StackError(BackfillError):
@@ -51,8 +51,8 @@ class _Child:
 class ChildProcesses:
     """Child processes, each in its own session, so that a Ctrl-C reaches only the command that started them.
 
-    The kernel kills them when that command dies. On systems where it can't, the next start cleans up by a state file.
-    `gives_up` says whether a process that keeps dying raises `StackError`, or is restarted for ever.
+    Linux kills them when that command dies. On other systems, the next start kills the ones listed in a state file.
+    With `gives_up`, a process that keeps dying raises `StackError`; otherwise it is restarted for ever.
     """
 
     def __init__(self, folder: Path, log_file: Path, *, gives_up: bool = True) -> None:
@@ -76,7 +76,7 @@ class ChildProcesses:
     def restart_dead(self, broker_is_ready: Callable[[], None]) -> list[str]:
         """Restart processes that died, and return their names. Raises `StackError` when one keeps dying.
 
-        A stack without a restart limit waits longer before each restart instead, a minute at most.
+        A stack that never gives up waits longer before each restart instead, a minute at most.
         """
         dead = [child for child in self._children if child.process.poll() is not None]
         if not self._gives_up:
@@ -84,7 +84,7 @@ class ChildProcesses:
         if not dead:
             return []
         if any(child.name == BROKER for child in dead):
-            # Restart the workers too: after losing their broker they may reconnect and receive no messages.
+            # Restart the workers too: after losing their broker, they may reconnect but receive no messages.
             for child in self._children:
                 kill(child.process)
             dead = self._children
@@ -113,7 +113,7 @@ class ChildProcesses:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _restart(self, child: _Child) -> bool:
-        """Restart the process; returns whether it started. A failed attempt delays the next one as a start does."""
+        """Restart the process; returns whether it started. A failed attempt counts as a restart."""
         ran_seconds = time.monotonic() - child.started
         child.restarts = child.restarts + 1 if self._gives_up or ran_seconds < STABLE_SECONDS else 1
         if self._gives_up and child.restarts > MAX_RESTARTS:

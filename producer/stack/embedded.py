@@ -19,11 +19,11 @@ from gated_backfill.producer.stack.children import BROKER, ChildProcesses, Stack
 
 START_TIMEOUT_SECONDS = 10
 STOP_TIMEOUT_SECONDS = 5
-GATE_PROCESSES = 2  #: windows gated in parallel; with one process, many light dates would wait for the gate
+GATE_PROCESSES = 2  #: windows gated in parallel; with one, many fast dates would wait for the gate
 
 
 class EmbeddedStack:
-    """A Valkey server with a private port and password, a worker for dates and one for the gate: a context manager."""
+    """A context manager: a Valkey server with a private port and password, one worker for dates, one for the gate."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._settings = settings
@@ -41,14 +41,14 @@ class EmbeddedStack:
         clean_up_dead_stacks(self._settings.home)
         self._children = ChildProcesses(self._folder, self.log_file)
         env = worker_environment(self._settings, self.broker_url) | {
-            "BACKFILL_TASK_EVENTS": "false"
-        }  # nothing reads them
+            "BACKFILL_TASK_EVENTS": "false"  # no process reads task events
+        }
         try:
             self._broker.start(self._children)
-            dates = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
-            self._children.start("dates", dates, env)
-            gate = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATE_PROCESSES)
-            self._children.start("gate", gate, env)
+            dates_command = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
+            self._children.start("dates", dates_command, env)
+            gate_command = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATE_PROCESSES)
+            self._children.start("gate", gate_command, env)
         except BaseException:
             self.stop()
             raise
@@ -85,7 +85,7 @@ class EmbeddedBroker:
     def wait_until_ready(self, children: ChildProcesses) -> None:
         """Wait until the server answers. Raises `StackError` when it does not."""
         with redis.Redis.from_url(self.url) as client:
-            wait_until(lambda: _answers(client), children, BROKER, START_TIMEOUT_SECONDS)
+            wait_until(lambda: _is_ready(client), children, BROKER, START_TIMEOUT_SECONDS)
 
     def _config(self) -> bytes:
         lines = [
@@ -93,8 +93,6 @@ class EmbeddedBroker:
             f"port {self._port}",
             f"requirepass {self._password}",
             "protected-mode yes",
-        ]
-        lines += [
             'save ""',
             f"appendonly {'yes' if self._durable else 'no'}",
             "loglevel warning",
@@ -112,7 +110,7 @@ def wait_until(ready: Callable[[], bool], children: ChildProcesses, name: str, s
         time.sleep(0.02)
 
 
-def _answers(client: redis.Redis) -> bool:
+def _is_ready(client: redis.Redis) -> bool:
     try:
         client.ping()
     except (redis.ConnectionError, BusyLoadingError):
@@ -125,12 +123,12 @@ def worker_command(hostname: str, queues: Sequence[str], concurrency: int) -> li
     return [sys.executable, "-m", "gated_backfill.worker", *options]
 
 
-def celery_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
+def celery_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *arguments]
 
 
 def worker_environment(settings: Settings, broker_url: str) -> dict[str, str]:
-    """The places of the settings as absolute environment variables, for processes started in another folder."""
+    """Environment variables with the broker, the home and the URLs, for processes started in another folder."""
     return {
         "BACKFILL_BROKER": broker_url,
         "BACKFILL_HOME": str(settings.home.absolute()),
@@ -151,7 +149,7 @@ def free_port() -> int:
 
 
 def is_port_free(address: str, port: int) -> bool:
-    """Whether a server can listen there. False for an address that this machine does not have."""
+    """Whether a server can listen at the address and port. False if this machine does not have the address."""
     try:
         addresses = socket.getaddrinfo(address or "127.0.0.1", port, type=socket.SOCK_STREAM)
         for family, kind, protocol, _, socket_address in addresses:

@@ -19,8 +19,8 @@ from gated_backfill.producer.stack.state_file import (
     stack_lock,
 )
 
-SHUTDOWN_MARGIN_SECONDS = 10.0  #: that stopping may take after the tasks in progress have finished
-KILL_TIMEOUT_SECONDS = 10.0  #: that killed processes may take to end
+SHUTDOWN_MARGIN_SECONDS = 10.0  #: allowed for stopping after the tasks in progress have finished
+KILL_TIMEOUT_SECONDS = 10.0  #: allowed for killed processes to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def shut_down_stack(settings: Settings) -> ShutdownResult:
         check_not_elsewhere(stack, settings.home)
         pid = int(stack.owner.rsplit(":", 2)[1])
         processes = _descendants(pid)
-        with suppress(ProcessLookupError):  # it may just have ended; its descendants are killed below
+        with suppress(ProcessLookupError):  # it ended meanwhile; its descendants are killed below
             os.kill(pid, signal.SIGTERM)
         killed = not _wait_for_end(stack.owner, settings.stop_seconds + SHUTDOWN_MARGIN_SECONDS)
         if killed:

@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 def interrupt_on_signals() -> Generator[None]:
     """Raise `KeyboardInterrupt` for SIGINT, SIGTERM and SIGHUP, also when a shell had SIGINT ignored."""
 
-    def stop(*_: Any) -> NoReturn:
+    def raise_interrupt(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    previous_handlers = {
+        number: signal.signal(number, raise_interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
-        for number, handler in previous.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -60,12 +60,12 @@ QUEUE_BY_WORKER = {
     "maintenance": MAINTENANCE_QUEUE,
     "housekeeping": HOUSEKEEPING_QUEUE,
 }
-TASK_HOLDING_PROCESSES = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
+PROCESSES_WITH_TASKS = frozenset({BROKER, "dates", "express", "gate", "maintenance"})
 
 
 def may_have_lost_tasks(restarted: Iterable[str]) -> bool:
-    """Whether messages or tasks of runs may have been lost with these processes."""
-    return not TASK_HOLDING_PROCESSES.isdisjoint(restarted)
+    """Whether messages or tasks of runs may be lost when these processes die."""
+    return not PROCESSES_WITH_TASKS.isdisjoint(restarted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,13 @@ class UpOptions:
 def choose_flower_port(options: UpOptions, settings: Settings) -> int:
     """Choose the port for Flower. Raises `UserError` when the requested port is taken."""
     requested = options.flower_port or (settings.flower_port if "flower_port" in settings.model_fields_set else None)
-    return _port_for("Flower", settings.flower_address, requested, settings.flower_port)
+    return _select_port("Flower", settings.flower_address, requested, settings.flower_port)
 
 
 def choose_metrics_port(options: UpOptions, settings: Settings) -> int:
     """Choose the port for the metrics. Raises `UserError` when the requested port is taken."""
     requested = options.metrics_port or (settings.metrics_port if "metrics_port" in settings.model_fields_set else None)
-    return _port_for("the metrics server", LOOPBACK, requested, settings.metrics_port)
+    return _select_port("the metrics server", LOOPBACK, requested, settings.metrics_port)
 
 
 def check_ports(options: UpOptions, settings: Settings) -> None:
@@ -95,7 +95,7 @@ def check_ports(options: UpOptions, settings: Settings) -> None:
         raise UserError("Flower and the metrics server can't share a port: nothing was started")
 
 
-def _port_for(server: str, address: str, requested: int | None, default: int) -> int:
+def _select_port(server: str, address: str, requested: int | None, default: int) -> int:
     port = requested or default
     if is_port_free(address, port):
         return port
@@ -110,10 +110,10 @@ class SupervisedStack:
     def __init__(self, settings: Settings, options: UpOptions) -> None:
         self._settings = settings
         self._options = options
-        self._port = choose_flower_port(options, settings)
+        self._flower_port = choose_flower_port(options, settings)
         self._metrics_port = choose_metrics_port(options, settings)
         self._broker = EmbeddedBroker(durable=True) if settings.broker is None else None
-        url = self._broker.url if self._broker else _url_of(settings)
+        url = self._broker.url if self._broker else _broker_url(settings)
         password = settings.flower_password or SecretStr(secrets.token_urlsafe(18))
         name = f"up-{new_stack_name()}"
         home = settings.home.absolute()
@@ -125,7 +125,7 @@ class SupervisedStack:
             broker=broker_address(url),
             embedded=self._broker is not None,
             workers=options.workers,
-            flower_url=f"http://{f'[{host}]' if ':' in host else host}:{self._port}",
+            flower_url=f"http://{f'[{host}]' if ':' in host else host}:{self._flower_port}",
             flower_user=settings.flower_user,
             flower_password=password.get_secret_value(),
             metrics_url=f"http://{LOOPBACK}:{self._metrics_port}/metrics",
@@ -152,7 +152,7 @@ class SupervisedStack:
         clear_heartbeat(self._settings)
 
     def supervise(self) -> None:
-        """Restart dead processes for ever; a signal handler that raises ends it."""
+        """Restart dead processes until a signal handler raises."""
         tasks_lost = False
         while True:
             time.sleep(CHECK_INTERVAL_SECONDS)
@@ -172,15 +172,15 @@ class SupervisedStack:
         if self._broker is not None:
             self._broker.start(self._children)
         host = socket.gethostname()
-        processes = {"dates": self._options.workers, "gate": GATE_PROCESSES}
+        concurrency = {"dates": self._options.workers, "gate": GATE_PROCESSES}
         for name, queue in QUEUE_BY_WORKER.items():
-            self._children.start(name, worker_command(f"{name}@{host}", [queue], processes.get(name, 1)), env)
-        self._children.start("beat", self._beat(), env)
+            self._children.start(name, worker_command(f"{name}@{host}", [queue], concurrency.get(name, 1)), env)
+        self._children.start("beat", self._beat_command(), env)
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
-        self._children.start("metrics", self._metrics(), env)
+        self._children.start("metrics", self._metrics_command(), env)
         for name in QUEUE_BY_WORKER:
-            ping = _ping_check(self._app, f"{name}@{host}")
-            wait_until(ping, self._children, name, START_TIMEOUT_SECONDS)
+            answers_ping = _ping_check(self._app, f"{name}@{host}")
+            wait_until(answers_ping, self._children, name, START_TIMEOUT_SECONDS)
         for name, url in (
             ("flower", f"{self.state.flower_url}/healthcheck"),
             ("metrics", self.state.metrics_url.removesuffix("/metrics") + "/healthz"),
@@ -190,7 +190,7 @@ class SupervisedStack:
             raise StackError(f"the beat process does not start: see {self._children.log_file}")
         self._reconcile_active_runs()
 
-    def _beat(self) -> list[str]:
+    def _beat_command(self) -> list[str]:
         folder = self._settings.home.absolute() / "beat"
         folder.mkdir(parents=True, exist_ok=True)
         return [*celery_command("beat"), "--schedule", str(folder / "schedule"), "--loglevel", "WARNING"]
@@ -200,10 +200,10 @@ class SupervisedStack:
         return {
             "FLOWER_BASIC_AUTH": f"{state.flower_user}:{state.flower_password}",
             "FLOWER_ADDRESS": self._settings.flower_address,
-            "FLOWER_PORT": str(self._port),
+            "FLOWER_PORT": str(self._flower_port),
         }
 
-    def _metrics(self) -> list[str]:
+    def _metrics_command(self) -> list[str]:
         return [
             sys.executable,
             "-m",
@@ -220,7 +220,7 @@ class SupervisedStack:
             self._broker.wait_until_ready(self._children)
 
     def _reconcile_active_runs(self) -> None:
-        """Reconcile the active runs: their queued or running tasks may be lost."""
+        """Have the active runs reconciled, since their queued or running tasks may be lost."""
         if self._broker is None:
             return  # the user's broker kept its messages, and beat reconciles what a worker lost
         dispatcher = CeleryDispatcher(self._app)
@@ -231,7 +231,7 @@ class SupervisedStack:
         ledger.close()
 
 
-def _url_of(settings: Settings) -> str:
+def _broker_url(settings: Settings) -> str:
     assert settings.broker is not None
     return settings.broker.get_secret_value()
 
@@ -251,7 +251,7 @@ def _ping_check(app: Celery, worker: str) -> Callable[[], bool]:
 
 
 def clear_heartbeat(settings: Settings) -> None:
-    """Forget beat's heartbeat, so that no alert is sent about a beat that was stopped on purpose."""
+    """Clear beat's heartbeat, so that no alert is recorded for a beat that was stopped on purpose."""
     try:
         ledger = open_ledger(settings.ledger_url)
         ledger.maintenance.clear_heartbeat()
@@ -261,7 +261,7 @@ def clear_heartbeat(settings: Settings) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """Create or migrate the ledger, and check the other places. Raises `UserError` for one that can't be used."""
+    """Create or migrate the ledger, and check the other places. Raises `UserError` if one can't be used."""
     check_writable(settings.home.absolute())
     open_ledger(settings.ledger_url).close()
     open_staging(settings.staging_url).check()
@@ -280,7 +280,7 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
-            env={**os.environ, **_places(settings)},
+            env={**os.environ, **_supervisor_environment(settings)},
             cwd=folder,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )
@@ -298,5 +298,5 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
         raise UserError(answer.removeprefix("refused ") or f"the stack ended at once: see {folder / 'up.log'}")
 
 
-def _places(settings: Settings) -> dict[str, str]:
+def _supervisor_environment(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in worker_environment(settings, "").items() if name != "BACKFILL_BROKER"}

@@ -7,7 +7,7 @@ import sys
 
 
 def send_startup_answer(line: str) -> None:
-    """Write one line to the command that started this process, which reads no second one, and detach from it."""
+    """Write the one line that the command that started this process reads, and redirect stdout to the null device."""
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

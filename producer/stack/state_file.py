@@ -19,9 +19,9 @@ from gated_backfill.common.process.identity import is_dead, process_identity
 class StackState:
     """A running stack: its supervisor, addresses and places."""
 
-    owner: str  #: its supervisor, as host:pid:start
+    owner: str  #: identity of its supervisor: host:pid:start
     broker_url: str = field(repr=False)
-    broker: str  #: its address, without user and password
+    broker: str  #: the broker's address, without user and password
     embedded: bool  #: whether the broker is the stack's own
     workers: int  #: worker processes for dates
     flower_url: str
@@ -56,13 +56,13 @@ def places_digest(settings: Settings) -> str:
     return hashlib.sha256("\n".join(urls).encode()).hexdigest()
 
 
-def write_stack_state(home: Path, standing: StackState) -> None:
+def write_stack_state(home: Path, stack: StackState) -> None:
     """Write the file atomically, and readable by its owner only: it holds passwords."""
     file = state_file(home)
     partial = file.with_suffix(".tmp")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        json.dump(asdict(standing), stream)
+        json.dump(asdict(stack), stream)
     partial.replace(file)
 
 
@@ -72,16 +72,16 @@ def read_stack_state(home: Path) -> StackState | None:
         return StackState(**json.loads(state_file(home).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):  # written by another version, which has to stop its stack itself
+    except (ValueError, TypeError):  # written by another version, which must stop its stack
         return None
 
 
 def find_running_stack(home: Path) -> StackState | None:
-    """The running stack; the remains of a dead one are removed. Call it under `stack_lock`.
+    """The running stack, or None after removing the files of a dead one. Call it under `stack_lock`.
 
-    Raises `UserError` for one that runs, or may run, on another machine or container.
+    Raises `UserError` for a stack that runs, or may run, on another machine or container.
     """
-    stack = _find_living(home)
+    stack = _find_live_stack(home)
     if stack is not None:
         check_not_elsewhere(stack, home)
     return stack
@@ -96,8 +96,8 @@ def check_not_elsewhere(stack: StackState, home: Path) -> None:
         )
 
 
-def _find_living(home: Path) -> StackState | None:
-    """The stack of the state file; the remains of a dead one are removed."""
+def _find_live_stack(home: Path) -> StackState | None:
+    """The stack of the state file, or None after removing the files of a dead one."""
     stack = read_stack_state(home)
     if stack is not None and not is_dead(stack.owner):
         return stack
@@ -106,16 +106,15 @@ def _find_living(home: Path) -> StackState | None:
 
 
 def remove_stack_state(home: Path) -> None:
-    from gated_backfill.producer.stack.children import (
-        clean_up_dead_stacks,  # imported here: most commands find no dead stack
-    )
+    # Imported here: most commands find no dead stack.
+    from gated_backfill.producer.stack.children import clean_up_dead_stacks
 
     clean_up_dead_stacks(home)
     state_file(home).unlink(missing_ok=True)
 
 
 def running_stack_broker(settings: Settings) -> str | None:
-    """The broker URL of the running stack, if it works on the places of the settings.
+    """The broker URL of the running stack, if it has the same ledger, warehouse and staging as the settings.
 
     None when the settings name a broker, and for a stack of another machine or container.
     """
@@ -124,6 +123,6 @@ def running_stack_broker(settings: Settings) -> str | None:
     stack = read_stack_state(settings.home)
     if stack is None or is_dead(stack.owner):
         with stack_lock(settings.home):
-            stack = _find_living(settings.home)
-    usable = stack is not None and stack.is_running_here and stack.places == places_digest(settings)
-    return stack.broker_url if stack is not None and usable else None
+            stack = _find_live_stack(settings.home)
+    is_usable = stack is not None and stack.is_running_here and stack.places == places_digest(settings)
+    return stack.broker_url if stack is not None and is_usable else None

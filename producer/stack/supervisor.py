@@ -1,4 +1,4 @@
-"""The supervisor process of `backfill up`: starts the stack, answers, and restarts dead processes until stopped."""
+"""The supervisor process of `backfill up`: starts the stack, answers, and restarts dead processes."""
 
 from __future__ import annotations
 
