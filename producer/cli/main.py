@@ -1,4 +1,4 @@
-"""The console script `backfill`: one group of commands, each loaded when it is called.
+"""The console script `backfill`: one group of commands; each is imported when it is called.
 
 Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete, 130 interrupted.
 """
@@ -22,7 +22,7 @@ HELP = (
     "Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete."
 )
 
-#: Each command's module in this folder and its line of help. The module defines a function, or a group, of that name.
+#: Module in this folder and help line of each command. The module defines a function or group of the command's name.
 COMMANDS = {
     "plan": ("runs.plan", "Show what a run would do with each date. Launches nothing."),
     "run": ("runs.run", "Build the dates of a range and follow the run to its end."),
@@ -50,7 +50,7 @@ COMMANDS = {
 
 
 def load_command(name: str) -> Any:
-    """The command of that name, with its options. Imports its module."""
+    """Import the module of the command, and return the command with its options."""
     path, _ = COMMANDS[name]
     target = getattr(import_module(f"gated_backfill.producer.cli.{path}"), name)
     if not isinstance(target, typer.Typer):
@@ -60,22 +60,22 @@ def load_command(name: str) -> Any:
 
 
 class CommandGroup(TyperGroup):
-    """The group of all commands. Its help imports none of them."""
+    """The group of all commands. Its help imports no command."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: TyperCommand(name, short_help=line) for name, (_, line) in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, short_help=help_line) for name, (_, help_line) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
+        name, command, remaining = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, remaining
 
 
 app = typer.Typer(name="backfill", cls=CommandGroup, help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"backfill {version('gated-backfill')}")
@@ -95,9 +95,9 @@ def show_help(
 
 
 def main() -> NoReturn:
-    """Carry out the command line and exit with its code; an expected error becomes one line on stderr."""
+    """Run the command line and exit with its code; an expected error becomes one line on stderr."""
     try:
-        _check_text(sys.argv[1:])
+        _check_utf8(sys.argv[1:])
         code = _invoke()
     except BackfillError as exc:
         sys.stderr.write(f"backfill: {' '.join(str(exc).split())}\n")
@@ -107,8 +107,8 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else COMPLETE)
 
 
-def _check_text(arguments: Sequence[str]) -> None:
-    """Raises `UserError` for bytes that are not UTF-8: no job, table or date has such a name."""
+def _check_utf8(arguments: Sequence[str]) -> None:
+    """Raise `UserError` for bytes that are not UTF-8: no job, table or date has such a name."""
     for argument in arguments:
         try:
             argument.encode()

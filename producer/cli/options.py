@@ -1,4 +1,4 @@
-"""Options that several commands share, each with one meaning, and dataclasses of options as parameters."""
+"""Options that several commands share, and dataclasses of options as command parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Dates = Annotated[
     list[str] | None,
     typer.Option("--dates", help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."),
 ]
-Reason = Annotated[str | None, typer.Option("--reason", help="Why; stored with the user and the time.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="The reason; stored with the user and the time.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run; `backfill status` lists the latest.")]
@@ -29,12 +29,12 @@ WindowSize = Annotated[
 
 
 def strip_reason(reason: str | None) -> str | None:
-    """The text of a `--reason` option; None when it is blank."""
+    """The trimmed text of a `--reason` option; None when it is blank."""
     return (reason or "").strip() or None
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take dataclasses of options: each field of a dataclass parameter becomes an option."""
+    """Make each field of a command's dataclass parameters an option of the command."""
     groups: dict[str, Any] = {}
     parameters: list[Parameter] = []
     hints = get_type_hints(command, include_extras=True)

@@ -14,7 +14,7 @@ from gated_backfill.producer.terminal.console import make_console, print_json
 
 
 def pause(run_id: RunId, reason: Reason = None, as_json: AsJson = False) -> None:
-    """Start no further date of a run. Started dates are finished, and published as usual."""
+    """Start no further date of a run. Dates in progress are finished and published as usual."""
     _print_result(control.pause(run_id, open_context(read_settings()), strip_reason(reason)), as_json=as_json)
 
 
@@ -29,15 +29,15 @@ def cancel(
     discard: Annotated[
         bool, typer.Option("--discard", help="Delete staged dates that wait for the gate instead of publishing them.")
     ] = False,
-    now: Annotated[bool, typer.Option("--now", help="Stop the dates that are being built, too.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Also stop the dates that are being built.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a run. Its started dates are finished; the others are free for other runs at once.
+    """Cancel a run. Its dates in progress are finished; the others are free for other runs at once.
 
-    Checkpointed dates stay; `backfill undo` restores the rows before the run. `backfill retry` builds the others.
+    Checkpointed dates stay: `backfill undo` restores their earlier rows. `backfill retry` builds the other dates.
     """
-    opened = open_context(read_settings())
-    _print_result(control.cancel(run_id, opened, strip_reason(reason), discard=discard, now=now), as_json=as_json)
+    context = open_context(read_settings())
+    _print_result(control.cancel(run_id, context, strip_reason(reason), discard=discard, now=now), as_json=as_json)
 
 
 def _print_result(result: control.ControlResult, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`backfill history`: report what runs did over a period, compared with the period before."""
+"""`backfill history`: report the runs of a period, compared with the period before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def history(
     as_json: AsJson = False,
     as_csv: Annotated[
         str | None,
-        typer.Option("--csv", metavar="FILE", help="Write one CSV line for each date of each run; - prints them."),
+        typer.Option("--csv", metavar="FILE", help="Write one CSV line per date and run; - prints them."),
     ] = None,
     as_html: Annotated[
         str | None,
@@ -51,27 +51,26 @@ def history(
         ),
     ] = False,
 ) -> None:
-    """Show what runs did: coverage, fallbacks, blocked and forced dates, durations, and the trend.
+    """Show coverage, fallbacks, blocked and forced dates, durations, and their trend.
 
     A run belongs to the day on which it ended or, if it has not ended, was opened. The figures count dates per run: a
-    date that two runs built counts twice. Coverage is that of judged dates, so skipped and failed ones do not count;
-    the fallback rate is the share of published dates with rows from another source than the job's first. Undone runs
-    are counted and marked.
+    date that two runs built counts twice. Coverage does not count skipped and failed dates. The fallback rate is the
+    share of published dates with rows from a source other than the job's first. Undone runs are counted and marked.
     """
     if as_json and as_csv == STDOUT:
         raise UserError("give either --json or --csv -: both print")
-    for target in (as_csv, as_html):
-        _check_target(target)  # before anything is written
-    opened = open_context(read_settings())
+    for output in (as_csv, as_html):
+        _check_output(output)  # before writing any file
+    context = open_context(read_settings())
     period = _period(today(), days)
-    runs, runs_before = _read_runs(opened.ledger, period, job)
+    runs, runs_before = _read_runs(context.ledger, period, job)
     report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, made_at=utcnow())
     if write_metadata:
-        _write_metadata(opened, period, job)
+        _write_metadata(context, period, job)
     if as_csv is not None:
-        _write(as_csv, _to_csv(runs))
+        _write_text(as_csv, _to_csv(runs))
     if as_html is not None:
-        _write(as_html, render_page(report))
+        _write_text(as_html, render_page(report))
     if as_json:
         print_json(report.as_json())
     elif as_csv is None and as_html is None and not write_metadata:
@@ -83,21 +82,21 @@ def _period(last: date, count: int) -> DateRange:
 
 
 def _read_runs(ledger: Ledger, period: DateRange, job: str | None) -> tuple[list[RunWithDates], list[RunWithDates]]:
-    """The runs of the period, and those of the equally long period before it."""
+    """The runs of the period, and the runs of the equally long period before it."""
     start, until = midnight(period.start), midnight(period.through + ONE_DAY)
     runs = ledger.history.list_runs_with_dates(start, until, job=job)
     return runs, ledger.history.list_runs_with_dates(start - (until - start), start, job=job)
 
 
-def _write_metadata(opened: CommandContext, period: DateRange, job: str | None) -> None:
+def _write_metadata(context: CommandContext, period: DateRange, job: str | None) -> None:
     if job is not None:
         raise UserError("--write-metadata writes whole days, with the runs of every job: leave out --job")
     console = make_console(stderr=True)
     start, until = midnight(period.start), midnight(period.through + ONE_DAY)
-    finish_times = [row.run.finished_at for row in opened.ledger.history.list_ended_runs_with_dates(start, until)]
+    finish_times = [row.run.finished_at for row in context.ledger.history.list_ended_runs_with_dates(start, until)]
     days = sorted({moment.date() for moment in finish_times if moment is not None})
     for day in days:
-        console.print(write_day(opened.ledger, opened.warehouse, opened.settings, day), soft_wrap=True)
+        console.print(write_day(context.ledger, context.warehouse, context.settings, day), soft_wrap=True)
     if not days:
         console.print("no run ended in these days: nothing was written")
 
@@ -106,21 +105,21 @@ def _to_csv(runs: Sequence[RunWithDates]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows_of(runs))
+    writer.writerows({name: _format_cell(value) for name, value in row.items()} for row in rows_of(runs))
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _format_cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return value.isoformat() if isinstance(value, date | datetime) else value
 
 
-def _write(target: str, text: str) -> None:
-    if target == STDOUT:
+def _write_text(output: str, text: str) -> None:
+    if output == STDOUT:
         sys.stdout.write(text)
         return
-    file = Path(target)
+    file = Path(output)
     try:
         write_atomically(file, text.encode())
     except OSError as exc:
@@ -128,16 +127,16 @@ def _write(target: str, text: str) -> None:
     make_console(stderr=True).print(f"written: {file}", soft_wrap=True, markup=False)
 
 
-def _check_target(target: str | None) -> None:
-    """Raises `UserError` for a file that can't be written."""
-    if target in (None, STDOUT):
+def _check_output(output: str | None) -> None:
+    """Raise `UserError` for a file that can't be written."""
+    if output in (None, STDOUT):
         return
-    file = Path(target or "")
+    file = Path(output or "")
     try:
         if not file.absolute().parent.is_dir():
             raise UserError(f"{file} can't be written: there is no folder {file.parent}")
         if file.is_dir():
             raise UserError(f"{file} can't be written: it is a folder")
-    except OSError as exc:  # a name that no file can have
+    except OSError as exc:  # an impossible file name
         raise UserError(f"{file} can't be written: {exc.strerror}") from exc
     check_writable(file.absolute().parent)

@@ -1,4 +1,4 @@
-"""`backfill logs`: what was logged about a run."""
+"""`backfill logs`: the log lines of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gated_backfill.common.model.dates import parse_date
 from gated_backfill.producer.cli.options import AsJson, RunId
 from gated_backfill.producer.terminal.console import make_console, print_json
 
-NOT_FIELDS = ("timestamp", "level", "event", "exception", "run")  #: printed apart from the other fields of a line
+FIXED_FIELDS = ("timestamp", "level", "event", "exception", "run")  #: not printed among the other fields of a line
 
 
 def logs(
@@ -26,19 +26,19 @@ def logs(
     day: Annotated[str | None, typer.Argument(metavar="[DATE]", help="One date.  [default: all dates]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the log lines of a run or of one of its dates, with tracebacks, and the errors that the ledger keeps.
+    """Show the log lines of a run or of one of its dates, with tracebacks, and the errors in the ledger.
 
-    Reads the log files in BACKFILL_HOME: those of commands, of embedded workers and of `backfill up`. Workers that
+    Reads the log files in BACKFILL_HOME: of commands, embedded workers and `backfill up`. Workers that
     were started in another way (containers, `celery worker`) log to their standard error.
     """
     settings = read_settings()
-    wanted_day = parse_date(day) if day is not None else None
+    selected_day = parse_date(day) if day is not None else None
     with closing(open_ledger(settings.ledger_url)) as ledger:
         run = ledger.runs.get_run(run_id)
-        rows = [row for row in ledger.dates.list_dates(run.id) if row.error and wanted_day in (None, row.day)]
+        rows = [row for row in ledger.dates.list_dates(run.id) if row.error and selected_day in (None, row.day)]
     files = sorted((settings.home / "logs").glob("*.log"))
     lines = sorted(
-        (line for file in files for line in _lines_of(file, run.id, wanted_day)), key=lambda line: line["timestamp"]
+        (line for file in files for line in _read_lines(file, run.id, selected_day)), key=lambda line: line["timestamp"]
     )
     if as_json:
         errors = [{"day": row.day, "attempt": row.attempt, "kind": row.error_kind, "error": row.error} for row in rows]
@@ -54,15 +54,15 @@ def logs(
         console.print("workers that run elsewhere log to their own standard error", soft_wrap=True)
 
 
-def _lines_of(file: Path, run_id: str, day: date | None) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a log file that are about the run and, when a day is given, about that day."""
+def _read_lines(file: Path, run_id: str, day: date | None) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a log file about the run and, if `day` is set, about that day."""
     with file.open(encoding="utf-8", errors="replace") as stream:
         for text in stream:
             if run_id not in text:
                 continue
             try:
                 line = json.loads(text)
-            except ValueError:  # the output of a library, or a line that a killed process did not finish
+            except ValueError:  # output of a library, or an incomplete line of a killed process
                 continue
             if not isinstance(line, dict) or line.get("run") != run_id:
                 continue
@@ -71,7 +71,7 @@ def _lines_of(file: Path, run_id: str, day: date | None) -> Iterator[dict[str, A
 
 
 def _print_line(console: Console, line: dict[str, Any]) -> None:
-    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in NOT_FIELDS)
+    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in FIXED_FIELDS)
     text = f"{line['timestamp']} {line.get('level', ''):<7} {line.get('event', '')}  {fields}"
     console.print(text, soft_wrap=True, markup=False)
     if "exception" in line:

@@ -1,4 +1,4 @@
-"""`backfill plan`: show what a run would do."""
+"""`backfill plan`: show the plan of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gated_backfill.producer.terminal.plan import print_plan
 
 @with_options
 def plan(
-    context: typer.Context,
+    typer_context: typer.Context,
     dates: DateOptions,
     judging: JudgingOptions,
     window: WindowSize = None,
@@ -35,10 +35,10 @@ def plan(
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
     request = dates.to_request(judging, as_json=as_json)
     settings = read_settings()
-    opened = open_context(settings)
-    context.call_on_close(opened.ledger.close)
+    context = open_context(settings)
+    typer_context.call_on_close(context.ledger.close)
     job = find_job(request.job)
-    new_plan = make_plan(request, job, opened.warehouse, opened.ledger)
+    new_plan = make_plan(request, job, context.warehouse, context.ledger)
     limits = ConcurrencyLimits(
         windows=settings.windows_in_flight,
         dates=settings.max_in_flight,
@@ -47,7 +47,7 @@ def plan(
     cost = estimate_cost(
         new_plan,
         job,
-        opened.warehouse,
+        context.warehouse,
         dates_per_window=limits.window_size(window or settings.window),
         price_per_tib=settings.price_per_tib,
     )

@@ -1,4 +1,4 @@
-"""The options that say what a run builds and how, shared by `plan`, `run` and `retry`."""
+"""Options that `plan`, `run` and `retry` share: the dates to build, the judging and the launch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingOptions:
-    """How sources are chosen and low coverage is judged."""
+    """Options for choosing sources and judging low coverage."""
 
     fallback: Annotated[
         Fallback | None,
@@ -50,12 +50,12 @@ class JudgingOptions:
         typer.Option("--force", help="Publish dates of low coverage, permanently marked as forced. Needs --reason."),
     ] = False
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Why; stored with the run and with every forced date.")
+        str | None, typer.Option("--reason", help="The reason; stored with the run and with every forced date.")
     ] = None
 
     @property
     def forced_because(self) -> str | None:
-        """The reason when dates are forced. Raises `UserError` when it is missing."""
+        """The reason if `--force` is set, else None. Raises `UserError` for `--force` without a reason."""
         if self.force and strip_reason(self.reason) is None:
             raise UserError("--force needs --reason: it is stored with every forced date")
         return strip_reason(self.reason) if self.force else None
@@ -63,7 +63,7 @@ class JudgingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DateOptions:
-    """The job and the dates that `plan` and `run` are about."""
+    """The job and the dates of `plan` and `run`."""
 
     job: JobName = None
     start_date: StartDate = None
@@ -86,7 +86,7 @@ class DateOptions:
     def to_request(self, judging: JudgingOptions, *, as_json: bool) -> RunRequest:
         """The request of these options. Raises `UserError` when they contradict each other.
 
-        Exits with code 0 when only flagged dates are asked for and no date is flagged.
+        Exits with code 0 when `--flagged` is set and no date is flagged.
         """
         forced_because = judging.forced_because
         days = self._flagged_days(as_json=as_json) if self.flagged else self._days()
@@ -141,7 +141,7 @@ class DateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """How `run` and `retry` carry out a request."""
+    """Options of `run` and `retry` for carrying out a request."""
 
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Run the other dates when some would be blocked; exit code 3.")
@@ -175,7 +175,7 @@ class LaunchOptions:
     as_json: AsJson = False
 
     def to_launch(self, request: RunRequest, settings: Settings) -> Launch:
-        """The launch of a request; options that were not given are those of the settings."""
+        """The launch of a request; the settings supply the options that were not given."""
         from gated_backfill.producer.runs.session import Launch  # imports Celery, which `plan` does not need
 
         return Launch(

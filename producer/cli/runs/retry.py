@@ -1,4 +1,4 @@
-"""`backfill retry`: build what an earlier run left incomplete."""
+"""`backfill retry`: build the dates that an earlier run left incomplete."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def retry(run_id: RunId, judging: JudgingOptions, launching: LaunchOptions) -> N
     """Build the dates that a run left blocked, failed or cancelled, in a new run, and no others."""
     forced_because = judging.forced_because
     settings = read_settings()
-    opened = open_context(settings)
-    earlier = opened.ledger.runs.get_run(run_id)
-    days = _unfinished_days(earlier, opened)
+    context = open_context(settings)
+    earlier = context.ledger.runs.get_run(run_id)
+    days = _unfinished_days(earlier, context)
     if not days:
         if launching.as_json:
             print_json(None)
@@ -53,9 +53,9 @@ def retry(run_id: RunId, judging: JudgingOptions, launching: LaunchOptions) -> N
     )
 
 
-def _unfinished_days(run: Run, opened: CommandContext) -> tuple[date, ...]:
+def _unfinished_days(run: Run, context: CommandContext) -> tuple[date, ...]:
     """The dates that the run did not complete. Raises `UserError` while the run may still complete them."""
     if not run.has_ended and not is_interrupted(run):
         raise UserError(f"run {run.id} is still {run.state.value}: wait for its end with `backfill watch`")
     complete = (DateState.CHECKPOINTED, DateState.SKIPPED)
-    return tuple(row.day for row in opened.ledger.dates.list_dates(run.id) if row.state not in complete)
+    return tuple(row.day for row in context.ledger.dates.list_dates(run.id) if row.state not in complete)

@@ -1,4 +1,4 @@
-"""`backfill status`: the state of a run, and of its dates."""
+"""`backfill status`: the state of a run and its dates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`backfill undo`: restore what a run replaced."""
+"""`backfill undo`: restore the rows that a run replaced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gated_backfill.producer.terminal.console import confirm, make_console
 
 
 def undo(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run whose published dates are taken back.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done with each date.")] = False,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run to undo.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the effect on each date. Changes nothing.")] = False,
     yes: Yes = False,
 ) -> None:
     """Restore the rows and checkpoints that the dates of a run had before it.
@@ -24,16 +24,16 @@ def undo(
     A date that had no checkpoint before the run has none afterwards. Refuses, and changes nothing, when one of the
     dates was written after the run, or when the rows that the run replaced are no longer kept.
     """
-    opened = open_context(read_settings())
+    context = open_context(read_settings())
     console = make_console()
-    undo_plan = plan_undo(run_id, opened)
+    undo_plan = plan_undo(run_id, context)
     console.print(f"undo of run {run_id}, {undo_plan.describe()}")
     if dry_run:
         return
     count = len(undo_plan.days)
     confirm(yes, f"Undo {count} date(s)?", "undone")
-    restored = undo_run(undo_plan, opened, current_user())
-    refresh_run_metadata(run_id, opened)
-    without = count - len(restored)
-    rest = f"; {without} have no checkpoint any more and count as not built" if without else ""
-    console.print(f"undone: {count} date(s), {len(restored)} have their earlier checkpoints again{rest}")
+    restored = undo_run(undo_plan, context, current_user())
+    refresh_run_metadata(run_id, context)
+    unbuilt = count - len(restored)
+    suffix = f"; {unbuilt} have no checkpoint any more and count as not built" if unbuilt else ""
+    console.print(f"undone: {count} date(s), {len(restored)} have their earlier checkpoints again{suffix}")

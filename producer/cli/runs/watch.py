@@ -19,24 +19,24 @@ from gated_backfill.producer.terminal.watcher import RunWatcher
 def watch(run_id: LatestRunId = None) -> None:
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
     settings = read_settings()
-    opened = open_context(settings)
-    runs = opened.ledger.runs.list_latest_runs(1)
+    context = open_context(settings)
+    runs = context.ledger.runs.list_latest_runs(1)
     if run_id is None and not runs:
         raise UserError("no run was launched yet")
-    run = opened.ledger.runs.get_run(run_id or runs[0].id)
+    run = context.ledger.runs.get_run(run_id or runs[0].id)
     app = None
-    if run.owner is None and opened.settings.broker is not None:
-        app = make_app(settings, opened.settings.broker.get_secret_value())
+    if run.owner is None and context.settings.broker is not None:
+        app = make_app(settings, context.settings.broker.get_secret_value())
     console = make_console()
     try:
         with RunWatcher(console).live_display() as watcher:
-            progress = follow_run(run.id, opened, watcher.update, app=app)
+            progress = follow_run(run.id, context, watcher.update, app=app)
     except KeyboardInterrupt:
         console.print(f"run {run.id} continues")
         raise typer.Exit(INTERRUPTED) from None
     if not progress.run.has_ended:
         console.print(f"the process of run {run.id} has died: launch the same command again to complete its dates")
         raise typer.Exit(INCOMPLETE)
-    summary, actions = opened.ledger.dates.get_run_summary(run.id), opened.ledger.actions.list_actions(run.id)
+    summary, actions = context.ledger.dates.get_run_summary(run.id), context.ledger.actions.list_actions(run.id)
     print_run(console, progress, summary, actions)
     raise typer.Exit(exit_code_for_run(progress))

@@ -1,1 +1,1 @@
-"""Commands about what runs beside a run: the stack, its metrics and alerts, the doctor, the demo."""
+"""Commands about the stack, its metrics and alerts, the doctor and the demo."""

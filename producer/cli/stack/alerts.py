@@ -35,7 +35,7 @@ def list_alerts(
     last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="Number of alerts, the latest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List the latest alerts: their text, whether they were delivered, and why not."""
+    """List the latest alerts: their text, their state, and the last delivery error."""
     if context.invoked_subcommand is not None:
         return
     rows = open_ledger(read_settings().ledger_url).alerts.list_latest_alerts(last)

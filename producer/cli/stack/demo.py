@@ -1,4 +1,4 @@
-"""`backfill demo`: the replay of the incident."""
+"""`backfill demo`: replay the incident."""
 
 from __future__ import annotations
 

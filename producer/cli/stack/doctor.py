@@ -19,7 +19,7 @@ STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
 def doctor(job: SingleJob = None, as_json: AsJson = False) -> None:
-    """Check that everything a run needs is in order, and say how to fix what is not.
+    """Check that everything a run needs is in order, and show how to fix each problem.
 
     Changes nothing. Exit codes: 0 nothing failed, 3 something failed.
     """

@@ -1,4 +1,4 @@
-"""`backfill metrics`: serve metrics."""
+"""`backfill metrics`: serve metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def metrics(
 ) -> None:
     """Serve /metrics for Prometheus and /healthz until stopped: dates, coverage, fallbacks, durations, queues, alerts.
 
-    Reads the ledger and the broker at each scrape, and answers also while they are down. /healthz is 200 only while the
+    Reads the ledger and the broker at each scrape, and answers even while they are down. /healthz is 200 only while the
     ledger answers. With BACKFILL_METRICS_PASSWORD, /metrics asks for it (user: backfill); without it, an address that
     other machines can reach is refused.
     """

@@ -34,7 +34,7 @@ def up(
         typer.Option(
             min=1,
             max=65535,
-            help="Where Flower listens.  [default: BACKFILL_FLOWER_PORT, or 5555, or another one where that is taken]",
+            help="Port of Flower.  [default: BACKFILL_FLOWER_PORT, or 5555, or a free port if that is taken]",
         ),
     ] = None,
     metrics_port: Annotated[
@@ -42,11 +42,11 @@ def up(
         typer.Option(
             min=1,
             max=65535,
-            help="Where metrics are served.  [default: BACKFILL_METRICS_PORT, or 9808, or another one likewise]",
+            help="Port of the metrics.  [default: BACKFILL_METRICS_PORT, or 9808, or a free port if that is taken]",
         ),
     ] = None,
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay, and stop the stack at Ctrl-C: for a service manager.")
+        bool, typer.Option("--foreground", help="Run in the foreground until Ctrl-C, e.g. under a service manager.")
     ] = False,
 ) -> None:
     """Start a broker, workers, beat, Flower and a metrics server, and keep them running until `backfill down`.
@@ -69,21 +69,21 @@ def up(
             start_supervisor(options, settings)
             state = find_running_stack(settings.home)
     if state is None:
-        _stay_in_foreground(options, settings, console)
+        _run_in_foreground(options, settings, console)
         return
     _print_state(state, console)
     console.print("stop it: `backfill down`")
     raise typer.Exit(COMPLETE)
 
 
-def _stay_in_foreground(options: UpOptions, settings: Settings, console: Console) -> None:
+def _run_in_foreground(options: UpOptions, settings: Settings, console: Console) -> None:
     try:
-        with interrupt_on_signals(), ExitStack() as running:
+        with interrupt_on_signals(), ExitStack() as exit_stack:
             with stack_lock(settings.home):
                 if find_running_stack(settings.home) is not None:
                     raise UserError("another `backfill up` has started the stack meanwhile")
                 check_places(settings)
-                stack = running.enter_context(SupervisedStack(settings, options))
+                stack = exit_stack.enter_context(SupervisedStack(settings, options))
             _print_state(stack.state, console)
             console.print("stop it: Ctrl-C, or `backfill down`")
             stack.supervise()

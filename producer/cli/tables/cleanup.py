@@ -108,21 +108,21 @@ def _delete(
     yes: bool,
     as_json: bool,
 ) -> None:
-    opened = _open_context(settings)
+    context = _open_cleanup_context(settings)
     count = sum(rows.rows for rows in stale)
-    if count or opened.ledger.cleanups.list_unfinished_cleanups():
+    if count or context.ledger.cleanups.list_unfinished_cleanups():
         confirm(yes, f"Delete {count} row(s)?", "deleted")
     today = local_today(settings)
-    report = clean_tables(opened, tables, today=today, days=age, max_share=max_share)
+    report = clean_tables(context, tables, today=today, days=age, max_share=max_share)
     if alert := unusual_cleanup_alert(report, settings, today):
-        opened.ledger.alerts.record_alert(alert)
+        context.ledger.alerts.record_alert(alert)
     if as_json:
         print_json({"dry_run": False, "tables": [rows.as_json() for rows in stale], **_report_json(report)})
     else:
         _print_report(report)
     if problems := report.refused + report.busy + report.failed:
-        done = f"{len(report.done)} operation(s) were carried out" if report.done else "nothing was deleted"
-        raise UserError(f"{'; '.join(problems)}; {done}")
+        outcome = f"{len(report.done)} operation(s) were carried out" if report.done else "nothing was deleted"
+        raise UserError(f"{'; '.join(problems)}; {outcome}")
     raise typer.Exit(INCOMPLETE if any(operation.error for operation in report.done) else COMPLETE)
 
 
@@ -131,11 +131,11 @@ def restore(
     operation: Annotated[str, typer.Argument(metavar="ID", help="The cleanup; `backfill cleanup list` shows them.")],
     leave_written: Annotated[
         bool,
-        typer.Option("--leave-written", help="Skip dates that hold other rows by now, and restore the rest."),
+        typer.Option("--leave-written", help="Skip dates that were written since, and restore the rest."),
     ] = False,
     intact: Annotated[
         bool,
-        typer.Option("--intact", help="Skip dates that are damaged in the backup, and restore the rest."),
+        typer.Option("--intact", help="Skip dates whose backup is damaged, and restore the rest."),
     ] = False,
     yes: Yes = False,
 ) -> None:
@@ -144,15 +144,16 @@ def restore(
     Refuses when a date was written since, or when the backup is damaged. The daily cleanup skips restored dates until
     the backup expires.
     """
-    opened = _open_context(read_settings())
-    deleted = opened.ledger.cleanups.get_cleanup(operation)
+    context = _open_cleanup_context(read_settings())
+    deleted = context.ledger.cleanups.get_cleanup(operation)
     check_restorable(deleted, intact_only=intact)
     console = make_console()
-    rows = f"{deleted.rows} row(s) of {deleted.table_name} on {deleted.dates} date(s)"
-    rows += f", {deleted.oldest}..{deleted.newest}"
+    rows = (
+        f"{deleted.rows} row(s) of {deleted.table_name} on {deleted.dates} date(s), {deleted.oldest}..{deleted.newest}"
+    )
     console.print(f"restore of cleanup {operation}: {rows}", soft_wrap=True)
     confirm(yes, "Restore them?", "restored")
-    restored = restore_operation(operation, opened, leave_written=leave_written, intact_only=intact)
+    restored = restore_operation(operation, context, leave_written=leave_written, intact_only=intact)
     console.print(f"restored: {rows}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
 
 
@@ -161,8 +162,8 @@ def list_operations(
     last: Annotated[int, typer.Option("--last", min=1, max=1000, help="Number of cleanups, the latest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List cleanups: what each deleted, its state, and until when it can be restored."""
-    operations = _open_context(read_settings()).ledger.cleanups.list_cleanups(limit=last)
+    """List cleanups: the deleted rows, the state, and the time until which they can be restored."""
+    operations = _open_cleanup_context(read_settings()).ledger.cleanups.list_cleanups(limit=last)
     if as_json:
         print_json([_operation_json(operation) for operation in operations])
     elif not operations:
@@ -174,7 +175,7 @@ def list_operations(
 def _tables_and_restored_dates(
     settings: Settings, names: Sequence[str]
 ) -> tuple[tuple[DatedTable, ...], dict[DatedTable, frozenset[date]]]:
-    """The tables to clean, all or those with these names, and the dates of each that were restored.
+    """The tables to clean, all or only the named ones, and the restored dates of each.
 
     A ledger that does not exist yet is not created.
     """
@@ -192,7 +193,7 @@ def _tables_and_restored_dates(
 
 
 def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[str]) -> tuple[DatedTable, ...]:
-    """The tables to clean, or those of them that were named. Raises `UserError` for any other name."""
+    """The tables to clean, or only the named ones. Raises `UserError` for any other name."""
     tables = {str(table): table for table in tables_to_clean(settings, ledger)}
     if unknown := [name for name in names if name not in tables]:
         raise UserError(
@@ -202,9 +203,9 @@ def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[st
     return tuple(tables[name] for name in dict.fromkeys(names or tables))
 
 
-def _open_context(settings: Settings) -> CleanupContext:
-    opened = open_context(settings)
-    return CleanupContext(settings=settings, ledger=opened.ledger, warehouse=opened.warehouse, by=current_user())
+def _open_cleanup_context(settings: Settings) -> CleanupContext:
+    context = open_context(settings)
+    return CleanupContext(settings=settings, ledger=context.ledger, warehouse=context.warehouse, by=current_user())
 
 
 def _print_preview(stale: Sequence[StaleRows]) -> None:
@@ -214,9 +215,9 @@ def _print_preview(stale: Sequence[StaleRows]) -> None:
         preview.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for rows in stale:
         days = rows.rows_by_date
-        ends = [str(min(days)), str(max(days))] if days else ["-", "-"]
+        bounds = [str(min(days)), str(max(days))] if days else ["-", "-"]
         share = format_percent(rows.rows, rows.table_rows) if rows.exists else "does not exist"
-        preview.add_row(str(rows.table), str(rows.rows), str(len(days)), *ends, str(rows.cutoff), share)
+        preview.add_row(str(rows.table), str(rows.rows), str(len(days)), *bounds, str(rows.cutoff), share)
     console = make_console()
     console.print(preview)
     for rows in stale:

@@ -46,7 +46,7 @@ FlagIncomplete = Annotated[
     typer.Option(
         "--flag-incomplete",
         help="Flag the incomplete, missing, duplicated and changed dates for `backfill run --flagged`, and clear the "
-        "flags of dates that are fine again. A forced date whose rows have not changed is listed but not flagged.",
+        "flags of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
     ),
 ]
 
@@ -61,7 +61,7 @@ def coverage(
     every_date: EveryDate = False,
     flag_incomplete: FlagIncomplete = False,
 ) -> None:
-    """Compare published rows with the present expectation, date by date, whichever process wrote them.
+    """Compare the rows of each date, by any writer, with the current expectation.
 
     Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
     incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
@@ -72,23 +72,23 @@ def coverage(
     days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
-    opened = open_context(read_settings())
+    context = open_context(read_settings())
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
-    audit = audit_dates(find_job(job), days, opened.warehouse, opened.ledger, max_names=max_names)
-    flags = record_audit(audit, opened.ledger, current_user()) if flag_incomplete else None
+    audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names)
+    flags = record_audit(audit, context.ledger, current_user()) if flag_incomplete else None
     if as_json:
         print_json(_audit_json(audit, flags))
     else:
         console = make_console()
         print_audit(console, audit, every_date=every_date)
-        print_next_steps(console, audit, flags, opened.ledger)
+        print_next_steps(console, audit, flags, context.ledger)
     raise typer.Exit(COMPLETE if audit.is_fine else INCOMPLETE)
 
 
 def resolve_audit_days(
     start: str | None, end: str | None, dates: list[str] | None, last_days: int | None
 ) -> tuple[date, ...]:
-    """The dates of exactly one of the three ways to give them. Raises `UserError` otherwise, and for future dates."""
+    """The dates given in exactly one of three ways. Raises `UserError` otherwise, and for future dates."""
     if sum((bool(start or end), bool(dates), last_days is not None)) != 1:
         raise UserError("give one of: --start-date and --end-date, --dates, --last-days")
     if last_days is not None:
@@ -106,8 +106,8 @@ def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> No
     console.print(f"[bold]{escape(audit.summary())}[/bold]", soft_wrap=True)
     for note in audit.notes:
         console.print(f"  note: {escape(note)}", soft_wrap=True)
-    quiet = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
-    dates = [audited for audited in audit.dates if every_date or audited.finding not in quiet]
+    unlisted = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
+    dates = [audited for audited in audit.dates if every_date or audited.finding not in unlisted]
     if not dates:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -22,10 +22,10 @@ def load(
         typer.Option(help="The column that dates each row.  [default: the table's or a job's]"),
     ] = None,
 ) -> None:
-    """Load a CSV or Parquet file into a table of the warehouse, replacing the dates it holds: all or nothing."""
-    opened = open_context(read_settings())
+    """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none."""
+    context = open_context(read_settings())
     jobs, _ = load_jobs()
-    result = load_file(opened.warehouse, table, file, date_column)
+    result = load_file(context.warehouse, table, file, date_column)
     console = make_console()
     console.print(result.describe())
     for job in jobs:
