@@ -53,14 +53,14 @@ def launch_and_follow(
     `workers_given` says whether the user chose a number of workers.
     """
     console = make_console(stderr=as_json)
-    site = open_context(settings)
+    context = open_context(settings)
     job = find_job(launch.request.job)
-    for released in release_interrupted_runs(job, launch.request, site):
+    for released in release_interrupted_runs(job, launch.request, context):
         console.print(
             f"run {released.run.id} was interrupted: {released.checkpointed} of its dates are checkpointed, "
             f"{released.unfinished} are free again"
         )
-    plan = plan_launch(launch, job, site)
+    plan = plan_launch(launch, job, context)
     check(plan)
     print_plan(console, plan)
     check_nothing_blocked(plan, allow_partial=launch.allow_partial)
@@ -70,12 +70,12 @@ def launch_and_follow(
         return _print_result({"run": None, "result": _nothing_to_do(plan)}, code, as_json=as_json)
     _confirm(plan, launch, yes=yes)
     if not launch.sequential:
-        _print_stack(site, console, workers_given=workers_given)
-    if detach and site.is_embedded:
+        _print_stack(context, console, workers_given=workers_given)
+    if detach and context.is_embedded:
         run_id = launch_in_background(replace(launch, shown=plan.digest()), settings)
         console.print(f"run {run_id} continues in the background: follow it with `backfill watch {run_id}`")
         return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
-    return _follow(launch, plan, site, console, detach=detach, as_json=as_json)
+    return _follow(launch, plan, context, console, detach=detach, as_json=as_json)
 
 
 def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
@@ -85,30 +85,32 @@ def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
     return code
 
 
-def _print_stack(site: CommandContext, console: Console, *, workers_given: bool) -> None:
+def _print_stack(context: CommandContext, console: Console, *, workers_given: bool) -> None:
     """Print a note when the run uses the running stack, or when its `--workers` option has no effect."""
-    if site.uses_running_stack:
+    if context.uses_running_stack:
         console.print("on the running stack (`backfill up`): the run continues when this command ends")
-    if workers_given and not site.is_embedded:
+    if workers_given and not context.is_embedded:
         console.print("note: --workers has no effect here: it is for the stack that a run starts for itself")
 
 
-def _follow(launch: Launch, plan: Plan, site: CommandContext, console: Console, *, detach: bool, as_json: bool) -> int:
+def _follow(
+    launch: Launch, plan: Plan, context: CommandContext, console: Console, *, detach: bool, as_json: bool
+) -> int:
     """Run, show the result, and report afterwards, so that a hanging alert endpoint does not delay the result."""
-    log_file = site.settings.home / "logs" / "command.log"
-    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site) as report_later:
+    log_file = context.settings.home / "logs" / "command.log"
+    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(context) as report_later:
 
         def on_open(run: Run) -> None:
             report_later(run)
             console.print(f"run [bold]{run.id}[/bold]")
 
-        return _run_and_show(launch, plan, site, console, on_open, detach=detach, as_json=as_json)
+        return _run_and_show(launch, plan, context, console, on_open, detach=detach, as_json=as_json)
 
 
 def _run_and_show(
     launch: Launch,
     plan: Plan,
-    site: CommandContext,
+    context: CommandContext,
     console: Console,
     on_open: Callable[[Run], None],
     *,
@@ -117,7 +119,7 @@ def _run_and_show(
 ) -> int:
     try:
         with RunWatcher(console).live_display() as watcher:
-            progress = execute_plan(launch, plan, site, watcher.update, on_open, wait=not detach)
+            progress = execute_plan(launch, plan, context, watcher.update, on_open, wait=not detach)
     except LaunchInterrupted as exc:
         console.print(describe_interruption(exc))
         return _print_result({"run": exc.run.id}, INTERRUPTED, as_json=as_json)
@@ -127,8 +129,8 @@ def _run_and_show(
         return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
     code = _limit_exit_code(exit_code_for_run(progress), plan)
     if as_json:
-        return _print_result(run_json(progress, site.ledger.dates.list_dates(run_id)), code, as_json=True)
-    summary, actions = site.ledger.dates.get_run_summary(run_id), site.ledger.actions.list_actions(run_id)
+        return _print_result(run_json(progress, context.ledger.dates.list_dates(run_id)), code, as_json=True)
+    summary, actions = context.ledger.dates.get_run_summary(run_id), context.ledger.actions.list_actions(run_id)
     print_run(console, progress, summary, actions)
     if progress.run.state is RunState.CANCELLED:
         console.print(f"build the other dates: `backfill retry {run_id}`")

@@ -27,26 +27,26 @@ def main() -> int:
     """Read a launch from standard input, answer with one line, `run ID` or `refused REASON`, and run it."""
     launch = Launch.from_json(json.loads(sys.stdin.read()))
     try:
-        site = open_context(read_settings())
+        context = open_context(read_settings())
         job = find_job(launch.request.job)
-        plan = plan_launch(launch, job, site)
+        plan = plan_launch(launch, job, context)
         if launch.shown not in (None, plan.digest()):
             raise UserError("the plan changed after it was shown: nothing was started; plan again")
         check_nothing_blocked(plan, allow_partial=launch.allow_partial)
-        with post_run_reporting(site) as report_later:
-            return _run(launch, plan, site, report_later)
+        with post_run_reporting(context) as report_later:
+            return _run(launch, plan, context, report_later)
     except BackfillError as exc:
         send_startup_answer(f"refused {exc}")
         return 2
 
 
-def _run(launch: Launch, plan: Plan, site: CommandContext, report_later: Callable[[Run], None]) -> int:
+def _run(launch: Launch, plan: Plan, context: CommandContext, report_later: Callable[[Run], None]) -> int:
     def on_open(run: Run) -> None:
         report_later(run)
         _announce(run)
 
     try:
-        execute_plan(launch, plan, site, _ignore_progress, on_open)
+        execute_plan(launch, plan, context, _ignore_progress, on_open)
     except LaunchInterrupted:
         return 130
     return 0

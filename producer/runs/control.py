@@ -50,58 +50,63 @@ class ControlResult:
         }
 
 
-def pause(run_id: str, site: CommandContext, reason: str | None) -> ControlResult:
+def pause(run_id: str, context: CommandContext, reason: str | None) -> ControlResult:
     """Pause the run: no further date is started. Raises `UserError` when it has ended or is being cancelled."""
-    run = _get_live_run(run_id, site)
+    run = _get_live_run(run_id, context)
     by = current_user()
-    if site.ledger.orders.pause_run(run_id, by=by, reason=reason):
-        under_way = _count_dates(site.ledger.runs.get_progress(run_id).count(*STARTED_STATES))
+    if context.ledger.orders.pause_run(run_id, by=by, reason=reason):
+        under_way = _count_dates(context.ledger.runs.get_progress(run_id).count(*STARTED_STATES))
         text = f"run {run_id} is paused: {under_way} under way are finished; continue with `backfill resume {run_id}`"
-        return _result(run_id, site, by, reason, text)
-    if site.ledger.runs.get_run(run_id).state is RunState.PAUSED:
-        return _result(run_id, site, by, reason, f"run {run_id} is already paused", changed=False)
-    raise _state_error(run, site, "paused")
+        return _result(run_id, context, by, reason, text)
+    if context.ledger.runs.get_run(run_id).state is RunState.PAUSED:
+        return _result(run_id, context, by, reason, f"run {run_id} is already paused", changed=False)
+    raise _state_error(run, context, "paused")
 
 
-def resume(run_id: str, site: CommandContext, reason: str | None) -> ControlResult:
+def resume(run_id: str, context: CommandContext, reason: str | None) -> ControlResult:
     """Resume a paused run.
 
     Raises `UserError` when it can't be resumed and `BrokerUnavailable` when its broker can't be reached; then nothing
     changes.
     """
-    run = _get_live_run(run_id, site)
+    run = _get_live_run(run_id, context)
     by, job = current_user(), find_job(run.job)
-    dispatcher = _dispatcher(run, site)
-    if not site.ledger.orders.resume_run(run_id, by=by, reason=reason):
-        if site.ledger.runs.get_run(run_id).state is RunState.RUNNING:
-            return _result(run_id, site, by, reason, f"run {run_id} is running already", changed=False)
-        raise _state_error(run, site, "resumed")
+    dispatcher = _dispatcher(run, context)
+    if not context.ledger.orders.resume_run(run_id, by=by, reason=reason):
+        if context.ledger.runs.get_run(run_id).state is RunState.RUNNING:
+            return _result(run_id, context, by, reason, f"run {run_id} is running already", changed=False)
+        raise _state_error(run, context, "resumed")
     if dispatcher is not None:
-        continue_run(run, job, site, dispatcher)
+        continue_run(run, job, context, dispatcher)
     has_no_broker = run.owner is None and dispatcher is None
     note = "no broker is known here: it continues once its workers run" if has_no_broker else None
     text = f"run {run_id} continues: follow it with `backfill watch {run_id}`"
-    return _result(run_id, site, by, reason, text, note=note)
+    return _result(run_id, context, by, reason, text, note=note)
 
 
-def cancel(run_id: str, site: CommandContext, reason: str | None, *, discard: bool, now: bool) -> ControlResult:
+def cancel(run_id: str, context: CommandContext, reason: str | None, *, discard: bool, now: bool) -> ControlResult:
     """Cancel the run. Raises `UserError` when it has ended.
 
     `discard` deletes staged dates, `now` stops dates in progress. The ledger stores the order even when the broker
     cannot be reached; dates in progress are then finished later.
     """
-    run, by = site.ledger.runs.get_run(run_id), current_user()
+    run, by = context.ledger.runs.get_run(run_id), current_user()
     if is_interrupted(run):
-        return _cancel_dead_run(run, site, by, reason)
-    if run.state is RunState.CANCELLING and _repeats_cancel(run_id, site.ledger, discard=discard, now=now):
-        return _result(run_id, site, by, reason, f"run {run_id} is already being cancelled", changed=False)
-    cancellation = site.ledger.orders.cancel_run(run_id, by=by, reason=reason, discard=discard, now=now)
+        return _cancel_dead_run(run, context, by, reason)
+    if run.state is RunState.CANCELLING and _repeats_cancel(run_id, context.ledger, discard=discard, now=now):
+        return _result(run_id, context, by, reason, f"run {run_id} is already being cancelled", changed=False)
+    cancellation = context.ledger.orders.cancel_run(run_id, by=by, reason=reason, discard=discard, now=now)
     if cancellation is None:
-        raise _state_error(run, site, "cancelled")
-    site.staging.delete(run_id, frozenset(cancellation.discarded))
-    note = _finish_or_notify(run, site, now=now)
+        raise _state_error(run, context, "cancelled")
+    context.staging.delete(run_id, frozenset(cancellation.discarded))
+    note = _finish_or_notify(run, context, now=now)
     return _result(
-        run_id, site, by, reason, describe_cancellation(site.ledger.runs.get_progress(run_id), cancellation), note=note
+        run_id,
+        context,
+        by,
+        reason,
+        describe_cancellation(context.ledger.runs.get_progress(run_id), cancellation),
+        note=note,
     )
 
 
@@ -125,7 +130,7 @@ def _count_dates(dates: int) -> str:
 
 def _result(
     run_id: str,
-    site: CommandContext,
+    context: CommandContext,
     by: str,
     reason: str | None,
     text: str,
@@ -133,13 +138,13 @@ def _result(
     changed: bool = True,
     note: str | None = None,
 ) -> ControlResult:
-    progress = site.ledger.runs.get_progress(run_id)
+    progress = context.ledger.runs.get_progress(run_id)
     return ControlResult(progress=progress, by=by, reason=reason, changed=changed, text=text, note=note)
 
 
-def _get_live_run(run_id: str, site: CommandContext) -> Run:
+def _get_live_run(run_id: str, context: CommandContext) -> Run:
     """The run. Raises `UserError` when its process has died."""
-    run = site.ledger.runs.get_run(run_id)
+    run = context.ledger.runs.get_run(run_id)
     if is_interrupted(run):
         raise UserError(
             f"run {run_id} was interrupted: its process has died, so it can't continue; `backfill retry {run_id}` "
@@ -148,8 +153,8 @@ def _get_live_run(run_id: str, site: CommandContext) -> Run:
     return run
 
 
-def _state_error(run: Run, site: CommandContext, action: str) -> UserError:
-    state = site.ledger.runs.get_run(run.id).state
+def _state_error(run: Run, context: CommandContext, action: str) -> UserError:
+    state = context.ledger.runs.get_run(run.id).state
     return UserError(f"run {run.id} can't be {action}: it is {state.value}; nothing was changed")
 
 
@@ -163,22 +168,22 @@ def _repeats_cancel(run_id: str, ledger: Ledger, *, discard: bool, now: bool) ->
     )
 
 
-def _dispatcher(run: Run, site: CommandContext) -> CeleryDispatcher | None:
+def _dispatcher(run: Run, context: CommandContext) -> CeleryDispatcher | None:
     """The dispatcher to the run's workers; None if the broker is embedded or unknown. Raises `BrokerUnavailable`."""
-    if run.owner is not None or site.settings.broker is None:
+    if run.owner is not None or context.settings.broker is None:
         return None
-    url = site.settings.broker.get_secret_value()
-    ping_broker(site.settings, url)
-    return CeleryDispatcher(make_app(site.settings, url))
+    url = context.settings.broker.get_secret_value()
+    ping_broker(context.settings, url)
+    return CeleryDispatcher(make_app(context.settings, url))
 
 
-def _finish_or_notify(run: Run, site: CommandContext, *, now: bool) -> str | None:
+def _finish_or_notify(run: Run, context: CommandContext, *, now: bool) -> str | None:
     """End the run if no date is in progress, or else notify its workers; returns a note if that failed."""
-    final_state = site.ledger.runs.finish_run(run.id)
+    final_state = context.ledger.runs.finish_run(run.id)
     if final_state is not None:
-        site.staging.delete(run.id)
+        context.staging.delete(run.id)
     try:
-        dispatcher = _dispatcher(run, site)
+        dispatcher = _dispatcher(run, context)
         if dispatcher is None:
             must_wait = final_state is None and run.owner is None
             return "no broker is known here: dates in progress are finished once its workers run" if must_wait else None
@@ -193,13 +198,15 @@ def _finish_or_notify(run: Run, site: CommandContext, *, now: bool) -> str | Non
     return None
 
 
-def _cancel_dead_run(run: Run, site: CommandContext, by: str, reason: str | None) -> ControlResult:
+def _cancel_dead_run(run: Run, context: CommandContext, by: str, reason: str | None) -> ControlResult:
     """Cancel a run whose process has died; its checkpoints stay."""
-    clean_up_dead_stacks(site.settings.home)
+    clean_up_dead_stacks(context.settings.home)
     reason = reason or "its process has died"
-    released = release_run(run, find_job(run.job), site.ledger, site.warehouse, site.staging, by=by, reason=reason)
+    released = release_run(
+        run, find_job(run.job), context.ledger, context.warehouse, context.staging, by=by, reason=reason
+    )
     text = (
         f"run {run.id} is cancelled: its process had died, {_count_dates(released.checkpointed)} checkpointed, "
         f"{released.unfinished:,} are free"
     )
-    return _result(run.id, site, by, reason, text)
+    return _result(run.id, context, by, reason, text)

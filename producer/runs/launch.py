@@ -47,7 +47,7 @@ MAX_WAITING_MAINTENANCE = 2  #: at this queue length, no worker consumes mainten
 NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the maintenance queue"
 
 
-def open_run(plan: Plan, job: Job, options: RunOptions, site: CommandContext, *, owned: bool) -> Run:
+def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext, *, owned: bool) -> Run:
     """Store the planned run. An `owned` run ends with this process.
 
     Raises `DatesInUse`, and stores nothing, when an active run of the job has one of the dates.
@@ -60,23 +60,23 @@ def open_run(plan: Plan, job: Job, options: RunOptions, site: CommandContext, *,
         requested_by=current_user(),
         reason=plan.request.reason,
         owner=process_identity() if owned else None,
-        dates=tuple(_new_dates(plan, job, options, site)),
+        dates=tuple(_new_dates(plan, job, options, context)),
     )
     date_count = sum(date_row.window is not None for date_row in new.dates)
-    express_dates = site.settings.express_dates
+    express_dates = context.settings.express_dates
 
     def select_queue(active_queues: Collection[str]) -> str:
         return choose_queue(date_count, express_dates=express_dates, active_queues=active_queues)
 
-    return site.ledger.runs.open_run(new, queue=None if owned else select_queue)
+    return context.ledger.runs.open_run(new, queue=None if owned else select_queue)
 
 
-def _new_dates(plan: Plan, job: Job, options: RunOptions, site: CommandContext) -> list[NewDate]:
+def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContext) -> list[NewDate]:
     days_to_build = [step.day for step in plan.steps_with(PlanAction.BUILD)]
     windows = enumerate(chunk_dates(days_to_build, options.window), 1)
     window_by_day = {day: number for number, days in windows for day in days}
     blocked = {step.day: step for step in plan.steps_with(PlanAction.BLOCKED)}
-    missing = find_missing_entities(list(blocked), job, blocked, site.warehouse) if blocked else {}
+    missing = find_missing_entities(list(blocked), job, blocked, context.warehouse) if blocked else {}
     outcomes = {
         PlanAction.SKIP: (DateState.SKIPPED, Verdict.SKIPPED),
         PlanAction.BLOCKED: (DateState.BLOCKED, Verdict.BLOCKED),
@@ -102,51 +102,51 @@ def _new_dates(plan: Plan, job: Job, options: RunOptions, site: CommandContext) 
     ]
 
 
-def start_run(run: Run, job: Job, site: CommandContext, app: Celery) -> None:
+def start_run(run: Run, job: Job, context: CommandContext, app: Celery) -> None:
     """Start a planned run: open its first windows and enqueue their tasks."""
-    site.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    context.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     dispatcher = CeleryDispatcher(app)
-    enqueue_next_windows(run, job, site.ledger, dispatcher)
-    final_state = site.ledger.runs.finish_run(run.id)  # the plan may have decided every date
+    enqueue_next_windows(run, job, context.ledger, dispatcher)
+    final_state = context.ledger.runs.finish_run(run.id)  # the plan may have decided every date
     if final_state is not None and run.owner is None:
         dispatcher.send_post_run(run.id)
 
 
-def continue_run(run: Run, job: Job, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
+def continue_run(run: Run, job: Job, context: CommandContext, dispatcher: CeleryDispatcher) -> None:
     """Continue a paused run: requeue tasks that workers consumed meanwhile, and open the next windows."""
-    for window in site.ledger.windows.list_windows(run.id, [WindowState.OPEN]):
+    for window in context.ledger.windows.list_windows(run.id, [WindowState.OPEN]):
         requeue_lost_dates(
             run,
             window.number,
             job,
-            site.ledger,
+            context.ledger,
             dispatcher,
             include_queued=True,
-            max_deaths=site.settings.max_deaths,
+            max_deaths=context.settings.max_deaths,
         )
-    enqueue_next_windows(run, job, site.ledger, dispatcher)
+    enqueue_next_windows(run, job, context.ledger, dispatcher)
 
 
-def run_sequentially(run: Run, job: Job, site: CommandContext, show: Callable[[RunProgress], None]) -> RunProgress:
+def run_sequentially(run: Run, job: Job, context: CommandContext, show: Callable[[RunProgress], None]) -> RunProgress:
     """Run a planned run to its end in this process, with the functions that the workers' tasks call."""
     last_shown = time.monotonic()
 
     def show_progress() -> None:
         nonlocal last_shown
         if time.monotonic() - last_shown >= POLL_SECONDS:
-            show(site.ledger.runs.get_progress(run.id))
+            show(context.ledger.runs.get_progress(run.id))
             last_shown = time.monotonic()
 
     engine = importlib.import_module(SEQUENTIAL_MODULE)
-    engine.run_sequentially(run, job, site.settings, show_progress)
-    progress = site.ledger.runs.get_progress(run.id)
+    engine.run_sequentially(run, job, context.settings, show_progress)
+    progress = context.ledger.runs.get_progress(run.id)
     show(progress)
     return progress
 
 
 def follow_run(
     run_id: str,
-    site: CommandContext,
+    context: CommandContext,
     show: Callable[[RunProgress], None],
     *,
     app: Celery | None,
@@ -158,12 +158,12 @@ def follow_run(
     reach its broker. Without an `app`, nothing is reconciled. Celery's results are not awaited: their cost grows with
     every date.
     """
-    period = site.settings.reconcile_seconds
+    period = context.settings.reconcile_seconds
     last_ended, last_change, note = -1, time.monotonic(), ""
     orders_done = 0
     while True:
         started = time.monotonic()
-        progress = site.ledger.runs.get_progress(run_id)
+        progress = context.ledger.runs.get_progress(run_id)
         poll_seconds = time.monotonic() - started
         show(replace(progress, note=note))
         if progress.run.has_ended:
@@ -171,9 +171,9 @@ def follow_run(
         if progress.ended != last_ended:
             last_ended, last_change, note = progress.ended, time.monotonic(), ""
         if stack is not None and app is not None:
-            orders = site.ledger.actions.list_actions(run_id)
+            orders = context.ledger.actions.list_actions(run_id)
             for order in orders[orders_done:]:
-                _carry_out_order(order, progress.run, site, CeleryDispatcher(app))
+                _carry_out_order(order, progress.run, context, CeleryDispatcher(app))
             orders_done = len(orders)
         if stack is not None and stack.restart_dead():
             note = _ask_reconcile(app, run_id, lost_tasks=True)
@@ -203,27 +203,29 @@ def _ask_reconcile(app: Celery | None, run_id: str, *, lost_tasks: bool = False,
     return NO_MAINTENANCE_WORKER if is_unconsumed else ""
 
 
-def _carry_out_order(order: ActionRow, run: Run, site: CommandContext, dispatcher: CeleryDispatcher) -> None:
+def _carry_out_order(order: ActionRow, run: Run, context: CommandContext, dispatcher: CeleryDispatcher) -> None:
     """Send the workers the messages for an order in the ledger."""
     if order.action is RunAction.RESUMED:
-        continue_run(run, find_job(run.job), site, dispatcher)
+        continue_run(run, find_job(run.job), context, dispatcher)
     elif order.action is RunAction.CANCELLED:
         if order.details.get("now"):
             dispatcher.stop_dates(run.id)
         dispatcher.send_reconcile(run.id, lost_tasks=True)
 
 
-def release_dead_runs(job: Job, days: tuple[date, ...], site: CommandContext) -> list[ReleasedRun]:
+def release_dead_runs(job: Job, days: tuple[date, ...], context: CommandContext) -> list[ReleasedRun]:
     """Release the active runs on these dates whose process has died."""
-    conflicting_ids = site.ledger.runs.find_conflicting_runs(job.name, days)
-    dead = [run for run in map(site.ledger.runs.get_run, conflicting_ids) if is_interrupted(run)]
+    conflicting_ids = context.ledger.runs.find_conflicting_runs(job.name, days)
+    dead = [run for run in map(context.ledger.runs.get_run, conflicting_ids) if is_interrupted(run)]
     return [
-        release_run(run, job, site.ledger, site.warehouse, site.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED)
+        release_run(
+            run, job, context.ledger, context.warehouse, context.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED
+        )
         for run in dead
     ]
 
 
-def check_dates_free(job: Job, days: list[date], site: CommandContext) -> None:
+def check_dates_free(job: Job, days: list[date], context: CommandContext) -> None:
     """Raise `DatesInUse` when an active run of the job has one of the dates."""
-    for run_id, used_days in site.ledger.runs.find_conflicting_runs(job.name, days).items():
-        raise dates_in_use_error(site.ledger.runs.get_run(run_id), used_days)
+    for run_id, used_days in context.ledger.runs.find_conflicting_runs(job.name, days).items():
+        raise dates_in_use_error(context.ledger.runs.get_run(run_id), used_days)

@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 @contextmanager
 def post_run_reporting(
-    site: CommandContext, report: Callable[[str, CommandContext], None] | None = None
+    context: CommandContext, report: Callable[[str, CommandContext], None] | None = None
 ) -> Generator[Callable[[Run], None]]:
     """Report the end of the runs opened inside the block, at its end.
 
@@ -32,49 +32,49 @@ def post_run_reporting(
     finally:
         for run in opened:
             if run.owner is not None:
-                _report_or_skip(run.id, site, report or report_run_end)
+                _report_or_skip(run.id, context, report or report_run_end)
 
 
-def _report_or_skip(run_id: str, site: CommandContext, report: Callable[[str, CommandContext], None]) -> None:
+def _report_or_skip(run_id: str, context: CommandContext, report: Callable[[str, CommandContext], None]) -> None:
     """Report the end of the run. An interrupt ends the reporting, and changes neither the result nor the exit code."""
     try:
-        report(run_id, site)
+        report(run_id, context)
     except KeyboardInterrupt:
         log.info("post_run_interrupted", run=run_id)
         sys.stderr.write("backfill: reporting the end of the run was interrupted: beat or the next run completes it\n")
 
 
-def report_run_end(run_id: str, site: CommandContext) -> None:
+def report_run_end(run_id: str, context: CommandContext) -> None:
     """Record alerts and history of a run that this process owned, and deliver the alerts.
 
     An error is logged and shown in one line on standard error, and never changes the run's result; beat, or the
     next run, completes the reporting.
     """
-    arguments = (site.ledger, site.warehouse, site.settings)
+    arguments = (context.ledger, context.warehouse, context.settings)
     with _errors_as_warnings(f"run {run_id} was not reported completely"):
         report_run(run_id, *arguments)
     with _errors_as_warnings("earlier runs were not reported completely"):
         report_ended_runs(*arguments)
     with _errors_as_warnings("alerts were not delivered"):
-        record_beat_silence(site.ledger)
-        outcome = deliver(site.ledger, site.settings, process_identity())
+        record_beat_silence(context.ledger)
+        outcome = deliver(context.ledger, context.settings, process_identity())
         log.info("run_reported", run=run_id, outcome=outcome)
         if "; " in outcome:
             sys.stderr.write(f"backfill: warning: alerts: {outcome}\n")
 
 
-def mark_run_reported(run_id: str, site: CommandContext) -> None:
+def mark_run_reported(run_id: str, context: CommandContext) -> None:
     """Mark a run as reported without alerts; only the warehouse's history is written."""
-    site.ledger.runs.mark_reported(run_id)
-    refresh_run_metadata(run_id, site)
+    context.ledger.runs.mark_reported(run_id)
+    refresh_run_metadata(run_id, context)
 
 
-def refresh_run_metadata(run_id: str, site: CommandContext) -> None:
+def refresh_run_metadata(run_id: str, context: CommandContext) -> None:
     """Write the run's current state into the warehouse's history; an error becomes one line on standard error."""
     with _errors_as_warnings(
         "the warehouse's history does not show the run as it is (`backfill history --write-metadata` corrects that)"
     ):
-        write_metadata(site.ledger, site.warehouse, site.settings, run_id)
+        write_metadata(context.ledger, context.warehouse, context.settings, run_id)
 
 
 @contextmanager

@@ -70,22 +70,22 @@ class LaunchInterrupted(Exception):
         self.released = released
 
 
-def release_interrupted_runs(job: Job, request: RunRequest, site: CommandContext) -> list[ReleasedRun]:
+def release_interrupted_runs(job: Job, request: RunRequest, context: CommandContext) -> list[ReleasedRun]:
     """Release the dates of runs whose command has died, after killing their workers."""
-    clean_up_dead_stacks(site.settings.home)
-    return release_dead_runs(job, request.days, site)
+    clean_up_dead_stacks(context.settings.home)
+    return release_dead_runs(job, request.days, context)
 
 
-def plan_launch(launch: Launch, job: Job, site: CommandContext) -> Plan:
+def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     """Plan a launch.
 
     Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written.
     """
-    _check_folders(job, site)
-    plan = make_plan(launch.request, job, site.warehouse, site.ledger)
+    _check_folders(job, context)
+    plan = make_plan(launch.request, job, context.warehouse, context.ledger)
     if not launch.preflight:
         plan = build_blocked_dates(plan)
-    check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], site)
+    check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], context)
     return plan
 
 
@@ -115,7 +115,7 @@ def check_nothing_blocked(plan: Plan, *, allow_partial: bool) -> None:
 def execute_plan(
     launch: Launch,
     plan: Plan,
-    site: CommandContext,
+    context: CommandContext,
     show: Callable[[RunProgress], None],
     on_open: Callable[[Run], None],
     *,
@@ -127,78 +127,78 @@ def execute_plan(
     the command. The caller shows the result and then reports it, see `post_run_reporting`.
     """
     job = find_job(plan.request.job)
-    site.warehouse.delete_expired_undo()
+    context.warehouse.delete_expired_undo()
     options = RunOptions.for_job(
         job,
         window=launch.window,
-        in_flight=site.settings.windows_in_flight,
+        in_flight=context.settings.windows_in_flight,
         fallback=plan.request.fallback,
         forced_because=plan.request.forced_because,
         calendar=plan.has_calendar,
-        max_in_flight=launch.max_in_flight or site.settings.max_in_flight,
-        job_max_in_flight=site.settings.max_in_flight_per_job,
+        max_in_flight=launch.max_in_flight or context.settings.max_in_flight,
+        job_max_in_flight=context.settings.max_in_flight_per_job,
         dates_per_task=launch.dates_per_task,
     )
-    if not (site.is_embedded or launch.sequential):
-        return _on_users_broker(plan, job, options, site, show, on_open, wait=wait)
-    run = open_run(plan, job, options, site, owned=True)
+    if not (context.is_embedded or launch.sequential):
+        return _on_users_broker(plan, job, options, context, show, on_open, wait=wait)
+    run = open_run(plan, job, options, context, owned=True)
     on_open(run)
     try:
         if launch.sequential:
-            return run_sequentially(run, job, site, show)
-        return _on_embedded_stack(run, job, launch, site, show)
+            return run_sequentially(run, job, context, show)
+        return _on_embedded_stack(run, job, launch, context, show)
     except KeyboardInterrupt:
-        raise LaunchInterrupted(run, _release(run, job, site, "interrupted")) from None
+        raise LaunchInterrupted(run, _release(run, job, context, "interrupted")) from None
     except BaseException as exc:
-        _release(run, job, site, f"its command failed: {type(exc).__name__}")
+        _release(run, job, context, f"its command failed: {type(exc).__name__}")
         raise
 
 
-def _check_folders(job: Job, site: CommandContext) -> None:
+def _check_folders(job: Job, context: CommandContext) -> None:
     """Raise `NotAllowed` when the target, the staging or the home can't be written."""
-    site.warehouse.check_publishable(TableName.parse(job.target.table))
-    site.staging.check()
-    check_writable(site.settings.home.absolute())
+    context.warehouse.check_publishable(TableName.parse(job.target.table))
+    context.staging.check()
+    check_writable(context.settings.home.absolute())
 
 
 def _on_embedded_stack(
-    run: Run, job: Job, launch: Launch, site: CommandContext, show: Callable[[RunProgress], None]
+    run: Run, job: Job, launch: Launch, context: CommandContext, show: Callable[[RunProgress], None]
 ) -> RunProgress:
-    with EmbeddedStack(site.settings, launch.workers) as stack:
-        app = make_app(site.settings.model_copy(update={"task_events": False}), stack.broker_url)
-        start_run(run, job, site, app)
-        return follow_run(run.id, site, show, app=app, stack=stack)
+    with EmbeddedStack(context.settings, launch.workers) as stack:
+        app = make_app(context.settings.model_copy(update={"task_events": False}), stack.broker_url)
+        start_run(run, job, context, app)
+        return follow_run(run.id, context, show, app=app, stack=stack)
 
 
 def _on_users_broker(
     plan: Plan,
     job: Job,
     options: RunOptions,
-    site: CommandContext,
+    context: CommandContext,
     show: Callable[[RunProgress], None],
     on_open: Callable[[Run], None],
     *,
     wait: bool,
 ) -> RunProgress:
-    assert site.settings.broker is not None
-    url = site.settings.broker.get_secret_value()
-    ping_broker(site.settings, url)
-    app = make_app(site.settings, url)
-    run = open_run(plan, job, options, site, owned=False)
+    assert context.settings.broker is not None
+    url = context.settings.broker.get_secret_value()
+    ping_broker(context.settings, url)
+    app = make_app(context.settings, url)
+    run = open_run(plan, job, options, context, owned=False)
     on_open(run)
-    start_run(run, job, site, app)
+    start_run(run, job, context, app)
     if not wait:
-        return site.ledger.runs.get_progress(run.id)
+        return context.ledger.runs.get_progress(run.id)
     try:
-        return follow_run(run.id, site, show, app=app)
+        return follow_run(run.id, context, show, app=app)
     except KeyboardInterrupt:
         raise LaunchInterrupted(run, None) from None
 
 
-def _release(run: Run, job: Job, site: CommandContext, reason: str) -> ReleasedRun | None:
-    if site.ledger.runs.get_run(run.id).has_ended:
+def _release(run: Run, job: Job, context: CommandContext, reason: str) -> ReleasedRun | None:
+    if context.ledger.runs.get_run(run.id).has_ended:
         return None
-    return release_run(run, job, site.ledger, site.warehouse, site.staging, by=current_user(), reason=reason)
+    return release_run(run, job, context.ledger, context.warehouse, context.staging, by=current_user(), reason=reason)
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:

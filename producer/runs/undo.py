@@ -49,38 +49,38 @@ class UndoPlan:
         return f"{self.target}: {'; '.join(parts)}"
 
 
-def plan_undo(run_id: str, site: CommandContext) -> UndoPlan:
+def plan_undo(run_id: str, context: CommandContext) -> UndoPlan:
     """Plan the undo of a run, without changing anything.
 
     Raises `UserError` when the run is active, was undone, published nothing, or was published over since;
     `NothingKept` when the rows it replaced were deleted.
     """
-    run = site.ledger.runs.get_run(run_id)
+    run = context.ledger.runs.get_run(run_id)
     if not run.has_ended:
         raise UserError(f"run {run_id} is still {run.state.value}: wait for its end with `backfill watch {run_id}`")
     if run.undone_at is not None:
         raise UserError(f"run {run_id} was undone already, by {run.undone_by} at {run.undone_at:%Y-%m-%d %H:%M} UTC")
     job = find_job(run.job)
     target, date_column = TableName.parse(job.target.table), job.target.date_column
-    date_rows = site.ledger.dates.list_dates(run_id)
-    replaced = site.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in date_rows])
-    fingerprints = site.warehouse.fingerprints(target, date_column, [row.day for row in date_rows])
+    date_rows = context.ledger.dates.list_dates(run_id)
+    replaced = context.warehouse.replaced_partitions(target, date_column, run_id, [row.day for row in date_rows])
+    fingerprints = context.warehouse.fingerprints(target, date_column, [row.day for row in date_rows])
     rows = [row for row in date_rows if _is_published(row, replaced.get(row.day), fingerprints[row.day])]
     if not rows:
         raise UserError(f"run {run_id} published nothing: there is nothing to undo")
     days = [row.day for row in rows]
     replaced = {day: replaced[day] for day in days if day in replaced}
     unchanged = {row.day: row.checksum for row in rows if row.day not in replaced and row.checksum is not None}
-    check_no_active_run(run, days, site)
+    check_no_active_run(run, days, context)
     check_not_published_over(
         run,
         rows,
         replaced,
         fingerprints=fingerprints,
-        unchanged=site.warehouse.matching_dates(target, date_column, unchanged),
-        checkpoints=site.ledger.checkpoints.list_checkpoints(job.name, min(days), max(days)),
+        unchanged=context.warehouse.matching_dates(target, date_column, unchanged),
+        checkpoints=context.ledger.checkpoints.list_checkpoints(job.name, min(days), max(days)),
     )
-    site.warehouse.check_restorable(target, date_column, run_id, replaced)
+    context.warehouse.check_restorable(target, date_column, run_id, replaced)
     return classify_dates(run, job, rows, replaced)
 
 
@@ -91,9 +91,9 @@ def _is_published(row: DateRow, replaced: ReplacedPartition | None, fingerprint:
     return replaced is not None and fingerprint == replaced.published != replaced.before
 
 
-def check_no_active_run(run: Run, days: Sequence[date], site: CommandContext) -> None:
+def check_no_active_run(run: Run, days: Sequence[date], context: CommandContext) -> None:
     """Raise `UserError` when an active run of the job has one of the dates."""
-    for active_id, used_days in site.ledger.runs.find_conflicting_runs(run.job, days).items():
+    for active_id, used_days in context.ledger.runs.find_conflicting_runs(run.job, days).items():
         if active_id == run.id:
             continue  # an interrupted undo of this run
         raise UserError(
@@ -151,32 +151,32 @@ def classify_dates(run: Run, job: Job, rows: Sequence[DateRow], replaced: Mappin
     )
 
 
-def undo_run(plan: UndoPlan, site: CommandContext, by: str) -> list[date]:
+def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
     """Carry out the plan; returns the dates whose earlier checkpoints are valid again. Repeating it is harmless.
 
     The run's checkpoints are removed before its rows, and earlier checkpoints return after their rows, so that no
     checkpoint lacks its rows. Raises `UserError` when another writer changed a date meanwhile; the others are restored.
     """
     target, date_column, run_id = plan.target, plan.job.target.date_column, plan.run.id
-    site.ledger.checkpoints.begin_undo(run_id, plan.days)
+    context.ledger.checkpoints.begin_undo(run_id, plan.days)
     try:
-        _restore(plan, site)
-        earlier = site.ledger.checkpoints.list_replaced_checkpoints(run_id)
+        _restore(plan, context)
+        earlier = context.ledger.checkpoints.list_replaced_checkpoints(run_id)
         checksums = {day: checkpoint.checksum for day, checkpoint in earlier.items()}
-        valid_again = site.warehouse.matching_dates(target, date_column, checksums)
+        valid_again = context.warehouse.matching_dates(target, date_column, checksums)
     except UserError:
-        site.ledger.checkpoints.release_undo(run_id)
+        context.ledger.checkpoints.release_undo(run_id)
         raise
-    site.ledger.checkpoints.finish_undo(run_id, valid_again, by)
+    context.ledger.checkpoints.finish_undo(run_id, valid_again, by)
     return sorted(valid_again)
 
 
-def _restore(plan: UndoPlan, site: CommandContext) -> None:
+def _restore(plan: UndoPlan, context: CommandContext) -> None:
     target, date_column = plan.target, plan.job.target.date_column
     replaced = {**plan.restored, **plan.emptied}
     restored: set[date] = set()
     for days in chunk_dates(sorted(replaced), DATES_PER_RESTORE):
-        restored |= site.warehouse.restore(target, date_column, plan.run.id, {day: replaced[day] for day in days})
+        restored |= context.warehouse.restore(target, date_column, plan.run.id, {day: replaced[day] for day in days})
     if changed := sorted(set(replaced) - restored):
         raise UserError(
             f"{target}: {len(changed)} date(s) were changed by another writer meanwhile and are left alone: "
