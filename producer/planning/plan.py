@@ -144,9 +144,7 @@ class Plan:
         """One line with the job, the range, and the number of dates by action."""
         span = format_dates([*self.request.days, *self.request.excluded])
         counts = ", ".join(
-            f"{len(self.steps_with(action))} {words}"
-            for action, words in _ACTION_TEXTS.items()
-            if self.steps_with(action)
+            f"{len(self.steps_with(action))} {words}" for action, words in _TEXTS.items() if self.steps_with(action)
         )
         excluded = f", {len(self.request.excluded)} excluded" if self.request.excluded else ""
         return f"{self.request.job}, {span}: {len(self.steps)} date(s){excluded}: {counts}"
@@ -163,7 +161,7 @@ class Plan:
         }
 
 
-_ACTION_TEXTS = {
+_TEXTS = {
     PlanAction.BUILD: "to build",
     PlanAction.DONE: "left as they are",
     PlanAction.SKIP: "to skip",
@@ -185,30 +183,22 @@ class PlanMeasurements:
 
 
 def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
-    """The dates of `span` and `days` without the excluded ones, oldest first.
-
-    Raises `UserError` for a date in the future or before `FIRST_SUPPORTED_DATE`, and when no date remains.
-    """
-    requested = sorted({*(span.days() if span else ()), *days})
-    if requested and requested[0] < FIRST_SUPPORTED_DATE:
-        raise UserError(
-            f"{requested[0]} is too long ago: the first date that can be asked for is {FIRST_SUPPORTED_DATE}"
-        )
-    if future := [day for day in requested if day > today()]:
+    """All dates but the excluded ones, oldest first. Raises `UserError` for unsupported dates and if none remains."""
+    dates = sorted({*(span.days() if span else ()), *days})
+    if dates and dates[0] < FIRST_SUPPORTED_DATE:
+        raise UserError(f"{dates[0]} is too long ago: the first date that can be asked for is {FIRST_SUPPORTED_DATE}")
+    if future := [day for day in dates if day > today()]:
         raise UserError(
             f"{format_dates(future)} is in the future: the last date that can be asked for is {today()} (UTC)"
         )
-    days_to_build = tuple(day for day in requested if day not in set(excluded))
+    days_to_build = tuple(day for day in dates if day not in set(excluded))
     if not days_to_build:
-        raise UserError("no date is left: every date asked for is excluded" if requested else "no date was asked for")
+        raise UserError("no date is left: every date asked for is excluded" if dates else "no date was asked for")
     return days_to_build
 
 
 def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
-    """Measure the whole range, reading every table once, and choose an action for each date. Changes nothing.
-
-    Raises `UserError` when the target would drop a date that would be built.
-    """
+    """Plan a request, reading every table once. Raises `UserError` when the target would drop a built date."""
     missing_tables = check_tables(warehouse, job)
     options = RunOptions.for_job(
         job, window=1, in_flight=1, fallback=request.fallback, forced_because=request.forced_because
@@ -347,10 +337,7 @@ def find_missing_entities(
 
 
 def parse_date_list(texts: Sequence[str], option: str) -> tuple[date, ...]:
-    """Parse dates and ranges of a repeatable option, like `2023-02-23,2023-03-01..2023-03-05`, sorted.
-
-    Raises `UserError`, naming the option, for a text that is not a date.
-    """
+    """Parse the dates and ranges of an option, like `2023-02-23,2023-03-01..2023-03-05`; `UserError` names it."""
     days: list[date] = []
     for text in (part.strip() for part in ",".join(texts).split(",")):
         if not text:

@@ -66,8 +66,7 @@ def pause(run_id: str, context: CommandContext, reason: str | None) -> ControlRe
 def resume(run_id: str, context: CommandContext, reason: str | None) -> ControlResult:
     """Resume a paused run.
 
-    Raises `UserError` when it can't be resumed and `BrokerUnavailable` when its broker can't be reached; then nothing
-    changes.
+    Changes nothing, and raises `UserError` if it can't be resumed, `BrokerUnavailable` if its broker can't be reached.
     """
     run = _get_live_run(run_id, context)
     by, job = current_user(), find_job(run.job)
@@ -100,14 +99,8 @@ def cancel(run_id: str, context: CommandContext, reason: str | None, *, discard:
         raise _state_error(run, context, "cancelled")
     context.staging.delete(run_id, frozenset(cancellation.discarded))
     note = _finish_or_notify(run, context, now=now)
-    return _result(
-        run_id,
-        context,
-        by,
-        reason,
-        describe_cancellation(context.ledger.runs.get_progress(run_id), cancellation),
-        note=note,
-    )
+    text = describe_cancellation(context.ledger.runs.get_progress(run_id), cancellation)
+    return _result(run_id, context, by, reason, text, note=note)
 
 
 def describe_cancellation(progress: RunProgress, cancellation: Cancellation) -> str:
@@ -161,11 +154,8 @@ def _state_error(run: Run, context: CommandContext, action: str) -> UserError:
 def _repeats_cancel(run_id: str, ledger: Ledger, *, discard: bool, now: bool) -> bool:
     """Whether earlier cancel orders had the same options."""
     cancels = [order.details for order in ledger.actions.list_actions(run_id) if order.action is RunAction.CANCELLED]
-    return all(
-        any(details.get(option) for details in cancels)
-        for option, is_set in (("discard", discard), ("now", now))
-        if is_set
-    )
+    options = [option for option, is_set in (("discard", discard), ("now", now)) if is_set]
+    return all(any(details.get(option) for details in cancels) for option in options)
 
 
 def _dispatcher(run: Run, context: CommandContext) -> CeleryDispatcher | None:

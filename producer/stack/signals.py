@@ -12,14 +12,12 @@ from typing import Any, NoReturn
 def interrupt_on_signals() -> Generator[None]:
     """Raise `KeyboardInterrupt` for SIGINT, SIGTERM and SIGHUP, also when a shell had SIGINT ignored."""
 
-    def raise_interrupt(*_: Any) -> NoReturn:
+    def interrupt(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    previous_handlers = {
-        number: signal.signal(number, raise_interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for number, handler in previous_handlers.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

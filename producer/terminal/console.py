@@ -25,10 +25,7 @@ def print_json(value: Any) -> None:
 
 
 def confirm(yes: bool, question: str, action: str) -> None:
-    """Ask the question unless `yes`. Raises `UserError` when the user declines or no terminal is attached.
-
-    `action` is a participle for the error: "nothing was deleted".
-    """
+    """Ask unless `yes`. Raises `UserError` "nothing was {action}" if the user declines or there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
