@@ -29,7 +29,7 @@ class RunWatcher:
         self._built_at_start: int | None = None
         self._last_line = 0.0
         self._last_activity = (-1, 0)
-        self._last_activity_time = time.monotonic()
+        self._idle_since = time.monotonic()
         self._last_text = ""
         self._last_state: RunState | None = None
 
@@ -64,10 +64,8 @@ class RunWatcher:
         activity = (progress.processed, progress.count(DateState.PROCESSING))
         is_paused = progress.run.state is RunState.PAUSED
         if activity != self._last_activity or is_paused or not progress.count(DateState.QUEUED):
-            self._last_activity, self._last_activity_time = activity, time.monotonic()
-        return time.monotonic() - self._last_activity_time > IDLE_WARNING_SECONDS and not progress.count(
-            DateState.PROCESSING
-        )
+            self._last_activity, self._idle_since = activity, time.monotonic()
+        return time.monotonic() - self._idle_since > IDLE_WARNING_SECONDS and not progress.count(DateState.PROCESSING)
 
     def _text(self, progress: RunProgress) -> str:
         if self._built_at_start is None:
