@@ -27,7 +27,7 @@ import os, signal, sys
 from pathlib import Path
 from gated_backfill.common.ledger import ledger
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.producer.cli.tables.cleanup import _open_context
+from gated_backfill.producer.cli.tables.cleanup import _open_cleanup_context
 
 home, at, last, doing = sys.argv[1:]
 owner = ledger.CleanupStore
@@ -48,7 +48,7 @@ setattr(owner, at.split(".")[1], counted)
 from gated_backfill.common.cleanup.cleanup import clean
 from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.cleanup.stale_rows import local_today
-site = _open_context(Settings(home=Path(home)))
+site = _open_cleanup_context(Settings(home=Path(home)))
 if doing == "clean":
     tables = site.settings.tables_to_clean[:1]
     clean(site, tables, today=local_today(site.settings), days=7, max_share=1.0)
