@@ -9,5 +9,5 @@ class Reprocess(Enum):
     """Which dates of earlier runs are built again."""
 
     NONE = "none"  #: only dates that no run has ended yet
-    FAILED = "failed"  #: those and the blocked and failed ones
+    FAILED = "failed"  #: also the blocked and failed ones
     ALL = "all"  #: every date, checkpointed ones included

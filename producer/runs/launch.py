@@ -155,8 +155,7 @@ def follow_run(
     """Poll a run in the ledger until it ends, and have a stuck run reconciled.
 
     With an embedded `stack`, also restart its dead processes and carry out orders of other commands, which cannot
-    reach its broker. Without an `app`, nothing is reconciled. Celery's results are not awaited: their cost grows with
-    every date.
+    reach its broker. Without `app`, nothing is reconciled. Awaiting Celery's results would cost more with every date.
     """
     period = context.settings.reconcile_seconds
     last_ended, last_change, note = -1, time.monotonic(), ""

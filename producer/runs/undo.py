@@ -98,8 +98,7 @@ def check_no_active_run(run: Run, days: Sequence[date], context: CommandContext)
             continue  # an interrupted undo of this run
         raise UserError(
             f"run {active_id} is active and holds {len(used_days)} date(s) that {run.id} published "
-            f"({format_dates(used_days)}): "
-            f"wait for its end with `backfill watch {active_id}`"
+            f"({format_dates(used_days)}): wait for its end with `backfill watch {active_id}`"
         )
 
 

@@ -88,7 +88,7 @@ def find_running_stack(home: Path) -> StackState | None:
 
 
 def check_not_elsewhere(stack: StackState, home: Path) -> None:
-    """Raise `UserError` for a stack on another machine: whether it is alive can't be known here."""
+    """Raise `UserError` for a stack on another machine, because it may be alive there."""
     if not stack.is_running_here and not is_dead(stack.owner):
         raise UserError(
             f"the stack runs on {stack.host}, another host or container: stop it there with `backfill down`, "

@@ -52,7 +52,7 @@ class _RawFile:
 
 
 def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | None) -> LoadResult:
-    """Load the file into the table, replacing the dates it holds.
+    """Load the file into the table, replacing the dates in the file.
 
     Types come from the table if it exists, else from the installed jobs that read it, else from the file. Raises
     `UserError` naming the bad rows, and loads nothing, when a value does not fit or a date is missing.
@@ -85,9 +85,7 @@ def _find_declared_types(warehouse: Warehouse, table: TableName) -> tuple[dict[s
     return declared_types, date_column
 
 
-def _choose_date_column(
-    table: TableName, requested: str | None, declared_types: dict[str, ColumnType], raw: _RawFile
-) -> str:
+def _choose_date_column(table: TableName, requested: str | None, declared: dict[str, ColumnType], raw: _RawFile) -> str:
     """The requested date column, or else the file's only DATE column. Raises `UserError` when there is none."""
     if requested is not None:
         if requested not in raw.columns:
@@ -96,7 +94,7 @@ def _choose_date_column(
                 table=str(table),
             )
         return requested
-    types = {**_infer_types(raw), **declared_types}
+    types = {**_infer_types(raw), **declared}
     candidates = [column for column, kind in types.items() if kind == "DATE" and column in raw.columns]
     if len(candidates) != 1:
         count = f"it has {len(candidates)}: {', '.join(candidates)}" if candidates else "it has none"
@@ -265,7 +263,6 @@ CONVERTERS: dict[ColumnType, Callable[[Any], Any]] = {
 
 
 def _convert_rows(raw: _RawFile, types: dict[str, ColumnType], date_column: str, file: Path) -> pa.Table:
-    """The rows with every value converted. Raises `UserError` naming the values that do not fit."""
     problems: list[tuple[int, str]] = []
     columns: dict[str, list[Any]] = {}
     for name, values in raw.columns.items():

@@ -14,7 +14,7 @@ from gated_backfill.producer.terminal.console import make_console
 
 
 def down() -> None:
-    """Stop what `backfill up` started; tasks in progress have BACKFILL_STOP_SECONDS (30) to end.
+    """Stop the stack that `backfill up` started; tasks in progress have BACKFILL_STOP_SECONDS (30) to end.
 
     Lists the unfinished runs: they continue after the next `backfill up`.
     """
