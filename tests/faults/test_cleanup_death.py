@@ -157,7 +157,7 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
 @pytest.mark.parametrize(
     ("at", "last"),
     [
-        pytest.param("LocalWarehouse._prepare_again", 2, id="while-it-is-prepared"),
+        pytest.param("LocalWarehouse._prepare_restore", 2, id="while-it-is-prepared"),
         pytest.param("LocalWarehouse._commit_loading", 1, id="before-it-takes-effect"),
         pytest.param("CleanupStore.move_cleanup", 2, id="before-it-is-recorded"),
     ],
