@@ -48,18 +48,14 @@ setattr(owner, at.split(".")[1], counted)
 from gated_backfill.common.cleanup.cleanup import clean
 from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.cleanup.stale_rows import local_today
+from gated_backfill.common.model.tables import parse_dated_tables
 site = _open_cleanup_context(Settings(home=Path(home)))
 if doing == "clean":
-    tables = site.settings.tables_to_clean[:1]
+    tables = parse_dated_tables("nba_analytics.upcoming_player_game_context")
     clean(site, tables, today=local_today(site.settings), days=7, max_share=1.0)
 else:
     restore(doing, site)
 """
-
-
-@pytest.fixture(autouse=True)
-def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
 
 
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
