@@ -169,5 +169,5 @@ def test_dates_between_the_restored_ones_are_not_spared_and_the_preview_tells_wh
     shown = command(lab, "cleanup", "--dry-run").stdout
     clean_stale_rows(lab.opened_again())
 
-    assert f"2 of these dates were restored, and the daily cleanup leaves them alone: {STALE[0]}, {STALE[2]}" in shown
+    assert f"2 of these dates were restored, and the daily cleanup skips them: {STALE[0]}, {STALE[2]}" in shown
     assert rows_by_stale_date(lab) == [3, 0, 4]

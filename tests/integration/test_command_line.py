@@ -211,7 +211,7 @@ def test_incomplete_dates_exit_with_3_and_status_names_them_and_who_is_missing(l
     assert "2023-02-24  blocked  5 of 20 expected entities (25.0 %), below 90%" in status.stdout
     assert "missing 15: player005, player006" in status.stdout
     left = lab.inside("run", "--job", "probe", "--dates", "2023-02-24", "--reprocess", "none")
-    assert (left.returncode, "1 date(s) are not complete" in left.stdout) == (3, True)
+    assert (left.returncode, "1 incomplete date(s) were not selected" in left.stdout) == (3, True)
     (blocked,) = [one for one in lab.status()["dates"] if one["state"] == "blocked"]
     assert blocked["missing"] == players(20)[5:]
     assert Path(blocked["quarantined"]).exists()

@@ -205,5 +205,5 @@ def test_a_missing_folder_is_made(file: Path) -> None:
 
 def test_a_file_where_the_folder_should_be_is_an_error_of_the_user(file: Path) -> None:
     file.write_bytes(b"")
-    with pytest.raises(UserError, match="folder can't be made"):
+    with pytest.raises(UserError, match="folder can't be created"):
         open_ledger(f"sqlite:///{file}/ledger.db")

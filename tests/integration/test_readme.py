@@ -45,6 +45,9 @@ def test_every_option_that_the_readme_names_exists(lab: Lab) -> None:
         "--queues",
         "--concurrency",
         "--hostname",
+        "--no-deps",
+        "--constraint",
+        "--version",
     }
     helped = lab.command("run", "--help", COLUMNS="200").stdout
     assert {option for option in named if option not in helped} == set()
