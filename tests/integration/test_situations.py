@@ -264,7 +264,7 @@ def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> 
         lab.run([DAY], "probe")
 
     (check,) = [event for event in logs if event["event"] == "source_check"]
-    assert check["missing"] == players(100)[:10]
+    assert check["missing"] == players(100)[:12]
     assert check["missing_count"] == 50
     assert check["reason"] == "no source reaches 90%; the best has 50.0 %"
 
