@@ -53,7 +53,7 @@ def plan_undo(run_id: str, context: CommandContext) -> UndoPlan:
     """Plan the undo of a run, without changing anything.
 
     Raises `UserError` when the run is active, was undone, published nothing, or was published over since;
-    `NothingKept` when the rows it replaced were deleted.
+    `BackupMissing` when the rows it replaced were deleted.
     """
     run = context.ledger.runs.get_run(run_id)
     if not run.has_ended:
