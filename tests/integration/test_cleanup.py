@@ -307,7 +307,7 @@ def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
         pytest.param(["--days", "0", "--yes"], "dated today or later are never deleted", id="today"),
         pytest.param(["--days", "9999999", "--dry-run"], "nothing is that old", id="calendar"),
         pytest.param(["--table", "nba_raw.box_scores", "--yes"], "is not one of the tables to clean", id="table"),
-        pytest.param(["--days", "1", "--yes"], "--allow-large deletes them all the same", id="share"),
+        pytest.param(["--days", "1", "--yes"], "--allow-large deletes them anyway", id="share"),
         pytest.param(["restore", "nope", "--yes"], "there is no cleanup 'nope'", id="unknown"),
     ],
 )
