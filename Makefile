@@ -90,8 +90,8 @@ bench: $(READY)  ## measure, and write benchmarks/results.json
 
 lock: $(READY)  ## update requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --extra dev --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file tests/emulator/requirements.lock tests/emulator/requirements.in
+	$(BIN)/uv pip compile --quiet --annotation-style line --extra dev --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --annotation-style line --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file tests/emulator/requirements.lock tests/emulator/requirements.in
 
 clean:  ## remove the virtual environment and the demo's data
 	rm -rf $(VENV) $(EMULATOR) $(AUDIT) .backfill

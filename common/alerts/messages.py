@@ -28,13 +28,7 @@ _OUTCOMES = {
     RunState.FAILED: "failed: no date was checkpointed",
     RunState.CANCELLED: "was cancelled",
 }
-_END_STATES = (
-    DateState.CHECKPOINTED,
-    DateState.BLOCKED,
-    DateState.FAILED,
-    DateState.SKIPPED,
-    DateState.CANCELLED,
-)
+_END_STATES = (DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED, DateState.CANCELLED)
 
 
 @dataclass(kw_only=True)

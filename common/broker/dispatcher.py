@@ -180,13 +180,7 @@ class CeleryDispatcher:
     def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
         with translate_broker_errors():
             self._app.send_task(
-                MAINTAIN,
-                args=(name,),
-                queue=queue,
-                ignore_result=True,
-                expires=expires,
-                argsrepr=name,
-                kwargsrepr="",
+                MAINTAIN, args=(name,), queue=queue, ignore_result=True, expires=expires, argsrepr=name, kwargsrepr=""
             )
 
     @_retry_lost_connection

@@ -103,11 +103,7 @@ class DateRow:
         if self.staged_path is None or self.checksum is None or self.rows is None:
             raise StagedFileLost("no file was staged", day=self.day)
         return StagedFile(
-            day=self.day,
-            attempt=self.attempt,
-            location=self.staged_path,
-            checksum=self.checksum,
-            rows=self.rows,
+            day=self.day, attempt=self.attempt, location=self.staged_path, checksum=self.checksum, rows=self.rows
         )
 
 

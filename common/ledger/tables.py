@@ -138,13 +138,7 @@ run_dates = Table(
     Column("ended_at", UtcDateTime),
     Column("seconds", Float),  #: wall time of the last attempt
     state_constraint("state", DateState),
-    Index(
-        "uq_run_dates_active",
-        "job",
-        "day",
-        unique=True,
-        sqlite_where=ACTIVE,
-    ),
+    Index("uq_run_dates_active", "job", "day", unique=True, sqlite_where=ACTIVE),
     Index(None, "run_id", "window"),
     Index(None, "run_id", "state"),
     Index(None, "job", "day"),
@@ -243,12 +237,7 @@ cleanup_operations = Table(
     Column("restored_by", String(128)),
     Column("expires_at", UtcDateTime),  #: when its backup is removed
     Column("error", Text),
-    Index(
-        "uq_cleanup_operations_active",
-        "table_name",
-        unique=True,
-        sqlite_where=ACTIVE,
-    ),
+    Index("uq_cleanup_operations_active", "table_name", unique=True, sqlite_where=ACTIVE),
     Index(None, "table_name", "created_at"),
     Index(None, "state"),
 )

@@ -117,11 +117,7 @@ class Warehouse(Backups, Protocol):
         ...
 
     def query(
-        self,
-        sql: LiteralString,
-        *,
-        scans: Mapping[str, Scan | StagedScan],
-        params: Mapping[str, Any] | None = None,
+        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
     ) -> pa.Table:
         """Run one GoogleSQL query whose tables are the names of `scans`, with bound parameters.
 

@@ -167,9 +167,7 @@ def _print_published(console: Console, day: date, before: PublishedState, after:
 def _count_published_rows(site: CommandContext, day: date) -> int:
     target = find_job(JOB).target
     scan = Scan(
-        table=TableName.parse(target.table),
-        date_column=target.date_column,
-        dates=(DateRange(start=day, through=day),),
+        table=TableName.parse(target.table), date_column=target.date_column, dates=(DateRange(start=day, through=day),)
     )
     return site.warehouse.query(COUNT, scans={"published": scan})["n"].to_pylist()[0] or 0
 

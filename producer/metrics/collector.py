@@ -33,13 +33,7 @@ SCRAPE_TIMEOUT_SECONDS = 4.0  #: for the ledger and for the broker, each; below 
 RECENT_PERIOD = timedelta(days=7)
 QUANTILES = (0.5, 0.9, 1.0)
 ALERT_STATES = ("pending", "sending", "failed")
-END_STATES = (
-    DateState.CHECKPOINTED,
-    DateState.BLOCKED,
-    DateState.FAILED,
-    DateState.SKIPPED,
-    DateState.CANCELLED,
-)
+END_STATES = (DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED, DateState.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)

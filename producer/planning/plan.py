@@ -76,11 +76,7 @@ class PlanStep:
         return self.action is PlanAction.DONE and self.reason.startswith(LEFT_INCOMPLETE_PREFIX)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {
-            "day": self.day.isoformat(),
-            "action": self.action.value,
-            "found": dict(self.found),
-        }
+        return asdict(self) | {"day": self.day.isoformat(), "action": self.action.value, "found": dict(self.found)}
 
 
 @dataclass(frozen=True, kw_only=True)

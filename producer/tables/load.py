@@ -90,8 +90,7 @@ def _choose_date_column(table: TableName, requested: str | None, declared: dict[
     if requested is not None:
         if requested not in raw.columns:
             raise SchemaMismatch(
-                f"the file has no date column {requested}; its columns are {', '.join(raw.columns)}",
-                table=str(table),
+                f"the file has no date column {requested}; its columns are {', '.join(raw.columns)}", table=str(table)
             )
         return requested
     types = {**_infer_types(raw), **declared}

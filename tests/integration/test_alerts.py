@@ -129,10 +129,7 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
     prepare(lab)
     with receiving() as receiver:
         receiver.hangs = True
-        urls = {
-            "nobody listens": f"json://{USER}:{PASSWORD}@127.0.0.1:1/",
-            "no url": f"{USER}:{PASSWORD}@127.0.0.1",
-        }
+        urls = {"nobody listens": f"json://{USER}:{PASSWORD}@127.0.0.1:1/", "no url": f"{USER}:{PASSWORD}@127.0.0.1"}
         url = urls.get(trouble, receiver.url_for(USER, PASSWORD))
         ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
 

@@ -63,10 +63,7 @@ def job_ids(double: RestDouble, kind: str) -> list[str]:
 @pytest.mark.parametrize("after_effect", [pytest.param(False, id="before"), pytest.param(True, id="after")])
 @pytest.mark.parametrize(
     "wrong",
-    [
-        pytest.param({"error": LOST}, id="connection"),
-        pytest.param({"status": 503, "reason": "backendError"}, id="503"),
-    ],
+    [pytest.param({"error": LOST}, id="connection"), pytest.param({"status": 503, "reason": "backendError"}, id="503")],
 )
 @pytest.mark.usefixtures("no_pauses")
 def test_whichever_request_fails_once_the_window_is_published_once(
@@ -422,8 +419,7 @@ def test_what_lasts_is_not_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("status", "reason"),
-    [pytest.param(401, "authError", id="401"), pytest.param(403, "accessDenied", id="403")],
+    ("status", "reason"), [pytest.param(401, "authError", id="401"), pytest.param(403, "accessDenied", id="403")]
 )
 def test_a_table_that_may_not_be_seen_is_not_absent(double: RestDouble, status: int, reason: str) -> None:
     double.fail("tables.get", status=status, reason=reason, times=FOR_EVER)

@@ -46,11 +46,7 @@ NAME = "cleanup"
 @pytest.fixture
 def deps(home: Settings, ledger: Ledger, any_staging: Staging, local_warehouse: LocalWarehouse) -> Deps:
     return Deps(
-        settings=home,
-        ledger=ledger,
-        warehouse=local_warehouse,
-        staging=any_staging,
-        dispatcher=InlineDispatcher(),
+        settings=home, ledger=ledger, warehouse=local_warehouse, staging=any_staging, dispatcher=InlineDispatcher()
     )
 
 

@@ -278,11 +278,7 @@ def test_a_request_survives_being_written_down(request: RunRequest) -> None:
 
 def test_dates_are_asked_for_by_range_and_by_list_and_taken_out() -> None:
     listed = parse_date_list(["2023-02-26, 2023-02-20..2023-02-22", "2023-02-26"], "--dates")
-    assert resolve_days(None, listed, [date(2023, 2, 21)]) == (
-        date(2023, 2, 20),
-        date(2023, 2, 22),
-        date(2023, 2, 26),
-    )
+    assert resolve_days(None, listed, [date(2023, 2, 21)]) == (date(2023, 2, 20), date(2023, 2, 22), date(2023, 2, 26))
 
 
 def test_today_can_be_asked_for_and_tomorrow_cannot() -> None:

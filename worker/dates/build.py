@@ -93,9 +93,7 @@ def _judge_unbuilt(options: RunOptions, check: SourceCheck) -> Judgement | None:
 def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], deps: Deps) -> dict[date, pa.Table]:
     """Process dates that have the same sources; returns the rows by date, in the order of the target's key."""
     batch = Batch(
-        days=days,
-        rows=read_rows(deps.warehouse, job, checks, days),
-        inputs=read_inputs(deps.warehouse, job, days),
+        days=days, rows=read_rows(deps.warehouse, job, checks, days), inputs=read_inputs(deps.warehouse, job, days)
     )
     if len(days) == 1:
         return {days[0]: _convert(job, job.process(batch), days)}

@@ -13,13 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, LedgerUnusable, UserError
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import NewRun, Run, RunProgress
-from gated_backfill.common.ledger.rows import (
-    change_run_state,
-    date_values,
-    group_by_columns,
-    run_from_row,
-    run_values,
-)
+from gated_backfill.common.ledger.rows import change_run_state, date_values, group_by_columns, run_from_row, run_values
 from gated_backfill.common.ledger.states import ENDED_RUNS, DateState, RunAction, RunState, WindowState, final_state
 from gated_backfill.common.ledger.stores.actions import record_action
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
@@ -126,9 +120,7 @@ class RunStore(LedgerStore):
         if not days:
             return {}
         query = select(run_dates.c.run_id, run_dates.c.day).where(
-            run_dates.c.job == job,
-            run_dates.c.active,
-            run_dates.c.day.between(min(days), max(days)),
+            run_dates.c.job == job, run_dates.c.active, run_dates.c.day.between(min(days), max(days))
         )
         requested_days, days_by_run = set(days), dict[str, list[date]]()
         with self._read() as connection:

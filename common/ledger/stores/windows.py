@@ -87,10 +87,7 @@ class WindowStore(LedgerStore):
         has_pending = exists().where(windows.c.run_id == runs.c.id, windows.c.state == WindowState.PENDING.value)
         job = select(runs.c.job).where(runs.c.id == run_id).scalar_subquery()
         query = select(runs.c.id).where(
-            runs.c.job == job,
-            runs.c.state == RunState.RUNNING.value,
-            runs.c.owner.is_(None),
-            has_pending,
+            runs.c.job == job, runs.c.state == RunState.RUNNING.value, runs.c.owner.is_(None), has_pending
         )
         with self._read() as connection:
             run_ids = list(connection.execute(query).scalars())
@@ -236,9 +233,7 @@ def _window_sizes(connection: Connection, run_id: str, numbers: Sequence[int]) -
     query = (
         select(run_dates.c.window, func.count())
         .where(
-            run_dates.c.run_id == run_id,
-            run_dates.c.window.in_(numbers),
-            run_dates.c.state == DateState.PENDING.value,
+            run_dates.c.run_id == run_id, run_dates.c.window.in_(numbers), run_dates.c.state == DateState.PENDING.value
         )
         .group_by(run_dates.c.window)
     )

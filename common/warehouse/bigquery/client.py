@@ -266,12 +266,7 @@ class BigQueryConnection:
         )
 
     def load_parquet(
-        self,
-        name: str,
-        into: bigquery.Table,
-        source: bytes | Sequence[str],
-        *,
-        is_whole: Callable[[], bool],
+        self, name: str, into: bigquery.Table, source: bytes | Sequence[str], *, is_whole: Callable[[], bool]
     ) -> None:
         """Load Parquet, bytes or the files at gs:// URIs, into a table, once under that name, as one job.
 

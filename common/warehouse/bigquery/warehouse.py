@@ -124,11 +124,7 @@ class BigQueryWarehouse(BigQueryBackups):
         return info
 
     def query(
-        self,
-        sql: LiteralString,
-        *,
-        scans: Mapping[str, Scan | StagedScan],
-        params: Mapping[str, Any] | None = None,
+        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
     ) -> pa.Table:
         tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
         statement, bound = self._build_query(sql, scans, params or {}, tables)

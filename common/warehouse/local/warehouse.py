@@ -80,11 +80,7 @@ class LocalWarehouse(LocalPublications):
         return info
 
     def query(
-        self,
-        sql: LiteralString,
-        *,
-        scans: Mapping[str, Scan | StagedScan],
-        params: Mapping[str, Any] | None = None,
+        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
     ) -> pa.Table:
         return self._queries.query(sql, scans, params or {})
 

@@ -36,8 +36,7 @@ def history(
     job: Annotated[str | None, typer.Option("--job", help="One job only, installed or not.  [default: all]")] = None,
     as_json: AsJson = False,
     as_csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="Write one CSV line per date and run; - prints them."),
+        str | None, typer.Option("--csv", metavar="FILE", help="Write one CSV line per date and run; - prints them.")
     ] = None,
     as_html: Annotated[
         str | None,
@@ -46,8 +45,7 @@ def history(
     write_metadata: Annotated[
         bool,
         typer.Option(
-            "--write-metadata",
-            help="Rewrite the warehouse's history table for these days; runs write it at their end.",
+            "--write-metadata", help="Rewrite the warehouse's history table for these days; runs write it at their end."
         ),
     ] = False,
 ) -> None:

@@ -26,8 +26,7 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE
 
 def up(
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Worker processes for dates.  [default: BACKFILL_WORKERS or 2]"),
+        int | None, typer.Option(min=1, max=256, help="Worker processes for dates.  [default: BACKFILL_WORKERS or 2]")
     ] = None,
     flower_port: Annotated[
         int | None,

@@ -130,12 +130,10 @@ def _delete(
 def restore(
     operation: Annotated[str, typer.Argument(metavar="ID", help="The cleanup; `backfill cleanup list` shows them.")],
     leave_written: Annotated[
-        bool,
-        typer.Option("--leave-written", help="Skip dates that were written since, and restore the rest."),
+        bool, typer.Option("--leave-written", help="Skip dates that were written since, and restore the rest.")
     ] = False,
     intact: Annotated[
-        bool,
-        typer.Option("--intact", help="Skip dates whose backup is damaged, and restore the rest."),
+        bool, typer.Option("--intact", help="Skip dates whose backup is damaged, and restore the rest.")
     ] = False,
     yes: Yes = False,
 ) -> None:

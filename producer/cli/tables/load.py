@@ -18,8 +18,7 @@ def load(
     table: Annotated[str, typer.Argument(help="The table, as dataset.table.")],
     file: Annotated[Path, typer.Argument(help="A CSV file with a header, or a Parquet file.")],
     date_column: Annotated[
-        str | None,
-        typer.Option(help="The column that dates each row.  [default: the table's or a job's]"),
+        str | None, typer.Option(help="The column that dates each row.  [default: the table's or a job's]")
     ] = None,
 ) -> None:
     """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none."""

@@ -84,9 +84,7 @@ class Emulated:
         self._kinds = {TEXT: "STRING", DATE: "DATE", NUMBER: "FLOAT64"}
         self._bigquery = bigquery
         self._client = bigquery.Client(
-            project="test-project",
-            credentials=AnonymousCredentials(),
-            client_options={"api_endpoint": endpoint},
+            project="test-project", credentials=AnonymousCredentials(), client_options={"api_endpoint": endpoint}
         )
         self._found: dict[str, list[dict[str, Any]]] = {}  # a table is read once
 

@@ -20,13 +20,7 @@ BOOTSTRAP_DAYS = 14
 LOOKBACK_DAYS = 14
 SEASON_DAYS = 300  #: a season is over so long after it began
 PLAYERS_PER_GAME = 16  #: the fewest that a game on the calendar implies
-SEASON_STARTS = (
-    date(2021, 10, 19),
-    date(2022, 10, 18),
-    date(2023, 10, 24),
-    date(2024, 10, 22),
-    date(2025, 10, 21),
-)
+SEASON_STARTS = (date(2021, 10, 19), date(2022, 10, 18), date(2023, 10, 24), date(2024, 10, 22), date(2025, 10, 21))
 
 SUMMARY = "nba_analytics.player_game_summary"
 UPCOMING = "nba_analytics.upcoming_player_game_context"

@@ -11,17 +11,7 @@ branch_labels = None
 depends_on = None
 
 RUN_STATES = ("planned", "running", "paused", "succeeded", "partial", "failed", "cancelled")
-DATE_STATES = (
-    "pending",
-    "queued",
-    "processing",
-    "staged",
-    "published",
-    "checkpointed",
-    "failed",
-    "blocked",
-    "skipped",
-)
+DATE_STATES = ("pending", "queued", "processing", "staged", "published", "checkpointed", "failed", "blocked", "skipped")
 #: What is written once. Other columns of a run tell how far it is.
 KEPT = ("id", "job", "job_version", "options", "requested", "requested_by", "reason", "created_at")
 
