@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gated_backfill.producer.stack.embedded import free_port
 from tests.lab import Lab, players
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
@@ -22,15 +23,7 @@ RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(
 
 
 def prepare(lab: Lab, trick: str | None = None) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(10))
-        lab.probe("first", day, players(10), trick=trick)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    lab.probe_all(DAYS, players(10), trick=trick)
 
 
 @pytest.fixture

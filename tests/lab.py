@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from google.api_core.exceptions import NotFound
+from sqlalchemy import create_engine, text
 from typer.testing import CliRunner, Result
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger import DateRow, Run, RunProgress, RunState
+from gated_backfill.common.ledger import DateRow, Ledger, Run, RunProgress, RunState
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.registry import find_job
@@ -49,6 +50,13 @@ PLAYER_TYPES = PLAYER_JOB.declared_types()
 SUMMARY = PLAYER_JOB.sources[1].table
 UPCOMING = PLAYER_JOB.sources[0].table
 SCHEDULE = {"game_id": "STRING", "season": "STRING", "season_type": "STRING", "game_date": "DATE"}
+PROBE_TYPES: Mapping[str, Any] = {
+    "name": "STRING",
+    "day": "DATE",
+    "value": "FLOAT64",
+    "trick": "STRING",
+    "spoil": "STRING",
+}
 NEUTRAL = {"STRING": "x", "INT64": 1, "FLOAT64": 20.0, "BOOL": False}
 
 
@@ -150,6 +158,10 @@ class Lab:
     tables: Tables
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
+    @property
+    def ledger(self) -> Ledger:
+        return self.site.ledger
+
     # -- tables --
 
     def load(self, table: str, day: date, rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> None:
@@ -176,17 +188,35 @@ class Lab:
 
     def probe(self, table: str, day: date, names: Sequence[str], *, trick: str | None = None, spoil: str = "") -> None:
         """One table of the probe jobs: `expected`, `first` or `second`."""
-        types = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
-        rows = [{"name": name, "value": float(n), "trick": trick, "spoil": spoil} for n, name in enumerate(names)]
-        self.load(f"probe.{table}", day, rows, types)
+        self._load_probe(table, [day], names, trick=trick, spoil=spoil)
 
-    def probe_all(self, days: Sequence[date], names: Sequence[str]) -> None:
-        """The tables `expected` and `first` of the probe jobs on all of the days, in one load each."""
-        types = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
-        rows = [{"name": name, "day": day, "value": 1.0} for day in days for name in names]
-        table = pa.Table.from_pylist(rows, schema=arrow_schema(types))
-        for one in ("expected", "first"):
-            self.site.warehouse.load(TableName.parse(f"probe.{one}"), "day", table)
+    def probe_all(
+        self, days: Sequence[date], names: Sequence[str], *, trick: str | None = None, lowest: float = 0.0
+    ) -> None:
+        """The tables `expected` and `first` of the probe jobs on all of the days, in one load each.
+
+        `lowest` is the value of the first name in `first`: another one gives other rows to publish.
+        """
+        self._load_probe("expected", days, names)
+        self._load_probe("first", days, names, trick=trick, lowest=lowest)
+
+    def _load_probe(
+        self,
+        table: str,
+        days: Sequence[date],
+        names: Sequence[str],
+        *,
+        lowest: float = 0.0,
+        spoil: str = "",
+        **more: Any,
+    ) -> None:
+        rows = [
+            {"name": name, "day": day, "value": lowest + n, "spoil": spoil, **more}
+            for day in days
+            for n, name in enumerate(names)
+        ]
+        loaded = pa.Table.from_pylist(rows, schema=arrow_schema(PROBE_TYPES))
+        self.site.warehouse.load(TableName.parse(f"probe.{table}"), "day", loaded)
 
     def keep_only(self, table: str, day: date, column: str, value: str, date_column: str = "game_date") -> None:
         """Delete the other published rows of a day, with nothing of ours."""
@@ -258,9 +288,23 @@ class Lab:
         """What a worker that has just started needs."""
         return open_deps(self.settings, InlineDispatcher())
 
+    # -- the ledger --
+
     def outcome(self, day: date, progress: RunProgress) -> DateRow:
-        (row,) = self.site.ledger.dates.list_dates(progress.run.id, days=[day])
+        (row,) = self.ledger.dates.list_dates(progress.run.id, days=[day])
         return row
+
+    def latest_run(self) -> Run:
+        return self.ledger.runs.list_latest_runs(1)[0]
+
+    def states(self, run_id: str) -> list[str]:
+        """The states of the run's dates, oldest date first."""
+        return [row.state.value for row in self.ledger.dates.list_dates(run_id)]
+
+    def change_ledger(self, statement: str, **values: object) -> None:
+        """Change what the tool itself cannot: the past, or what a process left that died."""
+        with create_engine(self.settings.ledger_url).begin() as connection:
+            connection.execute(text(statement), values)
 
     # -- commands --
 
@@ -345,4 +389,4 @@ def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables, **
         if process.poll() is None:
             process.kill()
         process.communicate()
-    lab.site.ledger.close()
+    lab.ledger.close()

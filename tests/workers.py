@@ -1,4 +1,4 @@
-"""A worker of every queue, for a lab's broker: one process, so that it is cheap."""
+"""Celery programs for a lab's broker."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from tests.lab import Lab
 
 
 @contextmanager
-def worker(lab: Lab, *more: str, **environment: str) -> Iterator[Path]:
-    """Runs as long as it is in use; yields its log."""
-    log_file = lab.home.parent / "worker.log"
-    words = ["--queues", ",".join(QUEUES), "--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "--app",
-        "gated_backfill.worker.app",
-        "worker",
-        "--concurrency",
-        "1",
-        *words,
-        *more,
-    ]
-    with log_file.open("w") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=lab.environment() | environment
-        )
+def celery(lab: Lab, name: str, *words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Celery program that runs as long as it is in use, with its log in `log_file_of(lab, name)`."""
+    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
+    variables = lab.environment() | environment
+    with log_file_of(lab, name).open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables)
     try:
-        yield log_file
-        assert process.poll() is None, log_file.read_text()
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+def log_file_of(lab: Lab, name: str) -> Path:
+    return lab.home.parent / f"{name}.log"
+
+
+@contextmanager
+def worker(lab: Lab, *more: str, **environment: str) -> Iterator[Path]:
+    """A worker of every queue, in one process, so that it is cheap; yields its log."""
+    words = ["--queues", ",".join(QUEUES), "--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
+    log_file = log_file_of(lab, "worker")
+    with celery(lab, "worker", "worker", "--concurrency", "1", *words, *more, **environment) as process:
+        yield log_file
+        assert process.poll() is None, log_file.read_text()

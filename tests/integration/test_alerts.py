@@ -67,7 +67,7 @@ def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> N
     assert ran.returncode == 3, ran.stderr
     assert "warning" not in ran.stderr
     (message,) = receiver.messages
-    run_id = lab.site.ledger.runs.list_latest_runs(1)[0].id
+    run_id = lab.latest_run().id
     assert message["title"] == "backfill: coverage below 50% on 1 date(s) of probe"
     for told in (
         f"2 blocked date(s) of probe in run {run_id}",
@@ -87,7 +87,7 @@ def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> N
 
 def test_the_list_shows_what_was_told_without_secrets(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
-    deliver(lab.site.ledger, told_to(lab, receiver.url_for(USER, PASSWORD)), "me:1:1")
+    deliver(lab.ledger, told_to(lab, receiver.url_for(USER, PASSWORD)), "me:1:1")
 
     listed = json.loads(lab.invoke("alerts", "--json").stdout)
     shown = lab.invoke("alerts", "--last", "1")
@@ -113,7 +113,7 @@ def test_a_run_in_the_background_is_told_by_the_process_that_owns_it(lab: Lab, r
 def test_only_the_kinds_that_are_wanted_are_told(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
 
-    outcome = deliver(lab.site.ledger, told_to(lab, receiver.url, alert_kinds="low-coverage"), "me:1:1")
+    outcome = deliver(lab.ledger, told_to(lab, receiver.url, alert_kinds="low-coverage"), "me:1:1")
 
     (message,) = receiver.messages
     assert outcome == "1 of 1 alert(s) delivered, 2 muted"
@@ -133,13 +133,13 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
         url = urls.get(trouble, receiver.url_for(USER, PASSWORD))
         ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
 
-    run = lab.site.ledger.runs.list_latest_runs(1)[0]
-    states = [row.state for row in lab.site.ledger.dates.list_dates(run.id)]
+    run = lab.latest_run()
+    states = [row.state for row in lab.ledger.dates.list_dates(run.id)]
     assert ran.exit_code == 3
     assert (run.state, run.reported_at is not None) == (RunState.PARTIAL, True)
     assert states == [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.BLOCKED]
     assert len(lab.table_bytes("probe.probe")) == 1
-    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"pending"}
+    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"pending"}
     warnings = [line for line in ran.stderr.splitlines() if line]
     assert len(warnings) == 1
     assert warnings[0].startswith("backfill: warning: ")
@@ -150,15 +150,15 @@ def test_what_was_not_taken_is_delivered_when_the_receiver_is_back(lab: Lab, rec
     blocked_run(lab)
     settings = told_to(lab, receiver.url)
     receiver.status = 503
-    refused = deliver(lab.site.ledger, settings, "me:1:1")
+    refused = deliver(lab.ledger, settings, "me:1:1")
     receiver.status = 200
 
-    again = deliver(lab.site.ledger, settings, "me:1:1")
+    again = deliver(lab.ledger, settings, "me:1:1")
 
     assert refused == f"0 of 3 alert(s) delivered; json://127.0.0.1:{receiver.server_port} answered 503"
     assert again == "3 of 3 alert(s) delivered"
     assert len(receiver.messages) == 1
-    assert {(one.state, one.attempts, one.error) for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {
+    assert {(one.state, one.attempts, one.error) for one in lab.ledger.alerts.list_latest_alerts(10)} == {
         ("sent", 2, None)
     }
 
@@ -166,7 +166,7 @@ def test_what_was_not_taken_is_delivered_when_the_receiver_is_back(lab: Lab, rec
 def test_a_url_that_apprise_does_not_know_is_noted_by_its_scheme(lab: Lab) -> None:
     blocked_run(lab)
 
-    outcome = deliver(lab.site.ledger, told_to(lab, f"slak://{PASSWORD}/b"), "me:1:1")
+    outcome = deliver(lab.ledger, told_to(lab, f"slak://{PASSWORD}/b"), "me:1:1")
 
     assert outcome == "0 of 3 alert(s) delivered; slak://... wrong url"
     assert PASSWORD not in text_of_everything(lab)
@@ -177,12 +177,12 @@ def test_an_endpoint_that_has_a_message_is_not_sent_it_again_because_of_another(
     with receiving() as broken:
         broken.status = 500
         settings = told_to(lab, f"{receiver.url} {broken.url}")
-        deliver(lab.site.ledger, settings, "me:1:1")
+        deliver(lab.ledger, settings, "me:1:1")
         broken.status = 200
-        deliver(lab.site.ledger, settings, "me:1:1")
+        deliver(lab.ledger, settings, "me:1:1")
 
         assert (len(receiver.messages), len(broken.messages)) == (1, 1)
-    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"sent"}
+    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"sent"}
 
 
 def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> None:
@@ -191,7 +191,7 @@ def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> Non
 
     def one(number: int) -> str:
         line.wait()
-        return deliver(lab.site.ledger, settings, f"other-host:{number}:1")
+        return deliver(lab.ledger, settings, f"other-host:{number}:1")
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(one, range(2)))
@@ -204,7 +204,7 @@ def test_several_runs_that_wait_are_told_in_one_message(lab: Lab, receiver: Rece
     prepare(lab)
     runs = [lab.run([day], "probe").run.id for day in (WHOLE, STALE)]
 
-    deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+    deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
 
     (message,) = receiver.messages
     assert message["title"].endswith("(and 1 more)")
@@ -216,10 +216,10 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
     with create_engine(lab.settings.ledger_url).begin() as connection:
         connection.execute(text("UPDATE alerts SET created_at = '2023-01-01 00:00:00.000000'"))
 
-    outcome = deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+    outcome = deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
 
     assert outcome == "no alerts to send, 3 too old"
-    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"failed"}
+    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"failed"}
     assert receiver.messages == []
 
 
@@ -229,19 +229,19 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
 def test_telling_an_end_twice_writes_it_down_once(lab: Lab) -> None:
     run_id = blocked_run(lab)
 
-    again = report_run(run_id, lab.site.ledger, lab.site.warehouse, lab.settings)
+    again = report_run(run_id, lab.ledger, lab.site.warehouse, lab.settings)
 
     assert not again
-    assert len(lab.site.ledger.alerts.list_latest_alerts(10)) == 3
+    assert len(lab.ledger.alerts.list_latest_alerts(10)) == 3
 
 
 def test_a_run_that_goes_on_is_not_told(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened([WHOLE], "probe")
 
-    assert not report_run(run.id, lab.site.ledger, lab.site.warehouse, lab.settings)
+    assert not report_run(run.id, lab.ledger, lab.site.warehouse, lab.settings)
     assert report_missed_runs(deps) == "reported the end of 0 run(s)"
-    assert lab.site.ledger.alerts.list_latest_alerts(10) == []
+    assert lab.ledger.alerts.list_latest_alerts(10) == []
 
 
 def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, receiver: Receiver) -> None:
@@ -254,7 +254,7 @@ def test_the_end_of_a_run_whose_command_died_is_told_by_the_next(lab: Lab, recei
     process.kill()
     process.communicate()
     (lab.marks / "released").touch()
-    died = lab.site.ledger.runs.list_latest_runs(1)[0].id
+    died = lab.latest_run().id
 
     ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=receiver.url)
 
@@ -284,7 +284,7 @@ def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: La
     )
     assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
     assert ("coverage below" if ends_by_itself else "was cancelled") in receiver.heard[0]["title"]
-    assert {one.state for one in lab.site.ledger.alerts.list_latest_alerts(10)} == {"sending"}
+    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"sending"}
 
 
 def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_it(lab: Lab) -> None:
@@ -297,10 +297,10 @@ def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_i
         connection.execute(text("UPDATE runs SET finished_at = :at WHERE id = :run"), earlier)
 
     with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
-        report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings)
+        report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings)
 
-    assert lab.site.ledger.runs.get_run(sound).reported_at is not None
-    assert lab.site.ledger.runs.get_run(broken).reported_at is None
+    assert lab.ledger.runs.get_run(sound).reported_at is not None
+    assert lab.ledger.runs.get_run(broken).reported_at is None
 
 
 def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
@@ -309,7 +309,7 @@ def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: 
     with create_engine(lab.settings.ledger_url).begin() as connection:
         connection.execute(text("UPDATE runs SET owner = NULL"))
     dispatcher.drain(deps, lambda: None)
-    assert lab.site.ledger.runs.get_run(run.id).has_ended
+    assert lab.ledger.runs.get_run(run.id).has_ended
 
     assert report_missed_runs(deps) == f"reported the end of 1 run(s): {run.id}"
     assert report_missed_runs(deps) == "reported the end of 0 run(s)"
@@ -323,8 +323,8 @@ def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
         connection.execute(text("DELETE FROM alerts"))
         connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = '2023-01-01 00:00:00.000000'"))
 
-    assert report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert lab.site.ledger.alerts.list_latest_alerts(10) == []
+    assert report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert lab.ledger.alerts.list_latest_alerts(10) == []
 
 
 def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
@@ -334,8 +334,8 @@ def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
         at = {"at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
         connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = :at"), at)
 
-    assert report_ended_runs(lab.site.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert len(lab.site.ledger.alerts.list_latest_alerts(10)) == 3
+    assert report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert len(lab.ledger.alerts.list_latest_alerts(10)) == 3
 
 
 def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
@@ -345,7 +345,7 @@ def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> Non
         lab.probe("second", day, players(20))
 
     def often() -> list[str]:
-        return [one.title for one in lab.site.ledger.alerts.list_latest_alerts(50) if one.kind == "fallback-often"]
+        return [one.title for one in lab.ledger.alerts.list_latest_alerts(50) if one.kind == "fallback-often"]
 
     lab.run(days[:2], "probe")
     assert often() == []
@@ -356,7 +356,7 @@ def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> Non
 
 
 def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> None:
-    ledger = lab.site.ledger
+    ledger = lab.ledger
     assert not record_beat_silence(ledger)
     seen = utcnow()
     with create_engine(lab.settings.ledger_url).begin() as connection:
@@ -426,9 +426,9 @@ def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
 
 def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> None:
     alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", body="...")
-    lab.site.ledger.alerts.record_alert(alert)
+    lab.ledger.alerts.record_alert(alert)
 
-    deliver(lab.site.ledger, told_to(lab, receiver.url), "me:1:1")
+    deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
 
     assert [message["title"] for message in receiver.messages] == ["backfill: 12,000 stale rows removed"]
 

@@ -52,7 +52,7 @@ def write(lab: Lab, day: date, count: int) -> None:
 
 
 def audit(lab: Lab, *days: date, job: str = "probe") -> AuditResult:
-    return audit_dates(find_job(job), days, lab.site.warehouse, lab.site.ledger)
+    return audit_dates(find_job(job), days, lab.site.warehouse, lab.ledger)
 
 
 def findings(lab: Lab, *days: date) -> dict[date, AuditFinding]:
@@ -91,7 +91,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     outcome = audited(lab.opened_again())
 
     assert "probe: 1 incomplete; 1 newly flagged" in outcome
-    flag = lab.site.ledger.flags.list_open_flags("probe")[day]
+    flag = lab.ledger.flags.list_open_flags("probe")[day]
     assert (flag.finding, flag.expected, flag.matched) == ("incomplete", 187, 1)
     (alert,) = alerts(lab)
     assert (alert["kind"], alert["job"], alert["state"]) == ("audit", "probe", "pending")
@@ -107,7 +107,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
 
     assert repaired.exit_code == 0, repaired.output
     assert sorted(map(str, lab.published(TARGET, day, "day"))) == sorted(map(str, whole))
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert lab.ledger.flags.list_open_flags("probe") == {}
     code, report = coverage(lab, "--dates", str(YESTERDAY))
     assert (code, report["fine"], report["counts"]["complete"]) == (0, True, 1)
     assert "probe: 1 complete; 0 newly flagged" in audited(lab.opened_again())
@@ -138,9 +138,9 @@ def test_what_nobody_proved_what_came_late_and_what_is_missing_are_found(lab: La
     assert partial.missing == tuple(players(20)[17:])
     assert grown.describe_missing() == f"missing 10: {', '.join(players(30)[20:])}"
     assert (nothing.missing_count, len(nothing.missing)) == (20, 12)
-    record_audit(found, lab.site.ledger, "a test")
-    lab.run(list(lab.site.ledger.flags.list_open_flags("probe")), "probe", reprocess=Reprocess.ALL)
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    record_audit(found, lab.ledger, "a test")
+    lab.run(list(lab.ledger.flags.list_open_flags("probe")), "probe", reprocess=Reprocess.ALL)
+    assert lab.ledger.flags.list_open_flags("probe") == {}
     assert set(findings(lab, *DAYS).values()) == {AuditFinding.COMPLETE}
 
 
@@ -182,7 +182,7 @@ def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab)
 
     listed = lab.invoke(*COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
 
-    assert (listed.exit_code, lab.site.ledger.flags.list_open_flags("probe")) == (0, {})
+    assert (listed.exit_code, lab.ledger.flags.list_open_flags("probe")) == (0, {})
     assert f"forced by run {run.id}, rows unchanged since; now 5 of 20" in listed.stdout.replace("\n", " ")
     assert "flagged: 0 date(s)" in listed.stdout
     write(lab, YESTERDAY, 4)
@@ -221,7 +221,7 @@ def test_dates_that_a_run_holds_are_not_judged(lab: Lab) -> None:
     assert run.id in report["dates"][0]["reason"]
     assert (code, report["flagged"]) == (3, [str(DAYS[1])])
     dispatcher.drain(deps, lambda: None)
-    assert lab.site.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED
+    assert lab.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED
     assert findings(lab, DAYS[0]) == {DAYS[0]: AuditFinding.COMPLETE}
 
 
@@ -242,7 +242,7 @@ def test_a_run_that_begins_and_ends_during_an_audit_is_not_taken_for_somebody_el
     lab.run([YESTERDAY], "probe")
     expect(lab, YESTERDAY, count=21)
     warehouse = Meanwhile(lab.site.warehouse, lambda: lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL))
-    (found,) = audit_dates(find_job("probe"), [YESTERDAY], warehouse, lab.site.ledger).dates
+    (found,) = audit_dates(find_job("probe"), [YESTERDAY], warehouse, lab.ledger).dates
     assert found.finding is AuditFinding.IN_PROGRESS
     assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.COMPLETE}
 
@@ -276,12 +276,12 @@ def test_undoing_the_repair_brings_the_flag_back(lab: Lab) -> None:
     expect(lab, YESTERDAY)
     lab.run([YESTERDAY], "probe")
     lab.keep_only(TARGET, YESTERDAY, "name", "player001", "day")
-    record_audit(audit(lab, YESTERDAY), lab.site.ledger, "a test")
+    record_audit(audit(lab, YESTERDAY), lab.ledger, "a test")
     repair = lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL).run
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert lab.ledger.flags.list_open_flags("probe") == {}
     undo_run(plan_undo(repair.id, lab.site), lab.site, "a test")
     assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.INCOMPLETE}
-    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
+    assert list(lab.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
 
 
 # -- the commands -------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_the_report_counts_lists_what_is_wrong_and_says_what_to_run(lab: Lab) ->
     listed = [line.split()[:4] for line in shown.stdout.splitlines() if line.startswith(str(today().year))]
     assert listed == [[str(DAYS[1]), "incomplete", "3/20", "15.0"], [str(DAYS[2]), "missing", "0/20", "0.0"]]
     assert "with --flag-incomplete, then: backfill run --job probe --flagged" in shown.stdout
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert lab.ledger.flags.list_open_flags("probe") == {}
     flagged = lab.invoke(*COVERAGE, *span, "--flag-incomplete", "--every-date")
     assert "flagged: 2 date(s)" in flagged.stdout
     assert "next: backfill run --job probe --flagged" in flagged.stdout
@@ -337,22 +337,22 @@ def test_flagged_dates_alone_are_planned_and_built_though_checkpointed(lab: Lab)
     expect(lab, *DAYS[:3])
     lab.run(DAYS[:3], "probe")
     flags = [NewFlag(day=day, finding="incomplete", reason="1 of 20") for day in DAYS[:2]]
-    lab.site.ledger.flags.flag_dates("probe", flags, "a test")
+    lab.ledger.flags.flag_dates("probe", flags, "a test")
 
     planned = json.loads(lab.invoke("plan", "--job", "probe", "--flagged", "--json").stdout)
     assert [(step["day"], step["action"]) for step in planned["steps"]] == [(str(day), "build") for day in DAYS[:2]]
     ran = lab.invoke("run", "--job", "probe", "--flagged", "--exclude", str(DAYS[1]), "--sequential")
 
     assert ran.exit_code == 0, ran.output
-    (row,) = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs(1)[0].id)
+    (row,) = lab.ledger.dates.list_dates(lab.latest_run().id)
     assert (row.day, row.rows) == (DAYS[0], 20)
-    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [DAYS[1]]
+    assert list(lab.ledger.flags.list_open_flags("probe")) == [DAYS[1]]
 
 
 def test_without_a_flag_there_is_nothing_to_do(lab: Lab) -> None:
     ran = lab.invoke("run", "--job", "probe", "--flagged")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (0, "no date of probe is flagged: nothing to do\n", "")
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_only_what_runs_have_dealt_with_is_audited_daily(lab: Lab) -> None:
 
     assert "probe: 1 complete, 1 missing; 1 newly flagged" in outcome
     assert "player_composite_factors" not in outcome  # the shipped job is left out until it is run
-    assert list(lab.site.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
+    assert list(lab.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
     (alert,) = alerts(lab)
     assert f"{YESTERDAY} missing 0/20 (0.0 %)" in alert["body"]
 
@@ -410,18 +410,18 @@ def test_an_audit_that_died_before_it_flagged_tells_once(lab: Lab) -> None:
     write(lab, DAYS[0], 3)
     deps = lab.opened_again()
     audited(deps)
-    lab.site.ledger.flags.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
+    lab.ledger.flags.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
     audited(deps)
-    assert (len(alerts(lab)), list(lab.site.ledger.flags.list_open_flags("probe"))) == (1, [DAYS[0]])
+    assert (len(alerts(lab)), list(lab.ledger.flags.list_open_flags("probe"))) == (1, [DAYS[0]])
 
 
 def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
     expect(lab, YESTERDAY)
     lab.run([YESTERDAY], "probe")
     flag = NewFlag(day=YESTERDAY, finding="missing", reason="of yesterday's")
-    lab.site.ledger.flags.flag_dates("probe", [flag], "a test")
+    lab.ledger.flags.flag_dates("probe", [flag], "a test")
     assert "1 flag(s) cleared" in audited(lab.opened_again())
-    assert lab.site.ledger.flags.list_flags("probe")[YESTERDAY].cleared_by == "audit"
+    assert lab.ledger.flags.list_flags("probe")[YESTERDAY].cleared_by == "audit"
 
 
 def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
@@ -435,7 +435,7 @@ def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
     audited(deps)
     (alert,) = alerts(lab)
     assert "20 were expected when run" in alert["body"]
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
+    assert lab.ledger.flags.list_open_flags("probe") == {}
 
 
 def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) -> None:
@@ -450,8 +450,8 @@ def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) 
         audited(lab.opened_again())
 
     assert "probe_in_a_hurry: 4 complete, 1 incomplete; 1 newly flagged" in str(failed.value)
-    assert lab.site.ledger.flags.list_open_flags("probe") == {}
-    assert list(lab.site.ledger.flags.list_open_flags("probe_in_a_hurry")) == [DAYS[0]]
+    assert lab.ledger.flags.list_open_flags("probe") == {}
+    assert list(lab.ledger.flags.list_open_flags("probe_in_a_hurry")) == [DAYS[0]]
 
 
 def test_a_job_that_has_run_and_whose_expectation_does_not_exist_is_no_success(lab: Lab) -> None:

@@ -43,7 +43,7 @@ def prepare(lab: Lab, days: Sequence[date] = DAYS) -> None:
 
 
 def states(lab: Lab, run: str) -> list[str]:
-    return [row.state.value for row in lab.site.ledger.dates.list_dates(run)]
+    return [row.state.value for row in lab.ledger.dates.list_dates(run)]
 
 
 def soon() -> datetime:
@@ -81,7 +81,7 @@ def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dat
     reasons: dict[int | None, list[tuple[Any, ...]]] = {}
     for number in (1, 2, 5, 30, None):
         progress = lab.run(days, dates_per_task=number, window=20, reprocess=Reprocess.ALL)
-        rows = lab.site.ledger.dates.list_dates(progress.run.id)
+        rows = lab.ledger.dates.list_dates(progress.run.id)
         reasons[number] = [(one.day, one.state, one.source, one.found, one.matched, one.inputs) for one in rows]
         found[number] = lab.table_bytes(FACTORS)
         lab.drop(FACTORS)
@@ -141,7 +141,7 @@ def test_a_date_that_fails_fails_alone(
 
     assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == states(lab, run.id)
     assert states(lab, run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
-    (failed,) = lab.site.ledger.dates.list_dates(run.id, states=[DateState.FAILED])
+    (failed,) = lab.ledger.dates.list_dates(run.id, states=[DateState.FAILED])
     assert error in (failed.error or "")
     assert len(seen.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
 
@@ -154,7 +154,7 @@ def test_a_job_that_always_mixes_dates_is_processed_date_by_date(lab: Lab, monke
 
     process_dates(run.id, DAYS[:3], deps)
 
-    rows = lab.site.ledger.dates.list_dates(run.id)
+    rows = lab.ledger.dates.list_dates(run.id)
     assert [row.state.value for row in rows] == ["staged", "failed", "staged"]
     assert [row.rows for row in rows] == [4, None, 4]
 
@@ -190,7 +190,7 @@ def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab
 
     process_dates(run.id, DAYS, deps, retries=1)
     assert states(lab, run.id) == ["staged"] * 6
-    assert {row.deaths for row in lab.site.ledger.dates.list_dates(run.id)} == {0}
+    assert {row.deaths for row in lab.ledger.dates.list_dates(run.id)} == {0}
 
 
 def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_long(
@@ -221,7 +221,7 @@ def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_
 def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_is_failed(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
-    ledger = lab.site.ledger
+    ledger = lab.ledger
     assert claim(ledger, run, DAYS[2:4], deps.owner) == DAYS[2:4]
 
     again = handle_hard_time_limit(run.id, DAYS[1:], ledger, owner=deps.owner, seconds=3)
@@ -248,7 +248,7 @@ def test_what_is_not_allowed_fails_all_of_them_at_once(lab: Lab, monkeypatch: py
 def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
-    ledger = lab.site.ledger
+    ledger = lab.ledger
     original = find_job("probe").process
 
     def process(batch: Batch) -> Any:
@@ -267,7 +267,7 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
 def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_once(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
-    assert claim_date(lab.site.ledger, run, DAYS[1], process_identity(os.getppid()), soon())
+    assert claim_date(lab.ledger, run, DAYS[1], process_identity(os.getppid()), soon())
 
     with pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
@@ -351,14 +351,14 @@ def test_dates_per_task_that_are_none_are_refused_in_one_line(lab: Lab, text: st
     set_wrong = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), BACKFILL_DATES_PER_TASK=text)
     assert (set_wrong.returncode, len(set_wrong.stderr.splitlines())) == (2, 1)
     assert "BACKFILL_DATES_PER_TASK" in set_wrong.stderr
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_tasks_of_an_embedded_run_have_as_many_dates_as_asked_for(lab: Lab) -> None:
     prepare(lab)
     ran = lab.command("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--dates-per-task", "4")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    rows = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs()[0].id)
+    rows = lab.ledger.dates.list_dates(lab.ledger.runs.list_latest_runs()[0].id)
     assert [row.state for row in rows] == [DateState.CHECKPOINTED] * 6
     assert len({row.started_at for row in rows}) == 2  # dates of one task are claimed at one moment
 

@@ -50,7 +50,7 @@ def test_an_error_in_the_middle_of_a_publication_leaves_table_and_checkpoints_as
         bigquery_lab.probe("first", day, players(20))
     first = bigquery_lab.run(days[:2], "probe")
     before = bigquery_lab.table_bytes("probe.probe")
-    proven = bigquery_lab.site.ledger.checkpoints.list_checkpoints("probe", days[0], days[-1])
+    proven = bigquery_lab.ledger.checkpoints.list_checkpoints("probe", days[0], days[-1])
     for day in days:
         rows = [{"name": name, "value": n + 0.5, "trick": None, "spoil": ""} for n, name in enumerate(players(20))]
         bigquery_lab.load("probe.first", day, rows, PROBE_TYPES)
@@ -63,7 +63,7 @@ def test_an_error_in_the_middle_of_a_publication_leaves_table_and_checkpoints_as
     assert failed.count(DateState.FAILED) == 3
     assert QueryFailed.__name__ in {bigquery_lab.outcome(day, failed).error_kind for day in days}
     assert bigquery_lab.table_bytes("probe.probe") == before
-    assert bigquery_lab.site.ledger.checkpoints.list_checkpoints("probe", days[0], days[-1]) == proven
+    assert bigquery_lab.ledger.checkpoints.list_checkpoints("probe", days[0], days[-1]) == proven
 
     emulator.run("ALTER TABLE backfill.publications RENAME COLUMN counted TO row_count")
     again = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)

@@ -48,10 +48,7 @@ def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes
 
 def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupContext:
     site = CleanupContext(
-        settings=lab.settings.model_copy(update=settings),
-        ledger=lab.site.ledger,
-        warehouse=lab.site.warehouse,
-        by="a test",
+        settings=lab.settings.model_copy(update=settings), ledger=lab.ledger, warehouse=lab.site.warehouse, by="a test"
     )
     return replace(site, owner=owner) if owner else site
 
@@ -71,7 +68,7 @@ def days_of(partitions: dict[str, bytes]) -> list[str]:
 
 
 def told(lab: Lab) -> list[dict[str, Any]]:
-    with lab.site.ledger.cleanups._read() as connection:  # pyright: ignore[reportPrivateUsage]
+    with lab.ledger.cleanups._read() as connection:  # pyright: ignore[reportPrivateUsage]
         return [dict(row) for row in connection.execute(select(alerts)).mappings()]
 
 
@@ -140,7 +137,7 @@ def test_a_backup_that_is_not_what_was_backed_up_is_never_put_back(lab: Lab) -> 
         restore(operation.id, site_of(lab))
 
     assert lab.table_bytes(UPCOMING) == now
-    assert lab.site.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.DELETED
+    assert lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.DELETED
 
 
 def test_nothing_is_deleted_that_could_not_be_backed_up(lab: Lab) -> None:
@@ -152,7 +149,7 @@ def test_nothing_is_deleted_that_could_not_be_backed_up(lab: Lab) -> None:
     assert report.done == []
     assert "/.cleanup/" in report.failed[0]
     assert lab.table_bytes(UPCOMING) == before
-    (operation,) = lab.site.ledger.cleanups.list_cleanups()
+    (operation,) = lab.ledger.cleanups.list_cleanups()
     assert operation.state is CleanupState.ABANDONED
 
 
@@ -217,7 +214,7 @@ def test_beat_leaves_restored_dates_alone(lab: Lab) -> None:
     before = filled(lab)
     deps = lab.opened_again()
     clean_stale_rows(deps)
-    (operation,) = lab.site.ledger.cleanups.list_cleanups()
+    (operation,) = lab.ledger.cleanups.list_cleanups()
     restore(operation.id, site_of(lab))
 
     assert clean_stale_rows(deps) == f"{TEAMS} does not exist"
@@ -231,13 +228,13 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
     operation = one_operation(cleaned(any_lab))
     deps = any_lab.opened_again()
     assert expire_backups(deps) == "no backup is due"
-    with any_lab.site.ledger.cleanups._write() as connection:  # pyright: ignore[reportPrivateUsage]
+    with any_lab.ledger.cleanups._write() as connection:  # pyright: ignore[reportPrivateUsage]
         past = utcnow() - timedelta(seconds=1)
         connection.execute(update(cleanup_operations).values(expires_at=past))
 
     assert expire_backups(deps) == "1 backup(s) removed"
 
-    expired = any_lab.site.ledger.cleanups.get_cleanup(operation.id)
+    expired = any_lab.ledger.cleanups.get_cleanup(operation.id)
     assert (expired.state, expired.backup) == (CleanupState.EXPIRED, None)
     with pytest.raises(UserError, match="has expired"):
         restore(operation.id, site_of(any_lab))
@@ -258,7 +255,7 @@ def command(lab: Lab, *arguments: str) -> Result:
 def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(lab: Lab) -> None:
     before = filled(lab)
     ledger = lab.home / "ledger.db"
-    lab.site.ledger.close()
+    lab.ledger.close()
     ledger.unlink()
 
     shown = command(lab, "cleanup", "--dry-run", "--json")
@@ -328,7 +325,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(lab: Lab) -> None:
 
 def test_the_tables_of_the_example_job_are_cleaned_once_it_was_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BACKFILL_CLEANUP_TABLES")
-    settings, ledger = Settings(home=lab.home), lab.site.ledger
+    settings, ledger = Settings(home=lab.home), lab.ledger
     assert tables_to_clean(settings, None) == tables_to_clean(settings, ledger) == ()
 
     monkeypatch.setattr(ledger.dates, "earliest_day", {EXAMPLE_JOB: date(2023, 2, 23)}.get)

@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 def killed_before(lab: Lab, monkeypatch: pytest.MonkeyPatch, to: CleanupState) -> None:
     """The next move of an operation to that state dies; its process is seen to be dead."""
-    ledger = lab.site.ledger
+    ledger = lab.ledger
     move = ledger.cleanups.move_cleanup
 
     def dies(operation_id: str, **named: Any) -> bool:
@@ -59,7 +59,7 @@ def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_resto
     killed_before(lab, monkeypatch, CleanupState.DELETED)
     with pytest.raises(Killed):
         cleaned(lab)
-    (operation,) = lab.site.ledger.cleanups.list_unfinished_cleanups()
+    (operation,) = lab.ledger.cleanups.list_unfinished_cleanups()
     kept_file(lab, operation).unlink()
 
     said = clean_stale_rows(lab.opened_again())
@@ -67,7 +67,7 @@ def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_resto
     assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are deleted" in said
     (alert,) = told(lab)
     assert f"backfill cleanup restore {operation.id} --intact" in alert["body"]
-    found = lab.site.ledger.cleanups.get_cleanup(operation.id)
+    found = lab.ledger.cleanups.get_cleanup(operation.id)
     assert (found.state, found.backup, found.rows) == (CleanupState.DAMAGED, operation.backup, 12)
     with pytest.raises(UserError, match="has a damaged backup: --intact restores"):
         restore(operation.id, site_of(lab))
@@ -104,7 +104,7 @@ def test_of_a_backup_that_was_replaced_nothing_is_taken_for_intact(lab: Lab) -> 
         restore(first.id, site_of(lab), intact_only=True)
 
     assert rows_by_stale_date(lab) == [0, 0, 0]
-    assert lab.site.ledger.cleanups.get_cleanup(first.id).state is CleanupState.DELETED
+    assert lab.ledger.cleanups.get_cleanup(first.id).state is CleanupState.DELETED
 
 
 @pytest.mark.parametrize("intact_only", [False, True])
@@ -124,7 +124,7 @@ def test_a_restoration_that_died_is_completed_as_it_was_asked_for(
 
     clean_stale_rows(lab.opened_again())
 
-    found = lab.site.ledger.cleanups.get_cleanup(operation.id)
+    found = lab.ledger.cleanups.get_cleanup(operation.id)
     assert found.state is CleanupState.RESTORED
     assert str(BETWEEN) in str(found.error)
     # The rows of the date that was not restored are stale like any others.
@@ -140,12 +140,10 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
     def overtaken(*arguments: Any) -> Any:
         """Another process takes the operation over and ends it, and a person puts everything back."""
         found = counts(*arguments)
-        for operation in lab.site.ledger.cleanups.list_unfinished_cleanups():
+        for operation in lab.ledger.cleanups.list_unfinished_cleanups():
             patch.undo()
             past = utcnow() - timedelta(seconds=1)
-            lab.site.ledger.cleanups.renew_cleanup(
-                operation.id, expect=operation.state, owner=late.owner, lease_until=past
-            )
+            lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late.owner, lease_until=past)
             others.extend(cleaned(lab).done)
             restore(operation.id, site_of(lab))
         return found

@@ -36,7 +36,7 @@ def prepare(lab: Lab, *, trick: str | None = None) -> None:
 
 
 def states(lab: Lab, run: Run) -> list[str]:
-    return [row.state.value for row in lab.site.ledger.dates.list_dates(run.id)]
+    return [row.state.value for row in lab.ledger.dates.list_dates(run.id)]
 
 
 def staged_files(lab: Lab) -> list[Path]:
@@ -66,7 +66,7 @@ def test_a_run_is_paused_and_resumed_with_who_and_why(lab: Lab) -> None:
 
     assert (resumed.returncode, json.loads(resumed.stdout)["state"]) == (0, "running")
     assert process_date(run.id, DAYS[0], deps).state == "staged"
-    assert [(one.action, one.by, one.reason) for one in lab.site.ledger.actions.list_actions(run.id)[1:]] == [
+    assert [(one.action, one.by, one.reason) for one in lab.ledger.actions.list_actions(run.id)[1:]] == [
         (RunAction.PAUSED, current_user(), "the source is being reloaded"),
         (RunAction.RESUMED, current_user(), None),
     ]
@@ -90,9 +90,9 @@ def test_a_cancelled_run_finishes_what_it_has_begun_and_frees_the_rest_at_once(l
     assert reconcile(run.id, deps, lost_tasks=True) == 1  # which sends the gate, as no chord will
     close_window(run.id, 1, deps)
 
-    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
+    assert lab.ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert states(lab, run) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
-    assert lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[0])[DAYS[0]].run_id == run.id
+    assert lab.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[0])[DAYS[0]].run_id == run.id
     assert staged_files(lab) == []
     shown = lab.inside("status", run.id)
     assert shown.returncode == 3
@@ -110,7 +110,7 @@ def test_a_run_of_which_nothing_was_begun_is_cancelled_at_once(lab: Lab) -> None
     told = json.loads(lab.inside("cancel", run.id, "--json").stdout)
 
     assert (told["state"], told["counts"], told["by"]) == ("cancelled", {"cancelled": 4}, current_user())
-    assert lab.site.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
+    assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
 
 
 def test_discarding_removes_what_was_staged(lab: Lab) -> None:
@@ -124,7 +124,7 @@ def test_discarding_removes_what_was_staged(lab: Lab) -> None:
     assert "1 staged discarded, 4 will not be built" in ran.stdout
     assert staged_files(lab) == []
     assert lab.table_bytes(TARGET) == {}
-    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
+    assert lab.ledger.runs.get_run(run.id).state is RunState.CANCELLED
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "cancel"])
@@ -138,16 +138,16 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
     dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = process_identity(dead.pid)
     dead.communicate(b"\n")
-    new = lab.site.ledger.runs.get_run(run.id)
+    new = lab.ledger.runs.get_run(run.id)
     assert lab.inside("cancel", run.id).returncode == 0
-    orphan = reopened(lab.site.ledger, new, owner)
+    orphan = reopened(lab.ledger, new, owner)
 
     refused(lab.inside("pause", orphan.id), "its process has died")
     refused(lab.inside("resume", orphan.id), "its process has died")
     ran = lab.inside("cancel", orphan.id, "--reason", "it died")
 
     assert "its process had died" in ran.stdout
-    assert lab.site.ledger.runs.get_run(orphan.id).state is RunState.CANCELLED
+    assert lab.ledger.runs.get_run(orphan.id).state is RunState.CANCELLED
     assert states(lab, orphan) == ["cancelled"] * 4
 
 
@@ -190,7 +190,7 @@ def test_a_date_that_was_just_taken_up_is_given_back_when_its_run_is_paused(
 
     assert process_date(run.id, DAYS[0], pausing).state == NOT_CLAIMED
 
-    (row,) = lab.site.ledger.dates.list_dates(run.id, days=[DAYS[0]])
+    (row,) = lab.ledger.dates.list_dates(run.id, days=[DAYS[0]])
     assert (row.state, row.attempt, row.deaths) == (DateState.QUEUED, 0, 0)
     lab.inside("resume", run.id)
     assert process_date(run.id, DAYS[0], deps).state == "staged"
@@ -214,7 +214,7 @@ def test_a_date_in_the_middle_of_its_processing_obeys_the_order(lab: Lab, option
     reconcile(run.id, deps, lost_tasks=True)
     assert states(lab, run) == [state, "cancelled", "cancelled", "cancelled"]
     assert staged_files(lab) == []
-    assert lab.site.ledger.runs.get_run(run.id).state is RunState.CANCELLED
+    assert lab.ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert len(lab.table_bytes(TARGET)) == (state == "checkpointed")
 
 
@@ -224,12 +224,11 @@ def test_a_sequential_run_waits_while_it_is_paused(lab: Lab, order: str) -> None
     with ThreadPoolExecutor(1) as pool:
         ran = pool.submit(lab.run, DAYS, "probe", window=1)
         until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
-        run = lab.site.ledger.runs.list_latest_runs(1)[0]
+        run = lab.latest_run()
         assert lab.inside("pause", run.id).returncode == 0
         (lab.marks / "released").touch()
         until(
-            lambda: lab.site.ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) == 1,
-            "the end of what was begun",
+            lambda: lab.ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) == 1, "the end of what was begun"
         )
         assert states(lab, run)[1:] == ["queued", "queued", "pending"]
         assert lab.inside(order, run.id).returncode == 0
@@ -255,8 +254,8 @@ def test_a_retry_builds_the_dates_that_were_cancelled(lab: Lab) -> None:
     ran = lab.inside("retry", run.id, "--sequential", "--reason", "the season was right after all")
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    retried = lab.site.ledger.runs.list_latest_runs(1)[0]
-    assert [row.day for row in lab.site.ledger.dates.list_dates(retried.id)] == DAYS[1:]
+    retried = lab.latest_run()
+    assert [row.day for row in lab.ledger.dates.list_dates(retried.id)] == DAYS[1:]
     assert retried.reason == "the season was right after all"
     assert f"(by {current_user()}: the season was right after all)" in lab.inside("status").stdout
 
@@ -270,7 +269,7 @@ def test_a_saved_plan_keeps_why_it_is_to_be_run(lab: Lab) -> None:
     ran = lab.inside("run", "--plan", file, "--sequential")
 
     assert ran.returncode == 0, ran.stderr
-    (run,) = lab.site.ledger.runs.list_latest_runs()
+    (run,) = lab.ledger.runs.list_latest_runs()
     assert run.reason == "the new season"
-    assert lab.site.ledger.actions.list_actions(run.id)[0].reason == "the new season"
+    assert lab.ledger.actions.list_actions(run.id)[0].reason == "the new season"
     assert json.loads(lab.inside("status", "--json").stdout)["reason"] == "the new season"

@@ -21,8 +21,8 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
 
     assert first.returncode == 0, first.stdout + first.stderr
     assert receiver.heard == []
-    assert lab.site.ledger.alerts.list_latest_alerts(10) == []
-    assert lab.site.ledger.runs.list_unreported_runs() == []
+    assert lab.ledger.alerts.list_latest_alerts(10) == []
+    assert lab.ledger.runs.list_unreported_runs() == []
     assert (
         "2023-02-23  187       1 (0.5 %)    187 (100.0 %)  derived     187/187 (100.0 %), checkpointed" in first.stdout
     )
@@ -33,7 +33,7 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     assert "2023-02-24  BLOCKED  68/175 = 38.8 %" in first.stdout
     assert len(lab.published(TARGET, FEB_23)) == 187
     assert {row["context_source"] for row in lab.published(TARGET, FEB_23)} == {"derived"}
-    runs = lab.site.ledger.runs.list_latest_runs()
+    runs = lab.ledger.runs.list_latest_runs()
     assert [run.state.value for run in runs] == ["failed", "succeeded"]
 
     before = lab.table_bytes(TARGET)
@@ -42,7 +42,7 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     assert second.returncode == 0, second.stdout + second.stderr
     assert "dates are checkpointed already" in second.stdout
     assert lab.table_bytes(TARGET) == before
-    assert lab.site.ledger.runs.list_latest_runs() == runs
+    assert lab.ledger.runs.list_latest_runs() == runs
 
 
 def test_the_demo_leaves_tables_alone_that_it_did_not_make(lab: Lab) -> None:

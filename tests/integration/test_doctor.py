@@ -63,7 +63,7 @@ def healthy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(lab, "environment", lambda: environment)
     for table in ("expected", "first", "second"):
         lab.probe(table, DAY, players(3))
-    lab.site.ledger.close()
+    lab.ledger.close()
     return lab
 
 

@@ -27,19 +27,19 @@ def test_a_forced_date_stays_one_after_a_later_run_an_undo_and_retention(lab: La
     lab.probe("expected", FEB_23, players(10))
     lab.probe("first", FEB_23, players(3))
     forced = lab.run([FEB_23], "probe", because="the feed is gone").run.id
-    before = said_of(lab.site.ledger, forced)
+    before = said_of(lab.ledger, forced)
     assert before[0] is not None
     assert (before[0].value, before[2], before[3]) == ("forced", "the feed is gone", current_user())
 
     lab.probe("first", FEB_23, players(10))
     again = lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run.id
-    assert said_of(lab.site.ledger, again)[0] is not before[0]
+    assert said_of(lab.ledger, again)[0] is not before[0]
     assert lab.inside("undo", again, "--yes").returncode == 0
     assert lab.inside("undo", forced, "--yes").returncode == 0
     for work in (retention.remove_old_staged_files, retention.remove_old_quarantine, retention.remove_old_undo_data):
         work(lab.opened_again())
 
-    assert said_of(lab.site.ledger, forced) == before
+    assert said_of(lab.ledger, forced) == before
     status, history = told(lab, forced)
     assert "the feed is gone" in json.dumps(status)
     assert "forced" in history

@@ -60,7 +60,7 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
     rows = facts_of(eventful)
     assert [(one["run"], one["dates"]) for one in told["runs"]] == [
         (run.id, len([row for row in rows if row["run_id"] == run.id]))
-        for run in eventful.site.ledger.runs.list_latest_runs()
+        for run in eventful.ledger.runs.list_latest_runs()
     ]
     for figures, of in [(told["totals"], rows)] + [
         (one, [row for row in rows if row["run_id"] == one["run"]]) for one in told["runs"]
@@ -86,7 +86,7 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
 
 
 def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) -> None:
-    forced, first = eventful.site.ledger.runs.list_latest_runs()
+    forced, first = eventful.ledger.runs.list_latest_runs()
     assert eventful.command("undo", forced.id, "--yes").returncode == 0
 
     said = eventful.command("history", "--job", "probe").stdout
@@ -149,13 +149,13 @@ def test_what_can_t_be_done_is_refused_in_one_line(lab: Lab) -> None:
 
 def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> None:
     days = [date(2013, 1, 1) + timedelta(days=n) for n in range(3650)]
-    run = queued_run(lab.site.ledger, days, job="probe", window=5000)
+    run = queued_run(lab.ledger, days, job="probe", window=5000)
     with sqlite3.connect(lab.home / "ledger.db") as connection:
         facts = "expected=187, matched=187, source='first', found='{\"first\": 187}', seconds=0.04, rows=187"
         done = f"state='checkpointed', verdict='complete', reason='187 of 187 expected entities (100.0 %)', {facts}"
         connection.execute(f"UPDATE run_dates SET {done}, source_reason='primary at 100.0 %'")
     connection.close()
-    assert lab.site.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    assert lab.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
     file = lab.home / "history.html"
 
     assert lab.command("history", "--html", str(file)).returncode == 0
@@ -240,7 +240,7 @@ def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
 
 
 def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
-    site, run = lab.site, ended_run(lab.site.ledger, FEB_25)
+    site, run = lab.site, ended_run(lab.ledger, FEB_25)
     off = Settings(home=lab.home, metadata_table="none")
     elsewhere = Settings(home=lab.home, metadata_table="ops.history")
 
@@ -254,15 +254,15 @@ def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
 
 
 def test_a_run_that_goes_on_has_no_rows_yet(lab: Lab) -> None:
-    run = queued_run(lab.site.ledger, [FEB_23])
+    run = queued_run(lab.ledger, [FEB_23])
 
     with pytest.raises(UserError, match="its history is written at its end"):
-        write_metadata(lab.site.ledger, lab.site.warehouse, lab.site.settings, run.id)
+        write_metadata(lab.ledger, lab.site.warehouse, lab.site.settings, run.id)
 
 
 def test_the_command_writes_the_table_anew_for_the_days_asked_for(lab: Lab) -> None:
-    ended_run(lab.site.ledger, FEB_23)
-    ended_run(lab.site.ledger, FEB_24)
+    ended_run(lab.ledger, FEB_23)
+    ended_run(lab.ledger, FEB_24)
 
     said = lab.command("history", "--write-metadata")
 

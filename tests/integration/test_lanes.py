@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, timedelta
@@ -15,6 +13,7 @@ from gated_backfill.common.ledger import Ledger, RunState
 from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, MAINTENANCE_QUEUE
 from tests.brokers import broker as broker
 from tests.lab import Lab, players, until
+from tests.workers import celery
 
 FIRST = date(2022, 10, 18)
 
@@ -29,25 +28,8 @@ def workers(lab: Lab, places: dict[str, str], named: dict[str, str]) -> Iterator
     """One-process workers by their names, each of the queues given."""
     with ExitStack() as stack:
         for name, queues in named.items():
-            log = stack.enter_context((lab.marks.parent / f"{name}.log").open("wb"))
-            command = [
-                sys.executable,
-                "-m",
-                "celery",
-                "--app",
-                "gated_backfill.worker.app",
-                "worker",
-                "--queues",
-                queues,
-            ]
-            process = subprocess.Popen(
-                [*command, "--concurrency", "1", "--hostname", f"{name}@%h", "--without-gossip", "--without-mingle"],
-                env=lab.environment() | places,
-                stdout=log,
-                stderr=log,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            words = ("worker", "--queues", queues, "--concurrency", "1", "--hostname", f"{name}@%h")
+            stack.enter_context(celery(lab, name, *words, "--without-gossip", "--without-mingle", **places))
         yield
 
 
@@ -55,17 +37,11 @@ def days(start: int, count: int) -> list[date]:
     return [FIRST + timedelta(days=start + n) for n in range(count)]
 
 
-def load(lab: Lab, wanted: Sequence[date], trick: str | None = None) -> None:
-    for day in wanted:
-        lab.probe("expected", day, players(2))
-        lab.probe("first", day, players(2), trick=trick)
-
-
 def launch(lab: Lab, places: dict[str, str], wanted: Sequence[date], *more: str) -> str:
     span = ("--start-date", str(wanted[0]), "--end-date", str(wanted[-1]))
     ran = lab.inside("run", "--job", "probe", *span, "--detach", "--yes", *more, **places)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return lab.site.ledger.runs.list_latest_runs(1)[0].id
+    return lab.latest_run().id
 
 
 def started(ledger: Ledger, run: str) -> list[datetime]:
@@ -83,8 +59,8 @@ def consumed(lab: Lab, places: dict[str, str], workers: int) -> dict[str, set[st
 def test_a_small_run_waits_for_no_long_one_and_long_ones_share_the_workers(lab: Lab, places: dict[str, str]) -> None:
     long, late, daily = days(0, 18), days(100, 18), days(200, 1)
     for wanted, trick in ((long, "wait"), (late, None), (daily, None)):
-        load(lab, wanted, trick)
-    ledger = lab.site.ledger
+        lab.probe_all(wanted, players(2), trick=trick)
+    ledger = lab.ledger
     reserved = {EXPRESS_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE}
     named = {"dates": LANES[0], "reserved": ",".join(reserved)}
     first = launch(lab, places, long, "--window", "6")
@@ -98,18 +74,12 @@ def test_a_small_run_waits_for_no_long_one_and_long_ones_share_the_workers(lab: 
 
         second = launch(lab, places, late, "--window", "6")
         (lab.marks / "released").touch()
-        until(
-            lambda: ledger.runs.get_run(first).has_ended and ledger.runs.get_run(second).has_ended,
-            "both long runs to end",
-        )
+        until(lambda: all(ledger.runs.get_run(run).has_ended for run in (first, second)), "both long runs to end")
 
+    runs = [ledger.runs.get_run(run) for run in (first, small, second)]
     assert queues == {"dates": {*LANES, EXPRESS_QUEUE}, "reserved": reserved}
-    assert [ledger.runs.get_run(run).options["queue"] for run in (first, small, second)] == [
-        LANES[0],
-        EXPRESS_QUEUE,
-        LANES[1],
-    ]
-    assert {ledger.runs.get_run(run).state for run in (first, small, second)} == {RunState.SUCCEEDED}
+    assert [run.options["queue"] for run in runs] == [LANES[0], EXPRESS_QUEUE, LANES[1]]
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
     assert begun == 1
     of_first, of_second = started(ledger, first)[begun:], started(ledger, second)
     for count in (5, 10, 15):  # dates of one begun by the time that so many of the other were

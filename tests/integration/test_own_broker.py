@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import date, timedelta
 from typing import Any
 
@@ -32,6 +31,7 @@ from tests.brokers import PASSWORD
 from tests.builders import process_date
 from tests.lab import Lab, players, until
 from tests.receiver import receiving
+from tests.workers import celery
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 RUN = ("run", "--job", "probe", "--start-date", str(DAYS[0]), "--end-date", str(DAYS[-1]))
@@ -43,37 +43,9 @@ def places(broker: str, postgres_url: str) -> dict[str, str]:
     return {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": postgres_url, **periods}
 
 
-@contextmanager
-def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", "worker", "--queues", queues]
-    log = (lab.marks.parent / f"{name}.log").open("wb")
-    process = subprocess.Popen(
-        [*command, "--concurrency", "1", "--hostname", f"{name}@%h"],
-        env=lab.environment() | places,
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
-
-
-@contextmanager
-def beat(lab: Lab, places: dict[str, str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", "beat", "--pidfile="]
-    with (lab.marks.parent / "beat.log").open("wb") as log:
-        schedule = str(lab.marks.parent / "beat-schedule")
-        process = subprocess.Popen(
-            [*command, "--schedule", schedule], env=lab.environment() | places, stdout=log, stderr=log
-        )
-        try:
-            yield
-        finally:
-            process.kill()
-            process.wait()
+def worker(lab: Lab, places: dict[str, str], queues: str, name: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    words = ("worker", "--queues", queues, "--concurrency", "1", "--hostname", f"{name}@%h")
+    return celery(lab, name, *words, **places)
 
 
 @contextmanager
@@ -83,9 +55,7 @@ def workers(lab: Lab, places: dict[str, str]) -> Iterator[None]:
 
 
 def prepare(lab: Lab, trick: str | None = None) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(10))
-        lab.probe("first", day, players(10), trick=trick)
+    lab.probe_all(DAYS, players(10), trick=trick)
 
 
 def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_readable(
@@ -202,7 +172,8 @@ def test_a_broker_killed_in_the_middle_that_comes_back_empty_costs_a_run_nothing
     with ExitStack() as stack:
         with bare_broker(port):
             stack.enter_context(workers(lab, places))
-            stack.enter_context(beat(lab, places))
+            schedule = str(lab.home.parent / "beat-schedule")
+            stack.enter_context(celery(lab, "beat", "beat", "--pidfile=", "--schedule", schedule, **places))
             assert lab.command(*RUN, "--detach", "--window", "2", **places).returncode == 0
             until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
         (lab.marks / "released").touch()

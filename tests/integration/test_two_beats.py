@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dbm
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gated_backfill.worker.maintenance.runner import MAINTENANCE_TASKS
 from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
 from tests.brokers import valkey
 from tests.lab import Lab, until
+from tests.workers import celery, log_file_of
 
 DAILY = {"staging_retention", "quarantine_retention", "undo_retention"}
 
@@ -41,17 +41,6 @@ def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
     return file
 
 
-def celery(lab: Lab, broker: str, *words: str) -> Path:
-    """Start it; returns its log."""
-    path = lab.marks.parent / f"{words[0]}-{len(lab.running)}.log"
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
-    environment = lab.environment() | {"BACKFILL_BROKER": broker}
-    with path.open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
-    lab.running.append(process)
-    return path
-
-
 def events(log: Path) -> list[tuple[str, str, str]]:
     """The events that the worker logged about maintenance tasks: event, task, slot."""
     lines = (json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines() if line.startswith('{"'))
@@ -61,22 +50,22 @@ def events(log: Path) -> list[tuple[str, str, str]]:
 def test_two_beats_that_come_back_after_two_days_have_each_missed_work_done_once(lab: Lab, broker: str) -> None:
     slots = {name: maintenance_schedules(lab.settings)[name].recurrence.latest_due(utcnow()) for name in DAILY}
     for name, slot in slots.items():
-        lab.site.ledger.maintenance.register_task(name, slot - timedelta(days=1))
-    logs = [start_beat(lab, broker, name) for name in ("one", "two")]
-    queues = ("--queues", "maintenance,housekeeping", "--concurrency", "2")
-    worker = celery(lab, broker, "worker", *queues, "--loglevel", "WARNING")
-
-    until(lambda: all(f"Sending due task {name}" in log.read_text() for log in logs for name in DAILY), "both beats")
-    until(lambda: all(count(worker, name) >= 2 for name in DAILY), "the messages of both beats")
+        lab.ledger.maintenance.register_task(name, slot - timedelta(days=1))
+    beats = ("one", "two")
+    logs, worker = [log_file_of(lab, name) for name in beats], log_file_of(lab, "worker")
+    queues = ("--queues", "maintenance,housekeeping", "--concurrency", "2", "--loglevel", "WARNING")
+    with ExitStack() as stack:
+        for name in beats:
+            schedule = last_seen_two_days_ago(lab, broker, lab.marks.parent / f"schedule-{name}")
+            words = ("beat", "--schedule", str(schedule), "--loglevel", "INFO")
+            stack.enter_context(celery(lab, name, *words, BACKFILL_BROKER=broker))
+        stack.enter_context(celery(lab, "worker", "worker", *queues, BACKFILL_BROKER=broker))
+        until(lambda: all(f"Sending due task {name}" in log.read_text() for log in logs for name in DAILY), "the beats")
+        until(lambda: all(count(worker, name) >= 2 for name in DAILY), "the messages of both beats")
+        until(lab.ledger.maintenance.last_heartbeat, "the heartbeat")
 
     done = sorted((name, slot) for event, name, slot in events(worker) if event == "maintenance_done" and name in DAILY)
     assert done == sorted((name, slot.isoformat()) for name, slot in slots.items())
-    until(lab.site.ledger.maintenance.last_heartbeat, "the heartbeat")
-
-
-def start_beat(lab: Lab, broker: str, name: str) -> Path:
-    file = last_seen_two_days_ago(lab, broker, lab.marks.parent / f"schedule-{name}")
-    return celery(lab, broker, "beat", "--schedule", str(file), "--loglevel", "INFO")
 
 
 def count(log: Path, name: str) -> int:

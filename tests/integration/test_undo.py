@@ -36,7 +36,7 @@ def built(lab: Lab, days: Sequence[date]) -> RunProgress:
 
 
 def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
-    found = lab.site.ledger.checkpoints.list_checkpoints("probe", min(days), max(days))
+    found = lab.ledger.checkpoints.list_checkpoints("probe", min(days), max(days))
     return {day: checkpoint.run_id for day, checkpoint in found.items()}
 
 
@@ -59,7 +59,7 @@ def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_l
     assert any_lab.table_bytes(TARGET) == before
     assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
     assert (sorted(planned.restored), planned.emptied) == (DAYS[1:], {})
-    assert any_lab.site.ledger.runs.get_run(second.run.id).undone_by == "a test"
+    assert any_lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
 
 
 def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_run(any_lab: Lab) -> None:
@@ -133,7 +133,7 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
         undo_run(planned, any_lab.site, "a test")
 
     assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]
-    assert any_lab.site.ledger.runs.get_run(planned.run.id).undone_at is None
+    assert any_lab.ledger.runs.get_run(planned.run.id).undone_at is None
     assert checkpoints(any_lab) == {}
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_c
 def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     sources(any_lab, DAYS)
     first = built(any_lab, DAYS)
-    any_lab.site.ledger.checkpoints.begin_undo(first.run.id, DAYS)
+    any_lab.ledger.checkpoints.begin_undo(first.run.id, DAYS)
 
     with pytest.raises(
         UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` completes it"
@@ -197,7 +197,7 @@ def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) 
     sources(any_lab, DAYS, more=0.2)
     second = built(any_lab, DAYS)
     planned = plan_undo(second.run.id, any_lab.site)
-    any_lab.site.ledger.checkpoints.begin_undo(second.run.id, planned.days)
+    any_lab.ledger.checkpoints.begin_undo(second.run.id, planned.days)
     one = {DAYS[0]: planned.restored[DAYS[0]]}
     any_lab.site.warehouse.restore(planned.target, "day", second.run.id, one)
 
