@@ -15,10 +15,9 @@ from benchmarks.processes import BACKFILL, environment
 from benchmarks.results import Measured
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.arrow_types import arrow_schema
-from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse import open_warehouse
-from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, SCHEDULE_TYPES, SUMMARY_TYPES, make_season
+from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, column_types_of, make_season
 
 SEASONS = 10
 YEAR = timedelta(days=364)  #: keeps the weekdays
@@ -29,12 +28,9 @@ OLDEST = FIRST_DATE - (SEASONS - 1) * YEAR
 def load(home: Path) -> int:
     """Load ten copies of the demo's season in different years. Returns the number of dates with games."""
     warehouse = open_warehouse(Settings(home=home).warehouse_url)  # pyright: ignore[reportCallIssue]
-    declared = find_job(JOB).declared_types()
-    undeclared = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
     dates: set[date] = set()
     for name, frame in make_season().items():
-        dated = "analysis_date" if "analysis_date" in frame.columns else "game_date"
-        types = undeclared.get(name) or {**declared[name], dated: "DATE"}
+        dated, types = column_types_of(name, frame)
         seasons = [_moved(frame[list(types)], dated, back) for back in range(SEASONS)]
         rows = pd.concat(seasons, ignore_index=True)
         if name == "nba_reference.schedule":

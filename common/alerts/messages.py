@@ -177,14 +177,12 @@ def _finished_alert(ended: EndedRun) -> NewAlert:
         _describe_fallback(dates),
         _describe_duration(run),
     ]
-    return NewAlert(
-        key=f"{AlertKind.RUN_FINISHED} {run.id}",
-        kind=AlertKind.RUN_FINISHED,
-        title=f"run {run.id} of {run.job} {_OUTCOMES.get(run.state, run.state.value)}",
-        body="\n".join(line for line in lines if line),
-        job=run.job,
-        run_id=run.id,
-    )
+    title = f"run {run.id} of {run.job} {_OUTCOMES.get(run.state, run.state.value)}"
+    return _run_alert(AlertKind.RUN_FINISHED, run, title, [line for line in lines if line])
+
+
+def _run_alert(kind: AlertKind, run: Run, title: str, lines: Iterable[str]) -> NewAlert:
+    return NewAlert(key=f"{kind} {run.id}", kind=kind, title=title, body="\n".join(lines), job=run.job, run_id=run.id)
 
 
 def _describe_states(dates: DateTally) -> str:
@@ -223,14 +221,7 @@ def _blocked_alert(run: Run, dates: DateTally) -> NewAlert:
         lines.append(f"and {hidden} more: {truncate(format_dates(dates.incomplete_days), REASON_LENGTH)}")
     lines.append(f"see why: backfill status {run.id}")
     lines.append(f"after fixing the cause: backfill retry {run.id}")
-    return NewAlert(
-        key=f"{AlertKind.RUN_BLOCKED} {run.id}",
-        kind=AlertKind.RUN_BLOCKED,
-        title=f"{counts} date(s) of {run.job} in run {run.id}",
-        body="\n".join(lines),
-        job=run.job,
-        run_id=run.id,
-    )
+    return _run_alert(AlertKind.RUN_BLOCKED, run, f"{counts} date(s) of {run.job} in run {run.id}", lines)
 
 
 def _date_lines(row: DateRow) -> list[str]:
@@ -266,14 +257,8 @@ def _low_coverage_alert(run: Run, dates: DateTally) -> NewAlert:
         lines.append(f"The fallback was off. With it: backfill retry {run.id} --fallback replace")
     else:
         lines.append("Most of their input is missing: load it before rebuilding them.")
-    return NewAlert(
-        key=f"{AlertKind.LOW_COVERAGE} {run.id}",
-        kind=AlertKind.LOW_COVERAGE,
-        title=f"coverage below {LOW_COVERAGE:.0%} on {dates.low_coverage_count} date(s) of {run.job}",
-        body="\n".join(lines),
-        job=run.job,
-        run_id=run.id,
-    )
+    title = f"coverage below {LOW_COVERAGE:.0%} on {dates.low_coverage_count} date(s) of {run.job}"
+    return _run_alert(AlertKind.LOW_COVERAGE, run, title, lines)
 
 
 def _fallback_often_alert(ended: EndedRun, now: datetime) -> NewAlert:

@@ -178,10 +178,7 @@ class CeleryDispatcher:
 
     @_retry_lost_connection
     def send_maintenance(self, name: str, *, queue: str, expires: float) -> None:
-        with translate_broker_errors():
-            self._app.send_task(
-                MAINTAIN, args=(name,), queue=queue, ignore_result=True, expires=expires, argsrepr=name, kwargsrepr=""
-            )
+        self._send_task(MAINTAIN, (name,), name, queue=queue, expires=expires)
 
     @_retry_lost_connection
     def send_reconcile(self, run: str, *, lost_tasks: bool = False, expires: float | None = None) -> None:
@@ -190,16 +187,7 @@ class CeleryDispatcher:
         `lost_tasks` says that messages of the run are known to be lost. A message that waits longer than `expires`
         seconds is dropped.
         """
-        with translate_broker_errors():
-            self._app.send_task(
-                RECONCILE,
-                args=(run, lost_tasks),
-                queue=MAINTENANCE_QUEUE,
-                ignore_result=True,
-                expires=expires,
-                argsrepr=f"run={run}",
-                kwargsrepr="",
-            )
+        self._send_task(RECONCILE, (run, lost_tasks), f"run={run}", expires=expires)
 
     def stop_dates(self, run: str) -> None:
         """Have every worker kill its tasks of the run. A worker that misses the command notices at its next date."""
@@ -210,14 +198,20 @@ class CeleryDispatcher:
 
     @_retry_lost_connection
     def send_post_run(self, run: str) -> None:
+        self._send_task(AFTER_RUN, (run,), f"run={run}")
+
+    def _send_task(
+        self,
+        name: str,
+        args: tuple[object, ...],
+        argsrepr: str,
+        *,
+        queue: str = MAINTENANCE_QUEUE,
+        expires: float | None = None,
+    ) -> None:
         with translate_broker_errors():
             self._app.send_task(
-                AFTER_RUN,
-                args=(run,),
-                queue=MAINTENANCE_QUEUE,
-                ignore_result=True,
-                argsrepr=f"run={run}",
-                kwargsrepr="",
+                name, args=args, queue=queue, ignore_result=True, expires=expires, argsrepr=argsrepr, kwargsrepr=""
             )
 
     def _gate(self, run: str, number: int, job: Job) -> Signature:

@@ -34,7 +34,7 @@ def ping_broker(settings: Settings, url: str) -> BrokerPing:
     Raises `UserError` for a URL that names no broker, and `BrokerUnavailable` when it does not answer within
     `PING_TIMEOUT_SECONDS`.
     """
-    address = broker_address(url)
+    address = parse_broker_url(url).address
     timeouts = {"socket_timeout": PING_TIMEOUT_SECONDS, "socket_connect_timeout": PING_TIMEOUT_SECONDS}
     app = make_app(settings, url)
     try:
@@ -50,11 +50,6 @@ def ping_broker(settings: Settings, url: str) -> BrokerPing:
         raise BrokerUnavailable(f"the broker at {address} does not answer: {exc}") from exc
     except (ValueError, TypeError, KeyError) as exc:  # kombu's errors for a wrong URL may quote its password
         raise UserError(f"BACKFILL_BROKER is no usable URL: {BROKER_URL_HINT}") from exc
-
-
-def broker_address(url: str) -> str:
-    """Return the broker's address without user and password. Raises `UserError` for a URL that names no broker."""
-    return parse_broker_url(url).address
 
 
 def _read_clock(client: Any) -> ClockReading | None:

@@ -28,6 +28,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, WarehouseUnavailable
 from gated_backfill.common.ledger import Ledger, NewAlert
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState, NewCleanup, new_cleanup_id
+from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.tables import DatedTable
@@ -36,7 +37,6 @@ from gated_backfill.common.process.identity import is_dead
 
 DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
 BACKUP_ATTEMPTS = 3  #: of a table that is written to while it is backed up
-ALERT_KIND = "cleanup-unusual"
 MAX_KEY_LENGTH = 200  #: of an alert, in the ledger
 
 
@@ -313,8 +313,8 @@ def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date
     operation_ids = [operation.id for operation in [*large, *damaged]]
     refused_tables = [reason.split(":")[0] for reason in report.refused]
     return NewAlert(
-        key=" ".join([ALERT_KIND, str(today), *operation_ids, *refused_tables])[:MAX_KEY_LENGTH],
-        kind=ALERT_KIND,
+        key=" ".join([AlertKind.CLEANUP_UNUSUAL, str(today), *operation_ids, *refused_tables])[:MAX_KEY_LENGTH],
+        kind=AlertKind.CLEANUP_UNUSUAL,
         title=f"Cleanup: {', '.join(titles)}",
         body="\n".join(lines),
     )

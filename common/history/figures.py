@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from gated_backfill.common.ledger.records import DateRow, Run, RunWithDates
 from gated_backfill.common.ledger.states import DateState
-from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.coverage import PASSING_VERDICTS
 from gated_backfill.common.model.dates import DateRange
 
 T = TypeVar("T")
@@ -36,23 +36,16 @@ class DateOutcome(Enum):
 PUBLISHED = frozenset({DateOutcome.COMPLETE, DateOutcome.ACCEPTED, DateOutcome.FORCED})
 JUDGED = PUBLISHED | {DateOutcome.BLOCKED}  #: outcomes that were decided by coverage
 
-_ENDS = {
-    DateState.BLOCKED: DateOutcome.BLOCKED,
-    DateState.FAILED: DateOutcome.FAILED,
-    DateState.SKIPPED: DateOutcome.SKIPPED,
-}
-_PROVEN = {
-    Verdict.COMPLETE: DateOutcome.COMPLETE,
-    Verdict.ACCEPTED: DateOutcome.ACCEPTED,
-    Verdict.FORCED: DateOutcome.FORCED,
-}
+#: Outcomes by the state of the date or, of a checkpointed one, by its verdict: they have the same names.
+_BY_STATE = {state: DateOutcome(state.value) for state in (DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED)}
+_BY_VERDICT = {verdict: DateOutcome(verdict.value) for verdict in PASSING_VERDICTS}
 
 
 def outcome_of(row: DateRow) -> DateOutcome:
     """The outcome of the date. A verdict counts only once the date is checkpointed: until then it may change."""
     if row.state is DateState.CHECKPOINTED and row.verdict is not None:
-        return _PROVEN[row.verdict]
-    return _ENDS.get(row.state, DateOutcome.UNFINISHED)
+        return _BY_VERDICT[row.verdict]
+    return _BY_STATE.get(row.state, DateOutcome.UNFINISHED)
 
 
 def coverage_of(row: DateRow) -> float | None:
@@ -145,11 +138,6 @@ def _coverage(rows: Iterable[DateRow]) -> Coverage | None:
 
 
 # -- over time ----------------------------------------------------------------------------------------------------
-
-
-def lowest_by_date(facts: RunWithDates) -> list[float | None]:
-    """The coverage of each date of a run, oldest first."""
-    return [coverage_of(row) for row in facts.dates]
 
 
 def ended_per_day(facts: Iterable[RunWithDates], days: DateRange) -> list[int]:

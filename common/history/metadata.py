@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.history.figures import coverage_of, outcome_of, primary_of, used_fallback, wall_seconds
+from gated_backfill.common.history.figures import (
+    DateOutcome,
+    coverage_of,
+    outcome_of,
+    primary_of,
+    used_fallback,
+    wall_seconds,
+)
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunWithDates
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.dates import ONE_DAY
@@ -58,6 +65,7 @@ COLUMNS: ColumnTypes = {
     "undone_at": "TIMESTAMP",
     RUN_ENDED_ON: "DATE",
 }
+_DATE_FIELDS = frozenset(DateRow.__dataclass_fields__)
 NAMES_KEPT = 20  #: missing entities named in a row
 ROWS_PER_BATCH = 1000
 
@@ -68,44 +76,27 @@ def rows_of(facts: Iterable[RunWithDates]) -> list[dict[str, Any]]:
 
 
 def _row(run: Run, row: DateRow) -> dict[str, Any]:
-    outcome = outcome_of(row).value
     missing_count = max(row.expected - row.matched, 0) if row.expected is not None and row.matched is not None else None
-    return {
-        "run_id": run.id,
-        "job": run.job,
-        "job_version": run.job_version,
+    values: dict[str, Any] = {
         "run_state": run.state.value,
-        "day": row.day,
-        "outcome": outcome,
+        "outcome": outcome_of(row).value,
         "state": row.state.value,
         "verdict": row.verdict.value if row.verdict else None,
-        "reason": row.reason,
-        "expected": row.expected,
-        "matched": row.matched,
         "coverage": coverage_of(row),
-        "source": row.source,
-        "source_reason": row.source_reason,
         "primary_source": primary_of(row),
         "fell_back": used_fallback(row),
-        "forced": outcome == "forced",
+        "forced": outcome_of(row) is DateOutcome.FORCED,
         "missing": ", ".join(row.missing[:NAMES_KEPT]) or None,
         "missing_count": missing_count,
-        "rows": row.rows,
-        "attempt": row.attempt,
-        "seconds": row.seconds,
-        "error_kind": row.error_kind,
-        "error": row.error,
-        "started_at": row.started_at,
-        "ended_at": row.ended_at,
-        "requested": run.requested,
-        "requested_by": run.requested_by,
         "run_created_at": run.created_at,
         "run_started_at": run.started_at,
         "run_finished_at": run.finished_at,
         "run_seconds": wall_seconds(run),
-        "undone_at": run.undone_at,
         RUN_ENDED_ON: run.finished_at.date() if run.finished_at else None,
     }
+    # The other columns are fields of the date or, if it has no field of that name, of the run.
+    others = {name: getattr(row if name in _DATE_FIELDS else run, name) for name in COLUMNS.keys() - values.keys()}
+    return values | others
 
 
 def write_metadata(ledger: Ledger, warehouse: Warehouse, settings: Settings, run_id: str) -> str:

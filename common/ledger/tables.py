@@ -220,12 +220,9 @@ cleanup_operations = Table(
     Column("backup", Text),  #: location of the backup
     Column("checksum", String(64)),  #: of the backup
     Column("kept", JSON),  #: fingerprint and number of the backed up rows, by date
-    Column(
-        "leave_written", Boolean, nullable=False, server_default=text("false")
-    ),  #: option of the restore: skip dates written since the deletion
-    Column(
-        "intact_only", Boolean, nullable=False, server_default=text("false")
-    ),  #: option of the restore: skip dates that are damaged in the backup
+    #: Options of the restore: skip dates written since the deletion, or damaged in the backup.
+    Column("leave_written", Boolean, nullable=False, server_default=text("false")),
+    Column("intact_only", Boolean, nullable=False, server_default=text("false")),
     Column("requested_by", String(128), nullable=False),
     Column("owner", String(128)),  #: process that has its lease
     Column("lease_until", UtcDateTime),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -233,12 +233,9 @@ class ObjectStore:
                 raise NotAllowed(f"{self.root}: there is no such bucket") from exc
 
     def move(self, location: str, key: str) -> None:
-        with translate_store_errors(location):
-            try:
-                self._files.cp_file(self._checked(location), self._checked(self.location(key)))
-                self._files.rm_file(location)
-            except FileNotFoundError:
-                return  # moved by an earlier call
+        with translate_store_errors(location), suppress(FileNotFoundError):  # moved by an earlier call
+            self._files.cp_file(self._checked(location), self._checked(self.location(key)))
+            self._files.rm_file(location)
 
     def names(self, folder: str) -> list[str]:
         with translate_store_errors(self.location(folder)):
@@ -259,8 +256,5 @@ class ObjectStore:
         return [path.rstrip("/").rpartition("/")[2] for path in paths]
 
     def remove(self, key: str) -> None:
-        with translate_store_errors(self.location(key)):
-            try:
-                self._files.rm(self._checked(self.location(key)), recursive=True)
-            except FileNotFoundError:
-                return
+        with translate_store_errors(self.location(key)), suppress(FileNotFoundError):
+            self._files.rm(self._checked(self.location(key)), recursive=True)

@@ -61,15 +61,20 @@ SUMMARY_TYPES: ColumnTypes = {
 def load_season(warehouse: Warehouse, within: DateRange | None = None) -> int:
     """Create the season's tables, or only the dates `within` a range. Returns the number of dates with games in all."""
     tables = make_season()
-    declared = find_job("player_composite_factors").declared_types()
     for name, frame in tables.items():
-        full_types = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
-        date_column = "analysis_date" if "analysis_date" in frame.columns else "game_date"
-        types = full_types.get(name) or {**declared[name], date_column: "DATE"}
+        date_column, types = column_types_of(name, frame)
         loaded = frame if within is None else frame[frame[date_column].between(within.start, within.through)]
         rows = pa.Table.from_pandas(loaded[list(types)], schema=arrow_schema(types), preserve_index=False)
         warehouse.load(TableName.parse(name), date_column, rows)
     return tables["nba_reference.schedule"]["game_date"].nunique()
+
+
+def column_types_of(name: str, frame: pd.DataFrame) -> tuple[str, ColumnTypes]:
+    """Return the date column and the types of a table of the season: all columns, or those that the job declares."""
+    full_types = {"nba_reference.schedule": SCHEDULE_TYPES, "nba_analytics.player_game_summary": SUMMARY_TYPES}
+    date_column = "analysis_date" if "analysis_date" in frame.columns else "game_date"
+    declared = find_job("player_composite_factors").declared_types()
+    return date_column, full_types.get(name) or {**declared[name], date_column: "DATE"}
 
 
 def make_season() -> dict[str, pd.DataFrame]:

@@ -93,15 +93,11 @@ class RunRequest:
     reason: str | None = None  #: of the launch, given by the user
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "job": self.job,
+        return asdict(self) | {
             "days": [day.isoformat() for day in self.days],
             "excluded": [day.isoformat() for day in self.excluded],
             "reprocess": self.reprocess.value,
-            "newest_first": self.newest_first,
             "fallback": self.fallback.value if self.fallback else None,
-            "forced_because": self.forced_because,
-            "reason": self.reason,
         }
 
     @classmethod

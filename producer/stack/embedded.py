@@ -128,9 +128,13 @@ def celery_command(*arguments: str) -> list[str]:
 
 
 def worker_environment(settings: Settings, broker_url: str) -> dict[str, str]:
-    """Environment variables with the broker, the home and the URLs, for processes started in another folder."""
+    """Return the variables of `places_environment` with the broker's."""
+    return {"BACKFILL_BROKER": broker_url, **places_environment(settings)}
+
+
+def places_environment(settings: Settings) -> dict[str, str]:
+    """Return environment variables with the home and the URLs, for processes started in another folder."""
     return {
-        "BACKFILL_BROKER": broker_url,
         "BACKFILL_HOME": str(settings.home.absolute()),
         "BACKFILL_LEDGER": settings.ledger_url,
         "BACKFILL_WAREHOUSE": settings.warehouse_url,

@@ -19,7 +19,8 @@ from pydantic import SecretStr
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
-from gated_backfill.common.broker.health import broker_address, ping_broker
+from gated_backfill.common.broker.health import ping_broker
+from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger
@@ -41,6 +42,7 @@ from gated_backfill.producer.stack.embedded import (
     free_port,
     is_port_free,
     new_stack_name,
+    places_environment,
     wait_until,
     worker_command,
     worker_environment,
@@ -122,7 +124,7 @@ class SupervisedStack:
         self.state = StackState(
             owner=process_identity(),
             broker_url=url,
-            broker=broker_address(url),
+            broker=parse_broker_url(url).address,
             embedded=self._broker is not None,
             workers=options.workers,
             flower_url=f"http://{f'[{host}]' if ':' in host else host}:{self._flower_port}",
@@ -177,7 +179,9 @@ class SupervisedStack:
             self._children.start(name, worker_command(f"{name}@{host}", [queue], concurrency.get(name, 1)), env)
         self._children.start("beat", self._beat_command(), env)
         self._children.start("flower", celery_command("flower"), env | self._flower_env())
-        self._children.start("metrics", self._metrics_command(), env)
+        module = [sys.executable, "-m", "gated_backfill.producer.cli.main"]
+        options = ["--address", LOOPBACK, "--port", str(self._metrics_port)]
+        self._children.start("metrics", [*module, "metrics", *options], env)
         for name in QUEUE_BY_WORKER:
             answers_ping = _ping_check(self._app, f"{name}@{host}")
             wait_until(answers_ping, self._children, name, START_TIMEOUT_SECONDS)
@@ -202,18 +206,6 @@ class SupervisedStack:
             "FLOWER_ADDRESS": self._settings.flower_address,
             "FLOWER_PORT": str(self._flower_port),
         }
-
-    def _metrics_command(self) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "gated_backfill.producer.cli.main",
-            "metrics",
-            "--address",
-            LOOPBACK,
-            "--port",
-            str(self._metrics_port),
-        ]
 
     def _wait_for_broker(self) -> None:
         if self._broker is not None:
@@ -280,7 +272,7 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,
-            env={**os.environ, **_supervisor_environment(settings)},
+            env={**os.environ, **places_environment(settings)},
             cwd=folder,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )
@@ -296,7 +288,3 @@ def start_supervisor(options: UpOptions, settings: Settings) -> None:
         raise
     if answer != "up":
         raise UserError(answer.removeprefix("refused ") or f"the stack ended at once: see {folder / 'up.log'}")
-
-
-def _supervisor_environment(settings: Settings) -> dict[str, str]:
-    return {name: value for name, value in worker_environment(settings, "").items() if name != "BACKFILL_BROKER"}

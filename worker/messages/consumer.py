@@ -26,10 +26,8 @@ class TolerantConsumer(Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                problem = message_problem(
-                    message.headers, message.payload
-                )  # if accepted, it would block a prefetch slot
-                if problem is not None:
+                problem = message_problem(message.headers, message.payload)
+                if problem is not None:  # if accepted, it would block a prefetch slot
                     return self._refuse(message, problem)
                 return handle(message)
             except (ContentDisallowed, KombuError) as exc:

@@ -21,20 +21,12 @@ class ActionStore(LedgerStore):
 
     def list_actions(self, run_id: str) -> list[ActionRow]:
         """Return the actions on the run, oldest first."""
-        query = select(actions).where(actions.c.run_id == run_id).order_by(actions.c.id)
+        columns = [column for column in actions.c if column is not actions.c.id]
+        query = select(*columns).where(actions.c.run_id == run_id).order_by(actions.c.id)
         with self._read() as connection:
             rows = connection.execute(query).mappings().all()
-        return [
-            ActionRow(
-                run_id=row["run_id"],
-                action=RunAction(row["action"]),
-                by=row["by"],
-                reason=row["reason"],
-                details=row["details"],
-                at=row["at"],
-            )
-            for row in rows
-        ]
+        records: list[dict[str, Any]] = [{**row, "action": RunAction(row["action"])} for row in rows]
+        return [ActionRow(**values) for values in records]
 
 
 def describe_action(row: ActionRow) -> str:

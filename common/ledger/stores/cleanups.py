@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import TableInUse, UserError
@@ -113,7 +113,7 @@ class CleanupStore(LedgerStore):
     def open_cleanup(self, new: NewCleanup, owner: str, lease_until: datetime) -> CleanupOperation:
         """Insert an operation as planned. Raises `TableInUse` when the table has an unfinished one."""
         row = {
-            **{name: getattr(new, name) for name in new.__dataclass_fields__},
+            **asdict(new),
             "state": CleanupState.PLANNED.value,
             "active": True,
             "owner": owner,
@@ -143,14 +143,11 @@ class CleanupStore(LedgerStore):
         query = select(operations).order_by(operations.c.created_at.desc(), operations.c.id).limit(limit)
         if states is not None:
             query = query.where(operations.c.state.in_([state.value for state in states]))
-        with self._read() as connection:
-            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
+        return self._select(query)
 
     def list_unfinished_cleanups(self) -> list[CleanupOperation]:
         """Return the operations that reserve their tables."""
-        with self._read() as connection:
-            rows = connection.execute(select(operations).where(operations.c.active)).mappings()
-            return [_operation_from_row(row) for row in rows]
+        return self._select(select(operations).where(operations.c.active))
 
     def claim_cleanup(
         self, operation_id: str, owner: str, lease_until: datetime, *, is_dead: Callable[[str], bool]
@@ -178,19 +175,10 @@ class CleanupStore(LedgerStore):
 
     def renew_cleanup(self, operation_id: str, *, expect: CleanupState, owner: str, lease_until: datetime) -> bool:
         """Extend the lease of an unfinished operation; returns False if the owner lost it or its state changed."""
+        is_owned = (operations.c.id == operation_id, operations.c.owner == owner, operations.c.active)
+        renewal = update(operations).where(*is_owned, operations.c.state == expect.value)
         with self._write() as connection:
-            return bool(
-                connection.execute(
-                    update(operations)
-                    .where(
-                        operations.c.id == operation_id,
-                        operations.c.state == expect.value,
-                        operations.c.owner == owner,
-                        operations.c.active,
-                    )
-                    .values(lease_until=lease_until)
-                ).rowcount
-            )
+            return bool(connection.execute(renewal.values(lease_until=lease_until)).rowcount)
 
     def release_cleanup(self, operation_id: str, owner: str, error: str) -> None:
         """Release an unfinished operation in its state, with the error, so that another process can continue it."""
@@ -237,31 +225,24 @@ class CleanupStore(LedgerStore):
     def list_backups_to_drop(self) -> list[CleanupOperation]:
         """Return the abandoned and expired operations whose backup is not recorded as removed."""
         ended = [CleanupState.ABANDONED.value, CleanupState.EXPIRED.value]
-        query = select(operations).where(operations.c.state.in_(ended), operations.c.backup.is_not(None))
-        with self._read() as connection:
-            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
+        return self._select(select(operations).where(operations.c.state.in_(ended), operations.c.backup.is_not(None)))
 
     def list_backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
         """Return the operations whose backup has passed its retention."""
         with_backup = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
-        query = select(operations).where(operations.c.state.in_(with_backup), operations.c.expires_at < now)
-        with self._read() as connection:
-            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
+        return self._select(
+            select(operations).where(operations.c.state.in_(with_backup), operations.c.expires_at < now)
+        )
 
     def mark_backup_dropped(self, operation_id: str) -> None:
         """Record that the backup of an abandoned or expired operation is removed."""
+        is_ended = operations.c.state.in_([CleanupState.ABANDONED.value, CleanupState.EXPIRED.value])
         with self._write() as connection:
-            connection.execute(
-                update(operations)
-                .where(
-                    operations.c.id == operation_id,
-                    or_(
-                        operations.c.state == CleanupState.ABANDONED.value,
-                        operations.c.state == CleanupState.EXPIRED.value,
-                    ),
-                )
-                .values(backup=None)
-            )
+            connection.execute(update(operations).where(operations.c.id == operation_id, is_ended).values(backup=None))
+
+    def _select(self, query: Select[Any]) -> list[CleanupOperation]:
+        with self._read() as connection:
+            return [_operation_from_row(row) for row in connection.execute(query).mappings()]
 
     def _table_in_use_error(self, table_name: str) -> TableInUse:
         unfinished = [

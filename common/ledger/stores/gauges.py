@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Executable, and_, case, func, or_, select
 
@@ -88,16 +89,9 @@ class GaugeStore(LedgerStore):
         c = run_dates.c
         query = select(c.state, c.source, c.expected, c.matched, c.seconds).where(c.run_id == run_id)
         with self._read() as connection:
-            return [
-                DateMetrics(
-                    state=DateState(row.state),
-                    source=row.source,
-                    expected=row.expected,
-                    matched=row.matched,
-                    seconds=row.seconds,
-                )
-                for row in connection.execute(query)
-            ]
+            rows = connection.execute(query).mappings().all()
+        dates: list[dict[str, Any]] = [{**row, "state": DateState(row["state"])} for row in rows]
+        return [DateMetrics(**values) for values in dates]
 
     def flagged_counts(self) -> Counts:
         """Count dates with an open flag, by job and finding."""
