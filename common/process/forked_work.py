@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from gated_backfill.common.process.identity import die_with_parent
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-    from multiprocessing.context import ForkProcess
+from gated_backfill.common.process.signals import defer_signals
 
 MAX_PROCESSES = 4
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  #: meant for the parent, which kills its helpers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_run_function: Callable[[Any], Any]  #: set in a helper
 
 
 def usable_processes() -> int:
@@ -37,72 +36,44 @@ def usable_processes() -> int:
 
 
 def map_in_forks(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> list[Result]:
-    """Return the function's result for each item, in order. Item n is computed by process n modulo `processes`.
+    """Return the function's result for each item, in order. Raises the function's errors.
 
-    The function must have no side effects, and its results must be picklable. This process computes the share of a
-    helper that fails, so an error of the function is raised here.
+    The function must have no side effects, and its results must be picklable and small: that a helper was killed while
+    it wrote more than a pipe holds (64 KB) is not noticed. If a helper cannot be started or is killed at another time,
+    this process computes every item.
     """
-    shares = [items[first::processes] for first in range(processes)]
-    with _helpers(function, shares[1:]) as receivers:
-        results = [[function(item) for item in shares[0]]]
-        for receiver, share in zip(receivers, shares[1:], strict=True):
-            try:
-                results.append(receiver.recv())
-            except (EOFError, OSError):  # the helper ended before or while it sent its results
-                results.append([function(item) for item in share])
-    return [results[at % processes][at // processes] for at in range(len(items))]
+    if processes > 1:
+        with suppress(BrokenProcessPool, OSError), _submitted(function, items, processes) as futures:
+            return [future.result() for future in futures]
+    return [function(item) for item in items]
 
 
 @contextmanager
-def _helpers(
-    function: Callable[[Item], Result], shares: Sequence[Sequence[Item]]
-) -> Generator[list[Connection[Any, Any]]]:
-    """Fork a helper for each share, and yield the connections to receive their results. Kill them at the end."""
-    fork = multiprocessing.get_context("fork")
-    helpers: list[ForkProcess] = []
-    receivers: list[Connection[Any, Any]] = []
+def _submitted(
+    function: Callable[[Item], Result], items: Sequence[Item], processes: int
+) -> Generator[list[Future[Result]]]:
+    """Start a process pool with the items. Kill its processes at the end."""
+    earlier_children = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _prepare_helper, (function, os.getpid()))
     try:
-        for share in shares:
-            receiver, sender = fork.Pipe(duplex=False)
-            receivers.append(cast("Connection[Any, Any]", receiver))
-            helper = fork.Process(target=_run_helper, args=(function, share, receiver, sender), daemon=True)
-            with sender, suppress(OSError), _interrupts_blocked(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `usable_processes`
-                helper.start()  # if the fork fails, the parent computes the share
-                helpers.append(helper)
-        yield receivers
+        with defer_signals(), warnings.catch_warnings():  # helpers defer for ever the signals meant for the parent
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `usable_processes`
+            futures = [pool.submit(_run, item) for item in items]
+        yield futures
     finally:
-        for helper in helpers:
+        for helper in set(multiprocessing.active_children()).difference(earlier_children):
             helper.kill()
-        for helper in helpers:
-            helper.join()
-        for receiver in receivers:
-            receiver.close()
+        pool.shutdown()
 
 
-@contextmanager
-def _interrupts_blocked() -> Generator[None]:
-    """Block interrupts until the end of this context, and for ever in a process that is forked inside it."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _run_helper(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    receiver: Connection[Any, Any],
-    sender: Connection[Any, Any],
-) -> None:
-    """Send the parent the results, and end when the parent ends."""
+def _prepare_helper(function: Callable[[Any], Any], parent: int) -> None:
+    """End this process when the parent ends, and keep the function, which need not be picklable."""
+    global _run_function
     die_with_parent()
-    parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # the parent ended before `die_with_parent`
+    if os.getppid() != parent:  # the parent ended before `die_with_parent`
         os._exit(1)
-    receiver.close()  # while a reader is open, a write after the parent's end does not fail
-    try:
-        sender.send([function(item) for item in items])
-    except Exception:  # noqa: BLE001 - the parent computes the share again and raises the error
-        os._exit(1)
+    _run_function = function
+
+
+def _run(item: Any) -> Any:
+    return _run_function(item)

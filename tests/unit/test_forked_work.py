@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -35,17 +36,12 @@ KILLED = """
     made = map_in_forks(work, range(10), processes)
     told(made=[square for square, _ in made], here=sum(there for _, there in made))
 """
-KILLED_WHILE_IT_ANSWERS = """
-    def kill_who_waits_to_be_read():
-        for child in psutil.Process().children():
-            while child.status() != psutil.STATUS_SLEEPING:
-                os.sched_yield()
-            child.kill()
-
+ALL_KILLED_WHILE_SOME_ANSWER = """
     def work(n):
-        if n == 9:  # the last of this process
-            kill_who_waits_to_be_read()
-        return n * n, here(), "" if here() else "more than a pipe takes" * 100_000
+        if n == 9 and not here():
+            for helper in psutil.Process(parent).children():
+                helper.kill()
+        return n * n, here(), "" if here() else "more than is written at once" * 1_000
 
     made = map_in_forks(work, range(10), processes)
     told(made=[square for square, *_ in made], here=sum(there for _, there, _ in made))
@@ -71,7 +67,7 @@ REFUSED = """
 """
 INTERRUPTED = """
     def work(n):
-        if here():
+        if n == 0:
             os.killpg(os.getpgid(0), signal.SIGINT)
         signal.pause()
 
@@ -81,6 +77,14 @@ INTERRUPTED = """
         map_in_forks(work, range(10), processes)
     except KeyboardInterrupt:
         told(error="interrupted")
+"""
+PARENT_KILLED = """
+    def work(n):
+        if n == processes - 1:
+            os.kill(parent, signal.SIGKILL)
+        signal.pause()
+
+    map_in_forks(work, range(10), processes)
 """
 SAFELY = """
     ended = threading.Event()
@@ -100,7 +104,7 @@ def told(code: str, processes: int) -> dict[str, Any]:
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize(("processes", "here"), [(1, 10), (2, 5), (3, 4), (4, 3), (12, 1)])
+@pytest.mark.parametrize(("processes", "here"), [(1, 10), (2, 0), (3, 0), (4, 0), (12, 0)])
 def test_every_item_is_done_once_and_told_in_order(processes: int, here: int) -> None:
     assert told(SQUARES, processes) == {"made": [n * n for n in range(10)], "here": here, "children": 0}
 
@@ -109,11 +113,11 @@ def test_every_item_is_done_once_and_told_in_order(processes: int, here: int) ->
     "code",
     [
         pytest.param(KILLED, id="killed-while-it-works"),
-        pytest.param(KILLED_WHILE_IT_ANSWERS, id="killed-while-it-answers"),
+        pytest.param(ALL_KILLED_WHILE_SOME_ANSWER, id="all-killed-while-some-answer"),
         pytest.param(NONE_TO_BE_HAD, id="not-to-be-had"),
     ],
 )
-def test_the_share_of_a_process_that_is_not_there_is_done_by_the_one_that_shared(code: str) -> None:
+def test_the_items_of_a_process_that_is_not_there_are_done_by_the_one_that_shared(code: str) -> None:
     assert told(code, 3) == {"made": [n * n for n in range(10)], "here": 10, "children": 0}
 
 
@@ -124,6 +128,11 @@ def test_an_error_is_raised_wherever_the_item_was(processes: int) -> None:
 
 def test_an_interruption_ends_every_process_without_a_word() -> None:
     assert told(INTERRUPTED, 3) == {"error": "interrupted", "children": 0}
+
+
+def test_no_process_outlives_the_one_that_shared() -> None:
+    ran = run_python(PREPARED + PARENT_KILLED, 3)  # returns when nobody has its output open any more
+    assert (ran.returncode, ran.stderr) == (-signal.SIGKILL, "")
 
 
 def test_a_process_with_other_threads_is_not_forked() -> None:
