@@ -8,6 +8,8 @@ from datetime import date
 class BackfillError(Exception):
     """The base of all errors. The failed operation leaves nothing half done."""
 
+    job_place: str | None = None  #: `file:line` of the job's code that raised it, as far as that is known
+
     def __init__(self, message: str, *, table: str | None = None, day: date | None = None) -> None:
         place = " ".join(str(part) for part in (table, day) if part is not None)
         super().__init__(f"{place}: {message}" if place else message)

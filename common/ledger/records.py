@@ -86,6 +86,8 @@ class DateRow:
     source_reason: str | None
     matched: int | None
     missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    unexpected_count: int | None
     rows: int | None
     staged_path: str | None
     checksum: str | None
@@ -93,6 +95,7 @@ class DateRow:
     inputs: str | None
     error_kind: str | None
     error: str | None
+    error_place: str | None
     queued_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, se
 from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
 from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs
-from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Verdict
 from gated_backfill.common.process.clock import utcnow
 
 DateColumns = Mapping[str, Any]  #: values of columns of `run_dates`
@@ -47,8 +47,21 @@ def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
         "lease_until": None,
         "error_kind": "WorkerLost",
         "error": f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)",
+        "error_place": None,
         "reason": f"killed its worker {deaths} times",
         "ended_at": now,
+    }
+
+
+def entity_columns(missing: Collection[str], unexpected: Collection[str]) -> dict[str, Any]:
+    """Return a date's missing and unexpected entities: names up to a limit, and the number of unexpected ones.
+
+    The number of missing entities is in the columns `expected` and `matched`.
+    """
+    return {
+        "missing": sorted(missing)[:MISSING_NAMES_STORED],
+        "unexpected": sorted(unexpected)[:MISSING_NAMES_STORED],
+        "unexpected_count": len(unexpected),
     }
 
 
@@ -137,8 +150,8 @@ def window_from_row(row: Mapping[Any, Any]) -> WindowRow:
 
 def date_from_row(row: Mapping[Any, Any]) -> DateRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
-    parsed = {"state": DateState(row["state"]), "verdict": verdict, "missing": tuple(row["missing"] or ())}
-    values: dict[str, Any] = {**row, **parsed}
+    names = {column: tuple(row[column] or ()) for column in ("missing", "unexpected")}
+    values: dict[str, Any] = {**row, "state": DateState(row["state"]), "verdict": verdict, **names}
     return DateRow(**values)
 
 

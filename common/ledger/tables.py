@@ -125,7 +125,9 @@ run_dates = Table(
     Column("source", String(256)),
     Column("source_reason", Text),
     Column("matched", Integer),
-    Column("missing", JSON),  #: names of some missing entities
+    Column("missing", JSON),  #: names of missing entities, up to a limit
+    Column("unexpected", JSON),  #: names of unexpected entities, up to a limit
+    Column("unexpected_count", Integer),
     Column("rows", Integer),
     Column("staged_path", Text),
     Column("checksum", String(64)),
@@ -133,6 +135,7 @@ run_dates = Table(
     Column("inputs", String(64)),  #: fingerprint of the input partitions it was built from
     Column("error_kind", String(128)),
     Column("error", Text),
+    Column("error_place", Text),  #: `file:line` of the job's code that raised the error
     Column("queued_at", UtcDateTime),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),

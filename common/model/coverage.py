@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-MISSING_NAMES_SHOWN = 12  #: names of missing entities of one date in messages
-MISSING_NAMES_STORED = 500  #: names of missing entities of one date in the ledger, which also has their exact number
+MISSING_NAMES_SHOWN = 12  #: names of missing or unexpected entities of one date in messages
+MISSING_NAMES_STORED = 500  #: the same in the ledger, which also has their exact number
 
 
 class Verdict(Enum):
@@ -159,6 +159,7 @@ class Recount:
     null_keys: int = 0
     schema_problem: str | None = None  #: the first way in which the rows break the job's output schema
     missing: tuple[str, ...] = field(default=())
+    unexpected: tuple[str, ...] = field(default=())
 
 
 def judge_date(recount: Recount, *, policy: CoveragePolicy, forced_because: str | None = None) -> Judgement:

@@ -98,31 +98,39 @@ class ExpectationMatch:
 
     expected: int
     matched: int
-    missing: tuple[str, ...]
+    missing: tuple[str, ...]  #: sorted
+    unexpected: tuple[str, ...]  #: sorted
 
 
 def match_expectation(
     warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table
 ) -> dict[date, ExpectationMatch]:
-    """Compare rows of the target with the expectation of the days, which is read again. Entities compare as text.
-
-    Days with nothing expected are left out of the result.
-    """
+    """Compare rows of the target with the expectation of the days, which is read again. Entities compare as text."""
     expectation = day_entity_rows(warehouse.read(expectation_scan(job, days), once=True), "day", "entity")
     expected = expectation.group_by(["day", "entity"], use_threads=False).aggregate([])  # distinct
     present = day_entity_rows(rows, job.target.date_column, job.entity_column)
-    absent = expected.join(present, ["day", "entity"], join_type="left anti", use_threads=False)
-    missing: dict[date, list[str]] = {}
-    for row in absent.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
-        missing.setdefault(row["day"], []).append(row["entity"])
-    counts = expected.group_by("day", use_threads=False).aggregate([([], "count_all")]).to_pylist()
-    matches: dict[date, ExpectationMatch] = {}
-    for row in counts:
-        names = tuple(missing.get(row["day"], ()))
-        matches[row["day"]] = ExpectationMatch(
-            expected=row["count_all"], matched=row["count_all"] - len(names), missing=names
+    missing, unexpected = _absent_entities(expected, present), _absent_entities(present, expected)
+    day_counts = expected.group_by("day", use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    counts = {row["day"]: row["count_all"] for row in day_counts}
+    return {
+        day: ExpectationMatch(
+            expected=counts.get(day, 0),
+            matched=counts.get(day, 0) - len(missing.get(day, ())),
+            missing=tuple(missing.get(day, ())),
+            unexpected=tuple(unexpected.get(day, ())),
         )
-    return matches
+        for day in days
+    }
+
+
+def _absent_entities(rows: pa.Table, others: pa.Table) -> dict[date, list[str]]:
+    """The distinct entities of `rows` that `others` lacks, sorted, by day."""
+    absent = rows.join(others, ["day", "entity"], join_type="left anti", use_threads=False)
+    distinct = absent.group_by(["day", "entity"], use_threads=False).aggregate([])
+    entities: dict[date, list[str]] = {}
+    for row in distinct.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
+        entities.setdefault(row["day"], []).append(row["entity"])
+    return entities
 
 
 def _scan(dated: Expectation | Calendar | Source, days: Iterable[date], **columns: str) -> Scan:

@@ -313,19 +313,22 @@ def _reason_to_leave(day: date, reprocess: Reprocess, measured: PlanMeasurements
     return None
 
 
-def find_missing_entities(
+def compare_entities(
     days: Sequence[date], job: Job, steps: Mapping[date, PlanStep], warehouse: Warehouse
-) -> dict[date, list[str]]:
-    """The expected entities that the chosen source of each day lacks, sorted."""
+) -> dict[date, tuple[frozenset[str], frozenset[str]]]:
+    """The expected entities that each day's source (with its fill) lacks, and the source's unexpected entities."""
     expected = read_entities(warehouse, expectation_scan(job, days))
     check_tables(warehouse, job)
     entities_by_source = source_entities(warehouse, job, days, expected)
 
-    def supplied_entities(day: date) -> frozenset[str]:
-        names = entities_by_source.keys() & (steps[day].source or "").split("+")
-        return frozenset[str]().union(*(entities_by_source[name].get(day, frozenset()) for name in names))
+    def compare_day(day: date) -> tuple[frozenset[str], frozenset[str]]:
+        sources = [name for name in (steps[day].source or "").split("+") if name in entities_by_source]
+        entities = [entities_by_source[name].get(day, frozenset[str]()) for name in sources]
+        expected_entities = expected.get(day, frozenset[str]())
+        # Of the source that the first one is filled from, only expected entities are taken.
+        return expected_entities.difference(*entities), frozenset[str]().union(*entities[:1]) - expected_entities
 
-    return {day: sorted(expected.get(day, frozenset()) - supplied_entities(day)) for day in days}
+    return {day: compare_day(day) for day in days}
 
 
 def parse_date_list(texts: Sequence[str], option: str) -> tuple[date, ...]:

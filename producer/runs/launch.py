@@ -25,6 +25,7 @@ from gated_backfill.common.ledger import (
     WindowState,
     dates_in_use_error,
 )
+from gated_backfill.common.ledger.rows import entity_columns
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
@@ -36,7 +37,7 @@ from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_los
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
 from gated_backfill.producer.context import CommandContext, current_user
-from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, find_missing_entities
+from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, compare_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
 
 SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: imported by name: producer and worker must not import each other
@@ -76,7 +77,7 @@ def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContex
     windows = enumerate(chunk_dates(days_to_build, options.window), 1)
     window_by_day = {day: number for number, days in windows for day in days}
     blocked = {step.day: step for step in plan.steps_with(PlanAction.BLOCKED)}
-    missing = find_missing_entities(list(blocked), job, blocked, context.warehouse) if blocked else {}
+    compared = compare_entities(list(blocked), job, blocked, context.warehouse) if blocked else {}
     outcomes = {
         PlanAction.SKIP: (DateState.SKIPPED, Verdict.SKIPPED),
         PlanAction.BLOCKED: (DateState.BLOCKED, Verdict.BLOCKED),
@@ -91,7 +92,7 @@ def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContex
             "found": dict(step.found),
             "source": step.source,
             "matched": step.supplied,
-            "missing": missing.get(step.day, []),
+            **entity_columns(*compared.get(step.day, ((), ()))),
         }
         return NewDate(day=step.day, state=state, columns=columns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -55,7 +56,7 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
     for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
-        _print_missing(console, row)
+        _print_entities(console, row)
 
 
 def exit_code_for_run(progress: RunProgress) -> int:
@@ -72,21 +73,33 @@ def _describe_options(run: Run) -> str:
 def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
     for row in rows:
         console.print(f"  {row.day}  [bold red]{row.state.value}[/bold red]  {escape(row.reason or row.error or '')}")
+        if row.error_place:
+            console.print(f"              raised at {escape(_shorten_place(row.error_place))}", soft_wrap=True)
         if row.found:
             counts = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
             console.print(f"              found: {escape(counts)}")
-        _print_missing(console, row)
+        _print_entities(console, row)
         if row.staged_path and row.state is DateState.BLOCKED:
             console.print(f"              kept for inspection: {escape(row.staged_path)}", soft_wrap=True)
 
 
-def _print_missing(console: Console, row: DateRow) -> None:
-    count = (row.expected or 0) - (row.matched or 0)
-    if not row.missing or count <= 0:
-        return
-    names = escape(", ".join(row.missing[:MISSING_NAMES_SHOWN]))
-    suffix = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
-    console.print(f"              missing {count}: {names}{suffix}", soft_wrap=True)
+def _shorten_place(place: str) -> str:
+    """The place with its path relative to the current folder, if it is below it."""
+    folder = Path.cwd()
+    return str(Path(place).relative_to(folder)) if Path(place).is_relative_to(folder) else place
+
+
+def _print_entities(console: Console, row: DateRow) -> None:
+    missing_count = (row.expected or 0) - (row.matched or 0)
+    for kind, names, count in (
+        ("missing", row.missing, missing_count),
+        ("unexpected", row.unexpected, row.unexpected_count or 0),
+    ):
+        if not names or count <= 0:
+            continue
+        shown = escape(", ".join(names[:MISSING_NAMES_SHOWN]))
+        suffix = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
+        console.print(f"              {kind} {count}: {shown}{suffix}", soft_wrap=True)
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
@@ -159,10 +172,13 @@ def _date_json(row: DateRow) -> dict[str, Any]:
         "source_reason": row.source_reason,
         "matched": row.matched,
         "missing": list(row.missing),
+        "unexpected": list(row.unexpected),
+        "unexpected_count": row.unexpected_count,
         "rows": row.rows,
         "attempt": row.attempt,
         "error_kind": row.error_kind,
         "error": row.error,
+        "error_place": row.error_place,
         "checksum": row.checksum,
         "seconds": row.seconds,
         "quarantined": row.staged_path if row.state is DateState.BLOCKED else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gated_backfill.producer.runs.session import Launch
-from tests.lab import Lab, players
+from tests.lab import PACKAGES, Lab, players
 
 DAY = date(2023, 2, 23)
 JOB = ("--job", "player_composite_factors")
@@ -215,6 +215,78 @@ def test_incomplete_dates_exit_with_3_and_status_names_them_and_who_is_missing(l
     (blocked,) = [one for one in lab.status()["dates"] if one["state"] == "blocked"]
     assert blocked["missing"] == players(20)[5:]
     assert Path(blocked["quarantined"]).exists()
+
+
+PROBE_FILE = PACKAGES / "probe_jobs" / "probe_jobs.py"
+
+
+def probe_line(text: str) -> int:
+    """The number of the line of the probe jobs that has the text."""
+    return next(n for n, line in enumerate(PROBE_FILE.read_text().splitlines(), 1) if text in line)
+
+
+def test_a_failed_date_is_shown_with_the_line_of_the_job_that_raised_its_error(lab: Lab) -> None:
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    raising, in_pandas = probe_line('RuntimeError(f"no luck'), probe_line('batch.rows["no such column"]')
+    for day, trick, spoil in zip(days, ("raise", "library", None), ("", "", "no frame"), strict=True):
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20), trick=trick, spoil=spoil)
+
+    span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
+    ran = lab.command("run", "--job", "probe", *span, cwd=PROBE_FILE.parent)
+    elsewhere = lab.command("status", cwd=lab.home)
+
+    lines = [line.strip() for line in ran.stdout.splitlines() if "raised at" in line]
+    assert lines == [f"raised at probe_jobs.py:{raising}", f"raised at probe_jobs.py:{in_pandas}"]
+    error = f"{days[0]}  failed  ProcessFailed: RuntimeError: no luck on {days[0]}"
+    assert f"{error}\n              raised at {PROBE_FILE}:{raising}\n" in elsewhere.stdout
+    places = [f"{PROBE_FILE}:{raising}", f"{PROBE_FILE}:{in_pandas}", None]  # the last: `process` itself did not fail
+    assert [row["error_place"] for row in lab.status()["dates"]] == places
+
+
+def test_a_retried_date_that_is_built_has_no_line_of_an_error(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(20), trick="transient:1")
+
+    assert lab.inside("run", "--job", "probe", "--dates", str(DAY), "--sequential").returncode == 0
+
+    (row,) = lab.status()["dates"]
+    assert (row["attempt"], row["error"], row["error_place"]) == (2, None, None)
+
+
+def test_a_blocked_date_names_its_unexpected_entities_next_to_the_missing_ones(lab: Lab) -> None:
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    names = {days[0]: [*players(5), *players(15, "other")], days[1]: players(600, "other"), days[2]: players(20)}
+    for day, present in names.items():
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, present)
+
+    span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
+    ran = lab.inside("run", "--job", "probe", *span, "--no-preflight", "--sequential")
+    status = lab.inside("status")
+
+    shown = ", ".join(players(12, "other"))
+    for text in (ran.stdout, status.stdout):
+        assert "missing 15: player005" in text
+        assert f"unexpected 15: {shown} and 3 more (all with --json)\n" in text
+        assert f"unexpected 600: {shown} and 588 more (all with --json)\n" in text
+    rows = lab.status()["dates"]
+    assert [row["unexpected"] for row in rows] == [players(15, "other"), players(500, "other"), []]
+    assert [row["unexpected_count"] for row in rows] == [15, 600, 0]
+
+
+def test_a_date_that_the_preflight_blocks_names_its_unexpected_entities_too(lab: Lab) -> None:
+    for day in (DAY, DAY + timedelta(days=1)):
+        lab.probe("expected", day, players(20))
+    lab.probe("first", DAY, [*players(5), "somebody", "somebody else"])
+    lab.probe("second", DAY, [*players(4), "of the fill"])
+    lab.probe("first", DAY + timedelta(days=1), players(20))
+
+    options = ("--dates", "2023-02-23..2023-02-24", "--allow-partial", "--fallback", "fill", "--sequential")
+    ran = lab.inside("run", "--job", "probe", *options)
+
+    assert "unexpected 2: somebody, somebody else\n" in ran.stdout
+    assert lab.status()["dates"][0]["unexpected"] == ["somebody", "somebody else"]
 
 
 def test_retry_builds_the_blocked_and_failed_dates_of_a_run_and_no_others(lab: Lab) -> None:

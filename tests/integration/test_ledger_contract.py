@@ -581,6 +581,9 @@ def test_a_move_writes_further_columns(ledger: Ledger, run: Run) -> None:
     facts: dict[str, Any] = {
         "found": {"upcoming": 1, "derived": 187},
         "missing": ["a", "b"],
+        "unexpected": ["c"],
+        "unexpected_count": 600,
+        "error_place": "/jobs/players.py:41",
         "source_reason": "primary below 90% at 0.5 %",
         "seconds": 1.5,
     }
@@ -589,6 +592,7 @@ def test_a_move_writes_further_columns(ledger: Ledger, run: Run) -> None:
     )
     row = row_of(ledger, run)
     assert (row.found, row.missing) == ({"upcoming": 1, "derived": 187}, ("a", "b"))
+    assert (row.unexpected, row.unexpected_count, row.error_place) == (("c",), 600, "/jobs/players.py:41")
     assert (row.source_reason, row.seconds, row.lease_owner) == (facts["source_reason"], 1.5, None)
 
 

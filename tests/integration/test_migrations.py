@@ -91,6 +91,28 @@ def test_down_and_up_again_gives_the_same_tables(engine: Engine) -> None:
     assert differences(engine) == []
 
 
+def test_a_ledger_of_the_version_before_is_migrated_with_its_runs(empty_url: str, engine: Engine) -> None:
+    with engine.begin() as connection:
+        prepared = config()
+        prepared.attributes["connection"] = connection
+        command.upgrade(prepared, "0004")
+        columns = "id, job, job_version, options, requested, requested_by, first_date, last_date, created_at, state"
+        values = "'r', 'players', '1', '{}', '', '', '2023-02-23', '2023-02-23', '2023-02-23 00:00:00', 'failed'"
+        connection.execute(text(f"INSERT INTO runs ({columns}) VALUES ({values})"))
+        columns = "run_id, day, job, state, active, missing, error_kind, error"
+        values = "'r', '2023-02-23', 'players', 'failed', false, '[\"ann\"]', 'ProcessFailed', 'no luck'"
+        connection.execute(text(f"INSERT INTO run_dates ({columns}) VALUES ({values})"))
+    engine.dispose()
+
+    ledger = open_ledger(empty_url)
+    (row,) = ledger.dates.list_dates("r")
+    ledger.close()
+
+    assert differences(engine) == []
+    assert (row.error, row.missing) == ("no luck", ("ann",))
+    assert (row.error_place, row.unexpected, row.unexpected_count) == (None, (), None)
+
+
 MIGRATE = """
     from gated_backfill.common.ledger import open_ledger
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
-from gated_backfill.common.ledger.rows import DateColumns
+from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow_types import to_arrow
-from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Judgement, Verdict, judge_expectation
+from gated_backfill.common.model.coverage import Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
@@ -157,6 +157,7 @@ def _staged_date(check: SourceCheck, staged: StagedFile, before: str, inputs: st
         "inputs": inputs,
         "error": None,
         "error_kind": None,
+        "error_place": None,
     }
     return BuiltDate(day=staged.day, state=DateState.STAGED, columns=columns, reason=check.choice.label, staged=staged)
 
@@ -173,5 +174,5 @@ def _source_columns(check: SourceCheck) -> dict[str, Any]:
         "source": check.choice.label,
         "source_reason": check.choice.reason,
         "matched": len(check.covered_entities),
-        "missing": sorted(check.expected - check.covered_entities)[:MISSING_NAMES_STORED],
+        **entity_columns(check.expected - check.covered_entities, check.unexpected),
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
+from gated_backfill.common.model.job import Job
 from gated_backfill.common.process.signals import find_interruption
 
 
@@ -23,23 +25,45 @@ class SoftTimeLimitReached(ProcessFailed):
 
 
 @contextmanager
-def translate_job_errors(settings: Settings) -> Generator[None]:
-    """Translate every error of a job's code or data to a `BackfillError`, so that it fails dates and not the chord."""
+def translate_job_errors(job: Job, settings: Settings) -> Generator[None]:
+    """Translate every error of a job's code or data to a `BackfillError`, so that it fails dates and not the chord.
+
+    The error's `job_place` is the file and line of the job that raised it.
+    """
     try:
         yield
-    except BackfillError as exc:
-        if _is_out_of_memory(exc):
-            raise _memory_exhausted(exc, settings) from None
-        raise
     except Exception as exc:
-        interruption = find_interruption(exc)
-        if isinstance(interruption, SoftTimeLimitExceeded):
-            raise SoftTimeLimitReached("took longer than its soft time limit") from exc
-        if interruption is not None:
-            raise interruption from None
-        if _is_out_of_memory(exc):
-            raise _memory_exhausted(exc, settings) from None
-        raise ProcessFailed(f"{type(exc).__name__}: {exc}") from exc
+        error = _translate(exc, settings)
+        if isinstance(error, BackfillError):
+            error.job_place = find_job_place(exc, job)
+        if error is exc:
+            raise
+        raise error from (exc if isinstance(error, ProcessFailed) else None)
+
+
+def _translate(exc: Exception, settings: Settings) -> BaseException:
+    """The error to raise instead, or the error itself."""
+    interruption = None if isinstance(exc, BackfillError) else find_interruption(exc)
+    if isinstance(interruption, SoftTimeLimitExceeded):
+        return SoftTimeLimitReached("took longer than its soft time limit")
+    if interruption is not None:
+        return interruption
+    if _is_out_of_memory(exc):
+        return _memory_exhausted(exc, settings)
+    return exc if isinstance(exc, BackfillError) else ProcessFailed(f"{type(exc).__name__}: {exc}")
+
+
+def find_job_place(exc: BaseException, job: Job) -> str | None:
+    """The file and line of the innermost frame in the job's own package; None if the job did not raise the error."""
+    module = getattr(job.process, "func", job.process).__module__  # the function of a `functools.partial`
+    top_level = module.partition(".")[0]
+    package = module if top_level == __name__.partition(".")[0] else top_level
+    places = [
+        f"{Path(frame.f_code.co_filename).absolute()}:{number}"
+        for frame, number in traceback.walk_tb(exc.__traceback__)
+        if f"{frame.f_globals.get('__name__')}.".startswith(f"{package}.")
+    ]
+    return places[-1] if places else None
 
 
 def _is_out_of_memory(exc: BaseException | None) -> bool:

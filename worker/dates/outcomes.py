@@ -31,9 +31,10 @@ class AttemptOutcome:
     detail: str = ""  #: the source of its rows, or the reason it has none
 
 
-def failure_columns(kind: str, error: str, reason: str) -> dict[str, Any]:
-    """The ledger's columns of a failed date."""
-    return {"verdict": Verdict.FAILED.value, "reason": reason, "error_kind": kind, "error": error}
+def failure_columns(kind: str, error: str, reason: str, job_place: str | None = None) -> dict[str, Any]:
+    """The ledger's columns of a failed date. `job_place`: the file and line of the job that raised the error."""
+    columns = {"verdict": Verdict.FAILED.value, "reason": reason}
+    return {**columns, "error_kind": kind, "error": error, "error_place": job_place}
 
 
 def task_result(outcomes: Sequence[AttemptOutcome]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _build_or_fail(task: DatesTask, claimed: Sequence[DateRow]) -> list[AttemptO
     """Build the claimed dates; on failure, split them until the failing date is alone."""
     started = time.monotonic()
     try:
-        with translate_job_errors(task.deps.settings):
+        with translate_job_errors(task.job, task.deps.settings):
             return _build(task, claimed, started)
     except LedgerUnavailable:
         raise
@@ -116,7 +116,7 @@ def _build_or_fail(task: DatesTask, claimed: Sequence[DateRow]) -> list[AttemptO
         if not task.can_retry:
             return _split_or_fail(task, claimed, exc, started)
         log.warning("dates_retried", error_kind=exc.kind, error=str(exc), attempt=claimed[0].attempt)
-        task.requeue([row.day for row in claimed], error_kind=exc.kind, error=str(exc))
+        task.requeue([row.day for row in claimed], error_kind=exc.kind, error=str(exc), error_place=exc.job_place)
         raise task.retry_later() from exc
     except BackfillError as exc:
         return _split_or_fail(task, claimed, exc, started)
@@ -177,10 +177,10 @@ def _end_failed(task: DatesTask, row: DateRow, exc: BackfillError, started: floa
         state, columns = DateState.BLOCKED, {"verdict": Verdict.BLOCKED.value, "reason": str(exc)}
         log.info("date_ended", day=day, state=state.value, reason=str(exc))
     else:
-        state, columns = DateState.FAILED, failure_columns(exc.kind, str(exc), f"{exc.kind}: {exc}")
+        state, columns = DateState.FAILED, failure_columns(exc.kind, str(exc), f"{exc.kind}: {exc}", exc.job_place)
         log.error("date_failed", day=day, error_kind=exc.kind, error=str(exc), exc_info=exc.__cause__ or exc)
     if isinstance(exc, NotAllowed):  # the run's other dates would fail alike
-        task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, str(exc))
+        task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, str(exc), exc.job_place)
     task.release({row.day: (state, {**columns, "seconds": time.monotonic() - started})})
     return AttemptOutcome(day=row.day, state=state.value, detail=str(exc))
 

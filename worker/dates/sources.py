@@ -39,6 +39,7 @@ class SourceCheck:
     expected: frozenset[str]
     present_by_source: Mapping[str, frozenset[str]]  #: by source, the expected entities it has
     choice: SourceChoice
+    unexpected: frozenset[str]  #: the entities of the chosen source that are not expected
 
     @property
     def present_counts(self) -> dict[str, int]:
@@ -64,9 +65,14 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
     for day in days:
         entities = expected.get(day, frozenset[str]())
         present = {name: by_day.get(day, frozenset[str]()) & entities for name, by_day in entities_by_source.items()}
-        truth = job.date_expectation(len(entities), day, calendar)
         choice = _choose(job, options, entities, present)
-        checks[day] = SourceCheck(expectation=truth, expected=entities, present_by_source=present, choice=choice)
+        checks[day] = SourceCheck(
+            expectation=job.date_expectation(len(entities), day, calendar),
+            expected=entities,
+            present_by_source=present,
+            choice=choice,
+            unexpected=entities_by_source[choice.source].get(day, frozenset[str]()) - entities,
+        )
         _log_check(checks[day], day)
     return checks
 

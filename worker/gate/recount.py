@@ -54,7 +54,7 @@ def recount(
     nulls = rows.null_keys(job) if rows else {}
     duplicates = rows.duplicate_keys(job) if rows else {}
     schema_problems = _schema_problems(job, rows) if rows else {}
-    no_match = ExpectationMatch(expected=0, matched=0, missing=())
+    no_match = ExpectationMatch(expected=0, matched=0, missing=(), unexpected=())
 
     def recount_day(day: date) -> Recount:
         match = matches.get(day, no_match)
@@ -62,6 +62,7 @@ def recount(
             expectation=job.date_expectation(match.expected, day, calendar),
             matched=match.matched,
             missing=match.missing,
+            unexpected=match.unexpected,
             rows=staged[day].num_rows,
             null_keys=nulls.get(day, 0),
             duplicate_keys=duplicates.get(day, 0),

@@ -12,7 +12,8 @@ import structlog
 
 from gated_backfill.common.errors import ExpectationUnreadable, Retryable, StagedFileLost
 from gated_backfill.common.ledger import DateRow
-from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Judgement, Recount, Verdict, judge_date
+from gated_backfill.common.ledger.rows import entity_columns
+from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.worker.gate.recount import recount
@@ -43,7 +44,7 @@ class JudgedDates:
             "expected": count.expectation.expected,
             "matched": count.matched,
             "rows": count.rows,
-            "missing": list(count.missing[:MISSING_NAMES_STORED]),
+            **entity_columns(count.missing, count.unexpected),
         }
 
 

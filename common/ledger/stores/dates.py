@@ -136,10 +136,14 @@ class DateStore(LedgerStore):
                 values |= cancelled_columns(cancellation_reason(connection, run_id))
             return connection.execute(change.values(values)).rowcount
 
-    def fail_remaining_dates(self, run_id: str, kind: str, error: str) -> int:
-        """Fail every pending or queued date of the run and close its pending windows, where no retry can help."""
+    def fail_remaining_dates(self, run_id: str, kind: str, error: str, job_place: str | None = None) -> int:
+        """Fail every pending or queued date of the run and close its pending windows, where no retry can help.
+
+        `job_place`: the file and line of the job that raised the error.
+        """
         unclaimed = [DateState.PENDING.value, DateState.QUEUED.value]
-        columns = {"verdict": Verdict.FAILED.value, "error_kind": kind, "error": error, "reason": f"{kind}: {error}"}
+        columns = {"verdict": Verdict.FAILED.value, "reason": f"{kind}: {error}"}
+        columns |= {"error_kind": kind, "error": error, "error_place": job_place}
         with self._write() as connection:
             connection.execute(
                 update(windows)

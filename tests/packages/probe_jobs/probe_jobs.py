@@ -51,6 +51,10 @@ def raise_error(batch: Batch, argument: str) -> None:
     raise RuntimeError(f"no luck on {batch.days[0]}")
 
 
+def raise_in_a_library(batch: Batch, argument: str) -> None:
+    batch.rows["no such column"]
+
+
 def fail_for_a_while(batch: Batch, argument: str) -> None:
     if any(first_time(f"transient-{batch.days[0]}-{n}") for n in range(int(argument))):
         raise WarehouseUnavailable("come back later", day=batch.days[0])
@@ -86,6 +90,7 @@ def hoard(batch: Batch, argument: str) -> None:
 TRICKS = {
     "kill": kill_worker,
     "raise": raise_error,
+    "library": raise_in_a_library,
     "transient": fail_for_a_while,
     "forbid": forbid,
     "wait": wait_for_release,
