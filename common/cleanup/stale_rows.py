@@ -107,16 +107,16 @@ def deletion_objection(stale: StaleRows, max_share: float) -> str | None:
     )
 
 
-def tables_to_clean(settings: Settings, ledger: Ledger | None) -> tuple[DatedTable, ...]:
+def tables_to_clean(settings: Settings, ledger: Ledger | None, named: Collection[str] = ()) -> tuple[DatedTable, ...]:
     """The tables in BACKFILL_CLEANUP_TABLES, and the stale tables that the installed jobs declare.
 
-    Those of the example job count only once it was run. `ledger` is None if there is none yet.
+    Those of the example job count only once it was run, or if they are `named`. `ledger` is None if there is none yet.
     """
     tables = {str(table): table for table in settings.tables_to_clean}
     has_example_run = ledger is not None and ledger.dates.earliest_day(EXAMPLE_JOB) is not None
     for job in load_jobs()[0]:
-        if job.name != EXAMPLE_JOB or has_example_run:
-            for stale_table in job.stale_tables:
+        for stale_table in job.stale_tables:
+            if job.name != EXAMPLE_JOB or has_example_run or stale_table.table in named:
                 tables.setdefault(stale_table.table, stale_table.dated_table())
     return tuple(tables.values())
 

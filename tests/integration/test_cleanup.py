@@ -331,3 +331,20 @@ def test_the_tables_of_the_example_job_are_cleaned_once_it_was_run(lab: Lab, mon
     monkeypatch.setattr(ledger.dates, "earliest_day", {EXAMPLE_JOB: date(2023, 2, 23)}.get)
 
     assert [str(table) for table in tables_to_clean(settings, ledger)] == [UPCOMING, TEAMS]
+
+
+def test_a_table_of_the_example_job_is_cleaned_before_the_job_was_run_if_it_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(lab)
+    monkeypatch.delenv("BACKFILL_CLEANUP_TABLES")
+
+    unnamed = command(lab, "cleanup", "--allow-large", "--yes", "--json")
+    assert (unnamed.exit_code, json.loads(unnamed.stdout)["tables"]) == (0, [])
+    done = command(lab, "cleanup", "--table", UPCOMING, "--allow-large", "--yes", "--json")
+
+    assert done.exit_code == 0, done.exception
+    assert [table["table"] for table in json.loads(done.stdout)["tables"]] == [UPCOMING]
+    assert days_of(lab.table_bytes(UPCOMING)) == [str(day) for day in FRESH]
+    refused = command(lab, "cleanup", "--table", "nba_raw.box_scores", "--yes")
+    assert "nba_raw.box_scores is not one of the tables to clean, which are none" in str(refused.exception)

@@ -192,7 +192,7 @@ def _tables_and_restored_dates(
 
 def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[str]) -> tuple[DatedTable, ...]:
     """The tables to clean, or only the named ones. Raises `UserError` for any other name."""
-    tables = {str(table): table for table in tables_to_clean(settings, ledger)}
+    tables = {str(table): table for table in tables_to_clean(settings, ledger, names)}
     if unknown := [name for name in names if name not in tables]:
         raise UserError(
             f"{unknown[0]} is not one of the tables to clean, which are {', '.join(tables) or 'none'}: declare it in "
