@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from gated_backfill.common.errors import SchemaMismatch, UserError
 from gated_backfill.common.model.arrow_types import ARROW_TYPES, arrow_schema, column_type_of
 from gated_backfill.common.model.dates import format_dates, parse_date
-from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.common.model.tables import ColumnType, TableName, validate_identifier
 from gated_backfill.common.warehouse.protocol import Warehouse
 
@@ -36,9 +36,12 @@ class LoadResult:
     table: TableName
     rows: int
     days: tuple[date, ...]
+    unloadable_jobs: tuple[str, ...] = ()  #: jobs whose column types could not be used
 
     def describe(self) -> str:
-        return f"{self.table}: {self.rows} row(s) on {len(self.days)} date(s) loaded: {format_dates(self.days)}"
+        loaded = f"{self.table}: {self.rows} row(s) on {len(self.days)} date(s) loaded: {format_dates(self.days)}"
+        names = ", ".join(self.unloadable_jobs)
+        return f"{loaded}; without the column types of jobs that can't be loaded: {names}" if names else loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | N
     `UserError` naming the bad rows, and loads nothing, when a value does not fit or a date is missing.
     """
     name = TableName.parse(table)
-    declared_types, declared_date_column = _find_declared_types(warehouse, name)
+    declared_types, declared_date_column, unloadable_jobs = _find_declared_types(warehouse, name)
     raw = _read_file(file)
     for column in raw.columns:
         validate_identifier(column, "column name")
@@ -68,21 +71,28 @@ def load_file(warehouse: Warehouse, table: str, file: Path, date_column: str | N
     if missing_columns:
         raise SchemaMismatch(f"{file} lacks the column(s) {', '.join(missing_columns)}", table=table)
     rows = _convert_rows(raw, types, date_column, file)
-    return LoadResult(table=name, rows=rows.num_rows, days=tuple(warehouse.load(name, date_column, rows)))
+    days = tuple(warehouse.load(name, date_column, rows))
+    return LoadResult(table=name, rows=rows.num_rows, days=days, unloadable_jobs=unloadable_jobs)
 
 
-def _find_declared_types(warehouse: Warehouse, table: TableName) -> tuple[dict[str, ColumnType], str | None]:
-    """The column types and the date column of the table or, if it does not exist, of the jobs that read it."""
+def _find_declared_types(
+    warehouse: Warehouse, table: TableName
+) -> tuple[dict[str, ColumnType], str | None, tuple[str, ...]]:
+    """The column types and the date column of the table or, if it does not exist, of the jobs that read it.
+
+    The third value names the jobs that cannot be loaded, if jobs were looked at.
+    """
     info = warehouse.describe(table)
     if info is not None:
         types = {name: kind for name, kind in info.columns.items() if kind in ARROW_TYPES}
-        return types, info.partitioned_by  # pyright: ignore[reportReturnType]
+        return types, info.partitioned_by, ()  # pyright: ignore[reportReturnType]
     declared_types: dict[str, ColumnType] = {}
     date_column: str | None = None
-    for job in map(find_job, job_names()):
+    jobs, errors = load_jobs()
+    for job in jobs:
         declared_types |= job.declared_types().get(str(table), {})
         date_column = date_column or job.date_column_of(str(table))
-    return declared_types, date_column
+    return declared_types, date_column, tuple(errors)
 
 
 def _choose_date_column(table: TableName, requested: str | None, declared: dict[str, ColumnType], raw: _RawFile) -> str:

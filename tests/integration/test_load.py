@@ -146,6 +146,26 @@ def test_the_jobs_that_read_a_table_decide_its_types_and_date_column(warehouse: 
     assert dict(found.columns) == {**declared, "game_date": "DATE"}
 
 
+def test_a_job_that_can_not_be_loaded_stops_no_load(
+    warehouse: Warehouse, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "broken-1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[backfill.jobs]\nbroken = no_such_module:JOB\n")
+    monkeypatch.syspath_prepend(package.parent)
+
+    csv.write_text("player_lookup,game_id,game_date,season,season_type\na,0042,2023-02-23,2022-23,regular\n")
+    declared = load_file(warehouse, "nba_reference.schedule", csv, None)
+    new = load_text(warehouse, csv, "day,n\n2023-02-23,5\n")
+    again = load_text(warehouse, csv, "day,n\n2023-02-24,6\n")
+
+    for result in (declared, new):
+        assert result.describe().endswith("; without the column types of jobs that can't be loaded: broken")
+    assert again.describe() == f"{NAME}: 1 row(s) on 1 date(s) loaded: 2023-02-24"
+    assert counts(warehouse, *DAYS) == {FEB_23: 1, FEB_24: 1}
+
+
 def test_a_parquet_file_keeps_its_types_and_narrow_ones_are_widened(warehouse: Warehouse, parquet: Path) -> None:
     load_table(
         warehouse,
