@@ -307,6 +307,42 @@ def test_retry_builds_the_blocked_and_failed_dates_of_a_run_and_no_others(lab: L
     assert "nothing to retry" in again.stdout
 
 
+def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: Lab) -> None:
+    for day in (DAY, DAY + timedelta(days=1)):
+        lab.probe("expected", day, players(20))
+        lab.probe("first", day, players(20), trick="raise" if day == DAY else None)
+    dates = ("--dates", f"{DAY}..{DAY + timedelta(days=1)}", "--sequential", "--json")
+
+    ran = lab.command("run", "--job", "probe", *dates)
+    lab.probe("first", DAY, players(20))
+    result = json.loads(ran.stdout)  # fails if anything else is printed
+    retried = lab.command("retry", result["run"], "--sequential", "--json")
+    retry_result = json.loads(retried.stdout)
+    latest, first = (run.id for run in lab.site.ledger.runs.list_latest_runs())
+
+    assert (ran.returncode, result["exit_code"], result["state"], result["run"]) == (3, 3, "partial", first)
+    assert [(row["day"], row["state"]) for row in result["dates"]] == [
+        ("2023-02-23", "failed"),
+        ("2023-02-24", "checkpointed"),
+    ]
+    assert result["dates"][0]["error"] == f"RuntimeError: no luck on {DAY}"
+    assert (retried.returncode, retry_result["exit_code"], retry_result["state"]) == (0, 0, "succeeded")
+    assert (retry_result["run"], [row["day"] for row in retry_result["dates"]]) == (latest, ["2023-02-23"])
+    assert lab.command("retry", latest, "--json").stdout == "null\n"
+    nothing = json.loads(lab.command("run", "--job", "probe", *dates).stdout)
+    assert nothing == {"run": None, "result": "nothing to do: all 2 date(s) are checkpointed", "exit_code": 0}
+
+
+def test_a_refused_run_prints_no_json(lab: Lab) -> None:
+    lab.probe("expected", DAY, players(20))
+    lab.probe("first", DAY, players(5))
+
+    refused = lab.inside("run", "--job", "probe", "--dates", str(DAY), "--json")
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines()[-1].startswith("backfill: 1 date(s) would be blocked: 2023-02-23")
+
+
 def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:
     for n in range(3):
         lab.probe("expected", DAY + timedelta(days=n), players(20))

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateRow, open_ledger
 from gated_backfill.common.model.dates import parse_date
 from gated_backfill.producer.cli.options import AsJson, RunId
@@ -35,7 +36,10 @@ def logs(
     selected_day = parse_date(day) if day is not None else None
     with closing(open_ledger(settings.ledger_url)) as ledger:
         run = ledger.runs.get_run(run_id)
-        rows = [row for row in ledger.dates.list_dates(run.id) if row.error and selected_day in (None, row.day)]
+        dates = ledger.dates.list_dates(run.id, days=None if selected_day is None else [selected_day])
+    if not dates:
+        raise UserError(f"run {run.id} has no date {selected_day}")
+    rows = [row for row in dates if row.error]
     files = sorted((settings.home / "logs").glob("*.log"))
     lines = sorted(
         (line for file in files for line in _read_lines(file, run.id, selected_day)), key=lambda line: line["timestamp"]
@@ -66,8 +70,17 @@ def _read_lines(file: Path, run_id: str, day: date | None) -> Iterator[dict[str,
                 continue
             if not isinstance(line, dict) or line.get("run") != run_id:
                 continue
-            if day is None or str(day) in {line.get("day"), *(line.get("days") or ())}:
+            if day is None or _concerns(line, str(day)):
                 yield {"timestamp": "", **line, "file": file.name}
+
+
+def _concerns(line: dict[str, Any], day: str) -> bool:
+    """Whether a line is about the day: alone, in a list, or in a range like `2023-02-23..2023-03-24 (30 dates)`."""
+    days = line.get("day") or line.get("dates") or line.get("days") or ()
+    if not isinstance(days, str):
+        return day in days
+    start, _, through = days.partition(" ")[0].partition("..")
+    return start <= day <= (through or start)
 
 
 def _print_line(console: Console, line: dict[str, Any]) -> None:
