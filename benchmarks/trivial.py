@@ -21,7 +21,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import RunState, open_ledger
 from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 
 FIRST = date(1914, 1, 1)
 DATES_PER_LOAD = 2000

@@ -13,7 +13,7 @@ from gated_backfill.common.model.job import Batch
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.files import parquet_bytes
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.producer.demo.season import LAST_DATE
 from gated_backfill.worker.dates.build import split_by_day

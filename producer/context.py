@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.storage.staging import Staging, open_staging
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
 from gated_backfill.producer.stack.state_file import running_stack_broker

@@ -25,7 +25,7 @@ from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_
 from gated_backfill.common.process.identity import die_with_parent, limit_memory
 from gated_backfill.common.process.imports import freeze_imports
 from gated_backfill.common.process.logs import configure_logs
-from gated_backfill.common.warehouse import preload_warehouse
+from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
 from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
 

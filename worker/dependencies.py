@@ -9,7 +9,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, Run, open_ledger
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.staging import Staging, open_staging
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
 

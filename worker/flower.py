@@ -2,6 +2,9 @@
 
 Flower reads its options from the environment after loading the app, so the app can set defaults there. The password is
 passed there too, as every user of the machine can read command lines.
+
+What Flower shows of a task comes from elsewhere: its name from `common.broker.celery_app`, its arguments from the
+`argsrepr` in `common.broker.dispatcher` and `worker.maintenance.schedule`, its result from `worker.dates.outcomes`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from gated_backfill.common.config.operations import MAX_DAYS
+from gated_backfill.common.config.maintenance import MAX_DAYS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger

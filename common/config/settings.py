@@ -12,7 +12,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from gated_backfill.common.config.ledger_url import DEFAULT_HOME, resolve_ledger_url
-from gated_backfill.common.config.operations import MAX_DAYS, OperationsSettings
+from gated_backfill.common.config.maintenance import MAX_DAYS, MaintenanceSettings
+from gated_backfill.common.config.monitoring import MonitoringSettings
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
@@ -25,7 +26,7 @@ from gated_backfill.common.model.tables import TableName
 MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
 
 
-class Settings(OperationsSettings, RecoverySettings):
+class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     """The settings of one process, from the variables `BACKFILL_*`. URLs with passwords are never printed."""
 
     model_config = SettingsConfigDict(env_prefix="BACKFILL_", frozen=True, hide_input_in_errors=True, extra="ignore")
@@ -48,6 +49,7 @@ class Settings(OperationsSettings, RecoverySettings):
     workers: int = Field(2, ge=1, le=256)  #: worker processes of an embedded stack
     max_retries: int = Field(4, ge=0)  #: of a date, after transient errors
     retry_seconds: float = Field(1.0, gt=0)  #: the first wait before a retry; it doubles each time
+    stop_seconds: float = Field(30.0, ge=0)  #: time that tasks in progress have when a stack is stopped
     visibility_seconds: int = Field(7200, ge=60)  #: must exceed the longest hard time limit of any job
 
     max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query

@@ -10,7 +10,7 @@ from pathlib import Path
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, Retryable, UserError
 from gated_backfill.common.process.clock import read_clock
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.doctor.results import CheckResult, PlaceCheck, fail, ok, warn
 

@@ -26,7 +26,7 @@ from gated_backfill.common.model.limits import (
 from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, choose_queue, expand_queues
 from gated_backfill.common.model.registry import find_job, load_jobs
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import CALLS_WITHOUT_TOKENS, TOKENS_BY_CALL, limit_rate, rate_limited
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS

@@ -12,7 +12,7 @@ from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.storage.staging import open_staging
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 
 PASSWORD = "hunter2-s3cret"

@@ -38,7 +38,7 @@ class DatesTask:
 
     @property
     def can_retry(self) -> bool:
-        return self.retries < self.deps.settings.max_retries
+        return self.deps.settings.date_retries.can_retry(self.retries)
 
     def retry_later(self) -> RetryLater:
         return RetryLater(self.deps.settings.date_retries.delay_seconds(self.retries))

@@ -88,8 +88,9 @@ def _fail_without_job(
 ) -> list[AttemptOutcome]:
     """Retry on a worker that may be able to load the job; after the last retry, fail the dates."""
     log.error("job_not_loaded", error=str(exc))
-    if retries < deps.settings.max_retries:
-        raise RetryLater(deps.settings.date_retries.delay_seconds(retries)) from exc
+    policy = deps.settings.date_retries
+    if policy.can_retry(retries):
+        raise RetryLater(policy.delay_seconds(retries)) from exc
     reason = f"the worker on {socket.gethostname()} can't load the job: {exc}"
     columns = failure_columns(exc.kind, reason, reason)
     deps.ledger.dates.move_dates(run_id, days, expect=DateState.QUEUED, to=DateState.FAILED, **columns)

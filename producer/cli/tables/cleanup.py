@@ -39,7 +39,7 @@ from gated_backfill.common.ledger.stores.cleanups import CleanupOperation
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.tables import DatedTable
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
 from gated_backfill.producer.cli.options import AsJson, Yes
 from gated_backfill.producer.context import current_user, open_context

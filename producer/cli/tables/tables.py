@@ -10,7 +10,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.registry import find_job, job_names, load_jobs
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.producer.cli.options import SingleJob
 from gated_backfill.producer.tables.create import create_tables
 from gated_backfill.producer.terminal.console import make_console

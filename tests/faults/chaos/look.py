@@ -12,7 +12,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse import open_warehouse
+from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.faults.chaos.faults import FILLER
 from tests.faults.chaos.invariants import Seen
