@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 from typing import Any, NoReturn, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import pyarrow as pa
 
 from gated_backfill.common.errors import StagedFileLost
-from gated_backfill.common.ledger import DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
+from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import DateRange, chunk_dates
 from gated_backfill.common.model.publication import StagedFile
@@ -35,6 +35,7 @@ FEB_23 = date(2023, 2, 23)
 FEB_24 = date(2023, 2, 24)
 FEB_25 = date(2023, 2, 25)
 DAYS = (FEB_23, FEB_24, FEB_25)
+NOON = datetime(2023, 3, 1, 12, tzinfo=UTC)
 JOB = "players"
 TABLE = TableName("nba", "factors")
 PATIENCE_SECONDS = 60
@@ -223,6 +224,26 @@ def process_date(run_id: str, day: date, deps: Deps, *, retries: int = 0) -> Att
     return outcome
 
 
+# -- records that no ledger has ------------------------------------------------------------------------------------
+
+
+def a_run(**fields: Any) -> Run:
+    known = {"id": "run-1", "job": JOB, "job_version": "1", "state": RunState.PARTIAL, "options": {}}
+    known |= {"requested": "these days", "requested_by": "ada", "first_date": FEB_23, "last_date": FEB_24}
+    return Run(**dict.fromkeys(Run.__dataclass_fields__) | known | {"created_at": NOON} | fields)
+
+
+def a_date(state: DateState = DateState.CHECKPOINTED, **fields: Any) -> DateRow:
+    known = {"run_id": "run-1", "day": FEB_23, "job": JOB, "state": state, "active": False, "missing": ()}
+    return DateRow(**dict.fromkeys(DateRow.__dataclass_fields__) | known | {"attempt": 1, "deaths": 0} | fields)
+
+
+def a_checkpoint(day: date, *, matched: int = 187, **fields: Any) -> Checkpoint:
+    known = {"job": JOB, "day": day, "run_id": "run-0", "job_version": "1", "verdict": Verdict.COMPLETE, "reason": ""}
+    known |= {"expected": 187, "matched": matched, "rows": matched, "source": "upcoming", "checksum": "c"}
+    return Checkpoint(**known | {"inputs": "i", "checkpointed_at": NOON} | fields)
+
+
 # -- threads ------------------------------------------------------------------------------------------------------
 
 
@@ -263,22 +284,6 @@ for process in processes:
     process.join()
 print(json.dumps(found))
 """
-
-
-def a_run(state: RunState) -> Run:
-    """A run that no ledger knows."""
-    unset = ("reason", "owner", "started_at", "finished_at", "undone_at", "undone_by", "reported_at")
-    values: dict[str, Any] = dict.fromkeys(unset)
-    values |= {
-        "id": "run-1",
-        "job": "players",
-        "job_version": "1",
-        "options": {},
-        "requested": "",
-        "requested_by": "ada",
-    }
-    values |= {"first_date": FEB_23, "last_date": FEB_24, "created_at": utcnow()}
-    return Run(state=state, **values)
 
 
 def run_python(code: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,6 +13,8 @@ from typing import Any
 
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
+
+from gated_backfill.producer.stack.embedded import free_port
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parent.parent / ".venv-emulator" / "bin" / "python"
@@ -28,7 +29,7 @@ class Emulator:
         """`buckets` is the folder in which it finds gs:// URLs."""
         self.folder = folder
         self.buckets = buckets or folder / "buckets"
-        self.port, self._grpc_port = _free_port(), _free_port()
+        self.port, self._grpc_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -96,9 +97,3 @@ class Emulator:
             except OSError:
                 time.sleep(0.05)
         raise AssertionError(f"the emulator does not start: {(self.folder / 'log').read_text()[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -84,7 +84,6 @@ def test_a_command_line_of_any_kind(watched: Watched, line: list[str]) -> None:
 
 # -- settings -----------------------------------------------------------------------------------------------------
 
-PLACES = {"home", "ledger", "warehouse", "staging"}
 inside = words.filter(lambda word: "/" not in word and ".." not in word and "://" not in word)
 BROKERS = st.builds(
     "{}://{}:{}@{}/{}".format,

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 from contextlib import chdir, redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,7 +98,3 @@ def watched(lab: Lab) -> Watched:
         lab.probe("second", day, players(1))
     lab.run(days, "probe")
     return Watched(lab)
-
-
-def outside(lab: Lab) -> Path:
-    return lab.home.parent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -23,66 +23,50 @@ from gated_backfill.common.alerts.messages import (
 )
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
+from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run
 from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
 from gated_backfill.common.model.coverage import Verdict
+from tests.builders import FEB_23, NOON, a_date, a_run
 
-NOW = datetime(2023, 3, 1, 12, tzinfo=UTC)
-DAY = date(2023, 2, 23)
 SECRET = "hunter2"
 
 
 def run(**more: Any) -> Run:
-    values: dict[str, Any] = dict.fromkeys(Run.__dataclass_fields__)
-    values |= {"id": "R1", "job": "players", "state": RunState.PARTIAL, "requested": "x", "requested_by": "me"}
-    values |= {"options": {"fallback": "replace"}}
-    return Run(**values | {"started_at": NOW - timedelta(seconds=90), "finished_at": NOW} | more)
+    started = {"started_at": NOON - timedelta(seconds=90), "finished_at": NOON}
+    return a_run(**{"options": {"fallback": "replace"}} | started | more)
 
 
 def row(state: DateState = DateState.CHECKPOINTED, matched: int | None = 187, **more: Any) -> DateRow:
-    values: dict[str, Any] = dict.fromkeys(DateRow.__dataclass_fields__)
-    values |= {"day": DAY, "state": state, "matched": matched, "expected": 187, "missing": (), "source": "upcoming"}
-    return DateRow(**values | more)
+    return a_date(state, **{"matched": matched, "expected": 187, "source": "upcoming"} | more)
 
 
 def alert(new: NewAlert, **more: Any) -> Alert:
-    values: dict[str, Any] = dict.fromkeys(Alert.__dataclass_fields__)
-    kept = {name: getattr(new, name) for name in NewAlert.__dataclass_fields__}
-    return Alert(**values | kept | {"id": new.key, "state": "pending", "delivered": (), "created_at": NOW} | more)
+    recorded = {"id": new.key, "state": "pending", "delivered": (), "created_at": NOON}
+    return Alert(**dict.fromkeys(Alert.__dataclass_fields__) | asdict(new) | recorded | more)
+
+
+def ended_run(rows: list[DateRow], **more: Any) -> EndedRun:
+    return EndedRun(**{"run": run(), "dates": DateTally.from_dates(rows, "upcoming"), "primary": "upcoming"} | more)
 
 
 @pytest.mark.parametrize(
-    ("rows", "fallbacks", "kinds"),
+    ("rows", "fallbacks", "further"),
     [
-        pytest.param([row()], 0, [AlertKind.RUN_FINISHED], id="all-well"),
-        pytest.param(
-            [row(), row(DateState.FAILED, None)], 0, [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED], id="failed"
-        ),
-        pytest.param([row(DateState.BLOCKED, 94)], 0, [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED], id="just-half"),
-        pytest.param(
-            [row(DateState.BLOCKED, 93)],
-            0,
-            [AlertKind.RUN_FINISHED, AlertKind.RUN_BLOCKED, AlertKind.LOW_COVERAGE],
-            id="below-half",
-        ),
-        pytest.param(
-            [row(matched=50, verdict=Verdict.FORCED)],
-            0,
-            [AlertKind.RUN_FINISHED, AlertKind.LOW_COVERAGE],
-            id="forced-and-low",
-        ),
-        pytest.param([row(source="derived")], 2, [AlertKind.RUN_FINISHED], id="two-fallbacks"),
-        pytest.param(
-            [row(source="derived")], 3, [AlertKind.RUN_FINISHED, AlertKind.FALLBACK_OFTEN], id="three-fallbacks"
-        ),
-        pytest.param([row()], 3, [AlertKind.RUN_FINISHED], id="fallbacks-of-other-runs"),
+        pytest.param([row()], 0, [], id="all-well"),
+        pytest.param([row(), row(DateState.FAILED, None)], 0, [AlertKind.RUN_BLOCKED], id="failed"),
+        pytest.param([row(DateState.BLOCKED, 94)], 0, [AlertKind.RUN_BLOCKED], id="just-half"),
+        pytest.param([row(DateState.BLOCKED, 93)], 0, [AlertKind.RUN_BLOCKED, AlertKind.LOW_COVERAGE], id="below-half"),
+        pytest.param([row(matched=50, verdict=Verdict.FORCED)], 0, [AlertKind.LOW_COVERAGE], id="forced-and-low"),
+        pytest.param([row(source="derived")], 2, [], id="two-fallbacks"),
+        pytest.param([row(source="derived")], 3, [AlertKind.FALLBACK_OFTEN], id="three-fallbacks"),
+        pytest.param([row()], 3, [], id="fallbacks-of-other-runs"),
     ],
 )
-def test_the_end_of_a_run_is_told_by_what_is_in_it(rows: list[DateRow], fallbacks: int, kinds: list[AlertKind]) -> None:
-    ending = EndedRun(
-        run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming", fallbacks_this_week=fallbacks
-    )
-    assert [one.kind for one in alerts_for_run(ending, NOW)] == kinds
+def test_the_end_of_a_run_is_told_by_what_is_in_it(
+    rows: list[DateRow], fallbacks: int, further: list[AlertKind]
+) -> None:
+    alerts = alerts_for_run(ended_run(rows, fallbacks_this_week=fallbacks), NOON)
+    assert [recorded.kind for recorded in alerts] == [AlertKind.RUN_FINISHED, *further]
 
 
 def test_a_date_with_nobody_expected_is_not_low() -> None:
@@ -90,14 +74,15 @@ def test_a_date_with_nobody_expected_is_not_low() -> None:
 
 
 def test_without_the_job_nothing_is_said_of_fallbacks() -> None:
-    (told,) = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates([row(source="derived")], None)), NOW)
-    assert "fallback" not in told.body
+    dates = DateTally.from_dates([row(source="derived")], None)
+    (finished,) = alerts_for_run(EndedRun(run=run(), dates=dates), NOON)
+    assert "fallback" not in finished.body
 
 
 def test_a_finished_run_is_told_with_its_numbers() -> None:
     rows = [row(), row(source="derived", verdict=Verdict.FORCED, matched=100), row(DateState.QUEUED, None)]
-    (told,) = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming"), NOW)
-    assert told.body.splitlines()[1:] == [
+    (finished,) = alerts_for_run(ended_run(rows), NOON)
+    assert finished.body.splitlines()[1:] == [
         "dates: 2 checkpointed, 1 not reached (1 of them forced)",
         "coverage: 76.7 % over all, lowest 53.4 %, on 2023-02-23",
         "fallback: 1 date(s) were built from derived",
@@ -108,12 +93,11 @@ def test_a_finished_run_is_told_with_its_numbers() -> None:
 def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
     names = tuple(f"player{n:03d}" * 5 for n in range(187))
     rows = [
-        replace(row(DateState.BLOCKED, 1, missing=names, reason="why " * 200), day=DAY + timedelta(days=2 * n))
+        row(DateState.BLOCKED, 1, missing=names, reason="why " * 200, day=FEB_23 + timedelta(days=2 * n))
         for n in range(500)
     ]
-    told = alerts_for_run(EndedRun(run=run(), dates=DateTally.from_dates(rows, "upcoming"), primary="upcoming"), NOW)
-    message = compose_message([alert(one) for one in told])
-    assert "backfill retry R1" in message.body
+    message = compose_message([alert(new) for new in alerts_for_run(ended_run(rows), NOON)])
+    assert "backfill retry run-1" in message.body
     assert "and 495 more" in message.body
     assert f"  missing 186: {', '.join(names[:3])} and 183 more" in message.body.splitlines()
     assert "500 blocked" in message.body
@@ -122,26 +106,26 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
 
 
 def test_many_runs_make_one_message_that_says_how_many_it_left_out() -> None:
-    told = [
+    alerts = [
         alert(NewAlert(key=f"k{n}", kind=AlertKind.RUN_FINISHED, title=f"run {n}", body="x" * 900, run_id=f"R{n}"))
         for n in range(20)
     ]
-    message = compose_message(told)
+    message = compose_message(alerts)
     assert message.title == "backfill: run 0 (and 19 more)"
     assert message.body.endswith("and 17 more: `backfill alerts` lists them")
     assert len(message.body) < MESSAGE_LENGTH + 100
 
 
 def test_the_gravest_is_told_first() -> None:
-    told = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(ALERT_KINDS)]
-    assert compose_message(told).title.startswith(f"backfill: {AlertKind.LOW_COVERAGE}")
+    alerts = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(ALERT_KINDS)]
+    assert compose_message(alerts).title.startswith(f"backfill: {AlertKind.LOW_COVERAGE}")
 
 
 def test_beat_is_silent_after_ten_minutes_and_each_silence_has_a_key_of_its_own() -> None:
-    assert beat_silent_alert(None, NOW) is None
-    assert beat_silent_alert(NOW - timedelta(minutes=10), NOW) is None
-    first, same = (beat_silent_alert(NOW, NOW + timedelta(minutes=n)) for n in (11, 60))
-    other = beat_silent_alert(NOW + timedelta(hours=1), NOW + timedelta(hours=2))
+    assert beat_silent_alert(None, NOON) is None
+    assert beat_silent_alert(NOON - timedelta(minutes=10), NOON) is None
+    first, same = (beat_silent_alert(NOON, NOON + timedelta(minutes=n)) for n in (11, 60))
+    other = beat_silent_alert(NOON + timedelta(hours=1), NOON + timedelta(hours=2))
     assert first is not None
     assert same is not None
     assert other is not None
@@ -165,9 +149,9 @@ def test_beat_is_silent_after_ten_minutes_and_each_silence_has_a_key_of_its_own(
     ],
 )
 def test_endpoints_are_named_without_secrets(urls: str, names: list[str]) -> None:
-    found = parse_endpoints(Settings(alerts=SecretStr(urls)))
-    assert [one.name for one in found] == names
-    assert SECRET not in repr(found) + repr(Settings(alerts=SecretStr(urls)))
+    endpoints = parse_endpoints(Settings(alerts=SecretStr(urls)))
+    assert [endpoint.name for endpoint in endpoints] == names
+    assert SECRET not in repr(endpoints) + repr(Settings(alerts=SecretStr(urls)))
 
 
 def test_what_is_no_url_is_refused_by_its_number() -> None:
@@ -182,10 +166,9 @@ def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fallback", "advice"), [("replace", "load it"), ("off", "backfill retry R1 --fallback replace")]
+    ("fallback", "advice"), [("replace", "load it"), ("off", "backfill retry run-1 --fallback replace")]
 )
 def test_low_coverage_comes_with_what_to_do(fallback: str, advice: str) -> None:
-    dates = DateTally.from_dates([row(DateState.BLOCKED, 1)], "upcoming")
-    ending = EndedRun(run=run(options={"fallback": fallback}), dates=dates, primary="upcoming")
-    (told,) = [one for one in alerts_for_run(ending, NOW) if one.kind == AlertKind.LOW_COVERAGE]
-    assert advice in told.body
+    ended = ended_run([row(DateState.BLOCKED, 1)], run=run(options={"fallback": fallback}))
+    bodies = {recorded.kind: recorded.body for recorded in alerts_for_run(ended, NOON)}
+    assert advice in bodies[AlertKind.LOW_COVERAGE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,180 +21,111 @@ from gated_backfill.common.audit.findings import (
 )
 from gated_backfill.common.ledger import Checkpoint, NewAlert
 from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, CoveragePolicy, DateExpectation, Verdict
-from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
+from tests.builders import a_checkpoint
 
 DAY = date(2023, 2, 23)
 POLICY = CoveragePolicy()
-
-
-def checkpoint(verdict: Verdict = Verdict.COMPLETE, *, matched: int = 187, expected: int = 187) -> Checkpoint:
-    return Checkpoint(
-        job="players",
-        day=DAY,
-        run_id="R1",
-        job_version="1",
-        verdict=verdict,
-        reason="",
-        expected=expected,
-        matched=matched,
-        rows=matched,
-        source="upcoming",
-        checksum="c",
-        inputs="i",
-        checkpointed_at=utcnow(),
-    )
-
-
-PROVEN = checkpoint()
-BY_FORCE = checkpoint(Verdict.FORCED, matched=1)
-FULL = DateObservation(day=DAY, expectation=DateExpectation(expected=187), matched=187, rows=187)
-
-
-def observed_date(**changed: object) -> DateObservation:
-    return replace(FULL, **changed)  # type: ignore[arg-type]
+PROVEN = a_checkpoint(DAY, run_id="R1")
+BY_FORCE = a_checkpoint(DAY, run_id="R1", verdict=Verdict.FORCED, matched=1)
 
 
 def expectation(expected: int, events: int | None = None) -> DateExpectation:
     return DateExpectation(expected=expected, events=events, floor_per_event=16)
 
 
+def observed_date(
+    *, expected: int = 187, events: int | None = None, proof: Checkpoint | None = None, **changed: Any
+) -> DateObservation:
+    """A complete date but for these facts; its rows are those of the proof, if there is one."""
+    facts: dict[str, Any] = {"day": DAY, "expectation": expectation(expected, events), "matched": 187, "rows": 187}
+    return DateObservation(**facts | {"checkpoint": proof, "matches_checkpoint": proof is not None} | changed)
+
+
+def case(name: str, finding: AuditFinding, message: str, **observed: Any) -> Any:
+    """A date that differs from a complete one in these facts, with its finding and words of its reason."""
+    return pytest.param(observed_date(**observed), finding, message, id=name)
+
+
 @pytest.mark.parametrize(
     ("observed", "finding", "message"),
     [
-        pytest.param(observed_date(), AuditFinding.COMPLETE, "187 of 187", id="whole, written by anybody"),
-        pytest.param(
-            observed_date(checkpoint=PROVEN, matches_checkpoint=True),
-            AuditFinding.COMPLETE,
-            "187 of 187",
-            id="whole and proven",
+        case("whole, written by anybody", AuditFinding.COMPLETE, "187 of 187"),
+        case("whole and proven", AuditFinding.COMPLETE, "187 of 187", proof=PROVEN),
+        case("at the complete ratio", AuditFinding.COMPLETE, "95.1 %", matched=178),
+        case("below it", AuditFinding.ACCEPTED, "below 95%", matched=177),
+        case("at the accept ratio", AuditFinding.ACCEPTED, "below 95%", matched=169),
+        case("below that", AuditFinding.INCOMPLETE, "168 of 187", matched=168),
+        case("incident", AuditFinding.INCOMPLETE, "1 of 187 expected entities (0.5 %)", matched=1, rows=1),
+        case("unexpected entities only", AuditFinding.INCOMPLETE, "0 of 187", matched=0, rows=300),
+        case("never built", AuditFinding.MISSING, "no rows are published", matched=0, rows=0),
+        case(
+            "rewritten, whole", AuditFinding.CHANGED, "differ from the ones that run R1 checkpointed", checkpoint=PROVEN
         ),
-        pytest.param(observed_date(matched=178), AuditFinding.COMPLETE, "95.1 %", id="at the complete ratio"),
-        pytest.param(observed_date(matched=177), AuditFinding.ACCEPTED, "below 95%", id="below it"),
-        pytest.param(observed_date(matched=169), AuditFinding.ACCEPTED, "below 95%", id="at the accept ratio"),
-        pytest.param(observed_date(matched=168), AuditFinding.INCOMPLETE, "168 of 187", id="below that"),
-        pytest.param(
-            observed_date(matched=1, rows=1),
-            AuditFinding.INCOMPLETE,
-            "1 of 187 expected entities (0.5 %)",
-            id="incident",
-        ),
-        pytest.param(
-            observed_date(matched=0, rows=300), AuditFinding.INCOMPLETE, "0 of 187", id="unexpected entities only"
-        ),
-        pytest.param(observed_date(matched=0, rows=0), AuditFinding.MISSING, "no rows are published", id="never built"),
-        pytest.param(
-            observed_date(checkpoint=PROVEN),
-            AuditFinding.CHANGED,
-            "differ from the ones that run R1 checkpointed",
-            id="rewritten, whole",
-        ),
-        pytest.param(
-            observed_date(matched=1, rows=1, checkpoint=PROVEN),
+        case(
+            "186 deleted behind the tool's back",
             AuditFinding.INCOMPLETE,
             "1 of 187 expected entities (0.5 %), below 90%; its rows differ from the ones that run R1 checkpointed "
             "(187 of 187)",
-            id="186 deleted behind the tool's back",
+            matched=1,
+            rows=1,
+            checkpoint=PROVEN,
         ),
-        pytest.param(
-            observed_date(matched=0, rows=0, checkpoint=PROVEN),
-            AuditFinding.MISSING,
-            "run R1 checkpointed",
-            id="all of them deleted",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(220), checkpoint=PROVEN, matches_checkpoint=True),
-            AuditFinding.INCOMPLETE,
-            "187 of 220",
-            id="33 players turned up late",
-        ),
-        pytest.param(
-            observed_date(rows=189, duplicates=2), AuditFinding.DUPLICATED, "2 key(s) appear more than once", id="twice"
-        ),
-        pytest.param(
-            observed_date(matched=1, rows=2, duplicates=1),
-            AuditFinding.INCOMPLETE,
-            "more than once",
-            id="twice and incomplete",
-        ),
-        pytest.param(
-            observed_date(matched=1, rows=1, checkpoint=BY_FORCE, matches_checkpoint=True),
+        case("all of them deleted", AuditFinding.MISSING, "run R1 checkpointed", matched=0, rows=0, checkpoint=PROVEN),
+        case("33 players turned up late", AuditFinding.INCOMPLETE, "187 of 220", expected=220, proof=PROVEN),
+        case("twice", AuditFinding.DUPLICATED, "2 key(s) appear more than once", rows=189, duplicates=2),
+        case("twice and incomplete", AuditFinding.INCOMPLETE, "more than once", matched=1, rows=2, duplicates=1),
+        case(
+            "forced",
             AuditFinding.FORCED,
             "forced by run R1, rows unchanged since; now 1 of 187 expected entities (0.5 %)",
-            id="forced",
+            matched=1,
+            rows=1,
+            proof=BY_FORCE,
         ),
-        pytest.param(
-            observed_date(checkpoint=BY_FORCE, matches_checkpoint=True),
-            AuditFinding.FORCED,
-            "now 187 of 187",
-            id="forced, whole by now",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(8, 1), matched=8, checkpoint=BY_FORCE, matches_checkpoint=True),
+        case("forced, whole by now", AuditFinding.FORCED, "now 187 of 187", proof=BY_FORCE),
+        case(
+            "forced over a partial expectation",
             AuditFinding.FORCED,
             "8 of 8",
-            id="forced over a partial expectation",
+            expected=8,
+            events=1,
+            matched=8,
+            proof=BY_FORCE,
         ),
-        pytest.param(
-            observed_date(matched=1, rows=1, checkpoint=BY_FORCE),
-            AuditFinding.INCOMPLETE,
-            "had forced it",
-            id="forced, then changed",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(8, 1), matched=8, rows=8),
+        case("forced, then changed", AuditFinding.INCOMPLETE, "had forced it", matched=1, rows=1, checkpoint=BY_FORCE),
+        case(
+            "half a game",
             AuditFinding.EXPECTATION_INCOMPLETE,
             "imply at least 16",
-            id="half a game",
+            expected=8,
+            events=1,
+            matched=8,
+            rows=8,
         ),
-        pytest.param(
-            observed_date(expectation=expectation(0, 1), matched=0),
-            AuditFinding.EXPECTATION_INCOMPLETE,
-            "0 expected",
-            id="games, but no players",
+        case(
+            "games, but no players", AuditFinding.EXPECTATION_INCOMPLETE, "0 expected", expected=0, events=1, matched=0
         ),
-        pytest.param(
-            observed_date(expectation=expectation(0, 0), matched=0, rows=0),
-            AuditFinding.SKIPPED,
-            "not on the calendar",
-            id="no game",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(0), matched=0, rows=0),
-            AuditFinding.SKIPPED,
-            "nothing expected",
-            id="no calendar",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(0, 0), matched=0, rows=3),
-            AuditFinding.SKIPPED,
-            "3 row(s) are",
-            id="stray rows",
-        ),
-        pytest.param(
-            observed_date(expectation=expectation(0), matched=0, checkpoint=PROVEN, matches_checkpoint=True),
+        case("no game", AuditFinding.SKIPPED, "not on the calendar", expected=0, events=0, matched=0, rows=0),
+        case("no calendar", AuditFinding.SKIPPED, "nothing expected", expected=0, matched=0, rows=0),
+        case("stray rows", AuditFinding.SKIPPED, "3 row(s) are", expected=0, events=0, matched=0, rows=3),
+        case(
+            "the expectation was lost after the run",
             AuditFinding.EXPECTATION_INCOMPLETE,
             "187 were expected when run R1 checkpointed it",
-            id="the expectation was lost after the run",
+            expected=0,
+            matched=0,
+            proof=PROVEN,
         ),
-        pytest.param(
-            observed_date(matched=0, rows=0, skip_reason="bootstrap"),
-            AuditFinding.SKIPPED,
-            "bootstrap",
-            id="skipped by the job",
-        ),
-        pytest.param(
-            observed_date(skip_reason="bootstrap", checkpoint=PROVEN),
+        case("skipped by the job", AuditFinding.SKIPPED, "bootstrap", matched=0, rows=0, skip_reason="bootstrap"),
+        case(
+            "skipped, yet changed",
             AuditFinding.CHANGED,
             "bootstrap; its rows",
-            id="skipped, yet changed",
+            skip_reason="bootstrap",
+            checkpoint=PROVEN,
         ),
-        pytest.param(
-            observed_date(matched=1, rows=1, active_run="R9"),
-            AuditFinding.IN_PROGRESS,
-            "run R9 is working on it",
-            id="being built",
-        ),
+        case("being built", AuditFinding.IN_PROGRESS, "run R9 is working on it", matched=1, rows=1, active_run="R9"),
     ],
 )
 def test_a_date_gets_its_worst_finding_and_every_fact(
@@ -265,7 +197,7 @@ def test_names_tell_how_many_more_there_are() -> None:
     assert replace(audited, missing=()).describe_missing() == ""
 
 
-def audited_date(day: date, **changed: object) -> AuditedDate:
+def audited_date(day: date, **changed: Any) -> AuditedDate:
     return classify(observed_date(day=day, **changed), POLICY)
 
 
@@ -300,8 +232,7 @@ def test_what_no_run_can_repair_is_told_once_for_each_set_of_dates() -> None:
         return recorded
 
     unknown = [
-        classify(observed_date(day=DAY - timedelta(days=n), expectation=expectation(8, 1), matched=8), POLICY)
-        for n in (0, 1)
+        classify(observed_date(day=DAY - timedelta(days=n), expected=8, events=1, matched=8), POLICY) for n in (0, 1)
     ]
     skipped = classify(observed_date(checkpoint=PROVEN, skip_reason="bootstrap"), POLICY)
     keys = {alert(*dates).key for dates in (unknown[:1], unknown, [skipped], [*unknown, skipped])}

@@ -16,7 +16,7 @@ WRITTEN = "no route to [::1/0] [/there] :warning:"
 
 @pytest.fixture
 def progress() -> RunProgress:
-    return RunProgress(run=a_run(RunState.SUCCEEDED), counts={DateState.CHECKPOINTED: 3}, note=WRITTEN)
+    return RunProgress(run=a_run(state=RunState.SUCCEEDED), counts={DateState.CHECKPOINTED: 3}, note=WRITTEN)
 
 
 def test_colons_are_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:

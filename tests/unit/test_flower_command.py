@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from gated_backfill.common.config.settings import Settings, read_settings
+from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.producer.stack.standing import UpOptions, check_ports, choose_flower_port
 from gated_backfill.worker.flower import celery_subcommand, prepare_flower
@@ -93,25 +93,6 @@ def test_a_port_that_was_asked_for_is_used_or_refused_and_the_usual_one_is_avoid
         with pytest.raises(UserError, match=f"port {port}"):
             choose_flower_port(UpOptions(workers=1), Settings(home=home.home, flower_port=port))
     assert choose_flower_port(UpOptions(workers=1, flower_port=port), home) == port
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        pytest.param("TIMEZONE", "America/Springfield", id="no-such-zone"),
-        pytest.param("TIMEZONE", "../etc/passwd", id="no-zone-at-all"),
-        pytest.param("CLEANUP_AT", "25:00", id="no-such-time"),
-        pytest.param("CLEANUP_AT", "04:00+02:00", id="time-with-an-offset"),
-        pytest.param("FLOWER_PASSWORD", "hunter2,b", id="password-flower-would-cut"),
-        pytest.param("FLOWER_USER", "hunter2:b", id="user-with-a-colon"),
-        pytest.param("FLOWER_PORT", "70000", id="no-such-port"),
-    ],
-)
-def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setenv(f"BACKFILL_{name}", value)
-    with pytest.raises(UserError, match=f"BACKFILL_{name}") as refused:
-        read_settings()
-    assert value not in str(refused.value)
 
 
 def test_flower_and_metrics_are_refused_one_port(home: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from statistics import median
 from typing import Any
 
@@ -29,53 +29,20 @@ from gated_backfill.common.history.figures import (
     trend,
     used_fallback,
 )
-from gated_backfill.common.ledger import DateRow, DateState, Run, RunState, RunWithDates
+from gated_backfill.common.ledger import DateRow, DateState, RunWithDates
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import DateRange
-
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-DAY = date(2023, 2, 23)
+from tests.builders import FEB_23, NOON, a_date, a_run
 
 
 def row(state: DateState = DateState.CHECKPOINTED, verdict: str | None = "complete", **more: Any) -> DateRow:
-    values: dict[str, Any] = dict.fromkeys(DateRow.__dataclass_fields__) | {
-        "run_id": "r",
-        "day": DAY,
-        "job": "players",
-        "active": False,
-        "attempt": 1,
-        "deaths": 0,
-        "missing": (),
-        "state": state,
-        "verdict": Verdict(verdict) if verdict else None,
-        "expected": 100,
-        "matched": 100,
-        "source": "first",
-        "found": {"first": 100, "second": 90},
-    }
-    return DateRow(**values | more)
-
-
-def run(number: int = 0, **more: Any) -> Run:
-    values: dict[str, Any] = dict.fromkeys(Run.__dataclass_fields__) | {
-        "id": f"run-{number}",
-        "job": "players",
-        "job_version": "1",
-        "state": RunState.PARTIAL,
-        "options": {},
-        "requested": "these",
-        "requested_by": "a test",
-        "first_date": DAY,
-        "last_date": DAY,
-        "created_at": NOON,
-        "started_at": NOON,
-        "finished_at": NOON + timedelta(seconds=10),
-    }
-    return Run(**values | more)
+    counts = {"expected": 100, "matched": 100, "source": "first", "found": {"first": 100, "second": 90}}
+    return a_date(state, **counts | {"verdict": Verdict(verdict) if verdict else None} | more)
 
 
 def facts(*rows: DateRow, number: int = 0, **more: Any) -> RunWithDates:
-    return RunWithDates(run=run(number, **more), dates=rows)
+    took = {"id": f"run-{number}", "started_at": NOON, "finished_at": NOON + timedelta(seconds=10)}
+    return RunWithDates(run=a_run(**took | more), dates=rows)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +105,7 @@ def date_rows(draw: st.DrawFn) -> DateRow:
     return row(
         state,
         verdict,
-        day=DAY + timedelta(days=draw(st.integers(0, 400))),
+        day=FEB_23 + timedelta(days=draw(st.integers(0, 400))),
         expected=expected,
         matched=None if expected is None else draw(st.integers(0, expected)),
         source=draw(st.sampled_from([None, "first", "second", "first+second"])),
@@ -196,8 +163,8 @@ def test_the_latest_result_stands_unless_its_run_was_undone() -> None:
     later = facts(row(DateState.BLOCKED, "blocked", ended_at=NOON + timedelta(hours=1)), number=2)
     undone = facts(row(ended_at=NOON + timedelta(hours=2)), number=3, undone_at=NOON + timedelta(hours=3))
 
-    assert latest_results([undone, later, first])["players"][DAY].run.id == "run-2"
-    only = latest_results([undone])["players"][DAY]
+    assert latest_results([undone, later, first])["players"][FEB_23].run.id == "run-2"
+    only = latest_results([undone])["players"][FEB_23]
     assert (only.run.id, only.undone) == ("run-3", True)
 
 
@@ -205,7 +172,7 @@ def test_a_run_that_has_not_reached_a_date_does_not_hide_its_last_result() -> No
     done = facts(row(ended_at=NOON), number=1)
     under_way = facts(row(DateState.PENDING, None), number=2, created_at=NOON + timedelta(days=1))
 
-    assert latest_results([under_way, done])["players"][DAY].run.id == "run-1"
+    assert latest_results([under_way, done])["players"][FEB_23].run.id == "run-1"
 
 
 def test_dates_count_on_the_day_on_which_they_ended() -> None:

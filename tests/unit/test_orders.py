@@ -65,7 +65,7 @@ def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> 
     ],
 )
 def test_what_was_stopped_is_told(counts: dict[DateState, int], stopped: Cancellation, expected: str) -> None:
-    told = describe_cancellation(RunProgress(run=a_run(RunState.CANCELLING), counts=counts), stopped)
+    told = describe_cancellation(RunProgress(run=a_run(state=RunState.CANCELLING), counts=counts), stopped)
 
     assert told == f"run run-1: {expected}; follow it with `backfill watch run-1`"
 

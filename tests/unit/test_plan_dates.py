@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,9 @@ from gated_backfill.producer.planning.saved_plan import (
     request_from_saved_plan,
     save_plan,
 )
-
-DAY = date(2023, 2, 23)
-NEXT = date(2023, 2, 24)
-MIDNIGHT = datetime(2023, 3, 1, tzinfo=UTC)
+from tests.builders import FEB_23 as DAY
+from tests.builders import FEB_24 as NEXT
+from tests.builders import NOON, a_checkpoint, a_date
 
 
 def not_on_mondays(day: date, calendar: CalendarEvents | None) -> str | None:
@@ -75,28 +74,12 @@ JOB = Job(
 )
 
 
-def checkpoint(day: date = DAY, *, verdict: Verdict = Verdict.COMPLETE, matched: int = 187) -> Checkpoint:
-    return Checkpoint(
-        job="players",
-        day=day,
-        run_id="run-0",
-        job_version="3",
-        verdict=verdict,
-        reason="",
-        expected=187,
-        matched=matched,
-        rows=matched,
-        source="upcoming",
-        checksum="c",
-        inputs="i",
-        checkpointed_at=MIDNIGHT,
-    )
-
-
 def ended(state: DateState) -> DateRow:
-    nothing = dict.fromkeys(field.name for field in fields(DateRow))
-    known = {"run_id": "run-0", "day": DAY, "job": "players", "state": state, "active": False, "missing": ()}
-    return DateRow(**nothing | known | {"attempt": 1, "deaths": 0, "ended_at": MIDNIGHT})
+    return a_date(state, run_id="run-0", ended_at=NOON)
+
+
+DONE = a_checkpoint(DAY)
+FORCED = a_checkpoint(DAY, verdict=Verdict.FORCED, matched=94)
 
 
 def measured(
@@ -140,13 +123,9 @@ ALL = (Reprocess.NONE, Reprocess.FAILED, Reprocess.ALL)
     ("facts", "built_with"),
     [
         pytest.param(measured(), ALL, id="new"),
-        pytest.param(measured(checkpoint=checkpoint()), (Reprocess.ALL,), id="checkpointed"),
-        pytest.param(
-            measured(checkpoint=checkpoint(verdict=Verdict.FORCED, matched=94)), (Reprocess.ALL,), id="forced"
-        ),
-        pytest.param(
-            measured(checkpoint=checkpoint(), end=ended(DateState.FAILED)), (Reprocess.ALL,), id="rebuilt-in-vain"
-        ),
+        pytest.param(measured(checkpoint=DONE), (Reprocess.ALL,), id="checkpointed"),
+        pytest.param(measured(checkpoint=FORCED), (Reprocess.ALL,), id="forced"),
+        pytest.param(measured(checkpoint=DONE, end=ended(DateState.FAILED)), (Reprocess.ALL,), id="rebuilt-in-vain"),
         pytest.param(measured(end=ended(DateState.FAILED)), (Reprocess.FAILED, Reprocess.ALL), id="failed"),
         pytest.param(measured(end=ended(DateState.BLOCKED)), (Reprocess.FAILED, Reprocess.ALL), id="blocked"),
         pytest.param(measured(end=ended(DateState.SKIPPED)), ALL, id="skipped-then"),
@@ -157,7 +136,7 @@ def test_reprocess_says_what_is_built_again(facts: PlanMeasurements, built_with:
 
 
 def test_a_date_left_alone_says_how_complete_it_is() -> None:
-    done = step_of(measured(checkpoint=checkpoint(verdict=Verdict.FORCED, matched=94)))
+    done = step_of(measured(checkpoint=FORCED))
     assert (done.action, done.reason) == (PlanAction.DONE, "already checkpointed (50.2 %, forced, run run-0)")
 
 

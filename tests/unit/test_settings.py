@@ -120,11 +120,16 @@ def test_a_ledger_url_that_is_wrong_is_refused_without_its_password(url: str) ->
         pytest.param("BACKFILL_WORKERS", "", id="empty"),
         pytest.param("BACKFILL_RETRY_SECONDS", "-0.4711", id="no-positive-time"),
         pytest.param("BACKFILL_VISIBILITY_SECONDS", "47", id="too-short"),
+        pytest.param("BACKFILL_TIMEZONE", "America/Springfield", id="no-such-zone"),
+        pytest.param("BACKFILL_TIMEZONE", "../etc/passwd", id="no-zone-at-all"),
+        pytest.param("BACKFILL_CLEANUP_AT", "25:00", id="no-such-time"),
+        pytest.param("BACKFILL_CLEANUP_AT", "04:00+02:00", id="time-with-an-offset"),
+        pytest.param("BACKFILL_FLOWER_PASSWORD", "hunter2,b", id="password-flower-would-cut"),
+        pytest.param("BACKFILL_FLOWER_USER", "hunter2:b", id="user-with-a-colon"),
+        pytest.param("BACKFILL_FLOWER_PORT", "70000", id="no-such-port"),
     ],
 )
-def test_a_wrong_number_is_refused_by_the_name_of_its_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=name) as refused:
         read_settings()

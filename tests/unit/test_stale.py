@@ -46,15 +46,6 @@ def test_more_days_than_the_calendar_has_are_refused(days: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["CLEANUP_DAYS", "CLEANUP_BACKUP_DAYS", "STAGING_DAYS", "QUARANTINE_DAYS", "UNDO_DAYS"]
-)
-def test_so_are_such_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(f"BACKFILL_{name}", "9999999")
-    with pytest.raises(UserError, match=f"BACKFILL_{name}: .*36500"):
-        read_settings()
-
-
-@pytest.mark.parametrize(
     ("stale", "fresh", "most", "refused"),
     [
         pytest.param(5, 5, 0.5, False, id="at-the-limit"),
@@ -97,14 +88,21 @@ def test_tables_are_written_with_or_without_their_date_column() -> None:
     assert parse_dated_tables(" ") == ()
 
 
-@pytest.mark.parametrize("text", ["a", "a.b,", "a.b:", "a.b:x y", "a.b.c", "a.b,a.b:day", "a.b;c.d", "../a.b"])
-def test_a_setting_that_names_no_tables_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", text)
-    with pytest.raises(UserError, match=r"BACKFILL_CLEANUP_TABLES: .*dataset\.table"):
-        read_settings()
+DAYS_SETTINGS = ("CLEANUP_DAYS", "CLEANUP_BACKUP_DAYS", "STAGING_DAYS", "QUARANTINE_DAYS", "UNDO_DAYS")
+NO_TABLES = ("a", "a.b,", "a.b:", "a.b:x y", "a.b.c", "a.b,a.b:day", "a.b;c.d", "../a.b")
 
 
-def test_a_time_zone_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKFILL_TIMEZONE", "America/Nowhere")
-    with pytest.raises(UserError, match=r"BACKFILL_TIMEZONE: .*is no time zone"):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *(pytest.param(name, "9999999", "36500", id=f"too-many-{name}") for name in DAYS_SETTINGS),
+        *(pytest.param("CLEANUP_TABLES", text, r"dataset\.table", id=f"no-tables-{text}") for text in NO_TABLES),
+        pytest.param("TIMEZONE", "America/Nowhere", "is no time zone", id="no-time-zone"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_name_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(f"BACKFILL_{name}", value)
+    with pytest.raises(UserError, match=f"BACKFILL_{name}: .*{message}"):
         read_settings()

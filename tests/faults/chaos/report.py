@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.faults.chaos.run import Result
 from tests.faults.chaos.schedule import Schedule, command, make_schedule
-
-LOG_LINES = 3
 
 
 def failure(result: Result) -> str:
@@ -63,9 +60,3 @@ def mutant_line(name: str, results: Sequence[Result]) -> str:
             first = result.violations[0]
             return f"{name:26} caught at seed {result.seed}, schedule {count}: {first['invariant']} ({first['facts']})"
     return f"{name:26} SURVIVED {len(results)} schedules"
-
-
-def logs_of(folder: str) -> str:
-    """The last lines of each log of a failed schedule."""
-    found = (path for path in sorted(Path(folder).glob("*")) if path.suffix == ".log" or path.name == "log")
-    return "\n".join(f"{path}:\n" + "\n".join(path.read_text().splitlines()[-LOG_LINES:]) for path in found)

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.producer.stack.embedded import free_port
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
 from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations
@@ -87,7 +87,7 @@ class Attempt:
         disk = any(fault.action == FILL for fault in self.schedule.faults) and mount_small(
             self.folder / "home" / "staging"
         )
-        self._place = Place(folder=self.folder, broker_port=_free_port(), requests=writer, disk=disk)
+        self._place = Place(folder=self.folder, broker_port=free_port(), requests=writer, disk=disk)
         self._counters = Counters(self.folder / "counters")
         with self._exclusive(), self._ledger() as ledger_url:
             self._environment = self._places(ledger_url)
@@ -325,12 +325,6 @@ class _PostgresLedger(_Ledger):
     def _run(self, statement: str) -> None:
         with psycopg.connect(self.services.postgres, autocommit=True) as connection:
             connection.execute(statement)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(schedule: Schedule, services: Services, mutant: str | None, patience: float, answer: Path) -> int:

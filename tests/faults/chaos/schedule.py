@@ -14,56 +14,23 @@ ROLES = (DATES, GATE, BEAT, PRODUCER)
 
 #: The calls at which something goes wrong in each role, and how often, compared with the others, it is chosen.
 #: `commit` is the end of a ledger's transaction, `sync` comes before a file gets its name, `process` is the job's code.
-OF_DATES = {
-    "ledger.get_run": 1,
-    "ledger.claim_dates": 2,
-    "ledger.release_dates": 2,
-    "ledger.move_dates": 1,
-    "ledger.commit": 2,
-    "warehouse.describe": 1,
-    "warehouse.query": 1,
-    "warehouse.read": 1,
-    "warehouse.fingerprints": 1,
-    "staging.write": 2,
-    "file.sync": 1,
-    "job.process": 3,
-}
-OF_GATE = {
-    "ledger.get_run": 1,
-    "ledger.list_dates": 1,
-    "ledger.claim_window": 1,
-    "ledger.renew_window": 1,
-    "ledger.record_verdicts": 1,
-    "ledger.move_date": 1,
-    "ledger.move_dates": 1,
-    "ledger.write": 2,
-    "ledger.release_window": 2,
-    "ledger.open_windows": 1,
-    "ledger.finish_run": 1,
-    "ledger.commit": 2,
-    "ledger.requeue_dates": 1,
-    "ledger.list_active_runs": 1,
-    "ledger.claim_task": 1,
-    "ledger.finish_task": 1,
-    "ledger.mark_reported": 1,
-    "warehouse.publish": 3,
-    "warehouse.matching_dates": 1,
-    "warehouse.query": 1,
-    "warehouse.fingerprints": 1,
-    "warehouse.commit_loading": 1,
-    "warehouse.roll_forward": 1,
-    "staging.rows": 1,
-    "staging.quarantine": 1,
-    "staging.delete": 1,
-    "broker.send_window": 1,
-    "broker.broker_backlog": 1,
-    "file.sync": 2,
-}
-OF_PRODUCER = {
-    "ledger.open_run": 1,
-    "ledger.move_run": 1,
-    "ledger.open_windows": 1,
-    "ledger.commit": 1,
+OF_DATES = (
+    {"ledger.get_run": 1, "ledger.claim_dates": 2, "ledger.release_dates": 2, "ledger.move_dates": 1}
+    | {"ledger.commit": 2, "warehouse.describe": 1, "warehouse.query": 1, "warehouse.read": 1}
+    | {"warehouse.fingerprints": 1, "staging.write": 2, "file.sync": 1, "job.process": 3}
+)
+OF_GATE = (
+    {"ledger.get_run": 1, "ledger.list_dates": 1, "ledger.claim_window": 1, "ledger.renew_window": 1}
+    | {"ledger.record_verdicts": 1, "ledger.move_date": 1, "ledger.move_dates": 1, "ledger.write": 2}
+    | {"ledger.release_window": 2, "ledger.open_windows": 1, "ledger.finish_run": 1, "ledger.commit": 2}
+    | {"ledger.requeue_dates": 1, "ledger.list_active_runs": 1, "ledger.claim_task": 1, "ledger.finish_task": 1}
+    | {"ledger.mark_reported": 1}
+    | {"warehouse.publish": 3, "warehouse.matching_dates": 1, "warehouse.query": 1, "warehouse.fingerprints": 1}
+    | {"warehouse.commit_loading": 1, "warehouse.roll_forward": 1}
+    | {"staging.rows": 1, "staging.quarantine": 1, "staging.delete": 1}
+    | {"broker.send_window": 1, "broker.broker_backlog": 1, "file.sync": 2}
+)
+OF_PRODUCER = {"ledger.open_run": 1, "ledger.move_run": 1, "ledger.open_windows": 1, "ledger.commit": 1} | {
     "warehouse.query": 1,
     "broker.send_window": 2,
 }
@@ -98,9 +65,8 @@ class Fault:
     nth: int
     after: bool  #: after the call's effect, not before it
     action: str
-    target: str = (
-        "self"  #: of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when; of an order: which
-    )
+    #: Of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when; of an order: which.
+    target: str = "self"
     times: int = 1  #: so many calls in a row meet it
     amount: float = 0.0  #: seconds, or copies of a message
 
@@ -148,15 +114,9 @@ class Schedule:
 
     def in_words(self) -> list[str]:
         kinds = ", ".join(f"{day.kind.value}{' slow' if day.slow else ''}" for day in self.shape)
-        more = [
-            word
-            for word, on in (
-                ("no pre-flight", not self.preflight),
-                ("every process on a host of its own", self.strangers),
-                ("a rival run", self.rival),
-            )
-            if on
-        ]
+        more = ["no pre-flight"] if not self.preflight else []
+        more += ["every process on a host of its own"] if self.strangers else []
+        more += ["a rival run"] if self.rival else []
         size = f"windows of {self.window}, {self.in_flight} in flight, {self.per_task} a task"
         return [
             "; ".join([f"{self.ledger}, {self.warehouse}, {size}", *more]),
@@ -217,26 +177,14 @@ def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str
         (RESTART, "with its log"): 1,
     }
     if role in (DATES, GATE):
-        actions |= {
-            (KILL, "its worker"): 2,
-            (KILL, "every worker"): 0.6,
-            (KILL, "beat"): 0.4,
-            (KILL, "the gate"): 1,
-            (KILL, "the producer"): 0.4,
-            (FREEZE, "self"): 1.2,
-            (FREEZE, "its worker"): 0.6,
-            (FREEZE, "the broker"): 0.5,
-            (LOSE, "unacknowledged"): 0.7,
-            (LOSE, "all"): 1,
-            (DUPLICATE, "at once"): 1.5,
-            (DUPLICATE, LATER): 2.5,
-            (DELAY, ""): 1,
-            (CLOCK, ""): 1.5,
-            (ORDER, "pause"): 0.8,
-            (ORDER, "cancel"): 0.4,
-            (ORDER, "cancel --now"): 0.5,
-            (ORDER, "cancel --discard"): 0.4,
-        }
+        actions |= {(KILL, "its worker"): 2, (KILL, "every worker"): 0.6, (KILL, "beat"): 0.4}
+        actions |= {(KILL, "the gate"): 1, (KILL, "the producer"): 0.4}
+        actions |= {(FREEZE, "self"): 1.2, (FREEZE, "its worker"): 0.6, (FREEZE, "the broker"): 0.5}
+        actions |= {(LOSE, "unacknowledged"): 0.7, (LOSE, "all"): 1}
+        actions |= {(DUPLICATE, "at once"): 1.5, (DUPLICATE, LATER): 2.5}
+        actions |= {(DELAY, ""): 1, (CLOCK, ""): 1.5}
+        actions |= {(ORDER, "pause"): 0.8, (ORDER, "cancel"): 0.4}
+        actions |= {(ORDER, "cancel --now"): 0.5, (ORDER, "cancel --discard"): 0.4}
     if point in ("staging.write", "file.sync"):
         actions |= {(FILL, ""): 3}
     action, target = random.choices(list(actions), weights=list(actions.values()))[0]
