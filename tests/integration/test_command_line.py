@@ -340,7 +340,7 @@ def test_a_refused_run_prints_no_json(lab: Lab) -> None:
     refused = lab.inside("run", "--job", "probe", "--dates", str(DAY), "--json")
 
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.splitlines()[-1].startswith("backfill: 1 date(s) would be blocked: 2023-02-23")
+    assert refused.stderr.splitlines()[-1].startswith("backfill: refused: 1 date(s) would be blocked: 2023-02-23")
 
 
 def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:
