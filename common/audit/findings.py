@@ -33,7 +33,7 @@ class AuditFinding(Enum):
     DUPLICATED = "duplicated"  #: a key appears more than once in the published rows
     INCOMPLETE = "incomplete"  #: more expected entities are missing than the policy accepts
     MISSING = "missing"  #: entities are expected, and no rows are published at all
-    EXPECTATION_INCOMPLETE = "truth incomplete"  #: the calendar or a checkpoint says that more must be expected
+    EXPECTATION_INCOMPLETE = "expectation incomplete"  #: the calendar or a checkpoint says that more must be expected
     IN_PROGRESS = "held"  #: a run is working on the date, so it was not judged
 
     @property

@@ -92,7 +92,7 @@ def judge_expectation(expectation: DateExpectation) -> Judgement | None:
         return None
     return Judgement(
         verdict=Verdict.BLOCKED,
-        reason=f"truth incomplete: {expectation.expected} expected, but the calendar has {expectation.events} "
+        reason=f"expectation incomplete: {expectation.expected} expected, but the calendar has {expectation.events} "
         f"event(s), which imply at least {max(floor, 1)}",
     )
 

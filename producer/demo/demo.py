@@ -62,36 +62,36 @@ def run_demo(settings: Settings, console: Console) -> int:
     """
     started = time.monotonic()
     _check_warehouse(settings)
-    site = open_context(settings.model_copy(update={"broker": None, "alerts": None}))
+    context = open_context(settings.model_copy(update={"broker": None, "alerts": None}))
     log_file = settings.home / "logs" / "command.log"
-    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(site, mark_run_reported) as on_open:
+    with interrupt_on_signals(), logging_to_file(log_file), post_run_reporting(context, mark_run_reported) as on_open:
         try:
-            return _run(site, console, started, on_open)
+            return _run(context, console, started, on_open)
         except LaunchInterrupted as stop:
             console.print(describe_interruption(stop))
             return INTERRUPTED
 
 
-def _run(site: CommandContext, console: Console, started: float, on_open: Callable[[Run], None]) -> int:
+def _run(context: CommandContext, console: Console, started: float, on_open: Callable[[Run], None]) -> int:
     from gated_backfill.producer.demo.season import FIRST_DATE, INCIDENT, LAST_DATE
 
-    created = _create_tables_once(site)
-    print_tables(console, site, DateRange(start=FIRST_DATE, through=LAST_DATE), new=created)
+    created = _create_tables_once(context)
+    print_tables(console, context, DateRange(start=FIRST_DATE, through=LAST_DATE), new=created)
     season = RunRequest(job=JOB, days=tuple(DateRange(start=FIRST_DATE, through=LAST_DATE).days()))
-    release_interrupted_runs(find_job(JOB), season, site)
-    launch = Launch(request=season, window=site.settings.window, workers=WORKERS)
-    plan = plan_launch(launch, find_job(JOB), site)
+    release_interrupted_runs(find_job(JOB), season, context)
+    launch = Launch(request=season, window=context.settings.window, workers=WORKERS)
+    plan = plan_launch(launch, find_job(JOB), context)
     if not plan.steps_with(PlanAction.BUILD) and not plan.steps_with(PlanAction.BLOCKED):
         print_done(console, plan)
-        print_next(console, _season_run(site))
+        print_next(console, _season_run(context))
         return COMPLETE
     print_plan_summary(console, plan)
-    progress = _execute(launch, plan, site, console, on_open)
+    progress = _execute(launch, plan, context, console, on_open)
     if progress.run.state is not RunState.SUCCEEDED:
-        print_run(console, progress, site.ledger.dates.get_run_summary(progress.run.id))
+        print_run(console, progress, context.ledger.dates.get_run_summary(progress.run.id))
         return INCOMPLETE
-    print_source_checks(console, site, progress)
-    if not replay_incident(site, console, sorted(INCIDENT), on_open):
+    print_source_checks(console, context, progress)
+    if not replay_incident(context, console, sorted(INCIDENT), on_open):
         return INCOMPLETE
     print_total(console, progress, time.monotonic() - started)
     print_next(console, progress.run.id)
@@ -99,7 +99,7 @@ def _run(site: CommandContext, console: Console, started: float, on_open: Callab
 
 
 def replay_incident(
-    site: CommandContext, console: Console, days: list[date], on_open: Callable[[Run], None] = lambda _: None
+    context: CommandContext, console: Console, days: list[date], on_open: Callable[[Run], None] = lambda _: None
 ) -> bool:
     """Build the incident's dates with the fallback off and no pre-flight.
 
@@ -107,44 +107,44 @@ def replay_incident(
     """
     request = RunRequest(job=JOB, days=tuple(days), reprocess=Reprocess.ALL, fallback=Fallback.OFF)
     launch = Launch(request=request, window=len(days), workers=1, sequential=True, preflight=False)
-    plan = plan_launch(launch, find_job(JOB), site)
-    before = published_state(site, days)
-    progress = execute_plan(launch, plan, site, lambda _: None, on_open)
-    return _is_replay_blocked(site, console, progress, before)
+    plan = plan_launch(launch, find_job(JOB), context)
+    before = published_state(context, days)
+    progress = execute_plan(launch, plan, context, lambda _: None, on_open)
+    return _is_replay_blocked(context, console, progress, before)
 
 
 def _is_replay_blocked(
-    site: CommandContext, console: Console, progress: RunProgress, before: dict[date, PublishedState]
+    context: CommandContext, console: Console, progress: RunProgress, before: dict[date, PublishedState]
 ) -> bool:
-    rows = site.ledger.dates.list_dates(progress.run.id)
-    after = published_state(site, list(before))
+    rows = context.ledger.dates.list_dates(progress.run.id)
+    after = published_state(context, list(before))
     print_replay(console, rows, before, after)
     return after == before and all(row.state is DateState.BLOCKED for row in rows)
 
 
-def _season_run(site: CommandContext) -> str:
+def _season_run(context: CommandContext) -> str:
     """The id of the run that built the season's last date."""
     from gated_backfill.producer.demo.season import LAST_DATE
 
-    return site.ledger.checkpoints.list_checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
+    return context.ledger.checkpoints.list_checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
 
 
 def _execute(
-    launch: Launch, plan: Plan, site: CommandContext, console: Console, on_open: Callable[[Run], None]
+    launch: Launch, plan: Plan, context: CommandContext, console: Console, on_open: Callable[[Run], None]
 ) -> RunProgress:
     with RunWatcher(console).live_display() as watcher:
-        return execute_plan(launch, plan, site, watcher.update, on_open)
+        return execute_plan(launch, plan, context, watcher.update, on_open)
 
 
-def _create_tables_once(site: CommandContext) -> bool:
+def _create_tables_once(context: CommandContext) -> bool:
     """Create the season's tables unless an earlier demo did. Returns whether they were created now."""
     from gated_backfill.producer.demo.season import load_season
 
-    marker = site.settings.home.absolute() / MARKER
-    warehouse = _warehouse_from_home(site.settings)
+    marker = context.settings.home.absolute() / MARKER
+    warehouse = _warehouse_from_home(context.settings)
     recorded = _read_marker(marker)
     if recorded is None:
-        _check_no_foreign_tables(site)
+        _check_no_foreign_tables(context)
     elif recorded.get("warehouse") != warehouse:
         raise UserError(
             f"{marker} is of a demo in another warehouse: run the demo with that BACKFILL_WAREHOUSE "
@@ -154,7 +154,7 @@ def _create_tables_once(site: CommandContext) -> bool:
     if recorded == complete:
         return False
     write_atomically(marker, json.dumps(complete | {"state": "making"}).encode())
-    load_season(site.warehouse)
+    load_season(context.warehouse)
     write_atomically(marker, json.dumps(complete).encode())
     return True
 
@@ -184,9 +184,9 @@ def _read_marker(marker: Path) -> dict[str, Any] | None:
     return cast("dict[str, Any]", content)
 
 
-def _check_no_foreign_tables(site: CommandContext) -> None:
+def _check_no_foreign_tables(context: CommandContext) -> None:
     for role, name in find_job(JOB).tables_by_role():
-        if role != "target" and site.warehouse.describe(TableName.parse(name)) is not None:
+        if role != "target" and context.warehouse.describe(TableName.parse(name)) is not None:
             raise UserError(
                 f"the warehouse already holds {name}, which the demo did not make: "
                 f"run the demo with another BACKFILL_HOME"

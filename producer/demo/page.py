@@ -35,10 +35,10 @@ class PublishedState:
     checkpoint: Checkpoint
 
 
-def published_state(site: CommandContext, days: Sequence[date]) -> dict[date, PublishedState]:
+def published_state(context: CommandContext, days: Sequence[date]) -> dict[date, PublishedState]:
     """The published rows and checkpoints of the days, which must all be checkpointed."""
-    checkpoints = site.ledger.checkpoints.list_checkpoints(JOB, min(days), max(days))
-    return {day: PublishedState(rows=_count_published_rows(site, day), checkpoint=checkpoints[day]) for day in days}
+    checkpoints = context.ledger.checkpoints.list_checkpoints(JOB, min(days), max(days))
+    return {day: PublishedState(rows=_count_published_rows(context, day), checkpoint=checkpoints[day]) for day in days}
 
 
 def heading(console: Console, text: str) -> None:
@@ -46,9 +46,9 @@ def heading(console: Console, text: str) -> None:
     console.print(f"[bold]{text}[/bold]")
 
 
-def print_tables(console: Console, site: CommandContext, span: DateRange, *, new: bool) -> None:
+def print_tables(console: Console, context: CommandContext, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
-    url = site.settings.warehouse_url
+    url = context.settings.warehouse_url
     place = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {escape(url)}"
     origin = "Made" if new else "Found, made by an earlier demo"
     console.print(f"{origin}: 30 teams, 82 games each, {span}, {place}", soft_wrap=True)
@@ -75,10 +75,10 @@ def print_plan_summary(console: Console, plan: Plan) -> None:
     heading(console, "3. The run, on two local workers")
 
 
-def print_source_checks(console: Console, site: CommandContext, progress: RunProgress) -> None:
+def print_source_checks(console: Console, context: CommandContext, progress: RunProgress) -> None:
     """Print the coverage of the sources: one line for all dates built from the primary, one for each other date."""
     heading(console, "4. What the source checks found")
-    rows = [row for row in site.ledger.dates.list_dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
+    rows = [row for row in context.ledger.dates.list_dates(progress.run.id) if row.state is DateState.CHECKPOINTED]
     primary = find_job(JOB).sources[0].name
     primary_rows = [row for row in rows if row.source == primary]
     if primary_rows:
@@ -164,12 +164,12 @@ def _print_published(console: Console, day: date, before: PublishedState, after:
     )
 
 
-def _count_published_rows(site: CommandContext, day: date) -> int:
+def _count_published_rows(context: CommandContext, day: date) -> int:
     target = find_job(JOB).target
     scan = Scan(
         table=TableName.parse(target.table), date_column=target.date_column, dates=(DateRange(start=day, through=day),)
     )
-    return site.warehouse.query(COUNT, scans={"published": scan})["n"].to_pylist()[0] or 0
+    return context.warehouse.query(COUNT, scans={"published": scan})["n"].to_pylist()[0] or 0
 
 
 def print_total(console: Console, progress: RunProgress, seconds: float) -> None:

@@ -424,14 +424,14 @@ def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
     assert lab.ledger.flags.list_flags("probe")[YESTERDAY].cleared_by == "audit"
 
 
-def test_a_truth_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
+def test_an_expectation_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
     expect(lab, DAYS[0])
     expect(lab, DAYS[1])
     lab.run(DAYS[:2], "probe")
     part = lab.home / "warehouse" / "probe" / "expected" / f"day={DAYS[1]}" / "part.parquet"
     part.unlink()
     deps = lab.opened_again()
-    assert "1 truth incomplete" in audited(deps)
+    assert "1 expectation incomplete" in audited(deps)
     audited(deps)
     (alert,) = alerts(lab)
     assert "20 were expected when run" in alert["body"]

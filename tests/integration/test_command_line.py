@@ -71,7 +71,7 @@ def test_an_unknown_job_is_refused_with_the_known_ones(lab: Lab) -> None:
     assert "no job named 'os'; installed jobs: player_composite_factors, probe" in refused.stderr
 
 
-def test_a_missing_truth_table_is_refused(lab: Lab) -> None:
+def test_a_missing_expectation_table_is_refused(lab: Lab) -> None:
     for command in ("plan", "run"):
         refused = lab.inside(command, *JOB, "--dates", str(DAY))
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

@@ -100,10 +100,10 @@ def test_nothing_expected_on_a_calendar_date_is_blocked(lab: Lab) -> None:
     outcome = lab.outcome(DAY, lab.run([DAY]))
 
     assert outcome.state is DateState.BLOCKED
-    assert "truth incomplete: 0 expected" in (outcome.reason or "")
+    assert "expectation incomplete: 0 expected" in (outcome.reason or "")
 
 
-def test_a_truth_below_what_the_calendar_implies_is_blocked(any_lab: Lab) -> None:
+def test_an_expectation_below_what_the_calendar_implies_is_blocked(any_lab: Lab) -> None:
     any_lab.schedule(DAY, games=2)
     any_lab.summary(DAY, players(31))
     any_lab.upcoming(DAY, players(31))

@@ -1,4 +1,4 @@
-"""The decisions: is the truth whole, which source, does a date pass."""
+"""The decisions: is the expectation complete, which source, does a date pass."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_force_does_not_publish_nothing() -> None:
     assert judge_date(counted(0, 187), policy=POLICY, forced_because="so what").verdict is Verdict.BLOCKED
 
 
-def test_force_accepts_a_partial_truth_if_there_are_rows() -> None:
+def test_force_accepts_an_incomplete_expectation_if_there_are_rows() -> None:
     partial = counted(5, 5, expectation=DateExpectation(expected=5, events=2, floor_per_event=16))
     assert judge_date(partial, policy=POLICY).verdict is Verdict.BLOCKED
     assert judge_date(partial, policy=POLICY, forced_because="a short game").verdict is Verdict.FORCED
@@ -166,7 +166,7 @@ def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> No
         CoveragePolicy(complete_ratio=complete, accept_ratio=accept)
 
 
-# -- the truth ----------------------------------------------------------------------------------------------------
+# -- the expectation ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> No
     [
         pytest.param(187, 9, 16, None, "", id="whole"),
         pytest.param(144, 9, 16, None, "", id="exactly-at-the-floor"),
-        pytest.param(143, 9, 16, Verdict.BLOCKED, "truth incomplete: 143 expected", id="below-the-floor"),
+        pytest.param(143, 9, 16, Verdict.BLOCKED, "expectation incomplete: 143 expected", id="below-the-floor"),
         pytest.param(0, 9, 16, Verdict.BLOCKED, "at least 144", id="on-the-calendar-but-nobody"),
         pytest.param(0, 1, 0, Verdict.BLOCKED, "at least 1", id="on-the-calendar-but-nobody-without-a-floor"),
         pytest.param(0, 0, 16, Verdict.SKIPPED, "not on the calendar", id="off-the-calendar"),
@@ -183,7 +183,7 @@ def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> No
         pytest.param(3, None, 0, None, "", id="no-calendar"),
     ],
 )
-def test_the_truth_is_questioned_first(
+def test_the_expectation_is_judged_first(
     expected: int, events: int | None, floor: int, verdict: Verdict | None, reason: str
 ) -> None:
     found = judge_expectation(DateExpectation(expected=expected, events=events, floor_per_event=floor))

@@ -69,7 +69,7 @@ def test_what_became_of_a_date(found: DateRow, outcome: DateOutcome) -> None:
         pytest.param(row(matched=98), 0.98, id="published"),
         pytest.param(row(DateState.BLOCKED, "blocked", matched=1), 0.01, id="blocked"),
         pytest.param(row(DateState.BLOCKED, "blocked", expected=0, matched=0), None, id="nobody-was-expected"),
-        pytest.param(row(DateState.BLOCKED, "blocked", expected=None, matched=None), None, id="truth-unreadable"),
+        pytest.param(row(DateState.BLOCKED, "blocked", expected=None, matched=None), None, id="expectation-unreadable"),
         pytest.param(row(DateState.SKIPPED, "skipped"), None, id="skipped"),
         pytest.param(row(DateState.FAILED, "failed"), None, id="failed"),
         pytest.param(row(DateState.QUEUED, None), None, id="not-judged-yet"),

@@ -164,13 +164,13 @@ def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
         pytest.param(
             measured(expected=0, upcoming=0, derived=0),
             PlanAction.BLOCKED,
-            "truth incomplete: 0 expected, but the calendar has 9 event(s), which imply at least 144",
+            "expectation incomplete: 0 expected, but the calendar has 9 event(s), which imply at least 144",
             id="nobody-expected-on-a-game-day",
         ),
         pytest.param(
             measured(expected=100, upcoming=100, derived=100),
             PlanAction.BLOCKED,
-            "truth incomplete: 100 expected, but the calendar has 9 event(s), which imply at least 144",
+            "expectation incomplete: 100 expected, but the calendar has 9 event(s), which imply at least 144",
             id="below-the-floor",
         ),
     ],
@@ -220,7 +220,7 @@ def test_filling_that_does_not_suffice_would_be_blocked() -> None:
     "facts",
     [
         pytest.param(measured(upcoming=94, derived=94), id="low-coverage"),
-        pytest.param(measured(expected=100, upcoming=100), id="truth-incomplete"),
+        pytest.param(measured(expected=100, upcoming=100), id="expectation-incomplete"),
     ],
 )
 def test_force_builds_what_would_be_blocked_and_says_so(facts: PlanMeasurements) -> None:

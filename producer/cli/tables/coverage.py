@@ -65,9 +65,9 @@ def coverage(
 
     Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
     incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
-    checkpoint); forced (unchanged since they were forced); truth incomplete (the expectation is incomplete); held (an
-    active run is working on the date); skipped. Exit codes: 0 every date is complete, accepted, forced or skipped; 3
-    some are not.
+    checkpoint); forced (unchanged since they were forced); expectation incomplete (the calendar implies more); held
+    (an active run is working on the date); skipped. Exit codes: 0 every date is complete, accepted, forced or skipped;
+    3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
