@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gated_backfill.common.process.imports import freeze_imports
-
 
 def main() -> None:
     options = _options()
-    with freeze_imports():
-        from gated_backfill.worker.app import app
+    from gated_backfill.worker.app import app  # needs a broker, unlike --help
 
-        worker_class = app.Worker  # a lazy import
-    worker = worker_class(
+    worker = app.Worker(
         hostname=options.hostname,
         queues=options.queues,
         concurrency=options.concurrency,

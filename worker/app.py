@@ -6,6 +6,8 @@ import that when they run, and a worker imports it before it forks.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from functools import lru_cache
@@ -23,7 +25,6 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
 from gated_backfill.common.process.identity import die_with_parent, limit_memory
-from gated_backfill.common.process.imports import freeze_imports
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
@@ -72,13 +73,15 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
-    with freeze_imports():
-        if consumes_dates():
-            import_module("gated_backfill.worker.dates.process")
-        if GATE_QUEUE in queues.consume_from:
-            import_module("gated_backfill.worker.gate.gate")
-            import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
-        preload_warehouse(read_settings().warehouse_url)
+    gc.freeze()  # the collections during the imports below then take less time
+    if consumes_dates():
+        import_module("gated_backfill.worker.dates.process")
+    if GATE_QUEUE in queues.consume_from:
+        import_module("gated_backfill.worker.gate.gate")
+        import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
+    preload_warehouse(read_settings().warehouse_url)
+    gc.freeze()  # forked children then neither rescan what was imported nor copy its pages
+    atexit.register(gc.unfreeze)  # DuckDB warns at exit about objects that cannot be collected
     for name in expand_queues(queues.consume_from) - set(queues.consume_from):
         queues.select_add(queues[name])
 

@@ -1,0 +1,29 @@
+"""What a worker does before it forks its children."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.builders import run_python
+
+START = """
+    import gc, os, sys
+
+    os.environ |= {"BACKFILL_BROKER": "redis://localhost:1/0", "BACKFILL_HOME": sys.argv[1]}
+    sys.argv[1:] = []
+    from celery.signals import celeryd_after_setup
+    from gated_backfill.worker.app import app
+
+    app.amqp.queues.select(["backfill", "gate"])
+    [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=type("Worker", (), {"app": app}))
+    assert error is None, error
+    imported = sys.modules["gated_backfill.worker.gate.gate"].__dict__
+    assert gc.get_freeze_count() > 100_000
+    assert not any(each is imported for each in gc.get_objects())
+    assert gc.isenabled()
+"""
+
+
+def test_what_was_imported_is_not_looked_at_again_and_the_worker_ends_without_a_word_of_it(tmp_path: Path) -> None:
+    ran = run_python(START, tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
