@@ -1,4 +1,4 @@
-"""Signal handlers that raise: defer them, and recognise the errors they cause."""
+"""Signal handlers that raise: install them, defer them, and recognise the errors they cause."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import signal
 import sys
 import threading
 from _signal import getsignal  # pyright: ignore - `signal.getsignal` looks up an enum and takes 100 times as long
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Signals that stop a process or end its time limit; Celery's soft time limit is SIGUSR1.
-HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
+HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGALRM)
+
+
+@contextmanager
+def interrupt_on_signals() -> Generator[None]:
+    """Raise `KeyboardInterrupt` for SIGINT, SIGTERM and SIGHUP, also when a shell had SIGINT ignored."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def find_interruption(exc: BaseException) -> BaseException | None:

@@ -20,6 +20,7 @@ from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.logs import logging_to_file
+from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.common.storage.files import write_atomically
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.demo.page import (
@@ -43,7 +44,6 @@ from gated_backfill.producer.runs.session import (
     plan_launch,
     release_interrupted_runs,
 )
-from gated_backfill.producer.stack.signals import interrupt_on_signals
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.runs import print_run
 from gated_backfill.producer.terminal.watcher import RunWatcher

@@ -15,6 +15,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
+from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess
 from gated_backfill.producer.runs.post_run import post_run_reporting
@@ -27,7 +28,6 @@ from gated_backfill.producer.runs.session import (
     plan_launch,
     release_interrupted_runs,
 )
-from gated_backfill.producer.stack.signals import interrupt_on_signals
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.plan import print_plan

@@ -8,8 +8,8 @@ import typer
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.process.logs import configure_logs
+from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.producer.metrics.server import MetricsServer
-from gated_backfill.producer.stack.signals import interrupt_on_signals
 
 
 def metrics(

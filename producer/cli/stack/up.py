@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.producer.stack.signals import interrupt_on_signals
+from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.producer.stack.standing import (
     SupervisedStack,
     UpOptions,
