@@ -57,7 +57,8 @@ def test_every_jobs_target_is_made_as_declared_and_the_second_time_left_alone(
     again = lab.command(*CREATE, **at_bigquery)
 
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("there already") == 4
+    assert again.stdout.count(" was there already, as the job declares it\n") == 3
+    assert "the table of publications, in the tool's dataset: there already\n" in again.stdout
     assert "was made" not in again.stdout
     assert contents(emulator) == tables
 
