@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 
 from benchmarks import report, seasons, trivial
@@ -16,24 +15,25 @@ from benchmarks.results import Measured, compared_with, median, show, write
 TEN_YEARS = 3650
 
 
-def _odd(rounds: int) -> int:
+def _check_odd(context: click.Context, parameter: click.Parameter, rounds: int) -> int:
     if rounds % 2 == 0:
-        raise typer.BadParameter("an even number of rounds has no median")
+        raise click.BadParameter("an even number of rounds has no median")
     return rounds
 
 
-def main(
-    dates: Annotated[str, typer.Option(help="Numbers of dates of the trivial work.")] = "365,3650,40000",
-    per_task: Annotated[str, typer.Option(help="Dates per task.")] = "1,30",
-    rounds: Annotated[
-        int,
-        typer.Option(
-            min=1, callback=_odd, help=f"Rounds of the trivial work, up to {TEN_YEARS:,} dates: an odd number."
-        ),
-    ] = 5,
-    with_seasons: Annotated[bool, typer.Option("--seasons/--no-seasons", help="Measure the example job.")] = True,
-    keep: Annotated[bool, typer.Option(help="Write results.json and the document.")] = True,
-) -> None:
+@click.command(context_settings={"show_default": True})
+@click.option("--dates", default="365,3650,40000", help="Numbers of dates of the trivial work.")
+@click.option("--per-task", default="1,30", help="Dates per task.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    callback=_check_odd,
+    help=f"Rounds of the trivial work, up to {TEN_YEARS:,} dates: an odd number.",
+)
+@click.option("--seasons/--no-seasons", "with_seasons", default=True, help="Measure the example job.")
+@click.option("--keep/--no-keep", default=True, help="Write results.json and the document.")
+def main(dates: str, per_task: str, rounds: int, with_seasons: bool, keep: bool) -> None:
     """Let the contestants take turns with the same trivial work."""
     console = Console(width=200)
     measured: list[Measured] = []
@@ -98,4 +98,4 @@ def _fresh(place: Path) -> Path:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 from google.api_core.exceptions import NotFound
 from sqlalchemy import create_engine, text
-from typer.testing import CliRunner, Result
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunProgress, RunState

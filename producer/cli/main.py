@@ -8,21 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-from typer.exceptions import Abort, TyperException
+import click
+from click.exceptions import NoArgsIsHelpError
 
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INTERRUPTED, REFUSED
 
-HELP = (
-    "Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is recounted. "
-    "Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete."
-)
-
-#: Module in this folder and help line of each command. The module defines a function or group of the command's name.
+#: Module in this folder and help line of each command. The module defines a command or group of the command's name.
 COMMANDS = {
     "plan": ("runs.plan", "Show what a run would do with each date. Launches nothing."),
     "run": ("runs.run", "Build the dates of a range and follow the run to its end."),
@@ -49,62 +43,59 @@ COMMANDS = {
 }
 
 
-def load_command(name: str) -> Any:
-    """Import the module of the command, and return the command with its options."""
-    path, _ = COMMANDS[name]
-    target = getattr(import_module(f"gated_backfill.producer.cli.{path}"), name)
-    if not isinstance(target, typer.Typer):
-        function, target = target, typer.Typer(add_completion=False)
-        target.command(name)(function)
-    return typer.main.get_command(target)
+def load_command(name: str) -> click.Command:
+    """Import the module of the command, and return the command."""
+    module, _ = COMMANDS[name]
+    return getattr(import_module(f"gated_backfill.producer.cli.{module}"), name)
 
 
-class CommandGroup(TyperGroup):
+class CommandGroup(click.Group):
     """The group of all commands. Its help imports no command."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: TyperCommand(name, short_help=help_line) for name, (_, help_line) in COMMANDS.items()}
+        self.commands = {name: click.Command(name, short_help=help_line) for name, (_, help_line) in COMMANDS.items()}
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name, command, remaining = super().resolve_command(ctx, args)
         return name, load_command(name) if name in COMMANDS else command, remaining
 
-
-app = typer.Typer(name="backfill", cls=CommandGroup, help=HELP, add_completion=False, pretty_exceptions_enable=False)
-
-
-def _print_version(requested: bool) -> None:
-    if requested:
-        from importlib.metadata import version
-
-        typer.echo(f"backfill {version('gated-backfill')}")
-        raise typer.Exit(COMPLETE)
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # Click would report it as a declined confirmation
+            sys.exit(INTERRUPTED)
 
 
-@app.callback(invoke_without_command=True)
-def show_help(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(REFUSED)
+@click.group("backfill", cls=CommandGroup, context_settings={"max_content_width": 160, "show_default": True})
+@click.version_option(package_name="gated-backfill", message="backfill %(version)s", help="Print the version.")
+def app() -> None:
+    """Rebuild a dated table over a range of dates, in parallel; publish a date only after its coverage is recounted.
+
+    Ranges include both ends. Exit codes: 0 all complete, 2 refused or bad usage, 3 some dates not complete.
+    """
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code; an expected error becomes one line on stderr."""
     try:
         _check_utf8(sys.argv[1:])
-        code = _invoke()
-    except BackfillError as exc:
-        sys.stderr.write(f"backfill: {' '.join(str(exc).split())}\n")
+        app(standalone_mode=False)
+        sys.exit(COMPLETE)
+    except NoArgsIsHelpError as exc:
+        click.echo(exc.format_message())
         sys.exit(REFUSED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else COMPLETE)
+    except click.Abort:
+        error = "nothing was started"
+    except click.ClickException as exc:
+        error = exc.format_message()
+    except BackfillError as exc:
+        error = str(exc)
+    sys.stderr.write(f"backfill: {' '.join(error.split())}\n")
+    sys.exit(REFUSED)
 
 
 def _check_utf8(arguments: Sequence[str]) -> None:
@@ -114,15 +105,6 @@ def _check_utf8(arguments: Sequence[str]) -> None:
             argument.encode()
         except UnicodeEncodeError as exc:
             raise UserError(f"{argument!a} is not UTF-8 text") from exc
-
-
-def _invoke() -> object:
-    try:
-        return app(standalone_mode=False)
-    except TyperException as exc:
-        raise UserError(exc.format_message()) from exc
-    except Abort as exc:
-        raise UserError("nothing was started") from exc
 
 
 if __name__ == "__main__":

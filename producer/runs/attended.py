@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import typer
+import click
 from rich.console import Console
 
 from gated_backfill.common.config.settings import Settings
@@ -168,5 +168,5 @@ def _confirm(plan: Plan, launch: Launch, *, yes: bool) -> None:
     replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
     if yes or not sys.stdin.isatty() or not (replaces or count >= CONFIRM_FROM_DATES):
         return
-    if not typer.confirm(f"Build {count} date(s)?"):
+    if not click.confirm(f"Build {count} date(s)?"):
         raise UserError("nothing was started")

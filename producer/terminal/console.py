@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-import typer
+import click
 from rich.console import Console
 
 from gated_backfill.common.errors import UserError
@@ -30,5 +30,5 @@ def confirm(yes: bool, question: str, action: str) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(f"nothing was {action}: there is no terminal to ask at; confirm with --yes")
-    if not typer.confirm(question, err=True):
+    if not click.confirm(question, err=True):
         raise UserError(f"nothing was {action}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
+import click
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -41,11 +41,10 @@ COMMANDS = commands({name: load_command(name) for name in COMMAND_NAMES})
 
 
 def values(parameter: Any) -> st.SearchStrategy[str]:
-    kind = parameter.type_descriptor.annotation
-    if "Path" in str(kind) or FILE_OPTIONS.intersection(parameter.opts):
+    if parameter.name == "file" or FILE_OPTIONS.intersection(parameter.opts):
         return st.sampled_from(FILES)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return st.one_of(st.sampled_from([str(one.value) for one in kind]), words)
+    if isinstance(parameter.type, click.Choice):
+        return st.one_of(st.sampled_from([str(one.value) for one in parameter.type.choices]), words)
     return words
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from gated_backfill.common.audit.audit import audit_dates, record_audit
 from gated_backfill.common.audit.findings import AuditFinding, AuditResult

@@ -9,8 +9,8 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import select, update
-from typer.testing import CliRunner, Result
 
 from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
 from gated_backfill.common.cleanup.operation import CleanupContext, backup_of

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from gated_backfill.producer.cli.main import COMMANDS, app, load_command
+from gated_backfill.common.errors import UserError
+from gated_backfill.producer.cli.main import COMMANDS, app, load_command, main
 from tests.builders import run_python
 
 SLOW_IMPORTS = {"gated_backfill.common.config.settings", "gated_backfill.common.warehouse", "pydantic_settings"}
@@ -47,3 +48,28 @@ def test_the_version_is_printed() -> None:
     printed = CliRunner().invoke(app, ["--version"])
     assert printed.exit_code == 0
     assert printed.output.startswith("backfill ")
+
+
+def test_an_interrupt_ends_a_command_without_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gated_backfill.producer.cli.main.load_command", interrupt)
+    monkeypatch.setattr("sys.argv", ["backfill", "status"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [("--reprocess", "ALL", "'none', 'failed', 'all'"), ("--fallback", "REPLACE", "'replace', 'fill', 'off'")],
+)
+def test_an_enum_is_given_by_its_values(name: str, value: str, choices: str) -> None:
+    refused = CliRunner().invoke(app, ["plan", "--job", "x", name, value])
+    assert f"'{value}' is not one of {choices}" in refused.output
+    accepted = CliRunner().invoke(app, ["plan", name, value.lower()])
+    assert isinstance(accepted.exception, UserError)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
@@ -19,7 +19,7 @@ from gated_backfill.common.ledger import Ledger, RunWithDates
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.process.clock import midnight, today, utcnow
 from gated_backfill.common.storage.files import check_writable, write_atomically
-from gated_backfill.producer.cli.options import AsJson
+from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.history.page import render_page
 from gated_backfill.producer.history.report import HistoryReport, print_history
@@ -29,25 +29,21 @@ MAX_DAYS = 36_600
 STDOUT = "-"
 
 
+@click.command
+@click.option(
+    "--days", type=click.IntRange(1, MAX_DAYS), default=30, help="Length of the period, which ends today (UTC)."
+)
+@click.option("--job", help="One job only, installed or not.  [default: all]")
+@json_option
+@click.option("--csv", "as_csv", metavar="FILE", help="Write one CSV line per date and run; - prints them.")
+@click.option("--html", "as_html", metavar="FILE", help="Write one self-contained page: coverage, sources, durations.")
+@click.option(
+    "--write-metadata",
+    is_flag=True,
+    help="Rewrite the warehouse's history table for these days; runs write it at their end.",
+)
 def history(
-    days: Annotated[
-        int, typer.Option("--days", min=1, max=MAX_DAYS, help="Length of the period, which ends today (UTC).")
-    ] = 30,
-    job: Annotated[str | None, typer.Option("--job", help="One job only, installed or not.  [default: all]")] = None,
-    as_json: AsJson = False,
-    as_csv: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write one CSV line per date and run; - prints them.")
-    ] = None,
-    as_html: Annotated[
-        str | None,
-        typer.Option("--html", metavar="FILE", help="Write one self-contained page: coverage, sources, durations."),
-    ] = None,
-    write_metadata: Annotated[
-        bool,
-        typer.Option(
-            "--write-metadata", help="Rewrite the warehouse's history table for these days; runs write it at their end."
-        ),
-    ] = False,
+    days: int, job: str | None, as_json: bool, as_csv: str | None, as_html: str | None, write_metadata: bool
 ) -> None:
     """Show coverage, fallbacks, blocked and forced dates, durations, and their trend.
 

@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 from rich.console import Console
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateRow, open_ledger
 from gated_backfill.common.model.dates import parse_date
-from gated_backfill.producer.cli.options import AsJson, RunId
+from gated_backfill.producer.cli.options import json_option, run_argument
 from gated_backfill.producer.terminal.console import make_console, print_json
 
 FIXED_FIELDS = ("timestamp", "level", "event", "exception", "run")  #: not printed among the other fields of a line
 
 
-def logs(
-    run_id: RunId,
-    day: Annotated[str | None, typer.Argument(metavar="[DATE]", help="One date.  [default: all dates]")] = None,
-    as_json: AsJson = False,
-) -> None:
+@click.command
+@run_argument
+@click.argument("day", required=False, metavar="[DATE]", help="One date.  [default: all dates]")
+@json_option
+def logs(run_id: str, day: str | None, as_json: bool) -> None:
     """Show the log lines of a run or of one of its dates, with tracebacks, and the errors in the ledger.
 
     Reads the log files in BACKFILL_HOME: of commands, embedded workers and `backfill up`. Workers that

@@ -4,53 +4,45 @@ from __future__ import annotations
 
 from datetime import date
 
-import typer
+import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateState, Run
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.runs.interrupted import is_interrupted
-from gated_backfill.producer.cli.options import RunId, strip_reason, with_options
-from gated_backfill.producer.cli.runs.requests import JudgingOptions, LaunchOptions
+from gated_backfill.producer.cli.options import run_argument, strip_reason
+from gated_backfill.producer.cli.runs.arguments import JUDGING_OPTIONS, LAUNCH_OPTIONS, RunArguments, run_arguments
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.planning.plan import RunRequest
-from gated_backfill.producer.runs.attended import launch_and_follow
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 
 
-@with_options
-def retry(run_id: RunId, judging: JudgingOptions, launching: LaunchOptions) -> None:
+@click.command
+@run_argument
+@run_arguments(*JUDGING_OPTIONS, *LAUNCH_OPTIONS)
+def retry(arguments: RunArguments, run_id: str) -> None:
     """Build the dates that a run left blocked, failed or cancelled, in a new run, and no others."""
-    forced_because = judging.forced_because
+    forced_because = arguments.forced_because
     settings = read_settings()
     context = open_context(settings)
     earlier = context.ledger.runs.get_run(run_id)
     days = _unfinished_days(earlier, context)
     if not days:
-        if launching.as_json:
+        if arguments.as_json:
             print_json(None)
         else:
             make_console().print(f"run {run_id} has no blocked, failed or cancelled dates: nothing to retry")
-        raise typer.Exit(COMPLETE)
+        raise SystemExit(COMPLETE)
     request = RunRequest(
         job=earlier.job,
         days=days,
-        fallback=judging.fallback or Fallback(earlier.options["fallback"]),
+        fallback=arguments.fallback or Fallback(earlier.options["fallback"]),
         forced_because=forced_because,
-        reason=strip_reason(judging.reason),
+        reason=strip_reason(arguments.reason),
     )
-    raise typer.Exit(
-        launch_and_follow(
-            launching.to_launch(request, settings),
-            settings,
-            detach=launching.detach,
-            yes=launching.yes,
-            as_json=launching.as_json,
-            workers_given=launching.workers is not None,
-        )
-    )
+    raise SystemExit(arguments.launch(request, settings))
 
 
 def _unfinished_days(run: Run, context: CommandContext) -> tuple[date, ...]:

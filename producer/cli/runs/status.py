@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Annotated
 
-import typer
+import click
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, RunProgress, open_ledger
 from gated_backfill.common.runs.interrupted import is_interrupted
-from gated_backfill.producer.cli.options import AsJson, LatestRunId
+from gated_backfill.producer.cli.options import json_option, latest_run_argument
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 from gated_backfill.producer.terminal.runs import (
@@ -22,14 +21,12 @@ from gated_backfill.producer.terminal.runs import (
 )
 
 
-def status(
-    run_id: LatestRunId = None,
-    as_json: AsJson = False,
-    every_date: Annotated[
-        bool, typer.Option("--every-date", help="Every date with its source check, not only the incomplete ones.")
-    ] = False,
-    last: Annotated[int, typer.Option("--last", min=0, max=1000, help="Number of further runs to list.")] = 5,
-) -> None:
+@click.command
+@latest_run_argument
+@json_option
+@click.option("--every-date", is_flag=True, help="Every date with its source check, not only the incomplete ones.")
+@click.option("--last", type=click.IntRange(0, 1000), default=5, help="Number of further runs to list.")
+def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> None:
     """Show the state of a run: which dates are blocked or failed, why, and which entities are missing."""
     with closing(open_ledger(read_ledger_url())) as ledger:
         runs = ledger.runs.list_latest_runs(max(last, 1))
@@ -38,7 +35,7 @@ def status(
                 print_json(None)
             else:
                 make_console().print("no run was launched yet: start with `backfill plan --help`")
-            raise typer.Exit(COMPLETE)
+            raise SystemExit(COMPLETE)
         progress = ledger.runs.get_progress(run_id or runs[0].id)
         if as_json:
             actions = ledger.actions.list_actions(progress.run.id)
@@ -50,7 +47,7 @@ def status(
                 make_console().print()
                 print_runs(make_console(), earlier)
     is_unfinished = not progress.run.has_ended and not is_interrupted(progress.run)
-    raise typer.Exit(COMPLETE if is_unfinished else exit_code_for_run(progress))
+    raise SystemExit(COMPLETE if is_unfinished else exit_code_for_run(progress))
 
 
 def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) -> None:

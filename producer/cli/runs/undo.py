@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.producer.cli.options import Yes
+from gated_backfill.producer.cli.options import yes_option
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.runs.post_run import refresh_run_metadata
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.producer.terminal.console import confirm, make_console
 
 
-def undo(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run to undo.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the effect on each date. Changes nothing.")] = False,
-    yes: Yes = False,
-) -> None:
+@click.command
+@click.argument("run_id", metavar="RUN", help="The run to undo.")
+@click.option("--dry-run", is_flag=True, help="Show the effect on each date. Changes nothing.")
+@yes_option
+def undo(run_id: str, dry_run: bool, yes: bool) -> None:
     """Restore the rows and checkpoints that the dates of a run had before it.
 
     A date that had no checkpoint before the run has none afterwards. Refuses, and changes nothing, when one of the

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.producer.cli.options import LatestRunId
+from gated_backfill.producer.cli.options import latest_run_argument
 from gated_backfill.producer.context import open_context
 from gated_backfill.producer.runs.launch import follow_run
 from gated_backfill.producer.terminal.console import make_console
@@ -16,7 +16,9 @@ from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
 
-def watch(run_id: LatestRunId = None) -> None:
+@click.command
+@latest_run_argument
+def watch(run_id: str | None) -> None:
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
     settings = read_settings()
     context = open_context(settings)
@@ -33,10 +35,10 @@ def watch(run_id: LatestRunId = None) -> None:
             progress = follow_run(run.id, context, watcher.update, app=app)
     except KeyboardInterrupt:
         console.print(f"run {run.id} continues")
-        raise typer.Exit(INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     if not progress.run.has_ended:
         console.print(f"the process of run {run.id} has died: launch the same command again to complete its dates")
-        raise typer.Exit(INCOMPLETE)
+        raise SystemExit(INCOMPLETE)
     summary, actions = context.ledger.dates.get_run_summary(run.id), context.ledger.actions.list_actions(run.id)
     print_run(console, progress, summary, actions)
-    raise typer.Exit(exit_code_for_run(progress))
+    raise SystemExit(exit_code_for_run(progress))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,25 +17,21 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.records import Alert
-from gated_backfill.producer.cli.options import AsJson
+from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.context import current_user
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
-alerts = typer.Typer(
-    help="Recorded alerts and their delivery. Alerts go to the endpoints of BACKFILL_ALERTS: apprise URLs, separated "
-    "by spaces.",
-    add_completion=False,
-)
 
+@click.group(invoke_without_command=True)
+@click.option("--last", type=click.IntRange(1, 10_000), default=20, help="Number of alerts, the latest first.")
+@json_option
+@click.pass_context
+def alerts(context: click.Context, last: int, as_json: bool) -> None:
+    """List the latest alerts: their text, their state, and the last delivery error.
 
-@alerts.callback(invoke_without_command=True)
-def list_alerts(
-    context: typer.Context,
-    last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="Number of alerts, the latest first.")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """List the latest alerts: their text, their state, and the last delivery error."""
+    Alerts go to the endpoints of BACKFILL_ALERTS: apprise URLs, separated by spaces.
+    """
     if context.invoked_subcommand is not None:
         return
     rows = open_ledger(read_settings().ledger_url).alerts.list_latest_alerts(last)
@@ -47,8 +43,9 @@ def list_alerts(
         make_console().print("no alert was recorded yet")
 
 
-@alerts.command(name="test")
-def send_test(as_json: AsJson = False) -> None:
+@alerts.command("test")
+@json_option
+def send_test(as_json: bool) -> None:
     """Send a test message to every endpoint of BACKFILL_ALERTS and report each delivery.
 
     Exit codes: 0 all delivered, 2 no endpoint is set or a URL is wrong, 3 some were not delivered.
@@ -73,7 +70,7 @@ def send_test(as_json: AsJson = False) -> None:
             error = result.error
             text = "delivered" if error is None else f"[bold red]not delivered[/bold red]: {escape(error)}"
             make_console().print(f"{escape(result.endpoint.name)}  {text}", soft_wrap=True)
-    raise typer.Exit(INCOMPLETE if any(result.error for result in results) else COMPLETE)
+    raise SystemExit(INCOMPLETE if any(result.error for result in results) else COMPLETE)
 
 
 def _print_alerts(console: Console, rows: Sequence[Alert]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import typer
+import click
 from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.producer.cli.options import AsJson, SingleJob
+from gated_backfill.producer.cli.options import json_option, single_job_option
 from gated_backfill.producer.doctor.checks import run_checks
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult
 from gated_backfill.producer.terminal.console import make_console, print_json
@@ -18,7 +18,10 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
-def doctor(job: SingleJob = None, as_json: AsJson = False) -> None:
+@click.command
+@single_job_option
+@json_option
+def doctor(job: str | None, as_json: bool) -> None:
     """Check that everything a run needs is in order, and show how to fix each problem.
 
     Changes nothing. Exit codes: 0 nothing failed, 3 something failed.
@@ -31,7 +34,7 @@ def doctor(job: SingleJob = None, as_json: AsJson = False) -> None:
         print_json({"ok": not has_failed, "checks": [result.as_json() for result in results]})
     else:
         _print_results(results)
-    raise typer.Exit(INCOMPLETE if has_failed else COMPLETE)
+    raise SystemExit(INCOMPLETE if has_failed else COMPLETE)
 
 
 def _print_results(results: Sequence[CheckResult]) -> None:

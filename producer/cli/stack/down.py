@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -13,6 +14,7 @@ from gated_backfill.producer.stack.standing import clear_heartbeat
 from gated_backfill.producer.terminal.console import make_console
 
 
+@click.command
 def down() -> None:
     """Stop the stack that `backfill up` started; tasks in progress have BACKFILL_STOP_SECONDS (30) to end.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.process.logs import configure_logs
@@ -12,12 +10,10 @@ from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.producer.metrics.server import MetricsServer
 
 
-def metrics(
-    address: Annotated[
-        str, typer.Option("--address", help="The address to listen on; 0.0.0.0 lets other machines connect.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 selects a free one.")] = 9808,
-) -> None:
+@click.command
+@click.option("--address", default="127.0.0.1", help="The address to listen on; 0.0.0.0 lets other machines connect.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9808, help="The port; 0 selects a free one.")
+def metrics(address: str, port: int) -> None:
     """Serve /metrics for Prometheus and /healthz until stopped: dates, coverage, fallbacks, durations, queues, alerts.
 
     Reads the ledger and the broker at each scrape, and answers even while they are down. /healthz is 200 only while the
@@ -29,7 +25,7 @@ def metrics(
         try:
             server = MetricsServer(read_settings(), address, port)
             host = f"[{address}]" if ":" in address else address
-            typer.echo(f"serving http://{host}:{server.server_port}/metrics")
+            click.echo(f"serving http://{host}:{server.server_port}/metrics")
             server.serve()
         except KeyboardInterrupt:
-            typer.echo("stopped")
+            click.echo("stopped")

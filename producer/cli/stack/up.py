@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,30 +23,22 @@ from gated_backfill.producer.terminal.console import make_console
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 
 
-def up(
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Worker processes for dates.  [default: BACKFILL_WORKERS or 2]")
-    ] = None,
-    flower_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=65535,
-            help="Port of Flower.  [default: BACKFILL_FLOWER_PORT, or 5555, or a free port if that is taken]",
-        ),
-    ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=65535,
-            help="Port of the metrics.  [default: BACKFILL_METRICS_PORT, or 9808, or a free port if that is taken]",
-        ),
-    ] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="Run in the foreground until Ctrl-C, e.g. under a service manager.")
-    ] = False,
-) -> None:
+@click.command
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Worker processes for dates.  [default: BACKFILL_WORKERS or 2]"
+)
+@click.option(
+    "--flower-port",
+    type=click.IntRange(1, 65535),
+    help="Port of Flower.  [default: BACKFILL_FLOWER_PORT, or 5555, or a free port if that is taken]",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Port of the metrics.  [default: BACKFILL_METRICS_PORT, or 9808, or a free port if that is taken]",
+)
+@click.option("--foreground", is_flag=True, help="Run in the foreground until Ctrl-C, e.g. under a service manager.")
+def up(workers: int | None, flower_port: int | None, metrics_port: int | None, foreground: bool) -> None:
     """Start a broker, workers, beat, Flower and a metrics server, and keep them running until `backfill down`.
 
     `run`, `retry` and `watch` use them from then on. With BACKFILL_BROKER set, that broker is used and none is started.
@@ -72,7 +63,7 @@ def up(
         return
     _print_state(state, console)
     console.print("stop it: `backfill down`")
-    raise typer.Exit(COMPLETE)
+    raise SystemExit(COMPLETE)
 
 
 def _run_in_foreground(options: UpOptions, settings: Settings, console: Console) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 from rich.markup import escape
 from rich.table import Table
 
@@ -41,29 +41,32 @@ from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
-from gated_backfill.producer.cli.options import AsJson, Yes
+from gated_backfill.producer.cli.options import json_option, yes_option
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.terminal.console import confirm, make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
-cleanup = typer.Typer(help="Delete stale rows after a backup, and restore them.", add_completion=False)
 
-
-@cleanup.callback(invoke_without_command=True)
-def clean(
-    context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted. Changes nothing.")] = False,
-    days: Annotated[
-        int | None,
-        typer.Option(help="Rows older than this number of days are stale.  [default: BACKFILL_CLEANUP_DAYS or 7]"),
-    ] = None,
-    table: Annotated[list[str] | None, typer.Option("--table", help="Clean this table only. May be repeated.")] = None,
-    allow_large: Annotated[
-        bool,
-        typer.Option("--allow-large", help="Delete even more than BACKFILL_CLEANUP_MAX_SHARE (a half) of a table."),
-    ] = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
+@click.group(invoke_without_command=True)
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted. Changes nothing.")
+@click.option(
+    "--days", type=int, help="Rows older than this number of days are stale.  [default: BACKFILL_CLEANUP_DAYS or 7]"
+)
+@click.option("--table", "names", multiple=True, help="Clean this table only. May be repeated.")
+@click.option(
+    "--allow-large", is_flag=True, help="Delete even more than BACKFILL_CLEANUP_MAX_SHARE (a half) of a table."
+)
+@yes_option
+@json_option
+@click.pass_context
+def cleanup(
+    context: click.Context,
+    dry_run: bool,
+    days: int | None,
+    names: tuple[str, ...],
+    allow_large: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Delete stale rows of the tables that jobs declare and of BACKFILL_CLEANUP_TABLES, after a verified backup.
 
@@ -74,7 +77,7 @@ def clean(
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
-    tables, restored = _tables_and_restored_dates(settings, table or [])
+    tables, restored = _tables_and_restored_dates(settings, names)
     check_no_job_targets(tables)
     age = settings.cleanup_days if days is None else days
     cutoff = cutoff_of(local_today(settings), age)
@@ -92,7 +95,7 @@ def clean(
         else:
             for objection in objections:
                 make_console().print(f"would be refused without --allow-large: {escape(objection)}", soft_wrap=True)
-        raise typer.Exit(COMPLETE)
+        raise SystemExit(COMPLETE)
     if objections:
         raise UserError(f"nothing was deleted: {'; '.join(objections)}: --allow-large deletes them anyway")
     _delete(settings, tables, stale, age=age, max_share=max_share, yes=yes, as_json=as_json)
@@ -123,20 +126,15 @@ def _delete(
     if problems := report.refused + report.busy + report.failed:
         outcome = f"{len(report.done)} operation(s) were carried out" if report.done else "nothing was deleted"
         raise UserError(f"{'; '.join(problems)}; {outcome}")
-    raise typer.Exit(INCOMPLETE if any(operation.error for operation in report.done) else COMPLETE)
+    raise SystemExit(INCOMPLETE if any(operation.error for operation in report.done) else COMPLETE)
 
 
-@cleanup.command()
-def restore(
-    operation: Annotated[str, typer.Argument(metavar="ID", help="The cleanup; `backfill cleanup list` shows them.")],
-    leave_written: Annotated[
-        bool, typer.Option("--leave-written", help="Skip dates that were written since, and restore the rest.")
-    ] = False,
-    intact: Annotated[
-        bool, typer.Option("--intact", help="Skip dates whose backup is damaged, and restore the rest.")
-    ] = False,
-    yes: Yes = False,
-) -> None:
+@cleanup.command
+@click.argument("operation", metavar="ID", help="The cleanup; `backfill cleanup list` shows them.")
+@click.option("--leave-written", is_flag=True, help="Skip dates that were written since, and restore the rest.")
+@click.option("--intact", is_flag=True, help="Skip dates whose backup is damaged, and restore the rest.")
+@yes_option
+def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> None:
     """Restore the rows that a cleanup deleted, byte for byte.
 
     Refuses when a date was written since, or when the backup is damaged. The daily cleanup skips restored dates until
@@ -155,11 +153,10 @@ def restore(
     console.print(f"restored: {rows}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
 
 
-@cleanup.command(name="list")
-def list_operations(
-    last: Annotated[int, typer.Option("--last", min=1, max=1000, help="Number of cleanups, the latest first.")] = 20,
-    as_json: AsJson = False,
-) -> None:
+@cleanup.command("list")
+@click.option("--last", type=click.IntRange(1, 1000), default=20, help="Number of cleanups, the latest first.")
+@json_option
+def list_operations(last: int, as_json: bool) -> None:
     """List cleanups: the deleted rows, the state, and the time until which they can be restored."""
     operations = _open_cleanup_context(read_settings()).ledger.cleanups.list_cleanups(limit=last)
     if as_json:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +19,13 @@ from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_per
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
-from gated_backfill.producer.cli.options import AsJson, Dates, EndDate, JobName, StartDate
+from gated_backfill.producer.cli.options import (
+    dates_option,
+    end_date_option,
+    job_option,
+    json_option,
+    start_date_option,
+)
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.planning.plan import parse_date_list, resolve_days
 from gated_backfill.producer.terminal.console import make_console, print_json
@@ -37,29 +42,30 @@ STYLES = {
     AuditFinding.SKIPPED: "dim",
 }
 
-LastDays = Annotated[
-    int | None, typer.Option("--last-days", min=1, max=36500, help="Days up to yesterday (UTC), instead of a range.")
-]
-EveryDate = Annotated[bool, typer.Option("--every-date", help="A line for every date, including complete ones.")]
-FlagIncomplete = Annotated[
-    bool,
-    typer.Option(
-        "--flag-incomplete",
-        help="Flag the incomplete, missing, duplicated and changed dates for `backfill run --flagged`, and clear the "
-        "flags of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
-    ),
-]
 
-
+@click.command
+@job_option
+@start_date_option
+@end_date_option
+@dates_option
+@click.option("--last-days", type=click.IntRange(1, 36_500), help="Days up to yesterday (UTC), instead of a range.")
+@json_option
+@click.option("--every-date", is_flag=True, help="A line for every date, including complete ones.")
+@click.option(
+    "--flag-incomplete",
+    is_flag=True,
+    help="Flag the incomplete, missing, duplicated and changed dates for `backfill run --flagged`, and clear the flags "
+    "of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
+)
 def coverage(
-    job: JobName = None,
-    start_date: StartDate = None,
-    end_date: EndDate = None,
-    dates: Dates = None,
-    last_days: LastDays = None,
-    as_json: AsJson = False,
-    every_date: EveryDate = False,
-    flag_incomplete: FlagIncomplete = False,
+    job: str | None,
+    start_date: str | None,
+    end_date: str | None,
+    dates: tuple[str, ...],
+    last_days: int | None,
+    as_json: bool,
+    every_date: bool,
+    flag_incomplete: bool,
 ) -> None:
     """Compare the rows of each date, by any writer, with the current expectation.
 
@@ -82,11 +88,11 @@ def coverage(
         console = make_console()
         print_audit(console, audit, every_date=every_date)
         print_next_steps(console, audit, flags, context.ledger)
-    raise typer.Exit(COMPLETE if audit.is_fine else INCOMPLETE)
+    raise SystemExit(COMPLETE if audit.is_fine else INCOMPLETE)
 
 
 def resolve_audit_days(
-    start: str | None, end: str | None, dates: list[str] | None, last_days: int | None
+    start: str | None, end: str | None, dates: Sequence[str], last_days: int | None
 ) -> tuple[date, ...]:
     """The dates given in exactly one of three ways. Raises `UserError` otherwise, and for future dates."""
     if sum((bool(start or end), bool(dates), last_days is not None)) != 1:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+import click
 from rich.markup import escape
 
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
-from gated_backfill.producer.cli.options import AsJson
+from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 
-def jobs(as_json: AsJson = False) -> None:
+@click.command
+@json_option
+def jobs(as_json: bool) -> None:
     """List the installed jobs with their tables, and the error of each job that cannot be loaded.
 
     Exit codes: 0 every job can be loaded, 3 some cannot.
@@ -35,7 +37,7 @@ def jobs(as_json: AsJson = False) -> None:
             console.print(
                 f"[bold]{escape(name)}[/bold]  [bold red]error[/bold red]  {escape(str(exc))}", soft_wrap=True
             )
-    raise typer.Exit(INCOMPLETE if errors else COMPLETE)
+    raise SystemExit(INCOMPLETE if errors else COMPLETE)
 
 
 def _job_json(job: Job) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.model.registry import load_jobs
@@ -14,13 +13,11 @@ from gated_backfill.producer.tables.load import load_file
 from gated_backfill.producer.terminal.console import make_console
 
 
-def load(
-    table: Annotated[str, typer.Argument(help="The table, as dataset.table.")],
-    file: Annotated[Path, typer.Argument(help="A CSV file with a header, or a Parquet file.")],
-    date_column: Annotated[
-        str | None, typer.Option(help="The column that dates each row.  [default: the table's or a job's]")
-    ] = None,
-) -> None:
+@click.command
+@click.argument("table", help="The table, as dataset.table.")
+@click.argument("file", type=Path, help="A CSV file with a header, or a Parquet file.")
+@click.option("--date-column", help="The column that dates each row.  [default: the table's or a job's]")
+def load(table: str, file: Path, date_column: str | None) -> None:
     """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none."""
     context = open_context(read_settings())
     jobs, _ = load_jobs()

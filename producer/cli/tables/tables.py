@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+import click
 from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
@@ -11,23 +11,20 @@ from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.registry import find_job, job_names, load_jobs
 from gated_backfill.common.warehouse.backends import open_warehouse
-from gated_backfill.producer.cli.options import SingleJob
+from gated_backfill.producer.cli.options import single_job_option
 from gated_backfill.producer.tables.create import create_tables
 from gated_backfill.producer.terminal.console import make_console
-from gated_backfill.producer.terminal.exit_codes import INCOMPLETE, REFUSED
-
-tables = typer.Typer(help="The target tables of jobs.", add_completion=False)
+from gated_backfill.producer.terminal.exit_codes import INCOMPLETE
 
 
-@tables.callback(invoke_without_command=True)
-def show_help(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(REFUSED)
+@click.group
+def tables() -> None:
+    """The target tables of jobs."""
 
 
-@tables.command()
-def create(job: SingleJob = None) -> None:
+@tables.command
+@single_job_option
+def create(job: str | None) -> None:
     """Create the dataset and the target table of each job as the job declares it, and the tool's own tables.
 
     Migrates a ledger of an older version. Repeating the command is harmless.
@@ -50,4 +47,4 @@ def create(job: SingleJob = None) -> None:
     for error in errors.values():
         console.print(f"[bold red]skipped[/bold red]: {escape(str(error))}", soft_wrap=True)
     if errors:
-        raise typer.Exit(INCOMPLETE)
+        raise SystemExit(INCOMPLETE)
