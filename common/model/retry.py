@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_DOUBLINGS = 100  #: of a delay: 2**1024 is no float any more
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
@@ -15,7 +17,8 @@ class RetryPolicy:
 
     def delay_seconds(self, retries: int) -> float:
         """Return the seconds to wait before the next retry, after `retries` earlier ones."""
-        return min(self.first_delay_seconds * 2**retries, self.max_delay_seconds)
+        doublings = min(retries, MAX_DOUBLINGS)
+        return min(self.first_delay_seconds * 2**doublings, self.max_delay_seconds)
 
     def can_retry(self, retries: int) -> bool:
         """Return whether another retry is allowed after `retries` earlier ones."""

@@ -16,13 +16,14 @@ from pathlib import Path
 import structlog
 
 from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.model.retry import RetryPolicy
 from gated_backfill.common.process.identity import die_with_parent, is_dead, kill_if_alive, process_identity
 
 log = structlog.get_logger()
 
 BROKER = "broker"
-MAX_RESTARTS = 10  #: of one process in a stack that gives up
-MAX_RESTART_DELAY_SECONDS = 60.0  #: before a restart, in a stack that never gives up
+#: Of one process, with the delay counted from its last start. A stack that never gives up ignores `max_retries`.
+RESTARTS = RetryPolicy(max_retries=10, first_delay_seconds=0.5, max_delay_seconds=60.0)
 STABLE_SECONDS = 600.0  #: after running this long, a process has its restart count reset
 
 
@@ -45,7 +46,7 @@ class _Child:
     @property
     def restart_delay(self) -> float:
         """Seconds between the last start and a restart."""
-        return min(0.25 * 2**self.restarts, MAX_RESTART_DELAY_SECONDS) if self.restarts else 0.0
+        return RESTARTS.delay_seconds(self.restarts - 1) if self.restarts else 0.0
 
 
 class ChildProcesses:
@@ -116,7 +117,7 @@ class ChildProcesses:
         """Restart the process; returns whether it started. A failed attempt counts as a restart."""
         ran_seconds = time.monotonic() - child.started
         child.restarts = child.restarts + 1 if self._gives_up or ran_seconds < STABLE_SECONDS else 1
-        if self._gives_up and child.restarts > MAX_RESTARTS:
+        if self._gives_up and child.restarts > RESTARTS.max_retries:
             raise StackError(f"the {child.name} process keeps dying: see {self.log_file}")
         child.started = time.monotonic()
         try:

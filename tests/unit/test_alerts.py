@@ -163,6 +163,7 @@ def test_what_is_no_url_is_refused_by_its_number() -> None:
 def test_the_wait_before_another_try_doubles_up_to_an_hour() -> None:
     assert [alert_retries(60).delay_seconds(n) for n in range(3)] == [60, 120, 240]
     assert alert_retries(60).delay_seconds(23) == 3600
+    assert alert_retries(60.0).delay_seconds(2000) == 3600  # what is tried again for ever gets there
 
 
 @pytest.mark.parametrize(
