@@ -108,7 +108,7 @@ class MaintenanceSchedule:
 
 
 def maintenance_schedules(settings: Settings) -> dict[str, MaintenanceSchedule]:
-    """The schedule of each maintenance task, by name."""
+    """The schedule of each maintenance task, by name. `runner.MAINTENANCE_TASKS` has its function."""
     return {
         "cleanup": _daily(settings, settings.cleanup_at),
         "expire_backups": _daily(settings, settings.cleanup_at, minutes=15),
