@@ -28,7 +28,7 @@ MODULES = (
     ),
     *("pyarrow.pandas_compat", "pyarrow.parquet", "pyarrow.substrait", "pycparser.c_parser"),
     *("sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite"),
-    *("sqlglot.optimizer.normalize_identifiers"),
+    "sqlglot.optimizer.normalize_identifiers",
 )
 
 
