@@ -5,26 +5,24 @@ One transaction deletes or puts back rows, after it has compared the table with 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import date, datetime, timedelta
-from typing import Any, LiteralString
+from typing import LiteralString
 from uuid import uuid4
 
-import pyarrow as pa
-from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import BackupMissing, TableNotFound
 from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
-from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, job_name, translate_bigquery_errors
+from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.parameters import date_parameters, requested_dates
+from gated_backfill.common.warehouse.bigquery.query import BigQueryQueries
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
-from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, TableInfo
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan
 
 ALL_DATES = DateRange(start=date.min, through=date.max)
 BACKUP_GRACE = timedelta(days=2)  #: how much longer a backup's table lives than its entry in the ledger
@@ -53,41 +51,8 @@ CHOOSE_DELETED: LiteralString = """
 """
 
 
-class BigQueryBackups(ABC):
+class BigQueryBackups(BigQueryQueries):
     """Backups as BigQuery tables; see `Backups`."""
-
-    _jobs: BigQueryConnection
-    _deadline: dict[str, Any]
-    _publications: TableName
-    _descriptions: dict[TableName, tuple[float, TableInfo]]
-
-    @abstractmethod
-    def describe(self, table: TableName) -> TableInfo | None: ...
-
-    @abstractmethod
-    def query(
-        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
-    ) -> pa.Table: ...
-
-    @abstractmethod
-    def _contents(
-        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
-    ) -> dict[date, str]: ...
-
-    @abstractmethod
-    def _partitions(self, table: TableName, date_column: str, columns: Iterable[str]) -> sql_of.Partitions: ...
-
-    @abstractmethod
-    def _quoted(self, table: TableName) -> sql_of.QuotedSql: ...
-
-    @abstractmethod
-    def _reference(self, table: TableName) -> bigquery.TableReference: ...
-
-    @abstractmethod
-    def _make_table(self, table: bigquery.Table) -> bool: ...
-
-    @abstractmethod
-    def _make_own_dataset(self) -> None: ...
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
         check_column_names(date_column)
@@ -102,30 +67,22 @@ class BigQueryBackups(ABC):
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
         check_column_names(backup.date_column)
-        info = self._describe_uncached(backup.table)
+        info = self._tables.require_uncached(backup.table)
         info.check_columns(backup.date_column)
         backup_table = self._backup_table(backup)
-        self._make_own_dataset()
-        self._make_table(self._backup_definition(backup, until))
+        self._tables.create_own_dataset()
+        self._tables.create(self._backup_definition(backup, until))
         statement = sql_of.load(
-            self._partitions(backup_table, backup.date_column, info.columns), self._quoted(backup.table)
+            self._tables.partitions(backup_table, backup.date_column, info.columns), self._tables.quoted(backup.table)
         )
         with translate_bigquery_errors("the backup", table=str(backup.table), needs=DELETE_PERMISSIONS):
             self._jobs.run_script(job_name("backup", uuid4().hex), statement, date_parameters(days))
 
-    def _describe_uncached(self, table: TableName) -> TableInfo:
-        """Describe the table as it is now, without the cache. Raises `TableNotFound`."""
-        self._descriptions.pop(table, None)
-        info = self.describe(table)
-        if info is None:
-            raise TableNotFound("no such table in the warehouse", table=str(table))
-        return info
-
     def _backup_definition(self, backup: Backup, until: datetime) -> bigquery.Table:
         """Define the backup's table, with all columns of the backed up one, also nested ones."""
         with translate_bigquery_errors("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
-            schema = self._jobs.client.get_table(self._reference(backup.table), **self._deadline).schema
-        definition = bigquery.Table(self._reference(self._backup_table(backup)), schema=schema)
+            schema = self._tables.get(backup.table).schema
+        definition = bigquery.Table(self._tables.reference(self._backup_table(backup)), schema=schema)
         # No partitions: those of past dates might expire at once, by the dataset's default.
         definition.clustering_fields = [backup.date_column]
         definition.expires = until + BACKUP_GRACE
@@ -134,7 +91,7 @@ class BigQueryBackups(ABC):
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
         backup_table = self._backup_table(backup)
         try:
-            info = self._describe_uncached(backup_table)
+            info = self._tables.require_uncached(backup_table)
         except TableNotFound as exc:
             raise BackupMissing(f"the backup {backup.id} is not there", table=str(backup.table)) from exc
         rows = self.row_counts(backup_table, backup.date_column, ALL_DATES)
@@ -144,11 +101,11 @@ class BigQueryBackups(ABC):
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
-        info = self._describe_uncached(backup.table)  # with all columns, as the backup may lack new ones
+        info = self._tables.require_uncached(backup.table)  # with all columns, as the backup may lack new ones
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
             return
-        target = self._partitions(backup.table, backup.date_column, info.columns)
+        target = self._tables.partitions(backup.table, backup.date_column, info.columns)
         places = {"target": target.table, "date": target.date}
         self._run_for_dates(
             backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.fill_placeholders(sql_of.REMOVE, **places)
@@ -157,17 +114,19 @@ class BigQueryBackups(ABC):
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
     ) -> frozenset[date]:
-        columns = self._describe_uncached(self._backup_table(backup)).columns
-        self._describe_uncached(backup.table).check_columns(backup.date_column, columns)
+        columns = self._tables.require_uncached(self._backup_table(backup)).columns
+        self._tables.require_uncached(backup.table).check_columns(backup.date_column, columns)
         now = self._contents(backup.table, backup.date_column, list(kept), columns)
         written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
         if written and not leave_written:
             raise changed_dates_error(backup, written)
         deleted = {day: backup_date for day, backup_date in kept.items() if now[day] == ABSENT}
         if deleted:
-            target = self._partitions(backup.table, backup.date_column, columns)
+            target = self._tables.partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
-            insert = sql_of.fill_placeholders(sql_of.INSERT, **places, source=self._quoted(self._backup_table(backup)))
+            insert = sql_of.fill_placeholders(
+                sql_of.INSERT, **places, source=self._tables.quoted(self._backup_table(backup))
+            )
             # It removes no rows, but only transactions with such a statement exclude each other: without it, two
             # restores of the same rows, or a restore and a load, would both append theirs.
             remove = sql_of.fill_placeholders(sql_of.REMOVE, **places)
@@ -187,7 +146,7 @@ class BigQueryBackups(ABC):
         *steps: sql_of.QuotedSql,
     ) -> None:
         """Run the steps in one transaction, for those of the dates that its first statement chooses."""
-        source = target._replace(table=self._quoted(self._backup_table(backup)))
+        source = target._replace(table=self._tables.quoted(self._backup_table(backup)))
         contents = {"now": sql_of.partition_contents(target), "kept": sql_of.partition_contents(source)}
         chosen = sql_of.fill_placeholders(choose, wanted=sql_of.fill_placeholders(sql_of.WANTED), **contents)
         statement = sql_of.transaction(chosen, *steps)
@@ -197,13 +156,8 @@ class BigQueryBackups(ABC):
 
     def drop_backup(self, backup: Backup) -> None:
         table = self._backup_table(backup)
-        self._descriptions.pop(table, None)
         with translate_bigquery_errors("removing the backup", table=str(table), needs="bigquery.tables.delete"):
-            try:
-                self._jobs.client.delete_table(self._reference(table), **self._deadline)
-            except NotFound:
-                return
+            self._tables.drop(table)
 
     def _backup_table(self, backup: Backup) -> TableName:
-        name = validate_identifier(f"cleanup_{backup.id.replace('-', '_')}", "table name")
-        return TableName(self._publications.dataset, name)
+        return self._tables.own(f"cleanup_{backup.id.replace('-', '_')}")

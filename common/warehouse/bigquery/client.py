@@ -212,6 +212,7 @@ class BigQueryConnection:
         self._local = threading.local()
         waits: dict[str, Any] = {"initial": 0.2, "maximum": 5.0, "multiplier": 2.0, "timeout": limits.retry_seconds}
         self.retry = Retry(predicate=is_retryable, **waits)
+        self.deadline: dict[str, Any] = {"retry": self.retry, "timeout": REQUEST_SECONDS}  #: of one request
         self._polling = Retry(predicate=_is_request_error, **waits)  #: stops when the job itself has failed
         self._uploading = Retry(predicate=_is_lost_upload, **waits)  #: the client retries other errors itself
 

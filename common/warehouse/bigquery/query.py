@@ -1,0 +1,155 @@
+"""Reading from BigQuery: queries over scans, fingerprints of partitions, and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import date, datetime
+from typing import Any, LiteralString
+
+import pyarrow as pa
+from sqlglot.errors import SqlglotError
+
+from gated_backfill.common.errors import QueryFailed, TableNotFound, UserError
+from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.warehouse.bigquery import statements as sql_of
+from gated_backfill.common.warehouse.bigquery.client import (
+    BigQueryAddress,
+    BigQueryConnection,
+    translate_bigquery_errors,
+)
+from gated_backfill.common.warehouse.bigquery.parameters import (
+    date_parameters,
+    full_table_statement,
+    requested_dates,
+    scan_statement,
+)
+from gated_backfill.common.warehouse.bigquery.schema import check_column_names
+from gated_backfill.common.warehouse.bigquery.staging_tables import StagingTables
+from gated_backfill.common.warehouse.bigquery.statements import with_scans
+from gated_backfill.common.warehouse.bigquery.tables import BigQueryTables
+from gated_backfill.common.warehouse.counting import count_query, parse_counts
+from gated_backfill.common.warehouse.protocol import ABSENT, EntityCounts, Scan, StagedScan, TableInfo
+from gated_backfill.common.warehouse.sql import parameter_names, table_names
+
+READ_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.getData"
+
+
+class BigQueryQueries:
+    """Descriptions, queries and fingerprints; see `Warehouse`."""
+
+    def __init__(self, address: BigQueryAddress, limits: WarehouseLimits | None = None, *, http: Any = None) -> None:
+        """`http` replaces the authorised session that requests go through."""
+        self._jobs = BigQueryConnection(address, limits or WarehouseLimits(), http)
+        self._tables = BigQueryTables(self._jobs)
+        self._staged = StagingTables(self._jobs, self._tables)
+        self._publications = self._tables.own("publications")
+
+    def describe(self, table: TableName) -> TableInfo | None:
+        return self._tables.describe(table)
+
+    def query(
+        self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
+    ) -> pa.Table:
+        tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
+        statement, bound = self._build_query(sql, scans, params or {}, tables)
+        return self._rows(statement, bound, tables)
+
+    def count_entities(
+        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
+    ) -> EntityCounts:
+        counting = count_query(expected, sources, groups)
+        return parse_counts(counting, self.query(counting.sql, scans=counting.scans))
+
+    def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
+        statement, bound = self._scan("t", scan)
+        return self._rows(statement, bound, str(scan.table))
+
+    def estimate_bytes(self, scan: Scan) -> int | None:
+        statement, bound = self._scan("t", scan)
+        with translate_bigquery_errors("the dry run", table=str(scan.table), needs=READ_PERMISSIONS):
+            return self._jobs.dry_run(statement, bound)
+
+    def now(self) -> datetime:
+        with translate_bigquery_errors("asking for the time", needs="bigquery.jobs.create"):
+            (row,) = self._jobs.query("SELECT CURRENT_TIMESTAMP() AS now", {}).to_pylist()
+            return row["now"]
+
+    def fingerprints(
+        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+    ) -> dict[date, str]:
+        check_column_names(date_column, *(columns or ()))
+        info = self.describe(table)
+        if info is None or not days:
+            return dict.fromkeys(days, ABSENT)
+        info.check_columns(date_column, columns or ())
+        return self._contents(table, date_column, days, {date_column, *(columns or info.columns)})
+
+    def _contents(
+        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
+    ) -> dict[date, str]:
+        statement = sql_of.partition_contents(self._tables.partitions(table, date_column, columns))
+        rows = self._rows_of_existing(statement, date_parameters(days), table)
+        now = {row["day"]: row["content"] for row in rows}
+        return {day: now.get(day, ABSENT) for day in days}
+
+    def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
+        check_column_names(date_column)
+        info = self.describe(table)
+        if info is None or not checksums or self.describe(self._publications) is None:
+            return frozenset()
+        statement = sql_of.matching_dates(
+            self._tables.partitions(table, date_column, info.columns), self._tables.quoted(self._publications)
+        )
+        request = requested_dates({day: {"checksum": checksum} for day, checksum in checksums.items()})
+        params = date_parameters(checksums) | {"target": str(table), "wanted": request}
+        return frozenset(row["day"] for row in self._rows_of_existing(statement, params, table))
+
+    # -- statements -----------------------------------------------------------------------------------------
+
+    def _build_query(
+        self, sql: LiteralString, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any], tables: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Build the query with a CTE for each scan, and all its parameters."""
+        try:
+            unknown, used = table_names(sql) - set(scans), parameter_names(sql)
+        except SqlglotError as exc:
+            raise QueryFailed(str(exc), table=tables) from exc
+        if unknown:
+            raise QueryFailed(f"the query reads {', '.join(sorted(unknown))}, but has no scan of that name")
+        statements: dict[str, sql_of.QuotedSql] = {}
+        bound = {name: value for name, value in params.items() if name in used}
+        for name, scan in scans.items():
+            validate_identifier(name, "scan name")
+            statements[name], added = self._scan(name, scan) if isinstance(scan, Scan) else self._staged_scan(scan)
+            bound |= added
+        return with_scans(sql, statements), bound
+
+    def _scan(self, name: str, scan: Scan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
+        statement, bound = scan_statement(name, scan, self._tables.quoted(scan.table))
+        self._tables.require(scan.table).check_columns(scan.date_column, tuple((scan.columns or {}).values()))
+        return statement, bound
+
+    def _staged_scan(self, scan: StagedScan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
+        if not scan.files:
+            raise QueryFailed("no staged file was given to the query")
+        check_column_names(*(scan.columns or {}), *(scan.columns or {}).values())
+        return full_table_statement(scan.columns, self._tables.quoted(self._staged.load_files(scan.files))), {}
+
+    def _rows(self, statement: str, params: Mapping[str, Any], tables: str) -> pa.Table:
+        try:
+            with translate_bigquery_errors("the query", table=tables, needs=READ_PERMISSIONS):
+                return self._jobs.query(statement, params)
+        except UserError:
+            self._tables.forget_descriptions()  # a table has changed, or a staging table has expired
+            self._staged.forget()
+            raise
+
+    def _rows_of_existing(self, statement: str, params: Mapping[str, Any], table: TableName) -> list[dict[str, Any]]:
+        """Run the query; return no rows if the table was dropped after it was described."""
+        try:
+            return self._rows(statement, params, str(table)).to_pylist()
+        except TableNotFound:
+            if self.describe(table) is not None:
+                raise
+            return []

@@ -1,0 +1,143 @@
+"""Tables of a BigQuery warehouse: their descriptions, names and creation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from google.api_core.exceptions import Conflict, NotFound
+from google.cloud import bigquery
+
+from gated_backfill.common.errors import TableNotFound
+from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, translate_bigquery_errors
+from gated_backfill.common.warehouse.bigquery.schema import check_column_names, table_info
+from gated_backfill.common.warehouse.bigquery.statements import (
+    Partitions,
+    QuotedSql,
+    quoted_column,
+    quoted_columns,
+    quoted_table,
+)
+from gated_backfill.common.warehouse.protocol import TableInfo
+
+DESCRIPTION_CACHE_SECONDS = 30.0
+CREATE_PERMISSIONS = "bigquery.datasets.create, bigquery.tables.create"
+
+
+class BigQueryTables:
+    """Describes, names and creates the tables of one project. Descriptions are cached for a short time."""
+
+    def __init__(self, jobs: BigQueryConnection) -> None:
+        self._jobs = jobs
+        self._project = jobs.address.project
+        self.own_dataset = jobs.address.dataset  #: of the bookkeeping tables
+        self._descriptions: dict[TableName, tuple[float, TableInfo]] = {}
+
+    # -- descriptions ---------------------------------------------------------------------------------------
+
+    def describe(self, table: TableName) -> TableInfo | None:
+        """Describe the table; None when it does not exist."""
+        cached = self._descriptions.get(table)
+        if cached is not None and time.monotonic() - cached[0] < DESCRIPTION_CACHE_SECONDS:
+            return cached[1]
+        with translate_bigquery_errors("looking at the table", table=str(table), needs="bigquery.tables.get"):
+            try:
+                remote = self.get(table)
+            except NotFound:
+                self._descriptions.pop(table, None)
+                return None
+        info = table_info(table, remote)
+        self._descriptions[table] = (time.monotonic(), info)
+        return info
+
+    def require(self, table: TableName) -> TableInfo:
+        """Describe the table. Raises `TableNotFound` when it does not exist."""
+        info = self.describe(table)
+        if info is None:
+            raise TableNotFound("no such table in the warehouse", table=str(table))
+        return info
+
+    def require_uncached(self, table: TableName) -> TableInfo:
+        """Describe the table as it is now. Raises `TableNotFound` when it does not exist."""
+        self._descriptions.pop(table, None)
+        return self.require(table)
+
+    def forget_descriptions(self) -> None:
+        self._descriptions.clear()
+
+    def get(self, table: TableName) -> bigquery.Table:
+        """Get the table as it is now. Raises the client's errors."""
+        return self._jobs.client.get_table(self.reference(table), **self._jobs.deadline)
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    def own(self, name: str) -> TableName:
+        """Return the name of a bookkeeping table."""
+        return TableName(self.own_dataset, validate_identifier(name, "table name"))
+
+    def reference(self, table: TableName) -> bigquery.TableReference:
+        validate_identifier(table.dataset, "dataset name")
+        validate_identifier(table.table, "table name")
+        return bigquery.TableReference.from_string(f"{self._project}.{table.dataset}.{table.table}")
+
+    def quoted(self, table: TableName) -> QuotedSql:
+        return quoted_table(self._project, table)
+
+    def partitions(self, table: TableName, date_column: str, columns: Iterable[str]) -> Partitions:
+        """Return the names that statements on the table's partitions need."""
+        return Partitions(
+            table=self.quoted(table), date=quoted_column(date_column), columns=quoted_columns(sorted(columns))
+        )
+
+    # -- creation -------------------------------------------------------------------------------------------
+
+    def define(self, table: TableName, columns: Mapping[str, str]) -> bigquery.Table:
+        return bigquery.Table(self.reference(table), schema=[bigquery.SchemaField(n, t) for n, t in columns.items()])
+
+    def create(self, definition: bigquery.Table) -> bool:
+        """Create the table unless it exists; return whether it was created."""
+        name = TableName(definition.dataset_id, definition.table_id)
+        self._descriptions.pop(name, None)
+        with (
+            translate_bigquery_errors("making the table", table=str(name), needs=CREATE_PERMISSIONS),
+            suppress(Conflict),
+        ):
+            self._jobs.client.create_table(definition, **self._jobs.deadline)
+            return True
+        return False
+
+    def create_partitioned(
+        self, table: TableName, columns: Mapping[str, str], date_column: str, cluster_by: Sequence[str] = ()
+    ) -> bool:
+        """Create the table with one partition per date, unless it exists; return whether it was created."""
+        check_column_names(date_column, *columns, *cluster_by)
+        if self.describe(table) is not None:
+            return False
+        self._create_dataset(table.dataset)
+        definition = self.define(table, columns)
+        definition.time_partitioning = bigquery.TimePartitioning(field=date_column)
+        definition.require_partition_filter = True
+        if cluster_by:
+            definition.clustering_fields = list(cluster_by)[:4]
+        self.create(definition)
+        return True
+
+    def drop(self, table: TableName) -> None:
+        """Delete the table if it exists. Raises the client's errors."""
+        self._descriptions.pop(table, None)
+        self._jobs.client.delete_table(self.reference(table), not_found_ok=True, **self._jobs.deadline)
+
+    def create_own_dataset(self) -> None:
+        self._create_dataset(self.own_dataset)
+
+    def _create_dataset(self, dataset: str) -> None:
+        definition = bigquery.Dataset(f"{self._project}.{validate_identifier(dataset, 'dataset name')}")
+        definition.location = self._jobs.address.location
+        with translate_bigquery_errors("making the dataset", table=dataset, needs=CREATE_PERMISSIONS):
+            try:
+                self._jobs.client.get_dataset(definition.reference, **self._jobs.deadline)
+            except NotFound:
+                with suppress(Conflict):
+                    self._jobs.client.create_dataset(definition, **self._jobs.deadline)
