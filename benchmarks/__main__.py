@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from benchmarks import report, seasons, trivial
-from benchmarks.results import Measured, compared_with, median, show, write
+from benchmarks.results import Measured, compared_with, machine, median, write
 
 TEN_YEARS = 3650
 
@@ -49,7 +49,7 @@ def main(dates: str, per_task: str, rounds: int, with_seasons: bool, keep: bool)
             report_results(*_measure_trivial(Path(place), count, per_task.split(","), turns, console))
         if with_seasons:
             _measure_seasons(Path(place), report_results)
-    show(measured, console)
+    console.print(report.report([result.record() for result in measured], machine()), markup=False)
     if keep:
         write(measured)
         report.main()

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results.json"
 MACHINE = Path(__file__).parent / "machine.json"
@@ -80,27 +78,3 @@ def write(measured: list[Measured]) -> None:
     records = ",\n".join(f" {json.dumps(result.record())}" for result in measured)  # a line each, to compare by
     RESULTS.write_text(f"[\n{records}\n]\n")
     MACHINE.write_text(json.dumps(machine(), indent=1) + "\n")
-
-
-def show(measured: list[Measured], console: Console) -> None:
-    table = Table(box=None)
-    columns = ("what", "dates", "per task", "seconds", "ms per date", "x bare", "peak MB", "broker MB", "more")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("what", "more") else "right")
-    for result in measured:
-        table.add_row(
-            result.name,
-            f"{result.dates:,}",
-            str(result.dates_per_task or ""),
-            f"{result.seconds:.2f}",
-            f"{1000 * result.seconds / result.dates:.2f}",
-            _number(result.ratio_to_bare_chord, 2),
-            _number(result.peak_mb, 0),
-            _number(result.broker_peak_mb, 1),
-            ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.more.items()),
-        )
-    console.print(table)
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"{value:.{decimals}f}"

@@ -100,19 +100,6 @@ class RunRequest:
             "fallback": self.fallback.value if self.fallback else None,
         }
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> RunRequest:
-        return cls(
-            job=stored["job"],
-            days=tuple(parse_date(day) for day in stored["days"]),
-            excluded=tuple(parse_date(day) for day in stored["excluded"]),
-            reprocess=Reprocess(stored["reprocess"]),
-            newest_first=bool(stored["newest_first"]),
-            fallback=Fallback(stored["fallback"]) if stored["fallback"] else None,
-            forced_because=stored["forced_because"],
-            reason=stored.get("reason"),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
+
+from pydantic import TypeAdapter
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError, UserError
@@ -25,7 +26,7 @@ from gated_backfill.producer.stack.startup_answer import send_startup_answer
 
 def main() -> int:
     """Read a launch from standard input, answer with one line, `run ID` or `refused REASON`, and run it."""
-    launch = Launch.from_json(json.loads(sys.stdin.read()))
+    launch = TypeAdapter(Launch).validate_json(sys.stdin.read(), strict=True)
     try:
         context = open_context(read_settings())
         job = find_job(launch.request.job)

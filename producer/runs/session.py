@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gated_backfill.common.broker.celery_app import make_app
@@ -51,14 +51,7 @@ class Launch:
     shown: str | None = None  #: digest of the plan shown to the user; a background process checks that it is unchanged
 
     def as_json(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in _FIELDS}, "request": self.request.as_json()}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Launch:
-        return cls(request=RunRequest.from_json(stored["request"]), **{name: stored[name] for name in _FIELDS})
-
-
-_FIELDS = ("window", "workers", "sequential", "allow_partial", "preflight", "max_in_flight", "dates_per_task", "shown")
+        return asdict(self) | {"request": self.request.as_json()}
 
 
 class LaunchInterrupted(Exception):

@@ -60,9 +60,7 @@ DEATHS = [
 @pytest.fixture
 def opened(lab: Lab) -> tuple[Run, Deps]:
     """A run whose dates all wait for the gate."""
-    for day in DAYS:
-        lab.probe("expected", day, players(10))
-        lab.probe("first", day, players(10))
+    lab.probe_all(DAYS, players(10))
     run, deps, _ = lab.opened(DAYS, "probe")
     for day in DAYS:
         process_date(run.id, day, deps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
@@ -24,9 +25,17 @@ TARGET = "probe.probe"
 
 
 def prepare(lab: Lab, *, trick: str | None = None, on: date | None = None) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20), trick=trick if on in (None, day) else None)
+    lab.probe_all(DAYS, players(20), trick=None if on else trick)
+    if on is not None:
+        lab.probe("first", on, players(20), trick=trick)
+
+
+def start_and_wait(lab: Lab, *more: str) -> subprocess.Popen[str]:
+    """Start a run whose dates wait, and return once one of them is being processed."""
+    prepare(lab, trick="wait")
+    command = lab.start(*RUN, *more)
+    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    return command
 
 
 def undisturbed(lab: Lab) -> dict[str, bytes]:
@@ -84,9 +93,7 @@ def test_a_date_that_kills_its_worker_three_times_is_failed_and_the_others_compl
 
 @pytest.mark.parametrize("victim", ["pool process", "worker", "gate worker", "broker", "everything"])
 def test_whatever_of_the_stack_is_killed_the_run_completes(lab: Lab, victim: str) -> None:
-    prepare(lab, trick="wait")
-    command = lab.start(*RUN)
-    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    command = start_and_wait(lab)
 
     children = {" ".join(child.cmdline()): child for child in psutil.Process(command.pid).children()}
     named = {
@@ -130,9 +137,7 @@ def test_a_killed_command_leaves_no_process_and_the_same_command_completes_the_r
 
 
 def test_a_stopped_command_cancels_its_run_and_leaves_nothing_behind(lab: Lab) -> None:
-    prepare(lab, trick="wait")
-    command = lab.start(*RUN)
-    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    command = start_and_wait(lab)
     processes = descendants(command.pid)
 
     os.kill(command.pid, signal.SIGTERM)  # Ctrl-C has the same handler
@@ -148,9 +153,7 @@ def test_a_stopped_command_cancels_its_run_and_leaves_nothing_behind(lab: Lab) -
 
 
 def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_dates(lab: Lab) -> None:
-    prepare(lab, trick="wait")
-    command = lab.start(*RUN)
-    until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
+    command = start_and_wait(lab)
 
     refused = lab.command("run", "--job", "probe", "--dates", f"{DAYS[5]}..{DAYS[7]},{DAYS[0]}")
     first = lab.site.ledger.runs.list_latest_runs(1)[0].id
@@ -166,10 +169,8 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
 
 @pytest.mark.parametrize("together", ["1", "2"])
 def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab, together: str) -> None:
-    for day in DAYS[:2]:
-        lab.probe("expected", day, players(3))
+    lab.probe_all(DAYS[:2], players(3))
     lab.probe("first", DAYS[0], players(3), trick="sleep")
-    lab.probe("first", DAYS[1], players(3))
 
     dates = ("--dates", f"{DAYS[0]}..{DAYS[1]}", "--dates-per-task", together)
     ran = lab.command("run", "--job", "probe_in_a_hurry", *dates)
@@ -184,10 +185,8 @@ def test_a_date_beyond_its_soft_time_limit_is_failed(lab: Lab, together: str) ->
 def test_a_date_that_ignores_its_soft_limit_is_killed_and_failed_at_once(
     lab: Lab, together: str, attempts: int
 ) -> None:
-    for day in DAYS[:2]:
-        lab.probe("expected", day, players(3))
+    lab.probe_all(DAYS[:2], players(3))
     lab.probe("first", DAYS[0], players(3), trick="stuck")
-    lab.probe("first", DAYS[1], players(3))
 
     late = {"BACKFILL_RECONCILE_SECONDS": "0.5", "BACKFILL_GATE_LATE_SECONDS": "0.5"}
     dates = ("--dates", f"{DAYS[0]}..{DAYS[1]}", "--dates-per-task", together)

@@ -19,9 +19,9 @@ WITHIN_SECONDS = 2.0
 
 
 def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_replaced(lab: Lab) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(3))
-        lab.probe("first", day, players(3), trick="sleep" if day in DAYS[2:4] else None)
+    lab.probe_all(DAYS, players(3))
+    for day in DAYS[2:4]:
+        lab.probe("first", day, players(3), trick="sleep")
     command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.site.ledger
     run = until(lambda: ledger.runs.list_latest_runs(1), "the run")[0]
@@ -77,9 +77,7 @@ def test_a_run_of_ten_years_is_cancelled_at_once_and_keeps_every_window_it_has_f
 
 
 def test_an_embedded_run_that_another_command_pauses_goes_on_when_resumed(lab: Lab) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(3))
-        lab.probe("first", day, players(3), trick="wait")
+    lab.probe_all(DAYS, players(3), trick="wait")
     command = lab.start("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window", "2")
     ledger = lab.site.ledger
     until(lambda: len(list(lab.marks.glob("waiting-*"))) == 2, "a window whose dates are both being processed")

@@ -33,12 +33,6 @@ def fragile_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_emulator: E
     yield from made_lab(tmp_path, monkeypatch, EmulatedTables(own_emulator), warehouse=own_emulator.url)
 
 
-def load_sources(lab: Lab) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20))
-
-
 def done(lab: Lab, *states: DateState) -> int:
     runs = lab.site.ledger.runs.list_latest_runs(1)
     return lab.site.ledger.runs.get_progress(runs[0].id).count(*states) if runs else 0
@@ -68,7 +62,7 @@ def assert_whole(lab: Lab, emulator: Emulator) -> None:
     ],
 )
 def test_a_run_outlives_its_warehouse(fragile_lab: Lab, own_emulator: Emulator, state: DateState, count: int) -> None:
-    load_sources(fragile_lab)
+    fragile_lab.probe_all(DAYS, players(20))
     running = fragile_lab.start(*RUN)
     until(lambda: done(fragile_lab, state, DateState.CHECKPOINTED) >= count, f"{count} date(s) {state.value}")
     own_emulator.stop()
@@ -83,7 +77,7 @@ def test_a_run_outlives_its_warehouse(fragile_lab: Lab, own_emulator: Emulator, 
 def test_a_run_that_died_with_its_warehouse_is_completed_by_the_same_command(
     fragile_lab: Lab, own_emulator: Emulator
 ) -> None:
-    load_sources(fragile_lab)
+    fragile_lab.probe_all(DAYS, players(20))
     running = fragile_lab.start(*RUN)
     until(lambda: done(fragile_lab, DateState.CHECKPOINTED) >= 2, "the first checkpoints")
     own_emulator.stop()
@@ -101,7 +95,7 @@ def test_a_run_that_died_with_its_warehouse_is_completed_by_the_same_command(
 def test_a_warehouse_that_dies_again_and_again_delays_a_run_and_no_more(
     fragile_lab: Lab, own_emulator: Emulator, deaths: int
 ) -> None:
-    load_sources(fragile_lab)
+    fragile_lab.probe_all(DAYS, players(20))
     running = fragile_lab.start(*RUN)
     settled = (DateState.STAGED, DateState.PUBLISHED, DateState.CHECKPOINTED)
     for death in range(deaths):

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
+from gated_backfill.producer.stack.embedded import free_port
 from gated_backfill.producer.stack.standing import UpOptions, check_ports, choose_flower_port
 from gated_backfill.worker.flower import celery_subcommand, prepare_flower
 
@@ -96,8 +97,6 @@ def test_a_port_that_was_asked_for_is_used_or_refused_and_the_usual_one_is_avoid
 
 
 def test_flower_and_metrics_are_refused_one_port(home: Settings) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.raises(UserError, match="can't share a port"):
         check_ports(UpOptions(workers=1, flower_port=port, metrics_port=port), home)

@@ -18,7 +18,7 @@ from gated_backfill.producer.cli.runs.arguments import (
     run_arguments,
 )
 from gated_backfill.producer.planning.plan import Plan
-from gated_backfill.producer.planning.saved_plan import check_plan_unchanged, read_saved_plan, request_from_saved_plan
+from gated_backfill.producer.planning.saved_plan import check_plan_unchanged, read_saved_plan
 
 
 @click.command
@@ -33,7 +33,7 @@ def run(arguments: RunArguments, plan_file: Path | None) -> None:
             "--plan sets the job and the dates: give no --job, --start-date, --dates, --flagged or --exclude"
         )
     saved_plan = read_saved_plan(plan_file)
-    request = request_from_saved_plan(saved_plan, plan_file)
+    request = saved_plan.request
     request = replace(request, reason=strip_reason(arguments.reason) or request.reason)
 
     def check(new_plan: Plan) -> None:

@@ -19,15 +19,9 @@ MODULES = (
     *("gated_backfill.common.broker.chords", "gated_backfill.common.warehouse.bigquery.warehouse"),
     *("gated_backfill.common.warehouse.local.warehouse", "gated_backfill.producer.runs.attended"),
     *("gated_backfill.producer.cli.main", "gated_backfill.producer.planning.cost", "gated_backfill.worker.inline"),
-    *(
-        "gated_backfill.worker.maintenance.runner",
-        "kombu.transport.redis",
-        "pandera.backends.register_checks",
-        "pandera.pandas",
-        "pyarrow.dataset",
-    ),
-    *("pyarrow.pandas_compat", "pyarrow.parquet", "pyarrow.substrait", "pycparser.c_parser"),
-    *("sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite"),
+    *("gated_backfill.worker.maintenance.runner", "kombu.transport.redis", "pandera.backends.register_checks"),
+    *("pandera.pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "pyarrow.parquet", "pyarrow.substrait"),
+    *("pycparser.c_parser", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite"),
     "sqlglot.optimizer.normalize_identifiers",
 )
 

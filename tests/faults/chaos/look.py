@@ -15,7 +15,6 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.faults.chaos.faults import FILLER
-from tests.faults.chaos.invariants import Seen
 from tests.faults.chaos.schedule import Schedule
 from tests.faults.chaos.world import open_tables
 
@@ -51,10 +50,6 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
         "staged": _staged(Path(settings.staging_url)),
         "strays": tables.strays(),
     }
-
-
-def seen_from(found: dict[str, Any]) -> Seen:
-    return Seen(**found)
 
 
 def _rows(connection: Connection, table: Any, columns: str) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import fcntl
 import itertools
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import time
@@ -24,7 +23,7 @@ from gated_backfill.producer.stack.embedded import free_port
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
 from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations
-from tests.faults.chaos.look import JOB, look, seen_from
+from tests.faults.chaos.look import JOB, look
 from tests.faults.chaos.periods import SETTINGS
 from tests.faults.chaos.points import Counters
 from tests.faults.chaos.processes import call, fork, producer_process
@@ -58,13 +57,10 @@ class Result:
     seed: int
     violations: list[dict[str, str]] = field(default_factory=list)
     fired: list[int] = field(default_factory=list)  #: the numbers of the faults that happened
-    seconds: float = 0.0
-    cpu: float = 0.0  #: seconds, of all its processes
     again: bool = False  #: whether the user's next step was needed
     ends: dict[str, str] = field(default_factory=dict)  #: of the runs
     folder: str | None = None  #: where the logs of a failed schedule are
     trouble: str | None = None  #: what went wrong in the harness itself
-    phases: dict[str, float] = field(default_factory=dict)  #: when each was over, in seconds from the start
 
 
 class Attempt:
@@ -75,7 +71,6 @@ class Attempt:
         self._services = services
         self._mutant = mutant
         self._patience = patience * (2 if schedule.warehouse == "bigquery" else 1)
-        self._began = time.monotonic()
         self.folder = Path(services.folder) / f"{schedule.seed}-{os.getpid()}"
         self.result = Result(seed=schedule.seed)
         self._log = self.folder / "log"
@@ -92,47 +87,38 @@ class Attempt:
         with self._exclusive(), self._ledger() as ledger_url:
             self._environment = self._places(ledger_url)
             self._call(lambda: open_tables(self._environment["BACKFILL_WAREHOUSE"]).make(self.schedule.shape))
-            self._phase("made")
-            prepared = (self.schedule, self._place, self._environment, self._counters, self._mutant)
-            self._prepared, self._orders = prepared, itertools.count(1)
-            made = {"place": self._place, "reader": reader, "prepared": prepared, "log": self._log}
+            self._prepared = (self.schedule, self._place, self._environment, self._counters, self._mutant)
+            self._orders = itertools.count(1)
+            made = {"place": self._place, "reader": reader, "prepared": self._prepared, "log": self._log}
             made["durable"] = self.schedule.durable
             with Stack(**made, order=lambda words: self._order(stack, words)) as stack:
-                self._phase("started")
-                self._disturbed(stack, prepared)
+                self._disturbed(stack)
             if stack.left_over:
                 self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
-            self._phase("stopped")
         self._violated(list(self._tracebacks()))
-        self.result.seconds = time.monotonic() - self._began
-        self.result.cpu = sum(
-            sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
         return self.result
 
     # -- phases --
 
-    def _disturbed(self, stack: Stack, prepared: tuple[Any, ...]) -> None:
+    def _disturbed(self, stack: Stack) -> None:
         self._counters.arm(on=True)
-        stack.launch(PRODUCER, lambda: producer_process(self._command(), *prepared), self.folder / "producer.log")
+        stack.launch(PRODUCER, lambda: producer_process(self._command(), *self._prepared), self.folder / "producer.log")
         if self.schedule.rival:
             half = len(self.schedule.shape) // 2
             rival = self._command(through=half)
-            stack.launch(RIVAL, lambda: producer_process(rival, *prepared), self.folder / "rival.log")
+            stack.launch(RIVAL, lambda: producer_process(rival, *self._prepared), self.folder / "rival.log")
         self._ended(stack, PRODUCER, *([RIVAL] if self.schedule.rival else []))
-        self._phase("ended")
         self._counters.arm(on=False)
         seen = self._settled(stack, final=False)
         if undone(self.schedule, seen) and not self.result.violations:
             self.result.again = True
-            self._next_step(stack, prepared)
+            self._next_step(stack)
         elif not self.result.violations:
             self._violated(violations(self.schedule, seen, self._fired(), final=True))
-        self._phase("looked")
 
-    def _next_step(self, stack: Stack, prepared: tuple[Any, ...]) -> None:
+    def _next_step(self, stack: Stack) -> None:
         """What the user does about dates that are not complete: the same command again."""
-        stack.launch(SECOND, lambda: producer_process(self._command(), *prepared), self.folder / "second.log")
+        stack.launch(SECOND, lambda: producer_process(self._command(), *self._prepared), self.folder / "second.log")
         self._ended(stack, SECOND)
         if stack.code(SECOND) not in (0, 3):
             facts = f"exit code {stack.code(SECOND)}: {(self.folder / 'second.log').read_text()[-500:]}"
@@ -172,7 +158,7 @@ class Attempt:
         deadline = time.monotonic() + SWEEP_SECONDS
         self._wait(stack, 0.1)
         while True:
-            seen = seen_from(self._call(lambda: look(self.schedule, self._settings())))
+            seen = Seen(**self._call(lambda: look(self.schedule, self._settings())))
             found = violations(self.schedule, seen, self._fired(), final=final)
             if not found or time.monotonic() > deadline or any("for ever" in one.invariant for one in found):
                 self._violated(found)
@@ -187,9 +173,6 @@ class Attempt:
 
     def _violated(self, found: list[Violation]) -> None:
         self.result.violations += [asdict(one) for one in found]
-
-    def _phase(self, name: str) -> None:
-        self.result.phases[name] = round(time.monotonic() - self._began, 2)
 
     def _tracebacks(self) -> Iterator[Violation]:
         for log in sorted(self.folder.glob("*.log")):
