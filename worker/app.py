@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import atexit
 import gc
+import multiprocessing
 import os
 import sys
 from functools import lru_cache
 from importlib import import_module
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -73,6 +75,8 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
+    # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.
+    multiprocessing.current_process()._config["tempdir"] = gettempdir()  # pyright: ignore - has no public setting
     gc.freeze()  # the collections during the imports below then take less time
     if consumes_dates():
         import_module("gated_backfill.worker.dates.process")

@@ -9,7 +9,7 @@ from tests.builders import run_python
 START = """
     import gc, os, sys
 
-    os.environ |= {"BACKFILL_BROKER": "redis://localhost:1/0", "BACKFILL_HOME": sys.argv[1]}
+    os.environ |= {"BACKFILL_BROKER": "redis://localhost:1/0", "BACKFILL_HOME": sys.argv[1], "TMPDIR": sys.argv[1]}
     sys.argv[1:] = []
     from celery.signals import celeryd_after_setup
     from gated_backfill.worker.app import app
@@ -22,8 +22,20 @@ START = """
     assert not any(each is imported for each in gc.get_objects())
     assert gc.isenabled()
 """
+SHARED_MEMORY = """
+    import billiard
+
+    before = os.listdir(os.environ["TMPDIR"])
+    counter = billiard.Value("i")
+    assert os.listdir(os.environ["TMPDIR"]) == before
+"""
 
 
 def test_what_was_imported_is_not_looked_at_again_and_the_worker_ends_without_a_word_of_it(tmp_path: Path) -> None:
     ran = run_python(START, tmp_path)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_a_worker_that_is_killed_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    ran = run_python(START + SHARED_MEMORY, tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
