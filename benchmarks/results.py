@@ -19,8 +19,6 @@ MACHINE = Path(__file__).parent / "machine.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One measurement."""
-
     name: str
     dates: int
     dates_per_task: int | str | None

@@ -25,8 +25,6 @@ class NewDate:
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
-    """A run to open."""
-
     job: str
     job_version: str
     options: Mapping[str, Any]
@@ -112,8 +110,6 @@ class DateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRow:
-    """One window of a run."""
-
     run_id: str
     number: int
     state: WindowState
@@ -209,8 +205,6 @@ class RunSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class NewAlert:
-    """An alert to record."""
-
     key: str  #: a key is alerted once, e.g. `run-blocked RUN`
     kind: str
     title: str  #: one line

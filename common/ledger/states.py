@@ -19,8 +19,6 @@ class RunState(Enum):
 
 
 class DateState(Enum):
-    """State of one date of a run."""
-
     PENDING = "pending"  #: waits until its window opens
     QUEUED = "queued"  #: a task for it was sent to the workers
     PROCESSING = "processing"  #: a worker has leased it and builds its rows
@@ -34,8 +32,6 @@ class DateState(Enum):
 
 
 class WindowState(Enum):
-    """State of a window."""
-
     PENDING = "pending"  #: waits for its turn; its dates are not queued
     OPEN = "open"  #: its dates were queued
     CLOSING = "closing"  #: a gate has leased it: it judges, publishes and checkpoints the dates

@@ -27,7 +27,5 @@ class Backup:
 
 @dataclass(frozen=True, kw_only=True)
 class BackupDate:
-    """One date of a backup."""
-
     fingerprint: str  #: of its rows, from `Warehouse.fingerprints`
     rows: int

@@ -43,8 +43,6 @@ class TableName:
 
 @dataclass(frozen=True, kw_only=True)
 class DatedTable:
-    """A table and its date column."""
-
     name: TableName
     date_column: str = DEFAULT_DATE_COLUMN
 

@@ -17,8 +17,6 @@ class CheckLevel(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """The result of one check."""
-
     check: str
     level: CheckLevel
     message: str

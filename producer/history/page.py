@@ -58,8 +58,6 @@ COVERAGE_SHADES = ((1.0, "100 %"), (0.95, "95 to 100"), (0.90, "90 to 95"), (0.5
 
 @dataclass(frozen=True, kw_only=True)
 class HeaderFigure:
-    """One number of the header."""
-
     name: str
     value: str
     more: str = ""  #: detail under the value
@@ -69,8 +67,6 @@ class HeaderFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class DateCell:
-    """One date of a job."""
-
     day: date
     kind: str  #: an outcome, or `undone`
     mark: str
@@ -108,8 +104,6 @@ class JobSection:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTableRow:
-    """A line of the table of runs."""
-
     id: str
     job: str
     state: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -50,13 +50,13 @@ class LastRunMetrics:
 class TimedRead(Generic[T]):
     """A read with a time limit, after which the caller continues without it. At most one runs at a time."""
 
-    def __init__(self, read: Callable[[], T], seconds: float, on_error: Callable[[Exception], None]) -> None:
-        self._read, self._seconds, self._on_error = read, seconds, on_error
+    def __init__(self, subject: str, read: Callable[[], T]) -> None:
+        self._subject, self._read = subject, read
         self._busy = threading.Lock()
 
     def get(self) -> T | None:
         """Return the value; None when the read failed, exceeded the time limit, or an earlier one still hangs."""
-        if not self._busy.acquire(timeout=self._seconds):
+        if not self._busy.acquire(timeout=SCRAPE_TIMEOUT_SECONDS):
             return None
         done, values = threading.Event(), list[T]()
 
@@ -64,13 +64,13 @@ class TimedRead(Generic[T]):
             try:
                 values.append(self._read())
             except Exception as exc:  # noqa: BLE001 - a scrape answers despite any error
-                self._on_error(exc)
+                _log_failure(self._subject, exc)
             finally:
                 self._busy.release()
                 done.set()
 
         threading.Thread(target=read, daemon=True).start()
-        done.wait(self._seconds)
+        done.wait(SCRAPE_TIMEOUT_SECONDS)
         return values[0] if values else None
 
 
@@ -79,22 +79,16 @@ class LazyLedger:
     """The ledger, opened at the first successful attempt, and only read."""
 
     settings: Settings
-    _opened: list[Ledger] = field(default_factory=list[Ledger])
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         """The ledger. Raises the error of opening it; the next call retries."""
-        if not self._opened:
-            self._opened.append(open_ledger(self.settings.ledger_url, create=False))
-        return self._opened[0]
+        return open_ledger(self.settings.ledger_url, create=False)
 
 
-def _log_failure(subject: str) -> Callable[[Exception], None]:
-    def log_error(exc: Exception) -> None:
-        error = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
-        log.warning("scrape_failed", what=subject, error=error)
-
-    return log_error
+def _log_failure(subject: str, exc: Exception) -> None:
+    error = str(exc) if isinstance(exc, BackfillError) else type(exc).__name__
+    log.warning("scrape_failed", what=subject, error=error)
 
 
 class BackfillCollector(Collector):
@@ -103,13 +97,9 @@ class BackfillCollector(Collector):
     def __init__(self, settings: Settings) -> None:
         lazy = LazyLedger(settings)
         self._settings = settings
-        self._ledger = TimedRead(
-            lambda: list(ledger_metrics(lazy.ledger, utcnow())), SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
-        )
-        self._ledger_check = TimedRead(
-            lambda: lazy.ledger.gauges.check_readable() or True, SCRAPE_TIMEOUT_SECONDS, _log_failure("ledger")
-        )
-        self._broker = TimedRead(lambda: _depths(settings), SCRAPE_TIMEOUT_SECONDS, _log_failure("broker"))
+        self._ledger = TimedRead("ledger", lambda: list(ledger_metrics(lazy.ledger, utcnow())))
+        self._ledger_check = TimedRead("ledger", lambda: lazy.ledger.gauges.check_readable() or True)
+        self._broker = TimedRead("broker", lambda: _depths(settings))
 
     def is_ledger_answering(self) -> bool:
         """Whether the ledger can be read within the time limit."""
@@ -173,7 +163,6 @@ def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]
 
 
 def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """The metrics of active runs."""
     yield gauge(
         "backfill_active_runs",
         "Runs that have not ended.",
@@ -336,7 +325,7 @@ def deliver_pending_alerts(settings: Settings) -> None:
         finally:
             ledger.close()
     except Exception as exc:  # noqa: BLE001 - retried in a minute
-        _log_failure("alerts")(exc)
+        _log_failure("alerts", exc)
 
 
 def _age(since: datetime, now: datetime) -> float:

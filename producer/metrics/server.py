@@ -90,8 +90,6 @@ def is_allowed(header: str | None, credentials: bytes | None) -> bool:
 
 
 class MetricsRequestHandler(BaseHTTPRequestHandler):
-    """Answers one request."""
-
     server: MetricsServer  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = 30  #: seconds, for a client that sends nothing
 

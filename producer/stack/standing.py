@@ -72,8 +72,6 @@ def may_have_lost_tasks(restarted: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class UpOptions:
-    """The options of `backfill up`."""
-
     workers: int
     flower_port: int | None = None  #: None: the port of the settings, or a free one if that is taken
     metrics_port: int | None = None  #: None: as for Flower

@@ -31,5 +31,4 @@ def stop_dates(state: Any, run: str = "", **_: Any) -> dict[str, list[str]]:
 
 
 def builds_dates_of_run(task: str, arguments: list[Any], run: str) -> bool:
-    """Whether that task builds dates of the run."""
     return task == PROCESS_DATE and list(arguments[:1]) == [run]

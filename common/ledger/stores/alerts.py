@@ -37,7 +37,6 @@ class AlertStore(LedgerStore):
                 continue
 
     def get_alert(self, key: str) -> Alert | None:
-        """Return the alert of the key, or None."""
         with self._read() as connection:
             row = connection.execute(select(alerts).where(alerts.c.key == key)).mappings().one_or_none()
         return None if row is None else _alert_from_row(row)

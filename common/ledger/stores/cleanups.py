@@ -20,8 +20,6 @@ from gated_backfill.common.process.clock import utcnow
 
 
 class CleanupState(Enum):
-    """State of a cleanup operation."""
-
     PLANNED = "planned"  #: the backup is being written; no row is deleted yet
     BACKED_UP = "backed_up"  #: the backup is complete; rows are being deleted
     DELETED = "deleted"  #: the rows are deleted, and kept in the backup
@@ -55,8 +53,6 @@ STAMPS: Mapping[CleanupState, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NewCleanup:
-    """A cleanup operation to open."""
-
     id: str
     table_name: str
     date_column: str

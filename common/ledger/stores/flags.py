@@ -17,8 +17,6 @@ from gated_backfill.common.process.clock import utcnow
 
 @dataclass(frozen=True, kw_only=True)
 class NewFlag:
-    """A date to flag."""
-
     day: date
     finding: str  #: incomplete, missing, duplicated or changed
     reason: str

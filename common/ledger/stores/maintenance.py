@@ -21,8 +21,6 @@ ATTEMPT_LOST = "its worker was killed, or it exceeded its time limit"
 
 @dataclass(frozen=True, kw_only=True)
 class MaintenanceTaskRow:
-    """State of one maintenance task."""
-
     name: str
     done_slot: datetime | None  #: latest slot that was completed
     lease_owner: str | None

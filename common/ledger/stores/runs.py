@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, LedgerUnusable, UserError
@@ -76,16 +77,12 @@ class RunStore(LedgerStore):
 
     def list_latest_runs(self, limit: int = 10) -> list[Run]:
         """Return the runs launched last, newest first."""
-        query = select(runs).order_by(runs.c.created_at.desc()).limit(limit)
-        with self._read() as connection:
-            return [run_from_row(row) for row in connection.execute(query).mappings()]
+        return self._select(select(runs).order_by(runs.c.created_at.desc()).limit(limit))
 
     def list_active_runs(self) -> list[Run]:
         """Return every run that has not ended, oldest first."""
         active = [state.value for state in RunState if state not in ENDED_RUNS]
-        query = select(runs).where(runs.c.state.in_(active)).order_by(runs.c.created_at)
-        with self._read() as connection:
-            return [run_from_row(row) for row in connection.execute(query).mappings()]
+        return self._select(select(runs).where(runs.c.state.in_(active)).order_by(runs.c.created_at))
 
     def list_runs_ended_before(self, run_ids: Sequence[str], moment: datetime) -> list[str]:
         """Return the given run ids whose runs ended before the moment; unknown ids are left out."""
@@ -106,8 +103,11 @@ class RunStore(LedgerStore):
     def list_unreported_runs(self) -> list[Run]:
         """Return the ended runs whose post-run steps are not recorded as done, in the order in which they ended."""
         query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
+        return self._select(query.order_by(runs.c.finished_at))
+
+    def _select(self, query: Select[Any]) -> list[Run]:
         with self._read() as connection:
-            return [run_from_row(row) for row in connection.execute(query.order_by(runs.c.finished_at)).mappings()]
+            return [run_from_row(row) for row in connection.execute(query).mappings()]
 
     def mark_reported(self, run_id: str) -> bool:
         """Record that an ended run's post-run steps are done; returns False if they were recorded before."""
