@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.history.figures import wall_seconds
 from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
 from gated_backfill.common.ledger.stores.gauges import Counts, DateMetrics
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
@@ -113,21 +114,51 @@ class BackfillCollector(Collector):
         started = time.monotonic()
         families = self._ledger.get()
         is_up = float(families is not None)
-        yield gauge("backfill_ledger_up", "Whether the ledger answered this scrape.", [((), is_up)])
+        yield gauge("backfill_ledger_up", [((), is_up)])
         yield from families or []
         if self._settings.broker is not None:
             depths = self._broker.get()
             is_up = float(depths is not None)
-            yield gauge("backfill_broker_up", "Whether the broker answered this scrape.", [((), is_up)])
+            yield gauge("backfill_broker_up", [((), is_up)])
             yield from broker_metrics(*depths) if depths is not None else []
-        yield gauge("backfill_scrape_seconds", "Duration of this scrape.", [((), time.monotonic() - started)])
+        yield gauge("backfill_scrape_seconds", [((), time.monotonic() - started)])
 
 
 Samples = Sequence[tuple[tuple[str, ...], float]]
 
 
-def gauge(name: str, text: str, samples: Samples, labels: Sequence[str] = ()) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
+#: The help text of each metric. All are gauges, because retention makes them fall.
+METRICS = {
+    "backfill_ledger_up": "Whether the ledger answered this scrape.",
+    "backfill_broker_up": "Whether the broker answered this scrape.",
+    "backfill_scrape_seconds": "Duration of this scrape.",
+    "backfill_checkpointed_dates": "Dates that are checkpointed, by the verdict of the gate.",
+    "backfill_recent_dates": "Dates of the runs that ended in the last 7 days, by how they ended.",
+    "backfill_recent_dates_by_source": "Checkpointed dates of the runs that ended in the last 7 days, "
+    "by the source they were built from.",
+    "backfill_active_runs": "Runs that have not ended.",
+    "backfill_oldest_unfinished_date_age_seconds": "Time since the launch of the oldest active run with "
+    "unfinished dates.",
+    "backfill_flagged_dates": "Published dates that an audit flagged and no run has repaired yet.",
+    "backfill_alerts": "Alerts of the last 7 days that are pending, being sent, or failed for good.",
+    "backfill_beat_heartbeat_age_seconds": "Time since the last heartbeat of beat; absent if beat never ran.",
+    "backfill_maintenance_finished_timestamp_seconds": "When each maintenance task last succeeded.",
+    "backfill_maintenance_failed": "Whether the last attempt of each maintenance task failed.",
+    "backfill_last_cleanup_timestamp_seconds": "When stale rows were last removed from each table.",
+    "backfill_last_run_dates": "Dates of the run that ended last, by how they ended.",
+    "backfill_last_run_coverage_ratio": "Coverage of the dates of the run that ended last: the minimum and the median.",
+    "backfill_last_run_fallback_dates": "Dates of the run that ended last that were not built from "
+    "the primary source alone.",
+    "backfill_last_run_date_seconds": "Seconds to build a date in the run that ended last, by quantile.",
+    "backfill_last_run_duration_seconds": "Duration of the run that ended last.",
+    "backfill_last_run_finished_timestamp_seconds": "When the run that ended last ended.",
+    "backfill_queue_tasks": "Tasks that wait in each queue of the broker.",
+    "backfill_unacknowledged_tasks": "Tasks that workers have received and not finished.",
+}
+
+
+def gauge(name: str, samples: Samples, *labels: str) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, METRICS[name], labels=labels)
     for values, value in samples:
         family.add_metric(values, value)
     return family
@@ -137,150 +168,70 @@ def to_samples(counts: Counts) -> Samples:
     return [(key, float(n)) for key, n in sorted(counts.items())]
 
 
+def samples_by_name(values: Mapping[str, float]) -> Samples:
+    return [((name,), float(value)) for name, value in sorted(values.items())]
+
+
 def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """The metrics read from the ledger. All are gauges, because retention makes them fall."""
-    yield gauge(
-        "backfill_checkpointed_dates",
-        "Dates that are checkpointed, by the verdict of the gate.",
-        to_samples(ledger.gauges.checkpoint_counts()),
-        ("job", "verdict"),
-    )
-    yield gauge(
-        "backfill_recent_dates",
-        "Dates of the runs that ended in the last 7 days, by how they ended.",
-        to_samples(ledger.gauges.ended_date_counts(now - RECENT_PERIOD)),
-        ("job", "state"),
-    )
-    yield gauge(
-        "backfill_recent_dates_by_source",
-        "Checkpointed dates of the runs that ended in the last 7 days, by the source they were built from.",
-        to_samples(ledger.gauges.built_counts_by_source(now - RECENT_PERIOD)),
-        ("job", "source"),
-    )
-    yield from active_run_metrics(ledger, now)
-    yield from last_run_metrics([read_last_run(ledger, run) for run in ledger.gauges.last_ended_runs()])
+    """The metrics read from the ledger."""
+    gauges, week_ago = ledger.gauges, now - RECENT_PERIOD
+    yield gauge("backfill_checkpointed_dates", to_samples(gauges.checkpoint_counts()), "job", "verdict")
+    yield gauge("backfill_recent_dates", to_samples(gauges.ended_date_counts(week_ago)), "job", "state")
+    by_source = to_samples(gauges.built_counts_by_source(week_ago))
+    yield gauge("backfill_recent_dates_by_source", by_source, "job", "source")
+    yield gauge("backfill_active_runs", to_samples(gauges.active_run_counts()), "job", "state")
+    ages = {job: _age(since, now) for job, since in gauges.oldest_waiting_since().items()}
+    yield gauge("backfill_oldest_unfinished_date_age_seconds", samples_by_name(ages), "job")
+    yield from last_run_metrics([read_last_run(ledger, run) for run in gauges.last_ended_runs()])
     yield from maintenance_metrics(ledger, now)
-
-
-def active_run_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    yield gauge(
-        "backfill_active_runs",
-        "Runs that have not ended.",
-        to_samples(ledger.gauges.active_run_counts()),
-        ("job", "state"),
-    )
-    yield gauge(
-        "backfill_oldest_unfinished_date_age_seconds",
-        "Time since the launch of the oldest active run with unfinished dates.",
-        [((job,), _age(since, now)) for job, since in sorted(ledger.gauges.oldest_waiting_since().items())],
-        ("job",),
-    )
 
 
 def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """The metrics of beat, audit, cleanup and alerts."""
-    yield gauge(
-        "backfill_flagged_dates",
-        "Published dates that an audit flagged and no run has repaired yet.",
-        to_samples(ledger.gauges.flagged_counts()),
-        ("job", "finding"),
-    )
-    states = ledger.gauges.alert_counts(now - RECENT_PERIOD)
-    yield gauge(
-        "backfill_alerts",
-        "Alerts of the last 7 days that are pending, being sent, or failed for good.",
-        [((state,), float(states.get((state,), 0))) for state in ALERT_STATES],
-        ("state",),
-    )
-    last_done = ledger.gauges.maintenance_last_done()
+    gauges = ledger.gauges
+    yield gauge("backfill_flagged_dates", to_samples(gauges.flagged_counts()), "job", "finding")
+    alerts = gauges.alert_counts(now - RECENT_PERIOD)
+    yield gauge("backfill_alerts", [((state,), float(alerts.get((state,), 0))) for state in ALERT_STATES], "state")
+    last_done = gauges.maintenance_last_done()
     heartbeat = last_done.get(HEARTBEAT)
-    yield gauge(
-        "backfill_beat_heartbeat_age_seconds",
-        "Time since the last heartbeat of beat; absent if beat never ran.",
-        [] if heartbeat is None else [((), _age(heartbeat, now))],
-    )
-    yield gauge(
-        "backfill_maintenance_finished_timestamp_seconds",
-        "When each maintenance task last succeeded.",
-        [((name,), at.timestamp()) for name, at in sorted(last_done.items())],
-        ("name",),
-    )
-    yield gauge(
-        "backfill_maintenance_failed",
-        "Whether the last attempt of each maintenance task failed.",
-        [((name,), float(failed)) for name, failed in sorted(ledger.gauges.maintenance_failed().items())],
-        ("name",),
-    )
-    yield gauge(
-        "backfill_last_cleanup_timestamp_seconds",
-        "When stale rows were last removed from each table.",
-        [((table,), at.timestamp()) for table, at in sorted(ledger.gauges.last_cleanups().items())],
-        ("table",),
-    )
+    ages = [] if heartbeat is None else [((), _age(heartbeat, now))]
+    yield gauge("backfill_beat_heartbeat_age_seconds", ages)
+    finished = {name: at.timestamp() for name, at in last_done.items()}
+    yield gauge("backfill_maintenance_finished_timestamp_seconds", samples_by_name(finished), "name")
+    yield gauge("backfill_maintenance_failed", samples_by_name(gauges.maintenance_failed()), "name")
+    cleaned = {table: at.timestamp() for table, at in gauges.last_cleanups().items()}
+    yield gauge("backfill_last_cleanup_timestamp_seconds", samples_by_name(cleaned), "table")
 
 
 def last_run_metrics(last_runs: Sequence[LastRunMetrics]) -> Iterator[GaugeMetricFamily]:
     """The metrics of each job's last ended run."""
-    yield gauge(
-        "backfill_last_run_dates",
-        "Dates of the run that ended last, by how they ended.",
-        [((last.run.job, state.value), float(last.states.get(state, 0))) for last in last_runs for state in END_STATES],
-        ("job", "state"),
-    )
-    yield gauge(
-        "backfill_last_run_coverage_ratio",
-        "Coverage of the dates of the run that ended last: the minimum and the median.",
-        [
-            ((last.run.job, name), value)
-            for last in last_runs
-            if last.coverage
-            for name, value in zip(("min", "median"), last.coverage, strict=True)
-        ],
-        ("job", "stat"),
-    )
-    yield gauge(
-        "backfill_last_run_fallback_dates",
-        "Dates of the run that ended last that were not built from the primary source alone.",
-        [((last.run.job,), float(last.fallback)) for last in last_runs if last.fallback is not None],
-        ("job",),
-    )
-    yield gauge(
-        "backfill_last_run_date_seconds",
-        "Seconds to build a date in the run that ended last, by quantile.",
-        [
-            ((last.run.job, str(quantile)), value)
-            for last in last_runs
-            for quantile, value in zip(QUANTILES, last.seconds, strict=False)
-        ],
-        ("job", "quantile"),
-    )
-    yield gauge(
-        "backfill_last_run_duration_seconds",
-        "Duration of the run that ended last.",
-        [
-            ((last.run.job,), (last.run.finished_at - last.run.started_at).total_seconds())
-            for last in last_runs
-            if last.run.started_at and last.run.finished_at
-        ],
-        ("job",),
-    )
-    yield gauge(
-        "backfill_last_run_finished_timestamp_seconds",
-        "When the run that ended last ended.",
-        [((last.run.job,), last.run.finished_at.timestamp()) for last in last_runs if last.run.finished_at],
-        ("job",),
-    )
+    states = [((last.run.job, state.value), float(n)) for last in last_runs for state, n in last.states.items()]
+    yield gauge("backfill_last_run_dates", states, "job", "state")
+    coverage = [
+        ((last.run.job, name), value)
+        for last in last_runs
+        if last.coverage
+        for name, value in zip(("min", "median"), last.coverage, strict=True)
+    ]
+    yield gauge("backfill_last_run_coverage_ratio", coverage, "job", "stat")
+    fallbacks = {last.run.job: last.fallback for last in last_runs if last.fallback is not None}
+    yield gauge("backfill_last_run_fallback_dates", samples_by_name(fallbacks), "job")
+    seconds = [
+        ((last.run.job, str(quantile)), value)
+        for last in last_runs
+        for quantile, value in zip(QUANTILES, last.seconds, strict=False)
+    ]
+    yield gauge("backfill_last_run_date_seconds", seconds, "job", "quantile")
+    durations = {last.run.job: wall_seconds(last.run) for last in last_runs}
+    known = {job: duration for job, duration in durations.items() if duration is not None}
+    yield gauge("backfill_last_run_duration_seconds", samples_by_name(known), "job")
+    ends = {last.run.job: last.run.finished_at.timestamp() for last in last_runs if last.run.finished_at}
+    yield gauge("backfill_last_run_finished_timestamp_seconds", samples_by_name(ends), "job")
 
 
 def broker_metrics(waiting: dict[str, int], unacknowledged: int) -> Iterator[GaugeMetricFamily]:
-    yield gauge(
-        "backfill_queue_tasks",
-        "Tasks that wait in each queue of the broker.",
-        [((queue,), float(waiting[queue])) for queue in QUEUES],
-        ("queue",),
-    )
-    samples = [((), float(unacknowledged))]
-    yield gauge("backfill_unacknowledged_tasks", "Tasks that workers have received and not finished.", samples)
+    yield gauge("backfill_queue_tasks", [((queue,), float(waiting[queue])) for queue in QUEUES], "queue")
+    yield gauge("backfill_unacknowledged_tasks", [((), float(unacknowledged))])
 
 
 def read_last_run(ledger: Ledger, run: Run) -> LastRunMetrics:
