@@ -3,20 +3,24 @@
 Three links beside this file make the folders `common/`, `producer/` and `worker/` of the repository one import package.
 """
 
-from gated_backfill.common.errors import BackfillError, ProcessFailed, Retryable, SchemaMismatch
-from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
-from gated_backfill.common.model.job import (
-    Batch,
-    Calendar,
-    CalendarEvents,
-    Expectation,
-    Input,
-    Job,
-    Source,
-    StaleTable,
-    Target,
-)
-from gated_backfill.common.model.tables import Column, ColumnTypes
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gated_backfill.common.errors import BackfillError, ProcessFailed, Retryable, SchemaMismatch
+    from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
+    from gated_backfill.common.model.job import (
+        Batch,
+        Calendar,
+        CalendarEvents,
+        Expectation,
+        Input,
+        Job,
+        Source,
+        StaleTable,
+        Target,
+    )
+    from gated_backfill.common.model.tables import Column, ColumnTypes
 
 __all__ = [
     "BackfillError",
@@ -37,3 +41,13 @@ __all__ = [
     "StaleTable",
     "Target",
 ]
+
+if not TYPE_CHECKING:  # type checkers would take every name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Import a name when it is asked for: most commands need few of them."""
+        for module in ("errors", "model.coverage", "model.tables", "model.job") if name in __all__ else ():
+            namespace = vars(import_module(f"gated_backfill.common.{module}"))
+            if name in namespace:
+                return namespace[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

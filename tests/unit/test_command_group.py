@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gated_backfill.producer.cli.main import COMMANDS, app, load_command, main
 from tests.builders import run_python
 
 SLOW_IMPORTS = {"gated_backfill.common.config.settings", "gated_backfill.common.warehouse", "pydantic_settings"}
-SLOW_IMPORTS |= {"pyarrow", "numpy", "pandas", "celery"}
+SLOW_IMPORTS |= {"pyarrow", "numpy", "pandas", "celery", "gated_backfill.common.model.job"}
 SCRIPT = """
     import os, sys
     os.environ["BACKFILL_HOME"] = sys.argv[1]
@@ -44,6 +45,12 @@ def test_status_does_without_slow_imports(tmp_path: Path, options: tuple[str, ..
     assert not SLOW_IMPORTS & set(modules.split())
 
 
+def test_loading_a_command_leaves_garbage_collection_as_usual() -> None:
+    load_command("status")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
 def test_the_version_is_printed() -> None:
     printed = CliRunner().invoke(app, ["--version"])
     assert printed.exit_code == 0
@@ -60,6 +67,7 @@ def test_an_interrupt_ends_a_command_without_a_message(
     monkeypatch.setattr("sys.argv", ["backfill", "status"])
     with pytest.raises(SystemExit) as ended:
         main()
+    gc.unfreeze()
     assert ended.value.code == 130
     assert capsys.readouterr() == ("", "")
 
