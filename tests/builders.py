@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from threading import Barrier
 from typing import Any, NoReturn, TypeVar
@@ -24,6 +26,7 @@ from gated_backfill.common.model.dates import DateRange, chunk_dates
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 from gated_backfill.worker.dates.outcomes import AttemptOutcome
@@ -38,6 +41,8 @@ DAYS = (FEB_23, FEB_24, FEB_25)
 NOON = datetime(2023, 3, 1, 12, tzinfo=UTC)
 JOB = "players"
 TABLE = TableName("nba", "factors")
+RUN_OPTIONS = {"fallback": "replace", "complete_ratio": 0.95, "accept_ratio": 0.9}
+LEASE = timedelta(minutes=5)
 PATIENCE_SECONDS = 60
 T = TypeVar("T")
 
@@ -97,6 +102,11 @@ def is_intact(staging: Staging, file: StagedFile) -> bool:
         return False
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def tree(root: Path) -> dict[str, bytes]:
     """Every data file under a folder with its bytes."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
@@ -114,23 +124,15 @@ def everyone_is_dead(owner: str) -> bool:
 
 
 def new_run(days: Sequence[date] = DAYS, *, window: int = 100, job: str = JOB, **more: Any) -> NewRun:
-    listed = [
-        NewDate(day=day, window=number) for number, group in enumerate(chunk_dates(list(days), window)) for day in group
-    ]
+    windows = enumerate(chunk_dates(list(days), window))
     values: dict[str, Any] = {
         "job": job,
         "job_version": "1",
-        "options": {
-            "window": window,
-            "in_flight": 3,
-            "fallback": "replace",
-            "complete_ratio": 0.95,
-            "accept_ratio": 0.9,
-        },
+        "options": {"window": window, "in_flight": 3, **RUN_OPTIONS},
         "requested": "these days",
         "requested_by": "a test",
         "owner": None,
-        "dates": tuple(listed),
+        "dates": tuple(NewDate(day=day, window=number) for number, dates in windows for day in dates),
     }
     return NewRun(**values | more)
 
@@ -152,42 +154,35 @@ def queued_run(ledger: Ledger, days: Sequence[date] = DAYS, *, window: int = 100
 def claim_date(
     ledger: Ledger,
     run: Run,
-    day: date,
-    owner: str,
-    until: datetime,
+    day: date = FEB_23,
     *,
+    owner: str = "other",
+    until: datetime | None = None,
     is_dead: Callable[[str], bool] = everyone_lives,
     max_deaths: int = 3,
 ) -> DateRow | None:
     """What a worker gets that asks for that one date."""
-    taken = ledger.claims.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
-    return taken[0] if taken else None
+    until = until or utcnow() + LEASE
+    rows = ledger.claims.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
+    return rows[0] if rows else None
 
 
-def claimed_date(
-    ledger: Ledger, run: Run, day: date, *, owner: str = "worker", lease: timedelta = timedelta(minutes=5)
-) -> None:
+def claimed_date(ledger: Ledger, run: Run, day: date, *, owner: str = "worker", lease: timedelta = LEASE) -> None:
     """The owner holds the date; with a negative lease, no longer."""
-    taken = claim_date(ledger, run, day, owner, utcnow() + lease)
-    assert taken is not None
+    assert claim_date(ledger, run, day, owner=owner, until=utcnow() + lease) is not None
 
 
 def staged_date(ledger: Ledger, run: Run, day: date, *, checksum: str = "c" * 64) -> None:
     """Its rows wait for the gate."""
     claimed_date(ledger, run, day)
-    facts = {
-        "staged_path": f"/staging/{day}.parquet",
-        "checksum": checksum,
-        "rows": 187,
-        "target_before": "absent",
-        "inputs": "i" * 64,
-        "expected": 187,
-        "matched": 187,
-        "source": "upcoming",
-    }
-    assert ledger.dates.move_date(
-        run.id, day, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts
-    )
+    facts = {"staged_path": f"/staging/{day}.parquet", "checksum": checksum, "target_before": "absent"}
+    facts |= {"inputs": "i" * 64, "source": "upcoming"} | dict.fromkeys(("rows", "expected", "matched"), 187)
+    assert move_processing(ledger, run, DateState.STAGED, day, owner="worker", **facts)
+
+
+def move_processing(ledger: Ledger, run: Run, to: DateState, day: date = FEB_23, **more: Any) -> bool:
+    """Move a date that is being processed; whether it moved."""
+    return ledger.dates.move_date(run.id, day, expect=DateState.PROCESSING, to=to, **more)
 
 
 def published_date(ledger: Ledger, run: Run, day: date, *, verdict: Verdict | None = Verdict.COMPLETE) -> None:
@@ -205,7 +200,7 @@ def checkpointed_date(ledger: Ledger, run: Run, day: date) -> None:
 
 def failed_date(ledger: Ledger, run: Run, day: date) -> None:
     claimed_date(ledger, run, day)
-    assert ledger.dates.move_date(run.id, day, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
+    assert move_processing(ledger, run, DateState.FAILED, day, verdict="failed")
 
 
 def blocked_date(ledger: Ledger, run: Run, day: date) -> None:
@@ -262,28 +257,42 @@ def at_once(times: int, call: Callable[[int], T]) -> list[T]:
 # -- processes ----------------------------------------------------------------------------------------------------
 
 RACE = """
-import json, multiprocessing, sys, traceback
+import importlib, json, multiprocessing, sys, traceback
 
-def started(results, wait, number, name, arguments):
+def run(connection, wait, function, arguments):
     try:
-        results.put((number, globals()[name](wait, *arguments), None))
+        connection.send((function(wait, *arguments), None))
     except BaseException:
-        results.put((number, None, traceback.format_exc()))
+        connection.send((None, traceback.format_exc()))
 
-runners = json.load(sys.stdin)
-fork = multiprocessing.get_context("fork")  # what is imported once serves them all
-results, line = fork.SimpleQueue(), fork.Barrier(len(runners))
-processes = [
-    fork.Process(target=started, args=(results, line.wait, number, name, arguments))
-    for number, (name, arguments) in enumerate(runners)
+runners = [
+    (getattr(importlib.import_module(module), name), arguments) for module, name, arguments in json.load(sys.stdin)
 ]
-for process in processes:
+fork = multiprocessing.get_context("fork")  # what is imported once serves them all
+line, started = fork.Barrier(len(runners)), []
+for function, arguments in runners:
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=run, args=(sender, line.wait, function, arguments))
     process.start()
-found = sorted(results.get() for _ in processes)
-for process in processes:
-    process.join()
-print(json.dumps(found))
+    sender.close()
+    started.append((process, receiver))
+results = []
+for process, receiver in started:
+    try:
+        results.append(receiver.recv())
+    except EOFError:
+        process.join()
+        results.append((process.exitcode, None))
+print(json.dumps(results))
 """
+
+
+def dead_process() -> str:
+    """The identity of a process of this host that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = process_identity(process.pid)
+    process.communicate(b"\n")
+    return identity
 
 
 def run_python(code: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -299,16 +308,28 @@ def run_python(code: str, *arguments: object, stdin: str = "") -> subprocess.Com
     )
 
 
-def race(code: str, *runners: tuple[object, ...]) -> list[Any]:
-    """What functions defined by the code return, each run in a process of its own.
+def race(*runners: tuple[Callable[..., Any], *tuple[object, ...]]) -> list[Any]:
+    """What functions of modules return, each called in a process of its own; of one that is killed, its exit code.
 
-    A runner is a function's name and its arguments. Each is handed `wait` as its first argument, which returns once
-    all the processes have called it.
+    A runner is a function and its arguments, which JSON carries: what it does not know comes as text. Each function is
+    given `wait` as its first argument, which returns once all the processes have called it.
     """
-    listed = [(name, [*map(str, arguments)]) for name, *arguments in runners]
-    ran = run_python(textwrap.dedent(code) + RACE, stdin=json.dumps(listed))
+    calls = [(function.__module__, function.__name__, arguments) for function, *arguments in runners]
+    ran = run_python(RACE, stdin=json.dumps(calls, default=str))
     assert ran.returncode == 0, ran.stderr
     results = json.loads(ran.stdout)
-    traces = [trace for _, _, trace in results if trace]
+    traces = [trace for _, trace in results if trace]
     assert not traces, "\n".join(traces)
-    return [result for _, result, _ in results]
+    return [result for result, _ in results]
+
+
+def die_at(call: str, number: int) -> None:
+    """Kill this process when it makes so many calls of that function of `os`, before the last one has an effect."""
+    calls, real = count(1), getattr(os, call)
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **more)
+
+    setattr(os, call, counted)

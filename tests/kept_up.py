@@ -15,7 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.process.identity import process_identity
 from gated_backfill.producer.stack.embedded import free_port
+from gated_backfill.producer.stack.state_file import StackState, places_digest
 from tests.lab import Lab, players
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(3)]
@@ -33,15 +36,21 @@ def upped(lab: Lab) -> Iterator[Lab]:
     lab.command("down", BACKFILL_STOP_SECONDS="0")
 
 
+def stack_state(settings: Settings, **changed: Any) -> StackState:
+    """The state file's contents for a stack of this process."""
+    values: dict[str, Any] = dict.fromkeys(StackState.__dataclass_fields__, "")
+    values |= {"owner": process_identity(), "embedded": True, "workers": 1, "places": places_digest(settings)}
+    return StackState(**values | changed)
+
+
 def state(lab: Lab) -> dict[str, Any]:
     return json.loads((lab.home / "up.json").read_text())
 
 
 def up(lab: Lab, *more: str, **environment: str) -> str:
     """Bring it up, with Flower at a port that no other test uses; returns what was printed."""
-    ports = [
-        word for which in ("--flower-port", "--metrics-port") if which not in more for word in (which, str(free_port()))
-    ]
+    options = [option for option in ("--flower-port", "--metrics-port") if option not in more]
+    ports = [word for option in options for word in (option, str(free_port()))]
     done = lab.command("up", *ports, *more, BACKFILL_WORKERS="1", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -90,7 +99,5 @@ def found_by(stack: dict[str, Any], text: str) -> set[str]:
     """The tasks that the search of Flower's page finds, as the page reads: name, then arguments."""
     query = {"draw": "1", "start": "0", "length": "100", "search[value]": text}
     query |= {"order[0][column]": "0", "order[0][dir]": "asc", "columns[0][data]": "name"}
-    answer = ask(stack, "/tasks/datatable", **query)
-    return (
-        {f"{task['name']} {task['args']}" for task in answer["data"] if task["state"] == "SUCCESS"} if answer else set()
-    )
+    answer = ask(stack, "/tasks/datatable", **query) or {"data": []}
+    return {f"{task['name']} {task['args']}" for task in answer["data"] if task["state"] == "SUCCESS"}

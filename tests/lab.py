@@ -50,13 +50,7 @@ PLAYER_TYPES = PLAYER_JOB.declared_types()
 SUMMARY = PLAYER_JOB.sources[1].table
 UPCOMING = PLAYER_JOB.sources[0].table
 SCHEDULE = {"game_id": "STRING", "season": "STRING", "season_type": "STRING", "game_date": "DATE"}
-PROBE_TYPES: Mapping[str, Any] = {
-    "name": "STRING",
-    "day": "DATE",
-    "value": "FLOAT64",
-    "trick": "STRING",
-    "spoil": "STRING",
-}
+PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
 NEUTRAL = {"STRING": "x", "INT64": 1, "FLOAT64": 20.0, "BOOL": False}
 
 
@@ -64,12 +58,21 @@ def players(count: int, prefix: str = "player") -> list[str]:
     return [f"{prefix}{n:03d}" for n in range(count)]
 
 
+def probe_rows(
+    days: Sequence[date], names: Sequence[str], *, lowest: float = 0.0, trick: str | None = None, spoil: str = ""
+) -> pa.Table:
+    """Rows for a table of the probe jobs, with a value for each name that begins with the lowest."""
+    values = [(name, day, lowest + n) for day in days for n, name in enumerate(names)]
+    rows = [{"name": name, "day": day, "value": value, "trick": trick, "spoil": spoil} for name, day, value in values]
+    return pa.Table.from_pylist(rows, schema=arrow_schema(PROBE_TYPES))
+
+
 def until(condition: Callable[[], Any], what: str) -> Any:
     """What the condition returns once it is true. Fails the test when it does not become so."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         time.sleep(0.02)
     raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
 
@@ -200,23 +203,8 @@ class Lab:
         self._load_probe("expected", days, names)
         self._load_probe("first", days, names, trick=trick, lowest=lowest)
 
-    def _load_probe(
-        self,
-        table: str,
-        days: Sequence[date],
-        names: Sequence[str],
-        *,
-        lowest: float = 0.0,
-        spoil: str = "",
-        **more: Any,
-    ) -> None:
-        rows = [
-            {"name": name, "day": day, "value": lowest + n, "spoil": spoil, **more}
-            for day in days
-            for n, name in enumerate(names)
-        ]
-        loaded = pa.Table.from_pylist(rows, schema=arrow_schema(PROBE_TYPES))
-        self.site.warehouse.load(TableName.parse(f"probe.{table}"), "day", loaded)
+    def _load_probe(self, table: str, days: Sequence[date], names: Sequence[str], **more: Any) -> None:
+        self.site.warehouse.load(TableName("probe", table), "day", probe_rows(days, names, **more))
 
     def keep_only(self, table: str, day: date, column: str, value: str, date_column: str = "game_date") -> None:
         """Delete the other published rows of a day, with nothing of ours."""

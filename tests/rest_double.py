@@ -66,10 +66,10 @@ class RestDouble(Service):
     ) -> None:
         """Fail requests of that call ("" is any; of jobs with ids that begin so), by an error or by an answer."""
         assert (status is None) != (error is None)
-        wrong = error if error is not None else Refused(status or 0, reason, message)
-        self._failures.append(
-            Failure(call=call, job=job, skip=skip, times=times, error=wrong, after_effect=after_effect)
-        )
+        if error is None:
+            error = Refused(status or 0, reason, message)
+        failure = Failure(call=call, job=job, skip=skip, times=times, error=error, after_effect=after_effect)
+        self._failures.append(failure)
 
     def calls(self, call: str, job: str = "") -> list[Request]:
         return [one for one in self.log if one.call == call and one.job.startswith(job)]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 Key = ec.EllipticCurvePrivateKey
@@ -34,12 +35,8 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         made = _certificate(name, key, self.certificate.subject, self.key, authority=False)
         certificate, private = self.file.with_name(f"{name}.pem"), self.file.with_name(f"{name}.key")
-        certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        certificate.write_bytes(made.public_bytes(Encoding.PEM))
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return certificate, private
 
 
@@ -48,7 +45,7 @@ def make_authority(folder: Path, name: str) -> Authority:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     certificate = _certificate(name, key, subject, key, authority=True)
     file = folder / f"{name}.pem"
-    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(certificate.public_bytes(Encoding.PEM))
     return Authority(name, key, certificate, file)
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
-from threading import Barrier
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
-from gated_backfill.common.ledger import DateState, NewAlert, RunState
+from gated_backfill.common.ledger import NewAlert, RunState
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
 from gated_backfill.worker.post_run import deliver_alerts, report_missed_runs
+from tests.builders import at_once
 from tests.lab import Lab, players, until
 from tests.receiver import Receiver, receiving
 
@@ -39,9 +37,19 @@ def prepare(lab: Lab) -> None:
         lab.probe("first", day, players(found))
 
 
-def told_to(lab: Lab, url: str, **more: object) -> Settings:
+def deliver_to(lab: Lab, url: str, owner: str = "me:1:1", **more: object) -> str:
+    """Deliver what waits to the endpoints; what became of it."""
     values = {**lab.settings.model_dump(), "alerts": url, "alert_retry_seconds": 0, **more}
-    return Settings(**values)
+    return deliver(lab.ledger, Settings(**values), owner)
+
+
+def alert_states(lab: Lab) -> set[str]:
+    return {alert.state for alert in lab.ledger.alerts.list_latest_alerts(10)}
+
+
+def text_of(moment: datetime) -> str:
+    """The moment as the ledger's file holds it."""
+    return f"{moment:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def blocked_run(lab: Lab) -> str:
@@ -87,17 +95,14 @@ def test_a_blocked_run_arrives_as_one_message(lab: Lab, receiver: Receiver) -> N
 
 def test_the_list_shows_what_was_told_without_secrets(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
-    deliver(lab.ledger, told_to(lab, receiver.url_for(USER, PASSWORD)), "me:1:1")
+    deliver_to(lab, receiver.url_for(USER, PASSWORD))
 
     listed = json.loads(lab.invoke("alerts", "--json").stdout)
     shown = lab.invoke("alerts", "--last", "1")
 
-    assert {one["kind"]: one["state"] for one in listed} == {
-        "run-finished": "sent",
-        "run-blocked": "sent",
-        "low-coverage": "sent",
-    }
-    assert {tuple(one["delivered_to"]) for one in listed} == {(f"json://127.0.0.1:{receiver.server_port}",)}
+    kinds = ("run-finished", "run-blocked", "low-coverage")
+    assert {alert["kind"]: alert["state"] for alert in listed} == dict.fromkeys(kinds, "sent")
+    assert {tuple(alert["delivered_to"]) for alert in listed} == {(f"json://127.0.0.1:{receiver.server_port}",)}
     assert len(shown.stdout.splitlines()) == 2
     assert PASSWORD not in json.dumps(listed) + shown.stdout
 
@@ -113,7 +118,7 @@ def test_a_run_in_the_background_is_told_by_the_process_that_owns_it(lab: Lab, r
 def test_only_the_kinds_that_are_wanted_are_told(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
 
-    outcome = deliver(lab.ledger, told_to(lab, receiver.url, alert_kinds="low-coverage"), "me:1:1")
+    outcome = deliver_to(lab, receiver.url, alert_kinds="low-coverage")
 
     (message,) = receiver.messages
     assert outcome == "1 of 1 alert(s) delivered, 2 muted"
@@ -134,12 +139,11 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
         ran = lab.invoke(*RUN, "--sequential", BACKFILL_ALERTS=url, BACKFILL_ALERT_TIMEOUT_SECONDS="1")
 
     run = lab.latest_run()
-    states = [row.state for row in lab.ledger.dates.list_dates(run.id)]
     assert ran.exit_code == 3
     assert (run.state, run.reported_at is not None) == (RunState.PARTIAL, True)
-    assert states == [DateState.CHECKPOINTED, DateState.BLOCKED, DateState.BLOCKED]
+    assert lab.states(run.id) == ["checkpointed", "blocked", "blocked"]
     assert len(lab.table_bytes("probe.probe")) == 1
-    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"pending"}
+    assert alert_states(lab) == {"pending"}
     warnings = [line for line in ran.stderr.splitlines() if line]
     assert len(warnings) == 1
     assert warnings[0].startswith("backfill: warning: ")
@@ -148,25 +152,23 @@ def test_a_receiver_that_fails_changes_nothing_about_the_run(lab: Lab, trouble: 
 
 def test_what_was_not_taken_is_delivered_when_the_receiver_is_back(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
-    settings = told_to(lab, receiver.url)
     receiver.status = 503
-    refused = deliver(lab.ledger, settings, "me:1:1")
+    refused = deliver_to(lab, receiver.url)
     receiver.status = 200
 
-    again = deliver(lab.ledger, settings, "me:1:1")
+    again = deliver_to(lab, receiver.url)
 
     assert refused == f"0 of 3 alert(s) delivered; json://127.0.0.1:{receiver.server_port} answered 503"
     assert again == "3 of 3 alert(s) delivered"
     assert len(receiver.messages) == 1
-    assert {(one.state, one.attempts, one.error) for one in lab.ledger.alerts.list_latest_alerts(10)} == {
-        ("sent", 2, None)
-    }
+    alerts = lab.ledger.alerts.list_latest_alerts(10)
+    assert {(alert.state, alert.attempts, alert.error) for alert in alerts} == {("sent", 2, None)}
 
 
 def test_a_url_that_apprise_does_not_know_is_noted_by_its_scheme(lab: Lab) -> None:
     blocked_run(lab)
 
-    outcome = deliver(lab.ledger, told_to(lab, f"slak://{PASSWORD}/b"), "me:1:1")
+    outcome = deliver_to(lab, f"slak://{PASSWORD}/b")
 
     assert outcome == "0 of 3 alert(s) delivered; slak://... wrong url"
     assert PASSWORD not in text_of_everything(lab)
@@ -176,25 +178,18 @@ def test_an_endpoint_that_has_a_message_is_not_sent_it_again_because_of_another(
     blocked_run(lab)
     with receiving() as broken:
         broken.status = 500
-        settings = told_to(lab, f"{receiver.url} {broken.url}")
-        deliver(lab.ledger, settings, "me:1:1")
+        deliver_to(lab, f"{receiver.url} {broken.url}")
         broken.status = 200
-        deliver(lab.ledger, settings, "me:1:1")
+        deliver_to(lab, f"{receiver.url} {broken.url}")
 
         assert (len(receiver.messages), len(broken.messages)) == (1, 1)
-    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"sent"}
+    assert alert_states(lab) == {"sent"}
 
 
 def test_two_that_deliver_at_once_send_once(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
-    settings, line = told_to(lab, receiver.url), Barrier(2)
 
-    def one(number: int) -> str:
-        line.wait()
-        return deliver(lab.ledger, settings, f"other-host:{number}:1")
-
-    with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(one, range(2)))
+    outcomes = at_once(2, lambda number: deliver_to(lab, receiver.url, f"other-host:{number}:1"))
 
     assert sorted(outcomes) == ["3 of 3 alert(s) delivered", "no alerts to send"]
     assert len(receiver.messages) == 1
@@ -204,7 +199,7 @@ def test_several_runs_that_wait_are_told_in_one_message(lab: Lab, receiver: Rece
     prepare(lab)
     runs = [lab.run([day], "probe").run.id for day in (WHOLE, STALE)]
 
-    deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
+    deliver_to(lab, receiver.url)
 
     (message,) = receiver.messages
     assert message["title"].endswith("(and 1 more)")
@@ -213,13 +208,12 @@ def test_several_runs_that_wait_are_told_in_one_message(lab: Lab, receiver: Rece
 
 def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> None:
     blocked_run(lab)
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        connection.execute(text("UPDATE alerts SET created_at = '2023-01-01 00:00:00.000000'"))
+    lab.change_ledger("UPDATE alerts SET created_at = '2023-01-01 00:00:00.000000'")
 
-    outcome = deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
+    outcome = deliver_to(lab, receiver.url)
 
     assert outcome == "no alerts to send, 3 too old"
-    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"failed"}
+    assert alert_states(lab) == {"failed"}
     assert receiver.messages == []
 
 
@@ -284,17 +278,16 @@ def test_stopping_the_telling_costs_neither_the_result_nor_the_exit_code(lab: La
     )
     assert ("`backfill retry" if ends_by_itself else "is cancelled") in out
     assert ("coverage below" if ends_by_itself else "was cancelled") in receiver.heard[0]["title"]
-    assert {one.state for one in lab.ledger.alerts.list_latest_alerts(10)} == {"sending"}
+    assert alert_states(lab) == {"sending"}
 
 
 def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_it(lab: Lab) -> None:
     prepare(lab)
     broken, sound = (lab.run([day], "probe").run.id for day in (WHOLE, STALE))
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        connection.execute(text("UPDATE runs SET reported_at = NULL, owner = NULL"))
-        connection.execute(text("UPDATE run_dates SET verdict = 'unheard-of' WHERE run_id = :run"), {"run": broken})
-        earlier = {"run": broken, "at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
-        connection.execute(text("UPDATE runs SET finished_at = :at WHERE id = :run"), earlier)
+    lab.change_ledger("UPDATE runs SET reported_at = NULL, owner = NULL")
+    lab.change_ledger("UPDATE run_dates SET verdict = 'unheard-of' WHERE run_id = :run", run=broken)
+    earlier = text_of(utcnow() - timedelta(days=2))
+    lab.change_ledger("UPDATE runs SET finished_at = :at WHERE id = :run", run=broken, at=earlier)
 
     with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
         report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings)
@@ -306,36 +299,30 @@ def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_i
 def test_beat_tells_the_runs_of_the_broker_that_nobody_told(lab: Lab, receiver: Receiver) -> None:
     prepare(lab)
     run, deps, dispatcher = lab.opened([STALE], "probe")
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        connection.execute(text("UPDATE runs SET owner = NULL"))
+    lab.change_ledger("UPDATE runs SET owner = NULL")
     dispatcher.drain(deps, lambda: None)
     assert lab.ledger.runs.get_run(run.id).has_ended
 
     assert report_missed_runs(deps) == f"reported the end of 1 run(s): {run.id}"
     assert report_missed_runs(deps) == "reported the end of 0 run(s)"
     assert deliver_alerts(deps) == "no endpoints are set"
-    assert deliver(deps.ledger, told_to(lab, receiver.url), deps.owner) == "3 of 3 alert(s) delivered"
+    assert deliver_to(lab, receiver.url, deps.owner) == "3 of 3 alert(s) delivered"
 
 
-def test_the_end_of_a_run_long_ago_is_history_not_news(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("finished_at", "alerts"),
+    [
+        pytest.param(datetime(2023, 1, 1, tzinfo=UTC), 0, id="long-ago-is-history"),
+        pytest.param(utcnow() - timedelta(days=2), 3, id="two-days-late-is-news"),
+    ],
+)
+def test_the_end_of_a_run_is_reported_late_but_not_after_long(lab: Lab, finished_at: datetime, alerts: int) -> None:
     run_id = blocked_run(lab)
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        connection.execute(text("DELETE FROM alerts"))
-        connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = '2023-01-01 00:00:00.000000'"))
+    lab.change_ledger("DELETE FROM alerts")
+    lab.change_ledger("UPDATE runs SET reported_at = NULL, finished_at = :at", at=text_of(finished_at))
 
     assert report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert lab.ledger.alerts.list_latest_alerts(10) == []
-
-
-def test_the_end_of_a_run_is_told_two_days_late_as_well(lab: Lab) -> None:
-    run_id = blocked_run(lab)
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        connection.execute(text("DELETE FROM alerts"))
-        at = {"at": f"{utcnow() - timedelta(days=2):%Y-%m-%d %H:%M:%S.%f}"}
-        connection.execute(text("UPDATE runs SET reported_at = NULL, finished_at = :at"), at)
-
-    assert report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings) == [run_id]
-    assert len(lab.ledger.alerts.list_latest_alerts(10)) == 3
+    assert len(lab.ledger.alerts.list_latest_alerts(10)) == alerts
 
 
 def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> None:
@@ -359,9 +346,8 @@ def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> N
     ledger = lab.ledger
     assert not record_beat_silence(ledger)
     seen = utcnow()
-    with create_engine(lab.settings.ledger_url).begin() as connection:
-        row = {"name": "heartbeat", "at": f"{seen:%Y-%m-%d %H:%M:%S.%f}"}
-        connection.execute(text("INSERT INTO maintenance (name, done_slot, finished_at) VALUES (:name, :at, :at)"), row)
+    row = "INSERT INTO maintenance (name, done_slot, finished_at) VALUES ('heartbeat', :at, :at)"
+    lab.change_ledger(row, at=text_of(seen))
 
     assert not record_beat_silence(ledger, seen + timedelta(minutes=10))
     assert record_beat_silence(ledger, seen + timedelta(minutes=11))
@@ -405,16 +391,13 @@ def test_a_wrong_url_is_refused_without_being_shown(lab: Lab, urls: str, says: s
 
 
 def test_the_doctor_finds_a_wrong_url_and_sends_nothing(lab: Lab, receiver: Receiver) -> None:
-    wrong = lab.invoke("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=f"slak://{PASSWORD}/b/c")
-    right = lab.invoke("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=receiver.url_for(USER, PASSWORD))
-
-    levels = [
-        next(one["level"] for one in json.loads(ran.stdout)["checks"] if one["check"] == "alerts")
-        for ran in (wrong, right)
-    ]
-    assert levels == ["FAIL", "OK"]
+    urls = {f"slak://{PASSWORD}/b/c": "FAIL", receiver.url_for(USER, PASSWORD): "OK"}
+    for url, level in urls.items():
+        ran = lab.invoke("doctor", "--job", "probe", "--json", BACKFILL_ALERTS=url)
+        levels = {check["check"]: check["level"] for check in json.loads(ran.stdout)["checks"]}
+        assert levels["alerts"] == level
+        assert PASSWORD not in ran.stdout + ran.stderr
     assert receiver.messages == []
-    assert PASSWORD not in wrong.stdout + wrong.stderr + right.stdout + right.stderr
 
 
 def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
@@ -428,7 +411,7 @@ def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> Non
     alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", body="...")
     lab.ledger.alerts.record_alert(alert)
 
-    deliver(lab.ledger, told_to(lab, receiver.url), "me:1:1")
+    deliver_to(lab, receiver.url)
 
     assert [message["title"] for message in receiver.messages] == ["backfill: 12,000 stale rows removed"]
 

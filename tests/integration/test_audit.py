@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -17,9 +17,7 @@ from gated_backfill.common.audit.audit import audit_dates, record_audit
 from gated_backfill.common.audit.findings import AuditFinding, AuditResult
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
-from gated_backfill.common.model.arrow_types import arrow_schema
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.cli.main import app
@@ -34,21 +32,27 @@ YESTERDAY = TODAY - timedelta(days=1)
 DAYS = [YESTERDAY - timedelta(days=n) for n in (4, 3, 2, 1, 0)]
 TARGET = "probe.probe"
 PROBE_COLUMNS = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "source": "STRING"}
-SOURCE_COLUMNS = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
 COVERAGE = ("coverage", "--job", "probe")
 
 
 def expect(lab: Lab, *days: date, count: int = 20) -> None:
     """So many are expected on each of the days, and the first source has them."""
-    listed = [(name, day, float(n), None, "") for day in days for n, name in enumerate(players(count))]
-    rows = pa.table([list(column) for column in zip(*listed, strict=True)], schema=arrow_schema(SOURCE_COLUMNS))
-    for table in ("expected", "first"):
-        lab.site.warehouse.load(TableName("probe", table), "day", rows)
+    lab.probe_all(days, players(count))
 
 
-def write(lab: Lab, day: date, count: int) -> None:
-    """Rows of the target that no run wrote."""
-    lab.load(TARGET, day, [{"name": name} for name in players(count)], PROBE_COLUMNS)
+def write(lab: Lab, day: date, names: int | Sequence[str]) -> None:
+    """Rows of the target that no run wrote: of these names, or of so many players."""
+    listed = players(names) if isinstance(names, int) else names
+    lab.load(TARGET, day, [{"name": name} for name in listed], PROBE_COLUMNS)
+
+
+def part_of(lab: Lab, table: str, day: date) -> Path:
+    """The file of a date of a table in the dataset `probe`."""
+    return lab.home / "warehouse" / "probe" / table / f"day={day}" / "part.parquet"
+
+
+def flagged_dates(lab: Lab, job: str = "probe") -> list[date]:
+    return list(lab.ledger.flags.list_open_flags(job))
 
 
 def audit(lab: Lab, *days: date, job: str = "probe") -> AuditResult:
@@ -68,9 +72,8 @@ def alerts(lab: Lab) -> list[dict[str, Any]]:
     """What audits had written down to be told, oldest first, read with nothing of ours."""
     with closing(sqlite3.connect(lab.home / "ledger.db")) as connection:
         connection.row_factory = sqlite3.Row
-        return [
-            dict(row) for row in connection.execute("SELECT * FROM alerts WHERE kind = 'audit' ORDER BY created_at")
-        ]
+        rows = connection.execute("SELECT * FROM alerts WHERE kind = 'audit' ORDER BY created_at")
+        return [dict(row) for row in rows]
 
 
 def coverage(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -107,7 +110,7 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
 
     assert repaired.exit_code == 0, repaired.output
     assert sorted(map(str, lab.published(TARGET, day, "day"))) == sorted(map(str, whole))
-    assert lab.ledger.flags.list_open_flags("probe") == {}
+    assert flagged_dates(lab) == []
     code, report = coverage(lab, "--dates", str(YESTERDAY))
     assert (code, report["fine"], report["counts"]["complete"]) == (0, True, 1)
     assert "probe: 1 complete; 0 newly flagged" in audited(lab.opened_again())
@@ -123,24 +126,24 @@ def test_what_nobody_proved_what_came_late_and_what_is_missing_are_found(lab: La
     expect(lab, late, count=30)
     write(lab, changed, 20)
 
-    found = audit(lab, *DAYS)
+    result = audit(lab, *DAYS)
 
-    assert {one.day: one.finding for one in found.dates} == {
+    assert {audited_date.day: audited_date.finding for audited_date in result.dates} == {
         by_hand: AuditFinding.COMPLETE,
         partly_by_hand: AuditFinding.INCOMPLETE,
         late: AuditFinding.INCOMPLETE,
         missing: AuditFinding.MISSING,
         changed: AuditFinding.CHANGED,
     }
-    whole, partial, grown, nothing, _ = found.dates
+    whole, partial, grown, nothing, _ = result.dates
     assert (whole.written_by, partial.written_by, nothing.written_by) == ("not by a run", "not by a run", "-")
     assert grown.written_by.startswith("run ")
     assert partial.missing == tuple(players(20)[17:])
     assert grown.describe_missing() == f"missing 10: {', '.join(players(30)[20:])}"
     assert (nothing.missing_count, len(nothing.missing)) == (20, 12)
-    record_audit(found, lab.ledger, "a test")
-    lab.run(list(lab.ledger.flags.list_open_flags("probe")), "probe", reprocess=Reprocess.ALL)
-    assert lab.ledger.flags.list_open_flags("probe") == {}
+    record_audit(result, lab.ledger, "a test")
+    lab.run(flagged_dates(lab), "probe", reprocess=Reprocess.ALL)
+    assert flagged_dates(lab) == []
     assert set(findings(lab, *DAYS).values()) == {AuditFinding.COMPLETE}
 
 
@@ -151,17 +154,12 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
     assert found.notes == (f"target {TARGET} does not exist: no date has published rows",)
     assert not found.is_fine
 
-    rows = [{"name": name} for name in [*players(20), "player003", "player004", "player004"]]
-    any_lab.load(TARGET, DAYS[0], rows, PROBE_COLUMNS)
+    write(any_lab, DAYS[0], [*players(20), "player003", "player004", "player004"])
     expect(any_lab, DAYS[1])
     write(any_lab, DAYS[1], 17)
     twice, partial = audit(any_lab, *DAYS[:2]).dates
-    assert (twice.finding, twice.observed.duplicates, twice.observed.rows, twice.observed.matched) == (
-        AuditFinding.DUPLICATED,
-        2,
-        23,
-        20,
-    )
+    assert twice.finding is AuditFinding.DUPLICATED
+    assert (twice.observed.duplicates, twice.observed.rows, twice.observed.matched) == (2, 23, 20)
     assert (partial.finding, partial.missing) == (AuditFinding.INCOMPLETE, tuple(players(20)[17:]))
 
 
@@ -170,7 +168,7 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
 
 def test_strangers_do_not_stand_in_for_who_is_missing(lab: Lab) -> None:
     expect(lab, YESTERDAY)
-    lab.load(TARGET, YESTERDAY, [{"name": name} for name in players(20, "stranger")], PROBE_COLUMNS)
+    write(lab, YESTERDAY, players(20, "stranger"))
     (found,) = audit(lab, YESTERDAY).dates
     assert (found.finding, found.observed.matched, found.observed.rows) == (AuditFinding.INCOMPLETE, 0, 20)
 
@@ -182,7 +180,7 @@ def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab)
 
     listed = lab.invoke(*COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
 
-    assert (listed.exit_code, lab.ledger.flags.list_open_flags("probe")) == (0, {})
+    assert (listed.exit_code, flagged_dates(lab)) == (0, [])
     assert f"forced by run {run.id}, rows unchanged since; now 5 of 20" in listed.stdout.replace("\n", " ")
     assert "flagged: 0 date(s)" in listed.stdout
     write(lab, YESTERDAY, 4)
@@ -252,13 +250,11 @@ def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch
     expect(lab, *DAYS)
     lab.run(DAYS[:4], "probe")
     write(lab, DAYS[1], 3)
-    assert list(findings(lab, *reversed(DAYS)).items()) == [
-        (DAYS[0], AuditFinding.COMPLETE),
-        (DAYS[1], AuditFinding.INCOMPLETE),
-        (DAYS[2], AuditFinding.COMPLETE),
-        (DAYS[3], AuditFinding.COMPLETE),
-        (DAYS[4], AuditFinding.MISSING),
-    ]
+    by_date = findings(lab, *reversed(DAYS))
+    assert list(by_date) == DAYS
+    assert [finding.value for finding in by_date.values()] == [
+        "complete", "incomplete", "complete", "complete", "missing",
+    ]  # fmt: skip
 
 
 def test_what_can_not_be_read_is_an_error_not_a_finding(lab: Lab) -> None:
@@ -266,7 +262,7 @@ def test_what_can_not_be_read_is_an_error_not_a_finding(lab: Lab) -> None:
         audit(lab, YESTERDAY)
     expect(lab, YESTERDAY)
     write(lab, YESTERDAY, 20)
-    part = lab.home / "warehouse" / "probe" / "probe" / f"day={YESTERDAY}" / "part.parquet"
+    part = part_of(lab, "probe", YESTERDAY)
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(SchemaMismatch, match="not a readable Parquet file"):
         audit(lab, YESTERDAY)
@@ -278,10 +274,10 @@ def test_undoing_the_repair_brings_the_flag_back(lab: Lab) -> None:
     lab.keep_only(TARGET, YESTERDAY, "name", "player001", "day")
     record_audit(audit(lab, YESTERDAY), lab.ledger, "a test")
     repair = lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL).run
-    assert lab.ledger.flags.list_open_flags("probe") == {}
+    assert flagged_dates(lab) == []
     undo_run(plan_undo(repair.id, lab.site), lab.site, "a test")
     assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.INCOMPLETE}
-    assert list(lab.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
+    assert flagged_dates(lab) == [YESTERDAY]
 
 
 # -- the commands -------------------------------------------------------------------------------------------------
@@ -325,7 +321,7 @@ def test_the_report_counts_lists_what_is_wrong_and_says_what_to_run(lab: Lab) ->
     listed = [line.split()[:4] for line in shown.stdout.splitlines() if line.startswith(str(today().year))]
     assert listed == [[str(DAYS[1]), "incomplete", "3/20", "15.0"], [str(DAYS[2]), "missing", "0/20", "0.0"]]
     assert "with --flag-incomplete, then: backfill run --job probe --flagged" in shown.stdout
-    assert lab.ledger.flags.list_open_flags("probe") == {}
+    assert flagged_dates(lab) == []
     flagged = lab.invoke(*COVERAGE, *span, "--flag-incomplete", "--every-date")
     assert "flagged: 2 date(s)" in flagged.stdout
     assert "next: backfill run --job probe --flagged" in flagged.stdout
@@ -346,7 +342,7 @@ def test_flagged_dates_alone_are_planned_and_built_though_checkpointed(lab: Lab)
     assert ran.exit_code == 0, ran.output
     (row,) = lab.ledger.dates.list_dates(lab.latest_run().id)
     assert (row.day, row.rows) == (DAYS[0], 20)
-    assert list(lab.ledger.flags.list_open_flags("probe")) == [DAYS[1]]
+    assert flagged_dates(lab) == [DAYS[1]]
 
 
 def test_without_a_flag_there_is_nothing_to_do(lab: Lab) -> None:
@@ -382,7 +378,7 @@ def test_only_what_runs_have_dealt_with_is_audited_daily(lab: Lab) -> None:
 
     assert "probe: 1 complete, 1 missing; 1 newly flagged" in outcome
     assert "player_composite_factors" not in outcome  # the shipped job is left out until it is run
-    assert list(lab.ledger.flags.list_open_flags("probe")) == [YESTERDAY]
+    assert flagged_dates(lab) == [YESTERDAY]
     (alert,) = alerts(lab)
     assert f"{YESTERDAY} missing 0/20 (0.0 %)" in alert["body"]
 
@@ -412,7 +408,7 @@ def test_an_audit_that_died_before_it_flagged_tells_once(lab: Lab) -> None:
     audited(deps)
     lab.ledger.flags.clear_flags("probe", DAYS, "a test")  # as if it had died between the alert and the flags
     audited(deps)
-    assert (len(alerts(lab)), list(lab.ledger.flags.list_open_flags("probe"))) == (1, [DAYS[0]])
+    assert (len(alerts(lab)), flagged_dates(lab)) == (1, [DAYS[0]])
 
 
 def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
@@ -425,17 +421,15 @@ def test_a_flag_is_cleared_when_its_date_is_found_to_be_fine(lab: Lab) -> None:
 
 
 def test_an_expectation_that_is_lost_is_told_once_and_not_flagged(lab: Lab) -> None:
-    expect(lab, DAYS[0])
-    expect(lab, DAYS[1])
+    expect(lab, *DAYS[:2])
     lab.run(DAYS[:2], "probe")
-    part = lab.home / "warehouse" / "probe" / "expected" / f"day={DAYS[1]}" / "part.parquet"
-    part.unlink()
+    part_of(lab, "expected", DAYS[1]).unlink()
     deps = lab.opened_again()
     assert "1 expectation incomplete" in audited(deps)
     audited(deps)
     (alert,) = alerts(lab)
     assert "20 were expected when run" in alert["body"]
-    assert lab.ledger.flags.list_open_flags("probe") == {}
+    assert flagged_dates(lab) == []
 
 
 def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) -> None:
@@ -444,14 +438,14 @@ def test_a_job_whose_audit_fails_does_not_keep_the_others_from_theirs(lab: Lab) 
     lab.run(DAYS, "probe_in_a_hurry")
     write(lab, YESTERDAY, 3)
     lab.keep_only("probe.probe_in_a_hurry", DAYS[0], "name", "player001", "day")
-    (lab.home / "warehouse" / "probe" / "probe" / f"day={DAYS[2]}" / "part.parquet").write_bytes(b"no Parquet")
+    part_of(lab, "probe", DAYS[2]).write_bytes(b"no Parquet")
 
     with pytest.raises(AuditFailed, match=r"1 job\(s\) could not be audited: probe: ") as failed:
         audited(lab.opened_again())
 
     assert "probe_in_a_hurry: 4 complete, 1 incomplete; 1 newly flagged" in str(failed.value)
-    assert lab.ledger.flags.list_open_flags("probe") == {}
-    assert list(lab.ledger.flags.list_open_flags("probe_in_a_hurry")) == [DAYS[0]]
+    assert flagged_dates(lab) == []
+    assert flagged_dates(lab, "probe_in_a_hurry") == [DAYS[0]]
 
 
 def test_a_job_that_has_run_and_whose_expectation_does_not_exist_is_no_success(lab: Lab) -> None:

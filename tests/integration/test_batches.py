@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event
 
-from gated_backfill.common.ledger import DateState, Ledger, RunState
+from gated_backfill.common.ledger import DateState, Ledger, Run, RunState
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.job import Batch, Job
+from gated_backfill.common.model.job import Batch
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
@@ -27,7 +27,9 @@ from gated_backfill.worker.dates import process as processing
 from gated_backfill.worker.dates.hard_time_limit import handle_hard_time_limit
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, RetryLater
 from gated_backfill.worker.dates.process import process_dates
-from tests.builders import answering, claim_date, everyone_is_dead, everyone_lives, queued_run, staged_date
+from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.inline import InlineDispatcher
+from tests.builders import LEASE, answering, claimed_date, everyone_is_dead, everyone_lives, queued_run, staged_date
 from tests.lab import Lab, players
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
@@ -36,18 +38,18 @@ FACTORS = "nba_precompute.player_composite_factors"
 AROUND_THE_INCIDENT = DateRange(start=date(2023, 2, 8), through=date(2023, 2, 28))
 
 
-def prepare(lab: Lab, days: Sequence[date] = DAYS) -> None:
-    for day in days:
-        lab.probe("expected", day, players(4))
-        lab.probe("first", day, players(4))
+def open_prepared(lab: Lab, **first: Any) -> tuple[Run, Deps, InlineDispatcher]:
+    """A running run over tables in which each date is whole; `first` is how the first source of a date differs."""
+    lab.probe_all(DAYS, players(4))
+    if first:
+        lab.probe("first", **{"names": players(4), **first})
+    return lab.opened(DAYS, "probe")
 
 
-def states(lab: Lab, run: str) -> list[str]:
-    return [row.state.value for row in lab.ledger.dates.list_dates(run)]
-
-
-def soon() -> datetime:
-    return utcnow() + timedelta(minutes=1)
+def replace_process(monkeypatch: pytest.MonkeyPatch, process: Callable[[Batch], Any]) -> None:
+    """Workers find a job like the probe job, which is processed so."""
+    job = replace(find_job("probe"), process=process)
+    monkeypatch.setattr(processing, "find_job", lambda name: job)
 
 
 class Seen:
@@ -61,12 +63,7 @@ class Seen:
             self.batches.append(batch.days)
             return original.process(batch)
 
-        job = replace(original, process=process)
-
-        def found(name: str) -> Job:
-            return job
-
-        monkeypatch.setattr(processing, "find_job", found)
+        replace_process(monkeypatch, process)
 
 
 # -- the same tables --
@@ -93,16 +90,14 @@ def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dat
 
 
 def test_dates_whose_sources_differ_are_processed_apart(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(lab)
-    lab.probe("first", DAYS[1], players(1))
     lab.probe("second", DAYS[1], players(4))
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab, day=DAYS[1], names=players(1))
     seen = Seen(monkeypatch)
 
     process_dates(run.id, DAYS, deps)
 
     assert sorted(seen.batches) == [(DAYS[0], *DAYS[2:]), (DAYS[1],)]
-    assert states(lab, run.id) == ["staged"] * 6
+    assert lab.states(run.id) == ["staged"] * 6
 
 
 def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
@@ -112,10 +107,9 @@ def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
         lab.probe("second", day, players(4))
     for number in (1, 3):
         lab.run(DAYS[:3], "probe", fallback=Fallback.FILL, dates_per_task=number, reprocess=Reprocess.ALL)
-        of_first = [
-            [row["name"] for row in lab.published(TARGET, day, "day") if row["source"] == "first"] for day in DAYS[:3]
-        ]
-        assert of_first == [players(4)[n : n + 2] for n in range(3)]
+        for n, day in enumerate(DAYS[:3]):
+            rows = lab.published(TARGET, day, "day")
+            assert [row["name"] for row in rows if row["source"] == "first"] == players(4)[n : n + 2]
 
 
 # -- each date's fate is its own --
@@ -132,15 +126,13 @@ def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
 def test_a_date_that_fails_fails_alone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, spoil: str, trick: str | None, error: str
 ) -> None:
-    prepare(lab)
-    lab.probe("first", DAYS[2], players(4), spoil=spoil, trick=trick)
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab, day=DAYS[2], spoil=spoil, trick=trick)
     seen = Seen(monkeypatch)
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == states(lab, run.id)
-    assert states(lab, run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
+    assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == lab.states(run.id)
+    assert lab.states(run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
     (failed,) = lab.ledger.dates.list_dates(run.id, states=[DateState.FAILED])
     assert error in (failed.error or "")
     assert len(seen.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
@@ -160,21 +152,18 @@ def test_a_job_that_always_mixes_dates_is_processed_date_by_date(lab: Lab, monke
 
 
 def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_date(lab: Lab) -> None:
-    prepare(lab)
-    lab.probe("first", DAYS[4], players(4), trick="transient:9")
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab, day=DAYS[4], trick="transient:9")
 
     with pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
-    assert states(lab, run.id) == ["queued"] * 6
+    assert lab.states(run.id) == ["queued"] * 6
 
     process_dates(run.id, DAYS, deps, retries=deps.settings.max_retries)
-    assert states(lab, run.id) == ["staged"] * 4 + ["failed", "staged"]
+    assert lab.states(run.id) == ["staged"] * 4 + ["failed", "staged"]
 
 
 def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab) -> None:
-    prepare(lab)
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab)
     told: list[str] = []
 
     def once(*_: object) -> None:  # in the transaction that claims the dates
@@ -186,19 +175,15 @@ def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab
     with answering(signal.SIGUSR1, by=SoftTimeLimitExceeded), pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
     assert told
-    assert states(lab, run.id) == ["queued"] * 6
+    assert lab.states(run.id) == ["queued"] * 6
 
     process_dates(run.id, DAYS, deps, retries=1)
-    assert states(lab, run.id) == ["staged"] * 6
+    assert lab.states(run.id) == ["staged"] * 6
     assert {row.deaths for row in lab.ledger.dates.list_dates(run.id)} == {0}
 
 
-def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_long(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare(lab)
-    lab.probe("first", DAYS[0], players(4), trick="raise")
-    run, deps, dispatcher = lab.opened(DAYS, "probe")
+def test_a_task_whose_time_is_up_sends_its_other_dates_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, deps, dispatcher = open_prepared(lab, day=DAYS[0], trick="raise")
     dispatcher._sent.clear()
     original = find_job("probe").process
 
@@ -209,18 +194,17 @@ def test_a_task_whose_time_is_up_sends_what_is_left_of_it_alone_whoever_took_so_
             raise RuntimeError("together they fail")
         return original(batch)
 
-    monkeypatch.setattr(processing, "find_job", lambda name: replace(find_job("probe"), process=process))
+    replace_process(monkeypatch, process)
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert states(lab, run.id) == ["failed", "staged", "staged", "staged", "queued", "queued"]
+    assert lab.states(run.id) == ["failed", "staged", "staged", "staged", "queued", "queued"]
     assert [days for _, _, days in dispatcher._sent] == [(DAYS[4],), (DAYS[5],), ()]  # and the gate, after them
     assert len(outcomes) == 6
 
 
 def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_is_failed(lab: Lab) -> None:
-    prepare(lab)
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab)
     ledger = lab.ledger
     assert claim(ledger, run, DAYS[2:4], deps.owner) == DAYS[2:4]
 
@@ -230,24 +214,21 @@ def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_i
 
     assert claim(ledger, run, DAYS[2:3], deps.owner) == DAYS[2:3]
     assert handle_hard_time_limit(run.id, DAYS[2:3], ledger, owner=deps.owner, seconds=3) == []
-    assert states(lab, run.id) == ["queued", "queued", "failed", "queued", "queued", "queued"]
+    assert lab.states(run.id) == ["queued", "queued", "failed", "queued", "queued", "queued"]
 
 
 def test_what_is_not_allowed_fails_all_of_them_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(lab)
-    lab.probe("first", DAYS[0], players(4), trick="forbid")
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab, day=DAYS[0], trick="forbid")
     seen = Seen(monkeypatch)
 
     process_dates(run.id, DAYS, deps)
 
-    assert states(lab, run.id) == ["failed"] * 6
+    assert lab.states(run.id) == ["failed"] * 6
     assert len(seen.batches) == 1
 
 
 def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(lab)
-    run, deps, _ = lab.opened(DAYS, "probe")
+    run, deps, _ = open_prepared(lab)
     ledger = lab.ledger
     original = find_job("probe").process
 
@@ -255,31 +236,31 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
         ledger.orders.cancel_run(run.id, by="somebody", now=True)
         return original(batch)
 
-    monkeypatch.setattr(processing, "find_job", lambda name: replace(find_job("probe"), process=process))
+    replace_process(monkeypatch, process)
 
     outcomes = process_dates(run.id, DAYS, deps)
 
     assert {one.state for one in outcomes} == {NOT_CLAIMED}
-    assert states(lab, run.id) == ["cancelled"] * 6
+    assert lab.states(run.id) == ["cancelled"] * 6
     assert not list((lab.home / "staging").rglob("*.parquet"))
 
 
 def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_once(lab: Lab) -> None:
-    prepare(lab)
-    run, deps, _ = lab.opened(DAYS, "probe")
-    assert claim_date(lab.ledger, run, DAYS[1], process_identity(os.getppid()), soon())
+    run, deps, _ = open_prepared(lab)
+    claimed_date(lab.ledger, run, DAYS[1], owner=process_identity(os.getppid()))
 
     with pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
 
-    assert states(lab, run.id) == ["staged", "processing", *["staged"] * 4]
+    assert lab.states(run.id) == ["staged", "processing", *["staged"] * 4]
 
 
 # -- how they are claimed --
 
 
 def claim(ledger: Ledger, run: Any, days: Sequence[date], owner: str, *, is_dead: Any = everyone_lives) -> list[date]:
-    return [row.day for row in ledger.claims.claim_dates(run.id, days, owner, soon(), is_dead=is_dead, max_deaths=3)]
+    rows = ledger.claims.claim_dates(run.id, days, owner, utcnow() + LEASE, is_dead=is_dead, max_deaths=3)
+    return [row.day for row in rows]
 
 
 def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_last(ledger: Ledger) -> None:
@@ -309,9 +290,8 @@ def test_what_a_worker_leaves_is_what_it_still_holds(ledger: Ledger) -> None:
 
     ends = {day: (DateState.SKIPPED, {"reason": str(day)}) for day in DAYS}
     assert ledger.claims.release_dates(run.id, ends, owner="worker") == frozenset(DAYS[:2])
-    assert [row.state.value for row in ledger.dates.list_dates(run.id)] == ["skipped"] * 2 + ["processing"] + [
-        "queued"
-    ] * 3
+    states = [row.state.value for row in ledger.dates.list_dates(run.id)]
+    assert states == ["skipped"] * 2 + ["processing"] + ["queued"] * 3
 
 
 def test_dates_given_back_of_a_run_that_is_being_cancelled_are_cancelled(ledger: Ledger) -> None:
@@ -344,18 +324,19 @@ def test_a_job_s_pace_is_that_of_the_run_lately_or_of_the_runs_before(ledger: Le
 
 @pytest.mark.parametrize("text", ["0", "some"])
 def test_dates_per_task_that_are_none_are_refused_in_one_line(lab: Lab, text: str) -> None:
-    prepare(lab)
-    refused = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), "--dates-per-task", text)
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "or auto" in refused.stderr
-    set_wrong = lab.inside("run", "--job", "probe", "--dates", str(DAYS[0]), BACKFILL_DATES_PER_TASK=text)
-    assert (set_wrong.returncode, len(set_wrong.stderr.splitlines())) == (2, 1)
-    assert "BACKFILL_DATES_PER_TASK" in set_wrong.stderr
+    lab.probe_all(DAYS, players(4))
+    run = ("run", "--job", "probe", "--dates", str(DAYS[0]))
+    for refused, error in (
+        (lab.inside(*run, "--dates-per-task", text), "or auto"),
+        (lab.inside(*run, BACKFILL_DATES_PER_TASK=text), "BACKFILL_DATES_PER_TASK"),
+    ):
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert error in refused.stderr
     assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_tasks_of_an_embedded_run_have_as_many_dates_as_asked_for(lab: Lab) -> None:
-    prepare(lab)
+    lab.probe_all(DAYS, players(4))
     ran = lab.command("run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--dates-per-task", "4")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rows = lab.ledger.dates.list_dates(lab.ledger.runs.list_latest_runs()[0].id)

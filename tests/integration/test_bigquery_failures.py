@@ -43,8 +43,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "time", hasty)
 
 
+Files = list[StagedFile]
+
+
 @pytest.fixture
-def files(staging: Staging) -> list[StagedFile]:
+def files(staging: Staging) -> Files:
     return [staged(staging, day) for day in DAYS]
 
 
@@ -52,9 +55,21 @@ def held(double: RestDouble) -> dict[Any, str]:
     return double.dates.held.get(str(TABLE), {})
 
 
+def die_while_publishing(double: RestDouble, files: Files, *, after_effect: bool = False) -> None:
+    """A process that publishes dies when it starts the job, or when it is answered."""
+    double.fail("jobs.insert", job="backfill-publish-", error=Died(), after_effect=after_effect)
+    with pytest.raises(Died):
+        publish(opened(double), files)
+
+
 def job_ids(double: RestDouble, kind: str) -> list[str]:
     """The jobs of ours on record, in their order, each by its number."""
     return [name.rpartition("-")[2] for name in double.jobs if name.startswith(f"backfill-{kind}-")]
+
+
+def read_or_publish(warehouse: BigQueryWarehouse, doing: str, files: Files) -> None:
+    """What meets the errors: a query, or a publication."""
+    publish(warehouse, files) if doing == "publish" else warehouse.read(scan(span(FEB_23)))
 
 
 # -- once, whatever is lost on the way ----------------------------------------------------------------------------
@@ -66,9 +81,7 @@ def job_ids(double: RestDouble, kind: str) -> list[str]:
     [pytest.param({"error": LOST}, id="connection"), pytest.param({"status": 503, "reason": "backendError"}, id="503")],
 )
 @pytest.mark.usefixtures("no_pauses")
-def test_whichever_request_fails_once_the_window_is_published_once(
-    files: list[StagedFile], wrong: dict[str, Any], after_effect: bool
-) -> None:
+def test_a_window_is_published_once_whichever_request_fails(files: Files, wrong: Any, after_effect: bool) -> None:
     smooth = RestDouble(answer=nobody)
     assert publish(opened(smooth), files) == PUBLISHED
     for number, failing in enumerate(smooth.log):
@@ -81,36 +94,29 @@ def test_whichever_request_fails_once_the_window_is_published_once(
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_publication_whose_answer_is_lost_is_waited_for(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_a_publication_whose_answer_is_lost_is_waited_for(double: RestDouble, files: Files) -> None:
     double.slow("backfill-publish-", polls=3)
     double.fail("jobs.insert", job="backfill-publish-", error=LOST, after_effect=True)
-    assert publish(rest_warehouse, files) == PUBLISHED
+    assert publish(opened(double), files) == PUBLISHED
     assert len(double.calls("jobs.insert", "backfill-publish-")) == 2  # the second was refused as a duplicate
     assert job_ids(double, "publish") == ["0"]
     assert len(double.dates.scripts) == 1
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_job_that_is_a_duplicate_and_not_found_yet_is_waited_for(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_a_job_that_is_a_duplicate_and_not_found_yet_is_waited_for(double: RestDouble, files: Files) -> None:
     double.fail("jobs.insert", job="backfill-publish-", error=LOST, after_effect=True)
     double.fail("jobs.get", job="backfill-publish-", status=404, reason="notFound", times=2)
-    assert publish(rest_warehouse, files) == PUBLISHED
+    assert publish(opened(double), files) == PUBLISHED
     assert job_ids(double, "publish") == ["0"]
 
 
-@pytest.mark.parametrize("folder", ["staging", "bucket_staging"])
 @pytest.mark.usefixtures("no_pauses")
-def test_a_load_whose_answer_is_lost_is_waited_for(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, folder: str, request: pytest.FixtureRequest
-) -> None:
-    there = [staged(request.getfixturevalue(folder), day) for day in DAYS]
-    call = "jobs.upload.put" if folder == "staging" else "jobs.insert"
+def test_a_load_whose_answer_is_lost_is_waited_for(double: RestDouble, any_staging: Staging) -> None:
+    there = [staged(any_staging, day) for day in DAYS]
+    call = "jobs.insert" if str(any_staging.root).startswith("gs://") else "jobs.upload.put"
     double.fail(call, job="backfill-load-", error=LOST, after_effect=True)
-    assert publish(rest_warehouse, there) == PUBLISHED
+    assert publish(opened(double), there) == PUBLISHED
     assert len(double.calls(call, "backfill-load-")) == 2
     assert job_ids(double, "load") == ["0"]
 
@@ -118,9 +124,7 @@ def test_a_load_whose_answer_is_lost_is_waited_for(
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("after_effect", [pytest.param(False, id="before"), pytest.param(True, id="after")])
 @pytest.mark.usefixtures("no_pauses")
-def test_an_upload_that_the_service_has_forgotten_midway_is_begun_anew(
-    double: RestDouble, files: list[StagedFile], status: int, after_effect: bool
-) -> None:
+def test_a_forgotten_upload_is_begun_anew(double: RestDouble, files: Files, status: int, after_effect: bool) -> None:
     double.fail("jobs.upload.put", status=status, reason="notFound", after_effect=after_effect, times=2)
     assert publish(opened(double), files) == PUBLISHED
     assert len(double.calls("jobs.upload")) == 3
@@ -128,7 +132,7 @@ def test_an_upload_that_the_service_has_forgotten_midway_is_begun_anew(
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_an_upload_into_what_is_not_there_is_not_begun_anew(double: RestDouble, files: list[StagedFile]) -> None:
+def test_an_upload_into_what_is_not_there_is_not_begun_anew(double: RestDouble, files: Files) -> None:
     said = "Not found: Dataset test-project:nba"
     double.fail("jobs.upload.put", status=404, reason="notFound", message=said, times=FOR_EVER)
     with pytest.raises(TableNotFound):
@@ -137,24 +141,20 @@ def test_an_upload_into_what_is_not_there_is_not_begun_anew(double: RestDouble, 
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_an_upload_that_is_forgotten_again_and_again_may_succeed_later(
-    double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_an_upload_that_is_always_forgotten_may_succeed_later(double: RestDouble, files: Files) -> None:
     double.fail("jobs.upload.put", status=404, reason="notFound", times=FOR_EVER)
     with pytest.raises(WarehouseUnavailable):
         publish(opened(double, retry_seconds=0.2), files)
     assert held(double) == {}
 
 
-def test_an_upload_that_another_process_made_is_not_made_again(double: RestDouble, files: list[StagedFile]) -> None:
-    double.fail("jobs.insert", job="backfill-publish-", error=Died())
-    with pytest.raises(Died):
-        publish(opened(double), files)
+def test_an_upload_that_another_process_made_is_not_made_again(double: RestDouble, files: Files) -> None:
+    die_while_publishing(double, files)
     assert publish(opened(double), files) == PUBLISHED
     assert job_ids(double, "load") == ["0"]
 
 
-def test_a_second_process_publishes_the_same_no_second_time(double: RestDouble, files: list[StagedFile]) -> None:
+def test_a_second_process_publishes_the_same_no_second_time(double: RestDouble, files: Files) -> None:
     assert publish(opened(double), files) == PUBLISHED
     before = Counter(one.kind for one in double.log)
     assert publish(opened(double), files) == PUBLISHED
@@ -163,13 +163,9 @@ def test_a_second_process_publishes_the_same_no_second_time(double: RestDouble, 
     assert Counter(one.kind for one in double.log)["load"] == before["load"]
 
 
-def test_a_second_process_waits_for_the_publication_of_one_that_died(
-    double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_a_second_process_waits_for_the_publication_of_one_that_died(double: RestDouble, files: Files) -> None:
     double.slow("backfill-publish-", polls=2)
-    double.fail("jobs.insert", job="backfill-publish-", error=Died(), after_effect=True)
-    with pytest.raises(Died):
-        publish(opened(double), files)
+    die_while_publishing(double, files, after_effect=True)
     assert held(double) == {}
     assert publish(opened(double), files) == PUBLISHED
     assert len(double.dates.scripts) == 1
@@ -177,9 +173,7 @@ def test_a_second_process_waits_for_the_publication_of_one_that_died(
 
 
 @pytest.mark.parametrize("kind", ["load", "publish"])
-def test_a_job_that_failed_is_followed_by_the_next_number(
-    double: RestDouble, files: list[StagedFile], kind: str
-) -> None:
+def test_a_job_that_failed_is_followed_by_the_next_number(double: RestDouble, files: Files, kind: str) -> None:
     for _ in range(2):
         double.fail_job(f"backfill-{kind}-", "backendError")
         with pytest.raises(WarehouseUnavailable):
@@ -190,19 +184,15 @@ def test_a_job_that_failed_is_followed_by_the_next_number(
     assert len(double.dates.scripts) == 1
 
 
-def test_staged_rows_that_have_expired_are_loaded_again(double: RestDouble, files: list[StagedFile]) -> None:
-    double.fail("jobs.insert", job="backfill-publish-", error=Died())
-    with pytest.raises(Died):
-        publish(opened(double), files)
+def test_staged_rows_that_have_expired_are_loaded_again(double: RestDouble, files: Files) -> None:
+    die_while_publishing(double, files)
     (table,) = [found for (_, name), found in double.tables.items() if name.startswith("staged_")]
     table["expirationTime"] = "1"
     assert publish(opened(double), files) == PUBLISHED
     assert job_ids(double, "load") == ["0", "1"]
 
 
-def test_a_date_that_changed_on_the_way_is_reported_and_not_tried_again(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_a_date_that_changed_on_the_way_is_reported_and_not_tried_again(double: RestDouble, files: Files) -> None:
     real = double.dates.run
 
     def somebody_else_first(*arguments: Any) -> None:
@@ -210,23 +200,23 @@ def test_a_date_that_changed_on_the_way_is_reported_and_not_tried_again(
         real(*arguments)
 
     double.dates.run = somebody_else_first  # type: ignore[method-assign]
-    assert publish(rest_warehouse, files) == PublishResult(
-        published=frozenset(DAYS[1:]), conflicting=frozenset({FEB_23})
-    )
+    result = publish(opened(double), files)
+    assert result == PublishResult(published=frozenset(DAYS[1:]), conflicting=frozenset({FEB_23}))
     assert held(double)[FEB_23] == "theirs"
     assert job_ids(double, "publish") == ["0"]
 
 
-def test_rows_that_are_not_all_there_are_not_published(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, files: list[StagedFile]
-) -> None:
+def test_rows_that_are_not_all_there_are_not_published(double: RestDouble, files: Files) -> None:
     more = [replace(file, rows=file.rows + 1) for file in files]
-    assert publish(rest_warehouse, more).published == frozenset()
+    assert publish(opened(double), more).published == frozenset()
     assert held(double) == {}
     assert job_ids(double, "publish") == ["0"]
 
 
 # -- all or nothing -----------------------------------------------------------------------------------------------
+
+
+Error = type[BackfillError]
 
 
 @pytest.mark.parametrize(
@@ -239,16 +229,15 @@ def test_rows_that_are_not_all_there_are_not_published(
     ],
 )
 @pytest.mark.parametrize("kind", ["load", "replace"])
-def test_a_load_that_fails_replaces_nothing(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, reason: str, expected: type[BackfillError], kind: str
-) -> None:
-    rest_warehouse.load(TABLE, "day", rows_of(*DAYS))
+def test_a_load_that_fails_replaces_nothing(double: RestDouble, reason: str, expected: Error, kind: str) -> None:
+    warehouse = opened(double)
+    warehouse.load(TABLE, "day", rows_of(*DAYS))
     before = dict(held(double))
     double.fail_job(f"backfill-{kind}-", reason)
     with pytest.raises(expected):
-        rest_warehouse.load(TABLE, "day", rows_of(*DAYS, players=9))
+        warehouse.load(TABLE, "day", rows_of(*DAYS, players=9))
     assert held(double) == before
-    assert rest_warehouse.load(TABLE, "day", rows_of(*DAYS, players=9)) == list(DAYS)
+    assert warehouse.load(TABLE, "day", rows_of(*DAYS, players=9)) == list(DAYS)
     assert set(held(double).values()).isdisjoint(before.values())
 
 
@@ -259,16 +248,10 @@ def test_a_load_that_fails_replaces_nothing(
         pytest.param("invalid", QueryFailed, id="bad-file"),
     ],
 )
-def test_staging_that_fails_publishes_nothing(
-    rest_warehouse: BigQueryWarehouse,
-    double: RestDouble,
-    files: list[StagedFile],
-    reason: str,
-    expected: type[BackfillError],
-) -> None:
+def test_staging_that_fails_publishes_nothing(double: RestDouble, files: Files, reason: str, expected: Error) -> None:
     double.fail_job("backfill-load-", reason)
     with pytest.raises(expected, match="staged files"):
-        publish(rest_warehouse, files)
+        publish(opened(double), files)
     assert held(double) == {}
     assert double.calls("jobs.insert", "backfill-publish-") == []
 
@@ -316,9 +299,7 @@ def test_what_does_not_pass_within_the_deadline_is_reported(double: RestDouble, 
 
 @pytest.mark.parametrize("wrong", PASSING)
 @pytest.mark.usefixtures("no_pauses")
-def test_an_upload_is_given_up_after_a_few_tries(
-    double: RestDouble, files: list[StagedFile], wrong: dict[str, Any]
-) -> None:
+def test_an_upload_is_given_up_after_a_few_tries(double: RestDouble, files: Files, wrong: dict[str, Any]) -> None:
     double.fail("jobs.upload", times=FOR_EVER, **wrong)
     with pytest.raises(WarehouseUnavailable):
         publish(opened(double), files)
@@ -339,14 +320,13 @@ def test_an_upload_is_given_up_after_a_few_tries(
         pytest.param("stopped", "Job execution was cancelled", id="cancelled"),
     ],
 )
-def test_a_publication_that_may_succeed_later_is_not_for_good(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, files: list[StagedFile], reason: str, message: str
-) -> None:
+def test_a_publication_may_succeed_later(double: RestDouble, files: Files, reason: str, message: str) -> None:
+    warehouse = opened(double)
     double.fail_job("backfill-publish-", reason, message)
     with pytest.raises(WarehouseUnavailable, match=r"nba\.factors"):
-        publish(rest_warehouse, files)
+        publish(warehouse, files)
     assert held(double) == {}
-    assert publish(rest_warehouse, files) == PUBLISHED
+    assert publish(warehouse, files) == PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -358,22 +338,18 @@ def test_a_publication_that_may_succeed_later_is_not_for_good(
         pytest.param("invalidQuery", "Too many DML statements outstanding against table t", id="queue-of-dml"),
     ],
 )
-def test_a_publication_that_meets_another_one_is_tried_again_under_the_next_number(
-    double: RestDouble, files: list[StagedFile], reason: str, message: str
-) -> None:
+def test_a_publication_is_retried_after_another(double: RestDouble, files: Files, reason: str, message: str) -> None:
     double.fail_job("backfill-publish-", reason, message)
     assert publish(with_a_table(double, retry_seconds=20.0), files) == PUBLISHED
-    assert [name.rpartition("-")[2] for name in double.jobs if name.startswith("backfill-publish-")] == ["0", "1"]
+    assert job_ids(double, "publish") == ["0", "1"]
 
 
 @pytest.mark.parametrize("doing", ["read", "publish"])
-def test_a_job_that_does_not_end_is_given_up_at_our_deadline(
-    double: RestDouble, files: list[StagedFile], doing: str
-) -> None:
+def test_a_job_that_does_not_end_is_given_up_at_our_deadline(double: RestDouble, files: Files, doing: str) -> None:
     warehouse = with_a_table(double, job_seconds=0.2)
     double.slow("backfill-publish-" if doing == "publish" else "", polls=10**9)
     with pytest.raises(WarehouseUnavailable, match="takes too long"):
-        publish(warehouse, files) if doing == "publish" else warehouse.read(scan(span(FEB_23)))
+        read_or_publish(warehouse, doing, files)
     assert held(double) == {}
     if doing == "publish":  # it must not take effect later, when nobody looks
         assert all(job.done for name, job in double.jobs.items() if name.startswith("backfill-publish-"))
@@ -381,39 +357,33 @@ def test_a_job_that_does_not_end_is_given_up_at_our_deadline(
 
 # -- errors that last ---------------------------------------------------------------------------------------------
 
+Answer = tuple[int, str, str]  #: its status, reason and message
 LASTING = [
-    pytest.param(400, "invalidQuery", "Unrecognized name", QueryFailed, r"nba\.factors.*Unrecog", id="invalid"),
-    pytest.param(400, "bytesBilledLimitExceeded", BILLED, QueryFailed, "BACKFILL_MAX_BYTES_BILLED", id="billed"),
-    pytest.param(400, "resourcesExceeded", "too much", QueryFailed, r"nba\.factors.*too much", id="resources"),
-    pytest.param(403, "quotaExceeded", "used up", QueryFailed, "quota", id="quota"),
-    pytest.param(403, "accessDenied", DENIED, NotAllowed, r"needed: bigquery\.jobs\.create\)", id="denied"),
-    pytest.param(403, "accessDenied", "no", NotAllowed, r"needed: bigquery\.jobs\.create, bigquery\.tables", id="no"),
-    pytest.param(404, "notFound", "Not found: Table", TableNotFound, r"nba\.factors", id="not-found"),
+    pytest.param((400, "invalidQuery", "Unrecognized name"), QueryFailed, r"nba\.factors.*Unrecog", id="invalid"),
+    pytest.param((400, "bytesBilledLimitExceeded", BILLED), QueryFailed, "BACKFILL_MAX_BYTES_BILLED", id="billed"),
+    pytest.param((400, "resourcesExceeded", "too much"), QueryFailed, r"nba\.factors.*too much", id="resources"),
+    pytest.param((403, "quotaExceeded", "used up"), QueryFailed, "quota", id="quota"),
+    pytest.param((403, "accessDenied", DENIED), NotAllowed, r"needed: bigquery\.jobs\.create\)", id="denied"),
+    pytest.param((403, "accessDenied", "no"), NotAllowed, r"needed: bigquery\.jobs\.create, bigquery\.tables", id="no"),
+    pytest.param((404, "notFound", "Not found: Table"), TableNotFound, r"nba\.factors", id="not-found"),
 ]
 
 
-@pytest.mark.parametrize(("status", "reason", "message", "expected", "said"), LASTING)
+@pytest.mark.parametrize(("answer", "expected", "error"), LASTING)
 @pytest.mark.parametrize("as_job", [pytest.param(False, id="answer"), pytest.param(True, id="job")])
 @pytest.mark.parametrize("doing", ["read", "publish"])
 def test_what_lasts_is_not_tried_again(
-    double: RestDouble,
-    files: list[StagedFile],
-    status: int,
-    reason: str,
-    message: str,
-    expected: type[BackfillError],
-    said: str,
-    as_job: bool,
-    doing: str,
+    double: RestDouble, files: Files, answer: Answer, expected: Error, error: str, as_job: bool, doing: str
 ) -> None:
+    status, reason, message = answer
     warehouse = with_a_table(double)
     job = "backfill-publish-" if doing == "publish" else ""
     if as_job:
         double.fail_job(job, reason, message)
     else:
         double.fail("jobs.insert", job=job, times=FOR_EVER, status=status, reason=reason, message=message)
-    with pytest.raises(expected, match=said):
-        publish(warehouse, files) if doing == "publish" else warehouse.read(scan(span(FEB_23)))
+    with pytest.raises(expected, match=error):
+        read_or_publish(warehouse, doing, files)
     assert len(double.calls("jobs.insert", job)) == 1
     assert held(double) == {}
 
@@ -449,7 +419,7 @@ def test_a_table_that_may_not_be_written_is_told_before_the_run(double: RestDoub
 )
 @pytest.mark.usefixtures("no_pauses")
 def test_no_credentials_reach_a_log_or_an_error(
-    double: RestDouble, files: list[StagedFile], caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
+    double: RestDouble, files: Files, caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     warehouse = with_a_table(double, retry_seconds=0.1)

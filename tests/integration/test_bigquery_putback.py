@@ -29,9 +29,7 @@ def deleted(warehouse: BigQueryWarehouse, double: RestDouble) -> dict[Any, Backu
     return kept
 
 
-def test_rows_are_put_back_by_a_transaction_that_no_other_one_can_pass(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble
-) -> None:
+def test_rows_are_put_back_by_an_exclusive_transaction(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
     """BigQuery lets transactions that only append to a table commit side by side, but none that deletes from it."""
     kept = deleted(rest_warehouse, double)
 

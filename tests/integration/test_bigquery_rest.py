@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,8 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     since = {file.day: file.checksum for file in files}
     warehouse.publish(TABLE, "day", again, fingerprints_when_staged=since, publication="run-2/0")
     warehouse.replaced_partitions(TABLE, "day", "run-2", [FEB_23])
-    back = {
-        old.day: ReplacedPartition(before=old.checksum, published=new.checksum)
-        for old, new in zip(files, again, strict=True)
-    }
+    pairs = zip(files, again, strict=True)
+    back = {old.day: ReplacedPartition(before=old.checksum, published=new.checksum) for old, new in pairs}
     assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
     warehouse.restore(TABLE, "day", "run-2", back)
     warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
@@ -116,10 +115,8 @@ def test_every_query_is_limited_and_binds_its_values(double: RestDouble, staging
         assert asked["parameterMode"] == "NAMED"
 
 
-def test_no_value_is_written_into_a_statement(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
-) -> None:
-    of_all_kinds(rest_warehouse, double, staging)
+def test_no_value_is_written_into_a_statement(double: RestDouble, staging: Staging) -> None:
+    of_all_kinds(opened(double), double, staging)
     text = "\n".join(double.statements())
     literals = set(re.findall(r"'([^']*)'", text))
     assert literals == {"absent", ".", "$.day", "$.before", "$.published", "$.checksum", "$.attempt", "$.row_count"}
@@ -128,10 +125,8 @@ def test_no_value_is_written_into_a_statement(
     assert not re.search(r"player\d|run-\d|[^_]\b[0-9a-f]{64}", text)
 
 
-def test_no_partition_column_stands_in_a_function(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
-) -> None:
-    of_all_kinds(rest_warehouse, double, staging)
+def test_no_partition_column_stands_in_a_function(double: RestDouble, staging: Staging) -> None:
+    of_all_kinds(opened(double), double, staging)
     for statement in double.statements():
         assert not rules.wraps_in_a_function(statement, "day")
         assert not rules.unfiltered(statement, TABLE.table, "day")
@@ -165,16 +160,16 @@ HOSTILE = [
     pytest.param("ä", id="letter"),
 ]
 FILE = StagedFile(day=FEB_23, attempt=1, location="/nowhere", checksum="c" * 64, rows=1)
+AS_STAGED: dict[str, Any] = {"fingerprints_when_staged": {FEB_23: ABSENT}, "publication": "run-1/0"}
+REPLACED = {FEB_23: ReplacedPartition(before=ABSENT, published="c")}
 KEPT = {FEB_23: BackupDate(fingerprint="c", rows=1)}
 WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "describe": lambda w, t: w.describe(t),
     "read": lambda w, t: w.read(scan(span(FEB_23), table=t)),
     "query": lambda w, t: w.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=t)}),
     "fingerprints": lambda w, t: w.fingerprints(t, "day", [FEB_23]),
-    "publish": lambda w, t: w.publish(
-        t, "day", [FILE], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
-    ),
-    "restore": lambda w, t: w.restore(t, "day", "run-1", {FEB_23: ReplacedPartition(before=ABSENT, published="c")}),
+    "publish": lambda w, t: w.publish(t, "day", [FILE], **AS_STAGED),
+    "restore": lambda w, t: w.restore(t, "day", "run-1", REPLACED),
     "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
     "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
     "row_counts": lambda w, t: w.row_counts(t, "day", span(FEB_23)),
@@ -190,10 +185,8 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
     "scan-name": lambda w, c: w.query("SELECT 1", scans={c: scan(span(FEB_23))}),
     "fingerprints": lambda w, c: w.fingerprints(TABLE, c, [FEB_23]),
     "fingerprints-columns": lambda w, c: w.fingerprints(TABLE, "day", [FEB_23], columns=[c]),
-    "publish": lambda w, c: w.publish(
-        TABLE, c, [FILE], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/0"
-    ),
-    "restore": lambda w, c: w.restore(TABLE, c, "run-1", {FEB_23: ReplacedPartition(before=ABSENT, published="c")}),
+    "publish": lambda w, c: w.publish(TABLE, c, [FILE], **AS_STAGED),
+    "restore": lambda w, c: w.restore(TABLE, c, "run-1", REPLACED),
     "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
     "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
     "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),
@@ -264,20 +257,15 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
     assert sent.params == {"expectation__start_0": days[0], "expectation__through_0": days[-1]}
 
 
-def test_what_a_plan_costs_is_told_before_its_target_is_there(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble
-) -> None:
+def test_a_plan_has_a_cost_before_its_target_exists(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
     rest_warehouse.create_table(TRUTH, TYPES, "day")
     steps = [planned.PlanStep(day=day, action=planned.PlanAction.BUILD, reason="") for day in DAYS]
     request = planned.RunRequest(job=JOB.name, days=tuple(DAYS))
     plan = planned.Plan(request=request, version="1", steps=tuple(steps), notes=())
     cost = estimate_cost(plan, JOB, rest_warehouse, dates_per_window=2, price_per_tib=5.0)
     assert cost is not None
-    assert (cost.preflight_bytes, cost.date_bytes, cost.window_bytes) == (
-        MIN_BILLED_BYTES,
-        3 * MIN_BILLED_BYTES,
-        2 * MIN_BILLED_BYTES,
-    )
+    billed = (cost.preflight_bytes, cost.date_bytes, cost.window_bytes)
+    assert billed == (MIN_BILLED_BYTES, 3 * MIN_BILLED_BYTES, 2 * MIN_BILLED_BYTES)
     assert all(sent.body["configuration"]["dryRun"] for sent in double.calls("jobs.insert"))
 
 
@@ -310,9 +298,7 @@ def expires_in_days(table: Mapping[str, Any]) -> float:
     return (int(table["expirationTime"]) - time.time() * 1000) / DAY_MS
 
 
-def test_a_table_is_made_partitioned_clustered_and_to_be_filtered(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble
-) -> None:
+def test_a_table_is_partitioned_clustered_and_filtered(rest_warehouse: BigQueryWarehouse, double: RestDouble) -> None:
     assert rest_warehouse.create_table(TABLE, TYPES, "day", ["player", "score"])
     assert not rest_warehouse.create_table(TABLE, TYPES, "day", ["player", "score"])
     (sent,) = double.calls("tables.insert")
@@ -353,21 +339,17 @@ def kinds(double: RestDouble) -> Counter[str]:
     return Counter(f"{one.call} {one.job.split('-')[1]}" for one in jobs)
 
 
-def test_a_window_of_bytes_is_one_upload_and_one_script(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, staging: Staging
-) -> None:
+def test_a_window_of_bytes_is_one_upload_and_one_script(double: RestDouble, staging: Staging) -> None:
     files = [staged(staging, day, players=4) for day in DAYS]
-    assert publish(rest_warehouse, files) == PublishResult(published=frozenset(DAYS))
+    assert publish(opened(double), files) == PublishResult(published=frozenset(DAYS))
     assert kinds(double) == {"jobs.upload load": 1, "jobs.insert publish": 1}
     ((_, data, _),) = [one.body for one in double.calls("jobs.upload.put")]
     assert pq.read_table(io.BytesIO(data)).num_rows == 12
 
 
-def test_a_window_in_buckets_is_one_load_of_all_uris_and_no_upload(
-    rest_warehouse: BigQueryWarehouse, double: RestDouble, bucket_staging: Staging
-) -> None:
+def test_a_window_in_buckets_is_one_load_of_all_uris_and_no_upload(double: RestDouble, bucket_staging: Staging) -> None:
     files = [staged(bucket_staging, day, players=4) for day in DAYS]
-    assert publish(rest_warehouse, files) == PublishResult(published=frozenset(DAYS))
+    assert publish(opened(double), files) == PublishResult(published=frozenset(DAYS))
     assert kinds(double) == {"jobs.insert load": 1, "jobs.insert publish": 1}
     (sent,) = double.calls("jobs.insert", job="backfill-load-")
     load = sent.body["configuration"]["load"]
@@ -444,22 +426,20 @@ TOO_MANY = days_from(date(2013, 1, 1), 4001)
         pytest.param(lambda w: publish(w, [replace(FILE, day=day) for day in TOO_MANY]), id="publish"),
         pytest.param(lambda w: w.load(TABLE, "day", rows_of(*TOO_MANY, players=1)), id="load"),
         pytest.param(
-            lambda w: w.restore(
-                TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, ReplacedPartition(before="b", published="p"))
-            ),
-            id="restore",
+            lambda w: w.restore(TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, REPLACED[FEB_23])), id="restore"
         ),
     ],
 )
-def test_more_partitions_than_one_job_may_touch_are_refused(
-    double: RestDouble, doing: Callable[[BigQueryWarehouse], object]
-) -> None:
+def test_too_many_partitions_for_one_job_are_refused(double: RestDouble, doing: Callable[..., object]) -> None:
     with pytest.raises(UserError, match="4001 dates"):
         doing(opened(double))
     assert double.log == []
 
 
 # -- the double itself --------------------------------------------------------------------------------------------
+
+
+ONE = {"name": "x", "parameterType": {"type": "INT64"}, "parameterValue": {"value": "1"}}
 
 
 def query_body(**changed: Any) -> dict[str, Any]:
@@ -485,15 +465,7 @@ def load_body(**changed: Any) -> dict[str, Any]:
         pytest.param("POST", "jobs", query_body(useLegacySql=None), id="no-dialect"),
         pytest.param("POST", "jobs", query_body(maxBytesBilled="1"), id="unknown-key"),
         pytest.param("POST", "jobs", query_body(query="SELECT @x"), id="unbound-parameter"),
-        pytest.param(
-            "POST",
-            "jobs",
-            query_body(
-                query="SELECT @x",
-                queryParameters=[{"name": "x", "parameterType": {"type": "INT64"}, "parameterValue": {"value": "1"}}],
-            ),
-            id="no-parameter-mode",
-        ),
+        pytest.param("POST", "jobs", query_body(query="SELECT @x", queryParameters=[ONE]), id="no-parameter-mode"),
         pytest.param("POST", "jobs", load_body(schema=None), id="load-without-schema"),
         pytest.param("POST", "jobs", load_body(sourceFormat=None), id="load-without-format"),
         pytest.param("POST", "jobs", load_body(sourceUris=None), id="load-of-nothing"),
@@ -501,9 +473,7 @@ def load_body(**changed: Any) -> dict[str, Any]:
         pytest.param("POST", "jobs", load_body(format="PARQUET"), id="load-with-unknown-key"),
     ],
 )
-def test_the_double_takes_no_request_that_the_reference_does_not_have(
-    double: RestDouble, method: str, path: str, body: Any
-) -> None:
+def test_the_double_refuses_what_the_reference_lacks(double: RestDouble, method: str, path: str, body: Any) -> None:
     place = path if path.startswith("projects/") else f"projects/{PROJECT}/{path}"
     data = None if body is None else json.dumps(body)
     with pytest.raises((AssertionError, KeyError)):
@@ -518,13 +488,13 @@ def test_the_double_takes_an_upload_in_parts(double: RestDouble) -> None:
         source_format="PARQUET", schema=[bigquery.SchemaField(name, kind) for name, kind in TYPES.items()]
     )
     data = parquet_bytes(rows_of(*DAYS))
-    job = client.load_table_from_file(io.BytesIO(data), "nba.factors", size=len(data), job_config=config)
+    file = io.BytesIO(data)
+    load = partial(client.load_table_from_file, file, "nba.factors", rewind=True, size=len(data), job_config=config)
+    job = load()
     assert job.result().state == "DONE"
     assert client.get_table("nba.factors").num_rows == 9
     with pytest.raises(Conflict):
-        client.load_table_from_file(
-            io.BytesIO(data), "nba.factors", size=len(data), job_config=config, job_id=job.job_id
-        )
+        load(job_id=job.job_id)
 
 
 @pytest.mark.parametrize(

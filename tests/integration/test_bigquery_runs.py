@@ -16,7 +16,6 @@ TARGET = "nba_precompute.player_composite_factors"
 JOB = ("--job", "player_composite_factors")
 AROUND_THE_INCIDENT = DateRange(start=date(2023, 2, 16), through=date(2023, 2, 26))
 WEEKS_BEFORE = DateRange(start=date(2023, 1, 15), through=date(2023, 2, 28))  #: all that its dates look back at
-PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
 
 
 def test_the_incident_in_a_season_gives_the_same_rows_to_the_last_digit(lab: Lab, bigquery_lab: Lab) -> None:
@@ -41,19 +40,13 @@ def in_order(rows: list[dict[str, object]]) -> list[str]:
     return sorted(repr(sorted(row.items())) for row in rows)
 
 
-def test_an_error_in_the_middle_of_a_publication_leaves_table_and_checkpoints_as_they_were(
-    bigquery_lab: Lab, emulator: Emulator
-) -> None:
+def test_a_failed_publication_leaves_table_and_checkpoints_as_they_were(bigquery_lab: Lab, emulator: Emulator) -> None:
     days = [date(2024, 1, 1) + timedelta(days=n) for n in range(3)]
-    for day in days:
-        bigquery_lab.probe("expected", day, players(20))
-        bigquery_lab.probe("first", day, players(20))
+    bigquery_lab.probe_all(days, players(20))
     first = bigquery_lab.run(days[:2], "probe")
     before = bigquery_lab.table_bytes("probe.probe")
     proven = bigquery_lab.ledger.checkpoints.list_checkpoints("probe", days[0], days[-1])
-    for day in days:
-        rows = [{"name": name, "value": n + 0.5, "trick": None, "spoil": ""} for n, name in enumerate(players(20))]
-        bigquery_lab.load("probe.first", day, rows, PROBE_TYPES)
+    bigquery_lab.probe_all(days, players(20), lowest=0.5)
     emulator.run("ALTER TABLE backfill.publications RENAME COLUMN row_count TO counted")  # the last step will fail
 
     failed = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from gated_backfill.common.cleanup.cleanup import CleanupReport, clean
 from gated_backfill.common.cleanup.operation import CleanupContext, backup_of
@@ -19,11 +19,9 @@ from gated_backfill.common.cleanup.stale_rows import local_today, tables_to_clea
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackupMissing, RestoreConflict, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
-from gated_backfill.common.ledger.tables import alerts, cleanup_operations
+from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import DatedTable, TableName
-from gated_backfill.common.process.clock import utcnow
-from gated_backfill.producer.cli.main import app
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
 from tests.lab import UPCOMING, Lab, players
 
@@ -47,14 +45,23 @@ def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes
 
 
 def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupContext:
-    site = CleanupContext(
-        settings=lab.settings.model_copy(update=settings), ledger=lab.ledger, warehouse=lab.site.warehouse, by="a test"
-    )
+    changed = lab.settings.model_copy(update=settings)
+    site = CleanupContext(settings=changed, ledger=lab.ledger, warehouse=lab.site.warehouse, by="a test")
     return replace(site, owner=owner) if owner else site
 
 
-def cleaned(lab: Lab, *, max_share: float = 1.0, **more: Any) -> CleanupReport:
-    return clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=max_share, **more)
+def cleaned(lab: Lab, owner: str = "", *, max_share: float = 1.0) -> CleanupReport:
+    return clean(site_of(lab, owner), [TABLE], today=TODAY, days=7, max_share=max_share)
+
+
+def backup_part(lab: Lab, operation: CleanupOperation) -> Path:
+    """The file of the middle date in the backup."""
+    (part,) = (lab.home / "warehouse" / ".cleanup" / operation.id).rglob(f"*={STALE[1]}/part.parquet")
+    return part
+
+
+def rows_by_stale_date(lab: Lab) -> list[int]:
+    return [len(lab.published(UPCOMING, day)) for day in STALE]
 
 
 def one_operation(report: CleanupReport) -> CleanupOperation:
@@ -105,7 +112,7 @@ def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> Non
     back = restore(operation.id, site_of(any_lab), leave_written=True)
 
     assert f"1 date(s) were left as they are: {STALE[1]}" in str(back.error)
-    assert [len(any_lab.published(UPCOMING, day)) for day in STALE] == [3, 1, 5]
+    assert rows_by_stale_date(any_lab) == [3, 1, 5]
 
 
 def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +136,7 @@ def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypa
 def test_a_backup_that_is_not_what_was_backed_up_is_never_put_back(lab: Lab) -> None:
     filled(lab)
     operation = one_operation(cleaned(lab))
-    (part,) = (lab.home / "warehouse" / ".cleanup" / operation.id).rglob(f"*={STALE[1]}/part.parquet")
-    part.write_bytes(b"something else")
+    backup_part(lab, operation).write_bytes(b"something else")
     now = lab.table_bytes(UPCOMING)
 
     with pytest.raises(BackupMissing, match="is damaged"):
@@ -172,7 +178,6 @@ def test_a_job_s_own_target_is_not_cleaned(lab: Lab) -> None:
 def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
     """The living one is this very process, under another name."""
     filled(lab)
-    first = site_of(lab, owner="elsewhere:1:1")
     delete = lab.site.warehouse.delete_backed_up
     second: list[CleanupReport] = []
 
@@ -182,7 +187,7 @@ def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.site.warehouse, "delete_backed_up", meanwhile)
-        report = clean(first, [TABLE], today=TODAY, days=7, max_share=1.0)
+        report = cleaned(lab, "elsewhere:1:1")
 
     assert one_operation(report).dates == 3
     ((said,), done) = second[0].busy, second[0].done
@@ -228,9 +233,7 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
     operation = one_operation(cleaned(any_lab))
     deps = any_lab.opened_again()
     assert expire_backups(deps) == "no backup is due"
-    with any_lab.ledger.cleanups._write() as connection:  # pyright: ignore[reportPrivateUsage]
-        past = utcnow() - timedelta(seconds=1)
-        connection.execute(update(cleanup_operations).values(expires_at=past))
+    any_lab.change_ledger("UPDATE cleanup_operations SET expires_at = '2023-01-01 00:00:00.000000'")
 
     assert expire_backups(deps) == "1 backup(s) removed"
 
@@ -246,34 +249,19 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
 # -- the commands -------------------------------------------------------------------------------------------------
 
 
-def command(lab: Lab, *arguments: str) -> Result:
-    """The command in this process, which spares its start."""
-    environment = {name: value for name, value in lab.environment().items() if name.startswith("BACKFILL_")}
-    return CliRunner().invoke(app, arguments, env=environment)
-
-
 def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(lab: Lab) -> None:
     before = filled(lab)
     ledger = lab.home / "ledger.db"
     lab.ledger.close()
     ledger.unlink()
 
-    shown = command(lab, "cleanup", "--dry-run", "--json")
+    shown = lab.invoke("cleanup", "--dry-run", "--json")
 
     assert shown.exit_code == 0, shown.stderr
     upcoming, teams = json.loads(shown.stdout)["tables"]
-    assert upcoming == {
-        "table": UPCOMING,
-        "exists": True,
-        "cutoff": str(TODAY - timedelta(days=7)),
-        "rows": 12,
-        "dates": 3,
-        "oldest": str(STALE[0]),
-        "newest": str(STALE[2]),
-        "table_rows": 33,
-        "share": 0.3636,
-        "restored_dates": 0,
-    }
+    dates = {"cutoff": str(FRESH[0]), "oldest": str(STALE[0]), "newest": str(STALE[2]), "restored_dates": 0}
+    counts = {"rows": 12, "dates": 3, "table_rows": 33, "share": 0.3636}
+    assert upcoming == {"table": UPCOMING, "exists": True, **dates, **counts}
     assert (teams["table"], teams["exists"]) == (TEAMS, False)
     assert lab.table_bytes(UPCOMING) == before
     assert not ledger.exists()
@@ -281,25 +269,25 @@ def test_a_dry_run_shows_what_is_stale_and_changes_nothing_at_all(lab: Lab) -> N
 
 def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
     before = filled(lab)
-    unasked = command(lab, "cleanup")
+    unasked = lab.invoke("cleanup")
     assert isinstance(unasked.exception, UserError)
     assert "confirm with --yes" in str(unasked.exception)
     assert lab.table_bytes(UPCOMING) == before
 
-    done = command(lab, "cleanup", "--yes", "--json")
+    done = lab.invoke("cleanup", "--yes", "--json")
 
     assert done.exit_code == 0, done.stderr
     (operation,) = json.loads(done.stdout)["operations"]
     assert (operation["state"], operation["rows"]) == ("deleted", 12)
-    listed = command(lab, "cleanup", "list")
+    listed = lab.invoke("cleanup", "list")
     assert operation["id"] in listed.stdout
-    back = command(lab, "cleanup", "restore", operation["id"], "--yes")
+    back = lab.invoke("cleanup", "restore", operation["id"], "--yes")
     assert back.exit_code == 0, back.stderr
     assert lab.table_bytes(UPCOMING) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
         pytest.param(["--days", "0", "--yes"], "dated today or later are never deleted", id="today"),
         pytest.param(["--days", "9999999", "--dry-run"], "nothing is that old", id="calendar"),
@@ -308,13 +296,13 @@ def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
         pytest.param(["restore", "nope", "--yes"], "there is no cleanup 'nope'", id="unknown"),
     ],
 )
-def test_what_is_refused_is_said_and_changes_nothing(lab: Lab, arguments: list[str], said: str) -> None:
+def test_what_is_refused_is_said_and_changes_nothing(lab: Lab, arguments: list[str], error: str) -> None:
     before = filled(lab, [*STALE, FRESH[0], FRESH[1]])
 
-    refused = command(lab, "cleanup", *arguments)
+    refused = lab.invoke("cleanup", *arguments)
 
     assert isinstance(refused.exception, UserError)
-    assert said in str(refused.exception)
+    assert error in str(refused.exception)
     assert lab.table_bytes(UPCOMING) == before
 
 
@@ -339,12 +327,12 @@ def test_a_table_of_the_example_job_is_cleaned_before_the_job_was_run_if_it_is_n
     filled(lab)
     monkeypatch.delenv("BACKFILL_CLEANUP_TABLES")
 
-    unnamed = command(lab, "cleanup", "--allow-large", "--yes", "--json")
+    unnamed = lab.invoke("cleanup", "--allow-large", "--yes", "--json")
     assert (unnamed.exit_code, json.loads(unnamed.stdout)["tables"]) == (0, [])
-    done = command(lab, "cleanup", "--table", UPCOMING, "--allow-large", "--yes", "--json")
+    done = lab.invoke("cleanup", "--table", UPCOMING, "--allow-large", "--yes", "--json")
 
     assert done.exit_code == 0, done.exception
     assert [table["table"] for table in json.loads(done.stdout)["tables"]] == [UPCOMING]
     assert days_of(lab.table_bytes(UPCOMING)) == [str(day) for day in FRESH]
-    refused = command(lab, "cleanup", "--table", "nba_raw.box_scores", "--yes")
+    refused = lab.invoke("cleanup", "--table", "nba_raw.box_scores", "--yes")
     assert "nba_raw.box_scores is not one of the tables to clean, which are none" in str(refused.exception)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gated_backfill.common.cleanup.cleanup import clean
 from gated_backfill.common.cleanup.restore import restore
 from gated_backfill.common.errors import BackupMissing, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows
-from tests.integration.test_cleanup import STALE, TABLE, TODAY, cleaned, command, filled, one_operation, site_of, told
+from tests.integration.test_cleanup import (
+    STALE,
+    TODAY,
+    backup_part,
+    cleaned,
+    filled,
+    one_operation,
+    rows_by_stale_date,
+    site_of,
+    told,
+)
+from tests.integration.test_cleanup import _clean_upcoming_tables as _clean_upcoming_tables
 from tests.lab import UPCOMING, Lab, players
 
 BETWEEN = STALE[1]
-
-
-@pytest.fixture(autouse=True)
-def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
 
 
 class Killed(BaseException):
@@ -43,24 +47,13 @@ def killed_before(lab: Lab, monkeypatch: pytest.MonkeyPatch, to: CleanupState) -
     monkeypatch.setattr(ledger.cleanups, "move_cleanup", dies)
 
 
-def kept_file(lab: Lab, operation: CleanupOperation) -> Path:
-    (part,) = (lab.home / "warehouse" / ".cleanup" / operation.id).rglob(f"*={BETWEEN}/part.parquet")
-    return part
-
-
-def rows_by_stale_date(lab: Lab) -> list[int]:
-    return [len(lab.published(UPCOMING, day)) for day in STALE]
-
-
-def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_restored(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_intact_dates_of_a_damaged_backup_are_restored(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(lab)
     killed_before(lab, monkeypatch, CleanupState.DELETED)
     with pytest.raises(Killed):
         cleaned(lab)
     (operation,) = lab.ledger.cleanups.list_unfinished_cleanups()
-    kept_file(lab, operation).unlink()
+    backup_part(lab, operation).unlink()
 
     said = clean_stale_rows(lab.opened_again())
 
@@ -80,7 +73,7 @@ def test_a_backup_that_was_damaged_after_a_kill_is_kept_and_what_is_intact_resto
 def test_one_damaged_date_does_not_keep_the_others_from_being_restored(lab: Lab) -> None:
     filled(lab)
     operation = one_operation(cleaned(lab))
-    kept_file(lab, operation).write_bytes(b"something else")
+    backup_part(lab, operation).write_bytes(b"something else")
 
     with pytest.raises(BackupMissing, match=r"is damaged.*--intact restores"):
         restore(operation.id, site_of(lab))
@@ -108,13 +101,11 @@ def test_of_a_backup_that_was_replaced_nothing_is_taken_for_intact(lab: Lab) -> 
 
 
 @pytest.mark.parametrize("intact_only", [False, True])
-def test_a_restoration_that_died_is_completed_as_it_was_asked_for(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, intact_only: bool
-) -> None:
+def test_a_dead_restoration_is_completed(lab: Lab, monkeypatch: pytest.MonkeyPatch, intact_only: bool) -> None:
     filled(lab)
     operation = one_operation(cleaned(lab))
     if intact_only:
-        kept_file(lab, operation).unlink()
+        backup_part(lab, operation).unlink()
     else:
         lab.upcoming(BETWEEN, players(1))
     asked: dict[str, Any] = {"intact_only": True} if intact_only else {"leave_written": True}
@@ -133,7 +124,7 @@ def test_a_restoration_that_died_is_completed_as_it_was_asked_for(
 
 def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_since(lab: Lab) -> None:
     before = filled(lab)
-    late = site_of(lab, owner="elsewhere:1:1")
+    late = "elsewhere:1:1"
     counts = lab.site.warehouse.row_counts
     others: list[CleanupOperation] = []
 
@@ -143,14 +134,14 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
         for operation in lab.ledger.cleanups.list_unfinished_cleanups():
             patch.undo()
             past = utcnow() - timedelta(seconds=1)
-            lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late.owner, lease_until=past)
+            lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late, lease_until=past)
             others.extend(cleaned(lab).done)
             restore(operation.id, site_of(lab))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.site.warehouse, "row_counts", overtaken)
-        report = clean(late, [TABLE], today=TODAY, days=7, max_share=1.0)
+        report = cleaned(lab, late)
 
     assert [one.state for one in others] == [CleanupState.DELETED]
     assert report.done == []
@@ -164,7 +155,7 @@ def test_dates_between_the_restored_ones_are_not_spared_and_the_preview_tells_wh
     restore(operation.id, site_of(lab))
     lab.upcoming(BETWEEN, players(1))
 
-    shown = command(lab, "cleanup", "--dry-run").stdout
+    shown = lab.invoke("cleanup", "--dry-run").stdout
     clean_stale_rows(lab.opened_again())
 
     assert f"2 of these dates were restored, and the daily cleanup skips them: {STALE[0]}, {STALE[2]}" in shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -14,7 +13,6 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
-import pyarrow as pa
 import pytest
 import redis
 import yaml
@@ -24,10 +22,11 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.producer.stack.embedded import free_port
 from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env
 from tests.conftest import of_database
 from tests.emulator import PYTHON as EMULATOR_PYTHON
-from tests.lab import PACKAGES, players, until
+from tests.lab import PACKAGES, players, probe_rows, until
 
 PASSWORD = "p@ss:w/rd#1 %?$x"
 ENCODED = quote(PASSWORD, safe="")
@@ -163,9 +162,8 @@ def test_the_dockerfile_is_clean_and_runs_nothing_as_root() -> None:
 def test_the_build_context_has_only_the_files_that_the_dockerfile_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     names = {name for line in copied for name in line.split()}
-    ignored, *rest = [
-        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
-    ]
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    ignored, *rest = [line for line in lines if line and not line.startswith("#")]
 
     assert ignored == "*"
     assert {line.removeprefix("!") for line in rest if line.startswith("!")} == names
@@ -173,12 +171,6 @@ def test_the_build_context_has_only_the_files_that_the_dockerfile_copies() -> No
 
 
 # -- the services -------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -225,17 +217,8 @@ def become_healthy(machine: Machine, services: set[str]) -> None:
 
 
 def load_probe(warehouse: Path) -> None:
-    names = players(10)
-    for day in DAYS:
-        columns = {
-            "name": names,
-            "day": [day] * len(names),
-            "value": [1.0] * len(names),
-            "trick": pa.nulls(len(names), pa.string()),
-            "spoil": [""] * len(names),
-        }
-        for table in ("probe.expected", "probe.first"):
-            LocalWarehouse(warehouse).load(TableName.parse(table), "day", pa.table(columns))
+    for table in ("expected", "first"):
+        LocalWarehouse(warehouse).load(TableName("probe", table), "day", probe_rows(DAYS, players(10)))
 
 
 def test_the_services_start_work_and_stop_with_their_commands(machine: Machine) -> None:

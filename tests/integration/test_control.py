@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
-from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunState
-from gated_backfill.common.process.identity import process_identity
+from gated_backfill.common.ledger import DateState, RunAction, RunState
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.context import current_user
 from gated_backfill.worker.dates import build
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED
-from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import close_window
 from gated_backfill.worker.reconcile.reconcile import reconcile
-from tests.builders import new_run, process_date
+from tests.builders import dead_process, process_date, running_run
 from tests.lab import Lab, players, until
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(4)]
@@ -30,13 +28,7 @@ TARGET = "probe.probe"
 
 
 def prepare(lab: Lab, *, trick: str | None = None) -> None:
-    for day in DAYS:
-        lab.probe("expected", day, players(3))
-        lab.probe("first", day, players(3), trick=trick)
-
-
-def states(lab: Lab, run: Run) -> list[str]:
-    return [row.state.value for row in lab.ledger.dates.list_dates(run.id)]
+    lab.probe_all(DAYS, players(3), trick=trick)
 
 
 def staged_files(lab: Lab) -> list[Path]:
@@ -91,16 +83,15 @@ def test_a_cancelled_run_finishes_what_it_has_begun_and_frees_the_rest_at_once(l
     close_window(run.id, 1, deps)
 
     assert lab.ledger.runs.get_run(run.id).state is RunState.CANCELLED
-    assert states(lab, run) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
+    assert lab.states(run.id) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
     assert lab.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[0])[DAYS[0]].run_id == run.id
     assert staged_files(lab) == []
     shown = lab.inside("status", run.id)
     assert shown.returncode == 3
     assert f"cancelled by {current_user()}: wrong season" in shown.stdout
     assert "1 checkpointed, 3 cancelled" in shown.stdout
-    refused(lab.inside("cancel", run.id), "it is cancelled")
-    refused(lab.inside("pause", run.id), "it is cancelled")
-    refused(lab.inside("resume", run.id), "it is cancelled")
+    for command in ("cancel", "pause", "resume"):
+        refused(lab.inside(command, run.id), "it is cancelled")
 
 
 def test_a_run_of_which_nothing_was_begun_is_cancelled_at_once(lab: Lab) -> None:
@@ -135,12 +126,8 @@ def test_a_run_that_is_not_there_is_one_clear_line(lab: Lab, command: str) -> No
 def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
     prepare(lab)
     run, _, _ = lab.opened(DAYS, "probe")
-    dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = process_identity(dead.pid)
-    dead.communicate(b"\n")
-    new = lab.ledger.runs.get_run(run.id)
     assert lab.inside("cancel", run.id).returncode == 0
-    orphan = reopened(lab.ledger, new, owner)
+    orphan = running_run(lab.ledger, DAYS, job=run.job, owner=dead_process(), options=dict(run.options))
 
     refused(lab.inside("pause", orphan.id), "its process has died")
     refused(lab.inside("resume", orphan.id), "its process has died")
@@ -148,15 +135,7 @@ def test_a_run_whose_process_is_gone_can_only_be_cancelled(lab: Lab) -> None:
 
     assert "its process had died" in ran.stdout
     assert lab.ledger.runs.get_run(orphan.id).state is RunState.CANCELLED
-    assert states(lab, orphan) == ["cancelled"] * 4
-
-
-def reopened(ledger: Ledger, run: Run, owner: str) -> Run:
-    """A run like that one, of another process."""
-    like = new_run(DAYS, job=run.job, owner=owner, options=dict(run.options))
-    opened = ledger.runs.open_run(like)
-    ledger.runs.move_run(opened.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-    return opened
+    assert lab.states(orphan.id) == ["cancelled"] * 4
 
 
 # -- what those who work for the run do ---------------------------------------------------------------------------
@@ -174,19 +153,11 @@ class Ordering(LocalWarehouse):
         return super().fingerprints(*arguments, **more)
 
 
-def working_while(lab: Lab, deps: Deps, order: Callable[[], object]) -> Deps:
-    from dataclasses import replace
-
-    return replace(deps, warehouse=Ordering(lab.home / "warehouse", order))
-
-
-def test_a_date_that_was_just_taken_up_is_given_back_when_its_run_is_paused(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pausing_a_run_gives_back_a_date_that_was_just_claimed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "RECENT_CLAIM_AGE", timedelta(0))  # as if to look at the sources had taken its time
     prepare(lab)
     run, deps, _ = lab.opened(DAYS, "probe")
-    pausing = working_while(lab, deps, lambda: lab.inside("pause", run.id))
+    pausing = replace(deps, warehouse=Ordering(lab.home / "warehouse", lambda: lab.inside("pause", run.id)))
 
     assert process_date(run.id, DAYS[0], pausing).state == NOT_CLAIMED
 
@@ -212,7 +183,7 @@ def test_a_date_in_the_middle_of_its_processing_obeys_the_order(lab: Lab, option
     assert ran.returncode == 0, ran.stderr
     close_window(run.id, 1, deps)
     reconcile(run.id, deps, lost_tasks=True)
-    assert states(lab, run) == [state, "cancelled", "cancelled", "cancelled"]
+    assert lab.states(run.id) == [state, "cancelled", "cancelled", "cancelled"]
     assert staged_files(lab) == []
     assert lab.ledger.runs.get_run(run.id).state is RunState.CANCELLED
     assert len(lab.table_bytes(TARGET)) == (state == "checkpointed")
@@ -227,18 +198,14 @@ def test_a_sequential_run_waits_while_it_is_paused(lab: Lab, order: str) -> None
         run = lab.latest_run()
         assert lab.inside("pause", run.id).returncode == 0
         (lab.marks / "released").touch()
-        until(
-            lambda: lab.ledger.runs.get_progress(run.id).count(DateState.CHECKPOINTED) == 1, "the end of what was begun"
-        )
-        assert states(lab, run)[1:] == ["queued", "queued", "pending"]
+        until(lambda: lab.states(run.id)[0] == "checkpointed", "the end of what was begun")
+        assert lab.states(run.id)[1:] == ["queued", "queued", "pending"]
         assert lab.inside(order, run.id).returncode == 0
         progress = ran.result(timeout=60)
 
-    if order == "resume":
-        assert progress.run.state is RunState.SUCCEEDED
-    else:
-        assert progress.run.state is RunState.CANCELLED
-        assert states(lab, run) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
+    assert progress.run.state is (RunState.SUCCEEDED if order == "resume" else RunState.CANCELLED)
+    if order == "cancel":
+        assert lab.states(run.id) == ["checkpointed", "cancelled", "cancelled", "cancelled"]
 
 
 # -- what was cancelled is built by a retry, and why a run was launched is kept ------------------------------------

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import date
 
+import pytest
 from rich.console import Console
 
 from gated_backfill.producer.demo.demo import replay_incident
-from tests.lab import Lab, players
+from tests.lab import SUMMARY, Lab, players
 from tests.receiver import receiving
 
 TARGET = "nba_precompute.player_composite_factors"
@@ -23,14 +25,13 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     assert receiver.heard == []
     assert lab.ledger.alerts.list_latest_alerts(10) == []
     assert lab.ledger.runs.list_unreported_runs() == []
-    assert (
-        "2023-02-23  187       1 (0.5 %)    187 (100.0 %)  derived     187/187 (100.0 %), checkpointed" in first.stdout
-    )
-    assert (
-        "2023-02-24  175       68 (38.8 %)  175 (100.0 %)  derived     175/175 (100.0 %), checkpointed" in first.stdout
-    )
-    assert "2023-02-23  BLOCKED  1/187 = 0.5 %" in first.stdout
-    assert "2023-02-24  BLOCKED  68/175 = 38.8 %" in first.stdout
+    for line in (
+        "2023-02-23  187       1 (0.5 %)    187 (100.0 %)  derived     187/187 (100.0 %), checkpointed",
+        "2023-02-24  175       68 (38.8 %)  175 (100.0 %)  derived     175/175 (100.0 %), checkpointed",
+        "2023-02-23  BLOCKED  1/187 = 0.5 %",
+        "2023-02-24  BLOCKED  68/175 = 38.8 %",
+    ):
+        assert line in first.stdout
     assert len(lab.published(TARGET, FEB_23)) == 187
     assert {row["context_source"] for row in lab.published(TARGET, FEB_23)} == {"derived"}
     runs = lab.ledger.runs.list_latest_runs()
@@ -45,25 +46,24 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     assert lab.ledger.runs.list_latest_runs() == runs
 
 
-def test_the_demo_leaves_tables_alone_that_it_did_not_make(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("marker", "error"),
+    [
+        pytest.param(None, f"already holds {SUMMARY}, which the demo did not make", id="no-marker"),
+        pytest.param("elsewhere", "is of a demo in another warehouse", id="marker-of-another-warehouse"),
+    ],
+)
+def test_the_demo_leaves_tables_alone_that_it_did_not_make(lab: Lab, marker: str | None, error: str) -> None:
     lab.summary(FEB_23, ["somebody"])
+    if marker:
+        (lab.home / "demo.json").write_text(json.dumps({"format": 1, "warehouse": marker, "state": "making"}))
+    before = lab.table_bytes(SUMMARY)
 
     refused = lab.command("demo")
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "already holds nba_analytics.player_game_summary, which the demo did not make" in refused.stderr
-
-
-def test_the_demo_leaves_another_warehouse_alone_whatever_its_marker_says(lab: Lab) -> None:
-    lab.summary(FEB_23, ["somebody"])
-    (lab.home / "demo.json").write_text('{"format": 1, "warehouse": "elsewhere", "state": "making"}')
-    before = lab.table_bytes("nba_analytics.player_game_summary")
-
-    refused = lab.command("demo")
-
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "is of a demo in another warehouse" in refused.stderr
-    assert lab.table_bytes("nba_analytics.player_game_summary") == before
+    assert error in refused.stderr
+    assert lab.table_bytes(SUMMARY) == before
 
 
 def test_the_demo_refuses_a_warehouse_that_is_not_local_and_leaves_nothing_behind(lab: Lab) -> None:

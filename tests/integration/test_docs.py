@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gated_backfill.producer.cli.main import COMMANDS
 from tests.brokers import valkey
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
@@ -102,13 +103,7 @@ def test_the_services_and_commands_of_the_runbook_exist() -> None:
         of_services = named[:1] if verb in ("exec", "run") else named
         assert set(of_services) <= set(services), line
         if verb == "run":
-            assert named[1] in helped_commands()
-
-
-def helped_commands() -> set[str]:
-    from gated_backfill.producer.cli.main import COMMANDS
-
-    return set(COMMANDS)
+            assert named[1] in COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -141,9 +136,8 @@ def test_every_relative_link_leads_to_a_file_and_heading(document: Path) -> None
         file = document.parent / path if path else document
         assert file.exists(), link
         headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in {re.sub(r"[^\w -]", "", text).replace(" ", "-").lower() for text in headings}, (
-            link
-        )
+        anchors = {re.sub(r"[^\w -]", "", text).replace(" ", "-").lower() for text in headings}
+        assert not anchor or anchor in anchors, link
 
 
 def test_every_path_in_contributing_exists() -> None:

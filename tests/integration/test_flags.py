@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 
 import pytest
 
 from gated_backfill.common.errors import DatesInUse
-from gated_backfill.common.ledger import DateState, Ledger, NewDate, NewFlag, RunState
+from gated_backfill.common.ledger import DateState, Ledger, NewDate, NewFlag, Run, RunState, open_ledger
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
@@ -31,6 +31,15 @@ def flag(day: date, finding: str = "incomplete") -> NewFlag:
 
 def flagged(ledger: Ledger, days: Sequence[date] = DAYS) -> None:
     ledger.flags.flag_dates(JOB, [flag(day) for day in days], "an audit")
+
+
+def repaired(ledger: Ledger, *days: date, end: RunState = RunState.SUCCEEDED) -> Run:
+    """An ended run that checkpointed the days."""
+    run = queued_run(ledger)
+    for day in days:
+        checkpointed_date(ledger, run, day)
+    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=end)
+    return run
 
 
 def test_a_flag_reads_back_as_it_was_written(ledger: Ledger) -> None:
@@ -86,9 +95,7 @@ def test_a_checkpoint_clears_the_flag_of_its_date_only(ledger: Ledger) -> None:
 
 def test_a_flag_of_before_keeps_who_cleared_it_when_its_date_is_checkpointed_again(ledger: Ledger) -> None:
     flagged(ledger, [FEB_23])
-    first = queued_run(ledger)
-    checkpointed_date(ledger, first, FEB_23)
-    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
+    first = repaired(ledger, FEB_23, end=RunState.CANCELLED)
     checkpointed_date(ledger, queued_run(ledger), FEB_23)
     assert ledger.flags.list_flags(JOB)[FEB_23].cleared_by == first.id
 
@@ -104,10 +111,7 @@ def test_what_is_published_but_not_proven_stays_flagged(ledger: Ledger) -> None:
 def test_undoing_the_run_that_repaired_a_date_flags_it_again(ledger: Ledger) -> None:
     flagged(ledger, [FEB_23, FEB_24])
     ledger.flags.clear_flags(JOB, [FEB_24], "audit")
-    run = queued_run(ledger)
-    for day in (FEB_23, FEB_24):
-        checkpointed_date(ledger, run, day)
-    ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    run = repaired(ledger, FEB_23, FEB_24)
     ledger.checkpoints.begin_undo(run.id, [FEB_23, FEB_24])
     ledger.checkpoints.finish_undo(run.id, [], "somebody")
     assert list(ledger.flags.list_open_flags(JOB)) == [FEB_23]
@@ -116,12 +120,7 @@ def test_undoing_the_run_that_repaired_a_date_flags_it_again(ledger: Ledger) -> 
 
 def test_a_refused_undo_leaves_the_flag_cleared(ledger: Ledger) -> None:
     flagged(ledger, [FEB_23])
-    first = queued_run(ledger)
-    checkpointed_date(ledger, first, FEB_23)
-    ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
-    second = queued_run(ledger)
-    checkpointed_date(ledger, second, FEB_23)
-    ledger.runs.move_run(second.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+    first, _ = repaired(ledger, FEB_23), repaired(ledger, FEB_23)
     with pytest.raises(DatesInUse):
         ledger.checkpoints.begin_undo(first.id, [FEB_23])
     assert ledger.flags.list_open_flags(JOB) == {}
@@ -137,21 +136,15 @@ def test_the_first_day_of_a_job_is_the_earliest_that_any_run_of_it_dealt_with(le
     assert ledger.dates.earliest_day(JOB) == FEB_23
 
 
-FLAGGING = """
-from datetime import date
-from gated_backfill.common.ledger import NewFlag, open_ledger
-
-def flag_all(wait, url, by):
+def flag_all(wait: Callable[[], object], url: str, by: str) -> None:
     ledger = open_ledger(url, create=False)
-    flags = [NewFlag(day=date(2023, 2, n), finding="missing", reason=by) for n in range(1, 29)]
+    flags = [flag(date(2023, 2, n)) for n in range(1, 29)]
     wait()
     for _ in range(5):
-        ledger.flags.flag_dates("players", flags, by)
+        ledger.flags.flag_dates(JOB, flags, by)
     ledger.close()
-    return by
-"""
 
 
 def test_audits_that_flag_the_same_dates_at_once_leave_one_flag_each(ledger_url: str, ledger: Ledger) -> None:
-    race(FLAGGING, *(("flag_all", ledger_url, f"audit {n}") for n in range(3)))
+    race(*((flag_all, ledger_url, f"audit {n}") for n in range(3)))
     assert len(ledger.flags.list_open_flags(JOB)) == 28

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sqlite3
-import threading
+from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from gated_backfill.common.ledger import Ledger, Run, RunState
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from tests.builders import FEB_23, FEB_24, FEB_25, checkpointed_date, queued_run
+from tests.builders import FEB_23, FEB_24, FEB_25, at_once, checkpointed_date, queued_run
 from tests.lab import Lab, players
 
 FIRST = date(2023, 2, 1)
@@ -46,12 +46,10 @@ def eventful(lab: Lab) -> Lab:
 
 def facts_of(lab: Lab) -> list[dict[str, Any]]:
     """The dates of every run, read with nothing of ours."""
-    with sqlite3.connect(lab.home / "ledger.db") as connection:
+    joined = "SELECT d.*, r.state AS run_state FROM run_dates d JOIN runs r ON r.id = d.run_id"
+    with closing(sqlite3.connect(lab.home / "ledger.db")) as connection:
         connection.row_factory = sqlite3.Row
-        joined = "SELECT d.*, r.state AS run_state FROM run_dates d JOIN runs r ON r.id = d.run_id"
-        found = [dict(row) for row in connection.execute(joined)]
-    connection.close()
-    return found
+        return [dict(row) for row in connection.execute(joined)]
 
 
 def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
@@ -78,9 +76,8 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
         assert figures["coverage"] == {"dates": len(shares), "min": min(shares), "median": median(shares)}
         assert (figures["fallbacks"], figures["fallback_rate"]) == (len(fell), len(fell) / len(done))
         assert (figures["seconds_median"], figures["seconds_max"]) == (median(seconds), max(seconds))
-    assert [told["totals"][name] for name in ("accepted", "forced", "blocked", "failed", "skipped", "fallbacks")] == [
-        1, 1, 1, 1, 1, 1,
-    ]  # fmt: skip
+    once = ("accepted", "forced", "blocked", "failed", "skipped", "fallbacks")
+    assert {name: told["totals"][name] for name in once} == dict.fromkeys(once, 1)
     assert told["ended_per_day"][str(today())] == len(rows)
     assert (told["before"], told["trend"]) == (None, None)
 
@@ -100,21 +97,17 @@ def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) 
 
 
 def test_a_period_without_runs_says_so_and_a_later_one_has_its_trend(eventful: Lab) -> None:
-    with sqlite3.connect(eventful.home / "ledger.db") as connection:
-        connection.execute("DROP TRIGGER runs_keep_update")  # the tool itself can't make a week pass
-        moved = "UPDATE runs SET created_at = datetime(created_at, '-7 days'), "
-        connection.execute(moved + "finished_at = datetime(finished_at, '-7 days')")
-    connection.close()
+    eventful.change_ledger("DROP TRIGGER runs_keep_update")  # the tool itself can't make a week pass
+    for column in ("created_at", "finished_at"):
+        eventful.change_ledger(f"UPDATE runs SET {column} = datetime({column}, '-7 days')")
 
-    assert "no run ended or was opened in these days; 2 in the 7 days before" in (
-        eventful.command("history", "--days", "7").stdout
-    )
+    without_runs = eventful.command("history", "--days", "7").stdout
+    assert "no run ended or was opened in these days; 2 in the 7 days before" in without_runs
     eventful.run([FIRST + timedelta(days=20)], "probe")
     told = json.loads(eventful.command("history", "--days", "7", "--json").stdout)
     assert (told["totals"]["runs"], told["before"]["runs"], told["trend"]["blocked"]) == (1, 2, -1)
-    assert "no run ended or was opened in these days, nor in those before" in (
-        eventful.command("history", "--job", "nobody's").stdout
-    )
+    of_nobody = eventful.command("history", "--job", "nobody's").stdout
+    assert "no run ended or was opened in these days, nor in those before" in of_nobody
 
 
 def test_the_csv_has_a_line_for_every_date_of_every_run(eventful: Lab) -> None:
@@ -150,11 +143,10 @@ def test_what_can_t_be_done_is_refused_in_one_line(lab: Lab) -> None:
 def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> None:
     days = [date(2013, 1, 1) + timedelta(days=n) for n in range(3650)]
     run = queued_run(lab.ledger, days, job="probe", window=5000)
-    with sqlite3.connect(lab.home / "ledger.db") as connection:
-        facts = "expected=187, matched=187, source='first', found='{\"first\": 187}', seconds=0.04, rows=187"
-        done = f"state='checkpointed', verdict='complete', reason='187 of 187 expected entities (100.0 %)', {facts}"
+    facts = "expected=187, matched=187, source='first', found='{\"first\": 187}', seconds=0.04, rows=187"
+    done = f"state='checkpointed', verdict='complete', reason='187 of 187 expected entities (100.0 %)', {facts}"
+    with closing(sqlite3.connect(lab.home / "ledger.db")) as connection, connection:
         connection.execute(f"UPDATE run_dates SET {done}, source_reason='primary at 100.0 %'")
-    connection.close()
     assert lab.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
     file = lab.home / "history.html"
 
@@ -222,19 +214,12 @@ def test_a_writer_that_was_overtaken_takes_no_rows_away(lab: Lab) -> None:
 def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
     site = lab.site
     days = [FIRST + timedelta(days=n) for n in range(6)]
-    barrier = threading.Barrier(len(days))
 
-    def end_and_write(day: date) -> None:
-        barrier.wait()
-        write_metadata(
-            site.ledger, LocalWarehouse(lab.home / "warehouse"), site.settings, ended_run(site.ledger, day).id
-        )
+    def end_and_write(number: int) -> str:
+        run, warehouse = ended_run(site.ledger, days[number]), LocalWarehouse(lab.home / "warehouse")
+        return write_metadata(site.ledger, warehouse, site.settings, run.id)
 
-    threads = [threading.Thread(target=end_and_write, args=(day,)) for day in days]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(len(days), end_and_write)
 
     assert sorted(row["day"] for row in lab.published(TABLE, today(), "run_ended_on")) == days
 

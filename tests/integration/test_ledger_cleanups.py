@@ -12,40 +12,27 @@ from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.cleanups import CLEANUP_TRANSITIONS, CleanupOperation, CleanupState, NewCleanup
 from gated_backfill.common.model.backup import BackupDate
 from gated_backfill.common.process.clock import utcnow
-from tests.builders import at_once, everyone_is_dead, everyone_lives
+from tests.builders import LEASE, at_once, everyone_is_dead, everyone_lives
 
 ME, OTHER = "host:1:1", "host:2:2"
 DAY = date(2024, 1, 1)
 
 
 def new(name: str = "op-1", table: str = "nba.upcoming") -> NewCleanup:
-    return NewCleanup(
-        id=name,
-        table_name=table,
-        date_column="day",
-        cutoff=date(2024, 1, 8),
-        rows=10,
-        dates=1,
-        oldest=DAY,
-        newest=DAY,
-        table_rows=100,
-        backup="somewhere",
-        requested_by="a test",
-        expires_at=utcnow() + timedelta(days=30),
-    )
+    values: dict[str, Any] = {"date_column": "day", "backup": "somewhere", "requested_by": "a test"}
+    values |= {"cutoff": date(2024, 1, 8), "oldest": DAY, "newest": DAY, "expires_at": utcnow() + timedelta(days=30)}
+    return NewCleanup(id=name, table_name=table, rows=10, dates=1, table_rows=100, **values)
 
 
-def opened(ledger: Ledger, name: str = "op-1", *, lease: timedelta = timedelta(minutes=5), **more: Any) -> None:
+def opened(ledger: Ledger, name: str = "op-1", *, lease: timedelta = LEASE, **more: Any) -> None:
     ledger.cleanups.open_cleanup(new(name, **more), ME, utcnow() + lease)
 
 
-def moved(ledger: Ledger, *states: CleanupState, name: str = "op-1", owner: str = ME) -> CleanupOperation:
+def moved(ledger: Ledger, *states: CleanupState, name: str = "op-1", owner: str = ME, **more: Any) -> CleanupOperation:
     """The operation after these moves of its owner."""
     for to in states:
-        at = ledger.cleanups.get_cleanup(name).state
-        assert ledger.cleanups.move_cleanup(
-            name, expect=at, to=to, owner=owner, lease_until=utcnow() + timedelta(minutes=5)
-        )
+        at, until = ledger.cleanups.get_cleanup(name).state, utcnow() + LEASE
+        assert ledger.cleanups.move_cleanup(name, expect=at, to=to, owner=owner, lease_until=until, **more)
     return ledger.cleanups.get_cleanup(name)
 
 
@@ -106,7 +93,7 @@ def test_only_its_owner_moves_an_unfinished_operation(ledger: Ledger) -> None:
 
 
 def test_an_operation_is_taken_from_the_dead_and_the_late_only(ledger: Ledger) -> None:
-    until = utcnow() + timedelta(minutes=5)
+    until = utcnow() + LEASE
     opened(ledger)
     assert ledger.cleanups.claim_cleanup("op-1", OTHER, until, is_dead=everyone_lives) is None
     taken = ledger.cleanups.claim_cleanup("op-1", OTHER, until, is_dead=everyone_is_dead)
@@ -138,24 +125,16 @@ def test_backups_are_due_once_their_time_is_over_and_dropped_once(ledger: Ledger
 def test_what_was_backed_up_is_known_by_date_and_how_it_is_to_be_restored_too(ledger: Ledger) -> None:
     opened(ledger)
     kept = {DAY: BackupDate(fingerprint="f", rows=3), DAY + timedelta(days=1): BackupDate(fingerprint="g", rows=7)}
-    until = utcnow() + timedelta(minutes=5)
-    at = CleanupState.PLANNED
     assert ledger.cleanups.get_cleanup("op-1").kept == {}
-    assert ledger.cleanups.move_cleanup(
-        "op-1", expect=at, to=CleanupState.BACKED_UP, owner=ME, lease_until=until, kept=kept
-    )
+    moved(ledger, CleanupState.BACKED_UP, kept=kept)
     moved(ledger, CleanupState.DELETED)
-    at, asked = CleanupState.DELETED, {"leave_written": True, "intact_only": True}
-    assert ledger.cleanups.move_cleanup(
-        "op-1", expect=at, to=CleanupState.RESTORING, owner=ME, lease_until=until, **asked
-    )
-    found = ledger.cleanups.get_cleanup("op-1")
-    assert (found.kept, found.leave_written, found.intact_only) == (kept, True, True)
+    operation = moved(ledger, CleanupState.RESTORING, leave_written=True, intact_only=True)
+    assert (operation.kept, operation.leave_written, operation.intact_only) == (kept, True, True)
 
 
 def test_only_its_owner_goes_on_holding_an_operation_and_only_where_it_was(ledger: Ledger) -> None:
     opened(ledger, lease=timedelta(seconds=-1))
-    at, until = CleanupState.PLANNED, utcnow() + timedelta(minutes=5)
+    at, until = CleanupState.PLANNED, utcnow() + LEASE
     assert not ledger.cleanups.renew_cleanup("op-1", expect=at, owner=OTHER, lease_until=until)
     assert not ledger.cleanups.renew_cleanup("op-1", expect=CleanupState.BACKED_UP, owner=ME, lease_until=until)
     assert ledger.cleanups.renew_cleanup("op-1", expect=at, owner=ME, lease_until=until)

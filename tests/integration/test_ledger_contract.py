@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
@@ -36,6 +38,7 @@ from tests.builders import (
     FEB_24,
     FEB_25,
     JOB,
+    LEASE,
     answering,
     at_once,
     blocked_date,
@@ -45,35 +48,24 @@ from tests.builders import (
     everyone_is_dead,
     everyone_lives,
     failed_date,
+    move_processing,
     new_run,
     published_date,
     queued_run,
     race,
-    run_python,
     running_run,
     staged_date,
     state_of,
 )
 
+#: Brings a date into a state.
+Reach = Callable[[Ledger, Run, date], None]
 MANY_DAYS = [date(2023, 1, 1) + timedelta(days=n) for n in range(200)]
 EXPIRED = timedelta(minutes=-1)
 
 
 def soon() -> datetime:
     return utcnow() + timedelta(minutes=1)
-
-
-def claim(
-    ledger: Ledger,
-    run: Run,
-    day: date = FEB_23,
-    *,
-    owner: str = "other",
-    is_dead: Callable[[str], bool] = everyone_lives,
-    max_deaths: int = 3,
-) -> DateRow | None:
-    until = utcnow() + timedelta(minutes=5)
-    return claim_date(ledger, run, day, owner, until, is_dead=is_dead, max_deaths=max_deaths)
 
 
 def claim_window(
@@ -92,20 +84,17 @@ def end_run(ledger: Ledger, run: Run) -> None:
     assert ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
 
 
-#: Lease and liveness of a process that has lost its claim.
-LOST_LEASES = pytest.mark.parametrize(
-    ("lease", "is_dead"),
-    [
-        pytest.param(timedelta(minutes=1), everyone_is_dead, id="dead"),
-        pytest.param(EXPIRED, everyone_lives, id="past-its-lease"),
-    ],
-)
+@dataclass(frozen=True)
+class Lost:
+    """How a process has lost its claim: by its lease, or by its death."""
+
+    lease: timedelta
+    is_dead: Callable[[str], bool]
 
 
-@pytest.fixture
-def run(ledger: Ledger) -> Run:
-    """A running run with three queued dates in one window."""
-    return queued_run(ledger)
+@pytest.fixture(params=[Lost(LEASE, everyone_is_dead), Lost(EXPIRED, everyone_lives)], ids=["dead", "past-its-lease"])
+def lost(request: pytest.FixtureRequest) -> Lost:
+    return request.param
 
 
 def row_of(ledger: Ledger, run: Run, day: date = FEB_23) -> DateRow:
@@ -186,25 +175,19 @@ def test_of_two_threads_that_open_the_same_dates_one_wins(ledger: Ledger) -> Non
     assert sorted(results) == sorted([winner, *[f"taken by {winner}"] * 3])
 
 
-OPEN_A_RUN = """
-    from gated_backfill.common.errors import DatesInUse
-    from gated_backfill.common.ledger import open_ledger
-    from tests.builders import new_run
-
-    def open_a_run(wait, url):
-        ledger = open_ledger(url, create=False)
-        wait()
-        try:
-            return "opened", ledger.runs.open_run(new_run()).id
-        except DatesInUse as exc:
-            return "taken", exc.run
-        finally:
-            ledger.close()
-"""
+def open_a_run(wait: Callable[[], object], url: str) -> tuple[str, str | None]:
+    ledger = open_ledger(url, create=False)
+    wait()
+    try:
+        return "opened", ledger.runs.open_run(new_run()).id
+    except DatesInUse as exc:
+        return "taken", exc.run
+    finally:
+        ledger.close()
 
 
 def test_of_two_processes_that_open_the_same_dates_one_wins(ledger_url: str) -> None:
-    results = race(OPEN_A_RUN, *[("open_a_run", ledger_url)] * 2)
+    results = race(*[(open_a_run, ledger_url)] * 2)
     assert sorted(word for word, _ in results) == ["opened", "taken"]
     assert len({run_id for _, run_id in results}) == 1
 
@@ -233,9 +216,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("reach", "end"), ENDS)
-def test_a_run_ends_as_its_dates_did(
-    ledger: Ledger, run: Run, reach: Sequence[Callable[[Ledger, Run, date], None]], end: RunState
-) -> None:
+def test_a_run_ends_as_its_dates_did(ledger: Ledger, run: Run, reach: Sequence[Reach], end: RunState) -> None:
     for reached, day in zip(reach, DAYS, strict=True):
         reached(ledger, run, day)
     assert ledger.runs.finish_run(run.id) is None, "its window is not closed"
@@ -261,12 +242,8 @@ def test_progress_counts_the_dates_by_state(ledger: Ledger) -> None:
     blocked_date(ledger, run, MANY_DAYS[2])
     staged_date(ledger, run, MANY_DAYS[3])
     progress = ledger.runs.get_progress(run.id)
-    assert progress.counts == {
-        DateState.CHECKPOINTED: 2,
-        DateState.BLOCKED: 1,
-        DateState.STAGED: 1,
-        DateState.QUEUED: 2,
-    }
+    unended = {DateState.STAGED: 1, DateState.QUEUED: 2}
+    assert progress.counts == {DateState.CHECKPOINTED: 2, DateState.BLOCKED: 1, **unended}
     assert (progress.total, progress.ended) == (6, 3)
     assert progress.count(DateState.STAGED, DateState.QUEUED) == 3
 
@@ -309,7 +286,7 @@ def test_callers_at_once_never_open_the_same_window(ledger: Ledger) -> None:
 
 def test_the_worker_that_has_a_date_may_claim_it_again_without_a_death(ledger: Ledger, run: Run) -> None:
     for _ in range(5):
-        claimed = claim_date(ledger, run, FEB_23, "worker", soon())
+        claimed = claim_date(ledger, run, owner="worker")
         assert claimed is not None
     assert (claimed.deaths, claimed.attempt) == (0, 5)
 
@@ -326,12 +303,9 @@ def test_one_gate_at_a_time_claims_a_window(ledger: Ledger, run: Run) -> None:
     assert not ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
 
 
-@LOST_LEASES
-def test_a_gate_that_lost_its_lease_is_replaced(
-    ledger: Ledger, run: Run, lease: timedelta, is_dead: Callable[[str], bool]
-) -> None:
-    claim_window(ledger, run, "old", lease=lease)
-    assert claim_window(ledger, run, "new", is_dead=is_dead)
+def test_a_gate_that_lost_its_lease_is_replaced(ledger: Ledger, run: Run, lost: Lost) -> None:
+    claim_window(ledger, run, "old", lease=lost.lease)
+    assert claim_window(ledger, run, "new", is_dead=lost.is_dead)
     assert not ledger.windows.renew_window(run.id, 0, "old", soon())
     assert not ledger.windows.release_window(run.id, 0, "old", to=WindowState.CLOSED)
     assert ledger.windows.renew_window(run.id, 0, "new", soon())
@@ -360,40 +334,31 @@ def test_a_gate_of_an_ended_run_has_lost_its_window(ledger: Ledger, run: Run) ->
 
 
 def test_a_queued_date_is_claimed_once(ledger: Ledger, run: Run) -> None:
-    claimed = claim(ledger, run, owner="first")
+    claimed = claim_date(ledger, run, owner="first")
     assert claimed is not None
-    assert (claimed.state, claimed.attempt, claimed.deaths, claimed.lease_owner) == (
-        DateState.PROCESSING,
-        1,
-        0,
-        "first",
-    )
+    assert claimed.state is DateState.PROCESSING
+    assert (claimed.attempt, claimed.deaths, claimed.lease_owner) == (1, 0, "first")
     assert claimed == row_of(ledger, run)
-    assert claim(ledger, run, owner="second") is None
+    assert claim_date(ledger, run, owner="second") is None
     assert row_of(ledger, run).lease_owner == "first"
 
 
 def test_threads_at_once_claim_a_date_once(ledger: Ledger, run: Run) -> None:
-    claims = at_once(6, lambda n: claim(ledger, run, owner=f"worker-{n}"))
+    claims = at_once(6, lambda n: claim_date(ledger, run, owner=f"worker-{n}"))
     assert len([claimed for claimed in claims if claimed]) == 1
 
 
-@LOST_LEASES
-def test_a_date_of_a_lost_worker_is_claimed_again_and_the_death_counted(
-    ledger: Ledger, run: Run, lease: timedelta, is_dead: Callable[[str], bool]
-) -> None:
-    claimed_date(ledger, run, FEB_23, owner="gone", lease=lease)
-    claimed = claim(ledger, run, owner="new", is_dead=is_dead)
+def test_a_date_of_a_lost_worker_is_claimed_again_and_the_death_counted(ledger: Ledger, run: Run, lost: Lost) -> None:
+    claimed_date(ledger, run, FEB_23, owner="gone", lease=lost.lease)
+    claimed = claim_date(ledger, run, owner="new", is_dead=lost.is_dead)
     assert claimed is not None
     assert (claimed.attempt, claimed.deaths, claimed.lease_owner) == (2, 1, "new")
-    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="gone")
+    assert not move_processing(ledger, run, DateState.STAGED, owner="gone")
 
 
 def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger, run: Run) -> None:
-    claims = [
-        claim(ledger, run, owner=f"worker-{n}", max_deaths=2, is_dead=everyone_is_dead) is not None for n in range(3)
-    ]
-    assert claims == [True, True, False]
+    claims = [claim_date(ledger, run, owner=f"worker-{n}", max_deaths=2, is_dead=everyone_is_dead) for n in range(3)]
+    assert [claimed is not None for claimed in claims] == [True, True, False]
     row = row_of(ledger, run)
     assert (row.state, row.verdict, row.deaths) == (DateState.FAILED, Verdict.FAILED, 2)
     assert (row.error_kind, row.reason) == ("WorkerLost", "killed its worker 2 times")
@@ -403,65 +368,49 @@ def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger, run: Ru
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
 def test_no_date_of_a_run_that_is_not_running_is_claimed(ledger: Ledger, run: Run, state: RunState) -> None:
     ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=state)
-    assert claim(ledger, run) is None
+    assert claim_date(ledger, run) is None
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
 
 @pytest.mark.parametrize("reach", [staged_date, published_date, checkpointed_date, failed_date, blocked_date])
-def test_a_date_past_processing_is_not_claimed_again(
-    ledger: Ledger, run: Run, reach: Callable[[Ledger, Run, date], None]
-) -> None:
+def test_a_date_past_processing_is_not_claimed_again(ledger: Ledger, run: Run, reach: Reach) -> None:
     reach(ledger, run, FEB_23)
-    assert claim(ledger, run, is_dead=everyone_is_dead) is None
+    assert claim_date(ledger, run, is_dead=everyone_is_dead) is None
 
 
 def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> None:
     run = running_run(ledger)
-    assert claim(ledger, run) is None
-    assert claim(ledger, run, date(1999, 1, 1)) is None
+    assert claim_date(ledger, run) is None
+    assert claim_date(ledger, run, date(1999, 1, 1)) is None
 
 
 def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger, run: Run) -> None:
     assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) is None
-    claimed = claim(ledger, run)
+    claimed = claim_date(ledger, run)
     assert claimed is not None
     assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == claimed.lease_until
 
 
-CLAIM_ALL = """
-    import random
-    from datetime import date, timedelta
-    from gated_backfill.common.process.clock import utcnow
-    from gated_backfill.common.ledger import open_ledger
-    from tests.builders import everyone_lives
-
-    def claim_all(wait, url, run, owner, first, count):
-        ledger = open_ledger(url, create=False)
-        days = [date.fromisoformat(first) + timedelta(days=n) for n in range(int(count))]
-        random.shuffle(days)
-        until = utcnow() + timedelta(minutes=5)
-        wait()
-        mine = [
-            day.isoformat()
-            for day in days
-            if ledger.claims.claim_dates(run, [day], owner, until, is_dead=everyone_lives, max_deaths=3)
-        ]
-        ledger.close()
-        return mine
-"""
+def claim_all(wait: Callable[[], object], url: str, run_id: str, owner: str) -> list[str]:
+    """The dates that this process claimed, of those it tried in a random order."""
+    ledger = open_ledger(url, create=False)
+    run = ledger.runs.get_run(run_id)
+    wait()
+    days = random.sample(MANY_DAYS, len(MANY_DAYS))
+    claimed = [str(day) for day in days if claim_date(ledger, run, day, owner=owner)]
+    ledger.close()
+    return claimed
 
 
 def test_eight_processes_claim_every_date_exactly_once(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = queued_run(ledger, MANY_DAYS)
     owners = [f"worker-{n}" for n in range(8)]
-    claims = race(
-        CLAIM_ALL, *[("claim_all", sqlite_url, run.id, owner, MANY_DAYS[0], len(MANY_DAYS)) for owner in owners]
-    )
+    claims = race(*((claim_all, sqlite_url, run.id, owner) for owner in owners))
     claimed = [(day, owner) for owner, days in zip(owners, claims, strict=True) for day in days]
     rows = ledger.dates.list_dates(run.id)
     ledger.close()
-    assert sorted(claimed) == [(row.day.isoformat(), row.lease_owner) for row in rows]
+    assert sorted(claimed) == [(str(row.day), row.lease_owner) for row in rows]
     assert [row.day for row in rows] == MANY_DAYS
 
 
@@ -475,50 +424,39 @@ def test_a_file_that_stays_locked_is_unavailable(sqlite_url: str) -> None:
         with pytest.raises(LedgerUnavailable, match="locked"):  # by a transaction
             hasty.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.PAUSED)
         with pytest.raises(LedgerUnavailable, match="locked"):  # by a single statement
-            claim(hasty, run)
+            claim_date(hasty, run)
         assert hasty.runs.get_run(run.id).state is RunState.RUNNING, "whoever reads need not wait"
-    assert claim(hasty, run)
+    assert claim_date(hasty, run)
     hasty.close()
 
 
-HAMMER = """
-    from datetime import date, timedelta
-    from gated_backfill.common.process.clock import utcnow
-    from gated_backfill.common.ledger import DateState, WindowState, open_ledger
-    from tests.builders import everyone_lives
-
-    def hammer(wait, url, run, owner):
-        ledger = open_ledger(url, create=False)
-        until = utcnow() + timedelta(minutes=5)
-        staged = 0
-        wait()
-        while not ledger.runs.get_run(run).has_ended:
-            for window in ledger.windows.list_windows(run, [WindowState.OPEN]):
-                for row in ledger.dates.list_dates(run, window=window.number, states=[DateState.QUEUED]):
-                    if ledger.claims.claim_dates(run, [row.day], owner, until, is_dead=everyone_lives, max_deaths=3):
-                        staged += ledger.dates.move_date(
-                            run, row.day, expect=DateState.PROCESSING, to=DateState.SKIPPED, owner=owner
-                        )
-                rows = ledger.dates.list_dates(run, window=window.number)
-                if all(row.state is DateState.SKIPPED for row in rows) and ledger.windows.claim_window(
-                    run, window.number, owner, until, is_dead=everyone_lives
-                ):
-                    ledger.windows.release_window(run, window.number, owner, to=WindowState.CLOSED)
-                    ledger.windows.open_windows(run, in_flight=3)
-            ledger.runs.finish_run(run)
-            ledger.runs.get_progress(run)
-        ledger.close()
-        return staged
-"""
+def hammer(wait: Callable[[], object], url: str, run_id: str, owner: str) -> int:
+    """Do what workers and gates do until the run has ended; how many dates this process moved."""
+    ledger = open_ledger(url, create=False)
+    run, moved = ledger.runs.get_run(run_id), 0
+    wait()
+    while not ledger.runs.get_run(run_id).has_ended:
+        for number in ledger.windows.list_window_numbers(run_id, [WindowState.OPEN]):
+            for row in ledger.dates.list_dates(run_id, window=number, states=[DateState.QUEUED]):
+                if claim_date(ledger, run, row.day, owner=owner):
+                    moved += move_processing(ledger, run, DateState.SKIPPED, row.day, owner=owner)
+            rows = ledger.dates.list_dates(run_id, window=number)
+            if all(row.state is DateState.SKIPPED for row in rows) and claim_window(ledger, run, owner, number=number):
+                ledger.windows.release_window(run_id, number, owner, to=WindowState.CLOSED)
+                ledger.windows.open_windows(run_id, in_flight=3)
+        ledger.runs.finish_run(run_id)
+        ledger.runs.get_progress(run_id)
+    ledger.close()
+    return moved
 
 
 def test_sixteen_processes_finish_a_run_on_one_file_without_a_lock_error_or_a_lost_update(sqlite_url: str) -> None:
     ledger = open_ledger(sqlite_url, create=False)
     run = running_run(ledger, MANY_DAYS, window=10)
     ledger.windows.open_windows(run.id, in_flight=3)
-    ended = race(HAMMER, *[("hammer", sqlite_url, run.id, f"worker-{n}") for n in range(16)])
+    moved = race(*((hammer, sqlite_url, run.id, f"worker-{n}") for n in range(16)))
     rows = ledger.dates.list_dates(run.id)
-    assert sum(ended) == len(MANY_DAYS) == len(rows)
+    assert sum(moved) == len(MANY_DAYS) == len(rows)
     assert {(row.state, row.attempt, row.deaths) for row in rows} == {(DateState.SKIPPED, 1, 0)}
     assert {window.state for window in ledger.windows.list_windows(run.id)} == {WindowState.CLOSED}
     ledger.close()
@@ -528,9 +466,8 @@ def test_sixteen_processes_finish_a_run_on_one_file_without_a_lock_error_or_a_lo
 
 
 def requeue(ledger: Ledger, run: Run, *, include_queued: bool = False, dead: Sequence[str] = ()) -> list[date]:
-    return ledger.claims.requeue_dates(
-        run.id, 0, include_queued=include_queued, is_dead=lambda owner: owner in dead, max_deaths=2
-    )
+    options = {"include_queued": include_queued, "is_dead": dead.__contains__, "max_deaths": 2}
+    return ledger.claims.requeue_dates(run.id, 0, **options)
 
 
 def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger, run: Run) -> None:
@@ -578,18 +515,10 @@ def test_a_date_that_killed_too_many_workers_is_not_requeued(ledger: Ledger, run
 
 def test_a_move_writes_further_columns(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23)
-    facts: dict[str, Any] = {
-        "found": {"upcoming": 1, "derived": 187},
-        "missing": ["a", "b"],
-        "unexpected": ["c"],
-        "unexpected_count": 600,
-        "error_place": "/jobs/players.py:41",
-        "source_reason": "primary below 90% at 0.5 %",
-        "seconds": 1.5,
-    }
-    assert ledger.dates.move_date(
-        run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker", **facts
-    )
+    facts: dict[str, Any] = {"found": {"upcoming": 1, "derived": 187}, "missing": ["a", "b"], "seconds": 1.5}
+    facts |= {"unexpected": ["c"], "unexpected_count": 600, "error_place": "/jobs/players.py:41"}
+    facts |= {"source_reason": "primary below 90% at 0.5 %"}
+    assert move_processing(ledger, run, DateState.STAGED, owner="worker", **facts)
     row = row_of(ledger, run)
     assert (row.found, row.missing) == ({"upcoming": 1, "derived": 187}, ("a", "b"))
     assert (row.unexpected, row.unexpected_count, row.error_place) == (("c",), 600, "/jobs/players.py:41")
@@ -599,18 +528,15 @@ def test_a_move_writes_further_columns(ledger: Ledger, run: Run) -> None:
 def test_a_repeated_or_late_move_changes_nothing(ledger: Ledger, run: Run) -> None:
     staged_date(ledger, run, FEB_23)
     before = row_of(ledger, run)
-    move = {"expect": DateState.PROCESSING, "to": DateState.STAGED, "rows": 1}
-    assert not ledger.dates.move_date(run.id, FEB_23, **move)
-    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, error="late")
+    assert not move_processing(ledger, run, DateState.STAGED, rows=1)
+    assert not move_processing(ledger, run, DateState.FAILED, error="late")
     assert row_of(ledger, run) == before
 
 
 def test_a_move_by_a_worker_that_lost_the_date_changes_nothing(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, owner="holder")
     before = row_of(ledger, run)
-    assert not ledger.dates.move_date(
-        run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="other", rows=1
-    )
+    assert not move_processing(ledger, run, DateState.STAGED, owner="other", rows=1)
     assert row_of(ledger, run) == before
 
 
@@ -668,9 +594,8 @@ def test_a_date_that_staged_nothing_has_no_file(ledger: Ledger, run: Run) -> Non
 
 
 def checkpointing_runs(ledger: Ledger, job: str = JOB) -> dict[date, str]:
-    return {
-        day: checkpoint.run_id for day, checkpoint in ledger.checkpoints.list_checkpoints(job, FEB_23, FEB_25).items()
-    }
+    checkpoints = ledger.checkpoints.list_checkpoints(job, FEB_23, FEB_25)
+    return {day: checkpoint.run_id for day, checkpoint in checkpoints.items()}
 
 
 def test_a_published_date_that_passed_is_checkpointed_with_its_figures(ledger: Ledger, run: Run) -> None:
@@ -692,8 +617,7 @@ def test_checkpointing_twice_changes_nothing(ledger: Ledger, run: Run) -> None:
 
 
 @pytest.mark.parametrize("reach", [claimed_date, staged_date, failed_date, blocked_date])
-def test_an_unpublished_date_is_never_checkpointed(ledger: Ledger, reach: Callable[[Ledger, Run, date], None]) -> None:
-    run = queued_run(ledger)
+def test_an_unpublished_date_is_never_checkpointed(ledger: Ledger, run: Run, reach: Reach) -> None:
     reach(ledger, run, FEB_23)
     assert ledger.checkpoints.write(run.id, DAYS) == []
     assert checkpointing_runs(ledger) == {}
@@ -758,28 +682,23 @@ def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
     run = queued_run(ledger)
     checkpointed_date(ledger, run, FEB_23)
     row, opened = row_of(ledger, run), ledger.runs.get_run(run.id)
-    stamps = [
-        opened.created_at,
-        opened.started_at,
-        row.queued_at,
-        row.started_at,
-        row.ended_at,
-        ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_23)[FEB_23].checkpointed_at,
-    ]
+    checkpoint = ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_23)[FEB_23]
+    stamps = [opened.created_at, opened.started_at, row.queued_at, row.started_at, row.ended_at]
+    stamps.append(checkpoint.checkpointed_at)
     assert {stamp.utcoffset() for stamp in stamps if stamp} == {timedelta(0)}
     assert all(stamp is not None and before <= stamp <= utcnow() for stamp in stamps)
 
 
 def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger, run: Run) -> None:
     lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
-    claim_date(ledger, run, FEB_23, "worker", lease)
+    claim_date(ledger, run, until=lease)
     assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
 
 
 def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger, run: Run) -> None:
     naive = datetime(2023, 2, 23)  # noqa: DTZ001 - the one to refuse
     with pytest.raises(StatementError, match="without a zone"):
-        claim_date(ledger, run, FEB_23, "worker", naive)
+        claim_date(ledger, run, until=naive)
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
 
@@ -824,14 +743,12 @@ def test_a_signal_in_a_transaction_waits_for_its_end_and_leaves_no_lock(ledger: 
         return True
 
     with answering(signal.SIGTERM, by=Terminated), pytest.raises(Terminated) as raised:
-        claim(ledger, run, owner="me", is_dead=is_dead)
+        claim_date(ledger, run, owner="me", is_dead=is_dead)
     assert raised.value.__traceback__ is not None  # whose frames hold whatever was left open
-    assert ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="me")
+    assert move_processing(ledger, run, DateState.QUEUED, owner="me")
 
 
-def claimed_alerts(
-    ledger: Ledger, owner: str = "me", lease: timedelta = timedelta(minutes=1), **more: Any
-) -> list[str]:
+def claimed_alerts(ledger: Ledger, owner: str = "me", lease: timedelta = LEASE, **more: Any) -> list[str]:
     alerts = ledger.alerts.claim_alerts(owner, utcnow() + lease, **{"is_dead": everyone_lives, "limit": 10, **more})
     return sorted(alert.key for alert in alerts)
 
@@ -947,11 +864,8 @@ def test_the_gauges_count_runs_dates_and_checkpoints(ledger: Ledger) -> None:
     active = queued_run(ledger, [FEB_25], job="teams")
 
     assert ledger.gauges.checkpoint_counts() == {(JOB, "complete"): 1}
-    assert ledger.gauges.ended_date_counts(before) == {
-        (JOB, "checkpointed"): 1,
-        (JOB, "blocked"): 1,
-        (JOB, "queued"): 1,
-    }
+    ended = ["blocked", "checkpointed", "queued"]
+    assert ledger.gauges.ended_date_counts(before) == {(JOB, state): 1 for state in ended}
     assert ledger.gauges.ended_date_counts(utcnow()) == {}
     second = queued_run(ledger)
     checkpointed_date(ledger, second, FEB_23)
@@ -960,16 +874,9 @@ def test_the_gauges_count_runs_dates_and_checkpoints(ledger: Ledger) -> None:
     assert ledger.gauges.active_run_counts() == {("teams", "running"): 1}
     assert ledger.gauges.oldest_waiting_since() == {"teams": active.created_at}
     assert [run.id for run in ledger.gauges.last_ended_runs()] == [second.id]
-    assert sorted(metrics.state.value for metrics in ledger.gauges.list_date_metrics(done.id)) == [
-        "blocked",
-        "checkpointed",
-        "queued",
-    ]
-    assert (ledger.gauges.flagged_counts(), ledger.gauges.maintenance_last_done(), ledger.gauges.last_cleanups()) == (
-        {},
-        {},
-        {},
-    )
+    assert sorted(metrics.state.value for metrics in ledger.gauges.list_date_metrics(done.id)) == ended
+    assert ledger.gauges.flagged_counts() == ledger.gauges.maintenance_last_done() == {}
+    assert ledger.gauges.last_cleanups() == {}
 
 
 # -- history ------------------------------------------------------------------------------------------------------
@@ -986,11 +893,8 @@ def test_runs_are_listed_with_their_dates_newest_first(ledger: Ledger) -> None:
 
     listed = ledger.history.list_runs_with_dates(*ALWAYS)
 
-    assert [past.run for past in listed] == [ledger.runs.get_run(second.id), ledger.runs.get_run(first.id)]
-    assert [list(past.dates) for past in listed] == [
-        ledger.dates.list_dates(second.id),
-        ledger.dates.list_dates(first.id),
-    ]
+    assert [past.run for past in listed] == [ledger.runs.get_run(run.id) for run in (second, first)]
+    assert [list(past.dates) for past in listed] == [ledger.dates.list_dates(run.id) for run in (second, first)]
     assert [past.run.id for past in ledger.history.list_runs_with_dates(*ALWAYS, job="others")] == [second.id]
     assert [past.run.id for past in ledger.history.list_ended_runs_with_dates(*ALWAYS)] == [first.id]
     assert ledger.history.list_ended_runs(*ALWAYS) == [ledger.runs.get_run(first.id)]
@@ -1013,11 +917,8 @@ def test_a_run_belongs_to_the_span_in_which_it_ended_or_else_was_opened(ledger: 
     assert between(end - tick, end) == set()
     assert between(ended.created_at, ended.created_at + tick) == set()  # it has ended: later
     assert {past.run.id for past in ledger.history.list_ended_runs_with_dates(end, end + tick)} == {ended.id}
-    assert (
-        ledger.history.list_ended_runs_with_dates(end - tick, end)
-        == ledger.history.list_ended_runs(end - tick, end)
-        == []
-    )
+    assert ledger.history.list_ended_runs_with_dates(end - tick, end) == []
+    assert ledger.history.list_ended_runs(end - tick, end) == []
     assert ledger.history.list_ended_runs(end, end + tick) == [ledger.runs.get_run(ended.id)]
 
 
@@ -1072,32 +973,24 @@ def test_the_database_refuses_to_change_actions_and_launches(ledger: Ledger, led
     assert ledger.runs.get_run(run.id).requested_by == "ada"
 
 
-CUT_OFF = """
-    import signal, sys
-    from gated_backfill.common.ledger import open_ledger
-
-    def exit_now(*_):
-        raise SystemExit
-
-    ledger, run, exits = open_ledger(sys.argv[1], create=False), sys.argv[2], 0
-    signal.signal(signal.SIGALRM, exit_now)
-    for microseconds in range(100, 1700, 4):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6, 0.1)  # again, should it be lost
-            for _ in range(20):
-                ledger.runs.get_run(run)
-            signal.pause()
-        except SystemExit:
-            exits += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    print(exits, ledger.runs.get_run(run).state.value)
-"""
+def count_exits(_: object, url: str, run_id: str) -> tuple[int, str]:
+    """How often a timer's signal ended queries, each at another moment, and the state that is read afterwards."""
+    ledger, exits = open_ledger(url, create=False), 0
+    with answering(signal.SIGALRM, by=SystemExit):
+        for microseconds in range(100, 1700, 4):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6, 0.1)  # again, should it be lost
+                for _ in range(20):
+                    ledger.runs.get_run(run_id)
+                signal.pause()
+            except SystemExit:
+                exits += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    return exits, ledger.runs.get_run(run_id).state.value
 
 
 def test_a_process_exits_on_a_signal_at_any_moment_of_a_query(ledger: Ledger, ledger_url: str) -> None:
-    ran = run_python(CUT_OFF, ledger_url, running_run(ledger).id)
-    assert ran.returncode == 0, ran.stderr
-    exits, state = ran.stdout.split()
-    assert int(exits) == 400
+    ((exits, state),) = race((count_exits, ledger_url, running_run(ledger).id))
+    assert exits == 400
     assert state == "running"

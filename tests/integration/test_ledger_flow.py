@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,22 +28,12 @@ def days(start: int, count: int) -> list[date]:
     return [FIRST + timedelta(days=start + n) for n in range(count)]
 
 
-def opened(
-    ledger: Ledger, start: int, count: int, caps: ConcurrencyLimits, *, window: int = 100, owner: str | None = None
-) -> Run:
+def opened(ledger: Ledger, start: int, count: int, caps: ConcurrencyLimits, *, window: int = 100, **more: Any) -> Run:
     """A running run of so many dates, with windows of the size that its caps ask for."""
-    options = RunOptions.for_job(
-        PLAYERS,
-        window=window,
-        in_flight=caps.windows,
-        fallback=None,
-        forced_because=None,
-        max_in_flight=caps.dates,
-        job_max_in_flight=caps.job_dates,
-    )
-    return running_run(
-        ledger, days(start, count), window=options.window, job=PLAYERS.name, options=options.to_dict(), owner=owner
-    )
+    limits = {"in_flight": caps.windows, "max_in_flight": caps.dates, "job_max_in_flight": caps.job_dates}
+    options = RunOptions.for_job(PLAYERS, window=window, fallback=None, forced_because=None, **limits)
+    more |= {"job": PLAYERS.name, "options": options.to_dict()}
+    return running_run(ledger, days(start, count), window=options.window, **more)
 
 
 def dates_in_flight(ledger: Ledger, run: Run) -> int:
@@ -82,9 +73,8 @@ def close_window(ledger: Ledger, run: Run, number: int, sent: Sent) -> None:
 
 
 def unfinished(ledger: Ledger, run: Run) -> bool:
-    return bool(
-        ledger.windows.list_window_numbers(run.id, [WindowState.PENDING, WindowState.OPEN, WindowState.CLOSING])
-    )
+    states = [WindowState.PENDING, WindowState.OPEN, WindowState.CLOSING]
+    return bool(ledger.windows.list_window_numbers(run.id, states))
 
 
 def test_one_date_at_a_time(ledger: Ledger) -> None:
@@ -102,7 +92,7 @@ def test_a_date_that_waits_for_the_gate_is_in_flight_and_one_that_has_its_end_is
     run = opened(ledger, 0, 8, ConcurrencyLimits(windows=9, dates=4))
     assert list(ledger.windows.open_windows(run.id, in_flight=9, dates=4)) == [0, 1]
     first, second = days(0, 2)
-    claim_date(ledger, run, first, "worker", utcnow() + timedelta(minutes=1))
+    claim_date(ledger, run, first)
     ledger.dates.move_date(run.id, first, expect=DateState.PROCESSING, to=DateState.STAGED)
     assert ledger.windows.open_windows(run.id, in_flight=9, dates=4) == {}
     ledger.dates.move_date(run.id, first, expect=DateState.STAGED, to=DateState.FAILED)
@@ -189,13 +179,12 @@ def test_callers_at_once_never_exceed_a_cap(ledger: Ledger, of_job: bool) -> Non
     assert in_flight == ([3, 12] if of_job else [12, 12])
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
-def test_whatever_is_opened_and_closed_no_cap_is_exceeded_and_every_run_gets_to_its_end(
-    ledger: Ledger, data: st.DataObject
-) -> None:
+def test_no_cap_is_ever_exceeded_and_every_run_gets_to_its_end(ledger: Ledger, data: st.DataObject) -> None:
     runs: list[Run] = []
     try:
         _open_and_close(ledger, data, runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,7 @@ def test_a_slot_that_is_done_is_given_to_nobody_and_the_next_one_is(ledger: Ledg
         pytest.param(-1, everyone_lives, True, id="past-its-lease"),
     ],
 )
-def test_a_work_is_taken_over_from_one_who_is_dead_or_late(
-    ledger: Ledger, minutes: float, is_dead: Callable[[str], bool], taken: bool
-) -> None:
+def test_a_lost_task_is_taken_over(ledger: Ledger, minutes: float, is_dead: Callable[[str], bool], taken: bool) -> None:
     assert claim(ledger, minutes=minutes)
     results = at_once(4, lambda n: claim(ledger, owner=f"other {n}", is_dead=lambda who: who == "one" and is_dead(who)))
     assert sum(results) == taken
@@ -79,25 +78,24 @@ def test_a_try_whose_worker_was_killed_counts_as_one_that_failed(ledger: Ledger)
     assert ledger.maintenance.list_tasks()["cleanup"].error is None
 
 
+def shown(ledger: Ledger) -> tuple[dict[str, Any], dict[str, bool]]:
+    """When each task was last done, and which have failed, as the metrics show them."""
+    return dict(ledger.gauges.maintenance_last_done()), dict(ledger.gauges.maintenance_failed())
+
+
 def test_a_work_that_fails_is_not_shown_as_done_when_it_failed(ledger: Ledger) -> None:
     ledger.maintenance.register_task("audit", SLOT)
-    assert (ledger.gauges.maintenance_last_done(), ledger.gauges.maintenance_failed()) == ({}, {})
+    assert shown(ledger) == ({}, {})
     claim(ledger)
     ledger.maintenance.fail_task("cleanup", "one", "no such table")
-    assert (ledger.gauges.maintenance_last_done(), ledger.gauges.maintenance_failed()) == ({}, {"cleanup": True})
+    assert shown(ledger) == ({}, {"cleanup": True})
     claim(ledger)
     ledger.maintenance.finish_task("cleanup", SLOT, "one", "3 rows")
     done = ledger.maintenance.list_tasks()["cleanup"].finished_at
-    assert (ledger.gauges.maintenance_last_done(), ledger.gauges.maintenance_failed()) == (
-        {"cleanup": done},
-        {"cleanup": False},
-    )
+    assert shown(ledger) == ({"cleanup": done}, {"cleanup": False})
     claim(ledger, NEXT)
     ledger.maintenance.fail_task("cleanup", "one", "no such table")
-    assert (ledger.gauges.maintenance_last_done(), ledger.gauges.maintenance_failed()) == (
-        {"cleanup": SLOT},
-        {"cleanup": True},
-    )
+    assert shown(ledger) == ({"cleanup": SLOT}, {"cleanup": True})
 
 
 def test_a_failure_in_an_earlier_slot_does_not_hold_up_the_next(ledger: Ledger) -> None:
@@ -107,12 +105,8 @@ def test_a_failure_in_an_earlier_slot_does_not_hold_up_the_next(ledger: Ledger) 
 
 
 def test_a_work_is_introduced_once(ledger: Ledger) -> None:
-    assert sorted(at_once(4, lambda _: ledger.maintenance.register_task("cleanup", SLOT))) == [
-        False,
-        False,
-        False,
-        True,
-    ]
+    registered = at_once(4, lambda _: ledger.maintenance.register_task("cleanup", SLOT))
+    assert sorted(registered) == [False, False, False, True]
     assert not claim(ledger)
     assert claim(ledger, NEXT)
 

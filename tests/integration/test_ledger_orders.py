@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,19 +12,22 @@ import pytest
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.states import ENDED_DATES, READY_FOR_GATE
 from gated_backfill.common.ledger.stores.orders import Cancellation
-from gated_backfill.common.model.dates import ONE_DAY
 from gated_backfill.common.process.clock import utcnow
+from tests import builders
 from tests.builders import (
     DAYS,
     FEB_23,
     FEB_24,
     FEB_25,
     JOB,
+    LEASE,
     checkpointed_date,
     claim_date,
     claimed_date,
     everyone_is_dead,
     everyone_lives,
+    failed_date,
+    move_processing,
     new_run,
     published_date,
     queued_run,
@@ -51,22 +53,32 @@ def states(ledger: Ledger, run: Run) -> list[str]:
     return [row.state.value for row in ledger.dates.list_dates(run.id)]
 
 
-@pytest.fixture
-def run(ledger: Ledger) -> Run:
-    """A running run with three queued dates in one window."""
-    return queued_run(ledger)
-
-
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
     """What the calls return, made at the same moment."""
-    line = threading.Barrier(len(calls))
+    return builders.at_once(len(calls), lambda number: calls[number]())
 
-    def started(call: Callable[[], Any]) -> Any:
-        line.wait()
-        return call()
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return [future.result() for future in [pool.submit(started, call) for call in calls]]
+def claim_window(ledger: Ledger, run: Run, number: int = 0) -> bool:
+    return ledger.windows.claim_window(run.id, number, "gate", utcnow() + LEASE, is_dead=everyone_lives)
+
+
+def release_dates(ledger: Ledger, run: Run, *days: date) -> frozenset[date]:
+    """The dates that their worker ends as staged; those that it still held."""
+    return ledger.claims.release_dates(run.id, dict.fromkeys(days, (DateState.STAGED, {})), owner="worker")
+
+
+def requeue(ledger: Ledger, run: Run, *, include_queued: bool = True) -> list[date]:
+    """Queue the dates again of workers that are all dead."""
+    options = {"include_queued": include_queued, "is_dead": everyone_is_dead, "max_deaths": 3}
+    return ledger.claims.requeue_dates(run.id, 0, **options)
+
+
+def run_of(ledger: Ledger, count: int, *, window: int, in_flight: int = 0) -> tuple[Run, list[date]]:
+    """A running run of so many dates, and its dates; so many of its windows are open."""
+    days = [FEB_23 + timedelta(days=n) for n in range(count)]
+    run = running_run(ledger, days, window=window)
+    ledger.windows.open_windows(run.id, in_flight=in_flight)
+    return run, days
 
 
 # -- pausing and resuming -----------------------------------------------------------------------------------------
@@ -78,7 +90,7 @@ def test_a_paused_run_begins_nothing_and_goes_on_when_resumed(ledger: Ledger) ->
 
     assert ledger.orders.pause_run(run.id, by="ada", reason="the source is being reloaded")
     assert ledger.runs.get_run(run.id).state is RunState.PAUSED
-    assert claim_date(ledger, run, FEB_23, "w", utcnow()) is None
+    assert claim_date(ledger, run) is None
     assert ledger.windows.open_windows(run.id, in_flight=3) == {}
     assert not ledger.orders.pause_run(run.id, by="bob")
 
@@ -86,10 +98,8 @@ def test_a_paused_run_begins_nothing_and_goes_on_when_resumed(ledger: Ledger) ->
     assert not ledger.orders.resume_run(run.id, by="bob")
     assert set(ledger.windows.open_windows(run.id, in_flight=3)) == {1, 2}
     claimed_date(ledger, run, FEB_23)
-    assert orders(ledger, run) == [
-        (RunAction.PAUSED, "ada", "the source is being reloaded"),
-        (RunAction.RESUMED, "bob", None),
-    ]
+    paused = (RunAction.PAUSED, "ada", "the source is being reloaded")
+    assert orders(ledger, run) == [paused, (RunAction.RESUMED, "bob", None)]
 
 
 def test_a_run_that_was_not_started_can_be_paused_and_starts_when_resumed(ledger: Ledger) -> None:
@@ -109,7 +119,7 @@ def test_a_paused_run_whose_windows_are_all_closed_ends_as_ever(ledger: Ledger) 
     ledger.dates.record_verdicts(run.id, {FEB_23: {"verdict": "complete", "reason": "all"}})
     ledger.dates.move_date(run.id, FEB_23, expect=DateState.STAGED, to=DateState.PUBLISHED)
     ledger.checkpoints.write(run.id, [FEB_23])
-    assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+    assert claim_window(ledger, run)
     assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
     assert ledger.runs.finish_run(run.id) is RunState.SUCCEEDED
@@ -124,8 +134,7 @@ def test_a_worker_gives_a_date_back_when_its_run_was_paused_before_anything_cost
     ledger.orders.pause_run(run.id, by="ada")
 
     assert not ledger.orders.confirm_claims(run.id, [FEB_23], "worker")
-    staged = {FEB_24: (DateState.STAGED, {})}
-    assert ledger.claims.release_dates(run.id, staged, owner="worker") == {FEB_24}
+    assert release_dates(ledger, run, FEB_24) == {FEB_24}
 
     given_back, finished, _ = ledger.dates.list_dates(run.id)
     assert (given_back.state, given_back.attempt, given_back.deaths) == (DateState.QUEUED, 0, 0)
@@ -137,21 +146,18 @@ def test_nothing_of_a_paused_run_is_sent_again(ledger: Ledger, run: Run) -> None
     claimed_date(ledger, run, FEB_23)
     ledger.orders.pause_run(run.id, by="ada")
 
-    assert ledger.claims.requeue_dates(run.id, 0, include_queued=True, is_dead=everyone_is_dead, max_deaths=3) == []
+    assert requeue(ledger, run) == []
     assert state_of(ledger, run, FEB_23) is DateState.QUEUED
 
     ledger.orders.resume_run(run.id, by="ada")
-    again = ledger.claims.requeue_dates(run.id, 0, include_queued=True, is_dead=everyone_is_dead, max_deaths=3)
-    assert again == list(DAYS)
+    assert requeue(ledger, run) == list(DAYS)
 
 
 # -- cancelling ---------------------------------------------------------------------------------------------------
 
 
 def test_cancelling_takes_what_nobody_has_begun_and_leaves_the_rest_to_be_finished(ledger: Ledger) -> None:
-    days = [FEB_23 + timedelta(days=n) for n in range(6)]
-    run = running_run(ledger, days, window=2)
-    ledger.windows.open_windows(run.id, in_flight=2)
+    run, days = run_of(ledger, 6, window=2, in_flight=2)
     claimed_date(ledger, run, days[0])
     staged_date(ledger, run, days[2])
 
@@ -174,8 +180,8 @@ def test_a_gate_goes_on_in_a_run_that_is_being_cancelled_and_its_last_window_end
     cancelled(ledger, run)
 
     assert all(row.state in READY_FOR_GATE for row in ledger.dates.list_dates(run.id))
-    assert ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
-    assert ledger.windows.renew_window(run.id, 0, "gate", utcnow() + ONE_DAY)
+    assert claim_window(ledger, run)
+    assert ledger.windows.renew_window(run.id, 0, "gate", utcnow() + LEASE)
     assert ledger.checkpoints.write(run.id, [FEB_23]) == [FEB_23]
     assert ledger.windows.release_window(run.id, 0, "gate", to=WindowState.CLOSED)
 
@@ -204,9 +210,7 @@ def test_an_ended_run_is_not_cancelled(ledger: Ledger, run: Run) -> None:
 
 
 @pytest.mark.parametrize("discard", [True, False])
-def test_what_is_staged_after_its_run_was_cancelled_is_dropped_if_all_that_is_staged_is(
-    ledger: Ledger, run: Run, discard: bool
-) -> None:
+def test_rows_staged_after_a_cancellation_are_kept_unless_discarded(ledger: Ledger, run: Run, discard: bool) -> None:
     claimed_date(ledger, run, FEB_23)
     claimed_date(ledger, run, FEB_24)
     cancelled(ledger, run, discard=discard)
@@ -225,28 +229,25 @@ def test_cancelling_now_takes_dates_from_their_workers(ledger: Ledger, run: Run)
 
     assert cancelled(ledger, run, now=True) == Cancellation(not_started=0, interrupted=1, discarded=())
 
-    assert not ledger.claims.release_dates(run.id, {FEB_23: (DateState.STAGED, {})}, owner="worker")
-    assert not ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.STAGED, owner="worker")
+    assert not release_dates(ledger, run, FEB_23)
+    assert not move_processing(ledger, run, DateState.STAGED, owner="worker")
     assert ledger.runs.finish_run(run.id) is RunState.CANCELLED
 
 
 def test_discarding_takes_what_waits_for_the_gate_but_nothing_that_a_gate_has_seen(ledger: Ledger) -> None:
-    days = [FEB_23 + timedelta(days=n) for n in range(5)]
-    run = running_run(ledger, days, window=2)
-    ledger.windows.open_windows(run.id, in_flight=3)
+    run, days = run_of(ledger, 5, window=2, in_flight=3)
     for day in days[:4]:
         staged_date(ledger, run, day)
-    ledger.dates.record_verdicts(
-        run.id, {days[1]: {"verdict": "complete", "reason": "a gate died while it published it"}}
-    )
-    assert ledger.windows.claim_window(run.id, 1, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
+    died_while_publishing = {"verdict": "complete", "reason": "a gate died while it published it"}
+    ledger.dates.record_verdicts(run.id, {days[1]: died_while_publishing})
+    assert claim_window(ledger, run, 1)
     claimed_date(ledger, run, days[4])
 
     stopped = cancelled(ledger, run, discard=True)
 
     assert stopped.discarded == (days[0],)
     assert states(ledger, run) == ["cancelled", "staged", "staged", "staged", "processing"]
-    assert not ledger.claims.release_dates(run.id, {days[4]: (DateState.STAGED, {})}, owner="worker")
+    assert not release_dates(ledger, run, days[4])
     assert states(ledger, run)[4] == "cancelled"
 
 
@@ -256,13 +257,12 @@ def test_what_is_lost_or_sent_back_of_a_run_that_is_being_cancelled_is_cancelled
     staged_date(ledger, run, FEB_25)
     cancelled(ledger, run)
 
-    assert ledger.dates.move_date(run.id, FEB_24, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="worker")
+    assert move_processing(ledger, run, DateState.QUEUED, FEB_24, owner="worker")
     assert ledger.dates.move_date(run.id, FEB_25, expect=DateState.STAGED, to=DateState.QUEUED)
-    assert ledger.claims.requeue_dates(run.id, 0, include_queued=False, is_dead=everyone_is_dead, max_deaths=3) == []
+    assert requeue(ledger, run, include_queued=False) == []
 
-    assert [(row.state, row.reason, row.active) for row in ledger.dates.list_dates(run.id)] == [
-        (DateState.CANCELLED, WHY, False)
-    ] * 3
+    rows = ledger.dates.list_dates(run.id)
+    assert [(row.state, row.reason, row.active) for row in rows] == [(DateState.CANCELLED, WHY, False)] * 3
 
 
 def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger, run: Run) -> None:
@@ -280,14 +280,12 @@ def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger, run
 
 def test_a_date_that_was_cancelled_counts_as_ended_by_nobody(ledger: Ledger) -> None:
     first = queued_run(ledger, [FEB_23])
-    claimed_date(ledger, first, FEB_23)
-    ledger.dates.move_date(first.id, FEB_23, expect=DateState.PROCESSING, to=DateState.FAILED, verdict="failed")
+    failed_date(ledger, first, FEB_23)
     ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.FAILED)
     cancelled(ledger, queued_run(ledger, [FEB_23, FEB_24]))
 
-    assert {day: row.run_id for day, row in ledger.dates.latest_date_outcomes(JOB, FEB_23, FEB_25).items()} == {
-        FEB_23: first.id
-    }
+    outcomes = ledger.dates.latest_date_outcomes(JOB, FEB_23, FEB_25)
+    assert {day: row.run_id for day, row in outcomes.items()} == {FEB_23: first.id}
 
 
 # -- at the same moment -------------------------------------------------------------------------------------------
@@ -295,29 +293,25 @@ def test_a_date_that_was_cancelled_counts_as_ended_by_nobody(ledger: Ledger) -> 
 
 @pytest.mark.parametrize("now", [False, True], ids=["finish", "now"])
 def test_a_date_is_either_claimed_or_cancelled_when_both_happen_at_once(ledger: Ledger, now: bool) -> None:
-    days = [FEB_23 + timedelta(days=n) for n in range(6)]
-    run = queued_run(ledger, days, window=3)
+    run, days = run_of(ledger, 6, window=3, in_flight=2)
 
     def claim(worker: int) -> list[Any]:
-        until = utcnow() + ONE_DAY
-        claims = (claim_date(ledger, run, day, f"w{worker}", until) for day in days[worker::3])
+        claims = (claim_date(ledger, run, day, owner=f"w{worker}") for day in days[worker::3])
         return [row.day for row in claims if row is not None]
 
-    *claims, stopped = at_once(
-        *(lambda n=n: claim(n) for n in range(3)), lambda: ledger.orders.cancel_run(run.id, by="ada", now=now)
-    )
+    cancel = partial(ledger.orders.cancel_run, run.id, by="ada", now=now)
+    *claims, stopped = at_once(*(partial(claim, worker) for worker in range(3)), cancel)
 
     held = {row.day for row in ledger.dates.list_dates(run.id, states=[DateState.PROCESSING])}
     taken = {day for claimed in claims for day in claimed}
     assert held == (set() if now else taken)
     assert stopped.not_started == len(days) - len(taken)
     assert stopped.interrupted == (len(taken) if now else 0)
-    assert claim_date(ledger, run, days[0], "late", utcnow()) is None
+    assert claim_date(ledger, run, days[0]) is None
 
 
 def test_no_window_is_opened_by_a_run_that_is_cancelled_at_the_same_moment(ledger: Ledger) -> None:
-    days = [FEB_23 + timedelta(days=n) for n in range(6)]
-    run = running_run(ledger, days, window=1)
+    run, _ = run_of(ledger, 6, window=1)
 
     at_once(
         lambda: ledger.windows.open_windows(run.id, in_flight=3),
@@ -332,16 +326,12 @@ def test_no_window_is_opened_by_a_run_that_is_cancelled_at_the_same_moment(ledge
 
 
 @pytest.mark.parametrize("discard", [False, True], ids=["finish", "discard"])
-def test_a_window_is_either_gated_whole_or_discarded_whole_when_both_happen_at_once(
-    ledger: Ledger, run: Run, discard: bool
-) -> None:
+def test_a_window_is_gated_or_discarded_whole_when_both_happen_at_once(ledger: Ledger, run: Run, discard: bool) -> None:
     for day in DAYS:
         staged_date(ledger, run, day)
 
-    def gate() -> bool:
-        return ledger.windows.claim_window(run.id, 0, "gate", utcnow() + ONE_DAY, is_dead=everyone_lives)
-
-    taken, stopped = at_once(gate, lambda: ledger.orders.cancel_run(run.id, by="ada", discard=discard))
+    cancel = partial(ledger.orders.cancel_run, run.id, by="ada", discard=discard)
+    taken, stopped = at_once(lambda: claim_window(ledger, run), cancel)
 
     kept = taken or not discard
     assert set(states(ledger, run)) == {"staged" if kept else "cancelled"}

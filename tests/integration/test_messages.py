@@ -12,16 +12,9 @@ from uuid import uuid4
 import pytest
 import redis
 
-from gated_backfill.common.broker.celery_app import (
-    CLOSE_WINDOW,
-    DATES_QUEUE,
-    GATE_QUEUE,
-    MAINTAIN,
-    PROCESS_DATE,
-    RECONCILE,
-    make_app,
-)
+from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE, make_app
 from gated_backfill.common.broker.queue_depth import queue_depths
+from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE
 from tests.builders import FEB_23
 from tests.lab import Lab, players, until
 from tests.workers import worker
@@ -102,8 +95,7 @@ NONSENSE = {
 
 
 def test_whatever_is_put_on_a_queue_is_refused_in_a_line_and_the_worker_goes_on(lab: Lab, broker: str) -> None:
-    lab.probe("expected", FEB_23, players(10))
-    lab.probe("first", FEB_23, players(10))
+    lab.probe_all([FEB_23], players(10))
     bomb = lab.home.parent / "exploded"
     messages = [*NONSENSE.values(), envelope(pickle.dumps(Bomb(str(bomb))), "application/x-python-serialize")]
     run, deps, _ = lab.opened([FEB_23], "probe")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -113,20 +115,16 @@ def test_a_ledger_of_the_version_before_is_migrated_with_its_runs(empty_url: str
     assert (row.error_place, row.unexpected, row.unexpected_count) == (None, (), None)
 
 
-MIGRATE = """
-    from gated_backfill.common.ledger import open_ledger
-
-    def migrate(wait, url):
-        wait()
-        ledger = open_ledger(url)
-        found = len(ledger.runs.list_latest_runs())
-        ledger.close()
-        return found
-"""
+def migrate_and_count_runs(wait: Callable[[], object], url: str) -> int:
+    wait()
+    ledger = open_ledger(url)
+    runs = ledger.runs.list_latest_runs()
+    ledger.close()
+    return len(runs)
 
 
 def test_processes_that_migrate_at_once_all_succeed(empty_url: str) -> None:
-    assert race(MIGRATE, *[("migrate", empty_url)] * 3) == [0, 0, 0]
+    assert race(*[(migrate_and_count_runs, empty_url)] * 3) == [0, 0, 0]
 
 
 def test_an_empty_ledger_is_not_made_unasked(engine: Engine) -> None:
@@ -170,6 +168,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+def execute(file: Path, statement: str) -> list[Any]:
+    """The rows of a statement in an SQLite file, executed with nothing of ours."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
 @pytest.mark.parametrize("create", [True, False])
 @pytest.mark.parametrize("size", [pytest.param(150, id="short"), pytest.param(100_000, id="long")])
 def test_a_file_of_random_bytes_is_refused_and_left_as_it_is(file: Path, size: int, create: bool) -> None:
@@ -191,28 +195,20 @@ def test_a_ledger_with_destroyed_pages_is_refused(file: Path) -> None:
 
 
 def test_a_database_of_another_program_is_refused_for_good(file: Path) -> None:
-    connection = sqlite3.connect(file)
-    connection.execute("CREATE TABLE runs (distance REAL)")
-    connection.close()
+    execute(file, "CREATE TABLE runs (distance REAL)")
     with pytest.raises(LedgerUnusable):
         open_ledger(f"sqlite:///{file}")
 
 
 def test_a_file_of_another_program_is_left_as_it_is(file: Path) -> None:
-    connection = sqlite3.connect(file)
-    connection.execute("CREATE TABLE songs (title TEXT)")
-    connection.close()
+    execute(file, "CREATE TABLE songs (title TEXT)")
     with pytest.raises(LedgerUnusable, match="another program's"):
         open_ledger(f"sqlite:///{file}")
-    connection = sqlite3.connect(file)
-    assert [name for (name,) in connection.execute("SELECT name FROM sqlite_master")] == ["songs"]
-    connection.close()
+    assert execute(file, "SELECT name FROM sqlite_master") == [("songs",)]
 
 
 def test_a_ledger_that_lost_a_table_is_unusable_not_just_out_of_reach(sqlite_url: str, file: Path) -> None:
-    connection = sqlite3.connect(file)
-    connection.execute("DROP TABLE checkpoints")
-    connection.close()
+    execute(file, "DROP TABLE checkpoints")
     ledger = open_ledger(sqlite_url, create=False)
     with pytest.raises(LedgerUnusable):
         ledger.checkpoints.list_checkpoints("players", FEB_23, FEB_23)

@@ -58,9 +58,7 @@ def prepare(lab: Lab, trick: str | None = None) -> None:
     lab.probe_all(DAYS, players(10), trick=trick)
 
 
-def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_readable(
-    lab: Lab, places: dict[str, str]
-) -> None:
+def test_a_run_on_the_users_broker_and_postgres_completes(lab: Lab, places: dict[str, str]) -> None:
     prepare(lab)
     with redis.Redis.from_url(places["BACKFILL_BROKER"]) as client:
         detached = lab.command(*RUN, "--detach", "--window", "2", **places)
@@ -80,13 +78,10 @@ def test_a_run_on_the_users_broker_and_postgres_completes_and_its_tasks_are_read
     assert PASSWORD not in "".join(path.read_text() for path in lab.marks.parent.glob("*.log"))
 
 
-def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_run_is_reconciled(
-    lab: Lab, broker: str
-) -> None:
+def test_however_often_a_run_is_reconciled_the_broker_holds_its_windows_in_flight_once(lab: Lab, broker: str) -> None:
     prepare(lab)
-    settings = lab.settings.model_copy(
-        update={"window": 2, "windows_in_flight": 2, "stalled_seconds": 1e-6, "gate_late_seconds": 0}
-    )
+    changed = {"window": 2, "windows_in_flight": 2, "stalled_seconds": 1e-6, "gate_late_seconds": 0}
+    settings = lab.settings.model_copy(update=changed)
     app = make_app(settings, broker)
     deps = open_deps(settings, CeleryDispatcher(app))
     job = find_job("probe")
@@ -110,9 +105,7 @@ def test_the_broker_never_holds_more_than_the_windows_in_flight_however_often_a_
     app.close()
 
 
-def test_interrupting_the_command_lets_the_run_go_on_and_a_second_one_is_refused(
-    lab: Lab, places: dict[str, str]
-) -> None:
+def test_an_interrupted_command_lets_its_run_go_on_and_a_second_is_refused(lab: Lab, places: dict[str, str]) -> None:
     prepare(lab, trick="wait")
     with workers(lab, places):
         command = lab.start(*RUN, **places)
@@ -159,9 +152,7 @@ def bare_broker(port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def test_a_broker_killed_in_the_middle_that_comes_back_empty_costs_a_run_nothing_and_its_workers_no_blame(
-    lab: Lab, sqlite_url: str
-) -> None:
+def test_a_broker_that_is_killed_and_comes_back_empty_costs_a_run_nothing(lab: Lab, sqlite_url: str) -> None:
     """Nobody watches, nobody is told, nothing is restarted but the broker: beat alone brings the run to its end."""
     prepare(lab, trick="wait")
     port = free_port()
@@ -232,19 +223,14 @@ def test_a_broker_that_lost_everything_is_made_up_for(lab: Lab, places: dict[str
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
 
 
-def test_cancelling_now_stops_a_date_on_the_users_workers_and_leaves_them_ready_for_the_next_run(
-    lab: Lab, places: dict[str, str]
-) -> None:
+def test_cancelling_now_stops_a_date_and_leaves_the_workers_ready(lab: Lab, places: dict[str, str]) -> None:
     prepare(lab)
     lab.probe("first", DAYS[0], players(10), trick="sleep")
     with workers(lab, places):
         lab.command(*RUN, "--detach", "--window", "2", **places)
         ledger = open_ledger(places["BACKFILL_LEDGER"])
         run = ledger.runs.list_latest_runs(1)[0]
-        until(
-            lambda: ledger.runs.get_progress(run.id).count(DateState.PROCESSING),
-            "a date in the middle of its processing",
-        )
+        until(lambda: ledger.runs.get_progress(run.id).count(DateState.PROCESSING), "a date that is being processed")
         (asleep,) = ledger.dates.list_dates(run.id, states=[DateState.PROCESSING])
         cancelled = lab.command("cancel", run.id, "--now", "--reason", "it sleeps", **places)
         at = time.monotonic()

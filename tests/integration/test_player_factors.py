@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Lab
+from tests.lab import PLAYER_TYPES, SCHEDULE, SUMMARY, UPCOMING, Lab
 
-SUMMARY = "nba_analytics.player_game_summary"
 TARGET = "nba_precompute.player_composite_factors"
 BOX_SCORES = Path(__file__).parent.parent / "data" / "player_game_summary_2026_playoffs_round1.csv"
 FIRST = date(2023, 1, 2)
@@ -32,9 +31,8 @@ def box_scores(seed: int) -> list[dict[str, str]]:
         for day in DAYS:
             if dice.random() < eagerness:
                 minutes, usage = f"{dice.uniform(0, 48):.2f}", f"{dice.choice([0.0, dice.uniform(5, 40)]):.2f}"
-                rows.append(
-                    dict(zip(HEADER, [f"p{n:02d}", "0022", str(day), "ATL", "NYK", minutes, usage], strict=True))
-                )
+                values = [f"p{n:02d}", "0022", str(day), "ATL", "NYK", minutes, usage]
+                rows.append(dict(zip(HEADER, values, strict=True)))
     return rows
 
 
@@ -150,82 +148,53 @@ CONTEXT = {
     "star_teammates_out": 0,
 }
 ZONES = {"player_lookup": "p1", "primary_scoring_zone": "paint", "paint_rate": 50.0, "mid_range_rate": 30.0}
-DEFENCE = {
-    "team_abbr": "NYK",
-    "paint_vs_league_avg": 0.0,
-    "mid_range_vs_league_avg": 4.0,
-    "perimeter_vs_league_avg": -4.0,
-}
-ZONE_TYPES = {"player_lookup": "STRING", "analysis_date": "DATE", "primary_scoring_zone": "STRING"} | dict.fromkeys(
-    ["paint_rate", "mid_range_rate", "perimeter_rate"], "FLOAT64"
-)
-DEFENCE_TYPES = {"team_abbr": "STRING", "analysis_date": "DATE"} | dict.fromkeys(
-    ["paint_vs_league_avg", "mid_range_vs_league_avg", "perimeter_vs_league_avg"], "FLOAT64"
-)
+LEAGUE_AVERAGES = {"paint_vs_league_avg": 0.0, "mid_range_vs_league_avg": 4.0, "perimeter_vs_league_avg": -4.0}
+DEFENCE = {"team_abbr": "NYK", **LEAGUE_AVERAGES}
+RATES = dict.fromkeys(["paint_rate", "mid_range_rate", "perimeter_rate"], "FLOAT64")
+ZONE_TYPES = {"player_lookup": "STRING", "analysis_date": "DATE", "primary_scoring_zone": "STRING", **RATES}
+DEFENCE_TYPES = {"team_abbr": "STRING", "analysis_date": "DATE"} | dict.fromkeys(LEAGUE_AVERAGES, "FLOAT64")
+
+
+MISMATCH = {"shot_zone_mismatch_score": -10.0, "warning_details": "extreme_shot_zone_mismatch", "has_warnings": True}
+NO_SPIKE = {"usage_spike_score": 0.0, "missing_data_fields": "projected_usage_rate", "data_completeness_pct": 80.0}
 
 
 @pytest.mark.parametrize(
-    ("context", "zones", "defence", "expected"),
+    ("changed", "expected"),
     [
-        pytest.param({}, {}, {}, {"fatigue_score": 100, "total_composite_adjustment": 0.0}, id="fresh"),
-        pytest.param({"back_to_back": True, "days_rest": 0}, {}, {}, {"fatigue_score": 85}, id="back-to-back"),
-        pytest.param({"player_age": 35, "days_rest": 3}, {}, {}, {"fatigue_score": 95}, id="old-but-rested"),
-        pytest.param({"player_age": 30}, {}, {}, {"fatigue_score": 95}, id="thirty"),
-        pytest.param({"pace_differential": 2.1}, {}, {}, {"pace_score": 1.1}, id="pace-rounded-by-its-exact-value"),
-        pytest.param({"pace_differential": -9.0}, {}, {}, {"pace_score": -3.0}, id="pace-clamped"),
-        pytest.param({"projected_usage_rate": 24.0}, {}, {}, {"usage_spike_score": 1.2}, id="spike"),
+        pytest.param({}, {"fatigue_score": 100, "total_composite_adjustment": 0.0}, id="fresh"),
+        pytest.param({"back_to_back": True, "days_rest": 0}, {"fatigue_score": 85}, id="back-to-back"),
+        pytest.param({"player_age": 35, "days_rest": 3}, {"fatigue_score": 95}, id="old-but-rested"),
+        pytest.param({"player_age": 30}, {"fatigue_score": 95}, id="thirty"),
+        pytest.param({"pace_differential": 2.1}, {"pace_score": 1.1}, id="pace-rounded-by-its-exact-value"),
+        pytest.param({"pace_differential": -9.0}, {"pace_score": -3.0}, id="pace-clamped"),
+        pytest.param({"projected_usage_rate": 24.0}, {"usage_spike_score": 1.2}, id="spike"),
         pytest.param(
             {"projected_usage_rate": 24.0, "star_teammates_out": 1},
-            {},
-            {},
             {"usage_spike_score": 1.4, "total_composite_adjustment": 1.38},
             id="one-star-out",
         ),
         pytest.param(
             {"projected_usage_rate": 24.0, "star_teammates_out": 2},
-            {},
-            {},
             {"usage_spike_score": 1.6, "total_composite_adjustment": 1.56},
             id="two-stars-out",
         ),
-        pytest.param(
-            {"projected_usage_rate": 16.0, "star_teammates_out": 2}, {}, {}, {"usage_spike_score": -1.2}, id="drop"
-        ),
-        pytest.param({"avg_usage_rate_last_7_games": 0.0}, {}, {}, {"usage_spike_score": 0.0}, id="no-baseline"),
-        pytest.param(
-            {"projected_usage_rate": None},
-            {},
-            {},
-            {"usage_spike_score": 0.0, "missing_data_fields": "projected_usage_rate", "data_completeness_pct": 80.0},
-            id="unknown-projection-invents-no-spike",
-        ),
-        pytest.param({}, {}, {"paint_vs_league_avg": 4.0}, {"shot_zone_mismatch_score": 4.0}, id="weak-paint-defence"),
-        pytest.param({}, {}, {"paint_vs_league_avg": 6.0}, {"shot_zone_mismatch_score": 7.2}, id="extreme-mismatch"),
-        pytest.param(
-            {},
-            {"primary_scoring_zone": "mid_range"},
-            {},
-            {"shot_zone_mismatch_score": 2.4},
-            id="weighted-by-how-much-he-shoots-there",
-        ),
-        pytest.param(
-            {},
-            {},
-            {"paint_vs_league_avg": -20.0},
-            {"shot_zone_mismatch_score": -10.0, "has_warnings": True, "warning_details": "extreme_shot_zone_mismatch"},
-            id="mismatch-clamped-and-warned",
-        ),
+        pytest.param({"projected_usage_rate": 16.0, "star_teammates_out": 2}, {"usage_spike_score": -1.2}, id="drop"),
+        pytest.param({"avg_usage_rate_last_7_games": 0.0}, {"usage_spike_score": 0.0}, id="no-baseline"),
+        pytest.param({"projected_usage_rate": None}, NO_SPIKE, id="unknown-projection-invents-no-spike"),
+        pytest.param({"paint_vs_league_avg": 4.0}, {"shot_zone_mismatch_score": 4.0}, id="weak-paint-defence"),
+        pytest.param({"paint_vs_league_avg": 6.0}, {"shot_zone_mismatch_score": 7.2}, id="extreme-mismatch"),
+        pytest.param({"primary_scoring_zone": "mid_range"}, {"shot_zone_mismatch_score": 2.4}, id="weighted-by-rate"),
+        pytest.param({"paint_vs_league_avg": -20.0}, MISMATCH, id="mismatch-clamped-and-warned"),
     ],
 )
-def test_each_factor_follows_its_rule(
-    lab: Lab, context: dict[str, Any], zones: dict[str, Any], defence: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    from tests.lab import PLAYER_TYPES, UPCOMING
-
+def test_each_factor_follows_its_rule(lab: Lab, changed: dict[str, Any], expected: dict[str, Any]) -> None:
+    rows = ({name: changed.get(name, row[name]) for name in row} for row in (CONTEXT, ZONES, DEFENCE))
+    context, zones, defence = rows
     lab.summary(FIRST, ["p1"])
-    lab.load(UPCOMING, FIRST, [CONTEXT | context], PLAYER_TYPES[UPCOMING] | {"game_date": "DATE"})
-    lab.load("nba_precompute.player_shot_zone_analysis", FIRST, [ZONES | zones], ZONE_TYPES)
-    lab.load("nba_precompute.team_defense_zone_analysis", FIRST, [DEFENCE | defence], DEFENCE_TYPES)
+    lab.load(UPCOMING, FIRST, [context], PLAYER_TYPES[UPCOMING] | {"game_date": "DATE"})
+    lab.load("nba_precompute.player_shot_zone_analysis", FIRST, [zones], ZONE_TYPES)
+    lab.load("nba_precompute.team_defense_zone_analysis", FIRST, [defence], DEFENCE_TYPES)
 
     assert lab.run([FIRST], preflight=True).run.state.value == "succeeded"
 
@@ -259,8 +228,7 @@ def test_the_first_fortnight_of_a_season_is_skipped_as_bootstrap(lab: Lab) -> No
 def test_the_calendar_tells_when_a_later_season_begins(lab: Lab) -> None:
     opening = date(2026, 10, 20)
     rows = [{"game_id": "1", "season": "2026-27", "season_type": "regular"}]
-    types = {"game_id": "STRING", "season": "STRING", "season_type": "STRING", "game_date": "DATE"}
-    lab.load("nba_reference.schedule", opening, rows, types)
+    lab.load("nba_reference.schedule", opening, rows, SCHEDULE)
     lab.summary(opening + timedelta(days=3), ["p1"])
 
     (step,) = lab.plan([opening + timedelta(days=3)]).steps

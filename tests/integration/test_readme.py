@@ -10,6 +10,8 @@ from tests.lab import Lab
 from tests.shop import README, STORES, install_shop_jobs, readme_block
 
 DAY = date(2024, 3, 1)
+#: Options of other commands, of Celery and of pip.
+OF_OTHERS = {"--save", "--app", "--queues", "--concurrency", "--hostname", "--no-deps", "--constraint", "--version"}
 ROWS = {"store": "STRING", "sold_on": "DATE", "amount": "FLOAT64"}
 
 
@@ -39,15 +41,6 @@ def test_the_readme_job_is_shorter_than_forty_lines() -> None:
 
 
 def test_every_option_that_the_readme_names_exists(lab: Lab) -> None:
-    named = set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", README)) - {
-        "--save",
-        "--app",
-        "--queues",
-        "--concurrency",
-        "--hostname",
-        "--no-deps",
-        "--constraint",
-        "--version",
-    }
+    named = set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", README)) - OF_OTHERS
     helped = lab.command("run", "--help", COLUMNS="200").stdout
     assert {option for option in named if option not in helped} == set()

@@ -91,14 +91,14 @@ def test_what_is_no_run_id_never_becomes_a_path(any_staging: Staging, tmp_path: 
     outside = tmp_path / "outside.parquet"
     outside.write_bytes(b"dear")
     file = staged(any_staging, FEB_23)
-    with pytest.raises(UserError):
-        any_staging.write(run, FEB_23, 1, rows_of(FEB_23))
-    with pytest.raises(UserError):
-        any_staging.location(run, FEB_23, 1)
-    with pytest.raises(UserError):
-        any_staging.quarantine(run, file)
-    with pytest.raises(UserError):
-        any_staging.delete(run)
+    for act in (
+        lambda: any_staging.write(run, FEB_23, 1, rows_of(FEB_23)),
+        lambda: any_staging.location(run, FEB_23, 1),
+        lambda: any_staging.quarantine(run, file),
+        lambda: any_staging.delete(run),
+    ):
+        with pytest.raises(UserError):
+            act()
     assert outside.exists()
     assert is_intact(any_staging, file)
 

@@ -14,36 +14,19 @@ import pytest
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.identity import process_identity
+from gated_backfill.producer.stack import state_file
 from gated_backfill.producer.stack.shutdown import shut_down_stack
-from gated_backfill.producer.stack.state_file import (
-    StackState,
-    find_running_stack,
-    places_digest,
-    read_stack_state,
-    running_stack_broker,
-    write_stack_state,
-)
+from tests.kept_up import stack_state
 from tests.lab import until
 
 PASSWORD = "hunter2"
+BROKER_URL = f"redis://:{PASSWORD}@127.0.0.1:1/0"
 
 
 def write(home: Settings, owner: str) -> None:
     home.home.mkdir(parents=True, exist_ok=True)
-    told = StackState(
-        owner=owner,
-        broker_url=f"redis://:{PASSWORD}@127.0.0.1:1/0",
-        broker="redis://127.0.0.1:1/0",
-        embedded=True,
-        workers=1,
-        flower_url="http://127.0.0.1:1",
-        flower_user="backfill",
-        flower_password=PASSWORD,
-        metrics_url="http://127.0.0.1:1/metrics",
-        log_file="nowhere",
-        places=places_digest(home),
-    )
-    write_stack_state(home.home, told)
+    state = stack_state(home, owner=owner, broker_url=BROKER_URL, flower_password=PASSWORD)
+    state_file.write_stack_state(home.home, state)
 
 
 @pytest.fixture
@@ -58,24 +41,22 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stack_of_another_host_is_neither_used_nor_forgotten_nor_stopped(home: Settings) -> None:
     write(home, "elsewhere.4026531836:1:1")
 
-    assert running_stack_broker(home) is None
-    for act in (lambda: find_running_stack(home.home), lambda: shut_down_stack(home)):
+    assert state_file.running_stack_broker(home) is None
+    for act in (lambda: state_file.find_running_stack(home.home), lambda: shut_down_stack(home)):
         with pytest.raises(UserError, match="the stack runs on elsewhere"):
             act()
-    assert read_stack_state(home.home) is not None
+    assert state_file.read_stack_state(home.home) is not None
 
 
-def test_a_stack_of_this_host_is_used_while_it_lives_and_forgotten_afterwards(
-    home: Settings, process: subprocess.Popen[bytes]
-) -> None:
+def test_a_stack_of_this_host_is_used_until_its_process_ends(home: Settings, process: subprocess.Popen[bytes]) -> None:
     write(home, process_identity(process.pid))
-    assert running_stack_broker(home) == f"redis://:{PASSWORD}@127.0.0.1:1/0"
+    assert state_file.running_stack_broker(home) == BROKER_URL
 
     process.kill()
     process.wait()
 
-    assert running_stack_broker(home) is None
-    assert read_stack_state(home.home) is None
+    assert state_file.running_stack_broker(home) is None
+    assert state_file.read_stack_state(home.home) is None
 
 
 def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
@@ -92,7 +73,7 @@ def test_a_stack_that_ends_while_it_is_looked_at_is_taken_down_all_the_same(
     monkeypatch.setattr("os.kill", too_late)
 
     assert shut_down_stack(home).was_up
-    assert read_stack_state(home.home) is None
+    assert state_file.read_stack_state(home.home) is None
 
 
 KEEPS = """
@@ -108,9 +89,8 @@ sys.stdin.read()
 
 
 def test_what_a_killed_keeper_left_is_removed_and_told(home: Settings) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", KEEPS, str(home.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as keeper:
+    command = [sys.executable, "-c", KEEPS, str(home.home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"up\n"
         (child,) = psutil.Process(keeper.pid).children()
@@ -122,4 +102,4 @@ def test_what_a_killed_keeper_left_is_removed_and_told(home: Settings) -> None:
     assert (stopped.was_up, stopped.was_dead) == (False, True)
     until(lambda: not child.is_running(), "the end of what it kept")
     assert list((home.home / "stacks").iterdir()) == []
-    assert read_stack_state(home.home) is None
+    assert state_file.read_stack_state(home.home) is None

@@ -67,9 +67,7 @@ async def _queues_of(flower: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("wrong", ["another-authority", "no-authority", "no-client-certificate", "no-such-file"])
-def test_a_server_or_client_that_can_t_be_proven_is_refused_in_one_line(
-    lab: Lab, encrypted: str, tmp_path: Path, wrong: str
-) -> None:
+def test_an_unproven_server_or_client_is_refused(lab: Lab, encrypted: str, tmp_path: Path, wrong: str) -> None:
     bare, _, options = encrypted.partition("?")
     ours, client = options.split("&")[1], "&".join(options.split("&")[2:])
     other = make_authority(tmp_path, "other").file

@@ -20,19 +20,24 @@ from tests.lab import Lab, players
 FIRST = date(2024, 1, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(3)]
 TARGET = "probe.probe"
-PROBE_TYPES = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "trick": "STRING", "spoil": "STRING"}
 
 
 def sources(lab: Lab, days: Sequence[date], *, more: float = 0.0) -> None:
     """What the probe job is built from; another `more` gives other rows."""
-    for day in days:
-        lab.probe("expected", day, players(20))
-        rows = [{"name": name, "value": n + more, "trick": None, "spoil": ""} for n, name in enumerate(players(20))]
-        lab.load("probe.first", day, rows, PROBE_TYPES)
+    lab.probe_all(days, players(20), lowest=more)
 
 
 def built(lab: Lab, days: Sequence[date]) -> RunProgress:
     return lab.run(days, "probe", reprocess=Reprocess.ALL)
+
+
+def built_twice(lab: Lab, days: Sequence[date] = DAYS) -> tuple[RunProgress, dict[str, bytes], RunProgress]:
+    """A run of all dates, what the target held then, and a later run that changed the rows of the given dates."""
+    sources(lab, DAYS, more=0.1)
+    first = built(lab, DAYS)
+    before = lab.table_bytes(TARGET)
+    sources(lab, days, more=0.2)
+    return first, before, built(lab, days)
 
 
 def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
@@ -47,11 +52,7 @@ def undone(lab: Lab, progress: RunProgress) -> UndoPlan:
 
 
 def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_lab: Lab) -> None:
-    sources(any_lab, DAYS, more=0.1)
-    first = built(any_lab, DAYS)
-    before = any_lab.table_bytes(TARGET)
-    sources(any_lab, DAYS[1:], more=0.2)
-    second = built(any_lab, DAYS[1:])
+    first, before, second = built_twice(any_lab, DAYS[1:])
     assert any_lab.table_bytes(TARGET) != before
 
     planned = undone(any_lab, second)
@@ -102,10 +103,7 @@ def test_runs_are_undone_one_after_the_other_down_to_nothing(any_lab: Lab) -> No
 
 
 def test_a_run_that_a_later_one_published_over_is_refused_naming_it(any_lab: Lab) -> None:
-    sources(any_lab, DAYS, more=0.1)
-    first = built(any_lab, DAYS)
-    sources(any_lab, DAYS[:1], more=0.2)
-    second = built(any_lab, DAYS[:1])
+    first, _, second = built_twice(any_lab, DAYS[:1])
     before, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
     with pytest.raises(UserError, match=rf"run {second.run.id} has built 1 of its dates since: 2024-01-01"):
@@ -138,10 +136,8 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
 
 
 def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_checkpoints(any_lab: Lab) -> None:
-    sources(any_lab, DAYS, more=0.1)
-    built(any_lab, DAYS)
-    sources(any_lab, DAYS, more=0.2)
-    planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.site)
+    _, _, second = built_twice(any_lab)
+    planned = plan_undo(second.run.id, any_lab.site)
     third = built(any_lab, DAYS)  # the same rows once more
     rows, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
@@ -157,9 +153,8 @@ def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     first = built(any_lab, DAYS)
     any_lab.ledger.checkpoints.begin_undo(first.run.id, DAYS)
 
-    with pytest.raises(
-        UserError, match=rf"run {first.run.id} is being undone.*`backfill undo {first.run.id}` completes it"
-    ):
+    run = first.run.id
+    with pytest.raises(UserError, match=rf"run {run} is being undone.*`backfill undo {run}` completes it"):
         built(any_lab, DAYS)
 
     undone(any_lab, first)
@@ -167,13 +162,8 @@ def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     assert built(any_lab, DAYS).run.state is RunState.SUCCEEDED
 
 
-def test_rows_that_vanished_from_what_was_kept_are_noticed_before_anything_is_touched(
-    bigquery_lab: Lab, emulator: Emulator
-) -> None:
-    sources(bigquery_lab, DAYS, more=0.1)
-    built(bigquery_lab, DAYS)
-    sources(bigquery_lab, DAYS, more=0.2)
-    second = built(bigquery_lab, DAYS)
+def test_rows_lost_from_a_backup_are_noticed_before_anything_is_touched(bigquery_lab: Lab, emulator: Emulator) -> None:
+    _, _, second = built_twice(bigquery_lab)
     rows, proven = bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)
     (kept,) = [one for one in emulator.client().list_tables("backfill") if one.table_id.startswith("undo_")]
     emulator.run(f"DELETE FROM backfill.{kept.table_id} WHERE day = DATE '2024-01-02'")
@@ -191,15 +181,11 @@ def overwrite(lab: Lab, day: date) -> None:
 
 
 def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) -> None:
-    sources(any_lab, DAYS, more=0.1)
-    built(any_lab, DAYS)
-    before = any_lab.table_bytes(TARGET)
-    sources(any_lab, DAYS, more=0.2)
-    second = built(any_lab, DAYS)
+    _, before, second = built_twice(any_lab)
     planned = plan_undo(second.run.id, any_lab.site)
     any_lab.ledger.checkpoints.begin_undo(second.run.id, planned.days)
-    one = {DAYS[0]: planned.restored[DAYS[0]]}
-    any_lab.site.warehouse.restore(planned.target, "day", second.run.id, one)
+    restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
+    any_lab.site.warehouse.restore(planned.target, "day", second.run.id, restored_first)
 
     undone(any_lab, second)
 
@@ -216,10 +202,7 @@ def test_what_can_not_be_undone_is_said_in_one_line(any_lab: Lab, id_of: Any) ->
 
 
 def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> None:
-    sources(lab, DAYS, more=0.1)
-    built(lab, DAYS)
-    sources(lab, DAYS, more=0.2)
-    second = built(lab, DAYS)
+    _, _, second = built_twice(lab)
     kept = lab.home / "warehouse" / ".undo" / second.run.id
     long_ago = 1_600_000_000
     os.utime(kept, (long_ago, long_ago))
@@ -236,11 +219,8 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
 
 
 def test_the_command_shows_wants_a_yes_without_a_terminal_and_tells_the_status(lab: Lab) -> None:
-    sources(lab, DAYS, more=0.1)
-    built(lab, DAYS)
-    before = lab.table_bytes(TARGET)
-    sources(lab, DAYS, more=0.2)
-    second = built(lab, DAYS).run.id
+    _, before, progress = built_twice(lab)
+    second = progress.run.id
     after = lab.table_bytes(TARGET)
 
     shown = lab.command("undo", second, "--dry-run")

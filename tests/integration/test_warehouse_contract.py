@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import shutil
@@ -46,9 +45,9 @@ from tests.builders import (
     TABLE,
     answering,
     counts,
+    die_at,
     race,
     rows_of,
-    run_python,
     scan,
     span,
     staged,
@@ -75,6 +74,11 @@ def publish(
     """Publish, by default against the partitions as they are now."""
     now = warehouse.fingerprints(TABLE, "day", [file.day for file in files]) if since is None else since
     return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
+
+
+def restore(warehouse: Warehouse, run: str) -> frozenset[date]:
+    """Put back what the run replaced; the dates that were put back."""
+    return warehouse.restore(TABLE, "day", run, warehouse.replaced_partitions(TABLE, "day", run, DAYS))
 
 
 def published(*days: date) -> PublishResult:
@@ -112,18 +116,16 @@ def test_a_table_that_does_not_exist_is_nothing(warehouse: Warehouse) -> None:
 
 
 @pytest.mark.parametrize(
-    ("date_column", "columns", "said"),
+    ("date_column", "columns", "error"),
     [
         pytest.param("game_date", (), "no date column game_date: it is partitioned by day", id="date-column"),
         pytest.param("day", ("team",), r"lacks the column\(s\) team", id="column"),
         pytest.param("day", {"score": "INT64"}, "column score is FLOAT64, not INT64", id="type"),
     ],
 )
-def test_a_table_that_is_not_as_needed_says_how(
-    warehouse: Warehouse, date_column: str, columns: Any, said: str
-) -> None:
+def test_a_misfit_table_is_named(warehouse: Warehouse, date_column: str, columns: Any, error: str) -> None:
     load(warehouse, FEB_23)
-    with pytest.raises(SchemaMismatch, match=said):
+    with pytest.raises(SchemaMismatch, match=error):
         require_table(warehouse, TABLE).check_columns(date_column, columns)
 
 
@@ -156,10 +158,10 @@ def test_a_range_of_any_length_has_the_same_rows(warehouse: Warehouse, length: i
 
 def test_a_range_without_rows_gives_none_in_the_right_types(warehouse: Warehouse) -> None:
     load(warehouse, FEB_23)
-    found = warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_25))})
-    assert found.num_rows == 0
-    assert found.schema.equals(rows_of().schema)
-    assert warehouse.query("SELECT * FROM t", scans={"t": scan()}).num_rows == 0
+    rows = query_all(warehouse, scan(span(FEB_25)))
+    assert rows.num_rows == 0
+    assert rows.schema.equals(rows_of().schema)
+    assert query_all(warehouse, scan()).num_rows == 0
 
 
 def test_every_type_comes_back_as_it_went_in(warehouse: Warehouse) -> None:
@@ -175,9 +177,9 @@ def test_every_type_comes_back_as_it_went_in(warehouse: Warehouse) -> None:
         }
     )
     warehouse.load(TABLE, "day", rows)
-    found = warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23))})
-    assert found.schema.equals(rows.schema)
-    assert found.sort_by("whole").to_pylist() == rows.sort_by("whole").to_pylist()
+    loaded = query_all(warehouse, scan(span(FEB_23)))
+    assert loaded.schema.equals(rows.schema)
+    assert loaded.sort_by("whole").to_pylist() == rows.sort_by("whole").to_pylist()
 
 
 def test_a_scan_may_rename_columns_and_hides_the_others(warehouse: Warehouse) -> None:
@@ -277,18 +279,23 @@ def test_a_query_sees_its_own_scans_only(warehouse: Warehouse) -> None:
         warehouse.query("SELECT * FROM t", scans={"other": scan(span(FEB_23))})
 
 
-def test_a_scan_of_a_missing_table_is_named(warehouse: Warehouse) -> None:
-    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
-        warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=MISSING)})
+def query_all(warehouse: Warehouse, asked: Scan) -> pa.Table:
+    return warehouse.query("SELECT * FROM t", scans={"t": asked})
 
 
-def test_a_scan_by_a_wrong_column_is_refused(warehouse: Warehouse) -> None:
+def read_all(warehouse: Warehouse, asked: Scan) -> pa.Table:
+    return warehouse.read(asked)
+
+
+@pytest.mark.parametrize("ask", [query_all, read_all])
+def test_a_scan_that_does_not_fit_its_table_is_refused(warehouse: Warehouse, ask: Callable[..., pa.Table]) -> None:
     load(warehouse, FEB_23)
-    wrong = replace(scan(span(FEB_23)), date_column="player")
+    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
+        ask(warehouse, scan(span(FEB_23), table=MISSING))
     with pytest.raises(SchemaMismatch, match="no date column player"):
-        warehouse.query("SELECT * FROM t", scans={"t": wrong})
+        ask(warehouse, replace(scan(span(FEB_23)), date_column="player"))
     with pytest.raises(SchemaMismatch, match="team"):
-        warehouse.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), columns={"x": "team"})})
+        ask(warehouse, scan(span(FEB_23), columns={"x": "team"}))
 
 
 @pytest.mark.parametrize(
@@ -305,29 +312,19 @@ def test_a_scan_by_a_wrong_column_is_refused(warehouse: Warehouse) -> None:
 )
 def test_reading_a_scan_gives_what_selecting_all_of_it_does(warehouse: Warehouse, asked: Scan) -> None:
     load(warehouse, *DAYS)
-    read, queried = warehouse.read(asked), warehouse.query("SELECT * FROM t", scans={"t": asked})
+    read, queried = warehouse.read(asked), query_all(warehouse, asked)
     order = [(name, "ascending") for name in queried.column_names]
     assert read.schema.equals(queried.schema)
     assert read.sort_by(order).equals(queried.sort_by(order))
-
-
-def test_reading_is_refused_as_a_query_is(warehouse: Warehouse) -> None:
-    load(warehouse, FEB_23)
-    with pytest.raises(TableNotFound, match=r"nba\.nothing"):
-        warehouse.read(scan(span(FEB_23), table=MISSING))
-    with pytest.raises(SchemaMismatch, match="team"):
-        warehouse.read(scan(span(FEB_23), columns={"x": "team"}))
-    with pytest.raises(SchemaMismatch, match="no date column player"):
-        warehouse.read(replace(scan(span(FEB_23)), date_column="player"))
 
 
 def test_columns_that_come_in_another_order_are_read_by_their_names(warehouse: Warehouse) -> None:
     load(warehouse, FEB_23)
     warehouse.load(TABLE, "day", rows_of(FEB_24).select(["score", "day", "player"]))
     both = scan(span(FEB_23, FEB_24))
-    wanted = rows_of(FEB_23, FEB_24).sort_by([("day", "ascending"), ("player", "ascending")]).to_pylist()
-    for found in (warehouse.query("SELECT * FROM t", scans={"t": both}), warehouse.read(both)):
-        assert found.sort_by([("day", "ascending"), ("player", "ascending")]).to_pylist() == wanted
+    order = [("day", "ascending"), ("player", "ascending")]
+    for ask in (query_all, read_all):
+        assert ask(warehouse, both).sort_by(order).equals(rows_of(FEB_23, FEB_24).sort_by(order))
 
 
 def test_threads_may_query_at_once(warehouse: Warehouse) -> None:
@@ -422,9 +419,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_staged_file_that_is_not_what_was_staged_is_never_published(
-    warehouse: Warehouse, staging: Staging, damage: Callable[[Path], None]
-) -> None:
+def test_a_damaged_file_is_lost(warehouse: Warehouse, staging: Staging, damage: Callable[[Path], object]) -> None:
     load(warehouse, FEB_23)
     before = prints(warehouse, FEB_23)
     file = staged(staging, FEB_23, players=9)
@@ -435,9 +430,7 @@ def test_a_staged_file_that_is_not_what_was_staged_is_never_published(
     assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 4}
 
 
-def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
-    local_warehouse: LocalWarehouse, staging: Staging
-) -> None:
+def test_the_publisher_of_a_date_is_noted_until_a_load(local_warehouse: LocalWarehouse, staging: Staging) -> None:
     file = staged(staging, FEB_23, players=9)
     publish(local_warehouse, file, publication="run-7/3")
     noted = local_warehouse.publication(TABLE, "day", FEB_23)
@@ -446,43 +439,34 @@ def test_who_published_a_date_is_noted_until_somebody_else_writes_it(
     assert local_warehouse.publication(TABLE, "day", FEB_23) is None
 
 
-PUBLISH_WHILE_OTHERS_READ = """
-    from pathlib import Path
-    from gated_backfill.common.storage.staging import Staging
-    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-    from tests.builders import FEB_23, TABLE, counts, rows_of, scan, span
+def publish_often(wait: Callable[[], object], root: str, times: int) -> int:
+    """Publish one of two files in turn, so many times."""
+    warehouse, staging = LocalWarehouse(Path(root) / "warehouse"), Staging(Path(root) / "staging")
+    files = [staged(staging, FEB_23, players=players, attempt=players) for players in (100, 200)]
+    wait()
+    for number in range(times):
+        assert publish(warehouse, files[number % 2], publication=f"run/{number}") == published(FEB_23)
+    (Path(root) / "done").touch()
+    return times
 
-    def publish(wait, root, times):
-        warehouse, staging = LocalWarehouse(Path(root) / "warehouse"), Staging(Path(root) / "staging")
-        files = [staging.write("run", FEB_23, n, rows_of(FEB_23, players=n)) for n in (100, 200)]
-        wait()
-        for n in range(int(times)):
-            now, file = warehouse.fingerprints(TABLE, "day", [FEB_23]), files[n % 2]
-            receipt = warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=now, publication=f"run/{n}")
-            assert receipt.published == {FEB_23}, receipt
-        (Path(root) / "done").touch()
-        return int(times)
 
-    def read(wait, root, how):
-        warehouse, found = LocalWarehouse(Path(root) / "warehouse"), []
-        wait()
-        while not (Path(root) / "done").exists():
-            if how == "query":
-                found.append(counts(warehouse, FEB_23)[FEB_23])
-            else:
-                found.append(warehouse.read(scan(span(FEB_23))).num_rows)
-        return found
-"""
+def read_meanwhile(wait: Callable[[], object], root: str, by_query: bool) -> list[int]:
+    """The numbers of rows that a reader sees until all is published."""
+    warehouse, numbers = LocalWarehouse(Path(root) / "warehouse"), []
+    wait()
+    while not (Path(root) / "done").exists():
+        numbers.append(counts(warehouse, FEB_23)[FEB_23] if by_query else warehouse.read(scan(span(FEB_23))).num_rows)
+    return numbers
 
 
 def test_readers_see_the_old_rows_or_the_new_and_never_an_error(tmp_path: Path) -> None:
     load(LocalWarehouse(tmp_path / "warehouse"), FEB_23, players=200)
-    times, *found = race(
-        PUBLISH_WHILE_OTHERS_READ, ("publish", tmp_path, 150), ("read", tmp_path, "query"), ("read", tmp_path, "read")
+    times, *numbers_seen = race(
+        (publish_often, tmp_path, 150), (read_meanwhile, tmp_path, True), (read_meanwhile, tmp_path, False)
     )
     assert times == 150
-    assert all(set(one) <= {100, 200} for one in found)
-    assert set().union(*map(set, found)) == {100, 200}  # which of them looks when is up to the machine
+    assert all(set(numbers) <= {100, 200} for numbers in numbers_seen)
+    assert set().union(*map(set, numbers_seen)) == {100, 200}  # which of them looks when is up to the machine
 
 
 # -- errors in the middle of a publication ------------------------------------------------------------------------
@@ -518,9 +502,7 @@ def test_what_was_staged_on_another_disk_is_published_too(local_warehouse: Local
     assert contents(local_warehouse, *DAYS) == [row for day in DAYS for row in rows_of(day).to_pylist()]
 
 
-def test_a_staged_file_that_became_a_link_is_lost_not_followed(
-    local_warehouse: LocalWarehouse, staging: Staging, tmp_path: Path
-) -> None:
+def test_a_staged_link_is_lost_not_followed(local_warehouse: LocalWarehouse, staging: Staging, tmp_path: Path) -> None:
     file = staged(staging, FEB_23)
     Path(file.location).rename(tmp_path / "elsewhere")
     Path(file.location).symlink_to(tmp_path / "elsewhere")
@@ -528,9 +510,7 @@ def test_a_staged_file_that_became_a_link_is_lost_not_followed(
     assert not list(local_warehouse.root.rglob("*.parquet"))
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_publication_leaves_every_date_as_it_was(
-    local_warehouse: LocalWarehouse, staging: Staging
-) -> None:
+def test_a_full_disk_leaves_every_date_as_it_was(local_warehouse: LocalWarehouse, staging: Staging) -> None:
     load(local_warehouse, FEB_23)
     before = tree(local_warehouse.root / "nba")
     files = [staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=20_000), staged(staging, FEB_25)]
@@ -575,23 +555,17 @@ def test_what_a_run_replaced_comes_back_row_by_row(warehouse: Warehouse, staging
     assert contents(warehouse, *DAYS) == before
 
 
-def test_a_date_published_twice_by_a_run_gets_back_what_it_held_before_the_first_time(
-    warehouse: Warehouse, staging: Staging
-) -> None:
+def test_a_date_published_twice_by_a_run_gets_back_its_rows_before_both(warehouse: Warehouse, staging: Staging) -> None:
     load(warehouse, FEB_23, players=5)
     before = contents(warehouse, FEB_23)
     for attempt in (1, 2):
         publish(warehouse, staged(staging, FEB_23, players=9 + attempt, attempt=attempt), publication="run-b/1")
 
-    replaced = warehouse.replaced_partitions(TABLE, "day", "run-b", [FEB_23])
-
-    assert warehouse.restore(TABLE, "day", "run-b", replaced) == {FEB_23}
+    assert restore(warehouse, "run-b") == {FEB_23}
     assert contents(warehouse, FEB_23) == before
 
 
-def test_rows_that_were_there_already_under_other_bytes_are_published_and_given_back(
-    warehouse: Warehouse, staging: Staging
-) -> None:
+def test_the_same_rows_under_other_bytes_are_published_and_given_back(warehouse: Warehouse, staging: Staging) -> None:
     load(warehouse, FEB_23, FEB_24)
     before = prints(warehouse, *DAYS)
     other = in_other_bytes(staged(staging, FEB_23))
@@ -599,7 +573,7 @@ def test_rows_that_were_there_already_under_other_bytes_are_published_and_given_
     assert receipt == published(FEB_23, FEB_24)
     assert warehouse.matching_dates(TABLE, "day", {FEB_23: other.checksum}) == {FEB_23}
     replaced = warehouse.replaced_partitions(TABLE, "day", "run-g", DAYS)
-    assert warehouse.restore(TABLE, "day", "run-g", replaced) == set(replaced)
+    assert restore(warehouse, "run-g") == set(replaced)
     assert prints(warehouse, *DAYS) == before
 
 
@@ -608,9 +582,7 @@ def test_a_date_that_was_written_since_is_not_restored(warehouse: Warehouse, sta
     publish(warehouse, staged(staging, FEB_23, players=9), staged(staging, FEB_24, players=9), publication="run-c/1")
     load(warehouse, FEB_24, players=7)
 
-    replaced = warehouse.replaced_partitions(TABLE, "day", "run-c", DAYS)
-
-    assert warehouse.restore(TABLE, "day", "run-c", replaced) == {FEB_23}
+    assert restore(warehouse, "run-c") == {FEB_23}
     assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 7}
 
 
@@ -650,9 +622,7 @@ def changed(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
         pytest.param("born", rows_of(FEB_23).rename_columns(["player", "born", "score"]), id="another-date-column"),
     ],
 )
-def test_rows_of_another_shape_are_refused_and_change_nothing(
-    warehouse: Warehouse, date_column: str, rows: pa.Table
-) -> None:
+def test_rows_of_another_shape_are_refused_whole(warehouse: Warehouse, date_column: str, rows: pa.Table) -> None:
     load(warehouse, *DAYS)
     before = prints(warehouse, *DAYS)
     with pytest.raises(SchemaMismatch):
@@ -660,33 +630,11 @@ def test_rows_of_another_shape_are_refused_and_change_nothing(
     assert prints(warehouse, *DAYS) == before
 
 
-LOAD_AND_DIE = """
-    import json, os, signal, sys
-    from pathlib import Path
-    import pyarrow.acero, pyarrow.compute
-    from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-    from tests.builders import DAYS, TABLE, rows_of
+def load_and_die(_: object, root: str, call: str, number: int) -> None:
+    die_at(call, number)
+    load(LocalWarehouse(Path(root)), *DAYS, players=9)
 
-    def load_and_die(root, step, last):
-        calls, real = 0, getattr(os, step)
 
-        def counted(*arguments, **more):
-            nonlocal calls
-            calls += 1
-            if calls == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **more)
-
-        setattr(os, step, counted)
-        LocalWarehouse(Path(root)).load(TABLE, "day", rows_of(*DAYS, players=9))
-
-    for root, step, last in json.load(sys.stdin):
-        child = os.fork()
-        if not child:
-            load_and_die(root, step, last)
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 # A load of three dates writes three files and the mark that commits it, then moves the three into place.
 BEFORE_THE_COMMIT, AFTER_THE_COMMIT = dict.fromkeys(DAYS, 3), dict.fromkeys(DAYS, 9)
 DEATHS = {
@@ -706,11 +654,10 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Warehouses in which a load of 9 players a day over 3 was killed, each by the name of its death."""
     folder = tmp_path_factory.mktemp("deaths")
     load(LocalWarehouse(folder / "before"), *DAYS, players=3)
-    cases = [(str(folder / death), step, last) for death, (step, last, _) in DEATHS.items()]
-    for root, _, _ in cases:
-        shutil.copytree(folder / "before", root)
-    died = run_python(LOAD_AND_DIE, stdin=json.dumps(cases))
-    assert [int(code) for code in died.stdout.split()] == [-signal.SIGKILL] * len(cases), died.stderr
+    for death in DEATHS:
+        shutil.copytree(folder / "before", folder / death)
+    exit_codes = race(*((load_and_die, folder / death, call, number) for death, (call, number, _) in DEATHS.items()))
+    assert exit_codes == [-signal.SIGKILL] * len(DEATHS)
     return folder
 
 
@@ -752,38 +699,12 @@ def test_a_killed_load_never_overwrites_what_was_published_after_it(
         assert counts(killed, *DAYS) == AFTER_THE_COMMIT
 
 
-PUBLISH_AND_DIE = """
-import json, os, signal, sys
-from datetime import date
-from pathlib import Path
-from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.protocol import StagedFile
-from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+def publish_and_die(_: object, root: str, number: int, location: str, checksum: str) -> None:
+    die_at("fsync", number)
+    file = StagedFile(day=FEB_23, attempt=1, location=location, checksum=checksum, rows=5)
+    publish(LocalWarehouse(Path(root)), file, publication="run-1/1")
 
-given = json.load(sys.stdin)
-file = StagedFile(**given["file"] | {"day": date.fromisoformat(given["file"]["day"])})
-sync = os.fsync
 
-def publish(root, last):
-    done = 0
-    def count(handle):
-        nonlocal done
-        done += 1
-        if done == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        sync(handle)
-    os.fsync = count
-    warehouse, table = LocalWarehouse(Path(root)), TableName("nba", "factors")
-    now = warehouse.fingerprints(table, "day", [file.day])
-    warehouse.publish(table, "day", [file], fingerprints_when_staged=now, publication="run-1/1")
-
-for number, root in enumerate(given["roots"], 1):
-    pid = os.fork()
-    if not pid:
-        publish(root, number)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
 SYNCS = 9  #: of a publication, at least
 
 
@@ -791,9 +712,8 @@ def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(tmp_pa
     file = staged(staging, FEB_23, players=5)
     load(LocalWarehouse(tmp_path / "before"), FEB_23, players=3)
     roots = [shutil.copytree(tmp_path / "before", tmp_path / f"killed-{n}") for n in range(SYNCS)]
-    given = {"file": {**vars(file), "day": str(file.day)}, "roots": [str(root) for root in roots]}
-    died = run_python(PUBLISH_AND_DIE, stdin=json.dumps(given))
-    assert [int(code) for code in died.stdout.split()] == [-signal.SIGKILL] * SYNCS, died.stderr
+    calls = [(publish_and_die, root, n, file.location, file.checksum) for n, root in enumerate(roots, 1)]
+    assert race(*calls) == [-signal.SIGKILL] * SYNCS
 
     (before,) = prints(LocalWarehouse(tmp_path / "before"), FEB_23)
     for warehouse in map(LocalWarehouse, roots):
@@ -821,12 +741,13 @@ def test_a_file_where_a_folder_should_be_is_an_error_of_the_user(
     place = local_warehouse.root.joinpath(*blocked)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"a file")
-    with pytest.raises(UserError):
-        local_warehouse.check_publishable(TABLE)
-    with pytest.raises(UserError):
-        load(local_warehouse, FEB_23)
-    with pytest.raises(UserError):
-        publish(local_warehouse, staged(staging, FEB_23), since={FEB_23: ABSENT})
+    for act in (
+        lambda: local_warehouse.check_publishable(TABLE),
+        lambda: load(local_warehouse, FEB_23),
+        lambda: publish(local_warehouse, staged(staging, FEB_23), since={FEB_23: ABSENT}),
+    ):
+        with pytest.raises(UserError):
+            act()
     assert place.read_bytes() == b"a file"
 
 
@@ -871,31 +792,22 @@ def test_a_partition_that_can_not_be_looked_at_is_not_absent(local_warehouse: Lo
             ask(scan(span(FEB_23, FEB_24)))
 
 
-def test_a_file_where_a_partition_should_be_is_refused_before_anything_is_published(
-    local_warehouse: LocalWarehouse, staging: Staging
-) -> None:
+def test_a_file_in_place_of_a_partition_stops_publishing(local_warehouse: LocalWarehouse, staging: Staging) -> None:
     load(local_warehouse, FEB_23)
     (local_warehouse.root / f"nba/factors/day={FEB_24}").write_text("not a folder")
     files = [staged(staging, FEB_23), staged(staging, FEB_24)]
     before = contents(local_warehouse, FEB_23)
     with pytest.raises(NotAllowed, match=str(FEB_24)):
-        local_warehouse.publish(
-            TABLE, "day", files, fingerprints_when_staged={FEB_23: "", FEB_24: ABSENT}, publication="run-1/0"
-        )
+        publish(local_warehouse, *files, since={FEB_23: "", FEB_24: ABSENT})
     assert contents(local_warehouse, FEB_23) == before, "and the table is read as it was"
 
 
-def test_a_partition_that_comes_back_as_a_link_out_is_not_answered_from_memory(
-    local_warehouse: LocalWarehouse, tmp_path: Path
-) -> None:
+def test_a_partition_that_became_a_link_out_is_read_anew(local_warehouse: LocalWarehouse, tmp_path: Path) -> None:
     load(local_warehouse, FEB_23)
     folder = local_warehouse.root / f"nba/factors/day={FEB_23}"
     long_ago = time.time() - 3600
     os.utime(folder / "part.parquet", (long_ago, long_ago))
-    asks: list[Callable[[], object]] = [
-        lambda: local_warehouse.read(scan(span(FEB_23))),
-        lambda: prints(local_warehouse, FEB_23),
-    ]
+    asks = (lambda: local_warehouse.read(scan(span(FEB_23))), lambda: prints(local_warehouse, FEB_23))
     for ask in asks:
         ask()
     outside = folder.rename(tmp_path / "outside")
@@ -906,16 +818,14 @@ def test_a_partition_that_comes_back_as_a_link_out_is_not_answered_from_memory(
 
 
 @pytest.mark.parametrize("rows", [3, 30_000, 600_000])  # as they are remembered, as they are not, in a big file
-def test_rows_that_were_read_are_read_again_once_their_file_is_another(
-    local_warehouse: LocalWarehouse, rows: int
-) -> None:
+def test_rows_that_were_read_are_read_again_from_a_new_file(local_warehouse: LocalWarehouse, rows: int) -> None:
     load(local_warehouse, FEB_23, players=rows)
     part = local_warehouse.root / f"nba/factors/day={FEB_23}/part.parquet"
     long_ago = part.stat().st_mtime - 3600
     os.utime(part, (long_ago, long_ago))  # it has settled
     named = scan(span(FEB_23), columns={"day": "day", "who": "player"})
-    before = [local_warehouse.read(one) for one in (named, scan(span(FEB_23)), named)]
-    assert [one.num_rows for one in before] == [rows] * 3
+    before = [local_warehouse.read(asked) for asked in (named, scan(span(FEB_23)), named)]
+    assert [table.num_rows for table in before] == [rows] * 3
     assert before[0].column_names == ["day", "who"]
     assert local_warehouse.read(named, once=True).num_rows == rows
     assert prints(local_warehouse, FEB_23) == [checksum_of(part.read_bytes())]

@@ -16,9 +16,9 @@ from unittest.mock import ANY
 
 import pytest
 
+from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import valkey
 from tests.documents import ROOT
-from tests.kept_up import free_port
 from tests.shop import README, install_shop_jobs, readme_block, write_shop_tables
 
 BIN = Path(sys.executable).parent
@@ -158,9 +158,7 @@ def test_a_wheel_of_the_sdist_is_the_wheel_of_the_sources(built: Built, tmp_path
     assert zipfile.ZipFile(wheel).namelist() == zipfile.ZipFile(built.wheel).namelist()
 
 
-def test_an_editable_install_works_beside_packages_of_the_same_names(
-    built: Built, project: Path, tmp_path: Path
-) -> None:
+def test_an_editable_install_works_beside_packages_of_our_names(built: Built, project: Path, tmp_path: Path) -> None:
     environment = make_environment(tmp_path / "venv")
     (environment.site / "tools.pth").write_text(f"{built.build_tools.site}\n")
     environment.install("--editable", built.sources)
@@ -209,9 +207,8 @@ def test_the_documented_workers_start_beside_packages_of_our_names(
             installed.backfill("load", f"shop.{table}", f"{table}.csv", cwd=project, **places)
         environment = {"PATH": f"{installed.folder / 'bin'}:{os.environ['PATH']}"} | places
         with (tmp_path / "workers.log").open("w") as log:
-            workers = [
-                subprocess.Popen(line.split(), cwd=project, env=environment, stderr=log, stdout=log) for line in lines
-            ]
+            started = {"cwd": project, "env": environment, "stderr": log, "stdout": log}
+            workers = [subprocess.Popen(line.split(), **started) for line in lines]
         try:
             result = installed.backfill(*RUN, cwd=project, **places)
             ended = [worker.poll() for worker in workers]
@@ -225,9 +222,7 @@ def test_the_documented_workers_start_beside_packages_of_our_names(
 
 
 @pytest.mark.parametrize("first", ["theirs", "ours"])
-def test_another_distribution_that_installs_common_has_no_effect(
-    built: Built, tmp_path: Path, project: Path, first: str
-) -> None:
+def test_another_distribution_with_a_common_has_no_effect(built: Built, tmp_path: Path, first: str) -> None:
     theirs = write_wheel(tmp_path / "common_tools-1.0-py3-none-any.whl", "common/errors.py")
     environment = make_environment(tmp_path / "venv")
     for wheel in (theirs, built.wheel) if first == "theirs" else (built.wheel, theirs):
@@ -263,9 +258,7 @@ def write_wheel(file: Path, module: str) -> Path:
 
 
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
-def test_type_checkers_see_the_types_of_the_installed_wheel(
-    installed: Environment, tmp_path: Path, checker: str
-) -> None:
+def test_type_checkers_see_the_types_of_the_wheel(installed: Environment, tmp_path: Path, checker: str) -> None:
     options = {"mypy": ["--python-executable"], "basedpyright": ["--level", "error", "--pythonpath"]}
 
     def check(name: str, text: str) -> tuple[int, str]:
