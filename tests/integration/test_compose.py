@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-import psycopg
 import pytest
 import redis
 import yaml
@@ -24,9 +23,9 @@ from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.stack.embedded import free_port
 from tests.compose import BIN, FILE, ROOT, Machine, parse, resolved, write_env
-from tests.conftest import of_database
 from tests.emulator import PYTHON as EMULATOR_PYTHON
 from tests.lab import PACKAGES, players, probe_rows, until
+from tests.postgres import execute, of_database
 
 PASSWORD = "p@ss:w/rd#1 %?$x"
 ENCODED = quote(PASSWORD, safe="")
@@ -176,8 +175,7 @@ def test_the_build_context_has_only_the_files_that_the_dockerfile_copies() -> No
 @pytest.fixture
 def machine(services: dict[str, Any], postgres_server: str, tmp_path: Path) -> Iterator[Machine]:
     database = f"compose_{uuid4().hex}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {database}")
+    execute(postgres_server, f"CREATE DATABASE {database}")
     server = make_url(postgres_server)
     ports = {port: str(free_port()) for port in ("6379", "5555", "9808", "9050", "9060")}
     machine = Machine(
@@ -194,8 +192,7 @@ def machine(services: dict[str, Any], postgres_server: str, tmp_path: Path) -> I
     )
     yield machine
     machine.kill_all()
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    execute(postgres_server, f"DROP DATABASE {database} WITH (FORCE)")
 
 
 def lasting(services: dict[str, Any]) -> set[str]:

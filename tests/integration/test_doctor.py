@@ -32,6 +32,7 @@ from tests.builders import FEB_23, files_below
 from tests.emulator import Emulator
 from tests.kept_up import stack_state
 from tests.lab import PROBE_TYPES, Lab, players
+from tests.postgres import execute
 
 DOCTOR = ("doctor", "--job", "probe")
 
@@ -335,9 +336,8 @@ def test_a_ledger_whose_folder_can_not_be_written_is_named(healthy: Lab, tmp_pat
 
 
 def test_a_database_that_may_only_be_read_is_named(healthy: Lab, postgres_url: str) -> None:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        name = make_url(postgres_url).database
-        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    name = make_url(postgres_url).database
+    execute(postgres_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
 
     assert "is read-only" in failure(healthy.inside(*DOCTOR, BACKFILL_LEDGER=postgres_url))
 

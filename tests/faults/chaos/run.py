@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.stack.embedded import free_port
@@ -30,6 +29,7 @@ from tests.faults.chaos.processes import call, fork, producer_process
 from tests.faults.chaos.schedule import FILL, PRODUCER, Fault, Schedule
 from tests.faults.chaos.stack import Stack, adopt_orphans
 from tests.faults.chaos.world import open_tables
+from tests.postgres import execute, of_database
 
 PATIENCE_SECONDS = 20.0  #: for which nothing may move before every run has ended
 LONGEST_SECONDS = 120.0  #: within which they must have ended all the same
@@ -293,21 +293,18 @@ class _PostgresLedger(_Ledger):
     name: str
 
     def __enter__(self) -> str:
-        self._run(f"CREATE DATABASE {self.name} TEMPLATE {self.services.template} STRATEGY FILE_COPY")
-        url = make_url(self.services.postgres).set(database=self.name).render_as_string(hide_password=False)
+        template = self.services.template
+        execute(self.services.postgres, f"CREATE DATABASE {self.name} TEMPLATE {template} STRATEGY FILE_COPY")
+        url = of_database(self.services.postgres, self.name)
         self._connection = psycopg.connect(url, autocommit=True)
         return url
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
+        execute(self.services.postgres, f"DROP DATABASE {self.name} WITH (FORCE)")
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         return self._connection.execute(query).fetchall()
-
-    def _run(self, statement: str) -> None:
-        with psycopg.connect(self.services.postgres, autocommit=True) as connection:
-            connection.execute(statement)
 
 
 def start(schedule: Schedule, services: Services, mutant: str | None, patience: float, answer: Path) -> int:

