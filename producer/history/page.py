@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -27,16 +27,7 @@ from gated_backfill.common.history.figures import (
 )
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
-from gated_backfill.producer.history.charts import (
-    Axis,
-    CalendarChart,
-    DurationBar,
-    SourceLane,
-    calendar_chart,
-    date_axis,
-    duration_bars,
-    source_lanes,
-)
+from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
 from gated_backfill.producer.history.report import HistoryReport, format_duration
 
 MAX_RUNS_LISTED = 200
@@ -72,52 +63,6 @@ class DateCell:
     mark: str
     shade: int | None  #: index into the shades; None for a date without a coverage
     label: str  #: the same as text, for screen readers
-
-
-@dataclass(frozen=True, kw_only=True)
-class DateToReview:
-    """A date that is not complete and was not skipped."""
-
-    day: date
-    kind: str
-    mark: str
-    coverage: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobSection:
-    """The part of the page about one job."""
-
-    name: str
-    summary: str
-    calendar: CalendarChart[DateCell]
-    kinds: tuple[tuple[str, str, str], ...]  #: kind, mark and legend text of the kinds that occur
-    looks: Sequence[DateToReview]  #: newest first
-    unlisted: int  #: dates to review that are not listed
-    axis: Axis
-    lanes: Sequence[SourceLane]
-    columns: Sequence[DurationBar]
-    slowest: str  #: duration of the slowest date
-    middle: str  #: duration of the median date
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunTableRow:
-    id: str
-    job: str
-    state: str
-    marks: str
-    span: str
-    ended: str
-    dates: int
-    parts: tuple[tuple[str, int, float], ...]  #: outcome, dates, share in per cent
-    least: str  #: lowest coverage
-    middle: str  #: median coverage
-    fallback: str
-    took: str  #: wall time
-    share: float  #: of the longest run's wall time, in per cent
-    each: str  #: median duration of a date
 
 
 def render_page(history: HistoryReport) -> str:
@@ -201,7 +146,8 @@ def _ended_bars(history: HistoryReport) -> list[tuple[str, int, float]]:
 # -- one job ------------------------------------------------------------------------------------------------------
 
 
-def _job_section(name: str, results: Mapping[date, LatestResult]) -> JobSection:
+def _job_section(name: str, results: Mapping[date, LatestResult]) -> dict[str, Any]:
+    """The values of the part of the page about one job."""
     kinds = Counter(_kind_of(result) for result in results.values())
     to_review = [
         _date_to_review(day, result)
@@ -213,19 +159,19 @@ def _job_section(name: str, results: Mapping[date, LatestResult]) -> JobSection:
     sources = {day: (row.source, bool(used_fallback(row))) for day, row in published.items() if row.source is not None}
     axis = date_axis(results)
     sorted_seconds = sorted(seconds.values())
-    return JobSection(
-        name=name,
-        summary=", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
-        calendar=calendar_chart({day: _date_cell(day, result) for day, result in results.items()}),
-        kinds=tuple((kind, mark, text) for kind, (mark, text) in OUTCOME_MARKS.items() if kinds[kind]),
-        looks=to_review[-MAX_DATES_TO_REVIEW:][::-1],
-        unlisted=max(len(to_review) - MAX_DATES_TO_REVIEW, 0),
-        axis=axis,
-        lanes=source_lanes(sources, axis),
-        columns=duration_bars(seconds, axis),
-        slowest=format_duration(sorted_seconds[-1] if sorted_seconds else None),
-        middle=format_duration(sorted_seconds[len(sorted_seconds) // 2] if sorted_seconds else None),
-    )
+    return {
+        "name": name,
+        "summary": ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
+        "calendar": calendar_chart({day: _date_cell(day, result) for day, result in results.items()}),
+        "kinds": tuple((kind, mark, text) for kind, (mark, text) in OUTCOME_MARKS.items() if kinds[kind]),
+        "looks": to_review[-MAX_DATES_TO_REVIEW:][::-1],
+        "unlisted": max(len(to_review) - MAX_DATES_TO_REVIEW, 0),
+        "axis": axis,
+        "lanes": source_lanes(sources, axis),
+        "columns": duration_bars(seconds, axis),
+        "slowest": format_duration(sorted_seconds[-1] if sorted_seconds else None),
+        "middle": format_duration(sorted_seconds[len(sorted_seconds) // 2] if sorted_seconds else None),
+    }
 
 
 def _kind_of(result: LatestResult) -> str:
@@ -250,10 +196,11 @@ def _describe_coverage(row: DateRow) -> str:
     return f"{row.matched} of {row.expected} ({share})" if row.expected else f"{row.matched} of 0"
 
 
-def _date_to_review(day: date, result: LatestResult) -> DateToReview:
+def _date_to_review(day: date, result: LatestResult) -> dict[str, Any]:
+    """The values of a date that is not complete and was not skipped."""
     kind, row = _kind_of(result), result.row
     coverage, reason = _describe_coverage(row), row.reason or row.error or ""
-    return DateToReview(day=day, kind=kind, mark=_mark_of(kind), coverage=coverage, reason=reason)
+    return {"day": day, "kind": kind, "mark": _mark_of(kind), "coverage": coverage, "reason": reason}
 
 
 def _tooltip_values(result: LatestResult) -> list[Any]:
@@ -288,31 +235,33 @@ def _describe_published(result: LatestResult) -> str:
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
-def _run_rows(history: HistoryReport) -> list[RunTableRow]:
+def _run_rows(history: HistoryReport) -> list[dict[str, Any]]:
+    """The values of the lines of the table of runs; shares are in per cent."""
     listed = history.facts[:MAX_RUNS_LISTED]
     longest = max((wall_seconds(run_dates.run) or 0 for run_dates in listed), default=0) or 1
-    rows: list[RunTableRow] = []
+    rows: list[dict[str, Any]] = []
     for run_dates in listed:
         run, figures = run_dates.run, totals([run_dates])
         coverage, seconds = figures.coverage, wall_seconds(run)
+        first, last = run.first_date, run.last_date
         rows.append(
-            RunTableRow(
-                id=run.id,
-                job=run.job,
-                state=run.state.value,
-                marks="undone" if run.undone_at else "",
-                span=f"{run.first_date} – {run.last_date}" if run.first_date != run.last_date else str(run.first_date),
-                ended=f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
-                dates=figures.dates,
-                parts=tuple(
+            {
+                "id": run.id,
+                "job": run.job,
+                "state": run.state.value,
+                "marks": "undone" if run.undone_at else "",
+                "span": f"{first} – {last}" if first != last else str(first),
+                "ended": f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
+                "dates": figures.dates,
+                "parts": tuple(
                     (outcome.value, n, n / figures.dates * 100) for outcome in DateOutcome if (n := figures.of(outcome))
                 ),
-                least=share_in_words(coverage.least if coverage else None),
-                middle=share_in_words(coverage.median if coverage else None),
-                fallback=share_in_words(figures.fallback_rate),
-                took=format_duration(seconds),
-                share=(seconds or 0) / longest * 100,
-                each=format_duration(figures.seconds_median),
-            )
+                "least": share_in_words(coverage.least if coverage else None),
+                "middle": share_in_words(coverage.median if coverage else None),
+                "fallback": share_in_words(figures.fallback_rate),
+                "took": format_duration(seconds),
+                "share": (seconds or 0) / longest * 100,
+                "each": format_duration(figures.seconds_median),
+            }
         )
     return rows
