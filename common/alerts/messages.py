@@ -10,8 +10,9 @@ from datetime import date, datetime, timedelta
 from gated_backfill.common.ledger.records import Alert, DateRow, NewAlert, Run
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState
 from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, Fallback, Verdict, format_percent, reaches_ratio
+from gated_backfill.common.model.coverage import Fallback, Verdict, format_percent, reaches_ratio
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 
 LOW_COVERAGE = 0.5  #: coverage below this ratio raises a low-coverage alert
 FALLBACKS_A_WEEK = 2  #: more dates than this, built from a fallback within 7 days, raise an alert
@@ -230,8 +231,7 @@ def _date_lines(row: DateRow) -> list[str]:
     missing_count = (row.expected or 0) - (row.matched or 0)
     if row.missing and missing_count > 0:
         names = _names_that_fit(row.missing)
-        rest = f" and {missing_count - len(names)} more" if missing_count > len(names) else ""
-        lines.append(f"  missing {missing_count}: {', '.join(names)}{rest}")
+        lines.append(f"  missing {missing_count}: {list_names(names, missing_count, shown=len(names))}")
     return lines
 
 

@@ -13,9 +13,9 @@ from datetime import date
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, classify
 from gated_backfill.common.audit.observations import observe_dates, read_missing_names
 from gated_backfill.common.ledger import Ledger, NewFlag
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.common.warehouse.protocol import Warehouse, require_table

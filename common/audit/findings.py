@@ -11,7 +11,6 @@ from typing import Any
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.coverage import (
-    MISSING_NAMES_SHOWN,
     CoveragePolicy,
     DateExpectation,
     Verdict,
@@ -20,6 +19,7 @@ from gated_backfill.common.model.coverage import (
     reaches_ratio,
 )
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.missing_names import list_names
 
 
 class AuditFinding(Enum):
@@ -100,9 +100,7 @@ class AuditedDate:
         """The number of missing entities and some of their names; empty when no names are known."""
         if not self.missing:
             return ""
-        names = self.missing[:MISSING_NAMES_SHOWN]
-        rest = f" and {self.missing_count - len(names)} more" if self.missing_count > len(names) else ""
-        return f"missing {self.missing_count}: {', '.join(names)}{rest}"
+        return f"missing {self.missing_count}: {list_names(self.missing, self.missing_count)}"
 
     def as_json(self) -> dict[str, Any]:
         checkpoint = self.observed.checkpoint

@@ -29,8 +29,8 @@ from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUs
 from gated_backfill.common.ledger import Ledger, NewAlert
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState, NewCleanup, new_cleanup_id
 from gated_backfill.common.model.alert_kinds import AlertKind
-from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import chunk_dates, format_dates
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead

@@ -11,7 +11,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackupMissing, TableInUse
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
-from gated_backfill.common.model.backup import Backup, BackupDate
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity

@@ -14,8 +14,8 @@ from gated_backfill.common.cleanup.operation import (
 )
 from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
-from gated_backfill.common.model.backup import BackupDate
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.identity import is_dead
 
 

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, se
 from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
 from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs
-from gated_backfill.common.model.coverage import MISSING_NAMES_STORED, Verdict
+from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.missing_names import MISSING_NAMES_STORED
 from gated_backfill.common.process.clock import utcnow
 
 DateColumns = Mapping[str, Any]  #: values of columns of `run_dates`

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-MISSING_NAMES_SHOWN = 12  #: names of missing or unexpected entities of one date in messages
-MISSING_NAMES_STORED = 500  #: the same in the ledger, which also has their exact number
-
 
 class Verdict(Enum):
     """The gate's decision on a date."""

@@ -1,10 +1,15 @@
-"""Staged files, and the result of publishing them to a target."""
+"""Rows on their way into a table and out of it: staged files, publications and backups."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import date
 
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.tables import TableName, validate_identifier
+
+BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")  #: of the operation that made it
 METADATA_TABLE = "backfill_metadata"  #: the history of runs, which may be loaded into the bookkeeping dataset
 
 
@@ -36,3 +41,23 @@ class PublishResult:
     published: frozenset[date]  #: the target now holds exactly the staged rows
     conflicting: frozenset[date] = frozenset()  #: not replaced: another writer changed the partition since staging
     lost: frozenset[date] = frozenset()  #: not replaced: the staged file is gone or has changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """A copy of some dates of a table, identified by the operation that made it."""
+
+    id: str
+    table: TableName
+    date_column: str
+
+    def __post_init__(self) -> None:
+        if not BACKUP_ID.fullmatch(self.id):
+            raise UserError(f"{self.id!r} is not the id of a backup")
+        validate_identifier(self.date_column, "column name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupDate:
+    fingerprint: str  #: of its rows, from `Warehouse.fingerprints`
+    rows: int

@@ -7,8 +7,8 @@ from datetime import date, datetime
 from typing import Protocol
 
 from gated_backfill.common.errors import RestoreConflict
-from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange, format_dates
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 
 

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, RunProgress
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import DateRange, format_dates
+from gated_backfill.common.model.missing_names import list_names
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan
@@ -144,8 +145,7 @@ def print_replay(
 
 def _print_blocked(console: Console, row: DateRow) -> None:
     missing = (row.expected or 0) - (row.matched or 0)
-    unlisted = max(missing - MISSING_NAMES_SHOWN, 0)
-    console.print(f"              missing: {', '.join(row.missing[:MISSING_NAMES_SHOWN])} and {unlisted} more")
+    console.print(f"              missing: {list_names(row.missing, missing)}")
     if row.staged_path:
         console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
 

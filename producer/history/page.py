@@ -26,7 +26,7 @@ from gated_backfill.common.history.figures import (
     wall_seconds,
 )
 from gated_backfill.common.ledger import DateRow
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
 from gated_backfill.producer.history.report import HistoryReport, format_duration
 

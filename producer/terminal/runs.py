@@ -12,7 +12,8 @@ from rich.table import Table
 
 from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
+from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
@@ -97,9 +98,8 @@ def _print_entities(console: Console, row: DateRow) -> None:
     ):
         if not names or count <= 0:
             continue
-        shown = escape(", ".join(names[:MISSING_NAMES_SHOWN]))
-        suffix = f" and {count - MISSING_NAMES_SHOWN} more (all with --json)" if count > MISSING_NAMES_SHOWN else ""
-        console.print(f"              {kind} {count}: {shown}{suffix}", soft_wrap=True)
+        suffix = " (all with --json)" if count > MISSING_NAMES_SHOWN else ""
+        console.print(f"              {kind} {count}: {escape(list_names(names, count))}{suffix}", soft_wrap=True)
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gated_backfill.common.errors import RestoreConflict
-from gated_backfill.common.model.backup import Backup, BackupDate
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from tests.builders import FEB_23, FEB_24, TABLE, rows_of

@@ -21,9 +21,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.job import Batch, Expectation, Job, Source, Target
-from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.publication import Backup, BackupDate, PublishResult, StagedFile
 from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes

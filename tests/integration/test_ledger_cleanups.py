@@ -10,7 +10,7 @@ import pytest
 from gated_backfill.common.errors import TableInUse, UserError
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.cleanups import CLEANUP_TRANSITIONS, CleanupOperation, CleanupState, NewCleanup
-from gated_backfill.common.model.backup import BackupDate
+from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import LEASE, at_once, everyone_is_dead, everyone_lives
 

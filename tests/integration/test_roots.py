@@ -12,9 +12,8 @@ import pyarrow as pa
 import pytest
 
 from gated_backfill.common.errors import BackfillError, OutsideRoot, QueryFailed, StagedFileLost, UserError
-from gated_backfill.common.model.backup import Backup
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.publication import Backup, PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checked_path

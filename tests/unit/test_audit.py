@@ -20,7 +20,8 @@ from gated_backfill.common.audit.findings import (
     describe_findings,
 )
 from gated_backfill.common.ledger import Checkpoint, NewAlert
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, CoveragePolicy, DateExpectation, Verdict
+from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Verdict
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
 from tests.builders import a_checkpoint
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, DateExpectation, SourceChoice, choose_source
+from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import (

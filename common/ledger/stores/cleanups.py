@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from gated_backfill.common.errors import TableInUse, UserError
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.tables import cleanup_operations as operations
-from gated_backfill.common.model.backup import BackupDate
+from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.clock import utcnow
 
 

@@ -13,8 +13,8 @@ from uuid import uuid4
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import BackupMissing, TableNotFound
-from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
 from gated_backfill.common.warehouse.bigquery import statements as sql_of

@@ -18,8 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import BackupMissing
-from gated_backfill.common.model.backup import Backup, BackupDate
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import checked_path, sync_folder, write_atomically

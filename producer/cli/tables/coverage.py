@@ -15,8 +15,9 @@ from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, Audi
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.common.model.coverage import MISSING_NAMES_SHOWN, format_percent
+from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
+from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
 from gated_backfill.producer.cli.options import (
