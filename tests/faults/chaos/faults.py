@@ -9,7 +9,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -91,7 +91,7 @@ def release_copies_at_closed_windows(place: Place) -> None:
         done = leave(*arguments, to=to)
         if to is WindowState.CLOSED and place.copies.exists():
             place.copies.unlink(missing_ok=True)
-            with _Tolerant(place.client()) as broker:
+            with _tolerant(place.client()) as broker:
                 release_held(broker)
         return done
 
@@ -189,7 +189,7 @@ class Carrier:
         self._place.ask(order=fault.target.split(), after=0)
 
     def _broker(self) -> Any:
-        return _Tolerant(self._place.client())
+        return _tolerant(self._place.client())
 
     def _fill(self, fault: Fault) -> None:
         if not self._place.disk:  # this machine lets us mount nothing: the call fails as on a full disk
@@ -206,18 +206,11 @@ class Carrier:
                     raise
 
 
-class _Tolerant:
+@contextlib.contextmanager
+def _tolerant(client: redis.Redis) -> Iterator[redis.Redis]:
     """A broker's client, for a fault that is to play with messages while another fault has the broker down."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-
-    def __enter__(self) -> redis.Redis:
-        return self._client
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._client.close()
-        return kind is not None and issubclass(kind, redis.RedisError)
+    with contextlib.suppress(redis.RedisError), contextlib.closing(client):
+        yield client
 
 
 def _signal(pid: int | None, which: signal.Signals) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -159,9 +160,10 @@ class Attempt:
         self._wait(stack, 0.1)
         while True:
             seen = Seen(**self._call(lambda: look(self.schedule, self._settings())))
-            found = violations(self.schedule, seen, self._fired(), final=final)
-            if not found or time.monotonic() > deadline or any("for ever" in one.invariant for one in found):
-                self._violated(found)
+            broken = violations(self.schedule, seen, self._fired(), final=final)
+            lasts = any("for ever" in violation.invariant for violation in broken)
+            if not broken or lasts or time.monotonic() > deadline:
+                self._violated(broken)
                 self.result.ends = {run["id"]: run["state"] for run in seen.runs}
                 return seen
             self._wait(stack, 0.4)
@@ -171,8 +173,8 @@ class Attempt:
         while time.monotonic() < deadline:
             stack.tick()
 
-    def _violated(self, found: list[Violation]) -> None:
-        self.result.violations += [asdict(one) for one in found]
+    def _violated(self, broken: list[Violation]) -> None:
+        self.result.violations += [asdict(violation) for violation in broken]
 
     def _tracebacks(self) -> Iterator[Violation]:
         for log in sorted(self.folder.glob("*.log")):
@@ -218,9 +220,15 @@ class Attempt:
     def _call(self, body: Callable[[], Any]) -> Any:
         return call(body, log=self.folder / "looks")
 
-    def _exclusive(self) -> _Locked:
-        shared = self.schedule.warehouse != "bigquery"
-        return _Locked(None if shared else Path(self._services.folder) / "emulator.lock")
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock of the emulator, if the schedule makes use of it."""
+        if self.schedule.warehouse != "bigquery":
+            yield
+            return
+        with (Path(self._services.folder) / "emulator.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _ledger(self) -> _SqliteLedger | _PostgresLedger:
         if self.schedule.ledger == "sqlite":
@@ -228,22 +236,6 @@ class Attempt:
         else:
             self._made = _PostgresLedger(self._services, f"chaos_{self.schedule.seed}_{os.getpid()}")
         return self._made
-
-
-@dataclass
-class _Locked:
-    """Holds the lock of a file, if there is one to hold."""
-
-    file: Path | None
-
-    def __enter__(self) -> None:
-        if self.file is not None:
-            self._handle = self.file.open("a")
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self._handle.close()
 
 
 RUNS = "SELECT id, state FROM runs ORDER BY id"
