@@ -21,7 +21,6 @@ class ReleasedRun:
 
     run: Run
     checkpointed: int
-    adopted: tuple[date, ...]  #: published by its gate and checkpointed only now
     unfinished: int  #: dates not finished, which another run can take now
 
 
@@ -36,14 +35,13 @@ def release_run(
     candidates = ledger.dates.list_dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
     published_days = find_still_published(candidates, job, warehouse)
     ledger.dates.move_dates(run.id, published_days, expect=DateState.STAGED, to=DateState.PUBLISHED)
-    adopted = ledger.checkpoints.write(run.id, published_days)
+    ledger.checkpoints.write(run.id, published_days)
     ledger.orders.abandon_run(run.id, by=by, reason=reason)
     staging.delete(run.id)
     progress = ledger.runs.get_progress(run.id)
     return ReleasedRun(
         run=progress.run,
         checkpointed=progress.count(DateState.CHECKPOINTED),
-        adopted=tuple(adopted),
         unfinished=progress.total - progress.ended + progress.count(DateState.CANCELLED),
     )
 
