@@ -80,10 +80,9 @@ def judge_expectation(expectation: DateExpectation) -> Judgement | None:
 
     A date that the calendar lists is never skipped: an empty expectation blocks it.
     """
-    if expectation.events is None:
-        return None if expectation.expected else Judgement(verdict=Verdict.SKIPPED, reason="nothing expected")
-    if expectation.events == 0:
-        return None if expectation.expected else Judgement(verdict=Verdict.SKIPPED, reason="not on the calendar")
+    if not expectation.events:
+        reason = "nothing expected" if expectation.events is None else "not on the calendar"
+        return None if expectation.expected else Judgement(verdict=Verdict.SKIPPED, reason=reason)
     floor = expectation.events * expectation.floor_per_event
     if expectation.expected and expectation.expected >= floor:
         return None
@@ -124,23 +123,19 @@ def choose_source(
     otherwise the best source that reaches it; otherwise the best of all, which the gate will block.
     """
     primary, fallbacks = order[0], order[1:]
-    threshold = f"{policy.accept_ratio:.0%}"
+    threshold, share = f"{policy.accept_ratio:.0%}", format_percent(covered[primary], expected)
     if reaches_ratio(covered[primary], expected, policy.accept_ratio):
-        return SourceChoice(
-            source=primary, reason=f"primary at {format_percent(covered[primary], expected)}", covered=covered[primary]
-        )
+        return SourceChoice(source=primary, reason=f"primary at {share}", covered=covered[primary])
+    reason = f"primary below {threshold} at {share}"
     if fallback is Fallback.OFF or not fallbacks:
         cause = "fallback is off" if fallback is Fallback.OFF else "there is no fallback"
-        reason = f"primary below {threshold} at {format_percent(covered[primary], expected)}, {cause}"
-        return SourceChoice(source=primary, reason=reason, covered=covered[primary])
+        return SourceChoice(source=primary, reason=f"{reason}, {cause}", covered=covered[primary])
     if fallback is Fallback.FILL and with_fill is not None:
         best = max(fallbacks, key=lambda name: with_fill[name])
-        reason = f"primary below {threshold} at {format_percent(covered[primary], expected)}, filled from {best}"
+        reason = f"{reason}, filled from {best}"
         return SourceChoice(source=primary, fill_from=best, reason=reason, covered=with_fill[best])
     best = max(order, key=lambda name: covered[name])
-    if reaches_ratio(covered[best], expected, policy.accept_ratio):
-        reason = f"primary below {threshold} at {format_percent(covered[primary], expected)}"
-    else:
+    if not reaches_ratio(covered[best], expected, policy.accept_ratio):
         reason = f"no source reaches {threshold}; the best has {format_percent(covered[best], expected)}"
     return SourceChoice(source=best, reason=reason, covered=covered[best])
 
