@@ -14,9 +14,10 @@ from rich.console import Console
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import DateState, Run, RunProgress, RunState
+from gated_backfill.common.ledger import DateState, Run, RunState
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.registry import EXAMPLE_JOB as JOB
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.logs import logging_to_file
@@ -24,7 +25,6 @@ from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.common.storage.files import write_atomically
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.demo.page import (
-    PublishedState,
     print_done,
     print_next,
     print_plan_summary,
@@ -34,7 +34,7 @@ from gated_backfill.producer.demo.page import (
     print_total,
     published_state,
 )
-from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess, RunRequest
+from gated_backfill.producer.planning.plan import PlanAction, Reprocess, RunRequest
 from gated_backfill.producer.runs.attended import describe_interruption
 from gated_backfill.producer.runs.post_run import mark_run_reported, post_run_reporting
 from gated_backfill.producer.runs.session import (
@@ -48,7 +48,6 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, IN
 from gated_backfill.producer.terminal.runs import print_run
 from gated_backfill.producer.terminal.watcher import RunWatcher
 
-JOB = "player_composite_factors"
 MARKER = "demo.json"  #: in the home: records the demo's warehouse and whether its tables are complete
 MARKER_FORMAT = 1
 WORKERS = 2
@@ -86,7 +85,8 @@ def _run(context: CommandContext, console: Console, started: float, on_open: Cal
         print_next(console, _season_run(context))
         return COMPLETE
     print_plan_summary(console, plan)
-    progress = _execute(launch, plan, context, console, on_open)
+    with RunWatcher(console).live_display() as watcher:
+        progress = execute_plan(launch, plan, context, watcher.update, on_open)
     if progress.run.state is not RunState.SUCCEEDED:
         print_run(console, progress, context.ledger.dates.get_run_summary(progress.run.id))
         return INCOMPLETE
@@ -110,14 +110,8 @@ def replay_incident(
     plan = plan_launch(launch, find_job(JOB), context)
     before = published_state(context, days)
     progress = execute_plan(launch, plan, context, lambda _: None, on_open)
-    return _is_replay_blocked(context, console, progress, before)
-
-
-def _is_replay_blocked(
-    context: CommandContext, console: Console, progress: RunProgress, before: dict[date, PublishedState]
-) -> bool:
     rows = context.ledger.dates.list_dates(progress.run.id)
-    after = published_state(context, list(before))
+    after = published_state(context, days)
     print_replay(console, rows, before, after)
     return after == before and all(row.state is DateState.BLOCKED for row in rows)
 
@@ -127,13 +121,6 @@ def _season_run(context: CommandContext) -> str:
     from gated_backfill.producer.demo.season import LAST_DATE
 
     return context.ledger.checkpoints.list_checkpoints(JOB, LAST_DATE, LAST_DATE)[LAST_DATE].run_id
-
-
-def _execute(
-    launch: Launch, plan: Plan, context: CommandContext, console: Console, on_open: Callable[[Run], None]
-) -> RunProgress:
-    with RunWatcher(console).live_display() as watcher:
-        return execute_plan(launch, plan, context, watcher.update, on_open)
 
 
 def _create_tables_once(context: CommandContext) -> bool:

@@ -18,13 +18,13 @@ from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, RunProg
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import DateRange, format_dates
 from gated_backfill.common.model.missing_names import list_names
+from gated_backfill.common.model.registry import EXAMPLE_JOB as JOB
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan
 from gated_backfill.producer.context import CommandContext
 from gated_backfill.producer.planning.plan import Plan, PlanAction
 
-JOB = "player_composite_factors"
 COUNT = "SELECT COUNT(*) AS n FROM published"
 
 
