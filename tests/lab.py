@@ -194,14 +194,14 @@ class Lab:
         self._load_probe(table, [day], names, trick=trick, spoil=spoil)
 
     def probe_all(
-        self, days: Sequence[date], names: Sequence[str], *, trick: str | None = None, lowest: float = 0.0
+        self, days: Sequence[date], names: Sequence[str], *, first: Sequence[str] | None = None, **more: Any
     ) -> None:
         """The tables `expected` and `first` of the probe jobs on all of the days, in one load each.
 
-        `lowest` is the value of the first name in `first`: another one gives other rows to publish.
+        `first` is who is in the first source, if others than are expected; `more` is how its rows differ.
         """
         self._load_probe("expected", days, names)
-        self._load_probe("first", days, names, trick=trick, lowest=lowest)
+        self._load_probe("first", days, names if first is None else first, **more)
 
     def _load_probe(self, table: str, days: Sequence[date], names: Sequence[str], **more: Any) -> None:
         self.site.warehouse.load(TableName("probe", table), "day", probe_rows(days, names, **more))
@@ -245,14 +245,8 @@ class Lab:
     ) -> RunProgress:
         """Run the days sequentially, by default without pre-flight: the gate is what is on trial."""
         request = self.request(days, job, fallback=fallback, forced_because=because, reprocess=reprocess)
-        launch = Launch(
-            request=request,
-            window=window,
-            workers=1,
-            sequential=True,
-            preflight=preflight,
-            dates_per_task=dates_per_task,
-        )
+        options = {"window": window, "preflight": preflight, "dates_per_task": dates_per_task}
+        launch = Launch(request=request, workers=1, sequential=True, **options)
         plan = plan_launch(launch, find_job(job), self.site)
         check_nothing_blocked(plan, allow_partial=allow_partial)
         with post_run_reporting(self.site) as opened:
@@ -262,14 +256,12 @@ class Lab:
         """A running run with its one window open, and what a worker needs to work on it."""
         dispatcher = InlineDispatcher()
         deps = open_deps(self.settings, dispatcher)
-        found = find_job(job)
-        plan = self.plan(days, job)
-        options = RunOptions.for_job(
-            found, window=len(days), in_flight=1, fallback=None, forced_because=None, calendar=plan.has_calendar
-        )
-        run = open_run(plan, found, options, self.site, owned=True)
+        installed, plan = find_job(job), self.plan(days, job)
+        given = {"window": len(days), "calendar": plan.has_calendar}
+        options = RunOptions.for_job(installed, in_flight=1, fallback=None, forced_because=None, **given)
+        run = open_run(plan, installed, options, self.site, owned=True)
         deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
-        advance_run(run, found, deps)
+        advance_run(run, installed, deps)
         return run, deps, dispatcher
 
     def opened_again(self) -> Deps:

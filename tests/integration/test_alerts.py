@@ -32,9 +32,8 @@ def receiver() -> Iterator[Receiver]:
 
 def prepare(lab: Lab) -> None:
     """One date is whole, one has 60 % of its names, one a single stale row."""
-    for day, found in ((WHOLE, 20), (HALF, 12), (STALE, 1)):
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(found))
+    for day, present in ((WHOLE, 20), (HALF, 12), (STALE, 1)):
+        lab.probe_all([day], players(20), first=players(present))
 
 
 def deliver_to(lab: Lab, url: str, owner: str = "me:1:1", **more: object) -> str:
@@ -345,13 +344,13 @@ def test_more_than_two_fallbacks_in_a_week_are_told_once_a_week(lab: Lab) -> Non
 def test_a_silent_beat_is_told_once_and_one_that_never_was_is_not(lab: Lab) -> None:
     ledger = lab.ledger
     assert not record_beat_silence(ledger)
-    seen = utcnow()
+    last_heartbeat = utcnow()
     row = "INSERT INTO maintenance (name, done_slot, finished_at) VALUES ('heartbeat', :at, :at)"
-    lab.change_ledger(row, at=text_of(seen))
+    lab.change_ledger(row, at=text_of(last_heartbeat))
 
-    assert not record_beat_silence(ledger, seen + timedelta(minutes=10))
-    assert record_beat_silence(ledger, seen + timedelta(minutes=11))
-    assert not record_beat_silence(ledger, seen + timedelta(minutes=30))
+    assert not record_beat_silence(ledger, last_heartbeat + timedelta(minutes=10))
+    assert record_beat_silence(ledger, last_heartbeat + timedelta(minutes=11))
+    assert not record_beat_silence(ledger, last_heartbeat + timedelta(minutes=30))
     (alert,) = ledger.alerts.list_latest_alerts(10)
     assert (alert.kind, alert.run_id) == ("beat-silent", None)
 

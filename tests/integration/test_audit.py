@@ -101,10 +101,10 @@ def test_186_deleted_rows_are_found_told_and_repaired(any_lab: Lab) -> None:
     assert f"{day} incomplete 1/187 (0.5 %), missing 186: player000, player001" in alert["body"]
     assert "backfill run --job probe --flagged" in alert["body"]
     code, report = coverage(lab, "--dates", str(YESTERDAY))
-    (found,) = report["dates"]
-    assert (code, found["finding"], found["matched"], found["changed"]) == (3, "incomplete", 1, True)
-    assert (found["written_by"], found["checkpoint"]) == ("not by a run", run.id)
-    assert found["missing"] == [f"player{n:03}" for n in range(187) if n != 42]
+    (row,) = report["dates"]
+    assert (code, row["finding"], row["matched"], row["changed"]) == (3, "incomplete", 1, True)
+    assert (row["written_by"], row["checkpoint"]) == ("not by a run", run.id)
+    assert row["missing"] == [f"player{n:03}" for n in range(187) if n != 42]
 
     repaired = lab.invoke("run", "--job", "probe", "--flagged", "--sequential")
 
@@ -149,10 +149,10 @@ def test_what_nobody_proved_what_came_late_and_what_is_missing_are_found(lab: La
 
 def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twice_are_found(any_lab: Lab) -> None:
     expect(any_lab, DAYS[0])
-    found = audit(any_lab, *DAYS[:2])
-    assert [one.finding for one in found.dates] == [AuditFinding.MISSING, AuditFinding.SKIPPED]
-    assert found.notes == (f"target {TARGET} does not exist: no date has published rows",)
-    assert not found.is_fine
+    result = audit(any_lab, *DAYS[:2])
+    assert [audited_date.finding for audited_date in result.dates] == [AuditFinding.MISSING, AuditFinding.SKIPPED]
+    assert result.notes == (f"target {TARGET} does not exist: no date has published rows",)
+    assert not result.is_fine
 
     write(any_lab, DAYS[0], [*players(20), "player003", "player004", "player004"])
     expect(any_lab, DAYS[1])
@@ -169,13 +169,13 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
 def test_strangers_do_not_stand_in_for_who_is_missing(lab: Lab) -> None:
     expect(lab, YESTERDAY)
     write(lab, YESTERDAY, players(20, "stranger"))
-    (found,) = audit(lab, YESTERDAY).dates
-    assert (found.finding, found.observed.matched, found.observed.rows) == (AuditFinding.INCOMPLETE, 0, 20)
+    (audited_date,) = audit(lab, YESTERDAY).dates
+    assert audited_date.finding is AuditFinding.INCOMPLETE
+    assert (audited_date.observed.matched, audited_date.observed.rows) == (0, 20)
 
 
 def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab) -> None:
-    lab.probe("expected", YESTERDAY, players(20))
-    lab.probe("first", YESTERDAY, players(5))
+    lab.probe_all([YESTERDAY], players(20), first=players(5))
     run = lab.run([YESTERDAY], "probe", because="the league lost the box scores").run
 
     listed = lab.invoke(*COVERAGE, "--dates", str(YESTERDAY), "--flag-incomplete")
@@ -185,8 +185,8 @@ def test_a_forced_date_is_listed_and_not_flagged_until_its_rows_change(lab: Lab)
     assert "flagged: 0 date(s)" in listed.stdout
     write(lab, YESTERDAY, 4)
     code, report = coverage(lab, "--dates", str(YESTERDAY), "--flag-incomplete")
-    (found,) = report["dates"]
-    assert (code, found["finding"], found["forced"], found["changed"]) == (3, "incomplete", True, True)
+    (row,) = report["dates"]
+    assert (code, row["finding"], row["forced"], row["changed"]) == (3, "incomplete", True, True)
     assert report["flagged"] == [str(YESTERDAY)]
 
 

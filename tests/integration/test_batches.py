@@ -92,18 +92,17 @@ def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dat
 def test_dates_whose_sources_differ_are_processed_apart(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.probe("second", DAYS[1], players(4))
     run, deps, _ = open_prepared(lab, day=DAYS[1], names=players(1))
-    seen = Seen(monkeypatch)
+    job = Seen(monkeypatch)
 
     process_dates(run.id, DAYS, deps)
 
-    assert sorted(seen.batches) == [(DAYS[0], *DAYS[2:]), (DAYS[1],)]
+    assert sorted(job.batches) == [(DAYS[0], *DAYS[2:]), (DAYS[1],)]
     assert lab.states(run.id) == ["staged"] * 6
 
 
 def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
     for n, day in enumerate(DAYS[:3]):
-        lab.probe("expected", day, players(4))
-        lab.probe("first", day, players(4)[n : n + 2])
+        lab.probe_all([day], players(4), first=players(4)[n : n + 2])
         lab.probe("second", day, players(4))
     for number in (1, 3):
         lab.run(DAYS[:3], "probe", fallback=Fallback.FILL, dates_per_task=number, reprocess=Reprocess.ALL)
@@ -127,21 +126,20 @@ def test_a_date_that_fails_fails_alone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, spoil: str, trick: str | None, error: str
 ) -> None:
     run, deps, _ = open_prepared(lab, day=DAYS[2], spoil=spoil, trick=trick)
-    seen = Seen(monkeypatch)
+    job = Seen(monkeypatch)
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert [one.state for one in sorted(outcomes, key=lambda one: one.day)] == lab.states(run.id)
+    assert [outcome.state for outcome in sorted(outcomes, key=lambda outcome: outcome.day)] == lab.states(run.id)
     assert lab.states(run.id) == ["staged", "staged", "failed", "staged", "staged", "staged"]
     (failed,) = lab.ledger.dates.list_dates(run.id, states=[DateState.FAILED])
     assert error in (failed.error or "")
-    assert len(seen.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
+    assert len(job.batches) == 7  # 6; 3 and 3; 1 and 2; 1 and 1
 
 
 def test_a_job_that_always_mixes_dates_is_processed_date_by_date(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     for n, day in enumerate(DAYS[:3]):
-        lab.probe("expected", day, players(4, f"on{n}-"))
-        lab.probe("first", day, players(4, f"on{n}-"), spoil="wrong day" if n == 1 else "")
+        lab.probe_all([day], players(4, f"on{n}-"), spoil="wrong day" if n == 1 else "")
     run, deps, _ = lab.opened(DAYS[:3], "probe")
 
     process_dates(run.id, DAYS[:3], deps)
@@ -164,17 +162,17 @@ def test_a_passing_trouble_has_all_tried_again_and_a_lasting_one_fails_only_its_
 
 def test_time_that_is_up_before_the_work_began_is_no_fault_of_the_dates(lab: Lab) -> None:
     run, deps, _ = open_prepared(lab)
-    told: list[str] = []
+    signals: list[str] = []
 
     def once(*_: object) -> None:  # in the transaction that claims the dates
-        if not told:
-            told.append("time is up")
+        if not signals:
+            signals.append("time is up")
             signal.raise_signal(signal.SIGUSR1)
 
     event.listen(deps.ledger._engine, "begin", once)
     with answering(signal.SIGUSR1, by=SoftTimeLimitExceeded), pytest.raises(RetryLater):
         process_dates(run.id, DAYS, deps)
-    assert told
+    assert signals
     assert lab.states(run.id) == ["queued"] * 6
 
     process_dates(run.id, DAYS, deps, retries=1)
@@ -219,12 +217,12 @@ def test_of_a_task_that_is_killed_at_its_time_limit_only_a_date_that_was_alone_i
 
 def test_what_is_not_allowed_fails_all_of_them_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     run, deps, _ = open_prepared(lab, day=DAYS[0], trick="forbid")
-    seen = Seen(monkeypatch)
+    job = Seen(monkeypatch)
 
     process_dates(run.id, DAYS, deps)
 
     assert lab.states(run.id) == ["failed"] * 6
-    assert len(seen.batches) == 1
+    assert len(job.batches) == 1
 
 
 def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +238,7 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
 
     outcomes = process_dates(run.id, DAYS, deps)
 
-    assert {one.state for one in outcomes} == {NOT_CLAIMED}
+    assert {outcome.state for outcome in outcomes} == {NOT_CLAIMED}
     assert lab.states(run.id) == ["cancelled"] * 6
     assert not list((lab.home / "staging").rglob("*.parquet"))
 

@@ -133,8 +133,8 @@ def test_a_forgotten_upload_is_begun_anew(double: RestDouble, files: Files, stat
 
 @pytest.mark.usefixtures("no_pauses")
 def test_an_upload_into_what_is_not_there_is_not_begun_anew(double: RestDouble, files: Files) -> None:
-    said = "Not found: Dataset test-project:nba"
-    double.fail("jobs.upload.put", status=404, reason="notFound", message=said, times=FOR_EVER)
+    message = "Not found: Dataset test-project:nba"
+    double.fail("jobs.upload.put", status=404, reason="notFound", message=message, times=FOR_EVER)
     with pytest.raises(TableNotFound):
         publish(opened(double), files)
     assert len(double.calls("jobs.upload")) == 1
@@ -156,11 +156,11 @@ def test_an_upload_that_another_process_made_is_not_made_again(double: RestDoubl
 
 def test_a_second_process_publishes_the_same_no_second_time(double: RestDouble, files: Files) -> None:
     assert publish(opened(double), files) == PUBLISHED
-    before = Counter(one.kind for one in double.log)
+    before = Counter(request.kind for request in double.log)
     assert publish(opened(double), files) == PUBLISHED
     assert len(double.dates.scripts) == 1
     assert job_ids(double, "publish") == ["0"]
-    assert Counter(one.kind for one in double.log)["load"] == before["load"]
+    assert Counter(request.kind for request in double.log)["load"] == before["load"]
 
 
 def test_a_second_process_waits_for_the_publication_of_one_that_died(double: RestDouble, files: Files) -> None:
@@ -186,7 +186,7 @@ def test_a_job_that_failed_is_followed_by_the_next_number(double: RestDouble, fi
 
 def test_staged_rows_that_have_expired_are_loaded_again(double: RestDouble, files: Files) -> None:
     die_while_publishing(double, files)
-    (table,) = [found for (_, name), found in double.tables.items() if name.startswith("staged_")]
+    (table,) = [resource for (_, name), resource in double.tables.items() if name.startswith("staged_")]
     table["expirationTime"] = "1"
     assert publish(opened(double), files) == PUBLISHED
     assert job_ids(double, "load") == ["0", "1"]

@@ -190,9 +190,9 @@ def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
         report = cleaned(lab, "elsewhere:1:1")
 
     assert one_operation(report).dates == 3
-    ((said,), done) = second[0].busy, second[0].done
-    assert "is being cleaned or restored already" in said
-    assert "by elsewhere:1:1" in said
+    ((reason,), done) = second[0].busy, second[0].done
+    assert "is being cleaned or restored already" in reason
+    assert "by elsewhere:1:1" in reason
     assert done == []
 
 

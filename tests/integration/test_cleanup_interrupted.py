@@ -55,13 +55,13 @@ def test_the_intact_dates_of_a_damaged_backup_are_restored(lab: Lab, monkeypatch
     (operation,) = lab.ledger.cleanups.list_unfinished_cleanups()
     backup_part(lab, operation).unlink()
 
-    said = clean_stale_rows(lab.opened_again())
+    outcome = clean_stale_rows(lab.opened_again())
 
-    assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are deleted" in said
+    assert f"the backup of operation {operation.id} is damaged, 12 rows on 3 date(s) are deleted" in outcome
     (alert,) = told(lab)
     assert f"backfill cleanup restore {operation.id} --intact" in alert["body"]
-    found = lab.ledger.cleanups.get_cleanup(operation.id)
-    assert (found.state, found.backup, found.rows) == (CleanupState.DAMAGED, operation.backup, 12)
+    damaged = lab.ledger.cleanups.get_cleanup(operation.id)
+    assert (damaged.state, damaged.backup, damaged.rows) == (CleanupState.DAMAGED, operation.backup, 12)
     with pytest.raises(UserError, match="has a damaged backup: --intact restores"):
         restore(operation.id, site_of(lab))
     back = restore(operation.id, site_of(lab), intact_only=True)
@@ -115,9 +115,9 @@ def test_a_dead_restoration_is_completed(lab: Lab, monkeypatch: pytest.MonkeyPat
 
     clean_stale_rows(lab.opened_again())
 
-    found = lab.ledger.cleanups.get_cleanup(operation.id)
-    assert found.state is CleanupState.RESTORED
-    assert str(BETWEEN) in str(found.error)
+    completed = lab.ledger.cleanups.get_cleanup(operation.id)
+    assert completed.state is CleanupState.RESTORED
+    assert str(BETWEEN) in str(completed.error)
     # The rows of the date that was not restored are stale like any others.
     assert rows_by_stale_date(lab) == [3, 0, 5]
 
@@ -130,20 +130,20 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
 
     def overtaken(*arguments: Any) -> Any:
         """Another process takes the operation over and ends it, and a person puts everything back."""
-        found = counts(*arguments)
+        row_counts = counts(*arguments)
         for operation in lab.ledger.cleanups.list_unfinished_cleanups():
             patch.undo()
             past = utcnow() - timedelta(seconds=1)
             lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late, lease_until=past)
             others.extend(cleaned(lab).done)
             restore(operation.id, site_of(lab))
-        return found
+        return row_counts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.site.warehouse, "row_counts", overtaken)
         report = cleaned(lab, late)
 
-    assert [one.state for one in others] == [CleanupState.DELETED]
+    assert [other.state for other in others] == [CleanupState.DELETED]
     assert report.done == []
     assert "another process has taken over operation" in report.busy[0]
     assert lab.table_bytes(UPCOMING) == before

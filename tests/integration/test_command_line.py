@@ -61,7 +61,7 @@ def test_bad_arguments_end_in_one_line_and_change_nothing(lab: Lab, arguments: l
     assert says in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert snapshot(lab.home) == before
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_an_unknown_job_is_refused_with_the_known_ones(lab: Lab) -> None:
@@ -79,12 +79,8 @@ def test_a_missing_expectation_table_is_refused(lab: Lab) -> None:
 
 
 def test_a_table_without_the_date_column_is_refused(lab: Lab) -> None:
-    lab.load(
-        "nba_analytics.player_game_summary",
-        DAY,
-        [{"player_lookup": "a"}],
-        {"player_lookup": "STRING", "played": "DATE"},
-    )
+    types = {"player_lookup": "STRING", "played": "DATE"}
+    lab.load("nba_analytics.player_game_summary", DAY, [{"player_lookup": "a"}], types)
 
     refused = lab.inside("run", *JOB, "--dates", str(DAY))
 
@@ -94,12 +90,8 @@ def test_a_table_without_the_date_column_is_refused(lab: Lab) -> None:
 
 def test_a_source_that_lacks_a_column_is_refused_before_anything_starts(lab: Lab) -> None:
     lab.summary(DAY, players(20))
-    lab.load(
-        "nba_analytics.upcoming_player_game_context",
-        DAY,
-        [{"player_lookup": "a"}],
-        {"player_lookup": "STRING", "game_date": "DATE"},
-    )
+    types = {"player_lookup": "STRING", "game_date": "DATE"}
+    lab.load("nba_analytics.upcoming_player_game_context", DAY, [{"player_lookup": "a"}], types)
 
     refused = lab.inside("run", *JOB, "--dates", str(DAY))
 
@@ -158,7 +150,7 @@ def test_a_broker_that_does_not_answer_is_refused_without_its_password(lab: Lab)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "does not answer" in refused.stderr
     assert "hunter2" not in refused.stderr
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab, tmp_path: Path) -> None:
@@ -181,7 +173,7 @@ def test_load_and_run_publish_every_date_and_a_second_run_does_nothing(lab: Lab,
     assert again.returncode == 0
     assert "nothing to do: all 3 date(s) are checkpointed" in again.stdout
     assert lab.table_bytes(TARGET) == before
-    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
+    assert len(lab.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_home_with_blanks_and_quotes_in_its_relative_path_is_as_good_as_any(lab: Lab, tmp_path: Path) -> None:
@@ -200,8 +192,7 @@ def test_a_home_with_blanks_and_quotes_in_its_relative_path_is_as_good_as_any(la
 
 def test_incomplete_dates_exit_with_3_and_status_names_them_and_who_is_missing(lab: Lab) -> None:
     for day in (DAY, DAY + timedelta(days=1)):
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20) if day == DAY else players(5))
+        lab.probe_all([day], players(20), first=players(20 if day == DAY else 5))
 
     ran = lab.command("run", "--job", "probe", "--dates", "2023-02-23..2023-02-24", "--no-preflight")
     status = lab.inside("status")
@@ -229,8 +220,7 @@ def test_a_failed_date_is_shown_with_the_line_of_the_job_that_raised_its_error(l
     days = [DAY + timedelta(days=n) for n in range(3)]
     raising, in_pandas = probe_line('RuntimeError(f"no luck'), probe_line('batch.rows["no such column"]')
     for day, trick, spoil in zip(days, ("raise", "library", None), ("", "", "no frame"), strict=True):
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20), trick=trick, spoil=spoil)
+        lab.probe_all([day], players(20), trick=trick, spoil=spoil)
 
     span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
     ran = lab.command("run", "--job", "probe", *span, cwd=PROBE_FILE.parent)
@@ -245,8 +235,7 @@ def test_a_failed_date_is_shown_with_the_line_of_the_job_that_raised_its_error(l
 
 
 def test_a_retried_date_that_is_built_has_no_line_of_an_error(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), trick="transient:1")
+    lab.probe_all([DAY], players(20), trick="transient:1")
 
     assert lab.inside("run", "--job", "probe", "--dates", str(DAY), "--sequential").returncode == 0
 
@@ -258,8 +247,7 @@ def test_a_blocked_date_names_its_unexpected_entities_next_to_the_missing_ones(l
     days = [DAY + timedelta(days=n) for n in range(3)]
     names = {days[0]: [*players(5), *players(15, "other")], days[1]: players(600, "other"), days[2]: players(20)}
     for day, present in names.items():
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, present)
+        lab.probe_all([day], players(20), first=present)
 
     span = ("--start-date", str(days[0]), "--end-date", str(days[-1]))
     ran = lab.inside("run", "--job", "probe", *span, "--no-preflight", "--sequential")
@@ -303,14 +291,13 @@ def test_retry_builds_the_blocked_and_failed_dates_of_a_run_and_no_others(lab: L
 
     assert retried.returncode == 0, retried.stdout + retried.stderr
     assert [one["day"] for one in lab.status()["dates"]] == ["2023-02-24", "2023-02-25"]
-    again = lab.inside("retry", lab.site.ledger.runs.list_latest_runs(1)[0].id)
+    again = lab.inside("retry", lab.latest_run().id)
     assert "nothing to retry" in again.stdout
 
 
 def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: Lab) -> None:
     for day in (DAY, DAY + timedelta(days=1)):
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20), trick="raise" if day == DAY else None)
+        lab.probe_all([day], players(20), trick="raise" if day == DAY else None)
     dates = ("--dates", f"{DAY}..{DAY + timedelta(days=1)}", "--sequential", "--json")
 
     ran = lab.command("run", "--job", "probe", *dates)
@@ -318,7 +305,7 @@ def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: 
     result = json.loads(ran.stdout)  # fails if anything else is printed
     retried = lab.command("retry", result["run"], "--sequential", "--json")
     retry_result = json.loads(retried.stdout)
-    latest, first = (run.id for run in lab.site.ledger.runs.list_latest_runs())
+    latest, first = (run.id for run in lab.ledger.runs.list_latest_runs())
 
     assert (ran.returncode, result["exit_code"], result["state"], result["run"]) == (3, 3, "partial", first)
     assert [(row["day"], row["state"]) for row in result["dates"]] == [
@@ -334,8 +321,7 @@ def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: 
 
 
 def test_a_refused_run_prints_no_json(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(5))
+    lab.probe_all([DAY], players(20), first=players(5))
 
     refused = lab.inside("run", "--job", "probe", "--dates", str(DAY), "--json")
 
@@ -366,7 +352,7 @@ def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:
     for step in told["steps"]:
         assert step["day"] in shown.stdout
         assert step["reason"] in shown.stdout
-    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
+    assert len(lab.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_saved_plan_runs_exactly_as_shown_or_is_refused(lab: Lab, tmp_path: Path) -> None:
@@ -389,15 +375,13 @@ def test_a_saved_plan_runs_exactly_as_shown_or_is_refused(lab: Lab, tmp_path: Pa
 
 def test_newest_first_excluded_and_windowed_dates_are_built_in_that_order(lab: Lab) -> None:
     days = [DAY + timedelta(days=n) for n in range(5)]
-    for day in days:
-        lab.probe("expected", day, players(3))
-        lab.probe("first", day, players(3))
+    lab.probe_all(days, players(3))
 
     span = ("--start-date", "2023-02-23", "--end-date", "2023-02-27", "--exclude", "2023-02-25")
     ran = lab.inside("run", "--job", "probe", *span, "--newest-first", "--window", "2", "--sequential")
 
     assert ran.returncode == 0, ran.stderr
-    rows = lab.site.ledger.dates.list_dates(lab.site.ledger.runs.list_latest_runs(1)[0].id)
+    rows = lab.ledger.dates.list_dates(lab.latest_run().id)
     by_window = {number: [row.day.day for row in rows if row.window == number] for number in (1, 2)}
     assert by_window == {1: [26, 27], 2: [23, 24]}
 
@@ -433,20 +417,18 @@ def test_help_is_printed_for_every_command(lab: Lab) -> None:
     ],
 )
 def test_a_broker_that_can_not_be_used_is_one_line_without_its_password(lab: Lab, url: str) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20))
+    lab.probe_all([DAY], players(20))
 
     refused = lab.inside("run", "--job", "probe", "--dates", str(DAY), BACKFILL_BROKER=url)
 
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
     assert "hun" not in refused.stderr + refused.stdout
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20))
+    lab.probe_all([DAY], players(20))
     launch = Launch(request=lab.request([DAY], "probe"), window=1, workers=1)
     for shown, refused in ((lab.plan([DAY], "probe").digest(), False), ("another plan's", True)):
         ran = subprocess.run(
@@ -458,12 +440,12 @@ def test_a_launch_in_the_background_that_is_not_the_one_shown_is_refused(lab: La
             check=False,
         )
         assert ran.stdout.startswith("refused the plan changed" if refused else "run "), ran.stderr
-    assert len(lab.site.ledger.runs.list_latest_runs()) == 1
+    assert len(lab.ledger.runs.list_latest_runs()) == 1
 
 
 def test_a_command_that_only_looks_leaves_no_journal_of_the_ledger_behind(lab: Lab) -> None:
     lab.summary(DAY, players(20))
-    lab.site.ledger.close()
+    lab.ledger.close()
     for command in (["plan", *JOB, "--dates", str(DAY)], ["status"]):
         shown = lab.command(*command)
 

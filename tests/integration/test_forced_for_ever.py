@@ -24,8 +24,7 @@ def said_of(ledger: Ledger, run: str) -> tuple[Any, ...]:
 
 
 def test_a_forced_date_stays_one_after_a_later_run_an_undo_and_retention(lab: Lab) -> None:
-    lab.probe("expected", FEB_23, players(10))
-    lab.probe("first", FEB_23, players(3))
+    lab.probe_all([FEB_23], players(10), first=players(3))
     forced = lab.run([FEB_23], "probe", because="the feed is gone").run.id
     before = said_of(lab.ledger, forced)
     assert before[0] is not None

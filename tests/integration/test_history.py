@@ -53,15 +53,15 @@ def facts_of(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
-    told = json.loads(eventful.command("history", "--json").stdout)
+    report = json.loads(eventful.command("history", "--json").stdout)
 
     rows = facts_of(eventful)
-    assert [(one["run"], one["dates"]) for one in told["runs"]] == [
+    assert [(run_report["run"], run_report["dates"]) for run_report in report["runs"]] == [
         (run.id, len([row for row in rows if row["run_id"] == run.id]))
         for run in eventful.ledger.runs.list_latest_runs()
     ]
-    for figures, of in [(told["totals"], rows)] + [
-        (one, [row for row in rows if row["run_id"] == one["run"]]) for one in told["runs"]
+    for figures, of in [(report["totals"], rows)] + [
+        (run_report, [row for row in rows if row["run_id"] == run_report["run"]]) for run_report in report["runs"]
     ]:
         done = [row for row in of if row["state"] == "checkpointed"]
         judged = [row for row in of if row["state"] in ("checkpointed", "blocked") and row["expected"]]
@@ -77,9 +77,9 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
         assert (figures["fallbacks"], figures["fallback_rate"]) == (len(fell), len(fell) / len(done))
         assert (figures["seconds_median"], figures["seconds_max"]) == (median(seconds), max(seconds))
     once = ("accepted", "forced", "blocked", "failed", "skipped", "fallbacks")
-    assert {name: told["totals"][name] for name in once} == dict.fromkeys(once, 1)
-    assert told["ended_per_day"][str(today())] == len(rows)
-    assert (told["before"], told["trend"]) == (None, None)
+    assert {name: report["totals"][name] for name in once} == dict.fromkeys(once, 1)
+    assert report["ended_per_day"][str(today())] == len(rows)
+    assert (report["before"], report["trend"]) == (None, None)
 
 
 def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) -> None:
@@ -104,8 +104,8 @@ def test_a_period_without_runs_says_so_and_a_later_one_has_its_trend(eventful: L
     without_runs = eventful.command("history", "--days", "7").stdout
     assert "no run ended or was opened in these days; 2 in the 7 days before" in without_runs
     eventful.run([FIRST + timedelta(days=20)], "probe")
-    told = json.loads(eventful.command("history", "--days", "7", "--json").stdout)
-    assert (told["totals"]["runs"], told["before"]["runs"], told["trend"]["blocked"]) == (1, 2, -1)
+    report = json.loads(eventful.command("history", "--days", "7", "--json").stdout)
+    assert (report["totals"]["runs"], report["before"]["runs"], report["trend"]["blocked"]) == (1, 2, -1)
     of_nobody = eventful.command("history", "--job", "nobody's").stdout
     assert "no run ended or was opened in these days, nor in those before" in of_nobody
 

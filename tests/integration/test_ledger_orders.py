@@ -333,10 +333,10 @@ def test_a_window_is_gated_or_discarded_whole_when_both_happen_at_once(ledger: L
     cancel = partial(ledger.orders.cancel_run, run.id, by="ada", discard=discard)
     taken, stopped = at_once(lambda: claim_window(ledger, run), cancel)
 
-    kept = taken or not discard
-    assert set(states(ledger, run)) == {"staged" if kept else "cancelled"}
-    assert len(stopped.discarded) == (0 if kept else len(DAYS))
-    assert ledger.windows.list_window_numbers(run.id, [WindowState.CLOSED]) == ([] if kept else [0])
+    is_gated = taken or not discard
+    assert set(states(ledger, run)) == {"staged" if is_gated else "cancelled"}
+    assert len(stopped.discarded) == (0 if is_gated else len(DAYS))
+    assert ledger.windows.list_window_numbers(run.id, [WindowState.CLOSED]) == ([] if is_gated else [0])
 
 
 def test_a_run_that_is_paused_and_cancelled_by_many_at_once_has_one_state_and_every_record(ledger: Ledger) -> None:

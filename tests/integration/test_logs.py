@@ -19,13 +19,8 @@ TRICKS = (None, "raise", "transient:1")
 def filled(lab: Lab) -> Lab:
     """The second date fails, and the third one is retried once."""
     for day, trick in zip(DAYS, TRICKS, strict=True):
-        lab.probe("expected", day, players(3))
-        lab.probe("first", day, players(3), trick=trick)
+        lab.probe_all([day], players(3), trick=trick)
     return lab
-
-
-def run_id_of(lab: Lab) -> str:
-    return lab.site.ledger.runs.list_latest_runs(1)[0].id
 
 
 def logs(lab: Lab, *arguments: str) -> dict[str, Any]:
@@ -46,7 +41,7 @@ def events(shown: dict[str, Any]) -> set[str]:
 )
 def test_the_lines_and_the_traceback_of_a_date_are_shown(filled: Lab, options: tuple[str, ...]) -> None:
     assert filled.command("run", "--job", "probe", "--dates", DATES, *options).returncode == 3
-    run_id = run_id_of(filled)
+    run_id = filled.latest_run().id
 
     whole = logs(filled, run_id)
     _, failed, retried = (logs(filled, run_id, str(day)) for day in DAYS)
@@ -71,7 +66,7 @@ def test_the_lines_and_the_traceback_of_a_date_are_shown(filled: Lab, options: t
 def test_lines_of_other_runs_are_left_out(filled: Lab) -> None:
     for day in (DAYS[0], DAYS[1]):
         filled.inside("run", "--job", "probe", "--dates", str(day), "--sequential")
-    later, earlier = (run.id for run in filled.site.ledger.runs.list_latest_runs(2))
+    later, earlier = (run.id for run in filled.ledger.runs.list_latest_runs(2))
 
     assert {line["run"] for line in logs(filled, earlier)["lines"]} == {earlier}
     assert "date_failed" not in events(logs(filled, earlier))

@@ -177,17 +177,17 @@ def test_only_what_was_left_behind_by_runs_that_ended_long_ago_is_removed(deps: 
     made = runs_of(deps, "old", "recent", active="active")
     _end(deps, made["old"], days_ago=8)
     files = {run: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for run in [*made.values(), "someone-elses"]}
-    kept = deps.staging.quarantine(made["old"], deps.staging.write(made["old"], FEB_24, 1, rows_of(FEB_24)))
+    quarantined = deps.staging.quarantine(made["old"], deps.staging.write(made["old"], FEB_24, 1, rows_of(FEB_24)))
 
     assert remove_old_staged_files(deps) == "removed the staged files of 1 run(s) that ended more than 7 days ago"
 
     there = {run for run, file in files.items() if is_intact(deps.staging, file)}
     assert there == {made["recent"], made["active"], "someone-elses"}
     assert remove_old_quarantine(deps) == "removed the quarantine of 0 run(s) that ended more than 30 days ago"
-    assert path_of(kept).exists()
+    assert path_of(quarantined).exists()
     _end(deps, made["old"], days_ago=31)
     assert remove_old_quarantine(deps) == "removed the quarantine of 1 run(s) that ended more than 30 days ago"
-    assert not path_of(kept).exists()
+    assert not path_of(quarantined).exists()
     assert remove_old_staged_files(deps).startswith("removed the staged files of 0")
 
 
@@ -215,12 +215,12 @@ def test_what_was_staged_for_a_run_that_has_ended_is_swept_and_the_quarantine_st
     made = runs_of(deps, "ended", "ending", active="owned")
     _end(deps, made["ended"], days_ago=1)
     files = {name: deps.staging.write(run, FEB_23, 1, rows_of(FEB_23)) for name, run in made.items()}
-    kept = deps.staging.quarantine(made["ended"], deps.staging.write(made["ended"], FEB_24, 1, rows_of(FEB_24)))
+    quarantined = deps.staging.quarantine(made["ended"], deps.staging.write(made["ended"], FEB_24, 1, rows_of(FEB_24)))
 
     remove_leftover_staged_files(deps)
 
     assert {name for name, file in files.items() if is_intact(deps.staging, file)} == {"ending", "owned"}
-    assert path_of(kept).exists()
+    assert path_of(quarantined).exists()
 
 
 @pytest.mark.parametrize("holder", ["dead", "alive", None])

@@ -76,9 +76,8 @@ def silence_beat(lab: Lab) -> None:
 
 def lively(lab: Lab) -> None:
     """A ledger that holds something for every metric."""
-    for day, found in zip(DAYS, (10, 9, 4, 0), strict=True):
-        lab.probe("expected", day, players(10))
-        lab.probe("first", day, players(found))
+    for day, present in zip(DAYS, (10, 9, 4, 0), strict=True):
+        lab.probe_all([day], players(10), first=players(present))
     lab.probe("second", DAYS[3], players(10))
     lab.run(DAYS, "probe")
     later = DAYS[0] + timedelta(days=30)
@@ -103,7 +102,7 @@ def test_a_scrape_shows_what_the_dashboard_and_the_rules_name_and_no_more(lab: L
     with redis.Redis.from_url(broker) as client:
         client.rpush("gate", "one", "two")
     with serving(lab, BACKFILL_BROKER=broker) as (address, process):
-        found = scrape(address)
+        metrics = scrape(address)
         healthy = health(address)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
@@ -111,26 +110,26 @@ def test_a_scrape_shows_what_the_dashboard_and_the_rules_name_and_no_more(lab: L
     assert healthy == 200
     assert (process.returncode, out) == (0, "stopped\n")
     assert PASSWORD not in out + err
-    assert found["backfill_ledger_up"] == found["backfill_broker_up"] == {(): 1}
-    assert found["backfill_checkpointed_dates"] == {("probe", "complete"): 2, ("probe", "accepted"): 1}
-    assert found["backfill_recent_dates"] == {("probe", "checkpointed"): 3, ("probe", "blocked"): 1}
-    assert found["backfill_recent_dates_by_source"] == {("probe", "first"): 2, ("probe", "second"): 1}
-    assert found["backfill_last_run_coverage_ratio"] == {("probe", "min"): 0.4, ("probe", "median"): 0.95}
-    assert found["backfill_last_run_fallback_dates"] == {("probe",): 1}
-    assert found["backfill_last_run_dates"][("probe", "blocked")] == 1
-    assert set(found["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
-    assert found["backfill_queue_tasks"] == {(queue,): 2 if queue == "gate" else 0 for queue in QUEUES}
-    assert set(found["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
-    assert found["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
-    assert found["backfill_flagged_dates"] == {("missing", "probe"): 1}
-    assert found["backfill_beat_heartbeat_age_seconds"][()] > 600
-    assert found["backfill_maintenance_failed"] == {("heartbeat",): 0}
-    assert found["backfill_alerts"][("pending",)] >= 3
-    assert set(found["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}
-    told = {name for name, samples in found.items() if samples}
-    assert told == set(found)
-    assert names_in(dashboard()) == told
-    assert names_in(yaml.safe_load(RULES.read_text())) <= told
+    assert metrics["backfill_ledger_up"] == metrics["backfill_broker_up"] == {(): 1}
+    assert metrics["backfill_checkpointed_dates"] == {("probe", "complete"): 2, ("probe", "accepted"): 1}
+    assert metrics["backfill_recent_dates"] == {("probe", "checkpointed"): 3, ("probe", "blocked"): 1}
+    assert metrics["backfill_recent_dates_by_source"] == {("probe", "first"): 2, ("probe", "second"): 1}
+    assert metrics["backfill_last_run_coverage_ratio"] == {("probe", "min"): 0.4, ("probe", "median"): 0.95}
+    assert metrics["backfill_last_run_fallback_dates"] == {("probe",): 1}
+    assert metrics["backfill_last_run_dates"][("probe", "blocked")] == 1
+    assert set(metrics["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
+    assert metrics["backfill_queue_tasks"] == {(queue,): 2 if queue == "gate" else 0 for queue in QUEUES}
+    assert set(metrics["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
+    assert metrics["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
+    assert metrics["backfill_flagged_dates"] == {("missing", "probe"): 1}
+    assert metrics["backfill_beat_heartbeat_age_seconds"][()] > 600
+    assert metrics["backfill_maintenance_failed"] == {("heartbeat",): 0}
+    assert metrics["backfill_alerts"][("pending",)] >= 3
+    assert set(metrics["backfill_last_cleanup_timestamp_seconds"]) == {("nba.upcoming",)}
+    names = {name for name, samples in metrics.items() if samples}
+    assert names == set(metrics)
+    assert names_in(dashboard()) == names
+    assert names_in(yaml.safe_load(RULES.read_text())) <= names
 
 
 def test_a_silent_beat_is_told_by_the_metrics_server(lab: Lab) -> None:

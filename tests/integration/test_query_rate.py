@@ -81,7 +81,7 @@ def test_while_the_broker_is_away_a_process_goes_on_at_the_same_rate_by_itself()
         bucket.acquire()
         with pytest.raises(WarehouseUnavailable):
             bucket.acquire()
-    assert [one["event"] for one in logged] == ["query_rate_limit_not_shared"]
+    assert [event["event"] for event in logged] == ["query_rate_limit_not_shared"]
     assert "hunter2" not in json.dumps(logged)
 
 

@@ -38,7 +38,7 @@ def sender(app: Celery) -> CeleryDispatcher:
 
 def waiting(broker: str, queue: str = DATES_QUEUE) -> list[Message]:
     """The messages for dates, in the order in which a worker gets them."""
-    return [json.loads(one) for one in reversed(redis.Redis.from_url(broker).lrange(queue, 0, -1))]
+    return [json.loads(message) for message in reversed(redis.Redis.from_url(broker).lrange(queue, 0, -1))]
 
 
 def end(app: Celery, *messages: Message) -> None:

@@ -58,7 +58,7 @@ def test_a_date_is_published_only_at_sufficient_coverage(
     assert (outcome.matched, outcome.expected) == (found, expected)
     assert len(names_of(any_lab)) == (found if verdict.is_passing else 0)
     assert (
-        DAY in any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)
+        DAY in any_lab.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)
     ) is verdict.is_passing
 
 
@@ -121,7 +121,7 @@ def test_force_without_a_reason_is_refused_and_starts_nothing(lab: Lab) -> None:
 
     assert refused.returncode == 2
     assert "--force needs --reason" in refused.stderr
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
 
 def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -> None:
@@ -131,7 +131,7 @@ def test_force_with_a_reason_commits_the_date_as_forced_for_ever(any_lab: Lab) -
     progress = any_lab.run([DAY], fallback=Fallback.OFF, because="the box scores of one arena are lost")
 
     assert any_lab.outcome(DAY, progress).verdict is Verdict.FORCED
-    checkpoint = any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY]
+    checkpoint = any_lab.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY]
     assert checkpoint.verdict is Verdict.FORCED
     assert "the box scores of one arena are lost" in checkpoint.reason
     assert len(names_of(any_lab)) == 94
@@ -245,8 +245,7 @@ def test_coverage_of_the_primary_decides_whether_to_fall_back(lab: Lab, in_prima
 
 
 def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(100))
-    any_lab.probe("first", DAY, players(30))
+    any_lab.probe_all([DAY], players(100), first=players(30))
     any_lab.probe("second", DAY, players(100)[50:])
 
     outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe"))
@@ -256,8 +255,7 @@ def test_both_sources_partial_takes_the_better_one_and_the_gate_refuses_it(any_l
 
 
 def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(30))
+    lab.probe_all([DAY], players(100), first=players(30))
     lab.probe("second", DAY, players(100)[50:])
 
     with structlog.testing.capture_logs() as logs:
@@ -270,8 +268,7 @@ def test_the_source_check_of_a_blocked_date_samples_who_is_missing(lab: Lab) -> 
 
 
 def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(any_lab: Lab) -> None:
-    any_lab.probe("expected", DAY, players(100))
-    any_lab.probe("first", DAY, players(68))
+    any_lab.probe_all([DAY], players(100), first=players(68))
     any_lab.probe("second", DAY, players(100))
 
     outcome = any_lab.outcome(DAY, any_lab.run([DAY], "probe", fallback=Fallback.FILL))
@@ -282,8 +279,7 @@ def test_fill_keeps_the_primary_rows_and_takes_only_the_missing_players(any_lab:
 
 
 def test_fill_completes_a_date_that_neither_source_holds_alone(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(100))
-    lab.probe("first", DAY, players(60))
+    lab.probe_all([DAY], players(100), first=players(60))
     lab.probe("second", DAY, players(100)[40:])
 
     assert lab.run([DAY], "probe", fallback=Fallback.FILL, preflight=True).run.state is RunState.SUCCEEDED
@@ -311,11 +307,8 @@ def test_fill_works_for_the_player_factors_too(lab: Lab) -> None:
         pytest.param("no frame", DateState.FAILED, "not a DataFrame", id="no-rows-at-all"),
     ],
 )
-def test_rows_that_are_wrong_in_themselves_never_get_through(
-    lab: Lab, spoil: str, state: DateState, reason: str
-) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), spoil=spoil)
+def test_rows_that_are_wrong_in_themselves_never_pass(lab: Lab, spoil: str, state: DateState, reason: str) -> None:
+    lab.probe_all([DAY], players(20), spoil=spoil)
 
     progress = lab.run([DAY], "probe")
 
@@ -325,8 +318,7 @@ def test_rows_that_are_wrong_in_themselves_never_get_through(
 
 
 def test_rows_may_keep_the_column_that_names_their_source(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), spoil="as it came")
+    lab.probe_all([DAY], players(20), spoil="as it came")
 
     progress = lab.run([DAY], "probe")
 
@@ -349,8 +341,7 @@ def test_one_failing_date_does_not_hold_up_the_others(lab: Lab) -> None:
 
 
 def test_a_transient_error_is_retried_until_it_passes(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), trick="transient:3")
+    lab.probe_all([DAY], players(20), trick="transient:3")
 
     outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
 
@@ -358,8 +349,7 @@ def test_a_transient_error_is_retried_until_it_passes(lab: Lab) -> None:
 
 
 def test_a_transient_error_that_does_not_pass_fails_the_date(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20), trick="transient:99")
+    lab.probe_all([DAY], players(20), trick="transient:99")
 
     outcome = lab.outcome(DAY, lab.run([DAY], "probe"))
 
@@ -418,10 +408,7 @@ def test_reprocessing_keeps_the_published_rows_when_the_gate_blocks(any_lab: Lab
 
     assert any_lab.outcome(DAY, replay).state is DateState.BLOCKED
     assert any_lab.table_bytes(TARGET) == before
-    assert (
-        any_lab.site.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id
-        == first.run.id
-    )
+    assert any_lab.ledger.checkpoints.list_checkpoints("player_composite_factors", DAY, DAY)[DAY].run_id == first.run.id
 
 
 def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -> None:
@@ -432,7 +419,7 @@ def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -
 
     with pytest.raises(UserError, match=r"1 date\(s\) would be blocked: 2023-02-23 .*--allow-partial"):
         lab.run([DAY, NEXT_DAY], "probe", preflight=True)
-    assert lab.site.ledger.runs.list_latest_runs() == []
+    assert lab.ledger.runs.list_latest_runs() == []
 
     progress = lab.run([DAY, NEXT_DAY], "probe", preflight=True, allow_partial=True)
     assert progress.run.state is RunState.PARTIAL
@@ -441,12 +428,8 @@ def test_preflight_refuses_a_date_that_would_be_blocked_and_names_it(lab: Lab) -
     assert lab.outcome(NEXT_DAY, progress).state is DateState.CHECKPOINTED
 
 
-def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for day in (DAY, NEXT_DAY):
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20))
+def test_a_job_that_workers_can_not_load_fails_its_dates(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe_all((DAY, NEXT_DAY), players(20))
     run, deps, _ = lab.opened([DAY, NEXT_DAY], "probe")
     process_date(run.id, DAY, deps)
     monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(PACKAGES / "probe_jobs")])
@@ -466,8 +449,7 @@ def test_a_job_that_workers_can_not_load_fails_its_dates_with_that_reason(
 
 
 def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab) -> None:
-    lab.probe("expected", DAY, players(20))
-    lab.probe("first", DAY, players(20))
+    lab.probe_all([DAY], players(20))
     job = find_job("probe")
     options = RunOptions.for_job(job, window=1, in_flight=1, fallback=None, forced_because=None)
     run = open_run(lab.plan([DAY], "probe"), job, options, lab.site, owned=False)
@@ -486,8 +468,7 @@ def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab) -> Non
 def test_a_permission_that_is_missing_ends_the_run_at_once(lab: Lab) -> None:
     days = [DAY + timedelta(days=n) for n in range(6)]
     for day in days:
-        lab.probe("expected", day, players(20))
-        lab.probe("first", day, players(20), trick="forbid" if day == DAY else None)
+        lab.probe_all([day], players(20), trick="forbid" if day == DAY else None)
 
     progress = lab.run(days, "probe", window=2)
 
@@ -497,9 +478,7 @@ def test_a_permission_that_is_missing_ends_the_run_at_once(lab: Lab) -> None:
 
 
 def test_a_checkpointed_date_whose_rows_are_no_longer_there_is_built_again(any_lab: Lab) -> None:
-    for day in (DAY, NEXT_DAY):
-        any_lab.probe("expected", day, players(20))
-        any_lab.probe("first", day, players(20))
+    any_lab.probe_all((DAY, NEXT_DAY), players(20))
     any_lab.run([DAY, NEXT_DAY], "probe")
     whole = any_lab.table_bytes("probe.probe")
     types = {name: column.type for name, column in find_job("probe").target.columns.items()}

@@ -77,9 +77,9 @@ def test_an_unproven_server_or_client_is_refused(lab: Lab, encrypted: str, tmp_p
         "no-client-certificate": f"{bare}?{ours}",
         "no-such-file": f"{bare}?ssl_ca_certs={tmp_path}/none.pem",
     }[wrong]
-    with pytest.raises(BrokerUnavailable) as told:
+    with pytest.raises(BrokerUnavailable) as refusal:
         ping_broker(lab.settings, url)
-    assert PASSWORD not in str(told.value)
+    assert PASSWORD not in str(refusal.value)
     with pytest.raises(BrokerUnavailable):
         queue_depths(url, timeout_seconds=3)
     prepare(lab)

@@ -165,8 +165,8 @@ def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
 def test_rows_lost_from_a_backup_are_noticed_before_anything_is_touched(bigquery_lab: Lab, emulator: Emulator) -> None:
     _, _, second = built_twice(bigquery_lab)
     rows, proven = bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)
-    (kept,) = [one for one in emulator.client().list_tables("backfill") if one.table_id.startswith("undo_")]
-    emulator.run(f"DELETE FROM backfill.{kept.table_id} WHERE day = DATE '2024-01-02'")
+    (backup,) = [table for table in emulator.client().list_tables("backfill") if table.table_id.startswith("undo_")]
+    emulator.run(f"DELETE FROM backfill.{backup.table_id} WHERE day = DATE '2024-01-02'")
 
     with pytest.raises(BackupMissing, match=r"on 1 date\(s\) is not kept"):
         plan_undo(second.run.id, bigquery_lab.site)
@@ -203,9 +203,9 @@ def test_what_can_not_be_undone_is_said_in_one_line(any_lab: Lab, id_of: Any) ->
 
 def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> None:
     _, _, second = built_twice(lab)
-    kept = lab.home / "warehouse" / ".undo" / second.run.id
+    backup = lab.home / "warehouse" / ".undo" / second.run.id
     long_ago = 1_600_000_000
-    os.utime(kept, (long_ago, long_ago))
+    os.utime(backup, (long_ago, long_ago))
     elsewhere = [FIRST + timedelta(days=10)]
     sources(lab, elsewhere)
     built(lab, elsewhere)  # a launch forgets what was kept too long
@@ -214,7 +214,7 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
     with pytest.raises(BackupMissing, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
         plan_undo(second.run.id, lab.site)
 
-    assert not list(kept.rglob("part.parquet"))
+    assert not list(backup.rglob("part.parquet"))
     assert (lab.table_bytes(TARGET), checkpoints(lab)) == (before, proven)
 
 

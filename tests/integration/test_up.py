@@ -72,7 +72,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "on the running stack (`backfill up`): the run continues when this command ends" in ran.stdout
     assert "--workers has no effect" in ran.stdout
-    (run,) = lab.site.ledger.runs.list_latest_runs()
+    (run,) = lab.ledger.runs.list_latest_runs()
     assert run.owner is None
     assert [path.name for path in (lab.home / "stacks").iterdir()] == [Path(processes[1].cwd()).name]
 
@@ -106,7 +106,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     # a run that is under way when it is taken down
     prepare(lab, trick="wait")
     assert lab.command(*RUN, "--detach", "--reprocess", "all").returncode == 0
-    (run, _) = lab.site.ledger.runs.list_latest_runs()
+    (run, _) = lab.ledger.runs.list_latest_runs()
     until(lambda: list(lab.marks.glob("waiting-*")), "a date in the middle of its processing")
     down = lab.command("down")
     assert (down.returncode, down.stdout.splitlines()[0]) == (0, "stopped")
@@ -123,7 +123,7 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     until(lambda: (lab.home / "up.json").exists() or command.poll() is not None, "the stack")
     stack, processes = state(lab), family(lab)
     assert stack["broker_url"] not in " ".join(" ".join(one.cmdline()) for one in processes)
-    until(lambda: lab.site.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED, "the end of the run")
+    until(lambda: lab.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED, "the end of the run")
     assert len(lab.table_bytes("probe.probe")) == len(DAYS)
 
     command.send_signal(signal.SIGTERM)
