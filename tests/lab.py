@@ -156,14 +156,14 @@ class Lab:
 
     home: Path
     settings: Settings
-    site: CommandContext
+    context: CommandContext
     marks: Path
     tables: Tables
     running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def ledger(self) -> Ledger:
-        return self.site.ledger
+        return self.context.ledger
 
     # -- tables --
 
@@ -173,7 +173,7 @@ class Lab:
             name: [day if name == date_column else row.get(name, NEUTRAL.get(kind)) for row in rows]
             for name, kind in types.items()
         }
-        self.site.warehouse.load(TableName.parse(table), date_column, pa.table(columns, schema=arrow_schema(types)))
+        self.context.warehouse.load(TableName.parse(table), date_column, pa.table(columns, schema=arrow_schema(types)))
 
     def summary(self, day: date, names: Sequence[str]) -> None:
         """These players played on the day."""
@@ -204,7 +204,7 @@ class Lab:
         self._load_probe("first", days, names if first is None else first, **more)
 
     def _load_probe(self, table: str, days: Sequence[date], names: Sequence[str], **more: Any) -> None:
-        self.site.warehouse.load(TableName("probe", table), "day", probe_rows(days, names, **more))
+        self.context.warehouse.load(TableName("probe", table), "day", probe_rows(days, names, **more))
 
     def keep_only(self, table: str, day: date, column: str, value: str, date_column: str = "game_date") -> None:
         """Delete the other published rows of a day, with nothing of ours."""
@@ -228,7 +228,7 @@ class Lab:
 
     def plan(self, days: Sequence[date], job: str = PLAYER_JOB.name, **more: Any) -> Plan:
         launch = Launch(request=self.request(days, job, **more), window=100, workers=1)
-        return plan_launch(launch, find_job(job), self.site)
+        return plan_launch(launch, find_job(job), self.context)
 
     def run(
         self,
@@ -247,10 +247,10 @@ class Lab:
         request = self.request(days, job, fallback=fallback, forced_because=because, reprocess=reprocess)
         options = {"window": window, "preflight": preflight, "dates_per_task": dates_per_task}
         launch = Launch(request=request, workers=1, sequential=True, **options)
-        plan = plan_launch(launch, find_job(job), self.site)
+        plan = plan_launch(launch, find_job(job), self.context)
         check_nothing_blocked(plan, allow_partial=allow_partial)
-        with post_run_reporting(self.site) as opened:
-            return execute_plan(launch, plan, self.site, lambda _: None, opened)
+        with post_run_reporting(self.context) as opened:
+            return execute_plan(launch, plan, self.context, lambda _: None, opened)
 
     def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
         """A running run with its one window open, and what a worker needs to work on it."""
@@ -259,7 +259,7 @@ class Lab:
         installed, plan = find_job(job), self.plan(days, job)
         given = {"window": len(days), "calendar": plan.has_calendar}
         options = RunOptions.for_job(installed, in_flight=1, fallback=None, forced_because=None, **given)
-        run = open_run(plan, installed, options, self.site, owned=True)
+        run = open_run(plan, installed, options, self.context, owned=True)
         deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
         advance_run(run, installed, deps)
         return run, deps, dispatcher
@@ -363,7 +363,7 @@ def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables, **
     monkeypatch.syspath_prepend(str(PACKAGES / "probe_jobs"))
     monkeypatch.setenv("PROBE_MARKS", str(marks))
     made = Settings(home=home, retry_seconds=0.05, **settings)  # pyright: ignore[reportCallIssue]
-    lab = Lab(home=home, settings=made, site=open_context(made), marks=marks, tables=tables)
+    lab = Lab(home=home, settings=made, context=open_context(made), marks=marks, tables=tables)
     yield lab
     for process in lab.running:
         if process.poll() is None:

@@ -24,7 +24,7 @@ def test_flower_shows_the_workers_and_each_run_s_tasks_to_whoever_has_the_passwo
     for command in (RUN, AGAIN):
         ran = lab.command(*command)
         assert ran.returncode == 0, ran.stdout + ran.stderr
-    second, first = (run.id for run in lab.site.ledger.runs.list_latest_runs())
+    second, first = (run.id for run in lab.ledger.runs.list_latest_runs())
     until(lambda: (len(found_by(stack, first)), len(found_by(stack, second))) == (5, 3), "the tasks of both runs")
 
     # without the password

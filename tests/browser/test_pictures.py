@@ -51,7 +51,7 @@ def test_history(season: Lab, open_page: OpenPage, scheme: str) -> None:
 
 
 def test_flower_s_tasks(season: Lab, open_page: OpenPage) -> None:
-    stack, run = state(season), season.site.ledger.runs.list_latest_runs()[0].id
+    stack, run = state(season), season.ledger.runs.list_latest_runs()[0].id
     until(lambda: len(found_by(stack, run)) == DATES + 2, "the run's tasks, those of the gate and of its end")
     page = open_flower(open_page, stack, "/tasks", **WIDE).page
     search_tasks(page, run)

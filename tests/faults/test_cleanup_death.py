@@ -65,7 +65,7 @@ def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
 
 
 def site_of(lab: Lab) -> CleanupContext:
-    return CleanupContext(settings=lab.settings, ledger=lab.site.ledger, warehouse=lab.site.warehouse, by="the next")
+    return CleanupContext(settings=lab.settings, ledger=lab.ledger, warehouse=lab.context.warehouse, by="the next")
 
 
 def cleaned(lab: Lab) -> CleanupReport:
@@ -83,7 +83,7 @@ def filled(lab: Lab) -> dict[str, bytes]:
 def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
     """The next cleanup leaves no stale row and no unfinished operation, and what was deleted comes back whole."""
     cleaned(lab)
-    ledger = lab.site.ledger
+    ledger = lab.ledger
     assert ledger.cleanups.list_unfinished_cleanups() == []
     after = lab.table_bytes(UPCOMING)
     assert (len(after), after.items() <= before.items()) == (len(FRESH), True)
@@ -108,13 +108,13 @@ def assert_finished_and_restorable(lab: Lab, before: dict[str, bytes]) -> None:
 def test_the_next_cleanup_finishes_it(lab: Lab, at: str, last: int, state: CleanupState, left: int) -> None:
     before = filled(lab)
     die(lab, at, last)
-    (unfinished,) = lab.site.ledger.cleanups.list_unfinished_cleanups()
+    (unfinished,) = lab.ledger.cleanups.list_unfinished_cleanups()
     assert (unfinished.state, len(lab.table_bytes(UPCOMING))) == (state, left)
 
     assert_finished_and_restorable(lab, before)
 
     kept = [one.name for one in (lab.home / "warehouse" / ".cleanup").iterdir()]
-    assert kept == [one.id for one in lab.site.ledger.cleanups.list_cleanups() if one.state is CleanupState.RESTORED]
+    assert kept == [one.id for one in lab.ledger.cleanups.list_cleanups() if one.state is CleanupState.RESTORED]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
     (operation,) = cleaned(lab).done[:1]
 
     assert f"1 date(s) were written since and are left alone: {gone}" in str(operation.error)
-    again = lab.site.ledger.cleanups.list_cleanups(states=[CleanupState.DELETED])
+    again = lab.ledger.cleanups.list_cleanups(states=[CleanupState.DELETED])
     assert sorted(one.dates for one in again) == [1, 2]  # the new rows are stale too, and an operation of their own
     for one in again:
         restore(one.id, site_of(lab), leave_written=one.dates == 2)
@@ -161,10 +161,10 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
 def test_a_restoration_that_was_killed_is_completed_by_the_next_cleanup(lab: Lab, at: str, last: int) -> None:
     before = filled(lab)
     cleaned(lab)
-    (operation,) = lab.site.ledger.cleanups.list_cleanups()
+    (operation,) = lab.ledger.cleanups.list_cleanups()
     die(lab, at, last, operation.id)
 
     clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0, skip_restored=True)
 
     assert lab.table_bytes(UPCOMING) == before
-    assert lab.site.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED
+    assert lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED

@@ -163,7 +163,7 @@ def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     kill_the_gate(lab, staged, at)
 
     released = release_run(
-        staged, find_job("probe"), deps.ledger, deps.warehouse, lab.site.staging, by="a test", reason="it died"
+        staged, find_job("probe"), deps.ledger, deps.warehouse, lab.context.staging, by="a test", reason="it died"
     )
 
     assert (released.checkpointed, released.unfinished) == (published, len(DAYS) - published)

@@ -111,7 +111,7 @@ def test_whatever_of_the_stack_is_killed_the_run_completes(lab: Lab, victim: str
 
     assert command.returncode == 0, out + err
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
-    assert len(lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == len(DAYS)
+    assert len(lab.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == len(DAYS)
 
 
 def test_a_killed_command_leaves_no_process_and_the_same_command_completes_the_range(lab: Lab) -> None:
@@ -156,7 +156,7 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
     command = start_and_wait(lab)
 
     refused = lab.command("run", "--job", "probe", "--dates", f"{DAYS[5]}..{DAYS[7]},{DAYS[0]}")
-    first = lab.site.ledger.runs.list_latest_runs(1)[0].id
+    first = lab.ledger.runs.list_latest_runs(1)[0].id
     (lab.marks / "released").touch()
     out, err = command.communicate(timeout=60)
 
@@ -164,7 +164,7 @@ def test_a_second_run_of_overlapping_dates_is_refused_naming_the_first_and_the_d
     assert first in refused.stderr
     assert "2023-02-20, 2023-02-25..2023-02-27" in refused.stderr
     assert command.returncode == 0, out + err
-    assert [run.id for run in lab.site.ledger.runs.list_latest_runs()] == [first]
+    assert [run.id for run in lab.ledger.runs.list_latest_runs()] == [first]
 
 
 @pytest.mark.parametrize("together", ["1", "2"])

@@ -34,8 +34,8 @@ def fragile_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_emulator: E
 
 
 def done(lab: Lab, *states: DateState) -> int:
-    runs = lab.site.ledger.runs.list_latest_runs(1)
-    return lab.site.ledger.runs.get_progress(runs[0].id).count(*states) if runs else 0
+    runs = lab.ledger.runs.list_latest_runs(1)
+    return lab.ledger.runs.get_progress(runs[0].id).count(*states) if runs else 0
 
 
 def publications(emulator: Emulator) -> Counter[date]:
@@ -48,9 +48,9 @@ def assert_whole(lab: Lab, emulator: Emulator) -> None:
     """Every date has all its rows, one publication and one checkpoint, and each checkpoint its rows."""
     assert {day: len(lab.published(TARGET, day, "day")) for day in DAYS} == dict.fromkeys(DAYS, 20)
     assert publications(emulator) == Counter(DAYS)
-    checkpoints = lab.site.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])
+    checkpoints = lab.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])
     proven = {day: one.checksum for day, one in checkpoints.items()}
-    assert lab.site.warehouse.matching_dates(TableName.parse(TARGET), "day", proven) == set(DAYS)
+    assert lab.context.warehouse.matching_dates(TableName.parse(TARGET), "day", proven) == set(DAYS)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_arguments_of_any_kind(
     watched: Watched, tasks: Any, task: str, args: list[Any], kwargs: dict[str, Any], real: bool
 ) -> None:
     """`real`: the first argument is the id of a run, one that has ended."""
-    run = watched.lab.site.ledger.runs.list_latest_runs(1)[0].id
+    run = watched.lab.ledger.runs.list_latest_runs(1)[0].id
     try:
         getattr(tasks, task)(*([run] if real else []), *args, **kwargs)
     except CeleryError as exc:  # of a retry, when there is nobody to send it to

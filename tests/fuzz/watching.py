@@ -33,7 +33,7 @@ class Watched:
 
     def published(self) -> dict[str, Any]:
         """The rows that readers see, and the proofs that they are complete."""
-        with create_engine(self.lab.site.settings.ledger_url).connect() as connection:
+        with create_engine(self.lab.context.settings.ledger_url).connect() as connection:
             proofs = connection.execute(text("SELECT * FROM checkpoints ORDER BY job, day")).all()
         root = self.lab.home / "warehouse"
         parts = {str(part.relative_to(root)): part.read_bytes() for part in root.glob("*/*/*=*/part.parquet")}

@@ -222,7 +222,7 @@ def test_what_has_waited_for_days_is_given_up(lab: Lab, receiver: Receiver) -> N
 def test_telling_an_end_twice_writes_it_down_once(lab: Lab) -> None:
     run_id = blocked_run(lab)
 
-    again = report_run(run_id, lab.ledger, lab.site.warehouse, lab.settings)
+    again = report_run(run_id, lab.ledger, lab.context.warehouse, lab.settings)
 
     assert not again
     assert len(lab.ledger.alerts.list_latest_alerts(10)) == 3
@@ -232,7 +232,7 @@ def test_a_run_that_goes_on_is_not_told(lab: Lab) -> None:
     prepare(lab)
     run, deps, _ = lab.opened([WHOLE], "probe")
 
-    assert not report_run(run.id, lab.ledger, lab.site.warehouse, lab.settings)
+    assert not report_run(run.id, lab.ledger, lab.context.warehouse, lab.settings)
     assert report_missed_runs(deps) == "reported the end of 0 run(s)"
     assert lab.ledger.alerts.list_latest_alerts(10) == []
 
@@ -289,7 +289,7 @@ def test_the_end_of_one_run_that_can_not_be_told_does_not_keep_the_others_from_i
     lab.change_ledger("UPDATE runs SET finished_at = :at WHERE id = :run", run=broken, at=earlier)
 
     with pytest.raises(BackfillError, match=f"run {broken}: ValueError: .*unheard-of"):
-        report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings)
+        report_ended_runs(lab.ledger, lab.context.warehouse, lab.settings)
 
     assert lab.ledger.runs.get_run(sound).reported_at is not None
     assert lab.ledger.runs.get_run(broken).reported_at is None
@@ -320,7 +320,7 @@ def test_the_end_of_a_run_is_reported_late_but_not_after_long(lab: Lab, finished
     lab.change_ledger("DELETE FROM alerts")
     lab.change_ledger("UPDATE runs SET reported_at = NULL, finished_at = :at", at=text_of(finished_at))
 
-    assert report_ended_runs(lab.ledger, lab.site.warehouse, lab.settings) == [run_id]
+    assert report_ended_runs(lab.ledger, lab.context.warehouse, lab.settings) == [run_id]
     assert len(lab.ledger.alerts.list_latest_alerts(10)) == alerts
 
 

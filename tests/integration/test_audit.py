@@ -56,7 +56,7 @@ def flagged_dates(lab: Lab, job: str = "probe") -> list[date]:
 
 
 def audit(lab: Lab, *days: date, job: str = "probe") -> AuditResult:
-    return audit_dates(find_job(job), days, lab.site.warehouse, lab.ledger)
+    return audit_dates(find_job(job), days, lab.context.warehouse, lab.ledger)
 
 
 def findings(lab: Lab, *days: date) -> dict[date, AuditFinding]:
@@ -239,7 +239,7 @@ def test_a_run_that_begins_and_ends_during_an_audit_is_not_taken_for_somebody_el
     expect(lab, YESTERDAY)
     lab.run([YESTERDAY], "probe")
     expect(lab, YESTERDAY, count=21)
-    warehouse = Meanwhile(lab.site.warehouse, lambda: lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL))
+    warehouse = Meanwhile(lab.context.warehouse, lambda: lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL))
     (found,) = audit_dates(find_job("probe"), [YESTERDAY], warehouse, lab.ledger).dates
     assert found.finding is AuditFinding.IN_PROGRESS
     assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.COMPLETE}
@@ -275,7 +275,7 @@ def test_undoing_the_repair_brings_the_flag_back(lab: Lab) -> None:
     record_audit(audit(lab, YESTERDAY), lab.ledger, "a test")
     repair = lab.run([YESTERDAY], "probe", reprocess=Reprocess.ALL).run
     assert flagged_dates(lab) == []
-    undo_run(plan_undo(repair.id, lab.site), lab.site, "a test")
+    undo_run(plan_undo(repair.id, lab.context), lab.context, "a test")
     assert findings(lab, YESTERDAY) == {YESTERDAY: AuditFinding.INCOMPLETE}
     assert flagged_dates(lab) == [YESTERDAY]
 

@@ -70,7 +70,7 @@ class Seen:
 
 
 def test_the_published_tables_are_the_same_byte_for_byte_for_every_number_of_dates_a_task(lab: Lab) -> None:
-    warehouse = lab.site.warehouse
+    warehouse = lab.context.warehouse
     assert isinstance(warehouse, LocalWarehouse)
     load_season(warehouse, AROUND_THE_INCIDENT)
     days = AROUND_THE_INCIDENT.days()

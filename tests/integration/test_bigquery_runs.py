@@ -21,7 +21,7 @@ WEEKS_BEFORE = DateRange(start=date(2023, 1, 15), through=date(2023, 2, 28))  #:
 def test_the_incident_in_a_season_gives_the_same_rows_to_the_last_digit(lab: Lab, bigquery_lab: Lab) -> None:
     span = ("--start-date", str(AROUND_THE_INCIDENT.start), "--end-date", str(AROUND_THE_INCIDENT.through))
     for one in (lab, bigquery_lab):
-        load_season(one.site.warehouse, WEEKS_BEFORE)
+        load_season(one.context.warehouse, WEEKS_BEFORE)
 
     for ran in (lab.inside("run", *JOB, *span, "--sequential"), bigquery_lab.command("run", *JOB, *span)):
         assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -46,7 +46,7 @@ def filled(lab: Lab, days: Sequence[date] = (*STALE, *FRESH)) -> dict[str, bytes
 
 def site_of(lab: Lab, owner: str = "", **settings: Any) -> CleanupContext:
     changed = lab.settings.model_copy(update=settings)
-    site = CleanupContext(settings=changed, ledger=lab.ledger, warehouse=lab.site.warehouse, by="a test")
+    site = CleanupContext(settings=changed, ledger=lab.ledger, warehouse=lab.context.warehouse, by="a test")
     return replace(site, owner=owner) if owner else site
 
 
@@ -117,7 +117,7 @@ def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> Non
 
 def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(any_lab)
-    warehouse = any_lab.site.warehouse
+    warehouse = any_lab.context.warehouse
     delete = warehouse.delete_backed_up
 
     def written_before(*arguments: Any) -> None:
@@ -178,7 +178,7 @@ def test_a_job_s_own_target_is_not_cleaned(lab: Lab) -> None:
 def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
     """The living one is this very process, under another name."""
     filled(lab)
-    delete = lab.site.warehouse.delete_backed_up
+    delete = lab.context.warehouse.delete_backed_up
     second: list[CleanupReport] = []
 
     def meanwhile(*arguments: Any) -> None:
@@ -186,7 +186,7 @@ def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
         delete(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lab.site.warehouse, "delete_backed_up", meanwhile)
+        patch.setattr(lab.context.warehouse, "delete_backed_up", meanwhile)
         report = cleaned(lab, "elsewhere:1:1")
 
     assert one_operation(report).dates == 3
@@ -243,7 +243,7 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
         restore(operation.id, site_of(any_lab))
     assert not list((any_lab.home / "warehouse" / ".cleanup").glob("*"))
     with pytest.raises(BackupMissing):
-        any_lab.site.warehouse.read_backup(backup_of(operation))
+        any_lab.context.warehouse.read_backup(backup_of(operation))
 
 
 # -- the commands -------------------------------------------------------------------------------------------------

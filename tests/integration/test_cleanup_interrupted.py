@@ -125,7 +125,7 @@ def test_a_dead_restoration_is_completed(lab: Lab, monkeypatch: pytest.MonkeyPat
 def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_since(lab: Lab) -> None:
     before = filled(lab)
     late = "elsewhere:1:1"
-    counts = lab.site.warehouse.row_counts
+    counts = lab.context.warehouse.row_counts
     others: list[CleanupOperation] = []
 
     def overtaken(*arguments: Any) -> Any:
@@ -140,7 +140,7 @@ def test_whoever_comes_back_after_its_lease_deletes_nothing_that_was_restored_si
         return row_counts
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lab.site.warehouse, "row_counts", overtaken)
+        patch.setattr(lab.context.warehouse, "row_counts", overtaken)
         report = cleaned(lab, late)
 
     assert [other.state for other in others] == [CleanupState.DELETED]

@@ -83,7 +83,7 @@ def test_a_replay_that_the_gate_does_not_block_is_a_failure(lab: Lab) -> None:
     lab.run([FEB_23, FEB_24])
     page = io.StringIO()
 
-    held = replay_incident(lab.site, Console(file=page, width=160), [FEB_23, FEB_24])
+    held = replay_incident(lab.context, Console(file=page, width=160), [FEB_23, FEB_24])
 
     assert not held
     assert "The demo failed: the gate did not block 2023-02-23." in page.getvalue()

@@ -444,7 +444,7 @@ def test_optional_inputs_and_the_calendar_may_be_absent_with_a_warning(lab: Lab)
 @pytest.fixture
 def at_bigquery(healthy: Lab, emulator: Emulator, bigquery_warehouse: BigQueryWarehouse) -> dict[str, str]:
     """The settings of a BigQuery in which nothing is wrong with the job `probe`."""
-    healthy.site = replace(healthy.site, warehouse=bigquery_warehouse)
+    healthy.context = replace(healthy.context, warehouse=bigquery_warehouse)
     for table in ("expected", "first", "second"):
         healthy.probe(table, FEB_23, players(3))
     places = {"BACKFILL_WAREHOUSE": emulator.url, "BACKFILL_WAREHOUSE_RETRY_SECONDS": "1"}

@@ -167,7 +167,7 @@ def ended_run(ledger: Ledger, day: date) -> Run:
 
 
 def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_written(any_lab: Lab) -> None:
-    site = any_lab.site
+    site = any_lab.context
     first, second = ended_run(site.ledger, FEB_23), ended_run(site.ledger, FEB_24)
 
     for run in (first, second, first):
@@ -198,7 +198,7 @@ class OvertakenWarehouse(LocalWarehouse):
 
 
 def test_a_writer_that_was_overtaken_takes_no_rows_away(lab: Lab) -> None:
-    site = lab.site
+    site = lab.context
     first = ended_run(site.ledger, FEB_23)
     root = lab.home / "warehouse"
 
@@ -212,7 +212,7 @@ def test_a_writer_that_was_overtaken_takes_no_rows_away(lab: Lab) -> None:
 
 
 def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
-    site = lab.site
+    site = lab.context
     days = [FIRST + timedelta(days=n) for n in range(6)]
 
     def end_and_write(number: int) -> str:
@@ -225,7 +225,7 @@ def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
 
 
 def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
-    site, run = lab.site, ended_run(lab.ledger, FEB_25)
+    site, run = lab.context, ended_run(lab.ledger, FEB_25)
     off = Settings(home=lab.home, metadata_table="none")
     elsewhere = Settings(home=lab.home, metadata_table="ops.history")
 
@@ -242,7 +242,7 @@ def test_a_run_that_goes_on_has_no_rows_yet(lab: Lab) -> None:
     run = queued_run(lab.ledger, [FEB_23])
 
     with pytest.raises(UserError, match="its history is written at its end"):
-        write_metadata(lab.ledger, lab.site.warehouse, lab.site.settings, run.id)
+        write_metadata(lab.ledger, lab.context.warehouse, lab.context.settings, run.id)
 
 
 def test_the_command_writes_the_table_anew_for_the_days_asked_for(lab: Lab) -> None:

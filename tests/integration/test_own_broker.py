@@ -86,8 +86,8 @@ def test_however_often_a_run_is_reconciled_the_broker_holds_its_windows_in_fligh
     deps = open_deps(settings, CeleryDispatcher(app))
     job = find_job("probe")
     options = RunOptions.for_job(job, window=2, in_flight=2, fallback=None, forced_because=None)
-    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.site, owned=False)
-    start_run(run, job, lab.site, app)
+    run = open_run(lab.plan(DAYS, "probe"), job, options, lab.context, owned=False)
+    start_run(run, job, lab.context, app)
     with redis.Redis.from_url(broker) as client:
         assert client.llen(EXPRESS_QUEUE) == 4
         for _ in range(3):  # nothing takes them, so that the run stands still

@@ -452,7 +452,7 @@ def test_a_run_whose_command_died_before_it_began_is_brought_on(lab: Lab) -> Non
     lab.probe_all([DAY], players(20))
     job = find_job("probe")
     options = RunOptions.for_job(job, window=1, in_flight=1, fallback=None, forced_because=None)
-    run = open_run(lab.plan([DAY], "probe"), job, options, lab.site, owned=False)
+    run = open_run(lab.plan([DAY], "probe"), job, options, lab.context, owned=False)
     dispatcher = InlineDispatcher()
     deps = open_deps(lab.settings, dispatcher)
 

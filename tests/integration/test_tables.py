@@ -113,7 +113,7 @@ def test_a_run_publishes_into_a_table_that_was_made_so(
     lab: Lab, emulator: Emulator, bigquery_warehouse: BigQueryWarehouse, at_bigquery: dict[str, str]
 ) -> None:
     assert lab.command(*CREATE, "--job", "probe", **at_bigquery).returncode == 0
-    lab.site = replace(lab.site, warehouse=bigquery_warehouse)
+    lab.context = replace(lab.context, warehouse=bigquery_warehouse)
     for table in ("expected", "first"):
         lab.probe(table, DAY, players(10))
 

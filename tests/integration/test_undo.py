@@ -46,8 +46,8 @@ def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
 
 
 def undone(lab: Lab, progress: RunProgress) -> UndoPlan:
-    planned = plan_undo(progress.run.id, lab.site)
-    undo_run(planned, lab.site, "a test")
+    planned = plan_undo(progress.run.id, lab.context)
+    undo_run(planned, lab.context, "a test")
     return planned
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_a_later_one_published_over_is_refused_naming_it(any_lab: Lab
     before, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
     with pytest.raises(UserError, match=rf"run {second.run.id} has built 1 of its dates since: 2024-01-01"):
-        plan_undo(first.run.id, any_lab.site)
+        plan_undo(first.run.id, any_lab.context)
 
     assert any_lab.table_bytes(TARGET) == before
     assert checkpoints(any_lab) == proven
@@ -119,16 +119,16 @@ def test_a_date_that_somebody_else_wrote_is_refused(any_lab: Lab) -> None:
     overwrite(any_lab, DAYS[2])
 
     with pytest.raises(UserError, match="something other than a run of this job has built 1 of its dates"):
-        plan_undo(first.run.id, any_lab.site)
+        plan_undo(first.run.id, any_lab.context)
 
 
 def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: Lab) -> None:
     sources(any_lab, DAYS)
-    planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.site)
+    planned = plan_undo(built(any_lab, DAYS).run.id, any_lab.context)
     overwrite(any_lab, DAYS[2])
 
     with pytest.raises(UserError, match=r"1 date\(s\) were changed by another writer meanwhile.*2024-01-03"):
-        undo_run(planned, any_lab.site, "a test")
+        undo_run(planned, any_lab.context, "a test")
 
     assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]
     assert any_lab.ledger.runs.get_run(planned.run.id).undone_at is None
@@ -137,12 +137,12 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
 
 def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_checkpoints(any_lab: Lab) -> None:
     _, _, second = built_twice(any_lab)
-    planned = plan_undo(second.run.id, any_lab.site)
+    planned = plan_undo(second.run.id, any_lab.context)
     third = built(any_lab, DAYS)  # the same rows once more
     rows, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
     with pytest.raises(UserError, match=rf"run {third.run.id} has checkpointed"):
-        undo_run(planned, any_lab.site, "a test")
+        undo_run(planned, any_lab.context, "a test")
 
     assert (any_lab.table_bytes(TARGET), checkpoints(any_lab)) == (rows, proven)
     assert set(proven.values()) == {third.run.id}
@@ -169,7 +169,7 @@ def test_rows_lost_from_a_backup_are_noticed_before_anything_is_touched(bigquery
     emulator.run(f"DELETE FROM backfill.{backup.table_id} WHERE day = DATE '2024-01-02'")
 
     with pytest.raises(BackupMissing, match=r"on 1 date\(s\) is not kept"):
-        plan_undo(second.run.id, bigquery_lab.site)
+        plan_undo(second.run.id, bigquery_lab.context)
 
     assert (bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)) == (rows, proven)
 
@@ -182,10 +182,10 @@ def overwrite(lab: Lab, day: date) -> None:
 
 def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) -> None:
     _, before, second = built_twice(any_lab)
-    planned = plan_undo(second.run.id, any_lab.site)
+    planned = plan_undo(second.run.id, any_lab.context)
     any_lab.ledger.checkpoints.begin_undo(second.run.id, planned.days)
     restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
-    any_lab.site.warehouse.restore(planned.target, "day", second.run.id, restored_first)
+    any_lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first)
 
     undone(any_lab, second)
 
@@ -198,7 +198,7 @@ def test_what_can_not_be_undone_is_said_in_one_line(any_lab: Lab, id_of: Any) ->
     progress = built(any_lab, DAYS)
     undone(any_lab, progress)
     with pytest.raises(UserError, match=r"no run|undone already, by a test"):
-        plan_undo(id_of(progress.run), any_lab.site)
+        plan_undo(id_of(progress.run), any_lab.context)
 
 
 def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> None:
@@ -212,7 +212,7 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
     before, proven = lab.table_bytes(TARGET), checkpoints(lab)
 
     with pytest.raises(BackupMissing, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
-        plan_undo(second.run.id, lab.site)
+        plan_undo(second.run.id, lab.context)
 
     assert not list(backup.rglob("part.parquet"))
     assert (lab.table_bytes(TARGET), checkpoints(lab)) == (before, proven)
