@@ -167,11 +167,11 @@ def ended_run(ledger: Ledger, day: date) -> Run:
 
 
 def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_written(any_lab: Lab) -> None:
-    site = any_lab.context
-    first, second = ended_run(site.ledger, FEB_23), ended_run(site.ledger, FEB_24)
+    context = any_lab.context
+    first, second = ended_run(context.ledger, FEB_23), ended_run(context.ledger, FEB_24)
 
     for run in (first, second, first):
-        said = write_metadata(site.ledger, site.warehouse, site.settings, run.id)
+        said = write_metadata(context.ledger, context.warehouse, context.settings, run.id)
 
     assert said == f"{TABLE}: 2 row(s) of 2 run(s) that ended on {today()}"
     rows = sorted(any_lab.published(TABLE, today(), "run_ended_on"), key=lambda row: row["day"])
@@ -179,7 +179,7 @@ def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_wr
     assert list(rows[0]) == list(COLUMNS)
     assert (rows[0]["outcome"], rows[0]["matched"], rows[0]["coverage"]) == ("complete", 187, 1.0)
     assert rows[0]["run_finished_at"] == first.finished_at
-    described = site.warehouse.describe(TableName.parse(TABLE))
+    described = context.warehouse.describe(TableName.parse(TABLE))
     assert described is not None
     assert (dict(described.columns), described.partitioned_by) == (dict(COLUMNS), "run_ended_on")
 
@@ -198,26 +198,26 @@ class OvertakenWarehouse(LocalWarehouse):
 
 
 def test_a_writer_that_was_overtaken_takes_no_rows_away(lab: Lab) -> None:
-    site = lab.context
-    first = ended_run(site.ledger, FEB_23)
+    context = lab.context
+    first = ended_run(context.ledger, FEB_23)
     root = lab.home / "warehouse"
 
     def overtake() -> None:
-        second = ended_run(site.ledger, FEB_24)
-        write_metadata(site.ledger, site.warehouse, site.settings, second.id)
+        second = ended_run(context.ledger, FEB_24)
+        write_metadata(context.ledger, context.warehouse, context.settings, second.id)
 
-    write_metadata(site.ledger, OvertakenWarehouse(root, overtake), site.settings, first.id)
+    write_metadata(context.ledger, OvertakenWarehouse(root, overtake), context.settings, first.id)
 
     assert {row["day"] for row in lab.published(TABLE, today(), "run_ended_on")} == {FEB_23, FEB_24}
 
 
 def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
-    site = lab.context
+    context = lab.context
     days = [FIRST + timedelta(days=n) for n in range(6)]
 
     def end_and_write(number: int) -> str:
-        run, warehouse = ended_run(site.ledger, days[number]), LocalWarehouse(lab.home / "warehouse")
-        return write_metadata(site.ledger, warehouse, site.settings, run.id)
+        run, warehouse = ended_run(context.ledger, days[number]), LocalWarehouse(lab.home / "warehouse")
+        return write_metadata(context.ledger, warehouse, context.settings, run.id)
 
     at_once(len(days), end_and_write)
 
@@ -225,13 +225,13 @@ def test_of_runs_that_end_at_once_no_row_is_lost(lab: Lab) -> None:
 
 
 def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
-    site, run = lab.context, ended_run(lab.ledger, FEB_25)
+    context, run = lab.context, ended_run(lab.ledger, FEB_25)
     off = Settings(home=lab.home, metadata_table="none")
     elsewhere = Settings(home=lab.home, metadata_table="ops.history")
 
-    assert "BACKFILL_METADATA_TABLE is none" in write_metadata(site.ledger, site.warehouse, off, run.id)
-    assert site.warehouse.describe(TableName.parse(TABLE)) is None
-    write_metadata(site.ledger, site.warehouse, elsewhere, run.id)
+    assert "BACKFILL_METADATA_TABLE is none" in write_metadata(context.ledger, context.warehouse, off, run.id)
+    assert context.warehouse.describe(TableName.parse(TABLE)) is None
+    write_metadata(context.ledger, context.warehouse, elsewhere, run.id)
     assert len(lab.published("ops.history", today(), "run_ended_on")) == 1
     refused = lab.command("history", BACKFILL_METADATA_TABLE="no table")
     assert refused.returncode == 2
