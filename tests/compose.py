@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -107,8 +108,9 @@ class Machine:
 
     def argv(self, service: str, *arguments: str) -> list[str]:
         described = self.services[service]
-        command = [*described.get("entrypoint", []), *(arguments or described["command"])]
-        return [self.here(service, part) for part in command]
+        command = arguments or described["command"]
+        words = shlex.split(command) if isinstance(command, str) else command
+        return [self.here(service, word) for word in [*described.get("entrypoint", []), *words]]
 
     # -- running --
 
@@ -155,7 +157,8 @@ class Machine:
         return (self.folder / f"{service}.log").read_text()
 
     def _ask(self, service: str) -> subprocess.Popen[bytes]:
-        how, *check = self.services[service]["healthcheck"]["test"]
+        test = self.services[service]["healthcheck"]["test"]
+        how, *check = ("CMD-SHELL", test) if isinstance(test, str) else test
         command = ["sh", "-c", *check] if how == "CMD-SHELL" else check
         with (self.folder / f"{service}.health.log").open("wb") as log:
             return subprocess.Popen(
