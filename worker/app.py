@@ -77,18 +77,25 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     queues = instance.app.amqp.queues
     # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.
     multiprocessing.current_process()._config["tempdir"] = gettempdir()  # pyright: ignore - has no public setting
-    gc.disable()  # collections during the imports below would take a tenth of their time
+    for name in expand_queues(queues.consume_from) - set(queues.consume_from):
+        queues.select_add(queues[name])
+    gc.disable()  # collections during the imports would take a tenth of their time
+    try:
+        _import_before_fork(closes_windows=GATE_QUEUE in queues.consume_from)
+        gc.freeze()  # forked children then neither rescan what was imported nor copy its pages
+        atexit.register(gc.unfreeze)  # DuckDB warns at exit about objects that cannot be collected
+    finally:
+        gc.enable()
+
+
+def _import_before_fork(*, closes_windows: bool) -> None:
+    """Import what this worker's children use, so that they share its memory."""
     if consumes_dates():
         import_module("gated_backfill.worker.dates.process")
-    if GATE_QUEUE in queues.consume_from:
+    if closes_windows:
         import_module("gated_backfill.worker.gate.gate")
         import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
     preload_warehouse(read_settings().warehouse_url)
-    gc.freeze()  # forked children then neither rescan what was imported nor copy its pages
-    gc.enable()
-    atexit.register(gc.unfreeze)  # DuckDB warns at exit about objects that cannot be collected
-    for name in expand_queues(queues.consume_from) - set(queues.consume_from):
-        queues.select_add(queues[name])
 
 
 @worker_process_init.connect

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import structlog
 
+from gated_backfill.common.alerts.delivery import deliver
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import Run
-from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
+from gated_backfill.common.runs.post_run import record_beat_silence, report_ended_runs, report_run
 from gated_backfill.worker.dependencies import Deps
 
 log = structlog.get_logger()

@@ -8,10 +8,10 @@ from typing import Any
 
 import structlog
 
-from gated_backfill.common.broker.celery_app import AFTER_RUN, CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE
+from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, MAINTAIN, POST_RUN, PROCESS_DATE, RECONCILE
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.worker.app import app, deps, deps_or_retry
-from gated_backfill.worker.maintenance.schedule import LONGEST_WORK
+from gated_backfill.worker.maintenance.schedule import DAILY_LEASE
 from gated_backfill.worker.messages.arguments import reject_invalid_arguments
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ def reconcile_run(run: str, lost_tasks: bool = False) -> None:
     reconcile.reconcile(run, deps(), lost_tasks=lost_tasks)
 
 
-@app.task(name=AFTER_RUN)
+@app.task(name=POST_RUN)
 @reject_invalid_arguments
 def report_run(run: str) -> None:
     from gated_backfill.worker import post_run
@@ -68,8 +68,8 @@ def report_run(run: str) -> None:
     name=MAINTAIN,
     acks_late=False,  # if its worker is killed, beat sends it again later; a redelivery would kill the next worker
     reject_on_worker_lost=False,
-    soft_time_limit=int(0.9 * LONGEST_WORK.total_seconds()),
-    time_limit=int(0.95 * LONGEST_WORK.total_seconds()),  # before its lease expires
+    soft_time_limit=int(0.9 * DAILY_LEASE.total_seconds()),
+    time_limit=int(0.95 * DAILY_LEASE.total_seconds()),  # before its lease expires
 )
 @reject_invalid_arguments
 def maintain(name: str) -> None:

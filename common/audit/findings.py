@@ -34,7 +34,7 @@ class AuditFinding(Enum):
     INCOMPLETE = "incomplete"  #: more expected entities are missing than the policy accepts
     MISSING = "missing"  #: entities are expected, and no rows are published at all
     EXPECTATION_INCOMPLETE = "expectation incomplete"  #: the calendar or a checkpoint says that more must be expected
-    IN_PROGRESS = "held"  #: a run is working on the date, so it was not judged
+    IN_PROGRESS = "in progress"  #: a run is working on the date, so it was not judged
 
     @property
     def is_fine(self) -> bool:
@@ -69,7 +69,7 @@ class AuditedDate:
     observed: DateObservation
     finding: AuditFinding
     reason: str
-    missing: tuple[str, ...] = ()  #: names of missing entities (a sample)
+    missing: tuple[str, ...] = ()  #: names of missing entities, as many as were asked for
 
     @property
     def day(self) -> date:

@@ -16,7 +16,7 @@ PROCESS_DATE = "process_date"
 CLOSE_WINDOW = "close_window"
 RECONCILE = "reconcile"
 MAINTAIN = "maintain"
-AFTER_RUN = "after_run"
+POST_RUN = "post_run"
 
 STOP_DATES = "stop_dates"  #: a remote-control command: workers obey it at once, also while they run a task
 SEVEN_DAYS_SECONDS = 7 * 24 * 3600
@@ -66,7 +66,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
             PROCESS_DATE: {"queue": DATES_QUEUE},
             CLOSE_WINDOW: {"queue": GATE_QUEUE},
             RECONCILE: {"queue": MAINTENANCE_QUEUE},
-            AFTER_RUN: {"queue": MAINTENANCE_QUEUE},
+            POST_RUN: {"queue": MAINTENANCE_QUEUE},
             MAINTAIN: {"queue": MAINTENANCE_QUEUE},
         },
         enable_utc=True,

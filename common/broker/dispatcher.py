@@ -19,9 +19,9 @@ from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gated_backfill.common.broker.celery_app import (
-    AFTER_RUN,
     CLOSE_WINDOW,
     MAINTAIN,
+    POST_RUN,
     PROCESS_DATE,
     PUBLISH_RETRY_POLICY,
     RECONCILE,
@@ -198,7 +198,7 @@ class CeleryDispatcher:
 
     @_retry_lost_connection
     def send_post_run(self, run: str) -> None:
-        self._send_task(AFTER_RUN, (run,), f"run={run}")
+        self._send_task(POST_RUN, (run,), f"run={run}")
 
     def _send_task(
         self,

@@ -12,9 +12,10 @@ from gated_backfill.common.config.maintenance import MAX_DAYS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
+from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -113,10 +114,10 @@ def tables_to_clean(settings: Settings, ledger: Ledger | None, named: Collection
     Those of the example job count only once it was run, or if they are `named`. `ledger` is None if there is none yet.
     """
     tables = {str(table): table for table in settings.tables_to_clean}
-    has_example_run = ledger is not None and ledger.dates.earliest_day(EXAMPLE_JOB) is not None
+    names_in_use = jobs_in_use(ledger)
     for job in load_jobs()[0]:
         for stale_table in job.stale_tables:
-            if job.name != EXAMPLE_JOB or has_example_run or stale_table.table in named:
+            if job.name in names_in_use or stale_table.table in named:
                 tables.setdefault(stale_table.table, stale_table.dated_table())
     return tuple(tables.values())
 

@@ -1,6 +1,7 @@
 """The URL of the ledger, read without all other settings.
 
-`backfill status` is called often, and reading every setting takes longer than reading the ledger.
+`backfill status` is called often, and reading every setting takes longer than reading the ledger: with all settings,
+`status` took 0.45 s of CPU time instead of 0.33 s.
 """
 
 from __future__ import annotations

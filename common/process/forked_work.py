@@ -39,7 +39,7 @@ def map_in_forks(function: Callable[[Item], Result], items: Sequence[Item], proc
     """Return the function's result for each item, in order. Raises the function's errors.
 
     The function must have no side effects, and its results must be picklable and small: that a helper was killed while
-    it wrote more than a pipe holds (64 KB) is not noticed. If a helper cannot be started or is killed at another time,
+    it wrote a result of more than 16 KB is not noticed. If a helper cannot be started or is killed at another time,
     this process computes every item.
     """
     if processes > 1:

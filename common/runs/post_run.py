@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gated_backfill.common.alerts.delivery import MAX_ALERT_AGE
-from gated_backfill.common.alerts.delivery import deliver as deliver
 from gated_backfill.common.alerts.messages import (
     DateTally,
     EndedRun,
@@ -69,7 +68,7 @@ def _write_history(run_id: str, ledger: Ledger, warehouse: Warehouse, settings: 
 def report_ended_runs(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """Report the ended runs that are not reported yet, and return the ids of the runs this call reported.
 
-    A command reports the run it started: such a run is left out for 10 minutes after its end, unless the command's
+    A command reports the run it owns: such a run is left out for 10 minutes after its end, unless the command's
     process is dead. A failure does not stop the other runs; at the end `Retryable` is raised if every failure may pass
     on a retry, else `ReportingFailed`.
     """
@@ -77,7 +76,7 @@ def report_ended_runs(ledger: Ledger, warehouse: Warehouse, settings: Settings) 
     reported: list[str] = []
     errors: dict[str, Exception] = {}
     for run in ledger.runs.list_unreported_runs():
-        if not _is_abandoned_by_owner(run, now):
+        if not _may_report(run, now):
             continue
         try:
             if report_run(run.id, ledger, warehouse, settings):
@@ -111,7 +110,7 @@ def primary_source(job: str) -> str | None:
         return None
 
 
-def _is_abandoned_by_owner(run: Run, now: datetime) -> bool:
+def _may_report(run: Run, now: datetime) -> bool:
     is_late = run.finished_at is not None and now - run.finished_at > OWNER_GRACE
     return run.owner is None or is_late or is_dead(run.owner)
 

@@ -26,13 +26,13 @@ class MissingTables:
             if source.name in self.sources
         ]
         notes += [
-            f"optional input {table_input.name}: table {table_input.table} does not exist, done without"
+            f"optional input {table_input.name}: table {table_input.table} does not exist, and is left out"
             for table_input in job.inputs
             if table_input.name in self.inputs
         ]
         if self.calendar and job.expectation.calendar:
             table = job.expectation.calendar.table
-            notes.append(f"calendar {table} does not exist: dates with nothing expected are skipped unquestioned")
+            notes.append(f"calendar {table} does not exist: dates with nothing expected are skipped without a check")
         return notes
 
 

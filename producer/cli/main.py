@@ -95,8 +95,6 @@ def main() -> NoReturn:
     except NoArgsIsHelpError as exc:
         click.echo(exc.format_message())
         sys.exit(REFUSED)
-    except click.Abort:
-        error = "nothing was started"
     except click.ClickException as exc:
         error = exc.format_message()
     except BackfillError as exc:

@@ -17,12 +17,15 @@ def check_broker(settings: Settings) -> PlaceCheck:
     if settings.broker is not None:
         next_step = "check that BACKFILL_BROKER is right, that its server runs, and that this machine may reach it"
         return _ping(settings, settings.broker.get_secret_value(), "", next_step)
-    stack = read_stack_state(settings.home)
+    try:
+        stack = read_stack_state(settings.home)
+    except UserError as exc:
+        return PlaceCheck(result=fail("broker", exc, "stop that stack, or set BACKFILL_BROKER"))
     if stack is None or is_dead(stack.owner):
         return PlaceCheck(result=_check_embedded_broker())
     if reason := _reason_unused(stack, settings):
         message = f"the stack that `backfill up` keeps running is not used here: {reason}"
-        return PlaceCheck(result=warn("broker", message, "each run started here brings a broker and workers along"))
+        return PlaceCheck(result=warn("broker", message, "each run launched here starts its own broker and workers"))
     next_step = "restart the stack: `backfill down`, then `backfill up`"
     return _ping(settings, stack.broker_url, "the running stack (`backfill up`): ", next_step)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.ledger import open_ledger
-from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use, read_jobs_in_use
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import job_names, load_jobs
 from gated_backfill.producer.doctor.results import CheckResult, fail, ok
@@ -15,16 +13,7 @@ from gated_backfill.producer.doctor.results import CheckResult, fail, ok
 
 def jobs_to_check(settings: Settings, *, ledger_is_usable: bool) -> list[str]:
     """Return the names of the jobs in use, or the shipped example if there is no other. The ledger stays unchanged."""
-    if not ledger_is_usable:
-        return jobs_in_use(None) or job_names()
-    try:
-        ledger = open_ledger(settings.ledger_url, create=False)
-    except BackfillError:  # it does not exist yet, or has the tables of an older version
-        return jobs_in_use(None) or job_names()
-    try:
-        return jobs_in_use(ledger) or job_names()
-    finally:
-        ledger.close()
+    return read_jobs_in_use(settings.ledger_url) if ledger_is_usable else jobs_in_use(None) or job_names()
 
 
 def load_jobs_to_check(names: Sequence[str]) -> tuple[list[Job], list[CheckResult]]:

@@ -29,9 +29,9 @@ def check_ledger(settings: Settings) -> PlaceCheck:
 
 def _describe_tables(inspection: LedgerInspection) -> str:
     if not inspection.exists:
-        return "not there yet, made by the first command that needs it"
+        return "does not exist yet; the first command that needs it creates it"
     if inspection.version is None:
-        return "without tables, which the first command that needs them makes"
+        return "has no tables yet; the first command that needs them creates them"
     if inspection.version != HEAD_REVISION:
-        return f"tables at version {inspection.version}, which the next command brings to {HEAD_REVISION}"
+        return f"tables at version {inspection.version}, which the next command migrates to {HEAD_REVISION}"
     return f"can be written, tables at version {inspection.version}"

@@ -72,7 +72,7 @@ def _check_target(warehouse: Warehouse, job: Job, *, tables_are_implicit: bool) 
     except BackfillError as exc:
         return [fail(check, exc, f"make it possible to publish to {table}")]
     if info is None and tables_are_implicit:
-        return [ok(check, f"{table} is made with its first partition")]
+        return [ok(check, f"{table} is created with its first partition")]
     if info is None:
         create = f"`backfill tables create --job {job.name}` makes it, partitioned and clustered"
         return [warn(check, f"{table} does not exist yet: the first publication makes it, without clustering", create)]

@@ -51,7 +51,7 @@ def _check_folder(folder: Path) -> CheckResult:
     try:
         folder.lstat()
     except FileNotFoundError:
-        return warn("warehouse", f"{folder} is not there yet", "`backfill load TABLE FILE` makes it")
+        return warn("warehouse", f"{folder} does not exist yet", "`backfill load TABLE FILE` creates it")
     except OSError as exc:
         return fail("warehouse", f"{folder} can't be read: {exc.strerror}", "set BACKFILL_WAREHOUSE to another folder")
     return fail("warehouse", f"{folder} is not a folder that can be read", "set BACKFILL_WAREHOUSE to one that is")

@@ -29,7 +29,7 @@ class Month(Generic[T]):
     name: str
     first_column: int  #: 1 for a Monday
     days: Sequence[T | None]
-    held: int  #: number of days with a cell
+    day_count: int  #: of days with a cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def _build_month(year: int, month: int, cells: Mapping[date, T], *, dense: bool)
     first_weekday, length = calendar.monthrange(year, month)
     days = [cells.get(date(year, month, day)) for day in range(1, length + 1)]
     name = calendar.month_abbr[month] if dense else f"{calendar.month_abbr[month]} {year}"
-    return Month(name=name, first_column=first_weekday + 1, days=days, held=sum(day is not None for day in days))
+    return Month(name=name, first_column=first_weekday + 1, days=days, day_count=sum(day is not None for day in days))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,7 +164,7 @@ def _job_section(name: str, results: Mapping[date, LatestResult]) -> dict[str, A
         "summary": ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
         "calendar": calendar_chart({day: _date_cell(day, result) for day, result in results.items()}),
         "kinds": tuple((kind, mark, text) for kind, (mark, text) in OUTCOME_MARKS.items() if kinds[kind]),
-        "looks": to_review[-MAX_DATES_TO_REVIEW:][::-1],
+        "dates_to_review": to_review[-MAX_DATES_TO_REVIEW:][::-1],
         "unlisted": max(len(to_review) - MAX_DATES_TO_REVIEW, 0),
         "axis": axis,
         "lanes": source_lanes(sources, axis),

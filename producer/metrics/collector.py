@@ -15,6 +15,7 @@ import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from gated_backfill.common.alerts.delivery import deliver
 from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
@@ -25,7 +26,7 @@ from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
 from gated_backfill.common.model.queues import QUEUES
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
-from gated_backfill.common.runs.post_run import deliver, primary_source, record_beat_silence
+from gated_backfill.common.runs.post_run import primary_source, record_beat_silence
 
 log = structlog.get_logger()
 T = TypeVar("T")

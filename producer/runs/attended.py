@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import click
 from rich.console import Console
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
@@ -28,7 +26,7 @@ from gated_backfill.producer.runs.session import (
     plan_launch,
     release_interrupted_runs,
 )
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import confirm, make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run, run_json
@@ -128,10 +126,10 @@ def _run_and_show(
         console.print(f"follow it with `backfill watch {run_id}`")
         return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
     code = _limit_exit_code(exit_code_for_run(progress), plan)
+    actions = context.ledger.actions.list_actions(run_id)
     if as_json:
-        return _print_result(run_json(progress, context.ledger.dates.list_dates(run_id)), code, as_json=True)
-    summary, actions = context.ledger.dates.get_run_summary(run_id), context.ledger.actions.list_actions(run_id)
-    print_run(console, progress, summary, actions)
+        return _print_result(run_json(progress, context.ledger.dates.list_dates(run_id), actions), code, as_json=True)
+    print_run(console, progress, context.ledger.dates.get_run_summary(run_id), actions)
     if progress.run.state is RunState.CANCELLED:
         console.print(f"build the other dates: `backfill retry {run_id}`")
     elif progress.run.state is not RunState.SUCCEEDED:
@@ -146,7 +144,7 @@ def _limit_exit_code(code: int, plan: Plan) -> int:
 
 def describe_interruption(exc: LaunchInterrupted) -> str:
     if exc.released is None:
-        return f"run {exc.run.id} goes on at the broker: follow it with `backfill watch {exc.run.id}`"
+        return f"run {exc.run.id} continues on its workers: follow it with `backfill watch {exc.run.id}`"
     return (
         f"run {exc.run.id} is cancelled: {exc.released.checkpointed} of its dates are checkpointed, "
         f"{exc.released.unfinished} are free again; the same command completes them"
@@ -166,7 +164,5 @@ def _confirm(plan: Plan, launch: Launch, *, yes: bool) -> None:
     """At a terminal, ask before a run that is large or replaces published dates."""
     count = len(plan.steps_with(PlanAction.BUILD))
     replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
-    if yes or not sys.stdin.isatty() or not (replaces or count >= CONFIRM_FROM_DATES):
-        return
-    if not click.confirm(f"Build {count} date(s)?"):
-        raise UserError("nothing was started")
+    if sys.stdin.isatty() and (replaces or count >= CONFIRM_FROM_DATES):
+        confirm(yes, f"Build {count} date(s)?", "started")

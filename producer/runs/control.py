@@ -56,7 +56,9 @@ def pause(run_id: str, context: CommandContext, reason: str | None) -> ControlRe
     by = current_user()
     if context.ledger.orders.pause_run(run_id, by=by, reason=reason):
         under_way = _count_dates(context.ledger.runs.get_progress(run_id).count(*STARTED_STATES))
-        text = f"run {run_id} is paused: {under_way} under way are finished; continue with `backfill resume {run_id}`"
+        text = (
+            f"run {run_id} is paused: {under_way} in progress will be finished; `backfill resume {run_id}` continues it"
+        )
         return _result(run_id, context, by, reason, text)
     if context.ledger.runs.get_run(run_id).state is RunState.PAUSED:
         return _result(run_id, context, by, reason, f"run {run_id} is already paused", changed=False)
@@ -108,8 +110,8 @@ def describe_cancellation(progress: RunProgress, cancellation: Cancellation) -> 
     done, under_way = progress.count(DateState.CHECKPOINTED), progress.count(*STARTED_STATES)
     parts = [
         f"{_count_dates(done)} {'is' if done == 1 else 'are'} checkpointed",
-        f"{under_way:,} under way {'is' if under_way == 1 else 'are'} finished" if under_way else "",
-        f"{cancellation.interrupted:,} under way stopped" if cancellation.interrupted else "",
+        f"{under_way:,} in progress will be finished" if under_way else "",
+        f"{cancellation.interrupted:,} in progress stopped" if cancellation.interrupted else "",
         f"{len(cancellation.discarded):,} staged discarded" if cancellation.discarded else "",
         f"{progress.count(DateState.CANCELLED):,} will not be built",
     ]

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import structlog
 
+from gated_backfill.common.alerts.delivery import deliver
 from gated_backfill.common.history.metadata import write_metadata
 from gated_backfill.common.ledger import Run
 from gated_backfill.common.process.identity import process_identity
-from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
+from gated_backfill.common.runs.post_run import record_beat_silence, report_ended_runs, report_run
 from gated_backfill.producer.context import CommandContext
 
 log = structlog.get_logger()
@@ -53,13 +54,13 @@ def report_run_end(run_id: str, context: CommandContext) -> None:
     arguments = (context.ledger, context.warehouse, context.settings)
     with _errors_as_warnings(f"run {run_id} was not reported completely"):
         report_run(run_id, *arguments)
+        log.info("run_reported", run=run_id)
     with _errors_as_warnings("earlier runs were not reported completely"):
         report_ended_runs(*arguments)
     with _errors_as_warnings("alerts were not delivered"):
         record_beat_silence(context.ledger)
         outcome = deliver(context.ledger, context.settings, process_identity())
-        log.info("run_reported", run=run_id, outcome=outcome)
-        if "; " in outcome:
+        if "; " in outcome:  # the summary lists failed deliveries after "; "
             sys.stderr.write(f"backfill: warning: alerts: {outcome}\n")
 
 

@@ -1,4 +1,4 @@
-"""Carry out a plan: on the embedded stack, on the user's broker, or sequentially in this process."""
+"""Carry out a plan: on the embedded stack, on a running broker, or sequentially in this process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gated_backfill.producer.runs.launch import (
     start_run,
 )
 from gated_backfill.producer.stack.children import clean_up_dead_stacks
-from gated_backfill.producer.stack.embedded import EmbeddedStack
+from gated_backfill.producer.stack.embedded import EmbeddedStack, places_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Launch:
 
 
 class LaunchInterrupted(Exception):
-    """The command was interrupted. Its own run is `released`; a run on the user's broker continues."""
+    """The command was interrupted. Its own run is `released`; a run on a running broker continues."""
 
     def __init__(self, run: Run, released: ReleasedRun | None) -> None:
         super().__init__(run.id)
@@ -133,7 +133,7 @@ def execute_plan(
         dates_per_task=launch.dates_per_task,
     )
     if not (context.is_embedded or launch.sequential):
-        return _on_users_broker(plan, job, options, context, show, on_open, wait=wait)
+        return _on_running_broker(plan, job, options, context, show, on_open, wait=wait)
     run = open_run(plan, job, options, context, owned=True)
     on_open(run)
     try:
@@ -163,7 +163,7 @@ def _on_embedded_stack(
         return follow_run(run.id, context, show, app=app, stack=stack)
 
 
-def _on_users_broker(
+def _on_running_broker(
     plan: Plan,
     job: Job,
     options: RunOptions,
@@ -204,13 +204,7 @@ def launch_in_background(launch: Launch, settings: Settings) -> str:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={
-                **os.environ,
-                "BACKFILL_HOME": str(settings.home.absolute()),
-                "BACKFILL_LEDGER": settings.ledger_url,
-                "BACKFILL_WAREHOUSE": settings.warehouse_url,
-                "BACKFILL_STAGING": settings.staging_url,
-            },
+            env={**os.environ, **places_environment(settings)},
             cwd=log_file.parent,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )

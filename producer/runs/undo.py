@@ -1,4 +1,4 @@
-"""Undo a run: restore the rows that its target had before, for all dates or for none."""
+"""Undo a run: restore the rows that its target had before, except on dates that were written meanwhile."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def check_not_published_over(
             days_by_writer.setdefault("something other than a run of this job", []).append(row.day)
     if days_by_writer:
         writers = "; ".join(
-            f"{writer} has built {len(days)} of its dates since: {format_dates(days)}"
+            f"{writer} has written {len(days)} of its dates since: {format_dates(days)}"
             for writer, days in days_by_writer.items()
         )
         raise UserError(f"run {run.id} can't be undone: {writers}; nothing was changed")

@@ -67,13 +67,30 @@ def write_stack_state(home: Path, stack: StackState) -> None:
 
 
 def read_stack_state(home: Path) -> StackState | None:
-    """The state file's content, which may be out of date; None without a usable file."""
+    """The state file's content, which may be out of date; None without a usable file.
+
+    Raises `UserError` if another version of this tool runs the stack.
+    """
     try:
-        return StackState(**json.loads(state_file(home).read_text()))
-    except (FileNotFoundError, NotADirectoryError):
+        content = json.loads(state_file(home).read_text())
+        return StackState(**content)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    except (ValueError, TypeError):  # written by another version, which must stop its stack
+    except TypeError:  # written by another version
+        if _has_live_owner(content):
+            raise UserError(
+                f"another version of backfill runs the stack of {state_file(home)}: stop it with that version's "
+                "`backfill down`, or end its `backfill up`"
+            ) from None
         return None
+
+
+def _has_live_owner(content: object) -> bool:
+    owner = content.get("owner") if isinstance(content, dict) else None
+    try:
+        return isinstance(owner, str) and not is_dead(owner)
+    except ValueError:  # not the identity of a process
+        return False
 
 
 def find_running_stack(home: Path) -> StackState | None:

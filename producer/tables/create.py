@@ -16,9 +16,9 @@ UNCLUSTERED_TYPES = ("FLOAT64",)  #: BigQuery can't cluster by these
 
 
 class TableOutcome(StrEnum):
-    CREATED = "made"
+    CREATED = "created"
     EXISTED = "there already"
-    CREATED_ON_PUBLISH = "made with its first partition"
+    CREATED_ON_PUBLISH = "created with its first partition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TargetTable:
     def describe(self) -> str:
         target = self.job.target
         if self.outcome is TableOutcome.CREATED_ON_PUBLISH:
-            return f"{self.job.name}: {target.table} will be made with its first partition: nothing to do now"
+            return f"{self.job.name}: {target.table} will be created with its first partition: nothing to do now"
         if self.outcome is TableOutcome.EXISTED:
             return f"{self.job.name}: {target.table} was there already, as the job declares it"
         columns = ", ".join(cluster_columns(self.job))

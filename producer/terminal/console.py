@@ -30,5 +30,9 @@ def confirm(yes: bool, question: str, action: str) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError(f"nothing was {action}: there is no terminal to ask at; confirm with --yes")
-    if not click.confirm(question, err=True):
+    try:
+        is_confirmed = click.confirm(question, err=True)
+    except click.Abort:
+        is_confirmed = False
+    if not is_confirmed:
         raise UserError(f"nothing was {action}")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 COMPLETE = 0  #: every requested date is complete
-REFUSED = 2  #: refused or bad usage; nothing was changed
+REFUSED = 2  #: refused, bad usage or an error; one line says what happened
 INCOMPLETE = 3  #: some dates are not complete; for `doctor` and `jobs`: something failed
 INTERRUPTED = 130

@@ -98,7 +98,7 @@ def _print_entities(console: Console, row: DateRow) -> None:
     ):
         if not names or count <= 0:
             continue
-        suffix = " (all with --json)" if count > MISSING_NAMES_SHOWN else ""
+        suffix = " (more with --json)" if count > MISSING_NAMES_SHOWN else ""
         console.print(f"              {kind} {count}: {escape(list_names(names, count))}{suffix}", soft_wrap=True)
 
 
@@ -172,6 +172,7 @@ def _date_json(row: DateRow) -> dict[str, Any]:
         "source_reason": row.source_reason,
         "matched": row.matched,
         "missing": list(row.missing),
+        "missing_count": max((row.expected or 0) - (row.matched or 0), 0),
         "unexpected": list(row.unexpected),
         "unexpected_count": row.unexpected_count,
         "rows": row.rows,

@@ -53,7 +53,7 @@ def test_flower_shows_the_workers_and_each_run_s_tasks_to_whoever_has_the_passwo
     assert task_columns(page) == {
         *(("process_date", f"probe {day} run={first}", "SUCCESS") for day in DAYS),
         ("close_window", f"probe window 1 run={first}", "SUCCESS"),
-        ("after_run", f"run={first}", "SUCCESS"),
+        ("post_run", f"run={first}", "SUCCESS"),
     }
 
     for watched in (workers, tasks):

@@ -34,7 +34,7 @@ def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_repl
 
     ordered = lab.inside("cancel", run.id, "--now", "--reason", "they sleep")
     at = time.monotonic()
-    assert "2 dates are checkpointed, 2 under way stopped, 4 will not be built" in ordered.stdout, ordered.stderr
+    assert "2 dates are checkpointed, 2 in progress stopped, 4 will not be built" in ordered.stdout, ordered.stderr
     until(lambda: sum(gone([one]) for one in asleep) >= 2, "the end of both")
     took = time.monotonic() - at
     out, err = command.communicate(timeout=60)

@@ -9,11 +9,12 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from gated_backfill.common.alerts.delivery import deliver
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import NewAlert, RunState
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.runs.post_run import deliver, record_beat_silence, report_ended_runs, report_run
+from gated_backfill.common.runs.post_run import record_beat_silence, report_ended_runs, report_run
 from gated_backfill.worker.post_run import deliver_alerts, report_missed_runs
 from tests.builders import at_once
 from tests.lab import Lab, players, until

@@ -215,7 +215,7 @@ def test_dates_that_a_run_holds_are_not_judged(lab: Lab) -> None:
     expect(lab, *DAYS[:2])
     run, deps, dispatcher = lab.opened(DAYS[:1], "probe")
     code, report = coverage(lab, "--dates", f"{DAYS[0]},{DAYS[1]}", "--flag-incomplete")
-    assert [one["finding"] for one in report["dates"]] == ["held", "missing"]
+    assert [one["finding"] for one in report["dates"]] == ["in progress", "missing"]
     assert run.id in report["dates"][0]["reason"]
     assert (code, report["flagged"]) == (3, [str(DAYS[1])])
     dispatcher.drain(deps, lambda: None)
@@ -396,7 +396,7 @@ def test_what_was_told_is_not_told_again_and_what_is_new_is(lab: Lab) -> None:
     assert "2 newly flagged" in audited(deps)
     first, second = alerts(lab)
     assert [f"{day} incomplete" in second["body"] for day in DAYS[:3]] == [False, True, True]
-    assert second["title"] == "probe: 2 date(s) are not as they must be"
+    assert second["title"] == "probe: 2 date(s) need a rebuild"
     assert first["key"] != second["key"]
 
 

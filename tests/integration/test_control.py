@@ -50,7 +50,7 @@ def test_a_run_is_paused_and_resumed_with_who_and_why(lab: Lab) -> None:
 
     paused = lab.inside("pause", run.id, "--reason", "the source is being reloaded")
     assert paused.returncode == 0, paused.stderr
-    assert f"run {run.id} is paused: 0 dates under way are finished" in paused.stdout
+    assert f"run {run.id} is paused: 0 dates in progress will be finished" in paused.stdout
     assert process_date(run.id, DAYS[0], deps).state == NOT_CLAIMED
     again = lab.inside("pause", run.id)
     assert (again.returncode, again.stdout.strip()) == (0, f"run {run.id} is already paused")
@@ -75,7 +75,7 @@ def test_a_cancelled_run_finishes_what_it_has_begun_and_frees_the_rest_at_once(l
     ran = lab.inside("cancel", run.id, "--reason", "wrong season")
 
     assert ran.returncode == 0, ran.stderr
-    assert "0 dates are checkpointed, 1 under way is finished, 3 will not be built" in ran.stdout
+    assert "0 dates are checkpointed, 1 in progress will be finished, 3 will not be built" in ran.stdout
     assert f"backfill watch {run.id}" in ran.stdout
     assert lab.inside("cancel", run.id).stdout.strip() == f"run {run.id} is already being cancelled"
     assert lab.run(DAYS[1:], "probe").run.state is RunState.SUCCEEDED  # while the other still closes its window

@@ -163,7 +163,7 @@ def test_a_ledger_that_is_not_there_is_not_made(healthy: Lab, tmp_path: Path) ->
     report = healthy.inside(*DOCTOR, BACKFILL_LEDGER=f"sqlite:///{folder / 'ledger.db'}")
 
     assert report.returncode == 0
-    assert "not there yet, made by the first command that needs it" in report.stdout
+    assert "does not exist yet; the first command that needs it creates it" in report.stdout
     assert not folder.exists()
 
 
@@ -171,7 +171,7 @@ def test_a_database_without_tables_gets_none(healthy: Lab, empty_postgres_url: s
     report = healthy.inside(*DOCTOR, BACKFILL_LEDGER=empty_postgres_url)
 
     assert report.returncode == 0, report.stdout
-    assert "without tables" in report.stdout
+    assert "has no tables yet" in report.stdout
     with psycopg.connect(empty_postgres_url) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
 

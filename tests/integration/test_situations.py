@@ -394,7 +394,7 @@ def test_a_gate_called_early_leaves_the_window_alone_and_called_again_does_nothi
     assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
     before = lab.table_bytes(TARGET)
     assert close_window(run.id, 1, deps) is GateOutcome.NOT_CLAIMED
-    assert process_date(run.id, DAY, deps).state == "not ours to process"
+    assert process_date(run.id, DAY, deps).state == "not claimed"
     assert lab.table_bytes(TARGET) == before
 
 

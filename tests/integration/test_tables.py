@@ -129,7 +129,7 @@ def test_a_local_table_comes_into_being_with_its_first_partition(lab: Lab) -> No
     said = lab.command(*CREATE, *ONE)
 
     assert (said.returncode, said.stderr) == (0, "")
-    assert f"{TARGET} will be made with its first partition" in said.stdout
+    assert f"{TARGET} will be created with its first partition" in said.stdout
     assert not (lab.home / "warehouse").exists()
 
 

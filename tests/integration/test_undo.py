@@ -106,7 +106,7 @@ def test_a_run_that_a_later_one_published_over_is_refused_naming_it(any_lab: Lab
     first, _, second = built_twice(any_lab, DAYS[:1])
     before, proven = any_lab.table_bytes(TARGET), checkpoints(any_lab)
 
-    with pytest.raises(UserError, match=rf"run {second.run.id} has built 1 of its dates since: 2024-01-01"):
+    with pytest.raises(UserError, match=rf"run {second.run.id} has written 1 of its dates since: 2024-01-01"):
         plan_undo(first.run.id, any_lab.context)
 
     assert any_lab.table_bytes(TARGET) == before
@@ -118,7 +118,7 @@ def test_a_date_that_somebody_else_wrote_is_refused(any_lab: Lab) -> None:
     first = built(any_lab, DAYS)
     overwrite(any_lab, DAYS[2])
 
-    with pytest.raises(UserError, match="something other than a run of this job has built 1 of its dates"):
+    with pytest.raises(UserError, match="something other than a run of this job has written 1 of its dates"):
         plan_undo(first.run.id, any_lab.context)
 
 

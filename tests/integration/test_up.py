@@ -6,16 +6,18 @@ import json
 import signal
 import socket
 import stat
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 import redis
 
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.producer.context import open_context
 from tests.brokers import PASSWORD
+from tests.builders import dead_process
 from tests.kept_up import (
     DAYS,
     RUN,
@@ -132,17 +134,9 @@ def test_a_stack_is_brought_up_used_watched_in_flower_and_taken_down_and_the_nex
     nothing_is_left(lab, processes, [*ports_of(stack), port_of(stack["broker_url"])])
 
 
-def ended() -> str:
-    """The identity of a process of this machine that is no more."""
-    with subprocess.Popen(["sleep", "60"]) as process:  # noqa: S607
-        owner = process_identity(process.pid)
-        process.kill()
-    return owner
-
-
 def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command(lab: Lab) -> None:
     told = {
-        "owner": ended(),
+        "owner": dead_process(),
         "broker_url": f"redis://:{PASSWORD}@127.0.0.1:1/0",
         "broker": "redis://127.0.0.1:1/0",
         "embedded": True,
@@ -158,6 +152,21 @@ def test_the_state_file_of_a_dead_stack_is_recognised_and_removed_by_any_command
 
     assert not open_context(lab.settings).uses_running_stack
     assert not (lab.home / "up.json").exists()
+
+
+@pytest.mark.parametrize("owner", [dead_process, process_identity])
+def test_the_stack_of_another_version_is_left_alone_while_it_runs(lab: Lab, owner: Callable[[], str]) -> None:
+    state_file = lab.home / "up.json"
+    state_file.write_text(json.dumps({"owner": owner(), "field_of_another_version": 1}))
+    if owner is dead_process:
+        assert lab.command("down").returncode == 0
+        assert not state_file.exists()
+        return
+    for command in ("down", "up", "doctor"):
+        refused = lab.command(command)
+        assert refused.returncode in (2, 3), command
+        assert "another version of backfill runs the stack" in refused.stdout + refused.stderr, command
+    assert state_file.exists()
 
 
 def test_a_port_that_is_taken_is_refused_when_it_was_asked_for(lab: Lab) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gated_backfill.producer.stack.children import ChildProcesses, StackError
-from gated_backfill.producer.stack.standing import may_have_lost_tasks
+from gated_backfill.producer.stack.supervised_stack import may_have_lost_tasks
 from tests.lab import until
 
 ENDS = [sys.executable, "-S", "-c", ""]

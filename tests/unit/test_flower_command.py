@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.producer.stack.embedded import free_port
-from gated_backfill.producer.stack.standing import UpOptions, check_ports, choose_flower_port
+from gated_backfill.producer.stack.supervised_stack import UpOptions, check_ports, choose_flower_port
 from gated_backfill.worker.flower import celery_subcommand, prepare_flower
 
 FLOWER = ["celery", "--app", "gated_backfill.worker.app", "flower"]

@@ -47,13 +47,13 @@ def test_whatever_readers_do_not_see_yet_can_be_cancelled_and_nothing_else() -> 
         pytest.param(
             {DateState.CHECKPOINTED: 12, DateState.PROCESSING: 3, DateState.CANCELLED: 3600},
             Cancellation(not_started=3600, interrupted=0, discarded=()),
-            "12 dates are checkpointed, 3 under way are finished, 3,600 will not be built",
+            "12 dates are checkpointed, 3 in progress will be finished, 3,600 will not be built",
             id="finish",
         ),
         pytest.param(
             {DateState.CHECKPOINTED: 1, DateState.STAGED: 1, DateState.CANCELLED: 4},
             Cancellation(not_started=2, interrupted=2, discarded=()),
-            "1 date is checkpointed, 1 under way is finished, 2 under way stopped, 4 will not be built",
+            "1 date is checkpointed, 1 in progress will be finished, 2 in progress stopped, 4 will not be built",
             id="now",
         ),
         pytest.param(

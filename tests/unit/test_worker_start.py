@@ -6,14 +6,15 @@ from pathlib import Path
 
 from tests.builders import run_python
 
-START = """
+IMPORT_APP = """
     import gc, os, sys
 
     os.environ |= {"BACKFILL_BROKER": "redis://localhost:1/0", "BACKFILL_HOME": sys.argv[1], "TMPDIR": sys.argv[1]}
     sys.argv[1:] = []
     from celery.signals import celeryd_after_setup
     from gated_backfill.worker.app import app
-
+"""
+START = """
     app.amqp.queues.select(["backfill", "gate"])
     [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=type("Worker", (), {"app": app}))
     assert error is None, error
@@ -32,10 +33,27 @@ SHARED_MEMORY = """
 
 
 def test_what_was_imported_is_not_looked_at_again_and_the_worker_ends_without_a_word_of_it(tmp_path: Path) -> None:
-    ran = run_python(START, tmp_path)
+    ran = run_python(IMPORT_APP + START, tmp_path)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
+def test_an_import_that_fails_leaves_garbage_collection_switched_on(tmp_path: Path) -> None:
+    failing = """
+        from gated_backfill.worker import app as module
+
+        def fail(_: object) -> None:
+            raise ImportError("there is no such module")
+
+        module.preload_warehouse = fail
+        app.amqp.queues.select(["gate"])
+        [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=type("Worker", (), {"app": app}))
+        assert isinstance(error, ImportError), error
+        assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
+    """
+    ran = run_python(IMPORT_APP + failing, tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_worker_that_is_killed_leaves_no_temporary_folder(tmp_path: Path) -> None:
-    ran = run_python(START + SHARED_MEMORY, tmp_path)
+    ran = run_python(IMPORT_APP + START + SHARED_MEMORY, tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")

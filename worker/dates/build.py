@@ -1,4 +1,4 @@
-"""Build dates: measure their sources, choose one, read, process, stage. Nothing is written to the ledger here."""
+"""Build dates: measure their sources, choose one, read, process, stage. The caller records the results."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def requeue_claimed(run_id: str, days: Sequence[date], deps: Deps, **columns: An
 
 
 def requeue_despite_outage(run_id: str, days: Sequence[date], deps: Deps) -> None:
-    """Queue the claimed dates after the ledger was unavailable, as far as it is reachable again.
+    """Queue the claimed dates, and try again while the ledger is unavailable.
 
     A claim may have been committed although its reply was lost. Until its lease expires no other worker could take the
     dates, and then this worker would count as dead.

@@ -11,7 +11,7 @@ from typing import Any
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
 
-NOT_CLAIMED = "not ours to process"  #: the state in the outcome of a date that this worker has no claim on
+NOT_CLAIMED = "not claimed"  #: the state in the outcome of a date that this worker has no claim on
 
 
 class RetryLater(Exception):

@@ -98,7 +98,7 @@ def _fail_without_job(
 
 
 def _end_unclaimed(task: DatesTask, days: Sequence[date]) -> list[AttemptOutcome]:
-    """Return at the end of another worker's lease, which may have died on another host; without a lease, do nothing."""
+    """Retry after the lease of another worker, which may have died on another host; without a lease, do nothing."""
     lease_end = task.deps.ledger.claims.earliest_lease_end(task.run.id, days)
     if lease_end is not None:
         raise RetryLater(max((lease_end - utcnow()).total_seconds(), 0) + 1)

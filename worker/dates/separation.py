@@ -2,7 +2,7 @@
 
 If it processes one date, a row with another date is an error at once. With several dates a row may carry the wrong one
 of them. Signs of that are a key that occurs twice, a date without rows, and an entity that was read for other dates
-only. The dates are then processed one by one, which shows which date is at fault.
+only. The dates are then split in halves until the date at fault is alone.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ def requeue_dates(window: LeasedWindow, rows: Sequence[DateRow], reason: str) ->
     """Queue dates to be built again; a date with `MAX_ATTEMPTS` fails instead. Returns the queued dates."""
     requeued: list[date] = []
     for row in rows:
-        log.warning("date_requeued", day=row.day.isoformat(), reason=reason, attempt=row.attempt)
         if row.attempt >= MAX_ATTEMPTS:
-            window.fail(row, "SentBackTooOften", f"{reason}, {row.attempt} times")
+            window.fail(row, "RequeuedTooOften", f"{reason}, {row.attempt} times")
         elif window.move(row, DateState.QUEUED, verdict=None):
+            log.warning("date_requeued", day=row.day.isoformat(), reason=reason, attempt=row.attempt)
             requeued.append(row.day)
     return requeued

@@ -12,11 +12,12 @@ from gated_backfill.common.audit.audit import AUDIT_ACTOR, audit_dates, newly_fl
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, describe_findings
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.common.ledger import NewAlert
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.registry import EXAMPLE_JOB, find_job, job_names
+from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import today
 from gated_backfill.worker.dependencies import Deps
 
@@ -30,7 +31,7 @@ class AuditFailed(BackfillError):
 
 
 class AuditInterrupted(Retryable):
-    """Some jobs could not be audited for a passing reason; the others were."""
+    """Some jobs could not be audited for a temporary reason; the others were."""
 
 
 def audit_recent(deps: Deps, *, on: date | None = None) -> str:
@@ -43,9 +44,7 @@ def audit_recent(deps: Deps, *, on: date | None = None) -> str:
     as_of = on or today()
     outcomes: list[str] = []
     errors: dict[str, Exception] = {}
-    for name in job_names():
-        if name == EXAMPLE_JOB and deps.ledger.dates.earliest_day(name) is None:
-            continue
+    for name in jobs_in_use(deps.ledger):
         try:
             outcome = f"{name}: {_audit_job(find_job(name), deps, as_of)}"
         except Exception as exc:  # noqa: BLE001 - raised below, after the other jobs were audited
@@ -56,7 +55,7 @@ def audit_recent(deps: Deps, *, on: date | None = None) -> str:
             outcomes.append(outcome)
     if errors:
         raise _failure(errors, outcomes)
-    return "; ".join(outcomes) or "no job is installed"
+    return "; ".join(outcomes) or "no job to audit"
 
 
 def _failure(errors: dict[str, Exception], outcomes: Sequence[str]) -> BackfillError:
@@ -73,7 +72,7 @@ def _audit_job(job: Job, deps: Deps, as_of: date) -> str:
         return "never run, not audited"
     days = recent_days(first_day, as_of, deps.settings.audit_days)
     if not days:
-        return "no date of it is before today"
+        return "no date before today"
     audit = audit_dates(job, days, deps.warehouse, deps.ledger)
     flags = deps.ledger.flags.list_open_flags(job.name)
     new_dates = newly_flagged(audit, {day: flag.finding for day, flag in flags.items()})
@@ -102,7 +101,7 @@ def audit_alert(audit: AuditResult, new_dates: Sequence[AuditedDate], as_of: dat
     """
     unknown, skipped = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE), audit.skipped_but_changed
     if new_dates:
-        key, title = f"{as_of} {_digest(new_dates)}", f"{len(new_dates)} date(s) are not as they must be"
+        key, title = f"{as_of} {_digest(new_dates)}", f"{len(new_dates)} date(s) need a rebuild"
     elif unknown:
         key, title = (
             f"unflagged {_digest([*unknown, *skipped])}",

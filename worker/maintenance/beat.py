@@ -1,6 +1,6 @@
 """Beat's scheduler. Imported by the process that runs `celery beat`, and by no worker.
 
-Changes Celery 5.7's `PersistentScheduler`: it stops when its schedule file holds a class that cannot be imported.
+Celery 5.7's `PersistentScheduler` stops if its file holds a class that cannot be imported; this one does not.
 """
 
 from __future__ import annotations

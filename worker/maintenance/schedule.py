@@ -21,12 +21,12 @@ from gated_backfill.common.model.queues import HOUSEKEEPING_QUEUE, MAINTENANCE_Q
 from gated_backfill.common.process.clock import utcnow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LONGEST_WORK = timedelta(hours=1)  #: the lease of a daily task; its time limit is shorter
+DAILY_LEASE = timedelta(hours=1)  #: the time limit of a daily task is shorter
 FREQUENT_LEASE = timedelta(minutes=5)
 RECONCILE_LEASE = timedelta(minutes=1)  #: short, as its worker may die on another host; two at once are safe
-SHORTEST_WAIT = timedelta(seconds=5)  #: the shortest time after which a message expires
+MIN_EXPIRY = timedelta(seconds=5)  #: the shortest time after which a message expires
 #: The longest time after which a message expires. A daily task that is overdue is sent again.
-LONGEST_WAIT = timedelta(hours=1)
+MAX_EXPIRY = timedelta(hours=1)
 
 
 class Recurrence(Protocol):
@@ -103,8 +103,8 @@ class MaintenanceSchedule:
     def expires(self) -> float:
         """The seconds after which an unconsumed message is dropped, so that messages do not pile up."""
         if not isinstance(self.recurrence, Every):
-            return LONGEST_WAIT.seconds
-        return min(max(self.recurrence.seconds, SHORTEST_WAIT.seconds), LONGEST_WAIT.seconds)
+            return MAX_EXPIRY.seconds
+        return min(max(self.recurrence.seconds, MIN_EXPIRY.seconds), MAX_EXPIRY.seconds)
 
 
 def maintenance_schedules(settings: Settings) -> dict[str, MaintenanceSchedule]:
@@ -132,7 +132,7 @@ def _every(seconds: float, *, lease: timedelta = FREQUENT_LEASE) -> MaintenanceS
 def _daily(settings: Settings, at: time, *, minutes: int = 0) -> MaintenanceSchedule:
     """Daily, `minutes` after the time `at`, so that the tasks of a night run one after the other."""
     moment = (datetime.combine(date(2000, 1, 1), at) + timedelta(minutes=minutes)).time()
-    return MaintenanceSchedule(recurrence=DailyAt(time=moment, zone=settings.timezone), lease=LONGEST_WORK)
+    return MaintenanceSchedule(recurrence=DailyAt(time=moment, zone=settings.timezone), lease=DAILY_LEASE)
 
 
 class SlotSchedule(BaseSchedule):

@@ -49,7 +49,7 @@ def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _work(value: object) -> bool:
+def _task_name(value: object) -> bool:
     return isinstance(value, str) and MAINTENANCE_TASK_NAME.fullmatch(value) is not None
 
 
@@ -59,7 +59,7 @@ ARGUMENT_TYPES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "days": (_days, "dates as YYYY-MM-DD"),
     "number": (_number, "the number of a window"),
     "lost_tasks": (_flag, "true or false"),
-    "name": (_work, "the name of a maintenance task"),
+    "name": (_task_name, "the name of a maintenance task"),
 }
 
 

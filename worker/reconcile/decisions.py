@@ -56,17 +56,17 @@ class StartRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RequeueDates:
-    """Requeue the lost dates of a window and send them; of a paused or cancelled run the ledger only updates them."""
+    """Requeue the lost dates of a window and send them; if the run is paused or cancelled, only requeue them."""
 
     window: int
     include_queued: bool  #: the messages of queued dates are lost as well
-    ignore_deaths_before: datetime | None  #: the broker's loss ended workers that claimed dates before this
+    ignore_deaths_before: datetime | None  #: claims before this ended with the broker, so they count no death
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallGate:
-    """Send the message that has a window closed."""
+    """Send the message that calls a window's gate."""
 
     window: int
     reason: str
@@ -127,8 +127,8 @@ def _reason_lost(window: WindowSnapshot, run: RunSnapshot, settings: RecoverySet
         return None
     if run.lost_tasks:
         return "the broker or a worker died"
-    was_sent = window.queued_at is None or _is_late(run, window.queued_at, settings.reconcile_seconds)
-    if not window.is_at_broker and was_sent:  # a window opened a moment ago may still be on its way there
+    sent_long_ago = window.queued_at is None or _is_late(run, window.queued_at, settings.reconcile_seconds)
+    if not window.is_at_broker and sent_long_ago:  # a window opened a moment ago may still be on its way there
         return "the broker lost them"
     return "the run is stalled" if _is_stalled(run, settings) and not run.has_waiting_dates else None
 

@@ -55,8 +55,8 @@ DATE_OPTIONS = (
         "--reprocess",
         type=ValueChoice(Reprocess),
         default=Reprocess.FAILED.value,
-        help="Which dates of earlier runs to build again. none: only dates that no run has ended. failed: those and "
-        "the blocked and failed ones. all: every date, checkpointed ones included.",
+        help="Which dates of earlier runs to build again. none: only dates without a result. failed: also the "
+        "blocked and failed ones. all: also the checkpointed ones.",
     ),
     click.option("--newest-first", is_flag=True, help="Build the latest dates first."),
 )
@@ -92,7 +92,7 @@ LAUNCH_OPTIONS = (
     click.option(
         "--max-in-flight",
         type=click.IntRange(min=1),
-        help="Dates in flight at once.  [default: BACKFILL_MAX_IN_FLIGHT, or the open windows']",
+        help="Dates in flight at once.  [default: BACKFILL_MAX_IN_FLIGHT or no limit]",
     ),
     click.option(
         "--workers",

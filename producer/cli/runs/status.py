@@ -25,7 +25,7 @@ from gated_backfill.producer.terminal.runs import (
 @latest_run_argument
 @json_option
 @click.option("--every-date", is_flag=True, help="Every date with its source check, not only the incomplete ones.")
-@click.option("--last", type=click.IntRange(0, 1000), default=5, help="Number of further runs to list.")
+@click.option("--last", type=click.IntRange(0, 1000), default=5, help="Number of latest runs to list.")
 def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> None:
     """Show the state of a run: which dates are blocked or failed, why, and which entities are missing."""
     with closing(open_ledger(read_ledger_url())) as ledger:

@@ -10,7 +10,7 @@ from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.producer.stack.shutdown import shut_down_stack
-from gated_backfill.producer.stack.standing import clear_heartbeat
+from gated_backfill.producer.stack.supervised_stack import clear_heartbeat
 from gated_backfill.producer.terminal.console import make_console
 
 

@@ -11,14 +11,14 @@ from rich.markup import escape
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.signals import interrupt_on_signals
-from gated_backfill.producer.stack.standing import (
+from gated_backfill.producer.stack.state_file import StackState, find_running_stack, stack_lock
+from gated_backfill.producer.stack.supervised_stack import (
     SupervisedStack,
     UpOptions,
     check_places,
     check_ports,
     start_supervisor,
 )
-from gated_backfill.producer.stack.state_file import StackState, find_running_stack, stack_lock
 from gated_backfill.producer.terminal.console import make_console
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 
@@ -84,7 +84,7 @@ def _run_in_foreground(options: UpOptions, settings: Settings, console: Console)
 def _print_state(state: StackState, console: Console) -> None:
     lines = {
         "broker": state.broker + (" (embedded)" if state.embedded else ""),
-        "workers": f"{state.workers} for dates, 1 each for the gate, maintenance and housekeeping; and beat",
+        "workers": f"{state.workers} for dates, 2 for the gate, 1 each for small runs, maintenance, housekeeping; beat",
         "Flower": state.flower_url,
         "user": state.flower_user,
         "password": state.flower_password,

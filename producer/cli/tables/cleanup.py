@@ -53,9 +53,7 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
     "--days", type=int, help="Rows older than this number of days are stale.  [default: BACKFILL_CLEANUP_DAYS or 7]"
 )
 @click.option("--table", "names", multiple=True, help="Clean this table only. May be repeated.")
-@click.option(
-    "--allow-large", is_flag=True, help="Delete even more than BACKFILL_CLEANUP_MAX_SHARE (a half) of a table."
-)
+@click.option("--allow-large", is_flag=True, help="Allow deleting more than BACKFILL_CLEANUP_MAX_SHARE of a table.")
 @yes_option
 @json_option
 @click.pass_context
@@ -72,7 +70,7 @@ def cleanup(
 
     Rows dated today or later are never deleted. `backfill cleanup restore ID` restores deleted rows until their backup
     expires (BACKFILL_CLEANUP_BACKUP_DAYS). A cleanup that was killed is finished by the next one.
-    Exit codes: 0 done, 2 refused, 3 done in part.
+    Exit codes: 0 done, 2 refused or failed, 3 done, with a note.
     """
     if context.invoked_subcommand is not None:
         return
@@ -205,7 +203,7 @@ def _open_cleanup_context(settings: Settings) -> CleanupContext:
 
 def _print_preview(stale: Sequence[StaleRows]) -> None:
     preview = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("table", "rows", "dates", "oldest", "newest", "cutoff", "of the table"):
+    for name in ("table", "rows", "dates", "oldest", "newest", "cutoff", "share"):
         is_text = name in ("table", "oldest", "newest", "cutoff")
         preview.add_column(name, justify="left" if is_text else "right", no_wrap=True)
     for rows in stale:

@@ -7,6 +7,8 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.ledger.jobs_in_use import read_jobs_in_use
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
 from gated_backfill.producer.cli.options import json_option
@@ -19,9 +21,10 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 def jobs(as_json: bool) -> None:
     """List the installed jobs with their tables, and the error of each job that cannot be loaded.
 
+    The shipped example is listed if it has been run or is the only job.
     Exit codes: 0 every job can be loaded, 3 some cannot.
     """
-    installed, errors = load_jobs()
+    installed, errors = load_jobs(read_jobs_in_use(read_settings().ledger_url))
     if as_json:
         print_json(
             [_job_json(job) for job in installed] + [{"name": name, "error": str(exc)} for name, exc in errors.items()]
