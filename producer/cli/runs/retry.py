@@ -12,7 +12,7 @@ from gated_backfill.common.ledger import DateState, Run
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.producer.cli.options import run_argument, strip_reason
-from gated_backfill.producer.cli.runs.arguments import JUDGING_OPTIONS, LAUNCH_OPTIONS, RunArguments, run_arguments
+from gated_backfill.producer.cli.runs.run_options import JUDGING_OPTIONS, LAUNCH_OPTIONS, RunArguments, run_arguments
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.planning.plan import RunRequest
 from gated_backfill.producer.terminal.console import make_console, print_json

@@ -10,7 +10,7 @@ import click
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.producer.cli.options import strip_reason
-from gated_backfill.producer.cli.runs.arguments import (
+from gated_backfill.producer.cli.runs.run_options import (
     DATE_OPTIONS,
     JUDGING_OPTIONS,
     LAUNCH_OPTIONS,

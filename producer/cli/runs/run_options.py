@@ -1,4 +1,4 @@
-"""The arguments of `plan`, `run` and `retry`: their options, and one value that holds what the user gave."""
+"""The options of `plan`, `run` and `retry`, and one value that holds what the user gave."""
 
 from __future__ import annotations
 
