@@ -127,7 +127,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow] = ()) -> dict[str, Any]:
+def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow]) -> dict[str, Any]:
     run = progress.run
     return {
         "run": run.id,

@@ -260,7 +260,7 @@ def test_a_blocked_date_names_its_unexpected_entities_next_to_the_missing_ones(l
         assert f"unexpected 600: {shown} and 588 more (more with --json)\n" in text
     rows = lab.status()["dates"]
     assert [row["unexpected"] for row in rows] == [players(15, "other"), players(500, "other"), []]
-    assert [row["unexpected_count"] for row in rows] == [15, 600, 0]
+    assert [(row["missing_count"], row["unexpected_count"]) for row in rows] == [(15, 15), (20, 600), (0, 0)]
 
 
 def test_a_date_that_the_preflight_blocks_names_its_unexpected_entities_too(lab: Lab) -> None:
@@ -313,6 +313,9 @@ def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: 
         ("2023-02-24", "checkpointed"),
     ]
     assert result["dates"][0]["error"] == f"RuntimeError: no luck on {DAY}"
+    status = json.loads(lab.command("status", first, "--json").stdout)
+    assert (status["actions"], result) == (result["actions"], status | {"exit_code": 3})
+    assert status["actions"]
     assert (retried.returncode, retry_result["exit_code"], retry_result["state"]) == (0, 0, "succeeded")
     assert (retry_result["run"], [row["day"] for row in retry_result["dates"]]) == (latest, ["2023-02-23"])
     assert lab.command("retry", latest, "--json").stdout == "null\n"
