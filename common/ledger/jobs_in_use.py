@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.ledger.database import open_ledger
-from gated_backfill.common.ledger.ledger import Ledger
+from gated_backfill.common.ledger.ledger import Ledger, open_ledger
 from gated_backfill.common.model.registry import EXAMPLE_JOB, job_names
 
 

@@ -73,9 +73,10 @@ def read_stack_state(home: Path) -> StackState | None:
     """
     try:
         content = json.loads(state_file(home).read_text())
-        return StackState(**content)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    try:
+        return StackState(**content)
     except TypeError:  # written by another version
         if _has_live_owner(content):
             raise UserError(
