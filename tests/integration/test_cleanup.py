@@ -23,6 +23,7 @@ from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
+from tests.builders import queued_run
 from tests.lab import UPCOMING, Lab, players
 
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
@@ -316,7 +317,7 @@ def test_the_tables_of_the_example_job_are_cleaned_once_it_was_run(lab: Lab, mon
     settings, ledger = Settings(home=lab.home), lab.ledger
     assert tables_to_clean(settings, None) == tables_to_clean(settings, ledger) == ()
 
-    monkeypatch.setattr(ledger.dates, "earliest_day", {EXAMPLE_JOB: date(2023, 2, 23)}.get)
+    queued_run(ledger, job=EXAMPLE_JOB)
 
     assert [str(table) for table in tables_to_clean(settings, ledger)] == [UPCOMING, TEAMS]
 
