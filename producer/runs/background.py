@@ -21,7 +21,7 @@ from gated_backfill.producer.runs.session import (
     execute_plan,
     plan_launch,
 )
-from gated_backfill.producer.stack.startup_answer import send_startup_answer
+from gated_backfill.producer.stack.background_process import send_startup_answer
 
 
 def main() -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,8 +29,11 @@ from gated_backfill.producer.runs.launch import (
     run_sequentially,
     start_run,
 )
+from gated_backfill.producer.stack.background_process import exchange_lines, start_background_process
 from gated_backfill.producer.stack.children import clean_up_dead_stacks
-from gated_backfill.producer.stack.embedded import EmbeddedStack, places_environment
+from gated_backfill.producer.stack.embedded import EmbeddedStack
+
+BACKGROUND_MODULE = "gated_backfill.producer.runs.background"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,23 +197,8 @@ def _release(run: Run, job: Job, context: CommandContext, reason: str) -> Releas
 def launch_in_background(launch: Launch, settings: Settings) -> str:
     """Run a launch in a background process with the embedded stack; returns the run's id once the run is open."""
     log_file = settings.home.absolute() / "logs" / "background.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gated_backfill.producer.runs.background"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, **places_environment(settings)},
-            cwd=log_file.parent,  # not the user's folder: Python would import modules from there first
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process.stdin as pipe:
-        pipe.write(json.dumps(launch.as_json()).encode())
-    with process.stdout as pipe:
-        answer = pipe.readline().decode().strip()
+    process = start_background_process(BACKGROUND_MODULE, settings, log_file)
+    answer = exchange_lines(process, json.dumps(launch.as_json()))
     kind, _, text = answer.partition(" ")
     if kind != "run":
         raise UserError(text or f"the background process ended at once: see {log_file}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +32,7 @@ from gated_backfill.common.model.queues import (
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import open_staging
+from gated_backfill.producer.stack.background_process import exchange_lines, start_background_process
 from gated_backfill.producer.stack.children import BROKER, ChildProcesses, StackError, clean_up_dead_stacks
 from gated_backfill.producer.stack.embedded import (
     GATE_PROCESSES,
@@ -42,7 +41,6 @@ from gated_backfill.producer.stack.embedded import (
     free_port,
     is_port_free,
     new_stack_name,
-    places_environment,
     wait_until,
     worker_command,
     worker_environment,
@@ -262,27 +260,12 @@ def check_places(settings: Settings) -> None:
 
 def start_supervisor(options: UpOptions, settings: Settings) -> None:
     """Start the supervisor process, and wait until the stack answers. Raises `UserError` when it does not start."""
-    folder = settings.home.absolute() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "up.log").open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", SUPERVISOR_MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stream,
-            env={**os.environ, **places_environment(settings)},
-            cwd=folder,  # not the user's folder: Python would import modules from there first
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    log_file = settings.home.absolute() / "logs" / "up.log"
+    process = start_background_process(SUPERVISOR_MODULE, settings, log_file)
     try:
-        with process.stdin as pipe:
-            pipe.write(json.dumps(asdict(options)).encode())
-        with process.stdout as pipe:
-            answer = pipe.readline().decode().strip()
+        answer = exchange_lines(process, json.dumps(asdict(options)))
     except BaseException:
         process.terminate()
         raise
     if answer != "up":
-        raise UserError(answer.removeprefix("refused ") or f"the stack ended at once: see {folder / 'up.log'}")
+        raise UserError(answer.removeprefix("refused ") or f"the stack ended at once: see {log_file}")

@@ -9,7 +9,7 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.process.signals import interrupt_on_signals
-from gated_backfill.producer.stack.startup_answer import send_startup_answer
+from gated_backfill.producer.stack.background_process import send_startup_answer
 from gated_backfill.producer.stack.supervised_stack import SupervisedStack, UpOptions, check_places
 
 
