@@ -30,7 +30,7 @@ from gated_backfill.common.process.identity import die_with_parent, limit_memory
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
-from gated_backfill.worker.maintenance.schedule import beat_schedule, maintenance_schedules
+from gated_backfill.worker.maintenance.schedule import beat_schedule
 
 if TYPE_CHECKING:
     from gated_backfill.worker.dependencies import Deps
@@ -47,7 +47,7 @@ app: Celery = make_app(read_settings(), broker_url())
 app.conf.include = ("gated_backfill.worker.tasks", "gated_backfill.worker.messages.stop_dates")
 app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
 app.conf.beat_scheduler = "gated_backfill.worker.maintenance.beat:SlotScheduler"
-app.conf.beat_schedule = beat_schedule(read_settings(), maintenance_schedules(read_settings()))
+app.conf.beat_schedule = beat_schedule(read_settings())
 prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()

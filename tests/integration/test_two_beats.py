@@ -33,7 +33,7 @@ def broker(tmp_path: Path) -> Iterator[str]:
 def last_seen_two_days_ago(lab: Lab, broker: str, file: Path) -> Path:
     """The schedule file of a beat that has been down since."""
     app = make_app(lab.settings, broker)
-    app.conf.beat_schedule = beat_schedule(lab.settings, MAINTENANCE_TASKS)
+    app.conf.beat_schedule = beat_schedule(lab.settings)
     scheduler = PersistentScheduler(app, schedule_filename=str(file))
     for entry in scheduler.schedule.values():
         entry.last_run_at = utcnow() - timedelta(days=2)
@@ -74,7 +74,7 @@ def count(log: Path, name: str) -> int:
 
 def test_beat_discards_a_schedule_file_of_another_version(lab: Lab, tmp_path: Path) -> None:
     file, app = tmp_path / "schedule", make_app(lab.settings, "redis://127.0.0.1:1/0")
-    app.conf.beat_schedule = beat_schedule(lab.settings, MAINTENANCE_TASKS)
+    app.conf.beat_schedule = beat_schedule(lab.settings)
     with dbm.open(str(file), "c") as raw:
         raw["entries"] = b"cworker.schedule\nAtSlots\n."  # a pickle that names a module of the version before
 

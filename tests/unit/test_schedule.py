@@ -112,11 +112,11 @@ def test_the_schedule_survives_its_file(when: Recurrence) -> None:
 
 def test_every_work_that_can_be_done_has_its_place_in_the_schedule(home: Settings) -> None:
     assert set(MAINTENANCE_TASKS) == set(maintenance_schedules(home))
-    assert set(beat_schedule(home, MAINTENANCE_TASKS)) == set(MAINTENANCE_TASKS)
+    assert set(beat_schedule(home)) == set(MAINTENANCE_TASKS)
 
 
 def test_what_may_take_long_goes_to_a_queue_of_its_own_and_what_must_not_wait_to_another(home: Settings) -> None:
-    queues = {name: sent["options"]["queue"] for name, sent in beat_schedule(home, MAINTENANCE_TASKS).items()}
+    queues = {name: sent["options"]["queue"] for name, sent in beat_schedule(home).items()}
     frequent = {"heartbeat", "reconcile", "catch_up", "reports", "alerts"}
     assert queues == {name: "maintenance" if name in frequent else "housekeeping" for name in MAINTENANCE_TASKS}
 

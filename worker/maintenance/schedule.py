@@ -7,7 +7,6 @@ run, so two beats differ, and a clock change shifts it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Protocol
@@ -168,8 +167,8 @@ def _aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def beat_schedule(settings: Settings, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The schedule of the named tasks, as a value for Celery's setting `beat_schedule`."""
+def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The schedule of the maintenance tasks, as a value for Celery's setting `beat_schedule`."""
     return {
         name: {
             "task": MAINTAIN,
@@ -178,5 +177,4 @@ def beat_schedule(settings: Settings, names: Collection[str]) -> dict[str, dict[
             "options": {"queue": entry.queue, "expires": entry.expires, "argsrepr": name, "kwargsrepr": ""},
         }
         for name, entry in maintenance_schedules(settings).items()
-        if name in names
     }
