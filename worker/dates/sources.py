@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -46,7 +47,7 @@ class SourceCheck:
     def present_counts(self) -> dict[str, int]:
         return {name: len(names) for name, names in self.present_by_source.items()}
 
-    @property
+    @cached_property
     def covered_entities(self) -> frozenset[str]:
         """The expected entities that the chosen source has, with the one it is filled from."""
         fill = self.present_by_source[self.choice.fill_from] if self.choice.fill_from else frozenset[str]()
