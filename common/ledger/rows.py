@@ -38,18 +38,21 @@ def date_transition(expect: DateState, to: DateState, columns: DateColumns) -> d
     return values
 
 
+def failure_columns(kind: str, error: str, reason: str, job_place: str | None = None) -> dict[str, Any]:
+    """Return the verdict and the error of a failed date. `job_place`: the file and line of the job that raised it."""
+    columns = {"verdict": Verdict.FAILED.value, "reason": reason}
+    return {**columns, "error_kind": kind, "error": error, "error_place": job_place}
+
+
 def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
     """Return the values of a date that is failed because too many workers died while processing it."""
+    error = f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)"
     return {
+        **failure_columns("WorkerLost", error, f"killed its worker {deaths} times"),
         "state": DateState.FAILED.value,
-        "verdict": Verdict.FAILED.value,
         "deaths": deaths,
         "lease_owner": None,
         "lease_until": None,
-        "error_kind": "WorkerLost",
-        "error": f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)",
-        "error_place": None,
-        "reason": f"killed its worker {deaths} times",
         "ended_at": now,
     }
 

@@ -12,11 +12,11 @@ from gated_backfill.common.broker.dispatcher import CeleryDispatcher, Dispatcher
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError, TookTooLong
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run, open_ledger
+from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_dates
-from gated_backfill.worker.dates.outcomes import failure_columns
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""How an attempt at a date ends: its outcome, its columns in the ledger, and the result of its task."""
+"""How an attempt at a date ends: its outcome, and the result of its task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
 
 NOT_CLAIMED = "not claimed"  #: the state in the outcome of a date that this worker has no claim on
@@ -29,12 +28,6 @@ class AttemptOutcome:
     day: date
     state: str  #: the value of a `DateState`, or `NOT_CLAIMED`
     detail: str = ""  #: the source of its rows, or the reason it has none
-
-
-def failure_columns(kind: str, error: str, reason: str, job_place: str | None = None) -> dict[str, Any]:
-    """The ledger's columns of a failed date. `job_place`: the file and line of the job that raised the error."""
-    columns = {"verdict": Verdict.FAILED.value, "reason": reason}
-    return {**columns, "error_kind": kind, "error": error, "error_place": job_place}
 
 
 def task_result(outcomes: Sequence[AttemptOutcome]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gated_backfill.common.errors import (
     UserError,
 )
 from gated_backfill.common.ledger import DateRow, DateState
+from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.registry import find_job
@@ -29,7 +30,7 @@ from gated_backfill.worker.dates.build import BuiltDate, build_dates
 from gated_backfill.worker.dates.claims import DatesTask, requeue_despite_outage
 from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate_job_errors
 from gated_backfill.worker.dates.hard_time_limit import enqueue_separately
-from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, AttemptOutcome, RetryLater, failure_columns
+from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, AttemptOutcome, RetryLater
 from gated_backfill.worker.dependencies import Deps
 
 log = structlog.get_logger()

@@ -9,8 +9,8 @@ import structlog
 
 from gated_backfill.common.errors import BackfillError, NotAllowed, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
+from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.runs.release import find_still_published
-from gated_backfill.worker.dates.outcomes import failure_columns
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.publish import checkpoint_published
 from gated_backfill.worker.gate.window import LeasedWindow

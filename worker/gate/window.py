@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
+from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.worker.dates.outcomes import failure_columns
 from gated_backfill.worker.dependencies import Deps
 
 

@@ -15,6 +15,7 @@ from gated_backfill.common.ledger.rows import (
     cancelled_columns,
     date_from_row,
     date_transition,
+    failure_columns,
     group_by_columns,
     lock_run_state,
     update_date_statement,
@@ -142,8 +143,7 @@ class DateStore(LedgerStore):
         `job_place`: the file and line of the job that raised the error.
         """
         unclaimed = [DateState.PENDING.value, DateState.QUEUED.value]
-        columns = {"verdict": Verdict.FAILED.value, "reason": f"{kind}: {error}"}
-        columns |= {"error_kind": kind, "error": error, "error_place": job_place}
+        columns = failure_columns(kind, error, f"{kind}: {error}", job_place)
         with self._write() as connection:
             connection.execute(
                 update(windows)
