@@ -91,6 +91,10 @@ class DateRow:
     checksum: str | None
     target_before: str | None
     inputs: str | None
+    input_parts: Mapping[str, str] | None
+    job_version: str | None
+    floor: int | None
+    floor_reason: str | None
     error_kind: str | None
     error: str | None
     error_place: str | None
@@ -145,6 +149,7 @@ class Checkpoint:
     checksum: str
     inputs: str
     checkpointed_at: datetime
+    input_parts: Mapping[str, str] | None = None  #: fingerprints by role of the table; None if not recorded
 
 
 @dataclass(frozen=True, kw_only=True)

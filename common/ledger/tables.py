@@ -133,6 +133,10 @@ run_dates = Table(
     Column("checksum", String(64)),
     Column("target_before", String(64)),  #: the target partition's fingerprint when the date was staged
     Column("inputs", String(64)),  #: fingerprint of the input partitions it was built from
+    Column("input_parts", JSON),  #: fingerprints of the same partitions, by the table's role in the job
+    Column("job_version", String(64)),  #: of the job in the worker that staged the rows
+    Column("floor", Integer),  #: the fewest entities that may be expected, as planned
+    Column("floor_reason", Text),  #: where the floor comes from
     Column("error_kind", String(128)),
     Column("error", Text),
     Column("error_place", Text),  #: `file:line` of the job's code that raised the error
@@ -176,6 +180,7 @@ checkpoints = Table(
     Column("source", String(256), nullable=False),
     Column("checksum", String(64), nullable=False),
     Column("inputs", String(64), nullable=False),
+    Column("input_parts", JSON),  #: null in a checkpoint of a version that did not record them
     Column("checkpointed_at", UtcDateTime, nullable=False),
     CheckConstraint("verdict IN ('complete', 'accepted', 'forced')", name="verdict"),
 )
@@ -187,7 +192,17 @@ replaced_checkpoints = Table(
     Column("replaced_by", String(40), ForeignKey("runs.id"), primary_key=True),
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
-    *(Column(column.name, column.type, nullable=False) for column in checkpoints.c if not column.primary_key),
+    *(Column(column.name, column.type, nullable=column.nullable) for column in checkpoints.c if not column.primary_key),
+)
+
+#: Each target table belongs to the job that built it last.
+targets = Table(
+    "targets",
+    metadata,
+    Column("target", String(256), primary_key=True),  #: `dataset.table`
+    Column("job", String(128), nullable=False),
+    Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),  #: the run that claimed it
+    Column("claimed_at", UtcDateTime, nullable=False),
 )
 
 #: Dates in which an audit found something wrong; the next checkpoint of a date clears its flag.

@@ -20,6 +20,7 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "FLOAT64": pa.float64(),
     "BOOL": pa.bool_(),
     "DATE": pa.date32(),
+    "DATETIME": pa.timestamp("us"),
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
 

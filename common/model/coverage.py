@@ -36,14 +36,22 @@ class Fallback(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class CoveragePolicy:
-    """The coverage that a date needs, as shares of the expected entities. Raises `ValueError` for impossible shares."""
+    """The coverage that a date needs, as shares of the expected entities. Raises `ValueError` for impossible shares.
+
+    Two questions have a ratio of their own: from which coverage on the primary source is taken without looking for
+    another one (`fallback_below`), and from which coverage on a date may be published (`accept_ratio`).
+    """
 
     complete_ratio: float = 0.95  #: from this ratio on, a date is complete
     accept_ratio: float = 0.90  #: from this ratio on, a date is accepted with a warning; below it, the date is blocked
+    #: Below this ratio the primary gives way to a better source. None: `accept_ratio`, or 1 with `Fallback.FILL`.
+    fallback_below: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.accept_ratio <= self.complete_ratio <= 1:
             raise ValueError("a coverage policy needs 0 < accept_ratio <= complete_ratio <= 1")
+        if self.fallback_below is not None and not 0 <= self.fallback_below <= 1:
+            raise ValueError("a coverage policy needs 0 <= fallback_below <= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,10 @@ class DateExpectation:
     expected: int  #: distinct expected entities
     events: int | None = None  #: entries of the calendar on this date; None when there is no calendar
     floor_per_event: int = 0  #: the fewest entities that one calendar entry implies
+    null_entities: int = 0  #: rows of the expectation whose entity is null
+    contradicted_by: str | None = None  #: what has rows on a date without expected entities, in words
+    floor: int = 0  #: the fewest entities that may be expected
+    floor_reason: str = ""  #: where the floor comes from, in words
 
 
 def format_percent(part: int, whole: int) -> str:

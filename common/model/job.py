@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the source each row came from
 
 
+def as_columns(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of one or several columns as a tuple."""
+    return (names,) if isinstance(names, str) else names
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
     """A table with one row per event (a game, a market session). It shows whether a date without rows had events.
@@ -37,6 +42,7 @@ class Calendar:
     table: str  #: `dataset.table`
     date_column: str  #: the column with the event's date
     floor_per_event: int = 1  #: the smallest number of entities that one event implies
+    time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
     season_column: str | None = None  #: the column that groups events into seasons
     season_filter: tuple[str, str] | None = None  #: (column, value) of the events that can open a season
 
@@ -62,16 +68,56 @@ def never_skip(day: date, calendar: CalendarEvents | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """The entities that each date must contain: the distinct values of one column of a table.
+class Reconcile:
+    """A sum that must agree with the expectation's, for each entity.
 
-    The table must exist. Null entities are not counted.
+    An entity is present only if the sum of `column` over its rows differs from the expectation's sum by at most
+    `tolerance` times that sum. Nulls count as 0. Raises `UserError` for a negative tolerance.
+    """
+
+    column: str  #: the column of the expectation's table, and of the others unless they name another one
+    tolerance: float = 0.0  #: relative to the expectation's sum
+    source_column: str | None = None  #: the column of the sources; None: `column`
+    target_column: str | None = None  #: the column of the target; None: `column`
+
+    def __post_init__(self) -> None:
+        validate_identifier(self.column, "column name")
+        if self.tolerance < 0:
+            raise UserError(f"the tolerance of {self.column} is {self.tolerance}: it can't be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """The entities that each date must contain: the distinct values of one or several columns of a table.
+
+    The table must exist. A date with null entities is blocked as "expectation incomplete".
     """
 
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row
-    entity: str  #: the column with the entity
+    entity: str | tuple[str, ...]  #: the column with the entity, or several columns that identify it together
     calendar: Calendar | None = None  #: guards against an incomplete expectation; None: an empty date is skipped
+    time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
+    #: Rows per entity, compared with the expectation's: "equal", or the smallest share of them. None: not compared.
+    rows: Literal["equal"] | float | None = None
+    reconcile: tuple[Reconcile, ...] = ()  #: sums per entity that must agree with the expectation's
+    floor: int | None = None  #: the fewest entities that may be expected on a date that has any
+    #: The smallest share of the usual number of entities on the dates around it. None: 0.1 without a calendar, else 0.
+    floor_share_of_recent: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, float | int) and not 0 < self.rows <= 1:
+            raise UserError(f'expectation {self.table}: rows is {self.rows}: it must be "equal" or a share up to 1')
+        if self.floor is not None and self.floor < 0:
+            raise UserError(f"expectation {self.table}: floor is {self.floor}: it can't be negative")
+        share = self.floor_share_of_recent
+        if share is not None and not 0 <= share <= 1:
+            raise UserError(f"expectation {self.table}: floor_share_of_recent is {share}: it must be between 0 and 1")
+
+    @property
+    def entity_columns(self) -> tuple[str, ...]:
+        """The columns that identify the entity."""
+        return as_columns(self.entity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +131,35 @@ class Source:
     name: str  #: unique within the job; `status` and `plan` show it
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row
-    entity: str | None = None  #: the column with the entity; None: named as in the expectation
+    entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
     lookback_days: int = 0  #: days before each date whose rows `derive` also gets
+    require_lookback: bool = True  #: a day of the lookback without rows, that had events if there is a calendar, blocks
     #: Computes the rows to process from the rows that were read, lookback included, and the dates to build.
     derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
+    derive_together: bool = False  #: `derive` may get several dates at once; by default it is called for each date
+    required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
+    check_rows: bool = True  #: compare its rows and sums with the expectation's, if the expectation says so
+    time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """A further table that `process` reads, whichever source was chosen."""
+    """A further table that `process` reads, whichever source was chosen.
+
+    A date on which a required input has no rows is blocked.
+    """
 
     name: str  #: the key in `Batch.inputs`
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
     lookback_days: int = 0  #: days before each date whose rows are read as well
-    optional: bool = False  #: an optional table may be absent: `Batch.inputs` then holds None
+    require_lookback: bool = True  #: a day of the lookback without rows, that had events if there is a calendar, blocks
+    optional: bool = False  #: it may lack rows, and its table may be absent: `Batch.inputs` then holds None
+    entity: str | tuple[str, ...] | None = None  #: with `coverage`: the columns with the expectation's entity
+    coverage: float | None = None  #: the smallest share of the expected entities that it must have on a date
+    time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +167,12 @@ class Target:
     """The dated table that the job rebuilds."""
 
     table: str  #: `dataset.table`
-    date_column: str  #: the column with the date of each row, which must be one of `columns`
+    date_column: str  #: the column with the date of each row, which must be one of `columns`, of type DATE
     key: tuple[str, ...]  #: unique within a date; rows are published in the order of these columns
     columns: Mapping[str, Column]  #: exactly the columns that `process` returns, with type, nulls and bounds
-    entity: str | None = None  #: the column with the entity; None: named as in the expectation
+    entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
+    required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
+    check_rows: bool = True  #: compare its rows and sums with the expectation's, if the expectation says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +194,8 @@ class Batch:
     """The rows of one or several dates, passed to `process`.
 
     How dates are grouped into batches may differ between runs, so a date's result must not depend on the other dates.
-    Columns keep their pandas types with and without nulls: INT64 is `Int64`, BOOL is `boolean`, DATE is `datetime64`.
+    Columns keep their pandas types with and without nulls: INT64 is `Int64`, BOOL is `boolean`, DATE and DATETIME are
+    `datetime64`.
     """
 
     days: tuple[date, ...]  #: the dates to build
@@ -173,14 +234,16 @@ class Job:
         validate_identifier(self.name, "job name")
         if not self.sources:
             raise UserError(f"job {self.name} declares no source")
+        for declared in self.inputs:
+            if declared.coverage is not None and not 0 < declared.coverage <= 1:
+                raise UserError(f"job {self.name}, input {declared.name}: coverage is {declared.coverage}, not in 0..1")
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: it must be at least 1")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise UserError(f"job {self.name} declares two sources of the same name: {names}")
-        required = (*self.target.key, self.target.date_column, self.entity_column)
-        if missing := [column for column in required if column not in self.target.columns]:
-            raise UserError(f"job {self.name}: the target's columns lack {missing}")
+        self._validate_target()
+        self._validate_entities()
         for role, table in self.tables_by_role():
             try:
                 TableName.parse(table)
@@ -192,14 +255,51 @@ class Job:
             except UserError as exc:
                 raise UserError(f"job {self.name}, stale table: {exc}") from exc
 
+    def _validate_target(self) -> None:
+        target = self.target
+        reconciled = self.expectation.reconcile if target.check_rows else ()
+        sums = [reconcile.target_column or reconcile.column for reconcile in reconciled]
+        needed = (*target.key, target.date_column, *self.target_entity, *target.required, *sums)
+        if missing := [column for column in dict.fromkeys(needed) if column not in target.columns]:
+            raise UserError(f"job {self.name}: the target's columns lack {missing}")
+        date_type = target.columns[target.date_column].type
+        if date_type != "DATE":
+            raise UserError(f"job {self.name}: the target's date column {target.date_column} is {date_type}, not DATE")
+
+    def _validate_entities(self) -> None:
+        """Check that every table names as many entity columns as the expectation."""
+        count = len(self.expectation.entity_columns)
+        if not count:
+            raise UserError(f"job {self.name}: the expectation names no entity column")
+        for what, names in (
+            ("the target", self.target_entity),
+            *((f"source {source.name}", self.source_entity(source)) for source in self.sources),
+            *((f"input {declared.name}", self.input_entity(declared)) for declared in self.inputs),
+        ):
+            if len(names) != count:
+                raise UserError(f"job {self.name}: {what} has {len(names)} entity column(s), the expectation {count}")
+            for name in names:
+                validate_identifier(name, "column name")
+
+    @property
+    def target_entity(self) -> tuple[str, ...]:
+        """The target's columns with the entity."""
+        return as_columns(self.target.entity or self.expectation.entity)
+
     @property
     def entity_column(self) -> str:
-        """The target's column with the entity."""
-        return self.target.entity or self.expectation.entity
+        return self.target_entity[0]
 
     def source_entity_column(self, source: Source) -> str:
-        """Return the source's column with the entity."""
-        return source.entity or self.expectation.entity
+        return self.source_entity(source)[0]
+
+    def source_entity(self, source: Source) -> tuple[str, ...]:
+        """Return the source's columns with the entity."""
+        return as_columns(source.entity or self.expectation.entity)
+
+    def input_entity(self, declared: Input) -> tuple[str, ...]:
+        """Return the input's columns with the entity."""
+        return as_columns(declared.entity or self.expectation.entity)
 
     def source(self, name: str) -> Source:
         """Return the source of that name. Raises `StopIteration` when the job has none."""

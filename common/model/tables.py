@@ -9,7 +9,7 @@ from typing import Literal
 
 from gated_backfill.common.errors import UserError
 
-ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "TIMESTAMP"]
+ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "DATETIME", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
 
 DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
@@ -74,9 +74,17 @@ def _parse_table(text: str) -> DatedTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One output column: its type, whether it may be null, and the bounds of its values (both included)."""
+    """One output column: its type, whether it may be null, and the bounds of its values (both included).
+
+    Raises `UserError` for a share of nulls outside 0..1.
+    """
 
     type: ColumnType
     nullable: bool = False
     ge: float | None = None
     le: float | None = None
+    max_null_share: float | None = None  #: of a date's rows; with more nulls the date is blocked; None: no limit
+
+    def __post_init__(self) -> None:
+        if self.max_null_share is not None and not 0 <= self.max_null_share <= 1:
+            raise UserError(f"max_null_share is {self.max_null_share}: it must be a share between 0 and 1")

@@ -150,7 +150,7 @@ def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:
 
 def expectation_scan(job: Job, days: Iterable[date]) -> Scan:
     """Scan the expected entities of the days."""
-    return _scan(job.expectation, days, entity=job.expectation.entity)
+    return _scan(job.expectation, days, entity=job.expectation.entity_columns[0])
 
 
 def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
@@ -180,7 +180,7 @@ def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> 
     expectation = job.expectation
     lookbacks: dict[tuple[str, str], int] = {(expectation.table, expectation.date_column): 0}
     columns: dict[tuple[str, str], set[str] | None] = {
-        (expectation.table, expectation.date_column): {expectation.entity}
+        (expectation.table, expectation.date_column): {*expectation.entity_columns}
     }
     for dependency in (*job.sources, *job.inputs):
         key = (dependency.table, dependency.date_column)

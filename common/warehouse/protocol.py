@@ -80,6 +80,7 @@ class Scan:
     date_column: str
     dates: tuple[DateRange, ...]
     columns: Mapping[str, str] | None = None
+    time_zone: str | None = None  #: IANA name of the zone in which a TIMESTAMP has its date
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
             role="expectation",
             table=TableName.parse(expectation.table),
             date_column=expectation.date_column,
-            columns=(expectation.entity,),
+            columns=expectation.entity_columns,
         )
     ]
     requirements += [
@@ -83,7 +83,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
             role=f"source {source.name}",
             table=TableName.parse(source.table),
             date_column=source.date_column,
-            columns=(job.source_entity_column(source),),
+            columns=job.source_entity(source),
             types=source.columns or {},
             optional=True,
         )
