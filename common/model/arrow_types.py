@@ -33,6 +33,25 @@ def column_type_of(arrow: pa.DataType) -> ColumnType | None:
     return "STRING" if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow) else None
 
 
+def read_type_of(arrow: pa.DataType) -> ColumnType | None:
+    """Return the column type as which values of an Arrow type are read, or None for an unsupported type.
+
+    Wider than `column_type_of`: other programs write integers, times and text in several widths, units and encodings.
+    """
+    types = pa.types
+    if types.is_dictionary(arrow):
+        return read_type_of(arrow.value_type)
+    if types.is_integer(arrow) or (types.is_decimal(arrow) and arrow.scale == 0):
+        return "INT64"
+    if types.is_floating(arrow):
+        return "FLOAT64"
+    if types.is_date(arrow):
+        return "DATE"
+    if types.is_timestamp(arrow):
+        return "DATETIME" if arrow.tz is None else "TIMESTAMP"
+    return column_type_of(arrow)
+
+
 def arrow_schema(types: ColumnTypes) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
