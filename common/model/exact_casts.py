@@ -8,12 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.model.arrow_types import ARROW_TYPES, read_type_of
-from gated_backfill.common.model.tables import ColumnType
+from gated_backfill.common.model.tables import FITTING_TYPES, ColumnType
 
-#: Types that some values of another type fit: 5.0 fits INT64 and 5.5 does not.
-FITTING_TYPES: frozenset[tuple[str, str]] = frozenset(
-    {("INT64", "FLOAT64"), ("FLOAT64", "INT64"), ("DATE", "DATETIME"), ("DATETIME", "DATE")}
-)
 TYPE_WORDS: dict[str, str] = {
     "STRING": "text",
     "INT64": "whole numbers",

@@ -12,6 +12,12 @@ from gated_backfill.common.errors import UserError
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "DATETIME", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
 
+#: Pairs of types: some values of the first fit the second. The number 5.0 fits INT64, and 5.5 does not.
+FITTING_TYPES: frozenset[tuple[str, str]] = frozenset(
+    {("INT64", "FLOAT64"), ("FLOAT64", "INT64"), ("DATE", "DATETIME"), ("DATETIME", "DATE")}
+)
+NULL_TYPE = "null"  #: of a column that has only nulls in every file, which therefore do not say its type
+
 DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import PublishResult, StagedFile
-from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
+from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.warehouse.backups import Backups
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ class TableInfo:
     columns: Mapping[str, str]
     partitioned_by: str | None
     expires_after_days: int | None = None  #: the warehouse drops partitions older than this
+    types_are_declared: bool = True  #: whether all rows have exactly these types, or types were found in files
+    #: By column whose types differ too much between files to be read as one type: the difference, after the name.
+    mixed_columns: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def check_columns(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> None:
         """Check the date column and the columns, with their types if given. Raises `SchemaMismatch`.
@@ -42,19 +45,41 @@ class TableInfo:
                 f"has no date column {date_column}: it is partitioned by {self.partitioned_by or 'nothing'}; "
                 f"its columns are {', '.join(self.columns)}"
             ]
-        missing = dict.fromkeys(name for name in (date_column, *columns) if name not in self.columns)
+        names = dict.fromkeys((date_column, *columns))
+        missing = [name for name in names if name not in self.columns]
         mismatches = [f"lacks the column(s) {', '.join(missing)}"] if missing else []
+        if alike := _names_that_differ_by_case(self.columns):
+            mismatches.append(f"has columns that differ only by case: {', '.join(alike)}")
+        mixed = [name for name in names if name in self.mixed_columns]
+        mismatches += [f"column {name} {self.mixed_columns[name]}" for name in mixed]
         types = columns if isinstance(columns, Mapping) else {}
-        wrong = [name for name, kind in types.items() if self.columns.get(name, kind) != kind]
+        wrong = [name for name, kind in types.items() if name not in mixed and not self._fits(name, kind)]
         return mismatches + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
+
+    def _fits(self, column: str, kind: str) -> bool:
+        """Whether the column, if the table has it, may be read as the type.
+
+        Types that were found in files are those of some rows, and whether the others fit is decided by value.
+        """
+        own = self.columns.get(column, kind)
+        return own == kind or (not self.types_are_declared and (own == NULL_TYPE or (own, kind) in FITTING_TYPES))
+
+
+def _names_that_differ_by_case(names: Collection[str]) -> list[str]:
+    by_lower_case: dict[str, list[str]] = {}
+    for name in names:
+        by_lower_case.setdefault(name.lower(), []).append(name)
+    return [name for alike in by_lower_case.values() if len(alike) > 1 for name in alike]
 
 
 def check_same_columns(info: TableInfo | None, date_column: str, columns: Mapping[str, str]) -> None:
     """Check that rows with these columns can be written to the table, if it exists. Raises `SchemaMismatch`."""
+    if alike := _names_that_differ_by_case(columns):
+        raise SchemaMismatch(f"the rows to load have columns that differ only by case: {', '.join(alike)}")
     if info is None:
         return
-    info.check_columns(date_column)
-    if dict(columns) != dict(info.columns):
+    info.check_columns(date_column, [name for name in columns if name in info.columns])
+    if columns.keys() != info.columns.keys() or info.column_mismatches(date_column, columns):
         differing = sorted(set(columns.items()) ^ set(info.columns.items()))
         raise SchemaMismatch(
             f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
@@ -81,6 +106,8 @@ class Scan:
     dates: tuple[DateRange, ...]
     columns: Mapping[str, str] | None = None
     time_zone: str | None = None  #: IANA name of the zone in which a TIMESTAMP has its date
+    #: Types of some of the table's columns, as the job declares them: a warehouse of files reads them as these.
+    types: ColumnTypes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
