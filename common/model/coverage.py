@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 
@@ -53,6 +53,12 @@ class CoveragePolicy:
         if self.fallback_below is not None and not 0 <= self.fallback_below <= 1:
             raise ValueError("a coverage policy needs 0 <= fallback_below <= 1")
 
+    def fallback_threshold(self, fallback: Fallback) -> float:
+        """Return the coverage below which the primary gives way to another source, or is filled from one."""
+        if self.fallback_below is not None:
+            return self.fallback_below
+        return 1.0 if fallback is Fallback.FILL else self.accept_ratio
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -64,7 +70,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class DateExpectation:
-    """The number of entities expected on one date, and what its calendar implies."""
+    """The number of entities expected on one date, and what speaks against that number."""
 
     expected: int  #: distinct expected entities
     events: int | None = None  #: entries of the calendar on this date; None when there is no calendar
@@ -73,6 +79,7 @@ class DateExpectation:
     contradicted_by: str | None = None  #: what has rows on a date without expected entities, in words
     floor: int = 0  #: the fewest entities that may be expected
     floor_reason: str = ""  #: where the floor comes from, in words
+    table: str = "the expectation"  #: the expectation's table, for messages
 
 
 def format_percent(part: int, whole: int) -> str:
@@ -87,22 +94,41 @@ def reaches_ratio(part: int, whole: int, ratio: float) -> bool:
     return not whole or part / whole >= ratio
 
 
+def least_count(whole: float, ratio: float) -> int:
+    """Return the smallest number that `reaches_ratio` accepts as this share of `whole`."""
+    count = max(int(ratio * whole) - 1, 0)
+    while whole and count / whole < ratio:
+        count += 1
+    return count
+
+
 def judge_expectation(expectation: DateExpectation) -> Judgement | None:
     """Return the verdict that the expectation alone decides: skipped or blocked; None when the date can be built.
 
-    A date that the calendar lists is never skipped: an empty expectation blocks it.
+    A date is skipped only if nothing speaks for it: no expected entity, no event on the calendar, no null entity, no
+    row in a source or the target, no checkpoint.
     """
-    if not expectation.events:
-        reason = "nothing expected" if expectation.events is None else "not on the calendar"
-        return None if expectation.expected else Judgement(verdict=Verdict.SKIPPED, reason=reason)
-    floor = expectation.events * expectation.floor_per_event
-    if expectation.expected and expectation.expected >= floor:
+    if problem := _expectation_problem(expectation):
+        return Judgement(verdict=Verdict.BLOCKED, reason=f"expectation incomplete: {problem}")
+    if expectation.expected:
         return None
-    return Judgement(
-        verdict=Verdict.BLOCKED,
-        reason=f"expectation incomplete: {expectation.expected} expected, but the calendar has {expectation.events} "
-        f"event(s), which imply at least {max(floor, 1)}",
-    )
+    reason = "nothing expected" if expectation.events is None else "not on the calendar"
+    return Judgement(verdict=Verdict.SKIPPED, reason=reason)
+
+
+def _expectation_problem(expectation: DateExpectation) -> str | None:
+    """Return the first reason why more entities must be expected than are, or None."""
+    expected, events = expectation.expected, expectation.events or 0
+    if expectation.null_entities:
+        return f"{expectation.null_entities} row(s) of {expectation.table} have a null entity: fill or delete them"
+    if events and expected < (implied := max(events * expectation.floor_per_event, 1)):
+        return f"{expected} expected, but the calendar has {events} event(s), which imply at least {implied}"
+    if expected < expectation.floor:
+        return f"{expected} expected, fewer than {expectation.floor}: {expectation.floor_reason}"
+    if not expected and expectation.contradicted_by:
+        off_calendar = "" if expectation.events is None else " and the calendar has no event"
+        return f"nothing is expected{off_calendar}, but {expectation.contradicted_by}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +157,30 @@ def choose_source(
     """Choose the source to build a date from by its coverage, not by whether it has rows.
 
     `order` lists the sources by preference. `covered` counts the expected entities in each source, and `with_fill` the
-    expected entities in each fallback and the primary together. A primary that reaches the accept ratio is chosen;
-    otherwise the best source that reaches it; otherwise the best of all, which the gate will block.
+    expected entities in each fallback and the primary together. A primary that reaches `policy.fallback_threshold` is
+    chosen; otherwise the best source, which the gate blocks if it is below the accept ratio. In fill mode, the primary
+    is filled from the fallback that adds most, if one of them adds anything.
     """
     primary, fallbacks = order[0], order[1:]
-    threshold, share = f"{policy.accept_ratio:.0%}", format_percent(covered[primary], expected)
-    if reaches_ratio(covered[primary], expected, policy.accept_ratio):
+    wanted = policy.fallback_threshold(fallback)
+    share = format_percent(covered[primary], expected)
+    if reaches_ratio(covered[primary], expected, wanted):
         return SourceChoice(source=primary, reason=f"primary at {share}", covered=covered[primary])
-    reason = f"primary below {threshold} at {share}"
+    reason = f"primary below {wanted:.0%} at {share}"
+    alone = SourceChoice(source=primary, reason=reason, covered=covered[primary])
     if fallback is Fallback.OFF or not fallbacks:
         cause = "fallback is off" if fallback is Fallback.OFF else "there is no fallback"
-        return SourceChoice(source=primary, reason=f"{reason}, {cause}", covered=covered[primary])
+        return replace(alone, reason=f"{reason}, {cause}")
     if fallback is Fallback.FILL and with_fill is not None:
         best = max(fallbacks, key=lambda name: with_fill[name])
+        if with_fill[best] == covered[primary]:
+            return replace(alone, reason=f"{reason}, no fallback adds any")
         reason = f"{reason}, filled from {best}"
         return SourceChoice(source=primary, fill_from=best, reason=reason, covered=with_fill[best])
     best = max(order, key=lambda name: covered[name])
     if not reaches_ratio(covered[best], expected, policy.accept_ratio):
-        reason = f"no source reaches {threshold}; the best has {format_percent(covered[best], expected)}"
+        share = format_percent(covered[best], expected)
+        reason = f"no source reaches {policy.accept_ratio:.0%}; the best has {share}"
     return SourceChoice(source=best, reason=reason, covered=covered[best])
 
 
@@ -170,11 +202,11 @@ def judge_date(recount: Recount, *, policy: CoveragePolicy, forced_because: str 
     """Return the verdict on one date.
 
     A reason in `forced_because` accepts low coverage or an incomplete expectation. It never accepts duplicate or null
-    keys, a broken schema, or a date without rows.
+    keys, a broken schema, or a date without rows or without expected entities.
     """
     if defect := _row_defect(recount):
         return Judgement(verdict=Verdict.BLOCKED, reason=defect)
-    if expectation_judgement := judge_expectation(recount.expectation):
+    if expectation_judgement := judge_expectation(_contradicted_by_rows(recount)):
         return _unless_forced(expectation_judgement, recount, forced_because)
     expected = recount.expectation.expected
     share = f"{recount.matched} of {expected} expected entities ({format_percent(recount.matched, expected)})"
@@ -186,6 +218,14 @@ def judge_date(recount: Recount, *, policy: CoveragePolicy, forced_because: str 
     return _unless_forced(blocked, recount, forced_because)
 
 
+def _contradicted_by_rows(recount: Recount) -> DateExpectation:
+    """Return the expectation, contradicted if rows were staged for a date on which nothing is expected."""
+    expectation = recount.expectation
+    if expectation.expected or expectation.contradicted_by or not recount.rows:
+        return expectation
+    return replace(expectation, contradicted_by=f"{recount.rows} row(s) were built")
+
+
 def _row_defect(recount: Recount) -> str | None:
     if recount.null_keys:
         return f"{recount.null_keys} row(s) with a null key"
@@ -195,6 +235,7 @@ def _row_defect(recount: Recount) -> str | None:
 
 
 def _unless_forced(judgement: Judgement, recount: Recount, because: str | None) -> Judgement:
-    if judgement.verdict is not Verdict.BLOCKED or because is None or not recount.rows:
+    has_rows = bool(recount.rows and recount.expectation.expected)
+    if judgement.verdict is not Verdict.BLOCKED or because is None or not has_rows:
         return judgement
     return Judgement(verdict=Verdict.FORCED, reason=f"{judgement.reason}; forced: {because}")

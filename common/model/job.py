@@ -305,12 +305,30 @@ class Job:
         """Return the source of that name. Raises `StopIteration` when the job has none."""
         return next(source for source in self.sources if source.name == name)
 
-    def date_expectation(self, expected: int, day: date, calendar: CalendarEvents | None) -> DateExpectation:
-        """Combine the number of expected entities on the day with the day's calendar events."""
+    def date_expectation(
+        self,
+        expected: int,
+        day: date,
+        calendar: CalendarEvents | None,
+        *,
+        floor: int | None = None,
+        floor_reason: str | None = None,
+        null_entities: int = 0,
+        contradicted_by: str | None = None,
+    ) -> DateExpectation:
+        """Combine the number of expected entities on the day with the facts that speak for or against it."""
         guard = self.expectation.calendar
-        if calendar is None or guard is None:
-            return DateExpectation(expected=expected)
-        return DateExpectation(expected=expected, events=calendar.count_on(day), floor_per_event=guard.floor_per_event)
+        has_calendar = calendar is not None and guard is not None
+        return DateExpectation(
+            expected=expected,
+            events=calendar.count_on(day) if has_calendar else None,
+            floor_per_event=guard.floor_per_event if has_calendar else 0,
+            null_entities=null_entities,
+            contradicted_by=contradicted_by,
+            floor=floor or 0,
+            floor_reason=floor_reason or "",
+            table=self.expectation.table,
+        )
 
     def tables_by_role(self) -> list[tuple[str, str]]:
         """Return (role, table) for the target and every table the job reads."""

@@ -19,6 +19,7 @@ class RunOptions:
     fallback: Fallback
     complete_ratio: float
     accept_ratio: float
+    fallback_below: float | None = None  #: see `CoveragePolicy.fallback_threshold`
     window: int  #: dates per window
     in_flight: int  #: windows open at once
     forced_because: str | None = None
@@ -50,6 +51,7 @@ class RunOptions:
             fallback=fallback or job.fallback,
             complete_ratio=job.policy.complete_ratio,
             accept_ratio=job.policy.accept_ratio,
+            fallback_below=job.policy.fallback_below,
             window=limits.window_size(window),
             in_flight=in_flight,
             forced_because=forced_because,
@@ -61,7 +63,9 @@ class RunOptions:
 
     @property
     def policy(self) -> CoveragePolicy:
-        return CoveragePolicy(complete_ratio=self.complete_ratio, accept_ratio=self.accept_ratio)
+        return CoveragePolicy(
+            complete_ratio=self.complete_ratio, accept_ratio=self.accept_ratio, fallback_below=self.fallback_below
+        )
 
     @property
     def limits(self) -> ConcurrencyLimits:

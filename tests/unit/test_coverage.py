@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -21,6 +22,7 @@ from gated_backfill.common.model.coverage import (
     format_percent,
     judge_date,
     judge_expectation,
+    least_count,
 )
 
 POLICY = CoveragePolicy()
@@ -90,8 +92,18 @@ def test_force_accepts_an_incomplete_expectation_if_there_are_rows() -> None:
 
 
 def test_force_builds_nothing_on_a_date_that_is_skipped() -> None:
-    off = counted(0, 0, expectation=DateExpectation(expected=0, events=0, floor_per_event=16), rows=3)
+    off = counted(0, 0, expectation=DateExpectation(expected=0, events=0, floor_per_event=16))
     assert judge_date(off, policy=POLICY, forced_because="I insist").verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize("because", [pytest.param(None, id="unforced"), pytest.param("I insist", id="forced")])
+@pytest.mark.parametrize("events", [pytest.param(None, id="no-calendar"), pytest.param(0, id="off-the-calendar")])
+def test_rows_for_a_date_without_expected_entities_are_blocked(events: int | None, because: str | None) -> None:
+    off = counted(0, 0, expectation=DateExpectation(expected=0, events=events, floor_per_event=16), rows=3)
+    judgement = judge_date(off, policy=POLICY, forced_because=because)
+    assert judgement.verdict is Verdict.BLOCKED
+    assert judgement.reason.startswith("expectation incomplete: nothing is expected")
+    assert judgement.reason.endswith("but 3 row(s) were built")
 
 
 RECOUNTS = st.integers(min_value=0, max_value=300).flatmap(
@@ -191,6 +203,94 @@ def test_the_expectation_is_judged_first(
     assert reason in (found.reason if found else "")
 
 
+NULLS = {"null_entities": 3, "table": "shop.x"}
+SOURCE_ROWS = {"contradicted_by": "source first has 20 row(s)"}
+FLOOR = {"floor": 169, "floor_reason": "90% of the 187 expected when run run-1 checkpointed it"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        pytest.param(
+            {"expected": 187, **NULLS}, "3 row(s) of shop.x have a null entity: fill or delete them", id="null"
+        ),
+        pytest.param(
+            {"expected": 0, **NULLS}, "3 row(s) of shop.x have a null entity: fill or delete them", id="no-ids"
+        ),
+        pytest.param(
+            {"expected": 0, **SOURCE_ROWS}, "nothing is expected, but source first has 20 row(s)", id="source"
+        ),
+        pytest.param(
+            {"expected": 0, "events": 0, **SOURCE_ROWS},
+            "nothing is expected and the calendar has no event, but source first has 20 row(s)",
+            id="source-off-the-calendar",
+        ),
+        pytest.param(
+            {"expected": 0, "events": 9, "floor_per_event": 16, **SOURCE_ROWS},
+            "0 expected, but the calendar has 9 event(s), which imply at least 144",
+            id="the-calendar-says-more-than-a-source",
+        ),
+        pytest.param(
+            {"expected": 168, **FLOOR},
+            "168 expected, fewer than 169: 90% of the 187 expected when run run-1 checkpointed it",
+            id="below-the-floor",
+        ),
+        pytest.param(
+            {"expected": 0, "events": 0, **FLOOR},
+            "0 expected, fewer than 169: 90% of the 187 expected when run run-1 checkpointed it",
+            id="vanished",
+        ),
+    ],
+)
+def test_what_speaks_against_the_expectation_blocks_the_date(facts: dict[str, Any], reason: str) -> None:
+    blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"expectation incomplete: {reason}")
+    assert judge_expectation(DateExpectation(**facts)) == blocked
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        pytest.param({"expected": 169, **FLOOR}, id="exactly-at-the-floor"),
+        pytest.param({"expected": 1, **SOURCE_ROWS}, id="rows-of-a-date-with-entities"),
+        pytest.param({"expected": 12, "events": 0}, id="off-the-calendar"),
+    ],
+)
+def test_an_expectation_that_nothing_speaks_against_is_built(facts: dict[str, Any]) -> None:
+    assert judge_expectation(DateExpectation(**facts)) is None
+
+
+EXPECTATIONS = st.builds(
+    DateExpectation,
+    expected=st.integers(0, 30),
+    events=st.none() | st.integers(0, 3),
+    floor_per_event=st.integers(0, 10),
+    null_entities=st.integers(0, 2),
+    contradicted_by=st.none() | st.just("source first has 1 row(s)"),
+    floor=st.integers(0, 30),
+)
+
+
+@given(EXPECTATIONS)
+def test_a_date_is_skipped_exactly_when_nothing_speaks_for_it(expectation: DateExpectation) -> None:
+    facts = (expectation.expected, expectation.events, expectation.null_entities, expectation.floor)
+    judgement = judge_expectation(expectation)
+    is_skipped = judgement is not None and judgement.verdict is Verdict.SKIPPED
+    assert is_skipped is (not any(facts) and expectation.contradicted_by is None)
+
+
+@given(EXPECTATIONS, st.integers(0, 30))
+def test_more_expected_entities_never_block_a_date(expectation: DateExpectation, more: int) -> None:
+    larger = judge_expectation(replace(expectation, expected=expectation.expected + more))
+    assert judge_expectation(expectation) is not None or larger is None
+
+
+@given(st.integers(0, 400) | st.integers(1, 400).map(lambda n: n / 2), st.integers(0, 100).map(lambda n: n / 100))
+def test_the_least_count_is_the_smallest_that_reaches_the_ratio(whole: float, ratio: float) -> None:
+    count = least_count(whole, ratio)
+    assert not whole or count / whole >= ratio
+    assert count == 0 or (count - 1) / whole < ratio
+
+
 @given(RECOUNTS)
 def test_zero_is_never_nothing_to_do_on_a_calendar_date(recount: Recount) -> None:
     found = judge_expectation(replace(recount.expectation, events=1))
@@ -203,11 +303,16 @@ ORDER = ["upcoming", "derived", "archive"]
 
 
 def choose(
-    found: list[int], *, expected: int = 200, fallback: Fallback = Fallback.REPLACE, **more: object
+    found: list[int],
+    *,
+    expected: int = 200,
+    fallback: Fallback = Fallback.REPLACE,
+    policy: CoveragePolicy = POLICY,
+    **more: object,
 ) -> SourceChoice:
     names = ORDER[: len(found)]
     counts = dict(zip(names, found, strict=True))
-    return choose_source(names, counts, expected, policy=POLICY, fallback=fallback, **more)  # pyright: ignore
+    return choose_source(names, counts, expected, policy=policy, fallback=fallback, **more)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -244,12 +349,37 @@ def test_filling_keeps_the_primary_and_takes_the_rest_from_the_best_fallback() -
     choice = choose([80, 150, 60], fallback=Fallback.FILL, with_fill={"derived": 160, "archive": 190})
     assert (choice.source, choice.fill_from, choice.covered) == ("upcoming", "archive", 190)
     assert choice.label == "upcoming+archive"
-    assert choice.reason == "primary below 90% at 40.0 %, filled from archive"
+    assert choice.reason == "primary below 100% at 40.0 %, filled from archive"
 
 
-def test_nothing_is_filled_while_the_primary_reaches_the_ratio() -> None:
-    choice = choose([180, 200], fallback=Fallback.FILL, with_fill={"derived": 200})
+def test_whatever_a_fallback_has_is_filled_also_above_the_accept_ratio() -> None:
+    choice = choose([180, 150, 60], fallback=Fallback.FILL, with_fill={"derived": 199, "archive": 190})
+    assert (choice.source, choice.fill_from, choice.covered) == ("upcoming", "derived", 199)
+    assert choice.reason == "primary below 100% at 90.0 %, filled from derived"
+
+
+def test_nothing_is_filled_from_a_fallback_that_adds_nothing() -> None:
+    choice = choose([180, 150], fallback=Fallback.FILL, with_fill={"derived": 180})
     assert (choice.source, choice.fill_from, choice.label) == ("upcoming", None, "upcoming")
+    assert choice.reason == "primary below 100% at 90.0 %, no fallback adds any"
+
+
+@pytest.mark.parametrize(
+    ("found", "fallback_below", "fallback", "label", "reason"),
+    [
+        pytest.param([190, 200], 1.0, Fallback.REPLACE, "derived", "primary below 100% at 95.0 %", id="sooner"),
+        pytest.param([190, 180], 1.0, Fallback.REPLACE, "upcoming", "primary below 100% at 95.0 %", id="primary-best"),
+        pytest.param([150, 200], 0.5, Fallback.REPLACE, "upcoming", "primary at 75.0 %", id="later"),
+        pytest.param([180, 200], 0.9, Fallback.FILL, "upcoming", "primary at 90.0 %", id="fill-later"),
+        pytest.param([0, 200], 0.0, Fallback.REPLACE, "upcoming", "primary at 0.0 %", id="never"),
+    ],
+)
+def test_the_ratio_of_the_fallback_is_apart_from_the_ratio_of_the_gate(
+    found: list[int], fallback_below: float, fallback: Fallback, label: str, reason: str
+) -> None:
+    policy = CoveragePolicy(fallback_below=fallback_below)
+    choice = choose(found, fallback=fallback, with_fill={"derived": 200}, policy=policy)
+    assert (choice.label, choice.reason) == (label, reason)
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=3), st.sampled_from(Fallback))

@@ -1,0 +1,119 @@
+"""The floor of an expectation: the fewest entities that a date may expect. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Protocol
+
+from gated_backfill.common.model.coverage import least_count
+from gated_backfill.common.model.dates import ONE_DAY
+from gated_backfill.common.model.job import Expectation
+
+DEFAULT_SHARE_OF_RECENT = 0.1  #: without a calendar
+NEIGHBOUR_DAYS = 28  #: dates that are further away say nothing about a date
+MAX_NEIGHBOURS = 7  #: dates with entities, on each side
+MIN_NEIGHBOURS = 3  #: on both sides together; fewer say nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectationFloor:
+    """The fewest entities that may be expected on a date, and where that number comes from."""
+
+    count: int = 0
+    reason: str = ""
+
+
+NO_FLOOR = ExpectationFloor()
+
+
+class CheckpointedDate(Protocol):
+    """The part of a checkpoint that a floor depends on."""
+
+    @property
+    def expected(self) -> int: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+
+def share_of_recent(expectation: Expectation, *, has_calendar: bool) -> float:
+    """Return the share of the usual number of entities that a date must expect; 0 for none.
+
+    `has_calendar` says whether the calendar's table exists: one that does not exist guards nothing.
+    """
+    if expectation.floor_share_of_recent is not None:
+        return expectation.floor_share_of_recent
+    return 0.0 if has_calendar else DEFAULT_SHARE_OF_RECENT
+
+
+def neighbour_days(days: Collection[date]) -> list[date]:
+    """Return the days that are close enough to one of the days to count for its floor, without the days themselves."""
+    asked = set(days)
+    # Only the days at the ends of consecutive dates have neighbours that were not asked for.
+    edges = [day for day in asked if not {day - ONE_DAY, day + ONE_DAY} <= asked]
+    around = {day + ONE_DAY * n for day in edges for n in range(-NEIGHBOUR_DAYS, NEIGHBOUR_DAYS + 1)}
+    return sorted(around - asked)
+
+
+def compute_floors(
+    expectation: Expectation,
+    days: Sequence[date],
+    expected: Mapping[date, int],
+    *,
+    checkpoints: Mapping[date, CheckpointedDate],
+    accept_ratio: float,
+    has_calendar: bool,
+) -> dict[date, ExpectationFloor]:
+    """Return the floor of each day; the largest of those that apply.
+
+    `expected` has the number of entities by day, also of the `neighbour_days`. Where nothing is expected, only what a
+    checkpoint expected sets a floor: a date without entities may be a day off.
+    """
+    share = share_of_recent(expectation, has_calendar=has_calendar)
+    recent = _RecentCounts(expected) if share else None
+
+    def floor_of(day: date) -> ExpectationFloor:
+        count = expected.get(day, 0)
+        floors: list[ExpectationFloor] = []
+        if (checkpoint := checkpoints.get(day)) is not None:
+            reason = f"expected when run {checkpoint.run_id} checkpointed it"
+            floors.append(_share_floor(checkpoint.expected, accept_ratio, reason))
+        if count:
+            floors.append(_share_floor(count, accept_ratio, "expected when the run was planned"))
+            floors.append(ExpectationFloor(count=expectation.floor or 0, reason="the job's floor"))
+        if count and recent is not None and (counts := recent.counts_around(day)):
+            reason = f"usual on the {len(counts)} dates around it"
+            floors.append(_share_floor(_median(counts), share, reason))
+        return max(floors, key=lambda floor: floor.count, default=NO_FLOOR)
+
+    return {day: floor_of(day) for day in days}
+
+
+def _share_floor(whole: float, share: float, reason: str) -> ExpectationFloor:
+    return ExpectationFloor(count=least_count(whole, share), reason=f"{share:.0%} of the {whole:g} {reason}")
+
+
+class _RecentCounts:
+    """The numbers of expected entities on dates that have any."""
+
+    def __init__(self, expected: Mapping[date, int]) -> None:
+        self._days = sorted(day for day, count in expected.items() if count)
+        self._counts = [expected[day] for day in self._days]
+
+    def counts_around(self, day: date) -> list[int]:
+        """Return the counts of the nearest dates on both sides of the day; none if they are too few."""
+        at = bisect_left(self._days, day)
+        after = at + 1 if at < len(self._days) and self._days[at] == day else at
+        first = max(at - MAX_NEIGHBOURS, bisect_left(self._days, day - ONE_DAY * NEIGHBOUR_DAYS), 0)
+        last = min(after + MAX_NEIGHBOURS, bisect_left(self._days, day + ONE_DAY * (NEIGHBOUR_DAYS + 1)))
+        counts = self._counts[first:at] + self._counts[after:last]
+        return counts if len(counts) >= MIN_NEIGHBOURS else []
+
+
+def _median(counts: Sequence[int]) -> float:
+    ordered = sorted(counts)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
