@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from gated_backfill.common.errors import NotAllowed, OutsideRoot
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SYNC_THREADS = 8
 READ_CHUNK_BYTES = 1024 * 1024
 FEW_CELLS = 100_000  #: rows times columns
+ROW_GROUP_BYTES = 16 * 1024 * 1024  #: in memory, of a file that is written in parts
 
 
 def checksum_of(data: bytes) -> str:
@@ -36,6 +37,24 @@ def parquet_bytes(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(rows.replace_schema_metadata(None), sink, compression=_compression(rows))
     return sink.getvalue().to_pybytes()
+
+
+def write_row_groups(sink: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write the batches as one Parquet file, whatever they take: one row group is in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(sink, schema.remove_metadata(), compression="zstd") as writer:
+        waiting: list[pa.RecordBatch] = []
+        size = 0
+        for batch in batches:
+            waiting.append(batch)
+            size += batch.nbytes
+            if size >= ROW_GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(waiting))
+                waiting, size = [], 0
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
 
 
 def _compression(rows: pa.Table) -> Literal["snappy", "zstd"]:

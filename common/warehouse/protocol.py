@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, LiteralString, Protocol
@@ -87,11 +87,25 @@ def check_same_columns(info: TableInfo | None, date_column: str, columns: Mappin
         )
 
 
-def check_dated(table: TableName, date_column: str, rows: pa.Table) -> None:
-    """Check that every row to load into the table has a date. Raises `SchemaMismatch`."""
+def check_dated(table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Return the batches of the rows to load into the table, each checked when it is read: every row has a date.
+
+    Raises `SchemaMismatch`, at once if there is no column of dates.
+    """
+    import pyarrow as pa
+
     validate_identifier(date_column, "column name")
-    if date_column not in rows.column_names or rows[date_column].null_count:
-        raise SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
+    error = SchemaMismatch(f"every row to load needs a date in {date_column}", table=str(table))
+    if date_column not in rows.schema.names:
+        raise error
+
+    def checked() -> Iterator[pa.RecordBatch]:
+        for batch in rows.to_reader() if isinstance(rows, pa.Table) else rows:
+            if batch[date_column].null_count:
+                raise error
+            yield batch
+
+    return checked()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,10 +269,11 @@ class Warehouse(Backups, Protocol):
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
-    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
+    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
         """Replace the partitions of all dates in `rows`, all or none, and return the dates.
 
-        Raises `SchemaMismatch` when the table exists with other columns, types or date column.
+        The rows of a reader may be in any order and need not fit into memory. Raises `SchemaMismatch` when the table
+        exists with other columns, types or date column.
         """
         ...
 

@@ -191,7 +191,7 @@ class OvertakenWarehouse(LocalWarehouse):
         super().__init__(root)
         self._overtake = [overtake]
 
-    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
+    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
         while self._overtake:
             self._overtake.pop()()
         return super().load(table, date_column, rows)

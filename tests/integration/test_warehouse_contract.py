@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -606,6 +606,54 @@ def test_loading_replaces_exactly_the_dates_it_brings(warehouse: Warehouse) -> N
     assert warehouse.load(TABLE, "day", rows_of(FEB_24, FEB_23, players=2)) == [FEB_23, FEB_24]
     assert counts(warehouse, *DAYS) == {FEB_23: 2, FEB_24: 2, FEB_25: 5}
     assert prints(warehouse, FEB_25) == kept
+
+
+def stream_of(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(rows_of(FEB_23).schema, batches)
+
+
+def test_a_stream_of_interleaved_dates_is_loaded_like_its_rows(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gated_backfill.common.warehouse.local.date_runs.RUN_BYTES", 2000)
+    monkeypatch.setattr("gated_backfill.common.warehouse.local.warehouse.ROW_GROUP_BYTES", 4000)
+    monkeypatch.setattr("gated_backfill.common.storage.files.ROW_GROUP_BYTES", 1000)
+    load(warehouse, *DAYS, players=5)
+    untouched = prints(warehouse, FEB_25)
+    rows = pa.concat_tables(
+        [rows_of(FEB_24, players=1), *(rows_of(FEB_24, FEB_23, players=20, score=100.0 * n) for n in range(30))]
+    )
+
+    assert warehouse.load(TABLE, "day", stream_of(rows.to_batches(max_chunksize=7))) == [FEB_23, FEB_24]
+
+    assert counts(warehouse, *DAYS) == {FEB_23: 600, FEB_24: 601, FEB_25: 5}
+    assert prints(warehouse, FEB_25) == untouched
+    order = [("day", "ascending"), ("score", "ascending"), ("player", "ascending")]
+    loaded = warehouse.query(ALL, scans={"t": scan(span(FEB_23, FEB_24))}).select(rows.column_names)
+    assert loaded.sort_by(order).to_pylist() == rows.sort_by(order).to_pylist()
+
+
+def breaking_off() -> Iterator[pa.RecordBatch]:
+    yield from rows_of(FEB_23, players=9).to_batches()
+    raise UserError("the rows end here")
+
+
+def without_a_date() -> Iterator[pa.RecordBatch]:
+    rows = rows_of(FEB_23, players=2)
+    yield from rows.to_batches()
+    yield from rows.set_column(1, "day", pa.nulls(2, pa.date32())).to_batches()
+
+
+@pytest.mark.parametrize("batches", [breaking_off, without_a_date])
+def test_a_stream_that_fails_replaces_nothing(
+    warehouse: Warehouse, batches: Callable[[], Iterator[pa.RecordBatch]]
+) -> None:
+    load(warehouse, *DAYS)
+    before = prints(warehouse, *DAYS)
+    with pytest.raises(UserError):
+        warehouse.load(TABLE, "day", stream_of(batches()))
+    assert prints(warehouse, *DAYS) == before
+    assert counts(warehouse, *DAYS) == dict.fromkeys(DAYS, 3)
 
 
 def changed(rows: pa.Table, name: str, kind: pa.DataType) -> pa.Table:

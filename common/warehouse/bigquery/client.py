@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -267,9 +268,9 @@ class BigQueryConnection:
         )
 
     def load_parquet(
-        self, name: str, into: bigquery.Table, source: bytes | Sequence[str], *, is_whole: Callable[[], bool]
+        self, name: str, into: bigquery.Table, source: bytes | Path | Sequence[str], *, is_whole: Callable[[], bool]
     ) -> None:
-        """Load Parquet, bytes or the files at gs:// URIs, into a table, once under that name, as one job.
+        """Load Parquet, bytes, a file or the files at gs:// URIs, into a table, once under that name, as one job.
 
         `is_whole` checks whether the table still holds all rows of an earlier load under the name.
         """
@@ -281,7 +282,7 @@ class BigQueryConnection:
         )
 
         def start(job_id: str) -> Any:
-            if isinstance(source, bytes):
+            if isinstance(source, (bytes, Path)):
                 return self._uploading(self._upload)(source, into, job_id, config)
             return self.client.load_table_from_uri(
                 list(source), into, job_id=job_id, job_config=config, retry=self.retry, timeout=REQUEST_SECONDS
@@ -289,15 +290,11 @@ class BigQueryConnection:
 
         self._run_named_job(name, start, is_good=is_whole)
 
-    def _upload(self, source: bytes, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
-        return self.client.load_table_from_file(
-            io.BytesIO(source),
-            into,
-            job_id=job_id,
-            job_config=config,
-            num_retries=UPLOAD_TRIES,
-            timeout=REQUEST_SECONDS,
-        )
+    def _upload(self, source: bytes | Path, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            return self.client.load_table_from_file(
+                file, into, job_id=job_id, job_config=config, num_retries=UPLOAD_TRIES, timeout=REQUEST_SECONDS
+            )
 
     def _run_named_job(self, name: str, start: Callable[[str], Any], *, is_good: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.limits.retry_seconds

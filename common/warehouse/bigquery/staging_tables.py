@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -60,13 +61,16 @@ class StagingTables:
         self,
         table: TableName,
         schema: pa.Schema,
-        source: bytes | Sequence[str],
+        source: bytes | Path | Sequence[str],
         rows: int,
         label: str,
         *,
         name: str | None = None,
     ) -> None:
-        """Load the rows, as Parquet or the files at gs:// URIs, into a staging table. `label` names them in errors."""
+        """Load the rows into a staging table: Parquet, a file of it, or the files at gs:// URIs.
+
+        `label` names them in errors.
+        """
         definition = self._tables.define(table, types_of(schema))
         definition.expires = utcnow() + STAGING_TABLE_LIFETIME
         if not self._tables.create(definition):  # made by an earlier gate: this one needs it for longer

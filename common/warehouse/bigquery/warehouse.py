@@ -6,8 +6,10 @@ partitions and records the publication.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ from google.api_core.exceptions import MethodNotAllowed, MethodNotImplemented, N
 from gated_backfill.common.errors import NotAllowed, UserError
 from gated_backfill.common.model.publication import METADATA_TABLE
 from gated_backfill.common.model.tables import ColumnTypes, TableName
-from gated_backfill.common.storage.files import parquet_bytes
+from gated_backfill.common.storage.files import write_row_groups
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.parameters import date_parameters
@@ -61,19 +63,38 @@ class BigQueryWarehouse(BigQueryPublications):
             raise NotAllowed(f"nothing can be published to it: {', '.join(missing)} is missing", table=str(target))
         return True
 
-    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
-        check_dated(table, date_column, rows)
-        days: list[date] = sorted(set(rows[date_column].to_pylist()))  # pyright: ignore[reportArgumentType] - no null
-        check_partition_limit(table, days)
+    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
+        batches = check_dated(table, date_column, rows)
         if table.dataset == self._tables.own_dataset and table.table != METADATA_TABLE:
             raise UserError(f"{table} is one of the tool's own tables: nothing can be loaded into it")
         columns = types_of(rows.schema)
         check_same_columns(self.describe(table), date_column, columns)
-        self._tables.create_partitioned(table, columns, date_column)
-        source = self._tables.own(f"load_{uuid4().hex}")
-        self._tables.create_own_dataset()
-        self._staged.load(source, rows.schema, parquet_bytes(rows), rows.num_rows, str(table))
+        counted = CountedBatches(batches, date_column)
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+            write_row_groups(file.name, rows.schema, counted)
+            days = sorted(counted.days)
+            check_partition_limit(table, days)
+            self._tables.create_partitioned(table, columns, date_column)
+            source = self._tables.own(f"load_{uuid4().hex}")
+            self._tables.create_own_dataset()
+            self._staged.load(source, rows.schema, Path(file.name), counted.rows, str(table))
         statement = sql_of.load(self._tables.partitions(table, date_column, columns), self._tables.quoted(source))
         with translate_bigquery_errors("the load", table=str(table), needs=WRITE_PERMISSIONS):
             self._jobs.run_script(job_name("replace", source), statement, date_parameters(days))
         return days
+
+
+class CountedBatches:
+    """Batches, with the number of their rows and their dates once they have been read."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], date_column: str) -> None:
+        self._batches = batches
+        self._date_column = date_column
+        self.rows = 0
+        self.days: set[date] = set()
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            self.days.update(batch[self._date_column].unique().to_pylist())  # pyright: ignore[reportArgumentType]
+            yield batch

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -20,8 +21,16 @@ from gated_backfill.common.model.arrow_types import column_type_of
 from gated_backfill.common.model.publication import StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.storage.files import check_writable, joined_path, parquet_bytes, write_atomically
+from gated_backfill.common.storage.files import (
+    ROW_GROUP_BYTES,
+    check_writable,
+    joined_path,
+    parquet_bytes,
+    write_atomically,
+    write_row_groups,
+)
 from gated_backfill.common.warehouse.counting import count_by_reading
+from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import FileStamp, PartitionFiles, file_stamp
 from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
@@ -153,14 +162,14 @@ class LocalWarehouse(LocalPublications):
     def now(self) -> None:
         return None
 
-    def load(self, table: TableName, date_column: str, rows: pa.Table) -> list[date]:
-        check_dated(table, date_column, rows)
+    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
+        batches = check_dated(table, date_column, rows)
         columns = {field.name: column_type_of(field.type) or str(field.type) for field in rows.schema}
         check_same_columns(self.describe(table), date_column, columns)
         folder = self._folder(table)
         with translate_file_errors(table), locked(self._lock(folder)):
             self._start_loading(folder)
-            days = _write_partitions(folder / LOADING, date_column, rows)
+            days = _write_partitions(folder / LOADING, date_column, rows.schema, batches)
             self._commit_loading(folder)
         return days
 
@@ -226,18 +235,26 @@ def _staged_paths(files: Sequence[StagedFile]) -> list[str]:
     return [staged.location for staged in files]
 
 
-def _write_partitions(folder: Path, date_column: str, rows: pa.Table) -> list[date]:
-    ordered = rows.sort_by([(date_column, "ascending")])
-    counts = _row_counts(rows, date_column)
-    days = sorted(counts)
-    offset = 0
-    for day in days:
-        part = folder / f"{date_column}={day.isoformat()}" / ROWS_FILE
-        write_atomically(part, parquet_bytes(ordered.slice(offset, counts[day])), durable=False)
-        offset += counts[day]
-    return days
+def _write_partitions(
+    folder: Path, date_column: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+) -> list[date]:
+    with DateRuns(schema, date_column, folder.parent) as runs:
+        runs.add_all(batches)
+        for day, rows in runs.rows_by_date():
+            _write_partition(folder / f"{date_column}={day.isoformat()}" / ROWS_FILE, schema, rows)
+        return sorted(runs.row_counts)
 
 
-def _row_counts(rows: pa.Table, date_column: str) -> dict[date, int]:
-    counts = rows.group_by(date_column).aggregate([(date_column, "count")])
-    return {row[date_column]: row[f"{date_column}_count"] for row in counts.to_pylist()}
+def _write_partition(part: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    """Write the file at once, or in parts if the rows are many."""
+    first: list[pa.RecordBatch] = []
+    size = 0
+    while size < ROW_GROUP_BYTES:
+        batch = next(batches, None)
+        if batch is None:
+            write_atomically(part, parquet_bytes(pa.Table.from_batches(first, schema)), durable=False)
+            return
+        first.append(batch)
+        size += batch.nbytes
+    part.parent.mkdir(parents=True, exist_ok=True)
+    write_row_groups(part, schema, chain(first, batches))
