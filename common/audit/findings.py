@@ -19,6 +19,7 @@ from gated_backfill.common.model.coverage import (
     reaches_ratio,
 )
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.expectation_floor import has_shrunk
 from gated_backfill.common.model.missing_names import list_names
 
 
@@ -184,7 +185,8 @@ def _worst_finding(observed: DateObservation, policy: CoveragePolicy) -> tuple[A
         return _with_nothing_expected(observed, judgement.reason)
     coverage = _describe_coverage(observed)
     checkpoint, expected = observed.checkpoint, observed.expectation.expected
-    if checkpoint is not None and checkpoint.verdict is Verdict.FORCED and not is_changed:
+    is_forced = checkpoint is not None and checkpoint.verdict is Verdict.FORCED and not is_changed
+    if checkpoint is not None and is_forced and not has_shrunk(checkpoint, expected, policy.accept_ratio):
         return AuditFinding.FORCED, f"forced by run {checkpoint.run_id}, rows unchanged since; now {coverage}"
     if judgement is not None:
         return AuditFinding.EXPECTATION_INCOMPLETE, judgement.reason

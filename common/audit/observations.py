@@ -14,6 +14,7 @@ from gated_backfill.common.model.dates import consecutive_ranges, enclosing_rang
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.coverage_queries import expectation_scan
+from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 
 KEY_ALIASES: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
@@ -55,6 +56,15 @@ def observe_dates(
     active_runs = _active_runs(ledger, job, days)
     coverage = _read_coverage(job, days, warehouse, has_target=has_target)
     row_counts = _read_row_counts(job, days, warehouse) if has_target else {}
+    floors = measure_floors(
+        warehouse,
+        job,
+        days,
+        {day: expected for day, (expected, _) in coverage.items()},
+        checkpoints=checkpoints,
+        accept_ratio=job.policy.accept_ratio,
+        has_calendar=calendar is not None,
+    )
     checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
     unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
     # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
@@ -64,7 +74,9 @@ def observe_dates(
     return [
         DateObservation(
             day=day,
-            expectation=job.date_expectation(coverage.get(day, (0, 0))[0], day, calendar),
+            expectation=job.date_expectation(
+                coverage.get(day, (0, 0))[0], day, calendar, floor=floors[day].count, floor_reason=floors[day].reason
+            ),
             matched=coverage.get(day, (0, 0))[1],
             rows=row_counts.get(day, (0, 0))[0],
             duplicates=row_counts.get(day, (0, 0))[1],

@@ -49,6 +49,11 @@ def share_of_recent(expectation: Expectation, *, has_calendar: bool) -> float:
     return 0.0 if has_calendar else DEFAULT_SHARE_OF_RECENT
 
 
+def has_shrunk(checkpoint: CheckpointedDate, expected: int, accept_ratio: float) -> bool:
+    """Return whether fewer entities are expected now than a date with this checkpoint may expect."""
+    return expected < least_count(checkpoint.expected, accept_ratio)
+
+
 def neighbour_days(days: Collection[date]) -> list[date]:
     """Return the days that are close enough to one of the days to count for its floor, without the days themselves."""
     asked = set(days)

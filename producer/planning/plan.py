@@ -15,7 +15,9 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
 from gated_backfill.common.model.coverage import (
+    DateExpectation,
     Fallback,
+    Judgement,
     Verdict,
     choose_source,
     format_percent,
@@ -30,6 +32,7 @@ from gated_backfill.common.model.dates import (
     format_dates,
     parse_date,
 )
+from gated_backfill.common.model.expectation_floor import NO_FLOOR, ExpectationFloor, has_shrunk
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
@@ -40,6 +43,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
     read_entities,
     source_entities,
 )
+from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
 from gated_backfill.producer.planning.range_counts import count_range
@@ -69,6 +73,8 @@ class PlanStep:
     found: Mapping[str, int] = field(default_factory=dict[str, int])  #: expected entities by source
     source: str | None = None
     supplied: int | None = None  #: expected entities that the chosen source can supply
+    floor: int = 0  #: the fewest entities that may be expected when the date is built
+    floor_reason: str = ""
 
     @property
     def is_left_incomplete(self) -> bool:
@@ -159,6 +165,14 @@ class PlanMeasurements:
     checkpoints: Mapping[date, Checkpoint]  #: empty when every date is rebuilt
     latest_outcomes: Mapping[date, DateRow]  #: each date's row in its latest run; empty when failed dates are rebuilt
     changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows were changed since
+    floors: Mapping[date, ExpectationFloor] = field(default_factory=dict[date, ExpectationFloor])
+
+    def expectation_on(self, day: date, job: Job) -> DateExpectation:
+        """Return the number of entities expected on the day, and what speaks against it."""
+        floor = self.floors.get(day, NO_FLOOR)
+        return job.date_expectation(
+            self.expected.get(day, 0), day, self.calendar, floor=floor.count, floor_reason=floor.reason
+        )
 
 
 def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:
@@ -217,16 +231,25 @@ def _measure_range(
     existing_sources = [source for source in job.sources if source.name not in missing.sources]
     counts = count_range(warehouse, job, existing_sources, days)
     span = enclosing_range(days)
-    checkpoints: Mapping[date, Checkpoint] = {}
-    if request.reprocess is not Reprocess.ALL:
-        checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    calendar = read_calendar(warehouse, job, days)
+    all_checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    checkpoints = {} if request.reprocess is Reprocess.ALL else all_checkpoints
     return PlanMeasurements(
         expected=counts.expected,
         found=counts.found,
         with_primary=counts.with_primary if options.fallback is Fallback.FILL else {},
-        calendar=read_calendar(warehouse, job, days),
+        calendar=calendar,
         checkpoints=checkpoints,
         changed_days=_find_changed_days(days, job, warehouse, checkpoints),
+        floors=measure_floors(
+            warehouse,
+            job,
+            days,
+            counts.expected,
+            checkpoints=all_checkpoints,
+            accept_ratio=options.accept_ratio,
+            has_calendar=calendar is not None,
+        ),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE
         else {},
@@ -249,15 +272,18 @@ def plan_dates(request: RunRequest, job: Job, measured: PlanMeasurements, option
 
 def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> PlanStep:
     counts_by_source = {source.name: measured.found.get(source.name, {}).get(day, 0) for source in job.sources}
-    expected = measured.expected.get(day, 0)
+    expectation = measured.expectation_on(day, job)
+    expected = expectation.expected
     make_step = partial(PlanStep, day=day, expected=expected, found=counts_by_source)
-    if done_reason := _reason_to_leave(day, request.reprocess, measured):
+    skip_reason = job.skip(day, measured.calendar)
+    judgement = None if skip_reason else judge_expectation(expectation)
+    done_reason = _reason_to_leave(day, request.reprocess, measured)
+    if done_reason and not _is_disproved(measured.checkpoints.get(day), expected, judgement, options):
         return make_step(action=PlanAction.DONE, reason=done_reason)
-    if skip_reason := job.skip(day, measured.calendar):
+    if skip_reason:
         return make_step(action=PlanAction.SKIP, reason=skip_reason)
-    expectation_verdict = judge_expectation(job.date_expectation(expected, day, measured.calendar))
-    if expectation_verdict is not None and expectation_verdict.verdict is Verdict.SKIPPED:
-        return make_step(action=PlanAction.SKIP, reason=expectation_verdict.reason)
+    if judgement is not None and judgement.verdict is Verdict.SKIPPED:
+        return make_step(action=PlanAction.SKIP, reason=judgement.reason)
     choice = choose_source(
         list(counts_by_source),
         counts_by_source,
@@ -266,17 +292,35 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
         fallback=options.fallback,
         with_fill={name: counts.get(day, 0) for name, counts in measured.with_primary.items()} or None,
     )
-    make_sourced_step = partial(make_step, source=choice.label, supplied=choice.covered)
+    make_sourced_step = partial(
+        make_step,
+        source=choice.label,
+        supplied=choice.covered,
+        floor=expectation.floor,
+        floor_reason=expectation.floor_reason,
+    )
     reason = choice.reason
     if request.reprocess is not Reprocess.ALL and day in measured.changed_days:
         reason = f"checkpointed, but its rows were changed since; {reason}"
-    if expectation_verdict is not None:
-        reason = expectation_verdict.reason
+    if judgement is not None:
+        reason = judgement.reason
     elif reaches_ratio(choice.covered, expected, options.accept_ratio):
         return make_sourced_step(action=PlanAction.BUILD, reason=reason)
     if request.forced_because is not None and choice.covered:
         return make_sourced_step(action=PlanAction.BUILD, reason=f"{reason}; will be forced: {request.forced_because}")
     return make_sourced_step(action=PlanAction.BLOCKED, reason=reason)
+
+
+def _is_disproved(
+    checkpoint: Checkpoint | None, expected: int, judgement: Judgement | None, options: RunOptions
+) -> bool:
+    """Whether the expectation, as it is now, contradicts the date's checkpoint.
+
+    A forced checkpoint was written in spite of an incomplete expectation: it must have become smaller since.
+    """
+    if checkpoint is None or judgement is None or judgement.verdict is not Verdict.BLOCKED:
+        return False
+    return checkpoint.verdict is not Verdict.FORCED or has_shrunk(checkpoint, expected, options.accept_ratio)
 
 
 def _reason_to_leave(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> str | None:

@@ -96,8 +96,12 @@ def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContex
         }
         return NewDate(day=step.day, state=state, columns=columns)
 
+    def date_to_build(step: PlanStep) -> NewDate:
+        columns = {"floor": step.floor, "floor_reason": step.floor_reason}
+        return NewDate(day=step.day, window=window_by_day[step.day], columns=columns)
+
     return [
-        NewDate(day=step.day, window=window_by_day[step.day]) if step.action is PlanAction.BUILD else decided_date(step)
+        date_to_build(step) if step.action is PlanAction.BUILD else decided_date(step)
         for step in plan.steps
         if step.action is not PlanAction.DONE
     ]

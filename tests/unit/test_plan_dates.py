@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
 from gated_backfill.common.model.coverage import Fallback, Verdict
+from gated_backfill.common.model.expectation_floor import NO_FLOOR, ExpectationFloor
 from gated_backfill.common.model.job import Batch, Calendar, CalendarEvents, Expectation, Job, Source, Target
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import Column
@@ -88,6 +89,7 @@ def measured(
     either: int | None = None,
     checkpoint: Checkpoint | None = None,
     end: DateRow | None = None,
+    floor: ExpectationFloor = NO_FLOOR,
 ) -> PlanMeasurements:
     """One date, by default with nothing wrong about it."""
     return PlanMeasurements(
@@ -97,6 +99,7 @@ def measured(
         calendar=None if games is None else CalendarEvents(count_by_date={day: games} if games else {}),
         checkpoints={day: checkpoint} if checkpoint else {},
         latest_outcomes={day: end} if end else {},
+        floors={day: floor},
     )
 
 
@@ -139,6 +142,44 @@ def test_a_date_left_alone_says_how_complete_it_is() -> None:
 def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
     left = step_of(measured(end=ended(DateState.FAILED)), reprocess=Reprocess.NONE)
     assert (left.action, left.reason) == (PlanAction.DONE, "ended failed in run run-0, and --reprocess is none")
+
+
+THEN = ExpectationFloor(count=169, reason="90% of the 187 expected when run run-0 checkpointed it")
+
+
+@pytest.mark.parametrize("reprocess", Reprocess)
+@pytest.mark.parametrize("checkpoint", [pytest.param(DONE, id="complete"), pytest.param(FORCED, id="forced")])
+@pytest.mark.parametrize(
+    "now",
+    [
+        pytest.param({"expected": 12, "upcoming": 12, "derived": 12}, id="shrunk"),
+        pytest.param({"expected": 0, "upcoming": 0, "derived": 0}, id="vanished"),
+    ],
+)
+def test_a_checkpointed_date_is_not_done_once_fewer_are_expected(
+    now: dict[str, int], checkpoint: Checkpoint, reprocess: Reprocess
+) -> None:
+    step = step_of(measured(**now, games=0, checkpoint=checkpoint, floor=THEN), reprocess=reprocess)
+    assert step.action is PlanAction.BLOCKED
+    assert step.reason == f"expectation incomplete: {now['expected']} expected, fewer than 169: {THEN.reason}"
+
+
+def test_a_date_forced_over_an_incomplete_expectation_stays_done() -> None:
+    forced = a_checkpoint(DAY, verdict=Verdict.FORCED, expected=100, matched=100)
+    assert step_of(measured(expected=100, checkpoint=forced)).action is PlanAction.DONE
+    complete = replace(forced, verdict=Verdict.COMPLETE)
+    assert step_of(measured(expected=100, checkpoint=complete)).action is PlanAction.BLOCKED
+
+
+def test_a_date_that_the_job_skips_is_not_judged_by_its_expectation() -> None:
+    monday = date(2023, 2, 20)
+    step = step_of(measured(day=monday, expected=12, floor=THEN), day=monday)
+    assert (step.action, step.reason) == (PlanAction.SKIP, "a Monday")
+
+
+def test_a_step_to_build_names_its_floor() -> None:
+    step = step_of(measured(floor=THEN))
+    assert (step.action, step.floor, step.floor_reason) == (PlanAction.BUILD, 169, THEN.reason)
 
 
 # -- dates with nothing to build ----------------------------------------------------------------------------------
