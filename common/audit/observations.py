@@ -74,8 +74,8 @@ def observe_dates(
     return [
         DateObservation(
             day=day,
-            expectation=job.date_expectation(
-                coverage.get(day, (0, 0))[0], day, calendar, floor=floors[day].count, floor_reason=floors[day].reason
+            expectation=job.date_expectation(coverage.get(day, (0, 0))[0], day, calendar).with_floor(
+                floors[day].count, floors[day].reason
             ),
             matched=coverage.get(day, (0, 0))[1],
             rows=row_counts.get(day, (0, 0))[0],

@@ -81,6 +81,10 @@ class DateExpectation:
     floor_reason: str = ""  #: where the floor comes from, in words
     table: str = "the expectation"  #: the expectation's table, for messages
 
+    def with_floor(self, floor: int | None, reason: str | None) -> DateExpectation:
+        """Return this expectation with the floor that was stored with the date; None for no floor."""
+        return replace(self, floor=floor or 0, floor_reason=reason or "")
+
 
 def format_percent(part: int, whole: int) -> str:
     """Format `part` of `whole` in per cent with one decimal, rounded down: 99.96 % never reads as 100 %."""

@@ -84,13 +84,13 @@ def compute_floors(
         count = expected.get(day, 0)
         floors: list[ExpectationFloor] = []
         if (checkpoint := checkpoints.get(day)) is not None:
-            reason = f"expected when run {checkpoint.run_id} checkpointed it"
+            reason = f"were expected when run {checkpoint.run_id} checkpointed it"
             floors.append(_share_floor(checkpoint.expected, accept_ratio, reason))
         if count:
-            floors.append(_share_floor(count, accept_ratio, "expected when the run was planned"))
+            floors.append(_share_floor(count, accept_ratio, "were expected when the run was planned"))
             floors.append(ExpectationFloor(count=expectation.floor or 0, reason="the job's floor"))
         if count and recent is not None and (counts := recent.counts_around(day)):
-            reason = f"usual on the {len(counts)} dates around it"
+            reason = f"are usual on the {len(counts)} dates around it"
             floors.append(_share_floor(_median(counts), share, reason))
         return max(floors, key=lambda floor: floor.count, default=NO_FLOOR)
 
@@ -98,7 +98,9 @@ def compute_floors(
 
 
 def _share_floor(whole: float, share: float, reason: str) -> ExpectationFloor:
-    return ExpectationFloor(count=least_count(whole, share), reason=f"{share:.0%} of the {whole:g} {reason}")
+    return ExpectationFloor(
+        count=least_count(whole, share), reason=f"{whole:g} {reason}, and {share:.0%} of that is required"
+    )
 
 
 class _RecentCounts:

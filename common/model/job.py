@@ -311,8 +311,6 @@ class Job:
         day: date,
         calendar: CalendarEvents | None,
         *,
-        floor: int | None = None,
-        floor_reason: str | None = None,
         null_entities: int = 0,
         contradicted_by: str | None = None,
     ) -> DateExpectation:
@@ -325,8 +323,6 @@ class Job:
             floor_per_event=guard.floor_per_event if has_calendar else 0,
             null_entities=null_entities,
             contradicted_by=contradicted_by,
-            floor=floor or 0,
-            floor_reason=floor_reason or "",
             table=self.expectation.table,
         )
 

@@ -170,9 +170,8 @@ class PlanMeasurements:
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
         floor = self.floors.get(day, NO_FLOOR)
-        return job.date_expectation(
-            self.expected.get(day, 0), day, self.calendar, floor=floor.count, floor_reason=floor.reason
-        )
+        expectation = job.date_expectation(self.expected.get(day, 0), day, self.calendar)
+        return expectation.with_floor(floor.count, floor.reason)
 
 
 def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:

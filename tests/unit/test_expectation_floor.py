@@ -48,25 +48,35 @@ USUAL = dict.fromkeys([*range(-10, 0), *range(1, 11)], 187)
 @pytest.mark.parametrize(
     ("counts", "declared", "floor", "reason"),
     [
-        pytest.param({0: 12, **USUAL}, {}, 19, "10% of the 187 usual on the 14 dates around it", id="usual"),
         pytest.param(
-            {0: 12, **USUAL}, {"floor_share_of_recent": 0.5}, 94, "50% of the 187 usual on the 14 dates", id="half"
+            {0: 12, **USUAL}, {}, 19, "187 are usual on the 14 dates around it, and 10% of that is required", id="usual"
         ),
-        pytest.param({0: 12, **USUAL}, {"floor_share_of_recent": 0}, 11, "90% of the 12 expected when", id="off"),
-        pytest.param({0: 12, **USUAL}, {"has_calendar": True}, 11, "90% of the 12 expected when", id="calendar"),
+        pytest.param({0: 12, **USUAL}, {"floor_share_of_recent": 0.5}, 94, "187 are usual on the 14 dates", id="half"),
+        pytest.param({0: 12, **USUAL}, {"floor_share_of_recent": 0}, 11, "12 were expected when", id="off"),
+        pytest.param({0: 12, **USUAL}, {"has_calendar": True}, 11, "12 were expected when", id="calendar"),
         pytest.param(
-            {0: 12, **USUAL}, {"has_calendar": True, "floor_share_of_recent": 0.5}, 94, "50% of the 187", id="both"
+            {0: 12, **USUAL}, {"has_calendar": True, "floor_share_of_recent": 0.5}, 94, "187 are usual", id="both"
         ),
         pytest.param({0: 12, **USUAL}, {"floor": 100}, 100, "the job's floor", id="the-largest-wins"),
         pytest.param(
-            {0: 187, **USUAL}, {"floor": 100}, 169, "90% of the 187 expected when the run was planned", id="ok"
+            {0: 187, **USUAL},
+            {"floor": 100},
+            169,
+            "187 were expected when the run was planned, and 90% of that is required",
+            id="ok",
         ),
-        pytest.param({0: 1, -1: 90, 1: 100}, {}, 1, "90% of the 1 expected when", id="two-dates-say-nothing"),
-        pytest.param({0: 1, -1: 80, 1: 90, 28: 100}, {}, 9, "10% of the 90 usual on the 3 dates around it", id="three"),
-        pytest.param({0: 1, -1: 80, 1: 90, 29: 100}, {}, 1, "90% of the 1 expected when", id="too-far-away"),
-        pytest.param({0: 1, -28: 80, -3: 90, -1: 100}, {}, 9, "10% of the 90 usual on the 3 dates", id="one-side"),
-        pytest.param({0: 1, -29: 80, -3: 90, -1: 100}, {}, 1, "90% of the 1 expected when", id="too-long-ago"),
-        pytest.param({0: 1, -2: 0, -1: 0, 1: 90}, {}, 1, "90% of the 1 expected when", id="days-off-say-nothing"),
+        pytest.param({0: 1, -1: 90, 1: 100}, {}, 1, "1 were expected when", id="two-dates-say-nothing"),
+        pytest.param(
+            {0: 1, -1: 80, 1: 90, 28: 100},
+            {},
+            9,
+            "90 are usual on the 3 dates around it, and 10% of that is required",
+            id="three",
+        ),
+        pytest.param({0: 1, -1: 80, 1: 90, 29: 100}, {}, 1, "1 were expected when", id="too-far-away"),
+        pytest.param({0: 1, -28: 80, -3: 90, -1: 100}, {}, 9, "90 are usual on the 3 dates", id="one-side"),
+        pytest.param({0: 1, -29: 80, -3: 90, -1: 100}, {}, 1, "1 were expected when", id="too-long-ago"),
+        pytest.param({0: 1, -2: 0, -1: 0, 1: 90}, {}, 1, "1 were expected when", id="days-off-say-nothing"),
         pytest.param({0: 0, **USUAL}, {"floor": 100}, 0, "", id="a-day-off"),
         pytest.param(USUAL, {"floor": 100}, 0, "", id="no-rows"),
     ],
@@ -83,12 +93,17 @@ def test_the_floor_comes_from_the_job_and_the_dates_around(
 @pytest.mark.parametrize("now", [pytest.param(12, id="shrunk"), pytest.param(0, id="vanished")])
 def test_a_checkpointed_date_must_expect_what_it_expected_then(now: int) -> None:
     floor = floor_of({0: now}, checkpoint=a_checkpoint(DAY, run_id="run-7", expected=187))
-    assert floor == ExpectationFloor(count=169, reason="90% of the 187 expected when run run-7 checkpointed it")
+    assert floor == ExpectationFloor(
+        count=169, reason="187 were expected when run run-7 checkpointed it, and 90% of that is required"
+    )
 
 
 def test_a_date_that_grew_since_its_checkpoint_is_judged_by_the_larger_number() -> None:
     floor = floor_of({0: 200}, checkpoint=a_checkpoint(DAY, run_id="run-7", expected=100))
-    assert (floor.count, floor.reason) == (180, "90% of the 200 expected when the run was planned")
+    assert (floor.count, floor.reason) == (
+        180,
+        "200 were expected when the run was planned, and 90% of that is required",
+    )
 
 
 COUNTS = st.dictionaries(st.integers(-40, 40), st.integers(0, 300), max_size=60)

@@ -144,7 +144,9 @@ def test_a_failed_date_left_alone_says_whose_failure_it_was() -> None:
     assert (left.action, left.reason) == (PlanAction.DONE, "ended failed in run run-0, and --reprocess is none")
 
 
-THEN = ExpectationFloor(count=169, reason="90% of the 187 expected when run run-0 checkpointed it")
+THEN = ExpectationFloor(
+    count=169, reason="187 were expected when run run-0 checkpointed it, and 90% of that is required"
+)
 
 
 @pytest.mark.parametrize("reprocess", Reprocess)

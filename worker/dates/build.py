@@ -15,7 +15,7 @@ from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow_types import to_arrow
-from gated_backfill.common.model.coverage import Judgement, Verdict, judge_expectation
+from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
@@ -59,7 +59,16 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     checks = check_sources(deps.warehouse, job, options, days)
     active = _still_claimed(claimed, deps)
     inputs = input_fingerprints(deps.warehouse, job, active)
-    ended = {day: judgement for day in active if (judgement := _judge_unbuilt(options, checks[day])) is not None}
+    expectations = {
+        row.day: checks[row.day].expectation.with_floor(row.floor, row.floor_reason)
+        for row in claimed
+        if row.day in active
+    }
+    ended = {
+        day: judgement
+        for day, expectation in expectations.items()
+        if (judgement := _judge_unbuilt(options, checks[day], expectation)) is not None
+    }
     buildable = {day: checks[day] for day in active if day not in ended}
     rows = {
         day: table for days in group_by_source(buildable) for day, table in _rows(job, buildable, days, deps).items()
@@ -84,10 +93,10 @@ def _is_recent(claimed_at: datetime | None) -> bool:
     return claimed_at is not None and timedelta(0) <= utcnow() - claimed_at < RECENT_CLAIM_AGE
 
 
-def _judge_unbuilt(options: RunOptions, check: SourceCheck) -> Judgement | None:
+def _judge_unbuilt(options: RunOptions, check: SourceCheck, expectation: DateExpectation) -> Judgement | None:
     """The verdict on a date that ends without being built; None for a date to build."""
     is_forced = options.forced_because is not None and bool(check.covered_entities)
-    return None if is_forced else judge_expectation(check.expectation)
+    return None if is_forced else judge_expectation(expectation)
 
 
 def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], deps: Deps) -> dict[date, pa.Table]:

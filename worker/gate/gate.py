@@ -121,7 +121,7 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
     deps.ledger.checkpoints.write(run.id, unchanged, gate=window.holder)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED}
     tables, missing_files = read_staged(staged.values(), deps.staging)
-    judgements = judge_staged(window, tables, is_last_attempt=is_last_attempt)
+    judgements = judge_staged(window, staged, tables, is_last_attempt=is_last_attempt)
     del tables  # publishing needs the files only, so the memory is freed
     window.renew_lease()
     deps.ledger.dates.record_verdicts(run.id, judgements.ledger_columns(), gate=window.holder)

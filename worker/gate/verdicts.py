@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -60,8 +60,12 @@ def read_staged(staged: Iterable[DateRow], staging: Staging) -> tuple[dict[date,
     return rows_by_date, frozenset(lost_dates)
 
 
-def judge_staged(window: LeasedWindow, staged: Mapping[date, pa.Table], *, is_last_attempt: bool) -> JudgedDates:
+def judge_staged(
+    window: LeasedWindow, dates: Mapping[date, DateRow], staged: Mapping[date, pa.Table], *, is_last_attempt: bool
+) -> JudgedDates:
     """A verdict for each date's rows; if the expectation cannot be read, every date is blocked.
+
+    `dates` has the ledger's row of each date, `staged` its rows.
 
     Raises `Retryable` for a transient error, unless this is the last attempt: then the dates are blocked.
     """
@@ -73,8 +77,14 @@ def judge_staged(window: LeasedWindow, staged: Mapping[date, pa.Table], *, is_la
         log.error("expectation_unreadable", error=str(exc))
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
         return JudgedDates(verdicts=dict.fromkeys(staged, blocked))
+    counts = {day: _with_floor(count, dates[day]) for day, count in counts.items()}
     verdicts = {
         day: judge_date(count, policy=options.policy, forced_because=options.forced_because)
         for day, count in counts.items()
     }
     return JudgedDates(verdicts=verdicts, counts=counts)
+
+
+def _with_floor(count: Recount, row: DateRow) -> Recount:
+    """Return the recount with the floor that the plan stored with the date."""
+    return replace(count, expectation=count.expectation.with_floor(row.floor, row.floor_reason))
