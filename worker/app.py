@@ -44,7 +44,11 @@ def broker_url() -> str:
 
 
 app: Celery = make_app(read_settings(), broker_url())
-app.conf.include = ("gated_backfill.worker.tasks", "gated_backfill.worker.messages.stop_dates")
+app.conf.include = (
+    "gated_backfill.worker.tasks",
+    "gated_backfill.worker.messages.stop_dates",
+    "gated_backfill.worker.messages.job_versions",
+)
 app.conf.worker_consumer = "gated_backfill.worker.messages.consumer:TolerantConsumer"
 app.conf.beat_scheduler = "gated_backfill.worker.maintenance.beat:SlotScheduler"
 app.conf.beat_schedule = beat_schedule(read_settings())
@@ -95,6 +99,8 @@ def _import_before_fork(*, closes_windows: bool) -> None:
     if closes_windows:
         import_module("gated_backfill.worker.gate.gate")
         import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
+    if consumes_dates() or closes_windows:
+        import_module("gated_backfill.worker.messages.job_versions").preload_jobs()
     preload_warehouse(read_settings().warehouse_url)
 
 

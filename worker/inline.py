@@ -116,7 +116,8 @@ def _gate_with_retries(run: str, number: int, deps: Deps) -> None:
     retries = 0
     while True:
         try:
-            close_window(run, number, deps, is_last_attempt=not deps.settings.date_retries.can_retry(retries))
+            is_last = not deps.settings.date_retries.can_retry(retries)
+            close_window(run, number, deps, is_last_attempt=is_last, retries=retries)
         except Retryable:
             time.sleep(deps.settings.date_retries.delay_seconds(retries))
             retries += 1

@@ -43,7 +43,8 @@ def close_window(self: Any, run: str, number: int) -> None:
 
     settings, retries = deps_or_retry(self).settings, self.request.retries
     try:
-        gate.close_window(run, number, deps(), is_last_attempt=not settings.date_retries.can_retry(retries))
+        is_last = not settings.date_retries.can_retry(retries)
+        gate.close_window(run, number, deps(), is_last_attempt=is_last, retries=retries)
     except Retryable as exc:
         raise self.retry(countdown=settings.date_retries.delay_seconds(retries), exc=exc) from exc
 

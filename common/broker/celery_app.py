@@ -19,6 +19,7 @@ MAINTAIN = "maintain"
 POST_RUN = "post_run"
 
 STOP_DATES = "stop_dates"  #: a remote-control command: workers obey it at once, also while they run a task
+JOB_VERSIONS = "job_versions"  #: a remote-control command: workers tell which versions they have loaded
 SEVEN_DAYS_SECONDS = 7 * 24 * 3600
 PUBLISH_RETRY_POLICY = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 

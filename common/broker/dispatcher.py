@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gated_backfill.common.broker.celery_app import (
     CLOSE_WINDOW,
+    JOB_VERSIONS,
     MAINTAIN,
     POST_RUN,
     PROCESS_DATE,
@@ -196,6 +197,25 @@ class CeleryDispatcher:
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
+    def job_versions(self, *, timeout: float) -> dict[str, dict[str, str]]:
+        """Ask every worker which versions of the jobs it has loaded; those that answer within `timeout` seconds.
+
+        Leaves nothing at a broker that no worker uses.
+        """
+        with translate_broker_errors(), self._client() as client:
+            if not client.exists(WORKERS_KEY):
+                return {}
+        try:
+            replies: list[dict[str, Any]] = self._app.control.broadcast(JOB_VERSIONS, reply=True, timeout=timeout) or []
+        except (KombuError, OSError) as exc:
+            raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
+        return {
+            worker: versions
+            for reply in replies
+            for worker, versions in reply.items()
+            if isinstance(versions, dict) and "error" not in versions  # a worker of an earlier version of this tool
+        }
+
     @_retry_lost_connection
     def send_post_run(self, run: str) -> None:
         self._send_task(POST_RUN, (run,), f"run={run}")
@@ -224,6 +244,9 @@ class CeleryDispatcher:
             argsrepr=f"{job.name} window {number} run={run}",
             kwargsrepr="",
         )
+
+
+WORKERS_KEY = "_kombu.binding.celery.pidbox"  #: kombu's key of the workers that take commands
 
 
 def _sent_key(run: str) -> str:

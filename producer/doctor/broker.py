@@ -30,6 +30,18 @@ def check_broker(settings: Settings) -> PlaceCheck:
     return _ping(settings, stack.broker_url, "the running stack (`backfill up`): ", next_step)
 
 
+def lasting_broker_url(settings: Settings) -> str | None:
+    """The URL of the broker that a run launched now would share with running workers; None for one of its own."""
+    if settings.broker is not None:
+        return settings.broker.get_secret_value()
+    try:
+        stack = read_stack_state(settings.home)
+    except UserError:  # reported by `check_broker`
+        return None
+    is_used = stack is not None and not is_dead(stack.owner) and _reason_unused(stack, settings) is None
+    return stack.broker_url if stack is not None and is_used else None
+
+
 def _reason_unused(stack: StackState, settings: Settings) -> str | None:
     if not stack.is_running_here:
         return f"it runs on {stack.host}, another host or container"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.doctor.alerts import check_alerts
-from gated_backfill.producer.doctor.broker import check_broker
+from gated_backfill.producer.doctor.broker import check_broker, lasting_broker_url
 from gated_backfill.producer.doctor.clocks import check_clocks
 from gated_backfill.producer.doctor.jobs import check_time_limits, jobs_to_check, load_jobs_to_check
 from gated_backfill.producer.doctor.ledger import check_ledger
@@ -12,6 +12,7 @@ from gated_backfill.producer.doctor.machine import check_home, check_packages, c
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult, warn
 from gated_backfill.producer.doctor.tables import check_tables
 from gated_backfill.producer.doctor.warehouse import check_warehouse
+from gated_backfill.producer.doctor.workers import check_workers
 
 
 def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
@@ -21,6 +22,7 @@ def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
     """
     broker, ledger = check_broker(settings), check_ledger(settings)
     warehouse, warehouse_check = check_warehouse(settings)
+    broker_answers = broker.result.level is not CheckLevel.FAIL
     ledger_is_usable = ledger.result.level is not CheckLevel.FAIL
     names = [job] if job else jobs_to_check(settings, ledger_is_usable=ledger_is_usable)
     jobs, unloadable = load_jobs_to_check(names)
@@ -35,6 +37,7 @@ def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
         *check_clocks({"broker": broker, "ledger": ledger, "warehouse": warehouse_check}),
         *check_time_limits(settings, jobs),
         *unloadable,
+        *(check_workers(settings, lasting_broker_url(settings), jobs) if broker_answers else []),
     ]
     for loaded_job in jobs:
         if warehouse is not None:

@@ -121,8 +121,8 @@ class Plan:
         return [step for step in self.steps if step.action is action]
 
     def digest(self) -> str:
-        """A hash of the steps, equal for equal steps."""
-        steps = json.dumps([step.as_json() for step in self.steps], sort_keys=True)
+        """A hash of the job's version and the steps, equal for equal plans."""
+        steps = json.dumps([self.version, *(step.as_json() for step in self.steps)], sort_keys=True)
         return hashlib.sha256(steps.encode()).hexdigest()
 
     def summary(self) -> str:

@@ -15,6 +15,7 @@ from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.errors import BrokerUnavailable, UserError
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunAction, RunProgress, RunState
 from gated_backfill.common.ledger.stores.orders import Cancellation
+from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import release_run
@@ -72,6 +73,7 @@ def resume(run_id: str, context: CommandContext, reason: str | None) -> ControlR
     """
     run = _get_live_run(run_id, context)
     by, job = current_user(), find_job(run.job)
+    _check_version(run, job)
     dispatcher = _dispatcher(run, context)
     if not context.ledger.orders.resume_run(run_id, by=by, reason=reason):
         if context.ledger.runs.get_run(run_id).state is RunState.RUNNING:
@@ -146,6 +148,16 @@ def _get_live_run(run_id: str, context: CommandContext) -> Run:
             "builds its other dates, `backfill cancel` releases them"
         )
     return run
+
+
+def _check_version(run: Run, job: Job) -> None:
+    """Raise `UserError` for a run of another version of the job: workers started now can't continue it."""
+    if job.version != run.job_version:
+        raise UserError(
+            f"run {run.id} is of version {run.job_version} of job {job.name}, and version {job.version} is installed: "
+            f"it can't be resumed; cancel it with `backfill cancel {run.id}`, then `backfill retry {run.id}` builds "
+            f"its other dates with version {job.version}"
+        )
 
 
 def _state_error(run: Run, context: CommandContext, action: str) -> UserError:

@@ -76,7 +76,7 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
         *(_ended_date(day, judgement, checks[day]) for day, judgement in ended.items()),
-        *(_staged_date(checks[file.day], file, before[file.day], inputs[file.day]) for file in staged),
+        *(_staged_date(job, checks[file.day], file, before[file.day], inputs[file.day]) for file in staged),
     ]
 
 
@@ -157,13 +157,14 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
     return staged
 
 
-def _staged_date(check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> BuiltDate:
+def _staged_date(job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> BuiltDate:
     columns = _source_columns(check) | {
         "staged_path": staged.location,
         "checksum": staged.checksum,
         "rows": staged.rows,
         "target_before": before,
         "inputs": inputs,
+        "job_version": job.version,
         "error": None,
         "error_kind": None,
         "error_place": None,

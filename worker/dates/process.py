@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +31,7 @@ from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate
 from gated_backfill.worker.dates.hard_time_limit import enqueue_separately
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, AttemptOutcome, RetryLater
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.run_job import can_ask_another, check_job_version, describe_missing_job
 
 log = structlog.get_logger()
 
@@ -68,6 +68,7 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
     run = deps.cached_run(run_id)
     try:
         job = find_job(run.job)
+        check_job_version(run, job, "worker")
     except UserError as exc:
         return _fail_without_job(run_id, days, deps, exc, retries)
     options = RunOptions.from_dict(run.options)
@@ -87,12 +88,12 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
 def _fail_without_job(
     run_id: str, days: Sequence[date], deps: Deps, exc: UserError, retries: int
 ) -> list[AttemptOutcome]:
-    """Retry on a worker that may be able to load the job; after the last retry, fail the dates."""
-    log.error("job_not_loaded", error=str(exc))
+    """Retry on a worker that may have the job, in the run's version; after the last retry, fail the dates."""
+    log.error("job_not_loaded", error_kind=exc.kind, error=str(exc))
     policy = deps.settings.date_retries
-    if policy.can_retry(retries):
+    if can_ask_another(exc, policy, retries):
         raise RetryLater(policy.delay_seconds(retries)) from exc
-    reason = f"the worker on {socket.gethostname()} can't load the job: {exc}"
+    reason = describe_missing_job(exc, "worker")
     columns = failure_columns(exc.kind, reason, reason)
     deps.ledger.dates.move_dates(run_id, days, expect=DateState.QUEUED, to=DateState.FAILED, **columns)
     return [AttemptOutcome(day=day, state=DateState.FAILED.value, detail=reason) for day in days]

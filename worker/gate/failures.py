@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 import structlog
@@ -15,6 +14,7 @@ from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.publish import checkpoint_published
 from gated_backfill.worker.gate.window import LeasedWindow
 from gated_backfill.worker.post_run import schedule_post_run
+from gated_backfill.worker.run_job import describe_missing_job
 
 log = structlog.get_logger()
 
@@ -22,15 +22,15 @@ UNPROVEN = (DateState.STAGED, DateState.PUBLISHED)
 
 
 def fail_without_job(run: Run, number: int, deps: Deps, exc: UserError, *, is_last_attempt: bool) -> None:
-    """Fail the run's remaining dates, as the job cannot be loaded here.
+    """Fail the run's remaining dates, as the job cannot be loaded here, or has another version than the run needs.
 
-    Raises `Retryable` unless this is the last attempt: another gate may be able to load the job.
+    Raises `Retryable` unless this is the last attempt: another gate may have the job.
     """
-    log.error("job_not_loaded", error=str(exc))
+    log.error("job_not_loaded", error_kind=exc.kind, error=str(exc))
     if not is_last_attempt:
         deps.ledger.windows.release_window(run.id, number, deps.owner, to=WindowState.OPEN)
         raise Retryable(str(exc)) from exc
-    reason = f"the gate on {socket.gethostname()} can't load the job: {exc}"
+    reason = describe_missing_job(exc, "gate")
     columns = failure_columns(exc.kind, reason, reason)
     for row in deps.ledger.dates.list_dates(run.id, window=number, states=UNPROVEN):
         holder = (number, deps.owner)

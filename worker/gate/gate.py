@@ -30,6 +30,7 @@ from gated_backfill.worker.gate.publish import publish_and_checkpoint, quarantin
 from gated_backfill.worker.gate.verdicts import judge_staged, read_staged
 from gated_backfill.worker.gate.window import LeasedWindow, LeaseLost
 from gated_backfill.worker.post_run import schedule_post_run
+from gated_backfill.worker.run_job import can_ask_another, check_job_version
 
 log = structlog.get_logger()
 
@@ -43,11 +44,13 @@ class GateOutcome(Enum):
     REQUEUED = "requeued"  #: some dates are built again; the others have ended
 
 
-def close_window(run_id: str, number: int, deps: Deps, *, is_last_attempt: bool = False) -> GateOutcome:
+def close_window(
+    run_id: str, number: int, deps: Deps, *, is_last_attempt: bool = False, retries: int = 0
+) -> GateOutcome:
     """End every date of a window, then open the next window or end the run.
 
-    `number` is the window's, from 1. Raises `Retryable` for a transient error, unless `is_last_attempt`: then the
-    dates are blocked or failed with that error.
+    `number` is the window's, from 1; `retries` the number of earlier calls by this task. Raises `Retryable` for a
+    transient error, unless `is_last_attempt`: then the dates are blocked or failed with that error.
     """
     run = deps.ledger.runs.get_run(run_id)
     started, until = time.monotonic(), utcnow() + deps.settings.gate_lease
@@ -56,8 +59,10 @@ def close_window(run_id: str, number: int, deps: Deps, *, is_last_attempt: bool 
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):
         try:
             job = find_job(run.job)
+            check_job_version(run, job, "gate")
         except UserError as exc:
-            fail_without_job(run, number, deps, exc, is_last_attempt=is_last_attempt)
+            is_last = is_last_attempt or not can_ask_another(exc, deps.settings.date_retries, retries)
+            fail_without_job(run, number, deps, exc, is_last_attempt=is_last)
             return GateOutcome.CLOSED
         window = LeasedWindow(run=run, number=number, job=job, deps=deps)
         try:

@@ -36,7 +36,8 @@ def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     """Send again what was lost of a run; returns the number of windows concerned. Repeating it does no harm.
 
     `lost_tasks`: the caller knows that the broker or a worker died. A date whose workers died `max_deaths` times is
-    failed instead of sent.
+    failed instead of sent. The version of the job does not matter here: a worker or a gate of another version refuses
+    what it is sent, which ends the run.
     """
     run = deps.ledger.runs.get_run(run_id)
     if run.has_ended:

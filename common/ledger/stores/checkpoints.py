@@ -6,7 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Insert, and_, delete, exists, insert, literal, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse
@@ -130,7 +143,10 @@ def _insert_checkpoints(run_id: str, days: Sequence[date], now: datetime) -> Ins
     columns: dict[str, ColumnElement[Any]] = {
         column.name: run_dates.c[column.name] for column in checkpoints.c if column.name in run_dates.c
     }
-    columns |= {"job_version": runs.c.job_version, "checkpointed_at": literal(now, UtcDateTime())}
+    built_by = func.coalesce(
+        run_dates.c.job_version, runs.c.job_version
+    )  # null: staged by an older version of this tool
+    columns |= {"job_version": built_by, "checkpointed_at": literal(now, UtcDateTime())}
     query = (
         select(*columns.values())
         .join_from(run_dates, runs, runs.c.id == run_dates.c.run_id)
