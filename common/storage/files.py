@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SYNC_THREADS = 8
 READ_CHUNK_BYTES = 1024 * 1024
 FEW_CELLS = 100_000  #: rows times columns
-ROW_GROUP_BYTES = 16 * 1024 * 1024  #: in memory, of a file that is written in parts
+ROW_GROUP_BYTES = 8 * 1024 * 1024  #: in memory, of a file that is written in parts
 
 
 def checksum_of(data: bytes) -> str:

@@ -60,14 +60,14 @@ def types_in(warehouse: Warehouse) -> dict[str, str]:
 
 def test_a_csv_file_becomes_a_table_of_the_types_its_values_have(warehouse: Warehouse, csv: Path) -> None:
     lines = ["player,day,games,share,active,note", "a,2023-02-23,3,0.5,true,"]
-    lines.append('b,2023-02-24,-4,1e3,False,"two\nlines, ""quoted"""\n')
+    lines.append('b,2023-02-24,-4,1000.25,false,"two\nlines, ""quoted"""\n')
     loaded = load_text(warehouse, csv, "\n".join(lines))
     assert (loaded.rows, loaded.days) == (2, (FEB_23, FEB_24))
     texts = {"player": "STRING", "note": "STRING"}
     assert types_in(warehouse) == {"day": "DATE", "games": "INT64", "share": "FLOAT64", "active": "BOOL", **texts}
     assert sorted(rows_in(warehouse), key=lambda row: row["player"]) == [
         {"player": "a", "day": FEB_23, "games": 3, "share": 0.5, "active": True, "note": None},
-        {"player": "b", "day": FEB_24, "games": -4, "share": 1e3, "active": False, "note": 'two\nlines, "quoted"'},
+        {"player": "b", "day": FEB_24, "games": -4, "share": 1000.25, "active": False, "note": 'two\nlines, "quoted"'},
     ]
 
 
@@ -283,6 +283,7 @@ def test_a_table_that_a_job_reads_must_have_the_columns_it_reads(warehouse: Ware
 
 
 ROWS = {"player": ["a"], "day": [FEB_23], "score": [1.5]}
+NOON = datetime(2023, 2, 23, 12)  # noqa: DTZ001 - a time without a zone
 NO_DATE = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
 
 
@@ -295,10 +296,10 @@ NO_DATE = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
         pytest.param({**ROWS, "score": [True]}, "score True", id="boolean-for-a-number"),
         pytest.param({**ROWS, "day": [1]}, "row 1: day '1' is not a date", id="number-for-a-date"),
         pytest.param({**ROWS, "day": pa.array([None], pa.date32())}, "row 1: day is empty", id="date-missing"),
-        pytest.param({**ROWS, "day": [datetime(2023, 2, 23)]}, "column day is timestamp", id="timestamp"),  # noqa: DTZ001
-        pytest.param({**ROWS, "day": NO_DATE}, "can't be read: days=", id="beyond-any-date"),
+        pytest.param({**ROWS, "day": [NOON]}, "row 1: day .* has a time of day", id="time-of-day"),
+        pytest.param({**ROWS, "day": NO_DATE}, "row 1: day is outside the years", id="beyond-any-date"),
         pytest.param({**ROWS, "score": [[1.5]]}, "column score is list", id="list"),
-        pytest.param({**ROWS, "more": pa.array([2**64 - 1], pa.uint64())}, "can't be read", id="more-than-64-bits"),
+        pytest.param({**ROWS, "more": pa.array([2**64 - 1], pa.uint64())}, "row 1: more .* 64 bits", id="64-bits"),
         pytest.param({"player": ["a"], "day": [FEB_23]}, r"lacks the column\(s\) score", id="missing-column"),
         pytest.param({name: pa.array([], pa.string()) for name in ROWS}, "holds no rows", id="no-rows"),
     ],

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from gated_backfill.common.storage.batch_spool import BatchSpool
 
-RUN_BYTES = 24 * 1024 * 1024  #: that are sorted in memory
-BATCH_BYTES = 256 * 1024  #: of a run, read at once: one such batch of each run is in memory
+RUN_BYTES = 12 * 1024 * 1024  #: that are sorted in memory
+BATCH_BYTES = 64 * 1024  #: of a run, read at once: one such batch of each run is in memory
 
 
 class DateRuns(AbstractContextManager["DateRuns"]):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from rich.progress import Progress as Bar
 
 from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.producer.context import open_context
-from gated_backfill.producer.tables.load import load_file
+from gated_backfill.producer.tables.load import LoadOptions, load_file
+from gated_backfill.producer.tables.row_file import Progress, no_progress
 from gated_backfill.producer.terminal.console import make_console
 
 
@@ -17,13 +22,47 @@ from gated_backfill.producer.terminal.console import make_console
 @click.argument("table", help="The table, as dataset.table.")
 @click.argument("file", type=Path, help="A CSV file with a header, or a Parquet file.")
 @click.option("--date-column", help="The column that dates each row.  [default: the table's or a job's]")
-def load(table: str, file: Path, date_column: str | None) -> None:
-    """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none."""
-    context = open_context(read_settings())
+@click.option("--date-format", help="How dates are written, as %d.%m.%Y.  [default: %Y-%m-%d]")
+@click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Load column OLD as NEW. Repeatable.")
+@click.option("--encoding", help="The encoding of a CSV file, as cp1252.  [default: utf-8]")
+@click.option("--delimiter", help="The character between the fields of a CSV file, as ';'.  [default: ,]")
+def load(
+    table: str,
+    file: Path,
+    date_column: str | None,
+    date_format: str | None,
+    renames: tuple[str, ...],
+    encoding: str | None,
+    delimiter: str | None,
+) -> None:
+    """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none.
+
+    Column types come from the table or, before it exists, from the jobs that read it. Any other column of a CSV file
+    is INT64, FLOAT64, DATE or BOOL only if that gives every text of it back, else STRING: codes such as 007, 12E5 or
+    +49301234 stay text. (Zeros at the end of prices such as 1.50 are dropped.) An empty field is null. A value that its
+    column cannot keep exactly is refused, with its line.
+
+    The file need not fit into memory; it takes its size again on the disk of BACKFILL_HOME while it is loaded.
+    """
+    settings = read_settings()
+    context = open_context(settings)
     jobs, _ = load_jobs()
-    result = load_file(context.warehouse, table, file, date_column)
+    options = LoadOptions(
+        renames=_parse_renames(renames),
+        date_format=date_format,
+        encoding=encoding,
+        delimiter="\t" if delimiter in ("\\t", "tab") else delimiter,
+    )
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _progress_bar() as progress:
+        result = load_file(
+            context.warehouse, table, file, date_column, options, spool_folder=settings.home, progress=progress
+        )
     console = make_console()
-    console.print(result.describe())
+    console.print(result.describe(), markup=False)
+    if result.new_columns:
+        columns = ", ".join(f"{name} {kind}" for name, kind in result.new_columns.items())
+        console.print(f"new table, with the columns {columns}", markup=False, soft_wrap=True)
     for job in jobs:
         if job.target.table == table:
             console.print(
@@ -31,3 +70,32 @@ def load(table: str, file: Path, date_column: str | None) -> None:
                 f"that were replaced",
                 soft_wrap=True,
             )
+
+
+def _parse_renames(renames: tuple[str, ...]) -> dict[str, str]:
+    """Return the new names by the old ones. An old name may be empty, or contain `=`."""
+    names: dict[str, str] = {}
+    for rename in renames:
+        old, equals, new = rename.rpartition("=")
+        if not equals:
+            raise UserError(f"--rename {rename!r}: write it as OLD=NEW")
+        if old in names:
+            raise UserError(f"--rename: column {old!r} is given two names")
+        names[old] = new
+    return names
+
+
+@contextmanager
+def _progress_bar() -> Generator[Progress]:
+    """Show a bar while the file is read, on a terminal only."""
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield no_progress
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        yield show
