@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ AROUND = [DAY + timedelta(days=n) for n in range(-3, 4)]
 PROVEN_187 = "fewer than 169: 187 were expected when run"
 
 
-def planned(lab: Lab, days: Sequence[date] = (DAY,), **request: object) -> list[tuple[PlanAction, str]]:
+def planned(lab: Lab, days: Sequence[date] = (DAY,), **request: Any) -> list[tuple[PlanAction, str]]:
     return [(step.action, step.reason) for step in lab.plan(days, "probe", **request).steps]
 
 
@@ -37,8 +38,7 @@ def test_a_rebuild_against_an_expectation_that_shrank_is_blocked(any_lab: Lab, p
     before = any_lab.table_bytes("probe.probe")
     any_lab.probe_all([DAY], players(12))
 
-    options = {"reprocess": Reprocess.ALL, "preflight": preflight, "allow_partial": True}
-    progress = any_lab.run([DAY], "probe", **options)
+    progress = any_lab.run([DAY], "probe", reprocess=Reprocess.ALL, preflight=preflight, allow_partial=True)
 
     outcome = any_lab.outcome(DAY, progress)
     assert outcome.state is DateState.BLOCKED

@@ -159,7 +159,7 @@ THEN = ExpectationFloor(
     ],
 )
 def test_a_checkpointed_date_is_not_done_once_fewer_are_expected(
-    now: dict[str, int], checkpoint: Checkpoint, reprocess: Reprocess
+    now: dict[str, Any], checkpoint: Checkpoint, reprocess: Reprocess
 ) -> None:
     step = step_of(measured(**now, games=0, checkpoint=checkpoint, floor=THEN), reprocess=reprocess)
     assert step.action is PlanAction.BLOCKED
