@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,8 @@ def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
     array: Any = pa.array(series, from_pandas=True)
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    if hasattr(series.dtype, "pyarrow_dtype"):  # Arrow takes the NaN of other series as null, but not of its own
+        array = _nan_as_null(array)
     if array.null_count == len(array):
         return pa.array([None] * len(array), arrow_type)
     if array.type.equals(arrow_type):
@@ -99,6 +102,13 @@ def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
     return cast
 
 
+def _nan_as_null(array: pa.Array[Any]) -> pa.Array[Any]:
+    """Return the array with null for NaN."""
+    import pyarrow.compute as pc
+
+    return pc.if_else(pc.is_nan(array), None, array) if pa.types.is_floating(array.type) else array
+
+
 def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
     """Return the pandera schema of exactly these columns: types, nulls and bounds."""
     import pandas as pd
@@ -107,12 +117,16 @@ def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
     def checks(column: Column) -> Sequence[pandera.Check]:
         low = [pandera.Check.ge(column.ge)] if column.ge is not None else []
         high = [pandera.Check.le(column.le)] if column.le is not None else []
+        if column.type == "FLOAT64" and low and not high:
+            high = [pandera.Check.lt(math.inf, error="is_finite")]
+        elif column.type == "FLOAT64" and high and not low:
+            low = [pandera.Check.gt(-math.inf, error="is_finite")]
         return [*low, *high]
 
     return pandera.DataFrameSchema(
         {
             name: pandera.Column(
-                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=[*checks(column)], nullable=column.nullable
+                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=[*checks(column)], nullable=column.allows_nulls
             )
             for name, column in columns.items()
         },

@@ -82,11 +82,11 @@ def _parse_table(text: str) -> DatedTable:
 class Column:
     """One output column: its type, whether it may be null, and the bounds of its values (both included).
 
-    Raises `UserError` for a share of nulls outside 0..1.
+    NaN is null. With a bound, values must also be finite. Raises `UserError` for a share of nulls outside 0..1.
     """
 
     type: ColumnType
-    nullable: bool = False
+    nullable: bool = False  #: implied by `max_null_share`
     ge: float | None = None
     le: float | None = None
     max_null_share: float | None = None  #: of a date's rows; with more nulls the date is blocked; None: no limit
@@ -94,3 +94,8 @@ class Column:
     def __post_init__(self) -> None:
         if self.max_null_share is not None and not 0 <= self.max_null_share <= 1:
             raise UserError(f"max_null_share is {self.max_null_share}: it must be a share between 0 and 1")
+
+    @property
+    def allows_nulls(self) -> bool:
+        """Whether the column may hold a null at all."""
+        return self.nullable or self.max_null_share is not None

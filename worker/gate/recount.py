@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.model.arrow_types import arrow_schema, pandera_schema
-from gated_backfill.common.model.coverage import Recount
+from gated_backfill.common.model.coverage import Recount, format_percent
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import Column, ColumnType
 from gated_backfill.common.warehouse.coverage_queries import (
@@ -88,7 +88,18 @@ def _split_by_columns(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[d
 def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:
     """All rows in one table; the column `DAY_INDEX` is the position of the day that each row was staged for."""
     indexes = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
-    return pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(indexes)).combine_chunks()
+    rows = pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(indexes)).combine_chunks()
+    return _nan_as_null(rows)
+
+
+def _nan_as_null(rows: pa.Table) -> pa.Table:
+    for position, field in enumerate(rows.schema):
+        if pa.types.is_floating(field.type):
+            values = rows.column(position)
+            is_nan = pc.is_nan(values)
+            if pc.any(is_nan).as_py():
+                rows = rows.set_column(position, field, pc.if_else(is_nan, None, values))
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +114,12 @@ class _Rows:
         for name in job.target.key:
             has_null |= pc.is_null(self.table[name]).to_numpy()
         return self._count_by_day(self.day_indexes[has_null])
+
+    def nulls_by_day(self, column: str) -> dict[date, int]:
+        return self._count_by_day(self.day_indexes[pc.is_null(self.table[column]).to_numpy()])
+
+    def rows_by_day(self) -> dict[date, int]:
+        return self._count_by_day(self.day_indexes)
 
     def duplicate_keys(self, job: Job) -> dict[date, int]:
         key_counts = self.table.group_by([*job.target.key, DAY_INDEX], use_threads=False).aggregate([([], "count_all")])
@@ -128,10 +145,31 @@ def _schema_problems(job: Job, rows: _Rows) -> dict[date, str]:
     expected_days = np.array(rows.days, "datetime64[D]")[rows.day_indexes]
     wrong_day = rows.table[job.target.date_column].to_numpy() != expected_days  # true for null dates, too
     problems = dict.fromkeys(rows.days_at(np.flatnonzero(wrong_day)), "rows of another date")
+    problems = _null_share_problems(job, rows) | problems
     try:
         pandera_schema(job.target.columns).validate(frame, lazy=True)
     except (pandera.errors.SchemaErrors, pandera.errors.SchemaError) as exc:
         return _first_failures(exc, rows) | problems
+    return problems
+
+
+def _null_share_problems(job: Job, rows: _Rows) -> dict[date, str]:
+    """For each day with more nulls in a column than its `max_null_share` allows: the first such column."""
+    limits = {
+        name: limit for name, column in job.target.columns.items() if (limit := column.max_null_share) is not None
+    }
+    if not limits:
+        return {}
+    row_counts = rows.rows_by_day()
+    problems: dict[date, str] = {}
+    for name, limit in limits.items():
+        for day, nulls in rows.nulls_by_day(name).items():
+            if nulls and nulls / row_counts[day] > limit:
+                share = format_percent(nulls, row_counts[day])
+                problem = (
+                    f"{name} is null in {nulls} of {row_counts[day]} row(s) ({share}), more than its max_null_share"
+                )
+                problems.setdefault(day, f"{problem} of {limit * 100:g} %")
     return problems
 
 
