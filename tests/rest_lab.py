@@ -20,7 +20,8 @@ URL = f"bigquery://{PROJECT}?location=US"
 TYPES: Mapping[str, Any] = {"player": "STRING", "day": "DATE", "score": "FLOAT64"}
 RESULT_TYPES: Mapping[str, str] = {
     **TYPES,
-    **dict.fromkeys(("n", "expected", "matched"), "INT64"),
+    "__day": "DATE",
+    **dict.fromkeys(("n", "expected", "null_rows", "present0", "row_count", "__row_count"), "INT64"),
     **dict.fromkeys(("entity", "before", "published"), "STRING"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import LiteralString
@@ -10,32 +10,15 @@ from typing import LiteralString
 from gated_backfill.common.audit.findings import DateObservation
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, Ledger
-from gated_backfill.common.model.dates import consecutive_ranges, enclosing_range
+from gated_backfill.common.model.dates import enclosing_range
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.coverage_queries import expectation_scan
+from gated_backfill.common.warehouse.coverage_queries import expectation_scan, read_expectation, target_scan
 from gated_backfill.common.warehouse.floors import measure_floors
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import EntityCounts, Warehouse
 
+PUBLISHED = ("published",)  #: the group of sources that has the published rows
 KEY_ALIASES: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
-
-COVERAGE_SQL = """
-    SELECT e.day AS day, COUNT(DISTINCT e.entity) AS expected, COUNT(DISTINCT p.entity) AS matched
-    FROM expectation AS e LEFT JOIN published AS p ON p.day = e.day AND p.entity = e.entity
-    WHERE e.entity IS NOT NULL
-    GROUP BY e.day
-"""
-
-MISSING_NAMES_SQL = """
-    SELECT day, CAST(entity AS STRING) AS entity FROM (
-        SELECT e.day AS day, e.entity AS entity
-        FROM expectation AS e LEFT JOIN published AS p ON p.day = e.day AND p.entity = e.entity
-        WHERE e.entity IS NOT NULL AND p.entity IS NULL
-        GROUP BY e.day, e.entity
-    ) AS missing
-    QUALIFY ROW_NUMBER() OVER (PARTITION BY day ORDER BY entity) <= @max_names
-    ORDER BY day, entity
-"""
 
 
 def observe_dates(
@@ -54,13 +37,13 @@ def observe_dates(
     span = enclosing_range(days)
     checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
     active_runs = _active_runs(ledger, job, days)
-    coverage = _read_coverage(job, days, warehouse, has_target=has_target)
+    counts = _count_entities(job, days, warehouse, has_target=has_target)
     row_counts = _read_row_counts(job, days, warehouse) if has_target else {}
     floors = measure_floors(
         warehouse,
         job,
         days,
-        {day: expected for day, (expected, _) in coverage.items()},
+        counts.expected,
         checkpoints=checkpoints,
         accept_ratio=job.policy.accept_ratio,
         has_calendar=calendar is not None,
@@ -74,10 +57,10 @@ def observe_dates(
     return [
         DateObservation(
             day=day,
-            expectation=job.date_expectation(coverage.get(day, (0, 0))[0], day, calendar).with_floor(
+            expectation=job.date_expectation(counts.expected.get(day, 0), day, calendar).with_floor(
                 floors[day].count, floors[day].reason
             ),
-            matched=coverage.get(day, (0, 0))[1],
+            matched=counts.present[PUBLISHED].get(day, 0) if has_target else 0,
             rows=row_counts.get(day, (0, 0))[0],
             duplicates=row_counts.get(day, (0, 0))[1],
             checkpoint=checkpoints.get(day),
@@ -91,11 +74,10 @@ def observe_dates(
 
 def read_missing_names(job: Job, days: Sequence[date], warehouse: Warehouse, max_names: int) -> dict[date, list[str]]:
     """The names of up to `max_names` missing entities of each day, sorted."""
-    names: dict[date, list[str]] = {}
-    scans = {"expectation": expectation_scan(job, days), "published": _published_scan(job, days)}
-    for row in warehouse.query(MISSING_NAMES_SQL, scans=scans, params={"max_names": max_names}).to_pylist():
-        names.setdefault(row["day"], []).append(row["entity"])
-    return names
+    scan = target_scan(job, days)
+    expected = read_expectation(warehouse, job, days)
+    present = expected.present_in(warehouse.read_entities(scan), scan.columns.rule)
+    return {day: names[:max_names] for day, names in expected.names_by_day(~present).items()}
 
 
 def _active_runs(ledger: Ledger, job: Job, days: Sequence[date]) -> dict[date, str]:
@@ -110,15 +92,10 @@ def _checkpointed_meanwhile(
     return {day: checkpoint.run_id for day, checkpoint in changed.items() if checkpoint is not None}
 
 
-def _read_coverage(
-    job: Job, days: Sequence[date], warehouse: Warehouse, *, has_target: bool
-) -> dict[date, tuple[int, int]]:
-    """The number of expected and of published expected entities by day; a day without expected entities is left out."""
-    # Without a target the expectation is compared with itself, and the number of matches is ignored.
-    expectation = expectation_scan(job, days)
-    scans = {"expectation": expectation, "published": _published_scan(job, days) if has_target else expectation}
-    rows = warehouse.query(COVERAGE_SQL, scans=scans).to_pylist()
-    return {row["day"]: (row["expected"], row["matched"] if has_target else 0) for row in rows}
+def _count_entities(job: Job, days: Sequence[date], warehouse: Warehouse, *, has_target: bool) -> EntityCounts:
+    """Count the expected entities of each day and, of these, the published ones."""
+    published = {"published": target_scan(job, days)} if has_target else {}
+    return warehouse.count_entities(expectation_scan(job, days), published, [PUBLISHED] if has_target else [])
 
 
 def _read_row_counts(job: Job, days: Sequence[date], warehouse: Warehouse) -> dict[date, tuple[int, int]]:
@@ -130,7 +107,7 @@ def _read_row_counts(job: Job, days: Sequence[date], warehouse: Warehouse) -> di
         )
     aliases = KEY_ALIASES[: len(key)]
     columns = {"day": job.target.date_column, **dict(zip(aliases, key, strict=True))}
-    scan = replace(_published_scan(job, days), columns=columns)
+    scan = replace(target_scan(job, days).rows(), columns=columns)
     rows = warehouse.query(row_counts_sql(aliases), scans={"published": scan}).to_pylist()
     return {row["day"]: (row["row_count"], row["duplicates"]) for row in rows}
 
@@ -143,12 +120,3 @@ def row_counts_sql(key: Sequence[LiteralString]) -> LiteralString:
         FROM (SELECT {columns}, COUNT(*) AS n FROM published GROUP BY {columns}) AS keyed
         GROUP BY day
     """  # noqa: S608 - made of literals only, which the type checker enforces
-
-
-def _published_scan(job: Job, days: Iterable[date]) -> Scan:
-    return Scan(
-        table=TableName.parse(job.target.table),
-        date_column=job.target.date_column,
-        dates=tuple(consecutive_ranges(days)),
-        columns={"day": job.target.date_column, "entity": job.entity_column},
-    )

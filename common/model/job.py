@@ -286,13 +286,6 @@ class Job:
         """The target's columns with the entity."""
         return as_columns(self.target.entity or self.expectation.entity)
 
-    @property
-    def entity_column(self) -> str:
-        return self.target_entity[0]
-
-    def source_entity_column(self, source: Source) -> str:
-        return self.source_entity(source)[0]
-
     def source_entity(self, source: Source) -> tuple[str, ...]:
         """Return the source's columns with the entity."""
         return as_columns(source.entity or self.expectation.entity)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
 
 import pyarrow as pa
 
 from gated_backfill.common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ranges
-from gated_backfill.common.model.job import Calendar, CalendarEvents, Expectation, Job, Source
+from gated_backfill.common.model.entities import EntityColumns, PresenceRule
+from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.counting import day_entity_rows
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days
+from gated_backfill.common.warehouse.protocol import EntityScan, Scan, Warehouse
 
 SEASON_LOOKBACK_DAYS = 400  #: the most days between a date and the first date of its season
-
-EVENTS_QUERY = """
-    SELECT day, COUNT(*) AS n FROM calendar GROUP BY day
-"""
 
 SEASONS_QUERY = """
     SELECT season, MIN(day) AS opens FROM calendar WHERE kind = @kind GROUP BY season
@@ -36,25 +32,6 @@ def translate_expectation_errors() -> Generator[None]:
         yield
     except (TableNotFound, SchemaMismatch, QueryFailed) as exc:
         raise ExpectationUnreadable(f"expectation unreadable: {exc}") from exc
-
-
-def read_entities(warehouse: Warehouse, scan: Scan) -> dict[date, frozenset[str]]:
-    """Read the distinct entities by day, as text. The scan has the columns `day` and `entity`."""
-    entities: dict[date | None, set[str]] = {}
-    for rows in warehouse.read(scan).to_batches():
-        days: list[date | None] = rows["day"].unique().to_pylist()
-        if len(days) == 1:  # the usual case: a batch holds one partition
-            entities.setdefault(days[0], set()).update(_texts(rows["entity"].drop_null()))
-            continue
-        for day, entity in zip(rows["day"].to_pylist(), rows["entity"].to_pylist(), strict=True):
-            if entity is not None:
-                entities.setdefault(day, set()).add(str(entity))
-    return {day: frozenset(names) for day, names in entities.items() if day is not None and names}
-
-
-def _texts(names: pa.Array[Any]) -> Iterable[str]:
-    values: list[Any] = names.to_pylist()
-    return values if pa.types.is_string(names.type) else map(str, values)
 
 
 def count_calendar_events(
@@ -71,8 +48,7 @@ def count_calendar_events(
         if must_exist:
             raise TableNotFound("the calendar was there when the run was planned and is gone", table=str(events.table))
         return None
-    rows = warehouse.query(EVENTS_QUERY, scans={"calendar": events}).to_pylist()
-    return CalendarEvents(count_by_date={row["day"]: row["n"] for row in rows})
+    return CalendarEvents(count_by_date=warehouse.count_rows(events))
 
 
 def read_calendar(warehouse: Warehouse, job: Job, days: Sequence[date]) -> CalendarEvents | None:
@@ -87,9 +63,11 @@ def read_calendar(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Calen
         date_column=calendar.date_column,
         dates=(DateRange(start=min(days) - ONE_DAY * SEASON_LOOKBACK_DAYS, through=max(days)),),
         columns={"day": calendar.date_column, "season": calendar.season_column, "kind": kind_column},
+        time_zone=calendar.time_zone,
     )
-    opened = warehouse.query(SEASONS_QUERY, scans={"calendar": seasons}, params={"kind": kind})["opens"].to_pylist()
-    return replace(events, season_starts=tuple(sorted(day for day in opened if day is not None)))
+    opened = warehouse.query(SEASONS_QUERY, scans={"calendar": seasons}, params={"kind": kind})["opens"]
+    season_starts = read_days(opened.drop_null(), calendar.time_zone).to_pylist()
+    return replace(events, season_starts=tuple(sorted(season_starts)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +76,7 @@ class ExpectationMatch:
 
     expected: int
     matched: int
+    null_entities: int  #: rows of the expectation without an entity
     missing: tuple[str, ...]  #: sorted
     unexpected: tuple[str, ...]  #: sorted
 
@@ -105,17 +84,18 @@ class ExpectationMatch:
 def match_expectation(
     warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table
 ) -> dict[date, ExpectationMatch]:
-    """Compare rows of the target with the expectation of the days, which is read again. Entities compare as text."""
-    expectation = day_entity_rows(warehouse.read(expectation_scan(job, days), once=True), "day", "entity")
-    expected = expectation.group_by(["day", "entity"], use_threads=False).aggregate([])  # distinct
-    present = day_entity_rows(rows, job.target.date_column, job.entity_column)
-    missing, unexpected = _absent_entities(expected, present), _absent_entities(present, expected)
-    day_counts = expected.group_by("day", use_threads=False).aggregate([([], "count_all")]).to_pylist()
-    counts = {row["day"]: row["count_all"] for row in day_counts}
+    """Compare rows of the target with the expectation of the days, which is read again."""
+    columns = target_columns(job)
+    expected = read_expectation(warehouse, job, days)
+    published = day_entity_rows(rows, columns)
+    present = expected.present_in(published, columns.rule)
+    counts, matched = expected.count_by_day(expected.all), expected.count_by_day(present)
+    missing, unexpected = expected.names_by_day(~present), expected.unexpected(published)
     return {
         day: ExpectationMatch(
             expected=counts.get(day, 0),
-            matched=counts.get(day, 0) - len(missing.get(day, ())),
+            matched=matched.get(day, 0),
+            null_entities=expected.null_rows.get(day, 0),
             missing=tuple(missing.get(day, ())),
             unexpected=tuple(unexpected.get(day, ())),
         )
@@ -123,55 +103,148 @@ def match_expectation(
     }
 
 
-def _absent_entities(rows: pa.Table, others: pa.Table) -> dict[date, list[str]]:
-    """The distinct entities of `rows` that `others` lacks, sorted, by day."""
-    absent = rows.join(others, ["day", "entity"], join_type="left anti", use_threads=False)
-    distinct = absent.group_by(["day", "entity"], use_threads=False).aggregate([])
-    entities: dict[date, list[str]] = {}
-    for row in distinct.sort_by([("day", "ascending"), ("entity", "ascending")]).to_pylist():
-        entities.setdefault(row["day"], []).append(row["entity"])
-    return entities
+def read_expectation(warehouse: Warehouse, job: Job, days: Iterable[date]) -> ExpectedEntities:
+    """Read the expected entities of the days."""
+    scan = expectation_scan(job, days)
+    return ExpectedEntities(warehouse.read_entities(scan), is_measured=scan.columns.rule.is_measured)
 
 
-def _scan(dated: Expectation | Calendar | Source, days: Iterable[date], **columns: str) -> Scan:
-    return Scan(
-        table=TableName.parse(dated.table),
-        date_column=dated.date_column,
-        dates=tuple(consecutive_ranges(days)),
-        columns={"day": dated.date_column, **columns},
+@dataclass(frozen=True, kw_only=True)
+class SourceEntities:
+    """The entities of one source by day, compared with the expected ones."""
+
+    present: Mapping[date, frozenset[str]]  #: of the expected
+    unexpected: Mapping[date, Collection[str]]
+    rows: Mapping[date, int]  #: rows on days without expected entities
+
+
+NO_ENTITIES = SourceEntities(present={}, unexpected={}, rows={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredDates:
+    """The expected entities of some days, and those that each source has."""
+
+    expected: Mapping[date, frozenset[str]]
+    null_entities: Mapping[date, int]  #: rows of the expectation without an entity
+    sources: Mapping[str, SourceEntities]  #: by name; nothing for a source without a table
+
+
+def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> MeasuredDates:
+    """Read the expected entities of the days and compare every source with them.
+
+    Raises `ExpectationUnreadable`, and for a source like `Warehouse.read_entities`.
+    """
+    with translate_expectation_errors():
+        entities = read_expectation(warehouse, job, days)
+    expected = _sets_by_day(entities.names_by_day(entities.all))
+    sources = {source.name: SourceEntities(present=expected, unexpected={}, rows={}) for source in job.sources}
+    for name, scan in source_scans(job, days).items():
+        sources[name] = _measure_source(warehouse, scan, entities)
+    return MeasuredDates(expected=expected, null_entities=entities.null_rows, sources=sources)
+
+
+def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEntities) -> SourceEntities:
+    if warehouse.describe(scan.table) is None:
+        return NO_ENTITIES
+    rows = warehouse.read_entities(scan)
+    present = expected.present_in(rows, scan.columns.rule)
+    return SourceEntities(
+        present=_sets_by_day(expected.names_by_day(present)),
+        unexpected=expected.unexpected(rows),
+        rows=expected.rows_on_other_days(rows),
     )
+
+
+def _sets_by_day(names_by_day: Mapping[date, Collection[str]]) -> dict[date, frozenset[str]]:
+    return {day: frozenset(names) for day, names in names_by_day.items()}
+
+
+# -- scans ----------------------------------------------------------------------------------------------------
 
 
 def calendar_scan(job: Job, days: Iterable[date]) -> Scan | None:
     """Scan the calendar's entries on the days; None without a calendar."""
     calendar = job.expectation.calendar
-    return None if calendar is None else _scan(calendar, days)
+    if calendar is None:
+        return None
+    return Scan(
+        table=TableName.parse(calendar.table),
+        date_column=calendar.date_column,
+        dates=tuple(consecutive_ranges(days)),
+        columns={"day": calendar.date_column},
+        time_zone=calendar.time_zone,
+    )
 
 
-def expectation_scan(job: Job, days: Iterable[date]) -> Scan:
+def expectation_columns(job: Job) -> EntityColumns:
+    """Return the columns by which the expectation is read."""
+    expectation = job.expectation
+    return EntityColumns(
+        date=expectation.date_column,
+        entity=expectation.entity_columns,
+        time_zone=expectation.time_zone,
+        sums=tuple(reconcile.column for reconcile in expectation.reconcile),
+        rule=presence_rule(expectation),
+    )
+
+
+def source_columns(job: Job, source: Source) -> EntityColumns:
+    """Return the columns by which the source's coverage is measured."""
+    reconciled = job.expectation.reconcile if source.check_rows else ()
+    return EntityColumns(
+        date=source.date_column,
+        entity=job.source_entity(source),
+        time_zone=source.time_zone,
+        required=source.required,
+        sums=tuple(reconcile.source_column or reconcile.column for reconcile in reconciled),
+        rule=presence_rule(job.expectation) if source.check_rows else PresenceRule(),
+    )
+
+
+def target_columns(job: Job) -> EntityColumns:
+    """Return the columns by which rows of the target are compared with the expectation."""
+    target = job.target
+    reconciled = job.expectation.reconcile if target.check_rows else ()
+    return EntityColumns(
+        date=target.date_column,
+        entity=job.target_entity,
+        required=target.required,
+        sums=tuple(reconcile.target_column or reconcile.column for reconcile in reconciled),
+        rule=presence_rule(job.expectation) if target.check_rows else PresenceRule(),
+    )
+
+
+def presence_rule(expectation: Expectation) -> PresenceRule:
+    """Return when an entity counts as present."""
+    return PresenceRule(
+        rows=expectation.rows, tolerances=tuple(reconcile.tolerance for reconcile in expectation.reconcile)
+    )
+
+
+def expectation_scan(job: Job, days: Iterable[date]) -> EntityScan:
     """Scan the expected entities of the days."""
-    return _scan(job.expectation, days, entity=job.expectation.entity_columns[0])
+    return _entity_scan(job.expectation.table, expectation_columns(job), days)
 
 
-def source_scan(job: Job, source: Source, days: Iterable[date]) -> Scan:
+def source_scan(job: Job, source: Source, days: Iterable[date]) -> EntityScan:
     """Scan the source's entities on the days themselves, without the lookback: coverage is counted over these."""
-    return _scan(source, days, entity=job.source_entity_column(source))
+    return _entity_scan(source.table, source_columns(job, source), days)
 
 
-def source_scans(job: Job, days: Sequence[date]) -> dict[str, Scan]:
-    """Scan each source by name, but not a source in the expectation's own table, which has every expected entity."""
+def source_scans(job: Job, days: Sequence[date]) -> dict[str, EntityScan]:
+    """Scan each source by name, but not one that is read like the expectation itself: it has every expected entity."""
     expectation = expectation_scan(job, days)
     return {source.name: scan for source in job.sources if (scan := source_scan(job, source, days)) != expectation}
 
 
-def source_entities(
-    warehouse: Warehouse, job: Job, days: Sequence[date], expected: dict[date, frozenset[str]]
-) -> dict[str, dict[date, frozenset[str]]]:
-    """Read the distinct entities of each source by day; none for a source without a table."""
-    entities = dict.fromkeys((source.name for source in job.sources), expected)
-    for name, scan in source_scans(job, days).items():
-        entities[name] = {} if warehouse.describe(scan.table) is None else read_entities(warehouse, scan)
-    return entities
+def target_scan(job: Job, days: Iterable[date]) -> EntityScan:
+    """Scan the published entities of the days."""
+    return _entity_scan(job.target.table, target_columns(job), days)
+
+
+def _entity_scan(table: str, columns: EntityColumns, days: Iterable[date]) -> EntityScan:
+    return EntityScan(table=TableName.parse(table), columns=columns, dates=tuple(consecutive_ranges(days)))
 
 
 def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[date, str]:
@@ -189,7 +262,7 @@ def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> 
         columns[key] = None if names is None or dependency.columns is None else {*names, *dependency.columns}
     for source in job.sources:
         if (names := columns[source.table, source.date_column]) is not None:
-            names.add(job.source_entity_column(source))
+            names.update(job.source_entity(source))
     for (table, date_column), lookback in sorted(lookbacks.items()):
         days_read = [day for span in consecutive_ranges(days, lookback=lookback) for day in span.days()]
         fingerprints = warehouse.fingerprints(

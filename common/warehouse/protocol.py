@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.entities import DATE_TYPES, EntityColumns
 from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.warehouse.backups import Backups
@@ -29,18 +30,22 @@ class TableInfo:
     #: By column whose types differ too much between files to be read as one type: the difference, after the name.
     mixed_columns: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def check_columns(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> None:
+    def check_columns(
+        self, date_column: str, columns: ColumnTypes | Collection[str] = (), *, time_zone: str | None = None
+    ) -> None:
         """Check the date column and the columns, with their types if given. Raises `SchemaMismatch`.
 
         A table without partitions passes; one partitioned by another column does not.
         """
-        if mismatches := self.column_mismatches(date_column, columns):
+        if mismatches := self.column_mismatches(date_column, columns, time_zone=time_zone):
             raise SchemaMismatch("; ".join(mismatches), table=str(self.table))
 
-    def column_mismatches(self, date_column: str, columns: ColumnTypes | Collection[str] = ()) -> list[str]:
+    def column_mismatches(
+        self, date_column: str, columns: ColumnTypes | Collection[str] = (), *, time_zone: str | None = None
+    ) -> list[str]:
         """List what `check_columns` raises, each difference worded as the end of a sentence about the table."""
-        unpartitioned = self.partitioned_by is None and self.columns.get(date_column) == "DATE"
-        if self.partitioned_by != date_column and not unpartitioned:
+        date_type = self.columns.get(date_column)
+        if self.partitioned_by != date_column and (self.partitioned_by is not None or date_type is None):
             return [
                 f"has no date column {date_column}: it is partitioned by {self.partitioned_by or 'nothing'}; "
                 f"its columns are {', '.join(self.columns)}"
@@ -52,6 +57,7 @@ class TableInfo:
             mismatches.append(f"has columns that differ only by case: {', '.join(alike)}")
         mixed = [name for name in names if name in self.mixed_columns]
         mismatches += [f"column {name} {self.mixed_columns[name]}" for name in mixed]
+        mismatches += _date_type_mismatches(date_column, date_type, time_zone)
         types = columns if isinstance(columns, Mapping) else {}
         wrong = [name for name, kind in types.items() if name not in mixed and not self._fits(name, kind)]
         return mismatches + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
@@ -70,6 +76,14 @@ def _names_that_differ_by_case(names: Collection[str]) -> list[str]:
     for name in names:
         by_lower_case.setdefault(name.lower(), []).append(name)
     return [name for alike in by_lower_case.values() if len(alike) > 1 for name in alike]
+
+
+def _date_type_mismatches(name: str, kind: str | None, time_zone: str | None) -> list[str]:
+    if kind == "TIMESTAMP" and time_zone is None:
+        return [f"column {name} is a TIMESTAMP, which has a date only in a time zone: declare time_zone"]
+    if kind is None or kind in DATE_TYPES:
+        return []
+    return [f"column {name} is {kind}: a date column must be DATE, DATETIME, or TIMESTAMP with a declared time_zone"]
 
 
 def check_same_columns(info: TableInfo | None, date_column: str, columns: Mapping[str, str]) -> None:
@@ -125,6 +139,25 @@ class Scan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EntityScan:
+    """The entities of a table on some dates, see `entities`."""
+
+    table: TableName
+    columns: EntityColumns
+    dates: tuple[DateRange, ...]
+
+    def rows(self) -> Scan:
+        """Return the scan of the columns that are read as entities."""
+        return Scan(
+            table=self.table,
+            date_column=self.columns.date,
+            dates=self.dates,
+            columns={name: name for name in self.columns.names},
+            time_zone=self.columns.time_zone,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StagedScan:
     """The rows of staged files, as one table of a query."""
 
@@ -145,7 +178,9 @@ class EntityCounts:
     """Numbers of distinct entities by day, without days that have none."""
 
     expected: Mapping[date, int]
-    present: Mapping[tuple[str, ...], Mapping[date, int]]  #: of the expected: by group, found in any source
+    present: Mapping[tuple[str, ...], Mapping[date, int]]  #: of the expected: by group, present in any source of it
+    null_entities: Mapping[date, int]  #: rows of the expectation without an entity
+    rows: Mapping[str, Mapping[date, int]]  #: by source: its rows on days without expected entities
 
 
 ABSENT = "absent"  #: the fingerprint of a partition that does not exist
@@ -168,13 +203,24 @@ class Warehouse(Backups, Protocol):
         ...
 
     def count_entities(
-        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
+        self, expected: EntityScan, sources: Mapping[str, EntityScan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
         """Count, by day, the expected entities, and how many of them at least one source of each group has.
 
-        All scans cover the same dates and have the columns `day` and `entity`. Entities are distinct and not NULL.
-        Each scan is read once. Raises like `query`.
+        A source has an entity if its rows meet the scan's rule. All scans cover the same dates. Raises like `query`,
+        and `SchemaMismatch` for a column that cannot be read as an entity.
         """
+        ...
+
+    def read_entities(self, scan: EntityScan) -> pa.Table:
+        """Read the rows of the scan as `entities.day_entity_rows` returns them, unordered, possibly grouped.
+
+        Raises like `count_entities`.
+        """
+        ...
+
+    def count_rows(self, scan: Scan) -> dict[date, int]:
+        """Count the rows of the scan by day, without days that have none. Raises like `query`."""
         ...
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
@@ -189,7 +235,13 @@ class Warehouse(Backups, Protocol):
         ...
 
     def fingerprints(
-        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+        self,
+        table: TableName,
+        date_column: str,
+        days: Collection[date],
+        *,
+        columns: Collection[str] | None = None,
+        time_zone: str | None = None,
     ) -> dict[date, str]:
         """Return, for each day, a value that changes exactly when the partition's rows do; `ABSENT` without rows.
 

@@ -13,6 +13,8 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 TOKENS_BY_CALL: Mapping[str, int] = {
     "query": 1,
     "count_entities": 1,
+    "read_entities": 1,
+    "count_rows": 1,
     "read": 1,
     "estimate_bytes": 1,
     "fingerprints": 1,

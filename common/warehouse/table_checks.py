@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES, EntityColumns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
+from gated_backfill.common.warehouse.coverage_queries import expectation_columns, source_columns
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
 
@@ -45,12 +48,27 @@ class TableRequirement:
     date_column: str
     columns: tuple[str, ...] = ()  #: required columns of any type
     types: ColumnTypes = field(default_factory=dict[str, ColumnType])  #: required columns with their types
+    entity: tuple[str, ...] = ()  #: required columns of a type that may hold entities
+    sums: tuple[str, ...] = ()  #: required columns of a type whose sums may be compared
+    time_zone: str | None = None
     optional: bool = False
 
     def mismatches(self, info: TableInfo) -> list[str]:
         """List the differences from the table, each worded as the rest of a sentence about it."""
-        untyped = info.column_mismatches(self.date_column, self.columns)
-        return list(dict.fromkeys(untyped + info.column_mismatches(self.date_column, self.types)))
+        columns = (*self.columns, *self.entity, *self.sums)
+        differences = info.column_mismatches(self.date_column, columns, time_zone=self.time_zone)
+        differences += info.column_mismatches(self.date_column, self.types, time_zone=self.time_zone)
+        differences += _wrong_types(info, self.entity, ENTITY_TYPES, "an entity")
+        differences += _wrong_types(info, self.sums, SUM_TYPES, "a column whose sums are compared")
+        return list(dict.fromkeys(differences))
+
+
+def _wrong_types(info: TableInfo, names: Iterable[str], allowed: Sequence[str], what: str) -> list[str]:
+    return [
+        f"column {name} is {info.columns[name]}: {what} must be {', '.join(allowed[:-1])} or {allowed[-1]}"
+        for name in names
+        if info.columns.get(name, allowed[0]) not in allowed
+    ]
 
 
 def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
@@ -70,20 +88,10 @@ def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
 def table_requirements(job: Job) -> list[TableRequirement]:
     """List every table the job reads. Sources are optional: one without a table has a coverage of 0."""
     expectation = job.expectation
-    requirements = [
-        TableRequirement(
-            role="expectation",
-            table=TableName.parse(expectation.table),
-            date_column=expectation.date_column,
-            columns=expectation.entity_columns,
-        )
-    ]
+    requirements = [_entity_requirement("expectation", expectation.table, expectation_columns(job))]
     requirements += [
-        TableRequirement(
-            role=f"source {source.name}",
-            table=TableName.parse(source.table),
-            date_column=source.date_column,
-            columns=job.source_entity(source),
+        replace(
+            _entity_requirement(f"source {source.name}", source.table, source_columns(job, source)),
             types=source.columns or {},
             optional=True,
         )
@@ -95,6 +103,8 @@ def table_requirements(job: Job) -> list[TableRequirement]:
             table=TableName.parse(table_input.table),
             date_column=table_input.date_column,
             types=table_input.columns or {},
+            entity=job.input_entity(table_input) if table_input.coverage is not None else (),
+            time_zone=table_input.time_zone,
             optional=table_input.optional,
         )
         for table_input in job.inputs
@@ -107,10 +117,23 @@ def table_requirements(job: Job) -> list[TableRequirement]:
                 table=TableName.parse(calendar.table),
                 date_column=calendar.date_column,
                 columns=tuple(name for name in columns if name),
+                time_zone=calendar.time_zone,
                 optional=True,
             )
         )
     return requirements
+
+
+def _entity_requirement(role: str, table: str, columns: EntityColumns) -> TableRequirement:
+    return TableRequirement(
+        role=role,
+        table=TableName.parse(table),
+        date_column=columns.date,
+        columns=columns.required,
+        entity=columns.entity,
+        sums=columns.sums,
+        time_zone=columns.time_zone,
+    )
 
 
 def _check_table(warehouse: Warehouse, required: TableRequirement) -> bool:

@@ -92,13 +92,14 @@ def _estimate_billed_bytes(warehouse: Warehouse, scans: Sequence[Scan]) -> int |
 
 def preflight_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans that planning these days takes."""
-    sources = source_scans(job, days).values()
-    return [expectation_scan(job, days), *sources, *_calendar_scans(job, days), _target_scan(job, days)]
+    sources = [scan.rows() for scan in source_scans(job, days).values()]
+    return [expectation_scan(job, days).rows(), *sources, *_calendar_scans(job, days), _target_scan(job, days)]
 
 
 def date_scans(job: Job, day: date) -> list[Scan]:
     """The scans of one date's task: it counts and fingerprints every source, and reads the primary's rows."""
-    counts = [expectation_scan(job, [day]), *_calendar_scans(job, [day]), *source_scans(job, [day]).values()]
+    sources = [scan.rows() for scan in source_scans(job, [day]).values()]
+    counts = [expectation_scan(job, [day]).rows(), *_calendar_scans(job, [day]), *sources]
     fingerprints = [_rows_scan(table, day) for table in (*job.sources, *job.inputs)]
     reads = [_rows_scan(table, day) for table in (job.sources[0], *job.inputs)]
     return [_target_scan(job, [day]), *counts, *fingerprints, *reads]
@@ -108,7 +109,7 @@ def window_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans of one window's gate: it recounts in two queries, and reads the target before and after its
     transaction, which reads it three times.
     """
-    expectation, target = expectation_scan(job, days), _target_scan(job, days)
+    expectation, target = expectation_scan(job, days).rows(), _target_scan(job, days)
     return [expectation, expectation, *_calendar_scans(job, days), *[target] * 5]
 
 
@@ -130,4 +131,10 @@ def _rows_scan(table: Source | Input, day: date) -> Scan:
     if table.columns is not None:
         columns = {name: name for name in (table.date_column, *table.columns)}
     dates = tuple(consecutive_ranges([day], lookback=table.lookback_days))
-    return Scan(table=TableName.parse(table.table), date_column=table.date_column, dates=dates, columns=columns)
+    return Scan(
+        table=TableName.parse(table.table),
+        date_column=table.date_column,
+        dates=dates,
+        columns=columns,
+        time_zone=table.time_zone,
+    )

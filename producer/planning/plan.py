@@ -37,12 +37,7 @@ from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
-from gated_backfill.common.warehouse.coverage_queries import (
-    expectation_scan,
-    read_calendar,
-    read_entities,
-    source_entities,
-)
+from gated_backfill.common.warehouse.coverage_queries import measure_dates, read_calendar
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
@@ -347,16 +342,16 @@ def compare_entities(
     days: Sequence[date], job: Job, steps: Mapping[date, PlanStep], warehouse: Warehouse
 ) -> dict[date, tuple[frozenset[str], frozenset[str]]]:
     """The expected entities that each day's source (with its fill) lacks, and the source's unexpected entities."""
-    expected = read_entities(warehouse, expectation_scan(job, days))
     check_tables(warehouse, job)
-    entities_by_source = source_entities(warehouse, job, days, expected)
+    measured = measure_dates(warehouse, job, days)
 
     def compare_day(day: date) -> tuple[frozenset[str], frozenset[str]]:
-        sources = [name for name in (steps[day].source or "").split("+") if name in entities_by_source]
-        entities = [entities_by_source[name].get(day, frozenset[str]()) for name in sources]
-        expected_entities = expected.get(day, frozenset[str]())
+        names = [name for name in (steps[day].source or "").split("+") if name in measured.sources]
+        sources = [measured.sources[name] for name in names]
+        present = [source.present.get(day, frozenset[str]()) for source in sources]
         # Of the source that the first one is filled from, only expected entities are taken.
-        return expected_entities.difference(*entities), frozenset[str]().union(*entities[:1]) - expected_entities
+        unexpected = [source.unexpected.get(day, ()) for source in sources[:1]]
+        return measured.expected.get(day, frozenset[str]()).difference(*present), frozenset(*unexpected)
 
     return {day: compare_day(day) for day in days}
 

@@ -251,8 +251,8 @@ def test_ten_years_are_counted_by_one_grouped_query(rest_warehouse: BigQueryWare
     days = days_from(FEB_23, 3650)
     count_range(rest_warehouse, JOB, [], days)
     (sent,) = double.calls("jobs.insert")
-    assert "GROUP BY w.day" in sent.statement
-    assert "WHERE `day` BETWEEN @expectation__start_0 AND @expectation__through_0" in sent.statement
+    assert "GROUP BY e.day" in sent.statement
+    assert "WHERE (`day` BETWEEN @expectation__start_0 AND @expectation__through_0)" in sent.statement
     assert sent.params == {"expectation__start_0": days[0], "expectation__through_0": days[-1]}
 
 

@@ -22,11 +22,12 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.coverage_queries import input_fingerprints
-from gated_backfill.worker.dates.separation import check_dates_not_mixed, day_entities
+from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
     check_sources,
-    date_and_entity_columns,
+    chosen_columns,
+    frame_entities,
     group_by_source,
     read_inputs,
     read_rows,
@@ -106,9 +107,7 @@ def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], 
     )
     if len(days) == 1:
         return {days[0]: _convert(job, job.process(batch), days)}
-    entities_read = day_entities(
-        batch.rows, *date_and_entity_columns(job, checks[days[0]])
-    )  # `process` may change the frame
+    entities_read = frame_entities(batch.rows, chosen_columns(job, checks[days[0]]))  # `process` may change the frame
     rows = _convert(job, job.process(batch), days)
     check_dates_not_mixed(job, entities_read, rows)
     return split_by_day(rows, job.target.date_column, days)

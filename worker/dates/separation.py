@@ -13,25 +13,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import ProcessFailed
+from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.warehouse.counting import day_entity_rows
+from gated_backfill.common.warehouse.entities import day_entity_rows
 
 UNKNOWN_ENTITY = -1
 
 
 class DatesMixed(ProcessFailed):
     """A row may carry the wrong one of the dates that were processed together."""
-
-
-def day_entities(rows: pd.DataFrame, date_column: str, entity_column: str) -> pa.Table:
-    """The day and entity of each row, as columns `day` and `entity`."""
-    columns = {name: pa.array(rows[name], from_pandas=True) for name in (date_column, entity_column)}
-    return day_entity_rows(pa.table(columns), date_column, entity_column)
 
 
 def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> None:
@@ -42,7 +36,8 @@ def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> 
     date_column = job.target.date_column
     if has_duplicate_keys(rows, dict.fromkeys((date_column, *job.target.key))):
         raise DatesMixed("some rows have the same key")
-    entities = day_entity_rows(rows, date_column, job.entity_column)
+    entities = day_entity_rows(rows, EntityColumns(date=date_column, entity=job.target_entity)).drop_null()
+    entities_read = entities_read.drop_null()
     empty_dates = set(entities_read["day"].unique().to_pylist()) - set(entities["day"].unique().to_pylist())
     if empty_dates:
         raise DatesMixed(f"no rows for {', '.join(sorted(map(str, empty_dates)))}")

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import structlog
 
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source
 from gated_backfill.common.model.dates import consecutive_ranges
+from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import (
     count_calendar_events,
-    expectation_scan,
-    read_entities,
-    source_entities,
+    measure_dates,
     translate_expectation_errors,
 )
+from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 
 log = structlog.get_logger()
@@ -59,21 +61,20 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
 
     Raises `ExpectationUnreadable`.
     """
+    measured = measure_dates(warehouse, job, days)
     with translate_expectation_errors():
-        expected = read_entities(warehouse, expectation_scan(job, days))
         calendar = count_calendar_events(warehouse, job, days, must_exist=options.calendar)
-    entities_by_source = source_entities(warehouse, job, days, expected)
     checks: dict[date, SourceCheck] = {}
     for day in days:
-        entities = expected.get(day, frozenset[str]())
-        present = {name: by_day.get(day, frozenset[str]()) & entities for name, by_day in entities_by_source.items()}
-        choice = _choose(job, options, entities, present)
+        expected = measured.expected.get(day, frozenset[str]())
+        present = {name: source.present.get(day, frozenset[str]()) for name, source in measured.sources.items()}
+        choice = _choose(job, options, expected, present)
         checks[day] = SourceCheck(
-            expectation=job.date_expectation(len(entities), day, calendar),
-            expected=entities,
+            expectation=job.date_expectation(len(expected), day, calendar),
+            expected=expected,
             present_by_source=present,
             choice=choice,
-            unexpected=entities_by_source[choice.source].get(day, frozenset[str]()) - entities,
+            unexpected=frozenset(measured.sources[choice.source].unexpected.get(day, ())),
         )
         _log_check(checks[day], day)
     return checks
@@ -117,10 +118,13 @@ def group_by_source(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]
     return [tuple(days) for days in groups.values()]
 
 
-def date_and_entity_columns(job: Job, check: SourceCheck) -> tuple[str, str]:
-    """The names of the date and entity columns in the rows that `read_rows` returns."""
-    chosen = job.source(check.choice.source)
-    return chosen.date_column, job.source_entity_column(chosen)
+def chosen_columns(job: Job, check: SourceCheck) -> EntityColumns:
+    """The date and entity columns in the rows that `read_rows` returns."""
+    return _date_and_entity(job, job.source(check.choice.source))
+
+
+def _date_and_entity(job: Job, source: Source) -> EntityColumns:
+    return EntityColumns(date=source.date_column, entity=job.source_entity(source), time_zone=source.time_zone)
 
 
 def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
@@ -130,37 +134,100 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
     """
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
-    date_column, entity = date_and_entity_columns(job, checks[days[0]])
     rows = _rows_of(warehouse, job, chosen, days)
     if chosen.derive is None and choice.fill_from is None:
         return rows  # already sorted
+    columns = _date_and_entity(job, chosen)
     if choice.fill_from is not None:
         fill = job.source(choice.fill_from)
-        fill_rows = _rows_of(warehouse, job, fill, days)
-        fill_rows = fill_rows.rename(columns={job.source_entity_column(fill): entity, fill.date_column: date_column})
         missing = {
-            (pd.Timestamp(day), name)
+            (day, name)
             for day in days
             for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
         }
-        is_missing = [
-            pair in missing for pair in zip(fill_rows[date_column], fill_rows[entity].astype(str), strict=True)
-        ]
-        rows = pd.concat([rows, fill_rows[is_missing]])
-    return rows.sort_values([date_column, entity], kind="stable", ignore_index=True)
+        rows = _without_entities(rows, columns, missing)  # a part of an entity's rows is replaced as a whole
+        fill_rows = _only_entities(_rows_of(warehouse, job, fill, days), _date_and_entity(job, fill), missing)
+        rows = append_rows(rows, columns, fill_rows, _date_and_entity(job, fill))
+    return sort_by_entity(rows, columns)
+
+
+Pairs = Collection[tuple[date, str]]
+
+
+def _only_entities(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> pd.DataFrame:
+    return rows[_is_among(rows, columns, pairs)]
+
+
+def _without_entities(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> pd.DataFrame:
+    return rows[~_is_among(rows, columns, pairs)]
+
+
+def _is_among(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> npt.NDArray[np.bool_]:
+    read = frame_entities(rows, columns)
+    row_pairs = zip(read["day"].to_pylist(), read["entity"].to_pylist(), strict=True)
+    return np.fromiter((pair in pairs for pair in row_pairs), bool, len(rows))
+
+
+def append_rows(
+    rows: pd.DataFrame, columns: EntityColumns, others: pd.DataFrame, other_columns: EntityColumns
+) -> pd.DataFrame:
+    """Append the rows of another source, with its date and entity columns renamed to those of the first.
+
+    If the two date columns have different types, both become days.
+    """
+    if rows[columns.date].dtype != others[other_columns.date].dtype:
+        rows, others = _with_days(rows, columns), _with_days(others, other_columns)
+    names = dict(zip(other_columns.entity, columns.entity, strict=True)) | {other_columns.date: columns.date}
+    return pd.concat([rows, others.rename(columns=names)])
+
+
+def _with_days(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
+    days = frame_entities(rows, columns)["day"].to_numpy().astype("datetime64[ms]")
+    return rows.assign(**{columns.date: days})
+
+
+def sort_by_entity(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
+    """Sort the rows by day and entity, and keep the order of rows of the same entity."""
+    read = frame_entities(rows, columns)
+    keys = pd.DataFrame({"day": read["day"].to_numpy(), "entity": read["entity"].to_pylist()})
+    order = keys.sort_values(["day", "entity"], kind="stable").index
+    return rows.iloc[order].reset_index(drop=True)
+
+
+def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:
+    """Read the day and the entity of each row, as columns `day` and `entity`.
+
+    Raises `SchemaMismatch` for a date column without dates.
+    """
+    arrays = {name: pa.array(rows[name], from_pandas=True) for name in dict.fromkeys((columns.date, *columns.entity))}
+    return day_entity_rows(pa.table(arrays), columns)
 
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
     """The source's rows, sorted by date and entity unless they are derived."""
-    needed = _columns_to_read(source.columns, source.date_column, job.source_entity_column(source))
+    needed = _columns_to_read(source.columns, source.date_column, *job.source_entity(source))
     if warehouse.describe(TableName.parse(source.table)) is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     rows = _read_table(warehouse, source, days, needed)
     if source.derive is not None:
-        return source.derive(_frame(rows), days).assign(**{SOURCE_COLUMN: source.name})
-    ordered = rows.sort_by([(source.date_column, "ascending"), (job.source_entity_column(source), "ascending")])
+        return _derived(source, rows, days).assign(**{SOURCE_COLUMN: source.name})
+    ordered = rows.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])
     return _frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
+
+
+def _derived(source: Source, rows: pa.Table, days: Sequence[date]) -> pd.DataFrame:
+    """The rows that `derive` computes, for each date from that date's own history unless it takes several dates."""
+    assert source.derive is not None
+    if source.derive_together or len(days) == 1:
+        return source.derive(_frame(rows), days)
+    row_days = read_days(rows[source.date_column], source.time_zone).to_numpy()
+    frames: list[pd.DataFrame] = []
+    for day in days:
+        last = np.datetime64(day)
+        is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
+        frames.append(source.derive(_frame(rows.filter(pa.array(is_history))), [day]))
+    return pd.concat(frames, ignore_index=True)
 
 
 def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:
@@ -181,6 +248,7 @@ def _read_table(
         date_column=table.date_column,
         dates=tuple(consecutive_ranges(days, lookback=table.lookback_days)),
         columns=columns,
+        time_zone=table.time_zone,
     )
     return warehouse.read(scan)
 

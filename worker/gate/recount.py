@@ -54,7 +54,7 @@ def recount(
     nulls = rows.null_keys(job) if rows else {}
     duplicates = rows.duplicate_keys(job) if rows else {}
     schema_problems = _schema_problems(job, rows) if rows else {}
-    no_match = ExpectationMatch(expected=0, matched=0, missing=(), unexpected=())
+    no_match = ExpectationMatch(expected=0, matched=0, null_entities=0, missing=(), unexpected=())
 
     def recount_day(day: date) -> Recount:
         match = matches.get(day, no_match)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as JobTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -362,4 +362,6 @@ def _parameter(name: str, value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, datetime):
+        return "DATETIME" if value.tzinfo is None else "TIMESTAMP"
     return next((kind for python_type, kind in SCALARS if isinstance(value, python_type)), "STRING")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from gated_backfill.common.model.dates import DateRange, enclosing_range
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, enclosing_range
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
-from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.statements import QuotedSql, fill_placeholders, quoted_column
 from gated_backfill.common.warehouse.protocol import Scan
 
+NO_DATES = (date(2, 1, 2), date(2, 1, 1))  #: bounds that contain no date
 MAX_RANGES = 100  #: written as conditions; more are bound as one array
 
 
@@ -33,10 +35,46 @@ def publication_request(staged: StagedFile, before: str) -> dict[str, Any]:
     return {"before": before, "checksum": staged.checksum, "attempt": staged.attempt, "row_count": staged.rows}
 
 
-def scan_statement(name: str, scan: Scan, table: QuotedSql) -> tuple[QuotedSql, dict[str, Any]]:
-    """Build the query of the scan, and its parameters, whose names begin with the scan's."""
-    check_column_names(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
-    condition, bound = _date_filter(name, scan.date_column, scan.dates)
+@dataclass(frozen=True, kw_only=True)
+class DateColumn:
+    """A date column of a type that has a date: DATE, DATETIME, or TIMESTAMP in a time zone."""
+
+    name: str
+    kind: str
+    time_zone: str | None = None
+
+    @property
+    def column(self) -> QuotedSql:
+        """The column's quoted name."""
+        return quoted_column(self.name)
+
+    def day(self, zone_parameter: str) -> QuotedSql:
+        """Return the expression of a row's day; `zone_parameter` names the parameter with the time zone."""
+        if self.kind == "TIMESTAMP":
+            return fill_placeholders(sql_of.DAY_IN_ZONE, column=self.column, zone=sql_of.parameter(zone_parameter))
+        return fill_placeholders(sql_of.DAY_OF_DATETIME if self.kind == "DATETIME" else "{column}", column=self.column)
+
+    def zone(self, zone_parameter: str) -> dict[str, Any]:
+        """Return the parameter that `day` needs."""
+        return {zone_parameter: self.time_zone} if self.kind == "TIMESTAMP" else {}
+
+    def start_of(self, day: date) -> date | datetime:
+        """Return the first value of the column's type that is on the day."""
+        if self.kind == "DATE":
+            return day
+        midnight = datetime.combine(day, time.min)
+        if self.kind == "DATETIME":
+            return midnight
+        return midnight.replace(tzinfo=ZoneInfo(self.time_zone or "UTC")).astimezone(UTC)
+
+
+def scan_statement(name: str, scan: Scan, table: QuotedSql, kind: str) -> tuple[QuotedSql, dict[str, Any]]:
+    """Build the query of the scan, and its parameters, whose names begin with the scan's.
+
+    `kind` is the type of the date column.
+    """
+    column = DateColumn(name=scan.date_column, kind=kind, time_zone=scan.time_zone)
+    condition, bound = date_filter(name, column, scan.dates)
     return fill_placeholders(sql_of.SCAN, columns=_selected(scan.columns), table=table, dates=condition), bound
 
 
@@ -45,33 +83,38 @@ def full_table_statement(columns: Mapping[str, str] | None, table: QuotedSql) ->
     return fill_placeholders(sql_of.ALL, columns=_selected(columns), table=table)
 
 
-def _date_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
+def date_filter(name: str, column: DateColumn, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
     """Build the condition on the date column, compared with parameters only, so that partitions are pruned."""
     if len(dates) > MAX_RANGES:
         return _date_list_filter(name, column, dates)
+    bounds = [(span.start, span.through) for span in dates] or [NO_DATES]  # tables may require a filter on the column
     bound: dict[str, Any] = {}
     conditions: list[QuotedSql] = []
-    # Without dates the condition is false; tables may require a filter on the column.
-    bounds = [(span.start, span.through) for span in dates] or [(date.max, date.min)]
-    for n, (first, last) in enumerate(bounds):
-        start, through = f"{name}__start_{n}", f"{name}__through_{n}"
-        bound |= {start: first, through: last}
-        places = {"start": sql_of.parameter(start), "through": sql_of.parameter(through)}
-        conditions.append(fill_placeholders(sql_of.BETWEEN, column=quoted_column(column), **places))
+    for number, (first, last) in enumerate(bounds):
+        condition, values = _within(f"{name}__start_{number}", f"{name}__through_{number}", column, first, last)
+        conditions.append(condition)
+        bound |= values
     return sql_of.join_sql(" OR ", conditions), bound
 
 
-def _date_list_filter(name: str, column: str, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
+def _within(start: str, through: str, column: DateColumn, first: date, last: date) -> tuple[QuotedSql, dict[str, Any]]:
+    """Build the condition on one range; a time is compared with half-open bounds."""
+    places = {"start": sql_of.parameter(start), "through": sql_of.parameter(through)}
+    if column.kind == "DATE":
+        values: dict[str, Any] = {start: first, through: last}
+        return fill_placeholders(sql_of.BETWEEN, column=column.column, **places), values
+    values = {start: column.start_of(first), through: column.start_of(last + ONE_DAY)}
+    return fill_placeholders(sql_of.HALF_OPEN, column=column.column, **places), values
+
+
+def _date_list_filter(name: str, column: DateColumn, dates: Sequence[DateRange]) -> tuple[QuotedSql, dict[str, Any]]:
     """Build the condition for many ranges with an array, as a query takes at most 10,000 parameters."""
     enclosing = enclosing_range(day for span in dates for day in (span.start, span.through))
-    values = {
-        "start": enclosing.start,
-        "through": enclosing.through,
-        "days": [day for span in dates for day in span.days()],
-    }
-    places = {place: sql_of.parameter(f"{name}__{place}") for place in values}
-    bound = {f"{name}__{place}": value for place, value in values.items()}
-    return fill_placeholders(sql_of.AMONG, column=quoted_column(column), **places), bound
+    within, bound = _within(f"{name}__start", f"{name}__through", column, enclosing.start, enclosing.through)
+    zone, days = f"{name}__zone", f"{name}__days"
+    bound |= column.zone(zone) | {days: [day for span in dates for day in span.days()]}
+    listed = fill_placeholders(sql_of.AMONG, within=within, day=column.day(zone), days=sql_of.parameter(days))
+    return listed, bound
 
 
 def _selected(columns: Mapping[str, str] | None) -> QuotedSql:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any, LiteralString
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
 from gated_backfill.common.errors import QueryFailed, TableNotFound, UserError
+from gated_backfill.common.model.dates import consecutive_ranges, enclosing_range
+from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
@@ -18,7 +21,16 @@ from gated_backfill.common.warehouse.bigquery.client import (
     BigQueryConnection,
     translate_bigquery_errors,
 )
+from gated_backfill.common.warehouse.bigquery.entity_counts import (
+    EntityTable,
+    count_statement,
+    entity_statement,
+    entity_table,
+    row_count_statement,
+)
 from gated_backfill.common.warehouse.bigquery.parameters import (
+    DateColumn,
+    date_filter,
     date_parameters,
     full_table_statement,
     requested_dates,
@@ -26,10 +38,11 @@ from gated_backfill.common.warehouse.bigquery.parameters import (
 )
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.staging_tables import StagingTables
-from gated_backfill.common.warehouse.bigquery.statements import with_scans
+from gated_backfill.common.warehouse.bigquery.statements import quoted_columns, with_scans
 from gated_backfill.common.warehouse.bigquery.tables import BigQueryTables
-from gated_backfill.common.warehouse.counting import count_query, parse_counts
-from gated_backfill.common.warehouse.protocol import ABSENT, EntityCounts, Scan, StagedScan, TableInfo
+from gated_backfill.common.warehouse.counting import count_by_reading
+from gated_backfill.common.warehouse.entities import day_entity_rows
+from gated_backfill.common.warehouse.protocol import ABSENT, EntityCounts, EntityScan, Scan, StagedScan, TableInfo
 from gated_backfill.common.warehouse.sql import parameter_names, table_names
 
 READ_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.getData"
@@ -56,10 +69,52 @@ class BigQueryQueries:
         return self._rows(statement, bound, tables)
 
     def count_entities(
-        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
+        self, expected: EntityScan, sources: Mapping[str, EntityScan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        counting = count_query(expected, sources, groups)
-        return parse_counts(counting, self.query(counting.sql, scans=counting.scans))
+        expectation = self._entity_table("expectation", expected)
+        tables = {
+            name: self._entity_table(f"source{number}", scan) for number, (name, scan) in enumerate(sources.items())
+        }
+        if not all(table.has_text_entities for table in (expectation, *tables.values())):
+            return count_by_reading(self.read_entities, expected, sources, groups)
+        statement, params = count_statement(expectation, tables, groups)
+        names = ", ".join(sorted({str(scan.table) for scan in (expected, *sources.values())}))
+        rows = self._rows(statement, params, names).to_pylist()
+        counted = {row["day"] for row in rows if row["expected"]}
+        other_days = [day for span in expected.dates for day in span.days() if day not in counted]
+        return EntityCounts(
+            expected={row["day"]: row["expected"] for row in rows if row["expected"]},
+            present={
+                group: {row["day"]: row[f"present{number}"] for row in rows if row[f"present{number}"]}
+                for number, group in enumerate(groups)
+            },
+            null_entities={row["day"]: row["null_rows"] for row in rows if row["null_rows"]},
+            rows={name: self._row_counts(scan, other_days) for name, scan in sources.items()},
+        )
+
+    def _row_counts(self, scan: EntityScan, days: Collection[date]) -> dict[date, int]:
+        if not days:
+            return {}
+        table = self._entity_table("t", replace(scan, dates=tuple(consecutive_ranges(days))))
+        rows = self._rows(row_count_statement(table), table.params, str(scan.table)).to_pylist()
+        return {row["day"]: row["row_count"] for row in rows}
+
+    def read_entities(self, scan: EntityScan) -> pa.Table:
+        table = self._entity_table("t", scan)
+        rows = self._rows(entity_statement(table), table.params, str(scan.table))
+        return day_entity_rows(rows, table.result_columns, table=str(scan.table))
+
+    def _entity_table(self, name: str, scan: EntityScan) -> EntityTable:
+        columns = scan.columns
+        check_column_names(*columns.names)
+        info = self._tables.require(scan.table)
+        info.check_columns(columns.date, columns.names, time_zone=columns.time_zone)
+        return entity_table(name, scan, self._tables.quoted(scan.table), info.columns)
+
+    def count_rows(self, scan: Scan) -> dict[date, int]:
+        columns = EntityColumns(date=scan.date_column, entity=(), time_zone=scan.time_zone)
+        rows = EntityScan(table=scan.table, columns=columns, dates=scan.dates)
+        return self._row_counts(rows, [day for span in scan.dates for day in span.days()])
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         statement, bound = self._scan("t", scan)
@@ -76,22 +131,38 @@ class BigQueryQueries:
             return row["now"]
 
     def fingerprints(
-        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+        self,
+        table: TableName,
+        date_column: str,
+        days: Collection[date],
+        *,
+        columns: Collection[str] | None = None,
+        time_zone: str | None = None,
     ) -> dict[date, str]:
         check_column_names(date_column, *(columns or ()))
         info = self.describe(table)
         if info is None or not days:
             return dict.fromkeys(days, ABSENT)
-        info.check_columns(date_column, columns or ())
-        return self._contents(table, date_column, days, {date_column, *(columns or info.columns)})
+        info.check_columns(date_column, columns or (), time_zone=time_zone)
+        return self._contents(table, date_column, days, {date_column, *(columns or info.columns)}, time_zone)
 
     def _contents(
-        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
+        self,
+        table: TableName,
+        date_column: str,
+        days: Collection[date],
+        columns: Collection[str],
+        time_zone: str | None = None,
     ) -> dict[date, str]:
-        statement = sql_of.partition_contents(self._tables.partitions(table, date_column, columns))
-        rows = self._rows_of_existing(statement, date_parameters(days), table)
-        now = {row["day"]: row["content"] for row in rows}
-        return {day: now.get(day, ABSENT) for day in days}
+        kind = self._tables.require(table).columns[date_column]
+        dated = DateColumn(name=date_column, kind=kind, time_zone=time_zone)
+        within, params = date_filter("within", dated, [enclosing_range(days)])
+        statement = sql_of.day_contents(
+            self._tables.quoted(table), quoted_columns(sorted(columns)), day=dated.day("zone"), within=within
+        )
+        params |= dated.zone("zone") | {"days": sorted(days)}
+        contents = {row["day"]: row["content"] for row in self._rows_of_existing(statement, params, table)}
+        return {day: contents.get(day, ABSENT) for day in days}
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         check_column_names(date_column)
@@ -126,9 +197,10 @@ class BigQueryQueries:
         return with_scans(sql, statements), bound
 
     def _scan(self, name: str, scan: Scan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
-        statement, bound = scan_statement(name, scan, self._tables.quoted(scan.table))
-        self._tables.require(scan.table).check_columns(scan.date_column, tuple((scan.columns or {}).values()))
-        return statement, bound
+        check_column_names(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
+        info = self._tables.require(scan.table)
+        info.check_columns(scan.date_column, tuple((scan.columns or {}).values()), time_zone=scan.time_zone)
+        return scan_statement(name, scan, self._tables.quoted(scan.table), info.columns[scan.date_column])
 
     def _staged_scan(self, scan: StagedScan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:
         if not scan.files:

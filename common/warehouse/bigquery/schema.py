@@ -16,12 +16,11 @@ STANDARD_TYPES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL"}
 def table_info(table: TableName, remote: bigquery.Table) -> TableInfo:
     columns = {field.name: _type_of(field) for field in remote.schema}
     partitioning = remote.time_partitioning
-    field = partitioning.field if partitioning is not None and columns.get(partitioning.field or "") == "DATE" else None
     expires = partitioning.expiration_ms if partitioning is not None else None
     return TableInfo(
         table=table,
         columns=columns,
-        partitioned_by=field if partitioning is None else field or partitioning.field or "the time of loading",
+        partitioned_by=None if partitioning is None else partitioning.field or "the time of loading",
         expires_after_days=None if expires is None else int(expires) // 86_400_000,
     )
 

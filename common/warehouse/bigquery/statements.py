@@ -64,7 +64,10 @@ SCAN: LiteralString = "SELECT {columns} FROM {table} WHERE {dates}"
 ALL: LiteralString = "SELECT {columns} FROM {table}"
 RENAMED: LiteralString = "{own} AS {name}"
 BETWEEN: LiteralString = "{column} BETWEEN {start} AND {through}"
-AMONG: LiteralString = "{column} BETWEEN {start} AND {through} AND {column} IN UNNEST({days})"
+HALF_OPEN: LiteralString = "({column} >= {start} AND {column} < {through})"
+AMONG: LiteralString = "{within} AND {day} IN UNNEST({days})"
+DAY_OF_DATETIME: LiteralString = "DATE({column})"
+DAY_IN_ZONE: LiteralString = "DATE({column}, {zone})"
 EVERYTHING = QuotedSql("*")
 
 
@@ -82,9 +85,9 @@ CONTENT: LiteralString = """
             CAST(COUNT(*) AS STRING), '.', CAST(BIT_XOR(h) AS STRING), '.', CAST(SUM(MOD(h, 1000000007)) AS STRING)
         ) AS content
     FROM (
-        SELECT {date} AS day, FARM_FINGERPRINT(TO_JSON_STRING(STRUCT({columns}))) AS h
+        SELECT {day} AS day, FARM_FINGERPRINT(TO_JSON_STRING(STRUCT({columns}))) AS h
         FROM {table}
-        WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(@days)
+        WHERE {within} AND {day} IN UNNEST(@days)
     )
     GROUP BY day
 """
@@ -99,8 +102,11 @@ HOLDS: LiteralString = """
 """
 
 
+IN_RANGE: LiteralString = "{date} BETWEEN @first AND @last"
+
+
 class Partitions(NamedTuple):
-    """The table, date column and columns of a statement's partitions."""
+    """The table, date column (a DATE) and columns of a statement's partitions."""
 
     table: QuotedSql
     date: QuotedSql
@@ -109,7 +115,13 @@ class Partitions(NamedTuple):
 
 def partition_contents(partitions: Partitions) -> QuotedSql:
     """Build the query of the content of each partition that has rows, by day. Parameters: days, first, last."""
-    return fill_placeholders(CONTENT, table=partitions.table, date=partitions.date, columns=partitions.columns)
+    within = fill_placeholders(IN_RANGE, date=partitions.date)
+    return day_contents(partitions.table, partitions.columns, day=partitions.date, within=within)
+
+
+def day_contents(table: QuotedSql, columns: QuotedSql, *, day: QuotedSql, within: QuotedSql) -> QuotedSql:
+    """Build the query of the content of each day's rows. Parameters: days, and those of the expressions."""
+    return fill_placeholders(CONTENT, table=table, columns=columns, day=day, within=within)
 
 
 def matching_dates(partitions: Partitions, publications: QuotedSql) -> QuotedSql:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from itertools import chain
@@ -30,6 +31,7 @@ from gated_backfill.common.storage.files import (
     write_row_groups,
 )
 from gated_backfill.common.warehouse.counting import count_by_reading
+from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import FileStamp, PartitionFiles, file_stamp
 from gated_backfill.common.warehouse.local.partitions import (
@@ -43,6 +45,7 @@ from gated_backfill.common.warehouse.local.partitions import (
 from gated_backfill.common.warehouse.local.publications import LOADING, LocalPublications
 from gated_backfill.common.warehouse.protocol import (
     EntityCounts,
+    EntityScan,
     Scan,
     StagedScan,
     TableInfo,
@@ -54,6 +57,7 @@ from gated_backfill.common.warehouse.protocol import (
 if TYPE_CHECKING:
     from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
+ReadPart = Callable[[str, list[str] | None], pa.Table | None]  #: reads columns of a file; None when it does not exist
 MAX_DAYS_TO_PROBE = 1000  #: up to here, looking for each partition is cheaper than listing the folder
 
 
@@ -100,14 +104,30 @@ class LocalWarehouse(LocalPublications):
         return DuckDbQueries(self._paths, self._schema)
 
     def count_entities(
-        self, expected: Scan, sources: Mapping[str, Scan], groups: Collection[tuple[str, ...]]
+        self, expected: EntityScan, sources: Mapping[str, EntityScan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        return count_by_reading(lambda scan: self._read(scan, self._parts.rows_uncached), expected, sources, groups)
+        def read(scan: EntityScan) -> pa.Table:
+            return self._entities(scan, self._parts.rows_uncached)
+
+        return count_by_reading(read, expected, sources, groups)
+
+    def read_entities(self, scan: EntityScan) -> pa.Table:
+        return self._entities(scan, self._parts.rows)
+
+    def _entities(self, scan: EntityScan, rows_of: ReadPart) -> pa.Table:
+        rows = self._read(scan.rows(), rows_of)
+        with translate_file_errors(scan.table):
+            return day_entity_rows(rows, scan.columns, table=str(scan.table))
+
+    def count_rows(self, scan: Scan) -> dict[date, int]:
+        rows = self._read(replace(scan, columns={"day": scan.date_column}), self._parts.rows_uncached)
+        counts = read_days(rows["day"], scan.time_zone).value_counts().to_pylist()
+        return {count["values"]: count["counts"] for count in counts}
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         return self._read(scan, self._parts.rows_uncached if once else self._parts.rows)
 
-    def _read(self, scan: Scan, rows_of: Callable[[str, list[str] | None], pa.Table | None]) -> pa.Table:
+    def _read(self, scan: Scan, rows_of: ReadPart) -> pa.Table:
         self._check_columns(scan)
         columns = None if scan.columns is None else list(scan.columns.values())
         with translate_file_errors(scan.table):
@@ -122,7 +142,13 @@ class LocalWarehouse(LocalPublications):
         return None
 
     def fingerprints(
-        self, table: TableName, date_column: str, days: Collection[date], *, columns: Collection[str] | None = None
+        self,
+        table: TableName,
+        date_column: str,
+        days: Collection[date],
+        *,
+        columns: Collection[str] | None = None,
+        time_zone: str | None = None,
     ) -> dict[date, str]:
         with translate_file_errors(table):
             self._finish_load(table)
@@ -211,7 +237,8 @@ class LocalWarehouse(LocalPublications):
 
     def _check_columns(self, scan: Scan) -> None:
         """Check that the table has the scan's columns. Raises `TableNotFound` or `SchemaMismatch`."""
-        require_table(self, scan.table).check_columns(scan.date_column, tuple((scan.columns or {}).values()))
+        columns = tuple((scan.columns or {}).values())
+        require_table(self, scan.table).check_columns(scan.date_column, columns, time_zone=scan.time_zone)
 
     def _schema(self, table: TableName) -> pa.Schema:
         return pq.read_schema(next(partition_folders(self.root, self._folder(table))) / ROWS_FILE)

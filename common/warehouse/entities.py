@@ -1,0 +1,302 @@
+"""What "this entity on this date" means: the one reading of a table's rows, for plan, worker, gate and audit.
+
+The day of a row is the date in its date column: a DATE, a DATETIME, or a TIMESTAMP in a declared time zone. An entity
+is compared as text: an INT64, a whole FLOAT64, a BOOL or a DATE is written as text first, so 1, 1.0 and "1" are the
+same entity. Text is compared exactly: case, blanks and Unicode forms matter. NULL and NaN are no entity.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.entities import ENTITY_TYPES, EntityColumns, PresenceRule
+
+ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
+SEPARATOR = "|"  #: between the parts of an entity of several columns
+NO_POSITION: Any = pa.scalar(0, pa.int32())  #: in the keys of entities without a number, which are not used
+MAX_WHOLE_FLOAT = 2.0**53  #: larger floats stand for several whole numbers
+ROUNDING = 1e-9  #: relative difference of two sums that is rounding
+
+Mask = npt.NDArray[np.bool_]
+Keys = npt.NDArray[np.int64]
+
+
+def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None = None) -> pa.Table:
+    """Reduce the rows to `day` (DATE), `entity` (text; NULL for none), and `sum0`, `sum1`... if sums are compared.
+
+    The column `ROW_COUNT` of grouped rows is kept. Rows with a null in a required column are left out. Raises
+    `SchemaMismatch` for a column that cannot be read so.
+    """
+    rows = _with_required(rows, columns.required)
+    try:
+        days = read_days(rows[columns.date], columns.time_zone)
+    except pa.ArrowException as exc:
+        raise SchemaMismatch(f"cannot read {columns.date} as a date: {exc}", table=table) from exc
+    arrays = {"day": days, "entity": _entities(rows, columns, days, table)}
+    for number, name in enumerate(columns.sums):
+        arrays[f"sum{number}"] = _summands(rows[name])
+    if ROW_COUNT in rows.column_names:
+        arrays[ROW_COUNT] = rows[ROW_COUNT]
+    return pa.table(arrays)
+
+
+def _with_required(rows: pa.Table, required: Iterable[str]) -> pa.Table:
+    for name in required:
+        is_null = pc.is_null(rows[name], nan_is_null=True)
+        if pc.any(is_null).as_py():
+            rows = rows.filter(pc.invert(is_null))
+    return rows
+
+
+def read_days(values: Any, time_zone: str | None) -> Any:
+    """Return the date of each value. Raises `pa.ArrowInvalid` for a type that has no date."""
+    if pa.types.is_date32(values.type):
+        return values
+    if not pa.types.is_timestamp(values.type):
+        if pa.types.is_date(values.type):
+            return values.cast(pa.date32())
+        raise pa.ArrowInvalid(f"it is {values.type}")
+    if values.type.tz is not None:
+        if time_zone is None:
+            raise pa.ArrowInvalid("it is a TIMESTAMP, and no time_zone is declared")
+        values = pc.local_timestamp(values.cast(pa.timestamp(values.type.unit, tz=time_zone)))
+    return pc.floor_temporal(values, unit="day").cast(pa.date32())
+
+
+def _entities(rows: pa.Table, columns: EntityColumns, days: Any, table: str | None) -> Any:
+    texts = [_texts(rows[name], name, days, table) for name in columns.entity]
+    if len(texts) == 1:
+        return texts[0]
+    escaped = [pc.replace_substring(pc.replace_substring(text, "\\", "\\\\"), "|", "\\|") for text in texts]
+    return pc.binary_join_element_wise(*escaped, SEPARATOR, null_handling="emit_null")
+
+
+def _texts(values: Any, name: str, days: Any, table: str | None) -> Any:
+    kind = values.type
+    if pa.types.is_string(kind):
+        return values
+    if pa.types.is_floating(kind):
+        return _whole_numbers(values, name, days, table).cast(pa.string())
+    if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return values.cast(pa.string())
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
+        return values.cast(pa.string())
+    if pa.types.is_dictionary(kind):
+        return _texts(values.cast(kind.value_type), name, days, table)
+    raise SchemaMismatch(f"column {name} is {kind}: an entity is {' or '.join(ENTITY_TYPES)}", table=table)
+
+
+def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
+    """Return the floats as integers, NaN as null. Raises `SchemaMismatch` for one that is not a whole number."""
+    values = pc.if_else(pc.is_nan(values), None, values)
+    limit: Any = pa.scalar(MAX_WHOLE_FLOAT, values.type)
+    is_whole: Any = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), limit))
+    wrong = pc.invert(is_whole.fill_null(True))
+    if pc.any(wrong).as_py():
+        value, day = values.filter(wrong)[0].as_py(), days.filter(wrong)[0].as_py()
+        raise SchemaMismatch(
+            f"column {name} holds {value!r} on {day}: a FLOAT64 names an entity only if it is a whole number "
+            "of at most 2**53",
+            table=table,
+        )
+    return values.cast(pa.int64())
+
+
+def _summands(values: Any) -> Any:
+    numbers = values.cast(pa.float64(), safe=False)
+    return pc.fill_null(pc.if_else(pc.is_nan(numbers), None, numbers), 0.0)
+
+
+# -- comparison -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NumberedEntities:
+    """Distinct pairs of day and entity as ascending numbers, with the rows and the sums of each if measured."""
+
+    keys: Keys
+    rows: npt.NDArray[np.float64] | None = None
+    sums: tuple[npt.NDArray[np.float64], ...] = ()
+
+
+class ExpectedEntities:
+    """The expected entities of some days. Other rows are compared with them: see `day_entity_rows`."""
+
+    def __init__(self, rows: pa.Table, *, is_measured: bool = False) -> None:
+        """`rows` are the expectation's; `is_measured`: numbers of rows or sums will be compared."""
+        self.null_rows = _null_rows(rows)
+        named = _named(rows)
+        self._names: Any = pc.unique(named["entity"])
+        if isinstance(self._names, pa.ChunkedArray):
+            self._names = self._names.combine_chunks()
+        self._is_measured = is_measured
+        self._entities = self._number(named, is_measured=is_measured)
+
+    @property
+    def all(self) -> Mask:
+        """The mask of all expected entities."""
+        return np.ones(len(self._entities.keys), bool)
+
+    def present_in(self, rows: pa.Table, rule: PresenceRule) -> Mask:
+        """Return which of the expected entities the rows have, by the rule."""
+        others = self._number(_named(rows), is_measured=rule.is_measured)
+        positions = np.searchsorted(others.keys, self._entities.keys)
+        positions[positions == len(others.keys)] = 0
+        if not len(others.keys):
+            return ~self.all
+        present = others.keys[positions] == self._entities.keys
+        return present & self._meets(rule, others, positions) if rule.is_measured else present
+
+    def _meets(self, rule: PresenceRule, others: _NumberedEntities, positions: npt.NDArray[np.intp]) -> Mask:
+        expected, met = self._entities, self.all
+        assert expected.rows is not None
+        assert others.rows is not None
+        if rule.rows == "equal":
+            met &= others.rows[positions] == expected.rows
+        elif rule.rows is not None:
+            met &= others.rows[positions] >= rule.rows * expected.rows - ROUNDING
+        for wanted, actual, tolerance in zip(expected.sums, others.sums, rule.tolerances, strict=True):
+            with np.errstate(invalid="ignore"):  # infinite sums never agree
+                met &= np.abs(actual[positions] - wanted) <= (tolerance + ROUNDING) * np.abs(wanted)
+        return met
+
+    def count_by_day(self, mask: Mask) -> dict[date, int]:
+        """Return the number of masked entities by day, without days that have none."""
+        days = self._entities.keys[mask] // max(len(self._names), 1)  # ascending, like the keys
+        return _count_sorted(days)
+
+    def names_by_day(self, mask: Mask) -> dict[date, list[str]]:
+        """Return the masked entities of each day, sorted."""
+        keys = self._entities.keys[mask]
+        if not len(keys):
+            return {}
+        days, positions = np.divmod(keys, len(self._names))
+        names = self._names.take(pa.array(positions)).to_pylist()
+        counts = _count_sorted(days)
+        names_by_day: dict[date, list[str]] = {}
+        begin = 0
+        for day, count in counts.items():
+            names_by_day[day] = sorted(names[begin : begin + count])
+            begin += count
+        return names_by_day
+
+    def unexpected(self, rows: pa.Table) -> dict[date, list[str]]:
+        """Return the entities of the rows that are not expected on their day, sorted, by day."""
+        named = _named(rows)
+        positions: Any = pc.index_in(named["entity"], value_set=self._names)
+        keys = self._keys(named, positions)
+        is_unexpected = pc.is_null(positions).to_numpy() | ~np.isin(keys, self._entities.keys)
+        if not is_unexpected.any():
+            return {}
+        names_by_day: dict[date, set[str]] = {}
+        for row in named.select(["day", "entity"]).filter(pa.array(is_unexpected)).to_pylist():
+            names_by_day.setdefault(row["day"], set()).add(row["entity"])
+        return {day: sorted(names) for day, names in names_by_day.items()}
+
+    def rows_on_other_days(self, rows: pa.Table) -> dict[date, int]:
+        """Return the number of rows by day, for days without expected entities."""
+        expected_days = np.unique(self._entities.keys // max(len(self._names), 1))
+        days = rows["day"].cast(pa.int32()).fill_null(NO_POSITION).to_numpy()
+        is_other = ~np.isin(days, expected_days)
+        return _rows_by_day(rows.filter(pa.array(is_other))) if is_other.any() else {}
+
+    def _number(self, named: pa.Table, *, is_measured: bool) -> _NumberedEntities:
+        positions = pc.index_in(named["entity"], value_set=self._names)
+        if positions.null_count:
+            is_known = pc.is_valid(positions)
+            named, positions = named.filter(is_known), positions.filter(is_known)
+        keys = self._keys(named, positions)
+        return _measured(keys, named) if is_measured else _NumberedEntities(keys=_distinct(keys))
+
+    def _keys(self, named: pa.Table, positions: Any) -> Keys:
+        """Return a number for each row: equal for equal days and entities, ascending by day."""
+        days = named["day"].cast(pa.int32()).to_numpy().astype(np.int64)
+        return days * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
+
+
+def _named(rows: pa.Table) -> pa.Table:
+    """Return the rows with a day and an entity."""
+    if not rows["entity"].null_count and not rows["day"].null_count:
+        return rows
+    return rows.filter(pc.and_(pc.is_valid(rows["entity"]), pc.is_valid(rows["day"])))
+
+
+def _null_rows(rows: pa.Table) -> dict[date, int]:
+    """Return the number of rows without an entity by day."""
+    if not rows["entity"].null_count:
+        return {}
+    nulls = rows.filter(pc.is_null(rows["entity"]))
+    return _rows_by_day(nulls)
+
+
+def _rows_by_day(rows: pa.Table) -> dict[date, int]:
+    rows_by_day: dict[date, int] = {}
+    for day, count in zip(rows["day"].to_pylist(), _row_counts(rows).tolist(), strict=True):
+        if day is not None:
+            rows_by_day[day] = rows_by_day.get(day, 0) + count
+    return rows_by_day
+
+
+def _row_counts(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the number of rows of the table that each row stands for."""
+    return rows[ROW_COUNT].to_numpy() if ROW_COUNT in rows.column_names else np.ones(rows.num_rows, np.int64)
+
+
+def _measured(keys: Keys, named: pa.Table) -> _NumberedEntities:
+    if not len(keys):
+        sums = tuple(np.empty(0) for name in named.column_names if name.startswith("sum"))
+        return _NumberedEntities(keys=keys, rows=np.empty(0), sums=sums)
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+    counts = _row_counts(named)
+    with np.errstate(invalid="ignore"):  # of infinities
+        sums = tuple(
+            np.add.reduceat(named[name].to_numpy()[order], starts)
+            for name in named.column_names
+            if name.startswith("sum")
+        )
+    rows = np.add.reduceat(counts[order].astype(np.float64), starts)
+    return _NumberedEntities(keys=ordered[starts], rows=rows, sums=sums)
+
+
+def _distinct(keys: Keys) -> Keys:
+    """Sort and deduplicate the keys. Most are sorted already, which numpy's `unique` does not make use of."""
+    if np.all(np.diff(keys) > 0):
+        return keys
+    ordered = np.sort(keys)
+    return ordered[np.diff(ordered, prepend=ordered[:1] - 1) != 0]
+
+
+def _count_sorted(days: Keys) -> dict[date, int]:
+    """Count ascending days, given in days since 1970."""
+    if not len(days):
+        return {}
+    starts = np.flatnonzero(np.diff(days, prepend=days[0] - 1))
+    counts = np.diff(starts, append=len(days))
+    return dict(zip(days[starts].astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
+
+
+# -- names that look alike ------------------------------------------------------------------------------------
+
+
+def find_lookalikes(missing: Collection[str], unexpected: Collection[str]) -> list[tuple[str, str]]:
+    """Return pairs of a missing and an unexpected entity that differ only in case, blanks or Unicode form."""
+    by_look: dict[str, list[str]] = {}
+    for name in unexpected:
+        by_look.setdefault(_look(name), []).append(name)
+    return [(name, other) for name in missing for other in by_look.get(_look(name), [])]
+
+
+def _look(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
