@@ -17,6 +17,7 @@ from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.common.warehouse.protocol import Warehouse, require_table
 
@@ -31,10 +32,12 @@ def audit_dates(
 
     `max_names` limits the names of missing entities that are read for each date; their number is always exact.
 
-    Raises `TableNotFound` when the expectation's table does not exist, `SchemaMismatch` when a table lacks a column
-    that the job needs, and any error of a query: a date that could not be checked is never reported as fine.
+    Raises `TableNotFound` when the expectation's table does not exist or the calendar is gone, `SchemaMismatch` when a
+    table lacks a column that the job needs, and any error of a query: a date that could not be checked is
+    never reported as fine.
     """
     require_table(warehouse, TableName.parse(job.expectation.table))
+    check_calendar_not_lost(job, warehouse, ledger)
     has_target = warehouse.describe(TableName.parse(job.target.table)) is not None
     has_calendar = True
     dates: list[AuditedDate] = []

@@ -37,6 +37,7 @@ from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
+from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import measure_dates, read_calendar
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -185,8 +186,12 @@ def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequenc
 
 
 def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger) -> Plan:
-    """Plan a request, reading every table once. Raises `UserError` when the target would drop a built date."""
+    """Plan a request, reading every table once.
+
+    Raises `UserError` when the target would drop a built date, `TableNotFound` for a table or a calendar that is gone.
+    """
     missing_tables = check_tables(warehouse, job)
+    check_calendar_not_lost(job, warehouse, ledger)
     options = RunOptions.for_job(
         job, window=1, in_flight=1, fallback=request.fallback, forced_because=request.forced_because
     )

@@ -17,7 +17,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.worker.gate.gate import close_window
 from tests.builders import process_date
-from tests.lab import Lab, players
+from tests.lab import PLAYER_JOB, Lab, players
 
 DAY = date(2023, 2, 23)
 AROUND = [DAY + timedelta(days=n) for n in range(-3, 4)]
@@ -104,3 +104,31 @@ def test_a_date_with_far_fewer_entities_than_the_dates_around_it_is_blocked(any_
     assert (any_lab.outcome(DAY, progress).state, any_lab.outcome(DAY, progress).reason) == (DateState.BLOCKED, reason)
     audited = audit_dates(find_job("probe"), [DAY], any_lab.context.warehouse, any_lab.ledger).dates[0]
     assert (audited.finding, audited.reason) == (AuditFinding.EXPECTATION_INCOMPLETE, reason)
+
+
+# -- the calendar -------------------------------------------------------------------------------------------------
+
+
+def test_a_calendar_that_an_earlier_run_had_is_missed(any_lab: Lab) -> None:
+    any_lab.summary(DAY, players(20))
+    any_lab.upcoming(DAY, players(20))
+    any_lab.schedule(DAY, 1)
+    first = any_lab.run([DAY], preflight=True)
+    any_lab.drop("nba_reference.schedule")
+
+    arguments = ("--job", PLAYER_JOB.name, "--start-date", str(DAY), "--end-date", str(DAY))
+    for command in ("plan", "coverage"):
+        refused = any_lab.inside(command, *arguments)
+        assert refused.returncode == 2
+        gone = f"nba_reference.schedule: the calendar was there when run {first.run.id} was planned and is gone"
+        assert gone in refused.stderr
+
+
+def test_a_calendar_that_was_never_there_is_named_in_a_note(lab: Lab) -> None:
+    lab.summary(DAY, players(20))
+    lab.upcoming(DAY, players(20))
+    lab.run([DAY])
+
+    plan = lab.plan([DAY])
+    assert [note for note in plan.notes if note.startswith("calendar nba_reference.schedule does not exist")]
+    assert plan.steps[0].action is PlanAction.DONE

@@ -100,6 +100,11 @@ class RunStore(LedgerStore):
         with self._read() as connection:
             return connection.execute(select(runs.c.id).where(runs.c.job == job).limit(1)).first() is not None
 
+    def find_latest_run_with_calendar(self, job: str) -> Run | None:
+        """Return the job's latest run that was planned with a calendar (`RunOptions.calendar`), or None."""
+        query = select(runs).where(runs.c.job == job, runs.c.options["calendar"].as_boolean())
+        return next(iter(self._select(query.order_by(runs.c.created_at.desc()).limit(1))), None)
+
     def list_unreported_runs(self) -> list[Run]:
         """Return the ended runs whose post-run steps are not recorded as done, in the order in which they ended."""
         query = select(runs).where(runs.c.finished_at.is_not(None), runs.c.reported_at.is_(None))
