@@ -16,9 +16,15 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.arrow_types import ARROW_TYPES, read_type_of
-from gated_backfill.common.model.dates import parse_date
+from gated_backfill.common.model.dates import ISO_DATE, parse_date
 from gated_backfill.common.model.tables import ColumnType
-from gated_backfill.producer.tables.exact_texts import exact_booleans, exact_dates, exact_integers, exact_numbers
+from gated_backfill.producer.tables.exact_texts import (
+    exact_booleans,
+    exact_dates,
+    exact_integers,
+    exact_numbers,
+    least_and_most,
+)
 from gated_backfill.producer.tables.row_file import shown
 
 INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0+)?", re.ASCII)
@@ -58,6 +64,10 @@ class DateFormat:
         if self.strptime is None:
             if text != text.strip():
                 raise ValueError("has blanks around it")
+            if not ISO_DATE.fullmatch(text):
+                raise UserError(
+                    f"{shown(text)} is not a date: write it as YYYY-MM-DD, or give its form with --date-format"
+                )
             return parse_date(text)
         return _read_date(self.strptime, text)
 
@@ -110,7 +120,7 @@ def convert(values: pa.Array[Any], kind: ColumnType, dates: DateFormat = DateFor
     if pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type):
         values = values.cast(pa.string())
     if pa.types.is_null(values.type):
-        return Converted(pa.nulls(len(values), ARROW_TYPES[kind]))
+        return Converted(pa.array([None] * len(values), ARROW_TYPES[kind]))
     is_text = pa.types.is_string(values.type)
     fast = _exact_texts(values, kind, dates) if is_text else _exact_values(values, kind)
     if fast is not None:
@@ -159,7 +169,7 @@ def _is_in_range(values: pa.Array[Any], kind: ColumnType, *, whole_floats: bool)
     if kind not in bounds:
         return True
     numbers = values.cast(pa.int32()) if kind == "DATE" else values.cast(pa.int64())
-    low, high = pc.min_max(numbers).as_py().values()
+    low, high = least_and_most(numbers)
     return low is None or (low >= bounds[kind][0] and high <= bounds[kind][1])
 
 

@@ -84,7 +84,7 @@ def csv_rows(
 def _chunk_of(batch: pa.RecordBatch) -> RowChunk:
     names = batch.schema.names[1:]
     columns: dict[str, pa.Array[Any]] = dict(zip(names, batch.columns[1:], strict=True))
-    return RowChunk(places=batch.column(0), columns=columns)  # pyright: ignore[reportArgumentType]
+    return RowChunk(places=batch.column(0), columns=columns)
 
 
 class _CsvReader:
@@ -102,7 +102,7 @@ class _CsvReader:
         """Open the file, and name the line of whatever cannot be read."""
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
         with self._file.open(encoding=self._format.codec, newline="") as text:
-            self._text = text
+            self._text: Any = text
             self._size = self._file.stat().st_size
             self._records = csv.reader(self._lines(text), strict=True, delimiter=self._format.delimiter)
             yield
@@ -205,8 +205,8 @@ class _CsvReader:
 
 
 def _texts(values: Sequence[str]) -> pa.Array[Any]:
-    texts = pa.array(values, pa.string())
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    texts: Any = pa.array(values, pa.string())
+    return pc.if_else(pc.equal(texts, pa.scalar("")), pa.scalar(None, pa.string()), texts)
 
 
 def _undecodable(file: Path, csv_format: CsvFormat, exc: UnicodeError) -> str:
@@ -215,10 +215,13 @@ def _undecodable(file: Path, csv_format: CsvFormat, exc: UnicodeError) -> str:
     decoder = codecs.getincrementaldecoder(csv_format.codec)()
     line, consumed, after_return = 1, 0, False
     with file.open("rb") as data:
-        while block := data.read(DECODED_BYTES):
+        is_whole = False
+        while not is_whole:
+            block = data.read(DECODED_BYTES)
             consumed += len(block)
+            is_whole = not block
             try:
-                text = decoder.decode(block)
+                text = decoder.decode(block, final=is_whole)
             except UnicodeDecodeError as fault:
                 before = fault.object[: fault.start].decode(csv_format.codec, "replace")
                 line += _line_ends(before) - (after_return and before.startswith("\n"))

@@ -16,29 +16,31 @@ PLAIN_NUMBER = r"\A-?(0|[1-9][0-9]*)(\.[0-9]+)?\z"
 EXPONENT = r"\A-?[1-9](\.[0-9]+)?e[+-][0-9]{2,3}\z"  #: as in the shortest text of a very large or small number
 FIRST_DAY = -719_162  #: 0001-01-01, as days from 1970-01-01
 
-Texts: TypeAlias = "pa.Array[Any]"
-Exact: TypeAlias = "Callable[[Texts], pa.Array[Any] | None]"
+#: Arrow arrays, of which `pyarrow.compute` takes more than its type stubs know.
+Texts: TypeAlias = Any
+Values: TypeAlias = Any
+Exact: TypeAlias = "Callable[[Texts], Values | None]"
 
 
-def exact_integers(texts: Texts) -> pa.Array[Any] | None:
+def exact_integers(texts: Texts) -> Values | None:
     """Return the INT64 values; None unless each gives its text back, as `007`, `+7`, `-0` and `7_000` do not."""
     return _exact_cast(texts, pa.int64())
 
 
-def exact_dates(texts: Texts) -> pa.Array[Any] | None:
+def exact_dates(texts: Texts) -> Values | None:
     """Return the dates; None unless each text is a date of the calendar, written as YYYY-MM-DD."""
     days = _exact_cast(texts, pa.date32())
-    if days is None or not _all(pc.greater_equal(days.cast(pa.int32()), FIRST_DAY)):
+    if days is None or not _all(pc.greater_equal(days.cast(pa.int32()), pa.scalar(FIRST_DAY, pa.int32()))):
         return None
     return days
 
 
-def exact_booleans(texts: Texts) -> pa.Array[Any] | None:
+def exact_booleans(texts: Texts) -> Values | None:
     """Return the booleans; None unless each text is `true` or `false`."""
     return _exact_cast(texts, pa.bool_())
 
 
-def exact_numbers(texts: Texts) -> pa.Array[Any] | None:
+def exact_numbers(texts: Texts) -> Values | None:
     """Return the FLOAT64 values; None unless each gives its text back, but for zeros at the end of its decimals.
 
     So a text has no sign but `-`, no more digits than a FLOAT64 keeps, and digits around its point. It has an exponent
@@ -55,13 +57,13 @@ def exact_numbers(texts: Texts) -> pa.Array[Any] | None:
         return None if plain is None else pc.if_else(is_plain, plain, texts.cast(pa.float64()))
     has_point = _has_point(texts)
     short = pc.if_else(has_point, pc.ascii_rtrim(pc.ascii_rtrim(texts, "0"), "."), texts)
-    if pc.any(pc.and_(pc.equal(short, "-0"), pc.invert(has_point))).as_py():
+    if pc.any(pc.and_(pc.equal(short, pa.scalar("-0")), pc.invert(has_point))).as_py():
         return None
     numbers = texts.cast(pa.float64())
     return numbers if _are_written_as(numbers, short) else None
 
 
-def _are_written_as(numbers: pa.Array[Any], texts: Texts) -> bool:
+def _are_written_as(numbers: Values, texts: Texts) -> bool:
     """Whether the shortest text of each number, without an exponent, is the given one."""
     differs = pc.not_equal(numbers.cast(pa.string()), texts)
     return all(
@@ -70,12 +72,18 @@ def _are_written_as(numbers: pa.Array[Any], texts: Texts) -> bool:
     )
 
 
-def _exact_cast(texts: Texts, arrow_type: pa.DataType) -> pa.Array[Any] | None:
+def _exact_cast(texts: Texts, arrow_type: pa.DataType) -> Values | None:
     try:
         values = texts.cast(arrow_type)
     except pa.ArrowInvalid:
         return None
     return values if values.cast(pa.string()).equals(texts) else None
+
+
+def least_and_most(values: Values) -> tuple[Any, Any]:
+    """Return the least and the greatest value; None for both without a value."""
+    bounds: Any = pc.min_max(values).as_py()
+    return bounds["min"], bounds["max"]
 
 
 def _all(values: Any) -> bool:
@@ -113,11 +121,11 @@ class DecimalStyles:
         if not len(pointed):
             return
         decimals = pc.subtract(pc.subtract(pc.binary_length(pointed), pc.find_substring(pointed, ".")), 1)
-        fewest, most = pc.min_max(decimals).as_py().values()
+        fewest, most = least_and_most(decimals)
         self.fewest = fewest if self.fewest is None else min(self.fewest, fewest)
         self.most = most if self.most is None else max(self.most, most)
         ends_in_zero = pc.ends_with(pointed, "0")
-        single = pc.equal(decimals, 1)
+        single = pc.equal(decimals, pa.scalar(1))
         self.whole_with_point = self.whole_with_point or bool(pc.any(pc.and_(ends_in_zero, single)).as_py())
         self.padded = self.padded or bool(pc.any(pc.and_(ends_in_zero, pc.invert(single))).as_py())
 

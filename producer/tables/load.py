@@ -22,6 +22,8 @@ from gated_backfill.producer.tables.csv_file import CsvFormat, csv_rows
 from gated_backfill.producer.tables.parquet_file import parquet_rows
 from gated_backfill.producer.tables.row_file import Problems, Progress, RowChunk, RowFile, no_progress
 
+NO_DATES = "it has none; if its dates are not written as YYYY-MM-DD, say how with --date-format"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
@@ -166,10 +168,10 @@ def _choose_date_column(table: TableName, requested: str | None, declared: _Decl
                 f"the file has no date column {requested}; its columns are {', '.join(rows.types)}", table=str(table)
             )
         return requested
-    types = {**rows.types, **declared.types}
+    types: dict[str, ColumnType] = {**rows.types, **declared.types}
     candidates = [column for column in rows.types if types[column] == "DATE"] or _midnight_columns(rows, types)
     if len(candidates) != 1:
-        count = f"it has {len(candidates)}: {', '.join(candidates)}" if candidates else "it has none"
+        count = f"it has {len(candidates)}: {', '.join(candidates)}" if candidates else NO_DATES
         raise UserError(f"say which column dates the rows with --date-column: {count}", table=str(table))
     return candidates[0]
 
@@ -208,19 +210,14 @@ def _convert_rows(
         converted = {name: convert(chunk.columns[name], kind, dates) for name, kind in types.items()}
         for name, column in converted.items():
             for index, text in column.problems.items():
-                problems.add(_place(chunk, index), f"{name} {text}")
+                problems.add(chunk.place(index), f"{name} {text}")
         days = converted[date_column]
         if days.values.null_count > len(days.problems):
             for index, day in enumerate(days.values):
                 if not day.is_valid and index not in days.problems:
-                    problems.add(_place(chunk, index), f"{date_column} is empty")
+                    problems.add(chunk.place(index), f"{date_column} is empty")
         done += len(chunk.places)
         progress("checking", done, rows.rows)
         if not problems.count:
             yield pa.record_batch([column.values for column in converted.values()], schema=schema)
     problems.check()
-
-
-def _place(chunk: RowChunk, index: int) -> int:
-    place = chunk.places[index]
-    return place if isinstance(place, int) else place.as_py()

@@ -71,7 +71,7 @@ class _ParquetReader:
         size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
         return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(size, 1)))
 
-    def _check_counts_rows(self, name: str, values: pa.Array[Any], start: int) -> None:
+    def _check_counts_rows(self, name: str, values: Any, start: int) -> None:
         """Check that a stored index of pandas only counts the rows, so that nothing is lost without it."""
         counted = pa.array(np.arange(start, start + len(values)))
         if not (pa.types.is_integer(values.type) and values.cast(pa.int64(), safe=False).equals(counted)):

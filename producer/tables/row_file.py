@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import IDENTIFIER, ColumnType
 
@@ -28,8 +26,13 @@ def no_progress(step: str, done: int, total: int) -> None:
 class RowChunk:
     """Some rows of a file: the columns as the file has them, and the place of each row."""
 
-    places: Sequence[int]
-    columns: Mapping[str, pa.Array[Any]]
+    places: Any  #: a range, or an Arrow array
+    columns: Mapping[str, Any]
+
+    def place(self, index: int) -> int:
+        """Return the place of the row with that index."""
+        place = self.places[index]
+        return place if isinstance(place, int) else place.as_py()
 
 
 @dataclass(frozen=True, kw_only=True)

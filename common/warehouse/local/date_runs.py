@@ -48,8 +48,8 @@ class DateRuns(AbstractContextManager["DateRuns"]):
         rows = pa.Table.from_batches(batches, self._spool.schema)
         days = _day_numbers(rows[self._date_column])
         if np.any(np.diff(days) < 0):
-            order = np.argsort(days, kind="stable")
-            rows, days = rows.take(pa.array(order)), days[order]
+            order: Any = np.argsort(days, kind="stable")
+            rows, days = rows.take(pa.array(order, pa.int64())), days[order]
         self._count(days)
         rows_per_batch = max(1, rows.num_rows * BATCH_BYTES // max(rows.nbytes, 1))
         batches_of_run = rows.combine_chunks().to_batches(max_chunksize=rows_per_batch)
