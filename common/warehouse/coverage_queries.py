@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -245,29 +244,3 @@ def target_scan(job: Job, days: Iterable[date]) -> EntityScan:
 
 def _entity_scan(table: str, columns: EntityColumns, days: Iterable[date]) -> EntityScan:
     return EntityScan(table=TableName.parse(table), columns=columns, dates=tuple(consecutive_ranges(days)))
-
-
-def input_fingerprints(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[date, str]:
-    """Hash, for each day, the job's version and the partitions that the date is built from."""
-    parts: dict[date, list[str]] = {day: [job.version] for day in days}
-    expectation = job.expectation
-    lookbacks: dict[tuple[str, str], int] = {(expectation.table, expectation.date_column): 0}
-    columns: dict[tuple[str, str], set[str] | None] = {
-        (expectation.table, expectation.date_column): {*expectation.entity_columns}
-    }
-    for dependency in (*job.sources, *job.inputs):
-        key = (dependency.table, dependency.date_column)
-        lookbacks[key] = max(lookbacks.get(key, 0), dependency.lookback_days)
-        names = columns.setdefault(key, set())
-        columns[key] = None if names is None or dependency.columns is None else {*names, *dependency.columns}
-    for source in job.sources:
-        if (names := columns[source.table, source.date_column]) is not None:
-            names.update(job.source_entity(source))
-    for (table, date_column), lookback in sorted(lookbacks.items()):
-        days_read = [day for span in consecutive_ranges(days, lookback=lookback) for day in span.days()]
-        fingerprints = warehouse.fingerprints(
-            TableName.parse(table), date_column, days_read, columns=columns[table, date_column]
-        )
-        for day in days:
-            parts[day] += [table, *(fingerprints[day - ONE_DAY * n] for n in range(lookback, -1, -1))]
-    return {day: hashlib.sha256("\n".join(texts).encode()).hexdigest() for day, texts in parts.items()}

@@ -11,6 +11,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from gated_backfill.common.audit.staleness import Staleness, find_stale_dates
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
@@ -38,7 +39,7 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
-from gated_backfill.common.warehouse.coverage_queries import measure_dates, read_calendar
+from gated_backfill.common.warehouse.coverage_queries import expectation_scan, measure_dates, read_calendar, target_scan
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
@@ -53,6 +54,7 @@ class PlanAction(Enum):
     """The action that a run takes on a date."""
 
     BUILD = "build"  #: build the date
+    STALE = "stale"  #: leave the date: it is checkpointed, but its job's version or its inputs have changed since
     DONE = "done"  #: leave the date: it is checkpointed, or incomplete and not selected by --reprocess
     SKIP = "skip"  #: the date has nothing to build
     BLOCKED = "blocked"  #: the date would not pass the gate
@@ -93,11 +95,13 @@ class RunRequest:
     fallback: Fallback | None = None
     forced_because: str | None = None
     reason: str | None = None  #: of the launch, given by the user
+    rebuilt: tuple[date, ...] = ()  #: dates to build although a run has checkpointed them
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {
             "days": [day.isoformat() for day in self.days],
             "excluded": [day.isoformat() for day in self.excluded],
+            "rebuilt": [day.isoformat() for day in self.rebuilt],
             "reprocess": self.reprocess.value,
             "fallback": self.fallback.value if self.fallback else None,
         }
@@ -145,6 +149,7 @@ class Plan:
 _TEXTS = {
     PlanAction.BUILD: "to build",
     PlanAction.DONE: "left as they are",
+    PlanAction.STALE: "stale",
     PlanAction.SKIP: "to skip",
     PlanAction.BLOCKED: "would be blocked",
 }
@@ -161,6 +166,8 @@ class PlanMeasurements:
     checkpoints: Mapping[date, Checkpoint]  #: empty when every date is rebuilt
     latest_outcomes: Mapping[date, DateRow]  #: each date's row in its latest run; empty when failed dates are rebuilt
     changed_days: Set[date] = frozenset()  #: checkpointed dates whose rows were changed since
+    published: Mapping[date, int] = field(default_factory=dict[date, int])  #: where the expectation has changed since
+    staleness: Staleness = field(default_factory=Staleness)  #: of the checkpointed dates
     floors: Mapping[date, ExpectationFloor] = field(default_factory=dict[date, ExpectationFloor])
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
@@ -203,7 +210,7 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         request=request,
         version=job.version,
         steps=ordered,
-        notes=tuple(missing_tables.notes(job)),
+        notes=(*missing_tables.notes(job), *_stale_notes(steps, measured)),
         has_calendar=not missing_tables.calendar,
     )
 
@@ -232,14 +239,21 @@ def _measure_range(
     span = enclosing_range(days)
     calendar = read_calendar(warehouse, job, days)
     all_checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
-    checkpoints = {} if request.reprocess is Reprocess.ALL else all_checkpoints
+    # ALL and `rebuilt` build a date again whatever its checkpoint says.
+    rebuilt = {*days} if request.reprocess is Reprocess.ALL else {*request.rebuilt}
+    checkpoints = {day: checkpoint for day, checkpoint in all_checkpoints.items() if day not in rebuilt}
+    changed_days = _find_changed_days(days, job, warehouse, checkpoints)
+    proven = {day: checkpoints[day] for day in days if day in checkpoints and day not in changed_days}
+    staleness = find_stale_dates(job, proven, warehouse)
     return PlanMeasurements(
         expected=counts.expected,
         found=counts.found,
         with_primary=counts.with_primary if options.fallback is Fallback.FILL else {},
         calendar=calendar,
         checkpoints=checkpoints,
-        changed_days=_find_changed_days(days, job, warehouse, checkpoints),
+        changed_days=changed_days,
+        staleness=staleness,
+        published=_count_published(job, proven, staleness, counts.expected, warehouse),
         floors=measure_floors(
             warehouse,
             job,
@@ -264,6 +278,45 @@ def _find_changed_days(
     return frozenset(checksums) - warehouse.matching_dates(target, job.target.date_column, checksums)
 
 
+def _count_published(
+    job: Job,
+    proven: Mapping[date, Checkpoint],
+    staleness: Staleness,
+    expected: Mapping[date, int],
+    warehouse: Warehouse,
+) -> Mapping[date, int]:
+    """Count the published expected entities of the dates whose expectation may have changed since their checkpoint.
+
+    A forced date never reached its expectation. Where no fingerprint was recorded, the numbers tell.
+    """
+    days = [
+        day
+        for day in sorted(staleness.expectation_changed)
+        if proven[day].verdict is not Verdict.FORCED
+        and (proven[day].input_parts is not None or proven[day].expected != expected.get(day, 0))
+    ]
+    if not days:
+        return {}
+    counts = warehouse.count_entities(
+        expectation_scan(job, days), {"target": target_scan(job, days)}, [("target",)]
+    ).present["target",]
+    return {day: counts.get(day, 0) for day in days}
+
+
+def _stale_notes(steps: Sequence[PlanStep], measured: PlanMeasurements) -> list[str]:
+    notes: list[str] = []
+    if stale := [step.day for step in steps if step.action is PlanAction.STALE]:
+        notes.append(
+            f"{len(stale)} date(s) are stale and left as they are: {format_dates(stale)}; --reprocess stale builds them"
+        )
+    if without := measured.staleness.without_inputs:
+        notes.append(
+            f"{without} checkpoint(s) by an earlier version of this tool record no inputs: of these dates only the "
+            "job's version is compared"
+        )
+    return notes
+
+
 def plan_dates(request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> list[PlanStep]:
     """One step per date, oldest first."""
     return [_plan_date(day, request, job, measured, options) for day in request.days]
@@ -276,9 +329,13 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
     make_step = partial(PlanStep, day=day, expected=expected, found=counts_by_source)
     skip_reason = job.skip(day, measured.calendar)
     judgement = None if skip_reason else judge_expectation(expectation)
-    done_reason = _reason_to_leave(day, request.reprocess, measured)
+    reprocess = Reprocess.ALL if day in request.rebuilt else request.reprocess
+    reason_to_rebuild = _reason_to_rebuild(day, expected, reprocess, measured, options)
+    done_reason = _reason_to_leave(day, reprocess, measured, reason_to_rebuild)
     if done_reason and not _is_disproved(measured.checkpoints.get(day), expected, judgement, options):
-        return make_step(action=PlanAction.DONE, reason=done_reason)
+        stale_reason = measured.staleness.reasons.get(day)
+        action = PlanAction.DONE if stale_reason is None or reason_to_rebuild else PlanAction.STALE
+        return make_step(action=action, reason=done_reason if action is PlanAction.DONE else stale_reason or "")
     if skip_reason:
         return make_step(action=PlanAction.SKIP, reason=skip_reason)
     if judgement is not None and judgement.verdict is Verdict.SKIPPED:
@@ -299,8 +356,8 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
         floor_reason=expectation.floor_reason,
     )
     reason = choice.reason
-    if request.reprocess is not Reprocess.ALL and day in measured.changed_days:
-        reason = f"checkpointed, but its rows were changed since; {reason}"
+    if reason_to_rebuild:
+        reason = f"{reason_to_rebuild}; {reason}"
     if judgement is not None:
         reason = judgement.reason
     elif reaches_ratio(choice.covered, expected, options.accept_ratio):
@@ -322,18 +379,36 @@ def _is_disproved(
     return checkpoint.verdict is not Verdict.FORCED or has_shrunk(checkpoint, expected, options.accept_ratio)
 
 
-def _reason_to_leave(day: date, reprocess: Reprocess, measured: PlanMeasurements) -> str | None:
+def _reason_to_rebuild(
+    day: date, expected: int, reprocess: Reprocess, measured: PlanMeasurements, options: RunOptions
+) -> str | None:
+    """Why a checkpointed date is built again; None for another date, and for one that counts as done."""
+    checkpoint = measured.checkpoints.get(day)
+    if checkpoint is None or reprocess is Reprocess.ALL:
+        return None
+    if day in measured.changed_days:
+        return "checkpointed, but its rows were changed since"
+    published = measured.published.get(day)
+    if published is not None and expected and not reaches_ratio(published, expected, options.accept_ratio):
+        return (
+            f"checkpointed with {checkpoint.matched} of {checkpoint.expected}, but {expected} are expected now: "
+            f"{published} of {expected} ({format_percent(published, expected)}) are published"
+        )
+    return measured.staleness.reasons.get(day) if reprocess is Reprocess.STALE else None
+
+
+def _reason_to_leave(
+    day: date, reprocess: Reprocess, measured: PlanMeasurements, reason_to_rebuild: str | None
+) -> str | None:
     """The reason not to build a date that an earlier run ended; None to build it."""
     checkpoint, outcome = measured.checkpoints.get(day), measured.latest_outcomes.get(day)
     if reprocess is Reprocess.ALL:
         return None
-    if checkpoint is not None and day in measured.changed_days:
-        if reprocess is Reprocess.NONE:
-            return (
-                f"{LEFT_INCOMPLETE_PREFIX}with run {checkpoint.run_id}, "
-                "but its rows were changed since, and --reprocess is none"
-            )
-        return None
+    if checkpoint is not None and reason_to_rebuild is not None:
+        if reprocess is not Reprocess.NONE:
+            return None
+        problem = reason_to_rebuild.removeprefix("checkpointed, ").removeprefix("checkpointed ")
+        return f"{LEFT_INCOMPLETE_PREFIX}with run {checkpoint.run_id}, {problem}, and --reprocess is none"
     if checkpoint is not None:
         share = format_percent(checkpoint.matched, checkpoint.expected)
         forced = ", forced" if checkpoint.verdict is Verdict.FORCED else ""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from rich.console import Console
 
+from gated_backfill.common.audit.staleness import STALE_PREFIX
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Run, RunState
+from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
 from gated_backfill.common.process.signals import interrupt_on_signals
@@ -43,14 +46,16 @@ def launch_and_follow(
     yes: bool = False,
     as_json: bool = False,
     check: Callable[[Plan], None] = lambda _: None,
+    facts: Mapping[str, Any] | None = None,
     workers_given: bool = False,
 ) -> int:
     """Plan a launch, print the plan, ask for confirmation, and run it. Returns the exit code.
 
     With `as_json`, stdout gets one JSON object and stderr the other lines. `check` may raise to stop the launch;
-    `workers_given` says whether the user chose a number of workers.
+    `workers_given` says whether the user chose a number of workers; `facts` are added to the JSON object.
     """
     console = make_console(stderr=as_json)
+    output = _JsonOutput(is_wanted=as_json, facts=facts or {})
     context = open_context(settings)
     job = find_job(launch.request.job)
     for released in release_interrupted_runs(job, launch.request, context):
@@ -65,22 +70,30 @@ def launch_and_follow(
     if not plan.steps_with(PlanAction.BUILD) and not plan.steps_with(PlanAction.BLOCKED):
         console.print(_nothing_to_do(plan))
         code = _limit_exit_code(COMPLETE, plan)
-        return _print_result({"run": None, "result": _nothing_to_do(plan)}, code, as_json=as_json)
+        result = {"run": None, "result": _nothing_to_do(plan), "stale": _stale_json(plan)}
+        return output.print(result, code)
     _confirm(plan, launch, yes=yes)
     if not launch.sequential:
         _print_stack(context, console, workers_given=workers_given)
     if detach and context.is_embedded:
         run_id = launch_in_background(replace(launch, shown=plan.digest()), settings)
         console.print(f"run {run_id} continues in the background: follow it with `backfill watch {run_id}`")
-        return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
-    return _follow(launch, plan, context, console, detach=detach, as_json=as_json)
+        return output.print({"run": run_id}, COMPLETE)
+    return _follow(launch, plan, context, console, output, detach=detach)
 
 
-def _print_result(result: dict[str, Any], code: int, *, as_json: bool) -> int:
-    """Print the result if `as_json`. Returns the exit code."""
-    if as_json:
-        print_json(result | {"exit_code": code})
-    return code
+@dataclass(frozen=True, kw_only=True)
+class _JsonOutput:
+    """The JSON object that the command prints at its end, if it is wanted."""
+
+    is_wanted: bool
+    facts: Mapping[str, Any]  #: part of every result
+
+    def print(self, result: Mapping[str, Any], code: int) -> int:
+        """Print the result with the exit code, which is returned."""
+        if self.is_wanted:
+            print_json({**result, **self.facts, "exit_code": code})
+        return code
 
 
 def _print_stack(context: CommandContext, console: Console, *, workers_given: bool) -> None:
@@ -92,7 +105,7 @@ def _print_stack(context: CommandContext, console: Console, *, workers_given: bo
 
 
 def _follow(
-    launch: Launch, plan: Plan, context: CommandContext, console: Console, *, detach: bool, as_json: bool
+    launch: Launch, plan: Plan, context: CommandContext, console: Console, output: _JsonOutput, *, detach: bool
 ) -> int:
     """Run, show the result, and report afterwards, so that a hanging alert endpoint does not delay the result."""
     log_file = context.settings.home / "logs" / "command.log"
@@ -102,7 +115,7 @@ def _follow(
             report_later(run)
             console.print(f"run [bold]{run.id}[/bold]")
 
-        return _run_and_show(launch, plan, context, console, on_open, detach=detach, as_json=as_json)
+        return _run_and_show(launch, plan, context, console, on_open, output, detach=detach)
 
 
 def _run_and_show(
@@ -111,29 +124,32 @@ def _run_and_show(
     context: CommandContext,
     console: Console,
     on_open: Callable[[Run], None],
+    output: _JsonOutput,
     *,
     detach: bool,
-    as_json: bool,
 ) -> int:
     try:
         with RunWatcher(console).live_display() as watcher:
             progress = execute_plan(launch, plan, context, watcher.update, on_open, wait=not detach)
     except LaunchInterrupted as exc:
         console.print(describe_interruption(exc))
-        return _print_result({"run": exc.run.id}, INTERRUPTED, as_json=as_json)
+        return output.print({"run": exc.run.id}, INTERRUPTED)
     run_id = progress.run.id
     if detach and not progress.run.has_ended:
         console.print(f"follow it with `backfill watch {run_id}`")
-        return _print_result({"run": run_id}, COMPLETE, as_json=as_json)
+        return output.print({"run": run_id}, COMPLETE)
     code = _limit_exit_code(exit_code_for_run(progress), plan)
     actions = context.ledger.actions.list_actions(run_id)
-    if as_json:
-        return _print_result(run_json(progress, context.ledger.dates.list_dates(run_id), actions), code, as_json=True)
+    if output.is_wanted:
+        result = run_json(progress, context.ledger.dates.list_dates(run_id), actions) | {"stale": _stale_json(plan)}
+        return output.print(result, code)
     print_run(console, progress, context.ledger.dates.get_run_summary(run_id), actions)
     if progress.run.state is RunState.CANCELLED:
         console.print(f"build the other dates: `backfill retry {run_id}`")
     elif progress.run.state is not RunState.SUCCEEDED:
         console.print(f"after fixing the cause: `backfill retry {run_id}`")
+    if stale := describe_stale(plan):
+        console.print(stale, soft_wrap=True, markup=False)
     return code
 
 
@@ -155,14 +171,32 @@ def _nothing_to_do(plan: Plan) -> str:
     done, skipped = len(plan.steps_with(PlanAction.DONE)), len(plan.steps_with(PlanAction.SKIP))
     if incomplete := sum(step.is_left_incomplete for step in plan.steps):
         return f"nothing was built: {incomplete} incomplete date(s) were not selected; --reprocess failed builds them"
+    if stale := describe_stale(plan):
+        return f"nothing was built: {done} date(s) are checkpointed, {skipped} have nothing to build; {stale}"
     if done and not skipped:
         return f"nothing to do: all {done} date(s) are checkpointed"
     return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
 
 
+def describe_stale(plan: Plan) -> str:
+    """The stale dates by reason, and how to build them; empty without any."""
+    days_by_reason: dict[str, list[date]] = {}
+    for step in plan.steps_with(PlanAction.STALE):
+        days_by_reason.setdefault(step.reason.removeprefix(STALE_PREFIX), []).append(step.day)
+    if not days_by_reason:
+        return ""
+    reasons = "; ".join(f"{format_dates(days)}: {reason}" for reason, days in days_by_reason.items())
+    count = sum(map(len, days_by_reason.values()))
+    return f"{count} date(s) are stale ({reasons}): the same command with --reprocess stale builds them"
+
+
+def _stale_json(plan: Plan) -> list[dict[str, Any]]:
+    return [{"day": step.day, "reason": step.reason} for step in plan.steps_with(PlanAction.STALE)]
+
+
 def _confirm(plan: Plan, launch: Launch, *, yes: bool) -> None:
     """At a terminal, ask before a run that is large or replaces published dates."""
     count = len(plan.steps_with(PlanAction.BUILD))
-    replaces = launch.request.reprocess is Reprocess.ALL or launch.request.forced_because is not None
+    replaces = launch.request.reprocess in (Reprocess.ALL, Reprocess.STALE) or launch.request.forced_because is not None
     if sys.stdin.isatty() and (replaces or count >= CONFIRM_FROM_DATES):
         confirm(yes, f"Build {count} date(s)?", "started")

@@ -12,7 +12,13 @@ from gated_backfill.common.model.dates import format_dates
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep
 
 MAX_UNGROUPED_DATES = 40  #: in a longer plan, neighbouring dates with equal steps share a line
-STYLES = {PlanAction.BUILD: "green", PlanAction.DONE: "dim", PlanAction.SKIP: "dim", PlanAction.BLOCKED: "bold red"}
+STYLES = {
+    PlanAction.BUILD: "green",
+    PlanAction.DONE: "dim",
+    PlanAction.STALE: "yellow",
+    PlanAction.SKIP: "dim",
+    PlanAction.BLOCKED: "bold red",
+}
 
 
 def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from gated_backfill.common.audit.staleness import Staleness
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
 from gated_backfill.common.model.coverage import Fallback, Verdict
@@ -115,7 +116,50 @@ def step_of(facts: PlanMeasurements, *, day: date = DAY, job: Job = JOB, **reque
 
 # -- dates that an earlier run dealt with -------------------------------------------------------------------------
 
-ALL = (Reprocess.NONE, Reprocess.FAILED, Reprocess.ALL)
+ALL = tuple(Reprocess)
+
+
+STALE = Staleness(reasons={DAY: "stale: built by version 2, the job is version 3 now"})
+
+
+@pytest.mark.parametrize(
+    ("reprocess", "action"),
+    [
+        (Reprocess.NONE, PlanAction.STALE),
+        (Reprocess.FAILED, PlanAction.STALE),
+        (Reprocess.STALE, PlanAction.BUILD),
+        (Reprocess.ALL, PlanAction.BUILD),
+    ],
+)
+def test_a_stale_date_is_listed_and_built_when_asked_for(reprocess: Reprocess, action: PlanAction) -> None:
+    step = step_of(replace(measured(checkpoint=DONE), staleness=STALE), reprocess=reprocess)
+    assert step.action is action
+    if reprocess is not Reprocess.ALL:
+        assert step.reason.startswith("stale: built by version 2, the job is version 3 now")
+
+
+GROWN = replace(measured(checkpoint=a_checkpoint(DAY, expected=20, matched=20)), published={DAY: 20})
+
+
+def test_a_date_that_does_not_satisfy_the_expectation_as_it_is_now_is_built_again() -> None:
+    step = step_of(GROWN)
+    assert step.action is PlanAction.BUILD
+    told = "checkpointed with 20 of 20, but 187 are expected now: 20 of 187 (10.6 %) are published; "
+    assert step.reason.startswith(told)
+
+
+def test_such_a_date_is_incomplete_when_nothing_is_reprocessed() -> None:
+    step = step_of(GROWN, reprocess=Reprocess.NONE)
+    assert (step.action, step.is_left_incomplete) == (PlanAction.DONE, True)
+    assert "but 187 are expected now" in step.reason
+
+
+def test_a_date_that_satisfies_a_changed_expectation_is_done() -> None:
+    assert step_of(replace(GROWN, published={DAY: 187})).action is PlanAction.DONE
+
+
+def test_a_changed_expectation_comes_before_staleness() -> None:
+    assert step_of(replace(GROWN, staleness=STALE)).action is PlanAction.BUILD
 
 
 @pytest.mark.parametrize(
@@ -125,8 +169,12 @@ ALL = (Reprocess.NONE, Reprocess.FAILED, Reprocess.ALL)
         pytest.param(measured(checkpoint=DONE), (Reprocess.ALL,), id="checkpointed"),
         pytest.param(measured(checkpoint=FORCED), (Reprocess.ALL,), id="forced"),
         pytest.param(measured(checkpoint=DONE, end=ended(DateState.FAILED)), (Reprocess.ALL,), id="rebuilt-in-vain"),
-        pytest.param(measured(end=ended(DateState.FAILED)), (Reprocess.FAILED, Reprocess.ALL), id="failed"),
-        pytest.param(measured(end=ended(DateState.BLOCKED)), (Reprocess.FAILED, Reprocess.ALL), id="blocked"),
+        pytest.param(
+            measured(end=ended(DateState.FAILED)), (Reprocess.FAILED, Reprocess.STALE, Reprocess.ALL), id="failed"
+        ),
+        pytest.param(
+            measured(end=ended(DateState.BLOCKED)), (Reprocess.FAILED, Reprocess.STALE, Reprocess.ALL), id="blocked"
+        ),
         pytest.param(measured(end=ended(DateState.SKIPPED)), ALL, id="skipped-then"),
     ],
 )
@@ -426,4 +474,4 @@ def test_a_damaged_plan_is_refused(file: Path, damage: Mapping[str, Any]) -> Non
 def test_a_plan_counts_what_it_will_do() -> None:
     plan = replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], action=PlanAction.SKIP, reason="a Monday")))
     assert plan.summary() == "players, 2023-02-23..2023-02-24: 2 date(s): 1 to build, 1 to skip"
-    assert plan.as_json()["counts"] == {"build": 1, "done": 0, "skip": 1, "blocked": 0}
+    assert plan.as_json()["counts"] == {"build": 1, "stale": 0, "done": 0, "skip": 1, "blocked": 0}

@@ -21,7 +21,7 @@ from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.warehouse.coverage_queries import input_fingerprints
+from gated_backfill.common.warehouse.input_fingerprints import InputParts, combine_parts, input_fingerprints
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
@@ -156,13 +156,14 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
     return staged
 
 
-def _staged_date(job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: str) -> BuiltDate:
+def _staged_date(job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: InputParts) -> BuiltDate:
     columns = _source_columns(check) | {
         "staged_path": staged.location,
         "checksum": staged.checksum,
         "rows": staged.rows,
         "target_before": before,
-        "inputs": inputs,
+        "inputs": combine_parts(inputs),
+        "input_parts": dict(inputs),
         "job_version": job.version,
         "error": None,
         "error_kind": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from enum import Enum
@@ -56,7 +56,8 @@ DATE_OPTIONS = (
         type=ValueChoice(Reprocess),
         default=Reprocess.FAILED.value,
         help="Which dates of earlier runs to build again. none: only dates without a result. failed: also the "
-        "blocked and failed ones. all: also the checkpointed ones.",
+        "blocked and failed ones. stale: also the checkpointed ones whose job's version or inputs have changed since. "
+        "all: also the other checkpointed ones.",
     ),
     click.option("--newest-first", is_flag=True, help="Build the latest dates first."),
 )
@@ -162,10 +163,16 @@ class RunArguments:
             reason=strip_reason(self.reason),
         )
 
-    def launch(self, request: RunRequest, settings: Settings, check: Callable[[Plan], None] = lambda _: None) -> int:
+    def launch(
+        self,
+        request: RunRequest,
+        settings: Settings,
+        check: Callable[[Plan], None] = lambda _: None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> int:
         """Launch the request and follow the run; the settings supply the options that were not given.
 
-        Returns the exit code. `check` may raise to stop the launch.
+        Returns the exit code. `check` may raise to stop the launch; `facts` are added to the JSON result.
         """
         from gated_backfill.producer.runs.attended import launch_and_follow  # imports Celery, unneeded by `plan`
         from gated_backfill.producer.runs.session import Launch
@@ -189,6 +196,7 @@ class RunArguments:
             yes=self.yes,
             as_json=self.as_json,
             check=check,
+            facts=facts,
             workers_given=self.workers is not None,
         )
 

@@ -1,0 +1,78 @@
+"""Stale dates: checkpointed ones whose job's version, sources or inputs have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+from gated_backfill.common.ledger import Checkpoint
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.warehouse.input_fingerprints import (
+    EXPECTATION_ROLE,
+    InputParts,
+    input_fingerprints,
+    source_role,
+)
+from gated_backfill.common.warehouse.protocol import Warehouse
+
+STALE_PREFIX = "stale: "  #: starts the reason of every stale date
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staleness:
+    """How checkpoints compare with the job and its tables as they are now."""
+
+    reasons: Mapping[date, str] = field(default_factory=dict[date, str])  #: of the stale dates
+    #: Dates whose expectation has other rows than it had, or had no fingerprint recorded: they are to be compared.
+    expectation_changed: frozenset[date] = frozenset()
+    without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
+
+
+def version_reason(checkpoint_version: str, job_version: str) -> str | None:
+    """The reason why a date built by that version is stale; None if it is not."""
+    if checkpoint_version == job_version:
+        return None
+    return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"
+
+
+def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse: Warehouse) -> Staleness:
+    """Compare checkpoints with the job's version and with the tables that their dates were built from.
+
+    Nothing is read without a checkpoint that records its inputs.
+    """
+    reasons: dict[date, str] = {}
+    for day, checkpoint in checkpoints.items():
+        if reason := version_reason(checkpoint.job_version, job.version):
+            reasons[day] = reason
+    recorded = {day: parts for day, checkpoint in checkpoints.items() if (parts := checkpoint.input_parts) is not None}
+    unrecorded = checkpoints.keys() - recorded.keys()
+    if not recorded:
+        return Staleness(reasons=reasons, expectation_changed=frozenset(unrecorded), without_inputs=len(unrecorded))
+    relevant = {day: relevant_roles(job, checkpoints[day].source) for day in recorded if day not in reasons}
+    roles = {EXPECTATION_ROLE}.union(*relevant.values())
+    now = input_fingerprints(warehouse, job, sorted(recorded), roles=roles)
+    for day, day_roles in relevant.items():
+        if changed := [role for role in day_roles if recorded[day].get(role) != now[day][role]]:
+            reasons[day] = f"{STALE_PREFIX}{', '.join(changed)} changed since"
+    changed_expectations = {day for day, parts in recorded.items() if _expectation(parts) != _expectation(now[day])}
+    return Staleness(
+        reasons=reasons,
+        expectation_changed=frozenset(changed_expectations | unrecorded),
+        without_inputs=len(unrecorded),
+    )
+
+
+def relevant_roles(job: Job, built_from: str) -> list[str]:
+    """The roles of the tables that decide a date's rows: its sources, those preferred to them, and the inputs.
+
+    `built_from` is the label of its sources, such as `first+second`.
+    """
+    names = [source.name for source in job.sources]
+    used = [names.index(name) for name in built_from.split("+") if name in names]
+    last = max(used, default=len(names) - 1)
+    return [*(source_role(name) for name in names[: last + 1]), *(f"input {declared.name}" for declared in job.inputs)]
+
+
+def _expectation(parts: InputParts) -> str | None:
+    return parts.get(EXPECTATION_ROLE)

@@ -1,0 +1,141 @@
+"""Fingerprints of what a date is built from: by the role of each table in the job, of the columns that are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges
+from gated_backfill.common.model.job import Input, Job, Source
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.protocol import Warehouse
+
+EXPECTATION_ROLE = "expectation"
+PART_LENGTH = 32  #: hexadecimal digits
+
+InputParts = Mapping[str, str]  #: by role of the table, the fingerprint of the rows that a date is built from
+
+
+def source_role(name: str) -> str:
+    return f"source {name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputTable:
+    """A table that a date is built from, and what is read of it."""
+
+    role: str  #: as in `Job.tables_by_role`
+    table: str
+    date_column: str
+    columns: frozenset[str] | None  #: None: all
+    lookback_days: int = 0
+    time_zone: str | None = None
+
+    @property
+    def partitions(self) -> tuple[str, str, frozenset[str] | None, str | None]:
+        """What is fingerprinted together with the tables that have the same value."""
+        return self.table, self.date_column, self.columns, self.time_zone
+
+
+def input_fingerprints(
+    warehouse: Warehouse, job: Job, days: Sequence[date], *, roles: Collection[str] | None = None
+) -> dict[date, dict[str, str]]:
+    """Fingerprint, for each day and role, the rows that the day is built from, with the lookback.
+
+    A column that is not read changes no fingerprint. `roles` limits the tables.
+    """
+    tables = [table for table in input_tables(job) if roles is None or table.role in roles]
+    lookbacks: dict[tuple[str, str, frozenset[str] | None, str | None], int] = {}
+    for table in tables:
+        lookbacks[table.partitions] = max(lookbacks.get(table.partitions, 0), table.lookback_days)
+    fingerprints = {
+        partitions: _fingerprint_days(warehouse, days, lookback, *partitions)
+        for partitions, lookback in lookbacks.items()
+    }
+    parts: dict[date, dict[str, str]] = {day: {} for day in days}
+    for table in tables:
+        by_day = fingerprints[table.partitions]
+        for day in days:
+            read = (by_day[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
+            parts[day][table.role] = _hash(read)[:PART_LENGTH]
+    return parts
+
+
+def _fingerprint_days(
+    warehouse: Warehouse,
+    days: Sequence[date],
+    lookback: int,
+    table: str,
+    date_column: str,
+    columns: frozenset[str] | None,
+    time_zone: str | None,
+) -> dict[date, str]:
+    days_read = [day for span in consecutive_ranges(days, lookback=lookback) for day in span.days()]
+    return warehouse.fingerprints(
+        TableName.parse(table),
+        date_column,
+        days_read,
+        columns=None if columns is None else sorted(columns),
+        time_zone=time_zone,
+    )
+
+
+def combine_parts(parts: InputParts) -> str:
+    """One hash over all parts."""
+    return _hash([json.dumps(dict(parts), sort_keys=True)])
+
+
+def _hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def input_tables(job: Job) -> list[InputTable]:
+    """The expectation, the sources and the inputs of a job, with the columns that are read of each."""
+    expectation = job.expectation
+    sums = [reconcile.column for reconcile in expectation.reconcile]
+    return [
+        InputTable(
+            role=EXPECTATION_ROLE,
+            table=expectation.table,
+            date_column=expectation.date_column,
+            columns=frozenset({*expectation.entity_columns, *sums}),
+            time_zone=expectation.time_zone,
+        ),
+        *(_source_table(job, source) for source in job.sources),
+        *(_input_table(job, table_input) for table_input in job.inputs),
+    ]
+
+
+def _source_table(job: Job, source: Source) -> InputTable:
+    columns = None
+    if source.columns is not None:
+        sums = [reconcile.source_column or reconcile.column for reconcile in job.expectation.reconcile]
+        columns = frozenset(
+            {*source.columns, *job.source_entity(source), *source.required, *(sums if source.check_rows else ())}
+        )
+    return InputTable(
+        role=source_role(source.name),
+        table=source.table,
+        date_column=source.date_column,
+        columns=columns,
+        lookback_days=source.lookback_days,
+        time_zone=source.time_zone,
+    )
+
+
+def _input_table(job: Job, table_input: Input) -> InputTable:
+    columns = None
+    if table_input.columns is not None:
+        measured = job.input_entity(table_input) if table_input.coverage is not None else ()
+        columns = frozenset({*table_input.columns, *measured})
+    return InputTable(
+        role=f"input {table_input.name}",
+        table=table_input.table,
+        date_column=table_input.date_column,
+        columns=columns,
+        lookback_days=table_input.lookback_days,
+        time_zone=table_input.time_zone,
+    )

@@ -1,0 +1,235 @@
+"""A checkpointed date counts as done only while it satisfies the expectation, and is listed when it is stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.model.job import Input, Job
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess, make_plan
+from gated_backfill.worker.dates import process as processing
+from gated_backfill.worker.gate import gate
+from tests.builders import FEB_23, FEB_24
+from tests.lab import Lab, players
+
+DAYS = [FEB_23, FEB_24]
+RUN = ("run", "--job", "probe", "--start-date", str(FEB_23), "--end-date", str(FEB_24), "--sequential")
+
+
+@pytest.fixture
+def built(any_lab: Lab) -> Lab:
+    any_lab.probe_all(DAYS, players(4))
+    any_lab.probe("second", FEB_23, players(4))
+    assert any_lab.run(DAYS, "probe").run.state is RunState.SUCCEEDED
+    return any_lab
+
+
+def plan_of(lab: Lab, job: Job | None = None, **request: Any) -> Plan:
+    return make_plan(lab.request(DAYS, "probe", **request), job or find_job("probe"), lab.context.warehouse, lab.ledger)
+
+
+def actions(plan: Plan) -> list[PlanAction]:
+    return [step.action for step in plan.steps]
+
+
+def test_nothing_is_stale_that_did_not_change(built: Lab) -> None:
+    plan = plan_of(built)
+    assert actions(plan) == [PlanAction.DONE, PlanAction.DONE]
+    assert plan.notes == ()
+
+
+def test_a_date_whose_expectation_has_grown_is_built_again(built: Lab) -> None:
+    for table in ("expected", "first"):
+        built.probe(table, FEB_23, players(20))
+
+    plan = plan_of(built)
+
+    assert actions(plan) == [PlanAction.BUILD, PlanAction.DONE]
+    told = "checkpointed with 4 of 4, but 20 are expected now: 4 of 20 (20.0 %) are published; "
+    assert plan.steps[0].reason.startswith(told)
+    built.run(DAYS, "probe")
+    assert len(built.published("probe.probe", FEB_23, "day")) == 20
+    assert actions(plan_of(built)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+def test_other_entities_in_the_same_number_are_noticed(built: Lab) -> None:
+    for table in ("expected", "first"):
+        built.probe(table, FEB_23, players(4, "other"))
+
+    (step, _) = plan_of(built).steps
+
+    assert step.action is PlanAction.BUILD
+    assert "but 4 are expected now: 0 of 4 (0.0 %) are published" in step.reason
+
+
+def test_an_expectation_that_is_still_satisfied_makes_nothing_stale(built: Lab) -> None:
+    built.probe("expected", FEB_23, [*players(4), *players(1)])  # one of them twice
+    assert actions(plan_of(built)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+def test_a_checkpoint_without_recorded_inputs_is_compared_by_its_number(built: Lab) -> None:
+    built.change_ledger("UPDATE checkpoints SET input_parts = NULL")
+    built.probe("expected", FEB_23, players(20))
+
+    plan = plan_of(built)
+
+    assert "but 20 are expected now" in plan.steps[0].reason
+    assert plan.steps[1].action is PlanAction.DONE
+    (note,) = plan.notes
+    assert note.startswith("2 checkpoint(s) by an earlier version of this tool record no inputs")
+
+
+def test_a_forced_date_stays_done(any_lab: Lab) -> None:
+    any_lab.probe_all(DAYS, players(10), first=players(2))
+    any_lab.run(DAYS, "probe", because="it is all there is", fallback=Fallback.OFF)
+    any_lab.probe("expected", FEB_23, players(11))
+    assert actions(plan_of(any_lab)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+def test_dates_of_another_version_are_stale(built: Lab) -> None:
+    newer = replace(find_job("probe"), version="2")
+
+    plan = plan_of(built, newer)
+
+    assert actions(plan) == [PlanAction.STALE, PlanAction.STALE]
+    assert {step.reason for step in plan.steps} == {"stale: built by version 1, the job is version 2 now"}
+    assert plan.summary().endswith("2 date(s): 2 stale")
+    (note,) = plan.notes
+    assert note == "2 date(s) are stale and left as they are: 2023-02-23..2023-02-24; --reprocess stale builds them"
+    assert actions(plan_of(built, newer, reprocess=Reprocess.STALE)) == [PlanAction.BUILD, PlanAction.BUILD]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"), [("first", "stale: source first changed since"), ("second", None)], ids=["used", "unused"]
+)
+def test_a_date_is_stale_when_a_source_changed_that_decided_its_rows(
+    built: Lab, table: str, reason: str | None
+) -> None:
+    built.probe(table, FEB_23, players(5))
+
+    (step, other) = plan_of(built).steps
+
+    assert (step.action, other.action) == (PlanAction.STALE if reason else PlanAction.DONE, PlanAction.DONE)
+    assert reason in (None, step.reason)
+
+
+def test_a_date_from_a_fallback_is_stale_when_the_preferred_source_changed(any_lab: Lab) -> None:
+    any_lab.probe_all(DAYS, players(4), first=players(1))
+    any_lab.probe("second", FEB_23, players(4))
+    any_lab.probe("second", FEB_24, players(4))
+    any_lab.run(DAYS, "probe")
+    any_lab.probe("first", FEB_23, players(4))
+
+    (step, other) = plan_of(any_lab).steps
+
+    assert (step.reason, other.action) == ("stale: source first changed since", PlanAction.DONE)
+
+
+def with_input(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The probe job with an input, also in the workers of this process."""
+    lab.probe("weather", FEB_23, ["sun"])
+    lab.probe("weather", FEB_24, ["rain"])
+    weather = Input(name="weather", table="probe.weather", date_column="day", columns={"name": "STRING"})
+    job = replace(find_job("probe"), inputs=(weather,))
+    for module in (processing, gate):
+        monkeypatch.setattr(module, "find_job", lambda name: job)
+    return job
+
+
+def test_a_date_is_stale_when_an_input_changed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe_all(DAYS, players(4))
+    job = with_input(lab, monkeypatch)
+    lab.run(DAYS, "probe")
+    assert actions(plan_of(lab, job)) == [PlanAction.DONE, PlanAction.DONE]
+    lab.probe("weather", FEB_24, ["snow"])
+
+    (other, step) = plan_of(lab, job).steps
+
+    assert (other.action, step.reason) == (PlanAction.DONE, "stale: input weather changed since")
+
+
+def test_a_plan_over_fresh_dates_fingerprints_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe_all(DAYS, players(4))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("fingerprints are read")
+
+    monkeypatch.setattr(lab.context.warehouse, "fingerprints", fail)
+    assert actions(plan_of(lab)) == [PlanAction.BUILD, PlanAction.BUILD]
+
+
+def test_run_tells_of_stale_dates_at_its_end_and_is_content(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    assert lab.inside(*RUN).returncode == 0
+    lab.probe("first", FEB_23, players(5))
+
+    again = lab.inside(*RUN)
+    as_json = lab.inside(*RUN, "--json")
+    rebuilt = lab.inside(*RUN, "--reprocess", "stale")
+
+    assert again.returncode == 0
+    assert "1 date(s) are stale (2023-02-23: source first changed since)" in " ".join(again.stdout.split())
+    assert json.loads(as_json.stdout)["stale"] == [{"day": "2023-02-23", "reason": "stale: source first changed since"}]
+    assert rebuilt.returncode == 0
+    assert "1 to build" in rebuilt.stdout
+    assert actions(plan_of(lab)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+# -- retry --
+
+
+def fail_dates_after(lab: Lab, first_run: Callable[[], object]) -> str:
+    """A second run of all dates leaves the second one failed, after a first run built both; returns its id."""
+    lab.probe_all(DAYS, players(4))
+    first_run()
+    lab.probe("first", FEB_24, players(4), trick="raise")
+    assert lab.run(DAYS, "probe", reprocess=Reprocess.ALL).run.state is RunState.PARTIAL
+    lab.probe("first", FEB_24, players(4))
+    return lab.latest_run().id
+
+
+def test_retry_builds_what_a_run_left_that_was_to_build_it_again(lab: Lab) -> None:
+    run = fail_dates_after(lab, lambda: lab.run(DAYS, "probe"))
+
+    retried = lab.inside("retry", run, "--sequential", "--json")
+
+    result = json.loads(retried.stdout)
+    assert retried.returncode == 0
+    assert [date["day"] for date in result["dates"]] == ["2023-02-24"]
+    assert result["completed_since"] == []
+    assert lab.ledger.checkpoints.list_checkpoints("probe", FEB_24, FEB_24)[FEB_24].run_id == result["run"]
+
+
+def test_retry_leaves_what_a_later_run_has_completed_and_says_so(lab: Lab) -> None:
+    run = fail_dates_after(lab, lambda: lab.run(DAYS, "probe"))
+    later = lab.run([FEB_24], "probe", reprocess=Reprocess.ALL).run.id
+
+    retried = lab.inside("retry", run, "--sequential")
+    as_json = lab.inside("retry", run, "--sequential", "--json")
+
+    assert retried.returncode == 0
+    assert f"1 date(s) were completed by run {later} since: 2023-02-24" in retried.stdout
+    assert "nothing to do" in retried.stdout
+    assert json.loads(as_json.stdout)["completed_since"] == [{"run": later, "days": ["2023-02-24"]}]
+    assert lab.latest_run().id == later
+
+
+def test_retry_builds_what_was_cancelled(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe_all(DAYS, players(4))
+    lab.run(DAYS, "probe")
+    all_dates = lab.plan(DAYS, "probe", reprocess=Reprocess.ALL)
+    monkeypatch.setattr(lab, "plan", lambda days, job: all_dates)
+    run, *_ = lab.opened(DAYS, "probe")
+    lab.context.ledger.orders.cancel_run(run.id, by="a test", reason=None, discard=False, now=False)
+    lab.context.ledger.runs.finish_run(run.id)
+
+    retried = lab.inside("retry", run.id, "--sequential", "--json")
+
+    assert [date["state"] for date in json.loads(retried.stdout)["dates"]] == ["checkpointed", "checkpointed"]
