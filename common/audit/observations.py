@@ -13,7 +13,13 @@ from gated_backfill.common.ledger import Checkpoint, Ledger
 from gated_backfill.common.model.dates import enclosing_range
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.coverage_queries import expectation_scan, read_expectation, target_scan
+from gated_backfill.common.warehouse.coverage_queries import (
+    count_source_rows,
+    expectation_scan,
+    find_contradictions,
+    read_expectation,
+    target_scan,
+)
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import EntityCounts, Warehouse
 
@@ -48,6 +54,9 @@ def observe_dates(
         accept_ratio=job.policy.accept_ratio,
         has_calendar=calendar is not None,
     )
+    idle_days = [day for day in days if not counts.expected.get(day)]
+    source_rows = count_source_rows(warehouse, job, idle_days)
+    contradictions = find_contradictions(warehouse, job, idle_days, source_rows)
     checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
     unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
     # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
@@ -57,9 +66,13 @@ def observe_dates(
     return [
         DateObservation(
             day=day,
-            expectation=job.date_expectation(counts.expected.get(day, 0), day, calendar).with_floor(
-                floors[day].count, floors[day].reason
-            ),
+            expectation=job.date_expectation(
+                counts.expected.get(day, 0),
+                day,
+                calendar,
+                null_entities=counts.null_entities.get(day, 0),
+                contradicted_by=contradictions.get(day),
+            ).with_floor(floors[day].count, floors[day].reason),
             matched=counts.present[PUBLISHED].get(day, 0) if has_target else 0,
             rows=row_counts.get(day, (0, 0))[0],
             duplicates=row_counts.get(day, (0, 0))[1],

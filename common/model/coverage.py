@@ -86,6 +86,12 @@ class DateExpectation:
         return replace(self, floor=floor or 0, floor_reason=reason or "")
 
 
+def describe_contradiction(rows_by_source: Mapping[str, int], *, target_has_rows: bool) -> str | None:
+    """Say what has rows on a date on which nothing is expected; None if nothing has."""
+    facts = [f"source {name} has {rows} row(s)" for name, rows in rows_by_source.items() if rows]
+    return " and ".join([*facts, "the target has rows"] if target_has_rows else facts) or None
+
+
 def format_percent(part: int, whole: int) -> str:
     """Format `part` of `whole` in per cent with one decimal, rounded down: 99.96 % never reads as 100 %."""
     if not whole:

@@ -10,12 +10,13 @@ from datetime import date
 import pyarrow as pa
 
 from gated_backfill.common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
+from gated_backfill.common.model.coverage import describe_contradiction
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days
-from gated_backfill.common.warehouse.protocol import EntityScan, Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, Warehouse
 
 SEASON_LOOKBACK_DAYS = 400  #: the most days between a date and the first date of its season
 
@@ -128,6 +129,10 @@ class MeasuredDates:
     null_entities: Mapping[date, int]  #: rows of the expectation without an entity
     sources: Mapping[str, SourceEntities]  #: by name; nothing for a source without a table
 
+    def rows_on(self, day: date) -> dict[str, int]:
+        """Return the number of rows by source on the day, if nothing is expected on it."""
+        return {name: source.rows.get(day, 0) for name, source in self.sources.items()}
+
 
 def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> MeasuredDates:
     """Read the expected entities of the days and compare every source with them.
@@ -157,6 +162,35 @@ def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEn
 
 def _sets_by_day(names_by_day: Mapping[date, Collection[str]]) -> dict[date, frozenset[str]]:
     return {day: frozenset(names) for day, names in names_by_day.items()}
+
+
+def find_contradictions(
+    warehouse: Warehouse, job: Job, days: Collection[date], rows_by_source: Mapping[str, Mapping[date, int]]
+) -> dict[date, str]:
+    """Say, for each of these days without expected entities, which source or target has rows nevertheless.
+
+    `rows_by_source` has the number of rows of each source on these days.
+    """
+    if not days:
+        return {}
+    target = job.target
+    fingerprints = warehouse.fingerprints(
+        TableName.parse(target.table), target.date_column, days, columns=(target.date_column,)
+    )
+    contradictions: dict[date, str] = {}
+    for day in days:
+        rows = {name: rows.get(day, 0) for name, rows in rows_by_source.items()}
+        if contradiction := describe_contradiction(rows, target_has_rows=fingerprints[day] != ABSENT):
+            contradictions[day] = contradiction
+    return contradictions
+
+
+def count_source_rows(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, dict[date, int]]:
+    """Count the rows of each source by day, but not of one that is read like the expectation itself."""
+    if not days:
+        return {}
+    scans = {name: scan for name, scan in source_scans(job, days).items() if warehouse.describe(scan.table) is not None}
+    return {name: warehouse.count_rows(scan.rows()) for name, scan in scans.items()}
 
 
 # -- scans ----------------------------------------------------------------------------------------------------

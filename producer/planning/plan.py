@@ -39,7 +39,13 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
-from gated_backfill.common.warehouse.coverage_queries import expectation_scan, measure_dates, read_calendar, target_scan
+from gated_backfill.common.warehouse.coverage_queries import (
+    expectation_scan,
+    find_contradictions,
+    measure_dates,
+    read_calendar,
+    target_scan,
+)
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
@@ -169,11 +175,19 @@ class PlanMeasurements:
     published: Mapping[date, int] = field(default_factory=dict[date, int])  #: where the expectation has changed since
     staleness: Staleness = field(default_factory=Staleness)  #: of the checkpointed dates
     floors: Mapping[date, ExpectationFloor] = field(default_factory=dict[date, ExpectationFloor])
+    null_entities: Mapping[date, int] = field(default_factory=dict[date, int])  #: rows of the expectation without one
+    contradictions: Mapping[date, str] = field(default_factory=dict[date, str])  #: see `DateExpectation`
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
         floor = self.floors.get(day, NO_FLOOR)
-        expectation = job.date_expectation(self.expected.get(day, 0), day, self.calendar)
+        expectation = job.date_expectation(
+            self.expected.get(day, 0),
+            day,
+            self.calendar,
+            null_entities=self.null_entities.get(day, 0),
+            contradicted_by=self.contradictions.get(day),
+        )
         return expectation.with_floor(floor.count, floor.reason)
 
 
@@ -262,6 +276,10 @@ def _measure_range(
             checkpoints=all_checkpoints,
             accept_ratio=options.accept_ratio,
             has_calendar=calendar is not None,
+        ),
+        null_entities=counts.null_entities,
+        contradictions=find_contradictions(
+            warehouse, job, [day for day in days if not counts.expected.get(day)], counts.rows
         ),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE

@@ -18,6 +18,8 @@ class RangeCounts:
     expected: Mapping[date, int]
     found: Mapping[str, Mapping[date, int]]  #: by source: entities it has
     with_primary: Mapping[str, Mapping[date, int]]  #: by further source: entities that it or the first source has
+    null_entities: Mapping[date, int]  #: rows of the expectation without an entity
+    rows: Mapping[str, Mapping[date, int]]  #: by source: its rows on days without expected entities
 
 
 def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days: Sequence[date]) -> RangeCounts:
@@ -39,5 +41,9 @@ def count_range(warehouse: Warehouse, job: Job, present: Sequence[Source], days:
         return by_source.get(primary) or by_source.get(name, {})
 
     return RangeCounts(
-        expected=counts.expected, found=by_source, with_primary={name: with_primary(name) for name in fallbacks}
+        expected=counts.expected,
+        found=by_source,
+        with_primary={name: with_primary(name) for name in fallbacks},
+        null_entities=counts.null_entities,
+        rows=counts.rows,
     )

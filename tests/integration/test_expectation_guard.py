@@ -17,7 +17,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.worker.gate.gate import close_window
 from tests.builders import process_date
-from tests.lab import PLAYER_JOB, Lab, players
+from tests.lab import PLAYER_JOB, PROBE_TYPES, Lab, players
 
 DAY = date(2023, 2, 23)
 AROUND = [DAY + timedelta(days=n) for n in range(-3, 4)]
@@ -106,6 +106,67 @@ def test_a_date_with_far_fewer_entities_than_the_dates_around_it_is_blocked(any_
     assert (audited.finding, audited.reason) == (AuditFinding.EXPECTATION_INCOMPLETE, reason)
 
 
+# -- what speaks against an empty expectation, and rows without an entity ------------------------------------------
+
+
+def judged(any_lab: Lab, day: date = DAY) -> set[str]:
+    """What plan, worker and audit say of the date, which they all block."""
+    ((action, reason),) = planned(any_lab, [day])
+    assert action is PlanAction.BLOCKED
+    outcome = any_lab.outcome(day, any_lab.run([day], "probe"))  # without pre-flight
+    assert (outcome.state, outcome.verdict) == (DateState.BLOCKED, Verdict.BLOCKED)
+    audited = audit_dates(find_job("probe"), [day], any_lab.context.warehouse, any_lab.ledger).dates[0]
+    assert audited.finding is AuditFinding.EXPECTATION_INCOMPLETE
+    return {reason, outcome.reason or "", audited.reason}
+
+
+def test_an_empty_expectation_is_blocked_where_sources_have_rows(any_lab: Lab) -> None:
+    any_lab.probe_all([DAY + timedelta(days=1)], players(20))
+    any_lab.probe("first", DAY, players(20))
+    any_lab.probe("second", DAY, players(3))
+
+    reason = "nothing is expected, but source first has 20 row(s) and source second has 3 row(s)"
+    assert judged(any_lab) == {f"expectation incomplete: {reason}"}
+
+
+def test_an_empty_expectation_is_blocked_where_the_target_has_rows(any_lab: Lab) -> None:
+    any_lab.probe_all([DAY + timedelta(days=1)], players(20))
+    types = {name: column.type for name, column in find_job("probe").target.columns.items()}
+    any_lab.load("probe.probe", DAY, [{"name": "by the daily job"}], types)
+
+    assert judged(any_lab) == {"expectation incomplete: nothing is expected, but the target has rows"}
+
+
+def test_a_date_that_nothing_speaks_for_is_skipped(any_lab: Lab) -> None:
+    any_lab.probe_all([DAY + timedelta(days=1)], players(20))
+
+    assert planned(any_lab) == [(PlanAction.SKIP, "nothing expected")]
+    assert any_lab.run([DAY], "probe").run.state is RunState.SUCCEEDED
+    audited = audit_dates(find_job("probe"), [DAY], any_lab.context.warehouse, any_lab.ledger).dates[0]
+    assert (audited.finding, audited.reason) == (AuditFinding.SKIPPED, "nothing expected")
+
+
+@pytest.mark.parametrize("named", [pytest.param(20, id="some"), pytest.param(0, id="all")])
+def test_rows_of_the_expectation_without_an_entity_block_the_date(any_lab: Lab, named: int) -> None:
+    rows = [{"name": name} for name in [*players(named), None, None, None]]
+    any_lab.load("probe.expected", DAY, rows, PROBE_TYPES)
+    any_lab.probe("first", DAY, players(20))
+
+    reason = "3 row(s) of probe.expected have a null entity: fill or delete them"
+    assert judged(any_lab) == {f"expectation incomplete: {reason}"}
+
+
+def test_an_entity_that_is_lost_before_the_gate_blocks_the_date(lab: Lab) -> None:
+    lab.probe_all([DAY], players(20))
+    run, deps, _ = lab.opened([DAY], "probe")
+    process_date(run.id, DAY, deps)
+    lab.load("probe.expected", DAY, [{"name": name} for name in [*players(19), None]], PROBE_TYPES)
+    close_window(run.id, 1, deps)
+
+    (row,) = deps.ledger.dates.list_dates(run.id)
+    assert row.reason == "expectation incomplete: 1 row(s) of probe.expected have a null entity: fill or delete them"
+
+
 # -- the calendar -------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +183,17 @@ def test_a_calendar_that_an_earlier_run_had_is_missed(any_lab: Lab) -> None:
         assert refused.returncode == 2
         gone = f"nba_reference.schedule: the calendar was there when run {first.run.id} was planned and is gone"
         assert gone in refused.stderr
+
+
+def test_rows_of_a_source_on_a_day_without_events_block_the_date(lab: Lab) -> None:
+    for day, games in ((DAY, 0), (DAY + timedelta(days=1), 1)):
+        lab.upcoming(day, players(20))
+        lab.schedule(day, games) if games else None
+    lab.summary(DAY + timedelta(days=1), players(20))
+
+    (step,) = lab.plan([DAY]).steps
+    reason = "nothing is expected and the calendar has no event, but source upcoming has 20 row(s)"
+    assert (step.action, step.reason) == (PlanAction.BLOCKED, f"expectation incomplete: {reason}")
 
 
 def test_a_calendar_that_was_never_there_is_named_in_a_note(lab: Lab) -> None:

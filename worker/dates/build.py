@@ -22,6 +22,7 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.input_fingerprints import InputParts, combine_parts, input_fingerprints
+from gated_backfill.common.warehouse.protocol import ABSENT
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
@@ -57,7 +58,8 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     days = [row.day for row in claimed]
     target = TableName.parse(job.target.table)
     before = deps.warehouse.fingerprints(target, job.target.date_column, days)
-    checks = check_sources(deps.warehouse, job, options, days)
+    published = {day for day, fingerprint in before.items() if fingerprint != ABSENT}
+    checks = check_sources(deps.warehouse, job, options, days, published=published)
     active = _still_claimed(claimed, deps)
     inputs = input_fingerprints(deps.warehouse, job, active)
     expectations = {

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source
+from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
@@ -56,10 +56,17 @@ class SourceCheck:
         return self.present_by_source[self.choice.source] | fill
 
 
-def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Sequence[date]) -> dict[date, SourceCheck]:
+def check_sources(
+    warehouse: Warehouse,
+    job: Job,
+    options: RunOptions,
+    days: Sequence[date],
+    *,
+    published: Collection[date] = frozenset(),
+) -> dict[date, SourceCheck]:
     """Measure every source of each date against the expectation and choose one. Logs `source_check` for each date.
 
-    Raises `ExpectationUnreadable`.
+    `published` are the days on which the target has rows. Raises `ExpectationUnreadable`.
     """
     measured = measure_dates(warehouse, job, days)
     with translate_expectation_errors():
@@ -70,7 +77,13 @@ def check_sources(warehouse: Warehouse, job: Job, options: RunOptions, days: Seq
         present = {name: source.present.get(day, frozenset[str]()) for name, source in measured.sources.items()}
         choice = _choose(job, options, expected, present)
         checks[day] = SourceCheck(
-            expectation=job.date_expectation(len(expected), day, calendar),
+            expectation=job.date_expectation(
+                len(expected),
+                day,
+                calendar,
+                null_entities=measured.null_entities.get(day, 0),
+                contradicted_by=describe_contradiction(measured.rows_on(day), target_has_rows=day in published),
+            ),
             expected=expected,
             present_by_source=present,
             choice=choice,

@@ -59,7 +59,7 @@ def recount(
     def recount_day(day: date) -> Recount:
         match = matches.get(day, no_match)
         return Recount(
-            expectation=job.date_expectation(match.expected, day, calendar),
+            expectation=job.date_expectation(match.expected, day, calendar, null_entities=match.null_entities),
             matched=match.matched,
             missing=match.missing,
             unexpected=match.unexpected,
