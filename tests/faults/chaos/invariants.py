@@ -61,7 +61,7 @@ def undone(schedule: Schedule, seen: Seen) -> list[Day]:
 def _is_done(day: Day, seen: Seen) -> bool:
     """A date with nothing to build is known to no run where nothing else of the range was left to build."""
     state = _state(day, seen)[0]
-    return state == day.kind.end or (state == "unknown" and day.kind.end == "skipped")
+    return state == day.end or (state == "unknown" and day.end == "skipped")
 
 
 def _state(day: Day, seen: Seen) -> tuple[str, str]:
@@ -197,5 +197,5 @@ def _complete(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
         state, why = _state(day, seen)
         yield Violation(
             invariant="the end is not that of an undisturbed run",
-            facts=f"{day.day}, {day.kind.value}, is {state}: {why}, not {day.kind.end}",
+            facts=f"{day.day}, {day.kind.value}, is {state}: {why}, not {day.end}",
         )

@@ -27,11 +27,6 @@ class Kind(Enum):
     def passes(self) -> bool:
         return self in (Kind.PLAIN, Kind.FALLBACK, Kind.ACCEPTED)
 
-    @property
-    def end(self) -> str:
-        """The state in which an undisturbed run leaves the date."""
-        return "checkpointed" if self.passes else "skipped" if self is Kind.OFF else "blocked"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Day:
@@ -41,6 +36,13 @@ class Day:
     kind: Kind
     slow: bool = False  #: its processing takes a while
     stale: bool = False  #: the target already has rows of somebody else
+
+    @property
+    def end(self) -> str:
+        """The state in which an undisturbed run leaves the date."""
+        if self.kind is Kind.OFF:
+            return "blocked" if self.stale else "skipped"  # rows in the target say that something was expected
+        return "checkpointed" if self.kind.passes else "blocked"
 
     @property
     def expected(self) -> tuple[str, ...]:
