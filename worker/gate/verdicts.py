@@ -16,6 +16,7 @@ from gated_backfill.common.ledger.rows import entity_columns
 from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.entities import find_lookalikes
 from gated_backfill.worker.gate.recount import recount
 from gated_backfill.worker.gate.window import LeasedWindow
 
@@ -78,11 +79,19 @@ def judge_staged(
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
         return JudgedDates(verdicts=dict.fromkeys(staged, blocked))
     counts = {day: _with_floor(count, dates[day]) for day, count in counts.items()}
-    verdicts = {
-        day: judge_date(count, policy=options.policy, forced_because=options.forced_because)
-        for day, count in counts.items()
-    }
+    verdicts = {day: _judge(count, options) for day, count in counts.items()}
     return JudgedDates(verdicts=verdicts, counts=counts)
+
+
+def _judge(count: Recount, options: RunOptions) -> Judgement:
+    judgement = judge_date(count, policy=options.policy, forced_because=options.forced_because)
+    pairs = find_lookalikes(count.missing, count.unexpected)
+    if not pairs:
+        return judgement
+    missing, unexpected = pairs[0]
+    more = f", and {len(pairs) - 1} more pair(s)" if len(pairs) > 1 else ""
+    hint = f"{missing!a} is missing and {unexpected!a} is unexpected: they only look alike{more}"
+    return replace(judgement, reason=f"{judgement.reason}; {hint}")
 
 
 def _with_floor(count: Recount, row: DateRow) -> Recount:

@@ -1,0 +1,151 @@
+"""What a job declares about entities, rows, sums, required columns and derived sources, in whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from gated_backfill.common.audit.audit import audit_dates
+from gated_backfill.common.audit.findings import AuditFinding
+from gated_backfill.common.ledger import DateState
+from gated_backfill.common.model.arrow_types import ARROW_TYPES
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from tests.builders import DAYS, FEB_23
+from tests.lab import PACKAGES, Lab, players
+
+VALUES = {"day": "DATE", "name": "STRING", "value": "FLOAT64"}
+QUARTERS = {**VALUES, "quarter": "INT64"}
+
+
+@pytest.fixture(autouse=True)
+def _reading_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGES / "reading_jobs"))
+
+
+def load(lab: Lab, table: str, rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any] = VALUES) -> None:
+    schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
+    lab.context.warehouse.load(
+        TableName("reading", table), "day", pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    )
+
+
+def values(names: Sequence[str], *days: date, value: float | None = 1.0) -> list[dict[str, Any]]:
+    return [{"day": day, "name": name, "value": value} for day in days for name in names]
+
+
+def published(lab: Lab, job: str, day: date) -> list[dict[str, Any]]:
+    return lab.published(f"reading.{job}", day, "day")
+
+
+@pytest.mark.parametrize("dates_per_task", [1, 3])
+def test_a_derived_date_is_computed_from_its_own_history(any_lab: Lab, dates_per_task: int) -> None:
+    load(any_lab, "expected", values(["ann"], *DAYS))
+    load(any_lab, "first", [{"day": day, "name": "ann", "value": 10.0**n} for n, day in enumerate(DAYS)])
+
+    any_lab.run(DAYS, "rolling", dates_per_task=dates_per_task)
+
+    means = [published(any_lab, "rolling", day)[0]["value"] for day in DAYS]
+    assert means == [1.0, 5.5, 37.0]
+
+
+def test_a_derive_function_that_takes_several_dates_gets_them_together(lab: Lab) -> None:
+    load(lab, "expected", values(["ann"], *DAYS))
+    load(lab, "first", [{"day": day, "name": "ann", "value": 10.0**n} for n, day in enumerate(DAYS)])
+
+    lab.run(DAYS, "rolling_together", dates_per_task=3)
+
+    assert {published(lab, "rolling_together", day)[0]["value"] for day in DAYS} == {37.0}
+
+
+def test_missing_entities_are_filled_from_a_derived_source_with_python_dates(any_lab: Lab) -> None:
+    names = players(20)
+    load(any_lab, "expected", values(names, FEB_23))
+    load(any_lab, "first", values(names[:2], FEB_23, value=1.0))
+    load(any_lab, "second", values(names, FEB_23, value=2.0))
+
+    progress = any_lab.run([FEB_23], "filled_by_derived")
+
+    assert any_lab.outcome(FEB_23, progress).state is DateState.CHECKPOINTED
+    rows = published(any_lab, "filled_by_derived", FEB_23)
+    assert sorted(row["value"] for row in rows) == [1.0] * 2 + [2.0] * 18
+
+
+def quarters(names: Sequence[str], count: int, *, value: float = 1.0) -> list[dict[str, Any]]:
+    return [{**row, "quarter": n} for row in values(names, FEB_23, value=value) for n in range(count)]
+
+
+@pytest.mark.parametrize("job", ["quarters", "filled_quarters"])
+def test_a_source_with_one_of_four_rows_an_entity_is_incomplete(any_lab: Lab, job: str) -> None:
+    names = players(20)
+    load(any_lab, "expected_quarters", quarters(names, 4), QUARTERS)
+    load(any_lab, "first_quarters", quarters(names, 1, value=5.0), QUARTERS)
+    load(any_lab, "second_quarters", quarters(names, 4), QUARTERS)
+
+    progress = any_lab.run([FEB_23], job, preflight=True)
+
+    row = any_lab.outcome(FEB_23, progress)
+    assert (row.state, row.found) == (DateState.CHECKPOINTED, {"first": 0, "second": 20})
+    rows = published(any_lab, job, FEB_23)
+    assert len(rows) == 80
+    assert {published_row["value"] for published_row in rows} == {1.0}  # no part of an entity is mixed
+
+
+def test_the_gate_and_the_audit_see_rows_that_are_missing(any_lab: Lab) -> None:
+    names = players(20)
+    load(any_lab, "expected_quarters", quarters(names, 4), QUARTERS)
+    load(any_lab, "first_quarters", quarters(names, 1), QUARTERS)
+
+    progress = any_lab.run([FEB_23], "quarters")
+
+    row = any_lab.outcome(FEB_23, progress)
+    assert (row.state, row.matched, row.missing) == (DateState.BLOCKED, 0, tuple(names))
+
+    load(any_lab, "quarters", quarters(names, 3), QUARTERS)  # as if somebody had published three of four
+    (audited,) = audit_dates(find_job("quarters"), [FEB_23], any_lab.context.warehouse, any_lab.ledger).dates
+    assert (audited.finding, audited.observed.matched) == (AuditFinding.INCOMPLETE, 0)
+
+
+ROUTES = {"day": "DATE", "origin": "STRING", "dest": "STRING", "seats": "INT64"}
+FLOWN = {"day": "DATE", "a": "STRING", "b": "STRING", "seats": "INT64"}
+
+
+def test_entities_of_two_columns_with_a_sum_are_measured_in_differently_named_columns(any_lab: Lab) -> None:
+    pairs = [("EWR", "LAX"), ("EWR|LAX", ""), ("JFK", "SFO"), ("LGA", "ORD")]
+    load(any_lab, "planned", [{"day": FEB_23, "origin": a, "dest": b, "seats": 100} for a, b in pairs], ROUTES)
+    load(
+        any_lab, "flown", [{"day": FEB_23, "a": a, "b": b, "seats": 80 if a == "LGA" else 95} for a, b in pairs], FLOWN
+    )
+
+    progress = any_lab.run([FEB_23], "routes")
+
+    row = any_lab.outcome(FEB_23, progress)
+    assert (row.state, row.matched, row.missing) == (DateState.BLOCKED, 3, ("LGA|ORD",))
+    assert row.unexpected == ()
+
+
+def test_placeholder_rows_do_not_count_and_the_fallback_is_taken(any_lab: Lab) -> None:
+    names = players(20)
+    load(any_lab, "expected", values(names, FEB_23))
+    load(any_lab, "first", values(names, FEB_23, value=None))
+    load(any_lab, "second", values(names, FEB_23, value=5.0))
+
+    progress = any_lab.run([FEB_23], "with_payload", preflight=True)
+
+    assert any_lab.outcome(FEB_23, progress).source == "second"
+    assert {row["value"] for row in published(any_lab, "with_payload", FEB_23)} == {5.0}
+
+
+def test_names_that_only_look_alike_are_said_to(lab: Lab) -> None:
+    load(lab, "expected", values(["Muñoz"], FEB_23))
+    load(lab, "first", values(["Mun\u0303oz"], FEB_23))
+
+    progress = lab.run([FEB_23], "with_payload")
+
+    assert "'Mu\\xf1oz' is missing and 'Mun\\u0303oz' is unexpected: they only look alike" in str(
+        lab.outcome(FEB_23, progress).reason
+    )

@@ -1,0 +1,100 @@
+"""Jobs whose tables are read in every way that a job can declare. Each passes its source's rows on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+
+import pandas as pd
+
+from gated_backfill import Batch, Column, Expectation, Fallback, Job, Reconcile, Source, Target
+
+TYPES = {"name": "STRING", "value": "FLOAT64"}
+
+
+def job(name: str, columns: dict[str, Column], key: tuple[str, ...], **more) -> Job:
+    def process(batch: Batch) -> pd.DataFrame:
+        return batch.rows[list(columns)]
+
+    table = f"reading.{name}"
+    target = Target(table=table, date_column="day", key=key, columns=columns, **more.pop("target", {}))
+    return Job(name=name, version="1", target=target, process=process, **more)
+
+
+NAMES = Expectation(table="reading.expected", date_column="day", entity="name")
+FIRST = Source(name="first", table="reading.first", date_column="day", columns=TYPES)
+SECOND = Source(name="second", table="reading.second", date_column="day", columns=TYPES)
+VALUES = {"day": Column(type="DATE"), "name": Column(type="STRING"), "value": Column(type="FLOAT64", nullable=True)}
+
+
+def mean_of_history(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """The mean over all rows that it is given: right only if these are one date's history."""
+    means = history.groupby("name", as_index=False)["value"].mean()
+    return history[history["day"].isin(pd.to_datetime(list(days)))][["day", "name"]].merge(means, on="name")
+
+
+def with_python_dates(history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    return history.assign(day=history["day"].dt.date)
+
+
+DERIVED = replace(FIRST, name="derived", lookback_days=3, derive=mean_of_history, require_lookback=False)
+ROLLING = job("rolling", VALUES, ("name",), expectation=NAMES, sources=(DERIVED,))
+ROLLING_TOGETHER = job(
+    "rolling_together", VALUES, ("name",), expectation=NAMES, sources=(replace(DERIVED, derive_together=True),)
+)
+FILLED_BY_DERIVED = job(
+    "filled_by_derived",
+    VALUES,
+    ("name",),
+    expectation=NAMES,
+    sources=(FIRST, replace(SECOND, name="derived", derive=with_python_dates)),
+    fallback=Fallback.FILL,
+)
+
+QUARTER_COLUMNS = {**VALUES, "quarter": Column(type="INT64")}
+QUARTER_TYPES = {**TYPES, "quarter": "INT64"}
+QUARTERS = job(
+    "quarters",
+    QUARTER_COLUMNS,
+    ("name", "quarter"),
+    expectation=Expectation(table="reading.expected_quarters", date_column="day", entity="name", rows="equal"),
+    sources=(
+        replace(FIRST, table="reading.first_quarters", columns=QUARTER_TYPES),
+        replace(SECOND, table="reading.second_quarters", columns=QUARTER_TYPES),
+    ),
+)
+FILLED_QUARTERS = replace(
+    QUARTERS,
+    name="filled_quarters",
+    target=replace(QUARTERS.target, table="reading.filled_quarters"),
+    fallback=Fallback.FILL,
+)
+
+ROUTES = job(
+    "routes",
+    {"day": Column(type="DATE"), "a": Column(type="STRING"), "b": Column(type="STRING"), "seats": Column(type="INT64")},
+    ("a", "b"),
+    expectation=Expectation(
+        table="reading.planned",
+        date_column="day",
+        entity=("origin", "dest"),
+        reconcile=(Reconcile(column="seats", tolerance=0.1),),
+    ),
+    sources=(
+        Source(
+            name="flown",
+            table="reading.flown",
+            date_column="day",
+            entity=("a", "b"),
+            columns={"a": "STRING", "b": "STRING", "seats": "INT64"},
+        ),
+    ),
+    target={"entity": ("a", "b")},
+)
+
+WITH_PAYLOAD = job(
+    "with_payload",
+    VALUES,
+    ("name",),
+    expectation=NAMES,
+    sources=(replace(FIRST, required=("value",)), replace(SECOND, required=("value",))),
+)
