@@ -102,6 +102,10 @@ class DatesInUse(UserError):
         self.run = run
 
 
+class TargetTaken(UserError):
+    """The target table belongs to another job."""
+
+
 class TableInUse(UserError):
     """Another process cleans the table or restores its rows."""
 

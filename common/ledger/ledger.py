@@ -21,6 +21,7 @@ from gated_backfill.common.ledger.stores.history import HistoryStore
 from gated_backfill.common.ledger.stores.maintenance import MaintenanceStore
 from gated_backfill.common.ledger.stores.orders import OrderStore
 from gated_backfill.common.ledger.stores.runs import RunStore
+from gated_backfill.common.ledger.stores.targets import TargetStore
 from gated_backfill.common.ledger.stores.windows import WindowStore
 
 
@@ -30,6 +31,7 @@ class Ledger:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.runs = RunStore(engine)
+        self.targets = TargetStore(engine)
         self.windows = WindowStore(engine)
         self.dates = DateStore(engine)
         self.claims = ClaimStore(engine)

@@ -33,6 +33,8 @@ class NewRun:
     owner: str | None
     dates: tuple[NewDate, ...]
     reason: str | None = None  #: why the user launches it
+    target: str | None = None  #: the table that the run claims for its job
+    replaced_owner: str | None = None  #: the job that has given the target up
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,12 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.doctor.alerts import check_alerts
 from gated_backfill.producer.doctor.broker import check_broker, lasting_broker_url
 from gated_backfill.producer.doctor.clocks import check_clocks
-from gated_backfill.producer.doctor.jobs import check_time_limits, jobs_to_check, load_jobs_to_check
+from gated_backfill.producer.doctor.jobs import (
+    check_shared_targets,
+    check_time_limits,
+    jobs_to_check,
+    load_jobs_to_check,
+)
 from gated_backfill.producer.doctor.ledger import check_ledger
 from gated_backfill.producer.doctor.machine import check_home, check_packages, check_staging
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult, warn
@@ -39,6 +44,7 @@ def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
         *unloadable,
         *(check_workers(settings, lasting_broker_url(settings), jobs) if broker_answers else []),
     ]
+    results += check_shared_targets(settings, jobs, ledger_is_usable=ledger_is_usable)
     for loaded_job in jobs:
         if warehouse is not None:
             results += check_tables(settings, warehouse, loaded_job)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger.jobs_in_use import jobs_in_use, read_jobs_in_use
+from gated_backfill.common.ledger.jobs_in_use import jobs_in_use, open_existing_ledger, read_jobs_in_use
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import job_names, load_jobs
+from gated_backfill.common.runs.targets import describe_conflict
 from gated_backfill.producer.doctor.results import CheckResult, fail, ok
 
 
@@ -21,6 +22,19 @@ def load_jobs_to_check(names: Sequence[str]) -> tuple[list[Job], list[CheckResul
     jobs, errors = load_jobs(names)
     next_step = "correct the job's module, or install its package again"
     return jobs, [fail(f"{name}: job", error, next_step) for name, error in errors.items()]
+
+
+def check_shared_targets(settings: Settings, jobs: Sequence[Job], *, ledger_is_usable: bool) -> list[CheckResult]:
+    """Check that no job declares a target that belongs to another installed job. The ledger is not migrated."""
+    ledger = open_existing_ledger(settings.ledger_url) if ledger_is_usable else None
+    installed, _ = load_jobs()
+    next_step = "declare another target in one of the jobs, or uninstall one"
+    try:
+        conflicts = {job.name: describe_conflict(job, ledger, installed) for job in jobs}
+    finally:
+        if ledger is not None:
+            ledger.close()
+    return [fail(f"{name}: shared target", conflict, next_step) for name, conflict in conflicts.items() if conflict]
 
 
 def check_time_limits(settings: Settings, jobs: Sequence[Job]) -> list[CheckResult]:

@@ -38,6 +38,7 @@ from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
+from gated_backfill.common.runs.targets import check_target_free
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import (
     expectation_scan,
@@ -211,6 +212,7 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
 
     Raises `UserError` when the target would drop a built date, `TableNotFound` for a table or a calendar that is gone.
     """
+    check_target_free(job, ledger)
     missing_tables = check_tables(warehouse, job)
     check_calendar_not_lost(job, warehouse, ledger)
     options = RunOptions.for_job(

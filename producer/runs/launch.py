@@ -36,6 +36,7 @@ from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_lost_dates
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
+from gated_backfill.common.runs.targets import check_target_free
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, compare_entities
 from gated_backfill.producer.stack.embedded import EmbeddedStack
@@ -51,7 +52,8 @@ NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the ma
 def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext, *, owned: bool) -> Run:
     """Store the planned run. An `owned` run ends with this process.
 
-    Raises `DatesInUse`, and stores nothing, when an active run of the job has one of the dates.
+    Raises, and stores nothing, `DatesInUse` when an active run of the job has one of the dates, `TargetTaken` when the
+    target belongs to another job.
     """
     new = NewRun(
         job=job.name,
@@ -61,6 +63,8 @@ def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext,
         requested_by=current_user(),
         reason=plan.request.reason,
         owner=process_identity() if owned else None,
+        target=job.target.table,
+        replaced_owner=check_target_free(job, context.ledger),
         dates=tuple(_new_dates(plan, job, options, context)),
     )
     date_count = sum(date_row.window is not None for date_row in new.dates)

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, UserError
+from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, TargetTaken, UserError
 from gated_backfill.common.ledger import (
     DateRow,
     DateState,
@@ -227,6 +227,56 @@ def test_a_run_ends_as_its_dates_did(ledger: Ledger, run: Run, reach: Sequence[R
     ended = ledger.runs.get_run(run.id)
     assert (ended.state, ended.has_ended, ended.finished_at is not None) == (end, True, True)
     assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
+
+
+# -- targets --
+
+
+def test_a_target_belongs_to_the_job_whose_run_claimed_it(ledger: Ledger) -> None:
+    run = ledger.runs.open_run(new_run(target="nba.factors"))
+    again = ledger.runs.open_run(new_run([date(2023, 3, 1)], target="nba.factors"))
+
+    with pytest.raises(TargetTaken, match=rf"nba.factors is the target of job {JOB} \(run {run.id}\): two jobs can't"):
+        ledger.runs.open_run(new_run(job="twin", target="nba.factors"))
+
+    owner = ledger.targets.get_owner("nba.factors")
+    assert owner is not None
+    assert (owner.job, owner.run_id) == (JOB, run.id)
+    assert [one.id for one in ledger.runs.list_active_runs()] == [run.id, again.id]
+    assert not ledger.runs.has_run("twin")
+    assert ledger.targets.get_owner("nba.other") is None
+
+
+def test_a_target_passes_from_a_job_that_gave_it_up_once_its_runs_have_ended(ledger: Ledger) -> None:
+    run = ledger.runs.open_run(new_run(target="nba.factors"))
+    taking = new_run(job="twin", target="nba.factors", replaced_owner=JOB)
+
+    with pytest.raises(TargetTaken):
+        ledger.runs.open_run(taking)
+    ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.CANCELLED)
+    with pytest.raises(TargetTaken):
+        ledger.runs.open_run(new_run(job="twin", target="nba.factors", replaced_owner="another"))
+    taken = ledger.runs.open_run(taking)
+
+    owner = ledger.targets.get_owner("nba.factors")
+    assert owner is not None
+    assert (owner.job, owner.run_id) == ("twin", taken.id)
+
+
+@pytest.mark.parametrize("same_job", [False, True])
+def test_one_of_two_jobs_that_claim_a_target_at_once_gets_it(ledger: Ledger, same_job: bool) -> None:
+    def attempt(number: int) -> str | None:
+        job = JOB if same_job else f"job{number}"
+        day = FEB_23 + timedelta(days=number)
+        try:
+            return ledger.runs.open_run(new_run([day], job=job, target="nba.factors")).id
+        except TargetTaken:
+            return None
+
+    opened = [run for run in at_once(4, attempt) if run is not None]
+
+    assert len(opened) == (4 if same_job else 1)
+    assert len(ledger.targets.list_owners()) == 1
 
 
 def test_a_run_whose_dates_the_plan_ended_finishes_at_once(ledger: Ledger) -> None:

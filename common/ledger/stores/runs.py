@@ -17,6 +17,7 @@ from gated_backfill.common.ledger.records import NewRun, Run, RunProgress
 from gated_backfill.common.ledger.rows import change_run_state, date_values, group_by_columns, run_from_row, run_values
 from gated_backfill.common.ledger.states import ENDED_RUNS, DateState, RunAction, RunState, WindowState, final_state
 from gated_backfill.common.ledger.stores.actions import record_action
+from gated_backfill.common.ledger.stores.targets import claim_target
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.process.clock import utcnow
@@ -33,17 +34,18 @@ class RunStore(LedgerStore):
         """Insert a run in state `planned`, with all its dates and windows.
 
         `queue` chooses the run's Celery queue: it gets the queues in use by active runs without an owner, one entry a
-        run, and its answer is stored in the options. Raises `DatesInUse`, and writes nothing, when another active run
-        of the job has one of the dates.
+        run, and its answer is stored in the options. Raises, and writes nothing, `DatesInUse` when another active run
+        of the job has one of the dates, `TargetTaken` when the target belongs to another job.
         """
         run_id = f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         days = [new_date.day for new_date in new.dates]
         try:
             try:
                 self._insert_run(run_id, new, queue)
-            except LedgerUnavailable:
+            except (LedgerUnavailable, IntegrityError):
                 # PostgreSQL aborts one of two transactions that deadlock on the same dates. The second attempt waits
-                # for the other transaction and then finds the dates in use.
+                # for the other transaction and then finds the dates in use. The same goes for two first claims of a
+                # target: the second attempt finds its owner.
                 self._insert_run(run_id, new, queue)
         except IntegrityError as exc:
             raise self._conflict_error(new.job, days, exc) from exc
@@ -54,6 +56,7 @@ class RunStore(LedgerStore):
             if queue is not None:
                 new = replace(new, options={**new.options, "queue": queue(_queues_in_use(connection))})
             connection.execute(insert(runs), run_values(run_id, new))
+            claim_target(connection, run_id, new)
             record_action(connection, run_id, RunAction.LAUNCHED, by=new.requested_by, reason=new.reason)
             numbers = sorted({new_date.window for new_date in new.dates if new_date.window is not None})
             if numbers:
