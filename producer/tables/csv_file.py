@@ -218,15 +218,20 @@ def _undecodable(file: Path, csv_format: CsvFormat, exc: UnicodeError) -> str:
         is_whole = False
         while not is_whole:
             block = data.read(DECODED_BYTES)
-            consumed += len(block)
             is_whole = not block
+            before = decoder.getstate()
             try:
                 text = decoder.decode(block, final=is_whole)
             except UnicodeDecodeError as fault:
-                before = fault.object[: fault.start].decode(csv_format.codec, "replace")
-                line += _line_ends(before) - (after_return and before.startswith("\n"))
-                place = f"line {line}, byte {consumed - len(fault.object) + fault.start} of the file"
+                valid = len(block) - len(fault.object) + fault.start
+                decoder.setstate(before)
+                text = decoder.decode(block[: max(valid, 0)])
+                line += _line_ends(text) - (after_return and text.startswith("\n"))
+                place = f"line {line}, byte {consumed + valid} of the file"
                 return f"{file} is not {name} text: {fault.reason} on {place}: {ENCODING_ADVICE}"
+            except UnicodeError:
+                break
+            consumed += len(block)
             line += _line_ends(text) - (after_return and text.startswith("\n"))
             after_return = text.endswith("\r")
     return f"{file} is not {name} text: {exc} (line {line}): {ENCODING_ADVICE}"

@@ -58,18 +58,44 @@ def csv_files(draw: st.DrawFn) -> bytes:
     return text.encode(encoding, "ignore")
 
 
+OPTIONS = st.lists(
+    st.sampled_from(
+        [
+            ("--encoding", "latin-1"),
+            ("--encoding", "utf-16"),
+            ("--encoding", "utf-7"),
+            ("--encoding", "shift_jis"),
+            ("--delimiter", ";"),
+            ("--delimiter", "\\t"),
+            ("--date-format", "%d.%m.%Y"),
+            ("--date-format", "%Y%m%d"),
+            ("--rename", "name=who"),
+            ("--rename", "=number"),
+            ("--rename", "x=day"),
+            ("--date-column", "day"),
+        ]
+    ),
+    max_size=3,
+    unique_by=lambda option: option[0],
+).map(lambda options: tuple(word for option in options for word in option))
+
+
 @share(0.22)
-@given(data=st.one_of(mutated(VALID), csv_files(), st.binary(max_size=200)), table=st.sampled_from(TABLES))
-@example(data=b"day,value\n0000-00-00,1\n", table="new.table")
-@example(data=b"name,day\n" + b"x" * 200_000 + b",2023-02-23\n", table="new.table")
-@example(data=b"n\xc3\xa4me,day\nx,2023-02-23\n", table="new.table")
-@example(data=b"\xef\xbb\xbfname,day\r\nx,2023-02-23\r\n", table="new.table")
-@example(data=b"name,day\n" + b"9" * 5000 + b",2023-02-23\n", table="new.table")
-@example(data=b"v,day\n" + b"9" * 5000 + b".5,2023-02-23\n1,2023-02-23\n", table="new.table")
-def test_a_csv_file_of_any_kind(watched: Watched, data: bytes, table: str) -> None:
+@given(
+    data=st.one_of(mutated(VALID), csv_files(), st.binary(max_size=200)), table=st.sampled_from(TABLES), options=OPTIONS
+)
+@example(data=b"day,value\n0000-00-00,1\n", table="new.table", options=())
+@example(data=b"day,value\n20230223,1\n", table="new.table", options=("--date-format", "%Y%m%d"))
+@example(data=b"day,value\n2023-02-23,+2AA-\n", table="new.table", options=("--encoding", "utf-7"))
+@example(data=b"name,day\n" + b"x" * 200_000 + b",2023-02-23\n", table="new.table", options=())
+@example(data=b"n\xc3\xa4me,day\nx,2023-02-23\n", table="new.table", options=())
+@example(data=b"\xef\xbb\xbfname,day\r\nx,2023-02-23\r\n", table="new.table", options=())
+@example(data=b"name,day\n" + b"9" * 5000 + b",2023-02-23\n", table="new.table", options=())
+@example(data=b"v,day\n" + b"9" * 5000 + b".5,2023-02-23\n1,2023-02-23\n", table="new.table", options=())
+def test_a_csv_file_of_any_kind(watched: Watched, data: bytes, table: str, options: tuple[str, ...]) -> None:
     file = watched.cwd / "x.csv"
     file.write_bytes(data)
-    watched.invoke("load", table, "x.csv")
+    watched.invoke("load", table, "x.csv", *options)
     forget_loaded(watched)
 
 
