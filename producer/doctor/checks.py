@@ -15,15 +15,17 @@ from gated_backfill.producer.doctor.jobs import (
 from gated_backfill.producer.doctor.ledger import check_ledger
 from gated_backfill.producer.doctor.machine import check_home, check_packages, check_staging
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult, warn
+from gated_backfill.producer.doctor.samples import check_sample
 from gated_backfill.producer.doctor.tables import check_tables
 from gated_backfill.producer.doctor.warehouse import check_warehouse
 from gated_backfill.producer.doctor.workers import check_workers
 
 
-def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
+def run_checks(settings: Settings, job: str | None, sample: int = 0) -> list[CheckResult]:
     """Run every check, also after a failure: first the settings, then the tables of the jobs.
 
     `job` names the only job to check; None checks the user's own jobs, and the shipped example if it is in use.
+    `sample` is the number of dates of each job to build in memory.
     """
     broker, ledger = check_broker(settings), check_ledger(settings)
     warehouse, warehouse_check = check_warehouse(settings)
@@ -48,6 +50,7 @@ def run_checks(settings: Settings, job: str | None) -> list[CheckResult]:
     for loaded_job in jobs:
         if warehouse is not None:
             results += check_tables(settings, warehouse, loaded_job)
+            results += [check_sample(loaded_job, warehouse, sample)] if sample else []
         else:
             results.append(warn(f"{loaded_job.name}: tables", "not looked at: the warehouse can't be reached"))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -15,7 +16,7 @@ from gated_backfill.common.ledger import DateState
 from gated_backfill.common.model.arrow_types import ARROW_TYPES
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
-from tests.builders import DAYS, FEB_23
+from tests.builders import DAYS, FEB_23, files_below
 from tests.lab import PACKAGES, Lab, players
 
 VALUES = {"day": "DATE", "name": "STRING", "value": "FLOAT64"}
@@ -149,3 +150,23 @@ def test_names_that_only_look_alike_are_said_to(lab: Lab) -> None:
     assert "'Mu\\xf1oz' is missing and 'Mun\\u0303oz' is unexpected: they only look alike" in str(
         lab.outcome(FEB_23, progress).reason
     )
+
+
+@pytest.mark.parametrize(
+    ("job", "exit_code", "says"),
+    [
+        pytest.param("rolling", 0, "3 date(s) have the same rows alone and together", id="independent"),
+        pytest.param("rolling_together", 3, "differs in value", id="dependent"),
+    ],
+)
+def test_the_doctor_finds_rows_that_depend_on_the_other_dates(lab: Lab, job: str, exit_code: int, says: str) -> None:
+    load(lab, "expected", values(["ann"], *DAYS))
+    load(lab, "first", [{"day": day, "name": "ann", "value": 10.0**n} for n, day in enumerate(DAYS)])
+    before = files_below(lab.home)
+
+    report = lab.inside("doctor", "--job", job, "--sample", "3", "--json")
+
+    (check,) = [one for one in json.loads(report.stdout)["checks"] if one["check"] == f"{job}: sample"]
+    assert (report.returncode, check["level"]) == (exit_code, "FAIL" if exit_code else "OK")
+    assert says in check["found"]
+    assert files_below(lab.home).keys() - before.keys() == set()

@@ -22,7 +22,7 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.input_fingerprints import InputParts, combine_parts, input_fingerprints
-from gated_backfill.common.warehouse.protocol import ABSENT
+from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
@@ -30,6 +30,7 @@ from gated_backfill.worker.dates.sources import (
     chosen_columns,
     frame_entities,
     group_by_source,
+    log_checks,
     read_inputs,
     read_rows,
 )
@@ -60,6 +61,7 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     before = deps.warehouse.fingerprints(target, job.target.date_column, days)
     published = {day for day, fingerprint in before.items() if fingerprint != ABSENT}
     checks = check_sources(deps.warehouse, job, options, days, published=published)
+    log_checks(checks)
     active = _still_claimed(claimed, deps)
     inputs = input_fingerprints(deps.warehouse, job, active)
     expectations = {
@@ -74,7 +76,9 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     }
     buildable = {day: checks[day] for day in active if day not in ended}
     rows = {
-        day: table for days in group_by_source(buildable) for day, table in _rows(job, buildable, days, deps).items()
+        day: table
+        for days in group_by_source(buildable)
+        for day, table in compute_rows(job, buildable, days, deps.warehouse).items()
     }
     staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
@@ -102,11 +106,12 @@ def _judge_unbuilt(options: RunOptions, check: SourceCheck, expectation: DateExp
     return None if is_forced else judge_expectation(expectation)
 
 
-def _rows(job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], deps: Deps) -> dict[date, pa.Table]:
+def compute_rows(
+    job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
+) -> dict[date, pa.Table]:
     """Process dates that have the same sources; returns the rows by date, in the order of the target's key."""
-    batch = Batch(
-        days=days, rows=read_rows(deps.warehouse, job, checks, days), inputs=read_inputs(deps.warehouse, job, days)
-    )
+    rows, inputs = read_rows(warehouse, job, checks, days), read_inputs(warehouse, job, days)
+    batch = Batch(days=days, rows=rows, inputs=inputs)
     if len(days) == 1:
         return {days[0]: _convert(job, job.process(batch), days)}
     entities_read = frame_entities(batch.rows, chosen_columns(job, checks[days[0]]))  # `process` may change the frame

@@ -64,7 +64,7 @@ def check_sources(
     *,
     published: Collection[date] = frozenset(),
 ) -> dict[date, SourceCheck]:
-    """Measure every source of each date against the expectation and choose one. Logs `source_check` for each date.
+    """Measure every source of each date against the expectation and choose one.
 
     `published` are the days on which the target has rows. Raises `ExpectationUnreadable`.
     """
@@ -89,7 +89,6 @@ def check_sources(
             choice=choice,
             unexpected=frozenset(measured.sources[choice.source].unexpected.get(day, ())),
         )
-        _log_check(checks[day], day)
     return checks
 
 
@@ -105,6 +104,12 @@ def _choose(
         fallback=options.fallback,
         with_fill={name: len(present[name] | present[order[0]]) for name in order[1:]},
     )
+
+
+def log_checks(checks: Mapping[date, SourceCheck]) -> None:
+    """Log `source_check` for each date."""
+    for day, check in checks.items():
+        _log_check(check, day)
 
 
 def _log_check(check: SourceCheck, day: date) -> None:

@@ -20,15 +20,21 @@ STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 @click.command
 @single_job_option
+@click.option(
+    "--sample",
+    type=click.IntRange(2, 100),
+    help="Also build the latest N dates of each job in memory, alone and together, and compare their rows.",
+)
 @json_option
-def doctor(job: str | None, as_json: bool) -> None:
+def doctor(job: str | None, sample: int | None, as_json: bool) -> None:
     """Check that everything a run needs is in order, and show how to fix each problem.
 
-    Changes nothing. Exit codes: 0 nothing failed, 3 something failed.
+    With --sample, also find a job whose rows depend on the dates that are built together. Changes nothing.
+    Exit codes: 0 nothing failed, 3 something failed.
     """
     if job is not None:
         find_job(job)
-    results = run_checks(read_settings(), job)
+    results = run_checks(read_settings(), job, sample or 0)
     has_failed = any(result.level is CheckLevel.FAIL for result in results)
     if as_json:
         print_json({"ok": not has_failed, "checks": [result.as_json() for result in results]})

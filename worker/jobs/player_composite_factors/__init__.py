@@ -137,6 +137,7 @@ JOB = Job(
             },
             lookback_days=LOOKBACK_DAYS,
             derive=derive_context,
+            derive_together=True,  # it takes for each date the rows of the 14 days before that date
         ),
     ),
     inputs=(
