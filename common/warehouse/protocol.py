@@ -26,6 +26,7 @@ class TableInfo:
     columns: Mapping[str, str]
     partitioned_by: str | None
     expires_after_days: int | None = None  #: the warehouse drops partitions older than this
+    has_fixed_columns: bool = False  #: rows with other columns can't be written to it
     types_are_declared: bool = True  #: whether all rows have exactly these types, or types were found in files
     #: By column whose types differ too much between files to be read as one type: the difference, after the name.
     mixed_columns: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -144,3 +144,29 @@ def _check_table(warehouse: Warehouse, required: TableRequirement) -> bool:
     if mismatches := required.mismatches(info):
         raise SchemaMismatch("; ".join(mismatches), table=str(required.table))
     return True
+
+
+def check_target_columns(warehouse: Warehouse, job: Job) -> None:
+    """Raise `SchemaMismatch` when rows of the job can't be published to its target, if that exists."""
+    info = warehouse.describe(TableName.parse(job.target.table))
+    if info is None or not info.has_fixed_columns:
+        return
+    if differences := blocking_differences(job, info):
+        raise SchemaMismatch(
+            f"the target is not as job {job.name} declares it: it {'; it '.join(differences)}: change the table, or "
+            "what the job declares; nothing was started",
+            table=str(info.table),
+        )
+
+
+def blocking_differences(job: Job, info: TableInfo) -> list[str]:
+    """The differences that prevent publishing to the table."""
+    types = target_types(job)
+    differences = info.column_mismatches(job.target.date_column, types)
+    if extra := [name for name in info.columns if name not in types]:
+        differences.append(f"has the column(s) {', '.join(extra)}, which the job does not write")
+    return differences
+
+
+def target_types(job: Job) -> ColumnTypes:
+    return {name: column.type for name, column in job.target.columns.items()}

@@ -7,9 +7,8 @@ from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
-from gated_backfill.common.warehouse.table_checks import TableRequirement, table_requirements
+from gated_backfill.common.warehouse.table_checks import TableRequirement, blocking_differences, table_requirements
 from gated_backfill.producer.doctor.results import CheckResult, fail, ok, warn
-from gated_backfill.producer.tables.create import blocking_differences
 
 PERMISSIONS_UNKNOWN = "this endpoint does not tell permissions"
 CHANGE_TABLE_OR_JOB = "change the table, or what the job declares"

@@ -49,7 +49,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
 )
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables
+from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables, check_target_columns
 from gated_backfill.producer.planning.range_counts import count_range
 from gated_backfill.producer.planning.reprocess import Reprocess
 
@@ -220,7 +220,10 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
     )
     measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
     steps = plan_dates(request, job, measured, options)
-    check_not_expired([step.day for step in steps if step.action is PlanAction.BUILD], job, warehouse)
+    days_to_build = [step.day for step in steps if step.action is PlanAction.BUILD]
+    if days_to_build:
+        check_target_columns(warehouse, job)
+        check_not_expired(days_to_build, job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
     return Plan(
         request=request,

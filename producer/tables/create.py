@@ -8,8 +8,9 @@ from enum import StrEnum
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.tables import ColumnTypes, TableName
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
+from gated_backfill.common.warehouse.table_checks import blocking_differences, target_types
 
 MAX_CLUSTER_COLUMNS = 4  #: a limit of BigQuery
 UNCLUSTERED_TYPES = ("FLOAT64",)  #: BigQuery can't cluster by these
@@ -83,19 +84,6 @@ def target_differences(job: Job, info: TableInfo) -> list[str]:
     if info.partitioned_by is None:
         differences.append("is not partitioned")
     return differences
-
-
-def blocking_differences(job: Job, info: TableInfo) -> list[str]:
-    """The differences that prevent publishing to the table."""
-    types = target_types(job)
-    differences = info.column_mismatches(job.target.date_column, types)
-    if extra := [name for name in info.columns if name not in types]:
-        differences.append(f"has the column(s) {', '.join(extra)}, which the job does not write")
-    return differences
-
-
-def target_types(job: Job) -> ColumnTypes:
-    return {name: column.type for name, column in job.target.columns.items()}
 
 
 def cluster_columns(job: Job) -> list[str]:

@@ -18,7 +18,7 @@ from gated_backfill.common.audit.findings import AuditFinding, AuditResult
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.common.process.clock import today
+from gated_backfill.common.process.clock import today, utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.cli.main import app
 from gated_backfill.producer.planning.plan import Reprocess
@@ -454,3 +454,24 @@ def test_a_job_that_has_run_and_whose_expectation_does_not_exist_is_no_success(l
     lab.drop("probe.expected")
     with pytest.raises(AuditFailed, match=r"probe: TableNotFound: .*probe\.expected"):
         audited(lab.opened_again())
+
+
+def test_a_date_of_any_age_is_audited_once_after_it_was_built(lab: Lab) -> None:
+    old, older = YESTERDAY - timedelta(days=400), YESTERDAY - timedelta(days=800)
+    for day in (old, older, YESTERDAY):
+        expect(lab, day, count=20)
+    lab.run([old, older, YESTERDAY], "probe")
+    lab.keep_only(TARGET, old, "name", "player001", "day")
+
+    first = audited(lab.opened_again())
+    lab.ledger.maintenance.register_task("audit", utcnow())  # the audit is completed
+    second = audited(lab.opened_again())
+    lab.run([older], "probe", reprocess=Reprocess.ALL)
+    third = audited(lab.opened_again())
+
+    with_two = ", with 2 other date(s) checkpointed since the last audit; 1 newly flagged"
+    assert with_two in first
+    assert "2 complete" in first
+    assert flagged_dates(lab) == [old]
+    assert "other date(s)" not in second
+    assert ", with 1 other date(s) checkpointed since the last audit" in third

@@ -1,10 +1,10 @@
-"""The daily audit: check the recent dates of every job, flag the ones to rebuild, and alert about new findings."""
+"""The daily audit: check recent and newly built dates of every job, flag the ones to rebuild, and alert about them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 
 import structlog
 
@@ -21,6 +21,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import today
 from gated_backfill.worker.dependencies import Deps
 
+AUDIT_TASK = "audit"  #: its name as a maintenance task
 DATES_SHOWN = 15  #: dates listed in one alert
 
 log = structlog.get_logger()
@@ -37,16 +38,19 @@ class AuditInterrupted(Retryable):
 def audit_recent(deps: Deps, *, on: date | None = None) -> str:
     """Audit the last `audit_days` days before `on` (default: today) of every installed job that has run.
 
+    Every date that was checkpointed since the last completed audit is audited as well, however old it is.
     Dates to rebuild are flagged, and new findings are recorded as an alert. Returns the counts by job. A job that fails
     does not stop the others: at the end `AuditInterrupted` is raised if every failure may pass on a retry, else
     `AuditFailed`. May be repeated: no finding is reported twice.
     """
     as_of = on or today()
+    task = deps.ledger.maintenance.list_tasks().get(AUDIT_TASK)
+    since = None if task is None else task.done_slot  # before the last audit began, so that nothing falls in between
     outcomes: list[str] = []
     errors: dict[str, Exception] = {}
     for name in jobs_in_use(deps.ledger):
         try:
-            outcome = f"{name}: {_audit_job(find_job(name), deps, as_of)}"
+            outcome = f"{name}: {_audit_job(find_job(name), deps, as_of, since)}"
         except Exception as exc:  # noqa: BLE001 - raised below, after the other jobs were audited
             log.error("audit_failed", job=name, error=f"{type(exc).__name__}: {exc}")
             errors[name] = exc
@@ -66,14 +70,16 @@ def _failure(errors: dict[str, Exception], outcomes: Sequence[str]) -> BackfillE
     return failure
 
 
-def _audit_job(job: Job, deps: Deps, as_of: date) -> str:
+def _audit_job(job: Job, deps: Deps, as_of: date, since: datetime | None) -> str:
     first_day = deps.ledger.dates.earliest_day(job.name)
     if first_day is None:
         return "never run, not audited"
     days = recent_days(first_day, as_of, deps.settings.audit_days)
-    if not days:
+    checkpointed = deps.ledger.checkpoints.list_days_since(job.name, since)
+    built = {day for day in checkpointed if day < as_of}.difference(days)  # today's rows may still come in
+    if not days and not built:
         return "no date before today"
-    audit = audit_dates(job, days, deps.warehouse, deps.ledger)
+    audit = audit_dates(job, sorted({*days, *built}), deps.warehouse, deps.ledger)
     flags = deps.ledger.flags.list_open_flags(job.name)
     new_dates = newly_flagged(audit, {day: flag.finding for day, flag in flags.items()})
     alert = audit_alert(audit, new_dates, as_of)
@@ -83,7 +89,8 @@ def _audit_job(job: Job, deps: Deps, as_of: date) -> str:
     recorded = record_audit(audit, deps.ledger, AUDIT_ACTOR)
     cleared = f", {len(recorded.cleared)} flag(s) cleared" if recorded.cleared else ""
     notes = f" ({'; '.join(audit.notes)})" if audit.notes else ""
-    return f"{audit.counts()}; {len(new_dates)} newly flagged{cleared}{notes}"
+    older = f", with {len(built)} other date(s) checkpointed since the last audit" if built else ""
+    return f"{audit.counts()}{older}; {len(new_dates)} newly flagged{cleared}{notes}"
 
 
 def recent_days(first_day: date, as_of: date, count: int) -> list[date]:

@@ -84,6 +84,14 @@ class CheckpointStore(LedgerStore):
         with self._read() as connection:
             return {row["day"]: checkpoint_from_row(row) for row in connection.execute(query).mappings()}
 
+    def list_days_since(self, job: str, moment: datetime | None) -> list[date]:
+        """Return the dates that were checkpointed since the moment, oldest first; all with None."""
+        query = select(checkpoints.c.day).where(checkpoints.c.job == job)
+        if moment is not None:
+            query = query.where(checkpoints.c.checkpointed_at >= moment)
+        with self._read() as connection:
+            return list(connection.execute(query.order_by(checkpoints.c.day)).scalars())
+
     # -- undo -----------------------------------------------------------------------------------------------
 
     def begin_undo(self, run_id: str, days: Collection[date]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date, timedelta
 from uuid import uuid4
 
@@ -55,12 +55,12 @@ class BigQueryPublications(BigQueryBackups):
         days = frozenset(staged.day for staged in files)
         check_partition_limit(target, days)
         checksums = {staged.day: staged.checksum for staged in files}
-        published = self.matching_dates(target, date_column, checksums)
+        published = self._published_as_staged(target, date_column, checksums)
         source, unreadable = self._stage_intact_files([staged for staged in files if staged.day not in published])
         intact = [staged for staged in files if staged.day not in published | unreadable]
         if source is not None:
             self._replace_partitions(target, date_column, intact, source, fingerprints_when_staged, publication)
-            published = self.matching_dates(target, date_column, checksums)
+            published = self._published_as_staged(target, date_column, checksums)
         return PublishResult(
             published=published, conflicting=days - published - unreadable, lost=unreadable - published
         )
@@ -105,7 +105,7 @@ class BigQueryPublications(BigQueryBackups):
         }
 
         def has_effect() -> bool:
-            if self.matching_dates(target, date_column, {staged.day: staged.checksum for staged in files}):
+            if self._published_as_staged(target, date_column, {staged.day: staged.checksum for staged in files}):
                 return True
             now = self.fingerprints(target, date_column, [staged.day for staged in files])
             return all(now[staged.day] != before[staged.day] for staged in files)
@@ -113,6 +113,13 @@ class BigQueryPublications(BigQueryBackups):
         with translate_bigquery_errors("the publication", table=str(target), needs=WRITE_PERMISSIONS):
             name = job_name("publish", target, publication, *request)
             self._jobs.run_script(name, statement, params, has_effect=has_effect)
+
+    def _published_as_staged(
+        self, target: TableName, date_column: str, checksums: Mapping[date, str]
+    ) -> frozenset[date]:
+        """Return the days that hold the staged rows, in the columns of the target as they are now."""
+        info = self.describe(target)
+        return frozenset() if info is None else self._exactly_matching(target, date_column, checksums, info.columns)
 
     def _shared_columns(self, target: TableName, date_column: str, source: TableName) -> list[str]:
         """Return the columns of the target, created if missing. Raises `SchemaMismatch` if the source's differ."""
@@ -131,7 +138,21 @@ class BigQueryPublications(BigQueryBackups):
         statement = sql_of.replaced_partitions(self._tables.quoted(self._publications))
         rows = self._rows(statement, params, str(self._publications)).to_pylist()
         replaced = {row["day"]: ReplacedPartition(before=row["before"], published=row["published"]) for row in rows}
-        return {day: replaced[day] for day in days if day in replaced}
+        return self._with_added_columns(target, date_column, {day: replaced[day] for day in days if day in replaced})
+
+    def _with_added_columns(
+        self, target: TableName, date_column: str, replaced: Mapping[date, ReplacedPartition]
+    ) -> dict[date, ReplacedPartition]:
+        """Write what was published as the target's present fingerprint where only columns were added since."""
+        now = self.fingerprints(target, date_column, list(replaced))
+        current = dict(replaced)
+        others = [day for day, partition in replaced.items() if now[day] not in (partition.published, partition.before)]
+        for columns, days in self._columns_before(target, date_column, others):
+            contents = self._contents(target, date_column, days, columns)
+            for day in days:
+                if contents[day] == replaced[day].published:
+                    current[day] = replace(replaced[day], published=now[day])
+        return current
 
     def restore(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
@@ -144,8 +165,13 @@ class BigQueryPublications(BigQueryBackups):
         if waiting:
             self.check_restorable(target, date_column, run, waiting)
             self._restore(target, date_column, run, waiting)
-            now = self.fingerprints(target, date_column, list(replaced))
+            now = self._contents(target, date_column, list(replaced), self._undo_columns(target, run))
         return frozenset(day for day in replaced if now[day] == replaced[day].before)
+
+    def _undo_columns(self, target: TableName, run: str) -> list[str]:
+        """Return the columns that the target had when the run first replaced rows; now, if it replaced none."""
+        info = self.describe(self._undo_table(run, target)) or self._tables.require(target)
+        return list(info.columns)
 
     def check_restorable(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
@@ -156,7 +182,7 @@ class BigQueryPublications(BigQueryBackups):
         undo_table = self._undo_table(run, target)
         contents: dict[date, str] = {}
         if self.describe(undo_table) is not None:
-            contents = self._contents(undo_table, date_column, changed, self._tables.require(target).columns)
+            contents = self._contents(undo_table, date_column, changed, self._undo_columns(target, run))
         if expired := [day for day in changed if contents.get(day) != replaced[day].before]:
             raise BackupMissing(
                 f"what run {run} replaced on {len(expired)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
@@ -170,7 +196,9 @@ class BigQueryPublications(BigQueryBackups):
         undo_table = self._undo_table(run, target)
         statement = sql_of.restore(
             self._tables.partitions(target, date_column, self._tables.require(target).columns),
-            None if self.describe(undo_table) is None else self._tables.quoted(undo_table),
+            None
+            if self.describe(undo_table) is None
+            else self._tables.partitions(undo_table, date_column, self._undo_columns(target, run)),
         )
         request = requested_dates({day: asdict(partition) for day, partition in replaced.items()})
         with translate_bigquery_errors("the restoration", table=str(target), needs=WRITE_PERMISSIONS):

@@ -169,8 +169,46 @@ class BigQueryQueries:
         info = self.describe(table)
         if info is None or not checksums or self.describe(self._publications) is None:
             return frozenset()
+        matching = self._exactly_matching(table, date_column, checksums, list(info.columns))
+        others = {day: checksum for day, checksum in checksums.items() if day not in matching}
+        # Nobody's rows change when a column is added: those that were there are as they were published without it.
+        for columns, days in self._columns_before(table, date_column, list(others)):
+            unmatched = {day: others[day] for day in days if day not in matching}
+            matching |= self._exactly_matching(table, date_column, unmatched, columns)
+        return matching
+
+    def _columns_before(
+        self, table: TableName, date_column: str, days: Collection[date]
+    ) -> list[tuple[list[str], list[date]]]:
+        """List the columns that the table may have had before others were added, with the days that hold none of these.
+
+        BigQuery adds a column behind the others, and without values. The longest lists come first.
+        """
+        if not days:
+            return []
+        columns = list(self._tables.require(table).columns)
+        counted = [f"n{number}" for number in range(len(columns))]
+        statement = sql_of.count_values(self._tables.partitions(table, date_column, columns), columns, counted)
+        rows = self._rows_of_existing(statement, date_parameters(days), table)
+        empty_by_day: dict[date, int] = {}
+        for row in rows:
+            empty = 0
+            while empty < len(columns) and not row[counted[len(columns) - 1 - empty]]:
+                empty += 1
+            empty_by_day[row["day"]] = empty
+        return [
+            (columns[:-number], [day for day, empty in empty_by_day.items() if empty >= number])
+            for number in range(1, max(empty_by_day.values(), default=0) + 1)
+        ]
+
+    def _exactly_matching(
+        self, table: TableName, date_column: str, checksums: Mapping[date, str], columns: Collection[str]
+    ) -> frozenset[date]:
+        """Return the days that hold the rows published from the file with that checksum, in exactly these columns."""
+        if not checksums or self.describe(self._publications) is None:
+            return frozenset()
         statement = sql_of.matching_dates(
-            self._tables.partitions(table, date_column, info.columns), self._tables.quoted(self._publications)
+            self._tables.partitions(table, date_column, columns), self._tables.quoted(self._publications)
         )
         request = requested_dates({day: {"checksum": checksum} for day, checksum in checksums.items()})
         params = date_parameters(checksums) | {"target": str(table), "wanted": request}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import LiteralString, NamedTuple
 
 from gated_backfill.common.errors import UserError
@@ -102,6 +102,13 @@ HOLDS: LiteralString = """
 """
 
 
+#: The number of values in each column, by day.
+VALUES: LiteralString = """
+    SELECT {date} AS day, {counts} FROM {table} WHERE {within} AND {date} IN UNNEST(@days) GROUP BY {date}
+"""
+
+COUNT_COLUMN: LiteralString = "COUNT({column}) AS {name}"
+
 IN_RANGE: LiteralString = "{date} BETWEEN @first AND @last"
 
 
@@ -122,6 +129,18 @@ def partition_contents(partitions: Partitions) -> QuotedSql:
 def day_contents(table: QuotedSql, columns: QuotedSql, *, day: QuotedSql, within: QuotedSql) -> QuotedSql:
     """Build the query of the content of each day's rows. Parameters: days, and those of the expressions."""
     return fill_placeholders(CONTENT, table=table, columns=columns, day=day, within=within)
+
+
+def count_values(partitions: Partitions, columns: Sequence[str], names: Sequence[str]) -> QuotedSql:
+    """Build the query of the number of values in each column, by day. Parameters: days, first, last."""
+    counts = [
+        fill_placeholders(COUNT_COLUMN, column=quoted_column(column), name=quoted_column(name))
+        for column, name in zip(columns, names, strict=True)
+    ]
+    within = fill_placeholders(IN_RANGE, date=partitions.date)
+    return fill_placeholders(
+        VALUES, table=partitions.table, date=partitions.date, counts=join_sql(", ", counts), within=within
+    )
 
 
 def matching_dates(partitions: Partitions, publications: QuotedSql) -> QuotedSql:
@@ -256,7 +275,7 @@ def load(target: Partitions, source: QuotedSql) -> QuotedSql:
     )
 
 
-def restore(target: Partitions, undo_table: QuotedSql | None) -> QuotedSql:
+def restore(target: Partitions, undo_table: Partitions | None) -> QuotedSql:
     """Build one transaction that restores the days' replaced rows, or deletes their rows without an undo table.
 
     Parameters: days, first, last, wanted.
@@ -266,9 +285,9 @@ def restore(target: Partitions, undo_table: QuotedSql | None) -> QuotedSql:
         return transaction(
             fill_placeholders(CHOOSE_ABSENT, **names), fill_placeholders(REMOVE, **_names(target, target.table))
         )
-    places = _names(target, undo_table)
+    places = _names(undo_table, undo_table.table) | {"target": target.table}  # a column added since gets no values
     return transaction(
-        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(target._replace(table=undo_table))),
+        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(undo_table)),
         fill_placeholders(REMOVE, **places),
         fill_placeholders(INSERT, **places),
     )

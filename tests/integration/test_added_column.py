@@ -1,0 +1,84 @@
+"""A column that is added to the target on BigQuery changes no row: dates stay done and can be undone."""
+
+from __future__ import annotations
+
+import pytest
+from google.cloud import bigquery
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.producer.planning.plan import PlanAction, Reprocess, make_plan
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
+from tests.builders import FEB_23, FEB_24, FEB_25
+from tests.emulator import Emulator
+from tests.lab import Lab, players
+
+DAYS = [FEB_23, FEB_24]
+
+
+def add_column(lab: Lab, emulator: Emulator, name: str) -> None:
+    client = emulator.client()
+    table = client.get_table("test-project.probe.probe")
+    table.schema = [*table.schema, bigquery.SchemaField(name, "STRING")]
+    client.update_table(table, ["schema"])
+    emulator.run(f"ALTER TABLE probe.probe ADD COLUMN {name} STRING")  # the emulator keeps the two apart
+    warehouse = lab.context.warehouse
+    assert isinstance(warehouse, BigQueryWarehouse)
+    warehouse._tables.forget_descriptions()
+
+
+@pytest.mark.parametrize("name", ["note", "a_note"])
+def test_dates_stay_done_and_can_be_undone_when_a_column_is_added(
+    bigquery_lab: Lab, emulator: Emulator, name: str
+) -> None:
+    lab = bigquery_lab
+    lab.probe_all(DAYS, players(4))
+    first = lab.run(DAYS, "probe").run
+    before = lab.published("probe.probe", FEB_23, "day")
+    lab._load_probe("first", [FEB_23], players(4), lowest=50.0)
+    second = lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run
+    assert second.state is RunState.SUCCEEDED
+    add_column(lab, emulator, name)
+    add_column(lab, emulator, f"{name}_too")
+
+    plan = make_plan(lab.request(DAYS, "probe"), find_job("probe"), lab.context.warehouse, lab.ledger)
+    assert [step.action for step in plan.steps] == [PlanAction.DONE, PlanAction.DONE]
+
+    assert undo_run(plan_undo(second.id, lab.context), lab.context, "a test") == [FEB_23]
+    restored = [{name: row[name] for name in before[0]} for row in lab.published("probe.probe", FEB_23, "day")]
+    assert sorted(restored, key=str) == sorted(before, key=str)
+    checkpoints = lab.ledger.checkpoints.list_checkpoints("probe", FEB_23, FEB_24)
+    assert {checkpoint.run_id for checkpoint in checkpoints.values()} == {first.id}
+    plan = make_plan(lab.request(DAYS, "probe"), find_job("probe"), lab.context.warehouse, lab.ledger)
+    assert {step.action for step in plan.steps} <= {PlanAction.DONE, PlanAction.STALE}
+    undo_run(plan_undo(first.id, lab.context), lab.context, "a test")
+    assert emulator.rows("probe.probe") == []
+
+
+def test_a_value_in_the_added_column_is_a_change(bigquery_lab: Lab, emulator: Emulator) -> None:
+    lab = bigquery_lab
+    lab.probe_all(DAYS, players(4))
+    lab.run(DAYS, "probe")
+    add_column(lab, emulator, "note")
+    emulator.run("UPDATE probe.probe SET note = 'by hand' WHERE day = DATE '2023-02-24'")
+
+    target, checkpoints = TableName("probe", "probe"), lab.ledger.checkpoints.list_checkpoints("probe", FEB_23, FEB_24)
+    checksums = {day: checkpoint.checksum for day, checkpoint in checkpoints.items()}
+
+    assert lab.context.warehouse.matching_dates(target, "day", checksums) == {FEB_23}
+
+
+def test_a_plan_refuses_to_build_into_a_target_with_other_columns(bigquery_lab: Lab, emulator: Emulator) -> None:
+    lab = bigquery_lab
+    lab.probe_all([*DAYS, FEB_25], players(4))
+    lab.run(DAYS, "probe")
+    add_column(lab, emulator, "note")
+
+    assert lab.plan(DAYS, "probe").steps_with(PlanAction.DONE)
+    with pytest.raises(
+        SchemaMismatch, match=r"probe\.probe: the target is not as job probe declares it: it has the column"
+    ):
+        lab.plan([*DAYS, FEB_25], "probe")
