@@ -304,6 +304,13 @@ class Warehouse(Backups, Protocol):
         """Create the table, empty, unless it exists; return whether it was created."""
         ...
 
+    def refresh_schema(self, table: TableName) -> TableInfo | None:
+        """Read the table's columns and types from its partitions again, and keep them; return the table.
+
+        None for a warehouse that keeps the schemas of its tables itself. Raises `TableNotFound`, `SchemaMismatch`.
+        """
+        ...
+
     def create_own_tables(self) -> bool | None:
         """Create the warehouse's bookkeeping tables, so that workers need no permission to; return whether any was new.
 

@@ -36,6 +36,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
     {
         "describe",
         "create_table",
+        "refresh_schema",
         "create_own_tables",
         "check_publishable",
         "delete_expired_undo",

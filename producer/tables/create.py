@@ -19,7 +19,6 @@ UNCLUSTERED_TYPES = ("FLOAT64",)  #: BigQuery can't cluster by these
 class TableOutcome(StrEnum):
     CREATED = "created"
     EXISTED = "there already"
-    CREATED_ON_PUBLISH = "created with its first partition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,6 @@ class TargetTable:
 
     def describe(self) -> str:
         target = self.job.target
-        if self.outcome is TableOutcome.CREATED_ON_PUBLISH:
-            return f"{self.job.name}: {target.table} will be created with its first partition: nothing to do now"
         if self.outcome is TableOutcome.EXISTED:
             return f"{self.job.name}: {target.table} was there already, as the job declares it"
         columns = ", ".join(cluster_columns(self.job))
@@ -65,7 +62,7 @@ def _create_target(warehouse: Warehouse, job: Job) -> TableOutcome:
     table = TableName.parse(job.target.table)
     if warehouse.create_table(table, target_types(job), job.target.date_column, cluster_columns(job)):
         return TableOutcome.CREATED
-    return TableOutcome.CREATED_ON_PUBLISH if warehouse.describe(table) is None else TableOutcome.EXISTED
+    return TableOutcome.EXISTED
 
 
 def _check_targets(warehouse: Warehouse, jobs: Sequence[Job]) -> None:

@@ -234,6 +234,8 @@ def test_a_link_out_of_the_warehouse_is_refused_by_name(
     local_warehouse: LocalWarehouse, staging: Staging, unharmed: Path, what: str
 ) -> None:
     local_warehouse.load(TABLE, "day", ROWS)
+    if what in ("part", "date"):  # a table with a schema of its own is described without a look at its partitions
+        (local_warehouse.root / "nba" / "factors" / "schema.json").unlink()
     linked(local_warehouse, what, unharmed)
     file = staging.write("run-1", FEB_23, 1, ROWS)
     years = replace(SCAN, dates=(DateRange(start=date(2020, 1, 1), through=date(2024, 1, 1)),))

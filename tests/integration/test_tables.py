@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gated_backfill.common.model.tables import TableName
@@ -125,12 +127,40 @@ def test_a_run_publishes_into_a_table_that_was_made_so(
     assert next(iter(client.query("SELECT COUNT(*) FROM probe.probe").result()))[0] == 10
 
 
-def test_a_local_table_comes_into_being_with_its_first_partition(lab: Lab) -> None:
+def test_a_local_table_has_its_schema_before_its_first_partition(lab: Lab) -> None:
     said = lab.command(*CREATE, *ONE)
 
     assert (said.returncode, said.stderr) == (0, "")
-    assert f"{TARGET} will be created with its first partition" in said.stdout
-    assert not (lab.home / "warehouse").exists()
+    assert f"{TARGET} was made, partitioned by game_date" in said.stdout
+    info = lab.context.warehouse.describe(TableName.parse(TARGET))
+    assert info is not None
+    assert (dict(info.columns), info.partitioned_by) == (TYPES, "game_date")
+    assert "was there already, as the job declares it" in lab.command(*CREATE, *ONE).stdout
+
+
+def test_a_schema_is_read_again_from_the_partitions(lab: Lab) -> None:
+    lab.load("shop.sales", DAY, [{"name": "a"}], {"name": "STRING", "game_date": "DATE"})
+    part = lab.home / "warehouse" / "shop" / "sales" / f"game_date={DAY}" / "part.parquet"
+    rows = pq.ParquetFile(part).read()
+    pq.write_table(rows.append_column("extra", pa.array([1])), part)
+
+    refreshed = lab.command("tables", "refresh", "shop.sales")
+
+    assert (refreshed.returncode, refreshed.stderr) == (0, "")
+    assert refreshed.stdout == "shop.sales: name STRING, game_date DATE, extra INT64\n"
+    absent = lab.command("tables", "refresh", "shop.nothing")
+    assert (absent.returncode, absent.stderr.splitlines()) == (
+        2,
+        ["backfill: shop.nothing: no such table in the warehouse"],
+    )
+
+
+def test_bigquery_keeps_the_schemas_of_its_tables_itself(
+    lab: Lab, bigquery_warehouse: BigQueryWarehouse, at_bigquery: dict[str, str]
+) -> None:
+    bigquery_warehouse.create_table(TableName.parse(TARGET), TYPES, "game_date")
+    said = lab.command("tables", "refresh", TARGET, **at_bigquery)
+    assert (said.returncode, said.stdout) == (0, f"{TARGET}: the warehouse keeps its schema itself: nothing to do\n")
 
 
 def test_a_local_table_is_compared_too(lab: Lab) -> None:

@@ -820,6 +820,9 @@ def test_a_partition_that_is_no_parquet_file_is_an_error_of_ours(local_warehouse
     load(local_warehouse, FEB_23)
     (part,) = local_warehouse.root.rglob("part.parquet")
     part.write_bytes(b"not a Parquet file")
+    with pytest.raises(SchemaMismatch, match=rf"nba\.factors, partition day={FEB_23}: is not a readable"):
+        local_warehouse.read(scan(span(FEB_23)))
+    (part.parent.parent / "schema.json").unlink()  # its columns are now those of its partitions
     with pytest.raises(SchemaMismatch, match=r"nba\.factors"):
         local_warehouse.describe(TABLE)
 

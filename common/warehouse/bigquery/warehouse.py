@@ -39,6 +39,9 @@ class BigQueryWarehouse(BigQueryPublications):
     ) -> bool:
         return self._tables.create_partitioned(table, columns, date_column, cluster_by)
 
+    def refresh_schema(self, table: TableName) -> None:
+        return None
+
     def create_own_tables(self) -> bool:
         if self.describe(self._publications) is not None:
             return False

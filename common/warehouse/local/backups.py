@@ -24,12 +24,13 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import checked_path, sync_folder, write_atomically
 from gated_backfill.common.warehouse.backups import changed_dates_error
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
     hard_link,
-    partition_folders,
+    partition_names,
     translate_file_errors,
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
@@ -42,6 +43,7 @@ class LocalBackups(ABC):
     """Backups in the warehouse's folder; see `Backups`."""
 
     root: Path
+    _parts: PartitionFiles
 
     @abstractmethod
     def describe(self, table: TableName) -> TableInfo | None: ...
@@ -76,10 +78,19 @@ class LocalBackups(ABC):
             return {}
         info.check_columns(date_column)
         with translate_file_errors(table):
-            counts = {
-                day: _count_rows(file) for day, file in _rows_files_by_date(self.root, self._folder(table), date_column)
+            files = {
+                day: file
+                for day, file in _rows_files_by_date(self._folder(table), date_column)
+                if dates.start <= day <= dates.through
             }
-        return {day: rows for day, rows in sorted(counts.items()) if rows and dates.start <= day <= dates.through}
+            self._check_no_other_files(files.values())
+            counts = {day: _count_rows(file) for day, file in files.items()}
+        return {day: rows for day, rows in sorted(counts.items()) if rows}
+
+    def _check_no_other_files(self, parts: Iterable[Path]) -> None:
+        """Check that the partitions of these files have no rows in other files. Raises `SchemaMismatch`."""
+        for part in parts:
+            self._parts.check_no_other_files(str(part))
 
     def backup_location(self, backup: Backup) -> str:
         return str(self._backup_folder(backup))
@@ -88,6 +99,7 @@ class LocalBackups(ABC):
         folder = self._folder(backup.table)
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
+            self._check_no_other_files(self._part(backup.table, backup.date_column, day) for day in days)
             shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
             entries = {day.isoformat(): self._back_up_date(backup, day) for day in sorted(days)}
             about = {"table": str(backup.table), "date_column": backup.date_column, "until": until.isoformat()}
@@ -162,6 +174,7 @@ class LocalBackups(ABC):
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
             files = {day: self._part(backup.table, backup.date_column, day) for day in kept}
+            self._check_no_other_files(files.values())
             current = {day: file_fingerprint(file) for day, file in files.items()}
             written = [day for day in kept if current[day] not in (ABSENT, kept[day].fingerprint)]
             if written and not leave_written:
@@ -200,12 +213,13 @@ class LocalBackups(ABC):
         return checked_path(self.root, self._backup_folder(backup) / part.relative_to(self.root))
 
 
-def _rows_files_by_date(root: Path, folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
-    for partition in partition_folders(root, folder):
-        column, _, value = partition.name.partition("=")
+def _rows_files_by_date(folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
+    """Yield the rows' file of each partition, which need not exist."""
+    for partition in partition_names(folder):
+        column, _, value = partition.partition("=")
         if column == date_column:
             with suppress(ValueError):  # the folder of rows without a date
-                yield date.fromisoformat(value), partition / ROWS_FILE
+                yield date.fromisoformat(value), folder / partition / ROWS_FILE
 
 
 def _count_rows(part: Path) -> int:

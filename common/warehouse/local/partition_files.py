@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
+from gated_backfill.common.warehouse.local.partitions import check_no_other_files
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
+FolderStamp = tuple[int, int, int]
+SchemaCheck = Callable[[str, pa.Schema], None]
 SETTLED_NS = 2_000_000_000  #: a file younger than this may change without a new stamp
 READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
 
@@ -39,10 +42,25 @@ def file_stamp(part: str | Path | int) -> FileStamp | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def folder_stamp(status: os.stat_result) -> FolderStamp:
+    """Return inode, and times of modification and change, which differ after a file was added, replaced or removed."""
+    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def has_settled(stamp: FileStamp | FolderStamp) -> bool:
+    """Whether the file or folder is old enough for its next change to be visible in its times."""
+    return time.time_ns() - stamp[-2] > SETTLED_NS
+
+
+def _accept(part: str, schema: pa.Schema) -> None:
+    """Accept any schema."""
+
+
 class PartitionFiles:
     """Reads files below a warehouse's root. Raises `OutsideRoot` for a link out of it. Thread-safe.
 
-    Callers have checked the path of a file, except for its last two names.
+    Callers have checked the path of a file, except for its last two names. Raises `SchemaMismatch` when the file's
+    folder has rows in other files.
     """
 
     MAX_CACHED_FILE_BYTES = 1024 * 1024  #: compressed and uncompressed
@@ -54,13 +72,15 @@ class PartitionFiles:
         self._root = str(root)
         self._fingerprints: dict[str, tuple[FileStamp, str]] = {}
         self._rows: OrderedDict[str, tuple[FileStamp, pa.Table]] = OrderedDict()
+        self._schemas: dict[str, tuple[FileStamp, pa.Schema]] = {}
+        self._listed: dict[str, FolderStamp] = {}  #: folders in which no other files were found
         self._bytes = 0
         self._lock = threading.Lock()
 
     def fingerprint(self, part: str) -> str:
         """Return the checksum of the file, cached until the file changes; `ABSENT` when it does not exist."""
         cached = self._fingerprints.get(part)
-        if cached is not None and _is_unchanged(part, cached[0]):
+        if cached is not None and self._is_unchanged(part, cached[0]):
             return cached[1]
         with self._opened(part) as handle:
             return ABSENT if handle is None else self._read_with_checksum(part, handle)[1]
@@ -70,19 +90,37 @@ class PartitionFiles:
         with self._opened(part) as handle:
             return ABSENT if handle is None else checksum_of(read_handle(handle))
 
-    def rows(self, part: str, columns: list[str] | None) -> pa.Table | None:
-        """Read the columns that the file has, or all; may return further columns. None when the file does not exist."""
+    def schema(self, part: str) -> pa.Schema | None:
+        """Read the file's columns, cached until the file changes; None when it does not exist."""
+        cached = self._schemas.get(part)
+        if cached is not None and self._is_unchanged(part, cached[0]):
+            return cached[1]
+        with self._opened(part, folder_required=False) as handle:
+            if handle is None:
+                return None
+            stamp = file_stamp(handle)
+            schema = _parquet(self._file(handle)).schema_arrow.remove_metadata()
+        if stamp is not None and has_settled(stamp):
+            self._schemas[part] = (stamp, schema)
+        return schema
+
+    def rows(self, part: str, columns: list[str] | None, check_schema: SchemaCheck = _accept) -> pa.Table | None:
+        """Read the columns that the file has, or all; may return further columns. None when the file does not exist.
+
+        All columns of the file are checked first.
+        """
         with self._lock:
             cached = self._rows.get(part)
             if cached is not None:
                 self._rows.move_to_end(part)
-        if cached is not None and _is_unchanged(part, cached[0]):
+        if cached is not None and self._is_unchanged(part, cached[0]):
+            check_schema(part, cached[1].schema)
             return cached[1]
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
                 return None
             if not self._is_small(handle):
-                return _parquet(_big_file(handle)).read(columns=columns, use_threads=False)
+                return _read_columns(part, _parquet(_big_file(handle)), columns, check_schema)
             data, _, settled = self._read_with_checksum(part, handle)
         file = _parquet(pa.BufferReader(data))
         groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
@@ -90,19 +128,36 @@ class PartitionFiles:
             file.metadata.num_rows > self.MAX_CACHED_ROWS
             or sum(group.total_byte_size for group in groups) > self.MAX_CACHED_FILE_BYTES
         ):
-            return file.read(columns=columns, use_threads=False)
-        rows = file.read(use_threads=False)
+            return _read_columns(part, file, columns, check_schema)
+        rows = _read_columns(part, file, None, check_schema)
         if settled is not None and rows.nbytes <= self.MAX_CACHED_BYTES // 16:
             self._remember(part, settled, rows)
         return rows
 
-    def rows_uncached(self, part: str, columns: list[str] | None) -> pa.Table | None:
-        """Read the columns of a file without caching them."""
-        with self._opened(part, folder_required=False) as handle:
-            if handle is None:
-                return None
-            file = pa.BufferReader(read_handle(handle)) if self._is_small(handle) else _big_file(handle)
-            return _parquet(file).read(columns=columns, use_threads=False)
+    def rows_uncached(
+        self, part: str, columns: list[str] | None, check_schema: SchemaCheck = _accept
+    ) -> pa.Table | None:
+        """Read as `rows` does, the columns only, without caching them."""
+        try:
+            handle = self._handle(part)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return _read_columns(part, _parquet(self._file(handle)), columns, check_schema)
+        finally:
+            os.close(handle)
+
+    def check_no_other_files(self, part: str) -> None:
+        """Check that the folder of the file, if it exists, has no rows in other files. Raises `SchemaMismatch`."""
+        with self._opened(part, folder_required=False):
+            pass
+
+    def _file(self, handle: int) -> pa.NativeFile:
+        size = os.fstat(handle).st_size
+        if size > self.MAX_CACHED_FILE_BYTES:
+            return _big_file(handle)
+        data = os.read(handle, size + 1)  # with one system call, unless the file grows
+        return pa.BufferReader(data if len(data) == size else data + read_handle(handle))
 
     def _is_small(self, handle: int) -> bool:
         return os.fstat(handle).st_size <= self.MAX_CACHED_FILE_BYTES
@@ -124,20 +179,53 @@ class PartitionFiles:
             yield handle
 
     def _handle(self, part: str) -> int:
-        if not stat.S_ISLNK(os.lstat(_folder_of(part)).st_mode):
+        folder = _folder_of(part)
+        status = os.lstat(folder)
+        if not stat.S_ISLNK(status.st_mode):
+            self._check_listed(folder, status)
             try:
                 return os.open(part, READ_FLAGS | os.O_NOFOLLOW)
             except OSError as exc:
                 if exc.errno != errno.ELOOP:
                     raise
-        return os.open(checked_path_text(self._root, part), READ_FLAGS)
+        checked_path_text(self._root, part)
+        check_no_other_files(folder)
+        return os.open(part, READ_FLAGS)
+
+    def _check_listed(self, folder: str, status: os.stat_result) -> None:
+        """Check that the folder has no other files, unless it was listed since it changed."""
+        stamp = folder_stamp(status)
+        if self._listed.get(folder) == stamp:
+            return
+        check_no_other_files(folder)
+        if has_settled(stamp):
+            if len(self._listed) >= self.MAX_FINGERPRINTS:
+                self._listed.clear()
+            self._listed[folder] = stamp
+
+    def _is_unchanged(self, part: str, stamp: FileStamp) -> bool:
+        """Whether the file is unchanged. A link in the place of its folder, to the same file, counts as a change.
+
+        Raises `SchemaMismatch` when other files with rows were added beside it.
+        """
+        if file_stamp(part) != stamp:
+            return False
+        folder = _folder_of(part)
+        try:
+            status = os.lstat(folder)
+            if stat.S_ISLNK(status.st_mode):
+                return False
+            self._check_listed(folder, status)
+        except FileNotFoundError:  # removed since
+            return False
+        return True
 
     def _read_with_checksum(self, part: str, handle: int) -> tuple[bytes, str, FileStamp | None]:
         """Return the bytes, their checksum, and the stamp to cache them by; no stamp if the file may still change."""
         stamp = file_stamp(handle)
         data = read_handle(handle)
         checksum = checksum_of(data)
-        if stamp is None or time.time_ns() - stamp[2] <= SETTLED_NS or file_stamp(handle) != stamp:
+        if stamp is None or not has_settled(stamp) or file_stamp(handle) != stamp:
             return data, checksum, None
         if len(self._fingerprints) >= self.MAX_FINGERPRINTS:
             self._fingerprints.clear()
@@ -158,13 +246,13 @@ class PartitionFiles:
             self._bytes -= cached[1].nbytes
 
 
-def _is_unchanged(part: str, stamp: FileStamp) -> bool:
-    """Whether the file is unchanged. A link in the place of its folder, to the same file, counts as a change."""
-    return file_stamp(part) == stamp and not os.path.islink(_folder_of(part))  # noqa: PTH114
-
-
 def _folder_of(part: str) -> str:
     return part.rpartition("/")[0]
+
+
+def _read_columns(part: str, file: pq.ParquetFile, columns: list[str] | None, check_schema: SchemaCheck) -> pa.Table:
+    check_schema(part, file.schema_arrow)
+    return file.read(columns=columns, use_threads=False)
 
 
 def _big_file(handle: int) -> pa.NativeFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,49 +13,55 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checked_path, checked_path_text, checksum_of
+from gated_backfill.common.storage.files import checked_path, checksum_of
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
 PUBLICATION_FILE = "publication.json"  #: the run and attempt that wrote the rows, and their checksum
+OWN_FILES = frozenset({ROWS_FILE, PUBLICATION_FILE})
+IGNORED_PREFIXES = (".", "_")  #: of files that hold no rows, by a convention that Spark and others follow
 
 
 def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
     """List the partition folders with rows, unordered. Raises `OutsideRoot` for a link out of the root."""
-    try:
-        entries = os.scandir(folder)  # lazy: a caller may need the first entry only
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with entries:
-        for entry in entries:
-            if "=" not in entry.name:
-                continue
-            partition = folder / entry.name
-            try:
-                mode = os.lstat(f"{partition}/{ROWS_FILE}").st_mode
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if entry.is_symlink() or stat.S_ISLNK(mode):
-                if not (partition / ROWS_FILE).exists():
-                    continue
-                checked_path(root, partition / ROWS_FILE)
-            yield partition
-
-
-def existing_parts(root: Path, parts: Iterable[str]) -> list[str]:
-    """Return the files that exist. Raises `OutsideRoot` for a link out of the root.
-
-    Called for every file of a query, so with as few system calls as possible.
-    """
-    existing: list[str] = []
-    for part in parts:
+    for name in partition_names(folder):
+        partition = folder / name
         try:
-            linked = any(stat.S_ISLNK(os.lstat(path).st_mode) for path in (part.rpartition("/")[0], part))
+            mode = os.lstat(f"{partition}/{ROWS_FILE}").st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if not linked or file_exists(checked_path_text(str(root), part)):
-            existing.append(part)
-    return existing
+        if partition.is_symlink() or stat.S_ISLNK(mode):
+            if not (partition / ROWS_FILE).exists():
+                continue
+            checked_path(root, partition / ROWS_FILE)
+        yield partition
+
+
+def partition_names(folder: str | Path) -> list[str]:
+    """List the names of the table's partition folders, with or without rows, unordered; none without the table."""
+    try:
+        return [name for name in os.listdir(folder) if "=" in name]  # noqa: PTH208 - faster for thousands of names
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def check_no_other_files(partition: str) -> None:
+    """Check that the partition's folder has no rows beside ours. Raises `SchemaMismatch`, or `OSError` for no folder.
+
+    Another program may have added them. Readers of the one file would not see these rows, others would.
+    """
+    names = os.listdir(partition)  # noqa: PTH208 - called for every partition that is read
+    if others := [name for name in names if name not in OWN_FILES and not name.startswith(IGNORED_PREFIXES)]:
+        raise partition_mismatch(
+            f"{partition}/{ROWS_FILE}",
+            f"holds {', '.join(sorted(others))}, which is not ours: all rows of a date must be in {ROWS_FILE}",
+        )
+
+
+def partition_mismatch(part: str, problem: str) -> SchemaMismatch:
+    """Return the error for a problem with the partition of that file, worded as a sentence about it."""
+    dataset, table, partition = part.rsplit("/", 4)[-4:-1]
+    return SchemaMismatch(problem, table=f"{dataset}.{table}, partition {partition}")
 
 
 def hard_link(file: Path, other: Path) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import BackupMissing, OutsideRoot, StagedFileLost
 from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
@@ -22,7 +26,6 @@ from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import checked_path, read_regular_file, sync_all, sync_folder, write_atomically
 from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
 from gated_backfill.common.warehouse.local.backups import LocalBackups
-from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
@@ -32,7 +35,8 @@ from gated_backfill.common.warehouse.local.partitions import (
     partition_folders,
     translate_file_errors,
 )
-from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
+from gated_backfill.common.warehouse.local.table_schema import TableSchema, declarable_types
+from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, TableInfo, check_same_columns
 
 LOADING = ".loading"  #: prepared partitions; once it holds COMMITTED, they are published even after a crash
 COMMITTED = "COMMITTED"
@@ -44,7 +48,12 @@ class LocalPublications(LocalBackups):
     """Publishing and undo of a local warehouse; see `Warehouse`."""
 
     _limits: WarehouseLimits
-    _parts: PartitionFiles
+
+    @abstractmethod
+    def _find_schema(self, table: TableName) -> TableSchema | None: ...
+
+    @abstractmethod
+    def _declare_schema(self, table: TableName, date_column: str, columns: Mapping[str, str]) -> None: ...
 
     def publish(
         self,
@@ -58,6 +67,7 @@ class LocalPublications(LocalBackups):
         folder = self._folder(target)
         unreadable: set[date] = set()
         prepared: dict[date, str] = {}
+        columns: Mapping[str, str] | None = None  # of the files
         with translate_file_errors(target), locked(self._lock(folder)):
             self._start_loading(folder)
             paths = self._places(target, date_column, [staged.day for staged in files])
@@ -69,15 +79,32 @@ class LocalPublications(LocalBackups):
                     continue
                 partition = f"{folder}/{LOADING}/{date_column}={staged.day.isoformat()}"
                 try:
-                    _prepare_partition(partition, staged, publication)
+                    data = _prepare_partition(partition, staged, publication)
                 except StagedFileLost:
                     unreadable.add(staged.day)
                 else:
+                    columns = self._check_publishable_columns(target, date_column, data, columns)
                     prepared[staged.day] = staged.checksum
+            if columns is not None:
+                self._declare_schema(target, date_column, columns)
             undo_files = self._keep_replaced(target, date_column, publication, before=current, published=prepared)
             self._commit_loading(folder, undo_files)
         published = frozenset(current) - changed - unreadable
         return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(unreadable))
+
+    def _check_publishable_columns(
+        self, target: TableName, date_column: str, data: bytes, earlier: Mapping[str, str] | None
+    ) -> Mapping[str, str]:
+        """Return the columns of a staged file. Raises `SchemaMismatch` unless they are the table's and `earlier`."""
+        columns = declarable_types(pq.read_schema(pa.BufferReader(data)))
+        if columns == earlier:
+            return columns
+        schema = self._find_schema(target)
+        check_same_columns(None if schema is None else schema.info, date_column, columns)
+        if earlier is not None:
+            info = TableInfo(table=target, columns=earlier, partitioned_by=date_column)
+            check_same_columns(info, date_column, columns)
+        return columns
 
     # -- replaced partitions ----------------------------------------------------------------------------------
 
@@ -152,6 +179,7 @@ class LocalPublications(LocalBackups):
         with translate_file_errors(target), locked(self._lock(folder)):
             self._roll_forward(folder)
             files = {day: self._part(target, date_column, day) for day in replaced}
+            self._check_no_other_files(files.values())
             waiting = [
                 day for day, partition in replaced.items() if file_fingerprint(files[day]) == partition.published
             ]
@@ -258,8 +286,10 @@ def _read_note(note: str) -> dict[str, str] | None:
     return json.loads(Path(note).read_text()) if file_exists(note) else None
 
 
-def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> None:
+def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> bytes:
     """Write the partition's folder: the staged rows and a note on their publication. Raises `StagedFileLost`.
+
+    Returns the bytes of the rows' file.
 
     On the same disk the staged file itself is linked, as nothing writes to it again.
     """
@@ -271,15 +301,18 @@ def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> 
     try:
         try:
             os.link(staged.location, rows_file, follow_symlinks=False)
-            check_checksum(staged, read_regular_file(rows_file))
+            data = read_regular_file(rows_file)
+            check_checksum(staged, data)
         except OSError:  # on another disk, or in an object store
-            write_atomically(rows_file, read_staged_bytes(staged), durable=False)
+            data = read_staged_bytes(staged)
+            write_atomically(rows_file, data, durable=False)
     except (StagedFileLost, OutsideRoot) as exc:
         shutil.rmtree(partition)
         raise StagedFileLost(str(exc), day=staged.day) from exc
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
     with open(f"{partition}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - not read before the commit
         file.write(json.dumps(note).encode())
+    return data
 
 
 def _restore_partition(rows_file: Path, backup: Path, replaced: ReplacedPartition) -> None:

@@ -1,4 +1,4 @@
-"""SQL over Parquet files, by DuckDB. There is no database file, which would lock other processes out.
+"""SQL over the rows of partitions, by DuckDB. There is no database file, which would lock other processes out.
 
 A separate module, as DuckDB and sqlglot take long to import, and many commands do not need them.
 """
@@ -14,79 +14,45 @@ import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
 from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
-from gated_backfill.common.model.tables import TableName, validate_identifier
-from gated_backfill.common.warehouse.local.partition_files import FileStamp, file_stamp
+from gated_backfill.common.model.tables import validate_identifier
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan
 from gated_backfill.common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
-
-MAX_TRIES = 50  #: of a query whose files are replaced while it reads them
 
 Scans = Mapping[str, Scan | StagedScan]
 
 
 class DuckDbQueries:
-    """Answers queries over files. Safe for several threads at once.
+    """Answers queries over scans. Safe for several threads at once.
 
-    DuckDB gets an explicit list of the files for a query's dates: a glob over all files takes ten times as long.
+    `read` returns the rows of a scan, so that a query sees what every other reader of a table sees.
     """
 
-    def __init__(
-        self, files: Callable[[Scan | StagedScan], list[str]], schema: Callable[[TableName], pa.Schema]
-    ) -> None:
-        self._files = files
-        self._schema = schema
+    def __init__(self, read: Callable[[Scan | StagedScan], pa.Table]) -> None:
+        self._read = read
         self._local = threading.local()
 
     def query(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
         """See `Warehouse.query`."""
         tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
-        for _ in range(MAX_TRIES):
-            files = {name: self._files(scan) for name, scan in scans.items()}
-            before = _stamps(files)
-            try:
-                result: pa.Table | duckdb.Error = self._run(sql, scans, files, params)
-            except duckdb.Error as exc:
-                result = exc
-            except RuntimeError as exc:  # DuckDB raises it for any error of a signal's handler during the query
-                raise WarehouseUnavailable(f"the query was cut off: {exc}", table=tables) from exc
-            except (SqlglotError, pa.ArrowInvalid) as exc:
-                raise QueryFailed(str(exc), table=tables) from exc
-            if _stamps(files) != before:
-                continue  # DuckDB opens a file twice, and one was replaced in between: the result is wrong
-            if isinstance(result, pa.Table):
-                return result
-            if isinstance(result, duckdb.IOException):
-                raise WarehouseUnavailable(str(result), table=tables) from result
-            raise QueryFailed(str(result), table=tables) from result
-        raise WarehouseUnavailable(f"was written to during each of {MAX_TRIES} reads", table=tables)
+        try:
+            _check_query(sql, scans)
+            rows = {validate_identifier(name, "scan name"): self._read(scan) for name, scan in scans.items()}
+            return self._run(sql, rows, params)
+        except RuntimeError as exc:  # DuckDB raises it for any error of a signal's handler during the query
+            raise WarehouseUnavailable(f"the query was cut off: {exc}", table=tables) from exc
+        except (duckdb.Error, SqlglotError, pa.ArrowInvalid) as exc:
+            raise QueryFailed(str(exc), table=tables) from exc
 
-    def _run(
-        self, sql: LiteralString, scans: Scans, files: Mapping[str, list[str]], params: Mapping[str, Any]
-    ) -> pa.Table:
-        if not is_query(sql):
-            raise QueryFailed("it is not a query: a warehouse accepts only SELECT statements")
-        unknown = table_names(sql) - set(scans)
-        if unknown:
-            raise QueryFailed(f"the query reads {', '.join(sorted(unknown))}, but has no scan of that name")
+    def _run(self, sql: LiteralString, rows: Mapping[str, pa.Table], params: Mapping[str, Any]) -> pa.Table:
         connection = self._connection()
-        for name, scan in scans.items():
-            relation = self._relation(connection, scan, files[name])
-            relation.create_view(validate_identifier(name, "scan name"), replace=True)
         bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
-        return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
-
-    def _relation(
-        self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan, files: list[str]
-    ) -> duckdb.DuckDBPyRelation:
-        relation = connection.read_parquet(files, hive_partitioning=False) if files else self._empty(connection, scan)
-        if scan.columns is None:
-            return relation
-        return relation.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in scan.columns.items()))
-
-    def _empty(self, connection: duckdb.DuckDBPyConnection, scan: Scan | StagedScan) -> duckdb.DuckDBPyRelation:
-        if isinstance(scan, StagedScan):
-            raise QueryFailed("no staged file was given to the query")
-        return connection.from_arrow(self._schema(scan.table).empty_table())
+        try:
+            for name, table in rows.items():
+                connection.register(name, table)
+            return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
+        finally:
+            for name in rows:
+                connection.unregister(name)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """Return the connection of this thread. Threads cannot share one."""
@@ -104,5 +70,9 @@ class DuckDbQueries:
         return connection
 
 
-def _stamps(files: Mapping[str, list[str]]) -> list[FileStamp | None]:
-    return [file_stamp(path) for paths in files.values() for path in paths]
+def _check_query(sql: LiteralString, scans: Scans) -> None:
+    """Check that it is a query of the scans only. Raises `QueryFailed` or the parser's errors."""
+    if not is_query(sql):
+        raise QueryFailed("it is not a query: a warehouse accepts only SELECT statements")
+    if unknown := table_names(sql) - set(scans):
+        raise QueryFailed(f"the query reads {', '.join(sorted(unknown))}, but has no scan of that name")

@@ -1,6 +1,6 @@
 """A warehouse of Parquet files, one per table and date, queried with DuckDB.
 
-`<root>/<dataset>/<table>/<date_column>=YYYY-MM-DD/part.parquet`.
+`<root>/<dataset>/<table>/<date_column>=YYYY-MM-DD/part.parquet`, beside the table's `schema.json`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from datetime import date
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import StagedFileLost
-from gated_backfill.common.model.arrow_types import column_type_of
-from gated_backfill.common.model.publication import StagedFile, WarehouseLimits
-from gated_backfill.common.model.tables import ColumnTypes, TableName
+from gated_backfill.common.errors import QueryFailed, SchemaMismatch, WarehouseUnavailable
+from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import (
     ROW_GROUP_BYTES,
@@ -30,20 +28,30 @@ from gated_backfill.common.storage.files import (
     write_atomically,
     write_row_groups,
 )
+from gated_backfill.common.storage.staged_files import read_all_rows
 from gated_backfill.common.warehouse.counting import count_by_reading
 from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
+from gated_backfill.common.warehouse.local.content import content_fingerprint
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
-from gated_backfill.common.warehouse.local.partition_files import FileStamp, PartitionFiles, file_stamp
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
 from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
-    existing_parts,
     file_fingerprint,
-    partition_folders,
+    partition_mismatch,
+    partition_names,
     translate_file_errors,
 )
 from gated_backfill.common.warehouse.local.publications import LOADING, LocalPublications
+from gated_backfill.common.warehouse.local.table_schema import (
+    TableSchema,
+    TableSchemas,
+    UnknownPartitionSchema,
+    declarable_types,
+)
+from gated_backfill.common.warehouse.local.typed_rows import PartitionRows, TypedReader
 from gated_backfill.common.warehouse.protocol import (
+    ABSENT,
     EntityCounts,
     EntityScan,
     Scan,
@@ -57,8 +65,11 @@ from gated_backfill.common.warehouse.protocol import (
 if TYPE_CHECKING:
     from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-ReadPart = Callable[[str, list[str] | None], pa.Table | None]  #: reads columns of a file; None when it does not exist
+SCHEMA_TRIES = 3  #: of reading a table whose partitions get other columns meanwhile
 MAX_DAYS_TO_PROBE = 1000  #: up to here, looking for each partition is cheaper than listing the folder
+
+ReadFile = Callable[[str, list[str] | None, SchemaCheck], pa.Table | None]
+T = TypeVar("T")
 
 
 class LocalWarehouse(LocalPublications):
@@ -68,7 +79,7 @@ class LocalWarehouse(LocalPublications):
         self.root = root
         self._limits = limits or WarehouseLimits()
         self._parts = PartitionFiles(root)
-        self._descriptions: dict[TableName, tuple[Path, FileStamp | None, TableInfo]] = {}
+        self._schemas = TableSchemas(self._parts)
 
     def __repr__(self) -> str:
         return f"LocalWarehouse({str(self.root)!r})"
@@ -78,19 +89,8 @@ class LocalWarehouse(LocalPublications):
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
             self._finish_load(table)
-            cached = self._descriptions.get(table)
-            if cached is not None and file_stamp(cached[0]) == cached[1]:  # the file it was read from is unchanged
-                return cached[2]
-            folder = self._folder(table)
-            first = next(partition_folders(self.root, folder), None)
-            if first is None:
-                return self._unpartitioned(table)
-            stamp = file_stamp(first / ROWS_FILE)
-            schema = pq.read_schema(first / ROWS_FILE)
-        columns = {field.name: column_type_of(field.type) or str(field.type) for field in schema}
-        info = TableInfo(table=table, columns=columns, partitioned_by=first.name.partition("=")[0])
-        self._descriptions[table] = (first / ROWS_FILE, stamp, info)
-        return info
+            schema = self._find_schema(table)
+            return self._unpartitioned(table) if schema is None else schema.info
 
     def query(
         self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
@@ -101,42 +101,52 @@ class LocalWarehouse(LocalPublications):
     def _queries(self) -> DuckDbQueries:
         from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-        return DuckDbQueries(self._paths, self._schema)
+        return DuckDbQueries(self._rows_to_query)
+
+    def _rows_to_query(self, scan: Scan | StagedScan) -> pa.Table:
+        if isinstance(scan, Scan):
+            return self.read(scan, once=True)
+        if not scan.files:
+            raise QueryFailed("no staged file was given to the query")
+        rows = read_all_rows(scan.files)
+        return rows if scan.columns is None else _renamed(rows, scan.columns)
 
     def count_entities(
         self, expected: EntityScan, sources: Mapping[str, EntityScan], groups: Collection[tuple[str, ...]]
     ) -> EntityCounts:
-        def read(scan: EntityScan) -> pa.Table:
-            return self._entities(scan, self._parts.rows_uncached)
-
-        return count_by_reading(read, expected, sources, groups)
+        return count_by_reading(lambda scan: self._entities(scan, once=True), expected, sources, groups)
 
     def read_entities(self, scan: EntityScan) -> pa.Table:
-        return self._entities(scan, self._parts.rows)
+        return self._entities(scan, once=False)
 
-    def _entities(self, scan: EntityScan, rows_of: ReadPart) -> pa.Table:
-        rows = self._read(scan.rows(), rows_of)
+    def _entities(self, scan: EntityScan, *, once: bool) -> pa.Table:
+        rows = self.read(scan.rows(), once=once)
         with translate_file_errors(scan.table):
             return day_entity_rows(rows, scan.columns, table=str(scan.table))
 
     def count_rows(self, scan: Scan) -> dict[date, int]:
-        rows = self._read(replace(scan, columns={"day": scan.date_column}), self._parts.rows_uncached)
+        rows = self.read(replace(scan, columns={"day": scan.date_column}), once=True)
         counts = read_days(rows["day"], scan.time_zone).value_counts().to_pylist()
         return {count["values"]: count["counts"] for count in counts}
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
-        return self._read(scan, self._parts.rows_uncached if once else self._parts.rows)
+        read_file = self._parts.rows_uncached if once else self._parts.rows
+        columns = None if scan.columns is None else scan.columns.values()
+        return self._with_schema(scan, columns, lambda schema: self._read(scan, schema, read_file))
 
-    def _read(self, scan: Scan, rows_of: ReadPart) -> pa.Table:
-        self._check_columns(scan)
-        columns = None if scan.columns is None else list(scan.columns.values())
-        with translate_file_errors(scan.table):
-            tables = [rows for part in self._candidates(scan) if (rows := rows_of(part, columns)) is not None]
-            tables = tables or [self._schema(scan.table).empty_table()]
-            rows = _concatenate(tables, columns or tables[0].column_names)
-        if scan.columns is None or columns is None:
-            return rows
-        return rows.select(columns).rename_columns(list(scan.columns))
+    def _read(self, scan: Scan, schema: TableSchema, read_file: ReadFile) -> pa.Table:
+        reader = TypedReader(
+            schema=schema,
+            columns={name: name for name in schema.info.columns} if scan.columns is None else scan.columns,
+            declared_types=scan.types or {},
+            time_zone=scan.time_zone,
+        )
+        columns = list(dict.fromkeys((*reader.columns.values(), scan.date_column)))
+        return reader.stack(
+            PartitionRows(day, part, rows)
+            for day, part in self._candidates(scan)
+            if (rows := read_partition(part, columns, schema, read_file)) is not None
+        )
 
     def estimate_bytes(self, scan: Scan) -> int | None:
         return None
@@ -150,10 +160,26 @@ class LocalWarehouse(LocalPublications):
         columns: Collection[str] | None = None,
         time_zone: str | None = None,
     ) -> dict[date, str]:
-        with translate_file_errors(table):
-            self._finish_load(table)
-            places = self._places(table, date_column, days)
-            return {day: self._parts.fingerprint(place) for day, place in places.items()}
+        places = self._places(table, date_column, days)
+        if columns is None:
+            with translate_file_errors(table):
+                self._finish_load(table)
+                return {day: self._parts.fingerprint(place) for day, place in places.items()}
+        if self.describe(table) is None:
+            return dict.fromkeys(days, ABSENT)
+        dated = Scan(table=table, date_column=date_column, dates=(), time_zone=time_zone)
+        return self._with_schema(dated, columns, lambda schema: self._content_fingerprints(places, schema, columns))
+
+    def _content_fingerprints(
+        self, places: Mapping[date, str], schema: TableSchema, columns: Collection[str]
+    ) -> dict[date, str]:
+        reader = TypedReader(schema=schema, columns={name: name for name in sorted(columns)}, declared_types={})
+        fingerprints = dict.fromkeys(places, ABSENT)
+        for day, part in places.items():
+            rows = read_partition(part, list(reader.columns), schema, self._parts.rows)
+            if rows is not None:
+                fingerprints[day] = content_fingerprint(reader.columns_of(PartitionRows(day, part, rows)))
+        return fingerprints
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
@@ -176,7 +202,26 @@ class LocalWarehouse(LocalPublications):
     def create_table(
         self, table: TableName, columns: ColumnTypes, date_column: str, cluster_by: Sequence[str] = ()
     ) -> bool:
-        return False  # a folder becomes a table with its first partition
+        for name in (date_column, *columns, *cluster_by):
+            validate_identifier(name, "column name")
+        if self.describe(table) is not None:
+            return False
+        check_same_columns(None, date_column, columns)
+        folder = self._folder(table)
+        with translate_file_errors(table), locked(self._lock(folder)):
+            self._roll_forward(folder)
+            if self._find_schema(table) is not None:
+                return False
+            self._schemas.declare(str(folder), date_column, columns)
+        return True
+
+    def refresh_schema(self, table: TableName) -> TableInfo:
+        require_table(self, table)
+        folder = self._folder(table)
+        with translate_file_errors(table), locked(self._lock(folder)):
+            self._roll_forward(folder)
+            self._schemas.refresh(table, str(folder))
+        return require_table(self, table)
 
     def create_own_tables(self) -> None:
         return None
@@ -190,19 +235,24 @@ class LocalWarehouse(LocalPublications):
 
     def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
         batches = check_dated(table, date_column, rows)
-        columns = {field.name: column_type_of(field.type) or str(field.type) for field in rows.schema}
+        columns = declarable_types(rows.schema)
         check_same_columns(self.describe(table), date_column, columns)
         folder = self._folder(table)
         with translate_file_errors(table), locked(self._lock(folder)):
             self._start_loading(folder)
             days = _write_partitions(folder / LOADING, date_column, rows.schema, batches)
+            self._check_no_other_files(self._part(table, date_column, day) for day in days)
+            self._declare_schema(table, date_column, columns)
             self._commit_loading(folder)
         return days
 
     # -- paths and relations --------------------------------------------------------------------------------
 
     def _folder(self, table: TableName) -> Path:
-        return Path(joined_path(str(self.root), (table.dataset, table.table)))
+        return Path(self._folder_path(table))
+
+    def _folder_path(self, table: TableName) -> str:
+        return joined_path(str(self.root), (table.dataset, table.table))
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
         return Path(
@@ -211,7 +261,7 @@ class LocalWarehouse(LocalPublications):
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
-        folder = self._folder(table)
+        folder = self._folder_path(table)
         return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
 
     def _unpartitioned(self, table: TableName) -> TableInfo | None:
@@ -219,47 +269,57 @@ class LocalWarehouse(LocalPublications):
             return None
         return TableInfo(table=table, columns={}, partitioned_by=None)
 
-    def _candidates(self, scan: Scan) -> list[str]:
-        """List the files of the scan's days; not all of them may exist."""
+    def _candidates(self, scan: Scan) -> list[tuple[date, str]]:
+        """List the scan's days with their files; not all of them may exist."""
         days = [day for span in scan.dates for day in span.days()]
         places = self._places(scan.table, scan.date_column, days)
         if len(places) <= MAX_DAYS_TO_PROBE:
-            return list(places.values())
-        existing = {f"{folder}/{ROWS_FILE}" for folder in partition_folders(self.root, self._folder(scan.table))}
-        return [place for place in places.values() if place in existing]
+            return list(places.items())
+        existing = set(partition_names(self._folder_path(scan.table)))
+        return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
 
-    def _paths(self, scan: Scan | StagedScan) -> list[str]:
-        if isinstance(scan, StagedScan):
-            return _staged_paths(scan.files)
-        self._check_columns(scan)
-        with translate_file_errors(scan.table):
-            return existing_parts(self.root, self._candidates(scan))
+    # -- schemas --------------------------------------------------------------------------------------------
 
-    def _check_columns(self, scan: Scan) -> None:
-        """Check that the table has the scan's columns. Raises `TableNotFound` or `SchemaMismatch`."""
-        columns = tuple((scan.columns or {}).values())
-        require_table(self, scan.table).check_columns(scan.date_column, columns, time_zone=scan.time_zone)
+    def _find_schema(self, table: TableName) -> TableSchema | None:
+        return self._schemas.find(table, self._folder_path(table))
 
-    def _schema(self, table: TableName) -> pa.Schema:
-        return pq.read_schema(next(partition_folders(self.root, self._folder(table))) / ROWS_FILE)
+    def _declare_schema(self, table: TableName, date_column: str, columns: Mapping[str, str]) -> None:
+        """Declare the schema of rows that are about to be written, unless the table has a declared one."""
+        schema = self._find_schema(table)
+        if schema is None or not schema.info.types_are_declared:
+            self._schemas.declare(self._folder_path(table), date_column, columns)
+
+    def _with_schema(self, scan: Scan, columns: Collection[str] | None, work: Callable[[TableSchema], T]) -> T:
+        """Do the work, which reads these columns of partitions (None: all), with the schema of the scan's table.
+
+        The schema is found again if a partition was replaced by one that it does not describe. Raises like `query`.
+        """
+        for _ in range(SCHEMA_TRIES):
+            with translate_file_errors(scan.table):
+                self._finish_load(scan.table)
+                schema = self._find_schema(scan.table)
+                info = require_table(self, scan.table) if schema is None else schema.info
+                names = info.columns.keys() if columns is None else columns
+                info.check_columns(scan.date_column, names, time_zone=scan.time_zone)
+                if schema is None:
+                    raise SchemaMismatch("it has no partitions", table=str(scan.table))
+                try:
+                    return work(schema)
+                except UnknownPartitionSchema:
+                    self._schemas.forget(self._folder_path(scan.table))
+        raise WarehouseUnavailable("partitions with other columns were written meanwhile", table=str(scan.table))
 
 
-def _concatenate(tables: Sequence[pa.Table], names: list[str]) -> pa.Table:
-    """Append the tables' rows, with these columns, matched by name as in a query."""
-    for table in tables:
-        if missing := set(names) - set(table.column_names):
-            raise pa.ArrowInvalid(f"one of them lacks {', '.join(sorted(missing))}")
-    if len(tables) == 1:
-        return tables[0].select(names)
-    return pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
+def read_partition(part: str, columns: list[str], schema: TableSchema, read_file: ReadFile) -> pa.Table | None:
+    """Read the columns that the partition has, or more; None when it does not exist. Raises `SchemaMismatch`."""
+    try:
+        return read_file(part, columns, schema.check_partition)
+    except pa.ArrowException as exc:
+        raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
 
 
-def _staged_paths(files: Sequence[StagedFile]) -> list[str]:
-    """Return the paths of the staged files. Raises `StagedFileLost` for a link, which may lead to other rows."""
-    for staged in files:
-        if Path(staged.location).is_symlink():
-            raise StagedFileLost("the staged file is a link", day=staged.day)
-    return [staged.location for staged in files]
+def _renamed(rows: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    return rows.select(list(columns.values())).rename_columns(list(columns))
 
 
 def _write_partitions(

@@ -1,4 +1,4 @@
-"""`backfill tables`: the target tables of jobs."""
+"""`backfill tables`: create the target tables of jobs, and refresh the schemas of local tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.registry import find_job, job_names, load_jobs
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.producer.cli.options import single_job_option
 from gated_backfill.producer.tables.create import create_tables
@@ -19,7 +20,7 @@ from gated_backfill.producer.terminal.exit_codes import INCOMPLETE
 
 @click.group
 def tables() -> None:
-    """The target tables of jobs."""
+    """The target tables of jobs, and the schemas of local tables."""
 
 
 @tables.command
@@ -48,3 +49,19 @@ def create(job: str | None) -> None:
         console.print(f"[bold red]skipped[/bold red]: {escape(str(error))}", soft_wrap=True)
     if errors:
         raise SystemExit(INCOMPLETE)
+
+
+@tables.command
+@click.argument("table", metavar="DATASET.TABLE")
+def refresh(table: str) -> None:
+    """Read the columns of a local table's partitions again, after another program added a column or a type.
+
+    Writes them to the table's schema.json. A type that is there already stays if values of the new one may fit it.
+    """
+    settings = read_settings()
+    name = TableName.parse(table)
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
+    info = warehouse.refresh_schema(name)
+    columns = "" if info is None else ", ".join(f"{column} {kind}" for column, kind in info.columns.items())
+    outcome = columns or "the warehouse keeps its schema itself: nothing to do"
+    make_console().print(escape(f"{name}: {outcome}"), soft_wrap=True)

@@ -1,0 +1,103 @@
+"""Fingerprints of what columns hold, however their file stores it.
+
+A fingerprint does not depend on the file's compression, on how its rows are grouped, or on the width and encoding of
+its types. The type of a column that was found in files may widen when another date is added, so whole floats count as
+integers, times at midnight as dates, and NaN as null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gated_backfill.common.storage.files import checksum_of
+
+MAX_WHOLE_FLOAT = 2.0**53  #: a greater float may stand for several integers
+DAY_MICROSECONDS = 86_400_000_000
+
+Content = bytes | memoryview | npt.NDArray[Any]
+
+
+def content_fingerprint(columns: Iterable[tuple[str, pa.ChunkedArray[Any]]]) -> str:
+    """Hash named columns of the same rows, in the order of their names. Their types are those of column types."""
+    content = hashlib.sha256()
+    for name, values in sorted(columns, key=lambda column: column[0]):
+        content.update(f"{name}\0{len(values)}\0".encode())
+        for part in _contents(values):
+            content.update(part)
+    return content.hexdigest()
+
+
+def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Content]:
+    """Yield the positions of nulls, then the other values, after a word for their kind."""
+    kind = values.type
+    if pa.types.is_floating(kind):
+        numbers = values.to_numpy()  # with NaN for null
+        nulls = np.isnan(numbers)
+        if nulls.any():
+            yield np.packbits(nulls)
+            numbers = numbers[~nulls]
+        yield from _number_contents(numbers)
+        return
+    if values.null_count:
+        yield np.packbits(pc.is_null(values).to_numpy())
+        values = values.drop_null()
+    if len(values):
+        yield from _value_contents(values, kind)
+
+
+def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator[Content]:
+    types = pa.types
+    if types.is_string(kind):
+        yield from _text_contents(values)
+    elif types.is_integer(kind):
+        yield from _number_contents(values.to_numpy())
+    elif types.is_boolean(kind):
+        yield b"booleans"
+        yield values.cast(pa.uint8()).to_numpy()
+    elif types.is_date32(kind):
+        yield b"dates"
+        yield values.cast(pa.int32()).cast(pa.int64()).to_numpy()
+    elif types.is_timestamp(kind):
+        yield from _time_contents(values.cast(pa.int64()).to_numpy(), has_zone=kind.tz is not None)
+    else:
+        yield checksum_of(repr(values.to_pylist()).encode()).encode()  # no column type: read as it is
+
+
+def _number_contents(numbers: npt.NDArray[Any]) -> Iterator[Content]:
+    if not len(numbers):
+        return
+    if numbers.dtype.kind == "f" and (np.abs(numbers) <= MAX_WHOLE_FLOAT).all() and (np.rint(numbers) == numbers).all():
+        numbers = numbers.astype(np.int64)
+    yield b"numbers" if numbers.dtype.kind == "f" else b"whole numbers"
+    yield np.ascontiguousarray(numbers)
+
+
+def _time_contents(microseconds: npt.NDArray[np.int64], *, has_zone: bool) -> Iterator[Content]:
+    if not has_zone and not (microseconds % DAY_MICROSECONDS).any():
+        yield b"dates"
+        yield microseconds // DAY_MICROSECONDS
+    else:
+        yield b"times in a zone" if has_zone else b"times"
+        yield np.ascontiguousarray(microseconds)
+
+
+def _text_contents(values: pa.ChunkedArray[Any]) -> Iterator[Content]:
+    """Yield the lengths of all texts, then their bytes, of arrays that may be slices."""
+    yield b"texts"
+    texts: list[memoryview] = []
+    for chunk in values.chunks:
+        if not len(chunk):
+            continue
+        _, offset_buffer, data = chunk.buffers()
+        offsets = np.frombuffer(offset_buffer, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        yield np.diff(offsets)
+        if data is not None:
+            texts.append(memoryview(data)[offsets[0] : offsets[-1]])
+    yield from texts

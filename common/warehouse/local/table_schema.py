@@ -1,0 +1,252 @@
+"""The schemas of local tables: declared in a file of the table, or found in the files of its partitions.
+
+`<root>/<dataset>/<table>/schema.json` has the table's columns in order, with their types, and its date column. It is
+written with the first rows. A table that only other programs wrote has none: its schema is the union of the columns of
+all its partitions, whatever the order in which the file system lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.arrow_types import ARROW_TYPES, column_type_of, read_type_of
+from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, TableName, validate_identifier
+from gated_backfill.common.storage.files import read_regular_file, write_atomically
+from gated_backfill.common.warehouse.local.partition_files import (
+    FileStamp,
+    FolderStamp,
+    PartitionFiles,
+    file_stamp,
+    folder_stamp,
+    has_settled,
+)
+from gated_backfill.common.warehouse.local.partitions import ROWS_FILE, partition_mismatch, partition_names
+from gated_backfill.common.warehouse.protocol import TableInfo
+
+SCHEMA_FILE = "schema.json"
+MAX_CHECKED_SCHEMAS = 64  #: of partitions, remembered for each table
+WIDER_TYPES: Mapping[frozenset[str], str] = {
+    frozenset({"INT64", "FLOAT64"}): "FLOAT64",
+    frozenset({"DATE", "DATETIME"}): "DATETIME",
+}
+
+
+class UnknownPartitionSchema(Exception):
+    """A partition has columns or types that were not among those of the table's partitions when they were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSchema:
+    """The schema of a table: `info` with the columns and types, and the Arrow types of the columns."""
+
+    info: TableInfo
+    date_column: str
+    arrow_types: Mapping[str, pa.DataType]
+    _checked: list[pa.Schema] = field(default_factory=list[pa.Schema], compare=False, repr=False)
+
+    def check_partition(self, part: str, schema: pa.Schema) -> None:
+        """Check that the table's columns and types include those of the partition.
+
+        Raises `SchemaMismatch` for a further column, or, if the table's schema was found in its partitions,
+        `UnknownPartitionSchema`. Whether values fit a declared type is checked where they are read.
+        """
+        for checked in self._checked:
+            if checked.equals(schema):
+                return
+        check_names_are_unique(part, schema)
+        for column in schema:
+            if column.name not in self.info.columns:
+                if not self.info.types_are_declared:
+                    raise UnknownPartitionSchema(part)
+                raise partition_mismatch(
+                    part,
+                    f"has the column {column.name}, which the table's schema lacks: "
+                    f"`backfill tables refresh {self.info.table}` adds it",
+                )
+            known = self.info.columns[column.name]
+            if self.info.types_are_declared or column.name in self.info.mixed_columns:
+                continue
+            if unite_types({known, read_type_name(column.type)}) != known:
+                raise UnknownPartitionSchema(part)
+        if len(self._checked) < MAX_CHECKED_SCHEMAS:
+            self._checked.append(schema)
+
+
+def read_type_name(arrow: pa.DataType) -> str:
+    """Return the column type as which an Arrow type is read; for an unsupported type, the name that Arrow gives it."""
+    return read_type_of(arrow) or str(arrow)
+
+
+def check_names_are_unique(part: str, schema: pa.Schema) -> None:
+    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise partition_mismatch(part, f"has several columns named {', '.join(repeated)}")
+
+
+def unite_types(types: Iterable[str]) -> str | None:
+    """Return the type that holds the values of all the types; None when there is none."""
+    named = frozenset(types) - {NULL_TYPE}
+    if len(named) <= 1:
+        return next(iter(named), NULL_TYPE)
+    return WIDER_TYPES.get(named)
+
+
+class TableSchemas:
+    """Finds and keeps the schemas of a warehouse's tables. Thread-safe.
+
+    A schema that was found in partitions is cached until a partition is added or removed. The caller checks each
+    partition that it reads, as one may have been replaced, and then calls `forget`.
+    """
+
+    def __init__(self, parts: PartitionFiles) -> None:
+        self._parts = parts
+        self._declared: dict[str, tuple[FileStamp, TableSchema]] = {}
+        self._found: dict[str, tuple[FolderStamp, TableSchema]] = {}
+
+    def find(self, table: TableName, folder: str) -> TableSchema | None:
+        """Return the schema of the table in the folder, which is a checked path; None for no table.
+
+        Raises `SchemaMismatch` for an unreadable schema or partition.
+        """
+        file = f"{folder}/{SCHEMA_FILE}"
+        try:
+            stamp = file_stamp(file)
+        except NotADirectoryError:
+            return None
+        if stamp is None:
+            return self._find_in_partitions(table, folder)
+        cached = self._declared.get(folder)
+        if cached is not None and cached[0] == stamp:
+            return cached[1]
+        schema = _parse(table, read_regular_file(file))
+        self._declared[folder] = (stamp, schema)
+        return schema
+
+    def forget(self, folder: str) -> None:
+        """Forget what was found in the table's partitions."""
+        self._found.pop(folder, None)
+
+    def declare(self, folder: str, date_column: str, columns: Mapping[str, str]) -> None:
+        """Write the schema of the table in the folder."""
+        content = json.dumps({"date_column": date_column, "columns": dict(columns)}, indent=1)
+        write_atomically(f"{folder}/{SCHEMA_FILE}", content.encode())
+
+    def refresh(self, table: TableName, folder: str) -> TableSchema | None:
+        """Write the schema of the table's partitions as they are now; None for no table.
+
+        A declared type stays where values of the partitions' type may fit it. Raises `SchemaMismatch`, and changes
+        nothing, for a column whose partitions differ too much, or of an unsupported type.
+        """
+        declared = self.find(table, folder) if Path(folder, SCHEMA_FILE).exists() else None
+        found = self._unite_partitions(table, folder)
+        if found is None:
+            return declared
+        found.info.check_columns(found.date_column, list(found.info.columns))
+        columns = dict(found.info.columns)
+        for name, kind in columns.items():
+            known = declared.info.columns.get(name, kind) if declared else kind
+            columns[name] = known if kind == NULL_TYPE or (kind, known) in FITTING_TYPES else kind
+        _check_supported(table, columns)
+        self.declare(folder, found.date_column, columns)
+        return self.find(table, folder)
+
+    def _find_in_partitions(self, table: TableName, folder: str) -> TableSchema | None:
+        try:
+            stamp = folder_stamp(os.stat(folder))  # noqa: PTH116 - asked for every read of such a table
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        cached = self._found.get(folder)
+        if cached is not None and cached[0] == stamp:
+            return cached[1]
+        schema = self._unite_partitions(table, folder)
+        if schema is not None and has_settled(stamp):
+            self._found[folder] = (stamp, schema)
+        return schema
+
+    def _unite_partitions(self, table: TableName, folder: str) -> TableSchema | None:
+        """Unite the columns of all partitions, in the order of their names; None without partitions."""
+        partitions_by_type: dict[str, dict[str, str]] = {}  # by column, then type: the first such partition
+        arrow_types: dict[str, pa.DataType] = {}
+        date_columns: dict[str, None] = {}
+        for partition in sorted(partition_names(folder)):
+            part = f"{folder}/{partition}/{ROWS_FILE}"
+            try:
+                schema = self._parts.schema(part)
+            except pa.ArrowException as exc:
+                raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
+            if schema is None:
+                continue
+            check_names_are_unique(part, schema)
+            date_columns[partition.partition("=")[0]] = None
+            for column in schema:
+                name, kind = column.name, read_type_name(column.type)
+                partitions_by_type.setdefault(name, {}).setdefault(kind, partition)
+                if kind != NULL_TYPE:
+                    arrow_types.setdefault(name, column.type)
+        if not date_columns:
+            return None
+        if len(date_columns) > 1:
+            raise SchemaMismatch(f"has partitions by several columns: {', '.join(date_columns)}", table=str(table))
+        return _united_schema(table, next(iter(date_columns)), partitions_by_type, arrow_types)
+
+
+def _united_schema(
+    table: TableName,
+    date_column: str,
+    partitions_by_type: Mapping[str, Mapping[str, str]],
+    arrow_types: Mapping[str, pa.DataType],
+) -> TableSchema:
+    columns: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    for name, partitions in partitions_by_type.items():
+        kind = unite_types(partitions)
+        if kind is None:
+            (first, partition), (second, other), *_ = ((k, p) for k, p in partitions.items() if k != NULL_TYPE)
+            mixed[name] = f"is {first} in partition {partition} and {second} in partition {other}"
+        columns[name] = kind or " or ".join(partitions)
+    info = TableInfo(
+        table=table, columns=columns, partitioned_by=date_column, types_are_declared=False, mixed_columns=mixed
+    )
+    return TableSchema(info=info, date_column=date_column, arrow_types=_arrow_types(columns, arrow_types))
+
+
+def _arrow_types(columns: Mapping[str, str], others: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """Return the Arrow type of each column: of a column type, of nulls, or else among `others`."""
+    standard: dict[str, pa.DataType] = {**ARROW_TYPES, NULL_TYPE: pa.null()}
+    return {name: standard.get(kind) or others[name] for name, kind in columns.items()}
+
+
+def _parse(table: TableName, content: bytes) -> TableSchema:
+    try:
+        declared: dict[str, Any] = json.loads(content)
+        date_column, columns = declared["date_column"], dict(declared["columns"])
+        arrow_types = _arrow_types(columns, {})
+    except (ValueError, KeyError, TypeError) as exc:
+        raise SchemaMismatch(
+            f"its {SCHEMA_FILE} is not a schema of a table ({exc}): after deleting the file, "
+            f"`backfill tables refresh {table}` writes it again",
+            table=str(table),
+        ) from exc
+    info = TableInfo(table=table, columns=columns, partitioned_by=date_column)
+    return TableSchema(info=info, date_column=date_column, arrow_types=arrow_types)
+
+
+def _check_supported(table: TableName, columns: Mapping[str, str]) -> None:
+    supported = {*ARROW_TYPES, NULL_TYPE}
+    if wrong := [f"{name} is {kind}" for name, kind in columns.items() if kind not in supported]:
+        raise SchemaMismatch(f"no table here can keep these types: column {', '.join(wrong)}", table=str(table))
+
+
+def declarable_types(schema: pa.Schema) -> dict[str, str]:
+    """Return the types of rows to write, by column. Raises `SchemaMismatch` for an unsupported type."""
+    types = {validate_identifier(column.name, "column name"): column_type_of(column.type) for column in schema}
+    if wrong := [f"{name} is {schema.field(name).type}" for name, kind in types.items() if kind is None]:
+        raise SchemaMismatch(f"no table here can hold these types: column {', '.join(wrong)}")
+    return {name: str(kind) for name, kind in types.items()}
