@@ -139,7 +139,8 @@ class Source:
     derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
     derive_together: bool = False  #: `derive` may get several dates at once; by default it is called for each date
     required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
-    check_rows: bool = True  #: compare its rows and sums with the expectation's, if the expectation says so
+    check_rows: bool = True  #: compare its rows per entity with the expectation's, if the expectation says so
+    check_sums: bool = True  #: compare its sums with the expectation's, if the expectation says so
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
 
 
@@ -172,7 +173,8 @@ class Target:
     columns: Mapping[str, Column]  #: exactly the columns that `process` returns, with type, nulls and bounds
     entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
     required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
-    check_rows: bool = True  #: compare its rows and sums with the expectation's, if the expectation says so
+    check_rows: bool = True  #: compare its rows per entity with the expectation's, if the expectation says so
+    check_sums: bool = True  #: compare its sums with the expectation's, if the expectation says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +259,7 @@ class Job:
 
     def _validate_target(self) -> None:
         target = self.target
-        reconciled = self.expectation.reconcile if target.check_rows else ()
+        reconciled = self.expectation.reconcile if target.check_sums else ()
         sums = [reconcile.target_column or reconcile.column for reconcile in reconciled]
         needed = (*target.key, target.date_column, *self.target_entity, *target.required, *sums)
         if missing := [column for column in dict.fromkeys(needed) if column not in target.columns]:

@@ -224,34 +224,35 @@ def expectation_columns(job: Job) -> EntityColumns:
 
 def source_columns(job: Job, source: Source) -> EntityColumns:
     """Return the columns by which the source's coverage is measured."""
-    reconciled = job.expectation.reconcile if source.check_rows else ()
+    reconciled = job.expectation.reconcile if source.check_sums else ()
     return EntityColumns(
         date=source.date_column,
         entity=job.source_entity(source),
         time_zone=source.time_zone,
         required=source.required,
         sums=tuple(reconcile.source_column or reconcile.column for reconcile in reconciled),
-        rule=presence_rule(job.expectation) if source.check_rows else PresenceRule(),
+        rule=presence_rule(job.expectation, rows=source.check_rows, sums=source.check_sums),
     )
 
 
 def target_columns(job: Job) -> EntityColumns:
     """Return the columns by which rows of the target are compared with the expectation."""
     target = job.target
-    reconciled = job.expectation.reconcile if target.check_rows else ()
+    reconciled = job.expectation.reconcile if target.check_sums else ()
     return EntityColumns(
         date=target.date_column,
         entity=job.target_entity,
         required=target.required,
         sums=tuple(reconcile.target_column or reconcile.column for reconcile in reconciled),
-        rule=presence_rule(job.expectation) if target.check_rows else PresenceRule(),
+        rule=presence_rule(job.expectation, rows=target.check_rows, sums=target.check_sums),
     )
 
 
-def presence_rule(expectation: Expectation) -> PresenceRule:
-    """Return when an entity counts as present."""
+def presence_rule(expectation: Expectation, *, rows: bool = True, sums: bool = True) -> PresenceRule:
+    """Return when an entity counts as present; `rows` and `sums` say which numbers are compared."""
     return PresenceRule(
-        rows=expectation.rows, tolerances=tuple(reconcile.tolerance for reconcile in expectation.reconcile)
+        rows=expectation.rows if rows else None,
+        tolerances=tuple(reconcile.tolerance for reconcile in expectation.reconcile) if sums else (),
     )
 
 

@@ -165,7 +165,8 @@ class ExpectedEntities:
             met &= others.rows[positions] == expected.rows
         elif rule.rows is not None:
             met &= others.rows[positions] >= rule.rows * expected.rows - ROUNDING
-        for wanted, actual, tolerance in zip(expected.sums, others.sums, rule.tolerances, strict=True):
+        sums = zip(expected.sums, others.sums, rule.tolerances, strict=True) if rule.tolerances else ()
+        for wanted, actual, tolerance in sums:
             with np.errstate(invalid="ignore"):  # infinite sums never agree
                 met &= np.abs(actual[positions] - wanted) <= (tolerance + ROUNDING) * np.abs(wanted)
         return met

@@ -114,7 +114,7 @@ def _source_table(job: Job, source: Source) -> InputTable:
     if source.columns is not None:
         sums = [reconcile.source_column or reconcile.column for reconcile in job.expectation.reconcile]
         columns = frozenset(
-            {*source.columns, *job.source_entity(source), *source.required, *(sums if source.check_rows else ())}
+            {*source.columns, *job.source_entity(source), *source.required, *(sums if source.check_sums else ())}
         )
     return InputTable(
         role=source_role(source.name),

@@ -140,6 +140,13 @@ def test_an_entity_is_present_by_the_rule(rule: PresenceRule, actual: tuple[str,
     assert expected.names_by_day(~present) == ({} if is_present else {FEB_23: ["ann"]})
 
 
+def test_a_table_whose_sums_are_not_compared_needs_only_its_rows() -> None:
+    with_sums = PresenceRule(rows="equal", tolerances=(0.0,))
+    expected = ExpectedEntities(measured(("ann", 2, 100.0), rule=with_sums), is_measured=True)
+    rows_only = PresenceRule(rows="equal")
+    assert expected.present_in(measured(("ann", 2, 1.0), rule=rows_only), rows_only).all()
+
+
 def test_a_row_with_a_null_in_a_required_column_does_not_count() -> None:
     rows = pa.table({"day": [FEB_23] * 3, "name": ["ann", "bob", "cid"], "value": [1.0, None, float("nan")]})
     columns = EntityColumns(date="day", entity=("name",), required=("value",))
