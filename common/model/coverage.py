@@ -204,6 +204,7 @@ class Recount:
     duplicate_keys: int = 0
     null_keys: int = 0
     schema_problem: str | None = None  #: the first way in which the rows break the job's output schema
+    lacking: str | None = None  #: the rows that a forced date was built without, of an input or a lookback
     missing: tuple[str, ...] = field(default=())
     unexpected: tuple[str, ...] = field(default=())
 
@@ -218,6 +219,8 @@ def judge_date(recount: Recount, *, policy: CoveragePolicy, forced_because: str 
         return Judgement(verdict=Verdict.BLOCKED, reason=defect)
     if expectation_judgement := judge_expectation(_contradicted_by_rows(recount)):
         return _unless_forced(expectation_judgement, recount, forced_because)
+    if recount.lacking:
+        return _unless_forced(Judgement(verdict=Verdict.BLOCKED, reason=recount.lacking), recount, forced_because)
     expected = recount.expectation.expected
     share = f"{recount.matched} of {expected} expected entities ({format_percent(recount.matched, expected)})"
     if reaches_ratio(recount.matched, expected, policy.complete_ratio):

@@ -36,6 +36,8 @@ class MissingTables:
         if self.calendar and job.expectation.calendar:
             table = job.expectation.calendar.table
             notes.append(f"calendar {table} does not exist: dates with nothing expected are skipped without a check")
+            if any(use.lookback_days and use.require_lookback for use in (*job.sources, *job.inputs)):
+                notes.append(f"calendar {table} does not exist: days that are missing in a lookback are not noticed")
         return notes
 
 

@@ -48,6 +48,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
     target_scan,
 )
 from gated_backfill.common.warehouse.floors import measure_floors
+from gated_backfill.common.warehouse.prerequisites import Prerequisites, measure_prerequisites
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables, check_target_columns
 from gated_backfill.producer.planning.range_counts import count_range
@@ -178,6 +179,7 @@ class PlanMeasurements:
     floors: Mapping[date, ExpectationFloor] = field(default_factory=dict[date, ExpectationFloor])
     null_entities: Mapping[date, int] = field(default_factory=dict[date, int])  #: rows of the expectation without one
     contradictions: Mapping[date, str] = field(default_factory=dict[date, str])  #: see `DateExpectation`
+    prerequisites: Prerequisites = field(default_factory=Prerequisites)  #: rows that the dates to build lack
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
@@ -286,6 +288,12 @@ def _measure_range(
         contradictions=find_contradictions(
             warehouse, job, [day for day in days if not counts.expected.get(day)], counts.rows
         ),
+        prerequisites=measure_prerequisites(
+            warehouse,
+            job,
+            [day for day in days if counts.expected.get(day) and (day not in proven or day in staleness.reasons)],
+            known={(job.expectation.table, job.expectation.date_column): counts.expected.keys()},
+        ),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE
         else {},
@@ -383,6 +391,8 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
         reason = f"{reason_to_rebuild}; {reason}"
     if judgement is not None:
         reason = judgement.reason
+    elif problem := measured.prerequisites.problem_with(choice, day):
+        reason = problem
     elif reaches_ratio(choice.covered, expected, options.accept_ratio):
         return make_sourced_step(action=PlanAction.BUILD, reason=reason)
     if request.forced_because is not None and choice.covered:

@@ -22,6 +22,7 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.input_fingerprints import InputParts, combine_parts, input_fingerprints
+from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
@@ -75,6 +76,10 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
         if (judgement := _judge_unbuilt(options, checks[day], expectation)) is not None
     }
     buildable = {day: checks[day] for day in active if day not in ended}
+    if options.forced_because is None:
+        lacking = _judge_prerequisites(job, buildable, deps)
+        ended |= lacking
+        buildable = {day: check for day, check in buildable.items() if day not in lacking}
     rows = {
         day: table
         for days in group_by_source(buildable)
@@ -104,6 +109,17 @@ def _judge_unbuilt(options: RunOptions, check: SourceCheck, expectation: DateExp
     """The verdict on a date that ends without being built; None for a date to build."""
     is_forced = options.forced_because is not None and bool(check.covered_entities)
     return None if is_forced else judge_expectation(expectation)
+
+
+def _judge_prerequisites(job: Job, checks: Mapping[date, SourceCheck], deps: Deps) -> dict[date, Judgement]:
+    """A verdict for each date that lacks rows of a required input or of a lookback."""
+    chosen = {name for check in checks.values() for name in (check.choice.source, check.choice.fill_from)}
+    prerequisites = measure_prerequisites(deps.warehouse, job, checks.keys(), sources=chosen)
+    return {
+        day: Judgement(verdict=Verdict.BLOCKED, reason=problem)
+        for day, check in checks.items()
+        if (problem := prerequisites.problem_with(check.choice, day))
+    }
 
 
 def compute_rows(

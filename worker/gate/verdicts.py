@@ -17,6 +17,7 @@ from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, ju
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.entities import find_lookalikes
+from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.worker.gate.recount import recount
 from gated_backfill.worker.gate.window import LeasedWindow
 
@@ -79,6 +80,8 @@ def judge_staged(
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
         return JudgedDates(verdicts=dict.fromkeys(staged, blocked))
     counts = {day: _with_floor(count, dates[day]) for day, count in counts.items()}
+    if options.forced_because is not None:
+        counts = _with_lacking_rows(window, dates, counts)
     verdicts = {day: _judge(count, options) for day, count in counts.items()}
     return JudgedDates(verdicts=verdicts, counts=counts)
 
@@ -97,3 +100,15 @@ def _judge(count: Recount, options: RunOptions) -> Judgement:
 def _with_floor(count: Recount, row: DateRow) -> Recount:
     """Return the recount with the floor that the plan stored with the date."""
     return replace(count, expectation=count.expectation.with_floor(row.floor, row.floor_reason))
+
+
+def _with_lacking_rows(
+    window: LeasedWindow, dates: Mapping[date, DateRow], counts: Mapping[date, Recount]
+) -> dict[date, Recount]:
+    """Return the recounts of forced dates with the rows that they were built without, so that they count as forced."""
+    sources_by_day = {day: (dates[day].source or "").split("+") for day in counts}
+    sources = {name for names in sources_by_day.values() for name in names}
+    prerequisites = measure_prerequisites(window.deps.warehouse, window.job, counts.keys(), sources=sources)
+    return {
+        day: replace(count, lacking=prerequisites.problem_on(day, sources_by_day[day])) for day, count in counts.items()
+    }
