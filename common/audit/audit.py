@@ -12,6 +12,7 @@ from datetime import date
 
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, classify
 from gated_backfill.common.audit.observations import observe_dates, read_missing_names
+from gated_backfill.common.audit.staleness import find_stale_dates
 from gated_backfill.common.ledger import Ledger, NewFlag
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
@@ -26,11 +27,18 @@ AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
 
 
 def audit_dates(
-    job: Job, days: Sequence[date], warehouse: Warehouse, ledger: Ledger, *, max_names: int = MISSING_NAMES_SHOWN
+    job: Job,
+    days: Sequence[date],
+    warehouse: Warehouse,
+    ledger: Ledger,
+    *,
+    max_names: int = MISSING_NAMES_SHOWN,
+    find_stale: bool = False,
 ) -> AuditResult:
     """Audit the days with a few grouped queries. Changes nothing.
 
     `max_names` limits the names of missing entities that are read for each date; their number is always exact.
+    `find_stale`: also compare the job's version, its sources and inputs with those that built the dates.
 
     Raises `TableNotFound` when the expectation's table does not exist or the calendar is gone, `SchemaMismatch` when a
     table lacks a column that the job needs, and any error of a query: a date that could not be checked is
@@ -46,6 +54,8 @@ def audit_dates(
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
         observations = observe_dates(job, chunk, warehouse, ledger, calendar, has_target=has_target)
         audited_dates = [classify(observed, job.policy) for observed in observations]
+        if find_stale:
+            audited_dates = _add_stale(audited_dates, job, warehouse)
         dates += _add_missing_names(audited_dates, job, warehouse, max_names) if has_target else audited_dates
     return AuditResult(job=job.name, dates=tuple(dates), notes=tuple(_notes(job, has_target, has_calendar)))
 
@@ -56,6 +66,17 @@ def _notes(job: Job, has_target: bool, has_calendar: bool) -> list[str]:
         table = job.expectation.calendar.table
         notes.append(f"calendar {table} does not exist: a date with nothing expected counts as one without events")
     return notes
+
+
+def _add_stale(dates: Sequence[AuditedDate], job: Job, warehouse: Warehouse) -> list[AuditedDate]:
+    """Add why dates are stale whose rows are those of their checkpoint."""
+    proven = {
+        audited.day: audited.observed.checkpoint
+        for audited in dates
+        if audited.observed.checkpoint is not None and audited.observed.matches_checkpoint
+    }
+    reasons = find_stale_dates(job, proven, warehouse).reasons
+    return [replace(audited, stale=reasons.get(audited.day)) for audited in dates]
 
 
 def _add_missing_names(

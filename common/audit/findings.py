@@ -71,6 +71,7 @@ class AuditedDate:
     finding: AuditFinding
     reason: str
     missing: tuple[str, ...] = ()  #: names of missing entities, as many as were asked for
+    stale: str | None = None  #: why its rows are stale, if that was asked for; does not change the finding
 
     @property
     def day(self) -> date:
@@ -118,6 +119,7 @@ class AuditedDate:
             "checkpoint": checkpoint.run_id if checkpoint else None,
             "forced": checkpoint is not None and checkpoint.verdict is Verdict.FORCED,
             "changed": differs_from_checkpoint(self.observed),
+            "stale": self.stale,
         }
 
 
@@ -141,6 +143,11 @@ class AuditResult:
     def skipped_but_changed(self) -> list[AuditedDate]:
         """Dates that need a repair which no run makes, because the job skips them. They get no flag."""
         return [audited for audited in self.dates if audited.finding.is_repairable and not audited.needs_flag]
+
+    @property
+    def stale(self) -> list[AuditedDate]:
+        """Dates whose job's version, sources or inputs have changed since they were checkpointed."""
+        return [audited for audited in self.dates if audited.stale is not None]
 
     def with_finding(self, finding: AuditFinding) -> list[AuditedDate]:
         return [audited for audited in self.dates if audited.finding is finding]

@@ -8,6 +8,7 @@ from datetime import date
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.job_versions import STALE_PREFIX, version_reason
 from gated_backfill.common.warehouse.input_fingerprints import (
     EXPECTATION_ROLE,
     InputParts,
@@ -15,8 +16,6 @@ from gated_backfill.common.warehouse.input_fingerprints import (
     source_role,
 )
 from gated_backfill.common.warehouse.protocol import Warehouse
-
-STALE_PREFIX = "stale: "  #: starts the reason of every stale date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +26,6 @@ class Staleness:
     #: Dates whose expectation has other rows than it had, or had no fingerprint recorded: they are to be compared.
     expectation_changed: frozenset[date] = frozenset()
     without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
-
-
-def version_reason(checkpoint_version: str, job_version: str) -> str | None:
-    """The reason why a date built by that version is stale; None if it is not."""
-    if checkpoint_version == job_version:
-        return None
-    return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"
 
 
 def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse: Warehouse) -> Staleness:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+STALE_PREFIX = "stale: "  #: starts the reason of every stale date
 NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 
 
@@ -38,3 +39,10 @@ def is_older_version(version: str, other: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...] | None:
     match = NUMBERS.fullmatch(version.strip())
     return tuple(int(part) for part in match[1].split(".")) if match else None
+
+
+def version_reason(checkpoint_version: str, job_version: str) -> str | None:
+    """The reason why a date built by that version is stale; None if it is not."""
+    if checkpoint_version == job_version:
+        return None
+    return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"

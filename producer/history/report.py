@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,8 @@ class HistoryReport:
     facts: Sequence[RunWithDates]  #: newest first
     before: Sequence[RunWithDates]  #: runs of the period before
     made_at: datetime
+    #: By run, its dates that are stale because the job has another version now. Inputs are not looked at.
+    stale: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def totals(self) -> Totals:
@@ -75,7 +77,7 @@ class HistoryReport:
             "ended_per_day": dict(
                 zip((str(day) for day in self.days.days()), ended_per_day(self.facts, self.days), strict=True)
             ),
-            "runs": [_run_json(run_dates) for run_dates in self.facts],
+            "runs": [_run_json(run_dates) | {"stale": self.stale.get(run_dates.run.id, 0)} for run_dates in self.facts],
         }
 
 
@@ -126,7 +128,7 @@ def print_history(console: Console, history: HistoryReport) -> None:
         return
     _print_figures(console, history)
     console.print()
-    _print_runs(console, history.facts)
+    _print_runs(console, history)
 
 
 def _describe_runs_before(history: HistoryReport) -> str:
@@ -177,7 +179,8 @@ def _slowdown(change: FigureChange) -> str:
     return f"{change.difference / change.before:+.0%}"
 
 
-def _print_runs(console: Console, facts: Sequence[RunWithDates]) -> None:
+def _print_runs(console: Console, history: HistoryReport) -> None:
+    facts = history.facts
     listed = [(run_dates, totals([run_dates])) for run_dates in facts[:MAX_RUNS_LISTED]]
     outcomes = [outcome for outcome in OPTIONAL_OUTCOMES if any(figures.of(outcome) for _, figures in listed)]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -190,18 +193,18 @@ def _print_runs(console: Console, facts: Sequence[RunWithDates]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("job, dates", overflow="fold")
     for run_dates, figures in listed:
-        table.add_row(*_run_row(run_dates, figures, outcomes))
+        table.add_row(*_run_row(run_dates, figures, outcomes, history.stale.get(run_dates.run.id, 0)))
     console.print(table)
     if len(facts) > MAX_RUNS_LISTED:
         console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 
 
-def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome]) -> list[str]:
+def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome], stale: int) -> list[str]:
     run, coverage = run_dates.run, figures.coverage
     style = RUN_STYLES.get(run.state, "bold")
     return [
         run.id,
-        f"[{style}]{run.state.value}[/]" + describe_marks(run),
+        f"[{style}]{run.state.value}[/]" + describe_marks(run, stale),
         str(figures.dates),
         str(figures.published),
         *(str(figures.of(outcome) or "-") for outcome in outcomes),
@@ -214,10 +217,11 @@ def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOu
     ]
 
 
-def describe_marks(run: Run) -> str:
-    """Mark a run that was undone or interrupted."""
+def describe_marks(run: Run, stale: int) -> str:
+    """Mark a run that was undone or interrupted, and its number of stale dates."""
     undone = " [yellow]undone[/]" if run.undone_at is not None else ""
-    return undone + (" [red]interrupted[/]" if is_interrupted(run) else "")
+    marked = f" [yellow]{stale} stale[/]" if stale else ""
+    return undone + marked + (" [red]interrupted[/]" if is_interrupted(run) else "")
 
 
 def format_duration(seconds: float | None) -> str:

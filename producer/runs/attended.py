@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from gated_backfill.common.audit.staleness import STALE_PREFIX
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
 from gated_backfill.common.process.signals import interrupt_on_signals

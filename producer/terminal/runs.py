@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.table import Table
 from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
 from gated_backfill.common.model.coverage import format_percent
+from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
@@ -127,7 +130,23 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow]) -> dict[str, Any]:
+def print_stale(console: Console, run: Run, stale: Mapping[date, str]) -> None:
+    """Print the stale dates of a run, and how to build them."""
+    if stale:
+        reasons = "; ".join(sorted({reason.removeprefix(STALE_PREFIX) for reason in stale.values()}))
+        console.print(
+            f"  [yellow]stale[/yellow]    {len(stale)} date(s), {format_dates(stale)}: {escape(reasons)}; "
+            f"`backfill run --job {run.job} --reprocess stale` with these dates builds them",
+            soft_wrap=True,
+        )
+
+
+def run_json(
+    progress: RunProgress,
+    rows: Sequence[DateRow],
+    actions: Sequence[ActionRow],
+    stale: Mapping[date, str] | None = None,
+) -> dict[str, Any]:
     run = progress.run
     return {
         "run": run.id,
@@ -147,6 +166,7 @@ def run_json(progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[A
         "undone_by": run.undone_by,
         "counts": {state.value: n for state, n in progress.counts.items()},
         "dates": [_date_json(row) for row in rows],
+        "stale": [{"day": day, "reason": reason} for day, reason in (stale or {}).items()],
     }
 
 

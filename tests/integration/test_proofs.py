@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,50 @@ def test_run_tells_of_stale_dates_at_its_end_and_is_content(lab: Lab) -> None:
     assert rebuilt.returncode == 0
     assert "1 to build" in rebuilt.stdout
     assert actions(plan_of(lab)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+def newer_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 of the probe job is installed now."""
+    newer = replace(find_job("probe"), version="2")
+    monkeypatch.setattr("gated_backfill.producer.cli.tables.coverage.find_job", lambda name: newer)
+    monkeypatch.setattr("gated_backfill.common.runs.stale_versions._installed_version", lambda name: newer.version)
+
+
+def test_status_coverage_and_history_show_stale(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lab.probe_all(DAYS, players(4))
+    run = lab.run(DAYS, "probe").run.id
+    assert json.loads(lab.inside("status", "--json").stdout)["stale"] == []
+    assert "stale" not in lab.inside("status").stdout
+
+    newer_everywhere(monkeypatch)
+
+    reason = "stale: built by version 1, the job is version 2 now"
+    expected = [{"day": "2023-02-23", "reason": reason}, {"day": "2023-02-24", "reason": reason}]
+    status = lab.inside("status")
+    assert f"stale    2 date(s), 2023-02-23..2023-02-24: {reason.removeprefix('stale: ')}" in status.stdout
+    assert status.returncode == 0
+    assert json.loads(lab.inside("status", run, "--json").stdout)["stale"] == expected
+    cover = ("coverage", "--job", "probe", "--start-date", str(FEB_23), "--end-date", str(FEB_24))
+    report = lab.inside(*cover, "--json")
+    assert report.returncode == 0
+    assert json.loads(report.stdout)["stale"] == expected
+    assert "stale: 2 date(s): 2023-02-23..2023-02-24; `--reprocess stale` builds them" in lab.inside(*cover).stdout
+    (listed,) = json.loads(lab.inside("history", "--json").stdout)["runs"]
+    assert listed["stale"] == 2
+    assert "2 stale" in lab.inside("history").stdout
+    page = tmp_path / "history.html"
+    assert lab.inside("history", "--html", str(page)).returncode == 0
+    assert "2 stale" in page.read_text()
+
+
+def test_coverage_shows_dates_whose_source_changed(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    lab.run(DAYS, "probe")
+    lab.probe("first", FEB_23, players(5))
+
+    report = lab.inside("coverage", "--job", "probe", "--dates", "2023-02-23,2023-02-24", "--json")
+
+    assert json.loads(report.stdout)["stale"] == [{"day": "2023-02-23", "reason": "stale: source first changed since"}]
 
 
 # -- retry --

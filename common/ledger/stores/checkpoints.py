@@ -84,6 +84,23 @@ class CheckpointStore(LedgerStore):
         with self._read() as connection:
             return {row["day"]: checkpoint_from_row(row) for row in connection.execute(query).mappings()}
 
+    def list_versions(self, run_id: str) -> dict[date, str]:
+        """Return the job version of each date that the run has checkpointed, and no later run."""
+        query = select(checkpoints.c.day, checkpoints.c.job_version).where(checkpoints.c.run_id == run_id)
+        with self._read() as connection:
+            return {row.day: row.job_version for row in connection.execute(query.order_by(checkpoints.c.day))}
+
+    def count_versions(self, job: str) -> dict[str, dict[str, int]]:
+        """Count the job's checkpoints by run and job version."""
+        query = select(checkpoints.c.run_id, checkpoints.c.job_version, func.count()).where(checkpoints.c.job == job)
+        counts: dict[str, dict[str, int]] = {}
+        with self._read() as connection:
+            for run_id, version, count in connection.execute(
+                query.group_by(checkpoints.c.run_id, checkpoints.c.job_version)
+            ):
+                counts.setdefault(run_id, {})[version] = count
+        return counts
+
     def list_days_since(self, job: str, moment: datetime | None) -> list[date]:
         """Return the dates that were checkpointed since the moment, oldest first; all with None."""
         query = select(checkpoints.c.day).where(checkpoints.c.job == job)

@@ -9,6 +9,7 @@ import click
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, RunProgress, open_ledger
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.common.runs.stale_versions import stale_dates_of_run
 from gated_backfill.producer.cli.options import json_option, latest_run_argument
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
@@ -17,6 +18,7 @@ from gated_backfill.producer.terminal.runs import (
     print_run,
     print_runs,
     print_source_checks,
+    print_stale,
     run_json,
 )
 
@@ -27,7 +29,11 @@ from gated_backfill.producer.terminal.runs import (
 @click.option("--every-date", is_flag=True, help="Every date with its source check, not only the incomplete ones.")
 @click.option("--last", type=click.IntRange(0, 1000), default=5, help="Number of latest runs to list.")
 def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> None:
-    """Show the state of a run: which dates are blocked or failed, why, and which entities are missing."""
+    """Show the state of a run: which dates are blocked or failed, why, and which entities are missing.
+
+    Also its dates that are stale because the job has another version now; `plan` and `coverage` compare the sources and
+    inputs as well.
+    """
     with closing(open_ledger(read_ledger_url())) as ledger:
         runs = ledger.runs.list_latest_runs(max(last, 1))
         if run_id is None and not runs:
@@ -39,7 +45,8 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
         progress = ledger.runs.get_progress(run_id or runs[0].id)
         if as_json:
             actions = ledger.actions.list_actions(progress.run.id)
-            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions))
+            stale = stale_dates_of_run(progress.run, ledger)
+            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions, stale))
         else:
             _print_status(ledger, progress, every_date=every_date)
             earlier = [run for run in runs if run.id != progress.run.id]
@@ -54,6 +61,7 @@ def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) ->
     run = progress.run
     console = make_console()
     print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
+    print_stale(console, run, stale_dates_of_run(run, ledger))
     if flags := ledger.flags.list_open_flags(run.job):
         console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
     if every_date:

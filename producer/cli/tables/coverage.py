@@ -16,7 +16,7 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.model.coverage import format_percent
-from gated_backfill.common.model.dates import ONE_DAY, DateRange, parse_date
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, format_dates, parse_date
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
@@ -73,7 +73,8 @@ def coverage(
     Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
     incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
     checkpoint); forced (unchanged since they were forced); expectation incomplete (the calendar implies more); held
-    (an active run is working on the date); skipped. Exit codes: 0 every date is complete, accepted, forced or skipped;
+    (an active run is working on the date); skipped. Dates are listed as stale whose job's version, sources or inputs
+    have changed since they were checkpointed. Exit codes: 0 every date is complete, accepted, forced or skipped;
     3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)
@@ -81,7 +82,7 @@ def coverage(
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
     context = open_context(read_settings())
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
-    audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names)
+    audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True)
     flags = record_audit(audit, context.ledger, current_user()) if flag_incomplete else None
     if as_json:
         print_json(_audit_json(audit, flags))
@@ -114,7 +115,9 @@ def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> No
     for note in audit.notes:
         console.print(f"  note: {escape(note)}", soft_wrap=True)
     unlisted = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
-    dates = [audited for audited in audit.dates if every_date or audited.finding not in unlisted]
+    dates = [
+        audited for audited in audit.dates if every_date or audited.finding not in unlisted or audited.stale is not None
+    ]
     if not dates:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -134,7 +137,7 @@ def _table_row(audited: AuditedDate) -> Sequence[str]:
     matched = f"{audited.observed.matched}/{audited.expected}" if is_judged else "-"
     share = format_percent(audited.observed.matched, audited.expected) if is_judged else "-"
     missing = audited.describe_missing()
-    reason = f"{audited.reason}; {missing}" if missing else audited.reason
+    reason = "; ".join(part for part in (audited.reason, missing, audited.stale) if part)
     return [str(audited.day), audited.finding.value, matched, share, audited.written_by, escape(reason)]
 
 
@@ -145,6 +148,9 @@ def print_next_steps(console: Console, audit: AuditResult, changes: FlagChanges 
         console.print(f"flagged: {len(changes.flagged)} date(s){cleared}")
     if incomplete := audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE):
         console.print(f"next: load the expectation of {len(incomplete)} date(s) where it is incomplete", soft_wrap=True)
+    if audit.stale:
+        days = format_dates(audited.day for audited in audit.stale)
+        console.print(f"stale: {len(audit.stale)} date(s): {days}; `--reprocess stale` builds them", soft_wrap=True)
     if audit.with_finding(AuditFinding.IN_PROGRESS):
         console.print("next: audit the dates of the active run again after its end: `backfill watch`")
     if not audit.dates_to_flag:
@@ -160,6 +166,7 @@ def _audit_json(audit: AuditResult, changes: FlagChanges | None) -> dict[str, ob
         "fine": audit.is_fine,
         "summary": audit.summary(),
         "counts": {finding.value: len(audit.with_finding(finding)) for finding in AuditFinding},
+        "stale": [{"day": str(audited.day), "reason": audited.stale} for audited in audit.stale],
         "notes": list(audit.notes),
         "flagged": [str(audited.day) for audited in changes.flagged] if changes else None,
         "flags_cleared": [str(day) for day in changes.cleared] if changes else None,
