@@ -29,8 +29,8 @@ TIMES = [time(0), time(0, 0, 0, 1), time(12), time(23, 59, 59, 999999)]
 #: How other programs write a type into a Parquet file.
 WRITTEN_AS: dict[str, list[pa.DataType]] = {
     "STRING": [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
-    "INT64": [pa.int64()],
-    "FLOAT64": [pa.float64()],
+    "INT64": [pa.int64(), pa.int32(), pa.float64()],
+    "FLOAT64": [pa.float64(), pa.float32()],
     "BOOL": [pa.bool_()],
     "DATE": [pa.date32()],
     "DATETIME": [pa.timestamp("us"), pa.timestamp("ns")],
@@ -62,13 +62,17 @@ class GeneratedTable:
         columns: dict[str, Any] = {}
         for name, kind in self.types().items():
             choices = WRITTEN_AS[kind]
-            arrow = choices[variant % len(choices)]
+            arrow = choices[variant % len(choices)] if self._fits_any_type(name) else choices[0]
             values = [self._moment(row) if name == "day" else row[name] for row in rows]
             if pa.types.is_dictionary(arrow):
                 columns[name] = pa.array(values, pa.string()).dictionary_encode()
             else:
                 columns[name] = pa.array(values, arrow)
         return pa.table(columns)
+
+    def _fits_any_type(self, name: str) -> bool:
+        """Whether every type of `WRITTEN_AS` holds all numbers of the column."""
+        return all(abs(row[name]) < 2**24 for row in self.rows if isinstance(row.get(name), int))
 
     def _moment(self, row: Row) -> date | datetime:
         if self.date_type == "DATE":

@@ -86,7 +86,7 @@ def tables_of(case: EntityCase) -> dict[str, GeneratedTable]:
 def _write_files(folder: Path, table: GeneratedTable) -> None:
     """Write the partitions as other programs do, each in types of its own."""
     for variant, day in enumerate(DAYS):
-        rows = table.arrow(day, 0 * variant)
+        rows = table.arrow(day, variant)
         if rows.num_rows:
             partition = folder / f"day={day}"
             partition.mkdir(parents=True)
