@@ -30,7 +30,7 @@ from gated_backfill.common.errors import (
     WarehouseUnavailable,
 )
 from gated_backfill.common.model.publication import PublishResult, StagedFile
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
@@ -127,6 +127,19 @@ def test_a_misfit_table_is_named(warehouse: Warehouse, date_column: str, columns
     load(warehouse, FEB_23)
     with pytest.raises(SchemaMismatch, match=error):
         require_table(warehouse, TABLE).check_columns(date_column, columns)
+
+
+def test_a_table_that_was_created_is_there_without_rows(warehouse: Warehouse) -> None:
+    types: ColumnTypes = {"player": "STRING", "day": "DATE", "score": "FLOAT64"}
+    assert warehouse.create_table(TABLE, types, "day")
+    assert not warehouse.create_table(TABLE, types, "day")
+    info = require_table(warehouse, TABLE)
+    assert (dict(info.columns), info.partitioned_by) == (types, "day")
+    assert info.types_are_declared
+    rows = read_all(warehouse, scan(span(FEB_23)))
+    assert (rows.num_rows, rows.schema.equals(rows_of().schema)) == (0, True)
+    load(warehouse, FEB_23)
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
 
 
 # -- queries ------------------------------------------------------------------------------------------------------
@@ -409,6 +422,23 @@ def test_a_date_that_vanished_meanwhile_is_a_changed_one(warehouse: Warehouse, s
 
 def test_publishing_nothing_is_nothing(warehouse: Warehouse) -> None:
     assert publish(warehouse) == published()
+
+
+@pytest.mark.parametrize("change", ["further-column", "missing-column", "another-type"])
+def test_rows_with_other_columns_than_the_target_are_not_published(
+    warehouse: Warehouse, staging: Staging, change: str
+) -> None:
+    load(warehouse, FEB_23)
+    rows = rows_of(FEB_24)
+    rows = {
+        "further-column": rows.append_column("x", pa.array([1, 2, 3])),
+        "missing-column": rows.drop_columns("score"),
+        "another-type": changed(rows, "score", pa.int64()),
+    }[change]
+    before = contents(warehouse, *DAYS)
+    with pytest.raises(SchemaMismatch, match=r"nba\.factors: the rows to load do not have its columns"):
+        publish(warehouse, staging.write("run-1", FEB_24, 1, rows))
+    assert contents(warehouse, *DAYS) == before
 
 
 DAMAGES = [

@@ -1,0 +1,370 @@
+"""One reading of local tables, whatever other programs wrote into their partitions."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.publication import Backup
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, counts, rows_of, scan, span, staged, tree
+
+ALL_DAYS = scan(span(FEB_23, FEB_25))
+NAIVE_NOON = datetime(2023, 2, 23, 12)  # noqa: DTZ001 - a DATETIME has no zone
+
+
+def part_of(warehouse: LocalWarehouse, day: date) -> Path:
+    return warehouse.root / "nba" / "factors" / f"day={day}" / "part.parquet"
+
+
+def write_foreign(warehouse: LocalWarehouse, day: date, name: str = "part.parquet", /, **columns: Any) -> Path:
+    """Write rows as another program does; the date column is a DATE unless it is given."""
+    length = len(next(iter(columns.values())))
+    file = part_of(warehouse, day).with_name(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = {"day": pa.array([day] * length, pa.date32())} | columns
+    pq.write_table(pa.table(values), file.with_name(".x.tmp"))
+    file.with_name(".x.tmp").replace(file)
+    return file
+
+
+def settle(warehouse: LocalWarehouse) -> None:
+    """Make all files and folders look old, so that what was read of them is cached."""
+    long_ago = time.time() - 3600
+    for path in (warehouse.root, *warehouse.root.rglob("*")):
+        os.utime(path, (long_ago, long_ago))
+
+
+def described(warehouse: LocalWarehouse) -> dict[str, str]:
+    info = warehouse.describe(TABLE)
+    assert info is not None
+    return dict(info.columns)
+
+
+def values(rows: pa.Table, column: str = "n") -> list[Any]:
+    return rows.sort_by("day")[column].to_pylist()
+
+
+def read(warehouse: LocalWarehouse, **more: Any) -> pa.Table:
+    return warehouse.read(Scan(table=TABLE, date_column="day", dates=(span(FEB_23, FEB_25),), **more))
+
+
+# -- types ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", range(3))
+def test_a_narrow_integer_on_any_day_changes_nothing(local_warehouse: LocalWarehouse, odd: int) -> None:
+    for number, day in enumerate(DAYS):
+        write_foreign(local_warehouse, day, n=pa.array([number], pa.int32() if number == odd else pa.int64()))
+    assert described(local_warehouse) == {"day": "DATE", "n": "INT64"}
+    for once in (True, False):
+        rows = local_warehouse.read(ALL_DAYS, once=once)
+        assert (values(rows), rows["n"].type) == ([0, 1, 2], pa.int64())
+    asked = {"t": scan(span(DAYS[odd]))}
+    assert local_warehouse.query("SELECT n FROM t", scans=asked).schema.field("n").type == pa.int64()
+
+
+def test_integers_that_pandas_wrote_as_floats_are_integers_where_the_job_says_so(
+    local_warehouse: LocalWarehouse,
+) -> None:
+    write_foreign(local_warehouse, FEB_23, n=pa.array([1]))
+    write_foreign(local_warehouse, FEB_24, n=pa.array([5.0, float("nan")]))
+    assert described(local_warehouse)["n"] == "FLOAT64"
+    info = local_warehouse.describe(TABLE)
+    assert info is not None
+    info.check_columns("day", {"n": "INT64"})
+    assert values(read(local_warehouse, types={"n": "INT64"})) == [1, 5, None]
+    write_foreign(local_warehouse, FEB_25, n=pa.array([5.5]))
+    error = rf"nba\.factors, partition day={FEB_25}: column n holds 5.5, the job declares it as INT64"
+    with pytest.raises(SchemaMismatch, match=error):
+        read(local_warehouse, types={"n": "INT64"})
+
+
+def test_a_column_of_two_kinds_is_refused_once_it_is_asked_for(local_warehouse: LocalWarehouse) -> None:
+    write_foreign(local_warehouse, FEB_23, n=pa.array([5]), x=pa.array([1]))
+    write_foreign(local_warehouse, FEB_24, n=pa.array(["five"]), x=pa.array([2]))
+    assert values(read(local_warehouse, columns={"day": "day", "x": "x"}), "x") == [1, 2]
+    error = rf"column n is INT64 in partition day={FEB_23} and STRING in partition day={FEB_24}"
+    for columns in (None, {"day": "day", "entity": "n"}):
+        with pytest.raises(SchemaMismatch, match=error):
+            read(local_warehouse, columns=columns)
+
+
+def test_values_that_do_not_fit_a_declared_schema_are_named(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    write_foreign(local_warehouse, FEB_24, player=pa.array(["a"]), score=pa.array(["high"]))
+    error = rf"nba\.factors, partition day={FEB_24}: column score holds text, the table's column is FLOAT64"
+    for ask in (lambda: read(local_warehouse), lambda: counts(local_warehouse, *DAYS)):
+        with pytest.raises(SchemaMismatch, match=error):
+            ask()
+    assert local_warehouse.read(scan(span(FEB_23))).num_rows == 3
+
+
+def test_a_partition_that_is_replaced_by_one_of_another_type_is_noticed(local_warehouse: LocalWarehouse) -> None:
+    for day in DAYS:
+        write_foreign(local_warehouse, day, n=pa.array([1]))
+    settle(local_warehouse)
+    assert values(read(local_warehouse)) == [1, 1, 1]
+    write_foreign(local_warehouse, FEB_24, n=pa.array([1.5]), more=pa.array(["x"]))
+    settle(local_warehouse)
+    rows = read(local_warehouse)
+    assert (values(rows), values(rows, "more")) == ([1.0, 1.5, 1.0], [None, "x", None])
+
+
+COLUMN = st.one_of(
+    st.lists(st.none() | st.integers(-9, 9), min_size=1, max_size=3).map(lambda found: pa.array(found, pa.int8())),
+    st.lists(st.none() | st.sampled_from([1.0, 2.5, float("nan")]), min_size=1, max_size=3).map(
+        lambda found: pa.array(found, pa.float64())
+    ),
+    st.just(pa.nulls(1)),
+    st.just(None),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(COLUMN, min_size=2, max_size=4), st.sampled_from([None, "INT64", "FLOAT64"]), st.integers(0, 99))
+def test_a_date_has_the_same_rows_alone_and_with_others_in_whatever_order_folders_are_listed(
+    tmp_path: Path, columns: list[Any], kind: Any, seed: int
+) -> None:
+    warehouse, shuffled = LocalWarehouse(tmp_path / uuid4().hex), random.Random(seed)
+    days = [FEB_23 + timedelta(days=n) for n in range(len(columns))]
+    for day, column in zip(days, columns, strict=True):
+        given_columns = {} if column is None else {"n": column}
+        write_foreign(warehouse, day, place=pa.array(range(1 if column is None else len(column))), **given_columns)
+    if "n" not in described(warehouse):
+        return
+    types: Mapping[str, Any] | None = {"n": kind} if kind else None
+
+    def rows_of_days(*asked: date) -> list[Any] | None:
+        found = Scan(table=TABLE, date_column="day", dates=tuple(span(day) for day in asked), types=types)
+        listing = os.listdir
+
+        def in_another_order(path: Any) -> list[str]:
+            names = listing(path)
+            shuffled.shuffle(names)
+            return names
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "listdir", in_another_order)
+            try:
+                rows = LocalWarehouse(warehouse.root).read(found)
+            except SchemaMismatch:
+                return None
+        order = [("day", "ascending"), ("place", "ascending")]
+        return [(str(rows["n"].type), *map(repr, row.values())) for row in rows.sort_by(order).to_pylist()]
+
+    alone = [rows_of_days(day) for day in days]
+    together = rows_of_days(*days)
+    assert (together is None) == (None in alone)
+    assert together is None or together == [row for rows in alone if rows for row in rows]
+
+
+# -- columns --------------------------------------------------------------------------------------------------------
+
+
+def test_a_column_that_was_added_later_is_null_before(local_warehouse: LocalWarehouse) -> None:
+    write_foreign(local_warehouse, FEB_23, n=pa.array([1]))
+    write_foreign(local_warehouse, FEB_24, n=pa.array([2]), weight=pa.array([10.0]))
+    assert values(read(local_warehouse), "weight") == [None, 10.0]
+    assert values(local_warehouse.read(scan(span(FEB_23))), "weight") == [None]
+
+
+def test_a_column_that_the_schema_lacks_is_refused_until_it_is_refreshed(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23, players=1))
+    write_foreign(local_warehouse, FEB_24, player=pa.array(["a"]), score=pa.array([2]), extra=pa.array([7]))
+    error = rf"partition day={FEB_24}: has the column extra, .*`backfill tables refresh nba\.factors` adds it"
+    asks: list[Callable[[], object]] = [
+        lambda: read(local_warehouse),
+        lambda: read(local_warehouse, columns={"day": "day"}),
+        lambda: counts(local_warehouse, FEB_24),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+    ]
+    for ask in asks:
+        with pytest.raises(SchemaMismatch, match=error):
+            ask()
+    info = local_warehouse.refresh_schema(TABLE)
+    assert (
+        dict(info.columns)
+        == {"player": "STRING", "day": "DATE", "score": "FLOAT64", "extra": "INT64"}
+        == dict(sorted(info.columns.items(), key=lambda column: ["player", "day", "score", "extra"].index(column[0])))
+    )
+    assert values(read(local_warehouse), "extra") == [None, 7]
+
+
+def test_a_schema_that_is_no_schema_is_an_error_of_the_user(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    file = part_of(local_warehouse, FEB_23).parent.parent / "schema.json"
+    for content in ("", "[]", '{"date_column": "day"}', '{"date_column": "day", "columns": {"n": "NUMBER"}}'):
+        file.write_text(content)
+        with pytest.raises(SchemaMismatch, match=r"nba\.factors: its schema\.json is not a schema"):
+            local_warehouse.describe(TABLE)
+
+
+# -- dates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dates", "time_zone", "held"),
+    [
+        pytest.param(pa.array([FEB_23, FEB_24]), None, "2023-02-24", id="date"),
+        pytest.param(pa.array([FEB_23, None]), None, "a null", id="null"),
+        pytest.param(pa.array([NAIVE_NOON + timedelta(days=1)]), None, "2023-02-24 12", id="datetime"),
+        pytest.param(pa.array([datetime(2023, 2, 23, 23, tzinfo=UTC)]), "Europe/Berlin", "2023-02-23 23", id="zone"),
+    ],
+)
+def test_rows_of_another_date_than_their_partition_are_refused(
+    local_warehouse: LocalWarehouse, dates: Any, time_zone: str | None, held: str
+) -> None:
+    write_foreign(local_warehouse, FEB_23, day=dates, n=pa.array(range(len(dates))))
+    error = rf"nba\.factors, partition day={FEB_23}: column day holds {held}"
+    for columns in (None, {"n": "n"}):
+        with pytest.raises(SchemaMismatch, match=error):
+            read(local_warehouse, columns=columns, time_zone=time_zone)
+
+
+@pytest.mark.parametrize(
+    ("moment", "time_zone"),
+    [
+        pytest.param(pa.array([NAIVE_NOON], pa.timestamp("ns")), None, id="datetime"),
+        pytest.param(pa.array([datetime(2023, 2, 22, 23, tzinfo=UTC)]), "Europe/Berlin", id="zone"),
+        pytest.param(pa.array([FEB_23], pa.date64()), None, id="date64"),
+    ],
+)
+def test_rows_whose_time_is_on_the_date_are_read(local_warehouse: LocalWarehouse, moment: Any, time_zone: Any) -> None:
+    write_foreign(local_warehouse, FEB_23, day=moment, n=pa.array([1]))
+    assert values(read(local_warehouse, time_zone=time_zone)) == [1]
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+BACKUP = Backup(id="cleanup-1", table=TABLE, date_column="day")
+
+
+@pytest.mark.parametrize("name", ["data_0.parquet", "rows.csv", "000000_0"])
+@pytest.mark.parametrize("has_ours", [True, False])
+def test_rows_beside_ours_are_refused_by_everyone(
+    local_warehouse: LocalWarehouse, staging: Staging, name: str, has_ours: bool
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    settle(local_warehouse)
+    read(local_warehouse)
+    asks: list[Callable[[], object]] = [
+        lambda: read(local_warehouse),
+        lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
+        lambda: counts(local_warehouse, FEB_24),
+        lambda: local_warehouse.read(scan(span(date(2020, 1, 1), date(2024, 1, 1)))),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24]),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.matching_dates(TABLE, "day", {FEB_24: "x"}),
+        lambda: local_warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24, score=9.0)),
+        lambda: local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)),
+        lambda: local_warehouse.back_up(BACKUP, [FEB_24], until=utcnow()),
+        lambda: local_warehouse.publish(
+            TABLE,
+            "day",
+            [staged(staging, FEB_23, score=9.0), staged(staging, FEB_24, score=9.0)],
+            fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT),
+            publication="run-1/1",
+        ),
+    ]
+    write_foreign(local_warehouse, FEB_24, name, player=pa.array(["a"]), score=pa.array([1.0]))
+    if not has_ours:
+        part_of(local_warehouse, FEB_24).unlink()
+    settle(local_warehouse)
+    before = tree(local_warehouse.root / "nba")
+    for ask in asks:
+        with pytest.raises(SchemaMismatch, match=rf"nba\.factors, partition day={FEB_24}: holds {name}, which is not"):
+            ask()
+    assert {name: data for name, data in tree(local_warehouse.root / "nba").items() if ".loading" not in name} == before
+
+
+def test_rows_beside_ours_stop_an_undo(local_warehouse: LocalWarehouse, staging: Staging) -> None:
+    file = staged(staging, FEB_24)
+    fingerprints = {FEB_24: ABSENT}
+    local_warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=fingerprints, publication="run-1/1")
+    write_foreign(local_warehouse, FEB_24, "data_0.parquet", player=pa.array(["a"]), score=pa.array([1.0]))
+    before = tree(local_warehouse.root)
+    replaced = local_warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_24])
+    with pytest.raises(SchemaMismatch, match=r"holds data_0\.parquet"):
+        local_warehouse.restore(TABLE, "day", "run-1", replaced)
+    assert tree(local_warehouse.root) == before
+
+
+def test_hidden_files_beside_ours_are_ignored(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    for name in ("_SUCCESS", ".part.parquet.crc"):
+        part_of(local_warehouse, FEB_24).with_name(name).touch()
+    assert read(local_warehouse).num_rows == 9
+
+
+def test_a_table_that_consists_of_other_files_only_does_exist(local_warehouse: LocalWarehouse) -> None:
+    write_foreign(local_warehouse, FEB_24, "part-00000.snappy.parquet", n=pa.array([1]))
+    with pytest.raises(SchemaMismatch, match=r"holds part-00000\.snappy\.parquet"):
+        local_warehouse.describe(TABLE)
+
+
+# -- fingerprints and publications ------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_of_columns_is_of_what_they_hold(local_warehouse: LocalWarehouse) -> None:
+    def fingerprint(**columns: Any) -> str:
+        write_foreign(local_warehouse, FEB_23, **columns)
+        return local_warehouse.fingerprints(TABLE, "day", [FEB_23], columns={"n"})[FEB_23]
+
+    write_foreign(local_warehouse, FEB_24, n=pa.array([1.5]))
+    first = fingerprint(n=pa.array([1, 2]))
+    assert fingerprint(n=pa.array([1, 2], pa.int32())) == first
+    assert fingerprint(n=pa.array([1.0, 2.0]), more=pa.array([1, 2])) == first
+    assert fingerprint(n=pa.array([1, 3])) != first
+    assert fingerprint(more=pa.array([1, 2])) == fingerprint(n=pa.array([None, None], pa.int64())) != first
+    (absent,) = local_warehouse.fingerprints(TABLE, "day", [FEB_25], columns={"n"}).values()
+    assert absent == ABSENT
+
+
+def test_a_table_without_a_schema_takes_it_from_what_is_published(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    write_foreign(local_warehouse, FEB_23, player=pa.array(["a"]), score=pa.array([1]))
+
+    def publish(day: date, rows: pa.Table) -> None:
+        file = staging.write("run-1", day, 1, rows)
+        now = local_warehouse.fingerprints(TABLE, "day", [day])
+        local_warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=now, publication="run-1/1")
+
+    with pytest.raises(SchemaMismatch, match="differing: extra STRING"):
+        publish(FEB_24, rows_of(FEB_24).append_column("extra", pa.array(["x"] * 3)))
+    publish(FEB_24, rows_of(FEB_24))
+    info = local_warehouse.describe(TABLE)
+    assert info is not None
+    assert (info.types_are_declared, dict(info.columns)) == (
+        True,
+        {"player": "STRING", "day": "DATE", "score": "FLOAT64"},
+    )
+    assert read(local_warehouse).num_rows == 4
+
+
+def test_files_of_one_publication_have_the_same_columns_or_none_is_published(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    files = [staged(staging, FEB_23), staging.write("run-1", FEB_24, 1, rows_of(FEB_24).drop_columns("score"))]
+    with pytest.raises(SchemaMismatch, match="differing: score FLOAT64"):
+        local_warehouse.publish(
+            TABLE, "day", files, fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT), publication="run-1/1"
+        )
+    assert local_warehouse.describe(TABLE) is None
