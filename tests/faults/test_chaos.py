@@ -21,7 +21,7 @@ from tests.faults.chaos.shapes import Kind
 SCHEDULES = int(os.environ.get("CHAOS_SCHEDULES", "30"))  #: 200 have every fault several times
 CHUNK = 10  #: schedules a test: small enough to spread evenly over the processes that run tests
 #: Seeds at which a mutant is noticed whatever the machine's speed: see `make chaos-mutants` for all of them.
-KNOWN = {"recount-believed": [1], "checkpoint-before-publish": [951]}
+KNOWN = {"recount-believed": [1], "checkpoint-before-publish": [951], "floor-ignored": [4]}
 
 
 @pytest.fixture(scope="session")

@@ -94,10 +94,21 @@ def recount_believed() -> None:
     verdicts.recount = believed
 
 
+def floor_ignored() -> None:
+    """However few entities are expected, the expectation is complete."""
+    from gated_backfill.common.model.coverage import DateExpectation
+
+    def without_floor(self: DateExpectation, floor: int | None, reason: str | None) -> DateExpectation:
+        return self
+
+    DateExpectation.with_floor = without_floor
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
     "lease-ignored": lease_ignored,
     "lease-never-ends": lease_never_ends,
     "recount-believed": recount_believed,
+    "floor-ignored": floor_ignored,
 }

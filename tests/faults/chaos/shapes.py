@@ -21,6 +21,7 @@ class Kind(Enum):
     ACCEPTED = "accepted"  #: one of 13 is missing: 92 %
     DROPPED = "dropped"  #: the sources are whole, but `process` loses half of the rows: only a recount tells
     SHORT = "short"  #: no source has enough
+    SHRUNK = "shrunk"  #: the expectation has two of 13, fewer than the job's floor, and so have the sources
     OFF = "off"  #: not on the calendar
 
     @property
@@ -46,7 +47,7 @@ class Day:
 
     @property
     def expected(self) -> tuple[str, ...]:
-        return () if self.kind is Kind.OFF else NAMES
+        return () if self.kind is Kind.OFF else NAMES[:2] if self.kind is Kind.SHRUNK else NAMES
 
     def names_in(self, source: str) -> tuple[str, ...]:
         """Whom a source has."""
@@ -56,6 +57,7 @@ class Day:
             Kind.ACCEPTED: {"first": NAMES[1:], "second": NAMES[:3]},
             Kind.DROPPED: {"first": NAMES, "second": ()},
             Kind.SHORT: {"first": NAMES[:5], "second": NAMES[:7]},
+            Kind.SHRUNK: {"first": NAMES[:2], "second": ()},
             Kind.OFF: {"first": (), "second": ()},
         }
         return held[self.kind][source]
@@ -90,6 +92,7 @@ def make_shape(random: Random) -> tuple[Day, ...]:
     kinds = random.choices(
         [Kind.PLAIN, Kind.FALLBACK, Kind.ACCEPTED, Kind.SHORT, Kind.OFF], weights=[10, 3, 2, 1, 1], k=count
     )
+    kinds = [Kind.SHRUNK if kind is Kind.SHORT and n % 2 else kind for n, kind in enumerate(kinds)]
     kinds[0] = Kind.PLAIN
     if random.random() < 0.5:
         kinds[random.randrange(1, count)] = Kind.DROPPED

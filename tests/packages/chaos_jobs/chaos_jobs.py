@@ -42,6 +42,7 @@ CHAOS = Job(
         date_column="day",
         entity="name",
         calendar=Calendar(table="chaos.calendar", date_column="day"),
+        floor=5,
     ),
     sources=(
         Source(name="first", table="chaos.first", date_column="day", columns=COLUMNS),
