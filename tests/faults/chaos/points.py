@@ -127,7 +127,7 @@ class Points:
             elif kind == "broker":
                 self.wrap(CeleryDispatcher, name, point)
         self.wrap(os, "fsync", "file.sync")
-        self.wrap(build, "_rows", "job.process")
+        self.wrap(build, "compute_rows", "job.process")
         self.wrap(Scheduler, "tick", "beat.tick")
         self._wrap_commits()
 
