@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
 from gated_backfill.common.model.dates import consecutive_ranges
+from gated_backfill.common.model.expectation_floor import neighbour_days, share_of_recent
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.coverage_queries import calendar_scan, expectation_scan, source_scans
@@ -93,16 +94,32 @@ def _estimate_billed_bytes(warehouse: Warehouse, scans: Sequence[Scan]) -> int |
 def preflight_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans that planning these days takes."""
     sources = [scan.rows() for scan in source_scans(job, days).values()]
-    return [expectation_scan(job, days).rows(), *sources, *_calendar_scans(job, days), _target_scan(job, days)]
+    expectation = [expectation_scan(job, days).rows()]
+    if share_of_recent(job.expectation, has_calendar=job.expectation.calendar is not None):
+        expectation.append(expectation_scan(job, neighbour_days(days)).rows())
+    inputs = [_dates_scan(table, days) for table in (*job.sources, *job.inputs) if _is_counted(table)]
+    return [*expectation, *sources, *inputs, *_calendar_scans(job, days), _target_scan(job, days)]
+
+
+def _is_counted(table: Source | Input) -> bool:
+    """Whether the table's rows are counted on each date, or on the days of its lookback."""
+    is_required = isinstance(table, Input) and not table.optional
+    return is_required or (isinstance(table, Source) and table.lookback_days > 0 and table.require_lookback)
+
+
+def _dates_scan(table: Source | Input, days: Sequence[date]) -> Scan:
+    scan = _rows_scan(table, days)
+    return replace(scan, columns={"day": table.date_column})
 
 
 def date_scans(job: Job, day: date) -> list[Scan]:
     """The scans of one date's task: it counts and fingerprints every source, and reads the primary's rows."""
     sources = [scan.rows() for scan in source_scans(job, [day]).values()]
     counts = [expectation_scan(job, [day]).rows(), *_calendar_scans(job, [day]), *sources]
-    fingerprints = [_rows_scan(table, day) for table in (*job.sources, *job.inputs)]
-    reads = [_rows_scan(table, day) for table in (job.sources[0], *job.inputs)]
-    return [_target_scan(job, [day]), *counts, *fingerprints, *reads]
+    fingerprints = [_rows_scan(table, [day]) for table in (*job.sources, *job.inputs)]
+    reads = [_rows_scan(table, [day]) for table in (job.sources[0], *job.inputs)]
+    inputs = [_dates_scan(table, [day]) for table in job.inputs if _is_counted(table)]
+    return [_target_scan(job, [day]), *counts, *fingerprints, *inputs, *reads]
 
 
 def window_scans(job: Job, days: Sequence[date]) -> list[Scan]:
@@ -126,11 +143,11 @@ def _target_scan(job: Job, days: Sequence[date]) -> Scan:
     )
 
 
-def _rows_scan(table: Source | Input, day: date) -> Scan:
+def _rows_scan(table: Source | Input, days: Sequence[date]) -> Scan:
     columns: Mapping[str, str] | None = None
     if table.columns is not None:
         columns = {name: name for name in (table.date_column, *table.columns)}
-    dates = tuple(consecutive_ranges([day], lookback=table.lookback_days))
+    dates = tuple(consecutive_ranges(days, lookback=table.lookback_days))
     return Scan(
         table=TableName.parse(table.table),
         date_column=table.date_column,

@@ -115,6 +115,21 @@ def test_an_opened_run_reads_back_as_it_was_asked_for(ledger: Ledger) -> None:
     assert {row.state for row in ledger.dates.list_dates(opened.id)} == {DateState.PENDING}
 
 
+def test_the_latest_run_with_a_calendar_is_found(ledger: Ledger) -> None:
+    assert ledger.runs.find_latest_run_with_calendar(JOB) is None
+    days = iter(DAYS)
+    first, second, _ = (
+        ledger.runs.open_run(new_run([next(days)], options={"fallback": "replace", **options}))
+        for options in ({"calendar": True}, {"calendar": True}, {"calendar": False})
+    )
+    ledger.runs.open_run(new_run([FEB_23], job="another", options={"fallback": "replace"}))
+    latest = ledger.runs.find_latest_run_with_calendar(JOB)
+    assert latest is not None
+    assert latest.id in (first.id, second.id)
+    assert latest.created_at == max(first.created_at, second.created_at)
+    assert ledger.runs.find_latest_run_with_calendar("another") is None
+
+
 def test_dates_ended_by_the_plan_keep_their_reason_and_reserve_nothing(ledger: Ledger) -> None:
     ended = NewDate(day=FEB_23, state=DateState.SKIPPED, columns={"reason": "bootstrap", "verdict": "skipped"})
     run = ledger.runs.open_run(new_run(dates=(ended, NewDate(day=FEB_24, window=0))))
