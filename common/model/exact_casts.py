@@ -32,7 +32,7 @@ def cast_exactly(values: pa.ChunkedArray[Any], kind: ColumnType) -> pa.ChunkedAr
     if values.type.equals(arrow_type):
         return values
     if values.null_count == len(values):
-        return pa.chunked_array([pa.nulls(len(values), arrow_type)])
+        return null_column(len(values), arrow_type)
     source = read_type_of(values.type)
     if source is None:
         raise ValueError(f"holds {values.type}")
@@ -42,10 +42,15 @@ def cast_exactly(values: pa.ChunkedArray[Any], kind: ColumnType) -> pa.ChunkedAr
     if source == kind:
         return standard
     if standard.null_count == len(standard):
-        return pa.chunked_array([pa.nulls(len(standard), arrow_type)])
+        return null_column(len(standard), arrow_type)
     if (source, kind) not in FITTING_TYPES:
         raise ValueError(f"holds {TYPE_WORDS[source]}")
     return _cast(standard, arrow_type)
+
+
+def null_column(length: int, arrow_type: Any) -> pa.ChunkedArray[Any]:
+    """Return a column of nulls of the Arrow type."""
+    return pa.chunked_array([pa.nulls(length, arrow_type)])
 
 
 def _cast(values: pa.ChunkedArray[Any], arrow_type: pa.DataType) -> pa.ChunkedArray[Any]:

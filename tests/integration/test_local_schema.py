@@ -166,7 +166,7 @@ def test_a_date_has_the_same_rows_alone_and_with_others_in_whatever_order_folder
                 rows = LocalWarehouse(warehouse.root).read(found)
             except SchemaMismatch:
                 return None
-        order = [("day", "ascending"), ("place", "ascending")]
+        order: list[Any] = [("day", "ascending"), ("place", "ascending")]
         return [(str(rows["n"].type), *map(repr, row.values())) for row in rows.sort_by(order).to_pylist()]
 
     alone = [rows_of_days(day) for day in days]

@@ -42,7 +42,7 @@ def test_a_fingerprint_does_not_depend_on_row_groups_compression_or_slices(
     column: tuple[Any, list[Any]], group: int, compression: Literal["none", "zstd"], dictionary: bool
 ) -> None:
     kind, values = column
-    arrow = ARROW_TYPES[kind]
+    arrow: Any = ARROW_TYPES[kind]
     sink = io.BytesIO()
     table = pa.table({"c": pa.array(values, arrow)})
     pq.write_table(table, sink, row_group_size=group, compression=compression, use_dictionary=dictionary)

@@ -21,8 +21,6 @@ from gated_backfill.common.storage.files import checksum_of
 MAX_WHOLE_FLOAT = 2.0**53  #: a greater float may stand for several integers
 DAY_MICROSECONDS = 86_400_000_000
 
-Content = bytes | memoryview | npt.NDArray[Any]
-
 
 def content_fingerprint(columns: Iterable[tuple[str, pa.ChunkedArray[Any]]]) -> str:
     """Hash named columns of the same rows, in the order of their names. Their types are those of column types."""
@@ -34,8 +32,8 @@ def content_fingerprint(columns: Iterable[tuple[str, pa.ChunkedArray[Any]]]) -> 
     return content.hexdigest()
 
 
-def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Content]:
-    """Yield the positions of nulls, then the other values, after a word for their kind."""
+def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
+    """Yield the positions of nulls, then the other values, after a word for their kind: bytes or arrays of numbers."""
     kind = values.type
     if pa.types.is_floating(kind):
         numbers = values.to_numpy()  # with NaN for null
@@ -52,7 +50,7 @@ def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Content]:
         yield from _value_contents(values, kind)
 
 
-def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator[Content]:
+def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator[Any]:
     types = pa.types
     if types.is_string(kind):
         yield from _text_contents(values)
@@ -70,7 +68,7 @@ def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator
         yield checksum_of(repr(values.to_pylist()).encode()).encode()  # no column type: read as it is
 
 
-def _number_contents(numbers: npt.NDArray[Any]) -> Iterator[Content]:
+def _number_contents(numbers: npt.NDArray[Any]) -> Iterator[Any]:
     if not len(numbers):
         return
     if numbers.dtype.kind == "f" and (np.abs(numbers) <= MAX_WHOLE_FLOAT).all() and (np.rint(numbers) == numbers).all():
@@ -79,7 +77,7 @@ def _number_contents(numbers: npt.NDArray[Any]) -> Iterator[Content]:
     yield np.ascontiguousarray(numbers)
 
 
-def _time_contents(microseconds: npt.NDArray[np.int64], *, has_zone: bool) -> Iterator[Content]:
+def _time_contents(microseconds: npt.NDArray[np.int64], *, has_zone: bool) -> Iterator[Any]:
     if not has_zone and not (microseconds % DAY_MICROSECONDS).any():
         yield b"dates"
         yield microseconds // DAY_MICROSECONDS
@@ -88,7 +86,7 @@ def _time_contents(microseconds: npt.NDArray[np.int64], *, has_zone: bool) -> It
         yield np.ascontiguousarray(microseconds)
 
 
-def _text_contents(values: pa.ChunkedArray[Any]) -> Iterator[Content]:
+def _text_contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
     """Yield the lengths of all texts, then their bytes, of arrays that may be slices."""
     yield b"texts"
     texts: list[memoryview] = []

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow_types import ARROW_TYPES
-from gated_backfill.common.model.exact_casts import cast_exactly
+from gated_backfill.common.model.exact_casts import cast_exactly, null_column
 from gated_backfill.common.model.tables import ColumnTypes
 from gated_backfill.common.warehouse.entities import read_days
 from gated_backfill.common.warehouse.local.partitions import partition_mismatch
@@ -87,7 +87,7 @@ class TypedReader:
         arrow_type = self._arrow_type(name)
         index = rows.schema.get_field_index(name)
         if index < 0:
-            return pa.chunked_array([pa.nulls(rows.num_rows, arrow_type)])
+            return null_column(rows.num_rows, arrow_type)
         values = rows.column(index)
         if values.type.equals(arrow_type):
             return values
@@ -106,7 +106,7 @@ class TypedReader:
             return cast_exactly(values, kind)
         if values.null_count < len(values):
             raise ValueError(f"holds {values.type}")
-        return pa.chunked_array([pa.nulls(len(values), self._arrow_type(name))])
+        return null_column(len(values), self._arrow_type(name))
 
     def _expectation(self, name: str) -> str:
         if name in self.declared_types:
