@@ -11,7 +11,14 @@ from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.entities import DATE_TYPES, EntityColumns
 from gated_backfill.common.model.publication import PublishResult, StagedFile
-from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, ColumnTypes, TableName, validate_identifier
+from gated_backfill.common.model.tables import (
+    FITTING_TYPES,
+    NULL_TYPE,
+    ColumnType,
+    ColumnTypes,
+    TableName,
+    validate_identifier,
+)
 from gated_backfill.common.warehouse.backups import Backups
 
 if TYPE_CHECKING:
@@ -100,6 +107,18 @@ def check_same_columns(info: TableInfo | None, date_column: str, columns: Mappin
             f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",
             table=str(info.table),
         )
+
+
+def missing_columns(info: TableInfo, columns: ColumnTypes) -> dict[str, ColumnType]:
+    """Return the columns that the table lacks. Raises `SchemaMismatch` if they cannot be added to it."""
+    names = {name.lower(): name for name in info.columns}
+    for name, kind in columns.items():
+        known = names.setdefault(validate_identifier(name, "column name").lower(), name)
+        if known != name:
+            raise SchemaMismatch(f"has the column {known}: {name} differs from it by case only", table=str(info.table))
+        if info.columns.get(name, kind) != kind:
+            raise SchemaMismatch(f"column {name} is {info.columns[name]}, not {kind}", table=str(info.table))
+    return {name: kind for name, kind in columns.items() if name not in info.columns}
 
 
 def check_dated(table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -308,6 +327,14 @@ class Warehouse(Backups, Protocol):
         """Read the table's columns and types from its partitions again, and keep them; return the table.
 
         None for a warehouse that keeps the schemas of its tables itself. Raises `TableNotFound`, `SchemaMismatch`.
+        """
+        ...
+
+    def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
+        """Add columns to the table, which are null in its rows. One that it has already stays as it is.
+
+        Raises `TableNotFound`, and `SchemaMismatch`, adding nothing, for a name that differs by case only from another,
+        or a column that the table has with another type.
         """
         ...
 

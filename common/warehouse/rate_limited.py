@@ -37,6 +37,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "describe",
         "create_table",
         "refresh_schema",
+        "add_columns",
         "create_own_tables",
         "check_publishable",
         "delete_expired_undo",

@@ -33,6 +33,7 @@ class LoadOptions:
     date_format: str | None = None  #: of `strptime`, for the columns of dates; None for YYYY-MM-DD
     encoding: str | None = None  #: of a CSV file; None for UTF-8
     delimiter: str | None = None  #: of a CSV file; None for a comma
+    add_columns: bool = False  #: add the columns that the table lacks to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class LoadResult:
     table: TableName
     rows: int
     days: tuple[date, ...]
-    new_columns: Mapping[str, ColumnType] = field(default_factory=dict[str, ColumnType])  #: of a new table: all
+    is_new: bool = False  #: the table was created
+    new_columns: Mapping[str, ColumnType] = field(default_factory=dict[str, ColumnType])
     unloadable_jobs: tuple[str, ...] = ()  #: jobs whose column types could not be used
 
     def describe(self) -> str:
@@ -56,6 +58,7 @@ class _Declared:
     """What is known of a table before the file is read."""
 
     exists: bool
+    columns: frozenset[str] = frozenset()  #: of the table, of whatever type
     types: Mapping[str, ColumnType]
     date_column: str | None
     unloadable_jobs: tuple[str, ...] = ()
@@ -84,17 +87,21 @@ def load_file(
         if not rows.rows:
             raise UserError(f"{file} holds no rows")
         date_column = _choose_date_column(name, date_column or declared.date_column, declared, rows)
-        _check_columns(name, declared, rows)
+        _check_columns(name, declared, rows, add_columns=options.add_columns)
         types: dict[str, ColumnType] = {**rows.types, **declared.types, date_column: "DATE"}
         types = {column: types[column] for column in rows.types}
         with BatchSpool(arrow_schema(types), spool_folder) as spool:
             spool.extend(_convert_rows(rows, types, date_column, dates, progress))
+            added = {column: kind for column, kind in types.items() if column not in declared.columns}
+            if declared.exists and added:
+                warehouse.add_columns(name, added)
             days = tuple(warehouse.load(name, date_column, spool.reader()))
             return LoadResult(
                 table=name,
                 rows=spool.rows,
                 days=days,
-                new_columns={} if declared.exists else types,
+                is_new=not declared.exists,
+                new_columns=added if declared.exists else types,
                 unloadable_jobs=declared.unloadable_jobs,
             )
 
@@ -104,7 +111,7 @@ def _declared_by_table_or_jobs(warehouse: Warehouse, table: TableName) -> _Decla
     info = warehouse.describe(table)
     if info is not None:
         types: dict[str, ColumnType] = {name: kind for name, kind in info.columns.items() if kind in ARROW_TYPES}  # pyright: ignore[reportAssignmentType]
-        return _Declared(exists=True, types=types, date_column=info.partitioned_by)
+        return _Declared(exists=True, columns=frozenset(info.columns), types=types, date_column=info.partitioned_by)
     declared_types: dict[str, ColumnType] = {}
     date_column: str | None = None
     jobs, errors = load_jobs()
@@ -189,11 +196,22 @@ def _midnight_columns(rows: RowFile, types: Mapping[str, ColumnType]) -> list[st
     return candidates
 
 
-def _check_columns(table: TableName, declared: _Declared, rows: RowFile) -> None:
-    """Check that the file has the table's columns. Raises `SchemaMismatch`."""
+def _check_columns(table: TableName, declared: _Declared, rows: RowFile, *, add_columns: bool) -> None:
+    """Check that the file has the table's columns and, unless they may be added, no others. Raises `SchemaMismatch`."""
     missing = [column for column in declared.types if column not in rows.types]
     if missing:
-        raise SchemaMismatch(f"{rows.file} lacks the column(s) {', '.join(missing)}", table=str(table))
+        raise SchemaMismatch(
+            f"{rows.file} lacks the column(s) {', '.join(missing)}: name columns as the table does with --rename",
+            table=str(table),
+        )
+    further = {column: kind for column, kind in rows.types.items() if column not in declared.columns}
+    if declared.exists and further and not add_columns:
+        listed = ", ".join(f"{column} {kind}" for column, kind in further.items())
+        raise SchemaMismatch(
+            f"{rows.file} does not have the table's columns; differing: {listed}: add them to the table, null in its "
+            f"other rows, with --add-columns",
+            table=str(table),
+        )
 
 
 # -- values ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from bqemulator.domain.errors import AlreadyExistsError
 from bqemulator.jobs import executor
 from bqemulator.storage import engine
 from bqemulator.storage.sql_identifiers import quoted_table_ref, schema_name
+from bqemulator.storage.type_map import bq_schema_to_duckdb_columns
 
 PARAMETER = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`[^`]*`|--[^\n]*|/\*.*?\*/|@@\w+)|@(\w+)""", re.DOTALL)
 UNQUOTED = ("INT64", "INTEGER", "BOOL", "BOOLEAN")
@@ -88,6 +89,22 @@ def refuse_a_job_id_that_was_used() -> None:
     jobs._handle_load_job_with_async_envelope = refusing(jobs._handle_load_job_with_async_envelope)
 
 
+def add_columns_to_the_rows_too() -> None:
+    """The update of a table's schema changes the description only."""
+    update = DuckDBCatalogRepository.update_table
+
+    def updated(self: Any, table: Any) -> Any:
+        before = self._cache.get_table(table.project_id, table.dataset_id, table.table_id)
+        present = {field.name for field in before.schema_.fields} if before is not None else set()
+        added = [{"name": one.name, "type": one.type} for one in table.schema_.fields if one.name not in present]
+        target = quoted_table_ref(table.project_id, table.dataset_id, table.table_id)
+        for name, kind in bq_schema_to_duckdb_columns(added) if present else []:
+            self._engine.execute(f'ALTER TABLE {target} ADD COLUMN "{name}" {kind}')
+        return update(self, table)
+
+    DuckDBCatalogRepository.update_table = updated
+
+
 def forget_tables_made_by_half() -> None:
     """Killed while it makes a table, it would find one that it does not know, and fail whoever makes it again."""
     hydrate = DuckDBCatalogRepository._hydrate_tables
@@ -111,4 +128,5 @@ if __name__ == "__main__":
     bind_parameters_in_scripts()
     refuse_a_job_id_that_was_used()
     forget_tables_made_by_half()
+    add_columns_to_the_rows_too()
     main()

@@ -19,7 +19,7 @@ from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse, require_table
-from gated_backfill.producer.tables.load import LoadResult, load_file
+from gated_backfill.producer.tables.load import LoadOptions, LoadResult, load_file
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, rows_of, scan, span, tree
 
@@ -168,6 +168,27 @@ def test_a_parquet_file_keeps_its_types_and_narrow_ones_are_widened(warehouse: W
     load_table(warehouse, parquet, **{name: values for name, (values, _, _) in columns.items()})
     assert types_in(warehouse) == {name: kind for name, (_, kind, _) in columns.items()}
     assert rows_in(warehouse) == [{name: value for name, (_, _, value) in columns.items()}]
+
+
+def test_columns_are_added_if_that_is_asked_for(warehouse: Warehouse, csv: Path) -> None:
+    warehouse.load(TABLE, "day", rows_of(FEB_23, players=1))
+    text = "player,day,score,team,code\na,2023-02-24,1.5,x,007\n"
+    with pytest.raises(SchemaMismatch, match=r"differing: team STRING, code STRING: add them.*--add-columns"):
+        load_text(warehouse, csv, text)
+    csv.write_text(text.replace("1.5", "many"))
+    before = types_in(warehouse)
+    with pytest.raises(UserError, match="line 2: score 'many'"):
+        load_file(warehouse, NAME, csv, options=LoadOptions(add_columns=True))
+    assert types_in(warehouse) == before
+    csv.write_text(text)
+    result = load_file(warehouse, NAME, csv, options=LoadOptions(add_columns=True))
+    assert (result.is_new, result.new_columns) == (False, {"team": "STRING", "code": "STRING"})
+    assert types_in(warehouse) == {**before, "team": "STRING", "code": "STRING"}
+    assert sorted((row["player"], row["team"], row["code"]) for row in rows_in(warehouse)) == [
+        ("a", "x", "007"),
+        ("player000", None, None),
+    ]
+    load_file(warehouse, NAME, csv, options=LoadOptions(add_columns=True))
 
 
 def test_the_date_column_can_be_named(warehouse: Warehouse, csv: Path) -> None:

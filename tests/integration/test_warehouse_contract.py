@@ -29,8 +29,9 @@ from gated_backfill.common.errors import (
     UserError,
     WarehouseUnavailable,
 )
+from gated_backfill.common.model.arrow_types import ARROW_TYPES
 from gated_backfill.common.model.publication import PublishResult, StagedFile
-from gated_backfill.common.model.tables import ColumnTypes, TableName
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
@@ -706,6 +707,58 @@ def test_rows_of_another_shape_are_refused_whole(warehouse: Warehouse, date_colu
     with pytest.raises(SchemaMismatch):
         warehouse.load(TABLE, date_column, rows)
     assert prints(warehouse, *DAYS) == before
+
+
+# -- adding columns -----------------------------------------------------------------------------------------------
+
+
+def test_added_columns_are_null_in_the_rows_that_are_there(warehouse: Warehouse) -> None:
+    load(warehouse, *DAYS, players=2)
+    info = require_table(warehouse, TABLE)
+    added: dict[str, ColumnType] = {"team": "STRING", "games": "INT64", "at": "TIMESTAMP"}
+
+    warehouse.add_columns(TABLE, {**added, "score": "FLOAT64"})
+
+    assert require_table(warehouse, TABLE).columns == {**info.columns, **added}
+    rows = rows_of(FEB_24, players=1)
+    for name, kind in added.items():
+        rows = rows.append_column(name, pa.nulls(1, ARROW_TYPES[kind]))
+    rows = rows.set_column(rows.schema.get_field_index("team"), "team", pa.array(["x"]))
+    warehouse.load(TABLE, "day", rows)
+    everything = warehouse.query(ALL, scans={"t": scan(span(FEB_23, FEB_25))}).to_pylist()
+    assert sorted((row["day"], row["player"], row["team"], row["games"]) for row in everything) == [
+        (FEB_23, "player000", None, None),
+        (FEB_23, "player001", None, None),
+        (FEB_24, "player000", "x", None),
+        (FEB_25, "player000", None, None),
+        (FEB_25, "player001", None, None),
+    ]
+    read = warehouse.read(scan(span(FEB_23, FEB_25), columns={"who": "player", "team": "team"}))
+    assert sorted(map(str, read["team"].to_pylist())) == ["None"] * 4 + ["x"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        pytest.param({"team": "STRING", "Score": "FLOAT64"}, id="differs-by-case"),
+        pytest.param({"team": "STRING", "Team": "STRING"}, id="differ-by-case"),
+        pytest.param({"team": "STRING", "score": "INT64"}, id="another-type"),
+        pytest.param({"team": "STRING", "a b": "INT64"}, id="no-name"),
+    ],
+)
+def test_columns_that_do_not_fit_are_not_added(warehouse: Warehouse, columns: dict[str, ColumnType]) -> None:
+    load(warehouse, *DAYS)
+    info, before = require_table(warehouse, TABLE), prints(warehouse, *DAYS)
+    with pytest.raises(UserError):
+        warehouse.add_columns(TABLE, columns)
+    assert require_table(warehouse, TABLE) == info
+    assert prints(warehouse, *DAYS) == before
+
+
+def test_columns_are_added_to_a_table_that_exists_only(warehouse: Warehouse) -> None:
+    with pytest.raises(TableNotFound):
+        warehouse.add_columns(TABLE, {"team": "STRING"})
+    assert warehouse.describe(TABLE) is None
 
 
 def load_and_die(_: object, root: str, call: str, number: int) -> None:

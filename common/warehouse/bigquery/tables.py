@@ -10,7 +10,7 @@ from google.api_core.exceptions import Conflict, NotFound
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import TableNotFound
-from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names, table_info
 from gated_backfill.common.warehouse.bigquery.statements import (
@@ -20,7 +20,7 @@ from gated_backfill.common.warehouse.bigquery.statements import (
     quoted_columns,
     quoted_table,
 )
-from gated_backfill.common.warehouse.protocol import TableInfo
+from gated_backfill.common.warehouse.protocol import TableInfo, missing_columns
 
 DESCRIPTION_CACHE_SECONDS = 30.0
 CREATE_PERMISSIONS = "bigquery.datasets.create, bigquery.tables.create"
@@ -123,6 +123,19 @@ class BigQueryTables:
             definition.clustering_fields = list(cluster_by)[:4]
         self.create(definition)
         return True
+
+    def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
+        """Add nullable columns to the table, unless it has them. Raises `TableNotFound`, `SchemaMismatch`."""
+        added = missing_columns(self.require_uncached(table), columns)
+        if not added:
+            return
+        with translate_bigquery_errors("adding columns", table=str(table), needs="bigquery.tables.update"):
+            definition = self.get(table)
+            present = {field.name for field in definition.schema}
+            new = [bigquery.SchemaField(name, kind) for name, kind in added.items() if name not in present]
+            definition.schema = [*definition.schema, *new]
+            self._jobs.client.update_table(definition, ["schema"], **self._jobs.deadline)
+        self._descriptions.pop(table, None)
 
     def drop(self, table: TableName) -> None:
         """Delete the table if it exists. Raises the client's errors."""

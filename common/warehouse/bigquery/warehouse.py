@@ -42,6 +42,9 @@ class BigQueryWarehouse(BigQueryPublications):
     def refresh_schema(self, table: TableName) -> None:
         return None
 
+    def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
+        self._tables.add_columns(table, columns)
+
     def create_own_tables(self) -> bool:
         if self.describe(self._publications) is not None:
             return False

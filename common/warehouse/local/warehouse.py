@@ -59,6 +59,7 @@ from gated_backfill.common.warehouse.protocol import (
     TableInfo,
     check_dated,
     check_same_columns,
+    missing_columns,
     require_table,
 )
 
@@ -214,6 +215,17 @@ class LocalWarehouse(LocalPublications):
                 return False
             self._schemas.declare(str(folder), date_column, columns)
         return True
+
+    def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
+        missing_columns(require_table(self, table), columns)
+        folder = self._folder(table)
+        with translate_file_errors(table), locked(self._lock(folder)):
+            self._roll_forward(folder)
+            schema = self._find_schema(table)
+            if schema is None:
+                raise SchemaMismatch("columns cannot be added to a table without partitions", table=str(table))
+            if added := missing_columns(schema.info, columns):
+                self._schemas.declare(str(folder), schema.date_column, {**schema.info.columns, **added})
 
     def refresh_schema(self, table: TableName) -> TableInfo:
         require_table(self, table)

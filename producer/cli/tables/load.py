@@ -26,6 +26,7 @@ from gated_backfill.producer.terminal.console import make_console
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Load column OLD as NEW. Repeatable.")
 @click.option("--encoding", help="The encoding of a CSV file, as cp1252.  [default: utf-8]")
 @click.option("--delimiter", help="The character between the fields of a CSV file, as ';'.  [default: ,]")
+@click.option("--add-columns", is_flag=True, help="Add the columns that the table lacks to it, null in its other rows.")
 def load(
     table: str,
     file: Path,
@@ -34,6 +35,7 @@ def load(
     renames: tuple[str, ...],
     encoding: str | None,
     delimiter: str | None,
+    add_columns: bool,
 ) -> None:
     """Load a CSV or Parquet file into a table of the warehouse, replacing the dates in the file: all rows or none.
 
@@ -52,6 +54,7 @@ def load(
         date_format=date_format,
         encoding=encoding,
         delimiter="\t" if delimiter in ("\\t", "tab") else delimiter,
+        add_columns=add_columns,
     )
     settings.home.mkdir(parents=True, exist_ok=True)
     with _progress_bar() as progress:
@@ -62,7 +65,8 @@ def load(
     console.print(result.describe(), markup=False)
     if result.new_columns:
         columns = ", ".join(f"{name} {kind}" for name, kind in result.new_columns.items())
-        console.print(f"new table, with the columns {columns}", markup=False, soft_wrap=True)
+        novelty = "new table, with the columns" if result.is_new else "new columns:"
+        console.print(f"{novelty} {columns}", markup=False, soft_wrap=True)
     for job in jobs:
         if job.target.table == table:
             console.print(
