@@ -320,7 +320,7 @@ NO_DATE = pa.array([2**31 - 1], pa.int32()).view(pa.date32())
         pytest.param({**ROWS, "day": [NOON]}, "row 1: day .* has a time of day", id="time-of-day"),
         pytest.param({**ROWS, "day": NO_DATE}, "row 1: day is outside the years", id="beyond-any-date"),
         pytest.param({**ROWS, "score": [[1.5]]}, "column score is list", id="list"),
-        pytest.param({**ROWS, "more": pa.array([2**64 - 1], pa.uint64())}, "row 1: more .* 64 bits", id="64-bits"),
+        pytest.param({**ROWS, "score": pa.array([2**64 - 1], pa.uint64())}, "row 1: score .* digits", id="64-bits"),
         pytest.param({"player": ["a"], "day": [FEB_23]}, r"lacks the column\(s\) score", id="missing-column"),
         pytest.param({name: pa.array([], pa.string()) for name in ROWS}, "holds no rows", id="no-rows"),
     ],

@@ -276,6 +276,7 @@ NANOSECOND = pa.array([1_677_146_400_000_000_001], pa.timestamp("ns"))
 @pytest.mark.parametrize(
     ("columns", "error"),
     [
+        pytest.param({"n": pa.array([2**64 - 1], pa.uint64())}, "row 1: n .* does not fit in 64 bits", id="64-bits"),
         pytest.param({"at": NANOSECOND}, "row 1: at .* beyond microseconds", id="nanoseconds"),
         pytest.param({"at": NANOSECOND.cast(pa.timestamp("ns", "UTC"))}, "row 1: at .* beyond micro", id="zoned"),
         pytest.param({"at": pa.array([2**60], pa.timestamp("us"))}, "row 1: at is outside the years", id="far"),
