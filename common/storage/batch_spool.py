@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gated_backfill.common.errors import NotAllowed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,10 +22,15 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
     """
 
     def __init__(self, schema: pa.Schema, folder: Path | None = None) -> None:
-        """`folder` holds the file, and must exist; by default, the system's folder for temporary files."""
+        """`folder` holds the file, and must exist; by default, the system's folder for temporary files.
+
+        Raises `NotAllowed` when it cannot be written.
+        """
         self.schema = schema
         self.rows = 0
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
+        self._folder = folder or Path(tempfile.gettempdir())
+        with self._naming_folder():
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
         self._places: list[tuple[int, int]] = []  #: offset and length of each batch
         self._end = 0
 
@@ -32,7 +39,8 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
 
     def close(self) -> None:
         """Delete the rows."""
-        self._file.close()
+        with suppress(OSError):  # of what could not be written: nobody needs it any more
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -41,9 +49,11 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
         return map(self.read, range(len(self)))
 
     def append(self, batch: pa.RecordBatch) -> int:
-        """Write the batch; return its number."""
+        """Write the batch; return its number. Raises `NotAllowed` when there is no room for it."""
         data: Any = batch.serialize()
-        self._file.write(data)
+        with self._naming_folder():
+            self._file.write(data)
+            self._file.flush()
         self._places.append((self._end, data.size))
         self._end += data.size
         self.rows += batch.num_rows
@@ -57,7 +67,6 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
         import pyarrow as pa
 
         offset, length = self._places[number]
-        self._file.flush()
         data = os.pread(self._file.fileno(), length, offset)
         while len(data) < length:  # one call reads at most 2 GiB
             more = os.pread(self._file.fileno(), length - len(data), offset + len(data))
@@ -71,3 +80,10 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
         import pyarrow as pa
 
         return pa.RecordBatchReader.from_batches(self.schema, iter(self))
+
+    @contextmanager
+    def _naming_folder(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise NotAllowed(f"{self._folder}: no temporary file can be written there: {exc.strerror or exc}") from exc

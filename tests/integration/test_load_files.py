@@ -296,6 +296,20 @@ def test_a_date_column_of_midnights_in_another_zone_is_refused(load: Load) -> No
     assert load(pa.table({"day": utc}), "day").days == (FEB_23,)
 
 
+def test_a_folder_without_room_for_a_temporary_file_is_named(
+    local_warehouse: LocalWarehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(HEADER + GOOD)
+    with pytest.raises(UserError, match="nowhere: no temporary file can be written there: No such file"):
+        load_file(local_warehouse, NAME, file, spool_folder=tmp_path / "nowhere")
+    full = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: os.fdopen(full, "w+b"))
+    with pytest.raises(UserError, match="no temporary file can be written there: No space left"):
+        load_file(local_warehouse, NAME, file, spool_folder=tmp_path)
+    assert not local_warehouse.root.exists()
+
+
 # -- memory -------------------------------------------------------------------------------------------------------
 
 MEASURE = """

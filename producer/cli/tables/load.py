@@ -45,6 +45,12 @@ def load(
     column cannot keep exactly is refused, with its line.
 
     The file need not fit into memory; it takes its size again on the disk of BACKFILL_HOME while it is loaded.
+
+    \b
+    Examples:
+      backfill load shop.sales sales.csv
+      backfill load shop.sales sales.csv --delimiter ';' --encoding cp1252 --date-format %d.%m.%Y
+      backfill load shop.sales sales.parquet --rename 'Sold on=sold_on' --date-column sold_on
     """
     settings = read_settings()
     context = open_context(settings)
