@@ -92,7 +92,9 @@ def load_file(
         types = {column: types[column] for column in rows.types}
         with BatchSpool(arrow_schema(types), spool_folder) as spool:
             spool.extend(_convert_rows(rows, types, date_column, dates, progress))
-            added = {column: kind for column, kind in types.items() if column not in declared.columns}
+            added: dict[str, ColumnType] = {
+                column: kind for column, kind in types.items() if column not in declared.columns
+            }
             if declared.exists and added:
                 warehouse.add_columns(name, added)
             days = tuple(warehouse.load(name, date_column, spool.reader()))

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from pyarrow.csv import WriteOptions, write_csv
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import DateRange
@@ -343,7 +343,7 @@ def test_a_file_need_not_fit_into_memory(tmp_path: Path, suffix: str) -> None:
     if suffix == "csv":
         with pa.OSFile(str(file), "wb") as sink:
             for n, block in enumerate(blocks()):
-                pa.csv.write_csv(block, sink, pa.csv.WriteOptions(include_header=n == 0, quoting_style="none"))
+                write_csv(block, sink, WriteOptions(include_header=n == 0, quoting_style="none"))
     else:
         pq.write_table(pa.concat_tables(blocks()), file, compression="none", use_dictionary=False)
     assert file.stat().st_size > 45_000_000

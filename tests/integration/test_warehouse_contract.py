@@ -659,7 +659,7 @@ def test_a_stream_of_interleaved_dates_is_loaded_like_its_rows(
 
     assert counts(warehouse, *DAYS) == {FEB_23: 600, FEB_24: 601, FEB_25: 5}
     assert prints(warehouse, FEB_25) == untouched
-    order = [("day", "ascending"), ("score", "ascending"), ("player", "ascending")]
+    order: Any = [("day", "ascending"), ("score", "ascending"), ("player", "ascending")]
     loaded = warehouse.query(ALL, scans={"t": scan(span(FEB_23, FEB_24))}).select(rows.column_names)
     assert loaded.sort_by(order).to_pylist() == rows.sort_by(order).to_pylist()
 
