@@ -83,29 +83,23 @@ def load_file(
     name = TableName.parse(table)
     declared = _declared_by_table_or_jobs(warehouse, name)
     dates = DateFormat(options.date_format)
-    with _read_file(file, options, dates, spool_folder, progress) as rows:
-        if not rows.rows:
-            raise UserError(f"{file} holds no rows")
-        date_column = _choose_date_column(name, date_column or declared.date_column, declared, rows)
-        _check_columns(name, declared, rows, add_columns=options.add_columns)
-        types: dict[str, ColumnType] = {**rows.types, **declared.types, date_column: "DATE"}
-        types = {column: types[column] for column in rows.types}
-        with BatchSpool(arrow_schema(types), spool_folder) as spool:
+    with ExitStack() as stack:
+        with _read_file(file, options, dates, spool_folder, progress) as rows:
+            date_column, types = _choose_columns(name, date_column, declared, rows, add_columns=options.add_columns)
+            spool = stack.enter_context(BatchSpool(arrow_schema(types), spool_folder))
             spool.extend(_convert_rows(rows, types, date_column, dates, progress))
-            added: dict[str, ColumnType] = {
-                column: kind for column, kind in types.items() if column not in declared.columns
-            }
-            if declared.exists and added:
-                warehouse.add_columns(name, added)
-            days = tuple(warehouse.load(name, date_column, spool.reader()))
-            return LoadResult(
-                table=name,
-                rows=spool.rows,
-                days=days,
-                is_new=not declared.exists,
-                new_columns=added if declared.exists else types,
-                unloadable_jobs=declared.unloadable_jobs,
-            )
+        new_columns = {column: kind for column, kind in types.items() if column not in declared.columns}
+        if declared.exists and new_columns:
+            warehouse.add_columns(name, new_columns)
+        days = tuple(warehouse.load(name, date_column, spool.reader()))
+        return LoadResult(
+            table=name,
+            rows=spool.rows,
+            days=days,
+            is_new=not declared.exists,
+            new_columns=new_columns,
+            unloadable_jobs=declared.unloadable_jobs,
+        )
 
 
 def _declared_by_table_or_jobs(warehouse: Warehouse, table: TableName) -> _Declared:
@@ -167,6 +161,18 @@ def _chunks(rows: RowFile) -> Iterator[RowChunk]:
 
 
 # -- columns --------------------------------------------------------------------------------------------------
+
+
+def _choose_columns(
+    table: TableName, date_column: str | None, declared: _Declared, rows: RowFile, *, add_columns: bool
+) -> tuple[str, dict[str, ColumnType]]:
+    """Choose the date column and the type of each column. Raises `UserError` for a file that does not fit the table."""
+    if not rows.rows:
+        raise UserError(f"{rows.file} holds no rows")
+    date_column = _choose_date_column(table, date_column or declared.date_column, declared, rows)
+    _check_columns(table, declared, rows, add_columns=add_columns)
+    types: dict[str, ColumnType] = {**rows.types, **declared.types, date_column: "DATE"}
+    return date_column, {column: types[column] for column in rows.types}
 
 
 def _choose_date_column(table: TableName, requested: str | None, declared: _Declared, rows: RowFile) -> str:

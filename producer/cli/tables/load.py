@@ -44,7 +44,7 @@ def load(
     +49301234 stay text. (Zeros at the end of prices such as 1.50 are dropped.) An empty field is null. A value that its
     column cannot keep exactly is refused, with its line.
 
-    The file need not fit into memory; it takes its size again on the disk of BACKFILL_HOME while it is loaded.
+    The file need not fit into memory. While it is loaded, it takes up to three times its size of disk.
 
     \b
     Examples:
