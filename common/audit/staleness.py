@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -13,6 +13,8 @@ from gated_backfill.common.warehouse.input_fingerprints import (
     EXPECTATION_ROLE,
     InputParts,
     input_fingerprints,
+    quick_fingerprints,
+    quick_role,
     source_role,
 )
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -43,16 +45,28 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
         return Staleness(reasons=reasons, expectation_changed=frozenset(unrecorded), without_inputs=len(unrecorded))
     relevant = {day: relevant_roles(job, checkpoints[day].source) for day in recorded if day not in reasons}
     roles = {EXPECTATION_ROLE}.union(*relevant.values())
-    now = input_fingerprints(warehouse, job, sorted(recorded), roles=roles)
-    for day, day_roles in relevant.items():
-        if changed := [role for role in day_roles if recorded[day].get(role) != now[day][role]]:
+    quick = quick_fingerprints(warehouse, job, sorted(recorded), roles=roles)
+    to_read = [
+        day
+        for day, parts in sorted(recorded.items())
+        if not _are_the_same(parts, quick[day], [EXPECTATION_ROLE, *relevant.get(day, ())])
+    ]
+    now = input_fingerprints(warehouse, job, to_read, roles=roles) if to_read else {}
+    for day in now.keys() & relevant.keys():
+        if changed := [role for role in relevant[day] if recorded[day].get(role) != now[day][role]]:
             reasons[day] = f"{STALE_PREFIX}{', '.join(changed)} changed since"
-    changed_expectations = {day for day, parts in recorded.items() if _expectation(parts) != _expectation(now[day])}
+    changed_expectations = {day for day, parts in now.items() if _expectation(parts) != _expectation(recorded[day])}
     return Staleness(
         reasons=reasons,
         expectation_changed=frozenset(changed_expectations | unrecorded),
         without_inputs=len(unrecorded),
     )
+
+
+def _are_the_same(recorded: InputParts, quick: InputParts, roles: Collection[str]) -> bool:
+    """Whether the quick fingerprints already tell that nothing has changed in these roles."""
+    names = [quick_role(role) for role in roles]
+    return all(name in quick and recorded.get(name) == quick[name] for name in names)
 
 
 def relevant_roles(job: Job, built_from: str) -> list[str]:

@@ -352,6 +352,13 @@ class Warehouse(Backups, Protocol):
         """
         ...
 
+    def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str] | None:
+        """Return, for each day, a value that stays the same only while the partition's rows do, without reading rows.
+
+        It may change although no row does. None for a warehouse without such values.
+        """
+        ...
+
     def now(self) -> datetime | None:
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...

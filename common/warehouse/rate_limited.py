@@ -35,6 +35,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
 CALLS_WITHOUT_TOKENS = frozenset(
     {
         "describe",
+        "quick_fingerprints",
         "create_table",
         "refresh_schema",
         "add_columns",

@@ -21,7 +21,12 @@ from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.warehouse.input_fingerprints import InputParts, combine_parts, input_fingerprints
+from gated_backfill.common.warehouse.input_fingerprints import (
+    InputParts,
+    combine_parts,
+    input_fingerprints,
+    quick_fingerprints,
+)
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
@@ -64,6 +69,7 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     checks = check_sources(deps.warehouse, job, options, days, published=published)
     log_checks(checks)
     active = _still_claimed(claimed, deps)
+    quick_inputs = quick_fingerprints(deps.warehouse, job, active)  # first: they may only be older than the others
     inputs = input_fingerprints(deps.warehouse, job, active)
     expectations = {
         row.day: checks[row.day].expectation.with_floor(row.floor, row.floor_reason)
@@ -88,7 +94,10 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
     staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
         *(_ended_date(day, judgement, checks[day]) for day, judgement in ended.items()),
-        *(_staged_date(job, checks[file.day], file, before[file.day], inputs[file.day]) for file in staged),
+        *(
+            _staged_date(job, checks[file.day], file, before[file.day], inputs[file.day], quick_inputs[file.day])
+            for file in staged
+        ),
     ]
 
 
@@ -179,14 +188,16 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
     return staged
 
 
-def _staged_date(job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: InputParts) -> BuiltDate:
+def _staged_date(
+    job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: InputParts, quick_inputs: InputParts
+) -> BuiltDate:
     columns = _source_columns(check) | {
         "staged_path": staged.location,
         "checksum": staged.checksum,
         "rows": staged.rows,
         "target_before": before,
         "inputs": combine_parts(inputs),
-        "input_parts": dict(inputs),
+        "input_parts": {**inputs, **quick_inputs},
         "job_version": job.version,
         "error": None,
         "error_kind": None,
