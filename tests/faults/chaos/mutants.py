@@ -104,11 +104,37 @@ def floor_ignored() -> None:
     DateExpectation.with_floor = without_floor
 
 
+def another_reading_in_the_worker() -> None:
+    """The worker takes names that differ in blanks for the same; the gate does not."""
+    from dataclasses import replace
+
+    from gated_backfill.common.warehouse.coverage_queries import SourceEntities
+    from gated_backfill.worker.dates import sources
+
+    measure_dates = sources.measure_dates
+
+    def without_blanks(*arguments: Any) -> Any:
+        measured = measure_dates(*arguments)
+
+        def read(source: SourceEntities) -> SourceEntities:
+            stripped = {day: {name.strip() for name in names} for day, names in source.unexpected.items()}
+            present = {
+                day: source.present.get(day, frozenset()) | (expected & stripped.get(day, set()))
+                for day, expected in measured.expected.items()
+            }
+            return replace(source, present=present)
+
+        return replace(measured, sources={name: read(source) for name, source in measured.sources.items()})
+
+    sources.measure_dates = without_blanks
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
     "lease-ignored": lease_ignored,
     "lease-never-ends": lease_never_ends,
     "recount-believed": recount_believed,
+    "another-reading": another_reading_in_the_worker,
     "floor-ignored": floor_ignored,
 }
