@@ -126,6 +126,7 @@ class BigQueryTables:
 
     def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
         """Add nullable columns to the table, unless it has them. Raises `TableNotFound`, `SchemaMismatch`."""
+        check_column_names(*columns)
         added = missing_columns(self.require_uncached(table), columns)
         if not added:
             return

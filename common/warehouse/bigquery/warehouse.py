@@ -74,12 +74,12 @@ class BigQueryWarehouse(BigQueryPublications):
         if table.dataset == self._tables.own_dataset and table.table != METADATA_TABLE:
             raise UserError(f"{table} is one of the tool's own tables: nothing can be loaded into it")
         columns = types_of(rows.schema)
-        check_same_columns(self.describe(table), date_column, columns)
         counted = CountedBatches(batches, date_column)
         with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
             write_row_groups(file.name, rows.schema, counted)
             days = sorted(counted.days)
             check_partition_limit(table, days)
+            check_same_columns(self.describe(table), date_column, columns)
             self._tables.create_partitioned(table, columns, date_column)
             source = self._tables.own(f"load_{uuid4().hex}")
             self._tables.create_own_dataset()

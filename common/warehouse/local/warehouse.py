@@ -217,7 +217,7 @@ class LocalWarehouse(LocalPublications):
         return True
 
     def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
-        missing_columns(require_table(self, table), columns)
+        require_table(self, table)
         folder = self._folder(table)
         with translate_file_errors(table), locked(self._lock(folder)):
             self._roll_forward(folder)
