@@ -73,6 +73,7 @@ OPTIONS = st.lists(
             ("--rename", "=number"),
             ("--rename", "x=day"),
             ("--date-column", "day"),
+            ("--add-columns",),
         ]
     ),
     max_size=3,
