@@ -23,6 +23,7 @@ CHUNK = 10  #: schedules a test: small enough to spread evenly over the processe
 #: A seed and the invariant by which a mutant is noticed at any speed: see `make chaos-mutants` for all of them.
 KNOWN = {
     "recount-believed": (1, "published rows are not those of an undisturbed run"),
+    "version-mismatch-ignored": (1, "published rows are not those of an undisturbed run"),
     "checkpoint-before-publish": (951, "published rows are not those of an undisturbed run"),
     "floor-ignored": (4, "published rows are not those of an undisturbed run"),
     "another-reading": (25, "the end is not that of an undisturbed run"),

@@ -129,12 +129,39 @@ def another_reading_in_the_worker() -> None:
     sources.measure_dates = without_blanks
 
 
+def version_mismatch_ignored() -> None:
+    """Workers that were not restarted after a deploy build with the job as it was, and nobody asks for its version."""
+    from dataclasses import replace
+
+    from gated_backfill.worker.dates import process as processing
+    from gated_backfill.worker.gate import gate
+
+    find_installed = processing.find_job
+
+    def find_earlier_job(name: str) -> Any:
+        job = find_installed(name)
+
+        def process_as_before(batch: Any) -> Any:
+            rows = job.process(batch)
+            return rows.assign(value=rows["value"] + 1000.0)
+
+        return replace(job, version="0", process=process_as_before)
+
+    def believe(*_: Any) -> None:
+        """Take any version."""
+
+    processing.find_job = find_earlier_job
+    processing.check_job_version = believe
+    gate.check_job_version = believe
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
     "lease-ignored": lease_ignored,
     "lease-never-ends": lease_never_ends,
     "recount-believed": recount_believed,
+    "version-mismatch-ignored": version_mismatch_ignored,
     "another-reading": another_reading_in_the_worker,
     "floor-ignored": floor_ignored,
 }
