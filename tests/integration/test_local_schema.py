@@ -18,11 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.job import Expectation, Input, Job, Source, Target
 from gated_backfill.common.model.publication import Backup
+from gated_backfill.common.model.tables import Column, ColumnTypes
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan
+from gated_backfill.worker.dates.sources import read_inputs
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, counts, rows_of, scan, span, staged, tree
 
 ALL_DAYS = scan(span(FEB_23, FEB_25))
@@ -94,6 +97,28 @@ def test_integers_that_pandas_wrote_as_floats_are_integers_where_the_job_says_so
     error = rf"nba\.factors, partition day={FEB_25}: column n holds 5.5, the job declares it as INT64"
     with pytest.raises(SchemaMismatch, match=error):
         read(local_warehouse, types={"n": "INT64"})
+
+
+def test_process_gets_the_types_that_the_job_declares(local_warehouse: LocalWarehouse) -> None:
+    write_foreign(local_warehouse, FEB_23, who=pa.array(["a"]), n=pa.array([1]))
+    write_foreign(local_warehouse, FEB_24, who=pa.array(["a", "b"]), n=pa.array([5.0, float("nan")]))
+    types: ColumnTypes = {"who": "STRING", "n": "INT64"}
+    columns = {"who": Column(type="STRING"), "day": Column(type="DATE")}
+    job = Job(
+        name="typed",
+        version="1",
+        target=Target(table="nba.made", date_column="day", key=("who",), columns=columns),
+        expectation=Expectation(table=str(TABLE), date_column="day", entity="who"),
+        sources=(Source(name="main", table=str(TABLE), date_column="day", columns=types),),
+        inputs=(Input(name="more", table=str(TABLE), date_column="day", columns=types),),
+        process=lambda batch: batch.rows,
+    )
+    for days in ([FEB_24], [FEB_23, FEB_24]):
+        frame = read_inputs(local_warehouse, job, days)["more"]
+        assert frame is not None
+        assert str(frame["n"].dtype) == "Int64"
+        assert frame["n"].to_list()[-2] == 5
+        assert frame["n"].isna().to_list()[-2:] == [False, True]
 
 
 def test_a_column_of_two_kinds_is_refused_once_it_is_asked_for(local_warehouse: LocalWarehouse) -> None:

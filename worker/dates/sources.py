@@ -267,6 +267,7 @@ def _read_table(
         dates=tuple(consecutive_ranges(days, lookback=table.lookback_days)),
         columns=columns,
         time_zone=table.time_zone,
+        types=table.columns,
     )
     return warehouse.read(scan)
 
