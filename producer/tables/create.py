@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
 from gated_backfill.common.warehouse.table_checks import blocking_differences, target_types
 
@@ -46,12 +46,16 @@ class CreatedTables:
     prepared: bool | None  #: whether the warehouse's own tables were created; None when it needs none
 
 
-def create_tables(warehouse: Warehouse, jobs: Sequence[Job]) -> CreatedTables:
+def create_tables(warehouse: Warehouse, jobs: Sequence[Job], *, add_columns: bool = False) -> CreatedTables:
     """Create the jobs' targets, and the tool's own tables, where they do not exist. Repeating it is harmless.
 
-    Raises `SchemaMismatch`, and creates nothing, when a target exists and is not as its job declares it.
+    With `add_columns`, add the columns that an existing target lacks. Raises `SchemaMismatch`, and creates nothing,
+    when a target exists and is not as its job declares it.
     """
-    _check_targets(warehouse, jobs)
+    _check_targets(warehouse, jobs, without_lacking=add_columns)
+    if add_columns:
+        for job in jobs:
+            _add_lacking_columns(warehouse, job)
     prepared = warehouse.create_own_tables()
     targets = tuple(TargetTable(job=job, outcome=_create_target(warehouse, job)) for job in jobs)
     _check_targets(warehouse, jobs)  # another process may have created one in the meantime
@@ -65,10 +69,24 @@ def _create_target(warehouse: Warehouse, job: Job) -> TableOutcome:
     return TableOutcome.EXISTED
 
 
-def _check_targets(warehouse: Warehouse, jobs: Sequence[Job]) -> None:
+def _add_lacking_columns(warehouse: Warehouse, job: Job) -> None:
+    table = TableName.parse(job.target.table)
+    info = warehouse.describe(table)
+    if info is not None and (lacking := _lacking_columns(job, info)):
+        warehouse.add_columns(table, lacking)
+
+
+def _lacking_columns(job: Job, info: TableInfo) -> ColumnTypes:
+    return {name: kind for name, kind in target_types(job).items() if name not in info.columns}
+
+
+def _check_targets(warehouse: Warehouse, jobs: Sequence[Job], *, without_lacking: bool = False) -> None:
+    """Raise `SchemaMismatch` for targets that are not as declared; `without_lacking` columns to be added."""
     errors: list[str] = []
     for job in jobs:
         info = warehouse.describe(TableName.parse(job.target.table))
+        if info is not None and without_lacking and job.target.date_column in info.columns:
+            info = replace(info, columns={**info.columns, **_lacking_columns(job, info)})
         if info is not None and (differences := target_differences(job, info)):
             errors.append(f"{info.table} is not as job {job.name} declares it: it {'; it '.join(differences)}")
     if errors:

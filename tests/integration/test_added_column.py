@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.registry import find_job
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess, make_plan
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
+from gated_backfill.producer.tables.create import create_tables
 from tests.builders import FEB_23, FEB_24, FEB_25
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -82,3 +85,23 @@ def test_a_plan_refuses_to_build_into_a_target_with_other_columns(bigquery_lab: 
         SchemaMismatch, match=r"probe\.probe: the target is not as job probe declares it: it has the column"
     ):
         lab.plan([*DAYS, FEB_25], "probe")
+
+
+def test_the_columns_that_a_new_version_writes_are_added(bigquery_lab: Lab, emulator: Emulator) -> None:
+    lab = bigquery_lab
+    lab.probe_all(DAYS, players(4))
+    lab.run(DAYS, "probe")
+    probe = find_job("probe")
+    target = replace(probe.target, columns={**probe.target.columns, "grade": Column(type="STRING", nullable=True)})
+    newer = replace(probe, version="2", target=target)
+    warehouse, request = lab.context.warehouse, lab.request(DAYS, "probe", reprocess=Reprocess.STALE)
+
+    with pytest.raises(SchemaMismatch, match=r"it lacks the column\(s\) grade: change the table .*--add-columns"):
+        make_plan(request, newer, warehouse, lab.ledger)
+    with pytest.raises(SchemaMismatch):
+        create_tables(warehouse, [newer])
+    create_tables(warehouse, [newer], add_columns=True)
+
+    assert [step.action for step in make_plan(request, newer, warehouse, lab.ledger).steps] == [PlanAction.BUILD] * 2
+    stale = make_plan(lab.request(DAYS, "probe"), newer, warehouse, lab.ledger)
+    assert [step.action for step in stale.steps] == [PlanAction.STALE] * 2

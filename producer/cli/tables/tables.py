@@ -25,7 +25,8 @@ def tables() -> None:
 
 @tables.command
 @single_job_option
-def create(job: str | None) -> None:
+@click.option("--add-columns", is_flag=True, help="Add the columns that an existing target lacks, without values.")
+def create(job: str | None, add_columns: bool) -> None:
     """Create the dataset and the target table of each job as the job declares it, and the tool's own tables.
 
     Migrates a ledger of an older version. Repeating the command is harmless.
@@ -37,7 +38,8 @@ def create(job: str | None) -> None:
     if job is None:
         jobs, errors = load_jobs(jobs_in_use(ledger) or job_names())
     ledger.close()
-    created = create_tables(open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits), jobs)
+    warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
+    created = create_tables(warehouse, jobs, add_columns=add_columns)
     console = make_console()
     for target in created.targets:
         console.print(escape(target.describe()), soft_wrap=True)
