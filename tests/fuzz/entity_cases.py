@@ -126,9 +126,14 @@ class EntityCase:
 
     @property
     def is_readable(self) -> bool:
-        """Whether every entity can be written as text."""
-        tables = (self.expectation, self.source, self.target)
-        return all(text_of(row, table) is not Unreadable for table in tables for row in table.rows)
+        """Whether every entity of the rows that count can be written as text."""
+        tables = ((self.expectation, False), (self.source, self.required), (self.target, self.required))
+        return all(
+            text_of(row, table) is not Unreadable
+            for table, required in tables
+            for row in table.rows
+            if not required or row["note"] is not None
+        )
 
     def expected(self, day: date) -> set[str]:
         return set(_measures(self.expectation, day, required=False))
