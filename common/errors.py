@@ -26,6 +26,10 @@ class UserError(BackfillError):
     """The user has to change the request or the set-up: one line of text, exit code 2, nothing changed."""
 
 
+class ExpectationIncomplete(UserError):
+    """Some dates cannot be built before their expectation is loaded completely: exit code 3, nothing changed."""
+
+
 class Retryable(BackfillError):
     """The same call may succeed a little later."""
 

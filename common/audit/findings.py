@@ -11,6 +11,7 @@ from typing import Any
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.coverage import (
+    INCOMPLETE_EXPECTATION,
     CoveragePolicy,
     DateExpectation,
     Verdict,
@@ -215,7 +216,7 @@ def _with_nothing_expected(observed: DateObservation, reason: str) -> tuple[Audi
     checkpoint = observed.checkpoint
     if checkpoint is not None and checkpoint.expected:
         earlier = f"{checkpoint.expected} were expected when run {checkpoint.run_id} checkpointed it"
-        return AuditFinding.EXPECTATION_INCOMPLETE, f"expectation incomplete: {reason} now, but {earlier}"
+        return AuditFinding.EXPECTATION_INCOMPLETE, f"{INCOMPLETE_EXPECTATION}: {reason} now, but {earlier}"
     rows = f", though {observed.rows} row(s) are published" if observed.rows else ""
     return AuditFinding.SKIPPED, f"{reason}{rows}"
 

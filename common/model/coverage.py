@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+INCOMPLETE_EXPECTATION = "expectation incomplete"  #: begins the reason of a date whose expectation is not trusted
+
 
 class Verdict(Enum):
     """The gate's decision on a date."""
@@ -119,7 +121,7 @@ def judge_expectation(expectation: DateExpectation) -> Judgement | None:
     row in a source or the target, no checkpoint.
     """
     if problem := _expectation_problem(expectation):
-        return Judgement(verdict=Verdict.BLOCKED, reason=f"expectation incomplete: {problem}")
+        return Judgement(verdict=Verdict.BLOCKED, reason=f"{INCOMPLETE_EXPECTATION}: {problem}")
     if expectation.expected:
         return None
     reason = "nothing expected" if expectation.events is None else "not on the calendar"

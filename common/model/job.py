@@ -311,11 +311,10 @@ class Job:
     ) -> DateExpectation:
         """Combine the number of expected entities on the day with the facts that speak for or against it."""
         guard = self.expectation.calendar
-        has_calendar = calendar is not None and guard is not None
         return DateExpectation(
             expected=expected,
-            events=calendar.count_on(day) if has_calendar else None,
-            floor_per_event=guard.floor_per_event if has_calendar else 0,
+            events=calendar.count_on(day) if calendar is not None and guard is not None else None,
+            floor_per_event=guard.floor_per_event if guard is not None else 0,
             null_entities=null_entities,
             contradicted_by=contradicted_by,
             table=self.expectation.table,

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from gated_backfill.common.errors import BackfillError, UserError
-from gated_backfill.producer.terminal.exit_codes import COMPLETE, INTERRUPTED, REFUSED
+from gated_backfill.common.errors import BackfillError, ExpectationIncomplete, UserError
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED
 
 #: Module in this folder and help line of each command. The module defines a command or group of the command's name.
 COMMANDS = {
@@ -96,14 +96,14 @@ def main() -> NoReturn:
         click.echo(exc.format_message())
         sys.exit(REFUSED)
     except click.ClickException as exc:
-        error = exc.format_message()
+        error, exit_code = exc.format_message(), REFUSED
     except BackfillError as exc:
-        error = str(exc)
+        error, exit_code = str(exc), INCOMPLETE if isinstance(exc, ExpectationIncomplete) else REFUSED
     finally:
         if "duckdb" not in sys.modules:  # it warns at exit about objects that cannot be collected
             gc.freeze()  # Python's collections at exit would take a sixth of the CPU time of `backfill status`
     sys.stderr.write(f"backfill: {' '.join(error.split())}\n")
-    sys.exit(REFUSED)
+    sys.exit(exit_code)
 
 
 def _check_utf8(arguments: Sequence[str]) -> None:

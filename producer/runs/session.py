@@ -10,8 +10,9 @@ from typing import Any
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import UserError
+from gated_backfill.common.errors import ExpectationIncomplete, UserError
 from gated_backfill.common.ledger import Run, RunProgress
+from gated_backfill.common.model.coverage import INCOMPLETE_EXPECTATION
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
@@ -94,11 +95,16 @@ def build_blocked_dates(plan: Plan) -> Plan:
 
 
 def check_nothing_blocked(plan: Plan, *, allow_partial: bool) -> None:
-    """Raise `UserError` with the dates that would be blocked, unless `allow_partial`."""
+    """Raise `UserError` with the dates that would be blocked, unless `allow_partial`.
+
+    The error is an `ExpectationIncomplete` if it is the expectation of one of them that is incomplete.
+    """
     blocked = plan.steps_with(PlanAction.BLOCKED)
     if blocked and not allow_partial:
-        first = blocked[0]
-        raise UserError(
+        unexpected = [step for step in blocked if step.reason.startswith(INCOMPLETE_EXPECTATION)]
+        first = (unexpected or blocked)[0]
+        error = ExpectationIncomplete if unexpected else UserError
+        raise error(
             f"refused: {len(blocked)} date(s) would be blocked: {format_dates(step.day for step in blocked)} "
             f"({first.day}: {first.reason}). Load the missing rows and plan again, or run the other dates with "
             f"--allow-partial, or take these out with --exclude; nothing was started"

@@ -88,7 +88,9 @@ def load_file(
             date_column, types = _choose_columns(name, date_column, declared, rows, add_columns=options.add_columns)
             spool = stack.enter_context(BatchSpool(arrow_schema(types), spool_folder))
             spool.extend(_convert_rows(rows, types, date_column, dates, progress))
-        new_columns = {column: kind for column, kind in types.items() if column not in declared.columns}
+        new_columns: dict[str, ColumnType] = {
+            column: kind for column, kind in types.items() if column not in declared.columns
+        }
         if declared.exists and new_columns:
             warehouse.add_columns(name, new_columns)
         days = tuple(warehouse.load(name, date_column, spool.reader()))

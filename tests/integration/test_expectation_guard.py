@@ -66,6 +66,9 @@ def test_a_checkpointed_date_whose_expectation_is_lost_is_not_done(lab: Lab, now
     arguments = ("--job", "probe", "--start-date", str(DAY), "--end-date", str(DAY))
     assert lab.inside("plan", *arguments).returncode == 3
     assert lab.inside("run", *arguments, "--sequential", "--allow-partial").returncode == 3
+    refused = lab.inside("run", *arguments, "--sequential")
+    assert refused.returncode == 3
+    assert "expectation incomplete" in refused.stderr
     covered = lab.inside("coverage", *arguments, "--json")
     assert covered.returncode == 3
     assert json.loads(covered.stdout)["dates"][0]["finding"] == "expectation incomplete"
