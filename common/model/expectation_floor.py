@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gated_backfill.common.model.coverage import least_count
 from gated_backfill.common.model.dates import ONE_DAY
@@ -82,25 +82,35 @@ def compute_floors(
 
     def floor_of(day: date) -> ExpectationFloor:
         count = expected.get(day, 0)
-        floors: list[ExpectationFloor] = []
+        floors: list[_Share] = []
         if (checkpoint := checkpoints.get(day)) is not None:
-            reason = f"were expected when run {checkpoint.run_id} checkpointed it"
-            floors.append(_share_floor(checkpoint.expected, accept_ratio, reason))
+            text = f"were expected when run {checkpoint.run_id} checkpointed it"
+            floors.append(_Share(checkpoint.expected, accept_ratio, text))
         if count:
-            floors.append(_share_floor(count, accept_ratio, "were expected when the run was planned"))
-            floors.append(ExpectationFloor(count=expectation.floor or 0, reason="the job's floor"))
+            floors.append(_Share(count, accept_ratio, "were expected when the run was planned"))
         if count and recent is not None and (counts := recent.counts_around(day)):
-            reason = f"are usual on the {len(counts)} dates around it"
-            floors.append(_share_floor(_median(counts), share, reason))
-        return max(floors, key=lambda floor: floor.count, default=NO_FLOOR)
+            floors.append(_Share(_median(counts), share, f"are usual on the {len(counts)} dates around it"))
+        largest = max(floors, key=_Share.least, default=None)
+        if count and expectation.floor is not None and (largest is None or expectation.floor > largest.least()):
+            return ExpectationFloor(count=expectation.floor, reason="the job's floor")
+        return NO_FLOOR if largest is None else largest.as_floor()
 
     return {day: floor_of(day) for day in days}
 
 
-def _share_floor(whole: float, share: float, reason: str) -> ExpectationFloor:
-    return ExpectationFloor(
-        count=least_count(whole, share), reason=f"{whole:g} {reason}, and {share:.0%} of that is required"
-    )
+class _Share(NamedTuple):
+    """A share of a number of entities, as a possible floor."""
+
+    whole: float
+    share: float
+    text: str
+
+    def least(self) -> int:
+        return least_count(self.whole, self.share)
+
+    def as_floor(self) -> ExpectationFloor:
+        reason = f"{self.whole:g} {self.text}, and {self.share:.0%} of that is required"
+        return ExpectationFloor(count=self.least(), reason=reason)
 
 
 class _RecentCounts:

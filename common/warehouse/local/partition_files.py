@@ -25,7 +25,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
 FolderStamp = tuple[int, int, int]
-SchemaCheck = Callable[[str, pa.Schema], None]
+SchemaCheck = Callable[[str, pq.ParquetSchema], None]
 SETTLED_NS = 2_000_000_000  #: a file younger than this may change without a new stamp
 READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
 
@@ -52,7 +52,7 @@ def has_settled(stamp: FileStamp | FolderStamp) -> bool:
     return time.time_ns() - stamp[-2] > SETTLED_NS
 
 
-def _accept(part: str, schema: pa.Schema) -> None:
+def _accept(part: str, schema: pq.ParquetSchema) -> None:
     """Accept any schema."""
 
 
@@ -71,7 +71,7 @@ class PartitionFiles:
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._fingerprints: dict[str, tuple[FileStamp, str]] = {}
-        self._rows: OrderedDict[str, tuple[FileStamp, pa.Table]] = OrderedDict()
+        self._rows: OrderedDict[str, tuple[FileStamp, pa.Table, pq.ParquetSchema]] = OrderedDict()
         self._schemas: dict[str, tuple[FileStamp, pa.Schema]] = {}
         self._listed: dict[str, FolderStamp] = {}  #: folders in which no other files were found
         self._bytes = 0
@@ -114,7 +114,7 @@ class PartitionFiles:
             if cached is not None:
                 self._rows.move_to_end(part)
         if cached is not None and self._is_unchanged(part, cached[0]):
-            check_schema(part, cached[1].schema)
+            check_schema(part, cached[2])
             return cached[1]
         with self._opened(part, folder_required=False) as handle:
             if handle is None:
@@ -131,7 +131,7 @@ class PartitionFiles:
             return _read_columns(part, file, columns, check_schema)
         rows = _read_columns(part, file, None, check_schema)
         if settled is not None and rows.nbytes <= self.MAX_CACHED_BYTES // 16:
-            self._remember(part, settled, rows)
+            self._remember(part, settled, rows, file.schema)
         return rows
 
     def rows_uncached(
@@ -232,10 +232,10 @@ class PartitionFiles:
         self._fingerprints[part] = (stamp, checksum)
         return data, checksum, stamp
 
-    def _remember(self, part: str, stamp: FileStamp, rows: pa.Table) -> None:
+    def _remember(self, part: str, stamp: FileStamp, rows: pa.Table, schema: pq.ParquetSchema) -> None:
         with self._lock:
             self._forget(part)
-            self._rows[part] = (stamp, rows)
+            self._rows[part] = (stamp, rows, schema)
             self._bytes += rows.nbytes
             while self._bytes > self.MAX_CACHED_BYTES:
                 self._forget(next(iter(self._rows)))
@@ -251,7 +251,7 @@ def _folder_of(part: str) -> str:
 
 
 def _read_columns(part: str, file: pq.ParquetFile, columns: list[str] | None, check_schema: SchemaCheck) -> pa.Table:
-    check_schema(part, file.schema_arrow)
+    check_schema(part, file.schema)
     return file.read(columns=columns, use_threads=False)
 
 
