@@ -14,7 +14,7 @@ import pyarrow as pa
 from benchmarks.processes import BACKFILL, environment
 from benchmarks.results import Measured
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.producer.demo.season import FIRST_DATE, LAST_DATE, column_types_of, make_season

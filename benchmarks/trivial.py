@@ -19,7 +19,7 @@ from benchmarks.processes import BACKFILL, Memory, broker, broker_peak_mb, envir
 from benchmarks.results import Measured
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import RunState, open_ledger
-from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 

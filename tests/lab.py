@@ -26,7 +26,7 @@ from sqlalchemy import create_engine, text
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunProgress, RunState
-from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions

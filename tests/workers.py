@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.model.scheduling.queues import QUEUES
 from tests.lab import Lab
 
 

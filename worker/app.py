@@ -25,7 +25,7 @@ from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.model.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
 from gated_backfill.common.process.identity import die_with_parent, limit_memory
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.warehouse.backends import preload_warehouse

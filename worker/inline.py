@@ -13,7 +13,7 @@ from gated_backfill.common.errors import Retryable
 from gated_backfill.common.ledger import Run, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.states import ENDED_RUNS
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.queues import DATES_QUEUE
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE
 from gated_backfill.worker.dates.process import RetryLater, process_dates
 from gated_backfill.worker.dependencies import Deps, open_deps
 from gated_backfill.worker.gate.gate import advance_run, close_window

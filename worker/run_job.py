@@ -8,7 +8,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Run
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.job_versions import VersionMismatch
-from gated_backfill.common.model.retry import RetryPolicy
+from gated_backfill.common.model.scheduling.retry import RetryPolicy
 
 MAX_VERSION_RETRIES = 2  #: a process keeps the version that it has loaded, so only another process can help
 

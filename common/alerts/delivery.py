@@ -22,7 +22,7 @@ from gated_backfill.common.alerts.sender import INVALID_URL
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Alert, Ledger
-from gated_backfill.common.model.retry import RetryPolicy
+from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 

@@ -9,7 +9,7 @@ from gated_backfill.common.broker.chords import COUNTING_BACKEND
 from gated_backfill.common.broker.transport import use_tolerant_transport
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE, QUEUES
 
 # Task names. Flower shows them before the `argsrepr`: `process_date player_composite_factors 2023-02-23 run=...`
 PROCESS_DATE = "process_date"

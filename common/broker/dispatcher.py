@@ -34,7 +34,7 @@ from gated_backfill.common.broker.transport import send_in_one_command, translat
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
 from gated_backfill.common.process.clock import utcnow
 
 P = ParamSpec("P")

@@ -6,7 +6,7 @@ from redis.exceptions import RedisError
 
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.errors import BrokerUnavailable, UserError
-from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.model.scheduling.queues import QUEUES
 
 UNACKED_KEY = "unacked"  #: kombu's hash of delivered, unacknowledged messages
 

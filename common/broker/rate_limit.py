@@ -16,7 +16,12 @@ from redis.exceptions import RedisError
 
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.model.limits import MICROSECONDS_PER_SECOND, RateLimit, TokenReservation, reserve_token
+from gated_backfill.common.model.scheduling.limits import (
+    MICROSECONDS_PER_SECOND,
+    RateLimit,
+    TokenReservation,
+    reserve_token,
+)
 
 log = structlog.get_logger()
 

@@ -17,10 +17,10 @@ from gated_backfill.common.config.monitoring import MonitoringSettings
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import AUTO, parse_dates_per_task
-from gated_backfill.common.model.limits import RateLimit
 from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
-from gated_backfill.common.model.retry import RetryPolicy
+from gated_backfill.common.model.scheduling.batching import AUTO, parse_dates_per_task
+from gated_backfill.common.model.scheduling.limits import RateLimit
+from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
 
 MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date

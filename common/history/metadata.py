@@ -21,7 +21,7 @@ from gated_backfill.common.history.figures import (
     wall_seconds,
 )
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunWithDates
-from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.dates import ONE_DAY
 from gated_backfill.common.model.tables import ColumnTypes
 from gated_backfill.common.process.clock import midnight

@@ -8,8 +8,8 @@ from typing import Any
 
 from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.limits import ConcurrencyLimits
-from gated_backfill.common.model.queues import DATES_QUEUE
+from gated_backfill.common.model.scheduling.limits import ConcurrencyLimits
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from datetime import date, datetime
 
 from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.ledger import Ledger, Run
-from gated_backfill.common.model.batching import split_into_tasks
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.batching import split_into_tasks
 from gated_backfill.common.process.identity import is_dead
 
 

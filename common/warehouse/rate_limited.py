@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from gated_backfill.common.model.limits import RateLimit
+from gated_backfill.common.model.scheduling.limits import RateLimit
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 #: The tokens of each call, about its number of jobs in BigQuery. A publication reads the target, loads staged rows,

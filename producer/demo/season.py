@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gated_backfill.common.model.arrow_types import arrow_schema
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import ColumnTypes, TableName

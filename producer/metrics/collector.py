@@ -23,7 +23,7 @@ from gated_backfill.common.history.figures import wall_seconds
 from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
 from gated_backfill.common.ledger.stores.gauges import Counts, DateMetrics
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
-from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.model.scheduling.queues import QUEUES
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.post_run import primary_source, record_beat_silence

@@ -29,9 +29,9 @@ from gated_backfill.common.ledger.rows import entity_columns
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.queues import MAINTENANCE_QUEUE, choose_queue
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.queues import MAINTENANCE_QUEUE, choose_queue
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_lost_dates
 from gated_backfill.common.runs.interrupted import is_interrupted

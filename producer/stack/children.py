@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.model.retry import RetryPolicy
+from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.process.identity import die_with_parent, is_dead, kill_if_alive, process_identity
 
 log = structlog.get_logger()

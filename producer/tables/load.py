@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, arrow_schema
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, arrow_schema
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.common.model.tables import ColumnType, TableName

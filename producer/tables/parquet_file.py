@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.arrow_types import read_type_of
+from gated_backfill.common.model.arrow.types import read_type_of
 from gated_backfill.common.model.tables import ColumnType
 from gated_backfill.producer.tables.row_file import Progress, RowChunk, RowFile, column_names
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.errors import ExpectationUnreadable, SchemaMismatch
 from gated_backfill.common.ledger import Ledger, open_ledger
-from gated_backfill.common.model.arrow_types import ARROW_TYPES
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import measure_dates

@@ -10,7 +10,7 @@ import pytest
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.ledger import Ledger, RunState
-from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, MAINTENANCE_QUEUE
+from gated_backfill.common.model.scheduling.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, MAINTENANCE_QUEUE
 from tests.brokers import broker as broker
 from tests.lab import Lab, players, until
 from tests.workers import celery

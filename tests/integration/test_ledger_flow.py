@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gated_backfill.common.ledger import DateState, Ledger, Run, RunState, WindowState
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.limits import ConcurrencyLimits
-from gated_backfill.common.model.queues import EXPRESS_QUEUE, LANES, choose_queue
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.limits import ConcurrencyLimits
+from gated_backfill.common.model.scheduling.queues import EXPRESS_QUEUE, LANES, choose_queue
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.enqueue import enqueue_next_windows
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYERS

@@ -14,7 +14,7 @@ import redis
 
 from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, MAINTAIN, PROCESS_DATE, RECONCILE, make_app
 from gated_backfill.common.broker.queue_depth import queue_depths
-from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE
 from tests.builders import FEB_23
 from tests.lab import Lab, players, until
 from tests.workers import worker

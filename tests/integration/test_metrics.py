@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.model.scheduling.queues import QUEUES
 from gated_backfill.producer.metrics.server import MetricsServer, is_loopback
 from tests.brokers import PASSWORD
 from tests.builders import ROOT

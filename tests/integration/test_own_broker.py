@@ -19,9 +19,9 @@ from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.broker.transport import translate_broker_errors
 from gated_backfill.common.errors import BrokerUnavailable
 from gated_backfill.common.ledger import DateState, RunState, open_ledger
-from gated_backfill.common.model.queues import DATES_QUEUE, EXPRESS_QUEUE
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, EXPRESS_QUEUE
 from gated_backfill.common.process.identity import is_dead
 from gated_backfill.producer.runs.launch import open_run, start_run
 from gated_backfill.producer.stack.embedded import free_port, is_port_free

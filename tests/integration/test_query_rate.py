@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from gated_backfill.common.broker.rate_limit import BUCKET_KEY, BrokerTokenBucket
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.model.limits import MICROSECONDS_PER_SECOND, RateLimit
+from gated_backfill.common.model.scheduling.limits import MICROSECONDS_PER_SECOND, RateLimit
 from tests.brokers import broker as broker
 from tests.builders import FEB_23, race
 from tests.lab import Lab, players

@@ -13,7 +13,7 @@ import pytest
 from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.audit.findings import AuditFinding
 from gated_backfill.common.ledger import DateState
-from gated_backfill.common.model.arrow_types import ARROW_TYPES
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from tests.builders import DAYS, FEB_23, files_below

@@ -16,8 +16,8 @@ from celery.app.task import Context
 from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, PROCESS_DATE, SEVEN_DAYS_SECONDS, make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.queues import DATES_QUEUE, GATE_QUEUE
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE
 from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import broker as broker
 from tests.lab import Lab

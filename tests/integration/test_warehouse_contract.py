@@ -29,7 +29,7 @@ from gated_backfill.common.errors import (
     UserError,
     WarehouseUnavailable,
 )
-from gated_backfill.common.model.arrow_types import ARROW_TYPES
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.storage.files import checksum_of

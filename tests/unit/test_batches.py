@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import MAX_DATES_PER_TASK, parse_dates_per_task, split_into_tasks
+from gated_backfill.common.model.scheduling.batching import MAX_DATES_PER_TASK, parse_dates_per_task, split_into_tasks
 
 
 def days(count: int) -> list[date]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.model.arrow_types import ARROW_TYPES
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.warehouse.local.content import content_fingerprint
 
 DAY = date(2024, 5, 1)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, read_type_of
-from gated_backfill.common.model.exact_casts import cast_exactly
+from gated_backfill.common.model.arrow.exact_casts import cast_exactly
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, read_type_of
 from gated_backfill.common.model.tables import ColumnType
 
 DAY = date(2024, 5, 1)

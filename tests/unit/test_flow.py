@@ -14,7 +14,9 @@ from gated_backfill.common.broker.rate_limit import ProcessTokenBucket
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError, WarehouseUnavailable
 from gated_backfill.common.model.job import StaleTable
-from gated_backfill.common.model.limits import (
+from gated_backfill.common.model.registry import find_job, load_jobs
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.limits import (
     MICROSECONDS_PER_SECOND,
     ConcurrencyLimits,
     InFlight,
@@ -23,9 +25,14 @@ from gated_backfill.common.model.limits import (
     reserve_token,
     windows_to_open,
 )
-from gated_backfill.common.model.queues import EXPRESS_QUEUE, GATE_QUEUE, LANES, QUEUES, choose_queue, expand_queues
-from gated_backfill.common.model.registry import find_job, load_jobs
-from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.scheduling.queues import (
+    EXPRESS_QUEUE,
+    GATE_QUEUE,
+    LANES,
+    QUEUES,
+    choose_queue,
+    expand_queues,
+)
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import CALLS_WITHOUT_TOKENS, TOKENS_BY_CALL, limit_rate, rate_limited

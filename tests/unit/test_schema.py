@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, column_type_of, to_arrow
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of, to_arrow
 from gated_backfill.common.model.tables import Column, ColumnType, TableName
 
 MOMENT = datetime(2023, 2, 23, 19, 30, 0, 123456, tzinfo=UTC)

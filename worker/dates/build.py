@@ -14,7 +14,7 @@ import pyarrow as pa
 from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
-from gated_backfill.common.model.arrow_types import to_arrow
+from gated_backfill.common.model.arrow.types import to_arrow
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.publication import StagedFile

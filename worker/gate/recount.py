@@ -14,7 +14,7 @@ import pandera.errors
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gated_backfill.common.model.arrow_types import arrow_schema, pandera_schema
+from gated_backfill.common.model.arrow.types import arrow_schema, pandera_schema
 from gated_backfill.common.model.coverage import Recount, format_percent
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import Column, ColumnType

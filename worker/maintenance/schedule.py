@@ -16,7 +16,7 @@ from celery.schedules import BaseSchedule, schedstate
 
 from gated_backfill.common.broker.celery_app import MAINTAIN
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.queues import HOUSEKEEPING_QUEUE, MAINTENANCE_QUEUE
+from gated_backfill.common.model.scheduling.queues import HOUSEKEEPING_QUEUE, MAINTENANCE_QUEUE
 from gated_backfill.common.process.clock import utcnow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -11,8 +11,8 @@ from typing import Any
 import structlog
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import MAX_DATES_PER_TASK
 from gated_backfill.common.model.dates import parse_date
+from gated_backfill.common.model.scheduling.batching import MAX_DATES_PER_TASK
 
 log = structlog.get_logger()
 

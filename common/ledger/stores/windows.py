@@ -14,7 +14,7 @@ from gated_backfill.common.ledger.records import WindowRow
 from gated_backfill.common.ledger.rows import window_from_row
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs, windows
-from gated_backfill.common.model.limits import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
+from gated_backfill.common.model.scheduling.limits import ConcurrencyLimits, InFlight, is_next_in_line, windows_to_open
 from gated_backfill.common.process.clock import utcnow
 
 NEVER = datetime.min.replace(tzinfo=UTC)

@@ -6,7 +6,7 @@ import pyarrow as pa
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow_types import column_type_of
+from gated_backfill.common.model.arrow.types import column_type_of
 from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.protocol import TableInfo
 

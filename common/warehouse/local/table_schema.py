@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, column_type_of, read_type_of
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of, read_type_of
 from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, TableName, validate_identifier
 from gated_backfill.common.storage.files import read_regular_file, write_atomically
 from gated_backfill.common.warehouse.local.partition_files import (

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow_types import ARROW_TYPES
-from gated_backfill.common.model.exact_casts import cast_exactly, null_column
+from gated_backfill.common.model.arrow.exact_casts import cast_exactly, null_column
+from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.tables import ColumnTypes
 from gated_backfill.common.warehouse.entities import read_days
 from gated_backfill.common.warehouse.local.partitions import partition_mismatch

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.model.limits import ConcurrencyLimits
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import lowest_limit
+from gated_backfill.common.model.scheduling.limits import ConcurrencyLimits
 from gated_backfill.producer.cli.options import json_option, window_option
 from gated_backfill.producer.cli.runs.run_options import DATE_OPTIONS, JUDGING_OPTIONS, RunArguments, run_arguments
 from gated_backfill.producer.context import open_context

@@ -13,10 +13,10 @@ import click
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.batching import parse_dates_per_task
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.dates import DateRange, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.model.scheduling.batching import parse_dates_per_task
 from gated_backfill.producer.cli.options import (
     dates_option,
     end_date_option,

@@ -19,7 +19,7 @@ import redis
 from sqlalchemy.exc import OperationalError
 
 from gated_backfill.common.errors import BrokerUnavailable, LedgerUnavailable, WarehouseUnavailable
-from gated_backfill.common.model.queues import QUEUES
+from gated_backfill.common.model.scheduling.queues import QUEUES
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
 

@@ -39,7 +39,7 @@ def _use_once() -> None:
     import pandas as pd
     import pyarrow as pa
 
-    from gated_backfill.common.model.arrow_types import pandera_schema
+    from gated_backfill.common.model.arrow.types import pandera_schema
     from gated_backfill.common.model.tables import Column
     from gated_backfill.common.warehouse.sql import to_duckdb
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gated_backfill.common.model.arrow_types import ARROW_TYPES, read_type_of
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, read_type_of
 from gated_backfill.common.model.tables import FITTING_TYPES, ColumnType
 
 TYPE_WORDS: dict[str, str] = {
