@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -342,6 +343,103 @@ def test_a_table_that_consists_of_other_files_only_does_exist(local_warehouse: L
     write_foreign(local_warehouse, FEB_24, "part-00000.snappy.parquet", n=pa.array([1]))
     with pytest.raises(SchemaMismatch, match=r"holds part-00000\.snappy\.parquet"):
         local_warehouse.describe(TABLE)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("day=2023-02-24 00%3A00%3A00/part.parquet", id="timestamp"),
+        pytest.param("day=20230224/part.parquet", id="compact"),
+        pytest.param("day=2023-2-24/part.parquet", id="short"),
+        pytest.param("day=__HIVE_DEFAULT_PARTITION__/part.parquet", id="null"),
+        pytest.param("other=2023-02-24/part.parquet", id="other"),
+        pytest.param("region=north/day=2023-02-24/part.parquet", id="outer"),
+        pytest.param("2023-02-24/part.parquet", id="unnamed"),
+        pytest.param("loose.parquet", id="loose"),
+        pytest.param("loose.csv", id="csv"),
+    ],
+)
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_rows_outside_of_partitions_are_refused_by_everyone(
+    local_warehouse: LocalWarehouse, staging: Staging, place: str, is_declared: bool
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    table = part_of(local_warehouse, FEB_23).parent.parent
+    if not is_declared:
+        (table / "schema.json").unlink()
+    settle(local_warehouse)
+    asks: list[Callable[[], object]] = [
+        lambda: local_warehouse.describe(TABLE),
+        lambda: read(local_warehouse),
+        lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
+        lambda: counts(local_warehouse, FEB_24),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24, score=9.0)),
+        lambda: local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)),
+        lambda: local_warehouse.refresh_schema(TABLE),
+        lambda: local_warehouse.publish(
+            TABLE,
+            "day",
+            [staged(staging, FEB_23, score=9.0)],
+            fingerprints_when_staged=local_warehouse.fingerprints(TABLE, "day", [FEB_23]),
+            publication="run-1/1",
+        ),
+    ]
+    for ask in asks[:4]:
+        ask()
+    (table / place).parent.mkdir(parents=True, exist_ok=True)
+    (part_of(local_warehouse, FEB_24)).rename(table / place)
+    before = tree(local_warehouse.root / "nba")
+    for ask in asks:
+        if place.startswith("other") and not is_declared:
+            error = r"nba\.factors: has partitions by several columns: day, other"
+        else:
+            error = (
+                rf"nba\.factors: holds {re.escape(place.partition('/')[0])}, which is no partition of a date: .*move"
+            )
+        with pytest.raises(SchemaMismatch, match=error):
+            ask()
+    assert {name: data for name, data in tree(local_warehouse.root / "nba").items() if ".loading" not in name} == before
+
+
+def test_rows_below_a_partition_are_refused(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    hour = part_of(local_warehouse, FEB_24).with_name("hour=3")
+    hour.mkdir()
+    part_of(local_warehouse, FEB_24).rename(hour / "part.parquet")
+    with pytest.raises(SchemaMismatch, match=rf"nba\.factors, partition day={FEB_24}: holds hour=3, which is not ours"):
+        read(local_warehouse)
+
+
+def test_an_empty_folder_among_the_partitions_is_ignored_until_it_has_rows(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    table = part_of(local_warehouse, FEB_23).parent.parent
+    for name in ("day=soon", "_temporary", ".hidden"):
+        (table / name).mkdir()
+    (table / "_SUCCESS").touch()
+    (table / "_temporary" / "rows.parquet").touch()
+    settle(local_warehouse)
+    assert read(local_warehouse).num_rows == 9
+    (table / "day=soon" / "rows.parquet").touch()
+    with pytest.raises(SchemaMismatch, match=r"holds day=soon, which is no partition"):
+        read(local_warehouse)
+
+
+def test_the_listing_of_a_table_is_not_repeated_while_it_is_unchanged(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    listing, listed = os.listdir, list[str]()
+
+    def counted(path: Any) -> list[str]:
+        listed.append(str(path))
+        return listing(path)
+
+    monkeypatch.setattr("gated_backfill.common.warehouse.local.table_schema.has_settled", lambda _stamp: True)
+    monkeypatch.setattr(os, "listdir", counted)
+    for _ in range(3):
+        local_warehouse.describe(TABLE)
+    assert listed == [str(part_of(local_warehouse, FEB_23).parent.parent)]
 
 
 # -- fingerprints and publications ------------------------------------------------------------------------------------

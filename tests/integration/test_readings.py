@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +40,11 @@ def load(lab: Lab, table: str, rows: Sequence[Mapping[str, Any]], types: Mapping
 
 def values(names: Sequence[str], *days: date, value: float | None = 1.0) -> list[dict[str, Any]]:
     return [{"day": day, "name": name, "value": value} for day in days for name in names]
+
+
+def command(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    packages = os.pathsep.join(str(PACKAGES / name) for name in ("reading_jobs", "as_installed"))
+    return lab.inside(*arguments, PYTHONPATH=packages)
 
 
 def published(lab: Lab, job: str, day: date) -> list[dict[str, Any]]:
@@ -170,3 +178,31 @@ def test_the_doctor_finds_rows_that_depend_on_the_other_dates(lab: Lab, job: str
     assert (report.returncode, check["level"]) == (exit_code, "FAIL" if exit_code else "OK")
     assert says in check["found"]
     assert files_below(lab.home).keys() - before.keys() == set()
+
+
+# -- tables that other programs wrote -------------------------------------------------------------------------------
+
+
+def folder_of(lab: Lab, table: str) -> Path:
+    return lab.home / "warehouse" / "reading" / table
+
+
+@pytest.mark.parametrize("table", ["expected", "first"])
+@pytest.mark.parametrize(
+    "name",
+    ["day={day} 00%3A00%3A00", "day={compact}", "day=__HIVE_DEFAULT_PARTITION__", "other={day}", "{day}.parquet"],
+)
+def test_a_plan_refuses_a_table_with_rows_that_no_reader_would_see(lab: Lab, table: str, name: str) -> None:
+    load(lab, "expected", values(["ann"], FEB_23))
+    load(lab, "first", values(["ann"], FEB_23))
+    partition = folder_of(lab, table) / f"day={FEB_23}"
+    odd = name.format(day=FEB_23, compact=FEB_23.strftime("%Y%m%d"))
+    if odd.endswith(".parquet"):
+        (partition / "part.parquet").rename(partition.with_name(odd))
+    else:
+        partition.rename(partition.with_name(odd))
+
+    plan = command(lab, "plan", "--job", "rolling", "--dates", str(FEB_23))
+
+    assert (plan.returncode, plan.stdout, len(plan.stderr.splitlines())) == (2, "", 1)
+    assert f"reading.{table}: holds {odd}, which is no partition of a date" in plan.stderr

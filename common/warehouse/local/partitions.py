@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,8 +19,10 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
 PUBLICATION_FILE = "publication.json"  #: the run and attempt that wrote the rows, and their checksum
+SCHEMA_FILE = "schema.json"  #: in the table's folder: its columns, types and date column
 OWN_FILES = frozenset({ROWS_FILE, PUBLICATION_FILE})
 IGNORED_PREFIXES = (".", "_")  #: of files that hold no rows, by a convention that Spark and others follow
+MAX_NAMES_SHOWN = 5
 
 
 def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
@@ -43,6 +46,51 @@ def partition_names(folder: str | Path) -> list[str]:
         return [name for name in os.listdir(folder) if "=" in name]  # noqa: PTH208 - faster for thousands of names
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def check_only_partitions(table: TableName, folder: str, date_column: str | None) -> bool:
+    """Check that the table's folder has no rows outside of partitions of one date each. Raises `SchemaMismatch`.
+
+    No reader would see these rows. `date_column` is that of the table, if it is known. Returns whether the answer holds
+    until a name in the folder changes: it does not while a folder that is no partition is empty.
+    """
+    names = os.listdir(folder)  # noqa: PTH208 - faster for thousands of names
+    others = [
+        name
+        for name in names
+        if not name.startswith(IGNORED_PREFIXES) and name != SCHEMA_FILE and not _is_partition(name, date_column)
+    ]
+    if with_rows := sorted(name for name in others if _holds_rows(f"{folder}/{name}")):
+        shown = ", ".join(with_rows[:MAX_NAMES_SHOWN]) + (", ..." if len(with_rows) > MAX_NAMES_SHOWN else "")
+        raise SchemaMismatch(
+            f"holds {shown}, which is no partition of a date: all rows must be in folders "
+            f"{date_column or 'COLUMN'}=YYYY-MM-DD, each with one {ROWS_FILE}; move the others out of {folder}, and "
+            f"import their rows with `backfill load {table} FILE`",
+            table=str(table),
+        )
+    return not others
+
+
+def _is_partition(name: str, date_column: str | None) -> bool:
+    """Whether it is the name of the partition of a date."""
+    column, _, value = name.partition("=")
+    if date_column is not None and column != date_column:
+        return False
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
+
+
+def _holds_rows(path: str) -> bool:
+    """Whether it is a file, or a folder with a file or folder that may hold rows."""
+    try:
+        names = os.listdir(path)  # noqa: PTH208 - as above
+    except NotADirectoryError:
+        return True
+    except FileNotFoundError:  # removed since, or a link to nothing
+        return False
+    return any(name != PUBLICATION_FILE and not name.startswith(IGNORED_PREFIXES) for name in names)
 
 
 def check_no_other_files(partition: str) -> None:

@@ -29,10 +29,15 @@ from gated_backfill.common.warehouse.local.partition_files import (
     folder_stamp,
     has_settled,
 )
-from gated_backfill.common.warehouse.local.partitions import ROWS_FILE, partition_mismatch, partition_names
+from gated_backfill.common.warehouse.local.partitions import (
+    ROWS_FILE,
+    SCHEMA_FILE,
+    check_only_partitions,
+    partition_mismatch,
+    partition_names,
+)
 from gated_backfill.common.warehouse.protocol import TableInfo
 
-SCHEMA_FILE = "schema.json"
 MAX_CHECKED_SCHEMAS = 64  #: of partitions, remembered for each table
 WIDER_TYPES: Mapping[frozenset[str], str] = {
     frozenset({"INT64", "FLOAT64"}): "FLOAT64",
@@ -111,25 +116,36 @@ class TableSchemas:
         self._parts = parts
         self._declared: dict[str, tuple[FileStamp, TableSchema]] = {}
         self._found: dict[str, tuple[FolderStamp, TableSchema]] = {}
+        self._listed: dict[str, tuple[FolderStamp, str | None]] = {}  #: with the date column that was checked
 
     def find(self, table: TableName, folder: str) -> TableSchema | None:
         """Return the schema of the table in the folder, which is a checked path; None for no table.
 
-        Raises `SchemaMismatch` for an unreadable schema or partition.
+        Raises `SchemaMismatch` for an unreadable schema or partition, and for rows outside of partitions.
         """
-        file = f"{folder}/{SCHEMA_FILE}"
         try:
-            stamp = file_stamp(file)
-        except NotADirectoryError:
+            folder_now = folder_stamp(os.stat(folder))  # noqa: PTH116 - asked for every read
+            stamp = file_stamp(f"{folder}/{SCHEMA_FILE}")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        if stamp is None:
-            return self._find_in_partitions(table, folder)
+        schema = None if stamp is None else self._find_declared(table, folder, stamp)
+        self._check_listing(table, folder, folder_now, None if schema is None else schema.date_column)
+        return self._find_in_partitions(table, folder, folder_now) if schema is None else schema
+
+    def _find_declared(self, table: TableName, folder: str, stamp: FileStamp) -> TableSchema:
         cached = self._declared.get(folder)
         if cached is not None and cached[0] == stamp:
             return cached[1]
-        schema = _parse(table, read_regular_file(file))
+        schema = _parse(table, read_regular_file(f"{folder}/{SCHEMA_FILE}"))
         self._declared[folder] = (stamp, schema)
         return schema
+
+    def _check_listing(self, table: TableName, folder: str, stamp: FolderStamp, date_column: str | None) -> None:
+        """Check the names in the table's folder, unless they were checked since the last change of one."""
+        if self._listed.get(folder) == (stamp, date_column):
+            return
+        if check_only_partitions(table, folder, date_column) and has_settled(stamp):
+            self._listed[folder] = (stamp, date_column)
 
     def forget(self, folder: str) -> None:
         """Forget what was found in the table's partitions."""
@@ -159,11 +175,7 @@ class TableSchemas:
         self.declare(folder, found.date_column, columns)
         return self.find(table, folder)
 
-    def _find_in_partitions(self, table: TableName, folder: str) -> TableSchema | None:
-        try:
-            stamp = folder_stamp(os.stat(folder))  # noqa: PTH116 - asked for every read of such a table
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    def _find_in_partitions(self, table: TableName, folder: str, stamp: FolderStamp) -> TableSchema | None:
         cached = self._found.get(folder)
         if cached is not None and cached[0] == stamp:
             return cached[1]

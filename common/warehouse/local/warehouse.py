@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import pyarrow as pa
 
-from gated_backfill.common.errors import QueryFailed, SchemaMismatch, WarehouseUnavailable
+from gated_backfill.common.errors import QueryFailed, SchemaMismatch, TableNotFound, WarehouseUnavailable
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.process.file_lock import locked
@@ -91,7 +91,7 @@ class LocalWarehouse(LocalPublications):
         with translate_file_errors(table):
             self._finish_load(table)
             schema = self._find_schema(table)
-            return self._unpartitioned(table) if schema is None else schema.info
+            return None if schema is None else schema.info
 
     def query(
         self, sql: LiteralString, *, scans: Mapping[str, Scan | StagedScan], params: Mapping[str, Any] | None = None
@@ -279,11 +279,6 @@ class LocalWarehouse(LocalPublications):
         folder = self._folder_path(table)
         return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
 
-    def _unpartitioned(self, table: TableName) -> TableInfo | None:
-        if next(self._folder(table).glob("*.parquet"), None) is None:
-            return None
-        return TableInfo(table=table, columns={}, partitioned_by=None)
-
     def _candidates(self, scan: Scan) -> list[tuple[date, str]]:
         """List the scan's days with their files; not all of them may exist."""
         days = [day for span in scan.dates for day in span.days()]
@@ -313,11 +308,10 @@ class LocalWarehouse(LocalPublications):
             with translate_file_errors(scan.table):
                 self._finish_load(scan.table)
                 schema = self._find_schema(scan.table)
-                info = require_table(self, scan.table) if schema is None else schema.info
-                names = info.columns.keys() if columns is None else columns
-                info.check_columns(scan.date_column, names, time_zone=scan.time_zone)
                 if schema is None:
-                    raise SchemaMismatch("it has no partitions", table=str(scan.table))
+                    raise TableNotFound("no such table in the warehouse", table=str(scan.table))
+                names = schema.info.columns.keys() if columns is None else columns
+                schema.info.check_columns(scan.date_column, names, time_zone=scan.time_zone)
                 try:
                     return work(schema)
                 except UnknownPartitionSchema:
