@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from gated_backfill import Column, Expectation, Job, Reconcile, Source, Target
+from gated_backfill import Column, Expectation, Fallback, Job, Reconcile, Source, Target
 
 DAYS = tuple(date(2024, 3, 9) + timedelta(days=n) for n in range(3))  #: a clock changes on the second in New York
 NEW_YORK = "America/New_York"
@@ -87,10 +87,12 @@ class EntityCase:
 
     expectation: GeneratedTable
     source: GeneratedTable
+    other: GeneratedTable  #: a second source
     target: GeneratedTable  #: its date column is a DATE
     rows: Literal["equal"] | float | None
     tolerance: float | None  #: of the sum of `amount`; None: not compared
-    required: bool  #: `note` is required in source and target
+    required: bool  #: `note` is required in the sources and the target
+    fallback: Fallback
 
     def job(self, prefix: str) -> Job:
         parts = tuple(f"e{number}" for number in range(len(self.expectation.entity_types)))
@@ -112,22 +114,27 @@ class EntityCase:
                 rows=self.rows,
                 reconcile=reconcile,
             ),
-            sources=(
+            sources=tuple(
                 Source(
-                    name="main",
-                    table=f"fuzz.{prefix}source",
+                    name=name,
+                    table=f"fuzz.{prefix}{name}",
                     date_column="day",
-                    time_zone=self.source.time_zone,
+                    time_zone=table.time_zone,
                     required=required,
-                ),
+                )
+                for name, table in {"source": self.source, "other": self.other}.items()
             ),
+            fallback=self.fallback,
             process=lambda batch: batch.rows,
         )
 
     @property
     def is_readable(self) -> bool:
         """Whether every entity of the rows that count can be written as text."""
-        tables = ((self.expectation, False), (self.source, self.required), (self.target, self.required))
+        tables = (
+            (self.expectation, False),
+            *((table, self.required) for table in (self.source, self.other, self.target)),
+        )
         return all(
             text_of(row, table) is not Unreadable
             for table, required in tables
@@ -149,6 +156,10 @@ class EntityCase:
 
     def unexpected(self, table: GeneratedTable, day: date) -> set[str]:
         return set(_measures(table, day, required=self.required)) - self.expected(day)
+
+    def row_count(self, table: GeneratedTable, day: date) -> int:
+        """The rows of the day that count."""
+        return sum(row["day"] == day and (not self.required or row["note"] is not None) for row in table.rows)
 
     def _agrees(self, wanted: tuple[int, float], actual: tuple[int, float]) -> bool:
         if self.rows == "equal" and actual[0] != wanted[0]:
@@ -234,8 +245,10 @@ def entity_cases(draw: st.DrawFn) -> EntityCase:
     return EntityCase(
         expectation=table("DATE", "DATETIME", "TIMESTAMP"),
         source=table("DATE", "DATETIME", "TIMESTAMP"),
+        other=table("DATE", "DATETIME", "TIMESTAMP"),
         target=table("DATE"),
         rows=draw(st.sampled_from([None, None, "equal", 0.5])),
         tolerance=draw(st.sampled_from([None, None, 0.0, 0.25])),
         required=draw(st.booleans()),
+        fallback=draw(st.sampled_from(Fallback)),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from gated_backfill.common.errors import ExpectationUnreadable, SchemaMismatch
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import measure_dates
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.planning.range_counts import count_range
+from gated_backfill.worker.dates.frames import frame_entities
+from gated_backfill.worker.dates.sources import SourceCheck, check_sources, chosen_columns, group_by_source, read_rows
 from gated_backfill.worker.gate.recount import recount
 from tests.emulator import Emulator
 from tests.fuzz.cases import ASKED, CASES, PHASES
@@ -80,7 +84,7 @@ def test_a_bigquery_table_is_read_alike_by_all(
 
 
 def tables_of(case: EntityCase) -> dict[str, GeneratedTable]:
-    return {"expectation": case.expectation, "source": case.source, "target": case.target}
+    return {"expectation": case.expectation, "source": case.source, "other": case.other, "target": case.target}
 
 
 def _write_files(folder: Path, table: GeneratedTable) -> None:
@@ -115,25 +119,57 @@ def check_readings(case: EntityCase, job: Job, warehouse: Warehouse, ledger: Led
             read_all(case, job, warehouse, ledger)
         return
     planned, measured, counted, audited = read_all(case, job, warehouse, ledger)
+    sources = {"source": case.source, "other": case.other}
     for day in DAYS:
-        expected = case.expected(day)
-        in_source, in_target = case.present(case.source, day), case.present(case.target, day)
-        nulls = case.null_entities(day)
+        expected, in_target, nulls = case.expected(day), case.present(case.target, day), case.null_entities(day)
 
-        assert planned.expected.get(day, 0) == len(expected)
-        assert planned.found["main"].get(day, 0) == len(in_source)
+        assert planned.expected.get(day, 0) == audited[day].expected == len(expected)
+        assert planned.null_entities.get(day, 0) == nulls
         assert measured.expected.get(day, frozenset()) == expected
         assert measured.null_entities.get(day, 0) == nulls
-        assert measured.sources["main"].present.get(day, frozenset()) == in_source
-        assert set(measured.sources["main"].unexpected.get(day, ())) == case.unexpected(case.source, day)
+        for name, table in sources.items():
+            assert planned.found[name].get(day, 0) == len(case.present(table, day))
+            assert measured.sources[name].present.get(day, frozenset()) == case.present(table, day)
+            assert set(measured.sources[name].unexpected.get(day, ())) == case.unexpected(table, day)
+            idle_rows = 0 if expected else case.row_count(table, day)
+            assert measured.sources[name].rows.get(day, 0) == planned.rows[name].get(day, 0) == idle_rows
         assert counted[day].expectation.expected == len(expected)
         assert counted[day].expectation.null_entities == nulls
-        assert counted[day].matched == len(in_target)
-        assert set(counted[day].missing) == expected - in_target
+        assert counted[day].matched == audited[day].observed.matched == len(in_target)
+        assert set(counted[day].missing) == set(audited[day].missing) == expected - in_target
         assert set(counted[day].unexpected) == case.unexpected(case.target, day)
-        assert audited[day].expected == len(expected)
-        assert audited[day].observed.matched == len(in_target)
-        assert set(audited[day].missing) == expected - in_target
+    check_rows(case, job, warehouse)
+
+
+def check_rows(case: EntityCase, job: Job, warehouse: Warehouse) -> None:
+    """The rows to process have the entities that were counted, and the same rows alone and with other dates."""
+    options = RunOptions.for_job(job, window=3, in_flight=1, fallback=None, forced_because=None)
+    checks = check_sources(warehouse, job, options, DAYS)
+    for group in group_by_source(checks):
+        try:
+            together = rows_by_day(job, checks, group, warehouse)
+        except SchemaMismatch:
+            if checks[group[0]].choice.fill_from is None:
+                raise
+            continue  # an entity of one source has no value of the target's type
+        for day in group:
+            rows = rows_by_day(job, checks, (day,), warehouse).get(day, [])
+            assert rows == together.get(day, [])
+            assert checks[day].covered_entities <= {row[0] for row in rows}
+            assert case.expected(day) >= checks[day].covered_entities
+
+
+def rows_by_day(
+    job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
+) -> dict[date, list[tuple[Any, ...]]]:
+    """By date: entity, source, amount and note of each row that `process` would get."""
+    frame = read_rows(warehouse, job, checks, days)
+    read = frame_entities(frame, chosen_columns(job, checks[days[0]]))
+    values = zip(*(read["entity"].to_pylist(), *(frame[name] for name in ("_source", "amount", "note"))), strict=True)
+    rows: dict[date, list[tuple[Any, ...]]] = {}
+    for day, row in zip(read["day"].to_pylist(), values, strict=True):
+        rows.setdefault(day, []).append(tuple(repr(value) if value is not row[0] else value for value in row))
+    return {day: sorted(day_rows, key=repr) for day, day_rows in rows.items()}
 
 
 def read_all(case: EntityCase, job: Job, warehouse: Warehouse, ledger: Ledger) -> tuple[Any, Any, Any, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.audit.findings import AuditFinding
-from gated_backfill.common.ledger import DateState
+from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
@@ -82,6 +82,45 @@ def test_missing_entities_are_filled_from_a_derived_source_with_python_dates(any
     assert any_lab.outcome(FEB_23, progress).state is DateState.CHECKPOINTED
     rows = published(any_lab, "filled_by_derived", FEB_23)
     assert sorted(row["value"] for row in rows) == [1.0] * 2 + [2.0] * 18
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "ids"),
+    [
+        pytest.param("filled_numbers", "INT64", [7, 11, -3, 0], id="numbers"),
+        pytest.param("filled_dates", "DATE", [date(2024, 3, n) for n in range(1, 5)], id="dates"),
+    ],
+)
+@pytest.mark.parametrize("dates_per_task", [1, 3])
+def test_an_entity_is_filled_from_a_source_that_writes_it_as_text(
+    any_lab: Lab, job: str, kind: str, ids: list[Any], dates_per_task: int
+) -> None:
+    types = {"day": "DATE", "id": kind, "value": "FLOAT64"}
+
+    def rows(entities: list[Any], value: float) -> list[dict[str, Any]]:
+        return [{"day": day, "id": entity, "value": value} for day in DAYS for entity in entities]
+
+    load(any_lab, f"{job}_expected", rows(ids, 0.0), types)
+    load(any_lab, f"{job}_first", rows(ids[:1], 1.0), types)
+    load(any_lab, f"{job}_second", rows([str(entity) for entity in ids], 2.0), types | {"id": "STRING"})
+
+    progress = any_lab.run(DAYS, job, preflight=True, dates_per_task=dates_per_task)
+
+    assert progress.run.state is RunState.SUCCEEDED
+    for day in DAYS:
+        values_by_id = {row["id"]: row["value"] for row in published(any_lab, job, day)}
+        assert values_by_id == {entity: 1.0 if entity == ids[0] else 2.0 for entity in ids}
+
+
+@pytest.mark.parametrize("dates_per_task", [1, 3])
+def test_every_entity_is_filled_where_the_primary_has_no_table(any_lab: Lab, dates_per_task: int) -> None:
+    load(any_lab, "expected", values(["ann"], *DAYS))
+    load(any_lab, "second", values(["ann"], *DAYS, value=2.0))
+
+    progress = any_lab.run(DAYS, "filled_by_derived", preflight=True, dates_per_task=dates_per_task)
+
+    assert progress.run.state is RunState.SUCCEEDED
+    assert [published(any_lab, "filled_by_derived", day)[0]["value"] for day in DAYS] == [2.0, 2.0, 2.0]
 
 
 def quarters(names: Sequence[str], count: int, *, value: float = 1.0) -> list[dict[str, Any]]:

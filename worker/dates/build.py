@@ -29,12 +29,12 @@ from gated_backfill.common.warehouse.input_fingerprints import (
 )
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
+from gated_backfill.worker.dates.frames import frame_entities
 from gated_backfill.worker.dates.separation import check_dates_not_mixed
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
     check_sources,
     chosen_columns,
-    frame_entities,
     group_by_source,
     log_checks,
     read_inputs,

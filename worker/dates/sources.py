@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import structlog
@@ -26,13 +24,11 @@ from gated_backfill.common.warehouse.coverage_queries import (
     measure_dates,
     translate_expectation_errors,
 )
-from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
+from gated_backfill.common.warehouse.entities import read_days
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.worker.dates.frames import fill_entities, sort_by_entity, to_frame
 
 log = structlog.get_logger()
-
-MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
-PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,62 +159,10 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
             for day in days
             for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
         }
-        rows = _without_entities(rows, columns, missing)  # a part of an entity's rows is replaced as a whole
-        fill_rows = _only_entities(_rows_of(warehouse, job, fill, days), _date_and_entity(job, fill), missing)
-        rows = append_rows(rows, columns, fill_rows, _date_and_entity(job, fill))
+        entity_types = [job.target.columns[name].type for name in job.target_entity]
+        fill_rows = _rows_of(warehouse, job, fill, days)
+        rows = fill_entities(rows, columns, fill_rows, _date_and_entity(job, fill), missing, entity_types)
     return sort_by_entity(rows, columns)
-
-
-Pairs = Collection[tuple[date, str]]
-
-
-def _only_entities(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> pd.DataFrame:
-    return rows[_is_among(rows, columns, pairs)]
-
-
-def _without_entities(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> pd.DataFrame:
-    return rows[~_is_among(rows, columns, pairs)]
-
-
-def _is_among(rows: pd.DataFrame, columns: EntityColumns, pairs: Pairs) -> npt.NDArray[np.bool_]:
-    read = frame_entities(rows, columns)
-    row_pairs = zip(read["day"].to_pylist(), read["entity"].to_pylist(), strict=True)
-    return np.fromiter((pair in pairs for pair in row_pairs), bool, len(rows))
-
-
-def append_rows(
-    rows: pd.DataFrame, columns: EntityColumns, others: pd.DataFrame, other_columns: EntityColumns
-) -> pd.DataFrame:
-    """Append the rows of another source, with its date and entity columns renamed to those of the first.
-
-    If the two date columns have different types, both become days.
-    """
-    if rows[columns.date].dtype != others[other_columns.date].dtype:
-        rows, others = _with_days(rows, columns), _with_days(others, other_columns)
-    names = dict(zip(other_columns.entity, columns.entity, strict=True)) | {other_columns.date: columns.date}
-    return pd.concat([rows, others.rename(columns=names)])
-
-
-def _with_days(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
-    days = frame_entities(rows, columns)["day"].to_numpy().astype("datetime64[ms]")
-    return rows.assign(**{columns.date: days})
-
-
-def sort_by_entity(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
-    """Sort the rows by day and entity, and keep the order of rows of the same entity."""
-    read = frame_entities(rows, columns)
-    keys = pd.DataFrame({"day": read["day"].to_numpy(), "entity": read["entity"].to_pylist()})
-    order = keys.sort_values(["day", "entity"], kind="stable").index
-    return rows.iloc[order].reset_index(drop=True)
-
-
-def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:
-    """Read the day and the entity of each row, as columns `day` and `entity`.
-
-    Raises `SchemaMismatch` for a date column without dates.
-    """
-    arrays = {name: pa.array(rows[name], from_pandas=True) for name in dict.fromkeys((columns.date, *columns.entity))}
-    return day_entity_rows(pa.table(arrays), columns)
 
 
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
@@ -231,20 +175,20 @@ def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date
     if source.derive is not None:
         return _derived(source, rows, days).assign(**{SOURCE_COLUMN: source.name})
     ordered = rows.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])
-    return _frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
+    return to_frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
 
 
 def _derived(source: Source, rows: pa.Table, days: Sequence[date]) -> pd.DataFrame:
     """The rows that `derive` computes, for each date from that date's own history unless it takes several dates."""
     assert source.derive is not None
     if source.derive_together or len(days) == 1:
-        return source.derive(_frame(rows), days)
+        return source.derive(to_frame(rows), days)
     row_days = read_days(rows[source.date_column], source.time_zone).to_numpy()
     frames: list[pd.DataFrame] = []
     for day in days:
         last = np.datetime64(day)
         is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
-        frames.append(source.derive(_frame(rows.filter(pa.array(is_history))), [day]))
+        frames.append(source.derive(to_frame(rows.filter(pa.array(is_history))), [day]))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -254,7 +198,7 @@ def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[st
     for job_input in job.inputs:
         is_absent = job_input.optional and warehouse.describe(TableName.parse(job_input.table)) is None
         needed = _columns_to_read(job_input.columns, job_input.date_column)
-        frames[job_input.name] = None if is_absent else _frame(_read_table(warehouse, job_input, days, needed))
+        frames[job_input.name] = None if is_absent else to_frame(_read_table(warehouse, job_input, days, needed))
     return frames
 
 
@@ -270,14 +214,6 @@ def _read_table(
         types=table.columns,
     )
     return warehouse.read(scan)
-
-
-def _frame(rows: pa.Table) -> pd.DataFrame:
-    """A frame of the columns; pandas metadata that a file may carry is ignored."""
-    threads = rows.num_rows > MAX_SINGLE_THREADED_ROWS
-    return rows.to_pandas(
-        types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
-    )
 
 
 def _columns_to_read(columns: ColumnTypes | None, *always: str) -> dict[str, str] | None:

@@ -98,3 +98,21 @@ WITH_PAYLOAD = job(
     expectation=NAMES,
     sources=(replace(FIRST, required=("value",)), replace(SECOND, required=("value",))),
 )
+
+
+def filled(name: str, kind: str) -> Job:
+    """The column `id` is of one type in the expectation and the first source, and text in the second."""
+    return job(
+        name,
+        {"day": Column(type="DATE"), "id": Column(type=kind), "value": Column(type="FLOAT64")},
+        ("id",),
+        expectation=Expectation(table=f"reading.{name}_expected", date_column="day", entity="id"),
+        sources=tuple(
+            Source(name=source, table=f"reading.{name}_{source}", date_column="day") for source in ("first", "second")
+        ),
+        fallback=Fallback.FILL,
+    )
+
+
+FILLED_NUMBERS = filled("filled_numbers", "INT64")
+FILLED_DATES = filled("filled_dates", "DATE")
