@@ -21,6 +21,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.common.warehouse.protocol import Warehouse, require_table
+from gated_backfill.common.warehouse.table_checks import check_target_dates
 
 DATES_AT_ONCE = 1000  #: dates read by one query
 AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
@@ -46,7 +47,10 @@ def audit_dates(
     """
     require_table(warehouse, TableName.parse(job.expectation.table))
     check_calendar_not_lost(job, warehouse, ledger)
-    has_target = warehouse.describe(TableName.parse(job.target.table)) is not None
+    target = warehouse.describe(TableName.parse(job.target.table))
+    if target is not None:
+        check_target_dates(target, job)
+    has_target = target is not None
     has_calendar = True
     dates: list[AuditedDate] = []
     for chunk in chunk_dates(sorted(set(days)), DATES_AT_ONCE):

@@ -22,6 +22,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
 )
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.protocol import EntityCounts, Warehouse
+from gated_backfill.common.warehouse.table_checks import target_types
 
 PUBLISHED = ("published",)  #: the group of sources that has the published rows
 KEY_ALIASES: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
@@ -120,7 +121,8 @@ def _read_row_counts(job: Job, days: Sequence[date], warehouse: Warehouse) -> di
         )
     aliases = KEY_ALIASES[: len(key)]
     columns = {"day": job.target.date_column, **dict(zip(aliases, key, strict=True))}
-    scan = replace(target_scan(job, days).rows(), columns=columns)
+    # Other programs may have written times at midnight, or whole floats: the rows are those of the job's types.
+    scan = replace(target_scan(job, days).rows(), columns=columns, types=target_types(job))
     rows = warehouse.query(row_counts_sql(aliases), scans={"published": scan}).to_pylist()
     return {row["day"]: (row["row_count"], row["duplicates"]) for row in rows}
 

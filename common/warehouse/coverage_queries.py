@@ -185,12 +185,13 @@ def find_contradictions(
     return contradictions
 
 
-def count_source_rows(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, dict[date, int]]:
-    """Count the rows of each source by day, but not of one that is read like the expectation itself."""
-    if not days:
-        return {}
+def count_source_rows(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, Mapping[date, int]]:
+    """Count the rows of each source on days without expected entities, as a plan and the workers count them.
+
+    A source that is read like the expectation itself is left out.
+    """
     scans = {name: scan for name, scan in source_scans(job, days).items() if warehouse.describe(scan.table) is not None}
-    return {name: warehouse.count_rows(scan.rows()) for name, scan in scans.items()}
+    return dict(warehouse.count_entities(expectation_scan(job, days), scans, []).rows) if days and scans else {}
 
 
 # -- scans ----------------------------------------------------------------------------------------------------

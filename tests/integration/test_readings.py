@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gated_backfill.common.audit.audit import audit_dates
@@ -19,7 +20,9 @@ from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
-from tests.builders import DAYS, FEB_23, files_below
+from gated_backfill.producer.planning.plan import PlanAction
+from tests.builders import DAYS, FEB_23, FEB_24, files_below
+from tests.emulator import Emulator
 from tests.lab import PACKAGES, Lab, players
 
 VALUES = {"day": "DATE", "name": "STRING", "value": "FLOAT64"}
@@ -245,3 +248,55 @@ def test_a_plan_refuses_a_table_with_rows_that_no_reader_would_see(lab: Lab, tab
 
     assert (plan.returncode, plan.stdout, len(plan.stderr.splitlines())) == (2, "", 1)
     assert f"reading.{table}: holds {odd}, which is no partition of a date" in plan.stderr
+
+
+def write_foreign(lab: Lab, table: str, day: date, /, **columns: Any) -> None:
+    """Write one partition with nothing of ours."""
+    file = folder_of(lab, table) / f"day={day}" / "part.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
+
+
+def midnights(*days: date) -> list[datetime]:
+    return [datetime(day.year, day.month, day.day) for day in days]  # noqa: DTZ001 - a DATETIME has no zone
+
+
+def test_the_audit_counts_rows_of_a_target_whose_dates_are_written_as_times(lab: Lab) -> None:
+    load(lab, "expected", values(["ann", "ben"], FEB_23))
+    load(lab, "first", values(["ann", "ben"], FEB_23))
+    lab.run([FEB_23], "with_payload")
+    (folder_of(lab, "with_payload") / "schema.json").unlink()
+    columns = {"day": pa.array(midnights(*[FEB_23] * 3), pa.timestamp("ns")), "value": pa.array([1.0] * 3)}
+    write_foreign(lab, "with_payload", FEB_23, name=pa.array(["ann", "ben", "ben"]), **columns)
+
+    (audited,) = audit_dates(find_job("with_payload"), [FEB_23], lab.context.warehouse, lab.ledger).dates
+
+    assert (audited.observed.rows, audited.observed.duplicates, audited.observed.matched) == (3, 1, 2)
+    assert audited.finding is not AuditFinding.MISSING
+
+
+@pytest.mark.parametrize("kind", ["DATETIME", "TIMESTAMP"])
+def test_a_bigquery_target_whose_dates_are_times_is_refused(bigquery_lab: Lab, emulator: Emulator, kind: str) -> None:
+    lab = bigquery_lab
+    load(lab, "expected", values(["ann"], FEB_23))
+    load(lab, "first", values(["ann"], FEB_23))
+    emulator.run(f"CREATE TABLE reading.with_payload (day {kind}, name STRING, value FLOAT64)")
+
+    for arguments in (["coverage"], ["plan"]):
+        refused = command(lab, *arguments, "--job", "with_payload", "--dates", str(FEB_23))
+
+        assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+        assert f"column day is {'a ' if kind == 'TIMESTAMP' else ''}{kind}" in refused.stderr
+
+
+def test_rows_that_do_not_count_contradict_nothing_for_plan_worker_and_audit_alike(any_lab: Lab) -> None:
+    load(any_lab, "expected", values(["ann"], FEB_24))
+    load(any_lab, "first", values(["ann"], FEB_23, value=None) + values(["ann"], FEB_24))
+    load(any_lab, "second", values(["ann"], FEB_24))
+    days = [FEB_23, FEB_24]
+
+    assert [step.action for step in any_lab.plan(days, "with_payload").steps] == [PlanAction.SKIP, PlanAction.BUILD]
+    progress = any_lab.run(days, "with_payload")
+    assert any_lab.outcome(FEB_23, progress).state is DateState.SKIPPED
+    audited = audit_dates(find_job("with_payload"), days, any_lab.context.warehouse, any_lab.ledger).dates
+    assert [date_.finding for date_ in audited] == [AuditFinding.SKIPPED, AuditFinding.COMPLETE]
