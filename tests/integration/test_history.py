@@ -34,11 +34,12 @@ TABLE = "backfill.backfill_metadata"
 def eventful(lab: Lab) -> Lab:
     """Runs in which dates were complete, accepted, forced, blocked, failed, skipped and taken from a fallback."""
     days = [FIRST + timedelta(days=n) for n in range(12)]
-    present = dict.fromkeys(days, 20) | {LOW: 5, FELL: 0, ACCEPTED: 18}
+    present = dict.fromkeys(days, 20) | {LOW: 5, FELL: 0, EMPTY: 0, ACCEPTED: 18}
+    fallback = dict.fromkeys(days, 1) | {FELL: 20, EMPTY: 0}
     for day in days:
         lab.probe("expected", day, players(20) if day != EMPTY else [])
         lab.probe("first", day, players(present[day]), trick="raise" if day == FAILED else None)
-        lab.probe("second", day, players(20 if day == FELL else 1))
+        lab.probe("second", day, players(fallback[day]))
     lab.run(days, "probe")
     lab.run([LOW], "probe", because="it can't be had")
     return lab
