@@ -26,12 +26,17 @@ BUSY_SECONDS = 30  #: how long a writer waits for a lock of SQLite, unless its U
 ADVISORY_LOCK = 7_203_411  #: an arbitrary key: PostgreSQL is migrated by one process at a time
 
 
-def make_engine(url: str) -> Engine:
-    """Make an engine for `sqlite:///FILE`, creating its folder, or `postgresql://...`. Raises `UserError`."""
+def make_engine(url: str, *, create: bool = True) -> Engine:
+    """Make an engine for `sqlite:///FILE`, creating its folder if `create`, or `postgresql://...`.
+
+    Raises `UserError`, and without `create` `LedgerUnusable` for a file that does not exist.
+    """
     parsed = parse_ledger_url(url)
     engine = engine_for_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
+        if not create and not file.exists():
+            raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:

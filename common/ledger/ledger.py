@@ -52,10 +52,14 @@ class Ledger:
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
     """Open the ledger at the URL; with `create`, create it or migrate it to this version first.
 
-    Raises `LedgerUnusable` for a file that is not a ledger or was written by a newer version, and `LedgerUnavailable`
-    when the database does not answer.
+    Raises `LedgerUnusable` for a file that is not a ledger or was written by a newer version, or without `create` for
+    one that does not exist, and `LedgerUnavailable` when the database does not answer.
     """
-    engine = make_engine(url)
-    with translate_database_errors():
-        migrate(engine, create=create)
+    engine = make_engine(url, create=create)
+    try:
+        with translate_database_errors():
+            migrate(engine, create=create)
+    except BaseException:
+        engine.dispose()
+        raise
     return Ledger(engine)
