@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from zoneinfo import ZoneInfo
 
 from gated_backfill.common.errors import UserError
 
@@ -22,6 +23,16 @@ def parse_date(text: str) -> date:
         return date.fromisoformat(text.strip())
     except ValueError as exc:
         raise UserError(f"{text.strip()} is not a date on the calendar") from exc
+
+
+def validate_time_zone(name: str | None, owner: str) -> None:
+    """Check the name of a time zone; None names none. Raises `UserError`, naming the owner, for an unknown one."""
+    if name is None:
+        return
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as exc:  # OSError: it names a folder of zones
+        raise UserError(f"{owner}: {name!r} is not a known time zone: write it as in Europe/Berlin") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

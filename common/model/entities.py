@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ENTITY_TYPES = ("STRING", "INT64", "BOOL", "DATE", "FLOAT64")  #: types of columns that may hold entities
-DATE_TYPES = ("DATE", "DATETIME", "TIMESTAMP")  #: types of columns that may hold dates
-SUM_TYPES = ("INT64", "FLOAT64")  #: types of columns whose sums may be compared
+from gated_backfill.common.model.tables import ColumnType
+
+#: Types of columns that may hold entities.
+ENTITY_TYPES: tuple[ColumnType, ...] = ("STRING", "INT64", "BOOL", "DATE", "FLOAT64")
+DATE_TYPES: tuple[ColumnType, ...] = ("DATE", "DATETIME", "TIMESTAMP")  #: types of columns that may hold dates
+SUM_TYPES: tuple[ColumnType, ...] = ("INT64", "FLOAT64")  #: types of columns whose sums may be compared
+MAX_WHOLE_FLOAT = 2.0**53  #: larger floats stand for several whole numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
+from gated_backfill.common.model.dates import validate_time_zone
+from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES
 from gated_backfill.common.model.tables import (
     DEFAULT_DATE_COLUMN,
     Column,
@@ -30,13 +32,31 @@ def as_columns(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
 
 
+def _validate_entity(entity: str | tuple[str, ...] | None, owner: str) -> None:
+    """Check the declared entity columns of a table; None declares none."""
+    if entity is None:
+        return
+    names = as_columns(entity)
+    if not names:
+        raise UserError(f"{owner} names no entity column")
+    for name in names:
+        validate_identifier(name, f"entity column of {owner}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{owner} names an entity column twice: {', '.join(names)}")
+
+
+def _validate_lookback(days: int, owner: str) -> None:
+    if isinstance(days, bool) or not isinstance(days, int) or days < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UserError(f"{owner}: lookback_days is {days}: it must be a whole number, and not negative")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
     """A table with one row per event (a game, a market session). It shows whether a date without rows had events.
 
     A date with events that has no expected entities, or fewer than `floor_per_event` per event, is blocked as
     "expectation incomplete". A date with neither events nor expected entities is skipped. Seasons are known only if
-    `season_column` and `season_filter` are both given.
+    `season_column` and `season_filter` are both given. Raises `UserError` for an unknown time zone.
     """
 
     table: str  #: `dataset.table`
@@ -45,6 +65,9 @@ class Calendar:
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
     season_column: str | None = None  #: the column that groups events into seasons
     season_filter: tuple[str, str] | None = None  #: (column, value) of the events that can open a season
+
+    def __post_init__(self) -> None:
+        validate_time_zone(self.time_zone, f"calendar {self.table}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +113,8 @@ class Reconcile:
 class Expectation:
     """The entities that each date must contain: the distinct values of one or several columns of a table.
 
-    The table must exist. A date with null entities is blocked as "expectation incomplete".
+    The table must exist. A date with null entities is blocked as "expectation incomplete". Raises `UserError` for
+    values that can't be meant.
     """
 
     table: str  #: `dataset.table`
@@ -106,13 +130,17 @@ class Expectation:
     floor_share_of_recent: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows, float | int) and not 0 < self.rows <= 1:
-            raise UserError(f'expectation {self.table}: rows is {self.rows}: it must be "equal" or a share up to 1')
-        if self.floor is not None and self.floor < 0:
-            raise UserError(f"expectation {self.table}: floor is {self.floor}: it can't be negative")
+        owner = f"expectation {self.table}"
+        _validate_entity(self.entity, owner)
+        validate_time_zone(self.time_zone, owner)
+        is_share = isinstance(self.rows, float | int) and not isinstance(self.rows, bool) and 0 < self.rows <= 1
+        if self.rows not in (None, "equal") and not is_share:
+            raise UserError(f'{owner}: rows is {self.rows}: it must be "equal" or a share up to 1')
+        if self.floor is not None and (type(self.floor) is not int or self.floor < 0):
+            raise UserError(f"{owner}: floor is {self.floor}: it must be a whole number, and not negative")
         share = self.floor_share_of_recent
         if share is not None and not 0 <= share <= 1:
-            raise UserError(f"expectation {self.table}: floor_share_of_recent is {share}: it must be between 0 and 1")
+            raise UserError(f"{owner}: floor_share_of_recent is {share}: it must be between 0 and 1")
 
     @property
     def entity_columns(self) -> tuple[str, ...]:
@@ -125,7 +153,7 @@ class Source:
     """A table that a date can be built from.
 
     A source's coverage of a date is the number of expected entities among that date's own rows. Without `derive`,
-    these rows are processed as they are.
+    these rows are processed as they are. Raises `UserError` for a declaration that contradicts itself.
     """
 
     name: str  #: unique within the job; `status` and `plan` show it
@@ -133,7 +161,7 @@ class Source:
     date_column: str  #: the column with the date of each row
     entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
-    lookback_days: int = 0  #: days before each date whose rows `derive` also gets
+    lookback_days: int = 0  #: days before each date whose rows `derive`, which it then needs, also gets
     require_lookback: bool = True  #: a day of the lookback without rows, that had events if there is a calendar, blocks
     #: Computes the rows to process from the rows that were read, lookback included, and the dates to build.
     derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
@@ -143,12 +171,21 @@ class Source:
     check_sums: bool = True  #: compare its sums with the expectation's, if the expectation says so
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
 
+    def __post_init__(self) -> None:
+        owner = f"source {self.name}"
+        _validate_entity(self.entity, owner)
+        validate_time_zone(self.time_zone, owner)
+        _validate_lookback(self.lookback_days, owner)
+        if self.lookback_days and self.derive is None:
+            raise UserError(f"{owner}: lookback_days is {self.lookback_days}, but there is no derive to use those days")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """A further table that `process` reads, whichever source was chosen.
 
-    A date on which a required input has no rows is blocked.
+    A date on which a required input has no rows is blocked. Raises `UserError` for a declaration that contradicts
+    itself.
     """
 
     name: str  #: the key in `Batch.inputs`
@@ -158,14 +195,24 @@ class Input:
     lookback_days: int = 0  #: days before each date whose rows are read as well
     require_lookback: bool = True  #: a day of the lookback without rows, that had events if there is a calendar, blocks
     optional: bool = False  #: it may lack rows, and its table may be absent: `Batch.inputs` then holds None
-    entity: str | tuple[str, ...] | None = None  #: with `coverage`: the columns with the expectation's entity
+    entity: str | tuple[str, ...] | None = None  #: only with `coverage`: the columns with the expectation's entity
     coverage: float | None = None  #: the smallest share of the expected entities that it must have on a date
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
+
+    def __post_init__(self) -> None:
+        owner = f"input {self.name}"
+        _validate_entity(self.entity, owner)
+        validate_time_zone(self.time_zone, owner)
+        _validate_lookback(self.lookback_days, owner)
+        if self.entity is not None and self.coverage is None:
+            raise UserError(f"{owner}: entity is declared, but not the coverage that it is for")
+        if self.coverage is not None and not 0 < self.coverage <= 1:
+            raise UserError(f"{owner}: coverage is {self.coverage}: it must be a share up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The dated table that the job rebuilds."""
+    """The dated table that the job rebuilds. Raises `UserError` for entity columns that can't be meant."""
 
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row, which must be one of `columns`, of type DATE
@@ -175,6 +222,9 @@ class Target:
     required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
     check_rows: bool = True  #: compare its rows per entity with the expectation's, if the expectation says so
     check_sums: bool = True  #: compare its sums with the expectation's, if the expectation says so
+
+    def __post_init__(self) -> None:
+        _validate_entity(self.entity, f"target {self.table}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +286,6 @@ class Job:
         validate_identifier(self.name, "job name")
         if not self.sources:
             raise UserError(f"job {self.name} declares no source")
-        for declared in self.inputs:
-            if declared.coverage is not None and not 0 < declared.coverage <= 1:
-                raise UserError(f"job {self.name}, input {declared.name}: coverage is {declared.coverage}, not in 0..1")
         if self.max_in_flight is not None and self.max_in_flight < 1:
             raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: it must be at least 1")
         names = [source.name for source in self.sources]
@@ -267,12 +314,22 @@ class Job:
         date_type = target.columns[target.date_column].type
         if date_type != "DATE":
             raise UserError(f"job {self.name}: the target's date column {target.date_column} is {date_type}, not DATE")
+        self._validate_target_types("entity column", self.target_entity, ENTITY_TYPES)
+        self._validate_target_types("reconciled column", sums, SUM_TYPES)
+        for name in target.key:
+            if target.columns[name].max_null_share is not None:
+                raise UserError(
+                    f"job {self.name}: column {name} of the target's key has a max_null_share: no key is null"
+                )
+
+    def _validate_target_types(self, what: str, names: Iterable[str], types: Collection[ColumnType]) -> None:
+        for name in names:
+            if (kind := self.target.columns[name].type) not in types:
+                raise UserError(f"job {self.name}: the target's {what} {name} is {kind}, not {', '.join(types)}")
 
     def _validate_entities(self) -> None:
         """Check that every table names as many entity columns as the expectation."""
         count = len(self.expectation.entity_columns)
-        if not count:
-            raise UserError(f"job {self.name}: the expectation names no entity column")
         for what, names in (
             ("the target", self.target_entity),
             *((f"source {source.name}", self.source_entity(source)) for source in self.sources),
@@ -280,8 +337,6 @@ class Job:
         ):
             if len(names) != count:
                 raise UserError(f"job {self.name}: {what} has {len(names)} entity column(s), the expectation {count}")
-            for name in names:
-                validate_identifier(name, "column name")
 
     @property
     def target_entity(self) -> tuple[str, ...]:

@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.entities import ENTITY_TYPES, EntityColumns, PresenceRule
+from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, EntityColumns, PresenceRule
 
 ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
 SEPARATOR = "|"  #: between the parts of an entity of several columns
 NO_POSITION: Any = pa.scalar(0, pa.int32())  #: in the keys of entities without a number, which are not used
-MAX_WHOLE_FLOAT = 2.0**53  #: larger floats stand for several whole numbers
 ROUNDING = 1e-9  #: relative difference of two sums that is rounding
 
 Mask = npt.NDArray[np.bool_]

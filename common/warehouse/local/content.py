@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gated_backfill.common.model.entities import MAX_WHOLE_FLOAT
 from gated_backfill.common.storage.files import checksum_of
 
-MAX_WHOLE_FLOAT = 2.0**53  #: a greater float may stand for several integers
 DAY_MICROSECONDS = 86_400_000_000
 
 
