@@ -491,3 +491,27 @@ def test_files_of_one_publication_have_the_same_columns_or_none_is_published(
             TABLE, "day", files, fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT), publication="run-1/1"
         )
     assert local_warehouse.describe(TABLE) is None
+
+
+def test_a_file_without_rows_counts_as_no_rows_and_is_published_over_and_put_back(
+    local_warehouse: LocalWarehouse, staging: Staging
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    empty = write_foreign(local_warehouse, FEB_24, player=pa.array([], pa.string()), score=pa.array([], pa.float64()))
+    before = empty.read_bytes()
+    for columns in (None, ["day"]):
+        now = local_warehouse.fingerprints(TABLE, "day", [FEB_23, FEB_24], columns=columns)
+        assert (now[FEB_23] == ABSENT, now[FEB_24]) == (False, ABSENT)
+    for players in (3, 0):
+        file = staged(staging, FEB_24, players=players)
+        publication = f"run-{players}/1"
+        result = local_warehouse.publish(
+            TABLE, "day", [file], fingerprints_when_staged={FEB_24: ABSENT}, publication=publication
+        )
+        assert result.published == {FEB_24}
+        assert local_warehouse.matching_dates(TABLE, "day", {FEB_24: file.checksum}) == {FEB_24}
+        replaced = local_warehouse.replaced_partitions(TABLE, "day", f"run-{players}", [FEB_24])
+        now = local_warehouse.fingerprints(TABLE, "day", [FEB_24])
+        assert now == {FEB_24: replaced[FEB_24].published}
+        assert local_warehouse.restore(TABLE, "day", f"run-{players}", replaced) == {FEB_24}
+        assert empty.read_bytes() == before

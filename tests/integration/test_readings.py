@@ -21,6 +21,7 @@ from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.producer.planning.plan import PlanAction
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from tests.builders import DAYS, FEB_23, FEB_24, files_below
 from tests.emulator import Emulator
 from tests.lab import PACKAGES, Lab, players
@@ -300,3 +301,22 @@ def test_rows_that_do_not_count_contradict_nothing_for_plan_worker_and_audit_ali
     assert any_lab.outcome(FEB_23, progress).state is DateState.SKIPPED
     audited = audit_dates(find_job("with_payload"), days, any_lab.context.warehouse, any_lab.ledger).dates
     assert [date_.finding for date_ in audited] == [AuditFinding.SKIPPED, AuditFinding.COMPLETE]
+
+
+def test_an_empty_file_of_the_target_blocks_nothing(lab: Lab) -> None:
+    load(lab, "expected", values(["ann"], FEB_24))
+    load(lab, "first", values(["ann"], FEB_24))
+    for day in (FEB_23, FEB_24):
+        types = {"day": pa.date32(), "name": pa.string(), "value": pa.float64()}
+        write_foreign(lab, "with_payload", day, **{name: pa.array([], kind) for name, kind in types.items()})
+    days = [FEB_23, FEB_24]
+
+    assert [step.action for step in lab.plan(days, "with_payload").steps] == [PlanAction.SKIP, PlanAction.BUILD]
+    progress = lab.run(days, "with_payload")
+
+    states = [lab.outcome(day, progress).state for day in days]
+    assert states == [DateState.SKIPPED, DateState.CHECKPOINTED]
+    audited = audit_dates(find_job("with_payload"), days, lab.context.warehouse, lab.ledger).dates
+    assert [date_.finding for date_ in audited] == [AuditFinding.SKIPPED, AuditFinding.COMPLETE]
+    assert undo_run(plan_undo(progress.run.id, lab.context), lab.context, "a test") == []
+    assert published(lab, "with_payload", FEB_24) == []

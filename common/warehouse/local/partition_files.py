@@ -90,6 +90,17 @@ class PartitionFiles:
         with self._opened(part) as handle:
             return ABSENT if handle is None else checksum_of(read_handle(handle))
 
+    def rows_fingerprint(self, part: str, checksum: str) -> str:
+        """Return the checksum that the file was found to have; `ABSENT` when the file has no rows."""
+        if checksum == ABSENT:
+            return ABSENT
+        with self._opened(part) as handle:
+            try:
+                has_rows = handle is None or _parquet(self._file(handle)).metadata.num_rows > 0
+            except pa.ArrowException:  # no Parquet file: its readers refuse it
+                return checksum
+        return checksum if has_rows else ABSENT
+
     def schema(self, part: str) -> pa.Schema | None:
         """Read the file's columns, cached until the file changes; None when it does not exist."""
         cached = self._schemas.get(part)

@@ -73,7 +73,11 @@ class LocalPublications(LocalBackups):
             paths = self._places(target, date_column, [staged.day for staged in files])
             current = {day: self._parts.fingerprint_uncached(path) for day, path in paths.items()}
             done = {staged.day for staged in files if current[staged.day] == staged.checksum}
-            changed = {day for day in current if day not in done and current[day] != fingerprints_when_staged[day]}
+            changed = {
+                day
+                for day, path in paths.items()
+                if day not in done and self._parts.rows_fingerprint(path, current[day]) != fingerprints_when_staged[day]
+            }
             for staged in files:
                 if staged.day in done or staged.day in changed:
                     continue
@@ -84,7 +88,7 @@ class LocalPublications(LocalBackups):
                     unreadable.add(staged.day)
                 else:
                     columns = self._check_publishable_columns(target, date_column, data, columns)
-                    prepared[staged.day] = staged.checksum
+                    prepared[staged.day] = staged.checksum if staged.rows else ABSENT
             if columns is not None:
                 self._declare_schema(target, date_column, columns)
             undo_files = self._keep_replaced(target, date_column, publication, before=current, published=prepared)
@@ -181,7 +185,9 @@ class LocalPublications(LocalBackups):
             files = {day: self._part(target, date_column, day) for day in replaced}
             self._check_no_other_files(files.values())
             waiting = [
-                day for day, partition in replaced.items() if file_fingerprint(files[day]) == partition.published
+                day
+                for day, partition in replaced.items()
+                if self._parts.rows_fingerprint(str(files[day]), file_fingerprint(files[day])) == partition.published
             ]
             self.check_restorable(target, date_column, run, {day: replaced[day] for day in waiting})
             for day in waiting:

@@ -163,9 +163,9 @@ class LocalWarehouse(LocalPublications):
     ) -> dict[date, str]:
         places = self._places(table, date_column, days)
         if columns is None:
+            checksums = self.quick_fingerprints(table, date_column, days)
             with translate_file_errors(table):
-                self._finish_load(table)
-                return {day: self._parts.fingerprint(place) for day, place in places.items()}
+                return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
         if self.describe(table) is None:
             return dict.fromkeys(days, ABSENT)
         dated = Scan(table=table, date_column=date_column, dates=(), time_zone=time_zone)
@@ -178,7 +178,7 @@ class LocalWarehouse(LocalPublications):
         fingerprints = dict.fromkeys(places, ABSENT)
         for day, part in places.items():
             rows = read_partition(part, list(reader.columns), schema, self._parts.rows)
-            if rows is not None:
+            if rows is not None and rows.num_rows:
                 fingerprints[day] = content_fingerprint(reader.columns_of(PartitionRows(day, part, rows)))
         return fingerprints
 
@@ -243,7 +243,10 @@ class LocalWarehouse(LocalPublications):
         return True
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
-        return self.fingerprints(table, date_column, days)  # of the files
+        with translate_file_errors(table):
+            self._finish_load(table)
+            places = self._places(table, date_column, days)
+            return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
         return None
