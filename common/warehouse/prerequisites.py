@@ -16,7 +16,8 @@ from gated_backfill.common.warehouse.protocol import EntityScan, Scan, Warehouse
 
 MAX_DAYS_NAMED = 3  #: of the days that lack rows
 
-TableDays = Mapping[tuple[str, str], Collection[date]]  #: days that are known to have rows, by table and date column
+#: Days that have rows, by table, date column and the time zone in which a TIMESTAMP has its date.
+TableDays = Mapping[tuple[str, str, str | None], Collection[date]]
 NO_TABLE_DAYS: TableDays = {}
 
 
@@ -43,12 +44,12 @@ def measure_prerequisites(
     days: Collection[date],
     *,
     sources: Collection[str | None] | None = None,
-    known: TableDays = NO_TABLE_DAYS,
+    days_with_rows: TableDays = NO_TABLE_DAYS,
 ) -> Prerequisites:
     """Find the days that lack rows of a required input, or rows in a required lookback. Reads nothing without these.
 
-    `sources` are the sources whose lookbacks matter; None: of all. `known` are days that need not be looked up. A day
-    of a lookback on which the calendar has no event needs no rows. If the job's calendar does not exist, days off
+    `sources` are the sources whose lookbacks matter; None: of all. `days_with_rows` need not be looked up.
+    A day of a lookback on which the calendar has no event needs no rows. If the job's calendar does not exist, days off
     cannot be told from lost ones, and no lookback is checked. Raises like `Warehouse.count_rows`.
     """
     required = [declared for declared in job.inputs if not declared.optional]
@@ -56,7 +57,7 @@ def measure_prerequisites(
     lookback = max((use.lookback_days for use in (*required, *derived) if use.require_lookback), default=0)
     if not days or not (required or lookback):
         return Prerequisites()
-    finder = _Finder(warehouse, job, sorted(days), lookback, known)
+    finder = _Finder(warehouse, job, sorted(days), lookback, days_with_rows)
     problems: dict[date, list[str]] = {}
     for declared in required:
         for day, problem in finder.input_problems(declared).items():
@@ -70,8 +71,10 @@ def measure_prerequisites(
 class _Finder:
     """Finds the days that lack rows."""
 
-    def __init__(self, warehouse: Warehouse, job: Job, days: Sequence[date], lookback: int, known: TableDays) -> None:
-        self._warehouse, self._job, self._days, self._known = warehouse, job, days, known
+    def __init__(
+        self, warehouse: Warehouse, job: Job, days: Sequence[date], lookback: int, days_with_rows: TableDays
+    ) -> None:
+        self._warehouse, self._job, self._days, self._table_days = warehouse, job, days, days_with_rows
         self._days_off = self._find_days_off(lookback) if lookback else frozenset[date]()
 
     def _find_days_off(self, lookback: int) -> frozenset[date] | None:
@@ -103,20 +106,20 @@ class _Finder:
         return problems
 
     def _days_with_rows(self, use: Source | Input, *, lookback: int) -> frozenset[date]:
-        known = self._known.get((use.table, use.date_column), ())
+        days_with_rows = frozenset(self._table_days.get((use.table, use.date_column, use.time_zone), ()))
         days = {day for span in consecutive_ranges(self._days, lookback=lookback) for day in span.days()}
         table = TableName.parse(use.table)
-        unknown = days.difference(known)
-        if not unknown or (isinstance(use, Source) and self._warehouse.describe(table) is None):
-            return frozenset(known)
+        days_to_count = days - days_with_rows
+        if not days_to_count or (isinstance(use, Source) and self._warehouse.describe(table) is None):
+            return days_with_rows
         scan = Scan(
             table=table,
             date_column=use.date_column,
-            dates=tuple(consecutive_ranges(unknown)),
+            dates=tuple(consecutive_ranges(days_to_count)),
             columns={"day": use.date_column},
             time_zone=use.time_zone,
         )
-        return frozenset(known) | self._warehouse.count_rows(scan).keys()
+        return days_with_rows | self._warehouse.count_rows(scan).keys()
 
     def _coverage_problems(self, declared: Input, name: str) -> dict[date, str]:
         """The days on which the input has too few of the expected entities."""
@@ -131,9 +134,9 @@ class _Finder:
         counts = self._warehouse.count_entities(expected, {declared.name: scan}, [group])
         problems: dict[date, str] = {}
         for day in self._days:
-            found, whole = counts.present[group].get(day, 0), counts.expected.get(day, 0)
-            if not reaches_ratio(found, whole, declared.coverage):
-                share = f"{found} of {whole} expected entities ({format_percent(found, whole)})"
+            present, whole = counts.present[group].get(day, 0), counts.expected.get(day, 0)
+            if not reaches_ratio(present, whole, declared.coverage):
+                share = f"{present} of {whole} expected entities ({format_percent(present, whole)})"
                 problems[day] = f"{name} has {share} on {day}, below its coverage of {declared.coverage:.0%}"
         return problems
 

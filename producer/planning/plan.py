@@ -254,7 +254,7 @@ def _measure_range(
     request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledger, missing: MissingTables, options: RunOptions
 ) -> PlanMeasurements:
     """Measure the days of the request; earlier runs are looked up only as far as `reprocess` needs them."""
-    days = request.days
+    days, expectation = request.days, job.expectation
     existing_sources = [source for source in job.sources if source.name not in missing.sources]
     counts = count_range(warehouse, job, existing_sources, days)
     span = enclosing_range(days)
@@ -292,7 +292,9 @@ def _measure_range(
             warehouse,
             job,
             [day for day in days if counts.expected.get(day) and (day not in proven or day in staleness.reasons)],
-            known={(job.expectation.table, job.expectation.date_column): counts.expected.keys()},
+            days_with_rows={
+                (expectation.table, expectation.date_column, expectation.time_zone): counts.expected.keys()
+            },
         ),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE

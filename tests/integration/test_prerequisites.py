@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from gated_backfill.common.errors import TableNotFound
 from gated_backfill.common.ledger import DateState
 from gated_backfill.common.model.coverage import Fallback, Verdict
+from gated_backfill.common.model.job import Input
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.producer.planning.plan import PlanAction
 from tests.lab import Lab, players
 
@@ -108,6 +111,33 @@ def check_built(lab: Lab, job: str) -> None:
     assert lab.plan([DAY], job).steps[0].action is PlanAction.BUILD
     outcome = lab.outcome(DAY, lab.run([DAY], job, preflight=True))
     assert (outcome.state, outcome.verdict) == (DateState.CHECKPOINTED, Verdict.COMPLETE)
+
+
+# -- days that are known to have rows ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "problems"),
+    [
+        pytest.param(None, {}, id="the-same"),
+        pytest.param("Asia/Tokyo", {DAY: f"input weather has no rows on {DAY}"}, id="another"),
+    ],
+)
+def test_a_day_with_rows_has_them_in_one_time_zone_only(
+    lab: Lab, time_zone: str | None, problems: dict[date, str]
+) -> None:
+    load(lab, "expected", 1)
+    job = find_job("plain")
+    weather = Input(name="weather", table="w.expected", date_column="day", time_zone=time_zone)
+
+    prerequisites = measure_prerequisites(
+        lab.context.warehouse,
+        replace(job, inputs=(weather,)),
+        [DAY],
+        days_with_rows={("w.expected", "day", None): [DAY]},
+    )
+
+    assert prerequisites.inputs == problems
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------
