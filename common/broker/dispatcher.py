@@ -197,14 +197,15 @@ class CeleryDispatcher:
         except (KombuError, OSError) as exc:
             raise BrokerUnavailable(f"the broker does not take commands: {exc}") from exc
 
-    def job_versions(self, *, timeout: float) -> dict[str, dict[str, str]]:
+    def job_versions(self, *, timeout: float) -> dict[str, dict[str, str] | None] | None:
         """Ask every worker which versions of the jobs it has loaded; those that answer within `timeout` seconds.
 
-        Leaves nothing at a broker that no worker uses.
+        A worker that builds and judges no dates has None. Returns None for a broker that no worker uses, and leaves
+        nothing there.
         """
         with translate_broker_errors(), self._client() as client:
             if not client.exists(WORKERS_KEY):
-                return {}
+                return None
         try:
             replies: list[dict[str, Any]] = self._app.control.broadcast(JOB_VERSIONS, reply=True, timeout=timeout) or []
         except (KombuError, OSError) as exc:
@@ -213,7 +214,7 @@ class CeleryDispatcher:
             worker: versions
             for reply in replies
             for worker, versions in reply.items()
-            if isinstance(versions, dict) and "error" not in versions  # a worker of an earlier version of this tool
+            if versions is None or "error" not in versions  # of a worker of an earlier version of this tool
         }
 
     @_retry_lost_connection

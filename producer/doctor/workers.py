@@ -31,18 +31,27 @@ def check_workers(settings: Settings, broker_url: str | None, jobs: Sequence[Job
     return compare_versions(versions, jobs)
 
 
-def compare_versions(versions: Mapping[str, Mapping[str, str]], jobs: Sequence[Job]) -> list[CheckResult]:
-    """One result for each job of which a worker has another version, or one for all. `versions`: by worker and job."""
-    building = {worker: by_job for worker, by_job in versions.items() if by_job}
+def compare_versions(versions: Mapping[str, Mapping[str, str] | None] | None, jobs: Sequence[Job]) -> list[CheckResult]:
+    """One result for each job of which a worker has another version or none, or one for all.
+
+    `versions` has, by worker, the version of each job that it could load, as `CeleryDispatcher.job_versions` returns
+    them.
+    """
+    if versions is None:
+        return [ok("workers", "no worker uses this broker")]
+    if not versions:
+        message = f"the workers did not answer within {ANSWER_SECONDS:g} s: their versions are not known"
+        return [warn("workers", message, "check that they run, and restart those that hang")]
+    building = {worker: by_job for worker, by_job in versions.items() if by_job is not None}
     if not building:
-        return [ok("workers", f"no worker that builds dates answered within {ANSWER_SECONDS:g} s")]
+        return [ok("workers", "no worker builds dates")]
     results: list[CheckResult] = []
     for job in jobs:
-        others = {worker: by_job.get(job.name) for worker, by_job in sorted(building.items())}
-        differing = {worker: version for worker, version in others.items() if version != job.version}
+        version_by_worker = {worker: by_job.get(job.name) for worker, by_job in sorted(building.items())}
+        differing = {worker: version for worker, version in version_by_worker.items() if version != job.version}
         if differing:
-            found = ", ".join(f"{worker} has {version or 'none'}" for worker, version in differing.items())
-            message = f"version {job.version} is installed here, but {found}: these workers refuse its dates"
+            listed = ", ".join(f"{worker} has {version or 'none'}" for worker, version in differing.items())
+            message = f"version {job.version} is installed here, but {listed}: these workers refuse its dates"
             results.append(warn(f"{job.name}: workers", message, "restart the workers, or install their version here"))
     shown = ", ".join(f"{job.name} {job.version}" for job in jobs)
     return results or [ok("workers", f"{len(building)} worker(s) have the versions installed here: {shown}")]

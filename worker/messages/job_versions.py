@@ -5,6 +5,7 @@ A worker imports the jobs before it forks, so that all its processes have the sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,18 +16,24 @@ from gated_backfill.common.model.registry import load_jobs
 
 log = structlog.get_logger()
 
-loaded_versions: dict[str, str] = {}  #: by job; empty in a worker that builds and judges no dates
+
+@dataclass
+class LoadedJobs:
+    versions: dict[str, str] | None = None  #: by job; None in a worker that builds and judges no dates
+
+
+loaded_jobs = LoadedJobs()
 
 
 def preload_jobs() -> None:
     """Import every installed job. One that can't be loaded is tried again when a run needs it."""
     jobs, errors = load_jobs()
-    loaded_versions.update({job.name: job.version for job in jobs})
+    loaded_jobs.versions = {job.name: job.version for job in jobs}
     for name, error in errors.items():
-        log.warning("job_not_loaded", job=name, error_kind=error.kind, error=str(error))
+        log.warning("job_notloaded_jobs", job=name, error_kind=error.kind, error=str(error))
 
 
 @inspect_command(name=JOB_VERSIONS)
-def job_versions(state: Any, **_: Any) -> dict[str, str]:
-    """The version of each job that this worker has loaded."""
-    return dict(loaded_versions)
+def job_versions(state: Any, **_: Any) -> dict[str, str] | None:
+    """The version of each job that this worker has loaded; None from a worker that builds and judges no dates."""
+    return loaded_jobs.versions
