@@ -11,7 +11,6 @@ from typing import Any
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.coverage import (
-    INCOMPLETE_EXPECTATION,
     CoveragePolicy,
     DateExpectation,
     Verdict,
@@ -35,7 +34,7 @@ class AuditFinding(Enum):
     DUPLICATED = "duplicated"  #: a key appears more than once in the published rows
     INCOMPLETE = "incomplete"  #: more expected entities are missing than the policy accepts
     MISSING = "missing"  #: entities are expected, and no rows are published at all
-    EXPECTATION_INCOMPLETE = "expectation incomplete"  #: the calendar or a checkpoint says that more must be expected
+    EXPECTATION_INCOMPLETE = "expectation incomplete"  #: more must be expected, see `judge_expectation`
     IN_PROGRESS = "in progress"  #: a run is working on the date, so it was not judged
 
     @property
@@ -190,7 +189,7 @@ def _worst_finding(observed: DateObservation, policy: CoveragePolicy) -> tuple[A
     if observed.skip_reason is not None:
         return (AuditFinding.CHANGED if is_changed else AuditFinding.SKIPPED), observed.skip_reason
     if judgement is not None and judgement.verdict is Verdict.SKIPPED:
-        return _with_nothing_expected(observed, judgement.reason)
+        return AuditFinding.SKIPPED, judgement.reason
     coverage = _describe_coverage(observed)
     checkpoint, expected = observed.checkpoint, observed.expectation.expected
     is_forced = checkpoint is not None and checkpoint.verdict is Verdict.FORCED and not is_changed
@@ -209,16 +208,6 @@ def _worst_finding(observed: DateObservation, policy: CoveragePolicy) -> tuple[A
     if not reaches_ratio(observed.matched, expected, policy.complete_ratio):
         return AuditFinding.ACCEPTED, f"{coverage}, below {policy.complete_ratio:.0%}"
     return AuditFinding.COMPLETE, coverage
-
-
-def _with_nothing_expected(observed: DateObservation, reason: str) -> tuple[AuditFinding, str]:
-    """The finding of a date on which nothing is expected: fine, unless a checkpoint of it expected entities."""
-    checkpoint = observed.checkpoint
-    if checkpoint is not None and checkpoint.expected:
-        earlier = f"{checkpoint.expected} were expected when run {checkpoint.run_id} checkpointed it"
-        return AuditFinding.EXPECTATION_INCOMPLETE, f"{INCOMPLETE_EXPECTATION}: {reason} now, but {earlier}"
-    rows = f", though {observed.rows} row(s) are published" if observed.rows else ""
-    return AuditFinding.SKIPPED, f"{reason}{rows}"
 
 
 def _describe_coverage(observed: DateObservation) -> str:

@@ -39,11 +39,11 @@ def twins(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 def test_the_second_job_is_refused_by_name(twins: Lab) -> None:
     run = twins.run([FEB_23], "probe").run
-    told = rf"probe.probe is the target of job probe \(run {run.id}\): two jobs can't build one table"
+    error = rf"probe.probe is the target of job probe \(run {run.id}\): two jobs can't build one table"
 
-    with pytest.raises(TargetTaken, match=told):
+    with pytest.raises(TargetTaken, match=error):
         twins.plan([FEB_23], "twin")
-    with pytest.raises(TargetTaken, match=told):
+    with pytest.raises(TargetTaken, match=error):
         twins.run([FEB_23], "twin")
     assert twins.run([FEB_23], "probe", reprocess=Reprocess.ALL).run.state is RunState.SUCCEEDED
 

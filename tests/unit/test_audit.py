@@ -20,7 +20,9 @@ from gated_backfill.common.audit.findings import (
     describe_findings,
 )
 from gated_backfill.common.ledger import Checkpoint, NewAlert
-from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Verdict
+from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Verdict, describe_contradiction
+from gated_backfill.common.model.expectation_floor import compute_floors
+from gated_backfill.common.model.job import Expectation
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
 from tests.builders import a_checkpoint
@@ -33,6 +35,23 @@ BY_FORCE = a_checkpoint(DAY, run_id="R1", verdict=Verdict.FORCED, matched=1)
 
 def expectation(expected: int, events: int | None = None) -> DateExpectation:
     return DateExpectation(expected=expected, events=events, floor_per_event=16)
+
+
+def with_facts(observed: DateObservation) -> DateObservation:
+    """The observation with what its checkpoint and its rows say of the expectation, as `observe_dates` adds it."""
+    checkpoints = {} if observed.checkpoint is None else {DAY: observed.checkpoint}
+    floors = compute_floors(
+        Expectation(table="w.expected", date_column="day", entity="name"),
+        [DAY],
+        {DAY: observed.expectation.expected},
+        checkpoints=checkpoints,
+        accept_ratio=POLICY.accept_ratio,
+        has_calendar=True,
+    )
+    facts = observed.expectation.with_floor(floors[DAY].count, floors[DAY].reason)
+    if not facts.expected:
+        facts = replace(facts, contradicted_by=describe_contradiction({}, target_has_rows=bool(observed.rows)))
+    return replace(observed, expectation=facts)
 
 
 def observed_date(
@@ -118,15 +137,6 @@ def case(name: str, finding: AuditFinding, message: str, **observed: Any) -> Any
         ),
         case("no game", AuditFinding.SKIPPED, "not on the calendar", expected=0, events=0, matched=0, rows=0),
         case("no calendar", AuditFinding.SKIPPED, "nothing expected", expected=0, matched=0, rows=0),
-        case("stray rows", AuditFinding.SKIPPED, "3 row(s) are", expected=0, events=0, matched=0, rows=3),
-        case(
-            "the expectation was lost after the run",
-            AuditFinding.EXPECTATION_INCOMPLETE,
-            "187 were expected when run R1 checkpointed it",
-            expected=0,
-            matched=0,
-            proof=PROVEN,
-        ),
         case("skipped by the job", AuditFinding.SKIPPED, "bootstrap", matched=0, rows=0, skip_reason="bootstrap"),
         case(
             "skipped, yet changed",
@@ -144,6 +154,24 @@ def test_a_date_gets_its_worst_finding_and_every_fact(
     audited = classify(observed, POLICY)
     assert audited.finding is finding
     assert message in audited.reason
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        pytest.param(
+            {"events": 0, "rows": 3},
+            "nothing is expected and the calendar has no event, but the target has rows",
+            id="stray-rows",
+        ),
+        pytest.param({"proof": PROVEN}, "187 were expected when run R1 checkpointed it", id="lost-after-the-run"),
+    ],
+)
+def test_a_date_that_something_speaks_for_is_not_skipped(facts: dict[str, Any], reason: str) -> None:
+    audited = classify(with_facts(observed_date(expected=0, matched=0, **facts)), POLICY)
+
+    assert audited.finding is AuditFinding.EXPECTATION_INCOMPLETE
+    assert reason in audited.reason
 
 
 def test_a_repair_that_the_job_would_skip_is_not_asked_for() -> None:
@@ -186,8 +214,16 @@ def test_low_coverage_is_never_fine_unless_forced_or_skipped(observed: DateObser
 
 
 @given(ANY_DATE)
+def test_a_date_is_skipped_only_if_nothing_speaks_for_it(observed: DateObservation) -> None:
+    audited = classify(with_facts(observed), POLICY)
+    if audited.finding is AuditFinding.SKIPPED and not observed.skip_reason:
+        assert not observed.rows
+        assert observed.checkpoint is None
+
+
+@given(ANY_DATE)
 def test_a_date_whose_rows_are_no_longer_the_proven_ones_is_never_fine(observed: DateObservation) -> None:
-    audited = classify(replace(observed, checkpoint=PROVEN, matches_checkpoint=False), POLICY)
+    audited = classify(with_facts(replace(observed, checkpoint=PROVEN, matches_checkpoint=False)), POLICY)
     assert not audited.finding.is_fine
 
 

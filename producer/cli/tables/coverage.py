@@ -72,10 +72,10 @@ def coverage(
 
     Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
     incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
-    checkpoint); forced (unchanged since they were forced); expectation incomplete (the calendar implies more); held
-    (an active run is working on the date); skipped. Dates are listed as stale whose job's version, sources or inputs
-    have changed since they were checkpointed. Exit codes: 0 every date is complete, accepted, forced or skipped;
-    3 some are not.
+    checkpoint); forced (unchanged since they were forced); expectation incomplete (null entities, or the calendar, a
+    floor, a checkpoint or rows say that more must be expected); in progress (an active run is working on the date);
+    skipped. Dates are listed as stale whose job's version, sources or inputs have changed since they were checkpointed.
+    Exit codes: 0 every date is complete, accepted, forced or skipped; 3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
