@@ -129,8 +129,11 @@ def _read_file(
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{file} is neither .csv nor .parquet")
-    csv_format = CsvFormat(encoding=options.encoding or "utf-8", delimiter=options.delimiter or ",")
-    if suffix == ".parquet" and (options.encoding or options.delimiter):
+    csv_format = CsvFormat(
+        encoding="utf-8" if options.encoding is None else options.encoding,
+        delimiter="," if options.delimiter is None else options.delimiter,
+    )
+    if suffix == ".parquet" and not (options.encoding is None and options.delimiter is None):
         raise UserError(f"{file}: --encoding and --delimiter are for CSV files")
     with ExitStack() as stack:
         with _naming_file(file):

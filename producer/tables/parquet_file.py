@@ -38,7 +38,8 @@ class _ParquetReader:
         self._file = file
         self._parquet = parquet
         self._progress = progress
-        header = parquet.schema_arrow.names
+        self._range_index = _range_index(file, parquet)
+        header = [*parquet.schema_arrow.names, *self._range_index]
         names = column_names(file, header, renames)
         self._names = dict(zip(header, names, strict=True))
         self._indexes = [name for name in names if PANDAS_INDEX.fullmatch(name)]
@@ -52,12 +53,13 @@ class _ParquetReader:
                 raise UserError(f"{self._file}: column {name} is {field.type}, which no table here can hold")
             if name not in self._indexes:
                 types[name] = kind
-        return types
+        return types | {self._names[name]: "INT64" for name in self._range_index}
 
     def chunks(self) -> Iterator[RowChunk]:
         done, total = 0, self._parquet.metadata.num_rows
         for batch in self._parquet.iter_batches(batch_size=self._batch_rows(), use_threads=False):
-            columns: dict[str, Any] = dict(zip(self._names.values(), batch.columns, strict=True))
+            restored = [_integers(values[done : done + batch.num_rows]) for values in self._range_index.values()]
+            columns: dict[str, Any] = dict(zip(self._names.values(), [*batch.columns, *restored], strict=True))
             for name in self._indexes:
                 self._check_counts_rows(name, columns.pop(name), done)
             for column in columns.values():
@@ -73,9 +75,45 @@ class _ParquetReader:
 
     def _check_counts_rows(self, name: str, values: Any, start: int) -> None:
         """Check that a stored index of pandas only counts the rows, so that nothing is lost without it."""
-        counted = pa.array(np.arange(start, start + len(values)))
+        counted = _integers(range(start, start + len(values)))
         if not (pa.types.is_integer(values.type) and values.cast(pa.int64(), safe=False).equals(counted)):
             raise UserError(
                 f"{self._file}: column {name} is an index of pandas that does not count the rows: name it with "
                 f"--rename {name}=NEW_NAME, or write the file with to_parquet(index=False)"
             )
+
+
+def _range_index(file: Path, parquet: pq.ParquetFile) -> dict[str, range]:
+    """Return the values, by name, of the index that pandas has kept in the file's metadata only; empty for none.
+
+    An index without a name that counts the rows from 0 holds no data. Raises `UserError` for another one without a
+    name, and for one of another number of rows, whose values are lost.
+    """
+    for name, values in _described_ranges(file, parquet):
+        if name is None and (values.start, values.step) == (0, 1):
+            continue
+        advice = "write the file after reset_index(), or with to_parquet(index=False)"
+        if name is None:
+            raise UserError(f"{file}: its index of pandas has no name and does not count the rows: {advice}")
+        if len(values) != parquet.metadata.num_rows:
+            raise UserError(
+                f"{file}: its index of pandas, {name}, was for {len(values)} row(s), not for these: {advice}"
+            )
+        return {name: values}
+    return {}
+
+
+def _described_ranges(file: Path, parquet: pq.ParquetFile) -> list[tuple[str | None, range]]:
+    try:
+        indexes: list[Any] = (parquet.schema_arrow.pandas_metadata or {}).get("index_columns", [])
+        return [
+            (index["name"], range(index["start"], index["stop"], index["step"]))
+            for index in indexes
+            if isinstance(index, dict)
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise UserError(f"{file}: its metadata of pandas can't be read: {exc}") from exc
+
+
+def _integers(values: range) -> Any:
+    return pa.array(np.arange(values.start, values.stop, values.step))

@@ -90,15 +90,24 @@ def column_names(file: Path, header: Sequence[str], renames: Mapping[str, str]) 
     for number, name in enumerate(names, 1):
         if not IDENTIFIER.fullmatch(name):
             raise UserError(f"{file}: {shown(name)} is not a valid column name: {_advice(header, number)}")
-    by_lower_case: dict[str, str] = {}
-    for name in names:
-        other = by_lower_case.setdefault(name.lower(), name)
-        if other is not name:
-            raise UserError(
-                f"{file}: the columns {other} and {name} have the same name, but for upper and lower case: "
-                f"rename one with --rename {name}=NEW_NAME"
-            )
+    _check_names_differ(file, header, names)
     return names
+
+
+def _check_names_differ(file: Path, header: Sequence[str], names: Sequence[str]) -> None:
+    """Check that no two columns have one name, or names that differ only by case. Raises `UserError`."""
+    by_lower_case: dict[str, str] = {}
+    for old_name, name in zip(header, names, strict=True):
+        if name.lower() not in by_lower_case:
+            by_lower_case[name.lower()] = name
+            continue
+        other = by_lower_case[name.lower()]
+        if other == name:
+            raise UserError(f"{file}: two columns would be named {name}: --rename gives them the same name")
+        raise UserError(
+            f"{file}: the columns {other} and {name} have the same name, but for upper and lower case: "
+            f"rename one with --rename {old_name}=NEW_NAME"
+        )
 
 
 def _advice(header: Sequence[str], number: int) -> str:

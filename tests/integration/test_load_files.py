@@ -133,6 +133,9 @@ def test_columns_are_renamed(load: Load, local_warehouse: LocalWarehouse) -> Non
     [
         ({"nobody": "x"}, "--rename: there is no column 'nobody'; the columns are 'day', 'name'"),
         ({"name": "day"}, "same name"),
+        ({"name": "day"}, "two columns would be named day"),
+        ({"name": "n", "day": "n"}, "two columns would be named n"),
+        ({"name": "DAY"}, "the columns day and DAY have the same name, but for .*--rename name=NEW_NAME"),
         ({"name": "a b"}, "'a b' is not a valid column name"),
     ],
 )
@@ -171,6 +174,8 @@ def test_encodings_and_delimiters(load: Load, local_warehouse: LocalWarehouse, e
         ({"encoding": "ascii"}, "is not ascii text: .* on line 2, byte"),
         ({"delimiter": ";;"}, "--delimiter ';;' is not one character"),
         ({"delimiter": '"'}, "--delimiter .* is not one character"),
+        ({"delimiter": ""}, "--delimiter '' is not one character"),
+        ({"encoding": ""}, "--encoding '' is not known"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(load: Load, options: dict[str, str], error: str) -> None:
@@ -268,6 +273,49 @@ def test_an_index_that_counts_the_rows_is_dropped(local_warehouse: LocalWarehous
         load_file(local_warehouse, NAME, file)
     load_file(local_warehouse, "new.table", file, options=LoadOptions(renames={"__index_level_0__": "number"}))
     assert require_table(local_warehouse, TableName("new", "table")).columns["number"] == "INT64"
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "numbers"), [(0, 1, [0, 1]), (5, 1, [5, 6]), (5, 2, [5, 7]), (1, -1, [1, 0])]
+)
+def test_an_index_with_a_name_is_a_column(
+    local_warehouse: LocalWarehouse, tmp_path: Path, start: int, step: int, numbers: list[int]
+) -> None:
+    file = tmp_path / "indexed.parquet"
+    frame_of().set_index(pd.RangeIndex(start, start + 2 * step, step, name="number")).to_parquet(file)
+    assert pq.read_schema(file).names == ["day", "name"]  # the index is in the metadata only
+    load_file(local_warehouse, NAME, file)
+    assert [row["number"] for row in sorted(loaded(local_warehouse), key=lambda row: row["name"])] == numbers
+    load_file(local_warehouse, "new.table", file, options=LoadOptions(renames={"number": "place"}))
+    assert require_table(local_warehouse, TableName("new", "table")).columns["place"] == "INT64"
+
+
+def test_an_index_with_a_name_is_read_in_batches(
+    local_warehouse: LocalWarehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gated_backfill.producer.tables.parquet_file.MAX_BATCH_ROWS", 3)
+    file = tmp_path / "indexed.parquet"
+    index = pd.RangeIndex(7, 27, 2, name="number")
+    pd.DataFrame({"day": [FEB_23] * 10, "name": [str(number) for number in index]}, index=index).to_parquet(file)
+    load_file(local_warehouse, NAME, file)
+    assert all(row["name"] == str(row["number"]) for row in loaded(local_warehouse))
+
+
+def test_an_index_that_would_be_lost_is_refused(local_warehouse: LocalWarehouse, tmp_path: Path) -> None:
+    file = tmp_path / "indexed.parquet"
+    frame_of().set_index(pd.RangeIndex(5, 7)).to_parquet(file)
+    with pytest.raises(UserError, match=r"index of pandas has no name and does not count the rows: .*reset_index"):
+        load_file(local_warehouse, NAME, file)
+    table = pa.Table.from_pandas(frame_of().set_index(pd.RangeIndex(5, 7, name="number")))
+    pq.write_table(table.slice(1), file)
+    with pytest.raises(UserError, match=r"index of pandas, number, was for 2 row\(s\), not for these: .*reset_index"):
+        load_file(local_warehouse, NAME, file)
+    pq.write_table(table.replace_schema_metadata({"pandas": '{"index_columns": [{}]}'}), file)
+    with pytest.raises(UserError, match="metadata of pandas can't be read"):
+        load_file(local_warehouse, NAME, file)
+    pq.write_table(pa.Table.from_pandas(frame_of()).slice(1), file)
+    load_file(local_warehouse, NAME, file)
+    assert types_of(local_warehouse) == {"day": "DATE", "name": "STRING"}
 
 
 NANOSECOND = pa.array([1_677_146_400_000_000_001], pa.timestamp("ns"))
