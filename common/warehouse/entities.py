@@ -28,6 +28,7 @@ ROUNDING = 1e-9  #: relative difference of two sums that is rounding
 
 Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.float64]
 
 
 def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None = None) -> pa.Table:
@@ -124,8 +125,8 @@ class _NumberedEntities:
     """Distinct pairs of day and entity as ascending numbers, with the rows and the sums of each if measured."""
 
     keys: Keys
-    rows: npt.NDArray[np.float64] | None = None
-    sums: tuple[npt.NDArray[np.float64], ...] = ()
+    rows: Sums | None = None
+    sums: tuple[Sums, ...] = ()
 
 
 class ExpectedEntities:
@@ -165,9 +166,8 @@ class ExpectedEntities:
         elif rule.rows is not None:
             met &= others.rows[positions] >= rule.rows * expected.rows - ROUNDING
         sums = zip(expected.sums, others.sums, rule.tolerances, strict=True) if rule.tolerances else ()
-        for wanted, actual, tolerance in sums:
-            with np.errstate(invalid="ignore"):  # infinite sums never agree
-                met &= np.abs(actual[positions] - wanted) <= (tolerance + ROUNDING) * np.abs(wanted)
+        for expected_sums, other_sums, tolerance in sums:
+            met &= _agree(expected_sums, other_sums[positions], tolerance)
         return met
 
     def count_by_day(self, mask: Mask) -> dict[date, int]:
@@ -222,6 +222,13 @@ class ExpectedEntities:
         """Return a number for each row: equal for equal days and entities, ascending by day."""
         days = named["day"].cast(pa.int32()).to_numpy().astype(np.int64)
         return days * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
+
+
+def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
+    """Return which sums agree within the relative tolerance. An infinity agrees with itself only."""
+    with np.errstate(invalid="ignore"):
+        is_close = np.abs(actual - expected) <= (tolerance + ROUNDING) * np.abs(expected)
+    return (is_close & np.isfinite(expected)) | (actual == expected)
 
 
 def _named(rows: pa.Table) -> pa.Table:

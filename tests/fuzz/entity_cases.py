@@ -166,7 +166,9 @@ class EntityCase:
             return False
         if isinstance(self.rows, float) and actual[0] < self.rows * wanted[0]:
             return False
-        return self.tolerance is None or abs(actual[1] - wanted[1]) <= self.tolerance * abs(wanted[1])
+        if self.tolerance is None or actual[1] == wanted[1]:
+            return True
+        return math.isfinite(wanted[1]) and abs(actual[1] - wanted[1]) <= self.tolerance * abs(wanted[1])
 
 
 class Unreadable:
@@ -203,7 +205,8 @@ def _measures(table: GeneratedTable, day: date, *, required: bool) -> dict[str, 
         if row["day"] != day or not isinstance(text, str) or (required and row["note"] is None):
             continue
         rows, total = measures.get(text, (0, 0.0))
-        measures[text] = (rows + 1, total + (row["amount"] or 0.0))
+        amount = row["amount"] or 0.0
+        measures[text] = (rows + 1, total + (0.0 if math.isnan(amount) else amount))
     return measures
 
 
@@ -222,7 +225,7 @@ def _rows(entity_types: Sequence[str], *, may_be_wrong: bool) -> st.SearchStrate
                 "day": st.sampled_from(DAYS),
                 "time": st.sampled_from(TIMES),
                 **entities,
-                "amount": st.sampled_from([None, 0.0, 1.0, -2.5, 1e6]),
+                "amount": st.sampled_from([None, 0.0, 1.0, -2.5, 1e6, math.inf, math.nan]),
                 "note": st.sampled_from([None, "x", "y"]),
             }
         ),

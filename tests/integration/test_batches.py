@@ -118,6 +118,8 @@ def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
     ("spoil", "trick", "error"),
     [
         ("", "raise", "RuntimeError: no luck"),
+        ("", "exit:0", "the job ended the process: SystemExit: 0"),
+        ("", "exit", "the job ended the process: SystemExit"),
         ("wrong day", None, "rows of other dates"),
         ("no frame", None, "not a DataFrame"),
     ],

@@ -127,6 +127,18 @@ def test_every_entity_is_filled_where_the_primary_has_no_table(any_lab: Lab, dat
     assert [published(any_lab, "filled_by_derived", day)[0]["value"] for day in DAYS] == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("job", ["derives_none", "derives_no_date"])
+def test_a_derive_function_that_returns_no_dated_rows_fails_its_dates(lab: Lab, job: str) -> None:
+    load(lab, "expected", values(["ann"], *DAYS))
+    load(lab, "first", values(["ann"], *DAYS))
+
+    progress = lab.run(DAYS, job, dates_per_task=3)
+
+    row = lab.outcome(FEB_23, progress)
+    assert (row.state, row.error_kind) == (DateState.FAILED, "ProcessFailed")
+    assert "derive of source derived returned" in str(row.error)
+
+
 def quarters(names: Sequence[str], count: int, *, value: float = 1.0) -> list[dict[str, Any]]:
     return [{**row, "quarter": n} for row in values(names, FEB_23, value=value) for n in range(count)]
 

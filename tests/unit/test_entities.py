@@ -140,6 +140,15 @@ def test_an_entity_is_present_by_the_rule(rule: PresenceRule, actual: tuple[str,
     assert expected.names_by_day(~present) == ({} if is_present else {FEB_23: ["ann"]})
 
 
+@pytest.mark.parametrize(
+    ("actual", "is_present"), [(float("inf"), True), (-float("inf"), False), (3.0, False), (float("nan"), False)]
+)
+def test_an_infinite_sum_agrees_with_itself_only(actual: float, is_present: bool) -> None:
+    rule = PresenceRule(tolerances=(0.5,))
+    expected = ExpectedEntities(measured(("ann", 1, float("inf")), rule=rule), is_measured=True)
+    assert expected.present_in(measured(("ann", 1, actual), rule=rule), rule).tolist() == [is_present]
+
+
 def test_a_table_whose_sums_are_not_compared_needs_only_its_rows() -> None:
     with_sums = PresenceRule(rows="equal", tolerances=(0.0,))
     expected = ExpectedEntities(measured(("ann", 2, 100.0), rule=with_sums), is_measured=True)

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import duckdb
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -14,6 +15,8 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.process.signals import find_interruption
+
+HANDLER_PACKAGES = ("billiard", "celery", "kombu", "gated_backfill")  #: install handlers of signals
 
 
 class SoftTimeLimitReached(ProcessFailed):
@@ -32,6 +35,12 @@ def translate_job_errors(job: Job, settings: Settings) -> Generator[None]:
     """
     try:
         yield
+    except SystemExit as exc:
+        if not _is_raised_by(exc, job):  # the worker is being stopped
+            raise
+        error = ProcessFailed(f"the job ended the process: {type(exc).__name__}: {exc}")
+        error.job_place = find_job_place(exc, job)
+        raise error from exc
     except Exception as exc:
         error = _translate(exc, settings)
         if isinstance(error, BackfillError):
@@ -55,15 +64,30 @@ def _translate(exc: Exception, settings: Settings) -> BaseException:
 
 def find_job_place(exc: BaseException, job: Job) -> str | None:
     """The file and line of the innermost frame in the job's own package; None if the job did not raise the error."""
-    module = getattr(job.process, "func", job.process).__module__  # the function of a `functools.partial`
-    top_level = module.partition(".")[0]
-    package = module if top_level == __name__.partition(".")[0] else top_level
     places = [
         f"{Path(frame.f_code.co_filename).absolute()}:{number}"
         for frame, number in traceback.walk_tb(exc.__traceback__)
-        if f"{frame.f_globals.get('__name__')}.".startswith(f"{package}.")
+        if _is_of_job(frame, job)
     ]
     return places[-1] if places else None
+
+
+def _is_raised_by(exc: BaseException, job: Job) -> bool:
+    """Whether the job's code, or a library that it called, raised the error, and not a signal's handler meanwhile."""
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    job_frames = [number for number, frame in enumerate(frames) if _is_of_job(frame, job)]
+    if not job_frames:
+        return False
+    callees = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames[job_frames[-1] + 1 :])
+    return not any(package in HANDLER_PACKAGES for package in callees)
+
+
+def _is_of_job(frame: FrameType, job: Job) -> bool:
+    """Whether the frame is of the job's own package."""
+    module = getattr(job.process, "func", job.process).__module__  # the function of a `functools.partial`
+    top_level = module.partition(".")[0]
+    package = module if top_level == __name__.partition(".")[0] else top_level
+    return f"{frame.f_globals.get('__name__')}.".startswith(f"{package}.")
 
 
 def _is_out_of_memory(exc: BaseException | None) -> bool:

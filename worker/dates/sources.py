@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
+from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns
@@ -173,23 +174,37 @@ def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     rows = _read_table(warehouse, source, days, needed)
     if source.derive is not None:
-        return _derived(source, rows, days).assign(**{SOURCE_COLUMN: source.name})
+        return _derive_rows(job, source, rows, days).assign(**{SOURCE_COLUMN: source.name})
     ordered = rows.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])
     return to_frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
 
 
-def _derived(source: Source, rows: pa.Table, days: Sequence[date]) -> pd.DataFrame:
+def _derive_rows(job: Job, source: Source, rows: pa.Table, days: Sequence[date]) -> pd.DataFrame:
     """The rows that `derive` computes, for each date from that date's own history unless it takes several dates."""
-    assert source.derive is not None
     if source.derive_together or len(days) == 1:
-        return source.derive(to_frame(rows), days)
+        return _derive(job, source, to_frame(rows), days)
     row_days = read_days(rows[source.date_column], source.time_zone).to_numpy()
     frames: list[pd.DataFrame] = []
     for day in days:
         last = np.datetime64(day)
         is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
-        frames.append(source.derive(to_frame(rows.filter(pa.array(is_history))), [day]))
+        frames.append(_derive(job, source, to_frame(rows.filter(pa.array(is_history))), [day]))
     return pd.concat(frames, ignore_index=True)
+
+
+def _derive(job: Job, source: Source, history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """Call `derive`. Raises `ProcessFailed` for a result without the columns by which its rows are read."""
+    assert source.derive is not None
+    result: object = source.derive(history, days)
+    day = days[0] if len(days) == 1 else None
+    if not isinstance(result, pd.DataFrame):
+        raise ProcessFailed(
+            f"derive of source {source.name} returned a {type(result).__name__}, not a DataFrame", day=day
+        )
+    needed = (source.date_column, *job.source_entity(source))
+    if missing := [name for name in needed if name not in result.columns]:
+        raise ProcessFailed(f"derive of source {source.name} returned rows without the column(s) {missing}", day=day)
+    return result
 
 
 def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[str, pd.DataFrame | None]:

@@ -52,7 +52,10 @@ JOIN: LiteralString = (
 )
 SAME_ROWS: LiteralString = " AND {source}.n = e.n"
 ENOUGH_ROWS: LiteralString = " AND {source}.n >= {share} * e.n - {rounding}"
-SAME_SUM: LiteralString = " AND ABS({source}.{sum} - e.{sum}) <= {tolerance} * ABS(e.{sum})"
+SAME_SUM: LiteralString = (
+    " AND ({source}.{sum} = e.{sum}"
+    " OR (NOT IS_INF(e.{sum}) AND ABS({source}.{sum} - e.{sum}) <= {tolerance} * ABS(e.{sum})))"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

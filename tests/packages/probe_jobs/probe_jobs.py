@@ -6,6 +6,7 @@ files in the folder named by PROBE_MARKS.
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -87,7 +88,12 @@ def hoard(batch: Batch, argument: str) -> None:
         hoarded.append(bytearray(os.urandom(1024) * 1024))
 
 
+def end_the_process(batch: Batch, argument: str) -> None:
+    sys.exit(int(argument)) if argument else exit()
+
+
 TRICKS = {
+    "exit": end_the_process,
     "kill": kill_worker,
     "raise": raise_error,
     "library": raise_in_a_library,

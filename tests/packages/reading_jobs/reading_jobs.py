@@ -41,6 +41,16 @@ ROLLING = job("rolling", VALUES, ("name",), expectation=NAMES, sources=(DERIVED,
 ROLLING_TOGETHER = job(
     "rolling_together", VALUES, ("name",), expectation=NAMES, sources=(replace(DERIVED, derive_together=True),)
 )
+DERIVES_NONE = job(
+    "derives_none", VALUES, ("name",), expectation=NAMES, sources=(replace(DERIVED, derive=lambda history, days: None),)
+)
+DERIVES_NO_DATE = job(
+    "derives_no_date",
+    VALUES,
+    ("name",),
+    expectation=NAMES,
+    sources=(replace(DERIVED, derive=lambda history, days: history[["name", "value"]]),),
+)
 FILLED_BY_DERIVED = job(
     "filled_by_derived",
     VALUES,
