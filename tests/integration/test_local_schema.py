@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -25,7 +26,7 @@ from gated_backfill.common.model.tables import Column, ColumnTypes
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.common.warehouse.protocol import ABSENT, Scan
+from gated_backfill.common.warehouse.protocol import ABSENT, Scan, require_table
 from gated_backfill.worker.dates.sources import read_inputs
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, counts, rows_of, scan, span, staged, tree
 
@@ -240,6 +241,25 @@ def test_a_schema_that_is_no_schema_is_an_error_of_the_user(local_warehouse: Loc
         file.write_text(content)
         with pytest.raises(SchemaMismatch, match=r"nba\.factors: its schema\.json is not a schema"):
             local_warehouse.describe(TABLE)
+
+
+def test_a_refresh_writes_a_schema_that_is_no_schema_again(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    types = dict(require_table(local_warehouse, TABLE).columns)
+    partition = part_of(local_warehouse, FEB_23).parent
+    file = partition.parent / "schema.json"
+    for content in ("", "\xff", "[]", '{"date_column": "day"}', '{"date_column": "day", "columns": {"n": "NUMBER"}}'):
+        file.write_text(content, encoding="latin-1")
+        info = local_warehouse.refresh_schema(TABLE)
+        assert (dict(info.columns), info.partitioned_by, info.types_are_declared) == (types, "day", True)
+
+    file.write_text("")
+    partition.rename(partition.parent / "elsewhere")
+    for needs_rows_in_partitions in ("holds elsewhere, which is no partition", "delete the file"):
+        with pytest.raises(SchemaMismatch, match=needs_rows_in_partitions):
+            local_warehouse.refresh_schema(TABLE)
+        assert file.read_text() == ""
+        shutil.rmtree(partition.parent / "elsewhere", ignore_errors=True)
 
 
 # -- dates ----------------------------------------------------------------------------------------------------------

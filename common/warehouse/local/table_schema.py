@@ -45,6 +45,10 @@ WIDER_TYPES: Mapping[frozenset[str], str] = {
 }
 
 
+class UnreadableSchema(SchemaMismatch):
+    """The file with a table's schema holds none."""
+
+
 class UnknownPartitionSchema(Exception):
     """A partition has columns or types that were not among those of the table's partitions when they were read."""
 
@@ -159,10 +163,10 @@ class TableSchemas:
     def refresh(self, table: TableName, folder: str) -> TableSchema | None:
         """Write the schema of the table's partitions as they are now; None for no table.
 
-        A declared type stays where values of the partitions' type may fit it. Raises `SchemaMismatch`, and changes
-        nothing, for a column whose partitions differ too much, or of an unsupported type.
+        A declared type stays where values of the partitions' type may fit it; an unreadable schema is replaced. Raises
+        `SchemaMismatch`, and changes nothing, for a column whose partitions differ too much, or of an unsupported type.
         """
-        declared = self.find(table, folder) if Path(folder, SCHEMA_FILE).exists() else None
+        declared = self._find_readable_declared(table, folder)
         found = self._unite_partitions(table, folder)
         if found is None:
             return declared
@@ -174,6 +178,16 @@ class TableSchemas:
         _check_supported(table, columns)
         self.declare(folder, found.date_column, columns)
         return self.find(table, folder)
+
+    def _find_readable_declared(self, table: TableName, folder: str) -> TableSchema | None:
+        """Return the declared schema of the table; None without a file, and for one that holds no schema."""
+        if not Path(folder, SCHEMA_FILE).exists():
+            return None
+        try:
+            return self.find(table, folder)
+        except UnreadableSchema:
+            check_only_partitions(table, folder, None)  # as `find` does, once the schema can be read
+            return None
 
     def _find_in_partitions(self, table: TableName, folder: str, stamp: FolderStamp) -> TableSchema | None:
         cached = self._found.get(folder)
@@ -243,9 +257,9 @@ def _parse(table: TableName, content: bytes) -> TableSchema:
         date_column, columns = declared["date_column"], dict(declared["columns"])
         arrow_types = _arrow_types(columns, {})
     except (ValueError, KeyError, TypeError) as exc:
-        raise SchemaMismatch(
-            f"its {SCHEMA_FILE} is not a schema of a table ({exc}): after deleting the file, "
-            f"`backfill tables refresh {table}` writes it again",
+        raise UnreadableSchema(
+            f"its {SCHEMA_FILE} is not a schema of a table ({exc}): `backfill tables refresh {table}` writes it again "
+            f"from the table's partitions; a table without any needs none: delete the file",
             table=str(table),
         ) from exc
     info = TableInfo(table=table, columns=columns, partitioned_by=date_column)

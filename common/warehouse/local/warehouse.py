@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -47,6 +48,7 @@ from gated_backfill.common.warehouse.local.table_schema import (
     TableSchema,
     TableSchemas,
     UnknownPartitionSchema,
+    UnreadableSchema,
     declarable_types,
 )
 from gated_backfill.common.warehouse.local.typed_rows import PartitionRows, TypedReader
@@ -228,7 +230,8 @@ class LocalWarehouse(LocalPublications):
                 self._schemas.declare(str(folder), schema.date_column, {**schema.info.columns, **added})
 
     def refresh_schema(self, table: TableName) -> TableInfo:
-        require_table(self, table)
+        with suppress(UnreadableSchema):  # it is written again
+            require_table(self, table)
         folder = self._folder(table)
         with translate_file_errors(table), locked(self._lock(folder)):
             self._roll_forward(folder)
