@@ -161,7 +161,8 @@ def check_target_columns(warehouse: Warehouse, job: Job) -> None:
     if differences := blocking_differences(job, info):
         raise SchemaMismatch(
             f"the target is not as job {job.name} declares it: it {'; it '.join(differences)}: change the table "
-            "(`backfill tables create --add-columns` adds columns), or what the job declares; nothing was started",
+            f"(`backfill tables create --job {job.name} --add-columns` adds columns), or what the job declares; "
+            "nothing was started",
             table=str(info.table),
         )
 

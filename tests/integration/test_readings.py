@@ -18,14 +18,18 @@ from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.audit.findings import AuditFinding
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.protocol import Scan
 from gated_backfill.producer.planning.plan import PlanAction
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from tests.builders import DAYS, FEB_23, FEB_24, files_below
 from tests.emulator import Emulator
 from tests.lab import PACKAGES, Lab, players
 
+PACKAGE_PATHS = os.pathsep.join(str(PACKAGES / name) for name in ("reading_jobs", "as_installed"))
+ALL_DAYS = (DateRange(start=DAYS[0], through=DAYS[-1]),)
 VALUES = {"day": "DATE", "name": "STRING", "value": "FLOAT64"}
 QUARTERS = {**VALUES, "quarter": "INT64"}
 
@@ -47,8 +51,7 @@ def values(names: Sequence[str], *days: date, value: float | None = 1.0) -> list
 
 
 def command(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
-    packages = os.pathsep.join(str(PACKAGES / name) for name in ("reading_jobs", "as_installed"))
-    return lab.inside(*arguments, PYTHONPATH=packages)
+    return lab.inside(*arguments, PYTHONPATH=PACKAGE_PATHS)
 
 
 def published(lab: Lab, job: str, day: date) -> list[dict[str, Any]]:
@@ -332,3 +335,28 @@ def test_an_empty_file_of_the_target_blocks_nothing(lab: Lab) -> None:
     assert [date_.finding for date_ in audited] == [AuditFinding.SKIPPED, AuditFinding.COMPLETE]
     assert undo_run(plan_undo(progress.run.id, lab.context), lab.context, "a test") == []
     assert published(lab, "with_payload", FEB_24) == []
+
+
+def test_a_local_target_without_the_columns_of_a_new_version_is_refused_before_anything_is_built(lab: Lab) -> None:
+    days = [FEB_23, FEB_24]
+    load(lab, "expected", values(["ann"], *DAYS))
+    load(lab, "first", values(["ann"], *DAYS))
+    lab.run(days, "grown")
+
+    def newer(*arguments: str, dates: Sequence[date] = ()) -> subprocess.CompletedProcess[str]:
+        chosen = ["--dates", ",".join(map(str, dates))] if dates else []
+        return lab.command(*arguments, "--job", "grown", *chosen, PYTHONPATH=PACKAGE_PATHS, READING_VERSION="2")
+
+    refused = newer("plan", dates=DAYS)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+    assert "it lacks the column(s) grade" in refused.stderr
+    assert "`backfill tables create --job grown --add-columns`" in refused.stderr
+    assert newer("tables", "create", "--add-columns").returncode == 0
+
+    steps = json.loads(newer("plan", "--json", dates=DAYS).stdout)["steps"]
+    assert [step["action"] for step in steps] == ["stale", "stale", "build"]
+    assert newer("run", "--sequential", "--yes", dates=DAYS).returncode == 0
+    audit = json.loads(newer("coverage", "--json", dates=DAYS).stdout)
+    assert {audited["finding"] for audited in audit["dates"]} == {"complete"}
+    rows = lab.context.warehouse.read(Scan(table=TableName("reading", "grown"), date_column="day", dates=ALL_DAYS))
+    assert rows.sort_by("day")["grade"].to_pylist() == [None, None, "A"]

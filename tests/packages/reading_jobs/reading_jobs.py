@@ -1,5 +1,6 @@
 """Jobs whose tables are read in every way that a job can declare. Each passes its source's rows on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -126,3 +127,13 @@ def filled(name: str, kind: str) -> Job:
 
 FILLED_NUMBERS = filled("filled_numbers", "INT64")
 FILLED_DATES = filled("filled_dates", "DATE")
+
+
+def with_a_grade(batch: Batch) -> pd.DataFrame:
+    return batch.rows[list(VALUES)].assign(grade="A")
+
+
+GROWN = replace(WITH_PAYLOAD, name="grown", target=replace(WITH_PAYLOAD.target, table="reading.grown"))
+if os.environ.get("READING_VERSION") == "2":
+    columns = {**VALUES, "grade": Column(type="STRING", nullable=True)}
+    GROWN = replace(GROWN, version="2", target=replace(GROWN.target, columns=columns), process=with_a_grade)
