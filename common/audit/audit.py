@@ -21,7 +21,6 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.common.warehouse.protocol import Warehouse, require_table
-from gated_backfill.common.warehouse.table_checks import check_target_dates
 
 DATES_AT_ONCE = 1000  #: dates read by one query
 AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
@@ -49,7 +48,7 @@ def audit_dates(
     check_calendar_not_lost(job, warehouse, ledger)
     target = warehouse.describe(TableName.parse(job.target.table))
     if target is not None:
-        check_target_dates(target, job)
+        target.check_dates(job.target.date_column)
     has_target = target is not None
     has_calendar = True
     dates: list[AuditedDate] = []

@@ -141,8 +141,13 @@ def find_stale_rows(
     *,
     skip_restored: bool = False,
 ) -> StaleRows:
-    """Count the table's rows by date and select the stale ones. Changes nothing."""
-    if warehouse.describe(table.name) is None:
+    """Count the table's rows by date and select the stale ones. Changes nothing.
+
+    Raises `SchemaMismatch` for a date column that does not hold dates.
+    """
+    info = warehouse.describe(table.name)
+    if info is None:
         return select_stale_rows(table, None, cutoff)
+    info.check_dates(table.date_column)
     counts = warehouse.row_counts(table.name, table.date_column, ALL_DATES)
     return select_stale_rows(table, counts, cutoff, restored, skip_restored=skip_restored)

@@ -48,6 +48,10 @@ class TableInfo:
         if mismatches := self.column_mismatches(date_column, columns, time_zone=time_zone):
             raise SchemaMismatch("; ".join(mismatches), table=str(self.table))
 
+    def check_dates(self, date_column: str) -> None:
+        """Check that the table is dated by this column of dates. Raises `SchemaMismatch`."""
+        self.check_columns(date_column, {date_column: "DATE"})
+
     def column_mismatches(
         self, date_column: str, columns: ColumnTypes | Collection[str] = (), *, time_zone: str | None = None
     ) -> list[str]:

@@ -148,11 +148,6 @@ def _check_table(warehouse: Warehouse, required: TableRequirement) -> bool:
     return True
 
 
-def check_target_dates(info: TableInfo, job: Job) -> None:
-    """Check that the date column of the job's target holds dates. Raises `SchemaMismatch`."""
-    info.check_columns(job.target.date_column, {job.target.date_column: "DATE"})
-
-
 def check_target_columns(warehouse: Warehouse, job: Job) -> None:
     """Raise `SchemaMismatch` when rows of the job can't be published to its target, if that exists."""
     info = warehouse.describe(TableName.parse(job.target.table))

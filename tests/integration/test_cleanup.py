@@ -9,6 +9,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import select
 
@@ -24,6 +26,7 @@ from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
 from tests.builders import queued_run
+from tests.emulator import Emulator
 from tests.lab import UPCOMING, Lab, players
 
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
@@ -337,3 +340,40 @@ def test_a_table_of_the_example_job_is_cleaned_before_the_job_was_run_if_it_is_n
     assert days_of(lab.table_bytes(UPCOMING)) == [str(day) for day in FRESH]
     refused = lab.invoke("cleanup", "--table", "nba_raw.box_scores", "--yes")
     assert "nba_raw.box_scores is not one of the tables to clean, which are none" in str(refused.exception)
+
+
+@pytest.mark.parametrize("kind", ["DATETIME", "TIMESTAMP", "STRING"])
+def test_a_table_whose_dates_are_times_is_refused_before_anything_is_done(
+    bigquery_lab: Lab, emulator: Emulator, kind: str
+) -> None:
+    filled(bigquery_lab)
+    emulator.run("CREATE SCHEMA IF NOT EXISTS nba_analytics")
+    emulator.run(f"CREATE TABLE {TEAMS} (game_date {kind}, team STRING)")
+    emulator.run(f"INSERT INTO {TEAMS} VALUES (CAST('2023-02-23 00:00:00' AS {kind}), 'x')")
+    before = bigquery_lab.table_bytes(UPCOMING)
+
+    for arguments in (["--dry-run"], ["--allow-large", "--yes"]):
+        refused = bigquery_lab.inside(
+            "cleanup", *arguments, "--days", "7", BACKFILL_CLEANUP_TABLES=f"{UPCOMING},{TEAMS}"
+        )
+        assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+        assert f"{TEAMS}: column game_date is {'a ' if kind == 'TIMESTAMP' else ''}{kind}" in refused.stderr
+
+    tables = [DatedTable(name=TableName.parse(TEAMS))]
+    report = clean(site_of(bigquery_lab), tables, today=TODAY, days=7, max_share=1.0)
+    assert (report.done, [kind in reason for reason in report.failed]) == ([], [True])
+    assert bigquery_lab.table_bytes(UPCOMING) == before
+
+
+def test_dates_that_another_program_wrote_as_times_are_cleaned_up(lab: Lab) -> None:
+    filled(lab)
+    folder = lab.home / "warehouse" / "nba_analytics" / TABLE.name.table
+    (folder / "schema.json").unlink()
+    for part in folder.glob("*/part.parquet"):
+        rows = pq.ParquetFile(part).read()
+        place = rows.schema.get_field_index("game_date")
+        pq.write_table(rows.set_column(place, "game_date", rows["game_date"].cast(pa.timestamp("us"))), part)
+
+    operation = one_operation(cleaned(lab))
+
+    assert (operation.state, operation.rows) == (CleanupState.DELETED, 3 + 4 + 5)
