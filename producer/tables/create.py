@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.tables import ColumnTypes, TableName
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
 from gated_backfill.common.warehouse.table_checks import blocking_differences, target_types
 
@@ -23,13 +23,17 @@ class TableOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTable:
-    """The target of a job, and whether it was created."""
+    """The target of a job, and whether it was created, or got columns."""
 
     job: Job
     outcome: TableOutcome
+    added_columns: ColumnTypes = field(default_factory=dict[str, ColumnType])
 
     def describe(self) -> str:
         target = self.job.target
+        if self.added_columns:
+            columns = ", ".join(f"{name} {kind}" for name, kind in self.added_columns.items())
+            return f"{self.job.name}: {target.table} was there already, and got the column(s) {columns}"
         if self.outcome is TableOutcome.EXISTED:
             return f"{self.job.name}: {target.table} was there already, as the job declares it"
         columns = ", ".join(cluster_columns(self.job))
@@ -53,11 +57,12 @@ def create_tables(warehouse: Warehouse, jobs: Sequence[Job], *, add_columns: boo
     when a target exists and is not as its job declares it.
     """
     _check_targets(warehouse, jobs, without_lacking=add_columns)
-    if add_columns:
-        for job in jobs:
-            _add_lacking_columns(warehouse, job)
+    added = [_add_lacking_columns(warehouse, job) if add_columns else {} for job in jobs]
     prepared = warehouse.create_own_tables()
-    targets = tuple(TargetTable(job=job, outcome=_create_target(warehouse, job)) for job in jobs)
+    targets = tuple(
+        TargetTable(job=job, outcome=_create_target(warehouse, job), added_columns=columns)
+        for job, columns in zip(jobs, added, strict=True)
+    )
     _check_targets(warehouse, jobs)  # another process may have created one in the meantime
     return CreatedTables(targets=targets, prepared=prepared)
 
@@ -69,11 +74,14 @@ def _create_target(warehouse: Warehouse, job: Job) -> TableOutcome:
     return TableOutcome.EXISTED
 
 
-def _add_lacking_columns(warehouse: Warehouse, job: Job) -> None:
+def _add_lacking_columns(warehouse: Warehouse, job: Job) -> ColumnTypes:
+    """Add the columns that the job's target lacks, if it exists, and return them."""
     table = TableName.parse(job.target.table)
     info = warehouse.describe(table)
-    if info is not None and (lacking := _lacking_columns(job, info)):
-        warehouse.add_columns(table, lacking)
+    if info is None or not (lacking := _lacking_columns(job, info)):
+        return {}
+    warehouse.add_columns(table, lacking)
+    return lacking
 
 
 def _lacking_columns(job: Job, info: TableInfo) -> ColumnTypes:

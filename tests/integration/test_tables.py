@@ -138,6 +138,16 @@ def test_a_local_table_has_its_schema_before_its_first_partition(lab: Lab) -> No
     assert "was there already, as the job declares it" in lab.command(*CREATE, *ONE).stdout
 
 
+def test_the_columns_that_are_added_are_named(lab: Lab) -> None:
+    lab.load("probe.probe", DAY, [{"name": "a"}], {"name": "STRING", "day": "DATE"})
+    add = (*CREATE, "--job", "probe", "--add-columns")
+    said = lab.command(*add)
+    assert (said.returncode, said.stderr) == (0, "")
+    columns = "the column(s) value FLOAT64, source STRING"
+    assert f"probe: probe.probe was there already, and got {columns}\n" in said.stdout
+    assert "probe: probe.probe was there already, as the job declares it\n" in lab.command(*add).stdout
+
+
 def test_a_schema_is_read_again_from_the_partitions(lab: Lab) -> None:
     lab.load("shop.sales", DAY, [{"name": "a"}], {"name": "STRING", "game_date": "DATE"})
     part = lab.home / "warehouse" / "shop" / "sales" / f"game_date={DAY}" / "part.parquet"
