@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from gated_backfill.common.errors import UserError
 
@@ -18,6 +19,11 @@ def make_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
     return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+
+
+def plain_line(text: str) -> str:
+    """Return a text as the markup that shows it literally and on one line, as the text of an error may have several."""
+    return escape(" ".join(text.splitlines()))
 
 
 def print_json(value: Any) -> None:

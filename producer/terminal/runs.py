@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
@@ -19,6 +18,7 @@ from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.producer.terminal.console import plain_line
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 RUN_STYLES = {
@@ -40,15 +40,17 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
             "  [bold red]interrupted[/bold red]: its process has died; launch the same command again to complete it"
         )
     reason = f": {run.reason}" if run.reason else ""
-    console.print(f"  asked    {escape(run.requested)}  (by {escape(run.requested_by + reason)})")
-    console.print(f"  options  {escape(_describe_options(run))}")
+    console.print(f"  asked    {plain_line(run.requested)}  (by {plain_line(run.requested_by + reason)})")
+    console.print(f"  options  {plain_line(_describe_options(run))}")
     console.print(f"  started  {_format_time(run.started_at)}, {_describe_duration(run)}")
     for action in actions:
         if action.action in CONTROL_ACTIONS:
-            console.print(f"  ordered  {_format_time(action.at)}, {escape(describe_action(action))}", soft_wrap=True)
+            console.print(
+                f"  ordered  {_format_time(action.at)}, {plain_line(describe_action(action))}", soft_wrap=True
+            )
     if run.undone_at is not None:
         console.print(
-            f"  [bold yellow]undone[/bold yellow]   {_format_time(run.undone_at)}, by {escape(run.undone_by or '')}"
+            f"  [bold yellow]undone[/bold yellow]   {_format_time(run.undone_at)}, by {plain_line(run.undone_by or '')}"
         )
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
@@ -59,7 +61,7 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
     _print_incomplete(console, summary.incomplete)
     for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
-        console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {escape(row.reason or '')}")
+        console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {plain_line(row.reason or '')}")
         _print_entities(console, row)
 
 
@@ -76,15 +78,17 @@ def _describe_options(run: Run) -> str:
 
 def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
     for row in rows:
-        console.print(f"  {row.day}  [bold red]{row.state.value}[/bold red]  {escape(row.reason or row.error or '')}")
+        console.print(
+            f"  {row.day}  [bold red]{row.state.value}[/bold red]  {plain_line(row.reason or row.error or '')}"
+        )
         if row.error_place:
-            console.print(f"              raised at {escape(_shorten_place(row.error_place))}", soft_wrap=True)
+            console.print(f"              raised at {plain_line(_shorten_place(row.error_place))}", soft_wrap=True)
         if row.found:
             counts = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
-            console.print(f"              found: {escape(counts)}")
+            console.print(f"              found: {plain_line(counts)}")
         _print_entities(console, row)
         if row.staged_path and row.state is DateState.BLOCKED:
-            console.print(f"              kept for inspection: {escape(row.staged_path)}", soft_wrap=True)
+            console.print(f"              kept for inspection: {plain_line(row.staged_path)}", soft_wrap=True)
 
 
 def _shorten_place(place: str) -> str:
@@ -102,7 +106,7 @@ def _print_entities(console: Console, row: DateRow) -> None:
         if not names or count <= 0:
             continue
         suffix = " (more with --json)" if count > MISSING_NAMES_SHOWN else ""
-        console.print(f"              {kind} {count}: {escape(list_names(names, count))}{suffix}", soft_wrap=True)
+        console.print(f"              {kind} {count}: {plain_line(list_names(names, count))}{suffix}", soft_wrap=True)
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
@@ -117,7 +121,7 @@ def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
         counts = [str((row.found or {}).get(name, "-")) for name in sources]
         reason = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
         expected = "-" if row.expected is None else str(row.expected)
-        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", escape(reason or "-"))
+        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", plain_line(reason or "-"))
     console.print(table)
 
 
@@ -126,7 +130,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     for name in ("run", "state", "launched", "asked"):
         table.add_column(name, no_wrap=name != "asked", overflow="fold")
     for run in runs:
-        table.add_row(run.id, run.state.value, _format_time(run.created_at), escape(run.requested))
+        table.add_row(run.id, run.state.value, _format_time(run.created_at), plain_line(run.requested))
     console.print(table)
 
 
@@ -135,7 +139,7 @@ def print_stale(console: Console, run: Run, stale: Mapping[date, str]) -> None:
     if stale:
         reasons = "; ".join(sorted({reason.removeprefix(STALE_PREFIX) for reason in stale.values()}))
         console.print(
-            f"  [yellow]stale[/yellow]    {len(stale)} date(s), {format_dates(stale)}: {escape(reasons)}; "
+            f"  [yellow]stale[/yellow]    {len(stale)} date(s), {format_dates(stale)}: {plain_line(reasons)}; "
             f"`backfill run --job {run.job} --reprocess stale` with these dates builds them",
             soft_wrap=True,
         )

@@ -320,7 +320,19 @@ def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: 
     assert (retry_result["run"], [row["day"] for row in retry_result["dates"]]) == (latest, ["2023-02-23"])
     assert lab.command("retry", latest, "--json").stdout == "null\n"
     nothing = json.loads(lab.command("run", "--job", "probe", *dates).stdout)
-    assert nothing == {"run": None, "result": "nothing to do: all 2 date(s) are checkpointed", "exit_code": 0}
+    text = "nothing to do: all 2 date(s) are checkpointed"
+    assert nothing == {"run": None, "result": text, "stale": [], "exit_code": 0}
+
+
+def test_a_text_of_several_lines_is_shown_on_one(lab: Lab) -> None:
+    lab.probe_all([DAY], players(20), trick="raise")
+    run = lab.run([DAY], "probe").run.id
+    lab.change_ledger("UPDATE run_dates SET error = :error, reason = :error", error="Odd: first\nsecond\r\nthird [x]")
+
+    for arguments in (("status", run), ("status", run, "--every-date")):
+        shown = lab.command(*arguments)
+        assert shown.returncode == 3, shown.stderr
+        assert "Odd: first second third [x]" in shown.stdout
 
 
 def test_a_refused_run_prints_no_json(lab: Lab) -> None:
