@@ -367,6 +367,13 @@ class Warehouse(Backups, Protocol):
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
+    def check_loadable(self, table: TableName, date_column: str, days: Collection[date]) -> None:
+        """Check that rows of these days could be loaded into the table, as far as it can be told; changes nothing.
+
+        Raises what `load` would.
+        """
+        ...
+
     def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
         """Replace the partitions of all dates in `rows`, all or none, and return the dates.
 

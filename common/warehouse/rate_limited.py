@@ -41,6 +41,7 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "add_columns",
         "create_own_tables",
         "check_publishable",
+        "check_loadable",
         "delete_expired_undo",
         "backup_location",
         "drop_backup",

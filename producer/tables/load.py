@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
 from gated_backfill.common.model.arrow.types import ARROW_TYPES, arrow_schema
@@ -16,7 +17,7 @@ from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.common.model.tables import ColumnType, TableName
 from gated_backfill.common.storage.batch_spool import BatchSpool
-from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, check_same_columns, missing_columns
 from gated_backfill.producer.tables.conversion import DateFormat, convert
 from gated_backfill.producer.tables.csv_file import CsvFormat, csv_rows
 from gated_backfill.producer.tables.parquet_file import parquet_rows
@@ -57,11 +58,19 @@ class LoadResult:
 class _Declared:
     """What is known of a table before the file is read."""
 
-    exists: bool
-    columns: frozenset[str] = frozenset()  #: of the table, of whatever type
+    info: TableInfo | None = None  #: of the table, if it exists
     types: Mapping[str, ColumnType]
     date_column: str | None
     unloadable_jobs: tuple[str, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        return self.info is not None
+
+    @property
+    def columns(self) -> Collection[str]:
+        """The columns of the table, of whatever type."""
+        return () if self.info is None else self.info.columns
 
 
 def load_file(
@@ -91,7 +100,8 @@ def load_file(
         new_columns: dict[str, ColumnType] = {
             column: kind for column, kind in types.items() if column not in declared.columns
         }
-        if declared.exists and new_columns:
+        if declared.info is not None and new_columns:
+            _check_before_adding(warehouse, declared.info, date_column, types, spool)
             warehouse.add_columns(name, new_columns)
         days = tuple(warehouse.load(name, date_column, spool.reader()))
         return LoadResult(
@@ -109,14 +119,25 @@ def _declared_by_table_or_jobs(warehouse: Warehouse, table: TableName) -> _Decla
     info = warehouse.describe(table)
     if info is not None:
         types: dict[str, ColumnType] = {name: kind for name, kind in info.columns.items() if kind in ARROW_TYPES}  # pyright: ignore[reportAssignmentType]
-        return _Declared(exists=True, columns=frozenset(info.columns), types=types, date_column=info.partitioned_by)
+        return _Declared(info=info, types=types, date_column=info.partitioned_by)
     declared_types: dict[str, ColumnType] = {}
     date_column: str | None = None
     jobs, errors = load_jobs()
     for job in jobs:
         declared_types |= job.declared_types().get(str(table), {})
         date_column = date_column or job.date_column_of(str(table))
-    return _Declared(exists=False, types=declared_types, date_column=date_column, unloadable_jobs=tuple(errors))
+    return _Declared(types=declared_types, date_column=date_column, unloadable_jobs=tuple(errors))
+
+
+def _check_before_adding(
+    warehouse: Warehouse, info: TableInfo, date_column: str, types: Mapping[str, ColumnType], spool: BatchSpool
+) -> None:
+    """Check that the rows can be loaded once the table has their columns, so that none is added for nothing."""
+    with_new_columns = replace(info, columns={**types, **info.columns})
+    missing_columns(info, {column: kind for column, kind in types.items() if column not in info.columns})
+    check_same_columns(with_new_columns, date_column, types)
+    days = {day for batch in spool for day in pc.unique(batch[date_column]).to_pylist()}
+    warehouse.check_loadable(info.table, date_column, days)
 
 
 # -- reading --------------------------------------------------------------------------------------------------

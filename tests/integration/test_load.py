@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from itertools import count
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from gated_backfill.common.errors import SchemaMismatch, UserError
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse, require_table
 from gated_backfill.producer.tables.load import LoadOptions, LoadResult, load_file
@@ -189,6 +191,33 @@ def test_columns_are_added_if_that_is_asked_for(warehouse: Warehouse, csv: Path)
         ("player000", None, None),
     ]
     load_file(warehouse, NAME, csv, options=LoadOptions(add_columns=True))
+
+
+def test_no_column_is_added_for_rows_that_are_refused_locally(local_warehouse: LocalWarehouse, csv: Path) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23, players=1))
+    (partition,) = (local_warehouse.root / TABLE.dataset / TABLE.table).glob("day=*")
+    shutil.copy(partition / "part.parquet", partition / "other.parquet")
+    before = local_warehouse.describe(TABLE)
+    csv.write_text("player,day,score,team\na,2023-02-23,1.5,x\n")
+
+    with pytest.raises(SchemaMismatch, match=r"other\.parquet, which is not ours"):
+        load_file(local_warehouse, NAME, csv, options=LoadOptions(add_columns=True))
+
+    assert local_warehouse.describe(TABLE) == before
+
+
+def test_no_column_is_added_for_more_dates_than_one_job_takes(
+    bigquery_warehouse: BigQueryWarehouse, csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bigquery_warehouse.load(TABLE, "day", rows_of(FEB_23, players=1))
+    monkeypatch.setattr("gated_backfill.common.warehouse.bigquery.publications.MAX_PARTITIONS_PER_JOB", 1)
+    before = types_in(bigquery_warehouse)
+    csv.write_text("player,day,score,team\na,2023-02-23,1.5,x\na,2023-02-24,1.5,x\n")
+
+    with pytest.raises(UserError, match="2 dates at once"):
+        load_file(bigquery_warehouse, NAME, csv, options=LoadOptions(add_columns=True))
+
+    assert types_in(bigquery_warehouse) == before
 
 
 def test_the_date_column_can_be_named(warehouse: Warehouse, csv: Path) -> None:

@@ -7,7 +7,7 @@ partitions and records the publication.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from uuid import uuid4
@@ -69,10 +69,17 @@ class BigQueryWarehouse(BigQueryPublications):
             raise NotAllowed(f"nothing can be published to it: {', '.join(missing)} is missing", table=str(target))
         return True
 
-    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
-        batches = check_dated(table, date_column, rows)
+    def check_loadable(self, table: TableName, date_column: str, days: Collection[date]) -> None:
+        self._check_not_own(table)
+        check_partition_limit(table, days)
+
+    def _check_not_own(self, table: TableName) -> None:
         if table.dataset == self._tables.own_dataset and table.table != METADATA_TABLE:
             raise UserError(f"{table} is one of the tool's own tables: nothing can be loaded into it")
+
+    def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
+        batches = check_dated(table, date_column, rows)
+        self._check_not_own(table)
         columns = types_of(rows.schema)
         counted = CountedBatches(batches, date_column)
         with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
