@@ -11,11 +11,13 @@ from datetime import date
 from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 
 EXPECTATION_ROLE = "expectation"
 PART_LENGTH = 32  #: hexadecimal digits
 
+#: Table, date column, columns (None: all) and time zone.
+Partitions = tuple[str, str, frozenset[str] | None, str | None]
 InputParts = Mapping[str, str]  #: by role of the table, the fingerprint of the rows that a date is built from
 
 
@@ -35,7 +37,7 @@ class InputTable:
     time_zone: str | None = None
 
     @property
-    def partitions(self) -> tuple[str, str, frozenset[str] | None, str | None]:
+    def partitions(self) -> Partitions:
         """What is fingerprinted together with the tables that have the same value."""
         return self.table, self.date_column, self.columns, self.time_zone
 
@@ -48,12 +50,9 @@ def input_fingerprints(
     A column that is not read changes no fingerprint. `roles` limits the tables.
     """
     tables = [table for table in input_tables(job) if roles is None or table.role in roles]
-    lookbacks: dict[tuple[str, str, frozenset[str] | None, str | None], int] = {}
-    for table in tables:
-        lookbacks[table.partitions] = max(lookbacks.get(table.partitions, 0), table.lookback_days)
     fingerprints = {
         partitions: _fingerprint_days(warehouse, days, lookback, *partitions)
-        for partitions, lookback in lookbacks.items()
+        for partitions, lookback in _lookbacks(tables).items()
     }
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
     for table in tables:
@@ -62,6 +61,28 @@ def input_fingerprints(
             read = (by_day[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
             parts[day][table.role] = _hash(read)[:PART_LENGTH]
     return parts
+
+
+def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
+    """The scans that `input_fingerprints` takes."""
+    return [
+        Scan(
+            table=TableName.parse(table),
+            date_column=date_column,
+            dates=tuple(consecutive_ranges(days, lookback=lookback)),
+            columns=None if columns is None else {name: name for name in sorted({date_column, *columns})},
+            time_zone=time_zone,
+        )
+        for (table, date_column, columns, time_zone), lookback in _lookbacks(input_tables(job)).items()
+    ]
+
+
+def _lookbacks(tables: Iterable[InputTable]) -> dict[Partitions, int]:
+    """The longest lookback of the tables that are fingerprinted together."""
+    lookbacks: dict[Partitions, int] = {}
+    for table in tables:
+        lookbacks[table.partitions] = max(lookbacks.get(table.partitions, 0), table.lookback_days)
+    return lookbacks
 
 
 def quick_fingerprints(

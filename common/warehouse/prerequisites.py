@@ -11,7 +11,7 @@ from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.coverage_queries import count_calendar_events, expectation_scan
+from gated_backfill.common.warehouse.coverage_queries import calendar_scan, count_calendar_events, expectation_scan
 from gated_backfill.common.warehouse.protocol import EntityScan, Scan, Warehouse
 
 MAX_DAYS_NAMED = 3  #: of the days that lack rows
@@ -68,6 +68,43 @@ def measure_prerequisites(
     )
 
 
+def prerequisite_scans(job: Job, days: Collection[date], *, sources: Collection[str] | None = None) -> list[Scan]:
+    """The scans that `measure_prerequisites` takes, if no day is known to have rows."""
+    scans: list[Scan] = []
+    for declared in job.inputs:
+        if declared.optional:
+            continue
+        scans.append(_rows_scan(declared, days))
+        if declared.coverage is not None:
+            scans += [expectation_scan(job, days).rows(), _coverage_scan(job, declared, days).rows()]
+    derived = [source for source in job.sources if sources is None or source.name in sources]
+    uses = [use for use in (*job.inputs, *derived) if isinstance(use, Source) or not use.optional]
+    with_lookback = [use for use in uses if use.lookback_days and use.require_lookback]
+    scans += [_rows_scan(use, days, lookback=use.lookback_days) for use in with_lookback]
+    if with_lookback:
+        longest = max(use.lookback_days for use in with_lookback)
+        calendar = calendar_scan(
+            job, [day for span in consecutive_ranges(days, lookback=longest) for day in span.days()]
+        )
+        scans += [] if calendar is None else [calendar]
+    return scans
+
+
+def _rows_scan(use: Source | Input, days: Iterable[date], *, lookback: int = 0) -> Scan:
+    return Scan(
+        table=TableName.parse(use.table),
+        date_column=use.date_column,
+        dates=tuple(consecutive_ranges(days, lookback=lookback)),
+        columns={"day": use.date_column},
+        time_zone=use.time_zone,
+    )
+
+
+def _coverage_scan(job: Job, declared: Input, days: Iterable[date]) -> EntityScan:
+    columns = EntityColumns(date=declared.date_column, entity=job.input_entity(declared), time_zone=declared.time_zone)
+    return EntityScan(table=TableName.parse(declared.table), columns=columns, dates=tuple(consecutive_ranges(days)))
+
+
 class _Finder:
     """Finds the days that lack rows."""
 
@@ -112,24 +149,14 @@ class _Finder:
         days_to_count = days - days_with_rows
         if not days_to_count or (isinstance(use, Source) and self._warehouse.describe(table) is None):
             return days_with_rows
-        scan = Scan(
-            table=table,
-            date_column=use.date_column,
-            dates=tuple(consecutive_ranges(days_to_count)),
-            columns={"day": use.date_column},
-            time_zone=use.time_zone,
-        )
-        return days_with_rows | self._warehouse.count_rows(scan).keys()
+        return days_with_rows | self._warehouse.count_rows(_rows_scan(use, days_to_count)).keys()
 
     def _coverage_problems(self, declared: Input, name: str) -> dict[date, str]:
         """The days on which the input has too few of the expected entities."""
         if declared.coverage is None:
             return {}
-        columns = EntityColumns(
-            date=declared.date_column, entity=self._job.input_entity(declared), time_zone=declared.time_zone
-        )
         expected = expectation_scan(self._job, self._days)
-        scan = EntityScan(table=TableName.parse(declared.table), columns=columns, dates=expected.dates)
+        scan = _coverage_scan(self._job, declared, self._days)
         group = (declared.name,)
         counts = self._warehouse.count_entities(expected, {declared.name: scan}, [group])
         problems: dict[date, str] = {}

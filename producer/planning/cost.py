@@ -12,7 +12,9 @@ from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.expectation_floor import neighbour_days, share_of_recent
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.coverage_queries import calendar_scan, expectation_scan, source_scans
+from gated_backfill.common.warehouse.coverage_queries import calendar_scan, expectation_scan, source_scans, target_scan
+from gated_backfill.common.warehouse.input_fingerprints import fingerprint_scans
+from gated_backfill.common.warehouse.prerequisites import prerequisite_scans
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 from gated_backfill.producer.planning.plan import Plan, PlanAction
 
@@ -73,9 +75,12 @@ def estimate_cost(
     if not days or (date_bytes := _estimate_billed_bytes(warehouse, date_scans(job, days[len(days) // 2]))) is None:
         return None
     return CostEstimate(
-        preflight_bytes=_estimate_billed_bytes(warehouse, preflight_scans(job, plan.request.days)) or 0,
+        preflight_bytes=_estimate_billed_bytes(warehouse, preflight_scans(job, plan)) or 0,
         date_bytes=date_bytes,
-        window_bytes=_estimate_billed_bytes(warehouse, window_scans(job, days[:dates_per_window])) or 0,
+        window_bytes=_estimate_billed_bytes(
+            warehouse, window_scans(job, days[:dates_per_window], is_forced=plan.request.forced_because is not None)
+        )
+        or 0,
         dates=len(days),
         windows=-(-len(days) // dates_per_window),
         window=dates_per_window,
@@ -91,43 +96,49 @@ def _estimate_billed_bytes(warehouse: Warehouse, scans: Sequence[Scan]) -> int |
     return None if None in estimates else sum(max(count or 0, MIN_BILLED_BYTES) for count in estimates)
 
 
-def preflight_scans(job: Job, days: Sequence[date]) -> list[Scan]:
-    """The scans that planning these days takes."""
-    sources = [scan.rows() for scan in source_scans(job, days).values()]
-    expectation = [expectation_scan(job, days).rows()]
-    if share_of_recent(job.expectation, has_calendar=job.expectation.calendar is not None):
-        expectation.append(expectation_scan(job, neighbour_days(days)).rows())
-    inputs = [_dates_scan(table, days) for table in (*job.sources, *job.inputs) if _is_counted(table)]
-    return [*expectation, *sources, *inputs, *_calendar_scans(job, days), _target_scan(job, days)]
-
-
-def _is_counted(table: Source | Input) -> bool:
-    """Whether the table's rows are counted on each date, or on the days of its lookback."""
-    is_required = isinstance(table, Input) and not table.optional
-    return is_required or (isinstance(table, Source) and table.lookback_days > 0 and table.require_lookback)
-
-
-def _dates_scan(table: Source | Input, days: Sequence[date]) -> Scan:
-    scan = _rows_scan(table, days)
-    return replace(scan, columns={"day": table.date_column})
+def preflight_scans(job: Job, plan: Plan) -> list[Scan]:
+    """The scans that making the plan took."""
+    days, steps = plan.request.days, plan.steps
+    scans = _coverage_scans(job, days)
+    if share_of_recent(job.expectation, has_calendar=plan.has_calendar):
+        scans.append(expectation_scan(job, neighbour_days(days)).rows())
+    if idle_days := [step.day for step in steps if not step.expected]:
+        target = _target_scan(job, idle_days)
+        scans.append(replace(target, columns={"day": target.date_column}))
+    if measured_days := [step.day for step in steps if step.expected and step.action is not PlanAction.DONE]:
+        scans += prerequisite_scans(job, measured_days)
+    if plan.compared_days:
+        scans += fingerprint_scans(job, plan.compared_days)
+    if plan.recounted_days:
+        scans += [expectation_scan(job, plan.recounted_days).rows(), target_scan(job, plan.recounted_days).rows()]
+    return [*scans, _target_scan(job, days)]
 
 
 def date_scans(job: Job, day: date) -> list[Scan]:
-    """The scans of one date's task: it counts and fingerprints every source, and reads the primary's rows."""
-    sources = [scan.rows() for scan in source_scans(job, [day]).values()]
-    counts = [expectation_scan(job, [day]).rows(), *_calendar_scans(job, [day]), *sources]
-    fingerprints = [_rows_scan(table, [day]) for table in (*job.sources, *job.inputs)]
-    reads = [_rows_scan(table, [day]) for table in (job.sources[0], *job.inputs)]
-    inputs = [_dates_scan(table, [day]) for table in job.inputs if _is_counted(table)]
-    return [_target_scan(job, [day]), *counts, *fingerprints, *inputs, *reads]
+    """The scans of one date's task: it measures and fingerprints every source, and reads the primary's rows."""
+    primary = job.sources[0]
+    return [
+        _target_scan(job, [day]),
+        *_coverage_scans(job, [day]),
+        *fingerprint_scans(job, [day]),
+        *prerequisite_scans(job, [day], sources=[primary.name]),
+        _rows_scan(primary, [day], *job.source_entity(primary)),
+        *(_rows_scan(declared, [day]) for declared in job.inputs),
+    ]
 
 
-def window_scans(job: Job, days: Sequence[date]) -> list[Scan]:
-    """The scans of one window's gate: it recounts in two queries, and reads the target before and after its
-    transaction, which reads it three times.
+def window_scans(job: Job, days: Sequence[date], *, is_forced: bool = False) -> list[Scan]:
+    """The scans of one window's gate: it counts the staged rows against the expectation, and reads the target before
+    and after its transaction, which reads it three times. Forced dates are searched for what they were built without.
     """
-    expectation, target = expectation_scan(job, days).rows(), _target_scan(job, days)
-    return [expectation, expectation, *_calendar_scans(job, days), *[target] * 5]
+    lacking = prerequisite_scans(job, days) if is_forced else []
+    return [expectation_scan(job, days).rows(), *_calendar_scans(job, days), *lacking, *[_target_scan(job, days)] * 5]
+
+
+def _coverage_scans(job: Job, days: Sequence[date]) -> list[Scan]:
+    """The scans that compare every source with the expectation."""
+    sources = [scan.rows() for scan in source_scans(job, days).values()]
+    return [expectation_scan(job, days).rows(), *sources, *_calendar_scans(job, days)]
 
 
 def _calendar_scans(job: Job, days: Sequence[date]) -> list[Scan]:
@@ -143,10 +154,11 @@ def _target_scan(job: Job, days: Sequence[date]) -> Scan:
     )
 
 
-def _rows_scan(table: Source | Input, days: Sequence[date]) -> Scan:
+def _rows_scan(table: Source | Input, days: Sequence[date], *entity: str) -> Scan:
+    """The scan of the rows that are processed; `entity` are the columns by which they are sorted."""
     columns: Mapping[str, str] | None = None
     if table.columns is not None:
-        columns = {name: name for name in (table.date_column, *table.columns)}
+        columns = {name: name for name in (table.date_column, *entity, *table.columns)}
     dates = tuple(consecutive_ranges(days, lookback=table.lookback_days))
     return Scan(
         table=TableName.parse(table.table),

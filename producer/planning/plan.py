@@ -124,6 +124,8 @@ class Plan:
     steps: tuple[PlanStep, ...]
     notes: tuple[str, ...]
     has_calendar: bool = False  #: whether a calendar table can validate the expectation
+    compared_days: tuple[date, ...] = ()  #: checkpointed dates whose inputs were compared with the recorded ones
+    recounted_days: tuple[date, ...] = ()  #: checkpointed dates whose published entities were counted again
 
     def steps_with(self, action: PlanAction) -> list[PlanStep]:
         return [step for step in self.steps if step.action is action]
@@ -233,6 +235,14 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         steps=ordered,
         notes=(*missing_tables.notes(job), *_stale_notes(steps, measured)),
         has_calendar=not missing_tables.calendar,
+        compared_days=tuple(
+            day
+            for day in request.days
+            if day not in measured.changed_days
+            and (checkpoint := measured.checkpoints.get(day)) is not None
+            and checkpoint.input_parts is not None
+        ),
+        recounted_days=tuple(measured.published),
     )
 
 

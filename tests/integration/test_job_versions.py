@@ -157,7 +157,7 @@ def install_copy(folder: Path, version: str) -> str:
 
 
 def found_by_doctor(report: str, check: str) -> list[tuple[str, str]]:
-    return [(one["level"], one["found"]) for one in json.loads(report)["checks"] if one["check"] == check]
+    return [(result["level"], result["found"]) for result in json.loads(report)["checks"] if result["check"] == check]
 
 
 def test_workers_that_were_not_restarted_build_nothing_of_a_new_version(

@@ -44,6 +44,7 @@ def test_nothing_is_stale_that_did_not_change(built: Lab) -> None:
     plan = plan_of(built)
     assert actions(plan) == [PlanAction.DONE, PlanAction.DONE]
     assert plan.notes == ()
+    assert (plan.compared_days, plan.recounted_days) == (tuple(DAYS), ())
 
 
 def test_a_date_whose_expectation_has_grown_is_built_again(built: Lab) -> None:
@@ -53,8 +54,9 @@ def test_a_date_whose_expectation_has_grown_is_built_again(built: Lab) -> None:
     plan = plan_of(built)
 
     assert actions(plan) == [PlanAction.BUILD, PlanAction.DONE]
-    told = "checkpointed with 4 of 4, but 20 are expected now: 4 of 20 (20.0 %) are published; "
-    assert plan.steps[0].reason.startswith(told)
+    reason = "checkpointed with 4 of 4, but 20 are expected now: 4 of 20 (20.0 %) are published; "
+    assert plan.steps[0].reason.startswith(reason)
+    assert plan.recounted_days == (FEB_23,)
     built.run(DAYS, "probe")
     assert len(built.published("probe.probe", FEB_23, "day")) == 20
     assert actions(plan_of(built)) == [PlanAction.DONE, PlanAction.DONE]

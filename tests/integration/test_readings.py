@@ -232,7 +232,7 @@ def test_the_doctor_finds_rows_that_depend_on_the_other_dates(lab: Lab, job: str
 
     report = lab.inside("doctor", "--job", job, "--sample", "3", "--json")
 
-    (check,) = [one for one in json.loads(report.stdout)["checks"] if one["check"] == f"{job}: sample"]
+    (check,) = [result for result in json.loads(report.stdout)["checks"] if result["check"] == f"{job}: sample"]
     assert (report.returncode, check["level"]) == (exit_code, "FAIL" if exit_code else "OK")
     assert says in check["found"]
     assert files_below(lab.home).keys() - before.keys() == set()
