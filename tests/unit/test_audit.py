@@ -59,7 +59,8 @@ def observed_date(
 ) -> DateObservation:
     """A complete date but for these facts; its rows are those of the proof, if there is one."""
     facts: dict[str, Any] = {"day": DAY, "expectation": expectation(expected, events), "matched": 187, "rows": 187}
-    return DateObservation(**facts | {"checkpoint": proof, "matches_checkpoint": proof is not None} | changed)
+    facts |= {"checkpoint": proof, "matches_checkpoint": proof is not None, **changed}
+    return DateObservation(**facts)
 
 
 def case(name: str, finding: AuditFinding, message: str, **observed: Any) -> Any:
