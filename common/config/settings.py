@@ -17,7 +17,7 @@ from gated_backfill.common.config.monitoring import MonitoringSettings
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.publication import METADATA_TABLE, WarehouseLimits
+from gated_backfill.common.model.publication import METADATA_TABLE, OWN_DATASET, WarehouseLimits
 from gated_backfill.common.model.scheduling.batching import AUTO, parse_dates_per_task
 from gated_backfill.common.model.scheduling.limits import RateLimit
 from gated_backfill.common.model.scheduling.retry import RetryPolicy
@@ -59,7 +59,7 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long replaced rows are kept for `backfill undo`
 
     # history
-    metadata_table: str = f"backfill.{METADATA_TABLE}"  #: the warehouse's table of runs; `none`: no table
+    metadata_table: str = f"{OWN_DATASET}.{METADATA_TABLE}"  #: the warehouse's table of runs; `none`: no table
 
     @field_validator("dates_per_task", mode="before")
     @classmethod
@@ -87,6 +87,16 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     def history_table(self) -> TableName | None:
         """The table that the rows of ended runs are written to; None: they are not written."""
         return TableName.parse(self.metadata_table) if self.metadata_table else None
+
+    def check_not_own_table(self, table: str) -> None:
+        """Check that a table that a user or a job writes is none of the tool's own. Raises `UserError`."""
+        name, dataset = TableName.parse(table), self.warehouse_url.own_dataset
+        if name == self.history_table or name.dataset == dataset:
+            raise UserError(
+                f"only the tool writes to its own tables, the table of runs and all in the dataset "
+                f"{dataset}: choose another name",
+                table=table,
+            )
 
     @property
     def cleanup_lease(self) -> timedelta:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from gated_backfill.common.model.publication import OWN_DATASET
 
 FOLDER_SCHEME = "local:"
 
@@ -21,6 +24,13 @@ class WarehouseUrl(str):
         """The folder with the tables' files; None for a service."""
         path = self.removeprefix(FOLDER_SCHEME)
         return Path(path) if path and path != self else None
+
+    @property
+    def own_dataset(self) -> str:
+        """The dataset of the tool's own tables."""
+        if self.folder is not None:
+            return OWN_DATASET
+        return parse_qs(urlsplit(self).query).get("dataset", [OWN_DATASET])[-1]
 
     @property
     def is_emulator(self) -> bool:

@@ -10,6 +10,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
 
 BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")  #: of the operation that made it
+OWN_DATASET = "backfill"  #: of the tool's own tables, unless the URL of the warehouse names another
 METADATA_TABLE = "backfill_metadata"  #: the history of runs, which may be loaded into the bookkeeping dataset
 
 

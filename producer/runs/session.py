@@ -73,8 +73,10 @@ def release_interrupted_runs(job: Job, request: RunRequest, context: CommandCont
 def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     """Plan a launch.
 
-    Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written.
+    Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written, and
+    `UserError` for a target that is one of the tool's own tables.
     """
+    context.settings.check_not_own_table(job.target.table)
     _check_folders(job, context)
     plan = make_plan(launch.request, job, context.warehouse, context.ledger)
     if not launch.preflight:

@@ -335,6 +335,22 @@ def test_a_text_of_several_lines_is_shown_on_one(lab: Lab) -> None:
         assert "Odd: first second third [x]" in shown.stdout
 
 
+def test_no_one_else_writes_to_the_tools_own_tables(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"day,name\n{DAY},a\n")
+    refusal = "backfill: backfill.backfill_metadata: only the tool writes to its own tables"
+    dates = ("--job", "probe", "--dates", str(DAY))
+    own_target = {"BACKFILL_METADATA_TABLE": "probe.probe"}
+
+    loaded = lab.command("load", "backfill.backfill_metadata", str(file), "--date-column", "day")
+    assert (loaded.returncode, loaded.stderr.splitlines()[0][: len(refusal)]) == (2, refusal)
+    for command in (("plan", *dates), ("run", *dates, "--sequential"), ("tables", "create", "--job", "probe")):
+        refused = lab.command(*command, **own_target)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "backfill: probe.probe: only the tool writes to its own tables" in refused.stderr
+    assert not (lab.home / "warehouse" / "backfill").exists()
+
+
 def test_a_refused_run_prints_no_json(lab: Lab) -> None:
     lab.probe_all([DAY], players(20), first=players(5))
 

@@ -170,3 +170,31 @@ def test_another_warehouse_is_refused(url: str) -> None:
 def test_staging_that_is_no_folder_is_refused() -> None:
     with pytest.raises(UserError, match="BACKFILL_STAGING"):
         open_staging("ftp://host/staging")
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "others"),
+    [
+        ({}, ("backfill.backfill_metadata", "backfill.other"), ("shop.backfill_metadata",)),
+        ({"METADATA_TABLE": "shop.runs"}, ("backfill.backfill_metadata", "shop.runs"), ("shop.sales",)),
+        ({"METADATA_TABLE": "none"}, ("backfill.backfill_metadata",), ("shop.runs",)),
+        ({"WAREHOUSE": "bigquery://a-project"}, ("backfill.publications",), ("shop.publications",)),
+        (
+            {"WAREHOUSE": "bigquery://a-project?location=EU&dataset=tool"},
+            ("tool.publications", "backfill.backfill_metadata"),
+            ("backfill.publications",),
+        ),
+        ({"WAREHOUSE": "local:/data?dataset=tool"}, ("backfill.other",), ("tool.other",)),
+    ],
+)
+def test_the_tools_own_tables_are_known(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], own: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"BACKFILL_{name}", value)
+    settings = read_settings()
+    for table in own:
+        with pytest.raises(UserError, match=f"^{table}: only the tool writes to its own tables"):
+            settings.check_not_own_table(table)
+    for table in others:
+        settings.check_not_own_table(table)

@@ -32,6 +32,7 @@ def plan(arguments: RunArguments, save: Path | None, every_date: bool) -> None:
     context = open_context(settings)
     click.get_current_context().call_on_close(context.ledger.close)
     job = find_job(request.job)
+    settings.check_not_own_table(job.target.table)
     new_plan = make_plan(request, job, context.warehouse, context.ledger)
     limits = ConcurrencyLimits(
         windows=settings.windows_in_flight,

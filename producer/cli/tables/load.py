@@ -54,6 +54,7 @@ def load(
     """
     settings = read_settings()
     context = open_context(settings)
+    settings.check_not_own_table(table)
     jobs, _ = load_jobs()
     options = LoadOptions(
         renames=_parse_renames(renames),

@@ -39,6 +39,8 @@ def create(job: str | None, add_columns: bool) -> None:
         jobs, errors = load_jobs(jobs_in_use(ledger) or job_names())
     ledger.close()
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
+    for created_job in jobs:
+        settings.check_not_own_table(created_job.target.table)
     created = create_tables(warehouse, jobs, add_columns=add_columns)
     console = make_console()
     for target in created.targets:
