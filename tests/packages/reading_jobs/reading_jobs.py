@@ -7,7 +7,7 @@ from datetime import date
 
 import pandas as pd
 
-from gated_backfill import Batch, Column, Expectation, Fallback, Job, Reconcile, Source, Target
+from gated_backfill import Batch, Calendar, Column, Expectation, Fallback, Job, Reconcile, Source, Target
 
 TYPES = {"name": "STRING", "value": "FLOAT64"}
 
@@ -137,3 +137,28 @@ GROWN = replace(WITH_PAYLOAD, name="grown", target=replace(WITH_PAYLOAD.target, 
 if os.environ.get("READING_VERSION") == "2":
     columns = {**VALUES, "grade": Column(type="STRING", nullable=True)}
     GROWN = replace(GROWN, version="2", target=replace(GROWN.target, columns=columns), process=with_a_grade)
+
+
+def by_calendar_days(batch: Batch) -> pd.DataFrame:
+    """Times as dates, those with a zone in New York."""
+    moments = batch.rows["day"]
+    if moments.dt.tz is not None:
+        moments = moments.dt.tz_convert("America/New_York").dt.tz_localize(None)
+    return batch.rows[list(VALUES)].assign(day=moments.dt.normalize())
+
+
+def timed(name: str, time_zone: str | None) -> Job:
+    expectation = Expectation(
+        table="reading.timed_expected",
+        date_column="day",
+        entity="name",
+        time_zone=time_zone,
+        calendar=Calendar(table="reading.timed_calendar", date_column="day", time_zone=time_zone),
+    )
+    sources = tuple(replace(one, table=f"reading.timed_{one.name}", time_zone=time_zone) for one in (FIRST, SECOND))
+    timed_job = job(name, VALUES, ("name",), expectation=expectation, sources=sources)
+    return replace(timed_job, process=by_calendar_days)
+
+
+TIMED = timed("timed", None)
+ZONED = timed("zoned", "America/New_York")
