@@ -117,15 +117,19 @@ class _RecentCounts:
     """The numbers of expected entities on dates that have any."""
 
     def __init__(self, expected: Mapping[date, int]) -> None:
-        self._days = sorted(day for day, count in expected.items() if count)
-        self._counts = [expected[day] for day in self._days]
+        counts = sorted((day.toordinal(), count) for day, count in expected.items() if count)
+        self._days = [day for day, _ in counts]  # as ordinals, which compare faster
+        self._counts = [count for _, count in counts]
 
     def counts_around(self, day: date) -> list[int]:
         """Return the counts of the nearest dates on both sides of the day; none if they are too few."""
-        at = bisect_left(self._days, day)
-        after = at + 1 if at < len(self._days) and self._days[at] == day else at
-        first = max(at - MAX_NEIGHBOURS, bisect_left(self._days, day - ONE_DAY * NEIGHBOUR_DAYS), 0)
-        last = min(after + MAX_NEIGHBOURS, bisect_left(self._days, day + ONE_DAY * (NEIGHBOUR_DAYS + 1)))
+        ordinal = day.toordinal()
+        at = bisect_left(self._days, ordinal)
+        after = at + 1 if at < len(self._days) and self._days[at] == ordinal else at
+        first = bisect_left(self._days, ordinal - NEIGHBOUR_DAYS, max(at - MAX_NEIGHBOURS, 0), at)
+        last = bisect_left(
+            self._days, ordinal + NEIGHBOUR_DAYS + 1, after, min(after + MAX_NEIGHBOURS, len(self._days))
+        )
         counts = self._counts[first:at] + self._counts[after:last]
         return counts if len(counts) >= MIN_NEIGHBOURS else []
 
