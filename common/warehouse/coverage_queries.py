@@ -141,7 +141,7 @@ def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Measu
     """
     with translate_expectation_errors():
         entities = read_expectation(warehouse, job, days)
-    expected = _sets_by_day(entities.names_by_day(entities.all))
+    expected = entities.sets_by_day(entities.all)
     sources = {source.name: SourceEntities(present=expected, unexpected={}, rows={}) for source in job.sources}
     for name, scan in source_scans(job, days).items():
         sources[name] = _measure_source(warehouse, scan, entities)
@@ -154,14 +154,10 @@ def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEn
     rows = warehouse.read_entities(scan)
     present = expected.present_in(rows, scan.columns.rule)
     return SourceEntities(
-        present=_sets_by_day(expected.names_by_day(present)),
+        present=expected.sets_by_day(present),
         unexpected=expected.unexpected(rows),
         rows=expected.rows_on_other_days(rows),
     )
-
-
-def _sets_by_day(names_by_day: Mapping[date, Collection[str]]) -> dict[date, frozenset[str]]:
-    return {day: frozenset(names) for day, names in names_by_day.items()}
 
 
 def find_contradictions(

@@ -136,11 +136,10 @@ class ExpectedEntities:
         """`rows` are the expectation's; `is_measured`: numbers of rows or sums will be compared."""
         self.null_rows = _null_rows(rows)
         named = _named(rows)
-        self._names: Any = pc.unique(named["entity"])
-        if isinstance(self._names, pa.ChunkedArray):
-            self._names = self._names.combine_chunks()
-        self._is_measured = is_measured
-        self._entities = self._number(named, is_measured=is_measured)
+        encoded: Any = named["entity"].combine_chunks().dictionary_encode()
+        self._names: Any = encoded.dictionary
+        keys = self._keys(named, encoded.indices)
+        self._entities = _measured(keys, named) if is_measured else _NumberedEntities(keys=_distinct(keys))
 
     @property
     def all(self) -> Mask:
@@ -175,20 +174,23 @@ class ExpectedEntities:
         days = self._entities.keys[mask] // max(len(self._names), 1)  # ascending, like the keys
         return _count_sorted(days)
 
-    def names_by_day(self, mask: Mask) -> dict[date, list[str]]:
-        """Return the masked entities of each day, sorted."""
+    def sets_by_day(self, mask: Mask) -> dict[date, frozenset[str]]:
+        """Return the masked entities of each day."""
         keys = self._entities.keys[mask]
         if not len(keys):
             return {}
         days, positions = np.divmod(keys, len(self._names))
         names = self._names.take(pa.array(positions)).to_pylist()
-        counts = _count_sorted(days)
-        names_by_day: dict[date, list[str]] = {}
+        sets_by_day: dict[date, frozenset[str]] = {}
         begin = 0
-        for day, count in counts.items():
-            names_by_day[day] = sorted(names[begin : begin + count])
+        for day, count in _count_sorted(days).items():
+            sets_by_day[day] = frozenset(names[begin : begin + count])
             begin += count
-        return names_by_day
+        return sets_by_day
+
+    def names_by_day(self, mask: Mask) -> dict[date, list[str]]:
+        """Return the masked entities of each day, sorted."""
+        return {day: sorted(names) for day, names in self.sets_by_day(mask).items()}
 
     def unexpected(self, rows: pa.Table) -> dict[date, list[str]]:
         """Return the entities of the rows that are not expected on their day, sorted, by day."""

@@ -37,6 +37,7 @@ class TableInfo:
     types_are_declared: bool = True  #: whether all rows have exactly these types, or types were found in files
     #: By column whose types differ too much between files to be read as one type: the difference, after the name.
     mixed_columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    _passed_checks: set[object] = field(default_factory=set[object], init=False, compare=False, repr=False)
 
     def check_columns(
         self, date_column: str, columns: ColumnTypes | Collection[str] = (), *, time_zone: str | None = None
@@ -45,8 +46,12 @@ class TableInfo:
 
         A table without partitions passes; one partitioned by another column does not.
         """
+        check = (date_column, tuple(columns.items() if isinstance(columns, Mapping) else columns), time_zone)
+        if check in self._passed_checks:  # a worker repeats them for every date
+            return
         if mismatches := self.column_mismatches(date_column, columns, time_zone=time_zone):
             raise SchemaMismatch("; ".join(mismatches), table=str(self.table))
+        self._passed_checks.add(check)
 
     def check_dates(self, date_column: str) -> None:
         """Check that the table is dated by this column of dates. Raises `SchemaMismatch`."""
