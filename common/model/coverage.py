@@ -183,11 +183,11 @@ def choose_source(
     is filled from the fallback that adds most, if one of them adds anything.
     """
     primary, fallbacks = order[0], order[1:]
-    wanted = policy.fallback_threshold(fallback)
+    threshold = policy.fallback_threshold(fallback)
     share = format_percent(covered[primary], expected)
-    if reaches_ratio(covered[primary], expected, wanted):
+    if reaches_ratio(covered[primary], expected, threshold):
         return SourceChoice(source=primary, reason=f"primary at {share}", covered=covered[primary])
-    reason = f"primary below {wanted:.0%} at {share}"
+    reason = f"primary below {threshold:.0%} at {share}"
     alone = SourceChoice(source=primary, reason=reason, covered=covered[primary])
     if fallback is Fallback.OFF or not fallbacks:
         cause = "fallback is off" if fallback is Fallback.OFF else "there is no fallback"

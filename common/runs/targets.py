@@ -47,7 +47,7 @@ def describe_conflict(job: Job, ledger: Ledger | None, jobs: Sequence[Job]) -> s
     owner = None if ledger is None else ledger.targets.get_owner(job.target.table)
     if owner is not None and owner.job != job.name and not has_given_up(owner):
         return str(target_taken_error(owner.target, owner.job, owner.run_id))
-    others = [name for name in shared_targets(jobs).get(job.target.table, []) if name != job.name]
-    if not others or (owner is not None and owner.job == job.name):
+    other_jobs = [name for name in shared_targets(jobs).get(job.target.table, []) if name != job.name]
+    if not other_jobs or (owner is not None and owner.job == job.name):
         return None
-    return f"{job.target.table} is also the target of job {', '.join(others)}: it goes to the job that is run first"
+    return f"{job.target.table} is also the target of job {', '.join(other_jobs)}: it goes to the job that is run first"

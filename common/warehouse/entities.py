@@ -148,23 +148,23 @@ class ExpectedEntities:
 
     def present_in(self, rows: pa.Table, rule: PresenceRule) -> Mask:
         """Return which of the expected entities the rows have, by the rule."""
-        others = self._number(_named(rows), is_measured=rule.is_measured)
-        positions = np.searchsorted(others.keys, self._entities.keys)
-        positions[positions == len(others.keys)] = 0
-        if not len(others.keys):
+        row_entities = self._number(_named(rows), is_measured=rule.is_measured)
+        positions = np.searchsorted(row_entities.keys, self._entities.keys)
+        positions[positions == len(row_entities.keys)] = 0
+        if not len(row_entities.keys):
             return ~self.all
-        present = others.keys[positions] == self._entities.keys
-        return present & self._meets(rule, others, positions) if rule.is_measured else present
+        present = row_entities.keys[positions] == self._entities.keys
+        return present & self._meets(rule, row_entities, positions) if rule.is_measured else present
 
-    def _meets(self, rule: PresenceRule, others: _NumberedEntities, positions: npt.NDArray[np.intp]) -> Mask:
+    def _meets(self, rule: PresenceRule, row_entities: _NumberedEntities, positions: npt.NDArray[np.intp]) -> Mask:
         expected, met = self._entities, self.all
         assert expected.rows is not None
-        assert others.rows is not None
+        assert row_entities.rows is not None
         if rule.rows == "equal":
-            met &= others.rows[positions] == expected.rows
+            met &= row_entities.rows[positions] == expected.rows
         elif rule.rows is not None:
-            met &= others.rows[positions] >= rule.rows * expected.rows - ROUNDING
-        sums = zip(expected.sums, others.sums, rule.tolerances, strict=True) if rule.tolerances else ()
+            met &= row_entities.rows[positions] >= rule.rows * expected.rows - ROUNDING
+        sums = zip(expected.sums, row_entities.sums, rule.tolerances, strict=True) if rule.tolerances else ()
         for expected_sums, other_sums, tolerance in sums:
             met &= _agree(expected_sums, other_sums[positions], tolerance)
         return met

@@ -70,8 +70,8 @@ class TableInfo:
         names = dict.fromkeys((date_column, *columns))
         missing = [name for name in names if name not in self.columns]
         mismatches = [f"lacks the column(s) {', '.join(missing)}"] if missing else []
-        if alike := _names_that_differ_by_case(self.columns):
-            mismatches.append(f"has columns that differ only by case: {', '.join(alike)}")
+        if ambiguous_names := _names_that_differ_by_case(self.columns):
+            mismatches.append(f"has columns that differ only by case: {', '.join(ambiguous_names)}")
         mixed = [name for name in names if name in self.mixed_columns]
         mismatches += [f"column {name} {self.mixed_columns[name]}" for name in mixed]
         mismatches += _date_type_mismatches(date_column, date_type, time_zone)
@@ -92,7 +92,7 @@ def _names_that_differ_by_case(names: Collection[str]) -> list[str]:
     by_lower_case: dict[str, list[str]] = {}
     for name in names:
         by_lower_case.setdefault(name.lower(), []).append(name)
-    return [name for alike in by_lower_case.values() if len(alike) > 1 for name in alike]
+    return [name for spellings in by_lower_case.values() if len(spellings) > 1 for name in spellings]
 
 
 def _date_type_mismatches(name: str, kind: str | None, time_zone: str | None) -> list[str]:
@@ -105,8 +105,8 @@ def _date_type_mismatches(name: str, kind: str | None, time_zone: str | None) ->
 
 def check_same_columns(info: TableInfo | None, date_column: str, columns: Mapping[str, str]) -> None:
     """Check that rows with these columns can be written to the table, if it exists. Raises `SchemaMismatch`."""
-    if alike := _names_that_differ_by_case(columns):
-        raise SchemaMismatch(f"the rows to load have columns that differ only by case: {', '.join(alike)}")
+    if ambiguous_names := _names_that_differ_by_case(columns):
+        raise SchemaMismatch(f"the rows to load have columns that differ only by case: {', '.join(ambiguous_names)}")
     if info is None:
         return
     info.check_columns(date_column, [name for name in columns if name in info.columns])
@@ -122,9 +122,11 @@ def missing_columns(info: TableInfo, columns: ColumnTypes) -> dict[str, ColumnTy
     """Return the columns that the table lacks. Raises `SchemaMismatch` if they cannot be added to it."""
     names = {name.lower(): name for name in info.columns}
     for name, kind in columns.items():
-        known = names.setdefault(validate_identifier(name, "column name").lower(), name)
-        if known != name:
-            raise SchemaMismatch(f"has the column {known}: {name} differs from it by case only", table=str(info.table))
+        spelling = names.setdefault(validate_identifier(name, "column name").lower(), name)
+        if spelling != name:
+            raise SchemaMismatch(
+                f"has the column {spelling}: {name} differs from it by case only", table=str(info.table)
+            )
         if info.columns.get(name, kind) != kind:
             raise SchemaMismatch(f"column {name} is {info.columns[name]}, not {kind}", table=str(info.table))
     return {name: kind for name, kind in columns.items() if name not in info.columns}

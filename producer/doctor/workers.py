@@ -53,5 +53,5 @@ def compare_versions(versions: Mapping[str, Mapping[str, str] | None] | None, jo
             listed = ", ".join(f"{worker} has {version or 'none'}" for worker, version in differing.items())
             message = f"version {job.version} is installed here, but {listed}: these workers refuse its dates"
             results.append(warn(f"{job.name}: workers", message, "restart the workers, or install their version here"))
-    shown = ", ".join(f"{job.name} {job.version}" for job in jobs)
-    return results or [ok("workers", f"{len(building)} worker(s) have the versions installed here: {shown}")]
+    versions_here = ", ".join(f"{job.name} {job.version}" for job in jobs)
+    return results or [ok("workers", f"{len(building)} worker(s) have the versions installed here: {versions_here}")]

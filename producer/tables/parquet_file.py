@@ -75,8 +75,8 @@ class _ParquetReader:
 
     def _check_counts_rows(self, name: str, values: Any, start: int) -> None:
         """Check that a stored index of pandas only counts the rows, so that nothing is lost without it."""
-        counted = _integers(range(start, start + len(values)))
-        if not (pa.types.is_integer(values.type) and values.cast(pa.int64(), safe=False).equals(counted)):
+        row_numbers = _integers(range(start, start + len(values)))
+        if not (pa.types.is_integer(values.type) and values.cast(pa.int64(), safe=False).equals(row_numbers)):
             raise UserError(
                 f"{self._file}: column {name} is an index of pandas that does not count the rows: name it with "
                 f"--rename {name}=NEW_NAME, or write the file with to_parquet(index=False)"

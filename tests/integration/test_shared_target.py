@@ -87,5 +87,7 @@ def test_jobs_and_doctor_report_it_before_and_after_the_first_run(twins: Lab) ->
     assert twins.inside("jobs").returncode == 3
     report = twins.inside("doctor", "--job", "twin", "--json")
     assert report.returncode == 3
-    found = [check["found"] for check in json.loads(report.stdout)["checks"] if check["check"] == "twin: shared target"]
-    assert found == [taken]
+    messages = [
+        check["found"] for check in json.loads(report.stdout)["checks"] if check["check"] == "twin: shared target"
+    ]
+    assert messages == [taken]

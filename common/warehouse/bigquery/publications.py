@@ -146,8 +146,10 @@ class BigQueryPublications(BigQueryBackups):
         """Write what was published as the target's present fingerprint where only columns were added since."""
         now = self.fingerprints(target, date_column, list(replaced))
         current = dict(replaced)
-        others = [day for day, partition in replaced.items() if now[day] not in (partition.published, partition.before)]
-        for columns, days in self._columns_before(target, date_column, others):
+        changed_days = [
+            day for day, partition in replaced.items() if now[day] not in (partition.published, partition.before)
+        ]
+        for columns, days in self._columns_before(target, date_column, changed_days):
             contents = self._contents(target, date_column, days, columns)
             for day in days:
                 if contents[day] == replaced[day].published:

@@ -80,8 +80,8 @@ class BigQueryQueries:
         statement, params = count_statement(expectation, tables, groups)
         names = ", ".join(sorted({str(scan.table) for scan in (expected, *sources.values())}))
         rows = self._rows(statement, params, names).to_pylist()
-        counted = {row["day"] for row in rows if row["expected"]}
-        other_days = [day for span in expected.dates for day in span.days() if day not in counted]
+        expected_days = {row["day"] for row in rows if row["expected"]}
+        other_days = [day for span in expected.dates for day in span.days() if day not in expected_days]
         return EntityCounts(
             expected={row["day"]: row["expected"] for row in rows if row["expected"]},
             present={
@@ -173,10 +173,10 @@ class BigQueryQueries:
         if info is None or not checksums or self.describe(self._publications) is None:
             return frozenset()
         matching = self._exactly_matching(table, date_column, checksums, list(info.columns))
-        others = {day: checksum for day, checksum in checksums.items() if day not in matching}
+        unmatched_checksums = {day: checksum for day, checksum in checksums.items() if day not in matching}
         # Nobody's rows change when a column is added: those that were there are as they were published without it.
-        for columns, days in self._columns_before(table, date_column, list(others)):
-            unmatched = {day: others[day] for day in days if day not in matching}
+        for columns, days in self._columns_before(table, date_column, list(unmatched_checksums)):
+            unmatched = {day: unmatched_checksums[day] for day in days if day not in matching}
             matching |= self._exactly_matching(table, date_column, unmatched, columns)
         return matching
 
@@ -190,13 +190,13 @@ class BigQueryQueries:
         if not days:
             return []
         columns = list(self._tables.require(table).columns)
-        counted = [f"n{number}" for number in range(len(columns))]
-        statement = sql_of.count_values(self._tables.partitions(table, date_column, columns), columns, counted)
+        count_names = [f"n{number}" for number in range(len(columns))]
+        statement = sql_of.count_values(self._tables.partitions(table, date_column, columns), columns, count_names)
         rows = self._rows_of_existing(statement, date_parameters(days), table)
         empty_by_day: dict[date, int] = {}
         for row in rows:
             empty = 0
-            while empty < len(columns) and not row[counted[len(columns) - 1 - empty]]:
+            while empty < len(columns) and not row[count_names[len(columns) - 1 - empty]]:
                 empty += 1
             empty_by_day[row["day"]] = empty
         return [
