@@ -20,6 +20,7 @@ from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.backups import BigQueryBackups
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.parameters import date_parameters, publication_request, requested_dates
+from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.staging_tables import WRITE_PERMISSIONS
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, check_same_columns
 
@@ -53,6 +54,7 @@ class BigQueryPublications(BigQueryBackups):
         publication: str,
     ) -> PublishResult:
         days = frozenset(staged.day for staged in files)
+        check_column_names(date_column)
         check_partition_limit(target, days)
         checksums = {staged.day: staged.checksum for staged in files}
         published = self._published_as_staged(target, date_column, checksums)
