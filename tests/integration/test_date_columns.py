@@ -17,6 +17,7 @@ import pytest
 from google.cloud import bigquery
 
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.tables import ColumnType
 from tests.builders import FEB_23, FEB_24, FEB_25
 from tests.emulator import Emulator
 from tests.lab import PACKAGES, Lab
@@ -28,14 +29,14 @@ DAYS = [FEB_23, FEB_24, FEB_25, FEB_26]
 NAMES = ["ann", "ben"]
 TIMES = [time(0), time(23, 59, 59)]  #: of the rows of each date
 ROLES = {"expectation": "expected", "source first": "first", "calendar": "calendar"}
-MOMENTS: dict[str, Callable[[date, time], Any]] = {
+MOMENTS: dict[ColumnType, Callable[[date, time], Any]] = {
     "DATE": lambda day, _: day,
     "DATETIME": datetime.combine,
     "TIMESTAMP": lambda day, at: datetime.combine(day, at, NEW_YORK).astimezone(UTC),
     "STRING": lambda day, _: day.isoformat(),
 }
 
-Write = Callable[[str, str, Sequence[date]], None]  #: of a table, the type of its date column, and the dates of rows
+Write = Callable[[str, ColumnType, Sequence[date]], None]  #: of a table, with the type of its date column
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def command(lab: Lab, name: str, job: str, *arguments: str) -> subprocess.Comple
     return lab.inside(name, "--job", job, *dates, *arguments, PYTHONPATH=PACKAGE_PATHS)
 
 
-def write_files(lab: Lab, table: str, kind: str, days: Sequence[date]) -> None:
+def write_files(lab: Lab, table: str, kind: ColumnType, days: Sequence[date]) -> None:
     """Write a row for each name on each of the dates as files, with nothing of ours."""
     for day in days:
         moments = [MOMENTS[kind](day, at) for at in TIMES]
@@ -62,7 +63,9 @@ def part_of(lab: Lab, table: str, day: date) -> Path:
     return lab.home / "warehouse" / "reading" / table / f"day={day}" / "part.parquet"
 
 
-def write_table(emulator: Emulator, table: str, kind: str, days: Sequence[date], partitions: str | None = None) -> None:
+def write_table(
+    emulator: Emulator, table: str, kind: ColumnType, days: Sequence[date], partitions: str | None = None
+) -> None:
     """Write the same rows into a BigQuery table."""
     client = emulator.client()
     client.create_dataset("reading", exists_ok=True)
@@ -114,7 +117,9 @@ def check_everyone_reads_the_dates(lab: Lab, job: str) -> None:
 
 
 @pytest.mark.parametrize(("job", "kind"), [("timed", "DATETIME"), ("zoned", "TIMESTAMP"), ("timed", "DATE")])
-def test_dates_that_are_written_as_times_are_read_by_everyone(any_lab: Lab, write: Write, job: str, kind: str) -> None:
+def test_dates_that_are_written_as_times_are_read_by_everyone(
+    any_lab: Lab, write: Write, job: str, kind: ColumnType
+) -> None:
     for table, days in {"expected": DAYS[:2], "first": DAYS[:2], "calendar": DAYS[:3]}.items():
         write(table, kind, days)
 
@@ -132,7 +137,7 @@ def test_one_table_with_times_among_tables_with_dates_is_read(any_lab: Lab, writ
 @pytest.mark.parametrize("partitions", ["DAY", "MONTH"])
 @pytest.mark.parametrize(("job", "kind"), [("timed", "DATE"), ("timed", "DATETIME"), ("zoned", "TIMESTAMP")])
 def test_tables_partitioned_by_day_or_month_are_read_by_everyone(
-    bigquery_lab: Lab, emulator: Emulator, job: str, kind: str, partitions: str
+    bigquery_lab: Lab, emulator: Emulator, job: str, kind: ColumnType, partitions: str
 ) -> None:
     for table, days in {"expected": DAYS[:2], "first": DAYS[:2], "calendar": DAYS[:3]}.items():
         write_table(emulator, table, kind, days, partitions)
@@ -145,7 +150,7 @@ def test_tables_partitioned_by_day_or_month_are_read_by_everyone(
 )
 @pytest.mark.parametrize("role", ROLES)
 def test_a_date_column_without_a_date_is_refused(
-    any_lab: Lab, write: Write, role: str, kind: str, problem: str
+    any_lab: Lab, write: Write, role: str, kind: ColumnType, problem: str
 ) -> None:
     for other, table in ROLES.items():
         write(table, kind if other == role else "DATE", DAYS[:2])
