@@ -187,9 +187,10 @@ class BigQueryQueries:
 
         BigQuery adds a column behind the others, and without values. The longest lists come first.
         """
-        if not days:
+        info = self.describe(table)
+        if info is None or not days:  # the table may have been dropped in the meantime
             return []
-        columns = list(self._tables.require(table).columns)
+        columns = list(info.columns)
         count_names = [f"n{number}" for number in range(len(columns))]
         statement = sql_of.count_values(self._tables.partitions(table, date_column, columns), columns, count_names)
         rows = self._rows_of_existing(statement, date_parameters(days), table)
