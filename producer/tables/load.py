@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -136,7 +137,7 @@ def _check_before_adding(
     with_new_columns = replace(info, columns={**types, **info.columns})
     missing_columns(info, {column: kind for column, kind in types.items() if column not in info.columns})
     check_same_columns(with_new_columns, date_column, types)
-    days = {day for batch in spool for day in pc.unique(batch[date_column]).to_pylist()}
+    days: set[Any] = {day for batch in spool for day in pc.unique(batch[date_column]).to_pylist()}
     warehouse.check_loadable(info.table, date_column, days)
 
 
