@@ -23,7 +23,7 @@ from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, 
 
 ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
 SEPARATOR = "|"  #: between the parts of an entity of several columns
-NO_POSITION: Any = pa.scalar(0, pa.int32())  #: in the keys of entities without a number, which are not used
+NO_POSITION = 0  #: in the keys of entities without a number, which are not used
 ROUNDING = 1e-9  #: relative difference of two sums that is rounding
 
 Mask = npt.NDArray[np.bool_]

@@ -55,3 +55,14 @@ def test_an_import_that_fails_leaves_garbage_collection_switched_on(tmp_path: Pa
 def test_a_worker_that_is_killed_leaves_no_temporary_folder(tmp_path: Path) -> None:
     ran = run_python(IMPORT_APP + START + SHARED_MEMORY, tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_importing_what_builds_dates_allocates_nothing_with_arrow() -> None:
+    """Arrow's first allocation reserves 1 GiB, which would count against the memory limit of every forked process."""
+    ran = run_python("""
+        import pyarrow
+        import gated_backfill.common.warehouse.local.warehouse, gated_backfill.worker.dates.process
+
+        assert pyarrow.default_memory_pool().max_memory() == 0
+    """)
+    assert (ran.returncode, ran.stderr) == (0, "")

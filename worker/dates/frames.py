@@ -20,7 +20,7 @@ from gated_backfill.common.warehouse.entities import day_entity_rows
 
 MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-NO_ENTITIES = pa.table({"day": pa.array([], pa.date32()), "entity": pa.array([], pa.string())})
+ENTITY_SCHEMA = pa.schema([("day", pa.date32()), ("entity", pa.string())])
 
 
 def to_frame(rows: pa.Table) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:
     Raises `SchemaMismatch` for a date column without dates, and for a column that holds no entities.
     """
     if rows.empty:  # its columns may have any type
-        return NO_ENTITIES
+        return ENTITY_SCHEMA.empty_table()
     arrays = {columns.date: pa.array(rows[columns.date], from_pandas=True)}
     arrays |= {name: _as_entities(pa.array(rows[name], from_pandas=True)) for name in columns.entity}
     return day_entity_rows(pa.table(arrays), columns)
