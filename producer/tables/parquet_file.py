@@ -53,7 +53,7 @@ class _ParquetReader:
                 raise UserError(f"{self._file}: column {name} is {field.type}, which no table here can hold")
             if name not in self._indexes:
                 types[name] = kind
-        return types | {self._names[name]: "INT64" for name in self._range_index}
+        return {**types, **dict.fromkeys((self._names[name] for name in self._range_index), "INT64")}
 
     def chunks(self) -> Iterator[RowChunk]:
         done, total = 0, self._parquet.metadata.num_rows

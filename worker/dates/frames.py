@@ -109,7 +109,7 @@ def _with_type(rows: pd.DataFrame, name: str, kind: ColumnType) -> pd.DataFrame:
     values = pa.table({"day": days, "entity": _as_entities(pa.array(rows[name], from_pandas=True))})
     texts = day_entity_rows(values, EntityColumns(date="day", entity=("entity",)))["entity"]
     try:
-        typed = texts.cast(ARROW_TYPES[kind])
+        typed: Any = texts.cast(ARROW_TYPES[kind])
     except pa.ArrowException as exc:
         raise SchemaMismatch(f"the entities of column {name} can't be filled in as {kind}: {exc}") from exc
     return rows.assign(**{name: to_frame(pa.table({name: typed}))[name].set_axis(rows.index)})

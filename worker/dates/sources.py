@@ -19,7 +19,7 @@ from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.model.tables import ColumnTypes, TableName
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import (
     count_calendar_events,
     measure_dates,
@@ -160,7 +160,7 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
             for day in days
             for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
         }
-        entity_types = [job.target.columns[name].type for name in job.target_entity]
+        entity_types: list[ColumnType] = [job.target.columns[name].type for name in job.target_entity]
         fill_rows = _rows_of(warehouse, job, fill, days)
         rows = fill_entities(rows, columns, fill_rows, _date_and_entity(job, fill), missing, entity_types)
     return sort_by_entity(rows, columns)
@@ -195,15 +195,16 @@ def _derive_rows(job: Job, source: Source, rows: pa.Table, days: Sequence[date])
 def _derive(job: Job, source: Source, history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
     """Call `derive`. Raises `ProcessFailed` for a result without the columns by which its rows are read."""
     assert source.derive is not None
-    result: object = source.derive(history, days)
+    needed = (source.date_column, *job.source_entity(source))
+    return _checked_frame(source.derive(history, days), needed, f"derive of source {source.name}", days)
+
+
+def _checked_frame(result: object, needed: Sequence[str], function: str, days: Sequence[date]) -> pd.DataFrame:
     day = days[0] if len(days) == 1 else None
     if not isinstance(result, pd.DataFrame):
-        raise ProcessFailed(
-            f"derive of source {source.name} returned a {type(result).__name__}, not a DataFrame", day=day
-        )
-    needed = (source.date_column, *job.source_entity(source))
+        raise ProcessFailed(f"{function} returned a {type(result).__name__}, not a DataFrame", day=day)
     if missing := [name for name in needed if name not in result.columns]:
-        raise ProcessFailed(f"derive of source {source.name} returned rows without the column(s) {missing}", day=day)
+        raise ProcessFailed(f"{function} returned rows without the column(s) {', '.join(missing)}", day=day)
     return result
 
 
