@@ -141,7 +141,7 @@ def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Measu
     """
     with translate_expectation_errors():
         entities = read_expectation(warehouse, job, days)
-    expected = entities.sets_by_day(entities.all)
+    expected = entities.all_by_day()
     sources = {source.name: SourceEntities(present=expected, unexpected={}, rows={}) for source in job.sources}
     for name, scan in source_scans(job, days).items():
         sources[name] = _measure_source(warehouse, scan, entities)

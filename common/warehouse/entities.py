@@ -10,7 +10,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, 
 
 ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
 SEPARATOR = "|"  #: between the parts of an entity of several columns
-NO_POSITION = 0  #: in the keys of entities without a number, which are not used
+NO_POSITION: Any = 0  #: in the keys of entities without a number, which are not used
+EPOCH = date(1970, 1, 1)
 ROUNDING = 1e-9  #: relative difference of two sums that is rounding
 
 Mask = npt.NDArray[np.bool_]
@@ -135,11 +137,35 @@ class ExpectedEntities:
     def __init__(self, rows: pa.Table, *, is_measured: bool = False) -> None:
         """`rows` are the expectation's; `is_measured`: numbers of rows or sums will be compared."""
         self.null_rows = _null_rows(rows)
-        named = _named(rows)
-        encoded: Any = named["entity"].combine_chunks().dictionary_encode()
-        self._names: Any = encoded.dictionary
-        keys = self._keys(named, encoded.indices)
-        self._entities = _measured(keys, named) if is_measured else _NumberedEntities(keys=_distinct(keys))
+        self._rows = _named(rows)
+        self._is_measured = is_measured
+
+    @cached_property
+    def _encoded(self) -> Any:
+        """The entity of each row as a position in the distinct names."""
+        return self._rows["entity"].combine_chunks().dictionary_encode()
+
+    @property
+    def _names(self) -> Any:
+        return self._encoded.dictionary
+
+    @cached_property
+    def _entities(self) -> _NumberedEntities:
+        """Numbered when something is compared: most dates are built from a source that is the expectation itself."""
+        keys = self._keys(self._rows, self._encoded.indices)
+        return _measured(keys, self._rows) if self._is_measured else _NumberedEntities(keys=_distinct(keys))
+
+    def all_by_day(self) -> dict[date, frozenset[str]]:
+        """Return all expected entities of each day."""
+        days = _day_numbers(self._rows)
+        names: list[Any] = self._rows["entity"].to_pylist()
+        ends = [*(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)] if len(days) else []
+        names_by_number: dict[int, set[str]] = {}
+        begin = 0
+        for end in ends:  # of rows of one day each; most tables are read day by day
+            names_by_number.setdefault(int(days[begin]), set()).update(names[begin:end])
+            begin = end
+        return {EPOCH + timedelta(days=number): frozenset(entities) for number, entities in names_by_number.items()}
 
     @property
     def all(self) -> Mask:
@@ -222,8 +248,7 @@ class ExpectedEntities:
 
     def _keys(self, named: pa.Table, positions: Any) -> Keys:
         """Return a number for each row: equal for equal days and entities, ascending by day."""
-        days = named["day"].cast(pa.int32()).to_numpy().astype(np.int64)
-        return days * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
+        return _day_numbers(named) * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
 
 
 def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
@@ -231,6 +256,11 @@ def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
     with np.errstate(invalid="ignore"):
         is_close = np.abs(actual - expected) <= (tolerance + ROUNDING) * np.abs(expected)
     return (is_close & np.isfinite(expected)) | (actual == expected)
+
+
+def _day_numbers(rows: pa.Table) -> Keys:
+    """Return the day of each row, of which none is null, in days since 1970."""
+    return rows["day"].cast(pa.int32()).to_numpy().astype(np.int64)
 
 
 def _named(rows: pa.Table) -> pa.Table:

@@ -48,17 +48,19 @@ def partition_names(folder: str | Path) -> list[str]:
         return []
 
 
-def check_only_partitions(table: TableName, folder: str, date_column: str | None) -> bool:
+def check_only_partitions(table: TableName, folder: str, date_column: str | None, partitions: set[str]) -> bool:
     """Check that the table's folder has no rows outside of partitions of one date each. Raises `SchemaMismatch`.
 
-    No reader would see these rows. `date_column` is that of the table, if it is known. Returns whether the answer holds
-    until a name in the folder changes: it does not while a folder that is no partition is empty.
+    No reader would see these rows. `date_column` is that of the table, if it is known. `partitions` are names that
+    were found to be partitions' before; new ones are added. Returns whether the answer holds until a name in the folder
+    changes: it does not while a folder that is no partition is empty.
     """
-    names = os.listdir(folder)  # noqa: PTH208 - faster for thousands of names
+    names = [name for name in os.listdir(folder) if name not in partitions]  # noqa: PTH208 - faster for thousands
+    partitions.update(name for name in names if _is_partition(name, date_column))
     others = [
         name
         for name in names
-        if not name.startswith(IGNORED_PREFIXES) and name != SCHEMA_FILE and not _is_partition(name, date_column)
+        if name not in partitions and not name.startswith(IGNORED_PREFIXES) and name != SCHEMA_FILE
     ]
     if with_rows := sorted(name for name in others if _holds_rows(f"{folder}/{name}")):
         shown = ", ".join(with_rows[:MAX_NAMES_SHOWN]) + (", ..." if len(with_rows) > MAX_NAMES_SHOWN else "")

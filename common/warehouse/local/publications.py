@@ -68,6 +68,7 @@ class LocalPublications(LocalBackups):
         unreadable: set[date] = set()
         prepared: dict[date, str] = {}
         columns: Mapping[str, str] | None = None  # of the files
+        parquet_schema: pq.ParquetSchema | None = None  # of the latest file
         with translate_file_errors(target), locked(self._lock(folder)):
             self._start_loading(folder)
             paths = self._places(target, date_column, [staged.day for staged in files])
@@ -87,7 +88,10 @@ class LocalPublications(LocalBackups):
                 except StagedFileLost:
                     unreadable.add(staged.day)
                 else:
-                    columns = self._check_publishable_columns(target, date_column, data, columns)
+                    file_schema = pq.read_metadata(pa.BufferReader(data)).schema
+                    if parquet_schema is None or not file_schema.equals(parquet_schema):
+                        columns = self._check_publishable_columns(target, date_column, file_schema, columns)
+                        parquet_schema = file_schema
                     prepared[staged.day] = staged.checksum if staged.rows else ABSENT
             if columns is not None:
                 self._declare_schema(target, date_column, columns)
@@ -97,14 +101,14 @@ class LocalPublications(LocalBackups):
         return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(unreadable))
 
     def _check_publishable_columns(
-        self, target: TableName, date_column: str, data: bytes, earlier: Mapping[str, str] | None
+        self, target: TableName, date_column: str, schema: pq.ParquetSchema, earlier: Mapping[str, str] | None
     ) -> Mapping[str, str]:
         """Return the columns of a staged file. Raises `SchemaMismatch` unless they are the table's and `earlier`."""
-        columns = declarable_types(pq.read_schema(pa.BufferReader(data)))
+        columns = declarable_types(schema.to_arrow_schema())
         if columns == earlier:
             return columns
-        schema = self._find_schema(target)
-        check_same_columns(None if schema is None else schema.info, date_column, columns)
+        known = self._find_schema(target)
+        check_same_columns(None if known is None else known.info, date_column, columns)
         if earlier is not None:
             info = TableInfo(table=target, columns=earlier, partitioned_by=date_column)
             check_same_columns(info, date_column, columns)

@@ -120,6 +120,7 @@ class TableSchemas:
         self._parts = parts
         self._declared: dict[str, tuple[FileStamp, TableSchema]] = {}
         self._found: dict[str, tuple[FolderStamp, TableSchema]] = {}
+        self._partitions: dict[tuple[str, str | None], set[str]] = {}  #: names that were checked
         self._listed: dict[str, tuple[FolderStamp, str | None]] = {}  #: with the date column that was checked
 
     def find(self, table: TableName, folder: str) -> TableSchema | None:
@@ -148,7 +149,10 @@ class TableSchemas:
         """Check the names in the table's folder, unless they were checked since the last change of one."""
         if self._listed.get(folder) == (stamp, date_column):
             return
-        if check_only_partitions(table, folder, date_column) and has_settled(stamp):
+        partitions = self._partitions.setdefault(
+            (folder, date_column), set()
+        )  # a publication adds some, again and again
+        if check_only_partitions(table, folder, date_column, partitions) and has_settled(stamp):
             self._listed[folder] = (stamp, date_column)
 
     def forget(self, folder: str) -> None:
@@ -186,7 +190,7 @@ class TableSchemas:
         try:
             return self.find(table, folder)
         except UnreadableSchema:
-            check_only_partitions(table, folder, None)  # as `find` does, once the schema can be read
+            check_only_partitions(table, folder, None, set())  # as `find` does, once the schema can be read
             return None
 
     def _find_in_partitions(self, table: TableName, folder: str, stamp: FolderStamp) -> TableSchema | None:
