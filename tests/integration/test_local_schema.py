@@ -535,3 +535,19 @@ def test_a_file_without_rows_counts_as_no_rows_and_is_published_over_and_put_bac
         assert now == {FEB_24: replaced[FEB_24].published}
         assert local_warehouse.restore(TABLE, "day", f"run-{players}", replaced) == {FEB_24}
         assert empty.read_bytes() == before
+
+
+def test_a_file_in_the_place_of_a_partition_does_not_read_as_no_rows(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    folder = part_of(local_warehouse, FEB_24).parent
+    shutil.rmtree(folder)
+    folder.write_text("rows of another program")
+    asks: list[Callable[[], object]] = [
+        lambda: local_warehouse.read(scan(span(FEB_24))),
+        lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
+        lambda: counts(local_warehouse, FEB_24),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+    ]
+    for ask in asks:
+        with pytest.raises(SchemaMismatch, match=rf"partition day={FEB_24}: is a file and no folder"):
+            ask()

@@ -19,8 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
-from gated_backfill.common.warehouse.local.partitions import check_no_other_files
+from gated_backfill.common.warehouse.local.partitions import check_no_other_files, partition_mismatch
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
@@ -151,8 +152,10 @@ class PartitionFiles:
         """Read as `rows` does, the columns only, without caching them."""
         try:
             handle = self._handle(part)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
+        except NotADirectoryError as exc:
+            raise _no_folder(part) from exc
         try:
             return _read_columns(part, _parquet(self._file(handle)), columns, check_schema)
         finally:
@@ -177,15 +180,18 @@ class PartitionFiles:
     def _opened(self, part: str, *, folder_required: bool = True) -> Generator[int | None]:
         """Open the file; None when it does not exist.
 
-        For readers, a file in the place of the partition's folder means no rows; publishing there raises.
+        A file in the place of the partition's folder raises `SchemaMismatch` for readers, `NotADirectoryError` for
+        others: its rows must not pass for none.
         """
         try:
             handle = self._handle(part)
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            if folder_required and isinstance(exc, NotADirectoryError):
-                raise
+        except FileNotFoundError:
             yield None
             return
+        except NotADirectoryError as exc:
+            if folder_required:
+                raise
+            raise _no_folder(part) from exc
         with closing_handle(handle):
             yield handle
 
@@ -255,6 +261,12 @@ class PartitionFiles:
         cached = self._rows.pop(part, None)
         if cached is not None:
             self._bytes -= cached[1].nbytes
+
+
+def _no_folder(part: str) -> SchemaMismatch:
+    return partition_mismatch(
+        part, f"is a file and no folder: a partition is a folder with one {part.rpartition('/')[2]}"
+    )
 
 
 def _folder_of(part: str) -> str:
