@@ -30,7 +30,7 @@ def preload_jobs() -> None:
     jobs, errors = load_jobs()
     loaded_jobs.versions = {job.name: job.version for job in jobs}
     for name, error in errors.items():
-        log.warning("job_notloaded_jobs", job=name, error_kind=error.kind, error=str(error))
+        log.warning("job_not_loaded", job=name, error_kind=error.kind, error=str(error))
 
 
 @inspect_command(name=JOB_VERSIONS)
