@@ -129,7 +129,7 @@ def environments(draw: st.DrawFn) -> dict[str, str]:
 
     def possible(value: str) -> bool:
         """Whether an environment can hold it."""
-        return not any("\ud800" <= letter < "\udc80" for letter in value)
+        return not any("\ud800" <= letter < "\udc80" or "\udd00" <= letter <= "\udfff" for letter in value)
 
     return {f"BACKFILL_{name.upper()}": draw(SPECIAL.get(name, words).filter(possible)) for name in names}
 

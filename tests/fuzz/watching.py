@@ -45,7 +45,7 @@ class Watched:
         return {
             str(path): path.lstat().st_mtime_ns
             for path in beside.rglob("*")
-            if not path.is_relative_to(self.lab.home) and path != self.lab.marks
+            if not path.is_relative_to(self.lab.home) and not path.is_relative_to(self.lab.marks)
         }
 
     def check(self, code: int, out: str, err: str) -> None:
@@ -59,7 +59,8 @@ class Watched:
         else:
             self.rows = self.published()
         assert self.canary.read_text() == "unharmed"
-        assert self._around() == self.around
+        around = self._around()
+        assert around == self.around, set(around.items()) ^ set(self.around.items())
 
     def invoke(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command, as its console script runs it, with nobody at the keyboard."""
