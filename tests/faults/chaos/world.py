@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -67,8 +68,9 @@ class Files:
 
     def strays(self) -> list[str]:
         """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
-        found = (path.relative_to(self._root) for path in self._root.rglob("*.tmp"))
-        return sorted(str(path) for path in found if ".loading" not in path.parts)
+        folders = os.walk(self._root)  # a folder that is removed meanwhile is no error here
+        found = (Path(folder).relative_to(self._root) / name for folder, _, names in folders for name in names)
+        return sorted(str(path) for path in found if path.suffix == ".tmp" and ".loading" not in path.parts)
 
     def _part(self, table: str, day: date) -> Path:
         return self._root / "chaos" / table / f"day={day}" / "part.parquet"
