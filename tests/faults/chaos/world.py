@@ -69,8 +69,9 @@ class Files:
     def strays(self) -> list[str]:
         """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
         folders = os.walk(self._root)  # a folder that is removed meanwhile is no error here
-        found = (Path(folder).relative_to(self._root) / name for folder, _, names in folders for name in names)
-        return sorted(str(path) for path in found if path.suffix == ".tmp" and ".loading" not in path.parts)
+        paths = [Path(folder).relative_to(self._root) / name for folder, _, names in folders for name in names]
+        strays: list[str] = [str(path) for path in paths if path.suffix == ".tmp" and ".loading" not in path.parts]
+        return sorted(strays)
 
     def _part(self, table: str, day: date) -> Path:
         return self._root / "chaos" / table / f"day={day}" / "part.parquet"
