@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.arrow.types import nan_as_null
 from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, EntityColumns, PresenceRule
 
 ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
@@ -100,7 +101,7 @@ def _texts(values: Any, name: str, days: Any, table: str | None) -> Any:
 
 def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
     """Return the floats as integers, NaN as null. Raises `SchemaMismatch` for one that is not a whole number."""
-    values = pc.if_else(pc.is_nan(values), None, values)
+    values = nan_as_null(values)
     limit: Any = pa.scalar(MAX_WHOLE_FLOAT, values.type)
     is_whole: Any = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), limit))
     wrong = pc.invert(is_whole.fill_null(True))
@@ -116,7 +117,7 @@ def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
 
 def _summands(values: Any) -> Any:
     numbers = values.cast(pa.float64(), safe=False)
-    return pc.fill_null(pc.if_else(pc.is_nan(numbers), None, numbers), 0.0)
+    return pc.fill_null(nan_as_null(numbers), 0.0)
 
 
 # -- comparison -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pandera.errors
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gated_backfill.common.model.arrow.types import arrow_schema, pandera_schema
+from gated_backfill.common.model.arrow.types import arrow_schema, nan_as_null, pandera_schema
 from gated_backfill.common.model.coverage import Recount, format_percent
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import Column, ColumnType
@@ -89,17 +89,7 @@ def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:
     """All rows in one table; the column `DAY_INDEX` is the position of the day that each row was staged for."""
     indexes = np.repeat(np.arange(len(staged)), [rows.num_rows for rows in staged.values()])
     rows = pa.concat_tables(staged.values()).append_column(DAY_INDEX, pa.array(indexes)).combine_chunks()
-    return _nan_as_null(rows)
-
-
-def _nan_as_null(rows: pa.Table) -> pa.Table:
-    for position, field in enumerate(rows.schema):
-        if pa.types.is_floating(field.type):
-            values = rows.column(position)
-            is_nan = pc.is_nan(values)
-            if pc.any(is_nan).as_py():
-                rows = rows.set_column(position, field, pc.if_else(is_nan, None, values))
-    return rows
+    return pa.Table.from_arrays([nan_as_null(values) for values in rows.columns], schema=rows.schema)
 
 
 @dataclass(frozen=True, kw_only=True)

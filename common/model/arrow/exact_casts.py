@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from gated_backfill.common.model.arrow.types import ARROW_TYPES, read_type_of
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, nan_as_null, read_type_of
 from gated_backfill.common.model.tables import FITTING_TYPES, ColumnType
 
 TYPE_WORDS: dict[str, str] = {
@@ -38,7 +37,7 @@ def cast_exactly(values: pa.ChunkedArray[Any], kind: ColumnType) -> pa.ChunkedAr
         raise ValueError(f"holds {values.type}")
     standard = _cast(values, ARROW_TYPES[source])
     if source == "FLOAT64" and kind != "FLOAT64":
-        standard = _nan_as_null(standard)
+        standard = nan_as_null(standard)
     if source == kind:
         return standard
     if standard.null_count == len(standard):
@@ -83,7 +82,3 @@ def _first_inexact(values: pa.ChunkedArray[Any], arrow_type: pa.DataType) -> str
         else:
             start, length = start + half, length - half
     return str(values[start].as_py())
-
-
-def _nan_as_null(values: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
-    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)

@@ -89,7 +89,7 @@ def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if hasattr(series.dtype, "pyarrow_dtype"):  # Arrow takes the NaN of other series as null, but not of its own
-        array = _nan_as_null(array)
+        array = nan_as_null(array)
     if array.null_count == len(array):
         return pa.array([None] * len(array), arrow_type)
     if array.type.equals(arrow_type):
@@ -102,11 +102,14 @@ def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
     return cast
 
 
-def _nan_as_null(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the array with null for NaN."""
+def nan_as_null(values: Any) -> Any:
+    """Return the array with null for NaN; an array without NaN, or of a type that has none, as it is."""
     import pyarrow.compute as pc
 
-    return pc.if_else(pc.is_nan(array), None, array) if pa.types.is_floating(array.type) else array
+    if not pa.types.is_floating(values.type):
+        return values
+    is_nan = pc.is_nan(values)
+    return pc.if_else(is_nan, None, values) if pc.any(is_nan).as_py() else values
 
 
 def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
