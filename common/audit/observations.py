@@ -10,6 +10,7 @@ from typing import LiteralString
 from gated_backfill.common.audit.findings import DateObservation
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, Ledger
+from gated_backfill.common.model.coverage import DateExpectation
 from gated_backfill.common.model.dates import enclosing_range
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.tables import TableName
@@ -46,6 +47,38 @@ def observe_dates(
     active_runs = _active_runs(ledger, job, days)
     counts = _count_entities(job, days, warehouse, has_target=has_target)
     row_counts = _read_row_counts(job, days, warehouse) if has_target else {}
+    expectations = _read_expectations(job, days, warehouse, counts, checkpoints, calendar)
+    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
+    unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
+    # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
+    active_runs |= _active_runs(ledger, job, days)
+    checkpoints_after = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    active_runs |= _checkpointed_meanwhile(days, checkpoints, checkpoints_after)
+    return [
+        DateObservation(
+            day=day,
+            expectation=expectations[day],
+            matched=counts.present[PUBLISHED].get(day, 0) if has_target else 0,
+            rows=row_counts.get(day, (0, 0))[0],
+            duplicates=row_counts.get(day, (0, 0))[1],
+            checkpoint=checkpoints.get(day),
+            matches_checkpoint=day in unchanged,
+            skip_reason=job.skip(day, calendar),
+            active_run=active_runs.get(day),
+        )
+        for day in days
+    ]
+
+
+def _read_expectations(
+    job: Job,
+    days: Sequence[date],
+    warehouse: Warehouse,
+    counts: EntityCounts,
+    checkpoints: Mapping[date, Checkpoint],
+    calendar: CalendarEvents | None,
+) -> dict[date, DateExpectation]:
+    """The expectation of each day, with what speaks against it."""
     floors = measure_floors(
         warehouse,
         job,
@@ -58,32 +91,18 @@ def observe_dates(
     idle_days = [day for day in days if not counts.expected.get(day)]
     source_rows = count_source_rows(warehouse, job, idle_days)
     contradictions = find_contradictions(warehouse, job, idle_days, source_rows)
-    checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
-    unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
-    # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
-    active_runs |= _active_runs(ledger, job, days)
-    checkpoints_after = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
-    active_runs |= _checkpointed_meanwhile(days, checkpoints, checkpoints_after)
-    return [
-        DateObservation(
-            day=day,
-            expectation=job.date_expectation(
-                counts.expected.get(day, 0),
-                day,
-                calendar,
-                null_entities=counts.null_entities.get(day, 0),
-                contradicted_by=contradictions.get(day),
-            ).with_floor(floors[day].count, floors[day].reason),
-            matched=counts.present[PUBLISHED].get(day, 0) if has_target else 0,
-            rows=row_counts.get(day, (0, 0))[0],
-            duplicates=row_counts.get(day, (0, 0))[1],
-            checkpoint=checkpoints.get(day),
-            matches_checkpoint=day in unchanged,
-            skip_reason=job.skip(day, calendar),
-            active_run=active_runs.get(day),
+
+    def expectation_of(day: date) -> DateExpectation:
+        expectation = job.date_expectation(
+            counts.expected.get(day, 0),
+            day,
+            calendar,
+            null_entities=counts.null_entities.get(day, 0),
+            contradicted_by=contradictions.get(day),
         )
-        for day in days
-    ]
+        return expectation.with_floor(floors[day].count, floors[day].reason)
+
+    return {day: expectation_of(day) for day in days}
 
 
 def read_missing_names(job: Job, days: Sequence[date], warehouse: Warehouse, max_names: int) -> dict[date, list[str]]:
