@@ -67,10 +67,20 @@ def chunk_dates(days: Sequence[date], size: int) -> list[tuple[date, ...]]:
     return [tuple(days[at : at + size]) for at in range(0, len(days), size)]
 
 
+def days_in(ranges: Iterable[DateRange]) -> list[date]:
+    """Return the days of the ranges, one range after the other."""
+    return [day for span in ranges for day in span.days()]
+
+
+def days_with_lookback(days: Iterable[date], lookback: int) -> list[date]:
+    """Return the days and `lookback` days before each, each once, oldest first."""
+    return sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)})
+
+
 def consecutive_ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
     """Return the ranges of consecutive days that cover the days and `lookback` days before each, oldest first."""
     merged: list[DateRange] = []
-    for day in sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)}):
+    for day in days_with_lookback(days, lookback):
         if merged and day - merged[-1].through == ONE_DAY:
             merged[-1] = DateRange(start=merged[-1].start, through=day)
         else:

@@ -10,7 +10,7 @@ from operator import or_
 
 import pyarrow as pa
 
-from gated_backfill.common.model.dates import chunk_dates, consecutive_ranges
+from gated_backfill.common.model.dates import chunk_dates, consecutive_ranges, days_in
 from gated_backfill.common.process.forked_work import map_in_forks, usable_processes
 from gated_backfill.common.warehouse.entities import ExpectedEntities
 from gated_backfill.common.warehouse.protocol import EntityCounts, EntityScan
@@ -27,7 +27,7 @@ def count_by_reading(
     read: ReadEntities, expected: EntityScan, sources: SourceScans, groups: SourceGroups
 ) -> EntityCounts:
     """Count as `Warehouse.count_entities` does, from the rows, a limited number of days at a time."""
-    days = [day for span in expected.dates for day in span.days()]
+    days = days_in(expected.dates)
     processes = usable_processes() if len(days) >= MIN_DAYS_TO_FORK else 1
     parts = map_in_forks(partial(_count, read, expected, sources, groups), chunk_dates(days, DAYS_PER_READ), processes)
     return EntityCounts(

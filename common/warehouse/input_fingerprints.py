@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges
+from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges, days_with_lookback
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
@@ -49,18 +49,26 @@ def input_fingerprints(
 
     A column that is not read changes no fingerprint. `roles` limits the tables.
     """
-    tables = [table for table in input_tables(job) if roles is None or table.role in roles]
+    tables = _tables_of(job, roles)
     fingerprints = {
         partitions: _fingerprint_days(warehouse, days, lookback, *partitions)
         for partitions, lookback in _lookbacks(tables).items()
     }
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
     for table in tables:
-        by_day = fingerprints[table.partitions]
         for day in days:
-            read = (by_day[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
-            parts[day][table.role] = _hash(read)[:PART_LENGTH]
+            parts[day][table.role] = _part(table, day, fingerprints[table.partitions])
     return parts
+
+
+def _tables_of(job: Job, roles: Collection[str] | None) -> list[InputTable]:
+    return [table for table in input_tables(job) if roles is None or table.role in roles]
+
+
+def _part(table: InputTable, day: date, fingerprints: Mapping[date, str], *also: str) -> str:
+    """Hash the fingerprints of the day and its lookback, oldest first, after further texts."""
+    read = (fingerprints[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
+    return _hash([*also, *read])[:PART_LENGTH]
 
 
 def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
@@ -93,18 +101,26 @@ def quick_fingerprints(
     While such a part is the same, so is the part of its role: nothing has to be read. Without quick fingerprints, the
     days have no parts.
     """
+    tables = _tables_of(job, roles)
+    lookbacks: dict[
+        tuple[str, str], int
+    ] = {}  # a source is often the expectation's table: its files are looked at once
+    for table in tables:
+        key = table.table, table.date_column
+        lookbacks[key] = max(lookbacks.get(key, 0), table.lookback_days)
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
-    for table in input_tables(job):
-        if roles is not None and table.role not in roles:
-            continue
-        days_read = [day for span in consecutive_ranges(days, lookback=table.lookback_days) for day in span.days()]
-        by_day = warehouse.quick_fingerprints(TableName.parse(table.table), table.date_column, days_read)
+    fingerprints: dict[tuple[str, str], Mapping[date, str]] = {}
+    for (name, date_column), lookback in lookbacks.items():
+        days_read = days_with_lookback(days, lookback)
+        by_day = warehouse.quick_fingerprints(TableName.parse(name), date_column, days_read)
         if by_day is None:
             return parts
+        fingerprints[name, date_column] = by_day
+    for table in tables:
         columns = "*" if table.columns is None else ",".join(sorted(table.columns))
         for day in days:
-            read = (by_day[day - ONE_DAY * n] for n in range(table.lookback_days, -1, -1))
-            parts[day][quick_role(table.role)] = _hash([columns, *read])[:PART_LENGTH]
+            by_day = fingerprints[table.table, table.date_column]
+            parts[day][quick_role(table.role)] = _part(table, day, by_day, columns)
     return parts
 
 
@@ -121,11 +137,10 @@ def _fingerprint_days(
     columns: frozenset[str] | None,
     time_zone: str | None,
 ) -> dict[date, str]:
-    days_read = [day for span in consecutive_ranges(days, lookback=lookback) for day in span.days()]
     return warehouse.fingerprints(
         TableName.parse(table),
         date_column,
-        days_read,
+        days_with_lookback(days, lookback),
         columns=None if columns is None else sorted(columns),
         time_zone=time_zone,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from gated_backfill.common.model.coverage import SourceChoice, format_percent, reaches_ratio
-from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges
+from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges, days_with_lookback
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import Input, Job, Source
 from gated_backfill.common.model.tables import TableName
@@ -83,9 +83,7 @@ def prerequisite_scans(job: Job, days: Collection[date], *, sources: Collection[
     scans += [_rows_scan(use, days, lookback=use.lookback_days) for use in with_lookback]
     if with_lookback:
         longest = max(use.lookback_days for use in with_lookback)
-        calendar = calendar_scan(
-            job, [day for span in consecutive_ranges(days, lookback=longest) for day in span.days()]
-        )
+        calendar = calendar_scan(job, days_with_lookback(days, longest))
         scans += [] if calendar is None else [calendar]
     return scans
 
@@ -118,7 +116,7 @@ class _Finder:
         """The days of lookbacks on which the calendar has no event; None if the job's calendar does not exist."""
         if self._job.expectation.calendar is None:
             return frozenset()
-        days = [day for span in consecutive_ranges(self._days, lookback=lookback) for day in span.days()]
+        days = days_with_lookback(self._days, lookback)
         calendar = count_calendar_events(self._warehouse, self._job, days)
         return None if calendar is None else frozenset(day for day in days if not calendar.count_on(day))
 
@@ -144,9 +142,8 @@ class _Finder:
 
     def _days_with_rows(self, use: Source | Input, *, lookback: int) -> frozenset[date]:
         days_with_rows = frozenset(self._table_days.get((use.table, use.date_column, use.time_zone), ()))
-        days = {day for span in consecutive_ranges(self._days, lookback=lookback) for day in span.days()}
         table = TableName.parse(use.table)
-        days_to_count = days - days_with_rows
+        days_to_count = set(days_with_lookback(self._days, lookback)) - days_with_rows
         if not days_to_count or (isinstance(use, Source) and self._warehouse.describe(table) is None):
             return days_with_rows
         return days_with_rows | self._warehouse.count_rows(_rows_scan(use, days_to_count)).keys()

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from gated_backfill.common.model.dates import ONE_DAY, DateRange, enclosing_range
+from gated_backfill.common.model.dates import ONE_DAY, DateRange, days_in, enclosing_range
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.statements import QuotedSql, fill_placeholders, quoted_column
@@ -112,7 +112,7 @@ def _date_list_filter(name: str, column: DateColumn, dates: Sequence[DateRange])
     enclosing = enclosing_range(day for span in dates for day in (span.start, span.through))
     within, bound = _within(f"{name}__start", f"{name}__through", column, enclosing.start, enclosing.through)
     zone, days = f"{name}__zone", f"{name}__days"
-    bound |= column.zone(zone) | {days: [day for span in dates for day in span.days()]}
+    bound |= column.zone(zone) | {days: days_in(dates)}
     listed = fill_placeholders(sql_of.AMONG, within=within, day=column.day(zone), days=sql_of.parameter(days))
     return listed, bound
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
 from gated_backfill.common.errors import QueryFailed, TableNotFound, UserError
-from gated_backfill.common.model.dates import consecutive_ranges, enclosing_range
+from gated_backfill.common.model.dates import consecutive_ranges, days_in, enclosing_range
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName, validate_identifier
@@ -81,7 +81,7 @@ class BigQueryQueries:
         names = ", ".join(sorted({str(scan.table) for scan in (expected, *sources.values())}))
         rows = self._rows(statement, params, names).to_pylist()
         expected_days = {row["day"] for row in rows if row["expected"]}
-        other_days = [day for span in expected.dates for day in span.days() if day not in expected_days]
+        other_days = [day for day in days_in(expected.dates) if day not in expected_days]
         return EntityCounts(
             expected={row["day"]: row["expected"] for row in rows if row["expected"]},
             present={
@@ -114,7 +114,7 @@ class BigQueryQueries:
     def count_rows(self, scan: Scan) -> dict[date, int]:
         columns = EntityColumns(date=scan.date_column, entity=(), time_zone=scan.time_zone)
         rows = EntityScan(table=scan.table, columns=columns, dates=scan.dates)
-        return self._row_counts(rows, [day for span in scan.dates for day in span.days()])
+        return self._row_counts(rows, days_in(scan.dates))
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
         statement, bound = self._scan("t", scan)

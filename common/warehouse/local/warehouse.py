@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 import pyarrow as pa
 
 from gated_backfill.common.errors import QueryFailed, SchemaMismatch, TableNotFound, WarehouseUnavailable
+from gated_backfill.common.model.dates import days_in
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.process.file_lock import locked
@@ -291,7 +292,7 @@ class LocalWarehouse(LocalPublications):
 
     def _candidates(self, scan: Scan) -> list[tuple[date, str]]:
         """List the scan's days with their files; not all of them may exist."""
-        days = [day for span in scan.dates for day in span.days()]
+        days = days_in(scan.dates)
         places = self._places(scan.table, scan.date_column, days)
         if len(places) <= MAX_DAYS_TO_PROBE:
             return list(places.items())
