@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
@@ -152,6 +152,13 @@ class Checkpoint:
     inputs: str
     checkpointed_at: datetime
     input_parts: Mapping[str, str] | None = None  #: fingerprints by role of the table; None if not recorded
+
+
+class CheckpointedCount(NamedTuple):
+    """How many entities a checkpointed date expected, and the run that checkpointed it."""
+
+    expected: int
+    run_id: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 
 INCOMPLETE_EXPECTATION = "expectation incomplete"  #: begins the reason of a date whose expectation is not trusted
 
@@ -115,6 +116,7 @@ def reaches_ratio(part: int, whole: int, ratio: float) -> bool:
     return not whole or part / whole >= ratio
 
 
+@lru_cache
 def least_count(whole: float, ratio: float) -> int:
     """Return the smallest number that `reaches_ratio` accepts as this share of `whole`."""
     count = max(int(ratio * whole) - 1, 0)

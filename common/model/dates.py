@@ -74,18 +74,16 @@ def days_in(ranges: Iterable[DateRange]) -> list[date]:
 
 def days_with_lookback(days: Iterable[date], lookback: int) -> list[date]:
     """Return the days and `lookback` days before each, each once, oldest first."""
-    return sorted({day - ONE_DAY * n for day in days for n in range(lookback + 1)})
+    asked = {*days}
+    return sorted(asked.union(day - ONE_DAY * n for day in asked for n in range(1, lookback + 1)))
 
 
 def consecutive_ranges(days: Iterable[date], *, lookback: int = 0) -> list[DateRange]:
     """Return the ranges of consecutive days that cover the days and `lookback` days before each, oldest first."""
-    merged: list[DateRange] = []
-    for day in days_with_lookback(days, lookback):
-        if merged and day - merged[-1].through == ONE_DAY:
-            merged[-1] = DateRange(start=merged[-1].start, through=day)
-        else:
-            merged.append(DateRange(start=day, through=day))
-    return merged
+    ordered = days_with_lookback(days, lookback)
+    firsts = [n for n, day in enumerate(ordered) if not n or day - ordered[n - 1] != ONE_DAY]
+    ends = [*firsts[1:], len(ordered)] if firsts else []
+    return [DateRange(start=ordered[first], through=ordered[end - 1]) for first, end in zip(firsts, ends, strict=True)]
 
 
 def format_dates(days: Iterable[date], *, max_ranges: int = 5) -> str:

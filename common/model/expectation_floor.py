@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from gated_backfill.common.model.coverage import least_count
@@ -88,12 +89,13 @@ def compute_floors(
             floors.append(_Share(checkpoint.expected, accept_ratio, text))
         if count:
             floors.append(_Share(count, accept_ratio, "were expected when the run was planned"))
-        if count and recent is not None and (counts := recent.counts_around(day)):
+        least = max(map(_Share.least, floors), default=0)
+        if count and recent is not None and share * recent.most > least and (counts := recent.counts_around(day)):
             floors.append(_Share(_median(counts), share, f"are usual on the {len(counts)} dates around it"))
         largest = max(floors, key=_Share.least, default=None)
         if count and expectation.floor is not None and (largest is None or expectation.floor > largest.least()):
             return ExpectationFloor(count=expectation.floor, reason="the job's floor")
-        return NO_FLOOR if largest is None else largest.as_floor()
+        return NO_FLOOR if largest is None else _as_floor(largest)
 
     return {day: floor_of(day) for day in days}
 
@@ -108,9 +110,11 @@ class _Share(NamedTuple):
     def least(self) -> int:
         return least_count(self.whole, self.share)
 
-    def as_floor(self) -> ExpectationFloor:
-        reason = f"{self.whole:g} {self.text}, and {self.share:.0%} of that is required"
-        return ExpectationFloor(count=self.least(), reason=reason)
+
+@lru_cache  # most dates share theirs with others
+def _as_floor(share: _Share) -> ExpectationFloor:
+    reason = f"{share.whole:g} {share.text}, and {share.share:.0%} of that is required"
+    return ExpectationFloor(count=share.least(), reason=reason)
 
 
 class _RecentCounts:
@@ -120,6 +124,7 @@ class _RecentCounts:
         counts = sorted((day.toordinal(), count) for day, count in expected.items() if count)
         self._days = [day for day, _ in counts]  # as ordinals, which compare faster
         self._counts = [count for _, count in counts]
+        self.most = max(self._counts, default=0)
 
     def counts_around(self, day: date) -> list[int]:
         """Return the counts of the nearest dates on both sides of the day; none if they are too few."""

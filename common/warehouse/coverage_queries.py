@@ -149,9 +149,10 @@ def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Measu
 
 
 def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEntities) -> SourceEntities:
-    if warehouse.describe(scan.table) is None:
+    try:
+        rows = warehouse.read_entities(scan)
+    except TableNotFound:
         return NO_ENTITIES
-    rows = warehouse.read_entities(scan)
     present = expected.present_in(rows, scan.columns.rule)
     return SourceEntities(
         present=expected.sets_by_day(present),

@@ -27,6 +27,7 @@ ROW_COUNT = "__row_count"  #: column with the number of rows that each row stand
 SEPARATOR = "|"  #: between the parts of an entity of several columns
 NO_POSITION: Any = 0  #: in the keys of entities without a number, which are not used
 EPOCH = date(1970, 1, 1)
+NO_DAYS = np.empty(0, np.int32)
 ROUNDING = 1e-9  #: relative difference of two sums that is rounding
 
 Mask = npt.NDArray[np.bool_]
@@ -74,6 +75,16 @@ def read_days(values: Any, time_zone: str | None) -> Any:
             raise pa.ArrowInvalid("it is a TIMESTAMP, and no time_zone is declared")
         values = pc.local_timestamp(values.cast(pa.timestamp(values.type.unit, tz=time_zone)))
     return pc.floor_temporal(values, unit="day").cast(pa.date32())
+
+
+def day_numbers(dates: Any) -> npt.NDArray[np.int32]:
+    """Return dates, none of them null, as days since 1970, without a copy of a single chunk: read for every date."""
+    array: Any = dates
+    if isinstance(dates, pa.ChunkedArray):
+        array = dates.chunk(0) if dates.num_chunks == 1 else dates.combine_chunks()
+    if not len(array):
+        return NO_DAYS
+    return np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array)]
 
 
 def _entities(rows: pa.Table, columns: EntityColumns, days: Any, table: str | None) -> Any:
@@ -158,7 +169,7 @@ class ExpectedEntities:
 
     def all_by_day(self) -> dict[date, frozenset[str]]:
         """Return all expected entities of each day."""
-        days = _day_numbers(self._rows)
+        days = day_numbers(self._rows["day"])
         names: list[Any] = self._rows["entity"].to_pylist()
         ends = [*(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)] if len(days) else []
         names_by_number: dict[int, set[str]] = {}
@@ -249,7 +260,8 @@ class ExpectedEntities:
 
     def _keys(self, named: pa.Table, positions: Any) -> Keys:
         """Return a number for each row: equal for equal days and entities, ascending by day."""
-        return _day_numbers(named) * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
+        days = day_numbers(named["day"]).astype(np.int64)
+        return days * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
 
 
 def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
@@ -257,11 +269,6 @@ def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
     with np.errstate(invalid="ignore"):
         is_close = np.abs(actual - expected) <= (tolerance + ROUNDING) * np.abs(expected)
     return (is_close & np.isfinite(expected)) | (actual == expected)
-
-
-def _day_numbers(rows: pa.Table) -> Keys:
-    """Return the day of each row, of which none is null, in days since 1970."""
-    return rows["day"].cast(pa.int32()).to_numpy().astype(np.int64)
 
 
 def _named(rows: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.warehouse.entities import day_entity_rows
+from gated_backfill.common.warehouse.entities import day_entity_rows, day_numbers
 
 UNKNOWN_ENTITY = -1
 
@@ -72,5 +72,5 @@ def find_misdated_entity(entities: pa.Table, entities_read: pa.Table) -> tuple[d
 def _day_entity_keys(rows: pa.Table, names: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """For each row: whether its entity is among the names, and a number that identifies its day and entity."""
     places = pc.index_in(rows["entity"], value_set=names).fill_null(UNKNOWN_ENTITY).to_numpy()
-    days = rows["day"].cast(pa.int32()).to_numpy().astype(np.int64)
+    days = day_numbers(rows["day"]).astype(np.int64)
     return places != UNKNOWN_ENTITY, days * len(names) + places

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.errors import ProcessFailed
+from gated_backfill.common.errors import ProcessFailed, TableNotFound
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns
@@ -169,10 +169,11 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
     """The source's rows, sorted by date and entity unless they are derived."""
     needed = _columns_to_read(source.columns, source.date_column, *job.source_entity(source))
-    if warehouse.describe(TableName.parse(source.table)) is None:
+    try:
+        rows = _read_table(warehouse, source, days, needed)
+    except TableNotFound:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
-    rows = _read_table(warehouse, source, days, needed)
     if source.derive is not None:
         return _derive_rows(job, source, rows, days).assign(**{SOURCE_COLUMN: source.name})
     ordered = rows.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])

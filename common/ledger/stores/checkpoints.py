@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse
 from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
-from gated_backfill.common.ledger.records import Checkpoint
+from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount
 from gated_backfill.common.ledger.rows import checkpoint_from_row, date_transition
 from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
@@ -83,6 +83,15 @@ class CheckpointStore(LedgerStore):
         query = select(checkpoints).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
         with self._read() as connection:
             return {row["day"]: checkpoint_from_row(row) for row in connection.execute(query).mappings()}
+
+    def list_expected(self, job: str, start: date, through: date) -> dict[date, CheckpointedCount]:
+        """Return what the job's checkpoints of a range of dates expected, by day; both ends are included."""
+        columns = checkpoints.c.day, checkpoints.c.expected, checkpoints.c.run_id
+        query = select(*columns).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
+        with self._read() as connection:
+            return {
+                day: CheckpointedCount(expected, run_id) for day, expected, run_id in connection.execute(query).tuples()
+            }
 
     def list_versions(self, run_id: str) -> dict[date, str]:
         """Return the job version of each date that the run has checkpointed, and no later run."""

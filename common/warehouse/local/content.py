@@ -8,7 +8,7 @@ integers, times at midnight as dates, and NaN as null.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,25 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.model.entities import MAX_WHOLE_FLOAT
 from gated_backfill.common.storage.files import checksum_of
+from gated_backfill.common.warehouse.entities import day_numbers
 
 DAY_MICROSECONDS = 86_400_000_000
 
 
-def content_fingerprint(columns: Iterable[tuple[str, pa.ChunkedArray[Any]]]) -> str:
-    """Hash named columns of the same rows, in the order of their names. Their types are those of column types."""
+def content_fingerprint(digests: Mapping[str, bytes]) -> str:
+    """Hash the digests of named columns of the same rows, in the order of their names."""
     content = hashlib.sha256()
-    for name, values in sorted(columns, key=lambda column: column[0]):
-        content.update(f"{name}\0{len(values)}\0".encode())
-        for part in _contents(values):
-            content.update(part)
+    for name, digest in sorted(digests.items()):
+        content.update(f"{name}\0".encode() + digest)
     return content.hexdigest()
+
+
+def column_digest(values: pa.ChunkedArray[Any]) -> bytes:
+    """Hash the values of a column, whose type is that of a column type, and their number."""
+    content = hashlib.sha256(str(len(values)).encode())
+    for part in _contents(values):
+        content.update(part)
+    return content.digest()
 
 
 def _contents(values: pa.ChunkedArray[Any]) -> Iterator[Any]:
@@ -61,7 +68,7 @@ def _value_contents(values: pa.ChunkedArray[Any], kind: pa.DataType) -> Iterator
         yield values.cast(pa.uint8()).to_numpy()
     elif types.is_date32(kind):
         yield b"dates"
-        yield values.cast(pa.int32()).cast(pa.int64()).to_numpy()
+        yield day_numbers(values).astype(np.int64)
     elif types.is_timestamp(kind):
         yield from _time_contents(values.cast(pa.int64()).to_numpy(), has_zone=kind.tz is not None)
     else:

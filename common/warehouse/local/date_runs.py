@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gated_backfill.common.storage.batch_spool import BatchSpool
+from gated_backfill.common.warehouse.entities import day_numbers
 
 RUN_BYTES = 12 * 1024 * 1024  #: that are sorted in memory
 BATCH_BYTES = 64 * 1024  #: of a run, read at once: one such batch of each run is in memory
@@ -46,7 +47,7 @@ class DateRuns(AbstractContextManager["DateRuns"]):
 
     def _add_run(self, batches: list[pa.RecordBatch]) -> None:
         rows = pa.Table.from_batches(batches, self._spool.schema)
-        days = _day_numbers(rows[self._date_column])
+        days = day_numbers(rows[self._date_column])
         if np.any(np.diff(days) < 0):
             order: Any = np.argsort(days, kind="stable")
             rows, days = rows.take(pa.array(order, pa.int64())), days[order]
@@ -94,10 +95,6 @@ class _Cursor:
         self._batch = next(self._batches, None)
         if self._batch is None:
             return False
-        self._days = _day_numbers(self._batch[self._date_column])
+        self._days = day_numbers(self._batch[self._date_column])
         self._offset = 0
         return True
-
-
-def _day_numbers(days: Any) -> npt.NDArray[np.int32]:
-    return days.cast(pa.int32()).to_numpy()

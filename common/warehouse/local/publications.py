@@ -259,13 +259,11 @@ class LocalPublications(LocalBackups):
         (loading / COMMITTED).unlink()
         shutil.rmtree(loading)
 
-    def _finish_load(self, table: TableName) -> None:
-        """Finish a load that was committed by a process that died before finishing it."""
-        mark = f"{self.root}/{table.dataset}/{table.table}/{LOADING}/{COMMITTED}"
-        if file_exists(mark):
-            folder = self._folder(table)
-            with locked(self._lock(folder)):
-                self._roll_forward(folder)
+    def _finish_load(self, folder: str) -> None:
+        """Finish a load into the table's folder that was committed by a process that died before finishing it."""
+        if file_exists(f"{folder}/{LOADING}/{COMMITTED}"):
+            with locked(self._lock(Path(folder))):
+                self._roll_forward(Path(folder))
 
 
 _NoteEntries = dict[str, dict[str, str]]

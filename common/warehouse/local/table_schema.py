@@ -57,6 +57,7 @@ class UnknownPartitionSchema(Exception):
 class TableSchema:
     """The schema of a table: `info` with the columns and types, and the Arrow types of the columns."""
 
+    folder: str  #: of the table: a checked path
     info: TableInfo
     date_column: str
     arrow_types: Mapping[str, pa.DataType]
@@ -141,7 +142,7 @@ class TableSchemas:
         cached = self._declared.get(folder)
         if cached is not None and cached[0] == stamp:
             return cached[1]
-        schema = _parse(table, read_regular_file(f"{folder}/{SCHEMA_FILE}"))
+        schema = _parse(table, folder, read_regular_file(f"{folder}/{SCHEMA_FILE}"))
         self._declared[folder] = (stamp, schema)
         return schema
 
@@ -226,11 +227,12 @@ class TableSchemas:
             return None
         if len(date_columns) > 1:
             raise SchemaMismatch(f"has partitions by several columns: {', '.join(date_columns)}", table=str(table))
-        return _united_schema(table, next(iter(date_columns)), partitions_by_type, arrow_types)
+        return _united_schema(table, folder, next(iter(date_columns)), partitions_by_type, arrow_types)
 
 
 def _united_schema(
     table: TableName,
+    folder: str,
     date_column: str,
     partitions_by_type: Mapping[str, Mapping[str, str]],
     arrow_types: Mapping[str, pa.DataType],
@@ -246,7 +248,9 @@ def _united_schema(
     info = TableInfo(
         table=table, columns=columns, partitioned_by=date_column, types_are_declared=False, mixed_columns=mixed
     )
-    return TableSchema(info=info, date_column=date_column, arrow_types=_arrow_types(columns, arrow_types))
+    return TableSchema(
+        folder=folder, info=info, date_column=date_column, arrow_types=_arrow_types(columns, arrow_types)
+    )
 
 
 def _arrow_types(columns: Mapping[str, str], others: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -255,7 +259,7 @@ def _arrow_types(columns: Mapping[str, str], others: Mapping[str, pa.DataType]) 
     return {name: standard.get(kind) or others[name] for name, kind in columns.items()}
 
 
-def _parse(table: TableName, content: bytes) -> TableSchema:
+def _parse(table: TableName, folder: str, content: bytes) -> TableSchema:
     try:
         declared: dict[str, Any] = json.loads(content)
         date_column, columns = declared["date_column"], dict(declared["columns"])
@@ -267,7 +271,7 @@ def _parse(table: TableName, content: bytes) -> TableSchema:
             table=str(table),
         ) from exc
     info = TableInfo(table=table, columns=columns, partitioned_by=date_column, has_fixed_columns=True)
-    return TableSchema(info=info, date_column=date_column, arrow_types=arrow_types)
+    return TableSchema(folder=folder, info=info, date_column=date_column, arrow_types=arrow_types)
 
 
 def _check_supported(table: TableName, columns: Mapping[str, str]) -> None:

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +20,7 @@ from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.exact_casts import cast_exactly, null_column
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.tables import ColumnTypes
-from gated_backfill.common.warehouse.entities import read_days
+from gated_backfill.common.warehouse.entities import day_numbers, read_days
 from gated_backfill.common.warehouse.local.partitions import partition_mismatch
 from gated_backfill.common.warehouse.local.table_schema import TableSchema
 
@@ -125,7 +124,7 @@ class TypedReader:
         days: Any = [partition.day.toordinal() - EPOCH_ORDINAL for partition in group]
         if len(group) > 1:
             days = np.repeat(days, [partition.rows.num_rows for partition in group])
-        differs = _day_numbers(dates) != days
+        differs = day_numbers(dates) != days
         if np.count_nonzero(differs):
             self._raise_misdated(group, int(differs.argmax()), values)
 
@@ -139,13 +138,3 @@ class TypedReader:
         raise partition_mismatch(
             partition.part, f"column {column} holds {held}: the rows of a partition must have its date"
         )
-
-
-def _day_numbers(dates: pa.ChunkedArray[Any]) -> npt.NDArray[np.int32]:
-    """Return dates, none of them null, as days since 1970, without a copy of a single chunk: read for every date."""
-    numbers = [
-        np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk)]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        for chunk in dates.chunks
-        if len(chunk)
-    ]
-    return numbers[0] if len(numbers) == 1 else np.concatenate([*numbers, np.empty(0, np.int32)])

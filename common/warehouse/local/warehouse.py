@@ -33,7 +33,7 @@ from gated_backfill.common.storage.files import (
 from gated_backfill.common.storage.staged_files import read_all_rows
 from gated_backfill.common.warehouse.counting import count_by_reading
 from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
-from gated_backfill.common.warehouse.local.content import content_fingerprint
+from gated_backfill.common.warehouse.local.content import column_digest, content_fingerprint
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
 from gated_backfill.common.warehouse.local.partitions import (
@@ -92,8 +92,7 @@ class LocalWarehouse(LocalPublications):
 
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
-            self._finish_load(table)
-            schema = self._find_schema(table)
+            schema = self._find_complete_schema(table)
             return None if schema is None else schema.info
 
     def query(
@@ -148,7 +147,7 @@ class LocalWarehouse(LocalPublications):
         columns = list(dict.fromkeys((*reader.columns.values(), scan.date_column)))
         return reader.stack(
             PartitionRows(day, part, rows)
-            for day, part in self._candidates(scan)
+            for day, part in _candidates(schema, days_in(scan.dates))
             if (rows := read_partition(part, columns, schema, read_file)) is not None
         )
 
@@ -164,31 +163,34 @@ class LocalWarehouse(LocalPublications):
         columns: Collection[str] | None = None,
         time_zone: str | None = None,
     ) -> dict[date, str]:
-        places = self._places(table, date_column, days)
         if columns is None:
+            places = self._places(table, date_column, days)
             checksums = self.quick_fingerprints(table, date_column, days)
             with translate_file_errors(table):
                 return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
-        if self.describe(table) is None:
-            return dict.fromkeys(days, ABSENT)
         dated = Scan(table=table, date_column=date_column, dates=(), time_zone=time_zone)
-        return self._with_schema(dated, columns, lambda schema: self._content_fingerprints(places, schema, columns))
+        try:
+            return self._with_schema(dated, columns, lambda schema: self._content_fingerprints(schema, days, columns))
+        except TableNotFound:
+            return dict.fromkeys(days, ABSENT)
 
     def _content_fingerprints(
-        self, places: Mapping[date, str], schema: TableSchema, columns: Collection[str]
+        self, schema: TableSchema, days: Collection[date], columns: Collection[str]
     ) -> dict[date, str]:
-        reader = TypedReader(schema=schema, columns={name: name for name in sorted(columns)}, declared_types={})
-        fingerprints = dict.fromkeys(places, ABSENT)
-        for day, part in places.items():
-            rows = read_partition(part, list(reader.columns), schema, self._parts.rows)
+        reader = TypedReader(schema=schema, columns={name: name for name in columns}, declared_types={})
+        fingerprints = dict.fromkeys(days, ABSENT)
+        for day, part in _places_in(schema.folder, schema.date_column, days).items():
+            rows = read_partition(part, [*columns], schema, self._parts.rows)
             if rows is not None and rows.num_rows:
-                fingerprints[day] = content_fingerprint(reader.columns_of(PartitionRows(day, part, rows)))
+                typed_columns = reader.columns_of(PartitionRows(day, part, rows))
+                fingerprints[day] = content_fingerprint({name: column_digest(values) for name, values in typed_columns})
         return fingerprints
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
-            self._finish_load(table)
-            places = self._places(table, date_column, checksums)
+            folder = self._folder_path(table)
+            self._finish_load(folder)
+            places = _places_in(folder, date_column, checksums)
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
@@ -248,8 +250,9 @@ class LocalWarehouse(LocalPublications):
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            self._finish_load(table)
-            places = self._places(table, date_column, days)
+            folder = self._folder_path(table)
+            self._finish_load(folder)
+            places = _places_in(folder, date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
@@ -287,22 +290,18 @@ class LocalWarehouse(LocalPublications):
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
-        folder = self._folder_path(table)
-        return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
-
-    def _candidates(self, scan: Scan) -> list[tuple[date, str]]:
-        """List the scan's days with their files; not all of them may exist."""
-        days = days_in(scan.dates)
-        places = self._places(scan.table, scan.date_column, days)
-        if len(places) <= MAX_DAYS_TO_PROBE:
-            return list(places.items())
-        existing = set(partition_names(self._folder_path(scan.table)))
-        return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
+        return _places_in(self._folder_path(table), date_column, days)
 
     # -- schemas --------------------------------------------------------------------------------------------
 
     def _find_schema(self, table: TableName) -> TableSchema | None:
         return self._schemas.find(table, self._folder_path(table))
+
+    def _find_complete_schema(self, table: TableName) -> TableSchema | None:
+        """Return the schema of the table, after a load that was committed is finished."""
+        folder = self._folder_path(table)
+        self._finish_load(folder)
+        return self._schemas.find(table, folder)
 
     def _declare_schema(self, table: TableName, date_column: str, columns: Mapping[str, str]) -> None:
         """Declare the schema of rows that are about to be written, unless the table has a declared one."""
@@ -317,8 +316,7 @@ class LocalWarehouse(LocalPublications):
         """
         for _ in range(SCHEMA_TRIES):
             with translate_file_errors(scan.table):
-                self._finish_load(scan.table)
-                schema = self._find_schema(scan.table)
+                schema = self._find_complete_schema(scan.table)
                 if schema is None:
                     raise TableNotFound("no such table in the warehouse", table=str(scan.table))
                 names = schema.info.columns.keys() if columns is None else columns
@@ -326,8 +324,21 @@ class LocalWarehouse(LocalPublications):
                 try:
                     return work(schema)
                 except UnknownPartitionSchema:
-                    self._schemas.forget(self._folder_path(scan.table))
+                    self._schemas.forget(schema.folder)
         raise WarehouseUnavailable("partitions with other columns were written meanwhile", table=str(scan.table))
+
+
+def _places_in(folder: str, date_column: str, days: Iterable[date]) -> dict[date, str]:
+    return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
+
+
+def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date, str]]:
+    """List the days with their files; not all of them may exist."""
+    places = _places_in(schema.folder, schema.date_column, days)
+    if len(places) <= MAX_DAYS_TO_PROBE:
+        return list(places.items())
+    existing = set(partition_names(schema.folder))
+    return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
 
 
 def read_partition(part: str, columns: list[str], schema: TableSchema, read_file: ReadFile) -> pa.Table | None:
