@@ -16,6 +16,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 SOURCE = re.compile(r"`[a-z0-9-]+\.(\w+)\.((?:staged|load)_\w+)`")
 KEPT = re.compile(r"`[a-z0-9-]+\.(\w+\.cleanup_\w+)`")
 UNDO = re.compile(r"`[a-z0-9-]+\.(\w+\.undo_\w+)`")
+CONTENT = re.compile(r"AS `(content\d*)`")
 ANY_TABLE = re.compile(r"`[a-z0-9-]+\.(\w+\.\w+)`")
 TARGET = re.compile(r"DELETE FROM `[a-z0-9-]+\.(\w+\.\w+)`|FROM `[a-z0-9-]+\.(\w+\.\w+)`")
 
@@ -41,8 +42,10 @@ class PublishedDates:
         if "wanted" in params:
             wanted = {date.fromisoformat(one["day"]): one["checksum"] for one in map(json.loads, params["wanted"])}
             return {"day": "DATE"}, [(day,) for day, checksum in sorted(wanted.items()) if held.get(day) == checksum]
-        rows = [(day, held[day]) for day in sorted(params["days"]) if held.get(day, ABSENT) != ABSENT]
-        return {"day": "DATE", "content": "STRING"}, rows
+        contents = CONTENT.findall(sql)  # one for each set of columns
+        days = [day for day in sorted(params["days"]) if held.get(day, ABSENT) != ABSENT]
+        rows = [(day, *[held[day]] * len(contents)) for day in days]
+        return {"day": "DATE"} | dict.fromkeys(contents, "STRING"), rows
 
     def run(
         self, job: str, sql: str, params: Mapping[str, Any], rows_in: Callable[[str, str], pa.Table | None]

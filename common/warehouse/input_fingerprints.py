@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 from gated_backfill.common.model.dates import ONE_DAY, consecutive_ranges, days_with_lookback
 from gated_backfill.common.model.job import Input, Job, Source
@@ -16,8 +17,6 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 EXPECTATION_ROLE = "expectation"
 PART_LENGTH = 32  #: hexadecimal digits
 
-#: Table, date column, columns (None: all) and time zone.
-Partitions = tuple[str, str, frozenset[str] | None, str | None]
 InputParts = Mapping[str, str]  #: by role of the table, the fingerprint of the rows that a date is built from
 
 
@@ -36,10 +35,14 @@ class InputTable:
     lookback_days: int = 0
     time_zone: str | None = None
 
-    @property
-    def partitions(self) -> Partitions:
-        """What is fingerprinted together with the tables that have the same value."""
-        return self.table, self.date_column, self.columns, self.time_zone
+
+class Partitions(NamedTuple):
+    """The partitions of a table that are fingerprinted together."""
+
+    table: str
+    date_column: str
+    time_zone: str | None
+    lookback_days: int
 
 
 def input_fingerprints(
@@ -49,15 +52,18 @@ def input_fingerprints(
 
     A column that is not read changes no fingerprint. `roles` limits the tables.
     """
-    tables = _tables_of(job, roles)
-    fingerprints = {
-        partitions: _fingerprint_days(warehouse, days, lookback, *partitions)
-        for partitions, lookback in _lookbacks(tables).items()
-    }
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
-    for table in tables:
-        for day in days:
-            parts[day][table.role] = _part(table, day, fingerprints[table.partitions])
+    for partitions, tables in _by_partitions(_tables_of(job, roles)).items():
+        fingerprints = warehouse.column_fingerprints(
+            TableName.parse(partitions.table),
+            partitions.date_column,
+            days_with_lookback(days, partitions.lookback_days),
+            {table.columns for table in tables},
+            time_zone=partitions.time_zone,
+        )
+        for table in tables:
+            for day in days:
+                parts[day][table.role] = _part(table, day, fingerprints[table.columns])
     return parts
 
 
@@ -75,22 +81,33 @@ def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     """The scans that `input_fingerprints` takes."""
     return [
         Scan(
-            table=TableName.parse(table),
-            date_column=date_column,
-            dates=tuple(consecutive_ranges(days, lookback=lookback)),
-            columns=None if columns is None else {name: name for name in sorted({date_column, *columns})},
-            time_zone=time_zone,
+            table=TableName.parse(partitions.table),
+            date_column=partitions.date_column,
+            dates=tuple(consecutive_ranges(days, lookback=partitions.lookback_days)),
+            columns=_columns_to_scan(partitions, tables),
+            time_zone=partitions.time_zone,
         )
-        for (table, date_column, columns, time_zone), lookback in _lookbacks(input_tables(job)).items()
+        for partitions, tables in _by_partitions(input_tables(job)).items()
     ]
 
 
-def _lookbacks(tables: Iterable[InputTable]) -> dict[Partitions, int]:
-    """The longest lookback of the tables that are fingerprinted together."""
-    lookbacks: dict[Partitions, int] = {}
+def _by_partitions(tables: Iterable[InputTable]) -> dict[Partitions, list[InputTable]]:
+    """Group the tables that are fingerprinted together."""
+    groups: dict[Partitions, list[InputTable]] = {}
     for table in tables:
-        lookbacks[table.partitions] = max(lookbacks.get(table.partitions, 0), table.lookback_days)
-    return lookbacks
+        partitions = Partitions(table.table, table.date_column, table.time_zone, table.lookback_days)
+        groups.setdefault(partitions, []).append(table)
+    return groups
+
+
+def _columns_to_scan(partitions: Partitions, tables: Iterable[InputTable]) -> dict[str, str] | None:
+    """Return the columns that these tables need together; None for all."""
+    names = {partitions.date_column}
+    for table in tables:
+        if table.columns is None:
+            return None
+        names |= table.columns
+    return {name: name for name in sorted(names)}
 
 
 def quick_fingerprints(
@@ -126,24 +143,6 @@ def quick_fingerprints(
 
 def quick_role(role: str) -> str:
     return f"{role} (quick)"
-
-
-def _fingerprint_days(
-    warehouse: Warehouse,
-    days: Sequence[date],
-    lookback: int,
-    table: str,
-    date_column: str,
-    columns: frozenset[str] | None,
-    time_zone: str | None,
-) -> dict[date, str]:
-    return warehouse.fingerprints(
-        TableName.parse(table),
-        date_column,
-        days_with_lookback(days, lookback),
-        columns=None if columns is None else sorted(columns),
-        time_zone=time_zone,
-    )
 
 
 def combine_parts(parts: InputParts) -> str:

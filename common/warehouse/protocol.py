@@ -153,6 +153,9 @@ def check_dated(table: TableName, date_column: str, rows: pa.Table | pa.RecordBa
     return checked()
 
 
+ColumnSet = frozenset[str] | None  #: names of a table's columns; None: all of them
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """The rows of a table on some dates. Queries read tables through scans only, so partitions are always pruned.
@@ -265,18 +268,22 @@ class Warehouse(Backups, Protocol):
         """Return the bytes billed for reading the scan, without reading it; None when reads are free."""
         ...
 
-    def fingerprints(
+    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        """Return, for each day, a value that changes exactly when the partition's rows do; `ABSENT` without rows."""
+        ...
+
+    def column_fingerprints(
         self,
         table: TableName,
         date_column: str,
         days: Collection[date],
+        column_sets: Collection[ColumnSet],
         *,
-        columns: Collection[str] | None = None,
         time_zone: str | None = None,
-    ) -> dict[date, str]:
-        """Return, for each day, a value that changes exactly when the partition's rows do; `ABSENT` without rows.
+    ) -> dict[ColumnSet, dict[date, str]]:
+        """Return, for each set of columns and each day, a value that changes only when values of these columns do.
 
-        With `columns`, a warehouse that bills by bytes reads these columns only.
+        The value is `ABSENT` without rows. The columns of all sets are read at once, and no others.
         """
         ...
 

@@ -18,6 +18,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "read": 1,
     "estimate_bytes": 1,
     "fingerprints": 1,
+    "column_fingerprints": 1,
     "matching_dates": 1,
     "now": 1,
     "publish": 4,

@@ -31,6 +31,7 @@ from gated_backfill.worker.dates.sources import read_inputs
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, counts, rows_of, scan, span, staged, tree
 
 ALL_DAYS = scan(span(FEB_23, FEB_25))
+PLAYER, N = frozenset({"player"}), frozenset({"n"})
 NAIVE_NOON = datetime(2023, 2, 23, 12)  # noqa: DTZ001 - a DATETIME has no zone
 
 
@@ -220,7 +221,7 @@ def test_a_column_that_the_schema_lacks_is_refused_until_it_is_refreshed(local_w
         lambda: read(local_warehouse),
         lambda: read(local_warehouse, columns={"day": "day"}),
         lambda: counts(local_warehouse, FEB_24),
-        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER]),
     ]
     for ask in asks:
         with pytest.raises(SchemaMismatch, match=error):
@@ -316,7 +317,7 @@ def test_rows_beside_ours_are_refused_by_everyone(
         lambda: counts(local_warehouse, FEB_24),
         lambda: local_warehouse.read(scan(span(date(2020, 1, 1), date(2024, 1, 1)))),
         lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24]),
-        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER]),
         lambda: local_warehouse.matching_dates(TABLE, "day", {FEB_24: "x"}),
         lambda: local_warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24, score=9.0)),
         lambda: local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)),
@@ -393,7 +394,7 @@ def test_rows_outside_of_partitions_are_refused_by_everyone(
         lambda: read(local_warehouse),
         lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
         lambda: counts(local_warehouse, FEB_24),
-        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER]),
         lambda: local_warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24, score=9.0)),
         lambda: local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)),
         lambda: local_warehouse.refresh_schema(TABLE),
@@ -468,7 +469,7 @@ def test_the_listing_of_a_table_is_not_repeated_while_it_is_unchanged(
 def test_a_fingerprint_of_columns_is_of_what_they_hold(local_warehouse: LocalWarehouse) -> None:
     def fingerprint(**columns: Any) -> str:
         write_foreign(local_warehouse, FEB_23, **columns)
-        return local_warehouse.fingerprints(TABLE, "day", [FEB_23], columns={"n"})[FEB_23]
+        return local_warehouse.column_fingerprints(TABLE, "day", [FEB_23], [N])[N][FEB_23]
 
     write_foreign(local_warehouse, FEB_24, n=pa.array([1.5]))
     first = fingerprint(n=pa.array([1, 2]))
@@ -476,7 +477,7 @@ def test_a_fingerprint_of_columns_is_of_what_they_hold(local_warehouse: LocalWar
     assert fingerprint(n=pa.array([1.0, 2.0]), more=pa.array([1, 2])) == first
     assert fingerprint(n=pa.array([1, 3])) != first
     assert fingerprint(more=pa.array([1, 2])) == fingerprint(n=pa.array([None, None], pa.int64())) != first
-    (absent,) = local_warehouse.fingerprints(TABLE, "day", [FEB_25], columns={"n"}).values()
+    absent = local_warehouse.column_fingerprints(TABLE, "day", [FEB_25], [N])[N][FEB_25]
     assert absent == ABSENT
 
 
@@ -519,8 +520,8 @@ def test_a_file_without_rows_counts_as_no_rows_and_is_published_over_and_put_bac
     local_warehouse.load(TABLE, "day", rows_of(FEB_23))
     empty = write_foreign(local_warehouse, FEB_24, player=pa.array([], pa.string()), score=pa.array([], pa.float64()))
     before = empty.read_bytes()
-    for columns in (None, ["day"]):
-        now = local_warehouse.fingerprints(TABLE, "day", [FEB_23, FEB_24], columns=columns)
+    for columns in (None, frozenset({"day"})):
+        now = local_warehouse.column_fingerprints(TABLE, "day", [FEB_23, FEB_24], [columns])[columns]
         assert (now[FEB_23] == ABSENT, now[FEB_24]) == (False, ABSENT)
     for players in (3, 0):
         file = staged(staging, FEB_24, players=players)
@@ -546,7 +547,7 @@ def test_a_file_in_the_place_of_a_partition_does_not_read_as_no_rows(local_wareh
         lambda: local_warehouse.read(scan(span(FEB_24))),
         lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
         lambda: counts(local_warehouse, FEB_24),
-        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24], columns={"player"}),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER]),
     ]
     for ask in asks:
         with pytest.raises(SchemaMismatch, match=rf"partition day={FEB_24}: is a file and no folder"):

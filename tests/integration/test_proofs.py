@@ -164,7 +164,7 @@ def test_a_plan_over_fresh_dates_fingerprints_nothing(lab: Lab, monkeypatch: pyt
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("fingerprints are read")
 
-    monkeypatch.setattr(lab.context.warehouse, "fingerprints", fail)
+    monkeypatch.setattr(lab.context.warehouse, "column_fingerprints", fail)
     assert actions(plan_of(lab)) == [PlanAction.BUILD, PlanAction.BUILD]
 
 

@@ -365,6 +365,26 @@ def test_a_fingerprint_changes_exactly_when_the_rows_do(warehouse: Warehouse) ->
     assert len(set(after)) == 3
 
 
+def test_the_fingerprint_of_a_set_of_columns_changes_with_these_columns_only(warehouse: Warehouse) -> None:
+    names, scores = frozenset({"player"}), frozenset({"player", "score"})
+    load(warehouse, FEB_23, FEB_24)
+    before = warehouse.column_fingerprints(TABLE, "day", DAYS, [names, scores, None])
+    load(warehouse, FEB_23, score=2.0)
+    after = warehouse.column_fingerprints(TABLE, "day", DAYS, [names, scores, None])
+    assert after[names] == before[names]
+    assert {columns: changed_days(before[columns], after[columns]) for columns in before} == {
+        names: [],
+        scores: [FEB_23],
+        None: [FEB_23],
+    }
+    assert [after[columns][FEB_25] for columns in after] == [ABSENT] * 3
+    assert warehouse.column_fingerprints(TABLE, "day", DAYS, [scores]) == {scores: after[scores]}
+
+
+def changed_days(before: dict[date, str], after: dict[date, str]) -> list[date]:
+    return [day for day in before if before[day] != after[day]]
+
+
 # -- publishing ---------------------------------------------------------------------------------------------------
 
 

@@ -89,9 +89,7 @@ class CheckpointStore(LedgerStore):
         columns = checkpoints.c.day, checkpoints.c.expected, checkpoints.c.run_id
         query = select(*columns).where(checkpoints.c.job == job, checkpoints.c.day.between(start, through))
         with self._read() as connection:
-            return {
-                day: CheckpointedCount(expected, run_id) for day, expected, run_id in connection.execute(query).tuples()
-            }
+            return {day: CheckpointedCount(expected, run_id) for day, expected, run_id in connection.execute(query)}
 
     def list_versions(self, run_id: str) -> dict[date, str]:
         """Return the job version of each date that the run has checkpointed, and no later run."""

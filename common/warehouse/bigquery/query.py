@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Any, LiteralString
@@ -42,7 +42,15 @@ from gated_backfill.common.warehouse.bigquery.statements import quoted_columns, 
 from gated_backfill.common.warehouse.bigquery.tables import BigQueryTables
 from gated_backfill.common.warehouse.counting import count_by_reading
 from gated_backfill.common.warehouse.entities import day_entity_rows
-from gated_backfill.common.warehouse.protocol import ABSENT, EntityCounts, EntityScan, Scan, StagedScan, TableInfo
+from gated_backfill.common.warehouse.protocol import (
+    ABSENT,
+    ColumnSet,
+    EntityCounts,
+    EntityScan,
+    Scan,
+    StagedScan,
+    TableInfo,
+)
 from gated_backfill.common.warehouse.sql import parameter_names, table_names
 
 READ_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.getData"
@@ -133,39 +141,58 @@ class BigQueryQueries:
             (row,) = self._jobs.query("SELECT CURRENT_TIMESTAMP() AS now", {}).to_pylist()
             return row["now"]
 
-    def fingerprints(
+    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        return self.column_fingerprints(table, date_column, days, [None])[None]
+
+    def column_fingerprints(
         self,
         table: TableName,
         date_column: str,
         days: Collection[date],
+        column_sets: Collection[ColumnSet],
         *,
-        columns: Collection[str] | None = None,
         time_zone: str | None = None,
-    ) -> dict[date, str]:
-        check_column_names(date_column, *(columns or ()))
+    ) -> dict[ColumnSet, dict[date, str]]:
+        names = frozenset[str]().union(*(columns for columns in column_sets if columns is not None))
+        check_column_names(date_column, *names)
         info = self.describe(table)
         if info is None or not days:
-            return dict.fromkeys(days, ABSENT)
-        info.check_columns(date_column, columns or (), time_zone=time_zone)
-        return self._contents(table, date_column, days, {date_column, *(columns or info.columns)}, time_zone)
+            return {columns: dict.fromkeys(days, ABSENT) for columns in column_sets}
+        info.check_columns(date_column, names, time_zone=time_zone)
+        sets = {columns: {date_column, *(info.columns if columns is None else columns)} for columns in column_sets}
+        return dict(
+            zip(sets, self._contents_by_set(table, date_column, days, [*sets.values()], time_zone), strict=True)
+        )
 
     def _contents(
+        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
+    ) -> dict[date, str]:
+        (contents,) = self._contents_by_set(table, date_column, days, [columns], None)
+        return contents
+
+    def _contents_by_set(
         self,
         table: TableName,
         date_column: str,
         days: Collection[date],
-        columns: Collection[str],
-        time_zone: str | None = None,
-    ) -> dict[date, str]:
+        column_sets: Sequence[Collection[str]],
+        time_zone: str | None,
+    ) -> list[dict[date, str]]:
         kind = self._tables.require(table).columns[date_column]
         dated = DateColumn(name=date_column, kind=kind, time_zone=time_zone)
         within, params = date_filter("within", dated, [enclosing_range(days)])
         statement = sql_of.day_contents(
-            self._tables.quoted(table), quoted_columns(sorted(columns)), day=dated.day("zone"), within=within
+            self._tables.quoted(table),
+            {sql_of.content_name(n): quoted_columns(sorted(columns)) for n, columns in enumerate(column_sets)},
+            day=dated.day("zone"),
+            within=within,
         )
         params |= dated.zone("zone") | {"days": sorted(days)}
-        contents = {row["day"]: row["content"] for row in self._rows_of_existing(statement, params, table)}
-        return {day: contents.get(day, ABSENT) for day in days}
+        rows = {row["day"]: row for row in self._rows_of_existing(statement, params, table)}
+        return [
+            {day: rows[day][sql_of.content_name(n)] if day in rows else ABSENT for day in days}
+            for n in range(len(column_sets))
+        ]
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         check_column_names(date_column)

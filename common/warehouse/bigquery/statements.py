@@ -77,19 +77,24 @@ def parameter(name: str) -> QuotedSql:
 
 # -- fingerprints ---------------------------------------------------------------------------------------------
 
-#: A day's fingerprint, the same in any order of the rows: their number, and two sums over a hash of each.
-CONTENT: LiteralString = """
-    SELECT
-        day,
-        CONCAT(
-            CAST(COUNT(*) AS STRING), '.', CAST(BIT_XOR(h) AS STRING), '.', CAST(SUM(MOD(h, 1000000007)) AS STRING)
-        ) AS content
+CONTENTS: LiteralString = """
+    SELECT day, {contents}
     FROM (
-        SELECT {day} AS day, FARM_FINGERPRINT(TO_JSON_STRING(STRUCT({columns}))) AS h
+        SELECT {day} AS day, {hashes}
         FROM {table}
         WHERE {within} AND {day} IN UNNEST(@days)
     )
     GROUP BY day
+"""
+
+ROW_HASH: LiteralString = "FARM_FINGERPRINT(TO_JSON_STRING(STRUCT({columns}))) AS {hash}"
+
+#: A day's fingerprint, the same in any order of the rows: their number, and two sums over a hash of each.
+CONTENT: LiteralString = """
+        CONCAT(
+            CAST(COUNT(*) AS STRING), '.', CAST(BIT_XOR({hash}) AS STRING), '.',
+            CAST(SUM(MOD({hash}, 1000000007)) AS STRING)
+        ) AS {content}
 """
 
 #: The requested dates whose rows are those published from the requested file.
@@ -123,12 +128,35 @@ class Partitions(NamedTuple):
 def partition_contents(partitions: Partitions) -> QuotedSql:
     """Build the query of the content of each partition that has rows, by day. Parameters: days, first, last."""
     within = fill_placeholders(IN_RANGE, date=partitions.date)
-    return day_contents(partitions.table, partitions.columns, day=partitions.date, within=within)
+    return day_contents(partitions.table, {"content": partitions.columns}, day=partitions.date, within=within)
 
 
-def day_contents(table: QuotedSql, columns: QuotedSql, *, day: QuotedSql, within: QuotedSql) -> QuotedSql:
-    """Build the query of the content of each day's rows. Parameters: days, and those of the expressions."""
-    return fill_placeholders(CONTENT, table=table, columns=columns, day=day, within=within)
+def content_name(number: int) -> str:
+    """Return the name of the content of one of several sets of columns."""
+    return f"content{number}"
+
+
+def day_contents(
+    table: QuotedSql, column_sets: Mapping[str, QuotedSql], *, day: QuotedSql, within: QuotedSql
+) -> QuotedSql:
+    """Build the query of the content of each day's rows, for each set of columns by the name of its content.
+
+    Parameters: days, and those of the expressions.
+    """
+    hashes = {name: quoted_column(f"{name}_hash") for name in column_sets}
+    return fill_placeholders(
+        CONTENTS,
+        table=table,
+        day=day,
+        within=within,
+        hashes=join_sql(
+            ", ",
+            [fill_placeholders(ROW_HASH, columns=columns, hash=hashes[name]) for name, columns in column_sets.items()],
+        ),
+        contents=join_sql(
+            ", ", [fill_placeholders(CONTENT, hash=hashes[name], content=quoted_column(name)) for name in column_sets]
+        ),
+    )
 
 
 def count_values(partitions: Partitions, columns: Sequence[str], names: Sequence[str]) -> QuotedSql:

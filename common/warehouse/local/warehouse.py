@@ -55,6 +55,7 @@ from gated_backfill.common.warehouse.local.table_schema import (
 from gated_backfill.common.warehouse.local.typed_rows import PartitionRows, TypedReader
 from gated_backfill.common.warehouse.protocol import (
     ABSENT,
+    ColumnSet,
     EntityCounts,
     EntityScan,
     Scan,
@@ -154,43 +155,57 @@ class LocalWarehouse(LocalPublications):
     def estimate_bytes(self, scan: Scan) -> int | None:
         return None
 
-    def fingerprints(
+    def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
+        with translate_file_errors(table):
+            places = self._complete_places(table, date_column, days)
+            checksums = {day: self._parts.fingerprint(place) for day, place in places.items()}
+            return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
+
+    def column_fingerprints(
         self,
         table: TableName,
         date_column: str,
         days: Collection[date],
+        column_sets: Collection[ColumnSet],
         *,
-        columns: Collection[str] | None = None,
         time_zone: str | None = None,
-    ) -> dict[date, str]:
-        if columns is None:
-            places = self._places(table, date_column, days)
-            checksums = self.quick_fingerprints(table, date_column, days)
-            with translate_file_errors(table):
-                return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
-        dated = Scan(table=table, date_column=date_column, dates=(), time_zone=time_zone)
-        try:
-            return self._with_schema(dated, columns, lambda schema: self._content_fingerprints(schema, days, columns))
-        except TableNotFound:
-            return dict.fromkeys(days, ABSENT)
+    ) -> dict[ColumnSet, dict[date, str]]:
+        fingerprints: dict[ColumnSet, dict[date, str]] = {}
+        named_sets = [columns for columns in column_sets if columns is not None]
+        if len(named_sets) < len(column_sets):
+            fingerprints[None] = self.fingerprints(table, date_column, days)
+        if named_sets:
+            names = frozenset[str]().union(*named_sets)
+            dated = Scan(table=table, date_column=date_column, dates=(), time_zone=time_zone)
+            try:
+                digests = self._with_schema(dated, names, lambda schema: self._column_digests(schema, days, names))
+            except TableNotFound:
+                digests = {}
+            for columns in named_sets:
+                fingerprints[columns] = {
+                    day: content_fingerprint({name: digests[day][name] for name in columns})
+                    if day in digests
+                    else ABSENT
+                    for day in days
+                }
+        return fingerprints
 
-    def _content_fingerprints(
+    def _column_digests(
         self, schema: TableSchema, days: Collection[date], columns: Collection[str]
-    ) -> dict[date, str]:
+    ) -> dict[date, dict[str, bytes]]:
+        """Return the digest of each column, for the days with rows."""
         reader = TypedReader(schema=schema, columns={name: name for name in columns}, declared_types={})
-        fingerprints = dict.fromkeys(days, ABSENT)
+        digests: dict[date, dict[str, bytes]] = {}
         for day, part in _places_in(schema.folder, schema.date_column, days).items():
             rows = read_partition(part, [*columns], schema, self._parts.rows)
             if rows is not None and rows.num_rows:
                 typed_columns = reader.columns_of(PartitionRows(day, part, rows))
-                fingerprints[day] = content_fingerprint({name: column_digest(values) for name, values in typed_columns})
-        return fingerprints
+                digests[day] = {name: column_digest(values) for name, values in typed_columns}
+        return digests
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
-            folder = self._folder_path(table)
-            self._finish_load(folder)
-            places = _places_in(folder, date_column, checksums)
+            places = self._complete_places(table, date_column, checksums)
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
@@ -250,9 +265,7 @@ class LocalWarehouse(LocalPublications):
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            folder = self._folder_path(table)
-            self._finish_load(folder)
-            places = _places_in(folder, date_column, days)
+            places = self._complete_places(table, date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
@@ -291,6 +304,12 @@ class LocalWarehouse(LocalPublications):
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
         return _places_in(self._folder_path(table), date_column, days)
+
+    def _complete_places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
+        """Return the same, after a load that was committed is finished."""
+        folder = self._folder_path(table)
+        self._finish_load(folder)
+        return _places_in(folder, date_column, days)
 
     # -- schemas --------------------------------------------------------------------------------------------
 
