@@ -250,7 +250,7 @@ def _run_rows(history: HistoryReport) -> list[dict[str, Any]]:
                 "job": run.job,
                 "state": run.state.value,
                 "marks": "undone" if run.undone_at else "",
-                "stale": history.stale.get(run.id, 0),
+                "stale": len(history.stale.of(run)),
                 "span": f"{first} – {last}" if first != last else str(first),
                 "ended": f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",
                 "dates": figures.dates,

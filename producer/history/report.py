@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -30,6 +30,7 @@ from gated_backfill.common.history.figures import (
 from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.common.runs.stale_dates import StaleDates
 from gated_backfill.producer.terminal.runs import RUN_STYLES
 
 MAX_RUNS_LISTED = 40
@@ -52,8 +53,7 @@ class HistoryReport:
     facts: Sequence[RunWithDates]  #: newest first
     before: Sequence[RunWithDates]  #: runs of the period before
     made_at: datetime
-    #: By run, its dates that are stale because the job has another version now. Inputs are not looked at.
-    stale: Mapping[str, int] = field(default_factory=dict[str, int])
+    stale: StaleDates = field(default_factory=StaleDates)
 
     @cached_property
     def totals(self) -> Totals:
@@ -77,7 +77,8 @@ class HistoryReport:
             "ended_per_day": dict(
                 zip((str(day) for day in self.days.days()), ended_per_day(self.facts, self.days), strict=True)
             ),
-            "runs": [_run_json(run_dates) | {"stale": self.stale.get(run_dates.run.id, 0)} for run_dates in self.facts],
+            "runs": [_run_json(run_dates) | {"stale": len(self.stale.of(run_dates.run))} for run_dates in self.facts],
+            "stale_not_compared": dict(self.stale.not_compared),
         }
 
 
@@ -193,8 +194,10 @@ def _print_runs(console: Console, history: HistoryReport) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("job, dates", overflow="fold")
     for run_dates, figures in listed:
-        table.add_row(*_run_row(run_dates, figures, outcomes, history.stale.get(run_dates.run.id, 0)))
+        table.add_row(*_run_row(run_dates, figures, outcomes, len(history.stale.of(run_dates.run))))
     console.print(table)
+    for job, why in history.stale.not_compared.items():
+        console.print(escape(f"stale dates of {job}: sources and inputs were not compared: {why}"), soft_wrap=True)
     if len(facts) > MAX_RUNS_LISTED:
         console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 

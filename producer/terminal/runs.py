@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.common.runs.stale_dates import StaleDates
 from gated_backfill.producer.terminal.console import plain_line
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
@@ -134,22 +134,21 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def print_stale(console: Console, run: Run, stale: Mapping[date, str]) -> None:
-    """Print the stale dates of a run, and how to build them."""
-    if stale:
-        reasons = "; ".join(sorted({reason.removeprefix(STALE_PREFIX) for reason in stale.values()}))
+def print_stale(console: Console, run: Run, stale: StaleDates) -> None:
+    """Print the stale dates of a run, how to build them, and what was not compared."""
+    if reasons_by_day := stale.of(run):
+        reasons = "; ".join(sorted({reason.removeprefix(STALE_PREFIX) for reason in reasons_by_day.values()}))
         console.print(
-            f"  [yellow]stale[/yellow]    {len(stale)} date(s), {format_dates(stale)}: {plain_line(reasons)}; "
-            f"`backfill run --job {run.job} --reprocess stale` with these dates builds them",
+            f"  [yellow]stale[/yellow]    {len(reasons_by_day)} date(s), {format_dates(reasons_by_day)}: "
+            f"{plain_line(reasons)}; `backfill run --job {run.job} --reprocess stale` with these dates builds them",
             soft_wrap=True,
         )
+    if why := stale.not_compared.get(run.job):
+        console.print(f"  stale    sources and inputs were not compared: {plain_line(why)}", soft_wrap=True)
 
 
 def run_json(
-    progress: RunProgress,
-    rows: Sequence[DateRow],
-    actions: Sequence[ActionRow],
-    stale: Mapping[date, str] | None = None,
+    progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow], stale: StaleDates | None = None
 ) -> dict[str, Any]:
     run = progress.run
     return {
@@ -170,7 +169,8 @@ def run_json(
         "undone_by": run.undone_by,
         "counts": {state.value: n for state, n in progress.counts.items()},
         "dates": [_date_json(row) for row in rows],
-        "stale": [{"day": day, "reason": reason} for day, reason in (stale or {}).items()],
+        "stale": [{"day": day, "reason": reason} for day, reason in (stale.of(run) if stale else {}).items()],
+        "stale_not_compared": stale.not_compared.get(run.job) if stale else None,
     }
 
 

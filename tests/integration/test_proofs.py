@@ -189,7 +189,7 @@ def newer_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 2 of the probe job is installed now."""
     newer = replace(find_job("probe"), version="2")
     monkeypatch.setattr("gated_backfill.producer.cli.tables.coverage.find_job", lambda name: newer)
-    monkeypatch.setattr("gated_backfill.common.runs.stale_versions._installed_version", lambda name: newer.version)
+    monkeypatch.setattr("gated_backfill.common.runs.stale_dates._installed_job", lambda name: newer)
 
 
 def test_status_coverage_and_history_show_stale(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -217,6 +217,37 @@ def test_status_coverage_and_history_show_stale(lab: Lab, monkeypatch: pytest.Mo
     page = tmp_path / "history.html"
     assert lab.inside("history", "--html", str(page)).returncode == 0
     assert "2 stale" in page.read_text()
+
+
+def test_status_and_history_show_dates_whose_source_changed(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    run = lab.run(DAYS, "probe").run.id
+    lab.probe("first", FEB_23, players(5))
+
+    as_json = json.loads(lab.inside("status", run, "--json").stdout)
+
+    assert as_json["stale"] == [{"day": "2023-02-23", "reason": "stale: source first changed since"}]
+    assert as_json["stale_not_compared"] is None
+    assert "stale    1 date(s), 2023-02-23: source first changed since" in lab.inside("status").stdout
+    (listed,) = json.loads(lab.inside("history", "--json").stdout)["runs"]
+    assert listed["stale"] == 1
+
+
+def test_status_and_history_say_when_sources_cannot_be_compared(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    run = lab.run(DAYS, "probe").run.id
+    lab.probe("first", FEB_23, players(5))
+    part = lab.home / "warehouse" / "probe" / "first" / "day=2023-02-23" / "part.parquet"
+    part.with_name("other.parquet").write_bytes(part.read_bytes())
+
+    as_json = json.loads(lab.inside("status", run, "--json").stdout)
+    status, history = lab.inside("status"), lab.inside("history")
+
+    assert as_json["stale"] == []
+    assert "holds other.parquet, which is not ours" in as_json["stale_not_compared"]
+    assert "stale    sources and inputs were not compared: " in status.stdout
+    assert (status.returncode, history.returncode) == (0, 0)
+    assert "stale dates of probe: sources and inputs were not compared: " in history.stdout
 
 
 def test_coverage_shows_dates_whose_source_changed(lab: Lab) -> None:

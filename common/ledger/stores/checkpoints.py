@@ -33,6 +33,8 @@ from gated_backfill.common.ledger.tables import UtcDateTime, checkpoints, replac
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
 
+MAX_RUNS_PER_QUERY = 500
+
 
 class CheckpointStore(LedgerStore):
     """At most one checkpoint for each job and date, and the undo of a run's checkpoints."""
@@ -91,22 +93,14 @@ class CheckpointStore(LedgerStore):
         with self._read() as connection:
             return {day: CheckpointedCount(expected, run_id) for day, expected, run_id in connection.execute(query)}
 
-    def list_versions(self, run_id: str) -> dict[date, str]:
-        """Return the job version of each date that the run has checkpointed, and no later run."""
-        query = select(checkpoints.c.day, checkpoints.c.job_version).where(checkpoints.c.run_id == run_id)
+    def list_checkpoints_of_runs(self, run_ids: Sequence[str]) -> list[Checkpoint]:
+        """Return the checkpoints that these runs have written, and no later run has replaced, oldest day first."""
+        found: list[Checkpoint] = []
         with self._read() as connection:
-            return {row.day: row.job_version for row in connection.execute(query.order_by(checkpoints.c.day))}
-
-    def count_versions(self, job: str) -> dict[str, dict[str, int]]:
-        """Count the job's checkpoints by run and job version."""
-        query = select(checkpoints.c.run_id, checkpoints.c.job_version, func.count()).where(checkpoints.c.job == job)
-        counts: dict[str, dict[str, int]] = {}
-        with self._read() as connection:
-            for run_id, version, count in connection.execute(
-                query.group_by(checkpoints.c.run_id, checkpoints.c.job_version)
-            ):
-                counts.setdefault(run_id, {})[version] = count
-        return counts
+            for begin in range(0, len(run_ids), MAX_RUNS_PER_QUERY):
+                query = select(checkpoints).where(checkpoints.c.run_id.in_(run_ids[begin : begin + MAX_RUNS_PER_QUERY]))
+                found += map(checkpoint_from_row, connection.execute(query).mappings())
+        return sorted(found, key=lambda checkpoint: checkpoint.day)
 
     def list_days_since(self, job: str, moment: datetime | None) -> list[date]:
         """Return the dates that were checkpointed since the moment, oldest first; all with None."""

@@ -18,7 +18,7 @@ from gated_backfill.common.history.metadata import COLUMNS, rows_of, write_day
 from gated_backfill.common.ledger import Ledger, RunWithDates
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.process.clock import midnight, today, utcnow
-from gated_backfill.common.runs.stale_versions import count_stale_dates
+from gated_backfill.common.runs.stale_dates import find_stale_dates_of_runs
 from gated_backfill.common.storage.files import check_writable, write_atomically
 from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.context import CommandContext, open_context
@@ -59,7 +59,7 @@ def history(
     context = open_context(read_settings())
     period = _period(today(), days)
     runs, runs_before = _read_runs(context.ledger, period, job)
-    stale = count_stale_dates([row.run for row in runs], context.ledger)
+    stale = find_stale_dates_of_runs([row.run for row in runs], context.ledger, lambda: context.warehouse)
     report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, stale=stale, made_at=utcnow())
     if write_metadata:
         _write_metadata(context, period, job)

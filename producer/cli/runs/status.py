@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
-from gated_backfill.common.ledger import Ledger, RunProgress, open_ledger
+from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger
 from gated_backfill.common.runs.interrupted import is_interrupted
-from gated_backfill.common.runs.stale_versions import stale_dates_of_run
+from gated_backfill.common.runs.stale_dates import StaleDates, find_stale_dates_of_runs
 from gated_backfill.producer.cli.options import json_option, latest_run_argument
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
@@ -22,6 +23,9 @@ from gated_backfill.producer.terminal.runs import (
     run_json,
 )
 
+if TYPE_CHECKING:
+    from gated_backfill.common.warehouse.protocol import Warehouse
+
 
 @click.command
 @latest_run_argument
@@ -31,8 +35,8 @@ from gated_backfill.producer.terminal.runs import (
 def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> None:
     """Show the state of a run: which dates are blocked or failed, why, and which entities are missing.
 
-    Also its dates that are stale because the job has another version now; `plan` and `coverage` compare the sources and
-    inputs as well.
+    Also, of a run that has ended, the dates that are stale because the job has another version now or, on local files,
+    because a source or an input has changed since. On BigQuery, `plan` and `coverage` compare these.
     """
     with closing(open_ledger(read_ledger_url())) as ledger:
         runs = ledger.runs.list_latest_runs(max(last, 1))
@@ -45,7 +49,7 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
         progress = ledger.runs.get_progress(run_id or runs[0].id)
         if as_json:
             actions = ledger.actions.list_actions(progress.run.id)
-            stale = stale_dates_of_run(progress.run, ledger)
+            stale = _find_stale_dates(progress.run, ledger)
             print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions, stale))
         else:
             _print_status(ledger, progress, every_date=every_date)
@@ -57,11 +61,22 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
     raise SystemExit(COMPLETE if is_unfinished else exit_code_for_run(progress))
 
 
+def _find_stale_dates(run: Run, ledger: Ledger) -> StaleDates:
+    return find_stale_dates_of_runs([run], ledger, _open_warehouse)
+
+
+def _open_warehouse() -> Warehouse:
+    from gated_backfill.common.config.settings import read_settings  # reads all settings, which takes long
+    from gated_backfill.common.warehouse.backends import open_warehouse
+
+    return open_warehouse(read_settings().warehouse_url)
+
+
 def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) -> None:
     run = progress.run
     console = make_console()
     print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
-    print_stale(console, run, stale_dates_of_run(run, ledger))
+    print_stale(console, run, _find_stale_dates(run, ledger))
     if flags := ledger.flags.list_open_flags(run.job):
         console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
     if every_date:

@@ -1,0 +1,95 @@
+"""Stale dates of runs: checkpointed ones whose job's version, sources or inputs have changed since.
+
+What is imported when a job is loaded or a warehouse is read takes longer than most commands: only when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING
+
+from gated_backfill.common.errors import BackfillError, UserError
+from gated_backfill.common.ledger import Checkpoint, Ledger, Run
+from gated_backfill.common.model.job_versions import version_reason
+
+if TYPE_CHECKING:
+    from gated_backfill.common.model.job import Job
+    from gated_backfill.common.warehouse.protocol import Warehouse
+
+BILLED = "reading them is billed; `backfill coverage` compares them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaleDates:
+    """The stale dates of some runs."""
+
+    reasons: Mapping[str, Mapping[date, str]] = field(default_factory=dict[str, Mapping[date, str]])  #: by run
+    not_compared: Mapping[str, str] = field(default_factory=dict[str, str])  #: by job: why only versions were compared
+
+    def of(self, run: Run) -> Mapping[date, str]:
+        return self.reasons.get(run.id, {})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of stale dates by run."""
+        return {run_id: len(reasons) for run_id, reasons in self.reasons.items()}
+
+
+def find_stale_dates_of_runs(
+    runs: Collection[Run], ledger: Ledger, open_warehouse: Callable[[], Warehouse]
+) -> StaleDates:
+    """Find the dates that are still checkpointed by one of the runs, and stale. Runs that go on have none.
+
+    Sources and inputs are compared unless reading them is billed, or fails. A job that is not installed here is left
+    out. `open_warehouse` is called when there is something to compare.
+    """
+    run_ids = [run.id for run in runs if run.has_ended]
+    checkpoints: dict[str, list[Checkpoint]] = {}
+    for checkpoint in ledger.checkpoints.list_checkpoints_of_runs(run_ids):
+        checkpoints.setdefault(checkpoint.job, []).append(checkpoint)
+    reasons: dict[str, dict[date, str]] = {}
+    not_compared: dict[str, str] = {}
+    for name, of_job in checkpoints.items():
+        job = _installed_job(name)
+        if job is None:
+            continue
+        by_day, problem = _reasons(job, {checkpoint.day: checkpoint for checkpoint in of_job}, open_warehouse)
+        if problem is not None:
+            not_compared[name] = problem
+        for checkpoint in of_job:
+            if reason := by_day.get(checkpoint.day):
+                reasons.setdefault(checkpoint.run_id, {})[checkpoint.day] = reason
+    return StaleDates(reasons=reasons, not_compared=not_compared)
+
+
+def _reasons(
+    job: Job, checkpoints: Mapping[date, Checkpoint], open_warehouse: Callable[[], Warehouse]
+) -> tuple[Mapping[date, str], str | None]:
+    """Return the reasons of the stale dates, and why sources and inputs were not compared."""
+    from gated_backfill.common.audit.staleness import find_stale_dates
+    from gated_backfill.common.model.tables import TableName
+
+    try:
+        warehouse = open_warehouse()
+        is_free = (
+            warehouse.quick_fingerprints(TableName.parse(job.target.table), job.target.date_column, ()) is not None
+        )
+        if is_free:
+            return find_stale_dates(job, checkpoints, warehouse).reasons, None
+        problem = BILLED
+    except BackfillError as exc:
+        problem = str(exc)
+    by_version = {day: version_reason(checkpoint.job_version, job.version) for day, checkpoint in checkpoints.items()}
+    return {day: reason for day, reason in by_version.items() if reason is not None}, problem
+
+
+def _installed_job(name: str) -> Job | None:
+    """Return the job; None for one that is not installed here, or can't be loaded."""
+    from gated_backfill.common.model.registry import find_job
+
+    try:
+        return find_job(name)
+    except UserError:
+        return None
