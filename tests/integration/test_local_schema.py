@@ -481,6 +481,17 @@ def test_a_fingerprint_of_columns_is_of_what_they_hold(local_warehouse: LocalWar
     assert absent == ABSENT
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_a_partition_with_a_damaged_page_is_refused_by_its_name(local_warehouse: LocalWarehouse, once: bool) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    part = part_of(local_warehouse, FEB_23)
+    content = bytearray(part.read_bytes())
+    content[4:40] = b"\xff" * 36  # of the first column's page
+    part.write_bytes(content)
+    with pytest.raises(SchemaMismatch, match="partition day=2023-02-23: is not a readable Parquet file"):
+        local_warehouse.read(ALL_DAYS, once=once)
+
+
 def test_a_table_without_a_schema_takes_it_from_what_is_published(
     local_warehouse: LocalWarehouse, staging: Staging
 ) -> None:

@@ -364,7 +364,9 @@ def read_partition(part: str, columns: list[str], schema: TableSchema, read_file
     """Read the columns that the partition has, or more; None when it does not exist. Raises `SchemaMismatch`."""
     try:
         return read_file(part, columns, schema.check_partition)
-    except pa.ArrowException as exc:
+    except (pa.ArrowException, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:  # Arrow's error for damaged content has none
+            raise
         raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
 
 
