@@ -95,12 +95,12 @@ class CheckpointStore(LedgerStore):
 
     def list_checkpoints_of_runs(self, run_ids: Sequence[str]) -> list[Checkpoint]:
         """Return the checkpoints that these runs have written, and no later run has replaced, oldest day first."""
-        found: list[Checkpoint] = []
+        of_runs: list[Checkpoint] = []
         with self._read() as connection:
             for begin in range(0, len(run_ids), MAX_RUNS_PER_QUERY):
                 query = select(checkpoints).where(checkpoints.c.run_id.in_(run_ids[begin : begin + MAX_RUNS_PER_QUERY]))
-                found += map(checkpoint_from_row, connection.execute(query).mappings())
-        return sorted(found, key=lambda checkpoint: checkpoint.day)
+                of_runs += map(checkpoint_from_row, connection.execute(query).mappings())
+        return sorted(of_runs, key=lambda checkpoint: checkpoint.day)
 
     def list_days_since(self, job: str, moment: datetime | None) -> list[date]:
         """Return the dates that were checkpointed since the moment, oldest first; all with None."""

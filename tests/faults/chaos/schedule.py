@@ -17,7 +17,8 @@ ROLES = (DATES, GATE, BEAT, PRODUCER)
 OF_DATES = (
     {"ledger.get_run": 1, "ledger.claim_dates": 2, "ledger.release_dates": 2, "ledger.move_dates": 1}
     | {"ledger.commit": 2, "warehouse.describe": 1, "warehouse.query": 1, "warehouse.read": 1}
-    | {"warehouse.fingerprints": 1, "staging.write": 2, "file.sync": 1, "job.process": 3}
+    | {"warehouse.fingerprints": 1, "warehouse.column_fingerprints": 1}
+    | {"staging.write": 2, "file.sync": 1, "job.process": 3}
 )
 OF_GATE = (
     {"ledger.get_run": 1, "ledger.list_dates": 1, "ledger.claim_window": 1, "ledger.renew_window": 1}
