@@ -90,7 +90,7 @@ def compute_floors(
         if count:
             floors.append(_Share(count, accept_ratio, "were expected when the run was planned"))
         least = max(map(_Share.least, floors), default=0)
-        if count and recent is not None and share * recent.most > least and (counts := recent.counts_around(day)):
+        if count and recent is not None and share * recent.largest > least and (counts := recent.counts_around(day)):
             floors.append(_Share(_median(counts), share, f"are usual on the {len(counts)} dates around it"))
         largest = max(floors, key=_Share.least, default=None)
         if count and expectation.floor is not None and (largest is None or expectation.floor > largest.least()):
@@ -124,7 +124,7 @@ class _RecentCounts:
         counts = sorted((day.toordinal(), count) for day, count in expected.items() if count)
         self._days = [day for day, _ in counts]  # as ordinals, which compare faster
         self._counts = [count for _, count in counts]
-        self.most = max(self._counts, default=0)
+        self.largest = max(self._counts, default=0)
 
     def counts_around(self, day: date) -> list[int]:
         """Return the counts of the nearest dates on both sides of the day; none if they are too few."""

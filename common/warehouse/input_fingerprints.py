@@ -36,7 +36,7 @@ class InputTable:
     time_zone: str | None = None
 
 
-class Partitions(NamedTuple):
+class InputPartitions(NamedTuple):
     """The partitions of a table that are fingerprinted together."""
 
     table: str
@@ -91,16 +91,16 @@ def fingerprint_scans(job: Job, days: Sequence[date]) -> list[Scan]:
     ]
 
 
-def _by_partitions(tables: Iterable[InputTable]) -> dict[Partitions, list[InputTable]]:
+def _by_partitions(tables: Iterable[InputTable]) -> dict[InputPartitions, list[InputTable]]:
     """Group the tables that are fingerprinted together."""
-    groups: dict[Partitions, list[InputTable]] = {}
+    groups: dict[InputPartitions, list[InputTable]] = {}
     for table in tables:
-        partitions = Partitions(table.table, table.date_column, table.time_zone, table.lookback_days)
+        partitions = InputPartitions(table.table, table.date_column, table.time_zone, table.lookback_days)
         groups.setdefault(partitions, []).append(table)
     return groups
 
 
-def _columns_to_scan(partitions: Partitions, tables: Iterable[InputTable]) -> dict[str, str] | None:
+def _columns_to_scan(partitions: InputPartitions, tables: Iterable[InputTable]) -> dict[str, str] | None:
     """Return the columns that these tables need together; None for all."""
     names = {partitions.date_column}
     for table in tables:

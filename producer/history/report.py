@@ -196,8 +196,8 @@ def _print_runs(console: Console, history: HistoryReport) -> None:
     for run_dates, figures in listed:
         table.add_row(*_run_row(run_dates, figures, outcomes, len(history.stale.of(run_dates.run))))
     console.print(table)
-    for job, why in history.stale.not_compared.items():
-        console.print(escape(f"stale dates of {job}: sources and inputs were not compared: {why}"), soft_wrap=True)
+    for job, problem in history.stale.not_compared.items():
+        console.print(escape(f"stale dates of {job}: sources and inputs were not compared: {problem}"), soft_wrap=True)
     if len(facts) > MAX_RUNS_LISTED:
         console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 

@@ -143,8 +143,8 @@ def print_stale(console: Console, run: Run, stale: StaleDates) -> None:
             f"{plain_line(reasons)}; `backfill run --job {run.job} --reprocess stale` with these dates builds them",
             soft_wrap=True,
         )
-    if why := stale.not_compared.get(run.job):
-        console.print(f"  stale    sources and inputs were not compared: {plain_line(why)}", soft_wrap=True)
+    if problem := stale.not_compared.get(run.job):
+        console.print(f"  stale    sources and inputs were not compared: {plain_line(problem)}", soft_wrap=True)
 
 
 def run_json(
