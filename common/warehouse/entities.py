@@ -88,14 +88,18 @@ def day_numbers(dates: Any) -> npt.NDArray[np.int32]:
 
 
 def _entities(rows: pa.Table, columns: EntityColumns, days: Any, table: str | None) -> Any:
-    texts = [_texts(rows[name], name, days, table) for name in columns.entity]
+    texts = [entity_texts(rows[name], name, days=days, table=table) for name in columns.entity]
     if len(texts) == 1:
         return texts[0]
     escaped = [pc.replace_substring(pc.replace_substring(text, "\\", "\\\\"), "|", "\\|") for text in texts]
     return pc.binary_join_element_wise(*escaped, SEPARATOR, null_handling="emit_null")
 
 
-def _texts(values: Any, name: str, days: Any, table: str | None) -> Any:
+def entity_texts(values: Any, name: str, *, days: Any = None, table: str | None = None) -> Any:
+    """Return the values of a column as the texts of entities, null for none.
+
+    Raises `SchemaMismatch` for a type or a value that names no entity; the message has its day if `days` are given.
+    """
     kind = values.type
     if pa.types.is_string(kind):
         return values
@@ -106,7 +110,7 @@ def _texts(values: Any, name: str, days: Any, table: str | None) -> Any:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
         return values.cast(pa.string())
     if pa.types.is_dictionary(kind):
-        return _texts(values.cast(kind.value_type), name, days, table)
+        return entity_texts(values.cast(kind.value_type), name, days=days, table=table)
     raise SchemaMismatch(f"column {name} is {kind}: an entity is {' or '.join(ENTITY_TYPES)}", table=table)
 
 
@@ -117,9 +121,10 @@ def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
     is_whole: Any = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), limit))
     wrong = pc.invert(is_whole.fill_null(True))
     if pc.any(wrong).as_py():
-        value, day = values.filter(wrong)[0].as_py(), days.filter(wrong)[0].as_py()
+        value = values.filter(wrong)[0].as_py()
+        on_day = "" if days is None else f" on {days.filter(wrong)[0].as_py()}"
         raise SchemaMismatch(
-            f"column {name} holds {value!r} on {day}: a FLOAT64 names an entity only if it is a whole number "
+            f"column {name} holds {value!r}{on_day}: a FLOAT64 names an entity only if it is a whole number "
             "of at most 2**53",
             table=table,
         )

@@ -482,6 +482,25 @@ def test_a_fingerprint_of_columns_is_of_what_they_hold(local_warehouse: LocalWar
 
 
 @pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("declared", [True, False])
+def test_the_types_of_a_partition_without_rows_do_not_matter(
+    local_warehouse: LocalWarehouse, declared: bool, once: bool
+) -> None:
+    """pandas writes floats, or nulls, for the columns of a frame without rows."""
+    if declared:
+        local_warehouse.load(TABLE, "day", rows_of(FEB_24))
+    else:
+        write_foreign(local_warehouse, FEB_24, player=pa.array(["a"]), score=pa.array([1.0]))
+    floats = pa.array([], pa.float64())
+    write_foreign(local_warehouse, FEB_23, player=floats, score=floats, day=floats, more=floats)
+    write_foreign(local_warehouse, FEB_25, player=pa.nulls(0), score=pa.nulls(0), day=pa.nulls(0))
+    before = local_warehouse.column_fingerprints(TABLE, "day", DAYS, [PLAYER])[PLAYER]
+    assert set(local_warehouse.read(ALL_DAYS, once=once)["day"].to_pylist()) == {FEB_24}
+    assert described(local_warehouse)["player"] == "STRING"
+    assert [day for day, fingerprint in before.items() if fingerprint != ABSENT] == [FEB_24]
+
+
+@pytest.mark.parametrize("once", [True, False])
 def test_a_partition_with_a_damaged_page_is_refused_by_its_name(local_warehouse: LocalWarehouse, once: bool) -> None:
     local_warehouse.load(TABLE, "day", rows_of(FEB_23))
     part = part_of(local_warehouse, FEB_23)

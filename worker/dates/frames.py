@@ -16,7 +16,7 @@ from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.tables import ColumnType
-from gated_backfill.common.warehouse.entities import day_entity_rows
+from gated_backfill.common.warehouse.entities import day_entity_rows, entity_texts
 
 MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -105,9 +105,7 @@ def _with_days(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
 
 def _with_type(rows: pd.DataFrame, name: str, kind: ColumnType) -> pd.DataFrame:
     """Write the entities of the column as text, and read the text as the type."""
-    days = pa.array([date.min] * len(rows), pa.date32())
-    values = pa.table({"day": days, "entity": _as_entities(pa.array(rows[name], from_pandas=True))})
-    texts = day_entity_rows(values, EntityColumns(date="day", entity=("entity",)))["entity"]
+    texts = entity_texts(_as_entities(pa.array(rows[name], from_pandas=True)), name)
     try:
         typed: Any = texts.cast(ARROW_TYPES[kind])
     except pa.ArrowException as exc:

@@ -34,11 +34,6 @@ class TargetStore(LedgerStore):
             row = connection.execute(select(targets).where(targets.c.target == target)).mappings().one_or_none()
         return None if row is None else TargetOwner(**row)
 
-    def list_owners(self) -> dict[str, TargetOwner]:
-        """Return the owner of each claimed table, by table."""
-        with self._read() as connection:
-            return {row["target"]: TargetOwner(**row) for row in connection.execute(select(targets)).mappings()}
-
 
 def claim_target(connection: Connection, run_id: str, new: NewRun) -> None:
     """Claim the target of a run that is being opened, in the same transaction.

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,13 @@ def _accept(part: str, schema: pq.ParquetSchema) -> None:
     """Accept any schema."""
 
 
+class PartitionSchema(NamedTuple):
+    """The columns of a partition's file."""
+
+    columns: pa.Schema
+    has_rows: bool
+
+
 class PartitionFiles:
     """Reads files below a warehouse's root. Raises `OutsideRoot` for a link out of it. Thread-safe.
 
@@ -73,7 +81,7 @@ class PartitionFiles:
         self._root = str(root)
         self._fingerprints: dict[str, tuple[FileStamp, str]] = {}
         self._rows: OrderedDict[str, tuple[FileStamp, pa.Table, pq.ParquetSchema]] = OrderedDict()
-        self._schemas: dict[str, tuple[FileStamp, pa.Schema]] = {}
+        self._schemas: dict[str, tuple[FileStamp, PartitionSchema]] = {}
         self._listed: dict[str, FolderStamp] = {}  #: folders in which no other files were found
         self._bytes = 0
         self._lock = threading.Lock()
@@ -102,7 +110,7 @@ class PartitionFiles:
                 return checksum
         return checksum if has_rows else ABSENT
 
-    def schema(self, part: str) -> pa.Schema | None:
+    def schema(self, part: str) -> PartitionSchema | None:
         """Read the file's columns, cached until the file changes; None when it does not exist."""
         cached = self._schemas.get(part)
         if cached is not None and self._is_unchanged(part, cached[0]):
@@ -111,15 +119,16 @@ class PartitionFiles:
             if handle is None:
                 return None
             stamp = file_stamp(handle)
-            schema = _parquet(self._file(handle)).schema_arrow.remove_metadata()
+            file = _parquet(self._file(handle))
+            schema = PartitionSchema(file.schema_arrow.remove_metadata(), has_rows=file.metadata.num_rows > 0)
         if stamp is not None and has_settled(stamp):
             self._schemas[part] = (stamp, schema)
         return schema
 
     def rows(self, part: str, columns: list[str] | None, check_schema: SchemaCheck = _accept) -> pa.Table | None:
-        """Read the columns that the file has, or all; may return further columns. None when the file does not exist.
+        """Read the columns that the file has, or all; may return further columns.
 
-        All columns of the file are checked first.
+        Returns None when the file does not exist or has no rows; else all columns of the file are checked first.
         """
         with self._lock:
             cached = self._rows.get(part)
@@ -142,7 +151,7 @@ class PartitionFiles:
         ):
             return _read_columns(part, file, columns, check_schema)
         rows = _read_columns(part, file, None, check_schema)
-        if settled is not None and rows.nbytes <= self.MAX_CACHED_BYTES // 16:
+        if rows is not None and settled is not None and rows.nbytes <= self.MAX_CACHED_BYTES // 16:
             self._remember(part, settled, rows, file.schema)
         return rows
 
@@ -273,7 +282,11 @@ def _folder_of(part: str) -> str:
     return part.rpartition("/")[0]
 
 
-def _read_columns(part: str, file: pq.ParquetFile, columns: list[str] | None, check_schema: SchemaCheck) -> pa.Table:
+def _read_columns(
+    part: str, file: pq.ParquetFile, columns: list[str] | None, check_schema: SchemaCheck
+) -> pa.Table | None:
+    if not file.metadata.num_rows:  # pandas writes any types for a frame without rows
+        return None
     check_schema(part, file.schema)
     return file.read(columns=columns, use_threads=False)
 

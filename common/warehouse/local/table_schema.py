@@ -204,8 +204,12 @@ class TableSchemas:
         return schema
 
     def _unite_partitions(self, table: TableName, folder: str) -> TableSchema | None:
-        """Unite the columns of all partitions, in the order of their names; None without partitions."""
+        """Unite the columns of all partitions, in the order of their names; None without partitions.
+
+        The types of a partition without rows count only for columns that no other partition has.
+        """
         partitions_by_type: dict[str, dict[str, str]] = {}  # by column, then type: the first such partition
+        of_empty_partitions: dict[str, tuple[dict[str, str], pa.DataType]] = {}  # the same of the first, and its type
         arrow_types: dict[str, pa.DataType] = {}
         date_columns: dict[str, None] = {}
         for partition in sorted(partition_names(folder)):
@@ -216,10 +220,13 @@ class TableSchemas:
                 raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
             if schema is None:
                 continue
-            check_names_are_unique(part, schema)
+            check_names_are_unique(part, schema.columns)
             date_columns[partition.partition("=")[0]] = None
-            for column in schema:
+            for column in schema.columns:
                 name, kind = column.name, read_type_name(column.type)
+                if not schema.has_rows:
+                    of_empty_partitions.setdefault(name, ({kind: partition}, column.type))
+                    continue
                 partitions_by_type.setdefault(name, {}).setdefault(kind, partition)
                 if kind != NULL_TYPE:
                     arrow_types.setdefault(name, column.type)
@@ -227,6 +234,9 @@ class TableSchemas:
             return None
         if len(date_columns) > 1:
             raise SchemaMismatch(f"has partitions by several columns: {', '.join(date_columns)}", table=str(table))
+        for name, (types, arrow_type) in of_empty_partitions.items():
+            if name not in partitions_by_type:
+                partitions_by_type[name], arrow_types[name] = types, arrow_type
         return _united_schema(table, folder, next(iter(date_columns)), partitions_by_type, arrow_types)
 
 
