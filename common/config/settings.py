@@ -1,6 +1,6 @@
 """The settings of a process: four URLs and the defaults of runs, read from the environment once, at the entry point.
 
-`backfill status` does not read them: see `gated_backfill.common.config.ledger_url`.
+`backfill status` of a run that goes on does not read them: see `gated_backfill.common.config.ledger_url`.
 """
 
 from __future__ import annotations

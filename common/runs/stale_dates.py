@@ -1,6 +1,6 @@
 """Stale dates of runs: checkpointed ones whose job's version, sources or inputs have changed since.
 
-What is imported when a job is loaded or a warehouse is read takes longer than most commands: only when it is needed.
+Imports for loading jobs and reading warehouses take longer than most commands, so they are inside functions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ class StaleDates:
     def of(self, run: Run) -> Mapping[date, str]:
         return self.reasons.get(run.id, {})
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of stale dates by run."""
-        return {run_id: len(reasons) for run_id, reasons in self.reasons.items()}
-
 
 def find_stale_dates_of_runs(
     runs: Collection[Run], ledger: Ledger, open_warehouse: Callable[[], Warehouse]
@@ -45,9 +40,8 @@ def find_stale_dates_of_runs(
     Sources and inputs are compared unless reading them is billed, or fails. A job that is not installed here is left
     out. `open_warehouse` is called when there is something to compare.
     """
-    run_ids = [run.id for run in runs if run.has_ended]
     checkpoints: dict[str, list[Checkpoint]] = {}
-    for checkpoint in ledger.checkpoints.list_checkpoints_of_runs(run_ids):
+    for checkpoint in ledger.checkpoints.list_checkpoints_of_runs([run for run in runs if run.has_ended]):
         checkpoints.setdefault(checkpoint.job, []).append(checkpoint)
     reasons: dict[str, dict[date, str]] = {}
     not_compared: dict[str, str] = {}
@@ -70,6 +64,7 @@ def _reasons(
     """Return the reasons of the stale dates, and why sources and inputs were not compared."""
     from gated_backfill.common.audit.staleness import find_stale_dates
     from gated_backfill.common.model.tables import TableName
+    from gated_backfill.common.warehouse.table_checks import check_tables
 
     try:
         warehouse = open_warehouse()
@@ -77,7 +72,10 @@ def _reasons(
             warehouse.quick_fingerprints(TableName.parse(job.target.table), job.target.date_column, ()) is not None
         )
         if is_free:
-            return find_stale_dates(job, checkpoints, warehouse).reasons, None
+            check_tables(warehouse, job)  # a table that is not here is no changed one
+            staleness = find_stale_dates(job, checkpoints, warehouse)
+            unrecorded = f"{staleness.without_inputs} checkpoint(s) by an earlier version of this tool record no inputs"
+            return staleness.reasons, unrecorded if staleness.without_inputs else None
         problem = BILLED
     except BackfillError as exc:
         problem = str(exc)

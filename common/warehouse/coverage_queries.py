@@ -152,6 +152,8 @@ def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEn
     try:
         rows = warehouse.read_entities(scan)
     except TableNotFound:
+        if warehouse.describe(scan.table) is not None:  # such as a view of a table that is gone
+            raise
         return NO_ENTITIES
     present = expected.present_in(rows, scan.columns.rule)
     return SourceEntities(

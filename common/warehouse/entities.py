@@ -78,7 +78,7 @@ def read_days(values: Any, time_zone: str | None) -> Any:
 
 
 def day_numbers(dates: Any) -> npt.NDArray[np.int32]:
-    """Return dates, none of them null, as days since 1970, without a copy of a single chunk: read for every date."""
+    """Return DATEs (date32), none of them null, as days since 1970. A single chunk is not copied."""
     array: Any = dates
     if isinstance(dates, pa.ChunkedArray):
         array = dates.chunk(0) if dates.num_chunks == 1 else dates.combine_chunks()

@@ -37,7 +37,10 @@ class InputTable:
 
 
 class InputPartitions(NamedTuple):
-    """The partitions of a table that are fingerprinted together."""
+    """The partitions of a table that are fingerprinted together.
+
+    Only those with the same lookback: over a long one, the columns of the other roles would be read in vain.
+    """
 
     table: str
     date_column: str
@@ -58,7 +61,7 @@ def input_fingerprints(
             TableName.parse(partitions.table),
             partitions.date_column,
             days_with_lookback(days, partitions.lookback_days),
-            {table.columns for table in tables},
+            list(dict.fromkeys(table.columns for table in tables)),
             time_zone=partitions.time_zone,
         )
         for table in tables:

@@ -281,9 +281,10 @@ class Warehouse(Backups, Protocol):
         *,
         time_zone: str | None = None,
     ) -> dict[ColumnSet, dict[date, str]]:
-        """Return, for each set of columns and each day, a value that changes only when values of these columns do.
+        """Return, for each set of columns and each day, a value that changes exactly when values of these columns do.
 
-        The value is `ABSENT` without rows. The columns of all sets are read at once, and no others.
+        The value is `ABSENT` without rows. A warehouse that bills by bytes reads all sets at once, and no other columns
+        but that of the date.
         """
         ...
 

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from gated_backfill.common.errors import QueryFailed
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.runs.stale_dates import BILLED, find_stale_dates_of_runs
 from gated_backfill.producer.demo.season import INCIDENT, load_season
 from gated_backfill.producer.planning.plan import Reprocess
 from tests.emulator import Emulator
@@ -52,6 +53,8 @@ def test_a_failed_publication_leaves_table_and_checkpoints_as_they_were(bigquery
     failed = bigquery_lab.run(days, "probe", reprocess=Reprocess.ALL)
 
     assert first.run.state is RunState.SUCCEEDED
+    stale = find_stale_dates_of_runs([first.run], bigquery_lab.ledger, lambda: bigquery_lab.context.warehouse)
+    assert (stale.reasons, stale.not_compared) == ({}, {"probe": BILLED})
     assert failed.run.state is RunState.FAILED
     assert failed.count(DateState.FAILED) == 3
     assert QueryFailed.__name__ in {bigquery_lab.outcome(day, failed).error_kind for day in days}

@@ -672,7 +672,7 @@ def test_a_published_date_that_passed_is_checkpointed_with_its_figures(ledger: L
     assert (checkpoint.run_id, checkpoint.job_version, checkpoint.verdict) == (run.id, "1", Verdict.ACCEPTED)
     assert (checkpoint.expected, checkpoint.matched, checkpoint.rows, checkpoint.source) == (187, 187, 187, "upcoming")
     assert (checkpoint.checksum, checkpoint.inputs) == ("c" * 64, "i" * 64)
-    assert ledger.checkpoints.list_checkpoints_of_runs([run.id, "another"]) == [checkpoint]
+    assert ledger.checkpoints.list_checkpoints_of_runs([run]) == [checkpoint]
     assert ledger.checkpoints.list_checkpoints_of_runs([]) == []
     assert ledger.checkpoints.list_expected(JOB, FEB_23, FEB_25) == {FEB_23: (187, run.id)}
     assert state_of(ledger, run, FEB_23) is DateState.CHECKPOINTED

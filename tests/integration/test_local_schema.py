@@ -500,15 +500,26 @@ def test_the_types_of_a_partition_without_rows_do_not_matter(
     assert [day for day, fingerprint in before.items() if fingerprint != ABSENT] == [FEB_24]
 
 
-@pytest.mark.parametrize("once", [True, False])
-def test_a_partition_with_a_damaged_page_is_refused_by_its_name(local_warehouse: LocalWarehouse, once: bool) -> None:
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("damaged", [slice(4, 40), slice(-60, -40)], ids=["page", "footer"])
+def test_a_damaged_partition_is_refused_by_its_name(
+    local_warehouse: LocalWarehouse, damaged: slice, declared: bool
+) -> None:
     local_warehouse.load(TABLE, "day", rows_of(FEB_23))
     part = part_of(local_warehouse, FEB_23)
+    if not declared:
+        (part.parent.parent / "schema.json").unlink()
     content = bytearray(part.read_bytes())
-    content[4:40] = b"\xff" * 36  # of the first column's page
+    content[damaged] = b"\xff" * len(content[damaged])
     part.write_bytes(content)
-    with pytest.raises(SchemaMismatch, match="partition day=2023-02-23: is not a readable Parquet file"):
-        local_warehouse.read(ALL_DAYS, once=once)
+    for read in (
+        lambda: local_warehouse.read(ALL_DAYS, once=True),
+        lambda: local_warehouse.read(ALL_DAYS),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_23], [PLAYER]),
+    ):
+        with pytest.raises(SchemaMismatch, match="partition day=2023-02-23: is not a readable Parquet file"):
+            read()
+    assert local_warehouse.fingerprints(TABLE, "day", [FEB_23])[FEB_23] != ABSENT
 
 
 def test_a_table_without_a_schema_takes_it_from_what_is_published(

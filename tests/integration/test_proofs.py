@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
+from gated_backfill.common.errors import TableNotFound
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.job import Input, Job
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.runs.stale_dates import find_stale_dates_of_runs
+from gated_backfill.common.warehouse.coverage_queries import measure_dates
+from gated_backfill.common.warehouse.protocol import EntityScan, Warehouse
 from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess, make_plan
 from gated_backfill.worker.dates import process as processing
 from gated_backfill.worker.gate import gate
@@ -158,6 +163,21 @@ def test_a_date_is_stale_when_an_input_changed(lab: Lab, monkeypatch: pytest.Mon
     assert (other.action, step.reason) == (PlanAction.DONE, "stale: input weather changed since")
 
 
+def test_a_view_of_a_table_that_is_gone_is_no_source_without_rows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.probe_all(DAYS, players(4))
+    warehouse = lab.context.warehouse
+    read_entities = warehouse.read_entities
+
+    def read_view(scan: EntityScan) -> Any:
+        if scan.table == TableName("probe", "first"):
+            raise TableNotFound("Not found: Table project:probe.base")
+        return read_entities(scan)
+
+    monkeypatch.setattr(warehouse, "read_entities", read_view)
+    with pytest.raises(TableNotFound, match=r"probe\.base"):
+        measure_dates(warehouse, find_job("probe"), DAYS)
+
+
 def test_a_plan_over_fresh_dates_fingerprints_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.probe_all(DAYS, players(4))
 
@@ -241,13 +261,40 @@ def test_status_and_history_say_when_sources_cannot_be_compared(lab: Lab) -> Non
     part.with_name("other.parquet").write_bytes(part.read_bytes())
 
     as_json = json.loads(lab.inside("status", run, "--json").stdout)
+    page = lab.home / "history.html"
     status, history = lab.inside("status"), lab.inside("history")
+    assert lab.inside("history", "--html", str(page)).returncode == 0
 
+    assert "Stale dates of probe: sources and inputs were not compared" in page.read_text()
     assert as_json["stale"] == []
     assert "holds other.parquet, which is not ours" in as_json["stale_not_compared"]
     assert "stale    sources and inputs were not compared: " in status.stdout
     assert (status.returncode, history.returncode) == (0, 0)
     assert "stale dates of probe: sources and inputs were not compared: " in history.stdout
+
+
+def test_dates_are_not_stale_because_their_tables_are_somewhere_else(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    run = lab.run(DAYS, "probe").run.id
+    (lab.home / "warehouse").rename(lab.home / "elsewhere")
+
+    as_json = json.loads(lab.inside("status", run, "--json").stdout)
+
+    assert as_json["stale"] == []
+    assert "probe.expected" in as_json["stale_not_compared"]
+
+
+def test_a_run_that_goes_on_is_not_compared(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    run = lab.run(DAYS, "probe").run
+
+    def open_warehouse() -> Warehouse:
+        raise AssertionError("opened")
+
+    going_on = replace(run, state=RunState.RUNNING)
+    assert find_stale_dates_of_runs([going_on], lab.ledger, open_warehouse).reasons == {}
+    with pytest.raises(AssertionError, match="opened"):
+        find_stale_dates_of_runs([run], lab.ledger, open_warehouse)
 
 
 def test_coverage_shows_dates_whose_source_changed(lab: Lab) -> None:

@@ -172,6 +172,8 @@ def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date
     try:
         rows = _read_table(warehouse, source, days, needed)
     except TableNotFound:
+        if warehouse.describe(TableName.parse(source.table)) is not None:  # such as a view of a table that is gone
+            raise
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     if source.derive is not None:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse
 from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
-from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount
+from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run
 from gated_backfill.common.ledger.rows import checkpoint_from_row, date_transition
 from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
@@ -93,14 +93,19 @@ class CheckpointStore(LedgerStore):
         with self._read() as connection:
             return {day: CheckpointedCount(expected, run_id) for day, expected, run_id in connection.execute(query)}
 
-    def list_checkpoints_of_runs(self, run_ids: Sequence[str]) -> list[Checkpoint]:
+    def list_checkpoints_of_runs(self, of_runs: Collection[Run]) -> list[Checkpoint]:
         """Return the checkpoints that these runs have written, and no later run has replaced, oldest day first."""
-        of_runs: list[Checkpoint] = []
+        run_ids_by_job: dict[str, list[str]] = {}
+        for run in of_runs:
+            run_ids_by_job.setdefault(run.job, []).append(run.id)
+        written: list[Checkpoint] = []
         with self._read() as connection:
-            for begin in range(0, len(run_ids), MAX_RUNS_PER_QUERY):
-                query = select(checkpoints).where(checkpoints.c.run_id.in_(run_ids[begin : begin + MAX_RUNS_PER_QUERY]))
-                of_runs += map(checkpoint_from_row, connection.execute(query).mappings())
-        return sorted(of_runs, key=lambda checkpoint: checkpoint.day)
+            for job, run_ids in run_ids_by_job.items():
+                of_job = select(checkpoints).where(checkpoints.c.job == job)  # by the index of the key
+                for begin in range(0, len(run_ids), MAX_RUNS_PER_QUERY):
+                    query = of_job.where(checkpoints.c.run_id.in_(run_ids[begin : begin + MAX_RUNS_PER_QUERY]))
+                    written += map(checkpoint_from_row, connection.execute(query).mappings())
+        return sorted(written, key=lambda checkpoint: checkpoint.day)
 
     def list_days_since(self, job: str, moment: datetime | None) -> list[date]:
         """Return the dates that were checkpointed since the moment, oldest first; all with None."""

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
-from gated_backfill.common.warehouse.local.partitions import check_no_other_files, partition_mismatch
+from gated_backfill.common.warehouse.local.partitions import check_no_other_files, is_damage, partition_mismatch
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
@@ -106,8 +106,10 @@ class PartitionFiles:
         with self._opened(part) as handle:
             try:
                 has_rows = handle is None or _parquet(self._file(handle)).metadata.num_rows > 0
-            except pa.ArrowException:  # no Parquet file: its readers refuse it
-                return checksum
+            except (pa.ArrowException, OSError) as exc:
+                if not is_damage(exc):
+                    raise
+                return checksum  # its readers refuse it
         return checksum if has_rows else ABSENT
 
     def schema(self, part: str) -> PartitionSchema | None:

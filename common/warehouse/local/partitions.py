@@ -114,6 +114,11 @@ def partition_mismatch(part: str, problem: str) -> SchemaMismatch:
     return SchemaMismatch(problem, table=f"{dataset}.{table}, partition {partition}")
 
 
+def is_damage(exc: Exception) -> bool:
+    """Whether Arrow raised the error for the content of a file. Such an `OSError` has no number."""
+    return isinstance(exc, pa.ArrowException) or (isinstance(exc, OSError) and exc.errno is None)
+
+
 def hard_link(file: Path, other: Path) -> None:
     """Link the file under a second name. Safe, as published files are replaced and never modified."""
     try:

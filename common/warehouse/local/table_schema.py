@@ -33,6 +33,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     ROWS_FILE,
     SCHEMA_FILE,
     check_only_partitions,
+    is_damage,
     partition_mismatch,
     partition_names,
 )
@@ -216,7 +217,9 @@ class TableSchemas:
             part = f"{folder}/{partition}/{ROWS_FILE}"
             try:
                 schema = self._parts.schema(part)
-            except pa.ArrowException as exc:
+            except (pa.ArrowException, OSError) as exc:
+                if not is_damage(exc):
+                    raise
                 raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
             if schema is None:
                 continue

@@ -40,6 +40,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
+    is_damage,
     partition_mismatch,
     partition_names,
     translate_file_errors,
@@ -93,7 +94,7 @@ class LocalWarehouse(LocalPublications):
 
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
-            schema = self._find_complete_schema(table)
+            schema = self._schema_after_load(table)
             return None if schema is None else schema.info
 
     def query(
@@ -157,7 +158,7 @@ class LocalWarehouse(LocalPublications):
 
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = self._complete_places(table, date_column, days)
+            places = self._places_after_load(table, date_column, days)
             checksums = {day: self._parts.fingerprint(place) for day, place in places.items()}
             return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
 
@@ -205,7 +206,7 @@ class LocalWarehouse(LocalPublications):
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
-            places = self._complete_places(table, date_column, checksums)
+            places = self._places_after_load(table, date_column, checksums)
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
@@ -265,7 +266,7 @@ class LocalWarehouse(LocalPublications):
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = self._complete_places(table, date_column, days)
+            places = self._places_after_load(table, date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
@@ -305,8 +306,8 @@ class LocalWarehouse(LocalPublications):
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
         return _places_in(self._folder_path(table), date_column, days)
 
-    def _complete_places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
-        """Return the same, after a load that was committed is finished."""
+    def _places_after_load(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
+        """Finish a load that was committed. Return the path of each day's file, which need not exist."""
         folder = self._folder_path(table)
         self._finish_load(folder)
         return _places_in(folder, date_column, days)
@@ -316,8 +317,8 @@ class LocalWarehouse(LocalPublications):
     def _find_schema(self, table: TableName) -> TableSchema | None:
         return self._schemas.find(table, self._folder_path(table))
 
-    def _find_complete_schema(self, table: TableName) -> TableSchema | None:
-        """Return the schema of the table, after a load that was committed is finished."""
+    def _schema_after_load(self, table: TableName) -> TableSchema | None:
+        """Finish a load that was committed. Return the schema of the table."""
         folder = self._folder_path(table)
         self._finish_load(folder)
         return self._schemas.find(table, folder)
@@ -335,7 +336,7 @@ class LocalWarehouse(LocalPublications):
         """
         for _ in range(SCHEMA_TRIES):
             with translate_file_errors(scan.table):
-                schema = self._find_complete_schema(scan.table)
+                schema = self._schema_after_load(scan.table)
                 if schema is None:
                     raise TableNotFound("no such table in the warehouse", table=str(scan.table))
                 names = schema.info.columns.keys() if columns is None else columns
@@ -365,7 +366,7 @@ def read_partition(part: str, columns: list[str], schema: TableSchema, read_file
     try:
         return read_file(part, columns, schema.check_partition)
     except (pa.ArrowException, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno is not None:  # Arrow's error for damaged content has none
+        if not is_damage(exc):
             raise
         raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
 
