@@ -856,12 +856,17 @@ def publish_and_die(_: object, root: str, number: int, location: str, checksum: 
     publish(LocalWarehouse(Path(root)), file, publication="run-1/1")
 
 
-SYNCS = 9  #: of a publication, at least
+SYNCS = 12  #: of a publication, at least
 
 
-def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(tmp_path: Path, staging: Staging) -> None:
+@pytest.mark.parametrize("is_new", [False, True], ids=["known-table", "new-table"])
+def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(
+    tmp_path: Path, staging: Staging, is_new: bool
+) -> None:
     file = staged(staging, FEB_23, players=5)
-    load(LocalWarehouse(tmp_path / "before"), FEB_23, players=3)
+    (tmp_path / "before").mkdir()
+    if not is_new:
+        load(LocalWarehouse(tmp_path / "before"), FEB_23, players=3)
     roots = [shutil.copytree(tmp_path / "before", tmp_path / f"killed-{n}") for n in range(SYNCS)]
     calls = [(publish_and_die, root, n, file.location, file.checksum) for n, root in enumerate(roots, 1)]
     assert race(*calls) == [-signal.SIGKILL] * SYNCS
@@ -873,6 +878,7 @@ def test_a_publication_that_was_killed_leaves_nothing_once_it_is_repeated(tmp_pa
         replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_23])[FEB_23]
         assert (replaced.before, replaced.published) == (before, file.checksum)
         assert not list(warehouse.root.rglob("*.tmp"))
+        assert not list(warehouse.root.rglob(".loading"))
 
 
 # -- places where nothing may be written --------------------------------------------------------------------------

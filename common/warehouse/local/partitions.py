@@ -19,6 +19,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
 PUBLICATION_FILE = "publication.json"  #: the run and attempt that wrote the rows, and their checksum
+LOADING = ".loading"  #: in the table's folder: prepared partitions and files
 SCHEMA_FILE = "schema.json"  #: in the table's folder: its columns, types and date column
 OWN_FILES = frozenset({ROWS_FILE, PUBLICATION_FILE})
 IGNORED_PREFIXES = (".", "_")  #: of files that hold no rows, by a convention that Spark and others follow

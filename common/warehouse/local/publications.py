@@ -27,6 +27,7 @@ from gated_backfill.common.storage.files import checked_path, read_regular_file,
 from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
 from gated_backfill.common.warehouse.local.backups import LocalBackups
 from gated_backfill.common.warehouse.local.partitions import (
+    LOADING,
     PUBLICATION_FILE,
     ROWS_FILE,
     file_exists,
@@ -38,8 +39,7 @@ from gated_backfill.common.warehouse.local.partitions import (
 from gated_backfill.common.warehouse.local.table_schema import TableSchema, declarable_types
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, TableInfo, check_same_columns
 
-LOADING = ".loading"  #: prepared partitions; once it holds COMMITTED, they are published even after a crash
-COMMITTED = "COMMITTED"
+COMMITTED = "COMMITTED"  #: once LOADING holds it, the partitions in it are published even after a crash
 UNDO = ".undo"  #: in the root: by run and table, the rows that the first publication of a date replaced
 REPLACED = "replaced.json"  #: a note for one date, in the format of earlier versions
 

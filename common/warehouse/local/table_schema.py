@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of, read_type_of
 from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, TableName, validate_identifier
-from gated_backfill.common.storage.files import read_regular_file, write_atomically
+from gated_backfill.common.storage.files import read_regular_file, sync_folder, write_atomically
 from gated_backfill.common.warehouse.local.partition_files import (
     FileStamp,
     FolderStamp,
@@ -30,6 +31,7 @@ from gated_backfill.common.warehouse.local.partition_files import (
     has_settled,
 )
 from gated_backfill.common.warehouse.local.partitions import (
+    LOADING,
     ROWS_FILE,
     SCHEMA_FILE,
     check_only_partitions,
@@ -162,9 +164,17 @@ class TableSchemas:
         self._found.pop(folder, None)
 
     def declare(self, folder: str, date_column: str, columns: Mapping[str, str]) -> None:
-        """Write the schema of the table in the folder."""
+        """Write the schema of the table in the folder, whose lock is held.
+
+        The next load removes what a process left that died before the file got its place.
+        """
         content = json.dumps({"date_column": date_column, "columns": dict(columns)}, indent=1)
-        write_atomically(f"{folder}/{SCHEMA_FILE}", content.encode())
+        loading = f"{folder}/{LOADING}"
+        write_atomically(f"{loading}/{SCHEMA_FILE}", content.encode())
+        os.replace(f"{loading}/{SCHEMA_FILE}", f"{folder}/{SCHEMA_FILE}")  # noqa: PTH105
+        with suppress(OSError):  # a load is being prepared there
+            os.rmdir(loading)  # noqa: PTH106
+        sync_folder(folder)
 
     def refresh(self, table: TableName, folder: str) -> TableSchema | None:
         """Write the schema of the table's partitions as they are now; None for no table.

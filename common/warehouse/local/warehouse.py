@@ -37,6 +37,7 @@ from gated_backfill.common.warehouse.local.content import column_digest, content
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
 from gated_backfill.common.warehouse.local.partitions import (
+    LOADING,
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
@@ -45,7 +46,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     partition_names,
     translate_file_errors,
 )
-from gated_backfill.common.warehouse.local.publications import LOADING, LocalPublications
+from gated_backfill.common.warehouse.local.publications import LocalPublications
 from gated_backfill.common.warehouse.local.table_schema import (
     TableSchema,
     TableSchemas,
