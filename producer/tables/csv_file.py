@@ -6,7 +6,7 @@ import codecs
 import csv
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -225,8 +225,9 @@ def _undecodable(file: Path, csv_format: CsvFormat, exc: UnicodeError) -> str:
             except UnicodeDecodeError as fault:
                 valid = len(block) - len(fault.object) + fault.start
                 decoder.setstate(before)
-                text = decoder.decode(block[: max(valid, 0)])
-                line += _line_ends(text) - (after_return and text.startswith("\n"))
+                with suppress(UnicodeError):  # without the byte order mark of UTF-16 nothing is decoded
+                    text = decoder.decode(block[: max(valid, 0)])
+                    line += _line_ends(text) - (after_return and text.startswith("\n"))
                 place = f"line {line}, byte {consumed + valid} of the file"
                 return f"{file} is not {name} text: {fault.reason} on {place}: {ENCODING_ADVICE}"
             except UnicodeError:

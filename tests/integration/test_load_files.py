@@ -183,6 +183,12 @@ def test_options_that_do_not_fit_are_refused(load: Load, options: dict[str, str]
         load(HEADER + "2023-02-23,\xf1\n", **options)
 
 
+@pytest.mark.parametrize("data", [b"na\x00\xd8me", (HEADER + GOOD).encode("utf-16-le")], ids=["surrogate", "text"])
+def test_a_file_without_the_byte_order_mark_of_its_encoding_is_refused(load: Load, data: bytes) -> None:
+    with pytest.raises(UserError, match="is not utf-16 text"):
+        load(data, encoding="utf-16")
+
+
 def test_options_of_csv_files_are_refused_for_parquet(load: Load) -> None:
     for options in ({"encoding": "utf-8"}, {"delimiter": ";"}):
         with pytest.raises(UserError, match="are for CSV files"):
