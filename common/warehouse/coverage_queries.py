@@ -16,7 +16,7 @@ from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days
-from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, Warehouse, read_unless_absent
 
 SEASON_LOOKBACK_DAYS = 400  #: the most days between a date and the first date of its season
 
@@ -149,11 +149,8 @@ def measure_dates(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Measu
 
 
 def _measure_source(warehouse: Warehouse, scan: EntityScan, expected: ExpectedEntities) -> SourceEntities:
-    try:
-        rows = warehouse.read_entities(scan)
-    except TableNotFound:
-        if warehouse.describe(scan.table) is not None:  # such as a view of a table that is gone
-            raise
+    rows = read_unless_absent(warehouse.describe, scan.table, lambda: warehouse.read_entities(scan))
+    if rows is None:
         return NO_ENTITIES
     present = expected.present_in(rows, scan.columns.rule)
     return SourceEntities(
@@ -173,10 +170,8 @@ def find_contradictions(
     if not days:
         return {}
     target = job.target
-    date_only = frozenset({target.date_column})  # the fewest bytes to read
-    fingerprints = warehouse.column_fingerprints(TableName.parse(target.table), target.date_column, days, [date_only])[
-        date_only
-    ]
+    table, date_only = TableName.parse(target.table), frozenset({target.date_column})  # the fewest bytes to read
+    fingerprints = warehouse.column_fingerprints(table, target.date_column, days, [date_only])[date_only]
     contradictions: dict[date, str] = {}
     for day in days:
         rows = {name: rows.get(day, 0) for name, rows in rows_by_source.items()}

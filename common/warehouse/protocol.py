@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, LiteralString, Protocol
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
 
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
@@ -23,6 +23,8 @@ from gated_backfill.common.warehouse.backups import Backups
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +398,21 @@ class Warehouse(Backups, Protocol):
         exists with other columns, types or date column.
         """
         ...
+
+
+def read_unless_absent(
+    describe: Callable[[TableName], TableInfo | None], table: TableName, read: Callable[[], T]
+) -> T | None:
+    """Return what `read` returns; None if the table does not exist.
+
+    Raises `TableNotFound` if the table exists: it may be a view of a table that is gone.
+    """
+    try:
+        return read()
+    except TableNotFound:
+        if describe(table) is not None:
+            raise
+        return None
 
 
 def require_table(warehouse: Warehouse, table: TableName) -> TableInfo:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.errors import ProcessFailed, TableNotFound
+from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
 from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns
@@ -26,7 +26,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
     translate_expectation_errors,
 )
 from gated_backfill.common.warehouse.entities import read_days
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse, read_unless_absent
 from gated_backfill.worker.dates.frames import fill_entities, sort_by_entity, to_frame
 
 log = structlog.get_logger()
@@ -169,11 +169,9 @@ def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck]
 def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
     """The source's rows, sorted by date and entity unless they are derived."""
     needed = _columns_to_read(source.columns, source.date_column, *job.source_entity(source))
-    try:
-        rows = _read_table(warehouse, source, days, needed)
-    except TableNotFound:
-        if warehouse.describe(TableName.parse(source.table)) is not None:  # such as a view of a table that is gone
-            raise
+    table = TableName.parse(source.table)
+    rows = read_unless_absent(warehouse.describe, table, lambda: _read_table(warehouse, source, days, needed))
+    if rows is None:
         empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
         return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
     if source.derive is not None:

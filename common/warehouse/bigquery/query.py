@@ -10,7 +10,7 @@ from typing import Any, LiteralString
 import pyarrow as pa
 from sqlglot.errors import SqlglotError
 
-from gated_backfill.common.errors import QueryFailed, TableNotFound, UserError
+from gated_backfill.common.errors import QueryFailed, UserError
 from gated_backfill.common.model.dates import consecutive_ranges, days_in, enclosing_range
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import WarehouseLimits
@@ -50,6 +50,7 @@ from gated_backfill.common.warehouse.protocol import (
     Scan,
     StagedScan,
     TableInfo,
+    read_unless_absent,
 )
 from gated_backfill.common.warehouse.sql import parameter_names, table_names
 
@@ -288,9 +289,5 @@ class BigQueryQueries:
 
     def _rows_of_existing(self, statement: str, params: Mapping[str, Any], table: TableName) -> list[dict[str, Any]]:
         """Run the query; return no rows if the table was dropped after it was described."""
-        try:
-            return self._rows(statement, params, str(table)).to_pylist()
-        except TableNotFound:
-            if self.describe(table) is not None:
-                raise
-            return []
+        rows = read_unless_absent(self.describe, table, lambda: self._rows(statement, params, str(table)))
+        return [] if rows is None else rows.to_pylist()
