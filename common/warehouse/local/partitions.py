@@ -120,6 +120,17 @@ def is_damage(exc: Exception) -> bool:
     return isinstance(exc, pa.ArrowException) or (isinstance(exc, OSError) and exc.errno is None)
 
 
+@contextmanager
+def refuse_damage(part: str) -> Generator[None]:
+    """Raise `SchemaMismatch`, which names the partition, for a file that Arrow cannot read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as exc:
+        if not is_damage(exc):
+            raise
+        raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
+
+
 def hard_link(file: Path, other: Path) -> None:
     """Link the file under a second name. Safe, as published files are replaced and never modified."""
     try:

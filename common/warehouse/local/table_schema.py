@@ -35,9 +35,9 @@ from gated_backfill.common.warehouse.local.partitions import (
     ROWS_FILE,
     SCHEMA_FILE,
     check_only_partitions,
-    is_damage,
     partition_mismatch,
     partition_names,
+    refuse_damage,
 )
 from gated_backfill.common.warehouse.protocol import TableInfo
 
@@ -153,9 +153,8 @@ class TableSchemas:
         """Check the names in the table's folder, unless they were checked since the last change of one."""
         if self._listed.get(folder) == (stamp, date_column):
             return
-        partitions = self._partitions.setdefault(
-            (folder, date_column), set()
-        )  # a publication adds some, again and again
+        # A publication adds some, again and again.
+        partitions = self._partitions.setdefault((folder, date_column), set())
         if check_only_partitions(table, folder, date_column, partitions) and has_settled(stamp):
             self._listed[folder] = (stamp, date_column)
 
@@ -225,12 +224,8 @@ class TableSchemas:
         date_columns: dict[str, None] = {}
         for partition in sorted(partition_names(folder)):
             part = f"{folder}/{partition}/{ROWS_FILE}"
-            try:
+            with refuse_damage(part):
                 schema = self._parts.schema(part)
-            except (pa.ArrowException, OSError) as exc:
-                if not is_damage(exc):
-                    raise
-                raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
             if schema is None:
                 continue
             check_names_are_unique(part, schema.columns)

@@ -41,9 +41,8 @@ from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
-    is_damage,
-    partition_mismatch,
     partition_names,
+    refuse_damage,
     translate_file_errors,
 )
 from gated_backfill.common.warehouse.local.publications import LocalPublications
@@ -95,7 +94,7 @@ class LocalWarehouse(LocalPublications):
 
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
-            schema = self._schema_after_load(table)
+            schema = self._schemas.find(table, self._folder_after_load(table))
             return None if schema is None else schema.info
 
     def query(
@@ -159,7 +158,7 @@ class LocalWarehouse(LocalPublications):
 
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = self._places_after_load(table, date_column, days)
+            places = _places_in(self._folder_after_load(table), date_column, days)
             checksums = {day: self._parts.fingerprint(place) for day, place in places.items()}
             return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
 
@@ -200,14 +199,14 @@ class LocalWarehouse(LocalPublications):
         digests: dict[date, dict[str, bytes]] = {}
         for day, part in _places_in(schema.folder, schema.date_column, days).items():
             rows = read_partition(part, [*columns], schema, self._parts.rows)
-            if rows is not None and rows.num_rows:
+            if rows is not None:
                 typed_columns = reader.columns_of(PartitionRows(day, part, rows))
                 digests[day] = {name: column_digest(values) for name, values in typed_columns}
         return digests
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
-            places = self._places_after_load(table, date_column, checksums)
+            places = _places_in(self._folder_after_load(table), date_column, checksums)
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
@@ -267,7 +266,7 @@ class LocalWarehouse(LocalPublications):
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = self._places_after_load(table, date_column, days)
+            places = _places_in(self._folder_after_load(table), date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
@@ -307,22 +306,16 @@ class LocalWarehouse(LocalPublications):
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
         return _places_in(self._folder_path(table), date_column, days)
 
-    def _places_after_load(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
-        """Finish a load that was committed. Return the path of each day's file, which need not exist."""
+    def _folder_after_load(self, table: TableName) -> str:
+        """Finish a load that was committed. Return the path of the table's folder, which need not exist."""
         folder = self._folder_path(table)
         self._finish_load(folder)
-        return _places_in(folder, date_column, days)
+        return folder
 
     # -- schemas --------------------------------------------------------------------------------------------
 
     def _find_schema(self, table: TableName) -> TableSchema | None:
         return self._schemas.find(table, self._folder_path(table))
-
-    def _schema_after_load(self, table: TableName) -> TableSchema | None:
-        """Finish a load that was committed. Return the schema of the table."""
-        folder = self._folder_path(table)
-        self._finish_load(folder)
-        return self._schemas.find(table, folder)
 
     def _declare_schema(self, table: TableName, date_column: str, columns: Mapping[str, str]) -> None:
         """Declare the schema of rows that are about to be written, unless the table has a declared one."""
@@ -337,7 +330,7 @@ class LocalWarehouse(LocalPublications):
         """
         for _ in range(SCHEMA_TRIES):
             with translate_file_errors(scan.table):
-                schema = self._schema_after_load(scan.table)
+                schema = self._schemas.find(scan.table, self._folder_after_load(scan.table))
                 if schema is None:
                     raise TableNotFound("no such table in the warehouse", table=str(scan.table))
                 names = schema.info.columns.keys() if columns is None else columns
@@ -363,13 +356,12 @@ def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date,
 
 
 def read_partition(part: str, columns: list[str], schema: TableSchema, read_file: ReadFile) -> pa.Table | None:
-    """Read the columns that the partition has, or more; None when it does not exist. Raises `SchemaMismatch`."""
-    try:
+    """Read the columns that the partition has, or more; None when it does not exist or has no rows.
+
+    Raises `SchemaMismatch`.
+    """
+    with refuse_damage(part):
         return read_file(part, columns, schema.check_partition)
-    except (pa.ArrowException, OSError) as exc:
-        if not is_damage(exc):
-            raise
-        raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
 
 
 def _renamed(rows: pa.Table, columns: Mapping[str, str]) -> pa.Table:
