@@ -121,26 +121,17 @@ def quick_fingerprints(
     While such a part is the same, so is the part of its role: nothing has to be read. Without quick fingerprints, the
     days have no parts.
     """
-    tables = _tables_of(job, roles)
-    lookbacks: dict[
-        tuple[str, str], int
-    ] = {}  # a source is often the expectation's table: its files are looked at once
-    for table in tables:
-        key = table.table, table.date_column
-        lookbacks[key] = max(lookbacks.get(key, 0), table.lookback_days)
     parts: dict[date, dict[str, str]] = {day: {} for day in days}
-    fingerprints: dict[tuple[str, str], Mapping[date, str]] = {}
-    for (name, date_column), lookback in lookbacks.items():
-        days_read = days_with_lookback(days, lookback)
-        by_day = warehouse.quick_fingerprints(TableName.parse(name), date_column, days_read)
-        if by_day is None:
+    for partitions, tables in _by_partitions(_tables_of(job, roles)).items():
+        days_read = days_with_lookback(days, partitions.lookback_days)
+        name = TableName.parse(partitions.table)
+        fingerprints = warehouse.quick_fingerprints(name, partitions.date_column, days_read)
+        if fingerprints is None:
             return parts
-        fingerprints[name, date_column] = by_day
-    for table in tables:
-        columns = "*" if table.columns is None else ",".join(sorted(table.columns))
-        for day in days:
-            by_day = fingerprints[table.table, table.date_column]
-            parts[day][quick_role(table.role)] = _part(table, day, by_day, columns)
+        for table in tables:
+            columns = "*" if table.columns is None else ",".join(sorted(table.columns))
+            for day in days:
+                parts[day][quick_role(table.role)] = _part(table, day, fingerprints, columns)
     return parts
 
 
