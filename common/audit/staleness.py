@@ -30,15 +30,18 @@ class Staleness:
     without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
 
 
+def find_other_versions(job: Job, checkpoints: Mapping[date, Checkpoint]) -> dict[date, str]:
+    """Return why dates are stale that another version of the job has built."""
+    reasons = {day: version_reason(checkpoint.job_version, job.version) for day, checkpoint in checkpoints.items()}
+    return {day: reason for day, reason in reasons.items() if reason is not None}
+
+
 def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse: Warehouse) -> Staleness:
     """Compare checkpoints with the job's version and with the tables that their dates were built from.
 
     Nothing is read without a checkpoint that records its inputs.
     """
-    reasons: dict[date, str] = {}
-    for day, checkpoint in checkpoints.items():
-        if reason := version_reason(checkpoint.job_version, job.version):
-            reasons[day] = reason
+    reasons = find_other_versions(job, checkpoints)
     recorded = {day: parts for day, checkpoint in checkpoints.items() if (parts := checkpoint.input_parts) is not None}
     unrecorded = checkpoints.keys() - recorded.keys()
     if not recorded:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import Checkpoint, Ledger, Run
-from gated_backfill.common.model.job_versions import version_reason
 
 if TYPE_CHECKING:
     from gated_backfill.common.model.job import Job
@@ -62,25 +61,20 @@ def _reasons(
     job: Job, checkpoints: Mapping[date, Checkpoint], open_warehouse: Callable[[], Warehouse]
 ) -> tuple[Mapping[date, str], str | None]:
     """Return the reasons of the stale dates, and why sources and inputs were not compared."""
-    from gated_backfill.common.audit.staleness import find_stale_dates
+    from gated_backfill.common.audit.staleness import find_other_versions, find_stale_dates
     from gated_backfill.common.model.tables import TableName
     from gated_backfill.common.warehouse.table_checks import check_tables
 
     try:
         warehouse = open_warehouse()
-        is_free = (
-            warehouse.quick_fingerprints(TableName.parse(job.target.table), job.target.date_column, ()) is not None
-        )
-        if is_free:
-            check_tables(warehouse, job)  # a table that is not here is no changed one
-            staleness = find_stale_dates(job, checkpoints, warehouse)
-            unrecorded = f"{staleness.without_inputs} checkpoint(s) by an earlier version of this tool record no inputs"
-            return staleness.reasons, unrecorded if staleness.without_inputs else None
-        problem = BILLED
+        if warehouse.quick_fingerprints(TableName.parse(job.target.table), job.target.date_column, ()) is None:
+            return find_other_versions(job, checkpoints), BILLED
+        check_tables(warehouse, job)  # a table that is not here is no changed one
+        staleness = find_stale_dates(job, checkpoints, warehouse)
     except BackfillError as exc:
-        problem = str(exc)
-    by_version = {day: version_reason(checkpoint.job_version, job.version) for day, checkpoint in checkpoints.items()}
-    return {day: reason for day, reason in by_version.items() if reason is not None}, problem
+        return find_other_versions(job, checkpoints), str(exc)
+    unrecorded = f"{staleness.without_inputs} checkpoint(s) by an earlier version of this tool record no inputs"
+    return staleness.reasons, unrecorded if staleness.without_inputs else None
 
 
 def _installed_job(name: str) -> Job | None:
