@@ -269,7 +269,7 @@ def _measure_range(
     counts = count_range(warehouse, job, existing_sources, days)
     span = enclosing_range(days)
     calendar = read_calendar(warehouse, job, days)
-    checkpointed_counts, checkpoints = _list_checkpoints(request, job, ledger)
+    checkpointed_counts, checkpoints = _list_checkpoints(request, span, job, ledger)
     changed_days = _find_changed_days(days, job, warehouse, checkpoints)
     proven = {day: checkpoints[day] for day in days if day in checkpoints and day not in changed_days}
     staleness = find_stale_dates(job, proven, warehouse)
@@ -310,10 +310,9 @@ def _measure_range(
 
 
 def _list_checkpoints(
-    request: RunRequest, job: Job, ledger: Ledger
+    request: RunRequest, span: DateRange, job: Job, ledger: Ledger
 ) -> tuple[Mapping[date, CheckpointedDate], dict[date, Checkpoint]]:
     """Return what the checkpoints expected, and the checkpoints that may spare a day from being built."""
-    span = enclosing_range(request.days)
     if request.reprocess is Reprocess.ALL:  # a tenth of the columns, and of the time
         return ledger.checkpoints.list_expected(job.name, span.start, span.through), {}
     checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
