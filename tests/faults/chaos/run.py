@@ -118,7 +118,8 @@ class Attempt:
             self._violated(violations(self.schedule, seen, self._fired(), final=True))
 
     def _next_step(self, stack: Stack) -> None:
-        """What the user does about dates that are not complete: the same command again."""
+        """What the user does about dates that are not complete: the same command again, once the broker is back."""
+        self._await_restarts(stack)
         stack.launch(SECOND, lambda: producer_process(self._command(), *self._prepared), self.folder / "second.log")
         self._ended(stack, SECOND)
         if stack.code(SECOND) not in (0, 3):
@@ -171,6 +172,12 @@ class Attempt:
     def _wait(self, stack: Stack, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            stack.tick()
+
+    def _await_restarts(self, stack: Stack) -> None:
+        """Wait until every process that a fault stopped at the end of the run was started again."""
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while stack.busy and time.monotonic() < deadline:
             stack.tick()
 
     def _violated(self, broken: list[Violation]) -> None:
