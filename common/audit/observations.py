@@ -93,14 +93,14 @@ def _read_expectations(
     contradictions = find_contradictions(warehouse, job, idle_days, source_rows)
 
     def expectation_of(day: date) -> DateExpectation:
-        expectation = job.date_expectation(
+        return job.date_expectation(
             counts.expected.get(day, 0),
             day,
             calendar,
             null_entities=counts.null_entities.get(day, 0),
             contradicted_by=contradictions.get(day),
+            floor=floors[day],
         )
-        return expectation.with_floor(floors[day].count, floors[day].reason)
 
     return {day: expectation_of(day) for day in days}
 

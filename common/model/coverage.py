@@ -72,6 +72,17 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpectationFloor:
+    """The fewest entities that may be expected on a date, and where that number comes from."""
+
+    count: int = 0
+    reason: str = ""
+
+
+NO_FLOOR = ExpectationFloor()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DateExpectation:
     """The number of entities expected on one date, and what speaks against that number."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from gated_backfill.common.model.coverage import least_count
+from gated_backfill.common.model.coverage import NO_FLOOR, ExpectationFloor, least_count
 from gated_backfill.common.model.dates import ONE_DAY
 from gated_backfill.common.model.job import Expectation
 
@@ -17,17 +16,6 @@ DEFAULT_SHARE_OF_RECENT = 0.1  #: without a calendar
 NEIGHBOUR_DAYS = 28  #: dates that are further away say nothing about a date
 MAX_NEIGHBOURS = 7  #: dates with entities, on each side
 MIN_NEIGHBOURS = 3  #: on both sides together; fewer say nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpectationFloor:
-    """The fewest entities that may be expected on a date, and where that number comes from."""
-
-    count: int = 0
-    reason: str = ""
-
-
-NO_FLOOR = ExpectationFloor()
 
 
 class CheckpointedDate(Protocol):

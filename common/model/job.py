@@ -8,7 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Literal
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation, Fallback
+from gated_backfill.common.model.coverage import NO_FLOOR, CoveragePolicy, DateExpectation, ExpectationFloor, Fallback
 from gated_backfill.common.model.dates import validate_time_zone
 from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES
 from gated_backfill.common.model.tables import (
@@ -363,6 +363,7 @@ class Job:
         *,
         null_entities: int = 0,
         contradicted_by: str | None = None,
+        floor: ExpectationFloor = NO_FLOOR,
     ) -> DateExpectation:
         """Combine the number of expected entities on the day with the facts that speak for or against it."""
         guard = self.expectation.calendar
@@ -372,6 +373,8 @@ class Job:
             floor_per_event=guard.floor_per_event if guard is not None else 0,
             null_entities=null_entities,
             contradicted_by=contradicted_by,
+            floor=floor.count,
+            floor_reason=floor.reason,
             table=self.expectation.table,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
@@ -61,7 +62,7 @@ class RunOptions:
             dates_per_task=dates_per_task,
         )
 
-    @property
+    @cached_property
     def policy(self) -> CoveragePolicy:
         return CoveragePolicy(
             complete_ratio=self.complete_ratio, accept_ratio=self.accept_ratio, fallback_below=self.fallback_below

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 
+from gated_backfill.common.model.coverage import ExpectationFloor
 from gated_backfill.common.model.expectation_floor import (
     CheckpointedDate,
-    ExpectationFloor,
     compute_floors,
     neighbour_days,
     share_of_recent,

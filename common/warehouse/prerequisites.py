@@ -30,6 +30,8 @@ class Prerequisites:
 
     def problem_on(self, day: date, sources: Iterable[str | None]) -> str | None:
         """Return what the day lacks when it is built from these sources, or None."""
+        if not self.inputs and not self.lookbacks:  # as for most jobs
+            return None
         lookbacks = (self.lookbacks.get(name, {}).get(day) for name in sources if name is not None)
         return "; ".join(problem for problem in (self.inputs.get(day), *lookbacks) if problem) or None
 

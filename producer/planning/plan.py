@@ -16,7 +16,9 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
 from gated_backfill.common.model.coverage import (
+    NO_FLOOR,
     DateExpectation,
+    ExpectationFloor,
     Fallback,
     Judgement,
     Verdict,
@@ -33,7 +35,7 @@ from gated_backfill.common.model.dates import (
     format_dates,
     parse_date,
 )
-from gated_backfill.common.model.expectation_floor import NO_FLOOR, CheckpointedDate, ExpectationFloor, has_shrunk
+from gated_backfill.common.model.expectation_floor import CheckpointedDate, has_shrunk
 from gated_backfill.common.model.job import CalendarEvents, Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
@@ -185,15 +187,14 @@ class PlanMeasurements:
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
-        floor = self.floors.get(day, NO_FLOOR)
-        expectation = job.date_expectation(
+        return job.date_expectation(
             self.expected.get(day, 0),
             day,
             self.calendar,
             null_entities=self.null_entities.get(day, 0),
             contradicted_by=self.contradictions.get(day),
+            floor=self.floors.get(day, NO_FLOOR),
         )
-        return expectation.with_floor(floor.count, floor.reason)
 
 
 def resolve_days(span: DateRange | None, days: Sequence[date], excluded: Sequence[date]) -> tuple[date, ...]:

@@ -12,13 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.ledger import Checkpoint
-from gated_backfill.common.model.coverage import reaches_ratio
-from gated_backfill.common.model.expectation_floor import (
-    NEIGHBOUR_DAYS,
-    ExpectationFloor,
-    compute_floors,
-    neighbour_days,
-)
+from gated_backfill.common.model.coverage import ExpectationFloor, reaches_ratio
+from gated_backfill.common.model.expectation_floor import NEIGHBOUR_DAYS, compute_floors, neighbour_days
 from gated_backfill.common.model.job import Expectation
 from tests.builders import FEB_23 as DAY
 from tests.builders import a_checkpoint

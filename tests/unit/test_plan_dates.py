@@ -17,8 +17,7 @@ from pydantic import TypeAdapter
 from gated_backfill.common.audit.staleness import Staleness
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
-from gated_backfill.common.model.coverage import Fallback, Verdict
-from gated_backfill.common.model.expectation_floor import NO_FLOOR, ExpectationFloor
+from gated_backfill.common.model.coverage import NO_FLOOR, ExpectationFloor, Fallback, Verdict
 from gated_backfill.common.model.job import Batch, Calendar, CalendarEvents, Expectation, Job, Source, Target
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import Column
