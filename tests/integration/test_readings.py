@@ -207,6 +207,22 @@ def test_placeholder_rows_do_not_count_and_the_fallback_is_taken(any_lab: Lab) -
     assert {row["value"] for row in published(any_lab, "with_payload", FEB_23)} == {5.0}
 
 
+@pytest.mark.parametrize("dates_per_task", [1, 2])
+def test_rows_without_readable_entities_block_their_own_date_only(any_lab: Lab, dates_per_task: int) -> None:
+    types = {"day": "DATE", "id": "FLOAT64", "value": "FLOAT64"}
+    rows = [{"day": day, "id": number, "value": 1.0} for day in (FEB_23, FEB_24) for number in range(7, 11)]
+    for role in ("expected", "first", "second"):
+        load(any_lab, f"halved_{role}", rows, types)
+
+    progress = any_lab.run([FEB_23, FEB_24], "halved", dates_per_task=dates_per_task)
+
+    outcome = any_lab.outcome(FEB_23, progress)
+    assert outcome.state is DateState.BLOCKED
+    assert outcome.reason is not None
+    assert outcome.reason.startswith("output schema: column id holds 7.5: a FLOAT64 names an entity only if")
+    assert any_lab.outcome(FEB_24, progress).state is DateState.CHECKPOINTED
+
+
 def test_names_that_only_look_alike_are_said_to(lab: Lab) -> None:
     load(lab, "expected", values(["Muñoz"], FEB_23))
     load(lab, "first", values(["Mun\u0303oz"], FEB_23))

@@ -14,6 +14,7 @@ import pandera.errors
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import arrow_schema, nan_as_null, pandera_schema
 from gated_backfill.common.model.coverage import Recount, format_percent
 from gated_backfill.common.model.job import Job
@@ -24,6 +25,7 @@ from gated_backfill.common.warehouse.coverage_queries import (
     match_expectation,
     translate_expectation_errors,
 )
+from gated_backfill.common.warehouse.entities import entity_texts
 from gated_backfill.common.warehouse.protocol import Warehouse
 
 DAY_INDEX = "place of its day"  #: a column added here; no column of a table has spaces in its name
@@ -46,7 +48,9 @@ def recount(
 
     Raises `ExpectationUnreadable`.
     """
-    well_formed, column_problems = _split_by_columns(job, staged)
+    well_formed, problems = _split_by_columns(job, staged)
+    well_formed, entity_problems = _split_by_entities(job, well_formed)
+    problems |= entity_problems
     rows = _Rows(days=tuple(well_formed), table=_one_table(well_formed)) if well_formed else None
     with translate_expectation_errors():
         calendar = count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
@@ -66,7 +70,7 @@ def recount(
             rows=staged[day].num_rows,
             null_keys=nulls.get(day, 0),
             duplicate_keys=duplicates.get(day, 0),
-            schema_problem=column_problems.get(day) or schema_problems.get(day),
+            schema_problem=problems.get(day) or schema_problems.get(day),
         )
 
     return {day: recount_day(day) for day in staged}
@@ -83,6 +87,21 @@ def _split_by_columns(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[d
         else:
             problems[day] = f"the columns are {', '.join(f'{f.name} {f.type}' for f in rows.schema)}"
     return well_formed, problems
+
+
+def _split_by_entities(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Table], dict[date, str]]:
+    """The rows of days whose values name entities, and a message for each other day: it must not block the others."""
+    readable: dict[date, pa.Table] = {}
+    problems: dict[date, str] = {}
+    for day, rows in staged.items():
+        try:
+            for name in job.target_entity:
+                entity_texts(rows[name], name)
+        except SchemaMismatch as exc:
+            problems[day] = str(exc)
+        else:
+            readable[day] = rows
+    return readable, problems
 
 
 def _one_table(staged: Mapping[date, pa.Table]) -> pa.Table:

@@ -129,6 +129,16 @@ FILLED_NUMBERS = filled("filled_numbers", "INT64")
 FILLED_DATES = filled("filled_dates", "DATE")
 
 
+def halved_on_the_first_date(batch: Batch) -> pd.DataFrame:
+    """The first date's first entity becomes half a number, which names no entity."""
+    rows = batch.rows[["day", "id", "value"]].astype({"id": "float64"})
+    is_halved = (rows["day"] == pd.Timestamp(2023, 2, 23)) & (rows["id"] == 7)
+    return rows.assign(id=rows["id"].where(~is_halved, 7.5))
+
+
+HALVED = replace(filled("halved", "FLOAT64"), process=halved_on_the_first_date)
+
+
 def with_a_grade(batch: Batch) -> pd.DataFrame:
     return batch.rows[list(VALUES)].assign(grade="A")
 
