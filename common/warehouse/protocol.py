@@ -384,10 +384,10 @@ class Warehouse(Backups, Protocol):
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
-    def check_loadable(self, table: TableName, date_column: str, days: Collection[date]) -> None:
+    def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         """Check that rows of these days could be loaded into the table, as far as it can be told; changes nothing.
 
-        Raises what `load` would.
+        None: of any day that the table has. Raises what `load` would.
         """
         ...
 

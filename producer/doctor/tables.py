@@ -68,6 +68,7 @@ def _check_target(warehouse: Warehouse, job: Job, *, tables_are_implicit: bool) 
     try:
         info = warehouse.describe(table)
         can_publish = warehouse.check_publishable(table)
+        warehouse.check_loadable(table, job.target.date_column)
     except BackfillError as exc:
         return [fail(check, exc, f"make it possible to publish to {table}")]
     if info is None and tables_are_implicit:

@@ -210,8 +210,16 @@ def test_a_file_beside_the_published_one_is_noticed_by_everyone(lab: Lab) -> Non
     assert command(lab, "run", "timed", "--sequential", "--yes").returncode == 0
     write_beside(part_of(lab, "timed", FEB_24))
 
-    for arguments in (["run", "--reprocess", "all", "--sequential", "--yes"], ["coverage"]):
-        refused = command(lab, arguments[0], "timed", *arguments[1:])
-        assert refused.returncode != 0
-        assert "reading.timed, partition day=2023-02-24: holds data_0.parquet" in refused.stdout + refused.stderr
-        assert "Traceback" not in refused.stderr
+    problem = "reading.timed, partition day=2023-02-24: holds data_0.parquet, which is not ours"
+    for name in ("plan", "coverage"):
+        refused = command(lab, name, "timed")
+        assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
+        assert problem in refused.stderr
+    run = command(lab, "run", "timed", "--reprocess", "all", "--sequential", "--yes")
+    assert (run.returncode, run.stderr) == (3, "")
+    assert f"2023-02-24  failed  SchemaMismatch: {problem}" in run.stdout
+    checked = command(lab, "doctor", "timed")
+    (failed,) = [line for line in checked.stdout.splitlines() if line.startswith("FAIL")]
+    assert (checked.returncode, checked.stderr) == (3, "")
+    assert failed.startswith("FAIL  timed: target")
+    assert problem in failed

@@ -69,9 +69,9 @@ class BigQueryWarehouse(BigQueryPublications):
             raise NotAllowed(f"nothing can be published to it: {', '.join(missing)} is missing", table=str(target))
         return True
 
-    def check_loadable(self, table: TableName, date_column: str, days: Collection[date]) -> None:
+    def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         self._check_not_own(table)
-        check_partition_limit(table, days)
+        check_partition_limit(table, days or ())
 
     def _check_not_own(self, table: TableName) -> None:
         if table.dataset == self._tables.own_dataset and table.table != METADATA_TABLE:

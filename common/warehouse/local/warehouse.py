@@ -272,9 +272,13 @@ class LocalWarehouse(LocalPublications):
     def now(self) -> None:
         return None
 
-    def check_loadable(self, table: TableName, date_column: str, days: Collection[date]) -> None:
+    def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         with translate_file_errors(table):
-            self._check_no_other_files(self._part(table, date_column, day) for day in days)
+            if days is None:
+                folder = self._folder(table)
+                self._check_no_other_files(folder / name / ROWS_FILE for name in sorted(partition_names(folder)))
+            else:
+                self._check_no_other_files(self._part(table, date_column, day) for day in days)
 
     def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
         batches = check_dated(table, date_column, rows)
