@@ -66,10 +66,11 @@ class TableRequirement:
 
 
 def _wrong_types(info: TableInfo, names: Iterable[str], allowed: Sequence[str], what: str) -> list[str]:
+    """List the columns of a type that is not allowed; `column_mismatches` lists those of several types."""
     return [
         f"column {name} is {info.columns[name]}: {what} must be {', '.join(allowed[:-1])} or {allowed[-1]}"
         for name in names
-        if info.columns.get(name, allowed[0]) not in allowed
+        if name not in info.mixed_columns and info.columns.get(name, allowed[0]) not in allowed
     ]
 
 

@@ -204,6 +204,41 @@ def test_a_partition_that_cannot_be_read_is_refused_in_one_line(
         assert problem in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("has_schema", "problem"),
+    [
+        pytest.param(
+            False,
+            "reading.timed_second: column name is INT64 in partition day=2023-02-23 and STRING in partition "
+            "day=2023-02-24",
+            id="found schema",
+        ),
+        pytest.param(
+            True,
+            "reading.timed_second, partition day=2023-02-23: column name holds whole numbers, "
+            "the table's column is STRING",
+            id="declared schema",
+        ),
+    ],
+)
+def test_a_fallback_whose_entities_are_of_two_types_is_refused_in_one_line(
+    lab: Lab, has_schema: bool, problem: str
+) -> None:
+    for name in ("expected", "first", "second", "calendar"):
+        write_files(lab, name, "DATE", DAYS[:2])
+    part = part_of(lab, "timed_second", FEB_23)
+    rows = pq.ParquetFile(part).read()
+    pq.write_table(rows.set_column(rows.schema.get_field_index("name"), "name", pa.array([1, 2])), part)
+    if has_schema:
+        schema = {"date_column": "day", "columns": {"day": "DATE", "name": "STRING", "value": "FLOAT64"}}
+        (part.parent.parent / "schema.json").write_text(json.dumps(schema))
+
+    for arguments in (["plan"], ["run", "--sequential", "--yes"]):
+        refused = command(lab, arguments[0], "timed", *arguments[1:])
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr == f"backfill: {problem}\n"
+
+
 def test_a_file_beside_the_published_one_is_noticed_by_everyone(lab: Lab) -> None:
     for name in ("expected", "first", "second", "calendar"):
         write_files(lab, name, "DATE", DAYS[:2])
