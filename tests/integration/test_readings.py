@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan
 from gated_backfill.producer.planning.plan import PlanAction
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
-from tests.builders import DAYS, FEB_23, FEB_24, files_below
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, files_below
 from tests.emulator import Emulator
 from tests.lab import PACKAGES, Lab, players
 
@@ -223,6 +224,30 @@ def test_rows_without_readable_entities_block_their_own_date_only(any_lab: Lab, 
     assert any_lab.outcome(FEB_24, progress).state is DateState.CHECKPOINTED
 
 
+@pytest.mark.parametrize(
+    ("job", "source", "count", "reason"),
+    [
+        pytest.param("with_payload", "first", 19, "primary at 95.0 %", id="accept_ratio"),
+        pytest.param("best_source", "second", 20, "primary below 100% at 95.0 %", id="fallback_below"),
+    ],
+)
+def test_a_primary_with_gaps_gives_way_to_a_complete_fallback_only_where_the_job_says_so(
+    any_lab: Lab, job: str, source: str, count: int, reason: str
+) -> None:
+    names = players(20)
+    load(any_lab, "expected", values(names, FEB_23))
+    load(any_lab, "first", values(names[:19], FEB_23))
+    load(any_lab, "second", values(names, FEB_23))
+
+    (step,) = any_lab.plan([FEB_23], job).steps
+    progress = any_lab.run([FEB_23], job, preflight=True)
+
+    row = any_lab.outcome(FEB_23, progress)
+    assert (row.state, row.source, row.matched) == (DateState.CHECKPOINTED, source, count)
+    assert (step.action, step.source, step.supplied, step.reason) == (PlanAction.BUILD, source, count, reason)
+    assert len(published(any_lab, job, FEB_23)) == count
+
+
 def test_names_that_only_look_alike_are_said_to(lab: Lab) -> None:
     load(lab, "expected", values(["Muñoz"], FEB_23))
     load(lab, "first", values(["Mun\u0303oz"], FEB_23))
@@ -252,6 +277,40 @@ def test_the_doctor_finds_rows_that_depend_on_the_other_dates(lab: Lab, job: str
     assert (report.returncode, check["level"]) == (exit_code, "FAIL" if exit_code else "OK")
     assert says in check["found"]
     assert files_below(lab.home).keys() - before.keys() == set()
+
+
+FLOATS = {"day": "DATE", "name": "STRING", "any_value": "FLOAT64", "positive": "FLOAT64", "filled": "FLOAT64"}
+
+
+def test_nan_is_published_as_null_and_a_bound_takes_finite_numbers_only(any_lab: Lab) -> None:
+    names = ["ann", "ben", "cid"]
+    load(any_lab, "expected", values(names, *DAYS))
+    plain, special = [1.0, 2.0, 3.0], [nan, inf, -inf]
+    columns_by_date = {
+        FEB_23: (special, [nan, 0.0, 1.5], plain),
+        FEB_24: (plain, [1.0, 2.0, inf], plain),
+        FEB_25: (plain, plain, [1.0, 2.0, nan]),
+    }
+    rows = [
+        {"day": day, "name": name, "any_value": any_value, "positive": positive, "filled": filled}
+        for day, columns in columns_by_date.items()
+        for name, any_value, positive, filled in zip(names, *columns, strict=True)
+    ]
+    load(any_lab, "first_floats", rows, FLOATS)
+
+    progress = any_lab.run(DAYS, "floats", preflight=True)
+
+    outcomes = [any_lab.outcome(day, progress) for day in DAYS]
+    assert [(row.state, row.reason) for row in outcomes] == [
+        (DateState.CHECKPOINTED, "3 of 3 expected entities (100.0 %)"),
+        (DateState.BLOCKED, "output schema: positive fails is_finite in 1 row(s), e.g. inf"),
+        (DateState.BLOCKED, "output schema: filled fails not_nullable in 1 row(s), e.g. <NA>"),
+    ]
+    rows_by_name = {row["name"]: (row["any_value"], row["positive"]) for row in published(any_lab, "floats", FEB_23)}
+    assert rows_by_name == {"ann": (None, None), "ben": (inf, 0.0), "cid": (-inf, 1.5)}
+    assert published(any_lab, "floats", FEB_24) == published(any_lab, "floats", FEB_25) == []
+    (audited,) = audit_dates(find_job("floats"), [FEB_23], any_lab.context.warehouse, any_lab.ledger).dates
+    assert audited.finding is AuditFinding.COMPLETE
 
 
 # -- tables that other programs wrote -------------------------------------------------------------------------------
@@ -305,6 +364,21 @@ def test_the_audit_counts_rows_of_a_target_whose_dates_are_written_as_times(lab:
 
     assert (audited.observed.rows, audited.observed.duplicates, audited.observed.matched) == (3, 1, 2)
     assert audited.finding is not AuditFinding.MISSING
+
+
+@pytest.mark.parametrize("dates_per_task", [1, 3])
+def test_process_gets_the_declared_integers_however_many_dates_share_a_task(lab: Lab, dates_per_task: int) -> None:
+    load(lab, "expected", values(["ann", "ben"], *DAYS))
+    names = pa.array(["ann", "ben"])
+    for day, numbers in zip(DAYS, ([1, 2], [5.0, None], [3, None]), strict=True):  # pandas writes such floats
+        write_foreign(lab, "first", day, day=pa.array([day, day]), name=names, number=pa.array(numbers))
+
+    progress = lab.run(DAYS, "numbers", preflight=True, dates_per_task=dates_per_task)
+
+    assert progress.run.state is RunState.SUCCEEDED
+    rows = [row for day in DAYS for row in published(lab, "numbers", day)]
+    assert [row["number"] for row in rows] == [1, 2, 5, None, 3, None]
+    assert {row["type"] for row in rows} == {"Int64"}
 
 
 @pytest.mark.parametrize("kind", ["DATETIME", "TIMESTAMP"])

@@ -7,7 +7,18 @@ from datetime import date
 
 import pandas as pd
 
-from gated_backfill import Batch, Calendar, Column, Expectation, Fallback, Job, Reconcile, Source, Target
+from gated_backfill import (
+    Batch,
+    Calendar,
+    Column,
+    CoveragePolicy,
+    Expectation,
+    Fallback,
+    Job,
+    Reconcile,
+    Source,
+    Target,
+)
 
 TYPES = {"name": "STRING", "value": "FLOAT64"}
 
@@ -108,6 +119,50 @@ WITH_PAYLOAD = job(
     ("name",),
     expectation=NAMES,
     sources=(replace(FIRST, required=("value",)), replace(SECOND, required=("value",))),
+)
+
+BEST_SOURCE = job(
+    "best_source",
+    VALUES,
+    ("name",),
+    expectation=NAMES,
+    sources=(FIRST, SECOND),
+    policy=CoveragePolicy(fallback_below=1.0),
+)
+
+
+def with_its_type(batch: Batch) -> pd.DataFrame:
+    return batch.rows[["day", "name", "number"]].assign(type=str(batch.rows["number"].dtype))
+
+
+NUMBERS = replace(
+    job(
+        "numbers",
+        {
+            "day": Column(type="DATE"),
+            "name": Column(type="STRING"),
+            "number": Column(type="INT64", nullable=True),
+            "type": Column(type="STRING"),
+        },
+        ("name",),
+        expectation=NAMES,
+        sources=(replace(FIRST, columns={"name": "STRING", "number": "INT64"}),),
+    ),
+    process=with_its_type,
+)
+
+FLOATS = job(
+    "floats",
+    {
+        "day": Column(type="DATE"),
+        "name": Column(type="STRING"),
+        "any_value": Column(type="FLOAT64", nullable=True),
+        "positive": Column(type="FLOAT64", nullable=True, ge=0),
+        "filled": Column(type="FLOAT64"),
+    },
+    ("name",),
+    expectation=NAMES,
+    sources=(Source(name="first", table="reading.first_floats", date_column="day"),),
 )
 
 
