@@ -91,7 +91,9 @@ def test_a_year_of_flights_is_what_an_independent_calculation_says(
     assert blocked.keys() == {WITHOUT_WEATHER, SHRUNKEN, LOST_ROUTES}
     assert "input weather has no rows on 2013-12-31" in blocked[WITHOUT_WEATHER]
     assert "expectation incomplete: 3" in blocked[SHRUNKEN]
-    assert "%" in blocked[LOST_ROUTES]
+    assert blocked[LOST_ROUTES] == "pre-flight: no source reaches 90%; the best has 67.9 %"
+    lost = outcomes[LOST_ROUTES]
+    assert (lost.expected, lost.found) == (187, {"live": 127, "archive": 127})
     assert {day for day, row in outcomes.items() if row.source == "archive"} == {ONE_ROW_PER_ROUTE}
 
     expected: dict[date, list[dict[str, Any]]] = {}
