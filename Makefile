@@ -69,7 +69,7 @@ chaos-mutants: $(READY)  ## check that these schedules detect a tool that is bro
 	$(CHAOS) --mutants
 
 CASES ?= 10000
-fuzz: $(READY) $(EMULATOR_READY)  ## try random command lines, settings, files and messages: [CASES=10000]
+fuzz: $(READY) $(EMULATOR_READY)  ## try random command lines, settings, files, messages and tables: [CASES=10000]
 	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --numprocesses 2 --dist worksteal --timeout 1800 $(ARGS)
 
 lint: $(READY)  ## ruff (lint and format) and the layers of the packages
