@@ -29,10 +29,10 @@ def test_the_readme_job_runs_on_workers_from_a_package_that_is_not_ours(lab: Lab
         lab.load("shop.open_stores", day, [{"store": one} for one in STORES], OPEN_STORES)
         lab.load("shop.till_sales", day, [{"store": one, "amount": 2.5} for one in STORES[: 10 - 4 * n]] * 2, ROWS)
         lab.load("shop.bank_settlements", day, [{"store": one, "amount": 4.0} for one in STORES], ROWS)
-    installed = {"PYTHONPATH": str(tmp_path / "site")}
+    site = str(tmp_path / "site")
 
-    listed = lab.command("jobs", **installed)
-    ran = lab.command("run", "--job", "store_revenue", "--dates", f"{DAY}..{DAY + timedelta(days=2)}", **installed)
+    listed = lab.command("jobs", PYTHONPATH=site)
+    ran = lab.command("run", "--job", "store_revenue", "--dates", f"{DAY}..{DAY + timedelta(days=2)}", PYTHONPATH=site)
 
     assert "store_revenue  version 1" in listed.stdout
     assert ran.returncode == 0, ran.stdout + ran.stderr
