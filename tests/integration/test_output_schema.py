@@ -18,6 +18,7 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import Column, ColumnType, TableName
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.worker.dates.separation import has_duplicate_keys
 from gated_backfill.worker.gate.recount import recount
 from tests.lab import PACKAGES, players
 
@@ -147,3 +148,14 @@ def test_a_bound_takes_finite_numbers_only(
 ) -> None:
     job = job_with(Column(type="FLOAT64", nullable=True, **bounds))
     assert schema_problem(warehouse, job, [value, np.nan] + [1.0] * 18) == problem
+
+
+@pytest.mark.parametrize("order", [["name", "value"], ["value", "name"]])
+def test_zeros_of_either_sign_are_one_key(warehouse: LocalWarehouse, order: list[str]) -> None:
+    job = job_with(Column(type="FLOAT64"))
+    job = replace(job, target=replace(job.target, key=tuple(order)))
+    rows = pa.concat_tables([built(job, np.zeros(20)), built(job, np.full(20, -0.0)), built(job, np.ones(20))])
+    assert recount(warehouse, job, {DAY: rows})[DAY].duplicate_keys == 20
+    assert has_duplicate_keys(rows.sort_by([(name, "ascending") for name in order]), order)
+    sql = "SELECT COUNT(*) AS n FROM (SELECT value FROM (SELECT 0.0 AS value UNION ALL SELECT -0.0) GROUP BY value)"
+    assert warehouse.query(sql, scans={}).to_pylist() == [{"n": 1}]

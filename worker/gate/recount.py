@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow.types import arrow_schema, nan_as_null, pandera_schema
+from gated_backfill.common.model.arrow.types import arrow_schema, comparable, nan_as_null, pandera_schema
 from gated_backfill.common.model.coverage import Recount, format_percent
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import Column, ColumnType
@@ -131,7 +131,9 @@ class _Rows:
         return self._count_by_day(self.day_indexes)
 
     def duplicate_keys(self, job: Job) -> dict[date, int]:
-        key_counts = self.table.group_by([*job.target.key, DAY_INDEX], use_threads=False).aggregate([([], "count_all")])
+        columns = [*job.target.key, DAY_INDEX]
+        keys = pa.Table.from_arrays([comparable(self.table[name]) for name in columns], names=columns)
+        key_counts = keys.group_by(columns, use_threads=False).aggregate([([], "count_all")])
         return self._count_by_day(key_counts[DAY_INDEX].to_numpy()[key_counts["count_all"].to_numpy() > 1])
 
     def days_at(self, positions: Iterable[int]) -> list[date]:

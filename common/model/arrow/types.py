@@ -112,6 +112,13 @@ def nan_as_null(values: Any) -> Any:
     return pc.if_else(is_nan, None, values) if pc.any(is_nan).as_py() else values
 
 
+def comparable(values: Any) -> Any:
+    """Return the array with floats that SQL groups together made equal: 0.0 for -0.0, and null for NaN."""
+    import pyarrow.compute as pc
+
+    return pc.add(nan_as_null(values), 0.0) if pa.types.is_floating(values.type) else values
+
+
 def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
     """Return the pandera schema of exactly these columns: types, nulls and bounds."""
     import pandas as pd
