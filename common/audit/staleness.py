@@ -1,4 +1,4 @@
-"""Stale dates: checkpointed ones whose job's version, sources or inputs have changed since."""
+"""Stale dates: checkpointed ones whose job's version or rules, sources or inputs have changed since."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from datetime import date
 
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.job_versions import STALE_PREFIX, version_reason
+from gated_backfill.common.model.job_versions import STALE_PREFIX, stale_reason
+from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.warehouse.input_fingerprints import (
     EXPECTATION_ROLE,
     InputParts,
@@ -25,19 +26,31 @@ class Staleness:
     """How checkpoints compare with the job and its tables as they are now."""
 
     reasons: Mapping[date, str] = field(default_factory=dict[date, str])  #: of the stale dates
-    #: Dates whose expectation has other rows than it had, or had no fingerprint recorded: they are to be compared.
-    expectation_changed: frozenset[date] = frozenset()
+    #: Dates to recount: their expectation or the job's rules are not those that were recorded, or none were.
+    to_recount: frozenset[date] = frozenset()
     without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
 
 
 def find_other_versions(job: Job, checkpoints: Mapping[date, Checkpoint]) -> dict[date, str]:
-    """Return why dates are stale that another version of the job has built."""
-    reasons = {day: version_reason(checkpoint.job_version, job.version) for day, checkpoint in checkpoints.items()}
+    """Return why dates are stale that another version of the job has built, or other rules have judged."""
+    judged_by_others = _judged_by_other_rules(job, checkpoints)
+    reasons = {
+        day: stale_reason(checkpoint.job_version, job.version, has_same_rules=day not in judged_by_others)
+        for day, checkpoint in checkpoints.items()
+    }
     return {day: reason for day, reason in reasons.items() if reason is not None}
 
 
+def _judged_by_other_rules(job: Job, checkpoints: Mapping[date, Checkpoint]) -> frozenset[date]:
+    """Return the dates that were judged by other rules than the job has now, as far as the rules were recorded."""
+    rules = hash_judging_rules(job)
+    return frozenset(
+        day for day, checkpoint in checkpoints.items() if (checkpoint.input_parts or {}).get(RULES_PART, rules) != rules
+    )
+
+
 def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse: Warehouse) -> Staleness:
-    """Compare checkpoints with the job's version and with the tables that their dates were built from.
+    """Compare checkpoints with the job's version and rules, and with the tables that their dates were built from.
 
     Nothing is read without a checkpoint that records its inputs.
     """
@@ -45,7 +58,7 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     recorded = {day: parts for day, checkpoint in checkpoints.items() if (parts := checkpoint.input_parts) is not None}
     unrecorded = checkpoints.keys() - recorded.keys()
     if not recorded:
-        return Staleness(reasons=reasons, expectation_changed=frozenset(unrecorded), without_inputs=len(unrecorded))
+        return Staleness(reasons=reasons, to_recount=frozenset(unrecorded), without_inputs=len(unrecorded))
     relevant = {day: relevant_roles(job, checkpoints[day].source) for day in recorded if day not in reasons}
     roles = {EXPECTATION_ROLE}.union(*relevant.values())
     quick = quick_fingerprints(warehouse, job, sorted(recorded), roles=roles)
@@ -61,7 +74,7 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     changed_expectations = {day for day, parts in now.items() if _expectation(parts) != _expectation(recorded[day])}
     return Staleness(
         reasons=reasons,
-        expectation_changed=frozenset(changed_expectations | unrecorded),
+        to_recount=frozenset(changed_expectations | unrecorded | _judged_by_other_rules(job, checkpoints)),
         without_inputs=len(unrecorded),
     )
 

@@ -41,8 +41,8 @@ def _numbers(version: str) -> tuple[int, ...] | None:
     return tuple(int(part) for part in match[1].split(".")) if match else None
 
 
-def version_reason(checkpoint_version: str, job_version: str) -> str | None:
-    """The reason why a date built by that version is stale; None if it is not."""
-    if checkpoint_version == job_version:
-        return None
-    return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"
+def stale_reason(checkpoint_version: str, job_version: str, *, has_same_rules: bool) -> str | None:
+    """The reason why a date is stale that was built by that version, and judged by these rules; None if it is not."""
+    if checkpoint_version != job_version:
+        return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"
+    return None if has_same_rules else f"{STALE_PREFIX}the job's rules for complete rows changed since"

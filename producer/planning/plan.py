@@ -337,13 +337,13 @@ def _count_published(
     expected: Mapping[date, int],
     warehouse: Warehouse,
 ) -> Mapping[date, int]:
-    """Count the published expected entities of the dates whose expectation may have changed since their checkpoint.
+    """Count the published expected entities of the dates that may be incomplete by the present expectation and rules.
 
     A forced date never reached its expectation. Where no fingerprint was recorded, the numbers tell.
     """
     days = [
         day
-        for day in sorted(staleness.expectation_changed)
+        for day in sorted(staleness.to_recount)
         if proven[day].verdict is not Verdict.FORCED
         and (proven[day].input_parts is not None or proven[day].expected != expected.get(day, 0))
     ]
@@ -448,7 +448,20 @@ def _reason_to_rebuild(
             f"checkpointed with {checkpoint.matched} of {checkpoint.expected}, but {expected} are expected now: "
             f"{published} of {expected} ({format_percent(published, expected)}) are published"
         )
+    if published is None and _is_below_ratio(checkpoint, options.accept_ratio):
+        return (
+            f"checkpointed with {checkpoint.matched} of {checkpoint.expected} "
+            f"({format_percent(checkpoint.matched, checkpoint.expected)}), below the {options.accept_ratio:.0%} that "
+            "are required now"
+        )
     return measured.staleness.reasons.get(day) if reprocess is Reprocess.STALE else None
+
+
+def _is_below_ratio(checkpoint: Checkpoint, accept_ratio: float) -> bool:
+    """Whether the date was accepted, without force, with a lower coverage than is accepted now."""
+    return checkpoint.verdict is not Verdict.FORCED and not reaches_ratio(
+        checkpoint.matched, checkpoint.expected, accept_ratio
+    )
 
 
 def _reason_to_leave(

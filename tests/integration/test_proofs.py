@@ -12,7 +12,7 @@ import pytest
 
 from gated_backfill.common.errors import TableNotFound
 from gated_backfill.common.ledger import RunState
-from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.model.coverage import CoveragePolicy, Fallback
 from gated_backfill.common.model.job import Input, Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
@@ -26,6 +26,7 @@ from tests.builders import FEB_23, FEB_24
 from tests.lab import Lab, players
 
 DAYS = [FEB_23, FEB_24]
+RULES_CHANGED = "stale: the job's rules for complete rows changed since"
 RUN = ("run", "--job", "probe", "--start-date", str(FEB_23), "--end-date", str(FEB_24), "--sequential")
 
 
@@ -112,6 +113,46 @@ def test_dates_of_another_version_are_stale(built: Lab) -> None:
     (note,) = plan.notes
     assert note == "2 date(s) are stale and left as they are: 2023-02-23..2023-02-24; --reprocess stale builds them"
     assert actions(plan_of(built, newer, reprocess=Reprocess.STALE)) == [PlanAction.BUILD, PlanAction.BUILD]
+
+
+def test_a_date_below_a_stricter_policy_is_not_done(any_lab: Lab) -> None:
+    any_lab.probe_all(DAYS, players(10), first=players(9))
+    any_lab.run(DAYS, "probe", fallback=Fallback.OFF)
+    assert actions(plan_of(any_lab)) == [PlanAction.DONE, PlanAction.DONE]
+    stricter = replace(find_job("probe"), policy=CoveragePolicy(accept_ratio=0.95))
+
+    plan = plan_of(any_lab, stricter)
+
+    assert actions(plan) == [PlanAction.BLOCKED, PlanAction.BLOCKED]
+    reason = "checkpointed with 9 of 10 (90.0 %), below the 95% that are required now; "
+    assert plan.steps[0].reason.startswith(reason)
+    any_lab.probe("first", FEB_23, players(10))
+    assert actions(plan_of(any_lab, stricter)) == [PlanAction.BUILD, PlanAction.BLOCKED]
+
+
+def test_rows_are_counted_again_by_rules_that_were_added(any_lab: Lab) -> None:
+    any_lab.probe_all(DAYS, players(4))
+    any_lab.probe("expected", FEB_23, [*players(4), *players(1)])  # one of them twice
+    any_lab.run(DAYS, "probe")
+    job = find_job("probe")
+    counts_rows = replace(job, expectation=replace(job.expectation, rows="equal"))
+
+    plan = plan_of(any_lab, counts_rows)
+
+    assert actions(plan) == [PlanAction.BLOCKED, PlanAction.STALE]
+    assert "but 4 are expected now: 3 of 4 (75.0 %) are published" in plan.steps[0].reason
+    assert plan.steps[1].reason == RULES_CHANGED
+
+
+def test_a_date_that_other_rules_judged_is_stale(built: Lab) -> None:
+    job = find_job("probe")
+    bounded = {**job.target.columns, "value": replace(job.target.columns["value"], le=1e9)}
+    stricter = replace(job, target=replace(job.target, columns=bounded))
+
+    assert {step.reason for step in plan_of(built, stricter).steps} == {RULES_CHANGED}
+    assert actions(plan_of(built, stricter, reprocess=Reprocess.STALE)) == [PlanAction.BUILD, PlanAction.BUILD]
+    built.change_ledger("UPDATE checkpoints SET input_parts = NULL")  # as in a checkpoint of an earlier version
+    assert actions(plan_of(built, stricter)) == [PlanAction.DONE, PlanAction.DONE]
 
 
 @pytest.mark.parametrize(

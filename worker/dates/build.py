@@ -17,6 +17,7 @@ from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow.types import to_arrow
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
+from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
@@ -91,11 +92,14 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
         for days in group_by_source(buildable)
         for day, table in compute_rows(job, buildable, days, deps.warehouse).items()
     }
+    rules = {RULES_PART: hash_judging_rules(job)}
     staged = _stage([row for row in claimed if row.day in rows], rows, deps)
     return [
         *(_ended_date(day, judgement, checks[day]) for day, judgement in ended.items()),
         *(
-            _staged_date(job, checks[file.day], file, before[file.day], inputs[file.day], quick_inputs[file.day])
+            _staged_date(
+                job, checks[file.day], file, before[file.day], inputs[file.day], quick_inputs[file.day] | rules
+            )
             for file in staged
         ),
     ]
@@ -189,7 +193,7 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
 
 
 def _staged_date(
-    job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: InputParts, quick_inputs: InputParts
+    job: Job, check: SourceCheck, staged: StagedFile, before: str, inputs: InputParts, further_parts: InputParts
 ) -> BuiltDate:
     columns = _source_columns(check) | {
         "staged_path": staged.location,
@@ -197,7 +201,7 @@ def _staged_date(
         "rows": staged.rows,
         "target_before": before,
         "inputs": combine_parts(inputs),
-        "input_parts": {**inputs, **quick_inputs},
+        "input_parts": {**inputs, **further_parts},
         "job_version": job.version,
         "error": None,
         "error_kind": None,
