@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +133,30 @@ def test_a_column_of_two_kinds_is_refused_once_it_is_asked_for(local_warehouse: 
     for columns in (None, {"day": "day", "entity": "n"}):
         with pytest.raises(SchemaMismatch, match=error):
             read(local_warehouse, columns=columns)
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("expression", ["uuid()", "'{}'::JSON", "INTERVAL 3 DAY", "[1, 2]"])
+def test_a_column_of_an_unsupported_type_is_refused_only_when_it_is_read(
+    local_warehouse: LocalWarehouse, expression: str, once: bool
+) -> None:
+    for number, day in enumerate(DAYS):
+        file = part_of(local_warehouse, day)
+        file.parent.mkdir(parents=True)
+        select = f"SELECT DATE '{day}' AS day, {number}::BIGINT AS n, {expression} AS x"
+        duckdb.sql(f"COPY ({select}) TO '{file}' (FORMAT parquet)")  # its UUID and JSON are extension types of Arrow
+    settle(local_warehouse)
+    for _ in range(2):  # the second time, rows that are read more than once come from the cache
+        rows = local_warehouse.read(scan(span(FEB_23, FEB_25), columns={"day": "day", "n": "n"}), once=once)
+        assert values(rows) == [0, 1, 2]
+    with pytest.raises(SchemaMismatch, match=r"^nba\.factors: column x is .*, not STRING$"):
+        require_table(local_warehouse, TABLE).check_columns("day", {"x": "STRING"})
+    with pytest.raises(
+        SchemaMismatch, match=rf"partition day={FEB_23}: column x holds .*, the job declares it as STRING"
+    ):
+        read(local_warehouse, columns={"day": "day", "x": "x"}, types={"x": "STRING"})
+    with pytest.raises(SchemaMismatch, match=r"column x is .*; a table without a schema\.json may have such columns"):
+        local_warehouse.refresh_schema(TABLE)
 
 
 def test_values_that_do_not_fit_a_declared_schema_are_named(local_warehouse: LocalWarehouse) -> None:

@@ -26,6 +26,7 @@ from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import checked_path, read_regular_file, sync_all, sync_folder, write_atomically
 from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
 from gated_backfill.common.warehouse.local.backups import LocalBackups
+from gated_backfill.common.warehouse.local.partition_files import FileSchema
 from gated_backfill.common.warehouse.local.partitions import (
     LOADING,
     PUBLICATION_FILE,
@@ -88,10 +89,10 @@ class LocalPublications(LocalBackups):
                 except StagedFileLost:
                     unreadable.add(staged.day)
                 else:
-                    file_schema = pq.read_metadata(pa.BufferReader(data)).schema
-                    if parquet_schema is None or not file_schema.equals(parquet_schema):
+                    file_schema = FileSchema.of_file(pq.ParquetFile(pa.BufferReader(data)))
+                    if parquet_schema is None or not file_schema.parquet.equals(parquet_schema):
                         columns = self._check_publishable_columns(target, date_column, file_schema, columns)
-                        parquet_schema = file_schema
+                        parquet_schema = file_schema.parquet
                     prepared[staged.day] = staged.checksum if staged.rows else ABSENT
             if columns is not None:
                 self._declare_schema(target, date_column, columns)
@@ -101,10 +102,10 @@ class LocalPublications(LocalBackups):
         return PublishResult(published=published, conflicting=frozenset(changed), lost=frozenset(unreadable))
 
     def _check_publishable_columns(
-        self, target: TableName, date_column: str, schema: pq.ParquetSchema, earlier: Mapping[str, str] | None
+        self, target: TableName, date_column: str, schema: FileSchema, earlier: Mapping[str, str] | None
     ) -> Mapping[str, str]:
         """Return the columns of a staged file. Raises `SchemaMismatch` unless they are the table's and `earlier`."""
-        columns = declarable_types(schema.to_arrow_schema())
+        columns = declarable_types(schema.read_arrow())
         if columns == earlier:
             return columns
         known = self._find_schema(target)

@@ -23,6 +23,7 @@ from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of,
 from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, TableName, validate_identifier
 from gated_backfill.common.storage.files import read_regular_file, sync_folder, write_atomically
 from gated_backfill.common.warehouse.local.partition_files import (
+    FileSchema,
     FileStamp,
     FolderStamp,
     PartitionFiles,
@@ -66,16 +67,16 @@ class TableSchema:
     arrow_types: Mapping[str, pa.DataType]
     _checked: list[pq.ParquetSchema] = field(default_factory=list[pq.ParquetSchema], compare=False, repr=False)
 
-    def check_partition(self, part: str, schema: pq.ParquetSchema) -> None:
+    def check_partition(self, part: str, schema: FileSchema) -> None:
         """Check that the table's columns and types include those of the partition.
 
         Raises `SchemaMismatch` for a further column, or, if the table's schema was found in its partitions,
         `UnknownPartitionSchema`. Whether values fit a declared type is checked where they are read.
         """
-        for checked in self._checked:  # comparing these takes a hundredth of the time of making an Arrow schema
-            if checked.equals(schema):
+        for checked in self._checked:
+            if checked.equals(schema.parquet):
                 return
-        columns = schema.to_arrow_schema()
+        columns = schema.read_arrow()
         check_names_are_unique(part, columns)
         for column in columns:
             if column.name not in self.info.columns:
@@ -92,7 +93,7 @@ class TableSchema:
             if unite_types({known, read_type_name(column.type)}) != known:
                 raise UnknownPartitionSchema(part)
         if len(self._checked) < MAX_CHECKED_SCHEMAS:
-            self._checked.append(schema)
+            self._checked.append(schema.parquet)
 
 
 def read_type_name(arrow: pa.DataType) -> str:
@@ -295,7 +296,11 @@ def _parse(table: TableName, folder: str, content: bytes) -> TableSchema:
 def _check_supported(table: TableName, columns: Mapping[str, str]) -> None:
     supported = {*ARROW_TYPES, NULL_TYPE}
     if wrong := [f"{name} is {kind}" for name, kind in columns.items() if kind not in supported]:
-        raise SchemaMismatch(f"no table here can keep these types: column {', '.join(wrong)}", table=str(table))
+        raise SchemaMismatch(
+            f"no {SCHEMA_FILE} can keep these types: column {', '.join(wrong)}; "
+            f"a table without a {SCHEMA_FILE} may have such columns",
+            table=str(table),
+        )
 
 
 def declarable_types(schema: pa.Schema) -> dict[str, str]:
