@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.seasons import JOB, OLDEST
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.arrow.types import to_arrow
+from gated_backfill.common.model.arrow.frames import to_arrow
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.job import Batch
 from gated_backfill.common.model.registry import find_job

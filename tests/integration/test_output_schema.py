@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from gated_backfill.common.model.arrow.types import arrow_schema, to_arrow
+from gated_backfill.common.model.arrow.frames import to_arrow
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import Verdict, judge_date
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job

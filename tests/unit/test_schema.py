@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
-from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of, to_arrow
+from gated_backfill.common.model.arrow.frames import to_arrow
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of
 from gated_backfill.common.model.tables import Column, ColumnType, TableName
 
+NOON = pd.Timestamp("2023-02-23 12:00")
+IN_BERLIN = pd.Timestamp("2023-02-23 00:30", tz="Europe/Berlin")
 MOMENT = datetime(2023, 2, 23, 19, 30, 0, 123456, tzinfo=UTC)
 
 
@@ -96,6 +100,10 @@ def converted(values: Any, kind: ColumnType) -> list[Any]:
         pytest.param(pd.to_datetime(["2023-02-23"]), "DATE", [date(2023, 2, 23)], id="timestamps-at-midnight"),
         pytest.param([date(2023, 2, 23), None], "DATE", [date(2023, 2, 23), None], id="dates"),
         pytest.param([MOMENT, None], "TIMESTAMP", [MOMENT, None], id="moments"),
+        pytest.param([IN_BERLIN], "TIMESTAMP", [datetime(2023, 2, 22, 23, 30, tzinfo=UTC)], id="moments-in-a-zone"),
+        pytest.param([IN_BERLIN.normalize()], "DATE", [date(2023, 2, 23)], id="midnights-in-a-zone"),
+        pytest.param([NOON], "DATETIME", [NOON.to_pydatetime()], id="times-without-a-zone"),
+        pytest.param(pd.Categorical(["a", None]), "STRING", ["a", None], id="categories"),
         *[pytest.param([None, None], kind, [None, None], id=f"all-null-{kind}") for kind in ARROW_TYPES],
         *[pytest.param([np.nan], kind, [None], id=f"not-a-number-{kind}") for kind in ARROW_TYPES],
         *[pytest.param([], kind, [], id=f"no-rows-{kind}") for kind in ARROW_TYPES],
@@ -120,11 +128,60 @@ def test_values_that_fit_are_stored_exactly(values: Any, kind: ColumnType, expec
         pytest.param([1, "a"], "STRING", id="a-mixture"),
         pytest.param([b"\xff"], "STRING", id="bytes-that-are-no-text"),
         pytest.param([{"a": 1}], "STRING", id="a-structure"),
+        pytest.param(["007"], "INT64", id="digits-into-an-integer"),
+        pytest.param(["2.5"], "FLOAT64", id="digits-into-a-float"),
+        pytest.param(["2023-02-23"], "DATE", id="text-into-a-date"),
+        pytest.param(["true"], "BOOL", id="text-into-a-boolean"),
+        pytest.param([True], "INT64", id="a-boolean-into-an-integer"),
+        pytest.param([7], "STRING", id="an-integer-into-text"),
+        pytest.param([7.5], "STRING", id="a-float-into-text"),
+        pytest.param([Decimal("7.5")], "FLOAT64", id="a-decimal-into-a-float"),
+        pytest.param([NOON], "INT64", id="a-time-into-an-integer"),
+        pytest.param([NOON], "TIMESTAMP", id="a-time-without-a-zone-into-a-moment"),
+        pytest.param([IN_BERLIN], "DATETIME", id="a-moment-into-a-time-without-a-zone"),
+        pytest.param([IN_BERLIN], "DATE", id="a-moment-after-midnight-into-a-date"),
+        pytest.param([pd.Timedelta(hours=1)], "INT64", id="a-duration-into-an-integer"),
+        pytest.param([pd.Timestamp("2023-02-23 12:30:00.000000001")], "DATETIME", id="digits-beyond-microseconds"),
     ],
 )
 def test_a_value_that_would_lose_something_is_refused(values: Any, kind: ColumnType) -> None:
     with pytest.raises(SchemaMismatch, match=f"the rows: column c is not {kind}"):
         converted(values, kind)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "problem"),
+    [
+        pytest.param(
+            [None, "007"],
+            "INT64",
+            "it holds text, such as '007'; convert it in `process`, or declare the column as STRING",
+            id="text",
+        ),
+        pytest.param(
+            [1.0, 1.5],
+            "INT64",
+            "it holds 1.5; convert it in `process`, or declare the column as FLOAT64",
+            id="fraction",
+        ),
+        pytest.param(
+            [IN_BERLIN],
+            "DATETIME",
+            "it holds times in a zone, such as 2023-02-23 00:30:00+01:00; convert it in `process`, or declare the "
+            "column as TIMESTAMP",
+            id="zone",
+        ),
+        pytest.param(
+            [Decimal("7.5")], "FLOAT64", "it holds decimal128(2, 1), such as 7.5; convert it in `process`", id="decimal"
+        ),
+    ],
+)
+def test_the_error_has_the_date_the_column_an_example_and_the_next_step(
+    values: Any, kind: ColumnType, problem: str
+) -> None:
+    with pytest.raises(SchemaMismatch) as refused:
+        to_arrow(pd.DataFrame({"c": values}), {"c": Column(type=kind)}, "the rows", day=date(2023, 2, 23))
+    assert str(refused.value) == f"2023-02-23: the rows: column c is not {kind}: {problem}"
 
 
 COLUMNS = {"player": Column(type="STRING"), "score": Column(type="FLOAT64")}

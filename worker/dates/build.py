@@ -14,7 +14,7 @@ import pyarrow as pa
 from gated_backfill.common.errors import ProcessFailed
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
-from gated_backfill.common.model.arrow.types import to_arrow
+from gated_backfill.common.model.arrow.frames import to_arrow
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
@@ -153,7 +153,8 @@ def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
     """The result of `process` in the target's types and in order. Raises `ProcessFailed` if it cannot be published."""
     if not isinstance(result, pd.DataFrame):
         raise ProcessFailed(f"process returned a {type(result).__name__}, not a DataFrame", day=_only(days))
-    rows = to_arrow(result, job.target.columns, f"the rows of job {job.name}", ignored_columns=(SOURCE_COLUMN,))
+    what = f"the rows of job {job.name}"
+    rows = to_arrow(result, job.target.columns, what, ignored_columns=(SOURCE_COLUMN,), day=_only(days))
     date_column = job.target.date_column
     other_dates = set(rows[date_column].unique().to_pylist()) - set(days)
     if other_dates:

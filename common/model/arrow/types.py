@@ -1,18 +1,16 @@
-"""The column types as Arrow types, and the conversion of rows to them."""
+"""The column types as Arrow types, and the rules of the output columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pandera.pandas as pandera
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
@@ -55,51 +53,6 @@ def read_type_of(arrow: pa.DataType) -> ColumnType | None:
 
 def arrow_schema(types: ColumnTypes) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
-
-
-def to_arrow(
-    frame: pd.DataFrame, columns: Mapping[str, Column], what: str, *, ignored_columns: Collection[str] = ()
-) -> pa.Table:
-    """Convert the frame to a table with exactly these columns, in this order and in exactly these types.
-
-    `what` names the frame in errors, and `ignored_columns` are dropped. Raises `SchemaMismatch` for a missing, repeated
-    or unknown column and for a value that does not fit its type.
-    """
-    names = list(frame.columns)
-    missing = [name for name in columns if name not in names]
-    unknown = [str(name) for name in names if name not in columns and name not in ignored_columns]
-    if missing or unknown:
-        raise SchemaMismatch(f"{what}: missing columns {missing}, unknown columns {unknown}")
-    repeated = [name for name in columns if names.count(name) > 1]
-    if repeated:
-        raise SchemaMismatch(f"{what}: repeated columns {repeated}")
-    series = dict(frame.items())  # faster than looking up each column
-    arrays: list[pa.Array[Any]] = []
-    for name, column in columns.items():
-        try:
-            arrays.append(_typed(series[name], ARROW_TYPES[column.type]))
-        except (pa.ArrowException, OverflowError, ValueError) as exc:
-            raise SchemaMismatch(f"{what}: column {name} is not {column.type}: {exc}") from exc
-    return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in columns.items()}))
-
-
-def _typed(series: Any, arrow_type: pa.DataType) -> pa.Array[Any]:
-    """Convert the series to exactly that type. Raises `ArrowException` or `ValueError` if a value would change."""
-    array: Any = pa.array(series, from_pandas=True)
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if hasattr(series.dtype, "pyarrow_dtype"):  # Arrow takes the NaN of other series as null, but not of its own
-        array = nan_as_null(array)
-    if array.null_count == len(array):
-        return pa.array([None] * len(array), arrow_type)
-    if array.type.equals(arrow_type):
-        return array
-    cast = array.cast(arrow_type)
-    if pa.types.is_temporal(array.type) and not cast.cast(array.type).equals(array):
-        raise ValueError("it has a time of day")
-    if pa.types.is_boolean(arrow_type):
-        raise ValueError(f"it holds {array.type}")  # Arrow would cast any number to a boolean
-    return cast
 
 
 def nan_as_null(values: Any) -> Any:
