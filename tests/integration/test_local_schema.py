@@ -471,6 +471,45 @@ def test_an_empty_folder_among_the_partitions_is_ignored_until_it_has_rows(local
         read(local_warehouse)
 
 
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_names_with_an_ignored_prefix_are_no_partitions(local_warehouse: LocalWarehouse, is_declared: bool) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    table = part_of(local_warehouse, FEB_23).parent.parent
+    if not is_declared:
+        (table / "schema.json").unlink()
+    (table / "_tmp=1").write_text("no folder")
+    for name, content in {
+        f".day={FEB_24}.x7": b"half a file",
+        f".day={FEB_24}": b"half a file",
+        "_job=7": part_of(local_warehouse, FEB_24).read_bytes(),
+        "_SUCCESS=": b"",
+    }.items():
+        (table / name).mkdir()
+        (table / name / "part.parquet").write_bytes(content)
+    assert read(local_warehouse).num_rows == 9
+    assert local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)) == dict.fromkeys(DAYS, 3)
+    local_warehouse.check_loadable(TABLE, "day")
+    assert local_warehouse.refresh_schema(TABLE).partitioned_by == "day"
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_date_column_may_begin_with_an_ignored_prefix(local_warehouse: LocalWarehouse, is_declared: bool) -> None:
+    local_warehouse.load(TABLE, "_day", rows_of(*DAYS).rename_columns({"day": "_day"}))
+    table = local_warehouse.root / "nba" / "factors"
+    if not is_declared:
+        (table / "schema.json").unlink()
+    rows = Scan(table=TABLE, date_column="_day", dates=(span(FEB_23, FEB_25),))
+    assert local_warehouse.read(rows).num_rows == 9
+    assert local_warehouse.row_counts(TABLE, "_day", span(FEB_23, FEB_25)) == dict.fromkeys(DAYS, 3)
+    shutil.copytree(table / f"_day={FEB_24}", table / f"_other={FEB_24}")
+    if is_declared:
+        assert local_warehouse.read(rows).num_rows == 9
+        assert local_warehouse.refresh_schema(TABLE).partitioned_by == "_day"
+    else:  # it cannot be told which of the two are the table's
+        with pytest.raises(SchemaMismatch, match="has partitions by several columns: _day, _other"):
+            local_warehouse.read(rows)
+
+
 def test_the_listing_of_a_table_is_not_repeated_while_it_is_unchanged(
     local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,11 +215,8 @@ class LocalBackups(ABC):
 
 def _rows_files_by_date(folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
     """Yield the rows' file of each partition, which need not exist."""
-    for partition in partition_names(folder):
-        column, _, value = partition.partition("=")
-        if column == date_column:
-            with suppress(ValueError):  # the folder of rows without a date
-                yield date.fromisoformat(value), folder / partition / ROWS_FILE
+    for partition in partition_names(folder, date_column):
+        yield date.fromisoformat(partition.partition("=")[2]), folder / partition / ROWS_FILE
 
 
 def _count_rows(part: Path) -> int:

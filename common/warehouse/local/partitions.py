@@ -28,7 +28,7 @@ MAX_NAMES_SHOWN = 5
 
 def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
     """List the partition folders with rows, unordered. Raises `OutsideRoot` for a link out of the root."""
-    for name in partition_names(folder):
+    for name in partition_names(folder, None):
         partition = folder / name
         try:
             mode = os.lstat(f"{partition}/{ROWS_FILE}").st_mode
@@ -41,12 +41,16 @@ def partition_folders(root: Path, folder: Path) -> Iterator[Path]:
         yield partition
 
 
-def partition_names(folder: str | Path) -> list[str]:
-    """List the names of the table's partition folders, with or without rows, unordered; none without the table."""
+def partition_names(folder: str | Path, date_column: str | None) -> list[str]:
+    """List the names of the table's partition folders, with or without rows, unordered; none without the table.
+
+    `date_column` is that of the table, if it is known.
+    """
     try:
-        return [name for name in os.listdir(folder) if "=" in name]  # noqa: PTH208 - faster for thousands of names
+        names = os.listdir(folder)  # noqa: PTH208 - faster for thousands of names
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return [name for name in names if _is_partition(name, date_column)]
 
 
 def check_only_partitions(table: TableName, folder: str, date_column: str | None, partitions: set[str]) -> bool:
@@ -75,9 +79,12 @@ def check_only_partitions(table: TableName, folder: str, date_column: str | None
 
 
 def _is_partition(name: str, date_column: str | None) -> bool:
-    """Whether it is the name of the partition of a date."""
+    """Whether it is the name of the partition of a date.
+
+    Names with an ignored prefix are none, except for a date column that begins with `_`.
+    """
     column, _, value = name.partition("=")
-    if date_column is not None and column != date_column:
+    if column.startswith(".") if date_column is None else column != date_column:
         return False
     try:
         return date.fromisoformat(value).isoformat() == value

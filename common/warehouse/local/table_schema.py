@@ -183,7 +183,7 @@ class TableSchemas:
         `SchemaMismatch`, and changes nothing, for a column whose partitions differ too much, or of an unsupported type.
         """
         declared = self._find_readable_declared(table, folder)
-        found = self._unite_partitions(table, folder)
+        found = self._unite_partitions(table, folder, declared.date_column if declared else None)
         if found is None:
             return declared
         found.info.check_columns(found.date_column, list(found.info.columns))
@@ -209,12 +209,12 @@ class TableSchemas:
         cached = self._found.get(folder)
         if cached is not None and cached[0] == stamp:
             return cached[1]
-        schema = self._unite_partitions(table, folder)
+        schema = self._unite_partitions(table, folder, None)
         if schema is not None and has_settled(stamp):
             self._found[folder] = (stamp, schema)
         return schema
 
-    def _unite_partitions(self, table: TableName, folder: str) -> TableSchema | None:
+    def _unite_partitions(self, table: TableName, folder: str, date_column: str | None) -> TableSchema | None:
         """Unite the columns of all partitions, in the order of their names; None without partitions.
 
         The types of a partition without rows count only for columns that no other partition has.
@@ -223,7 +223,7 @@ class TableSchemas:
         of_empty_partitions: dict[str, tuple[dict[str, str], pa.DataType]] = {}  # the same of the first, and its type
         arrow_types: dict[str, pa.DataType] = {}
         date_columns: dict[str, None] = {}
-        for partition in sorted(partition_names(folder)):
+        for partition in sorted(partition_names(folder, date_column)):
             part = f"{folder}/{partition}/{ROWS_FILE}"
             with refuse_damage(part):
                 schema = self._parts.schema(part)

@@ -276,7 +276,8 @@ class LocalWarehouse(LocalPublications):
         with translate_file_errors(table):
             if days is None:
                 folder = self._folder(table)
-                self._check_no_other_files(folder / name / ROWS_FILE for name in sorted(partition_names(folder)))
+                names = sorted(partition_names(folder, date_column))
+                self._check_no_other_files(folder / name / ROWS_FILE for name in names)
             else:
                 self._check_no_other_files(self._part(table, date_column, day) for day in days)
 
@@ -355,7 +356,7 @@ def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date,
     places = _places_in(schema.folder, schema.date_column, days)
     if len(places) <= MAX_DAYS_TO_PROBE:
         return list(places.items())
-    existing = set(partition_names(schema.folder))
+    existing = set(partition_names(schema.folder, schema.date_column))
     return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
 
 
