@@ -75,21 +75,29 @@ def fill_entities(
     kept_rows = rows[~_is_among(rows, columns, missing)]
     added_rows = fill_rows[_is_among(fill_rows, fill_columns, missing)]
     names = dict(zip(fill_columns.entity, columns.entity, strict=True)) | {fill_columns.date: columns.date}
+    has_other_days = not added_rows.empty and _have_other_days(kept_rows, columns, added_rows, fill_columns)
+    if has_other_days:
+        added_rows = _with_days(added_rows, fill_columns)
     if kept_rows.empty:
         added_rows = added_rows.rename(columns=names)
         return added_rows.reindex(columns=list(dict.fromkeys([*rows.columns, *added_rows.columns])))
     if added_rows.empty:
         return kept_rows
-    has_other_days = (
-        kept_rows[columns.date].dtype != added_rows[fill_columns.date].dtype
-        or columns.time_zone != fill_columns.time_zone
-    )
     if has_other_days:
-        kept_rows, added_rows = _with_days(kept_rows, columns), _with_days(added_rows, fill_columns)
+        kept_rows = _with_days(kept_rows, columns)
     for own, other, kind in zip(columns.entity, fill_columns.entity, entity_types, strict=True):
         if kept_rows[own].dtype != added_rows[other].dtype:
             kept_rows, added_rows = _with_type(kept_rows, own, kind), _with_type(added_rows, other, kind)
     return pd.concat([kept_rows, added_rows.rename(columns=names)])
+
+
+def _have_other_days(
+    rows: pd.DataFrame, columns: EntityColumns, fill_rows: pd.DataFrame, fill_columns: EntityColumns
+) -> bool:
+    """Whether the date columns differ in type or time zone. The frame of a table that does not exist may have none."""
+    if columns.time_zone != fill_columns.time_zone:
+        return True
+    return columns.date in rows and rows[columns.date].dtype != fill_rows[fill_columns.date].dtype
 
 
 def _is_among(rows: pd.DataFrame, columns: EntityColumns, pairs: Collection[tuple[date, str]]) -> npt.NDArray[np.bool_]:
