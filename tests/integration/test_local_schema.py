@@ -260,6 +260,14 @@ def test_a_column_that_the_schema_lacks_is_refused_until_it_is_refreshed(local_w
     assert values(read(local_warehouse), "extra") == [None, 7]
 
 
+def test_a_table_dated_by_times_in_a_zone_is_refreshed(local_warehouse: LocalWarehouse) -> None:
+    noon = datetime(2023, 2, 23, 12, tzinfo=UTC)
+    write_foreign(local_warehouse, FEB_23, day=pa.array([noon], pa.timestamp("us", tz="UTC")), n=pa.array([1]))
+    info = local_warehouse.refresh_schema(TABLE)
+    assert (dict(info.columns), info.types_are_declared) == ({"day": "TIMESTAMP", "n": "INT64"}, True)
+    assert values(read(local_warehouse, time_zone="America/New_York")) == [1]
+
+
 def test_a_schema_that_is_no_schema_is_an_error_of_the_user(local_warehouse: LocalWarehouse) -> None:
     local_warehouse.load(TABLE, "day", rows_of(FEB_23))
     file = part_of(local_warehouse, FEB_23).parent.parent / "schema.json"

@@ -186,7 +186,8 @@ class TableSchemas:
         found = self._unite_partitions(table, folder, declared.date_column if declared else None)
         if found is None:
             return declared
-        found.info.check_columns(found.date_column, list(found.info.columns))
+        any_zone = "UTC"  # readers of a TIMESTAMP declare theirs; a table has none
+        found.info.check_columns(found.date_column, list(found.info.columns), time_zone=any_zone)
         columns = dict(found.info.columns)
         for name, kind in columns.items():
             known = declared.info.columns.get(name, kind) if declared else kind
