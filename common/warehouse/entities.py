@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import nan_as_null
-from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, EntityColumns, PresenceRule
+from gated_backfill.common.model.entities import ENTITY_TYPES, MAX_WHOLE_FLOAT, SUM_TYPES, EntityColumns, PresenceRule
 
 ROW_COUNT = "__row_count"  #: column with the number of rows that each row stands for, if they were grouped
 SEPARATOR = "|"  #: between the parts of an entity of several columns
@@ -48,7 +48,7 @@ def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None
         raise SchemaMismatch(f"cannot read {columns.date} as a date: {exc}", table=table) from exc
     arrays = {"day": days, "entity": _entities(rows, columns, days, table)}
     for number, name in enumerate(columns.sums):
-        arrays[f"sum{number}"] = _summands(rows[name])
+        arrays[f"sum{number}"] = _summands(rows[name], name, table)
     if ROW_COUNT in rows.column_names:
         arrays[ROW_COUNT] = rows[ROW_COUNT]
     return pa.table(arrays)
@@ -131,7 +131,11 @@ def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
     return values.cast(pa.int64())
 
 
-def _summands(values: Any) -> Any:
+def _summands(values: Any, name: str, table: str | None) -> Any:
+    """Return the numbers to sum, 0 for a null. Raises `SchemaMismatch` for a column of another type."""
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise SchemaMismatch(f"column {name} is {kind}: sums are compared of {' or '.join(SUM_TYPES)}", table=table)
     numbers = values.cast(pa.float64(), safe=False)
     return pc.fill_null(nan_as_null(numbers), 0.0)
 

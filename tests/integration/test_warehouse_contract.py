@@ -30,13 +30,14 @@ from gated_backfill.common.errors import (
     WarehouseUnavailable,
 )
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.publication import PublishResult, StagedFile
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan, Warehouse, require_table
+from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, StagedScan, Warehouse, require_table
 from tests.buckets import path_of
 from tests.builders import (
     DAYS,
@@ -128,6 +129,15 @@ def test_a_misfit_table_is_named(warehouse: Warehouse, date_column: str, columns
     load(warehouse, FEB_23)
     with pytest.raises(SchemaMismatch, match=error):
         require_table(warehouse, TABLE).check_columns(date_column, columns)
+
+
+def test_text_is_never_summed(warehouse: Warehouse) -> None:
+    load(warehouse, FEB_23)
+    columns = EntityColumns(date="day", entity=("player",), sums=("player",))
+    summed = EntityScan(table=TABLE, columns=columns, dates=(span(FEB_23),))
+    for read in (lambda: warehouse.read_entities(summed), lambda: warehouse.count_entities(summed, {}, [])):
+        with pytest.raises(SchemaMismatch, match=r"nba\.factors: column player is .*: sums are compared of"):
+            read()
 
 
 def test_a_table_that_was_created_is_there_without_rows(warehouse: Warehouse) -> None:

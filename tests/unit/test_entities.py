@@ -149,6 +149,14 @@ def test_an_infinite_sum_agrees_with_itself_only(actual: float, is_present: bool
     assert expected.present_in(measured(("ann", 1, actual), rule=rule), rule).tolist() == [is_present]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.bool_(), pa.date32()])
+def test_a_column_of_another_type_has_no_sums(kind: pa.DataType) -> None:
+    rows = pa.table({"day": pa.array([], pa.date32()), "name": pa.array([], pa.string()), "amount": pa.array([], kind)})
+    read = EntityColumns(date="day", entity=("name",), sums=("amount",))
+    with pytest.raises(SchemaMismatch, match=r"nba\.x: column amount is .*: sums are compared of INT64 or FLOAT64"):
+        day_entity_rows(rows, read, table="nba.x")
+
+
 def test_a_table_whose_sums_are_not_compared_needs_only_its_rows() -> None:
     with_sums = PresenceRule(rows="equal", tolerances=(0.0,))
     expected = ExpectedEntities(measured(("ann", 2, 100.0), rule=with_sums), is_measured=True)

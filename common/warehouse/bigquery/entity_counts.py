@@ -6,11 +6,12 @@ two. A FLOAT64 has no such text in SQL, so such entities are read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
-from gated_backfill.common.model.entities import EntityColumns
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES, EntityColumns
 from gated_backfill.common.warehouse.bigquery.parameters import DateColumn, date_filter
 from gated_backfill.common.warehouse.bigquery.statements import (
     QuotedSql,
@@ -80,8 +81,10 @@ class EntityTable:
 
 
 def entity_table(name: str, scan: EntityScan, table: QuotedSql, kinds: Mapping[str, str]) -> EntityTable:
-    """Describe the scan of a table with columns of these types."""
+    """Describe the scan of a table with columns of these types. Raises `SchemaMismatch` for a type of other values."""
     columns = scan.columns
+    _check_types(scan, columns.entity, kinds, ENTITY_TYPES, "an entity is")
+    _check_types(scan, columns.sums, kinds, SUM_TYPES, "sums are compared of")
     dated = DateColumn(name=columns.date, kind=kinds[columns.date], time_zone=columns.time_zone)
     zone = f"{name}__zone"
     dates, params = date_filter(name, dated, scan.dates)
@@ -101,6 +104,16 @@ def entity_table(name: str, scan: EntityScan, table: QuotedSql, kinds: Mapping[s
         conditions=join_sql(" AND ", [fill_placeholders("({dates})", dates=dates), *required]),
     )
     return EntityTable(name=name, columns=columns, kinds=kinds, rows=rows, params=params | dated.zone(zone))
+
+
+def _check_types(
+    scan: EntityScan, names: Iterable[str], kinds: Mapping[str, str], allowed: Sequence[str], rule: str
+) -> None:
+    for name in names:
+        if kinds[name] not in allowed:
+            raise SchemaMismatch(
+                f"column {name} is {kinds[name]}: {rule} {' or '.join(allowed)}", table=str(scan.table)
+            )
 
 
 def _sum_names(columns: EntityColumns) -> list[str]:
