@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,23 +19,30 @@ from google.cloud import bigquery
 from hypothesis import HealthCheck, given, settings
 
 from gated_backfill.common.audit.audit import audit_dates
+from gated_backfill.common.audit.findings import AuditedDate
 from gated_backfill.common.errors import ExpectationUnreadable, SchemaMismatch
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.coverage import Recount, SourceChoice
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
-from gated_backfill.common.warehouse.coverage_queries import measure_dates
+from gated_backfill.common.warehouse.coverage_queries import MeasuredDates, measure_dates
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.producer.planning.range_counts import count_range
+from gated_backfill.common.warehouse.table_checks import check_tables
+from gated_backfill.producer.planning.range_counts import RangeCounts, count_range
 from gated_backfill.worker.dates.frames import frame_entities
 from gated_backfill.worker.dates.sources import SourceCheck, check_sources, chosen_columns, group_by_source, read_rows
 from gated_backfill.worker.gate.recount import recount
 from tests.emulator import Emulator
 from tests.fuzz.cases import ASKED, CASES, PHASES
-from tests.fuzz.entity_cases import DAYS, EntityCase, GeneratedTable, entity_cases
+from tests.fuzz.entity_cases import DAYS, EntityCase, GeneratedTable, entity_cases, text_of
 
+T = TypeVar("T")
+#: Types of columns of numbers in the rows to process, by declared type.
+PANDAS_TYPES = {"INT64": "Int64", "FLOAT64": "float64", "BOOL": "boolean"}
 #: The emulator takes ten times as long for a case.
 LOCAL_CASES, EMULATOR_CASES = (92, 8) if ASKED is None else (max(1850, CASES // 6), max(150, CASES // 60))
 PREFIXES = itertools.count()
@@ -63,16 +72,16 @@ def project(emulator: Emulator) -> tuple[bigquery.Client, Warehouse]:
     return client, open_warehouse(emulator.url)
 
 
-@given(case=entity_cases())
+@given(case=entity_cases(in_files=True))
 @tries(LOCAL_CASES)
 def test_a_local_table_is_read_alike_by_all(case: EntityCase, tmp_path: Path, ledger: Ledger) -> None:
-    root = tmp_path / f"warehouse-{next(PREFIXES)}"
+    warehouse = LocalWarehouse(tmp_path / f"warehouse-{next(PREFIXES)}")
     for name, table in tables_of(case).items():
-        _write_files(root / "fuzz" / name, table)
-    check_readings(case, case.job(""), LocalWarehouse(root), ledger)
+        write_files(warehouse, TableName("fuzz", name), table)
+    check_readings(case, case.job(""), warehouse, ledger)
 
 
-@given(case=entity_cases())
+@given(case=entity_cases(in_files=False))
 @tries(EMULATOR_CASES)
 def test_a_bigquery_table_is_read_alike_by_all(
     case: EntityCase, project: tuple[bigquery.Client, Warehouse], ledger: Ledger
@@ -88,14 +97,17 @@ def tables_of(case: EntityCase) -> dict[str, GeneratedTable]:
     return {"expectation": case.expectation, "source": case.source, "other": case.other, "target": case.target}
 
 
-def _write_files(folder: Path, table: GeneratedTable) -> None:
-    """Write the partitions as other programs do, each in types of its own."""
-    for variant, day in enumerate(DAYS):
-        rows = table.arrow(day, variant)
-        if rows.num_rows:
-            partition = folder / f"day={day}"
-            partition.mkdir(parents=True)
-            pq.write_table(rows, partition / "part.parquet")
+def write_files(warehouse: LocalWarehouse, name: TableName, table: GeneratedTable) -> None:
+    """Write the partitions as other programs do, each in types of its own, and declare types if the table has any."""
+    if table.declared_by == "create_table":
+        declared: Any = table.declared
+        warehouse.create_table(name, declared, "day")
+    for day in table.days:
+        partition = warehouse.root / name.dataset / name.table / f"day={day}"
+        partition.mkdir(parents=True)
+        pq.write_table(table.arrow(day), partition / "part.parquet")
+        if table.declared_by == "refresh_schema" and day == table.days[0]:
+            warehouse.refresh_schema(name)
 
 
 def load(client: bigquery.Client, name: str, table: GeneratedTable) -> None:
@@ -108,82 +120,165 @@ def load(client: bigquery.Client, name: str, table: GeneratedTable) -> None:
     client.create_table(definition)
     schema = pa.schema([(column, ARROW_TYPES[kind]) for column, kind in types.items()])
     file = io.BytesIO()
-    pq.write_table(table.arrow().cast(schema), file)
+    pq.write_table(table.standard_rows().cast(schema), file)
     file.seek(0)
     config = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND")
     client.load_table_from_file(file, definition.reference, job_config=config).result()
 
 
 def check_readings(case: EntityCase, job: Job, warehouse: Warehouse, ledger: Ledger) -> None:
-    if not case.is_readable:
-        with pytest.raises((SchemaMismatch, ExpectationUnreadable)):
-            read_all(case, job, warehouse, ledger)
-        return
-    planned, measured, counted, audited = read_all(case, job, warehouse, ledger)
-    sources = {"source": case.source, "other": case.other}
-    for day in DAYS:
-        expected, in_target, nulls = case.expected(day), case.present(case.target, day), case.null_entities(day)
+    """Run each reader by itself: every one that reads an unreadable table refuses it, and the others read the same."""
+    names = ["expectation", *case.sources]
+    unreadable = [name for name in names if case.is_unreadable(name)]
+    no_expectation = case.is_unreadable("expectation")
+    tables = {name: str(getattr(job, name).table) for name in ("expectation", "target")}
+    tables |= {source.name: source.table for source in job.sources}
 
-        assert planned.expected.get(day, 0) == audited[day].expected == len(expected)
-        assert planned.null_entities.get(day, 0) == nulls
-        assert measured.expected.get(day, frozenset()) == expected
-        assert measured.null_entities.get(day, 0) == nulls
-        for name, table in sources.items():
-            assert planned.found[name].get(day, 0) == len(case.present(table, day))
-            assert measured.sources[name].present.get(day, frozenset()) == case.present(table, day)
-            assert set(measured.sources[name].unexpected.get(day, ())) == case.unexpected(table, day)
-            idle_rows = 0 if expected else case.row_count(table, day)
-            assert measured.sources[name].rows.get(day, 0) == planned.rows[name].get(day, 0) == idle_rows
-        assert counted[day].expectation.expected == len(expected)
-        assert counted[day].expectation.null_entities == nulls
-        assert counted[day].matched == audited[day].observed.matched == len(in_target)
-        assert set(counted[day].missing) == set(audited[day].missing) == expected - in_target
-        assert set(counted[day].unexpected) == case.unexpected(case.target, day)
-    if replace(case, required=False).is_readable:  # `process` gets the rows that do not count, too
-        check_rows(case, job, warehouse)
+    def outcome_of(read: Callable[[], T], refused: Sequence[str], error: type[Exception]) -> T | None:
+        """What the reader returns; None if it refuses one of these tables by its name, as it must if there are any."""
+        if not refused:
+            return read()
+        with pytest.raises(error) as refusal:
+            read()
+        assert refusal.type is error
+        assert any(tables[name] in str(refusal.value) for name in refused)
+        return None
 
-
-def check_rows(case: EntityCase, job: Job, warehouse: Warehouse) -> None:
-    """The rows to process have the entities that were counted, and the same rows alone and with other dates."""
-    options = RunOptions.for_job(job, window=3, in_flight=1, fallback=None, forced_because=None)
-    checks = check_sources(warehouse, job, options, DAYS)
-    for group in group_by_source(checks):
-        try:
-            together = rows_by_day(job, checks, group, warehouse)
-        except SchemaMismatch:
-            if checks[group[0]].choice.fill_from is None:
-                raise
-            continue  # an entity of one source has no value of the target's type
-        for day in group:
-            rows = rows_by_day(job, checks, (day,), warehouse).get(day, [])
-            assert rows == together.get(day, [])
-            assert checks[day].covered_entities <= {row[0] for row in rows}
-            assert case.expected(day) >= checks[day].covered_entities
-
-
-def rows_by_day(
-    job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
-) -> dict[date, list[tuple[Any, ...]]]:
-    """By date: entity, source, amount and note of each row that `process` would get."""
-    frame = read_rows(warehouse, job, checks, days)
-    read = frame_entities(frame, chosen_columns(job, checks[days[0]]))
-    values = zip(*(read["entity"].to_pylist(), *(frame[name] for name in ("_source", "amount", "note"))), strict=True)
-    rows: dict[date, list[tuple[Any, ...]]] = {}
-    for day, row in zip(read["day"].to_pylist(), values, strict=True):
-        rows.setdefault(day, []).append(tuple(repr(value) if value is not row[0] else value for value in row))
-    return {day: sorted(day_rows, key=repr) for day, day_rows in rows.items()}
-
-
-def read_all(case: EntityCase, job: Job, warehouse: Warehouse, ledger: Ledger) -> tuple[Any, Any, Any, Any]:
-    """What plan, worker, gate and audit read; if one refuses a table, its error."""
-    staged = {day: case.target.arrow(day).cast(_target_schema(job)) for day in DAYS}
-    return (
-        count_range(warehouse, job, job.sources, DAYS),
-        measure_dates(warehouse, job, DAYS),
-        recount(warehouse, job, staged),
-        {audited.day: audited for audited in audit_dates(job, DAYS, warehouse, ledger, max_names=1000).dates},
+    outcome_of(lambda: check_tables(warehouse, job), [n for n in names if case.is_refused_by_schema(n)], SchemaMismatch)
+    planned = outcome_of(lambda: count_range(warehouse, job, job.sources, DAYS), unreadable, SchemaMismatch)
+    worker_error = ExpectationUnreadable if no_expectation else SchemaMismatch
+    refused_by_worker = ["expectation"] if no_expectation else unreadable
+    measured = outcome_of(lambda: measure_dates(warehouse, job, DAYS), refused_by_worker, worker_error)
+    checks = outcome_of(lambda: check_sources(warehouse, job, run_options(job), DAYS), refused_by_worker, worker_error)
+    audited = outcome_of(
+        lambda: {found.day: found for found in audit_dates(job, DAYS, warehouse, ledger, max_names=1000).dates},
+        tables_refused_by_audit(case),
+        SchemaMismatch,
     )
+    counted = recount_staged(case, job, warehouse)
+    assert (planned is None) == (measured is None) == (checks is None)
+    for day in DAYS:
+        if planned is not None and measured is not None:
+            check_sources_of_day(case, day, planned, measured)
+        if counted is not None:
+            check_recount_of_day(case, day, counted[day])
+        if audited is not None:
+            check_audit_of_day(case, day, audited[day])
+    if checks is not None:
+        check_rows(case, job, warehouse, checks, tables)
 
 
-def _target_schema(job: Job) -> pa.Schema:
-    return pa.schema([(name, ARROW_TYPES[column.type]) for name, column in job.target.columns.items()])
+def tables_refused_by_audit(case: EntityCase) -> list[str]:
+    """Those that an audit reads and can't: of the sources it reads the days on which nothing is expected."""
+    if case.is_unreadable("expectation"):
+        return ["expectation"]
+    refused = ["target"] if case.is_unreadable("target") or case.has_unreadable_keys() else []
+    idle_days = [day for day in DAYS if not case.expected(day)]
+    return refused + [name for name in case.sources if idle_days and case.is_unreadable(name, idle_days)]
+
+
+def recount_staged(case: EntityCase, job: Job, warehouse: Warehouse) -> dict[date, Recount] | None:
+    """What the gate counts, or None if it refuses the expectation or the staged rows, as it must if they are wrong."""
+    staged_schema = pa.schema([(name, ARROW_TYPES[column.type]) for name, column in job.target.columns.items()])
+    staged = {day: case.staged.standard_rows(day).cast(staged_schema) for day in DAYS}
+    wrong_rows = replace(case, target=case.staged).is_unreadable("target")
+    if not case.is_unreadable("expectation") and not wrong_rows:
+        return recount(warehouse, job, staged)
+    with pytest.raises(ExpectationUnreadable) as refusal:
+        recount(warehouse, job, staged)
+    names = [job.expectation.table] * case.is_unreadable("expectation") + list(case.target.entity) * wrong_rows
+    assert any(name in str(refusal.value) for name in names)
+    return None
+
+
+def check_sources_of_day(case: EntityCase, day: date, planned: RangeCounts, measured: MeasuredDates) -> None:
+    expected, nulls = case.expected(day), case.null_entities(day)
+    assert planned.expected.get(day, 0) == len(expected)
+    assert planned.null_entities.get(day, 0) == nulls
+    assert measured.expected.get(day, frozenset()) == expected
+    assert measured.null_entities.get(day, 0) == nulls
+    for name, table in case.sources.items():
+        assert planned.found[name].get(day, 0) == len(case.present(table, day))
+        assert measured.sources[name].present.get(day, frozenset()) == case.present(table, day)
+        assert set(measured.sources[name].unexpected.get(day, ())) == case.unexpected(table, day)
+        idle_rows = 0 if expected else case.row_count(table, day)
+        assert measured.sources[name].rows.get(day, 0) == planned.rows[name].get(day, 0) == idle_rows
+
+
+def check_recount_of_day(case: EntityCase, day: date, counted: Recount) -> None:
+    expected, in_staged = case.expected(day), case.present(case.staged, day)
+    assert counted.expectation.expected == len(expected)
+    assert counted.expectation.null_entities == case.null_entities(day)
+    assert counted.matched == len(in_staged)
+    assert set(counted.missing) == expected - in_staged
+    assert set(counted.unexpected) == case.unexpected(case.staged, day)
+
+
+def check_audit_of_day(case: EntityCase, day: date, audited: AuditedDate) -> None:
+    expected, in_target = case.expected(day), case.present(case.target, day)
+    assert audited.expected == len(expected)
+    assert audited.observed.expectation.null_entities == case.null_entities(day)
+    assert audited.observed.matched == len(in_target)
+    assert set(audited.missing) == expected - in_target
+
+
+def run_options(job: Job) -> RunOptions:
+    return RunOptions.for_job(job, window=3, in_flight=1, fallback=None, forced_because=None)
+
+
+def check_rows(
+    case: EntityCase, job: Job, warehouse: Warehouse, checks: Mapping[date, SourceCheck], tables: Mapping[str, str]
+) -> None:
+    """The rows to process are those that were generated, in the types that are declared, together and day by day."""
+    for group in group_by_source(checks):
+        choice = checks[group[0]].choice
+        names = [name for name in (choice.source, choice.fill_from) if name is not None]
+        for days in dict.fromkeys((group, *((day,) for day in group))):
+            if unreadable := [name for name in names if case.has_unreadable_rows(name, days)]:
+                with pytest.raises(SchemaMismatch) as refusal:
+                    read_rows(warehouse, job, checks, days)
+                assert any(tables[name] in str(refusal.value) for name in unreadable)
+            elif not any(case.has_unreadable_entities(name, days) for name in names):
+                check_rows_of_days(case, job, warehouse, checks, days)
+
+
+def check_rows_of_days(
+    case: EntityCase, job: Job, warehouse: Warehouse, checks: Mapping[date, SourceCheck], days: tuple[date, ...]
+) -> None:
+    choice = checks[days[0]].choice
+    try:
+        frame = read_rows(warehouse, job, checks, days)
+    except SchemaMismatch as exc:
+        if choice.fill_from is None or "can't be filled in" not in str(exc):
+            raise
+        return  # an entity of one source has no value of the target's type
+    if choice.fill_from is None:
+        table = case.sources[choice.source]
+        types = {**table.table_types(), **(table.job_columns or {})}
+        assert {name: str(frame[name].dtype) for name in frame if types.get(name) in PANDAS_TYPES} == {
+            name: PANDAS_TYPES[types[name]] for name in frame if types.get(name) in PANDAS_TYPES
+        }
+    entities = frame_entities(frame, chosen_columns(job, checks[days[0]]))
+    values = [frame[name] if name in frame else [None] * len(frame) for name in ("_source", "amount", "note")]
+    rows = zip(entities["day"].to_pylist(), entities["entity"].to_pylist(), *values, strict=True)
+    expected = [row for day in days for row in expected_rows(case, choice, day)]
+    assert Counter((*row[:3], *map(comparable, row[3:])) for row in rows) == Counter(expected)
+
+
+def expected_rows(case: EntityCase, choice: SourceChoice, day: date) -> list[tuple[Any, ...]]:
+    """Day, entity, source, amount and note of each row of the chosen source, and of what fills its gaps."""
+    chosen = case.sources[choice.source]
+    fill = case.sources[choice.fill_from] if choice.fill_from else None
+    filled = case.present(fill, day) - case.present(chosen, day) if fill else set[str]()
+    return [
+        (day, text, name, comparable(row["amount"]), comparable(row["note"]))
+        for name, table in ((choice.source, chosen), (choice.fill_from, fill))
+        if table is not None
+        for row in table.rows
+        if row["day"] == day and ((text := text_of(row, table)) in filled) == (table is fill)
+    ]
+
+
+def comparable(value: Any) -> Any:
+    """A value of a frame as an equal one for every null."""
+    return None if pd.isna(value) else value
