@@ -36,6 +36,7 @@ class EntityColumns:
     time_zone: str | None = None  #: in which a TIMESTAMP has its date
     required: tuple[str, ...] = ()  #: a row with a null in one of these does not count
     sums: tuple[str, ...] = ()  #: columns whose sums per entity are compared
+    magnitudes: tuple[str, ...] = ()  #: of rows that were grouped: columns with the sums of their absolute values
     rule: PresenceRule = PresenceRule()
 
     @property

@@ -29,6 +29,8 @@ NO_POSITION: Any = 0  #: in the keys of entities without a number, which are not
 EPOCH = date(1970, 1, 1)
 NO_DAYS = np.empty(0, np.int32)
 ROUNDING = 1e-9  #: relative difference of two sums that is rounding
+#: Difference of two sums of the same values in another order, relative to the sum of their absolute values.
+REORDERING = 1e-12
 
 Mask = npt.NDArray[np.bool_]
 Keys = npt.NDArray[np.int64]
@@ -38,8 +40,9 @@ Sums = npt.NDArray[np.float64]
 def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None = None) -> pa.Table:
     """Reduce the rows to `day` (DATE), `entity` (text; NULL for none), and `sum0`, `sum1`... if sums are compared.
 
-    The column `ROW_COUNT` of grouped rows is kept. Rows with a null in a required column are left out. Raises
-    `SchemaMismatch` for a column that cannot be read so.
+    With each `sum0` goes a `magnitude0`: its absolute value or, of grouped rows, the sum of these. The column
+    `ROW_COUNT` of grouped rows is kept. Rows with a null in a required column are left out. Raises `SchemaMismatch` for
+    a column that cannot be read so.
     """
     rows = _with_required(rows, columns.required)
     try:
@@ -49,6 +52,8 @@ def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None
     arrays = {"day": days, "entity": _entities(rows, columns, days, table)}
     for number, name in enumerate(columns.sums):
         arrays[f"sum{number}"] = _summands(rows[name], name, table)
+        magnitude = rows[columns.magnitudes[number]] if columns.magnitudes else arrays[f"sum{number}"]
+        arrays[f"magnitude{number}"] = pc.abs(magnitude)
     if ROW_COUNT in rows.column_names:
         arrays[ROW_COUNT] = rows[ROW_COUNT]
     return pa.table(arrays)
@@ -145,11 +150,12 @@ def _summands(values: Any, name: str, table: str | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _NumberedEntities:
-    """Distinct pairs of day and entity as ascending numbers, with the rows and the sums of each if measured."""
+    """Distinct pairs of day and entity as ascending numbers, with the rows, sums and magnitudes of each if measured."""
 
     keys: Keys
     rows: Sums | None = None
     sums: tuple[Sums, ...] = ()
+    magnitudes: tuple[Sums, ...] = ()  #: sums of absolute values
 
 
 class ExpectedEntities:
@@ -211,9 +217,10 @@ class ExpectedEntities:
             met &= row_entities.rows[positions] == expected.rows
         elif rule.rows is not None:
             met &= row_entities.rows[positions] >= rule.rows * expected.rows - ROUNDING
-        sums = zip(expected.sums, row_entities.sums, rule.tolerances, strict=True) if rule.tolerances else ()
-        for expected_sums, other_sums, tolerance in sums:
-            met &= _agree(expected_sums, other_sums[positions], tolerance)
+        if rule.tolerances:
+            sums = zip(expected.sums, expected.magnitudes, row_entities.sums, rule.tolerances, strict=True)
+            for expected_sums, magnitudes, other_sums, tolerance in sums:
+                met &= _agree(expected_sums, other_sums[positions], tolerance, magnitudes)
         return met
 
     def count_by_day(self, mask: Mask) -> dict[date, int]:
@@ -273,10 +280,14 @@ class ExpectedEntities:
         return days * len(self._names) + positions.fill_null(NO_POSITION).to_numpy()
 
 
-def _agree(expected: Sums, actual: Sums, tolerance: float) -> Mask:
-    """Return which sums agree within the relative tolerance. An infinity agrees with itself only."""
+def _agree(expected: Sums, actual: Sums, tolerance: float, magnitudes: Sums) -> Mask:
+    """Return which sums agree within the relative tolerance, in any order of their values.
+
+    `magnitudes` are the sums of the expected values' absolute values. An infinity agrees with itself only.
+    """
     with np.errstate(invalid="ignore"):
-        is_close = np.abs(actual - expected) <= (tolerance + ROUNDING) * np.abs(expected)
+        rounding = ROUNDING * np.abs(expected) + REORDERING * magnitudes
+        is_close = np.abs(actual - expected) <= tolerance * np.abs(expected) + rounding
     return (is_close & np.isfinite(expected)) | (actual == expected)
 
 
@@ -310,20 +321,20 @@ def _row_counts(rows: pa.Table) -> npt.NDArray[np.int64]:
 
 def _measured(keys: Keys, named: pa.Table) -> _NumberedEntities:
     if not len(keys):
-        sums = tuple(np.empty(0) for name in named.column_names if name.startswith("sum"))
-        return _NumberedEntities(keys=keys, rows=np.empty(0), sums=sums)
+        no_sums = tuple(np.empty(0) for name in named.column_names if name.startswith("sum"))
+        return _NumberedEntities(keys=keys, rows=np.empty(0), sums=no_sums, magnitudes=no_sums)
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
     counts = _row_counts(named)
-    with np.errstate(invalid="ignore"):  # of infinities
-        sums = tuple(
-            np.add.reduceat(named[name].to_numpy()[order], starts)
-            for name in named.column_names
-            if name.startswith("sum")
-        )
+
+    def add_up(prefix: str) -> tuple[Sums, ...]:
+        names = [name for name in named.column_names if name.startswith(prefix)]
+        with np.errstate(invalid="ignore"):  # of infinities
+            return tuple(np.add.reduceat(named[name].to_numpy()[order], starts) for name in names)
+
     rows = np.add.reduceat(counts[order].astype(np.float64), starts)
-    return _NumberedEntities(keys=ordered[starts], rows=rows, sums=sums)
+    return _NumberedEntities(keys=ordered[starts], rows=rows, sums=add_up("sum"), magnitudes=add_up("magnitude"))
 
 
 def _distinct(keys: Keys) -> Keys:

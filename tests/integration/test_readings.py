@@ -20,9 +20,10 @@ from gated_backfill.common.audit.findings import AuditFinding
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.protocol import Scan
+from gated_backfill.common.warehouse.protocol import EntityScan, Scan
 from gated_backfill.producer.planning.plan import PlanAction
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, files_below
@@ -194,6 +195,24 @@ def test_entities_of_two_columns_with_a_sum_are_measured_in_differently_named_co
     row = any_lab.outcome(FEB_23, progress)
     assert (row.state, row.matched, row.missing) == (DateState.BLOCKED, 3, ("LGA|ORD",))
     assert row.unexpected == ()
+
+
+def test_sums_of_the_same_values_in_another_order_agree(any_lab: Lab) -> None:
+    """0.1 + 0.2 - 0.3 is not 0.3 - 0.2 - 0.1 in floats."""
+    amounts = {"bookings": [0.1, 0.2, -0.3], "same": [0.3, -0.2, -0.1], "other": [0.3, -0.2, -0.2]}
+    reordered = {"bookings": [-0.3, 0.1, 0.2], "same": [-0.1, 0.3, -0.2], "other": [0.1, 0.2, -0.3]}
+    for table, amounts_by_name in (("expected", amounts), ("first", reordered)):
+        rows = [{"day": FEB_23, "name": n, "value": v} for n, values in amounts_by_name.items() for v in values]
+        load(any_lab, table, rows)
+    rule = PresenceRule(rows="equal", tolerances=(0.0,))
+    columns = EntityColumns(date="day", entity=("name",), sums=("value",), rule=rule)
+    scans = [
+        EntityScan(table=TableName("reading", name), columns=columns, dates=ALL_DAYS) for name in ("expected", "first")
+    ]
+
+    counts = any_lab.context.warehouse.count_entities(scans[0], {"first": scans[1]}, [("first",)])
+
+    assert (counts.expected, counts.present["first",]) == ({FEB_23: 3}, {FEB_23: 2})
 
 
 def test_placeholder_rows_do_not_count_and_the_fallback_is_taken(any_lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from itertools import permutations
 from typing import Any
 
 import pyarrow as pa
@@ -155,6 +156,19 @@ def test_a_column_of_another_type_has_no_sums(kind: pa.DataType) -> None:
     read = EntityColumns(date="day", entity=("name",), sums=("amount",))
     with pytest.raises(SchemaMismatch, match=r"nba\.x: column amount is .*: sums are compared of INT64 or FLOAT64"):
         day_entity_rows(rows, read, table="nba.x")
+
+
+@pytest.mark.parametrize(
+    "values", [[1e9, 0.1, -1e9], [0.1, 0.2, -0.3], [1.0, 2.5, 3.0]], ids=["cancelled", "to zero", "plain"]
+)
+def test_sums_of_the_same_values_agree_in_any_order(values: list[float]) -> None:
+    rule = PresenceRule(rows="equal", tolerances=(0.0,))
+    expected = ExpectedEntities(measured(*(("ann", 1, value) for value in values), rule=rule), is_measured=True)
+    for order in permutations(values):
+        rows = measured(*(("ann", 1, value) for value in order), rule=rule)
+        assert expected.present_in(rows, rule).all()
+    other = measured(*(("ann", 1, value) for value in (*values[:-1], values[-1] + 10)), rule=rule)
+    assert not expected.present_in(other, rule).any()
 
 
 def test_a_table_whose_sums_are_not_compared_needs_only_its_rows() -> None:

@@ -20,7 +20,7 @@ from gated_backfill.common.warehouse.bigquery.statements import (
     parameter,
     quoted_column,
 )
-from gated_backfill.common.warehouse.entities import ROUNDING, ROW_COUNT
+from gated_backfill.common.warehouse.entities import REORDERING, ROUNDING, ROW_COUNT
 from gated_backfill.common.warehouse.protocol import EntityScan
 
 DAY = "__day"  #: column of results with the day
@@ -33,7 +33,7 @@ NOT_NULL: LiteralString = "{column} IS NOT NULL"
 NOT_NAN: LiteralString = "{column} IS NOT NULL AND NOT IS_NAN({column})"
 SUMMAND: LiteralString = "COALESCE(CAST({column} AS FLOAT64), 0.0)"
 FLOAT_SUMMAND: LiteralString = "IF(IS_NAN({column}), 0.0, COALESCE({column}, 0.0))"
-SUM: LiteralString = ", SUM({column}) AS {column}"
+SUM: LiteralString = ", SUM({column}) AS {column}, SUM(ABS({column})) AS {magnitude}"
 TEXT: LiteralString = "CAST({column} AS STRING)"
 PART: LiteralString = r"REPLACE(REPLACE({text}, '\\', '\\\\'), '|', '\\|')"
 BETWEEN_PARTS: LiteralString = ", '|', "
@@ -55,7 +55,8 @@ SAME_ROWS: LiteralString = " AND {source}.n = e.n"
 ENOUGH_ROWS: LiteralString = " AND {source}.n >= {share} * e.n - {rounding}"
 SAME_SUM: LiteralString = (
     " AND ({source}.{sum} = e.{sum}"
-    " OR (NOT IS_INF(e.{sum}) AND ABS({source}.{sum} - e.{sum}) <= {tolerance} * ABS(e.{sum})))"
+    " OR (NOT IS_INF(e.{sum})"
+    " AND ABS({source}.{sum} - e.{sum}) <= {tolerance} * ABS(e.{sum}) + {reordering} * e.{magnitude}))"
 )
 
 
@@ -77,7 +78,14 @@ class EntityTable:
     @property
     def result_columns(self) -> EntityColumns:
         """The columns by which the result of `entity_statement` is read."""
-        return replace(self.columns, date=DAY, time_zone=None, required=(), sums=tuple(_sum_names(self.columns)))
+        return replace(
+            self.columns,
+            date=DAY,
+            time_zone=None,
+            required=(),
+            sums=tuple(_sum_names(self.columns)),
+            magnitudes=tuple(_magnitude_names(self.columns)),
+        )
 
 
 def entity_table(name: str, scan: EntityScan, table: QuotedSql, kinds: Mapping[str, str]) -> EntityTable:
@@ -120,6 +128,15 @@ def _sum_names(columns: EntityColumns) -> list[str]:
     return [f"__sum{number}" for number in range(len(columns.sums))]
 
 
+def _magnitude_names(columns: EntityColumns) -> list[str]:
+    return [f"__magnitude{number}" for number in range(len(columns.sums))]
+
+
+def _pairs_of_sums(columns: EntityColumns) -> list[tuple[str, str]]:
+    """The names of each sum and of its magnitude."""
+    return list(zip(_sum_names(columns), _magnitude_names(columns), strict=True))
+
+
 def _summand(column: str, kinds: Mapping[str, str]) -> QuotedSql:
     return fill_placeholders(FLOAT_SUMMAND if kinds[column] == "FLOAT64" else SUMMAND, column=quoted_column(column))
 
@@ -129,9 +146,12 @@ def _not_null(column: str, kinds: Mapping[str, str]) -> QuotedSql:
 
 
 def entity_statement(table: EntityTable) -> QuotedSql:
-    """Build the query of the entities as they are, grouped: day, entity columns, number of rows, sums."""
+    """Build the query of the entities as they are, grouped: day, entity columns, number of rows, sums, magnitudes."""
     columns = [quoted_column(DAY), *(quoted_column(name) for name in table.columns.entity)]
-    sums = [fill_placeholders(SUM, column=quoted_column(name)) for name in _sum_names(table.columns)]
+    sums = [
+        fill_placeholders(SUM, column=quoted_column(name), magnitude=quoted_column(magnitude))
+        for name, magnitude in _pairs_of_sums(table.columns)
+    ]
     return fill_placeholders(
         GROUPED,
         columns=join_sql(", ", columns),
@@ -175,12 +195,16 @@ def _entities_of(sources: Iterable[QuotedSql]) -> QuotedSql:
 
 
 def _texts(table: EntityTable) -> QuotedSql:
-    """Build the query of the entities as text, with number of rows and sums."""
+    """Build the query of the entities as text, with number of rows, sums and magnitudes."""
     texts = [_text(column, table.kinds) for column in table.columns.entity]
     if len(texts) > 1:
         parts = join_sql(BETWEEN_PARTS, (fill_placeholders(PART, text=text) for text in texts))
         texts = [fill_placeholders(JOINED, parts=parts)]
-    sums = [fill_placeholders(", {column}", column=quoted_column(name)) for name in _sum_names(table.columns)]
+    sums = [
+        fill_placeholders(", {column}", column=quoted_column(name))
+        for names in _pairs_of_sums(table.columns)
+        for name in names
+    ]
     return fill_placeholders(
         TEXTS,
         day=quoted_column(DAY),
@@ -208,10 +232,20 @@ def _rule_conditions(table: EntityTable, source: QuotedSql) -> tuple[QuotedSql, 
         conditions.append(
             fill_placeholders(ENOUGH_ROWS, source=source, share=parameter(share), rounding=parameter(rounding))
         )
-    for alias, tolerance in zip(_sum_names(table.columns), rule.tolerances, strict=True):
+    reordering = f"{table.name}__reordering"
+    if rule.tolerances:
+        values[reordering] = REORDERING
+    for (alias, magnitude), tolerance in zip(_pairs_of_sums(table.columns), rule.tolerances, strict=True):
         name = f"{table.name}{alias}"
         values[name] = tolerance + ROUNDING
         conditions.append(
-            fill_placeholders(SAME_SUM, source=source, sum=quoted_column(alias), tolerance=parameter(name))
+            fill_placeholders(
+                SAME_SUM,
+                source=source,
+                sum=quoted_column(alias),
+                magnitude=quoted_column(magnitude),
+                tolerance=parameter(name),
+                reordering=parameter(reordering),
+            )
         )
     return join_sql("", conditions), values
