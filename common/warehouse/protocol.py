@@ -35,7 +35,6 @@ class TableInfo:
     columns: Mapping[str, str]
     partitioned_by: str | None
     expires_after_days: int | None = None  #: the warehouse drops partitions older than this
-    has_fixed_columns: bool = False  #: rows with other columns can't be written to it
     types_are_declared: bool = True  #: whether all rows have exactly these types, or types were found in files
     #: By column whose types differ too much between files to be read as one type: the difference, after the name.
     mixed_columns: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -81,6 +80,13 @@ class TableInfo:
         wrong = [name for name, kind in types.items() if name not in mixed and not self._fits(name, kind)]
         return mismatches + [f"column {name} is {self.columns[name]}, not {types[name]}" for name in wrong]
 
+    def write_mismatches(self, date_column: str, columns: Mapping[str, str]) -> list[str]:
+        """List what prevents writing rows with these columns to the table, worded as by `column_mismatches`."""
+        mismatches = self.column_mismatches(date_column, columns)
+        if unwritten := [name for name in self.columns if name not in columns]:
+            mismatches.append(f"has the column(s) {', '.join(unwritten)}, which the job does not write")
+        return mismatches
+
     def _fits(self, column: str, kind: str) -> bool:
         """Whether the column, if the table has it, may be read as the type.
 
@@ -112,7 +118,7 @@ def check_same_columns(info: TableInfo | None, date_column: str, columns: Mappin
     if info is None:
         return
     info.check_columns(date_column, [name for name in columns if name in info.columns])
-    if columns.keys() != info.columns.keys() or info.column_mismatches(date_column, columns):
+    if info.write_mismatches(date_column, columns):
         differing = sorted(set(columns.items()) ^ set(info.columns.items()))
         raise SchemaMismatch(
             f"the rows to load do not have its columns; differing: {', '.join(f'{n} {t}' for n, t in differing)}",

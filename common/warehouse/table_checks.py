@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gated_backfill.common.errors import SchemaMismatch
@@ -52,6 +52,7 @@ class TableRequirement:
     types: ColumnTypes = field(default_factory=dict[str, ColumnType])  #: required columns with their types
     entity: tuple[str, ...] = ()  #: required columns of a type that may hold entities
     sums: tuple[str, ...] = ()  #: required columns of a type whose sums may be compared
+    reads_all_columns: bool = False  #: for `process`, once a date is built from the table
     time_zone: str | None = None
     optional: bool = False
 
@@ -63,6 +64,11 @@ class TableRequirement:
         differences += _wrong_types(info, self.entity, ENTITY_TYPES, "an entity")
         differences += _wrong_types(info, self.sums, SUM_TYPES, "a column whose sums are compared")
         return list(dict.fromkeys(differences))
+
+    def unreadable_columns(self, info: TableInfo) -> list[str]:
+        """List what prevents reading the columns for `process`, worded like the mismatches."""
+        names = info.columns if self.reads_all_columns else self.types
+        return [f"column {name} {info.mixed_columns[name]}" for name in names if name in info.mixed_columns]
 
 
 def _wrong_types(info: TableInfo, names: Iterable[str], allowed: Sequence[str], what: str) -> list[str]:
@@ -96,6 +102,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
         replace(
             _entity_requirement(f"source {source.name}", source.table, source_columns(job, source)),
             types=source.columns or {},
+            reads_all_columns=source.columns is None,
             optional=True,
         )
         for source in job.sources
@@ -106,6 +113,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
             table=TableName.parse(table_input.table),
             date_column=table_input.date_column,
             types=table_input.columns or {},
+            reads_all_columns=table_input.columns is None,
             entity=job.input_entity(table_input) if table_input.coverage is not None else (),
             time_zone=table_input.time_zone,
             optional=table_input.optional,
@@ -149,14 +157,26 @@ def _check_table(warehouse: Warehouse, required: TableRequirement) -> bool:
     return True
 
 
+def check_columns_to_read(warehouse: Warehouse, job: Job, sources: Collection[str]) -> None:
+    """Raise `SchemaMismatch` when `process` can't get all columns of an input or of one of the sources.
+
+    `sources` are those that dates are built from. Of the others, only declared columns must be readable.
+    """
+    for required in table_requirements(job):
+        role, _, name = required.role.partition(" ")
+        if not required.reads_all_columns or (role == "source" and name not in sources):
+            continue
+        info = warehouse.describe(required.table)
+        if info is not None and (unreadable := required.unreadable_columns(info)):
+            raise SchemaMismatch("; ".join(unreadable), table=str(required.table))
+
+
 def check_target_columns(warehouse: Warehouse, job: Job) -> None:
     """Raise `SchemaMismatch` when rows of the job can't be published to its target, if that exists."""
     info = warehouse.describe(TableName.parse(job.target.table))
-    if info is None or not info.has_fixed_columns:
-        return
-    if differences := blocking_differences(job, info):
+    if info is not None and (differences := blocking_differences(job, info)):
         raise SchemaMismatch(
-            f"the target is not as job {job.name} declares it: it {'; it '.join(differences)}: change the table "
+            f"the target is not as job {job.name} declares it: {as_clauses(differences)}: change the table "
             f"(`backfill tables create --job {job.name} --add-columns` adds columns), or what the job declares; "
             "nothing was started",
             table=str(info.table),
@@ -165,11 +185,13 @@ def check_target_columns(warehouse: Warehouse, job: Job) -> None:
 
 def blocking_differences(job: Job, info: TableInfo) -> list[str]:
     """The differences that prevent publishing to the table."""
-    types = target_types(job)
-    differences = info.column_mismatches(job.target.date_column, types)
-    if extra := [name for name in info.columns if name not in types]:
-        differences.append(f"has the column(s) {', '.join(extra)}, which the job does not write")
-    return differences
+    return info.write_mismatches(job.target.date_column, target_types(job))
+
+
+def as_clauses(differences: Iterable[str]) -> str:
+    """Join the ends of sentences about a table to the end of one sentence."""
+    clauses = (text if text.startswith("column ") else f"it {text}" for text in differences)
+    return "; ".join(clauses)
 
 
 def target_types(job: Job) -> ColumnTypes:

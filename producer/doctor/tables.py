@@ -53,7 +53,7 @@ def _report_missing(check: str, required: TableRequirement, *, tables_are_implic
 
 
 def _check_columns(check: str, required: TableRequirement, info: TableInfo) -> CheckResult:
-    if mismatches := required.mismatches(info):
+    if mismatches := list(dict.fromkeys([*required.mismatches(info), *required.unreadable_columns(info)])):
         return fail(check, f"{required.table} {'; '.join(mismatches)}", CHANGE_TABLE_OR_JOB)
     if info.partitioned_by is None:
         return warn(check, f"{required.table} is not partitioned: every query reads all of it")

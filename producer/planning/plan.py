@@ -52,7 +52,12 @@ from gated_backfill.common.warehouse.coverage_queries import (
 from gated_backfill.common.warehouse.floors import measure_floors
 from gated_backfill.common.warehouse.prerequisites import Prerequisites, measure_prerequisites
 from gated_backfill.common.warehouse.protocol import Warehouse
-from gated_backfill.common.warehouse.table_checks import MissingTables, check_tables, check_target_columns
+from gated_backfill.common.warehouse.table_checks import (
+    MissingTables,
+    check_columns_to_read,
+    check_tables,
+    check_target_columns,
+)
 from gated_backfill.producer.planning.range_counts import count_range
 from gated_backfill.producer.planning.reprocess import Reprocess
 
@@ -83,6 +88,11 @@ class PlanStep:
     supplied: int | None = None  #: expected entities that the chosen source can supply
     floor: int = 0  #: the fewest entities that may be expected when the date is built
     floor_reason: str = ""
+
+    @property
+    def source_names(self) -> list[str]:
+        """The names of the chosen source and of the one that it is filled from."""
+        return self.source.split("+") if self.source else []
 
     @property
     def is_left_incomplete(self) -> bool:
@@ -225,10 +235,11 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
     )
     measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
     steps = plan_dates(request, job, measured, options)
-    days_to_build = [step.day for step in steps if step.action is PlanAction.BUILD]
-    if days_to_build:
+    steps_to_build = [step for step in steps if step.action is PlanAction.BUILD]
+    if steps_to_build:
+        check_columns_to_read(warehouse, job, {name for step in steps_to_build for name in step.source_names})
         check_target_columns(warehouse, job)
-        check_not_expired(days_to_build, job, warehouse)
+        check_not_expired([step.day for step in steps_to_build], job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
     return Plan(
         request=request,
@@ -493,7 +504,7 @@ def compare_entities(
     measured = measure_dates(warehouse, job, days)
 
     def compare_day(day: date) -> tuple[frozenset[str], frozenset[str]]:
-        names = [name for name in (steps[day].source or "").split("+") if name in measured.sources]
+        names = [name for name in steps[day].source_names if name in measured.sources]
         sources = [measured.sources[name] for name in names]
         present = [source.present.get(day, frozenset[str]()) for source in sources]
         # Of the source that the first one is filled from, only expected entities are taken.

@@ -10,7 +10,7 @@ from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
-from gated_backfill.common.warehouse.table_checks import blocking_differences, target_types
+from gated_backfill.common.warehouse.table_checks import as_clauses, blocking_differences, target_types
 
 MAX_CLUSTER_COLUMNS = 4  #: a limit of BigQuery
 UNCLUSTERED_TYPES = ("FLOAT64",)  #: BigQuery can't cluster by these
@@ -96,7 +96,7 @@ def _check_targets(warehouse: Warehouse, jobs: Sequence[Job], *, without_lacking
         if info is not None and without_lacking and job.target.date_column in info.columns:
             info = replace(info, columns={**info.columns, **_lacking_columns(job, info)})
         if info is not None and (differences := target_differences(job, info)):
-            errors.append(f"{info.table} is not as job {job.name} declares it: it {'; it '.join(differences)}")
+            errors.append(f"{info.table} is not as job {job.name} declares it: {as_clauses(differences)}")
     if errors:
         raise SchemaMismatch("; ".join(errors))
 

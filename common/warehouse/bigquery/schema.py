@@ -22,7 +22,6 @@ def table_info(table: TableName, remote: bigquery.Table) -> TableInfo:
         columns=columns,
         partitioned_by=None if partitioning is None else partitioning.field or "the time of loading",
         expires_after_days=None if expires is None else int(expires) // 86_400_000,
-        has_fixed_columns=True,
     )
 
 

@@ -290,7 +290,7 @@ def _parse(table: TableName, folder: str, content: bytes) -> TableSchema:
             f"from the table's partitions; a table without any needs none: delete the file",
             table=str(table),
         ) from exc
-    info = TableInfo(table=table, columns=columns, partitioned_by=date_column, has_fixed_columns=True)
+    info = TableInfo(table=table, columns=columns, partitioned_by=date_column)
     return TableSchema(folder=folder, info=info, date_column=date_column, arrow_types=arrow_types)
 
 
