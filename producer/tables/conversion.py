@@ -54,6 +54,9 @@ class DateFormat:
             is_whole = all(self._read(day.strftime(self.strptime)) == day for day in SAMPLE_DATES)
         except (ValueError, UserError):
             is_whole = False
+        except re.error as exc:  # of the regular expression that `strptime` makes: a group of a name that is taken
+            repeated = _repeated_code(self.strptime) or "one of its codes"
+            raise UserError(f"--date-format {self.strptime!r} gives the same part twice: use {repeated} once") from exc
         if not is_whole:
             raise UserError(
                 f"--date-format {self.strptime!r} is no format of a date with day, month and year, such as %d.%m.%Y"
@@ -85,6 +88,12 @@ class DateFormat:
         except (ValueError, UserError):
             return None
         return pa.array(days, pa.date32()).take(encoded.indices)
+
+
+def _repeated_code(strptime: str) -> str | None:
+    """Return the first code that the format has twice; None if a longer code, such as %c, stands for one of them."""
+    codes = [code for code in re.findall("%.", strptime, re.DOTALL) if code != "%%"]
+    return next((code for code in codes if codes.count(code) > 1), None)
 
 
 @lru_cache(maxsize=50_000)

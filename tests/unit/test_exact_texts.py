@@ -291,3 +291,33 @@ def test_a_format_of_dates(strptime: str, text: str, expected: str | None) -> No
 def test_a_format_that_is_no_date_is_refused(strptime: str) -> None:
     with pytest.raises(UserError, match="--date-format"):
         DateFormat(strptime)
+
+
+@pytest.mark.parametrize(
+    ("strptime", "problem"),
+    [
+        ("%d/%d/%Y", "gives the same part twice: use %d once"),
+        ("%d.%m.%Y %m", "gives the same part twice: use %m once"),
+        ("%%%d%%.%m.%Y%Y", "gives the same part twice: use %Y once"),
+        ("%d.%m.%Y %c", "gives the same part twice: use one of its codes once"),
+    ],
+)
+def test_a_format_that_gives_a_part_twice_is_refused(strptime: str, problem: str) -> None:
+    with pytest.raises(UserError) as refused:
+        DateFormat(strptime)
+    assert str(refused.value) == f"--date-format {strptime!r} {problem}"
+
+
+@given(st.lists(st.sampled_from("%") | st.characters(codec="utf-8"), max_size=12).map("".join))
+@example("%d.%m.%Y(")
+@example("%d.%m.%Y\x00")
+@example("%-d.%m.%Y")
+@example("%")
+def test_any_format_is_taken_or_refused_in_one_line(strptime: str) -> None:
+    try:
+        DateFormat(strptime)
+    except UserError as exc:
+        refusal = str(exc)
+    else:
+        refusal = "none"
+    assert len(refusal.splitlines()) == 1
