@@ -160,3 +160,12 @@ def test_zeros_of_either_sign_are_one_key(warehouse: LocalWarehouse, order: list
     assert has_duplicate_keys(rows.sort_by([(name, "ascending") for name in order]), order)
     sql = "SELECT COUNT(*) AS n FROM (SELECT value FROM (SELECT 0.0 AS value UNION ALL SELECT -0.0) GROUP BY value)"
     assert warehouse.query(sql, scans={}).to_pylist() == [{"n": 1}]
+
+
+def test_a_check_that_cannot_be_made_is_named(warehouse: LocalWarehouse) -> None:
+    column = Column(type="STRING")
+    object.__setattr__(column, "ge", 0)  # no job can declare it
+    job = job_with(column)
+    problem = recount(warehouse, job, {DAY: built(job, "a")})[DAY].schema_problem
+    assert problem is not None
+    assert problem.startswith("value fails greater_than_or_equal_to(0): TypeError(")

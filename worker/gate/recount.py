@@ -186,8 +186,12 @@ def _null_share_problems(job: Job, rows: _Rows) -> dict[date, str]:
 
 def _first_failures(exc: pandera.errors.SchemaErrors | pandera.errors.SchemaError, rows: _Rows) -> dict[date, str]:
     cases = exc.failure_cases
-    if not isinstance(cases, pd.DataFrame) or "index" not in cases.columns or cases["index"].isna().any():
-        return dict.fromkeys(rows.days, str(exc).splitlines()[0])
+    if not isinstance(cases, pd.DataFrame) or "index" not in cases.columns:
+        return dict.fromkeys(rows.days, " ".join(str(exc).split()))
+    if (undated := cases["index"].isna()).any():  # a check that could not be made, or one of the table as a whole
+        first = cases[undated].iloc[0]
+        what = "the table" if pd.isna(first["column"]) else first["column"]
+        return dict.fromkeys(rows.days, f"{what} fails {first['check']}: {first['failure_case']}")
     problems: dict[date, str] = {}
     dated_cases = cases.assign(day=rows.days_at(cases["index"].astype(int)))
     for day in dict.fromkeys(dated_cases["day"]):
