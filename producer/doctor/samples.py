@@ -28,7 +28,9 @@ def check_sample(job: Job, warehouse: Warehouse, count: int) -> CheckResult:
         differences = import_module(SAMPLE_MODULE).compare_groupings(job, warehouse, days)
     except BackfillError as exc:
         return fail(check, exc, "correct the job or its tables, and sample again")
-    except Exception as exc:  # noqa: BLE001 - a job's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - a job's code may raise anything
         return fail(check, f"the job failed: {type(exc).__name__}: {exc}", "correct the job, and sample again")
     different = {day: text for day, text in differences.items() if text}
     if different:

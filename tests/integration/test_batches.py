@@ -120,6 +120,7 @@ def test_dates_are_filled_each_with_what_it_lacks_itself(lab: Lab) -> None:
         ("", "raise", "RuntimeError: no luck"),
         ("", "exit:0", "the job ended the process: SystemExit: 0"),
         ("", "exit", "the job ended the process: SystemExit"),
+        ("", "stop", "Stop: at once"),
         ("wrong day", None, "rows of other dates"),
         ("no frame", None, "not a DataFrame"),
     ],

@@ -41,7 +41,9 @@ def translate_job_errors(job: Job, settings: Settings) -> Generator[None]:
         error = ProcessFailed(f"the job ended the process: {type(exc).__name__}: {exc}")
         error.job_place = find_job_place(exc, job)
         raise error from exc
-    except Exception as exc:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:
         error = _translate(exc, settings)
         if isinstance(error, BackfillError):
             error.job_place = find_job_place(exc, job)
@@ -50,7 +52,7 @@ def translate_job_errors(job: Job, settings: Settings) -> Generator[None]:
         raise error from (exc if isinstance(error, ProcessFailed) else None)
 
 
-def _translate(exc: Exception, settings: Settings) -> BaseException:
+def _translate(exc: BaseException, settings: Settings) -> BaseException:
     """The error to raise instead, or the error itself."""
     interruption = None if isinstance(exc, BackfillError) else find_interruption(exc)
     if isinstance(interruption, SoftTimeLimitExceeded):

@@ -92,8 +92,17 @@ def end_the_process(batch: Batch, argument: str) -> None:
     sys.exit(int(argument)) if argument else exit()
 
 
+class Stop(BaseException):
+    """An error that `except Exception` does not catch."""
+
+
+def stop(batch: Batch, argument: str) -> None:
+    raise Stop("at once")
+
+
 TRICKS = {
     "exit": end_the_process,
+    "stop": stop,
     "kill": kill_worker,
     "raise": raise_error,
     "library": raise_in_a_library,
