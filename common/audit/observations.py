@@ -63,7 +63,7 @@ def observe_dates(
             duplicates=row_counts.get(day, (0, 0))[1],
             checkpoint=checkpoints.get(day),
             matches_checkpoint=day in unchanged,
-            skip_reason=job.skip(day, calendar),
+            skip_reason=job.skip_reason(day, calendar),
             active_run=active_runs.get(day),
         )
         for day in days

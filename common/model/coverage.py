@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 
+from gated_backfill.common.model.field_checks import check_fields
+
 INCOMPLETE_EXPECTATION = "expectation incomplete"  #: begins the reason of a date whose expectation is not trusted
 
 
@@ -39,7 +41,9 @@ class Fallback(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class CoveragePolicy:
-    """The coverage that a date needs, as shares of the expected entities. Raises `ValueError` for impossible shares.
+    """The coverage that a date needs, as shares of the expected entities.
+
+    Raises `ValueError` for impossible shares, and `UserError` for values that are no numbers.
 
     Two questions have a ratio of their own: from which coverage on the primary source is taken without looking for
     another one (`fallback_below`), and from which coverage on a date may be published (`accept_ratio`).
@@ -51,6 +55,7 @@ class CoveragePolicy:
     fallback_below: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "a CoveragePolicy")
         if not 0 < self.accept_ratio <= self.complete_ratio <= 1:
             raise ValueError("a coverage policy needs 0 < accept_ratio <= complete_ratio <= 1")
         if self.fallback_below is not None and not 0 <= self.fallback_below <= 1:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import NO_FLOOR, CoveragePolicy, DateExpectation, ExpectationFloor, Fallback
 from gated_backfill.common.model.dates import validate_time_zone
 from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES
+from gated_backfill.common.model.field_checks import (
+    AT_LEAST_1,
+    NOT_BLANK,
+    NOT_NEGATIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    FieldRule,
+    check_fields,
+)
 from gated_backfill.common.model.tables import (
     DEFAULT_DATE_COLUMN,
     Column,
@@ -20,11 +31,19 @@ from gated_backfill.common.model.tables import (
     TableName,
     validate_identifier,
 )
+from gated_backfill.common.process.signals import find_interruption
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the source each row came from
+#: Of sources and inputs. A date that is filled from a second source has the names of both, joined with "+".
+TABLE_LABEL = FieldRule(
+    allowed="a name of letters, digits, _ and -", permits=lambda name: re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None
+)
+KEY = FieldRule(
+    allowed="a tuple of one or several columns, each once", permits=lambda key: bool(key) and len({*key}) == len(key)
+)
 
 
 def as_columns(names: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -45,9 +64,11 @@ def _validate_entity(entity: str | tuple[str, ...] | None, owner: str) -> None:
         raise UserError(f"{owner} names an entity column twice: {', '.join(names)}")
 
 
-def _validate_lookback(days: int, owner: str) -> None:
-    if isinstance(days, bool) or not isinstance(days, int) or days < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UserError(f"{owner}: lookback_days is {days}: it must be a whole number, and not negative")
+def _validate_columns(owner: str, *names: str | None) -> None:
+    """Check the names of columns; None names none."""
+    for name in names:
+        if name is not None:
+            validate_identifier(name, f"column name of {owner}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +77,7 @@ class Calendar:
 
     A date with events that has no expected entities, or fewer than `floor_per_event` per event, is blocked as
     "expectation incomplete". A date with neither events nor expected entities is skipped. Seasons are known only if
-    `season_column` and `season_filter` are both given. Raises `UserError` for an unknown time zone.
+    `season_column` and `season_filter` are both given. Raises `UserError` for values that can't be meant.
     """
 
     table: str  #: `dataset.table`
@@ -67,7 +88,10 @@ class Calendar:
     season_filter: tuple[str, str] | None = None  #: (column, value) of the events that can open a season
 
     def __post_init__(self) -> None:
-        validate_time_zone(self.time_zone, f"calendar {self.table}")
+        owner = f"calendar {self.table}"
+        check_fields(self, owner, floor_per_event=NOT_NEGATIVE)
+        validate_time_zone(self.time_zone, owner)
+        _validate_columns(owner, self.date_column, self.season_column, *(self.season_filter or ())[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +114,15 @@ def never_skip(day: date, calendar: CalendarEvents | None) -> str | None:
     return None
 
 
+TOLERANCE = FieldRule(allowed="a finite number, and not negative", permits=lambda number: 0 <= number < math.inf)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reconcile:
     """A sum that must agree with the expectation's, for each entity.
 
     An entity is present only if the sum of `column` over its rows differs from the expectation's sum by at most
-    `tolerance` times that sum. Nulls count as 0. Raises `UserError` for a negative tolerance.
+    `tolerance` times that sum. Nulls count as 0. Raises `UserError` for values that can't be meant.
     """
 
     column: str  #: the column of the expectation's table, and of the others unless they name another one
@@ -104,9 +131,9 @@ class Reconcile:
     target_column: str | None = None  #: the column of the target; None: `column`
 
     def __post_init__(self) -> None:
-        validate_identifier(self.column, "column name")
-        if self.tolerance < 0:
-            raise UserError(f"the tolerance of {self.column} is {self.tolerance}: it can't be negative")
+        owner = f"reconcile {self.column}"
+        check_fields(self, owner, tolerance=TOLERANCE)
+        _validate_columns(owner, self.column, self.source_column, self.target_column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +158,13 @@ class Expectation:
 
     def __post_init__(self) -> None:
         owner = f"expectation {self.table}"
-        _validate_entity(self.entity, owner)
-        validate_time_zone(self.time_zone, owner)
         is_share = isinstance(self.rows, float | int) and not isinstance(self.rows, bool) and 0 < self.rows <= 1
         if self.rows not in (None, "equal") and not is_share:
             raise UserError(f'{owner}: rows is {self.rows}: it must be "equal" or a share up to 1')
-        if self.floor is not None and (type(self.floor) is not int or self.floor < 0):
-            raise UserError(f"{owner}: floor is {self.floor}: it must be a whole number, and not negative")
-        share = self.floor_share_of_recent
-        if share is not None and not 0 <= share <= 1:
-            raise UserError(f"{owner}: floor_share_of_recent is {share}: it must be between 0 and 1")
+        check_fields(self, owner, floor=NOT_NEGATIVE, floor_share_of_recent=SHARE)
+        _validate_entity(self.entity, owner)
+        validate_time_zone(self.time_zone, owner)
+        _validate_columns(owner, self.date_column)
 
     @property
     def entity_columns(self) -> tuple[str, ...]:
@@ -156,7 +180,7 @@ class Source:
     these rows are processed as they are. Raises `UserError` for a declaration that contradicts itself.
     """
 
-    name: str  #: unique within the job; `status` and `plan` show it
+    name: str  #: unique within the job; letters, digits, `_` and `-`; `status` and `plan` show it
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row
     entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
@@ -173,9 +197,10 @@ class Source:
 
     def __post_init__(self) -> None:
         owner = f"source {self.name}"
+        check_fields(self, owner, name=TABLE_LABEL, lookback_days=NOT_NEGATIVE)
         _validate_entity(self.entity, owner)
         validate_time_zone(self.time_zone, owner)
-        _validate_lookback(self.lookback_days, owner)
+        _validate_columns(owner, self.date_column, *(self.columns or ()), *self.required)
         if self.lookback_days and self.derive is None:
             raise UserError(f"{owner}: lookback_days is {self.lookback_days}, but there is no derive to use those days")
 
@@ -188,7 +213,7 @@ class Input:
     itself.
     """
 
-    name: str  #: the key in `Batch.inputs`
+    name: str  #: the key in `Batch.inputs`; unique within the job; letters, digits, `_` and `-`
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
@@ -201,18 +226,17 @@ class Input:
 
     def __post_init__(self) -> None:
         owner = f"input {self.name}"
+        check_fields(self, owner, name=TABLE_LABEL, lookback_days=NOT_NEGATIVE, coverage=POSITIVE_SHARE)
         _validate_entity(self.entity, owner)
         validate_time_zone(self.time_zone, owner)
-        _validate_lookback(self.lookback_days, owner)
+        _validate_columns(owner, self.date_column, *(self.columns or ()))
         if self.entity is not None and self.coverage is None:
             raise UserError(f"{owner}: entity is declared, but not the coverage that it is for")
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise UserError(f"{owner}: coverage is {self.coverage}: it must be a share up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The dated table that the job rebuilds. Raises `UserError` for entity columns that can't be meant."""
+    """The dated table that the job rebuilds. Raises `UserError` for values that can't be meant."""
 
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row, which must be one of `columns`, of type DATE
@@ -224,7 +248,10 @@ class Target:
     check_sums: bool = True  #: compare its sums with the expectation's, if the expectation says so
 
     def __post_init__(self) -> None:
-        _validate_entity(self.entity, f"target {self.table}")
+        owner = f"target {self.table}"
+        check_fields(self, owner, key=KEY)
+        _validate_entity(self.entity, owner)
+        _validate_columns(owner, self.date_column, *self.key, *self.columns, *self.required)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +260,9 @@ class StaleTable:
 
     table: str  #: `dataset.table`
     date_column: str = DEFAULT_DATE_COLUMN  #: the column with the date of each row
+
+    def __post_init__(self) -> None:
+        check_fields(self, "a StaleTable")
 
     def dated_table(self) -> DatedTable:
         """Return the checked names. Raises `UserError` for a name that is not a plain identifier."""
@@ -283,14 +313,21 @@ class Job:
     max_in_flight: int | None = None  #: dates in flight at once, over all active runs of the job; None: no limit
 
     def __post_init__(self) -> None:
+        owner = f"job {self.name}"
+        limits = dict.fromkeys(("soft_time_limit_seconds", "time_limit_seconds", "max_in_flight"), AT_LEAST_1)
+        check_fields(self, owner, version=NOT_BLANK, **limits)
         validate_identifier(self.name, "job name")
         if not self.sources:
-            raise UserError(f"job {self.name} declares no source")
-        if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise UserError(f"job {self.name}: max_in_flight is {self.max_in_flight}: it must be at least 1")
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise UserError(f"job {self.name} declares two sources of the same name: {names}")
+            raise UserError(f"{owner} declares no source")
+        if self.time_limit_seconds <= self.soft_time_limit_seconds:
+            raise UserError(
+                f"{owner}: time_limit_seconds is {self.time_limit_seconds}: it must be more than "
+                f"soft_time_limit_seconds, which is {self.soft_time_limit_seconds}"
+            )
+        for kind, declared in (("sources", self.sources), ("inputs", self.inputs)):
+            names = [table.name for table in declared]
+            if len(set(names)) < len(names):
+                raise UserError(f"{owner} declares two {kind} of the same name: {names}")
         self._validate_target()
         self._validate_entities()
         for role, table in self.tables_by_role():
@@ -342,6 +379,24 @@ class Job:
     def target_entity(self) -> tuple[str, ...]:
         """The target's columns with the entity."""
         return as_columns(self.target.entity or self.expectation.entity)
+
+    def skip_reason(self, day: date, calendar: CalendarEvents | None) -> str | None:
+        """Return why the job's `skip` rule skips the day; None to build it.
+
+        Raises `UserError` if the rule raises, or returns anything but None or a text that is not blank.
+        """
+        rule = f"job {self.name}: skip({day}, {'None' if calendar is None else 'calendar'})"
+        try:
+            reason: Any = self.skip(day, calendar)  # not what is annotated, if the job's author is not careful
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as exc:  # a job's code may raise anything
+            if find_interruption(exc) is not None:
+                raise
+            raise UserError(f"{rule} raised {type(exc).__name__}: {' '.join(str(exc).split())}") from exc
+        if reason is None or (isinstance(reason, str) and reason.strip()):
+            return reason
+        raise UserError(f"{rule} returned {reason!r}: it must be the reason to skip the date, or None to build it")
 
     def source_entity(self, source: Source) -> tuple[str, ...]:
         """Return the source's columns with the entity."""

@@ -5,6 +5,7 @@ Any installed package can add a job. A name on the command line selects an insta
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -28,8 +29,9 @@ def find_job(name: str) -> Job:
         try:
             job = point.load()
         except Exception as exc:  # a job's module may raise anything
+            place = f"{point.value}{_line_in_module(exc, point.module)}"
             raise UserError(
-                f"job {name} is installed but can't be loaded from {point.value}: {type(exc).__name__}: {exc}"
+                f"job {name} is installed but can't be loaded from {place}: {type(exc).__name__}: {exc}"
             ) from exc
         if not isinstance(job, Job):
             raise UserError(f"the entry point {point.value} of job {name} is not a Job")
@@ -38,6 +40,13 @@ def find_job(name: str) -> Job:
         return job
     installed = ", ".join(job_names()) or "none"
     raise UserError(f"there is no job named {name!r}; installed jobs: {installed}")
+
+
+def _line_in_module(exc: Exception, module: str) -> str:
+    """The line of the module that led to the error, with a comma before it; nothing if the module never ran."""
+    frames = traceback.walk_tb(exc.__traceback__)
+    lines = [number for frame, number in frames if frame.f_globals.get("__name__") == module]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def load_jobs(names: Iterable[str] | None = None) -> tuple[list[Job], dict[str, UserError]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.field_checks import SHARE, check_fields
 
 ColumnType = Literal["STRING", "INT64", "FLOAT64", "BOOL", "DATE", "DATETIME", "TIMESTAMP"]
 ColumnTypes = Mapping[str, ColumnType]
@@ -16,6 +17,8 @@ ColumnTypes = Mapping[str, ColumnType]
 FITTING_TYPES: frozenset[tuple[str, str]] = frozenset(
     {("INT64", "FLOAT64"), ("FLOAT64", "INT64"), ("DATE", "DATETIME"), ("DATETIME", "DATE")}
 )
+BOUNDED_TYPES: tuple[ColumnType, ...] = ("INT64", "FLOAT64")  #: types of columns whose values may have bounds
+MIN_INT64, MAX_INT64 = -(2**63), 2**63 - 1
 NULL_TYPE = "null"  #: of a column that has only nulls in every file, which therefore do not say its type
 
 DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
@@ -82,7 +85,8 @@ def _parse_table(text: str) -> DatedTable:
 class Column:
     """One output column: its type, whether it may be null, and the bounds of its values (both included).
 
-    NaN is null. With a bound, values must also be finite. Raises `UserError` for a share of nulls outside 0..1.
+    NaN is null. With a bound, values must also be finite. Raises `UserError` for values that can't be meant, such as
+    a bound of a column without numbers.
     """
 
     type: ColumnType
@@ -92,8 +96,19 @@ class Column:
     max_null_share: float | None = None  #: of a date's rows; with more nulls the date is blocked; None: no limit
 
     def __post_init__(self) -> None:
-        if self.max_null_share is not None and not 0 <= self.max_null_share <= 1:
-            raise UserError(f"max_null_share is {self.max_null_share}: it must be a share between 0 and 1")
+        check_fields(self, "a Column", max_null_share=SHARE)
+        for name, bound in (("ge", self.ge), ("le", self.le)):
+            if bound is None:
+                continue
+            if self.type not in BOUNDED_TYPES:
+                raise UserError(
+                    f"a Column: {name} is {bound}, but only {' and '.join(BOUNDED_TYPES)} may have bounds, "
+                    f"not {self.type}"
+                )
+            if isinstance(bound, int) and not MIN_INT64 <= bound <= MAX_INT64:
+                raise UserError(f"a Column: {name} is {bound}: it must be a number of at most 64 bits")
+        if self.ge is not None and self.le is not None and self.ge > self.le:
+            raise UserError(f"a Column: ge is {self.ge}, above le, which is {self.le}: no value is allowed")
 
     @property
     def allows_nulls(self) -> bool:

@@ -390,7 +390,7 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
     expectation = measured.expectation_on(day, job)
     expected = expectation.expected
     make_step = partial(PlanStep, day=day, expected=expected, found=counts_by_source)
-    skip_reason = job.skip(day, measured.calendar)
+    skip_reason = job.skip_reason(day, measured.calendar)
     judgement = None if skip_reason else judge_expectation(expectation)
     reprocess = Reprocess.ALL if day in request.rebuilt else request.reprocess
     reason_to_rebuild = _reason_to_rebuild(day, expected, reprocess, measured, options)

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
+from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.runs.session import Launch
 from tests.lab import PACKAGES, Lab, players
 
@@ -62,6 +64,108 @@ def test_bad_arguments_end_in_one_line_and_change_nothing(lab: Lab, arguments: l
     assert len(refused.stderr.splitlines()) == 1
     assert snapshot(lab.home) == before
     assert lab.ledger.runs.list_latest_runs() == []
+
+
+DECLARED = """
+from dataclasses import replace
+from probe_jobs import PROBE
+from gated_backfill import Column
+def stop(*arguments):
+    class Stop(BaseException):
+        pass
+    raise Stop("at once")
+JOB = replace(PROBE, name="declared", target=replace(PROBE.target, table="probe.declared"))
+JOB = replace(JOB, {change})
+"""
+
+
+@pytest.fixture
+def declare(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install the job `declared`, which differs from the probe job by this argument."""
+    find_job.cache_clear()
+    package = tmp_path / "declared_jobs"
+    metadata = package / "declared_jobs-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: declared-jobs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[backfill.jobs]\ndeclared = declared_jobs:JOB\n")
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.delitem(sys.modules, "declared_jobs", raising=False)
+    lab.probe_all([DAY], players(4))
+
+    def write(change: str) -> None:
+        (package / "declared_jobs.py").write_text(DECLARED.format(change=change))
+
+    return write
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "coverage"])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ('fallback="fill"', "UserError: job declared: fallback is 'fill': it must be Fallback.REPLACE or "),
+        ("version=2", "UserError: job declared: version is 2: it must be text"),
+        ('process="x"', "UserError: job declared: process is 'x': it must be a function"),
+        ("sources=PROBE.sources[0]", "UserError: job declared: sources is Source(name='first', "),
+        ("target=Column(type='DECIMAL')", "UserError: a Column: type is 'DECIMAL': it must be "),
+        ("target=Column(type='STRING', ge=0)", "UserError: a Column: ge is 0, but only INT64 and FLOAT64 may have"),
+        ("sources=(replace(PROBE.sources[0], name='a+b'),)", "UserError: source a+b: name is 'a+b': it must be "),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_its_line(
+    lab: Lab, declare: Callable[[str], None], command: str, change: str, error: str
+) -> None:
+    declare(change)
+    dates = ("--start-date", str(DAY), "--end-date", str(DAY))
+
+    refused = lab.inside(command, "--job", "declared", *dates)
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert f"job declared is installed but can't be loaded from declared_jobs:JOB, line 10: {error}" in refused.stderr
+    assert lab.ledger.runs.list_latest_runs() == []
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "coverage"])
+@pytest.mark.parametrize(
+    ("skip", "error"),
+    [
+        ("lambda day, calendar: calendar.count_on(day)", "raised AttributeError: 'NoneType' object has no attribute"),
+        ("stop", "raised Stop: at once"),
+        ("lambda day, calendar: True", "returned True: it must be the reason to skip the date, or None to build it"),
+    ],
+)
+def test_a_skip_rule_that_fails_is_refused_by_date(
+    lab: Lab, declare: Callable[[str], None], command: str, skip: str, error: str
+) -> None:
+    declare(f"skip={skip}")
+    dates = ("--start-date", str(DAY), "--end-date", str(DAY))
+
+    refused = lab.inside(command, "--job", "declared", *dates)
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert f"job declared: skip({DAY}, None) {error}" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "change", ["process=stop", "sources=(replace(PROBE.sources[0], derive=stop),)"], ids=["process", "derive"]
+)
+def test_no_error_of_a_job_ends_the_command(lab: Lab, declare: Callable[[str], None], change: str) -> None:
+    declare(change)
+
+    ended = lab.inside("run", "--job", "declared", "--dates", str(DAY), "--sequential")
+
+    assert ended.returncode == 3
+    assert f"{DAY}  failed  ProcessFailed: Stop: at once" in ended.stdout
+    sampled = lab.inside("doctor", "--job", "declared", "--sample", "2")
+    assert "the job failed: Stop: at once" in " ".join(sampled.stdout.split())
+
+
+def test_a_format_of_dates_with_a_part_twice_is_refused(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("day,name\n01/05/2024,a\n")
+
+    refused = lab.inside("load", "x.t", str(tmp_path / "rows.csv"), "--date-format", "%d/%d/%Y")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--date-format '%d/%d/%Y' gives the same part twice: use %d once" in refused.stderr
 
 
 def test_an_unknown_job_is_refused_with_the_known_ones(lab: Lab) -> None:
