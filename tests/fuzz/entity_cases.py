@@ -447,7 +447,7 @@ def generated_tables(
     names = draw(st.sampled_from([("e0", "e1"), ("e0", "e1"), ("e1", "e0"), ("player", "team")]))[:parts]
     entities = {name: draw(st.sampled_from(list(VALUES))) for name in names}
     may_be_text = evolves and date_types != ("DATE",)  # a job can't declare so for its target
-    amount = draw(st.sampled_from([*["FLOAT64", "FLOAT64", "INT64"] * 3, *["STRING"] * may_be_text]))
+    amount: Any = draw(st.sampled_from([*["FLOAT64", "FLOAT64", "INT64"] * 3, *["STRING"] * may_be_text]))
     date_type = draw(st.sampled_from(date_types))
     rows = draw(_rows(entities, amount, may_be_wrong=may_be_wrong))
     other_types: dict[tuple[date, str], str] = {}

@@ -255,9 +255,8 @@ def check_rows_of_days(
     if choice.fill_from is None:
         table = case.sources[choice.source]
         types = {**table.table_types(), **(table.job_columns or {})}
-        assert {name: str(frame[name].dtype) for name in frame if types.get(name) in PANDAS_TYPES} == {
-            name: PANDAS_TYPES[types[name]] for name in frame if types.get(name) in PANDAS_TYPES
-        }
+        names = [name for name, kind in types.items() if kind in PANDAS_TYPES and name in frame]
+        assert [str(frame[name].dtype) for name in names] == [PANDAS_TYPES[types[name]] for name in names]
     entities = frame_entities(frame, chosen_columns(job, checks[days[0]]))
     values = [frame[name] if name in frame else [None] * len(frame) for name in ("_source", "amount", "note")]
     rows = zip(entities["day"].to_pylist(), entities["entity"].to_pylist(), *values, strict=True)
