@@ -665,3 +665,38 @@ def test_a_file_in_the_place_of_a_partition_does_not_read_as_no_rows(local_wareh
     for ask in asks:
         with pytest.raises(SchemaMismatch, match=rf"partition day={FEB_24}: is a file and no folder"):
             ask()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_in_the_place_of_the_rows_is_refused_by_its_partition(
+    local_warehouse: LocalWarehouse, staging: Staging, make: Callable[[Path], None]
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    settle(local_warehouse)
+    read(local_warehouse)
+    part = part_of(local_warehouse, FEB_24)
+    part.unlink()
+    make(part)
+    asks: list[Callable[[], object]] = [
+        lambda: local_warehouse.read(scan(span(FEB_24))),
+        lambda: local_warehouse.read(scan(span(FEB_24)), once=True),
+        lambda: counts(local_warehouse, FEB_24),
+        lambda: local_warehouse.fingerprints(TABLE, "day", [FEB_24]),
+        lambda: local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER]),
+        lambda: local_warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25)),
+        lambda: local_warehouse.back_up(BACKUP, [FEB_24], until=utcnow()),
+        lambda: local_warehouse.load(TABLE, "day", rows_of(FEB_24, score=9.0)),
+        lambda: local_warehouse.publish(
+            TABLE,
+            "day",
+            [staged(staging, FEB_24, score=9.0)],
+            fingerprints_when_staged={FEB_24: ABSENT},
+            publication="run-1/1",
+        ),
+        lambda: local_warehouse.refresh_schema(TABLE),
+    ]
+    for ask in asks:
+        with pytest.raises(
+            SchemaMismatch, match=rf"^nba\.factors, partition day={FEB_24}: has a part\.parquet that is no"
+        ):
+            ask()

@@ -230,6 +230,15 @@ class PartitionFiles:
             yield handle
 
     def _handle(self, part: str) -> int:
+        """Open the file. Raises `SchemaMismatch` for a folder or a pipe in its place."""
+        handle = self._open(part)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            name = part.rpartition("/")[2]
+            raise partition_mismatch(part, f"has a {name} that is no file: all rows of a date must be in one file")
+        return handle
+
+    def _open(self, part: str) -> int:
         folder = _folder_of(part)
         status = os.lstat(folder)
         if not stat.S_ISLNK(status.st_mode):
