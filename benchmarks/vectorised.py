@@ -17,7 +17,7 @@ from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.producer.demo.season import LAST_DATE
 from gated_backfill.worker.dates.build import split_by_day
-from gated_backfill.worker.dates.sources import check_sources, group_by_source, read_inputs, read_rows
+from gated_backfill.worker.dates.sources import check_sources, group_by_source, read_batches, read_inputs
 
 
 def main(home: Path, target: Path) -> None:
@@ -30,12 +30,13 @@ def main(home: Path, target: Path) -> None:
     checks = {day: check for day, check in check_sources(warehouse, job, options, days).items() if check.expected}
     target.mkdir()
     for group in group_by_source(checks):
-        rows = read_rows(warehouse, job, checks, group)
-        frame = job.process(Batch(days=group, rows=rows, inputs=read_inputs(warehouse, job, group)))
-        table = to_arrow(frame, job.target.columns, "the rows")
-        order = [(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))]
-        for day, of_day in split_by_day(table.sort_by(order), job.target.date_column, group).items():
-            (target / f"{day}.parquet").write_bytes(parquet_bytes(of_day))
+        for batch_days, rows in read_batches(warehouse, job, checks, group).items():
+            inputs = read_inputs(warehouse, job, batch_days)
+            frame = job.process(Batch(days=batch_days, rows=rows, inputs=inputs))
+            table = to_arrow(frame, job.target.columns, "the rows")
+            order = [(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))]
+            for day, of_day in split_by_day(table.sort_by(order), job.target.date_column, batch_days).items():
+                (target / f"{day}.parquet").write_bytes(parquet_bytes(of_day))
 
 
 if __name__ == "__main__":

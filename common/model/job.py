@@ -330,6 +330,7 @@ class Job:
                 raise UserError(f"{owner} declares two {kind} of the same name: {names}")
         self._validate_target()
         self._validate_entities()
+        self._validate_sources()
         for role, table in self.tables_by_role():
             try:
                 TableName.parse(table)
@@ -374,6 +375,16 @@ class Job:
         ):
             if len(names) != count:
                 raise UserError(f"job {self.name}: {what} has {len(names)} entity column(s), the expectation {count}")
+
+    def _validate_sources(self) -> None:
+        """Check that no source is read by a column with the name that a batch has for the source of each row."""
+        for source in self.sources:
+            payload = source.columns if source.columns is not None and source.derive is None else ()
+            if SOURCE_COLUMN in (source.date_column, *self.source_entity(source), *payload):
+                raise UserError(
+                    f"job {self.name}: source {source.name} reads a column {SOURCE_COLUMN}, the name that a batch has "
+                    "for the source of each row: leave it out, or read it under another name through a view"
+                )
 
     @property
     def target_entity(self) -> tuple[str, ...]:

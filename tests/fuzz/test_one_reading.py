@@ -34,7 +34,13 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import check_tables
 from gated_backfill.producer.planning.range_counts import RangeCounts, count_range
 from gated_backfill.worker.dates.frames import frame_entities
-from gated_backfill.worker.dates.sources import SourceCheck, check_sources, chosen_columns, group_by_source, read_rows
+from gated_backfill.worker.dates.sources import (
+    SourceCheck,
+    check_sources,
+    chosen_columns,
+    group_by_source,
+    read_batches,
+)
 from gated_backfill.worker.gate.recount import recount
 from tests.emulator import Emulator
 from tests.fuzz.cases import ASKED, CASES, PHASES
@@ -240,7 +246,7 @@ def check_rows(
         for days in dict.fromkeys((group, *((day,) for day in group))):
             if unreadable := [name for name in names if case.has_unreadable_rows(name, days)]:
                 with pytest.raises(SchemaMismatch) as refusal:
-                    read_rows(warehouse, job, checks, days)
+                    read_batches(warehouse, job, checks, days)
                 assert any(tables[name] in str(refusal.value) for name in unreadable)
             elif not any(case.has_unreadable_entities(name, days) for name in names):
                 check_rows_of_days(case, job, warehouse, checks, days)
@@ -251,14 +257,13 @@ def check_rows_of_days(
 ) -> None:
     choice = checks[days[0]].choice
     try:
-        frame = read_rows(warehouse, job, checks, days)
+        (frame,) = read_batches(warehouse, job, checks, days).values()
     except SchemaMismatch as exc:
         if choice.fill_from is None or "can't be filled in" not in str(exc):
-            raise
-        return  # an entity of one source has no value of the target's type
+            check_refused_column(case, choice, str(exc))
+        return  # an entity of one source has no value of the target's type, or a value none of the primary's type
     if choice.fill_from is None:
-        table = case.sources[choice.source]
-        types = {**table.table_types(), **(table.job_columns or {})}
+        types = types_read(case.sources[choice.source])
         names = [name for name, kind in types.items() if kind in PANDAS_TYPES and name in frame]
         assert [str(frame[name].dtype) for name in names] == [PANDAS_TYPES[types[name]] for name in names]
     entities = frame_entities(frame, chosen_columns(job, checks[days[0]]))
@@ -266,6 +271,20 @@ def check_rows_of_days(
     rows = zip(entities["day"].to_pylist(), entities["entity"].to_pylist(), *values, strict=True)
     expected = [row for day in days for row in expected_rows(case, choice, day)]
     assert Counter((*row[:3], *map(comparable, row[3:])) for row in rows) == Counter(expected)
+
+
+def check_refused_column(case: EntityCase, choice: SourceChoice, error: str) -> None:
+    """Check that the error names a column that the two sources have in different types."""
+    assert choice.fill_from is not None
+    refusal = re.fullmatch(r"can't fill .* from source (\w+): column (\w+) holds .*, and the primary's is (\w+)", error)
+    assert refusal is not None, error
+    own, other = types_read(case.sources[choice.source]), types_read(case.sources[choice.fill_from])
+    assert refusal[1] == choice.fill_from
+    assert own[refusal[2]] == refusal[3] != other[refusal[2]]
+
+
+def types_read(table: GeneratedTable) -> dict[str, str]:
+    return {**table.table_types(), **(table.job_columns or {})}
 
 
 def expected_rows(case: EntityCase, choice: SourceChoice, day: date) -> list[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow.frames import to_arrow
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
+from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.publication import StagedFile
@@ -38,8 +39,8 @@ from gated_backfill.worker.dates.sources import (
     chosen_columns,
     group_by_source,
     log_checks,
+    read_batches,
     read_inputs,
-    read_rows,
 )
 from gated_backfill.worker.dependencies import Deps
 
@@ -139,11 +140,19 @@ def compute_rows(
     job: Job, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
 ) -> dict[date, pa.Table]:
     """Process dates that have the same sources; returns the rows by date, in the order of the target's key."""
-    rows, inputs = read_rows(warehouse, job, checks, days), read_inputs(warehouse, job, days)
-    batch = Batch(days=days, rows=rows, inputs=inputs)
+    rows_by_date: dict[date, pa.Table] = {}
+    for batch_days, rows in read_batches(warehouse, job, checks, days).items():
+        batch = Batch(days=batch_days, rows=rows, inputs=read_inputs(warehouse, job, batch_days))
+        rows_by_date |= _process(job, batch, chosen_columns(job, checks[batch_days[0]]))
+    return rows_by_date
+
+
+def _process(job: Job, batch: Batch, columns: EntityColumns) -> dict[date, pa.Table]:
+    """Call `process`; returns the rows by date. `columns` are the date and the entity of the batch's rows."""
+    days = batch.days
     if len(days) == 1:
         return {days[0]: _convert(job, job.process(batch), days)}
-    entities_read = frame_entities(batch.rows, chosen_columns(job, checks[days[0]]))  # `process` may change the frame
+    entities_read = frame_entities(batch.rows, columns)  # `process` may change the frame
     rows = _convert(job, job.process(batch), days)
     check_dates_not_mixed(job, entities_read, rows)
     return split_by_day(rows, job.target.date_column, days)

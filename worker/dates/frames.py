@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.arrow.exact_casts import cast_exactly
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, arrow_schema, read_type_of
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.tables import ColumnType
 from gated_backfill.common.warehouse.entities import day_entity_rows, entity_texts
 
 MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+#: By kind of a NumPy type that has no nulls: the type for the same values and nulls.
+NULLABLE_TYPES: dict[str, Any] = {"i": pd.Int64Dtype(), "u": pd.UInt64Dtype(), "b": pd.BooleanDtype()}
 ENTITY_SCHEMA = pa.schema([("day", pa.date32()), ("entity", pa.string())])
 
 
@@ -29,6 +33,11 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
     return rows.to_pandas(
         types_mapper=PANDAS_TYPES.get, date_as_object=False, ignore_metadata=True, use_threads=threads
     )
+
+
+COLUMN_TYPES: dict[Any, ColumnType] = {
+    to_frame(arrow_schema({"values": kind}).empty_table())["values"].dtype: kind for kind in ARROW_TYPES
+}
 
 
 def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:
@@ -59,45 +68,114 @@ def sort_by_entity(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
     return rows.iloc[order].reset_index(drop=True)
 
 
+def concat_equal_types(frames: Mapping[tuple[date, ...], pd.DataFrame]) -> dict[tuple[date, ...], pd.DataFrame]:
+    """Put frames with equal columns and types together, under the dates of all of them; no column changes its type."""
+    groups: dict[tuple[Any, ...], list[tuple[date, ...]]] = {}
+    for days, frame in frames.items():
+        groups.setdefault(tuple((name, _exact_type(kind)) for name, kind in frame.dtypes.items()), []).append(days)
+    return {
+        tuple(day for days in group for day in days): pd.concat([frames[days] for days in group], ignore_index=True)
+        for group in groups.values()
+    }
+
+
+def _exact_type(kind: Any) -> object:
+    """The type, such that categories in another order are another type."""
+    return (tuple(kind.categories), kind) if isinstance(kind, pd.CategoricalDtype) else kind
+
+
+def rename_entity_columns(rows: pd.DataFrame, columns: EntityColumns, other: EntityColumns) -> pd.DataFrame:
+    """Name the date and the entity as another source does; a column that has such a name already is dropped."""
+    names = {columns.date: other.date} | dict(zip(columns.entity, other.entity, strict=True))
+    replaced = [name for name in names.values() if name in rows.columns and name not in names]
+    return rows.drop(columns=replaced).rename(columns=names)
+
+
 def fill_entities(
     rows: pd.DataFrame,
     columns: EntityColumns,
     fill_rows: pd.DataFrame,
-    fill_columns: EntityColumns,
+    fill_time_zone: str | None,
     missing: Collection[tuple[date, str]],
     entity_types: Sequence[ColumnType],
 ) -> pd.DataFrame:
-    """Take the missing entities (day and text) from another source, each as a whole, in columns named as in `rows`.
+    """Take the missing entities (day and text) from another source, each as a whole.
 
-    If the date columns differ in type or time zone, both become days. Entity columns that differ in type become columns
-    of the `entity_types`, those of the target. Raises `SchemaMismatch` for an entity that has no such value.
+    Both frames name their date and entity alike. The columns and types of the result depend on those of the frames,
+    never on their values. If the date columns differ in type or time zone, both become days. Entity columns that differ
+    in type become columns of the `entity_types`, those of the target. Any other column keeps its type in `rows`, and is
+    null where a source lacks it. Raises `SchemaMismatch` for a value of `fill_rows` that would change in that type.
     """
+    fill_columns = replace(columns, time_zone=fill_time_zone)
     kept_rows = rows[~_is_among(rows, columns, missing)]
     added_rows = fill_rows[_is_among(fill_rows, fill_columns, missing)]
-    names = dict(zip(fill_columns.entity, columns.entity, strict=True)) | {fill_columns.date: columns.date}
-    has_other_days = not added_rows.empty and _have_other_days(kept_rows, columns, added_rows, fill_columns)
-    if has_other_days:
-        added_rows = _with_days(added_rows, fill_columns)
-    if kept_rows.empty:
-        added_rows = added_rows.rename(columns=names)
-        return added_rows.reindex(columns=list(dict.fromkeys([*rows.columns, *added_rows.columns])))
-    if added_rows.empty:
-        return kept_rows
-    if has_other_days:
-        kept_rows = _with_days(kept_rows, columns)
-    for own, other, kind in zip(columns.entity, fill_columns.entity, entity_types, strict=True):
-        if kept_rows[own].dtype != added_rows[other].dtype:
-            kept_rows, added_rows = _with_type(kept_rows, own, kind), _with_type(added_rows, other, kind)
-    return pd.concat([kept_rows, added_rows.rename(columns=names)])
+    if kept_rows[columns.date].dtype != added_rows[columns.date].dtype or columns.time_zone != fill_time_zone:
+        kept_rows, added_rows = _with_days(kept_rows, columns), _with_days(added_rows, fill_columns)
+    for name, kind in zip(columns.entity, entity_types, strict=True):
+        if kept_rows[name].dtype != added_rows[name].dtype:
+            kept_rows, added_rows = _with_type(kept_rows, name, kind), _with_type(added_rows, name, kind)
+    types = {name: kept_rows[name].dtype for name in (columns.date, *columns.entity)}
+    for name in (*kept_rows.columns, *added_rows.columns):
+        if name not in types:
+            types[name] = _common_type(kept_rows, added_rows, name)
+    return pd.concat([_with_types(kept_rows, types), _with_types(added_rows, types)], ignore_index=True)
 
 
-def _have_other_days(
-    rows: pd.DataFrame, columns: EntityColumns, fill_rows: pd.DataFrame, fill_columns: EntityColumns
-) -> bool:
-    """Whether the date columns differ in type or time zone. The frame of a table that does not exist may have none."""
-    if columns.time_zone != fill_columns.time_zone:
-        return True
-    return columns.date in rows and rows[columns.date].dtype != fill_rows[fill_columns.date].dtype
+def _common_type(rows: pd.DataFrame, fill_rows: pd.DataFrame, name: str) -> Any:
+    """The type of the column in the first frame that has it, one with nulls unless the other has the same."""
+    owners = [frame for frame in (rows, fill_rows) if name in frame.columns]
+    kind = owners[0][name].dtype
+    if len(owners) == 2 and kind == owners[1][name].dtype:
+        return kind
+    return _nullable(kind)
+
+
+def _nullable(kind: Any) -> Any:
+    """The type itself, or in place of NumPy's integers and booleans the type that has nulls as well."""
+    return NULLABLE_TYPES.get(kind.kind, kind) if isinstance(kind, np.dtype) else kind
+
+
+def _with_types(rows: pd.DataFrame, types: Mapping[str, Any]) -> pd.DataFrame:
+    """The columns in these types; a missing one is null. Raises `SchemaMismatch` for a value that would change."""
+    rows = rows.reset_index(drop=True)
+    return pd.DataFrame({name: _typed(rows, name, kind) for name, kind in types.items()}, index=rows.index)
+
+
+def _typed(rows: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
+    if name not in rows.columns:
+        return pd.Series([None] * len(rows), index=rows.index, dtype=kind)
+    values: Any = rows[name]
+    if kind in (values.dtype, _nullable(values.dtype), object):
+        return values.astype(kind)
+    try:
+        return _cast_exactly(values, kind)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as exc:
+        words = _column_type(kind) or kind
+        raise SchemaMismatch(f"column {name} {exc}, and the primary's is {words}") from exc
+
+
+def _cast_exactly(values: pd.Series[Any], kind: Any) -> pd.Series[Any]:
+    """Cast the values to the type. Raises `ValueError` for one that would change, and for a type without a cast."""
+    column_type = _column_type(kind)
+    if column_type is None:
+        raise ValueError(f"is {values.dtype}")
+    arrays = pa.table({"values": pa.array(values, from_pandas=True)})
+    exact_values: Any = cast_exactly(arrays["values"], column_type)
+    exact = to_frame(pa.table({"values": exact_values}))["values"]
+    cast = exact.astype(kind)
+    if not cast.astype(exact.dtype).equals(exact):
+        raise ValueError(f"holds values that {kind} has not")
+    return cast
+
+
+def _column_type(kind: Any) -> ColumnType | None:
+    """The column type of a pandas type; None for a type that has none."""
+    if kind in COLUMN_TYPES:
+        return COLUMN_TYPES[kind]
+    try:
+        return read_type_of(pa.array(pd.Series(dtype=kind), from_pandas=True).type)
+    except pa.ArrowException:
+        return None
 
 
 def _is_among(rows: pd.DataFrame, columns: EntityColumns, pairs: Collection[tuple[date, str]]) -> npt.NDArray[np.bool_]:

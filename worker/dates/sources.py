@@ -12,9 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import structlog
 
-from gated_backfill.common.errors import ProcessFailed
+from gated_backfill.common.errors import ProcessFailed, SchemaMismatch
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import DateExpectation, SourceChoice, choose_source, describe_contradiction
-from gated_backfill.common.model.dates import consecutive_ranges
+from gated_backfill.common.model.dates import consecutive_ranges, summarize_dates
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
@@ -27,7 +28,13 @@ from gated_backfill.common.warehouse.coverage_queries import (
 )
 from gated_backfill.common.warehouse.entities import read_days
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse, read_unless_absent
-from gated_backfill.worker.dates.frames import fill_entities, sort_by_entity, to_frame
+from gated_backfill.worker.dates.frames import (
+    concat_equal_types,
+    fill_entities,
+    rename_entity_columns,
+    sort_by_entity,
+    to_frame,
+)
 
 log = structlog.get_logger()
 
@@ -134,7 +141,7 @@ def group_by_source(checks: Mapping[date, SourceCheck]) -> list[tuple[date, ...]
 
 
 def chosen_columns(job: Job, check: SourceCheck) -> EntityColumns:
-    """The date and entity columns in the rows that `read_rows` returns."""
+    """The date and entity columns in the rows that `read_batches` returns."""
     return _date_and_entity(job, job.source(check.choice.source))
 
 
@@ -142,55 +149,99 @@ def _date_and_entity(job: Job, source: Source) -> EntityColumns:
     return EntityColumns(date=source.date_column, entity=job.source_entity(source), time_zone=source.time_zone)
 
 
-def read_rows(warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pd.DataFrame:
-    """Read the rows to process of dates that have the same sources, sorted by date and entity.
+def read_batches(
+    warehouse: Warehouse, job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]
+) -> dict[tuple[date, ...], pd.DataFrame]:
+    """Read the rows to process of dates that have the same sources, by the dates to process together.
 
-    The column `_source` names the source of each row.
+    The rows are sorted by date and entity; their column `_source` names the source of each row. Dates whose derived
+    rows differ in columns or types are processed apart: in one frame, a gap on one date would make the integers of
+    all of them floats.
     """
     choice = checks[days[0]].choice
     chosen = job.source(choice.source)
-    rows = _rows_of(warehouse, job, chosen, days)
+    sources = [chosen] if choice.fill_from is None else [chosen, job.source(choice.fill_from)]
+    tables = {source.name: _read_source(warehouse, job, source, days) for source in sources}
     if chosen.derive is None and choice.fill_from is None:
-        return rows  # already sorted
-    columns = _date_and_entity(job, chosen)
-    if choice.fill_from is not None:
-        fill = job.source(choice.fill_from)
-        missing = {
-            (day, name)
+        return {tuple(days): _rows_of(job, chosen, tables[chosen.name], days)}  # already sorted
+    if len(days) > 1 and any(source.derive is not None and not source.derive_together for source in sources):
+        frames = {
+            (day,): _group_rows(job, checks, [day], {s.name: _history_of(tables[s.name], s, day) for s in sources})
             for day in days
-            for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
         }
-        entity_types: list[ColumnType] = [job.target.columns[name].type for name in job.target_entity]
-        fill_rows = _rows_of(warehouse, job, fill, days)
-        rows = fill_entities(rows, columns, fill_rows, _date_and_entity(job, fill), missing, entity_types)
-    return sort_by_entity(rows, columns)
+    else:
+        frames = {tuple(days): _group_rows(job, checks, days, tables)}
+    columns = _date_and_entity(job, chosen)
+    return {group: sort_by_entity(rows, columns) for group, rows in concat_equal_types(frames).items()}
 
 
-def _rows_of(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pd.DataFrame:
-    """The source's rows, sorted by date and entity unless they are derived."""
+def _read_source(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pa.Table | None:
+    """Read the source's rows, with their lookback; None if the table does not exist."""
     needed = _columns_to_read(source.columns, source.date_column, *job.source_entity(source))
     table = TableName.parse(source.table)
-    rows = read_unless_absent(warehouse.describe, table, lambda: _read_table(warehouse, source, days, needed))
-    if rows is None:
-        empty = pd.DataFrame({name: pd.Series(dtype="object") for name in needed or {}})
-        return empty.assign(**{SOURCE_COLUMN: pd.Series(dtype="str")})
-    if source.derive is not None:
-        return _derive_rows(job, source, rows, days).assign(**{SOURCE_COLUMN: source.name})
-    ordered = rows.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])
+    return read_unless_absent(warehouse.describe, table, lambda: _read_table(warehouse, source, days, needed))
+
+
+def _history_of(table: pa.Table | None, source: Source, day: date) -> pa.Table | None:
+    """The rows of one date and its lookback."""
+    if table is None:
+        return None
+    row_days, last = read_days(table[source.date_column], source.time_zone).to_numpy(), np.datetime64(day)
+    is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
+    return table.filter(pa.array(is_history))
+
+
+def _group_rows(
+    job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date], tables: Mapping[str, pa.Table | None]
+) -> pd.DataFrame:
+    """The rows of the chosen source, with the entities that it lacks from the source that it is filled from.
+
+    `tables` has the rows that were read, by source.
+    """
+    choice = checks[days[0]].choice
+    chosen = job.source(choice.source)
+    rows = _rows_of(job, chosen, tables[chosen.name], days)
+    if choice.fill_from is None:
+        return rows
+    fill = job.source(choice.fill_from)
+    missing = {
+        (day, name)
+        for day in days
+        for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
+    }
+    columns, fill_columns = _date_and_entity(job, chosen), _date_and_entity(job, fill)
+    fill_rows = rename_entity_columns(_rows_of(job, fill, tables[fill.name], days), fill_columns, columns)
+    if chosen.derive is not None and rows.empty:  # a frame that was made without rows has no types to keep
+        types = {**rows.dtypes, **{name: kind for name, kind in fill_rows.dtypes.items() if name in rows.columns}}
+        rows = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+    try:
+        return fill_entities(rows, columns, fill_rows, fill_columns.time_zone, missing, _entity_types(job))
+    except SchemaMismatch as exc:
+        raise SchemaMismatch(f"can't fill {summarize_dates(days)} from source {fill.name}: {exc}") from exc
+
+
+def _rows_of(job: Job, source: Source, table: pa.Table | None, days: Sequence[date]) -> pd.DataFrame:
+    """The source's rows, sorted by date and entity unless they are derived."""
+    if table is None:
+        table = _without_rows(job, source)
+    elif source.derive is not None:
+        rows = _derive(job, source, to_frame(table), days)
+        return rows.assign(**{SOURCE_COLUMN: pd.Series(source.name, index=rows.index, dtype="str")})
+    elif SOURCE_COLUMN in table.column_names:  # the table's own: the job asks for all columns
+        table = table.drop_columns(SOURCE_COLUMN)
+    ordered = table.sort_by([(name, "ascending") for name in (source.date_column, *job.source_entity(source))])
     return to_frame(ordered.append_column(SOURCE_COLUMN, pa.repeat(source.name, ordered.num_rows)))
 
 
-def _derive_rows(job: Job, source: Source, rows: pa.Table, days: Sequence[date]) -> pd.DataFrame:
-    """The rows that `derive` computes, for each date from that date's own history unless it takes several dates."""
-    if source.derive_together or len(days) == 1:
-        return _derive(job, source, to_frame(rows), days)
-    row_days = read_days(rows[source.date_column], source.time_zone).to_numpy()
-    frames: list[pd.DataFrame] = []
-    for day in days:
-        last = np.datetime64(day)
-        is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
-        frames.append(_derive(job, source, to_frame(rows.filter(pa.array(is_history))), [day]))
-    return pd.concat(frames, ignore_index=True)
+def _without_rows(job: Job, source: Source) -> pa.Table:
+    """A table that does not exist: the declared columns, and a date and an entity, by default as in the target."""
+    types: dict[str, ColumnType] = {source.date_column: "DATE"}
+    types |= dict(zip(job.source_entity(source), _entity_types(job), strict=True))
+    return arrow_schema({**types, **(source.columns or {})}).empty_table()
+
+
+def _entity_types(job: Job) -> list[ColumnType]:
+    return [job.target.columns[name].type for name in job.target_entity]
 
 
 def _derive(job: Job, source: Source, history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
@@ -204,6 +255,8 @@ def _checked_frame(result: object, needed: Sequence[str], function: str, days: S
     day = days[0] if len(days) == 1 else None
     if not isinstance(result, pd.DataFrame):
         raise ProcessFailed(f"{function} returned a {type(result).__name__}, not a DataFrame", day=day)
+    if repeated := sorted(map(str, result.columns[result.columns.duplicated()])):
+        raise ProcessFailed(f"{function} returned rows with repeated column(s) {', '.join(repeated)}", day=day)
     if missing := [name for name in needed if name not in result.columns]:
         raise ProcessFailed(f"{function} returned rows without the column(s) {', '.join(missing)}", day=day)
     return result
