@@ -12,6 +12,7 @@ from datetime import date
 
 from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, AuditResult, classify
 from gated_backfill.common.audit.observations import observe_dates, read_missing_names
+from gated_backfill.common.audit.published_rows import find_unchecked_columns
 from gated_backfill.common.audit.staleness import find_stale_dates
 from gated_backfill.common.ledger import Ledger, NewFlag
 from gated_backfill.common.model.dates import chunk_dates
@@ -20,7 +21,7 @@ from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lost
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
-from gated_backfill.common.warehouse.protocol import Warehouse, require_table
+from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
 DATES_AT_ONCE = 1000  #: dates read by one query
 AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
@@ -49,22 +50,28 @@ def audit_dates(
     target = warehouse.describe(TableName.parse(job.target.table))
     if target is not None:
         target.check_dates(job.target.date_column)
-    has_target = target is not None
     has_calendar = True
     dates: list[AuditedDate] = []
     for chunk in chunk_dates(sorted(set(days)), DATES_AT_ONCE):
         calendar = read_calendar(warehouse, job, chunk)
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
-        observations = observe_dates(job, chunk, warehouse, ledger, calendar, has_target=has_target)
+        observations = observe_dates(job, chunk, warehouse, ledger, calendar, target)
         audited_dates = [classify(observed, job.policy) for observed in observations]
         if find_stale:
             audited_dates = _add_stale(audited_dates, job, warehouse)
-        dates += _add_missing_names(audited_dates, job, warehouse, max_names) if has_target else audited_dates
-    return AuditResult(job=job.name, dates=tuple(dates), notes=tuple(_notes(job, has_target, has_calendar)))
+        dates += audited_dates if target is None else _add_missing_names(audited_dates, job, warehouse, max_names)
+    return AuditResult(job=job.name, dates=tuple(dates), notes=tuple(_notes(job, target, has_calendar)))
 
 
-def _notes(job: Job, has_target: bool, has_calendar: bool) -> list[str]:
-    notes = [] if has_target else [f"target {job.target.table} does not exist: no date has published rows"]
+def _notes(job: Job, target: TableInfo | None, has_calendar: bool) -> list[str]:
+    notes: list[str] = []
+    if target is None:
+        notes.append(f"target {job.target.table} does not exist: no date has published rows")
+    elif unchecked := find_unchecked_columns(job, target):
+        notes.append(
+            f"target {job.target.table} does not have the column(s) {', '.join(unchecked)} as the job declares them: "
+            "their nulls and bounds were not checked"
+        )
     if not has_calendar and job.expectation.calendar is not None:
         table = job.expectation.calendar.table
         notes.append(f"calendar {table} does not exist: a date with nothing expected counts as one without events")

@@ -14,6 +14,8 @@ from gated_backfill.common.model.coverage import (
     CoveragePolicy,
     DateExpectation,
     Verdict,
+    describe_null_keys,
+    describe_schema_problem,
     format_percent,
     judge_expectation,
     reaches_ratio,
@@ -32,6 +34,7 @@ class AuditFinding(Enum):
     FORCED = "forced"  #: a run published it by force, and its rows have not changed since
     CHANGED = "changed"  #: the rows differ from the ones that a run checkpointed
     DUPLICATED = "duplicated"  #: a key appears more than once in the published rows
+    INVALID = "invalid"  #: rows have null keys, or nulls and values that the output columns do not allow
     INCOMPLETE = "incomplete"  #: more expected entities are missing than the policy accepts
     MISSING = "missing"  #: entities are expected, and no rows are published at all
     EXPECTATION_INCOMPLETE = "expectation incomplete"  #: more must be expected, see `judge_expectation`
@@ -45,7 +48,12 @@ class AuditFinding(Enum):
     @property
     def is_repairable(self) -> bool:
         """Whether rebuilding the date repairs it."""
-        return self in (AuditFinding.CHANGED, AuditFinding.DUPLICATED, AuditFinding.INCOMPLETE, AuditFinding.MISSING)
+        return self in REPAIRABLE_FINDINGS
+
+
+REPAIRABLE_FINDINGS = frozenset(
+    {AuditFinding.CHANGED, AuditFinding.DUPLICATED, AuditFinding.INVALID, AuditFinding.INCOMPLETE, AuditFinding.MISSING}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,8 @@ class DateObservation:
     matched: int = 0  #: expected entities in the published rows; unexpected entities do not count
     rows: int = 0  #: published rows of the date, with the rows of unexpected entities
     duplicates: int = 0  #: keys that more than one published row has
+    null_keys: int = 0  #: published rows with a null in a column of the key
+    schema_problem: str | None = None  #: the first rule of the output columns that the published rows break
     checkpoint: Checkpoint | None = None
     matches_checkpoint: bool = False  #: the published rows are exactly the checkpointed ones
     skip_reason: str | None = None  #: why the job skips the date
@@ -114,6 +124,8 @@ class AuditedDate:
             "matched": self.observed.matched,
             "rows": self.observed.rows,
             "duplicate_keys": self.observed.duplicates,
+            "null_keys": self.observed.null_keys,
+            "schema_problem": self.observed.schema_problem,
             "missing": list(self.missing),
             "written_by": self.written_by,
             "checkpoint": checkpoint.run_id if checkpoint else None,
@@ -177,7 +189,7 @@ def classify(observed: DateObservation, policy: CoveragePolicy) -> AuditedDate:
     finding, reason = _worst_finding(observed, policy)
     reasons = [reason]
     if finding is not AuditFinding.IN_PROGRESS:
-        reasons += _further_problems(observed, finding)
+        reasons += _further_problems(observed, reason)
     return AuditedDate(observed=observed, finding=finding, reason="; ".join(reasons))
 
 
@@ -192,17 +204,19 @@ def _worst_finding(observed: DateObservation, policy: CoveragePolicy) -> tuple[A
         return AuditFinding.SKIPPED, judgement.reason
     coverage = _describe_coverage(observed)
     checkpoint, expected = observed.checkpoint, observed.expectation.expected
+    defect = next(((finding, f"{problem}; {coverage}") for finding, problem in _row_defects(observed)), None)
     is_forced = checkpoint is not None and checkpoint.verdict is Verdict.FORCED and not is_changed
     if checkpoint is not None and is_forced and not has_shrunk(checkpoint, expected, policy.accept_ratio):
-        return AuditFinding.FORCED, f"forced by run {checkpoint.run_id}, rows unchanged since; now {coverage}"
+        forced = f"forced by run {checkpoint.run_id}, rows unchanged since; now {coverage}"
+        return defect or (AuditFinding.FORCED, forced)  # no force accepts a defect: the job declares other rules now
     if judgement is not None:
         return AuditFinding.EXPECTATION_INCOMPLETE, judgement.reason
     if not observed.rows:
         return AuditFinding.MISSING, f"no rows are published, {expected} entities are expected"
     if not reaches_ratio(observed.matched, expected, policy.accept_ratio):
         return AuditFinding.INCOMPLETE, f"{coverage}, below {policy.accept_ratio:.0%}"
-    if observed.duplicates:
-        return AuditFinding.DUPLICATED, f"{observed.duplicates} key(s) appear more than once; {coverage}"
+    if defect is not None:
+        return defect
     if is_changed:
         return AuditFinding.CHANGED, coverage
     if not reaches_ratio(observed.matched, expected, policy.complete_ratio):
@@ -215,7 +229,20 @@ def _describe_coverage(observed: DateObservation) -> str:
     return f"{observed.matched} of {expected} expected entities ({format_percent(observed.matched, expected)})"
 
 
-def _further_problems(observed: DateObservation, finding: AuditFinding) -> list[str]:
+def _row_defects(observed: DateObservation) -> list[tuple[AuditFinding, str]]:
+    """List what the gate refuses in rows whatever the expectation is, and also by force; in the gate's order."""
+    defects: list[tuple[AuditFinding, str]] = []
+    if observed.null_keys:
+        defects.append((AuditFinding.INVALID, describe_null_keys(observed.null_keys)))
+    if observed.duplicates:
+        defects.append((AuditFinding.DUPLICATED, f"{observed.duplicates} key(s) appear more than once"))
+    if observed.schema_problem:
+        defects.append((AuditFinding.INVALID, describe_schema_problem(observed.schema_problem)))
+    return defects
+
+
+def _further_problems(observed: DateObservation, reason: str) -> list[str]:
+    """List the problems that the reason of the finding does not name."""
     problems: list[str] = []
     checkpoint = observed.checkpoint
     if checkpoint is not None and differs_from_checkpoint(observed):
@@ -223,6 +250,4 @@ def _further_problems(observed: DateObservation, finding: AuditFinding) -> list[
         problems.append(f"its rows differ from the ones that run {checkpoint.run_id} checkpointed ({coverage})")
         if checkpoint.verdict is Verdict.FORCED:
             problems.append("that run had forced it")
-    if observed.duplicates and finding is not AuditFinding.DUPLICATED:
-        problems.append(f"{observed.duplicates} key(s) appear more than once")
-    return problems
+    return problems + [problem for _, problem in _row_defects(observed) if not reason.startswith(problem)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import date
-from typing import LiteralString
 
 from gated_backfill.common.audit.findings import DateObservation
-from gated_backfill.common.errors import UserError
+from gated_backfill.common.audit.published_rows import NO_ROWS, count_published_rows
 from gated_backfill.common.ledger import Checkpoint, Ledger
 from gated_backfill.common.model.coverage import DateExpectation
 from gated_backfill.common.model.dates import enclosing_range
@@ -22,11 +20,9 @@ from gated_backfill.common.warehouse.coverage_queries import (
     target_scan,
 )
 from gated_backfill.common.warehouse.floors import measure_floors
-from gated_backfill.common.warehouse.protocol import EntityCounts, Warehouse
-from gated_backfill.common.warehouse.table_checks import target_types
+from gated_backfill.common.warehouse.protocol import EntityCounts, TableInfo, Warehouse
 
 PUBLISHED = ("published",)  #: the group of sources that has the published rows
-KEY_ALIASES: tuple[LiteralString, ...] = ("k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8", "k9", "k10", "k11")
 
 
 def observe_dates(
@@ -35,18 +31,17 @@ def observe_dates(
     warehouse: Warehouse,
     ledger: Ledger,
     calendar: CalendarEvents | None,
-    *,
-    has_target: bool,
+    target: TableInfo | None,
 ) -> list[DateObservation]:
     """Observe each day. A day that a run published while this was reading is reported with that run as active.
 
-    `calendar` holds the events of these days, `has_target` says whether the target table exists.
+    `calendar` holds the events of these days, `target` describes the target table; None: it does not exist.
     """
     span = enclosing_range(days)
     checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
     active_runs = _active_runs(ledger, job, days)
-    counts = _count_entities(job, days, warehouse, has_target=has_target)
-    row_counts = _read_row_counts(job, days, warehouse) if has_target else {}
+    counts = _count_entities(job, days, warehouse, has_target=target is not None)
+    published = {} if target is None else count_published_rows(job, days, warehouse, target)
     expectations = _read_expectations(job, days, warehouse, counts, checkpoints, calendar)
     checksums = {day: checkpoints[day].checksum for day in days if day in checkpoints}
     unchanged = warehouse.matching_dates(TableName.parse(job.target.table), job.target.date_column, checksums)
@@ -58,9 +53,11 @@ def observe_dates(
         DateObservation(
             day=day,
             expectation=expectations[day],
-            matched=counts.present[PUBLISHED].get(day, 0) if has_target else 0,
-            rows=row_counts.get(day, (0, 0))[0],
-            duplicates=row_counts.get(day, (0, 0))[1],
+            matched=0 if target is None else counts.present[PUBLISHED].get(day, 0),
+            rows=published.get(day, NO_ROWS).rows,
+            duplicates=published.get(day, NO_ROWS).duplicates,
+            null_keys=published.get(day, NO_ROWS).null_keys,
+            schema_problem=published.get(day, NO_ROWS).schema_problem,
             checkpoint=checkpoints.get(day),
             matches_checkpoint=day in unchanged,
             skip_reason=job.skip_reason(day, calendar),
@@ -129,28 +126,3 @@ def _count_entities(job: Job, days: Sequence[date], warehouse: Warehouse, *, has
     """Count the expected entities of each day and, of these, the published ones."""
     published = {"published": target_scan(job, days)} if has_target else {}
     return warehouse.count_entities(expectation_scan(job, days), published, [PUBLISHED] if has_target else [])
-
-
-def _read_row_counts(job: Job, days: Sequence[date], warehouse: Warehouse) -> dict[date, tuple[int, int]]:
-    """The number of published rows and of duplicated keys by day."""
-    key = [name for name in job.target.key if name != job.target.date_column]
-    if len(key) > len(KEY_ALIASES):
-        raise UserError(
-            f"job {job.name}: an audit supports keys of up to {len(KEY_ALIASES)} columns, its target's has {len(key)}"
-        )
-    aliases = KEY_ALIASES[: len(key)]
-    columns = {"day": job.target.date_column, **dict(zip(aliases, key, strict=True))}
-    # Other programs may have written times at midnight, or whole floats: the rows are those of the job's types.
-    scan = replace(target_scan(job, days).rows(), columns=columns, types=target_types(job))
-    rows = warehouse.query(row_counts_sql(aliases), scans={"published": scan}).to_pylist()
-    return {row["day"]: (row["row_count"], row["duplicates"]) for row in rows}
-
-
-def row_counts_sql(key: Sequence[LiteralString]) -> LiteralString:
-    """The query that counts, by day, the rows of `published` and the keys (these columns) that appear repeatedly."""
-    columns = ", ".join(("day", *key))
-    return f"""
-        SELECT day, CAST(SUM(n) AS INT64) AS row_count, COUNTIF(n > 1) AS duplicates
-        FROM (SELECT {columns}, COUNT(*) AS n FROM published GROUP BY {columns}) AS keyed
-        GROUP BY day
-    """  # noqa: S608 - made of literals only, which the type checker enforces

@@ -211,7 +211,7 @@ flagged_dates = Table(
     metadata,
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
-    Column("finding", String(16), nullable=False),  #: incomplete, missing, duplicated or changed
+    Column("finding", String(16), nullable=False),  #: incomplete, missing, duplicated, invalid or changed
     Column("reason", Text, nullable=False),
     Column("expected", Integer),
     Column("matched", Integer),

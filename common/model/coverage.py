@@ -270,10 +270,20 @@ def _contradicted_by_rows(recount: Recount) -> DateExpectation:
 
 def _row_defect(recount: Recount) -> str | None:
     if recount.null_keys:
-        return f"{recount.null_keys} row(s) with a null key"
+        return describe_null_keys(recount.null_keys)
     if recount.duplicate_keys:
         return f"duplicate key: {recount.duplicate_keys} key(s) appear more than once"
-    return f"output schema: {recount.schema_problem}" if recount.schema_problem else None
+    return describe_schema_problem(recount.schema_problem) if recount.schema_problem else None
+
+
+def describe_null_keys(rows: int) -> str:
+    """Say that rows have a null in a column of the key."""
+    return f"{rows} row(s) with a null key"
+
+
+def describe_schema_problem(problem: str) -> str:
+    """Say which rule of the output columns the rows break."""
+    return f"output schema: {problem}"
 
 
 def _unless_forced(judgement: Judgement, recount: Recount, because: str | None) -> Judgement:

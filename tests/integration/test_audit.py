@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -17,7 +19,9 @@ from gated_backfill.common.audit.audit import audit_dates, record_audit
 from gated_backfill.common.audit.findings import AuditFinding, AuditResult
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today, utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.cli.main import app
@@ -161,6 +165,53 @@ def test_a_target_that_does_not_exist_holds_nothing_and_rows_that_are_there_twic
     assert twice.finding is AuditFinding.DUPLICATED
     assert (twice.observed.duplicates, twice.observed.rows, twice.observed.matched) == (2, 23, 20)
     assert (partial.finding, partial.missing) == (AuditFinding.INCOMPLETE, tuple(players(20)[17:]))
+
+
+def test_rows_that_the_gate_would_block_are_invalid_until_a_run_replaces_them(any_lab: Lab) -> None:
+    lab, (nulls, low, infinite, null_keys, fine) = any_lab, DAYS
+    types: Any = PROBE_COLUMNS
+    expect(lab, *DAYS)
+    names = players(20)
+    rows: dict[date, list[dict[str, Any]]] = {
+        day: [{"name": name, "value": 1.0, "source": "x"} for name in names] for day in DAYS
+    }
+    rows[nulls][3]["source"] = rows[nulls][4]["source"] = None
+    rows[low][0]["value"] = -5.0
+    rows[infinite][0]["value"] = math.inf
+    rows[null_keys].append({"name": None, "value": 1.0, "source": "x"})
+    for day in DAYS:
+        table = pa.Table.from_pylist([{**row, "day": day} for row in rows[day]], schema=arrow_schema(types))
+        lab.context.warehouse.load(TableName.parse(TARGET), "day", table)
+
+    reasons = {one.day: one.reason.split(";")[0] for one in audit(lab, *DAYS).dates}
+
+    assert reasons == {
+        nulls: "output schema: source fails not_nullable in 2 row(s), e.g. <NA>",
+        low: "output schema: value fails greater_than_or_equal_to(0) in 1 row(s), e.g. -5.0",
+        infinite: "output schema: value fails is_finite in 1 row(s), e.g. inf",
+        null_keys: "1 row(s) with a null key",
+        fine: "20 of 20 expected entities (100.0 %)",
+    }
+    assert findings(lab, *DAYS) == dict.fromkeys(DAYS[:4], AuditFinding.INVALID) | {fine: AuditFinding.COMPLETE}
+    record_audit(audit(lab, *DAYS), lab.ledger, "a test")
+    assert flagged_dates(lab) == DAYS[:4]
+    lab.invoke("run", "--job", "probe", "--flagged", "--sequential")
+    assert set(findings(lab, *DAYS).values()) == {AuditFinding.COMPLETE}
+    assert flagged_dates(lab) == []
+
+
+def test_rules_of_a_column_that_the_target_lacks_are_reported_as_unchecked(any_lab: Lab) -> None:
+    expect(any_lab, YESTERDAY)
+    types = {name: kind for name, kind in PROBE_COLUMNS.items() if name != "source"}
+    any_lab.load(TARGET, YESTERDAY, [{"name": name, "value": 1.0} for name in players(20)], types)
+
+    result = audit(any_lab, YESTERDAY)
+
+    assert result.is_fine
+    assert result.notes == (
+        f"target {TARGET} does not have the column(s) source as the job declares them: their nulls and bounds were not "
+        "checked",
+    )
 
 
 # -- on files only ------------------------------------------------------------------------------------------------

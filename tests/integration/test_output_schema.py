@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from gated_backfill.common.audit.audit import audit_dates
+from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.model.arrow.frames import to_arrow
-from gated_backfill.common.model.arrow.types import arrow_schema
+from gated_backfill.common.model.arrow.types import ARROW_TYPES, arrow_schema
 from gated_backfill.common.model.coverage import Verdict, judge_date
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
@@ -149,6 +152,103 @@ def test_a_bound_takes_finite_numbers_only(
 ) -> None:
     job = job_with(Column(type="FLOAT64", nullable=True, **bounds))
     assert schema_problem(warehouse, job, [value, np.nan] + [1.0] * 18) == problem
+
+
+def rows_with(kind: ColumnType, values: list[object]) -> pa.Table:
+    """Rows of the date as any program may write them: NaN stays NaN."""
+    columns = {"name": NAMES, "day": [DAY] * 20, "value": pa.array(values, ARROW_TYPES[kind])}
+    return pa.table(columns, schema=arrow_schema({**TYPES, "value": kind}))
+
+
+def rule(name: str, column: Column, values: list[object], problem: str | None, key: tuple[str, ...] = ("name",)) -> Any:
+    return pytest.param(column, values + [GOOD[column.type]] * (20 - len(values)), key, problem, id=name)
+
+
+GOOD: dict[ColumnType, object] = {
+    "STRING": "x",
+    "INT64": 1,
+    "FLOAT64": 1.0,
+    "BOOL": True,
+    "DATE": DAY,
+    "DATETIME": datetime(2023, 2, 23, 12),  # noqa: DTZ001 - a DATETIME has no zone
+    "TIMESTAMP": datetime(2023, 2, 23, 12, tzinfo=UTC),
+}
+FLOAT = Column(type="FLOAT64", nullable=True, ge=0, le=1)
+PAIR = ("name", "value")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "key", "problem"),
+    [
+        *[
+            rule(f"null-{kind}", Column(type=kind), [None], "output schema: value fails not_nullable in 1 row(s)")
+            for kind in GOOD
+        ],
+        *[rule(f"allowed-{kind}", Column(type=kind, nullable=True), [None] * 20, None) for kind in GOOD],
+        rule("nan", Column(type="FLOAT64"), [nan, nan], "output schema: value fails not_nullable in 2 row(s)"),
+        rule("nan-allowed", FLOAT, [nan], None),
+        rule("share-at-the-limit", Column(type="FLOAT64", max_null_share=0.1), [None, nan], None),
+        rule(
+            "share",
+            Column(type="FLOAT64", max_null_share=0.1),
+            [None, nan, None],
+            "output schema: value is null in 3 of 20 row(s) (15.0 %), more than its max_null_share of 10 %",
+        ),
+        rule(
+            "share-before-bounds",
+            Column(type="INT64", max_null_share=0.0, ge=0),
+            [None, -1],
+            "output schema: value is null in 1 of 20 row(s) (5.0 %), more than its max_null_share of 0 %",
+        ),
+        rule("at-the-bounds", FLOAT, [0.0, -0.0, 1.0], None),
+        rule(
+            "below", FLOAT, [-0.5, nan], "output schema: value fails greater_than_or_equal_to(0) in 1 row(s), e.g. -0.5"
+        ),
+        rule("above", FLOAT, [1.5], "output schema: value fails less_than_or_equal_to(1) in 1 row(s), e.g. 1.5"),
+        rule("infinite-unbounded", Column(type="FLOAT64"), [inf, -inf], None),
+        rule(
+            "infinite",
+            Column(type="FLOAT64", ge=0),
+            [inf, inf],
+            "output schema: value fails is_finite in 2 row(s), e.g. inf",
+        ),
+        rule(
+            "infinite-negative",
+            Column(type="FLOAT64", le=1),
+            [-inf],
+            "output schema: value fails is_finite in 1 row(s), e.g. -inf",
+        ),
+        rule("great", Column(type="FLOAT64", ge=0), [1.7e308], None),
+        rule(
+            "integer-below",
+            Column(type="INT64", ge=0.5),
+            [0],
+            "output schema: value fails greater_than_or_equal_to(0.5) in 1 row(s), e.g. 0",
+        ),
+        rule("integer-above", Column(type="INT64", le=1), [2, 2], "value fails less_than_or_equal_to(1) in 2 row(s)"),
+        rule("null-key", Column(type="INT64", nullable=True), [None, None], "2 row(s) with a null key", PAIR),
+        rule("nan-key", Column(type="FLOAT64"), [nan], "1 row(s) with a null key", PAIR),
+        rule("bounded-key", FLOAT, [2.0], "output schema: value fails less_than_or_equal_to(1) in 1 row(s)", PAIR),
+        rule("same-key", Column(type="FLOAT64"), [0.0, -0.0], "1 key(s) appear more than once", ("value",)),
+    ],
+)
+def test_gate_and_audit_judge_rows_alike(
+    warehouse: LocalWarehouse, ledger: Ledger, column: Column, values: list[object], key: tuple[str, ...], problem: Any
+) -> None:
+    job = job_with(column)
+    job = replace(job, target=replace(job.target, key=key))
+    rows = rows_with(column.type, [*values[:2], *distinct(values[2:])] if key == ("value",) else values)
+    judgement = judge_date(recount(warehouse, job, {DAY: rows})[DAY], policy=job.policy)
+    warehouse.load(TableName("probe", "probe"), "day", rows)
+    (audited,) = audit_dates(job, [DAY], warehouse, ledger).dates
+    assert audited.finding.is_fine is judgement.verdict.is_passing is (problem is None), (audited, judgement)
+    if problem is not None:
+        assert problem in judgement.reason
+        assert problem in audited.reason
+
+
+def distinct(values: list[object]) -> list[object]:
+    return [float(number) for number, _ in enumerate(values, start=1)]
 
 
 @pytest.mark.parametrize("order", [["name", "value"], ["value", "name"]])

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import arrow_schema, comparable, nan_as_null, pandera_schema
-from gated_backfill.common.model.coverage import Recount, format_percent
+from gated_backfill.common.model.coverage import Recount
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.output_schema import describe_failure, null_share_problem
 from gated_backfill.common.model.tables import Column, ColumnType
 from gated_backfill.common.warehouse.coverage_queries import (
     ExpectationMatch,
@@ -166,21 +167,15 @@ def _schema_problems(job: Job, rows: _Rows) -> dict[date, str]:
 
 def _null_share_problems(job: Job, rows: _Rows) -> dict[date, str]:
     """For each day with more nulls in a column than its `max_null_share` allows: the first such column."""
-    limits = {
-        name: limit for name, column in job.target.columns.items() if (limit := column.max_null_share) is not None
-    }
-    if not limits:
+    limited = {name: column for name, column in job.target.columns.items() if column.max_null_share is not None}
+    if not limited:
         return {}
     row_counts = rows.rows_by_day()
     problems: dict[date, str] = {}
-    for name, limit in limits.items():
+    for name, column in limited.items():
         for day, nulls in rows.nulls_by_day(name).items():
-            if nulls and nulls / row_counts[day] > limit:
-                share = format_percent(nulls, row_counts[day])
-                problem = (
-                    f"{name} is null in {nulls} of {row_counts[day]} row(s) ({share}), more than its max_null_share"
-                )
-                problems.setdefault(day, f"{problem} of {limit * 100:g} %")
+            if problem := null_share_problem(name, column, nulls, row_counts[day]):
+                problems.setdefault(day, problem)
     return problems
 
 
@@ -197,7 +192,6 @@ def _first_failures(exc: pandera.errors.SchemaErrors | pandera.errors.SchemaErro
     for day in dict.fromkeys(dated_cases["day"]):
         day_cases = dated_cases[dated_cases["day"] == day]
         first = day_cases.iloc[0]
-        problems[day] = (
-            f"{first['column']} fails {first['check']} in {len(day_cases)} row(s), e.g. {first['failure_case']}"
-        )
+        same_check = (day_cases["column"] == first["column"]) & (day_cases["check"] == first["check"])
+        problems[day] = describe_failure(first["column"], first["check"], int(same_check.sum()), first["failure_case"])
     return problems

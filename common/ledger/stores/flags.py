@@ -18,7 +18,7 @@ from gated_backfill.common.process.clock import utcnow
 @dataclass(frozen=True, kw_only=True)
 class NewFlag:
     day: date
-    finding: str  #: incomplete, missing, duplicated or changed
+    finding: str  #: incomplete, missing, duplicated, invalid or changed
     reason: str
     expected: int | None = None
     matched: int | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from gated_backfill.common.model.output_schema import lower_bound, upper_bound
 from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes
 
 if TYPE_CHECKING:
@@ -77,19 +77,16 @@ def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
     import pandas as pd
     import pandera.pandas as pandera
 
-    def checks(column: Column) -> Sequence[pandera.Check]:
-        low = [pandera.Check.ge(column.ge)] if column.ge is not None else []
-        high = [pandera.Check.le(column.le)] if column.le is not None else []
-        if column.type == "FLOAT64" and low and not high:
-            high = [pandera.Check.lt(math.inf, error="is_finite")]
-        elif column.type == "FLOAT64" and high and not low:
-            low = [pandera.Check.gt(-math.inf, error="is_finite")]
+    def checks(column: Column) -> list[pandera.Check]:
+        lower, upper = lower_bound(column), upper_bound(column)
+        low = [] if lower is None else [pandera.Check.ge(lower.limit, error=lower.check)]
+        high = [] if upper is None else [pandera.Check.le(upper.limit, error=upper.check)]
         return [*low, *high]
 
     return pandera.DataFrameSchema(
         {
             name: pandera.Column(
-                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=[*checks(column)], nullable=column.allows_nulls
+                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=checks(column), nullable=column.allows_nulls
             )
             for name, column in columns.items()
         },

@@ -55,8 +55,8 @@ STYLES = {
 @click.option(
     "--flag-incomplete",
     is_flag=True,
-    help="Flag the incomplete, missing, duplicated and changed dates for `backfill run --flagged`, and clear the flags "
-    "of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
+    help="Flag the incomplete, missing, duplicated, invalid and changed dates for `backfill run --flagged`, and clear "
+    "the flags of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
 )
 def coverage(
     job: str | None,
@@ -71,10 +71,11 @@ def coverage(
     """Compare the rows of each date, by any writer, with the current expectation.
 
     Changes nothing in the warehouse. Findings: complete; accepted (a little is missing, no more than the job accepts);
-    incomplete; missing (no rows at all); duplicated (a key more than once); changed (the rows differ from the
-    checkpoint); forced (unchanged since they were forced); expectation incomplete (null entities, or the calendar, a
-    floor, a checkpoint or rows say that more must be expected); in progress (an active run is working on the date);
-    skipped. Dates are listed as stale whose job's version, sources or inputs have changed since they were checkpointed.
+    incomplete; missing (no rows at all); duplicated (a key more than once); invalid (null keys, or nulls and values
+    that the job's columns do not allow); changed (the rows differ from the checkpoint); forced (unchanged since they
+    were forced); expectation incomplete (null entities, or the calendar, a floor, a checkpoint or rows say that more
+    must be expected); in progress (an active run is working on the date); skipped. Dates are listed as stale whose
+    job's version, sources or inputs have changed since they were checkpointed.
     Exit codes: 0 every date is complete, accepted, forced or skipped; 3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)

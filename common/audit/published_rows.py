@@ -1,0 +1,183 @@
+"""Counts of published rows by date: rows, keys that are null or appear repeatedly, nulls and values beyond bounds.
+
+One query for all of it, with the same text for every warehouse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, LiteralString
+
+from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.output_schema import ColumnCounts, find_schema_problem, lower_bound, upper_bound
+from gated_backfill.common.model.tables import Column
+from gated_backfill.common.warehouse.coverage_queries import target_scan
+from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
+from gated_backfill.common.warehouse.table_checks import target_types
+
+DIGITS: tuple[LiteralString, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+#: Names of columns in the query, which contains literals only.
+ALIASES: tuple[LiteralString, ...] = tuple(
+    "c" + hundreds + tens + ones for hundreds in DIGITS for tens in DIGITS for ones in DIGITS
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRows:
+    """The published rows of a date, in numbers."""
+
+    rows: int = 0
+    duplicates: int = 0  #: keys that more than one row has
+    null_keys: int = 0  #: rows with a null in a column of the key
+    schema_problem: str | None = None  #: the first rule of the output columns that the rows break
+
+
+NO_ROWS = PublishedRows()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CountedColumn:
+    """A column of the target that the query reads, with its name in the query."""
+
+    name: str
+    alias: LiteralString
+    column: Column
+    is_key: bool
+    has_rules: bool  #: whether its nulls and values are counted
+
+
+def count_published_rows(
+    job: Job, days: Sequence[date], warehouse: Warehouse, target: TableInfo
+) -> dict[date, PublishedRows]:
+    """Count the published rows of each day that has any, as the gate counts the rows that it judges.
+
+    `target` describes the target table. Raises like `Warehouse.query`, and `UserError` for a target with too many
+    columns.
+    """
+    counted = _counted_columns(job, target)
+    columns = {"day": job.target.date_column, **{column.alias: column.name for column in counted}}
+    # Other programs may have written times at midnight, or whole floats: the rows are those of the job's types.
+    scan = replace(target_scan(job, days).rows(), columns=columns, types=target_types(job))
+    sql, params = published_rows_sql(counted), _bounds(counted)
+    rows = warehouse.query(sql, scans={"published": scan}, params=params).to_pylist()
+    return {row["day"]: _published_rows(job, counted, row) for row in rows}
+
+
+def find_unchecked_columns(job: Job, target: TableInfo) -> list[str]:
+    """Return the columns whose rules cannot be checked: the table lacks them or has them with another type."""
+    ruled = [name for name, column in job.target.columns.items() if _has_rules(job, name, column)]
+    return [name for name in ruled if not _is_readable(job, name, target)]
+
+
+def _has_rules(job: Job, name: str, column: Column) -> bool:
+    is_bounded = lower_bound(column) is not None or upper_bound(column) is not None
+    is_limited = not column.nullable or column.max_null_share is not None
+    return name != job.target.date_column and (is_bounded or is_limited)
+
+
+def _is_readable(job: Job, name: str, target: TableInfo) -> bool:
+    kind = job.target.columns[name].type
+    return name in target.columns and not target.column_mismatches(job.target.date_column, {name: kind})
+
+
+def _counted_columns(job: Job, target: TableInfo) -> list[_CountedColumn]:
+    key = [name for name in job.target.key if name != job.target.date_column]
+    ruled = [
+        name
+        for name, column in job.target.columns.items()
+        if _has_rules(job, name, column) and _is_readable(job, name, target)
+    ]
+    names = list(dict.fromkeys((*key, *ruled)))
+    if len(names) > len(ALIASES):
+        raise UserError(f"job {job.name}: an audit supports up to {len(ALIASES)} columns, its target has {len(names)}")
+    return [
+        _CountedColumn(
+            name=name, alias=alias, column=job.target.columns[name], is_key=name in key, has_rules=name in ruled
+        )
+        for name, alias in zip(names, ALIASES, strict=False)
+    ]
+
+
+def _bounds(counted: Sequence[_CountedColumn]) -> dict[str, float]:
+    """The parameters of the query."""
+    bounds: dict[str, float] = {}
+    for counted_column in counted:
+        column, alias = counted_column.column, counted_column.alias
+        for name, bound in (("lower", lower_bound(column)), ("upper", upper_bound(column))):
+            if counted_column.has_rules and bound is not None:
+                bounds[f"{name}_{alias}"] = float(bound.limit) if column.type == "FLOAT64" else bound.limit
+    return bounds
+
+
+def _published_rows(job: Job, counted: Sequence[_CountedColumn], row: Mapping[str, Any]) -> PublishedRows:
+    counts = {
+        column.name: ColumnCounts(
+            nulls=row[f"nulls_{column.alias}"],
+            below=row.get(f"below_{column.alias}", 0),
+            above=row.get(f"above_{column.alias}", 0),
+            lowest=row.get(f"lowest_{column.alias}"),
+            highest=row.get(f"highest_{column.alias}"),
+        )
+        for column in counted
+        if column.has_rules
+    }
+    in_order = {name: counts[name] for name in job.target.columns if name in counts}
+    return PublishedRows(
+        rows=row["row_count"],
+        duplicates=row["duplicates"],
+        null_keys=row["null_keys"],
+        schema_problem=find_schema_problem(job.target.columns, in_order, row["row_count"]),
+    )
+
+
+def published_rows_sql(counted: Sequence[_CountedColumn]) -> LiteralString:
+    """The query that counts, by day, the rows of `published`, its keys, and what breaks the rules of these columns.
+
+    NaN is null, as in the gate.
+    """
+    values: list[LiteralString] = ["day", *(_value(column) for column in counted)]
+    key: list[LiteralString] = [column.alias for column in counted if column.is_key]
+    null_tests: list[LiteralString] = [f"{alias} IS NULL" for alias in key]
+    by_key: list[LiteralString] = ["COUNT(*) AS n"]
+    by_day: list[LiteralString] = ["CAST(SUM(n) AS INT64) AS row_count", "COUNTIF(n > 1) AS duplicates"]
+    by_day.append(f"CAST(SUM(IF({' OR '.join(null_tests) or 'FALSE'}, n, 0)) AS INT64) AS null_keys")
+    for column in counted:
+        if column.has_rules:
+            by_key.extend(_counts_by_key(column))
+            by_day.extend(_counts_by_day(column))
+    keys = ", ".join(("day", *key))
+    return f"""
+        SELECT day, {", ".join(by_day)}
+        FROM (
+            SELECT {keys}, {", ".join(by_key)}
+            FROM (SELECT {", ".join(values)} FROM published) AS read_rows
+            GROUP BY {keys}
+        ) AS keyed
+        GROUP BY day
+    """  # noqa: S608 - made of literals only, which the type checker enforces
+
+
+def _value(column: _CountedColumn) -> LiteralString:
+    alias = column.alias
+    return f"IF(IS_NAN({alias}), NULL, {alias}) AS {alias}" if column.column.type == "FLOAT64" else alias
+
+
+def _counts_by_key(column: _CountedColumn) -> Iterator[LiteralString]:
+    alias = column.alias
+    yield f"COUNTIF({alias} IS NULL) AS nulls_{alias}"
+    if lower_bound(column.column) is not None:
+        yield f"COUNTIF({alias} < @lower_{alias}) AS below_{alias}, MIN({alias}) AS lowest_{alias}"
+    if upper_bound(column.column) is not None:
+        yield f"COUNTIF({alias} > @upper_{alias}) AS above_{alias}, MAX({alias}) AS highest_{alias}"
+
+
+def _counts_by_day(column: _CountedColumn) -> Iterator[LiteralString]:
+    alias = column.alias
+    yield f"CAST(SUM(nulls_{alias}) AS INT64) AS nulls_{alias}"
+    if lower_bound(column.column) is not None:
+        yield f"CAST(SUM(below_{alias}) AS INT64) AS below_{alias}, MIN(lowest_{alias}) AS lowest_{alias}"
+    if upper_bound(column.column) is not None:
+        yield f"CAST(SUM(above_{alias}) AS INT64) AS above_{alias}, MAX(highest_{alias}) AS highest_{alias}"
