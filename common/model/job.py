@@ -85,7 +85,7 @@ class Calendar:
     floor_per_event: int = 1  #: the smallest number of entities that one event implies
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
     season_column: str | None = None  #: the column that groups events into seasons
-    season_filter: tuple[str, str] | None = None  #: (column, value) of the events that can open a season
+    season_filter: tuple[str, str] | None = None  #: (column, value as text) of the events that can open a season
 
     def __post_init__(self) -> None:
         owner = f"calendar {self.table}"

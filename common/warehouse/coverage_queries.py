@@ -6,17 +6,27 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
 from gated_backfill.common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
+from gated_backfill.common.model.arrow.types import parse_value
 from gated_backfill.common.model.coverage import describe_contradiction
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.tables import NULL_TYPE, TableName
 from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days
-from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, Warehouse, read_unless_absent
+from gated_backfill.common.warehouse.protocol import (
+    ABSENT,
+    EntityScan,
+    Scan,
+    TableInfo,
+    Warehouse,
+    read_unless_absent,
+    require_table,
+)
 
 SEASON_LOOKBACK_DAYS = 400  #: the most days between a date and the first date of its season
 
@@ -57,7 +67,13 @@ def read_calendar(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Calen
     calendar = job.expectation.calendar
     if events is None or calendar is None or calendar.season_column is None or calendar.season_filter is None:
         return events
-    kind_column, kind = calendar.season_filter
+    kind_column = calendar.season_filter[0]
+    info = require_table(warehouse, TableName.parse(calendar.table))
+    info.check_columns(calendar.date_column, [kind_column], time_zone=calendar.time_zone)
+    try:
+        kind = season_filter_value(info, calendar.season_filter)
+    except ValueError as exc:
+        raise SchemaMismatch(str(exc), table=calendar.table) from exc
     seasons = Scan(
         table=TableName.parse(calendar.table),
         date_column=calendar.date_column,
@@ -68,6 +84,21 @@ def read_calendar(warehouse: Warehouse, job: Job, days: Sequence[date]) -> Calen
     opened = warehouse.query(SEASONS_QUERY, scans={"calendar": seasons}, params={"kind": kind})["opens"]
     season_starts = read_days(opened.drop_null(), calendar.time_zone).to_pylist()
     return replace(events, season_starts=tuple(sorted(season_starts)))
+
+
+def season_filter_value(info: TableInfo, season_filter: tuple[str, str]) -> Any:
+    """Return the value of `season_filter` in the type of its column, which the calendar has.
+
+    Raises `ValueError`, worded as the end of a sentence about the table, for a text that is no value of that type.
+    """
+    column, text = season_filter
+    kind = info.columns[column]
+    if kind == NULL_TYPE:
+        return text
+    try:
+        return parse_value(text, kind)
+    except ValueError as exc:
+        raise ValueError(f"column {column} is {kind}, and season_filter compares it with {text!r}") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES, EntityColumns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
-from gated_backfill.common.warehouse.coverage_queries import expectation_columns, source_columns
+from gated_backfill.common.warehouse.coverage_queries import expectation_columns, season_filter_value, source_columns
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
 
@@ -52,6 +52,7 @@ class TableRequirement:
     types: ColumnTypes = field(default_factory=dict[str, ColumnType])  #: required columns with their types
     entity: tuple[str, ...] = ()  #: required columns of a type that may hold entities
     sums: tuple[str, ...] = ()  #: required columns of a type whose sums may be compared
+    season_filter: tuple[str, str] | None = None  #: a required column, and the value with which it is compared
     reads_all_columns: bool = False  #: for `process`, once a date is built from the table
     time_zone: str | None = None
     optional: bool = False
@@ -63,6 +64,7 @@ class TableRequirement:
         differences += info.column_mismatches(self.date_column, self.types, time_zone=self.time_zone)
         differences += _wrong_types(info, self.entity, ENTITY_TYPES, "an entity")
         differences += _wrong_types(info, self.sums, SUM_TYPES, "a column whose sums are compared")
+        differences += _season_mismatches(info, self.season_filter)
         return list(dict.fromkeys(differences))
 
     def unreadable_columns(self, info: TableInfo) -> list[str]:
@@ -78,6 +80,17 @@ def _wrong_types(info: TableInfo, names: Iterable[str], allowed: Sequence[str], 
         for name in names
         if name not in info.mixed_columns and info.columns.get(name, allowed[0]) not in allowed
     ]
+
+
+def _season_mismatches(info: TableInfo, season_filter: tuple[str, str] | None) -> list[str]:
+    """List what prevents comparing the column with the value; `column_mismatches` lists a missing or mixed column."""
+    if season_filter is None or season_filter[0] not in info.columns or season_filter[0] in info.mixed_columns:
+        return []
+    try:
+        season_filter_value(info, season_filter)
+    except ValueError as exc:
+        return [str(exc)]
+    return []
 
 
 def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
@@ -128,6 +141,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
                 table=TableName.parse(calendar.table),
                 date_column=calendar.date_column,
                 columns=tuple(name for name in columns if name),
+                season_filter=calendar.season_filter if calendar.season_column else None,
                 time_zone=calendar.time_zone,
                 optional=True,
             )

@@ -51,6 +51,13 @@ def read_type_of(arrow: pa.DataType) -> ColumnType | None:
     return column_type_of(arrow)
 
 
+def parse_value(text: str, kind: str) -> Any:
+    """Return the value of the column type that the text stands for. Raises `ValueError` for any other text or type."""
+    if kind not in ARROW_TYPES:
+        raise ValueError(f"{kind} is no column type")
+    return pa.scalar(text).cast(ARROW_TYPES[kind]).as_py()
+
+
 def arrow_schema(types: ColumnTypes) -> pa.Schema:
     return pa.schema([(name, ARROW_TYPES[kind]) for name, kind in types.items()])
 
