@@ -22,8 +22,13 @@ from gated_backfill.common.warehouse.entities import day_entity_rows, entity_tex
 
 MAX_SINGLE_THREADED_ROWS = 20_000  #: up to here, a thread per column costs more than it saves
 PANDAS_TYPES: dict[pa.DataType, Any] = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-#: By kind of a NumPy type that has no nulls: the type for the same values and nulls.
-NULLABLE_TYPES: dict[str, Any] = {"i": pd.Int64Dtype(), "u": pd.UInt64Dtype(), "b": pd.BooleanDtype()}
+#: By kind of a NumPy type: the widest type of such values that has nulls as well.
+WIDEST_TYPES: dict[str, Any] = {
+    "i": pd.Int64Dtype(),
+    "u": pd.UInt64Dtype(),
+    "b": pd.BooleanDtype(),
+    "f": np.dtype("float64"),
+}
 ENTITY_SCHEMA = pa.schema([("day", pa.date32()), ("entity", pa.string())])
 
 
@@ -122,17 +127,19 @@ def fill_entities(
 
 
 def _common_type(rows: pd.DataFrame, fill_rows: pd.DataFrame, name: str) -> Any:
-    """The type of the column in the first frame that has it, one with nulls unless the other has the same."""
+    """The type of the column in the first frame that has it, wide enough for the values and nulls of the other."""
     owners = [frame for frame in (rows, fill_rows) if name in frame.columns]
     kind = owners[0][name].dtype
     if len(owners) == 2 and kind == owners[1][name].dtype:
         return kind
-    return _nullable(kind)
+    return _widest(kind)
 
 
-def _nullable(kind: Any) -> Any:
-    """The type itself, or in place of NumPy's integers and booleans the type that has nulls as well."""
-    return NULLABLE_TYPES.get(kind.kind, kind) if isinstance(kind, np.dtype) else kind
+def _widest(kind: Any) -> Any:
+    """The type, but of categories that of their values, and of NumPy's numbers the widest one with nulls."""
+    if isinstance(kind, pd.CategoricalDtype):
+        return kind.categories.dtype
+    return WIDEST_TYPES.get(kind.kind, kind) if isinstance(kind, np.dtype) else kind
 
 
 def _with_types(rows: pd.DataFrame, types: Mapping[str, Any]) -> pd.DataFrame:
@@ -145,7 +152,7 @@ def _typed(rows: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
     if name not in rows.columns:
         return pd.Series([None] * len(rows), index=rows.index, dtype=kind)
     values: Any = rows[name]
-    if kind in (values.dtype, _nullable(values.dtype), object):
+    if kind in (values.dtype, _widest(values.dtype), object):
         return values.astype(kind)
     try:
         return _cast_exactly(values, kind)
