@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,10 @@ def to_frame(rows: pa.Table) -> pd.DataFrame:
     )
 
 
-COLUMN_TYPES: dict[Any, ColumnType] = {
-    to_frame(arrow_schema({"values": kind}).empty_table())["values"].dtype: kind for kind in ARROW_TYPES
-}
+@cache
+def column_types() -> dict[Any, ColumnType]:
+    """Return the column types by their types in a frame. No constant, as importing this must allocate nothing."""
+    return {to_frame(arrow_schema({"values": kind}).empty_table())["values"].dtype: kind for kind in ARROW_TYPES}
 
 
 def frame_entities(rows: pd.DataFrame, columns: EntityColumns) -> pa.Table:
@@ -177,8 +179,8 @@ def _cast_exactly(values: pd.Series[Any], kind: Any) -> pd.Series[Any]:
 
 def _column_type(kind: Any) -> ColumnType | None:
     """The column type of a pandas type; None for a type that has none."""
-    if kind in COLUMN_TYPES:
-        return COLUMN_TYPES[kind]
+    if kind in column_types():
+        return column_types()[kind]
     try:
         return read_type_of(pa.array(pd.Series(dtype=kind), from_pandas=True).type)
     except pa.ArrowException:
