@@ -138,26 +138,25 @@ def published_rows_sql(counted: Sequence[_CountedColumn]) -> LiteralString:
 
     NaN is null, as in the gate.
     """
+    key: list[LiteralString] = ["day", *(column.alias for column in counted if column.is_key)]
+    null_tests: list[LiteralString] = [f"{name} IS NULL" for name in key]
     values: list[LiteralString] = ["day", *(_value(column) for column in counted)]
-    key: list[LiteralString] = [column.alias for column in counted if column.is_key]
-    null_tests: list[LiteralString] = [f"{alias} IS NULL" for alias in key]
-    by_key: list[LiteralString] = ["COUNT(*) AS n"]
-    by_day: list[LiteralString] = ["CAST(SUM(n) AS INT64) AS row_count", "COUNTIF(n > 1) AS duplicates"]
-    by_day.append(f"CAST(SUM(IF({' OR '.join(null_tests) or 'FALSE'}, n, 0)) AS INT64) AS null_keys")
+    counts: list[LiteralString] = ["COUNT(*) AS row_count", f"COUNTIF({' OR '.join(null_tests)}) AS null_keys"]
     for column in counted:
         if column.has_rules:
-            by_key.extend(_counts_by_key(column))
-            by_day.extend(_counts_by_day(column))
-    keys = ", ".join(("day", *key))
+            counts.extend(_counts(column))
+    rows: LiteralString = f"SELECT {', '.join(values)} FROM published"  # noqa: S608 - made of literals only, which
+    keys = ", ".join(key)  # the type checker enforces
     return f"""
-        SELECT day, {", ".join(by_day)}
-        FROM (
-            SELECT {keys}, {", ".join(by_key)}
-            FROM (SELECT {", ".join(values)} FROM published) AS read_rows
-            GROUP BY {keys}
-        ) AS keyed
-        GROUP BY day
-    """  # noqa: S608 - made of literals only, which the type checker enforces
+        SELECT by_day.*, by_key.duplicates
+        FROM (SELECT day, {", ".join(counts)} FROM ({rows}) AS read_rows GROUP BY day) AS by_day
+        JOIN (
+            SELECT day, COUNTIF(n > 1) AS duplicates
+            FROM (SELECT {keys}, COUNT(*) AS n FROM ({rows}) AS read_keys GROUP BY {keys}) AS keyed
+            GROUP BY day
+        ) AS by_key
+        ON by_key.day = by_day.day
+    """  # noqa: S608 - as above
 
 
 def _value(column: _CountedColumn) -> LiteralString:
@@ -165,19 +164,10 @@ def _value(column: _CountedColumn) -> LiteralString:
     return f"IF(IS_NAN({alias}), NULL, {alias}) AS {alias}" if column.column.type == "FLOAT64" else alias
 
 
-def _counts_by_key(column: _CountedColumn) -> Iterator[LiteralString]:
+def _counts(column: _CountedColumn) -> Iterator[LiteralString]:
     alias = column.alias
     yield f"COUNTIF({alias} IS NULL) AS nulls_{alias}"
     if lower_bound(column.column) is not None:
         yield f"COUNTIF({alias} < @lower_{alias}) AS below_{alias}, MIN({alias}) AS lowest_{alias}"
     if upper_bound(column.column) is not None:
         yield f"COUNTIF({alias} > @upper_{alias}) AS above_{alias}, MAX({alias}) AS highest_{alias}"
-
-
-def _counts_by_day(column: _CountedColumn) -> Iterator[LiteralString]:
-    alias = column.alias
-    yield f"CAST(SUM(nulls_{alias}) AS INT64) AS nulls_{alias}"
-    if lower_bound(column.column) is not None:
-        yield f"CAST(SUM(below_{alias}) AS INT64) AS below_{alias}, MIN(lowest_{alias}) AS lowest_{alias}"
-    if upper_bound(column.column) is not None:
-        yield f"CAST(SUM(above_{alias}) AS INT64) AS above_{alias}, MAX(highest_{alias}) AS highest_{alias}"
