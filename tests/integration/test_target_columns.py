@@ -22,7 +22,7 @@ from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.protocol import ABSENT
 from gated_backfill.producer.doctor.results import CheckLevel
 from gated_backfill.producer.doctor.tables import check_tables
-from gated_backfill.producer.planning.plan import make_plan
+from gated_backfill.producer.planning.plan import PlanAction, make_plan
 from gated_backfill.worker.dates import process as processing
 from gated_backfill.worker.gate import gate
 from tests.builders import FEB_23, FEB_24
@@ -101,6 +101,15 @@ def test_a_target_that_no_row_can_be_published_to_is_refused_before_anything_sta
     assert report.returncode == 3
     assert [line for line in report.stdout.splitlines() if line.startswith("FAIL  probe: target")]
     assert lab.ledger.runs.list_latest_runs(1) == []
+
+
+def test_a_target_is_checked_without_pre_flight_as_well(lab: Lab) -> None:
+    lab.probe_all(DAYS, NAMES, first=["a"])
+    write_target(lab, COLUMNS | {"by": pa.array(["x"])})
+    assert {step.action for step in lab.plan(DAYS, "probe").steps} == {PlanAction.BLOCKED}
+
+    with pytest.raises(SchemaMismatch, match=r"the target is not as job probe declares it: it has the column\(s\) by"):
+        lab.run(DAYS, "probe", preflight=False)
 
 
 @pytest.mark.parametrize(
