@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from gated_backfill.common.model.entities import EntityColumns
-from gated_backfill.worker.dates.frames import fill_entities, frame_entities, to_frame
+from gated_backfill.worker.dates.frames import fill_entities, frame_entities, rename_entity_columns, to_frame
 from tests.builders import FEB_23, FEB_24
 
 BY_DAY = EntityColumns(date="day", entity=("name",))
@@ -21,6 +21,7 @@ def test_rows_that_fill_another_source_have_its_days_also_where_it_has_no_rows(o
     own = pa.table({"day": pa.array([own_day], pa.date32()), "name": ["ann" if own_day == FEB_24 else "bob"]})
     night = datetime(2023, 2, 25, 3, tzinfo=UTC)  # the evening of FEB_24 in New York
     fill = pa.table({"seen_at": pa.array([night], pa.timestamp("us", tz="UTC")), "player": ["ann"]})
-    rows = fill_entities(to_frame(own), BY_DAY, to_frame(fill), BY_TIME, {(FEB_24, "ann")}, ["STRING"])
+    renamed = rename_entity_columns(to_frame(fill), BY_TIME, BY_DAY)
+    rows = fill_entities(to_frame(own), BY_DAY, renamed, BY_TIME.time_zone, {(FEB_24, "ann")}, ["STRING"])
     read = frame_entities(rows, BY_DAY).sort_by("day").to_pylist()
     assert read == [{"day": FEB_23, "entity": "bob"}] * (own_day == FEB_23) + [{"day": FEB_24, "entity": "ann"}]
