@@ -71,19 +71,21 @@ def compute_floors(
 
     def floor_of(day: date) -> ExpectationFloor:
         count = expected.get(day, 0)
-        floors: list[_Share] = []
-        if (checkpoint := checkpoints.get(day)) is not None:
+        if (checkpoint := checkpoints.get(day)) is not None and checkpoint.expected >= count:
             text = f"were expected when run {checkpoint.run_id} checkpointed it"
-            floors.append(_Share(checkpoint.expected, accept_ratio, text))
-        if count:
-            floors.append(_Share(count, accept_ratio, "were expected when the run was planned"))
-        least = max(map(_Share.least, floors), default=0)
-        if count and recent is not None and share * recent.largest > least and (counts := recent.counts_around(day)):
-            floors.append(_Share(_median(counts), share, f"are usual on the {len(counts)} dates around it"))
-        largest = max(floors, key=_Share.least, default=None)
-        if count and expectation.floor is not None and (largest is None or expectation.floor > largest.least()):
+            largest = _Share(checkpoint.expected, accept_ratio, text)
+        elif count:
+            largest = _Share(count, accept_ratio, "were expected when the run was planned")
+        else:
+            return NO_FLOOR
+        if not count:
+            return _as_floor(largest)
+        if recent is not None and share * recent.largest > largest.least() and (counts := recent.counts_around(day)):
+            usual = _Share(_median(counts), share, f"are usual on the {len(counts)} dates around it")
+            largest = max(largest, usual, key=_Share.least)
+        if expectation.floor is not None and expectation.floor > largest.least():
             return ExpectationFloor(count=expectation.floor, reason="the job's floor")
-        return NO_FLOOR if largest is None else _as_floor(largest)
+        return _as_floor(largest)
 
     return {day: floor_of(day) for day in days}
 

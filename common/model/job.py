@@ -396,7 +396,6 @@ class Job:
 
         Raises `UserError` if the rule raises, or returns anything but None or a text that is not blank.
         """
-        rule = f"job {self.name}: skip({day}, {'None' if calendar is None else 'calendar'})"
         try:
             reason: Any = self.skip(day, calendar)  # not what is annotated, if the job's author is not careful
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -404,10 +403,18 @@ class Job:
         except BaseException as exc:  # a job's code may raise anything
             if find_interruption(exc) is not None:
                 raise
-            raise UserError(f"{rule} raised {type(exc).__name__}: {' '.join(str(exc).split())}") from exc
+            raise UserError(
+                f"{self._skip_call(day, calendar)} raised {type(exc).__name__}: {' '.join(str(exc).split())}"
+            ) from exc
         if reason is None or (isinstance(reason, str) and reason.strip()):
             return reason
-        raise UserError(f"{rule} returned {reason!r}: it must be the reason to skip the date, or None to build it")
+        raise UserError(
+            f"{self._skip_call(day, calendar)} returned {reason!r}: it must be the reason to skip the date, or None to "
+            "build it"
+        )
+
+    def _skip_call(self, day: date, calendar: CalendarEvents | None) -> str:
+        return f"job {self.name}: skip({day}, {'None' if calendar is None else 'calendar'})"
 
     def source_entity(self, source: Source) -> tuple[str, ...]:
         """Return the source's columns with the entity."""
