@@ -65,6 +65,8 @@ class OutsideRoot(UserError):
 class SchemaMismatch(UserError):
     """A table or a result lacks a column or has one of another type."""
 
+    partition: str | None = None  #: the partition that does not fit, if only one is known not to
+
 
 class QueryFailed(BackfillError):
     """The warehouse rejected a query as invalid; a retry would fail as well."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, LiteralString
 
-from gated_backfill.common.errors import UserError
+from gated_backfill.common.errors import SchemaMismatch, UserError
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.output_schema import ColumnCounts, find_schema_problem, lower_bound, upper_bound
 from gated_backfill.common.model.tables import Column
@@ -32,7 +32,7 @@ class PublishedRows:
     rows: int = 0
     duplicates: int = 0  #: keys that more than one row has
     null_keys: int = 0  #: rows with a null in a column of the key
-    schema_problem: str | None = None  #: the first rule of the output columns that the rows break
+    schema_problem: str | None = None  #: the first rule of the output columns that the rows break, types included
 
 
 NO_ROWS = PublishedRows()
@@ -54,10 +54,38 @@ def count_published_rows(
 ) -> dict[date, PublishedRows]:
     """Count the published rows of each day that has any, as the gate counts the rows that it judges.
 
-    `target` describes the target table. Raises like `Warehouse.query`, and `UserError` for a target with too many
+    `target` describes the target table. Rows of a day that cannot be read in the job's types are counted only: that
+    they cannot is their schema problem. Raises like `Warehouse.query`, and `UserError` for a target with too many
     columns.
     """
     counted = _counted_columns(job, target)
+    return _count_readable(job, days, warehouse, counted)
+
+
+def _count_readable(
+    job: Job, days: Sequence[date], warehouse: Warehouse, counted: Sequence[_CountedColumn]
+) -> dict[date, PublishedRows]:
+    """Count by halves when a partition cannot be read, so that only its own day is not judged by its values."""
+    try:
+        return _query_rows(job, days, warehouse, counted)
+    except SchemaMismatch as exc:
+        if exc.partition is None:  # the whole table is refused
+            raise
+        if len(days) == 1:
+            return _count_only(job, days, warehouse, problem=str(exc))
+    half = len(days) // 2
+    return _count_readable(job, days[:half], warehouse, counted) | _count_readable(job, days[half:], warehouse, counted)
+
+
+def _count_only(job: Job, days: Sequence[date], warehouse: Warehouse, problem: str) -> dict[date, PublishedRows]:
+    """Count the rows by their dates, with the same problem. Raises `SchemaMismatch` if not even these can be read."""
+    row_counts = warehouse.count_rows(target_scan(job, days).rows())
+    return {day: PublishedRows(rows=rows, schema_problem=problem) for day, rows in row_counts.items()}
+
+
+def _query_rows(
+    job: Job, days: Sequence[date], warehouse: Warehouse, counted: Sequence[_CountedColumn]
+) -> dict[date, PublishedRows]:
     columns = {"day": job.target.date_column, **{column.alias: column.name for column in counted}}
     # Other programs may have written times at midnight, or whole floats: the rows are those of the job's types.
     scan = replace(target_scan(job, days).rows(), columns=columns, types=target_types(job))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -306,6 +307,53 @@ def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch
     assert [finding.value for finding in by_date.values()] == [
         "complete", "incomplete", "complete", "complete", "missing",
     ]  # fmt: skip
+
+
+def test_a_date_that_cannot_be_read_in_the_types_of_the_job_is_invalid_and_the_others_are_judged(lab: Lab) -> None:
+    whole, text, duplicated, numbers, missing = DAYS
+    expect(lab, *DAYS)
+    lab.run(DAYS[:4], "probe")
+    write(lab, duplicated, [*players(20), "player003"])
+    for day, column, values in ((text, "value", ["high"] * 20), (numbers, "source", [2.5] * 20)):
+        rows = pq.ParquetFile(part_of(lab, "probe", day)).read()
+        pq.write_table(
+            rows.set_column(rows.schema.get_field_index(column), column, [values]), part_of(lab, "probe", day)
+        )
+
+    result = audit(lab, *DAYS)
+
+    assert {one.day: one.finding for one in result.dates} == {
+        whole: AuditFinding.COMPLETE,
+        text: AuditFinding.INVALID,
+        duplicated: AuditFinding.DUPLICATED,
+        numbers: AuditFinding.INVALID,
+        missing: AuditFinding.MISSING,
+    }
+    problem = f"{TARGET}, partition day={text}: column value holds text, the job declares it as FLOAT64"
+    unreadable = result.dates[1]
+    assert unreadable.reason.startswith(f"output schema: {problem}; 20 of 20 expected entities (100.0 %)")
+    assert (unreadable.observed.rows, unreadable.observed.schema_problem) == (20, problem)
+    record_audit(result, lab.ledger, "a test")
+    assert flagged_dates(lab) == DAYS[1:]
+    lab.run(flagged_dates(lab), "probe", reprocess=Reprocess.ALL)
+    assert set(findings(lab, *DAYS).values()) == {AuditFinding.COMPLETE}
+
+
+def test_a_target_that_is_refused_as_a_whole_is_an_error_after_one_query(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect(lab, *DAYS)
+    queries = list[Any]()
+
+    def refuse(sql: Any, **_: Any) -> pa.Table:
+        queries.append(sql)
+        raise SchemaMismatch("no column value", table=TARGET)
+
+    lab.run(DAYS, "probe")
+    monkeypatch.setattr(lab.context.warehouse, "query", refuse)
+    with pytest.raises(SchemaMismatch, match=rf"^{TARGET}: no column value$"):
+        audit(lab, *DAYS)
+    assert len(queries) == 1
 
 
 def test_what_can_not_be_read_is_an_error_not_a_finding(lab: Lab) -> None:

@@ -119,7 +119,9 @@ def check_no_other_files(partition: str) -> None:
 def partition_mismatch(part: str, problem: str) -> SchemaMismatch:
     """Return the error for a problem with the partition of that file, worded as a sentence about it."""
     dataset, table, partition = part.rsplit("/", 4)[-4:-1]
-    return SchemaMismatch(problem, table=f"{dataset}.{table}, partition {partition}")
+    mismatch = SchemaMismatch(problem, table=f"{dataset}.{table}, partition {partition}")
+    mismatch.partition = partition
+    return mismatch
 
 
 def is_damage(exc: Exception) -> bool:
