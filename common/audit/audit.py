@@ -23,7 +23,7 @@ from gated_backfill.common.warehouse.calendar_check import check_calendar_not_lo
 from gated_backfill.common.warehouse.coverage_queries import read_calendar
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
-DATES_AT_ONCE = 1000  #: dates read by one query
+DATES_AT_ONCE = 1000  #: dates observed together
 AUDIT_ACTOR = "audit"  #: recorded as the one who cleared a flag
 
 

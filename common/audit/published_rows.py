@@ -1,6 +1,6 @@
 """Counts of published rows by date: rows, keys that are null or appear repeatedly, nulls and values beyond bounds.
 
-One query for all of it, with the same text for every warehouse.
+One query for all of it on some days, with the same text for every warehouse.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from datetime import date
 from typing import Any, LiteralString
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
+from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.output_schema import ColumnCounts, find_schema_problem, lower_bound, upper_bound
 from gated_backfill.common.model.tables import Column
+from gated_backfill.common.warehouse.counting import DAYS_PER_READ
 from gated_backfill.common.warehouse.coverage_queries import target_scan
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse
 from gated_backfill.common.warehouse.table_checks import target_types
@@ -59,7 +61,10 @@ def count_published_rows(
     columns.
     """
     counted = _counted_columns(job, target)
-    return _count_readable(job, days, warehouse, counted)
+    rows_by_day: dict[date, PublishedRows] = {}
+    for chunk in chunk_dates(days, DAYS_PER_READ):  # bounds the memory, as a local table is read before the query
+        rows_by_day |= _count_readable(job, chunk, warehouse, counted)
+    return rows_by_day
 
 
 def _count_readable(

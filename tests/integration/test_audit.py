@@ -21,6 +21,7 @@ from gated_backfill.common.audit.findings import AuditFinding, AuditResult
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound, UserError
 from gated_backfill.common.ledger import NewFlag, RunState
 from gated_backfill.common.model.arrow.types import arrow_schema
+from gated_backfill.common.model.dates import days_in
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today, utcnow
@@ -307,6 +308,26 @@ def test_more_dates_than_one_query_reads_are_audited_whole(lab: Lab, monkeypatch
     assert [finding.value for finding in by_date.values()] == [
         "complete", "incomplete", "complete", "complete", "missing",
     ]  # fmt: skip
+
+
+def test_published_rows_are_read_a_limited_number_of_days_at_a_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [TODAY - timedelta(days=n) for n in range(450, 0, -1)]
+    built = [days[0], days[200], days[449]]
+    expect(lab, *built)
+    lab.run(built, "probe")
+    write(lab, days[200], [*players(20), "player003"])
+    warehouse = lab.context.warehouse
+    query, read_days = warehouse.query, list[list[date]]()
+
+    def record_scans(sql: Any, *, scans: Any, params: Any = None) -> pa.Table:
+        read_days.extend(days_in(scan.dates) for name, scan in scans.items() if name == "published")
+        return query(sql, scans=scans, params=params)
+
+    monkeypatch.setattr(warehouse, "query", record_scans)
+    by_date = findings(lab, *days)
+    assert [by_date[day].value for day in built] == ["complete", "duplicated", "complete"]
+    assert [len(chunk) for chunk in read_days] == [200, 200, 50]
+    assert [day for chunk in read_days for day in chunk] == days
 
 
 def test_a_date_that_cannot_be_read_in_the_types_of_the_job_is_invalid_and_the_others_are_judged(lab: Lab) -> None:
