@@ -26,7 +26,8 @@ class Staleness:
     """How checkpoints compare with the job and its tables as they are now."""
 
     reasons: Mapping[date, str] = field(default_factory=dict[date, str])  #: of the stale dates
-    #: Dates to recount: their expectation or the job's rules are not those that were recorded, or none were.
+    #: Dates whose published entities must be counted again: the expectation or the rules differ from those recorded, or
+    #: none were recorded.
     to_recount: frozenset[date] = frozenset()
     without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
 

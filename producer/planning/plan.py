@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from enum import Enum
@@ -69,7 +69,7 @@ class PlanAction(Enum):
     """The action that a run takes on a date."""
 
     BUILD = "build"  #: build the date
-    STALE = "stale"  #: leave the date: it is checkpointed, but its job's version or its inputs have changed since
+    STALE = "stale"  #: leave the date: it is checkpointed, but its job's version, rules or inputs have changed since
     DONE = "done"  #: leave the date: it is checkpointed, or incomplete and not selected by --reprocess
     SKIP = "skip"  #: the date has nothing to build
     BLOCKED = "blocked"  #: the date would not pass the gate
@@ -235,11 +235,7 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
     )
     measured = _measure_range(request, job, warehouse, ledger, missing_tables, options)
     steps = plan_dates(request, job, measured, options)
-    steps_to_build = [step for step in steps if step.action is PlanAction.BUILD]
-    if steps_to_build:
-        check_columns_to_read(warehouse, job, {name for step in steps_to_build for name in step.source_names})
-        check_target_columns(warehouse, job)
-        check_not_expired([step.day for step in steps_to_build], job, warehouse)
+    check_steps_to_build(steps, job, warehouse)
     ordered = tuple(reversed(steps)) if request.newest_first else tuple(steps)
     return Plan(
         request=request,
@@ -256,6 +252,15 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         ),
         recounted_days=tuple(measured.published),
     )
+
+
+def check_steps_to_build(steps: Iterable[PlanStep], job: Job, warehouse: Warehouse) -> None:
+    """Check what the steps that build a date read and write. Raises `UserError`."""
+    steps_to_build = [step for step in steps if step.action is PlanAction.BUILD]
+    if steps_to_build:
+        check_columns_to_read(warehouse, job, {name for step in steps_to_build for name in step.source_names})
+        check_target_columns(warehouse, job)
+        check_not_expired([step.day for step in steps_to_build], job, warehouse)
 
 
 def check_not_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
@@ -455,15 +460,16 @@ def _reason_to_rebuild(
         return "checkpointed, but its rows were changed since"
     published = measured.published.get(day)
     if published is not None and expected and not reaches_ratio(published, expected, options.accept_ratio):
-        return (
-            f"checkpointed with {checkpoint.matched} of {checkpoint.expected}, but {expected} are expected now: "
-            f"{published} of {expected} ({format_percent(published, expected)}) are published"
-        )
+        present = f"{published} of {expected} ({format_percent(published, expected)})"
+        before = f"checkpointed with {checkpoint.matched} of {checkpoint.expected}"
+        if expected == checkpoint.expected:
+            return f"{before}, but by the present expectation and rules {present} are published"
+        return f"{before}, but {expected} are expected now: {present} are published"
     if published is None and _is_below_ratio(checkpoint, options.accept_ratio):
         return (
             f"checkpointed with {checkpoint.matched} of {checkpoint.expected} "
             f"({format_percent(checkpoint.matched, checkpoint.expected)}), below the {options.accept_ratio:.0%} that "
-            "are required now"
+            "is required now"
         )
     return measured.staleness.reasons.get(day) if reprocess is Reprocess.STALE else None
 

@@ -20,9 +20,8 @@ from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.runs.release import ReleasedRun, release_run
 from gated_backfill.common.storage.files import check_writable
-from gated_backfill.common.warehouse.table_checks import check_target_columns
 from gated_backfill.producer.context import CommandContext, current_user
-from gated_backfill.producer.planning.plan import Plan, PlanAction, RunRequest, make_plan
+from gated_backfill.producer.planning.plan import Plan, PlanAction, RunRequest, check_steps_to_build, make_plan
 from gated_backfill.producer.runs.launch import (
     check_dates_free,
     follow_run,
@@ -82,8 +81,7 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     plan = make_plan(launch.request, job, context.warehouse, context.ledger)
     if not launch.preflight:
         plan = build_blocked_dates(plan)
-        if plan.steps_with(PlanAction.BUILD):
-            check_target_columns(context.warehouse, job)
+        check_steps_to_build(plan.steps, job, context.warehouse)
     check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], context)
     return plan
 

@@ -75,7 +75,7 @@ def test_other_entities_in_the_same_number_are_noticed(built: Lab) -> None:
     (step, _) = plan_of(built).steps
 
     assert step.action is PlanAction.BUILD
-    assert "but 4 are expected now: 0 of 4 (0.0 %) are published" in step.reason
+    assert "but by the present expectation and rules 0 of 4 (0.0 %) are published" in step.reason
 
 
 def test_an_expectation_that_is_still_satisfied_makes_nothing_stale(built: Lab) -> None:
@@ -124,7 +124,7 @@ def test_a_date_below_a_stricter_policy_is_not_done(any_lab: Lab) -> None:
     plan = plan_of(any_lab, stricter)
 
     assert actions(plan) == [PlanAction.BLOCKED, PlanAction.BLOCKED]
-    reason = "checkpointed with 9 of 10 (90.0 %), below the 95% that are required now; "
+    reason = "checkpointed with 9 of 10 (90.0 %), below the 95% that is required now; "
     assert plan.steps[0].reason.startswith(reason)
     any_lab.probe("first", FEB_23, players(10))
     assert actions(plan_of(any_lab, stricter)) == [PlanAction.BUILD, PlanAction.BLOCKED]
@@ -140,7 +140,7 @@ def test_rows_are_counted_again_by_rules_that_were_added(any_lab: Lab) -> None:
     plan = plan_of(any_lab, counts_rows)
 
     assert actions(plan) == [PlanAction.BLOCKED, PlanAction.STALE]
-    assert "but 4 are expected now: 3 of 4 (75.0 %) are published" in plan.steps[0].reason
+    assert "but by the present expectation and rules 3 of 4 (75.0 %) are published" in plan.steps[0].reason
     assert plan.steps[1].reason == RULES_CHANGED
 
 
@@ -153,6 +153,21 @@ def test_a_date_that_other_rules_judged_is_stale(built: Lab) -> None:
     assert actions(plan_of(built, stricter, reprocess=Reprocess.STALE)) == [PlanAction.BUILD, PlanAction.BUILD]
     built.change_ledger("UPDATE checkpoints SET input_parts = NULL")  # as in a checkpoint of an earlier version
     assert actions(plan_of(built, stricter)) == [PlanAction.DONE, PlanAction.DONE]
+
+
+def test_a_date_that_worker_and_gate_judged_by_different_rules_is_stale(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    any_lab.probe_all(DAYS, players(4))
+    job = find_job("probe")
+    bounded = {**job.target.columns, "value": replace(job.target.columns["value"], le=1e9)}
+    stricter = replace(job, target=replace(job.target, columns=bounded))
+    monkeypatch.setattr(processing, "find_job", lambda name: stricter)  # this worker was restarted, the gate was not
+
+    any_lab.run(DAYS, "probe")
+
+    for version in (job, stricter):
+        assert {step.reason for step in plan_of(any_lab, version).steps} == {RULES_CHANGED}
 
 
 @pytest.mark.parametrize(

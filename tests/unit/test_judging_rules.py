@@ -36,6 +36,11 @@ def with_amount(**changes: object) -> Job:
     return replace(JOB, target=replace(JOB.target, columns={**COLUMNS, "amount": amount}))
 
 
+def with_lookback(days: int) -> Job:
+    source = replace(JOB.sources[0], lookback_days=days, derive=lambda history, days: history)
+    return replace(JOB, sources=(source,))
+
+
 def with_weather(**changes: object) -> Job:
     return replace(JOB, inputs=(replace(WEATHER, **changes),))
 
@@ -54,6 +59,7 @@ def with_weather(**changes: object) -> Job:
         pytest.param(lambda: with_amount(max_null_share=0.1), id="share of nulls"),
         pytest.param(lambda: with_amount(ge=0), id="bound"),
         pytest.param(lambda: with_weather(optional=False), id="required input"),
+        pytest.param(lambda: with_lookback(3), id="lookback"),
         pytest.param(lambda: with_weather(optional=False, coverage=0.5, entity="store"), id="measured input"),
     ],
 )
@@ -72,7 +78,12 @@ def test_a_rule_that_rows_are_judged_by_changes_the_hash(change: Callable[[], Jo
         ),
         pytest.param(lambda: with_weather(columns={"rain": "FLOAT64"}), id="optional input"),
         pytest.param(lambda: replace(JOB, description="another one"), id="description"),
+        pytest.param(lambda: replace(JOB, target=replace(JOB.target, check_rows=False)), id="rows not compared anyway"),
     ],
 )
 def test_what_is_compared_anew_for_every_plan_does_not(change: Callable[[], Job]) -> None:
     assert hash_judging_rules(change()) == hash_judging_rules(JOB)
+
+
+def test_a_whole_number_is_the_same_rule_as_a_float() -> None:
+    assert hash_judging_rules(with_amount(ge=0, le=1)) == hash_judging_rules(with_amount(ge=0.0, le=1.0))

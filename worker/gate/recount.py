@@ -91,12 +91,15 @@ def _split_by_columns(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[d
 
 
 def _split_by_entities(job: Job, staged: Mapping[date, pa.Table]) -> tuple[dict[date, pa.Table], dict[date, str]]:
-    """The rows of days whose values name entities, and a message for each other day: it must not block the others."""
+    """The rows of days whose entities can be read, and a message for each other day, which must not block these."""
+    names = [name for name in job.target_entity if job.target.columns[name].type == "FLOAT64"]
+    if not names:  # any value of another type names an entity
+        return dict(staged), {}
     readable: dict[date, pa.Table] = {}
     problems: dict[date, str] = {}
     for day, rows in staged.items():
         try:
-            for name in job.target_entity:
+            for name in names:
                 entity_texts(rows[name], name)
         except SchemaMismatch as exc:
             problems[day] = str(exc)

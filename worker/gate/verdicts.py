@@ -14,9 +14,12 @@ from gated_backfill.common.errors import ExpectationUnreadable, Retryable, Stage
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.ledger.rows import entity_columns
 from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date
+from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.entities import find_lookalikes
+from gated_backfill.common.warehouse.input_fingerprints import InputParts
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.worker.gate.recount import recount
 from gated_backfill.worker.gate.window import LeasedWindow
@@ -30,6 +33,8 @@ class JudgedDates:
 
     verdicts: Mapping[date, Judgement]
     counts: Mapping[date, Recount] = field(default_factory=dict[date, Recount])  #: empty if nothing could be counted
+    #: Of dates that a worker with other rules has built: what their checkpoints record, which no rules agree with.
+    input_parts: Mapping[date, InputParts] = field(default_factory=dict[date, InputParts])
 
     def days(self, *, passing: bool) -> list[date]:
         return [day for day, judgement in self.verdicts.items() if judgement.verdict.is_passing is passing]
@@ -40,6 +45,8 @@ class JudgedDates:
     def _columns_of(self, day: date) -> dict[str, Any]:
         judgement, count = self.verdicts[day], self.counts.get(day)
         columns: dict[str, Any] = {"verdict": judgement.verdict.value, "reason": judgement.reason}
+        if day in self.input_parts:
+            columns["input_parts"] = self.input_parts[day]
         if count is None:
             return columns
         return columns | {
@@ -83,7 +90,18 @@ def judge_staged(
     if options.forced_because is not None:
         counts = _with_lacking_rows(window, dates, counts)
     verdicts = {day: _judge(count, options) for day, count in counts.items()}
-    return JudgedDates(verdicts=verdicts, counts=counts)
+    return JudgedDates(verdicts=verdicts, counts=counts, input_parts=_parts_with_both_rules(window.job, dates.values()))
+
+
+def _parts_with_both_rules(job: Job, dates: Iterable[DateRow]) -> dict[date, InputParts]:
+    """Return the parts of the dates that were built by other rules than this process has, with both rules."""
+    rules = hash_judging_rules(job)
+    parts = {row.day: row.input_parts for row in dates if row.input_parts is not None}
+    return {
+        day: {**of_day, RULES_PART: f"{of_day[RULES_PART]} {rules}"}
+        for day, of_day in parts.items()
+        if of_day.get(RULES_PART, rules) != rules
+    }
 
 
 def _judge(count: Recount, options: RunOptions) -> Judgement:

@@ -96,12 +96,19 @@ def recount_believed() -> None:
 
 def floor_ignored() -> None:
     """However few entities are expected, the expectation is complete."""
-    from gated_backfill.common.model.coverage import DateExpectation
+    from gated_backfill.common.model.coverage import NO_FLOOR, DateExpectation
+    from gated_backfill.common.model.job import Job
 
     def without_floor(self: DateExpectation, floor: int | None, reason: str | None) -> DateExpectation:
         return self
 
     DateExpectation.with_floor = without_floor
+    date_expectation = Job.date_expectation
+
+    def date_expectation_without_floor(self: Job, *arguments: Any, **facts: Any) -> DateExpectation:
+        return date_expectation(self, *arguments, **{**facts, "floor": NO_FLOOR})
+
+    Job.date_expectation = date_expectation_without_floor
 
 
 def another_reading_in_the_worker() -> None:
