@@ -158,7 +158,7 @@ class AuditResult:
 
     @property
     def stale(self) -> list[AuditedDate]:
-        """Dates whose job's version, sources or inputs have changed since they were checkpointed."""
+        """Dates whose job's version or rules, sources or inputs have changed since they were checkpointed."""
         return [audited for audited in self.dates if audited.stale is not None]
 
     def with_finding(self, finding: AuditFinding) -> list[AuditedDate]:

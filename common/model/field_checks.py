@@ -29,7 +29,7 @@ NOT_BLANK = FieldRule(allowed="text such as '1', and not blank", permits=lambda 
 NOT_NEGATIVE = FieldRule(allowed="a whole number, and not negative", permits=lambda number: number >= 0)
 AT_LEAST_1 = FieldRule(allowed="a whole number, at least 1", permits=lambda number: number >= 1)
 SHARE = FieldRule(allowed="a share between 0 and 1", permits=lambda share: 0 <= share <= 1)
-POSITIVE_SHARE = FieldRule(allowed="a share up to 1", permits=lambda share: 0 < share <= 1)
+POSITIVE_SHARE = FieldRule(allowed="a share above 0 and at most 1", permits=lambda share: 0 < share <= 1)
 
 
 def check_fields(declaration: Any, owner: str, **rules: FieldRule) -> None:
@@ -90,7 +90,8 @@ def _is_instance(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and not (isinstance(value, float) and math.isnan(value))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)

@@ -31,7 +31,7 @@ from gated_backfill.common.model.tables import (
     TableName,
     validate_identifier,
 )
-from gated_backfill.common.process.signals import find_interruption
+from gated_backfill.common.process.signals import find_interruption, is_raised_by_handler
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class Calendar:
 
     A date with events that has no expected entities, or fewer than `floor_per_event` per event, is blocked as
     "expectation incomplete". A date with neither events nor expected entities is skipped. Seasons are known only if
-    `season_column` and `season_filter` are both given. Raises `UserError` for values that can't be meant.
+    `season_column` and `season_filter` are both given. Raises `UserError` for a value that is not allowed.
     """
 
     table: str  #: `dataset.table`
@@ -122,7 +122,7 @@ class Reconcile:
     """A sum that must agree with the expectation's, for each entity.
 
     An entity is present only if the sum of `column` over its rows differs from the expectation's sum by at most
-    `tolerance` times that sum. Nulls count as 0. Raises `UserError` for values that can't be meant.
+    `tolerance` times that sum. Nulls count as 0. Raises `UserError` for a value that is not allowed.
     """
 
     column: str  #: the column of the expectation's table, and of the others unless they name another one
@@ -140,8 +140,8 @@ class Reconcile:
 class Expectation:
     """The entities that each date must contain: the distinct values of one or several columns of a table.
 
-    The table must exist. A date with null entities is blocked as "expectation incomplete". Raises `UserError` for
-    values that can't be meant.
+    The table must exist. A date with null entities is blocked as "expectation incomplete". Raises `UserError` for a
+    value that is not allowed.
     """
 
     table: str  #: `dataset.table`
@@ -160,7 +160,7 @@ class Expectation:
         owner = f"expectation {self.table}"
         is_share = isinstance(self.rows, float | int) and not isinstance(self.rows, bool) and 0 < self.rows <= 1
         if self.rows not in (None, "equal") and not is_share:
-            raise UserError(f'{owner}: rows is {self.rows}: it must be "equal" or a share up to 1')
+            raise UserError(f'{owner}: rows is {self.rows}: it must be "equal" or a share above 0 and at most 1')
         check_fields(self, owner, floor=NOT_NEGATIVE, floor_share_of_recent=SHARE)
         _validate_entity(self.entity, owner)
         validate_time_zone(self.time_zone, owner)
@@ -236,7 +236,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The dated table that the job rebuilds. Raises `UserError` for values that can't be meant."""
+    """The dated table that the job rebuilds. Raises `UserError` for a value that is not allowed."""
 
     table: str  #: `dataset.table`
     date_column: str  #: the column with the date of each row, which must be one of `columns`, of type DATE
@@ -394,19 +394,22 @@ class Job:
     def skip_reason(self, day: date, calendar: CalendarEvents | None) -> str | None:
         """Return why the job's `skip` rule skips the day; None to build it.
 
-        Raises `UserError` if the rule raises, or returns anything but None or a text that is not blank.
+        Raises `UserError` if the rule raises, or returns anything true but a text that is not blank.
         """
         try:
             reason: Any = self.skip(day, calendar)  # not what is annotated, if the job's author is not careful
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as exc:  # a job's code may raise anything
-            if find_interruption(exc) is not None:
+            interruption = find_interruption(exc)
+            if interruption is not None and (interruption is not exc or is_raised_by_handler(exc)):
                 raise
             raise UserError(
                 f"{self._skip_call(day, calendar)} raised {type(exc).__name__}: {' '.join(str(exc).split())}"
             ) from exc
-        if reason is None or (isinstance(reason, str) and reason.strip()):
+        if not reason:  # `is_weekend and "weekend"` is False on other days
+            return None
+        if isinstance(reason, str) and reason.strip():
             return reason
         raise UserError(
             f"{self._skip_call(day, calendar)} returned {reason!r}: it must be the reason to skip the date, or None to "

@@ -1,6 +1,6 @@
 """The rules of the output columns, nulls and bounds, and what is said of rows that break one. Pure.
 
-The gate checks rows by them, and an audit counts of rows.
+The gate applies them to rows, the audit to counts of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.tables import Column
 
-IS_FINITE = "is_finite"  #: the check that stands for a bound that a column lacks beside the other one
+IS_FINITE = "is_finite"  #: the check on the side without a bound, if the column has a bound on the other side
 NOT_NULLABLE = "not_nullable"
 NULL_EXAMPLE = "<NA>"
 

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.process.signals import is_raised_by_handler
 
 ENTRY_POINT_GROUP = "backfill.jobs"
 EXAMPLE_JOB = "player_composite_factors"  #: the job that is shipped as an example
@@ -28,7 +29,9 @@ def find_job(name: str) -> Job:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
             job = point.load()
-        except Exception as exc:  # a job's module may raise anything
+        except (Exception, SystemExit) as exc:  # a job's module may raise anything
+            if isinstance(exc, SystemExit) and is_raised_by_handler(exc):
+                raise
             place = f"{point.value}{_line_in_module(exc, point.module)}"
             raise UserError(
                 f"job {name} is installed but can't be loaded from {place}: {type(exc).__name__}: {exc}"
@@ -42,7 +45,7 @@ def find_job(name: str) -> Job:
     raise UserError(f"there is no job named {name!r}; installed jobs: {installed}")
 
 
-def _line_in_module(exc: Exception, module: str) -> str:
+def _line_in_module(exc: BaseException, module: str) -> str:
     """The line of the module that led to the error, with a comma before it; nothing if the module never ran."""
     frames = traceback.walk_tb(exc.__traceback__)
     lines = [number for frame, number in frames if frame.f_globals.get("__name__") == module]

@@ -85,8 +85,8 @@ def _parse_table(text: str) -> DatedTable:
 class Column:
     """One output column: its type, whether it may be null, and the bounds of its values (both included).
 
-    NaN is null. With a bound, values must also be finite. Raises `UserError` for values that can't be meant, such as
-    a bound of a column without numbers.
+    NaN is null. With a bound, values must also be finite. Raises `UserError` for a value that is not allowed, such
+    as a bound of a STRING column.
     """
 
     type: ColumnType

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from _signal import getsignal  # pyright: ignore - `signal.getsignal` looks up an enum and takes 100 times as long
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Signals that stop a process or end its time limit; Celery's soft time limit is SIGUSR1.
 HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGALRM)
+HANDLER_PACKAGES = ("billiard", "celery", "kombu", "gated_backfill")  #: install handlers of signals
 
 
 @contextmanager
@@ -40,6 +42,12 @@ def find_interruption(exc: BaseException) -> BaseException | None:
     while cause is not None and not _is_interruption(cause):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def is_raised_by_handler(exc: BaseException) -> bool:
+    """Return whether a signal's handler raised the error, and not the code that it interrupted."""
+    *_, (innermost, _) = traceback.walk_tb(exc.__traceback__)
+    return str(innermost.f_globals.get("__name__")).partition(".")[0] in HANDLER_PACKAGES
 
 
 def _is_interruption(exc: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Stale dates of runs: checkpointed ones whose job's version, sources or inputs have changed since.
+"""Stale dates of runs: checkpointed ones whose job's version or rules, sources or inputs have changed since.
 
 Imports for loading jobs and reading warehouses take longer than most commands, so they are inside functions.
 """

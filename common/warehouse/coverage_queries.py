@@ -98,7 +98,7 @@ def season_filter_value(info: TableInfo, season_filter: tuple[str, str]) -> Any:
     try:
         return parse_value(text, kind)
     except ValueError as exc:
-        raise ValueError(f"column {column} is {kind}, and season_filter compares it with {text!r}") from exc
+        raise ValueError(f"column {column} is {kind}, but the value of season_filter is {text!r}") from exc
 
 
 @dataclass(frozen=True, kw_only=True)

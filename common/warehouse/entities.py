@@ -116,7 +116,7 @@ def entity_texts(values: Any, name: str, *, days: Any = None, table: str | None 
         return values.cast(pa.string())
     if pa.types.is_dictionary(kind):
         return entity_texts(values.cast(kind.value_type), name, days=days, table=table)
-    raise SchemaMismatch(f"column {name} is {kind}: an entity is {' or '.join(ENTITY_TYPES)}", table=table)
+    raise SchemaMismatch(f"column {name} is {kind}: an entity must be {' or '.join(ENTITY_TYPES)}", table=table)
 
 
 def _whole_numbers(values: Any, name: str, days: Any, table: str | None) -> Any:
@@ -140,7 +140,9 @@ def _summands(values: Any, name: str, table: str | None) -> Any:
     """Return the numbers to sum, 0 for a null. Raises `SchemaMismatch` for a column of another type."""
     kind = values.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise SchemaMismatch(f"column {name} is {kind}: sums are compared of {' or '.join(SUM_TYPES)}", table=table)
+        raise SchemaMismatch(
+            f"column {name} is {kind}: a column whose sums are compared must be {' or '.join(SUM_TYPES)}", table=table
+        )
     numbers = values.cast(pa.float64(), safe=False)
     return pc.fill_null(nan_as_null(numbers), 0.0)
 

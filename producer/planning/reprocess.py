@@ -10,5 +10,5 @@ class Reprocess(Enum):
 
     NONE = "none"  #: only dates that no run has ended yet
     FAILED = "failed"  #: also the blocked and failed ones
-    STALE = "stale"  #: these, and the checkpointed ones whose job's version or inputs have changed since
+    STALE = "stale"  #: these, and the checkpointed ones whose job's version, rules or inputs have changed since
     ALL = "all"  #: every date, checkpointed ones included

@@ -58,6 +58,6 @@ def check_plan_unchanged(saved: SavedPlan, now: Plan, file: Path) -> None:
     first = differing[0] if differing else None
     example = f", e.g. {first.day}: now {first.action.value}, {first.reason}" if first else ""
     raise UserError(
-        f"the tables or the ledger have changed since {file} was saved: {len(differing)} date(s) differ "
+        f"the plan is no longer the one in {file}: {len(differing)} date(s) differ "
         f"({format_dates(step.day for step in differing)}){example}; plan again"
     )

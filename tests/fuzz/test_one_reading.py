@@ -276,7 +276,9 @@ def check_rows_of_days(
 def check_refused_column(case: EntityCase, choice: SourceChoice, error: str) -> None:
     """Check that the error names a column that the two sources have in different types."""
     assert choice.fill_from is not None
-    refusal = re.fullmatch(r"can't fill .* from source (\w+): column (\w+) holds .*, and the primary's is (\w+)", error)
+    refusal = re.fullmatch(
+        r"can't fill .* from source (\w+): column (\w+) holds .*, but in the primary it is (\w+)", error
+    )
     assert refusal is not None, error
     own, other = types_read(case.sources[choice.source]), types_read(case.sources[choice.fill_from])
     assert refusal[1] == choice.fill_from

@@ -110,7 +110,8 @@ def test_only_a_date_whose_fallback_has_values_of_another_type_fails(lab: Lab, d
     rows = [lab.outcome(day, progress) for day in DAYS]
     assert [row.state for row in rows] == [DateState.CHECKPOINTED, DateState.FAILED, DateState.CHECKPOINTED]
     assert rows[1].error == (
-        "can't fill 2023-02-24 from source second: column value holds 9007199254740993, and the primary's is FLOAT64"
+        "can't fill 2023-02-24 from source second: column value holds 9007199254740993, "
+        "but in the primary it is FLOAT64"
     )
 
 

@@ -70,7 +70,7 @@ def test_a_season_filter_that_is_no_value_of_its_column_is_refused_by_name(
     load_games(warehouse, kinds)
     job = job_with(("kind", "regular"))
 
-    error = f"column kind is {kind}, and season_filter compares it with 'regular'"
+    error = f"column kind is {kind}, but the value of season_filter is 'regular'"
     assert mismatches(warehouse, job) == [error]
     with pytest.raises(SchemaMismatch, match=rf"^probe\.games: {error}$"):
         read_calendar(warehouse, job, [FEB_24])

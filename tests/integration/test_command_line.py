@@ -67,6 +67,7 @@ def test_bad_arguments_end_in_one_line_and_change_nothing(lab: Lab, arguments: l
 
 
 DECLARED = """
+import sys
 from dataclasses import replace
 from probe_jobs import PROBE
 from gated_backfill import Column
@@ -108,6 +109,7 @@ def declare(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         ("sources=PROBE.sources[0]", "UserError: job declared: sources is Source(name='first', "),
         ("target=Column(type='DECIMAL')", "UserError: a Column: type is 'DECIMAL': it must be "),
         ("target=Column(type='STRING', ge=0)", "UserError: a Column: ge is 0, but only INT64 and FLOAT64 may have"),
+        ("version=sys.exit(0)", "SystemExit: 0"),
         ("sources=(replace(PROBE.sources[0], name='a+b'),)", "UserError: source a+b: name is 'a+b': it must be "),
     ],
 )
@@ -120,7 +122,7 @@ def test_a_wrong_declaration_is_refused_with_its_line(
     refused = lab.inside(command, "--job", "declared", *dates)
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert f"job declared is installed but can't be loaded from declared_jobs:JOB, line 10: {error}" in refused.stderr
+    assert f"job declared is installed but can't be loaded from declared_jobs:JOB, line 11: {error}" in refused.stderr
     assert lab.ledger.runs.list_latest_runs() == []
 
 
@@ -130,6 +132,7 @@ def test_a_wrong_declaration_is_refused_with_its_line(
     [
         ("lambda day, calendar: calendar.count_on(day)", "raised AttributeError: 'NoneType' object has no attribute"),
         ("stop", "raised Stop: at once"),
+        ("lambda day, calendar: sys.exit(0)", "raised SystemExit: 0"),
         ("lambda day, calendar: True", "returned True: it must be the reason to skip the date, or None to build it"),
     ],
 )

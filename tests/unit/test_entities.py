@@ -62,7 +62,7 @@ def test_a_float_that_is_no_whole_number_is_refused_by_table_column_and_date(val
 @pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", tz="UTC"), pa.binary(), pa.list_(pa.int64())])
 def test_a_column_of_another_type_holds_no_entities(kind: pa.DataType) -> None:
     rows = pa.table({"day": pa.array([], pa.date32()), "name": pa.array([], kind)})
-    with pytest.raises(SchemaMismatch, match="an entity is STRING or INT64 or BOOL or DATE or FLOAT64"):
+    with pytest.raises(SchemaMismatch, match="an entity must be STRING or INT64 or BOOL or DATE or FLOAT64"):
         day_entity_rows(rows, BY_NAME)
 
 
@@ -154,7 +154,9 @@ def test_an_infinite_sum_agrees_with_itself_only(actual: float, is_present: bool
 def test_a_column_of_another_type_has_no_sums(kind: pa.DataType) -> None:
     rows = pa.table({"day": pa.array([], pa.date32()), "name": pa.array([], pa.string()), "amount": pa.array([], kind)})
     read = EntityColumns(date="day", entity=("name",), sums=("amount",))
-    with pytest.raises(SchemaMismatch, match=r"nba\.x: column amount is .*: sums are compared of INT64 or FLOAT64"):
+    with pytest.raises(
+        SchemaMismatch, match=r"nba\.x: column amount is .*: a column whose sums are .* INT64 or FLOAT64"
+    ):
         day_entity_rows(rows, read, table="nba.x")
 
 

@@ -57,10 +57,10 @@ def test_a_filled_column_has_the_type_of_the_primary(
 @pytest.mark.parametrize(
     ("own", "other", "error"),
     [
-        (series(1, "int64"), series(2.5, "float64"), "holds 2.5, and the primary's is INT64"),
-        (series("x", "str"), series(2, "Int64"), "holds whole numbers, and the primary's is STRING"),
-        (series(True, "bool"), series(1, "Int64"), "holds whole numbers, and the primary's is BOOL"),
-        (series(DAY, "datetime64[ms]"), series("2024-05-01 10:00", "datetime64[us]"), "and the primary's is DATE"),
+        (series(1, "int64"), series(2.5, "float64"), "holds 2.5, but in the primary it is INT64"),
+        (series("x", "str"), series(2, "Int64"), "holds whole numbers, but in the primary it is STRING"),
+        (series(True, "bool"), series(1, "Int64"), "holds whole numbers, but in the primary it is BOOL"),
+        (series(DAY, "datetime64[ms]"), series("2024-05-01 10:00", "datetime64[us]"), "but in the primary it is DATE"),
     ],
 )
 def test_a_value_that_the_type_of_the_primary_lacks_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import date
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -89,15 +90,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "rows-is-true": (
         lambda: replace(EXPECTATION, rows=True),
-        'expectation w.expected: rows is True: it must be "equal" or a share up to 1',
+        'expectation w.expected: rows is True: it must be "equal" or a share above 0 and at most 1',
     ),
     "rows-is-a-word": (
         lambda: replace(EXPECTATION, rows="most"),  # pyright: ignore[reportArgumentType]
-        'expectation w.expected: rows is most: it must be "equal" or a share up to 1',
+        'expectation w.expected: rows is most: it must be "equal" or a share above 0 and at most 1',
     ),
     "rows-is-nan": (
         lambda: replace(EXPECTATION, rows=float("nan")),
-        'expectation w.expected: rows is nan: it must be "equal" or a share up to 1',
+        'expectation w.expected: rows is nan: it must be "equal" or a share above 0 and at most 1',
     ),
     "floor-is-a-fraction": (
         lambda: replace(EXPECTATION, floor=2.5),  # pyright: ignore[reportArgumentType]
@@ -128,7 +129,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "coverage-above-one": (
         lambda: replace(INPUT, coverage=1.5),
-        "input weather: coverage is 1.5: it must be a share up to 1",
+        "input weather: coverage is 1.5: it must be a share above 0 and at most 1",
     ),
     "negative-lookback-of-source": (
         lambda: replace(SOURCE, lookback_days=-1, derive=derive),
@@ -254,6 +255,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Column(type="INT64", le=2**63),
         "a Column: le is 9223372036854775808: it must be a number of at most 64 bits",
     ),
+    "bound-beyond-floats": (
+        lambda: Column(type="FLOAT64", ge=-(10**400)),
+        f"a Column: ge is -1{'0' * 400}: it must be a number of at most 64 bits",
+    ),
     "bounds-that-allow-nothing": (
         lambda: Column(type="FLOAT64", ge=2, le=1),
         "a Column: ge is 2, above le, which is 1: no value is allowed",
@@ -347,7 +352,7 @@ def test_a_long_value_is_cut_and_takes_one_line() -> None:
         (lambda day, calendar: {}["a\nb"], "raised KeyError: 'a"),
         (lambda day, calendar: stop(), "raised Stop: at once"),
         (lambda day, calendar: True, "returned True: it must be the reason to skip the date, or None to build it"),
-        (lambda day, calendar: False, "returned False: it must be"),
+        (lambda day, calendar: 1, "returned 1: it must be"),
         (lambda day, calendar: " ", "returned ' ': it must be"),
     ],
 )
@@ -358,18 +363,29 @@ def test_a_skip_rule_that_fails_is_named_with_the_date(skip: Any, problem: str) 
     assert str(refused.value).startswith(f"job checked: skip(2024-05-01, None) {problem}")
 
 
+def handle() -> None:
+    raise interruption  # noqa: F821 # pyright: ignore[reportUndefinedVariable] - see `handler_of_celery`
+
+
+def handler_of_celery(interruption: type[BaseException]) -> Callable[[], None]:
+    """A function of a module of Celery, as its handlers of signals are, which raises the error."""
+    return FunctionType(handle.__code__, {"__name__": "celery.apps.worker", "interruption": interruption})
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 def test_a_signal_during_a_skip_rule_is_no_failure_of_it(interruption: type[BaseException]) -> None:
+    handler = handler_of_celery(interruption)
+
     def skip(day: date, calendar: CalendarEvents | None) -> str | None:
-        raise interruption
+        handler()
 
     with pytest.raises(interruption):
         replace(JOB, skip=skip).skip_reason(date(2024, 5, 1), None)
 
 
-@pytest.mark.parametrize("reason", [None, "no game"])
-def test_a_skip_rule_gives_a_reason_or_none(reason: str | None) -> None:
-    job = replace(JOB, skip=lambda day, calendar: reason)
+@pytest.mark.parametrize(("returned", "reason"), [(None, None), ("no game", "no game"), (False, None), ("", None)])
+def test_a_skip_rule_gives_a_reason_or_none(returned: Any, reason: str | None) -> None:
+    job = replace(JOB, skip=lambda day, calendar: returned)
 
     assert job.skip_reason(date(2024, 5, 1), CalendarEvents(count_by_date={})) == reason
 

@@ -14,9 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.process.signals import find_interruption
-
-HANDLER_PACKAGES = ("billiard", "celery", "kombu", "gated_backfill")  #: install handlers of signals
+from gated_backfill.common.process.signals import HANDLER_PACKAGES, find_interruption
 
 
 class SoftTimeLimitReached(ProcessFailed):

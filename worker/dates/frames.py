@@ -160,7 +160,7 @@ def _typed(rows: pd.DataFrame, name: str, kind: Any) -> pd.Series[Any]:
         return _cast_exactly(values, kind)
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as exc:
         words = _column_type(kind) or kind
-        raise SchemaMismatch(f"column {name} {exc}, and the primary's is {words}") from exc
+        raise SchemaMismatch(f"column {name} {exc}, but in the primary it is {words}") from exc
 
 
 def _cast_exactly(values: pd.Series[Any], kind: Any) -> pd.Series[Any]:
@@ -173,7 +173,7 @@ def _cast_exactly(values: pd.Series[Any], kind: Any) -> pd.Series[Any]:
     exact = to_frame(pa.table({"values": exact_values}))["values"]
     cast = exact.astype(kind)
     if not cast.astype(exact.dtype).equals(exact):
-        raise ValueError(f"holds values that {kind} has not")
+        raise ValueError(f"holds values that do not fit {kind}")
     return cast
 
 

@@ -48,7 +48,7 @@ def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> 
 
 
 def has_duplicate_keys(ordered: pa.Table, key: Collection[str]) -> bool:
-    """Whether rows that are sorted by key have a key twice. Nulls are equal, and so are zeros; NaNs are not."""
+    """Whether rows that are sorted by key have a key twice. Nulls are equal, and so are 0.0 and -0.0; NaNs are not."""
     count = ordered.num_rows
     are_equal: Any = pa.scalar(count > 1)
     for name in key:

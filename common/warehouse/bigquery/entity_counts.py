@@ -91,8 +91,8 @@ class EntityTable:
 def entity_table(name: str, scan: EntityScan, table: QuotedSql, kinds: Mapping[str, str]) -> EntityTable:
     """Describe the scan of a table with columns of these types. Raises `SchemaMismatch` for a type of other values."""
     columns = scan.columns
-    _check_types(scan, columns.entity, kinds, ENTITY_TYPES, "an entity is")
-    _check_types(scan, columns.sums, kinds, SUM_TYPES, "sums are compared of")
+    _check_types(scan, columns.entity, kinds, ENTITY_TYPES, "an entity must be")
+    _check_types(scan, columns.sums, kinds, SUM_TYPES, "a column whose sums are compared must be")
     dated = DateColumn(name=columns.date, kind=kinds[columns.date], time_zone=columns.time_zone)
     zone = f"{name}__zone"
     dates, params = date_filter(name, dated, scan.dates)

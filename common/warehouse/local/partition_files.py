@@ -235,7 +235,11 @@ class PartitionFiles:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             name = part.rpartition("/")[2]
-            raise partition_mismatch(part, f"has a {name} that is no file: all rows of a date must be in one file")
+            raise partition_mismatch(
+                part,
+                f"has a folder or a pipe named {name}, where a file must be: replace it by one file with all rows of "
+                "the date",
+            )
         return handle
 
     def _open(self, part: str) -> int:

@@ -56,8 +56,8 @@ DATE_OPTIONS = (
         type=ValueChoice(Reprocess),
         default=Reprocess.FAILED.value,
         help="Which dates of earlier runs to build again. none: only dates without a result. failed: also the "
-        "blocked and failed ones. stale: also the checkpointed ones whose job's version or inputs have changed since. "
-        "all: also the other checkpointed ones.",
+        "blocked and failed ones. stale: also the checkpointed ones whose job's version, rules or inputs have changed "
+        "since. all: also the other checkpointed ones.",
     ),
     click.option("--newest-first", is_flag=True, help="Build the latest dates first."),
 )

@@ -56,7 +56,8 @@ STYLES = {
     "--flag-incomplete",
     is_flag=True,
     help="Flag the incomplete, missing, duplicated, invalid and changed dates for `backfill run --flagged`, and clear "
-    "the flags of dates that are fine again. A forced date with unchanged rows is listed but not flagged.",
+    "the flags of dates that are fine again. A forced date with unchanged rows is listed but not flagged, unless its "
+    "rows are invalid or duplicated by the job's present columns.",
 )
 def coverage(
     job: str | None,
@@ -75,7 +76,7 @@ def coverage(
     that the job's columns do not allow); changed (the rows differ from the checkpoint); forced (unchanged since they
     were forced); expectation incomplete (null entities, or the calendar, a floor, a checkpoint or rows say that more
     must be expected); in progress (an active run is working on the date); skipped. Dates are listed as stale whose
-    job's version, sources or inputs have changed since they were checkpointed.
+    job's version or rules, sources or inputs have changed since they were checkpointed.
     Exit codes: 0 every date is complete, accepted, forced or skipped; 3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)
