@@ -40,6 +40,9 @@ def series(value: Any, kind: str) -> pd.Series[Any]:
         pytest.param(series(True, "bool"), None, "boolean", None, id="booleans and no column"),
         pytest.param(series(0.5, "float32"), series(0.1, "float64"), "float64", 0.1, id="short floats and floats"),
         pytest.param(series("x", "category"), series("y", "str"), "str", "y", id="categories and text"),
+        pytest.param(series(1, "category"), None, "Int64", None, id="categories of integers and no column"),
+        pytest.param(series(1, "category"), series(2, "int64"), "Int64", 2, id="categories of integers and integers"),
+        pytest.param(series(True, "category"), None, "boolean", None, id="categories of booleans and no column"),
         pytest.param(series("x", "object"), series(2, "int64"), "object", 2, id="objects and integers"),
     ],
 )
@@ -58,6 +61,21 @@ def test_a_filled_column_has_the_type_of_the_primary(
     ("own", "other", "error"),
     [
         (series(1, "int64"), series(2.5, "float64"), "holds 2.5, but in the primary it is INT64"),
+        (
+            series(1, "uint64"),
+            series(-1, "int64"),
+            "holds values that do not fit UInt64, but in the primary it is INT64",
+        ),
+        (
+            series(1, "UInt64"),
+            series(-1.0, "float64"),
+            "holds values that do not fit UInt64, but in the primary it is INT64",
+        ),
+        (
+            series(1, "uint8"),
+            series(-1, "int64"),
+            "holds values that do not fit UInt64, but in the primary it is INT64",
+        ),
         (series("x", "str"), series(2, "Int64"), "holds whole numbers, but in the primary it is STRING"),
         (series(True, "bool"), series(1, "Int64"), "holds whole numbers, but in the primary it is BOOL"),
         (series(DAY, "datetime64[ms]"), series("2024-05-01 10:00", "datetime64[us]"), "but in the primary it is DATE"),
@@ -71,3 +89,13 @@ def test_a_value_that_the_type_of_the_primary_lacks_is_refused(
         with pytest.raises(SchemaMismatch, match="column value ") as refusal:
             fill(primary, other)
         assert str(refusal.value).endswith(error)
+
+
+def test_categories_of_integers_with_nulls_are_filled() -> None:
+    rows = pd.concat([frame("ann", None), frame("cleo", None)], ignore_index=True)
+    own = rows.assign(value=pd.Series([1, None], dtype="Int64").astype("category"))
+
+    values = fill(own, series(2, "int64"))
+
+    assert str(values.dtype) == "Int64"
+    assert [None if pd.isna(value) else value for value in values] == [1, None, 2]

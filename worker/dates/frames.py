@@ -140,7 +140,7 @@ def _common_type(rows: pd.DataFrame, fill_rows: pd.DataFrame, name: str) -> Any:
 def _widest(kind: Any) -> Any:
     """The type, but of categories that of their values, and of NumPy's numbers the widest one with nulls."""
     if isinstance(kind, pd.CategoricalDtype):
-        return kind.categories.dtype
+        return _widest(kind.categories.dtype)
     return WIDEST_TYPES.get(kind.kind, kind) if isinstance(kind, np.dtype) else kind
 
 
@@ -171,8 +171,9 @@ def _cast_exactly(values: pd.Series[Any], kind: Any) -> pd.Series[Any]:
     arrays = pa.table({"values": pa.array(values, from_pandas=True)})
     exact_values: Any = cast_exactly(arrays["values"], column_type)
     exact = to_frame(pa.table({"values": exact_values}))["values"]
+    is_negative = kind.kind == "u" and (exact < 0).any()  # a cast to 64 bits and back would give the same value
     cast = exact.astype(kind)
-    if not cast.astype(exact.dtype).equals(exact):
+    if is_negative or not cast.astype(exact.dtype).equals(exact):
         raise ValueError(f"holds values that do not fit {kind}")
     return cast
 
