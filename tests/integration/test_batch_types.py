@@ -130,6 +130,37 @@ def test_each_date_of_a_derived_primary_is_filled_by_itself(any_lab: Lab, dates_
 
 
 @both
+def test_a_refused_value_fails_only_its_date_of_a_derived_primary(lab: Lab, dates_per_task: int) -> None:
+    load(lab, "expected", NAMES, [(day, name) for day in DAYS for name in ("ann", "ben")])
+    load(lab, "first", NUMBERS, [(day, "ann", 5) for day in (FEB_22, *DAYS)])
+    values = {FEB_23: 7.0, FEB_24: 7.5, FEB_25: 7.0}
+    load(lab, "second", {**NAMES, "value": "FLOAT64"}, [(day, "ben", value) for day, value in values.items()])
+
+    progress = lab.run(DAYS, "filled_derived", dates_per_task=dates_per_task)
+
+    rows = [lab.outcome(day, progress) for day in DAYS]
+    assert [row.state for row in rows] == [DateState.CHECKPOINTED, DateState.FAILED, DateState.CHECKPOINTED]
+    assert rows[1].error == (
+        "can't fill 2023-02-24 from source second: column value holds 7.5, but in the primary it is INT64"
+    )
+    for day in (FEB_23, FEB_25):
+        assert published(lab, "filled_derived", day) == [("ann", "5", "derived"), ("ben", "7", "second")]
+
+
+@both
+def test_a_date_is_filled_only_from_the_rows_derived_for_it(lab: Lab, dates_per_task: int) -> None:
+    load(lab, "expected", NAMES, [(day, name) for day in DAYS for name in ("ann", "ben")])
+    for table, name, value in (("first", "ann", 5), ("second", "ben", 7)):
+        load(lab, table, NUMBERS, [(day, name, value) for day in (FEB_22, *DAYS)])
+
+    progress = lab.run(DAYS, "filled_with_history", dates_per_task=dates_per_task)
+
+    assert progress.run.state is RunState.SUCCEEDED
+    for day in DAYS:
+        assert published(lab, "filled_with_history", day) == [("ann", "5", "derived"), ("ben", "7", "recent")]
+
+
+@both
 def test_a_fallback_may_have_a_column_named_as_the_primary_s_entity(any_lab: Lab, dates_per_task: int) -> None:
     load(any_lab, "expected", NAMES, [(day, name) for day in DAYS for name in ("ann", "ben")])
     load(any_lab, "first", NUMBERS, [(day, "ann", 1) for day in DAYS])

@@ -67,6 +67,11 @@ def _as_entities(values: Any) -> Any:
     return values
 
 
+def has_only_days(rows: pd.DataFrame, columns: EntityColumns, days: Collection[date]) -> bool:
+    """Whether every row has one of these dates. Raises `SchemaMismatch` as `frame_entities` does."""
+    return all(day in days for day in frame_entities(rows, columns)["day"].unique().to_pylist())
+
+
 def sort_by_entity(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
     """Sort the rows by day and entity, and keep the order of rows of the same entity."""
     read = frame_entities(rows, columns)
@@ -75,15 +80,28 @@ def sort_by_entity(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
     return rows.iloc[order].reset_index(drop=True)
 
 
-def concat_equal_types(frames: Mapping[tuple[date, ...], pd.DataFrame]) -> dict[tuple[date, ...], pd.DataFrame]:
-    """Put frames with equal columns and types together, under the dates of all of them; no column changes its type."""
+def concat_equal_types(
+    frames: Mapping[tuple[date, ...], tuple[pd.DataFrame, ...]],
+) -> dict[tuple[date, ...], tuple[pd.DataFrame, ...]]:
+    """Put frames with equal columns and types together, under the dates of all of them; no column changes its type.
+
+    Where dates have several frames, one of each source, they are put together if these are equal source by source.
+    """
+    if len(frames) == 1:
+        return dict(frames)
     groups: dict[tuple[Any, ...], list[tuple[date, ...]]] = {}
-    for days, frame in frames.items():
-        groups.setdefault(tuple((name, _exact_type(kind)) for name, kind in frame.dtypes.items()), []).append(days)
+    for days, parts in frames.items():
+        groups.setdefault(tuple(_exact_types(part) for part in parts), []).append(days)
     return {
-        tuple(day for days in group for day in days): pd.concat([frames[days] for days in group], ignore_index=True)
+        tuple(sorted(day for days in group for day in days)): tuple(
+            pd.concat(parts, ignore_index=True) for parts in zip(*(frames[days] for days in group), strict=True)
+        )
         for group in groups.values()
     }
+
+
+def _exact_types(frame: pd.DataFrame) -> tuple[Any, ...]:
+    return tuple((name, _exact_type(kind)) for name, kind in frame.dtypes.items())
 
 
 def _exact_type(kind: Any) -> object:

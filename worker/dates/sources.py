@@ -31,6 +31,7 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse, read_unles
 from gated_backfill.worker.dates.frames import (
     concat_equal_types,
     fill_entities,
+    has_only_days,
     rename_entity_columns,
     sort_by_entity,
     to_frame,
@@ -165,14 +166,14 @@ def read_batches(
     if chosen.derive is None and choice.fill_from is None:
         return {tuple(days): _rows_of(job, chosen, tables[chosen.name], days)}  # already sorted
     if len(days) > 1 and any(source.derive is not None and not source.derive_together for source in sources):
-        frames = {
-            (day,): _group_rows(job, checks, [day], {s.name: _history_of(tables[s.name], s, day) for s in sources})
-            for day in days
-        }
+        rows_by_source = [_rows_by_date(job, source, tables[source.name], days) for source in sources]
+        frames = {(day,): tuple(rows[day] for rows in rows_by_source) for day in days}
     else:
-        frames = {tuple(days): _group_rows(job, checks, days, tables)}
+        frames = {tuple(days): tuple(_rows_of(job, source, tables[source.name], days) for source in sources)}
+    if choice.fill_from is not None:
+        frames = _fill(job, checks, sources, frames)
     columns = _date_and_entity(job, chosen)
-    return {group: sort_by_entity(rows, columns) for group, rows in concat_equal_types(frames).items()}
+    return {group: sort_by_entity(rows, columns) for group, (rows,) in concat_equal_types(frames).items()}
 
 
 def _read_source(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pa.Table | None:
@@ -182,38 +183,79 @@ def _read_source(warehouse: Warehouse, job: Job, source: Source, days: Sequence[
     return read_unless_absent(warehouse.describe, table, lambda: _read_table(warehouse, source, days, needed))
 
 
-def _history_of(table: pa.Table | None, source: Source, day: date) -> pa.Table | None:
-    """The rows of one date and its lookback."""
+def _rows_by_date(job: Job, source: Source, table: pa.Table | None, days: Sequence[date]) -> dict[date, pd.DataFrame]:
+    """The source's rows of each date; those of a derived source are derived from the date and its lookback alone."""
     if table is None:
-        return None
-    row_days, last = read_days(table[source.date_column], source.time_zone).to_numpy(), np.datetime64(day)
-    is_history = (row_days <= last) & (row_days >= last - np.timedelta64(source.lookback_days, "D"))
-    return table.filter(pa.array(is_history))
+        return {day: _rows_of(job, source, None, [day]) for day in days}
+    row_days = read_days(table[source.date_column], source.time_zone).to_numpy()
+    lookback = np.timedelta64(source.lookback_days, "D")
+    rows: dict[date, pd.DataFrame] = {}
+    for day in days:
+        last = np.datetime64(day)
+        is_history = (row_days <= last) & (row_days >= last - lookback)
+        rows[day] = _rows_of(job, source, table.filter(pa.array(is_history)), [day])
+    return rows
 
 
-def _group_rows(
-    job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date], tables: Mapping[str, pa.Table | None]
-) -> pd.DataFrame:
-    """The rows of the chosen source, with the entities that it lacks from the source that it is filled from.
+def _fill(
+    job: Job,
+    checks: Mapping[date, SourceCheck],
+    sources: Sequence[Source],
+    frames: Mapping[tuple[date, ...], tuple[pd.DataFrame, ...]],
+) -> dict[tuple[date, ...], tuple[pd.DataFrame, ...]]:
+    """The rows of the first source, with the entities that it lacks from the second.
 
-    `tables` has the rows that were read, by source.
+    `frames` has the rows of both sources, by date or of all dates. Dates with equal columns and types are filled
+    together: the types of filled rows depend on these alone. A date whose frames have rows of other dates as well is
+    filled by itself.
     """
-    choice = checks[days[0]].choice
-    chosen = job.source(choice.source)
-    rows = _rows_of(job, chosen, tables[chosen.name], days)
-    if choice.fill_from is None:
+    chosen, fill = sources
+    if chosen.derive is not None:
+        frames = {days: (_typed_if_empty(job, sources, *pair), pair[1]) for days, pair in frames.items()}
+    together = {
+        days: pair for days, pair in frames.items() if len(frames) == 1 or _has_only_rows_of(job, sources, pair, days)
+    }
+    apart = {days: pair for days, pair in frames.items() if days not in together}
+    groups = concat_equal_types(together) | apart
+    return {days: (_fill_dates(job, checks, chosen, fill, days, *pair),) for days, pair in groups.items()}
+
+
+def _has_only_rows_of(
+    job: Job, sources: Sequence[Source], frames: Sequence[pd.DataFrame], days: Sequence[date]
+) -> bool:
+    """Whether every row of every source has one of these dates."""
+    pairs = zip(sources, frames, strict=True)
+    return all(has_only_days(rows, _date_and_entity(job, source), days) for source, rows in pairs)
+
+
+def _typed_if_empty(job: Job, sources: Sequence[Source], rows: pd.DataFrame, fill_rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, but of none the columns in the types of the rows to fill from."""
+    if not rows.empty:
         return rows
-    fill = job.source(choice.fill_from)
+    columns, fill_columns = (_date_and_entity(job, source) for source in sources)
+    renamed = rename_entity_columns(fill_rows, fill_columns, columns)
+    # a frame that was made without rows has no types to keep
+    types = {**rows.dtypes, **{name: kind for name, kind in renamed.dtypes.items() if name in rows.columns}}
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+
+
+def _fill_dates(
+    job: Job,
+    checks: Mapping[date, SourceCheck],
+    chosen: Source,
+    fill: Source,
+    days: Sequence[date],
+    rows: pd.DataFrame,
+    fill_rows: pd.DataFrame,
+) -> pd.DataFrame:
+    """Fill dates together. A value that is refused fails all of them, until they are built apart."""
     missing = {
         (day, name)
         for day in days
         for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
     }
     columns, fill_columns = _date_and_entity(job, chosen), _date_and_entity(job, fill)
-    fill_rows = rename_entity_columns(_rows_of(job, fill, tables[fill.name], days), fill_columns, columns)
-    if chosen.derive is not None and rows.empty:  # a frame that was made without rows has no types to keep
-        types = {**rows.dtypes, **{name: kind for name, kind in fill_rows.dtypes.items() if name in rows.columns}}
-        rows = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()})
+    fill_rows = rename_entity_columns(fill_rows, fill_columns, columns)
     try:
         return fill_entities(rows, columns, fill_rows, fill_columns.time_zone, missing, _entity_types(job))
     except SchemaMismatch as exc:

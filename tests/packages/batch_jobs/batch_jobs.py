@@ -58,6 +58,8 @@ SECOND = source("second")
 DAY_BEFORE = job("day_before", DERIVED)
 FILLED = job("filled", FIRST, SECOND)
 FILLED_DERIVED = job("filled_derived", DERIVED, SECOND)
+RECENT = replace(DERIVED, name="recent", table="batch.second", derive=lambda history, days: history)
+FILLED_WITH_HISTORY = job("filled_with_history", DERIVED, RECENT)
 LOOKED_UP = job("looked_up", source("first"), source("second", entity="lookup"))
 if os.environ.get("BATCH_DECLARES_SOURCE"):
     FIRST = replace(FIRST, columns={**NUMBERS, "_source": "STRING"})
