@@ -303,10 +303,9 @@ class EntityCase:
             if row["day"] in days and (not required or row["note"] is not None)
         )
 
-    def has_unreadable_keys(self) -> bool:
-        """Whether an audit can't count the published keys: it reads them in the types that the job declares."""
-        keys, types = self.target.entity, self.target.types()
-        return any(self.target.misfits(day, keys, types) for day in DAYS)
+    def has_unreadable_keys(self, day: date) -> bool:
+        """Whether an audit can't count the day's published keys: it reads them in the types that the job declares."""
+        return self.target.misfits(day, self.target.entity, self.target.types())
 
     def has_unreadable_rows(self, name: str, days: Collection[date]) -> bool:
         """Whether the rows to process, with all columns or those that the job declares, can't be read."""

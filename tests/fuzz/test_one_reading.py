@@ -178,7 +178,7 @@ def tables_refused_by_audit(case: EntityCase) -> list[str]:
     """Those that an audit reads and can't: of the sources it reads the days on which nothing is expected."""
     if case.is_unreadable("expectation"):
         return ["expectation"]
-    refused = ["target"] if case.is_unreadable("target") or case.has_unreadable_keys() else []
+    refused = ["target"] if case.is_unreadable("target") else []
     idle_days = [day for day in DAYS if not case.expected(day)]
     return refused + [name for name in case.sources if idle_days and case.is_unreadable(name, idle_days)]
 
@@ -230,6 +230,9 @@ def check_audit_of_day(case: EntityCase, day: date, audited: AuditedDate) -> Non
     assert audited.observed.expectation.null_entities == case.null_entities(day)
     assert audited.observed.matched == len(in_target)
     assert set(audited.missing) == expected - in_target
+    if case.has_unreadable_keys(day):
+        problem = audited.observed.schema_problem or ""
+        assert any(f"column {name} " in problem for name in case.target.entity), problem
 
 
 def run_options(job: Job) -> RunOptions:
