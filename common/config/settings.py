@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
 
 MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
+LONGEST_NAME = 200  #: characters of a path below the home folder, at least
 
 
 class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
@@ -60,6 +62,17 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
 
     # history
     metadata_table: str = f"{OWN_DATASET}.{METADATA_TABLE}"  #: the warehouse's table of runs; `none`: no table
+
+    @field_validator("home")
+    @classmethod
+    def _validate_home(cls, folder: Path) -> Path:
+        """Refuse a path in which no file can be. A folder that is missing or locked is reported where it is used."""
+        try:
+            (folder.absolute() / ("x" * LONGEST_NAME)).lstat()
+        except OSError as exc:
+            if exc.errno == errno.ENAMETOOLONG:
+                raise ValueError("the path is too long") from exc
+        return folder
 
     @field_validator("dates_per_task", mode="before")
     @classmethod

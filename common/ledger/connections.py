@@ -35,12 +35,14 @@ def make_engine(url: str, *, create: bool = True) -> Engine:
     engine = engine_for_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
-        if not create and not file.exists():
-            raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            exists = file.exists()
+            if create:
+                file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise UserError(f"the ledger's folder can't be created: {exc.strerror}: {exc.filename}") from exc
+            raise UserError(f"the ledger's file can't be used: {exc.strerror}: {exc.filename}") from exc
+        if not create and not exists:
+            raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
     return engine
 
 

@@ -191,7 +191,8 @@ def recount_staged(case: EntityCase, job: Job, warehouse: Warehouse) -> dict[dat
     staged_schema = pa.schema([(name, ARROW_TYPES[column.type]) for name, column in job.target.columns.items()])
     staged = {day: case.staged.standard_rows(day).cast(staged_schema) for day in DAYS}
     wrong_days = {row["day"] for row in case.staged.rows if text_of(row, case.staged) is Unreadable}
-    if case.is_unreadable("expectation") and wrong_days != set(DAYS):
+    counted_days = [day for day in DAYS if day not in wrong_days]
+    if counted_days and case.is_unreadable("expectation", counted_days):
         with pytest.raises(ExpectationUnreadable, match=re.escape(job.expectation.table)):
             recount(warehouse, job, staged)
         return {}

@@ -220,6 +220,15 @@ def test_a_folder_that_can_not_be_written_is_refused(lab: Lab, tmp_path: Path, s
     assert lab.published(TARGET, DAY) == []
 
 
+@pytest.mark.parametrize("command", [["status"], ["history"], ["plan", *JOB, "--dates", str(DAY)], ["up"], ["doctor"]])
+@pytest.mark.parametrize("home", ["9" * 300, "/".join(["9" * 200] * 20)], ids=["name", "path"])
+def test_a_home_whose_path_is_too_long_is_refused(lab: Lab, command: list[str], home: str) -> None:
+    refused = lab.inside(*command, BACKFILL_HOME=str(lab.home / home))
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "too long" in refused.stderr
+
+
 def test_a_corrupt_ledger_is_refused_and_left_as_it_is(lab: Lab, tmp_path: Path) -> None:
     corrupt = tmp_path / "corrupt.db"
     corrupt.write_bytes(b"this is no database at all" * 100)
