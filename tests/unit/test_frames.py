@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.entities import EntityColumns
+from gated_backfill.common.model.tables import ColumnType
 from gated_backfill.worker.dates.frames import fill_entities, frame_entities, rename_entity_columns, to_frame
 from tests.builders import FEB_23, FEB_24
 
@@ -25,3 +27,11 @@ def test_rows_that_fill_another_source_have_its_days_also_where_it_has_no_rows(o
     rows = fill_entities(to_frame(own), BY_DAY, renamed, BY_TIME.time_zone, {(FEB_24, "ann")}, ["STRING"])
     read = frame_entities(rows, BY_DAY).sort_by("day").to_pylist()
     assert read == [{"day": FEB_23, "entity": "bob"}] * (own_day == FEB_23) + [{"day": FEB_24, "entity": "ann"}]
+
+
+@pytest.mark.parametrize(("text", "kind"), [("0", "BOOL"), ("007", "INT64"), ("2.0", "FLOAT64")])
+def test_an_entity_that_would_change_in_the_type_of_the_target_is_refused(text: str, kind: ColumnType) -> None:
+    own = to_frame(pa.table({"day": pa.array([FEB_23], pa.date32()), "name": [text]}))
+    fill = to_frame(pa.table({"day": pa.array([FEB_24], pa.date32()), "name": pa.array([1], pa.int64())}))
+    with pytest.raises(SchemaMismatch, match=f"column name can't be filled in as {kind}: '{text}' would change"):
+        fill_entities(own, BY_DAY, fill, None, {(FEB_24, "1")}, [kind])

@@ -218,10 +218,17 @@ def _with_days(rows: pd.DataFrame, columns: EntityColumns) -> pd.DataFrame:
 
 
 def _with_type(rows: pd.DataFrame, name: str, kind: ColumnType) -> pd.DataFrame:
-    """Write the entities of the column as text, and read the text as the type."""
+    """Write the entities of the column as text, and read the text as the type. Raises `SchemaMismatch`.
+
+    An entity keeps its text: "0" would become "false" in a BOOL, and "007" would become "7" in an INT64.
+    """
     texts = entity_texts(_as_entities(pa.array(rows[name], from_pandas=True)), name)
     try:
         typed: Any = texts.cast(ARROW_TYPES[kind])
     except pa.ArrowException as exc:
         raise SchemaMismatch(f"the entities of column {name} can't be filled in as {kind}: {exc}") from exc
+    is_other: Any = pc.not_equal(entity_texts(typed, name), texts)
+    if pc.any(is_other).as_py():
+        text = texts.filter(is_other)[0].as_py()
+        raise SchemaMismatch(f"the entities of column {name} can't be filled in as {kind}: {text!r} would change")
     return rows.assign(**{name: to_frame(pa.table({name: typed}))[name].set_axis(rows.index)})
