@@ -46,11 +46,15 @@ def partition_names(folder: str | Path, date_column: str | None) -> list[str]:
 
     `date_column` is that of the table, if it is known.
     """
+    return [name for name in names_in(folder) if _is_partition(name, date_column)]
+
+
+def names_in(folder: str | Path) -> list[str]:
+    """List the names in the folder, unordered; none if it does not exist."""
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - faster for thousands of names
+        return os.listdir(folder)  # noqa: PTH208 - faster for thousands of names
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [name for name in names if _is_partition(name, date_column)]
 
 
 def check_only_partitions(table: TableName, folder: str, date_column: str | None, partitions: set[str]) -> bool:

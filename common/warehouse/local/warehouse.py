@@ -41,6 +41,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
+    names_in,
     partition_names,
     refuse_damage,
     translate_file_errors,
@@ -356,7 +357,7 @@ def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date,
     places = _places_in(schema.folder, schema.date_column, days)
     if len(places) <= MAX_DAYS_TO_PROBE:
         return list(places.items())
-    existing = set(partition_names(schema.folder, schema.date_column))
+    existing = set(names_in(schema.folder))  # which of them are partitions does not matter: the names are known
     return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
 
 
