@@ -14,6 +14,7 @@ from gated_backfill.common.model.coverage import (
     CoveragePolicy,
     DateExpectation,
     Verdict,
+    describe_duplicate_keys,
     describe_null_keys,
     describe_schema_problem,
     format_percent,
@@ -235,7 +236,7 @@ def _row_defects(observed: DateObservation) -> list[tuple[AuditFinding, str]]:
     if observed.null_keys:
         defects.append((AuditFinding.INVALID, describe_null_keys(observed.null_keys)))
     if observed.duplicates:
-        defects.append((AuditFinding.DUPLICATED, f"{observed.duplicates} key(s) appear more than once"))
+        defects.append((AuditFinding.DUPLICATED, describe_duplicate_keys(observed.duplicates)))
     if observed.schema_problem:
         defects.append((AuditFinding.INVALID, describe_schema_problem(observed.schema_problem)))
     return defects

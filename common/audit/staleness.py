@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from gated_backfill.common.ledger import Checkpoint
+from gated_backfill.common.model.coverage import split_label
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.job_versions import STALE_PREFIX, stale_reason
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
@@ -34,7 +35,12 @@ class Staleness:
 
 def find_other_versions(job: Job, checkpoints: Mapping[date, Checkpoint]) -> dict[date, str]:
     """Return why dates are stale that another version of the job has built, or other rules have judged."""
-    judged_by_others = _judged_by_other_rules(job, checkpoints)
+    return _other_versions(job, checkpoints, _judged_by_other_rules(job, checkpoints))
+
+
+def _other_versions(
+    job: Job, checkpoints: Mapping[date, Checkpoint], judged_by_others: Collection[date]
+) -> dict[date, str]:
     reasons = {
         day: stale_reason(checkpoint.job_version, job.version, has_same_rules=day not in judged_by_others)
         for day, checkpoint in checkpoints.items()
@@ -55,7 +61,8 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
 
     Nothing is read without a checkpoint that records its inputs.
     """
-    reasons = find_other_versions(job, checkpoints)
+    judged_by_others = _judged_by_other_rules(job, checkpoints)
+    reasons = _other_versions(job, checkpoints, judged_by_others)
     recorded = {day: parts for day, checkpoint in checkpoints.items() if (parts := checkpoint.input_parts) is not None}
     unrecorded = checkpoints.keys() - recorded.keys()
     if not recorded:
@@ -75,7 +82,7 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     changed_expectations = {day for day, parts in now.items() if _expectation(parts) != _expectation(recorded[day])}
     return Staleness(
         reasons=reasons,
-        to_recount=frozenset(changed_expectations | unrecorded | _judged_by_other_rules(job, checkpoints)),
+        to_recount=frozenset(changed_expectations | unrecorded | judged_by_others),
         without_inputs=len(unrecorded),
     )
 
@@ -92,7 +99,7 @@ def relevant_roles(job: Job, built_from: str) -> list[str]:
     `built_from` is the label of its sources, such as `first+second`.
     """
     names = [source.name for source in job.sources]
-    used = [names.index(name) for name in built_from.split("+") if name in names]
+    used = [names.index(name) for name in split_label(built_from) if name in names]
     last = max(used, default=len(names) - 1)
     return [*(source_role(name) for name in names[: last + 1]), *(f"input {declared.name}" for declared in job.inputs)]
 

@@ -184,6 +184,11 @@ class SourceChoice:
         return f"{self.source}+{self.fill_from}" if self.fill_from else self.source
 
 
+def split_label(label: str | None) -> list[str]:
+    """Return the names of the sources in a `SourceChoice.label`; none without one."""
+    return label.split("+") if label else []
+
+
 def choose_source(
     order: Sequence[str],
     covered: Mapping[str, int],
@@ -272,13 +277,18 @@ def _row_defect(recount: Recount) -> str | None:
     if recount.null_keys:
         return describe_null_keys(recount.null_keys)
     if recount.duplicate_keys:
-        return f"duplicate key: {recount.duplicate_keys} key(s) appear more than once"
+        return f"duplicate key: {describe_duplicate_keys(recount.duplicate_keys)}"
     return describe_schema_problem(recount.schema_problem) if recount.schema_problem else None
 
 
 def describe_null_keys(rows: int) -> str:
     """Say that rows have a null in a column of the key."""
     return f"{rows} row(s) with a null key"
+
+
+def describe_duplicate_keys(keys: int) -> str:
+    """Say how many keys several rows have."""
+    return f"{keys} key(s) appear more than once"
 
 
 def describe_schema_problem(problem: str) -> str:

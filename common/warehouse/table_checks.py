@@ -10,6 +10,7 @@ from gated_backfill.common.model.entities import ENTITY_TYPES, SUM_TYPES, Entity
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.coverage_queries import expectation_columns, season_filter_value, source_columns
+from gated_backfill.common.warehouse.input_fingerprints import source_role
 from gated_backfill.common.warehouse.protocol import TableInfo, Warehouse, require_table
 
 
@@ -101,7 +102,7 @@ def check_tables(warehouse: Warehouse, job: Job) -> MissingTables:
     """
     missing = {required.role for required in table_requirements(job) if not _check_table(warehouse, required)}
     return MissingTables(
-        sources=frozenset(source.name for source in job.sources if f"source {source.name}" in missing),
+        sources=frozenset(source.name for source in job.sources if source_role(source.name) in missing),
         inputs=frozenset(table_input.name for table_input in job.inputs if f"input {table_input.name}" in missing),
         calendar=job.expectation.calendar is None or "calendar" in missing,
     )
@@ -113,7 +114,7 @@ def table_requirements(job: Job) -> list[TableRequirement]:
     requirements = [_entity_requirement("expectation", expectation.table, expectation_columns(job))]
     requirements += [
         replace(
-            _entity_requirement(f"source {source.name}", source.table, source_columns(job, source)),
+            _entity_requirement(source_role(source.name), source.table, source_columns(job, source)),
             types=source.columns or {},
             reads_all_columns=source.columns is None,
             optional=True,
@@ -176,9 +177,9 @@ def check_columns_to_read(warehouse: Warehouse, job: Job, sources: Collection[st
 
     `sources` are those that dates are built from. Of the others, only declared columns must be readable.
     """
+    unused = {source_role(source.name) for source in job.sources if source.name not in sources}
     for required in table_requirements(job):
-        role, _, name = required.role.partition(" ")
-        if not required.reads_all_columns or (role == "source" and name not in sources):
+        if not required.reads_all_columns or required.role in unused:
             continue
         info = warehouse.describe(required.table)
         if info is not None and (unreadable := required.unreadable_columns(info)):

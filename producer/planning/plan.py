@@ -26,6 +26,7 @@ from gated_backfill.common.model.coverage import (
     format_percent,
     judge_expectation,
     reaches_ratio,
+    split_label,
 )
 from gated_backfill.common.model.dates import (
     FIRST_SUPPORTED_DATE,
@@ -92,7 +93,7 @@ class PlanStep:
     @property
     def source_names(self) -> list[str]:
         """The names of the chosen source and of the one that it is filled from."""
-        return self.source.split("+") if self.source else []
+        return split_label(self.source)
 
     @property
     def is_left_incomplete(self) -> bool:

@@ -223,9 +223,9 @@ def _fill(
 def _has_only_rows_of(
     job: Job, sources: Sequence[Source], frames: Sequence[pd.DataFrame], days: Sequence[date]
 ) -> bool:
-    """Whether every row of every source has one of these dates."""
-    pairs = zip(sources, frames, strict=True)
-    return all(has_only_days(rows, _date_and_entity(job, source), days) for source, rows in pairs)
+    """Whether every row of every source has one of these dates, as the rows that are read always have."""
+    derived = [(source, rows) for source, rows in zip(sources, frames, strict=True) if source.derive is not None]
+    return all(has_only_days(rows, _date_and_entity(job, source), days) for source, rows in derived)
 
 
 def _typed_if_empty(job: Job, sources: Sequence[Source], rows: pd.DataFrame, fill_rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import structlog
 from gated_backfill.common.errors import ExpectationUnreadable, Retryable, StagedFileLost
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.ledger.rows import entity_columns
-from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date
+from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date, split_label
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.run_options import RunOptions
@@ -124,7 +124,7 @@ def _with_lacking_rows(
     window: LeasedWindow, dates: Mapping[date, DateRow], counts: Mapping[date, Recount]
 ) -> dict[date, Recount]:
     """Return the recounts of forced dates with the rows that they were built without, so that they count as forced."""
-    sources_by_day = {day: (dates[day].source or "").split("+") for day in counts}
+    sources_by_day = {day: split_label(dates[day].source) for day in counts}
     sources = {name for names in sources_by_day.values() for name in names}
     prerequisites = measure_prerequisites(window.deps.warehouse, window.job, counts.keys(), sources=sources)
     return {
