@@ -35,13 +35,9 @@ def make_engine(url: str, *, create: bool = True) -> Engine:
     engine = engine_for_url(parsed)
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
-        try:
-            exists = file.exists()
-            if create:
-                file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise UserError(f"the ledger's file can't be used: {exc.strerror}: {exc.filename}") from exc
-        if not create and not exists:
+        if create:
+            _create_folder_of(file)
+        elif not _is_there(file):
             raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
     return engine
 
@@ -65,6 +61,20 @@ def parse_ledger_url(url: str) -> URL:
     if parsed.get_backend_name() == "sqlite" and not parsed.database:
         raise UserError("BACKFILL_LEDGER names no file: write it as sqlite:///FILE")
     return parsed
+
+
+def _create_folder_of(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"the ledger's folder can't be created: {exc.strerror}: {exc.filename}") from exc
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except OSError as exc:
+        raise UserError(f"the ledger's file can't be used: {exc.strerror}: {exc.filename}") from exc
 
 
 def _postgresql(url: URL) -> Engine:
