@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+from gated_backfill.common.errors import UserError
+
 SQLITE_PREFIX = "sqlite:///"
 DEFAULT_HOME = Path(".backfill")  #: the folder of the default ledger
+LONGEST_NAME = 200  #: characters of a path below the home folder, at least
 
 
 def resolve_ledger_url(home: Path, ledger: str | None) -> str:
@@ -21,7 +25,22 @@ def resolve_ledger_url(home: Path, ledger: str | None) -> str:
     return f"{SQLITE_PREFIX}{Path(file).absolute()}" if ledger.startswith(SQLITE_PREFIX) and file else ledger
 
 
+def is_too_long(home: Path) -> bool:
+    """Return whether the file system allows no file in a folder of this path."""
+    try:
+        (home.absolute() / ("x" * LONGEST_NAME)).lstat()
+    except OSError as exc:  # a folder that is missing or locked is reported where it is used
+        return exc.errno == errno.ENAMETOOLONG
+    return False
+
+
 def read_ledger_url() -> str:
-    """Return the ledger's URL by `BACKFILL_HOME` and `BACKFILL_LEDGER`, the same as `Settings.ledger_url`."""
+    """Return the ledger's URL by `BACKFILL_HOME` and `BACKFILL_LEDGER`, the same as `Settings.ledger_url`.
+
+    Raises `UserError` for a home folder whose path is too long.
+    """
     environment = {name.lower(): value for name, value in os.environ.items()}
-    return resolve_ledger_url(Path(environment.get("backfill_home", DEFAULT_HOME)), environment.get("backfill_ledger"))
+    home = Path(environment.get("backfill_home", DEFAULT_HOME))
+    if is_too_long(home):
+        raise UserError("wrong settings: BACKFILL_HOME: the path is too long")
+    return resolve_ledger_url(home, environment.get("backfill_ledger"))

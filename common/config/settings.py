@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import errno
 from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from gated_backfill.common.config.ledger_url import DEFAULT_HOME, resolve_ledger_url
+from gated_backfill.common.config.ledger_url import DEFAULT_HOME, is_too_long, resolve_ledger_url
 from gated_backfill.common.config.maintenance import MAX_DAYS, MaintenanceSettings
 from gated_backfill.common.config.monitoring import MonitoringSettings
 from gated_backfill.common.config.recovery import RecoverySettings
@@ -25,7 +24,6 @@ from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
 
 MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
-LONGEST_NAME = 200  #: characters of a path below the home folder, at least
 
 
 class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
@@ -66,12 +64,8 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     @field_validator("home")
     @classmethod
     def _validate_home(cls, folder: Path) -> Path:
-        """Refuse a path in which no file can be. A folder that is missing or locked is reported where it is used."""
-        try:
-            (folder.absolute() / ("x" * LONGEST_NAME)).lstat()
-        except OSError as exc:
-            if exc.errno == errno.ENAMETOOLONG:
-                raise ValueError("the path is too long") from exc
+        if is_too_long(folder):
+            raise ValueError("the path is too long")
         return folder
 
     @field_validator("dates_per_task", mode="before")
