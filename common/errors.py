@@ -108,12 +108,20 @@ class DatesInUse(UserError):
         self.run = run
 
 
+class UndoInProgress(UserError):
+    """Another process undoes the run."""
+
+
 class TargetTaken(UserError):
     """The target table belongs to another job."""
 
 
 class TableInUse(UserError):
     """Another process cleans the table or restores its rows."""
+
+
+class LeaseTakenOver(BackfillError):
+    """A later process has taken over the work, so this one may have no effect any more: nothing was changed."""
 
 
 class RestoreConflict(UserError):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -23,7 +23,7 @@ from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import DateRange, chunk_dates
-from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.publication import Publication, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
@@ -333,3 +333,14 @@ def die_at(call: str, number: int) -> None:
         return real(*arguments, **more)
 
     setattr(os, call, counted)
+
+
+def undo_begun(ledger: Ledger, run_id: str, days: Iterable[date]) -> int:
+    """Begin an undo as a process whose lease has expired; the generation of its lease."""
+    return ledger.checkpoints.begin_undo(run_id, [*days], "another process", utcnow(), is_dead=lambda owner: False)
+
+
+def publication_of(name: str, *, generation: int = 1) -> Publication:
+    """The publication of a window, named RUN/WINDOW."""
+    run, _, window = name.partition("/")
+    return Publication(run=run, window=int(window), generation=generation)

@@ -12,7 +12,7 @@ from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT
 from tests import rest_rules as rules
-from tests.builders import TABLE
+from tests.builders import TABLE, publication_of
 from tests.rest_double import RestDouble
 from tests.rest_service import PROJECT, Rows
 
@@ -52,4 +52,6 @@ def publish(
     warehouse: BigQueryWarehouse, files: Sequence[StagedFile], *, publication: str = "run-1/0", before: str = ABSENT
 ) -> PublishResult:
     since = {file.day: before for file in files}
-    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=since, publication=publication)
+    return warehouse.publish(
+        TABLE, "day", files, fingerprints_when_staged=since, publication=publication_of(publication)
+    )

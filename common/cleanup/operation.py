@@ -31,7 +31,7 @@ class CleanupContext:
 
     def lease(self) -> datetime:
         """The end of a lease that starts now."""
-        return utcnow() + self.settings.cleanup_lease
+        return utcnow() + self.settings.operation_lease
 
 
 def backup_of(operation: CleanupOperation) -> Backup:

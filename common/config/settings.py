@@ -106,8 +106,8 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
             )
 
     @property
-    def cleanup_lease(self) -> timedelta:
-        """The lease of a cleanup, longer than the BigQuery jobs of one of its steps take."""
+    def operation_lease(self) -> timedelta:
+        """The lease of a cleanup or an undo, longer than the BigQuery jobs of one of its steps take."""
         jobs = 6 * self.warehouse_job_seconds if self.warehouse_url.runs_jobs else 0.0
         return timedelta(seconds=300 + jobs)
 

@@ -13,6 +13,7 @@ from gated_backfill.common.errors import LedgerUnavailable, LedgerUnusable
 from gated_backfill.common.ledger.connections import autocommit_engine, begin_writing, set_durable
 from gated_backfill.common.ledger.states import WindowState
 from gated_backfill.common.ledger.tables import windows
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.signals import defer_signals, find_interruption
 
 
@@ -54,6 +55,14 @@ class LedgerStore:
     def _read(self) -> Generator[Connection]:
         with translate_database_errors(), self._autocommit_engine.connect() as connection:
             yield connection
+
+
+def next_generation(latest: int) -> int:
+    """Return the fencing token of a new lease: higher than the latest one.
+
+    It is the time in milliseconds, so that tokens also rise after the ledger was restored from an older copy.
+    """
+    return max(latest + 1, int(utcnow().timestamp() * 1000))
 
 
 def window_leased_by(

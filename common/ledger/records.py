@@ -55,6 +55,9 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    undo_generation: int  #: of its latest undo
+    undo_owner: str | None  #: process that undoes it
+    undo_until: datetime | None
     undone_at: datetime | None
     undone_by: str | None
     reported_at: datetime | None
@@ -121,6 +124,7 @@ class WindowRow:
     state: WindowState
     lease_owner: str | None
     lease_until: datetime | None
+    generation: int  #: of its latest lease
     deaths: int  #: of gates that had its lease
     opened_at: datetime | None
     closed_at: datetime | None

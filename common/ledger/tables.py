@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -83,6 +84,9 @@ runs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    Column("undo_generation", BigInteger, nullable=False, server_default="0"),  #: of the latest undo: its fencing token
+    Column("undo_owner", String(128)),  #: process that undoes the run; null when none does
+    Column("undo_until", UtcDateTime),  #: end of its lease
     Column("undone_at", UtcDateTime),
     Column("undone_by", String(128)),
     Column("reported_at", UtcDateTime),  #: when its post-run steps were done: alerts recorded, history written
@@ -99,6 +103,7 @@ windows = Table(
     Column("state", String(16), nullable=False),
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
+    Column("generation", BigInteger, nullable=False, server_default="0"),  #: of the latest lease: its fencing token
     Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they had its lease
     Column("opened_at", UtcDateTime),
     Column("closed_at", UtcDateTime),

@@ -36,6 +36,22 @@ class StagedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A gate's publication of a window's dates, with its fencing token."""
+
+    run: str
+    window: int
+    #: Of the window's lease: a gate that claimed the window later has a higher one. Publishing under a lower one than
+    #: the warehouse has seen is refused.
+    generation: int
+
+    @property
+    def name(self) -> str:
+        """Return RUN/WINDOW."""
+        return f"{self.run}/{self.window}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublishResult:
     """The outcome of a publication. Every date is in exactly one of the three sets."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.entities import DATE_TYPES, EntityColumns
-from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile
 from gated_backfill.common.model.tables import (
     FITTING_TYPES,
     NULL_TYPE,
@@ -307,13 +307,13 @@ class Warehouse(Backups, Protocol):
         files: Sequence[StagedFile],
         *,
         fingerprints_when_staged: Mapping[date, str],
-        publication: str,
+        publication: Publication,
     ) -> PublishResult:
         """Replace the partitions of the files' dates, each completely or not at all.
 
         Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint differs from
         `fingerprints_when_staged` stays as it is and is reported, unless it already holds the staged rows: publishing
-        again changes nothing. `publication` is RUN/WINDOW; the rows that the run's first publication of a date
+        again changes nothing. The rows that the run's first publication of a date
         replaces are kept for `restore`. Raises `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
         """
         ...
@@ -331,7 +331,13 @@ class Warehouse(Backups, Protocol):
         ...
 
     def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
+        self,
+        target: TableName,
+        date_column: str,
+        run: str,
+        replaced: Mapping[date, ReplacedPartition],
+        *,
+        generation: int,
     ) -> frozenset[date]:
         """Restore the rows that the run replaced; return the days that have them now.
 

@@ -12,6 +12,8 @@ from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import is_dead, process_identity
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
 from gated_backfill.producer.context import CommandContext
 
@@ -157,25 +159,28 @@ def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
     checkpoint lacks its rows. Raises `UserError` when another writer changed a date meanwhile; the others are restored.
     """
     target, date_column, run_id = plan.target, plan.job.target.date_column, plan.run.id
-    context.ledger.checkpoints.begin_undo(run_id, plan.days)
+    until = utcnow() + context.settings.operation_lease
+    generation = context.ledger.checkpoints.begin_undo(run_id, plan.days, process_identity(), until, is_dead=is_dead)
     try:
-        _restore(plan, context)
+        _restore(plan, context, generation)
         earlier = context.ledger.checkpoints.list_replaced_checkpoints(run_id)
         checksums = {day: checkpoint.checksum for day, checkpoint in earlier.items()}
         valid_again = context.warehouse.matching_dates(target, date_column, checksums)
     except UserError:
-        context.ledger.checkpoints.release_undo(run_id)
+        context.ledger.checkpoints.release_undo(run_id, generation)
         raise
-    context.ledger.checkpoints.finish_undo(run_id, valid_again, by)
+    context.ledger.checkpoints.finish_undo(run_id, valid_again, by, generation)
     return sorted(valid_again)
 
 
-def _restore(plan: UndoPlan, context: CommandContext) -> None:
+def _restore(plan: UndoPlan, context: CommandContext, generation: int) -> None:
     target, date_column = plan.target, plan.job.target.date_column
     replaced = {**plan.restored, **plan.emptied}
     restored: set[date] = set()
     for days in chunk_dates(sorted(replaced), DATES_PER_RESTORE):
-        restored |= context.warehouse.restore(target, date_column, plan.run.id, {day: replaced[day] for day in days})
+        restored |= context.warehouse.restore(
+            target, date_column, plan.run.id, {day: replaced[day] for day in days}, generation=generation
+        )
     if changed := sorted(set(replaced) - restored):
         raise UserError(
             f"{target}: {len(changed)} date(s) were changed by another writer meanwhile and are left alone: "

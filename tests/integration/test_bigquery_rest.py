@@ -36,7 +36,7 @@ from gated_backfill.producer.planning import plan as planned
 from gated_backfill.producer.planning.cost import MIN_BILLED_BYTES, estimate_cost
 from gated_backfill.producer.planning.range_counts import count_range
 from tests import rest_rules as rules
-from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, rows_of, scan, span, staged
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, publication_of, rows_of, scan, span, staged
 from tests.rest_double import RestDouble
 from tests.rest_lab import TYPES, opened, publish
 from tests.rest_service import HOST, PROJECT, Request
@@ -83,12 +83,12 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     assert publish(warehouse, files).published == {FEB_23, FEB_24}
     again = [staged(staging, day, players=6, attempt=2) for day in (FEB_23, FEB_24)]
     since = {file.day: file.checksum for file in files}
-    warehouse.publish(TABLE, "day", again, fingerprints_when_staged=since, publication="run-2/0")
+    warehouse.publish(TABLE, "day", again, fingerprints_when_staged=since, publication=publication_of("run-2/0"))
     warehouse.replaced_partitions(TABLE, "day", "run-2", [FEB_23])
     pairs = zip(files, again, strict=True)
     back = {old.day: ReplacedPartition(before=old.checksum, published=new.checksum) for old, new in pairs}
     assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
-    warehouse.restore(TABLE, "day", "run-2", back)
+    warehouse.restore(TABLE, "day", "run-2", back, generation=1)
     warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
     warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
     kept = {FEB_23: BackupDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
@@ -168,7 +168,7 @@ WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "query": lambda w, t: w.query("SELECT * FROM t", scans={"t": scan(span(FEB_23), table=t)}),
     "fingerprints": lambda w, t: w.fingerprints(t, "day", [FEB_23]),
     "publish": lambda w, t: w.publish(t, "day", [FILE], **AS_STAGED),
-    "restore": lambda w, t: w.restore(t, "day", "run-1", REPLACED),
+    "restore": lambda w, t: w.restore(t, "day", "run-1", REPLACED, generation=1),
     "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
     "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
     "add_columns": lambda w, t: w.add_columns(t, {"team": "STRING"}),
@@ -186,7 +186,7 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
     "fingerprints": lambda w, c: w.fingerprints(TABLE, c, [FEB_23]),
     "fingerprints-columns": lambda w, c: w.column_fingerprints(TABLE, "day", [FEB_23], [frozenset({c})]),
     "publish": lambda w, c: w.publish(TABLE, c, [FILE], **AS_STAGED),
-    "restore": lambda w, c: w.restore(TABLE, c, "run-1", REPLACED),
+    "restore": lambda w, c: w.restore(TABLE, c, "run-1", REPLACED, generation=1),
     "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
     "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
     "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),
@@ -429,7 +429,8 @@ TOO_MANY = days_from(date(2013, 1, 1), 4001)
         pytest.param(lambda w: publish(w, [replace(FILE, day=day) for day in TOO_MANY]), id="publish"),
         pytest.param(lambda w: w.load(TABLE, "day", rows_of(*TOO_MANY, players=1)), id="load"),
         pytest.param(
-            lambda w: w.restore(TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, REPLACED[FEB_23])), id="restore"
+            lambda w: w.restore(TABLE, "day", "run-1", dict.fromkeys(TOO_MANY, REPLACED[FEB_23]), generation=1),
+            id="restore",
         ),
     ],
 )

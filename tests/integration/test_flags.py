@@ -22,6 +22,7 @@ from tests.builders import (
     published_date,
     queued_run,
     race,
+    undo_begun,
 )
 
 
@@ -112,8 +113,8 @@ def test_undoing_the_run_that_repaired_a_date_flags_it_again(ledger: Ledger) -> 
     flagged(ledger, [FEB_23, FEB_24])
     ledger.flags.clear_flags(JOB, [FEB_24], "audit")
     run = repaired(ledger, FEB_23, FEB_24)
-    ledger.checkpoints.begin_undo(run.id, [FEB_23, FEB_24])
-    ledger.checkpoints.finish_undo(run.id, [], "somebody")
+    generation = undo_begun(ledger, run.id, [FEB_23, FEB_24])
+    ledger.checkpoints.finish_undo(run.id, [], "somebody", generation)
     assert list(ledger.flags.list_open_flags(JOB)) == [FEB_23]
     assert ledger.flags.list_flags(JOB)[FEB_24].cleared_by == "audit"
 
@@ -122,7 +123,7 @@ def test_a_refused_undo_leaves_the_flag_cleared(ledger: Ledger) -> None:
     flagged(ledger, [FEB_23])
     first, _ = repaired(ledger, FEB_23), repaired(ledger, FEB_23)
     with pytest.raises(DatesInUse):
-        ledger.checkpoints.begin_undo(first.id, [FEB_23])
+        undo_begun(ledger, first.id, [FEB_23])
     assert ledger.flags.list_open_flags(JOB) == {}
 
 

@@ -15,7 +15,14 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, TargetTaken, UserError
+from gated_backfill.common.errors import (
+    DatesInUse,
+    LeaseTakenOver,
+    LedgerUnavailable,
+    TargetTaken,
+    UndoInProgress,
+    UserError,
+)
 from gated_backfill.common.ledger import (
     DateRow,
     DateState,
@@ -29,6 +36,7 @@ from gated_backfill.common.ledger import (
     open_ledger,
 )
 from gated_backfill.common.ledger.connections import make_engine
+from gated_backfill.common.ledger.database import next_generation
 from gated_backfill.common.ledger.stores.history import DATES_PER_QUERY
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
@@ -76,7 +84,7 @@ def claim_window(
     number: int = 0,
     lease: timedelta = timedelta(minutes=1),
     is_dead: Callable[[str], bool] = everyone_lives,
-) -> bool:
+) -> int | None:
     return ledger.windows.claim_window(run.id, number, owner, utcnow() + lease, is_dead=is_dead)
 
 
@@ -363,8 +371,38 @@ def test_the_gate_that_has_a_window_may_claim_it_again(ledger: Ledger, run: Run)
         assert claim_window(ledger, run)
 
 
+def test_each_lease_of_a_window_has_a_higher_generation(ledger: Ledger, run: Run) -> None:
+    generations: list[int | None] = []
+    for _ in range(3):
+        generations.append(claim_window(ledger, run))
+        assert ledger.windows.get_window(run.id, 0).generation == generations[-1]
+        ledger.windows.release_window(run.id, 0, "gate", to=WindowState.OPEN)
+    assert generations == sorted({generation for generation in generations if generation is not None})
+
+
+@pytest.mark.parametrize("shift", [timedelta(days=-40), timedelta(0)], ids=["clock set back", "clock stands still"])
+def test_a_generation_rises_whatever_the_clock_does(
+    ledger: Ledger, run: Run, shift: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = claim_window(ledger, run)
+    moved = utcnow() + shift
+    monkeypatch.setattr("gated_backfill.common.ledger.database.utcnow", lambda: moved)
+    second, third = claim_window(ledger, run), claim_window(ledger, run)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first < second < third
+
+
+def test_a_ledger_restored_from_an_older_copy_gives_higher_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = next_generation(0)
+    restored_at = utcnow() + timedelta(milliseconds=1)
+    monkeypatch.setattr("gated_backfill.common.ledger.database.utcnow", lambda: restored_at)
+    assert next_generation(0) > before
+
+
 def test_one_gate_at_a_time_claims_a_window(ledger: Ledger, run: Run) -> None:
-    claims = at_once(4, lambda n: claim_window(ledger, run, f"gate-{n}"))
+    claims = at_once(4, lambda n: claim_window(ledger, run, f"gate-{n}") is not None)
     assert sorted(claims) == [False, False, False, True]
     assert ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(True)}", soon())
     assert not ledger.windows.renew_window(run.id, 0, f"gate-{claims.index(False)}", soon())
@@ -387,7 +425,7 @@ def test_a_window_that_is_not_open_has_no_gate(ledger: Ledger, number: int) -> N
 def test_a_window_released_as_open_can_be_claimed_again_and_a_closed_one_not(ledger: Ledger, run: Run) -> None:
     for to, is_claimed in ((WindowState.OPEN, True), (WindowState.CLOSED, False)):
         assert ledger.windows.release_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
-        assert claim_window(ledger, run, is_dead=everyone_is_dead) is is_claimed
+        assert (claim_window(ledger, run, is_dead=everyone_is_dead) is not None) is is_claimed
     assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
 
 
@@ -1064,3 +1102,45 @@ def test_a_process_exits_on_a_signal_at_any_moment_of_a_query(ledger: Ledger, le
     ((exits, state),) = race((count_exits, ledger_url, running_run(ledger).id))
     assert exits == 400
     assert state == "running"
+
+
+def undo_of(ledger: Ledger, owner: str, run_id: str, lost: Lost | None = None) -> int:
+    is_dead = everyone_lives if lost is None else lost.is_dead
+    return ledger.checkpoints.begin_undo(run_id, DAYS, owner, soon(), is_dead=is_dead)
+
+
+def undoable(ledger: Ledger) -> Run:
+    """An ended run that has checkpointed its dates."""
+    run = queued_run(ledger)
+    for day in DAYS:
+        published_date(ledger, run, day)
+    ledger.checkpoints.write(run.id, DAYS)
+    ledger.runs.finish_run(run.id)
+    return run
+
+
+def test_one_process_at_a_time_undoes_a_run(ledger: Ledger) -> None:
+    run = undoable(ledger)
+    undo_of(ledger, "first", run.id)
+    with pytest.raises(UndoInProgress, match=f"run {run.id} is being undone by first"):
+        undo_of(ledger, "second", run.id)
+
+
+def test_an_undo_that_was_taken_over_changes_nothing_any_more(ledger: Ledger, lost: Lost) -> None:
+    run = undoable(ledger)
+    old = ledger.checkpoints.begin_undo(run.id, DAYS, "old", utcnow() + lost.lease, is_dead=everyone_lives)
+    new = undo_of(ledger, "new", run.id, lost)
+    assert new > old
+    for end in (
+        lambda: ledger.checkpoints.release_undo(run.id, old),
+        lambda: ledger.checkpoints.finish_undo(run.id, DAYS, "old", old),
+    ):
+        with pytest.raises(LeaseTakenOver, match=f"taken over the undo of run {run.id}"):
+            end()
+    assert ledger.runs.get_run(run.id).undone_at is None
+    assert ledger.runs.find_conflicting_runs(run.job, DAYS).keys() == {run.id}
+
+    ledger.checkpoints.finish_undo(run.id, [], "new", new)
+    ended = ledger.runs.get_run(run.id)
+    assert (ended.undone_by, ended.undo_owner) == ("new", None)
+    assert ledger.runs.find_conflicting_runs(run.job, DAYS) == {}

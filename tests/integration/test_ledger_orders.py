@@ -58,7 +58,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     return builders.at_once(len(calls), lambda number: calls[number]())
 
 
-def claim_window(ledger: Ledger, run: Run, number: int = 0) -> bool:
+def claim_window(ledger: Ledger, run: Run, number: int = 0) -> int | None:
     return ledger.windows.claim_window(run.id, number, "gate", utcnow() + LEASE, is_dead=everyone_lives)
 
 

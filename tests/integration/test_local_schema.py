@@ -29,7 +29,20 @@ from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, require_table
 from gated_backfill.worker.dates.sources import read_inputs
-from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, counts, rows_of, scan, span, staged, tree
+from tests.builders import (
+    DAYS,
+    FEB_23,
+    FEB_24,
+    FEB_25,
+    TABLE,
+    counts,
+    publication_of,
+    rows_of,
+    scan,
+    span,
+    staged,
+    tree,
+)
 
 ALL_DAYS = scan(span(FEB_23, FEB_25))
 PLAYER, N = frozenset({"player"}), frozenset({"n"})
@@ -360,7 +373,7 @@ def test_rows_beside_ours_are_refused_by_everyone(
             "day",
             [staged(staging, FEB_23, score=9.0), staged(staging, FEB_24, score=9.0)],
             fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT),
-            publication="run-1/1",
+            publication=publication_of("run-1/1"),
         ),
     ]
     write_foreign(local_warehouse, FEB_24, name, player=pa.array(["a"]), score=pa.array([1.0]))
@@ -377,12 +390,14 @@ def test_rows_beside_ours_are_refused_by_everyone(
 def test_rows_beside_ours_stop_an_undo(local_warehouse: LocalWarehouse, staging: Staging) -> None:
     file = staged(staging, FEB_24)
     fingerprints = {FEB_24: ABSENT}
-    local_warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=fingerprints, publication="run-1/1")
+    local_warehouse.publish(
+        TABLE, "day", [file], fingerprints_when_staged=fingerprints, publication=publication_of("run-1/1")
+    )
     write_foreign(local_warehouse, FEB_24, "data_0.parquet", player=pa.array(["a"]), score=pa.array([1.0]))
     before = tree(local_warehouse.root)
     replaced = local_warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_24])
     with pytest.raises(SchemaMismatch, match=r"holds data_0\.parquet"):
-        local_warehouse.restore(TABLE, "day", "run-1", replaced)
+        local_warehouse.restore(TABLE, "day", "run-1", replaced, generation=1)
     assert tree(local_warehouse.root) == before
 
 
@@ -436,7 +451,7 @@ def test_rows_outside_of_partitions_are_refused_by_everyone(
             "day",
             [staged(staging, FEB_23, score=9.0)],
             fingerprints_when_staged=local_warehouse.fingerprints(TABLE, "day", [FEB_23]),
-            publication="run-1/1",
+            publication=publication_of("run-1/1"),
         ),
     ]
     for ask in asks[:4]:
@@ -602,7 +617,9 @@ def test_a_table_without_a_schema_takes_it_from_what_is_published(
     def publish(day: date, rows: pa.Table) -> None:
         file = staging.write("run-1", day, 1, rows)
         now = local_warehouse.fingerprints(TABLE, "day", [day])
-        local_warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=now, publication="run-1/1")
+        local_warehouse.publish(
+            TABLE, "day", [file], fingerprints_when_staged=now, publication=publication_of("run-1/1")
+        )
 
     with pytest.raises(SchemaMismatch, match="differing: extra STRING"):
         publish(FEB_24, rows_of(FEB_24).append_column("extra", pa.array(["x"] * 3)))
@@ -622,7 +639,11 @@ def test_files_of_one_publication_have_the_same_columns_or_none_is_published(
     files = [staged(staging, FEB_23), staging.write("run-1", FEB_24, 1, rows_of(FEB_24).drop_columns("score"))]
     with pytest.raises(SchemaMismatch, match="differing: score FLOAT64"):
         local_warehouse.publish(
-            TABLE, "day", files, fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT), publication="run-1/1"
+            TABLE,
+            "day",
+            files,
+            fingerprints_when_staged=dict.fromkeys(DAYS, ABSENT),
+            publication=publication_of("run-1/1"),
         )
     assert local_warehouse.describe(TABLE) is None
 
@@ -640,14 +661,14 @@ def test_a_file_without_rows_counts_as_no_rows_and_is_published_over_and_put_bac
         file = staged(staging, FEB_24, players=players)
         publication = f"run-{players}/1"
         result = local_warehouse.publish(
-            TABLE, "day", [file], fingerprints_when_staged={FEB_24: ABSENT}, publication=publication
+            TABLE, "day", [file], fingerprints_when_staged={FEB_24: ABSENT}, publication=publication_of(publication)
         )
         assert result.published == {FEB_24}
         assert local_warehouse.matching_dates(TABLE, "day", {FEB_24: file.checksum}) == {FEB_24}
         replaced = local_warehouse.replaced_partitions(TABLE, "day", f"run-{players}", [FEB_24])
         now = local_warehouse.fingerprints(TABLE, "day", [FEB_24])
         assert now == {FEB_24: replaced[FEB_24].published}
-        assert local_warehouse.restore(TABLE, "day", f"run-{players}", replaced) == {FEB_24}
+        assert local_warehouse.restore(TABLE, "day", f"run-{players}", replaced, generation=1) == {FEB_24}
         assert empty.read_bytes() == before
 
 
@@ -691,7 +712,7 @@ def test_what_is_no_file_in_the_place_of_the_rows_is_refused_by_its_partition(
             "day",
             [staged(staging, FEB_24, score=9.0)],
             fingerprints_when_staged={FEB_24: ABSENT},
-            publication="run-1/1",
+            publication=publication_of("run-1/1"),
         ),
         lambda: local_warehouse.refresh_schema(TABLE),
     ]

@@ -22,7 +22,7 @@ from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
 from gated_backfill.worker.gate.gate import close_window
-from tests.builders import FEB_23, FEB_24, files_below, is_intact, process_date
+from tests.builders import FEB_23, FEB_24, files_below, is_intact, process_date, publication_of
 from tests.lab import Lab, players
 
 TABLE = TableName("nba", "factors")
@@ -51,7 +51,9 @@ def unharmed(outside: Path) -> Iterator[Path]:
 
 def publish(warehouse: LocalWarehouse, file: StagedFile, before: str = ABSENT) -> PublishResult:
     before_by_day = {file.day: before}
-    return warehouse.publish(TABLE, "day", [file], fingerprints_when_staged=before_by_day, publication="run-1/0")
+    return warehouse.publish(
+        TABLE, "day", [file], fingerprints_when_staged=before_by_day, publication=publication_of("run-1/0")
+    )
 
 
 # -- the rule itself ----------------------------------------------------------------------------------------------

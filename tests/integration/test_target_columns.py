@@ -25,7 +25,7 @@ from gated_backfill.producer.doctor.tables import check_tables
 from gated_backfill.producer.planning.plan import PlanAction, make_plan
 from gated_backfill.worker.dates import process as processing
 from gated_backfill.worker.gate import gate
-from tests.builders import FEB_23, FEB_24
+from tests.builders import FEB_23, FEB_24, publication_of
 from tests.lab import Lab
 
 DAYS = [FEB_23, FEB_24]
@@ -53,7 +53,11 @@ def staged_rows(staging: Staging) -> StagedFile:
 
 def publish(lab: Lab, file: StagedFile) -> None:
     lab.context.warehouse.publish(
-        TableName("probe", "probe"), "day", [file], fingerprints_when_staged={FEB_23: ABSENT}, publication="run-1/1"
+        TableName("probe", "probe"),
+        "day",
+        [file],
+        fingerprints_when_staged={FEB_23: ABSENT},
+        publication=publication_of("run-1/1"),
     )
 
 

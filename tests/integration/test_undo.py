@@ -14,6 +14,7 @@ from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
+from tests.builders import undo_begun
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
@@ -151,7 +152,7 @@ def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_c
 def test_no_run_takes_the_dates_of_an_undo_that_died(any_lab: Lab) -> None:
     sources(any_lab, DAYS)
     first = built(any_lab, DAYS)
-    any_lab.ledger.checkpoints.begin_undo(first.run.id, DAYS)
+    undo_begun(any_lab.ledger, first.run.id, DAYS)
 
     run = first.run.id
     with pytest.raises(UserError, match=rf"run {run} is being undone.*`backfill undo {run}` completes it"):
@@ -183,9 +184,9 @@ def overwrite(lab: Lab, day: date) -> None:
 def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) -> None:
     _, before, second = built_twice(any_lab)
     planned = plan_undo(second.run.id, any_lab.context)
-    any_lab.ledger.checkpoints.begin_undo(second.run.id, planned.days)
+    generation = undo_begun(any_lab.ledger, second.run.id, planned.days)
     restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
-    any_lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first)
+    any_lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first, generation=generation)
 
     undone(any_lab, second)
 

@@ -48,6 +48,7 @@ from tests.builders import (
     answering,
     counts,
     die_at,
+    publication_of,
     race,
     rows_of,
     scan,
@@ -75,12 +76,12 @@ def publish(
 ) -> PublishResult:
     """Publish, by default against the partitions as they are now."""
     now = warehouse.fingerprints(TABLE, "day", [file.day for file in files]) if since is None else since
-    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
+    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication_of(publication))
 
 
 def restore(warehouse: Warehouse, run: str) -> frozenset[date]:
     """Put back what the run replaced; the dates that were put back."""
-    return warehouse.restore(TABLE, "day", run, warehouse.replaced_partitions(TABLE, "day", run, DAYS))
+    return warehouse.restore(TABLE, "day", run, warehouse.replaced_partitions(TABLE, "day", run, DAYS), generation=1)
 
 
 def published(*days: date) -> PublishResult:
@@ -611,10 +612,10 @@ def test_what_a_run_replaced_comes_back_row_by_row(warehouse: Warehouse, staging
     replaced = warehouse.replaced_partitions(TABLE, "day", "run-a", DAYS)
 
     assert {day: one.before == ABSENT for day, one in replaced.items()} == {FEB_23: False, FEB_24: True}
-    assert warehouse.restore(TABLE, "day", "run-a", replaced) == {FEB_23, FEB_24}
+    assert warehouse.restore(TABLE, "day", "run-a", replaced, generation=1) == {FEB_23, FEB_24}
     assert contents(warehouse, *DAYS) == before
     assert prints(warehouse, *DAYS) == [replaced[FEB_23].before, ABSENT, ABSENT]
-    assert warehouse.restore(TABLE, "day", "run-a", replaced) == {FEB_23, FEB_24}
+    assert warehouse.restore(TABLE, "day", "run-a", replaced, generation=1) == {FEB_23, FEB_24}
     assert contents(warehouse, *DAYS) == before
 
 

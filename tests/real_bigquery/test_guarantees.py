@@ -17,7 +17,7 @@ from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
-from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, rows_of, span, staged
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, publication_of, rows_of, span, staged
 
 COUNT = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"
 
@@ -30,7 +30,11 @@ def counts(warehouse: BigQueryWarehouse, table: TableName) -> dict[date, int]:
 def publish(warehouse: BigQueryWarehouse, table: TableName, *files, since=None, run: str | None = None):
     now = warehouse.fingerprints(table, "day", [file.day for file in files]) if since is None else since
     return warehouse.publish(
-        table, "day", files, fingerprints_when_staged=now, publication=f"{run or 'run-' + uuid4().hex[:8]}/1"
+        table,
+        "day",
+        files,
+        fingerprints_when_staged=now,
+        publication=publication_of(f"{run or 'run-' + uuid4().hex[:8]}/1"),
     )
 
 
@@ -49,7 +53,7 @@ def test_a_publication_replaces_its_dates_and_can_be_undone(
     assert counts(real_warehouse, table) == {FEB_23: 187, FEB_24: 9, FEB_25: 5}
     assert real_warehouse.matching_dates(table, "day", {file.day: file.checksum for file in files}) == {FEB_23, FEB_24}
     replaced = real_warehouse.replaced_partitions(table, "day", "run-x", DAYS)
-    assert real_warehouse.restore(table, "day", "run-x", replaced) == {FEB_23, FEB_24}
+    assert real_warehouse.restore(table, "day", "run-x", replaced, generation=1) == {FEB_23, FEB_24}
     assert real_warehouse.fingerprints(table, "day", DAYS) == before
 
 

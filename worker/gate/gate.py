@@ -14,7 +14,7 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.errors import Retryable, UserError
+from gated_backfill.common.errors import LeaseTakenOver, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.states import READY_FOR_GATE, UNFINISHED_DATES
 from gated_backfill.common.model.job import Job
@@ -54,7 +54,10 @@ def close_window(
     """
     run = deps.ledger.runs.get_run(run_id)
     started, until = time.monotonic(), utcnow() + deps.settings.gate_lease
-    if run.has_ended or not deps.ledger.windows.claim_window(run_id, number, deps.owner, until, is_dead=is_dead):
+    if run.has_ended:
+        return GateOutcome.NOT_CLAIMED
+    generation = deps.ledger.windows.claim_window(run_id, number, deps.owner, until, is_dead=is_dead)
+    if generation is None:
         return GateOutcome.NOT_CLAIMED
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):
         try:
@@ -64,10 +67,10 @@ def close_window(
             is_last = is_last_attempt or not can_ask_another(exc, deps.settings.date_retries, retries)
             fail_without_job(run, number, deps, exc, is_last_attempt=is_last)
             return GateOutcome.CLOSED
-        window = LeasedWindow(run=run, number=number, job=job, deps=deps)
+        window = LeasedWindow(run=run, number=number, generation=generation, job=job, deps=deps)
         try:
             outcome = _close(window, is_last_attempt=is_last_attempt)
-        except LeaseLost:
+        except (LeaseLost, LeaseTakenOver):
             log.warning("gate_lease_lost")
             outcome = GateOutcome.NOT_CLAIMED
         except BaseException:
@@ -104,7 +107,7 @@ def _gate_or_fail(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_att
         if deaths < window.deps.settings.max_deaths:
             return _gate(window, dates, is_last_attempt=is_last_attempt)
         abandon_window(window, dates, deaths)
-    except LeaseLost:
+    except (LeaseLost, LeaseTakenOver):
         raise
     except Retryable as exc:
         if not is_last_attempt:

@@ -29,7 +29,7 @@ def publish_and_checkpoint(window: LeasedWindow, passing: Sequence[DateRow]) -> 
         target.date_column,
         [row.staged_file() for row in passing],
         fingerprints_when_staged={row.day: row.target_before or "" for row in passing},
-        publication=f"{window.run.id}/{window.number}",
+        publication=window.publication,
     )
     checkpoint_published(window, result.published)
     return result

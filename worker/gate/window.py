@@ -8,6 +8,7 @@ from typing import Any
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.publication import Publication
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.dependencies import Deps
 
@@ -22,6 +23,7 @@ class LeasedWindow:
 
     run: Run
     number: int
+    generation: int  #: of its lease
     job: Job
     deps: Deps
 
@@ -29,6 +31,10 @@ class LeasedWindow:
     def holder(self) -> tuple[int, str]:
         """What the ledger compares with the window's lease before a change."""
         return self.number, self.deps.owner
+
+    @property
+    def publication(self) -> Publication:
+        return Publication(run=self.run.id, window=self.number, generation=self.generation)
 
     def renew_lease(self) -> None:
         """Renew the lease; called before each step that changes anything. Raises `LeaseLost`."""

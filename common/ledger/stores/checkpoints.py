@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Insert,
+    RowMapping,
     and_,
     delete,
     exists,
@@ -22,8 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.errors import DatesInUse
-from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
+from gated_backfill.common.errors import DatesInUse, LeaseTakenOver, UndoInProgress
+from gated_backfill.common.ledger.database import LedgerStore, next_generation, window_leased_by
 from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run
 from gated_backfill.common.ledger.rows import checkpoint_from_row, date_transition
 from gated_backfill.common.ledger.states import DateState, RunAction
@@ -117,17 +118,22 @@ class CheckpointStore(LedgerStore):
 
     # -- undo -----------------------------------------------------------------------------------------------
 
-    def begin_undo(self, run_id: str, days: Collection[date]) -> None:
+    def begin_undo(
+        self, run_id: str, days: Collection[date], owner: str, until: datetime, *, is_dead: Callable[[str], bool]
+    ) -> int:
         """Reserve the days for the undo of an ended run, delete its checkpoints and reopen the flags they cleared.
 
         The checkpoints go before the rows, so that no checkpoint is without its rows. No other run can take the days
-        until `finish_undo` or `release_undo`. Raises `DatesInUse`, and changes nothing, when an active run has one of
-        the days or a later run has checkpointed it.
+        until `finish_undo` or `release_undo`. Returns the generation of the owner's lease on the undo. Raises
+        `DatesInUse`, and changes nothing, when an active run has one of the days or a later run has checkpointed it,
+        and `UndoInProgress` when another process undoes the run, is alive, and its lease has not expired.
         """
         run_days = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         try:
             with self._write() as connection:
-                job = connection.execute(select(runs.c.job).where(runs.c.id == run_id)).scalar_one()
+                run = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).mappings().one()
+                _check_no_other_undo(run, owner, is_dead)
+                job = run["job"]
                 connection.execute(update(run_dates).where(run_days).values(active=True))
                 of_days = and_(checkpoints.c.job == job, checkpoints.c.day.in_(list(days)))
                 later = connection.execute(
@@ -137,15 +143,22 @@ class CheckpointStore(LedgerStore):
                     raise DatesInUse(f"run {later.run_id} has checkpointed {later.day} meanwhile", run=later.run_id)
                 connection.execute(delete(checkpoints).where(of_days))
                 reopen_flags(connection, job, days, run_id)
+                generation = next_generation(run["undo_generation"])
+                lease = {"undo_generation": generation, "undo_owner": owner, "undo_until": until}
+                connection.execute(update(runs).where(runs.c.id == run_id).values(lease))
         except IntegrityError as exc:
             raise DatesInUse(
                 f"an active run holds some of the dates of run {run_id}: wait until it has ended", run=""
             ) from exc
+        return generation
 
-    def release_undo(self, run_id: str) -> None:
-        """Release the days that `begin_undo` reserved, when the undo can't be completed."""
+    def release_undo(self, run_id: str, generation: int) -> None:
+        """Release the days that `begin_undo` reserved, when the undo can't be completed.
+
+        Raises `LeaseTakenOver`, and changes nothing, when a later undo has begun.
+        """
         with self._write() as connection:
-            connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
+            _end_undo(connection, run_id, generation)
 
     def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
         """Return the checkpoints of earlier runs that this run replaced, by day."""
@@ -155,18 +168,37 @@ class CheckpointStore(LedgerStore):
                 row["day"]: checkpoint_from_row(_without_replacer(row)) for row in connection.execute(query).mappings()
             }
 
-    def finish_undo(self, run_id: str, restored_days: Collection[date], by: str) -> None:
-        """Mark the run as undone, restore the checkpoints it replaced on the restored days, and release its dates."""
+    def finish_undo(self, run_id: str, restored_days: Collection[date], by: str, generation: int) -> None:
+        """Mark the run as undone, restore the checkpoints it replaced on the restored days, and release its dates.
+
+        Raises `LeaseTakenOver`, and changes nothing, when a later undo has begun.
+        """
         replaced = select(replaced_checkpoints).where(
             replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(restored_days))
         )
         with self._write() as connection:
+            _end_undo(connection, run_id, generation)
             rows = [_without_replacer(row) for row in connection.execute(replaced).mappings()]
             if rows:
                 connection.execute(insert(checkpoints), rows)
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
             record_action(connection, run_id, RunAction.UNDONE, by=by)
-            connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
+
+
+def _check_no_other_undo(run: RowMapping, owner: str, is_dead: Callable[[str], bool]) -> None:
+    other = run["undo_owner"]
+    if other in (None, owner) or run["undo_until"] < utcnow() or is_dead(other):
+        return
+    raise UndoInProgress(f"run {run['id']} is being undone by {other}: wait for its end, then look at the run again")
+
+
+def _end_undo(connection: Connection, run_id: str, generation: int) -> None:
+    """End the lease on the undo, and release its days. Raises `LeaseTakenOver`."""
+    is_leased = and_(runs.c.id == run_id, runs.c.undo_generation == generation)
+    ended = connection.execute(update(runs).where(is_leased).values(undo_owner=None, undo_until=None))
+    if not ended.rowcount:
+        raise LeaseTakenOver(f"another process has taken over the undo of run {run_id}")
+    connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
 
 def _insert_checkpoints(run_id: str, days: Sequence[date], now: datetime) -> Insert:

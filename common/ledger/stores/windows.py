@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, select, update
 
-from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
+from gated_backfill.common.ledger.database import LedgerStore, next_generation, window_leased_by
 from gated_backfill.common.ledger.records import WindowRow
 from gated_backfill.common.ledger.rows import window_from_row
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunState, WindowState
@@ -115,27 +115,37 @@ class WindowStore(LedgerStore):
 
     def claim_window(
         self, run_id: str, number: int, owner: str, until: datetime, *, is_dead: Callable[[str], bool]
-    ) -> bool:
-        """Claim a window for a gate: an open one, or one whose gate is dead or past its lease (counted as a death)."""
+    ) -> int | None:
+        """Claim a window for a gate: an open one, or one whose gate is dead or past its lease (counted as a death).
+
+        Returns the generation of the lease, which is higher than that of any earlier lease; None if not claimed.
+        """
         now = utcnow()
         is_window = and_(windows.c.run_id == run_id, windows.c.number == number)
         with self._write(durable=False) as connection:
             row = connection.execute(select(windows).where(is_window).with_for_update()).mappings().one_or_none()
             if row is None:
-                return False
+                return None
             is_open = row["state"] == WindowState.OPEN.value
             is_closing = row["state"] == WindowState.CLOSING.value
             is_own = is_closing and row["lease_owner"] == owner  # a gate has one window: it failed to release this one
             is_lost = is_closing and not is_own and (row["lease_until"] < now or is_dead(row["lease_owner"]))
             if not (is_open or is_own or is_lost):
-                return False
+                return None
             deaths = row["deaths"] + 1 if is_lost else row["deaths"]
+            generation = next_generation(row["generation"])
             connection.execute(
                 update(windows)
                 .where(is_window)
-                .values(state=WindowState.CLOSING.value, lease_owner=owner, lease_until=until, deaths=deaths)
+                .values(
+                    state=WindowState.CLOSING.value,
+                    lease_owner=owner,
+                    lease_until=until,
+                    generation=generation,
+                    deaths=deaths,
+                )
             )
-        return True
+        return generation
 
     def renew_window(self, run_id: str, number: int, owner: str, until: datetime) -> bool:
         """Extend a gate's lease to `until`; returns False if the gate has lost the lease or the run has ended."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from gated_backfill.common.errors import BackupMissing, StagedFileLost, UserError
 from gated_backfill.common.model.dates import enclosing_range
-from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
@@ -51,7 +51,7 @@ class BigQueryPublications(BigQueryBackups):
         files: Sequence[StagedFile],
         *,
         fingerprints_when_staged: Mapping[date, str],
-        publication: str,
+        publication: Publication,
     ) -> PublishResult:
         days = frozenset(staged.day for staged in files)
         check_column_names(date_column)
@@ -84,10 +84,10 @@ class BigQueryPublications(BigQueryBackups):
         files: Sequence[StagedFile],
         source: TableName,
         before: Mapping[date, str],
-        publication: str,
+        publication: Publication,
     ) -> None:
         """Replace, in one transaction, the partitions that are unchanged since their rows were staged."""
-        run, _, window = publication.partition("/")
+        run, window = publication.run, str(publication.window)
         columns = self._shared_columns(target, date_column, source)
         self._create_publications()
         request = requested_dates({staged.day: publication_request(staged, before[staged.day]) for staged in files})
@@ -113,7 +113,7 @@ class BigQueryPublications(BigQueryBackups):
             return all(now[staged.day] != before[staged.day] for staged in files)
 
         with translate_bigquery_errors("the publication", table=str(target), needs=WRITE_PERMISSIONS):
-            name = job_name("publish", target, publication, *request)
+            name = job_name("publish", target, publication.name, *request)
             self._jobs.run_script(name, statement, params, has_effect=has_effect)
 
     def _published_as_staged(
@@ -159,7 +159,13 @@ class BigQueryPublications(BigQueryBackups):
         return current
 
     def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
+        self,
+        target: TableName,
+        date_column: str,
+        run: str,
+        replaced: Mapping[date, ReplacedPartition],
+        *,
+        generation: int,
     ) -> frozenset[date]:
         check_partition_limit(target, replaced)
         now = self.fingerprints(target, date_column, list(replaced))

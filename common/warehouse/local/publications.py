@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import BackupMissing, OutsideRoot, StagedFileLost
-from gated_backfill.common.model.publication import PublishResult, StagedFile, WarehouseLimits
+from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.file_lock import locked
@@ -63,7 +63,7 @@ class LocalPublications(LocalBackups):
         files: Sequence[StagedFile],
         *,
         fingerprints_when_staged: Mapping[date, str],
-        publication: str,
+        publication: Publication,
     ) -> PublishResult:
         folder = self._folder(target)
         unreadable: set[date] = set()
@@ -85,7 +85,7 @@ class LocalPublications(LocalBackups):
                     continue
                 partition = f"{folder}/{LOADING}/{date_column}={staged.day.isoformat()}"
                 try:
-                    data = _prepare_partition(partition, staged, publication)
+                    data = _prepare_partition(partition, staged, publication.name)
                 except StagedFileLost:
                     unreadable.add(staged.day)
                 else:
@@ -121,7 +121,7 @@ class LocalPublications(LocalBackups):
         self,
         target: TableName,
         date_column: str,
-        publication: str,
+        publication: Publication,
         *,
         before: Mapping[date, str],
         published: Mapping[date, str],
@@ -133,7 +133,7 @@ class LocalPublications(LocalBackups):
         """
         if not published:
             return []
-        run, _, window = publication.partition("/")
+        run, window = publication.run, str(publication.window)
         folder = self._undo_folder(run, target)
         note = folder / f"{window}.json"  # a run publishes a date in one window only
         earlier_entries = _read_notes([note])
@@ -182,7 +182,13 @@ class LocalPublications(LocalBackups):
             )
 
     def restore(
-        self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
+        self,
+        target: TableName,
+        date_column: str,
+        run: str,
+        replaced: Mapping[date, ReplacedPartition],
+        *,
+        generation: int,
     ) -> frozenset[date]:
         folder = self._folder(target)
         with translate_file_errors(target), locked(self._lock(folder)):
