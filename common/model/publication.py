@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
@@ -58,6 +58,18 @@ class PublishResult:
     published: frozenset[date]  #: the target now holds exactly the staged rows
     conflicting: frozenset[date] = frozenset()  #: not replaced: another writer changed the partition since staging
     lost: frozenset[date] = frozenset()  #: not replaced: the staged file is gone or has changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRows:
+    """Rows of a date that this tool removed from a table, as they were at that moment, and still keeps."""
+
+    id: str  #: unique in the warehouse
+    day: date
+    kept_at: datetime  #: when they were removed, by the clock of the warehouse
+    removed_by: str  #: in words: "run R", "undo of run R", "restore of kept rows"
+    fingerprint: str  #: of the rows, as `Warehouse.fingerprints` gives it
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,10 @@ class Backups(Protocol):
         ...
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
-        """Copy the rows of the days, all or none, and keep them at least until that time. May be repeated."""
+        """Copy the rows of the days, all or none, and keep them at least until that time.
+
+        May be repeated until rows are deleted.
+        """
         ...
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
@@ -37,21 +40,31 @@ class Backups(Protocol):
         """
         ...
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
         """Delete the rows of each date whose rows, in table and backup, are exactly those in `kept`.
 
-        A date written since then stays as it is. A repeated call completes an interrupted one.
+        A date written since then stays as it is, also one that is written during the call. A repeated call completes
+        an interrupted one. `generation` is that of the lease of the backup's operation. Raises `LeaseTakenOver`, and
+        changes nothing, when a call for this backup had a higher one.
+        """
+        ...
+
+    def deleted_at(self, backup: Backup) -> datetime | None:
+        """Return when rows of the backup were last deleted from the table, as recorded beside the backup itself.
+
+        None if none ever were, or the backup is gone. The record is written before the rows are deleted.
         """
         ...
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
-        """Restore the kept rows; return the dates that hold them now. Restoring again changes nothing.
+        """Restore the kept rows; return the dates that hold them now.
 
-        Raises `RestoreConflict`, and changes nothing, when a date has other rows by now, unless `leave_written` skips
-        such dates; `BackupMissing` when the backup is gone or damaged. A date written during the restore may end with
-        the new rows, with or without the restored ones, which raises `RestoreConflict` as well.
+        Restoring again changes nothing, and completes a restore that was interrupted. Raises `RestoreConflict`, and
+        changes nothing, when a date has other rows by now, unless `leave_written` skips such dates; `BackupMissing`
+        when the backup is gone or damaged; `LeaseTakenOver` like `delete_backed_up`. A date written during the restore
+        may end with the new rows, with or without the restored ones, which raises `RestoreConflict` as well.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.entities import DATE_TYPES, EntityColumns
-from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile
+from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile
 from gated_backfill.common.model.tables import (
     FITTING_TYPES,
     NULL_TYPE,
@@ -209,10 +209,14 @@ class StagedScan:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedPartition:
-    """The fingerprints of a partition before the run's first publication of it, and after the last."""
+    """The fingerprints of a partition that a run replaced, before and after.
+
+    `before` is of the rows that an undo brings back: those that the run's last publication of the date replaced; if
+    they were the run's own, those that its publication before replaced, and so on.
+    """
 
     before: str
-    published: str
+    published: str  #: by the run's last publication
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +317,11 @@ class Warehouse(Backups, Protocol):
 
         Readers see a date's old rows or its new ones, never a mixture. A partition whose fingerprint differs from
         `fingerprints_when_staged` stays as it is and is reported, unless it already holds the staged rows: publishing
-        again changes nothing. The rows that the run's first publication of a date
-        replaces are kept for `restore`. Raises `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
+        again changes nothing, and completes a publication that was interrupted. All rows that are replaced are kept,
+        as they are at that moment, for `restore` and `restore_kept`.
+
+        Raises `LeaseTakenOver`, and changes nothing, when the warehouse has seen a higher generation of the same window
+        of the run for this target, or an undo of the run; `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
         """
         ...
 
@@ -341,13 +348,33 @@ class Warehouse(Backups, Protocol):
     ) -> frozenset[date]:
         """Restore the rows that the run replaced; return the days that have them now.
 
-        A day with other rows than the run published stays as it is. Restoring again changes nothing. Raises
-        `BackupMissing`, and changes nothing, when the replaced rows of a day are not kept any more.
+        A day with other rows than the run published stays as it is. Restoring again changes nothing, and completes a
+        restore that was interrupted. The removed rows, those of the run, are kept for `restore_kept`. From then on
+        the run can publish nothing to this target.
+
+        `generation` is that of the undo's lease. Raises `LeaseTakenOver`, and changes nothing, when the warehouse has
+        seen a higher one of an undo of the run; `BackupMissing`, and changes nothing, when the replaced rows of a day
+        are not kept any more.
+        """
+        ...
+
+    def list_kept(self, table: TableName, date_column: str, dates: DateRange) -> list[KeptRows]:
+        """List the rows of these dates that publications and restores removed and that are still kept, newest first."""
+        ...
+
+    def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
+        """Replace the present rows of the date by kept ones, if their fingerprint is still `current` (`ABSENT`: none).
+
+        Returns whether the date holds the kept rows now. The replaced rows are kept as well, and so are the restored
+        ones. Raises `BackupMissing`, and changes nothing, when the rows are not kept any more.
         """
         ...
 
     def delete_expired_undo(self) -> None:
-        """Delete the replaced rows kept for longer than `WarehouseLimits.undo_days`."""
+        """Delete each copy of removed rows that was kept for longer than `WarehouseLimits.undo_days`.
+
+        A clock that is set ahead deletes nothing at once.
+        """
         ...
 
     def create_table(

@@ -25,11 +25,14 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "replaced_partitions": 1,
     "check_restorable": 1,
     "restore": 3,
+    "list_kept": 1,
+    "restore_kept": 3,
     "load": 2,
     "row_counts": 1,
     "back_up": 1,
     "read_backup": 1,
     "delete_backed_up": 2,
+    "deleted_at": 1,
     "restore_backup": 2,
 }
 #: Calls that run no job: cached descriptions of tables, creating and dropping tables.

@@ -100,7 +100,7 @@ class BigQueryBackups(BigQueryQueries):
         contents = self._contents(backup_table, backup.date_column, list(rows), info.columns)
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
         info = self._tables.require_uncached(backup.table)  # with all columns, as the backup may lack new ones
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
@@ -111,8 +111,11 @@ class BigQueryBackups(BigQueryQueries):
             backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.fill_placeholders(sql_of.REMOVE, **places)
         )
 
+    def deleted_at(self, backup: Backup) -> datetime | None:
+        return None
+
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
         columns = self._tables.require_uncached(self._backup_table(backup)).columns
         self._tables.require_uncached(backup.table).check_columns(backup.date_column, columns)

@@ -12,8 +12,8 @@ from datetime import date, timedelta
 from uuid import uuid4
 
 from gated_backfill.common.errors import BackupMissing, StagedFileLost, UserError
-from gated_backfill.common.model.dates import enclosing_range
-from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile
+from gated_backfill.common.model.dates import DateRange, enclosing_range
+from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
@@ -215,6 +215,12 @@ class BigQueryPublications(BigQueryBackups):
             self._jobs.run_script(
                 job_name("restore", uuid4().hex), statement, date_parameters(replaced) | {"wanted": request}
             )
+
+    def list_kept(self, table: TableName, date_column: str, dates: DateRange) -> list[KeptRows]:
+        return []
+
+    def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
+        raise BackupMissing(f"the rows {kept.id} are not kept", table=str(table), day=kept.day)
 
     def delete_expired_undo(self) -> None:
         """Do nothing: undo tables have an expiration."""

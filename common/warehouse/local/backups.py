@@ -141,7 +141,7 @@ class LocalBackups(ABC):
                 backup_dates[day] = BackupDate(fingerprint=entry["checksum"], rows=entry["rows"])
         return backup_dates
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate]) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
         folder = self._folder(backup.table)
         with translate_file_errors(backup.table), locked(self._lock(folder)):
             self._start_loading(folder)
@@ -167,8 +167,11 @@ class LocalBackups(ABC):
         with suppress(OSError):  # holds other files, or is removed already
             part.parent.rmdir()
 
+    def deleted_at(self, backup: Backup) -> datetime | None:
+        return None
+
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
         folder = self._folder(backup.table)
         with translate_file_errors(backup.table), locked(self._lock(folder)):

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import BackupMissing, OutsideRoot, StagedFileLost
-from gated_backfill.common.model.publication import Publication, PublishResult, StagedFile, WarehouseLimits
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.file_lock import locked
@@ -209,6 +210,12 @@ class LocalPublications(LocalBackups):
             return frozenset(
                 day for day, partition in replaced.items() if file_fingerprint(files[day]) == partition.before
             )
+
+    def list_kept(self, table: TableName, date_column: str, dates: DateRange) -> list[KeptRows]:
+        return []
+
+    def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
+        raise BackupMissing(f"the rows {kept.id} are not kept", table=str(table), day=kept.day)
 
     def delete_expired_undo(self) -> None:
         before = (utcnow() - timedelta(days=self._limits.undo_days)).timestamp()
