@@ -176,7 +176,8 @@ class Scan:
     dates: tuple[DateRange, ...]
     columns: Mapping[str, str] | None = None
     time_zone: str | None = None  #: IANA name of the zone in which a TIMESTAMP has its date
-    #: Types of some of the table's columns, as the job declares them: a warehouse of files reads them as these.
+    #: Types of some of the columns, as the job declares them. A warehouse of files reads the columns as these; one that
+    #: keeps types itself refuses to `read` a table with others.
     types: ColumnTypes | None = None
 
 

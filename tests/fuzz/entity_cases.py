@@ -312,6 +312,8 @@ class EntityCase:
         table: GeneratedTable = getattr(self, name)
         declared = table.job_columns
         columns = table.table_types() if declared is None else ("day", *table.entity, *declared)
+        if not table.in_files and any(table.types()[column] != kind for column, kind in (declared or {}).items()):
+            return True
         return table.lacks(columns) or any(table.misfits(day, columns, declared or {}) for day in days)
 
     def has_unreadable_entities(self, name: str, days: Collection[date]) -> bool:

@@ -17,6 +17,7 @@ import pytest
 
 from gated_backfill.common.audit.audit import audit_dates
 from gated_backfill.common.audit.findings import AuditFinding
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.dates import DateRange
@@ -398,6 +399,14 @@ def test_process_gets_the_declared_integers_however_many_dates_share_a_task(lab:
     rows = [row for day in DAYS for row in published(lab, "numbers", day)]
     assert [row["number"] for row in rows] == [1, 2, 5, None, 3, None]
     assert {row["type"] for row in rows} == {"Int64"}
+
+
+def test_a_bigquery_table_that_no_longer_has_the_declared_types_is_not_read(bigquery_lab: Lab) -> None:
+    load(bigquery_lab, "changed", values(["ann"], FEB_23))
+    scan = Scan(table=TableName("reading", "changed"), date_column="day", dates=ALL_DAYS, types={"value": "INT64"})
+
+    with pytest.raises(SchemaMismatch, match=r"reading.changed: column value is FLOAT64, not INT64"):
+        bigquery_lab.context.warehouse.read(scan)
 
 
 @pytest.mark.parametrize("kind", ["DATETIME", "TIMESTAMP"])

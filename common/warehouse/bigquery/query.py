@@ -126,6 +126,8 @@ class BigQueryQueries:
         return self._row_counts(rows, days_in(scan.dates))
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
+        if scan.types is not None:  # the table may have changed since the plan has checked it
+            self._tables.require(scan.table).check_columns(scan.date_column, scan.types, time_zone=scan.time_zone)
         statement, bound = self._scan("t", scan)
         return self._rows(statement, bound, str(scan.table))
 
