@@ -229,7 +229,7 @@ def a_run(**fields: Any) -> Run:
 
 
 def a_date(state: DateState = DateState.CHECKPOINTED, **fields: Any) -> DateRow:
-    known = {"run_id": "run-1", "day": FEB_23, "job": JOB, "state": state, "active": False, "missing": ()}
+    known = {"run_id": "run-1", "day": FEB_23, "job": JOB, "state": state, "active": False, "missing": (), "lost": ()}
     return DateRow(**dict.fromkeys(DateRow.__dataclass_fields__) | known | {"attempt": 1, "deaths": 0} | fields)
 
 

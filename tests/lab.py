@@ -252,13 +252,15 @@ class Lab:
         with post_run_reporting(self.context) as opened:
             return execute_plan(launch, plan, self.context, lambda _: None, opened)
 
-    def opened(self, days: Sequence[date], job: str = PLAYER_JOB.name) -> tuple[Run, Deps, InlineDispatcher]:
+    def opened(
+        self, days: Sequence[date], job: str = PLAYER_JOB.name, *, because: str | None = None, **request: Any
+    ) -> tuple[Run, Deps, InlineDispatcher]:
         """A running run with its one window open, and what a worker needs to work on it."""
         dispatcher = InlineDispatcher()
         deps = open_deps(self.settings, dispatcher)
-        installed, plan = find_job(job), self.plan(days, job)
+        installed, plan = find_job(job), self.plan(days, job, **request)
         given = {"window": len(days), "calendar": plan.has_calendar}
-        options = RunOptions.for_job(installed, in_flight=1, fallback=None, forced_because=None, **given)
+        options = RunOptions.for_job(installed, in_flight=1, fallback=None, forced_because=because, **given)
         run = open_run(plan, installed, options, self.context, owned=True)
         deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
         advance_run(run, installed, deps)

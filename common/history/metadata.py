@@ -23,9 +23,9 @@ from gated_backfill.common.history.figures import (
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunWithDates
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.dates import ONE_DAY
-from gated_backfill.common.model.tables import ColumnTypes
+from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.process.clock import midnight
-from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.protocol import Warehouse, missing_columns
 
 RUN_ENDED_ON = "run_ended_on"  #: the partition column
 
@@ -50,6 +50,9 @@ COLUMNS: ColumnTypes = {
     "missing": "STRING",
     "missing_count": "INT64",
     "rows": "INT64",
+    "target_matched": "INT64",
+    "target_rows": "INT64",
+    "lost_count": "INT64",
     "attempt": "INT64",
     "seconds": "FLOAT64",
     "error_kind": "STRING",
@@ -124,10 +127,18 @@ def write_day(ledger: Ledger, warehouse: Warehouse, settings: Settings, day: dat
     while written is None or not rows.equals(written):
         if not rows.num_rows:
             return f"{table}: no run ended on {day}"
+        _add_new_columns(warehouse, table)
         warehouse.load(table, RUN_ENDED_ON, rows)
         written, rows = rows, _read_rows(ledger, day)
     runs = pc.count_distinct(rows["run_id"]).as_py()
     return f"{table}: {rows.num_rows} row(s) of {runs} run(s) that ended on {day}"
+
+
+def _add_new_columns(warehouse: Warehouse, table: TableName) -> None:
+    """Add the columns that the history of an earlier version does not have."""
+    info = warehouse.describe(table)
+    if info is not None and missing_columns(info, COLUMNS):
+        warehouse.add_columns(table, COLUMNS)
 
 
 def _read_rows(ledger: Ledger, day: date) -> pa.Table:

@@ -98,6 +98,11 @@ class DateRow:
     inputs: str | None
     input_parts: Mapping[str, str] | None
     job_version: str | None
+    target_rows: int | None
+    target_matched: int | None
+    lost: tuple[str, ...]
+    lost_count: int | None
+    loss: str | None
     floor: int | None
     floor_reason: str | None
     error_kind: str | None

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, se
 from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
 from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs
-from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.coverage import TargetCounts, Verdict
 from gated_backfill.common.model.missing_names import MISSING_NAMES_STORED
 from gated_backfill.common.process.clock import utcnow
 
@@ -23,6 +23,8 @@ RUN_DAY = and_(run_dates.c.run_id == bindparam("of_run"), run_dates.c.day == bin
 CLAIMED_BY_OWNER = and_(
     RUN_DAYS, run_dates.c.state == DateState.PROCESSING.value, run_dates.c.lease_owner == bindparam("owner")
 )
+#: Columns of a date that no gate has compared with the target in its present attempt.
+NOT_COMPARED: DateColumns = dict.fromkeys(("target_rows", "target_matched", "lost", "lost_count", "loss"))
 RUN_STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 
@@ -66,6 +68,17 @@ def entity_columns(missing: Collection[str], unexpected: Collection[str]) -> dic
         "missing": sorted(missing)[:MISSING_NAMES_STORED],
         "unexpected": sorted(unexpected)[:MISSING_NAMES_STORED],
         "unexpected_count": len(unexpected),
+    }
+
+
+def target_count_columns(target: TargetCounts, loss: str | None) -> dict[str, Any]:
+    """Return what the target had on a date, and what its publication would lose: names up to a limit."""
+    return {
+        "target_rows": target.rows,
+        "target_matched": target.matched,
+        "lost": list(target.lost[:MISSING_NAMES_STORED]),
+        "lost_count": len(target.lost),
+        "loss": loss,
     }
 
 
@@ -154,7 +167,7 @@ def window_from_row(row: Mapping[Any, Any]) -> WindowRow:
 
 def date_from_row(row: Mapping[Any, Any]) -> DateRow:
     verdict = Verdict(row["verdict"]) if row["verdict"] else None
-    names = {column: tuple(row[column] or ()) for column in ("missing", "unexpected")}
+    names = {column: tuple(row[column] or ()) for column in ("missing", "unexpected", "lost")}
     values: dict[str, Any] = {**row, "state": DateState(row["state"]), "verdict": verdict, **names}
     return DateRow(**values)
 

@@ -140,6 +140,11 @@ run_dates = Table(
     Column("inputs", String(64)),  #: fingerprint of the input partitions it was built from
     Column("input_parts", JSON),  #: fingerprints of the same partitions, by the table's role in the job
     Column("job_version", String(64)),  #: of the job in the worker that staged the rows
+    Column("target_rows", Integer),  #: rows that the target had when the gate compared; null if it did not compare
+    Column("target_matched", Integer),  #: expected entities that the target had
+    Column("lost", JSON),  #: names of expected entities that the target had and the staged rows lack, up to a limit
+    Column("lost_count", Integer),
+    Column("loss", Text),  #: what the publication would lose of the target's rows, or has lost if it was forced
     Column("floor", Integer),  #: the fewest entities that may be expected, as planned
     Column("floor_reason", Text),  #: where the floor comes from
     Column("error_kind", String(128)),

@@ -8,6 +8,7 @@ from enum import Enum
 from functools import lru_cache
 
 from gated_backfill.common.model.field_checks import check_fields
+from gated_backfill.common.model.missing_names import list_names
 
 INCOMPLETE_EXPECTATION = "expectation incomplete"  #: begins the reason of a date whose expectation is not trusted
 
@@ -229,6 +230,52 @@ def choose_source(
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetCounts:
+    """What the target has on one date, compared with the staged rows that are to replace it."""
+
+    rows: int = 0
+    matched: int = 0  #: expected entities among its rows, by the same rule as those of the staged rows
+    held: int = 0  #: expected entities that have a row, whatever else the rule compares
+    entities: int = 0  #: distinct entities that have a row, unexpected ones included
+    lost: tuple[str, ...] = ()  #: expected entities that it has and the staged rows lack, sorted
+    dropped: tuple[str, ...] = ()  #: unexpected entities that it has and the staged rows lack, sorted
+    thinned: tuple[str, ...] = ()  #: expected entities of which it has more rows than were staged, sorted
+
+
+def describe_loss(target: TargetCounts, *, expected: int, policy: CoveragePolicy, writer: str | None) -> str | None:
+    """Say what a publication would lose of the rows that the target has; None if it would lose nothing that counts.
+
+    `writer` is the run that wrote these rows; None if no run is known to have written them. Rows of a run were counted
+    against their expectation when they were published, so of these only expected entities count. Of other rows nothing
+    is known: fewer rows of an entity count, too, and so do unexpected entities if hardly any entity of the target would
+    be left: then it is the expectation that may be incomplete.
+    """
+    if target.lost:
+        lost = f"{len(target.lost)} of {target.held} expected entities that the target holds"
+        return f"would lose {lost}: {_names(target.lost)}; {_written_by(writer)}"
+    if writer is not None:
+        return None
+    if target.thinned:
+        lost = f"rows of {len(target.thinned)} of {target.held} expected entities that the target holds"
+        return f"would lose {lost}: {_names(target.thinned)}; {_written_by(writer)}"
+    left = target.entities - len(target.dropped)
+    if any(reaches_ratio(count, target.entities, policy.accept_ratio) for count in (expected, left)):
+        return None
+    return (
+        f"{INCOMPLETE_EXPECTATION}: {expected} expected, but the target holds {target.entities} entities, and would "
+        f"lose {len(target.dropped)} unexpected ones: {_names(target.dropped)}; {_written_by(writer)}"
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return list_names(names, len(names))
+
+
+def _written_by(writer: str | None) -> str:
+    return "no run of this job wrote them" if writer is None else f"run {writer} wrote them"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recount:
     """The gate's counts over the staged rows of one date."""
 
@@ -239,6 +286,8 @@ class Recount:
     null_keys: int = 0
     schema_problem: str | None = None  #: the first way in which the rows break the job's output schema
     lacking: str | None = None  #: the rows that a forced date was built without, of an input or a lookback
+    target: TargetCounts | None = None  #: None if it was not compared
+    loss: str | None = None  #: what a publication would lose of the target's rows, or why they were not compared
     missing: tuple[str, ...] = field(default=())
     unexpected: tuple[str, ...] = field(default=())
 
@@ -246,23 +295,40 @@ class Recount:
 def judge_date(recount: Recount, *, policy: CoveragePolicy, forced_because: str | None = None) -> Judgement:
     """Return the verdict on one date.
 
-    A reason in `forced_because` accepts low coverage or an incomplete expectation. It never accepts duplicate or null
-    keys, a broken schema, or a date without rows or without expected entities.
+    A reason in `forced_because` accepts low coverage, an incomplete expectation, or a loss of rows of the target. It
+    never accepts duplicate or null keys, a broken schema, or a date without rows or without expected entities.
     """
     if defect := _row_defect(recount):
         return Judgement(verdict=Verdict.BLOCKED, reason=defect)
+    judgement = _judge_completeness(recount, policy)
+    if recount.loss is None or judgement.verdict is Verdict.SKIPPED:
+        return _unless_forced(judgement, recount, forced_because)
+    if judgement.verdict.is_passing:
+        blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"{recount.loss}; {judgement.reason}")
+        return _unless_forced(blocked, recount, forced_because)
+    forced = _unless_forced(replace(judgement, reason=f"{judgement.reason}; {recount.loss}"), recount, forced_because)
+    return forced if forced.verdict is Verdict.FORCED else judgement
+
+
+def is_blocked_by_loss_only(recount: Recount, *, policy: CoveragePolicy) -> bool:
+    """Return whether the date would pass if its publication did not lose rows of the target."""
+    without_loss = judge_date(replace(recount, loss=None), policy=policy)
+    return recount.loss is not None and without_loss.verdict.is_passing
+
+
+def _judge_completeness(recount: Recount, policy: CoveragePolicy) -> Judgement:
+    """Judge the staged rows against the expectation."""
     if expectation_judgement := judge_expectation(_contradicted_by_rows(recount)):
-        return _unless_forced(expectation_judgement, recount, forced_because)
+        return expectation_judgement
     if recount.lacking:
-        return _unless_forced(Judgement(verdict=Verdict.BLOCKED, reason=recount.lacking), recount, forced_because)
+        return Judgement(verdict=Verdict.BLOCKED, reason=recount.lacking)
     expected = recount.expectation.expected
     share = f"{recount.matched} of {expected} expected entities ({format_percent(recount.matched, expected)})"
     if reaches_ratio(recount.matched, expected, policy.complete_ratio):
         return Judgement(verdict=Verdict.COMPLETE, reason=share)
     if reaches_ratio(recount.matched, expected, policy.accept_ratio):
         return Judgement(verdict=Verdict.ACCEPTED, reason=f"{share}, below {policy.complete_ratio:.0%}")
-    blocked = Judgement(verdict=Verdict.BLOCKED, reason=f"{share}, below {policy.accept_ratio:.0%}")
-    return _unless_forced(blocked, recount, forced_because)
+    return Judgement(verdict=Verdict.BLOCKED, reason=f"{share}, below {policy.accept_ratio:.0%}")
 
 
 def _contradicted_by_rows(recount: Recount) -> DateExpectation:

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import ExpectationUnreadable, QueryFailed, SchemaMismatch, TableNotFound
 from gated_backfill.common.model.arrow.types import parse_value
-from gated_backfill.common.model.coverage import describe_contradiction
+from gated_backfill.common.model.coverage import TargetCounts, describe_contradiction
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ranges
 from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
 from gated_backfill.common.model.tables import NULL_TYPE, TableName
-from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days
+from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days, rows_by_day
 from gated_backfill.common.warehouse.protocol import (
     ABSENT,
     EntityScan,
@@ -110,18 +110,24 @@ class ExpectationMatch:
     null_entities: int  #: rows of the expectation without an entity
     missing: tuple[str, ...]  #: sorted
     unexpected: tuple[str, ...]  #: sorted
+    target: TargetCounts | None = None  #: None if the staged rows were not compared with the target's
 
 
 def match_expectation(
-    warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table
+    warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table, *, target_rows: pa.Table | None = None
 ) -> dict[date, ExpectationMatch]:
-    """Compare rows of the target with the expectation of the days, which is read again."""
+    """Compare staged rows with the expectation of the days, which is read again.
+
+    `target_rows` are the rows that the target has on some of the days, as `Warehouse.read_entities` returns them: the
+    staged rows of these days are compared with them, too.
+    """
     columns = target_columns(job)
     expected = read_expectation(warehouse, job, days)
-    published = day_entity_rows(rows, columns)
-    present = expected.present_in(published, columns.rule)
+    staged = day_entity_rows(rows, columns)
+    present = expected.present_in(staged, columns.rule)
     counts, matched = expected.count_by_day(expected.all), expected.count_by_day(present)
-    missing, unexpected = expected.names_by_day(~present), expected.unexpected(published)
+    missing, unexpected = expected.names_by_day(~present), expected.unexpected(staged)
+    targets = {} if target_rows is None else compare_with_target(job, expected, staged, target_rows)
     return {
         day: ExpectationMatch(
             expected=counts.get(day, 0),
@@ -129,8 +135,50 @@ def match_expectation(
             null_entities=expected.null_rows.get(day, 0),
             missing=tuple(missing.get(day, ())),
             unexpected=tuple(unexpected.get(day, ())),
+            target=targets.get(day),
         )
         for day in days
+    }
+
+
+def compare_with_target(
+    job: Job, expected: ExpectedEntities, staged: pa.Table, target_rows: pa.Table
+) -> dict[date, TargetCounts]:
+    """Compare, for each day of `target_rows`, what the target has with the staged rows that are to replace it.
+
+    An entity is lost if the target has it by the job's rule, or at all, and the staged rows do not.
+    """
+    rule, any_row = target_columns(job).rule, PresenceRule()
+    matching, held = expected.present_in(target_rows, rule), expected.present_in(target_rows, any_row)
+    lost = matching & ~expected.present_in(staged, rule) | held & ~expected.present_in(staged, any_row)
+    thinned = (
+        expected.with_fewer_rows(staged, than=target_rows) & ~lost if _compares_row_numbers(job) else ~expected.all
+    )
+    matched_counts, held_counts = expected.count_by_day(matching), expected.count_by_day(held)
+    lost_names, thinned_names = expected.names_by_day(lost), expected.names_by_day(thinned)
+    unexpected, staged_unexpected = expected.unexpected(target_rows), expected.unexpected(staged)
+    return {
+        day: TargetCounts(
+            rows=rows,
+            matched=matched_counts.get(day, 0),
+            held=held_counts.get(day, 0),
+            entities=held_counts.get(day, 0) + len(unexpected.get(day, ())),
+            lost=tuple(lost_names.get(day, ())),
+            dropped=tuple(sorted({*unexpected.get(day, ())}.difference(staged_unexpected.get(day, ())))),
+            thinned=tuple(thinned_names.get(day, ())),
+        )
+        for day, rows in rows_by_day(target_rows).items()
+    }
+
+
+def _compares_row_numbers(job: Job) -> bool:
+    """Whether fewer rows of an entity may be a loss that neither the rule of the job notices nor its key explains.
+
+    If the key has no more columns than the entity, several rows of an entity are duplicates.
+    """
+    return not target_columns(job).rule.is_measured and not {*job.target.key} <= {
+        *job.target_entity,
+        job.target.date_column,
     }
 
 

@@ -204,12 +204,29 @@ class ExpectedEntities:
     def present_in(self, rows: pa.Table, rule: PresenceRule) -> Mask:
         """Return which of the expected entities the rows have, by the rule."""
         row_entities = self._number(_named(rows), is_measured=rule.is_measured)
-        positions = np.searchsorted(row_entities.keys, self._entities.keys)
-        positions[positions == len(row_entities.keys)] = 0
         if not len(row_entities.keys):
             return ~self.all
-        present = row_entities.keys[positions] == self._entities.keys
+        present, positions = self._find(row_entities)
         return present & self._meets(rule, row_entities, positions) if rule.is_measured else present
+
+    def with_fewer_rows(self, rows: pa.Table, *, than: pa.Table) -> Mask:
+        """Return which of the expected entities have fewer rows in `rows` than in the other ones."""
+        return self._count_rows(rows) < self._count_rows(than)
+
+    def _count_rows(self, rows: pa.Table) -> Sums:
+        """Return the number of rows of each expected entity."""
+        row_entities = self._number(_named(rows), is_measured=True)
+        if not len(row_entities.keys):
+            return np.zeros(len(self._entities.keys))
+        present, positions = self._find(row_entities)
+        assert row_entities.rows is not None
+        return np.where(present, row_entities.rows[positions], 0.0)
+
+    def _find(self, row_entities: _NumberedEntities) -> tuple[Mask, npt.NDArray[np.intp]]:
+        """Return which of the expected entities are among the others, of which there are some, and where."""
+        positions = np.searchsorted(row_entities.keys, self._entities.keys)
+        positions[positions == len(row_entities.keys)] = 0
+        return row_entities.keys[positions] == self._entities.keys, positions
 
     def _meets(self, rule: PresenceRule, row_entities: _NumberedEntities, positions: npt.NDArray[np.intp]) -> Mask:
         expected, met = self._entities, self.all
@@ -266,7 +283,7 @@ class ExpectedEntities:
         expected_days = np.unique(self._entities.keys // max(len(self._names), 1))
         days = rows["day"].cast(pa.int32()).fill_null(NO_POSITION).to_numpy()
         is_other = ~np.isin(days, expected_days)
-        return _rows_by_day(rows.filter(pa.array(is_other))) if is_other.any() else {}
+        return rows_by_day(rows.filter(pa.array(is_other))) if is_other.any() else {}
 
     def _number(self, named: pa.Table, *, is_measured: bool) -> _NumberedEntities:
         positions = pc.index_in(named["entity"], value_set=self._names)
@@ -305,15 +322,16 @@ def _null_rows(rows: pa.Table) -> dict[date, int]:
     if not rows["entity"].null_count:
         return {}
     nulls = rows.filter(pc.is_null(rows["entity"]))
-    return _rows_by_day(nulls)
+    return rows_by_day(nulls)
 
 
-def _rows_by_day(rows: pa.Table) -> dict[date, int]:
-    rows_by_day: dict[date, int] = {}
+def rows_by_day(rows: pa.Table) -> dict[date, int]:
+    """Count rows as `day_entity_rows` returns them by day, with those that have no entity."""
+    counts: dict[date, int] = {}
     for day, count in zip(rows["day"].to_pylist(), _row_counts(rows).tolist(), strict=True):
         if day is not None:
-            rows_by_day[day] = rows_by_day.get(day, 0) + count
-    return rows_by_day
+            counts[day] = counts.get(day, 0) + count
+    return counts
 
 
 def _row_counts(rows: pa.Table) -> npt.NDArray[np.int64]:

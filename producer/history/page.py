@@ -29,6 +29,7 @@ from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
 from gated_backfill.producer.history.report import HistoryReport, format_duration
+from gated_backfill.producer.terminal.runs import describe_replacement
 
 MAX_RUNS_LISTED = 200
 MAX_DATES_TO_REVIEW = 25  #: for each job
@@ -221,6 +222,7 @@ def _tooltip_values(result: LatestResult) -> list[Any]:
         result.results,
         row.attempt,
         _describe_published(result),
+        describe_replacement(row),
     ]
 
 

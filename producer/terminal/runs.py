@@ -62,6 +62,7 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
     for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {plain_line(row.reason or '')}")
+        _print_replacement(console, row)
         _print_entities(console, row)
 
 
@@ -86,6 +87,7 @@ def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
         if row.found:
             counts = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
             console.print(f"              found: {plain_line(counts)}")
+        _print_replacement(console, row)
         _print_entities(console, row)
         if row.staged_path and row.state is DateState.BLOCKED:
             console.print(f"              kept for inspection: {plain_line(row.staged_path)}", soft_wrap=True)
@@ -95,6 +97,19 @@ def _shorten_place(place: str) -> str:
     """The place with its path relative to the current folder, if it is below it."""
     folder = Path.cwd()
     return str(Path(place).relative_to(folder)) if Path(place).is_relative_to(folder) else place
+
+
+def describe_replacement(row: DateRow) -> str:
+    """Describe what the target had on the date, and what was staged for it; empty if the target had no rows."""
+    if not row.target_rows:
+        return ""
+    before = f"target had {row.target_matched} entities, {row.target_rows} rows"
+    return f"{before}; staged {row.matched}, {row.rows}"
+
+
+def _print_replacement(console: Console, row: DateRow) -> None:
+    if replacement := describe_replacement(row):
+        console.print(f"              {replacement}")
 
 
 def _print_entities(console: Console, row: DateRow) -> None:
@@ -200,6 +215,11 @@ def _date_json(row: DateRow) -> dict[str, Any]:
         "unexpected": list(row.unexpected),
         "unexpected_count": row.unexpected_count,
         "rows": row.rows,
+        "target_matched": row.target_matched,
+        "target_rows": row.target_rows,
+        "lost": list(row.lost),
+        "lost_count": row.lost_count,
+        "loss": row.loss,
         "attempt": row.attempt,
         "error_kind": row.error_kind,
         "error": row.error,

@@ -17,9 +17,12 @@ from gated_backfill.common.model.coverage import (
     Judgement,
     Recount,
     SourceChoice,
+    TargetCounts,
     Verdict,
     choose_source,
+    describe_loss,
     format_percent,
+    is_blocked_by_loss_only,
     judge_date,
     judge_expectation,
     least_count,
@@ -176,6 +179,154 @@ def test_exactly_the_published_verdicts_pass() -> None:
 def test_a_policy_without_sense_is_refused(complete: float, accept: float) -> None:
     with pytest.raises(ValueError, match="coverage policy"):
         CoveragePolicy(complete_ratio=complete, accept_ratio=accept)
+
+
+# -- what a publication would lose --------------------------------------------------------------------------------
+
+NOT_OURS = "no run of this job wrote them"
+OURS = "run run-1 wrote them"
+WHOLE = TargetCounts(rows=20, matched=20, held=20, entities=20)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected", "writer", "loss"),
+    [
+        pytest.param(TargetCounts(), 20, None, None, id="nothing-there"),
+        pytest.param(WHOLE, 20, None, None, id="nothing-lost"),
+        pytest.param(
+            replace(WHOLE, lost=("ada",)),
+            20,
+            None,
+            f"would lose 1 of 20 expected entities that the target holds: ada; {NOT_OURS}",
+            id="one-lost-of-others",
+        ),
+        pytest.param(
+            replace(WHOLE, lost=("ada", "bob")),
+            20,
+            "run-1",
+            f"would lose 2 of 20 expected entities that the target holds: ada, bob; {OURS}",
+            id="two-lost-of-a-run",
+        ),
+        pytest.param(
+            replace(WHOLE, lost=tuple(f"p{n:02d}" for n in range(14))),
+            20,
+            "run-1",
+            "would lose 14 of 20 expected entities that the target holds: p00, p01, p02, p03, p04, p05, p06, p07, p08, "
+            f"p09, p10, p11 and 2 more; {OURS}",
+            id="more-than-are-named",
+        ),
+        pytest.param(
+            replace(WHOLE, rows=80, thinned=("ada",)),
+            20,
+            None,
+            f"would lose rows of 1 of 20 expected entities that the target holds: ada; {NOT_OURS}",
+            id="rows-of-others",
+        ),
+        pytest.param(replace(WHOLE, rows=80, thinned=("ada",)), 20, "run-1", None, id="rows-of-a-run"),
+        pytest.param(
+            TargetCounts(rows=22, matched=20, held=20, entities=22, dropped=("x", "y")), 20, None, None, id="few-drop"
+        ),
+        pytest.param(
+            TargetCounts(rows=40, matched=20, held=20, entities=40, dropped=("x", "y")), 20, None, None, id="most-stay"
+        ),
+        pytest.param(
+            TargetCounts(rows=3, matched=1, held=1, entities=3, dropped=("x", "y")),
+            1,
+            None,
+            "expectation incomplete: 1 expected, but the target holds 3 entities, and would lose 2 unexpected ones: "
+            f"x, y; {NOT_OURS}",
+            id="hardly-any-stays-of-others",
+        ),
+        pytest.param(
+            TargetCounts(rows=3, matched=1, held=1, entities=3, dropped=("x", "y")), 1, "run-1", None, id="of-a-run"
+        ),
+        pytest.param(
+            TargetCounts(rows=20, entities=20, dropped=tuple("abcdefghijklmnopqrst")), 18, None, None, id="other-names"
+        ),
+    ],
+)
+def test_a_loss_is_said_with_numbers_names_and_who_wrote_them(
+    target: TargetCounts, expected: int, writer: str | None, loss: str | None
+) -> None:
+    assert describe_loss(target, expected=expected, policy=POLICY, writer=writer) == loss
+
+
+LOSS = "would lose 1 of 20 expected entities that the target holds: ada; run run-1 wrote them"
+
+
+def test_a_loss_blocks_a_date_that_would_pass_and_keeps_its_coverage() -> None:
+    whole, most = counted(20, 20, loss=LOSS), counted(19, 20, loss=LOSS)
+    for recount, share in (
+        (whole, "20 of 20 expected entities (100.0 %)"),
+        (most, "19 of 20 expected entities (95.0 %)"),
+    ):
+        judgement = judge_date(recount, policy=POLICY)
+        assert judgement == Judgement(verdict=Verdict.BLOCKED, reason=f"{LOSS}; {share}")
+        assert is_blocked_by_loss_only(recount, policy=POLICY)
+
+
+def test_a_date_below_the_accept_ratio_keeps_its_own_reason() -> None:
+    below = counted(10, 20, loss=LOSS)
+    assert judge_date(below, policy=POLICY) == judge_date(replace(below, loss=None), policy=POLICY)
+    assert not is_blocked_by_loss_only(below, policy=POLICY)
+
+
+@pytest.mark.parametrize("matched", [10, 19, 20])
+def test_force_accepts_a_loss_and_records_it(matched: int) -> None:
+    judgement = judge_date(counted(matched, 20, loss=LOSS), policy=POLICY, forced_because="he has left")
+    assert judgement.verdict is Verdict.FORCED
+    assert LOSS in judgement.reason
+    assert f"{matched} of 20" in judgement.reason
+    assert judgement.reason.endswith("forced: he has left")
+
+
+NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=8).map(lambda names: tuple(sorted(names)))
+TARGETS = st.builds(
+    lambda held, unexpected, rows, lost, dropped, thinned: TargetCounts(
+        rows=held + unexpected + rows,
+        matched=held,
+        held=held,
+        entities=held + unexpected,
+        lost=lost[:held],
+        dropped=dropped[:unexpected],
+        thinned=thinned[:held],
+    ),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.integers(0, 20),
+    NAMES,
+    NAMES,
+    NAMES,
+)
+WRITERS = st.none() | st.just("run-1")
+
+
+@given(TARGETS, st.integers(0, 40), POLICIES, WRITERS)
+def test_a_lost_entity_is_always_a_loss(
+    target: TargetCounts, expected: int, policy: CoveragePolicy, writer: str | None
+) -> None:
+    loss = describe_loss(target, expected=expected, policy=policy, writer=writer)
+    assert loss is not None or not target.lost
+    assert loss is None or target.lost or target.thinned or target.dropped
+    assert loss is None or target.lost or writer is None
+
+
+@given(TARGETS, st.integers(0, 40), POLICIES)
+def test_what_is_no_loss_of_other_rows_is_none_of_a_run_s(
+    target: TargetCounts, expected: int, policy: CoveragePolicy
+) -> None:
+    of_others, of_run = (
+        describe_loss(target, expected=expected, policy=policy, writer=writer) for writer in (None, "run-1")
+    )
+    assert of_run is None or of_others is not None
+
+
+@given(RECOUNTS, POLICIES, st.none() | st.just("why"))
+def test_nothing_that_loses_rows_passes_unforced(recount: Recount, policy: CoveragePolicy, because: str | None) -> None:
+    losing = judge_date(replace(recount, loss=LOSS), policy=policy, forced_because=because)
+    harmless = judge_date(recount, policy=policy, forced_because=because)
+    assert not losing.verdict.is_passing or (losing.verdict is Verdict.FORCED and LOSS in losing.reason)
+    assert harmless.verdict.is_passing or not losing.verdict.is_passing
 
 
 # -- the expectation ----------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
     quarantine_blocked(window, judgements, staged)
     result = publish_and_checkpoint(window, [staged[day] for day in judgements.days(passing=True)])
     overwritten = [row for row in published if row.day not in unchanged]
-    overwritten += [staged[day] for day in sorted(result.conflicting)]
+    overwritten += [staged[day] for day in sorted(result.conflicting | judgements.changed)]
     return [
         *requeue_dates(
             window, [staged[day] for day in sorted(missing_files | result.lost)], "the staged file was lost"

@@ -8,6 +8,7 @@ from datetime import date
 import structlog
 
 from gated_backfill.common.ledger import DateRow, DateState
+from gated_backfill.common.ledger.rows import NOT_COMPARED
 from gated_backfill.common.model.publication import PublishResult
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.worker.gate.verdicts import JudgedDates
@@ -60,7 +61,7 @@ def requeue_dates(window: LeasedWindow, rows: Sequence[DateRow], reason: str) ->
     for row in rows:
         if row.attempt >= MAX_ATTEMPTS:
             window.fail(row, "RequeuedTooOften", f"{reason}, {row.attempt} times")
-        elif window.move(row, DateState.QUEUED, verdict=None):
+        elif window.move(row, DateState.QUEUED, verdict=None, **NOT_COMPARED):
             log.warning("date_requeued", day=row.day.isoformat(), reason=reason, attempt=row.attempt)
             requeued.append(row.day)
     return requeued

@@ -41,11 +41,17 @@ def preload_schema_checks() -> None:
 
 
 def recount(
-    warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table], *, require_calendar: bool = False
+    warehouse: Warehouse,
+    job: Job,
+    staged: Mapping[date, pa.Table],
+    *,
+    require_calendar: bool = False,
+    target_rows: pa.Table | None = None,
 ) -> dict[date, Recount]:
     """Count staged rows, by the day they were staged for, against the expectation as it is now.
 
-    `require_calendar`: the calendar existed when the run was planned, so it must exist now.
+    `require_calendar`: the calendar existed when the run was planned, so it must exist now. `target_rows`: what the
+    target has on days on which the staged rows are compared with it, see `match_expectation`.
 
     Raises `ExpectationUnreadable`.
     """
@@ -55,7 +61,7 @@ def recount(
     rows = _Rows(days=tuple(well_formed), table=_one_table(well_formed)) if well_formed else None
     with translate_expectation_errors():
         calendar = count_calendar_events(warehouse, job, list(staged), must_exist=require_calendar)
-        matches = match_expectation(warehouse, job, rows.days, rows.table) if rows else {}
+        matches = match_expectation(warehouse, job, rows.days, rows.table, target_rows=target_rows) if rows else {}
     nulls = rows.null_keys(job) if rows else {}
     duplicates = rows.duplicate_keys(job) if rows else {}
     schema_problems = _schema_problems(job, rows) if rows else {}
@@ -68,6 +74,7 @@ def recount(
             matched=match.matched,
             missing=match.missing,
             unexpected=match.unexpected,
+            target=match.target,
             rows=staged[day].num_rows,
             null_keys=nulls.get(day, 0),
             duplicate_keys=duplicates.get(day, 0),

@@ -12,8 +12,15 @@ import structlog
 
 from gated_backfill.common.errors import ExpectationUnreadable, Retryable, StagedFileLost
 from gated_backfill.common.ledger import DateRow
-from gated_backfill.common.ledger.rows import entity_columns
-from gated_backfill.common.model.coverage import Judgement, Recount, Verdict, judge_date, split_label
+from gated_backfill.common.ledger.rows import entity_columns, target_count_columns
+from gated_backfill.common.model.coverage import (
+    Judgement,
+    Recount,
+    Verdict,
+    is_blocked_by_loss_only,
+    judge_date,
+    split_label,
+)
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.run_options import RunOptions
@@ -22,6 +29,7 @@ from gated_backfill.common.warehouse.entities import find_lookalikes
 from gated_backfill.common.warehouse.input_fingerprints import InputParts
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.worker.gate.recount import recount
+from gated_backfill.worker.gate.target import add_losses, find_changed, read_target_rows
 from gated_backfill.worker.gate.window import LeasedWindow
 
 log = structlog.get_logger()
@@ -35,6 +43,8 @@ class JudgedDates:
     counts: Mapping[date, Recount] = field(default_factory=dict[date, Recount])  #: empty if nothing could be counted
     #: Of dates that a worker with other rules has built: what their checkpoints record, which no rules agree with.
     input_parts: Mapping[date, InputParts] = field(default_factory=dict[date, InputParts])
+    #: Dates without a verdict: they would lose rows of the target, which has other rows than when they were staged.
+    changed: frozenset[date] = frozenset()
 
     def days(self, *, passing: bool) -> list[date]:
         return [day for day, judgement in self.verdicts.items() if judgement.verdict.is_passing is passing]
@@ -54,6 +64,7 @@ class JudgedDates:
             "matched": count.matched,
             "rows": count.rows,
             **entity_columns(count.missing, count.unexpected),
+            **({} if count.target is None else target_count_columns(count.target, count.loss)),
         }
 
 
@@ -74,14 +85,22 @@ def judge_staged(
 ) -> JudgedDates:
     """A verdict for each date's rows; if the expectation cannot be read, every date is blocked.
 
-    `dates` has the ledger's row of each date, `staged` its rows.
+    `dates` has the ledger's row of each date, `staged` its rows. A date that would pass, but lose rows of the target,
+    gets no verdict if the target has changed since it was staged: it is to be built and compared again.
 
     Raises `Retryable` for a transient error, unless this is the last attempt: then the dates are blocked.
     """
     unreadable = (ExpectationUnreadable, *((Retryable,) if is_last_attempt else ()))
     options = RunOptions.from_dict(window.run.options)
+    target_rows = read_target_rows(window, dates, staged.keys())
     try:
-        counts = recount(window.deps.warehouse, window.job, staged, require_calendar=options.calendar)
+        counts = recount(
+            window.deps.warehouse,
+            window.job,
+            staged,
+            require_calendar=options.calendar,
+            target_rows=target_rows.entities,
+        )
     except unreadable as exc:
         log.error("expectation_unreadable", error=str(exc))
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
@@ -89,8 +108,17 @@ def judge_staged(
     counts = {day: _with_floor(count, dates[day]) for day, count in counts.items()}
     if options.forced_because is not None:
         counts = _with_lacking_rows(window, dates, counts)
-    verdicts = {day: _judge(count, options) for day, count in counts.items()}
-    return JudgedDates(verdicts=verdicts, counts=counts, input_parts=_parts_with_both_rules(window.job, dates.values()))
+    counts = add_losses(window, dates, counts, target_rows, staged, options.policy)
+    changed: frozenset[date] = frozenset()
+    if options.forced_because is None:
+        losing = [day for day, count in counts.items() if is_blocked_by_loss_only(count, policy=options.policy)]
+        changed = find_changed(window, dates, losing)
+    return JudgedDates(
+        verdicts={day: _judge(count, options) for day, count in counts.items() if day not in changed},
+        counts=counts,
+        input_parts=_parts_with_both_rules(window.job, dates.values()),
+        changed=changed,
+    )
 
 
 def _parts_with_both_rules(job: Job, dates: Iterable[DateRow]) -> dict[date, InputParts]:

@@ -11,12 +11,13 @@ function part(name, text) {
 
 function fill(cell) {
   const job = calendars.indexOf(cell.closest(".calendar"));
-  const [day, kind, coverage, source, sourceReason, reason, run, duration, missing, unlisted, results, attempt, published] = jobs[job][cell.dataset.i];
+  const [day, kind, coverage, source, sourceReason, reason, run, duration, missing, unlisted, results, attempt, published, replacement] = jobs[job][cell.dataset.i];
   const list = document.createElement("dl");
   const line = (name, text) => { if (text) list.append(part("dt", name), part("dd", text)); };
   line("reason", reason);
   line("source", sourceReason ? `${source}: ${sourceReason}` : source);
   line("missing", unlisted ? `${missing} and ${unlisted} more` : missing);
+  line("rows", replacement);
   line("run", run);
   line("took", attempt > 1 ? `${duration}, at attempt ${attempt}` : duration);
   line("published", published);

@@ -162,6 +162,16 @@ def version_mismatch_ignored() -> None:
     gate.check_job_version = believe
 
 
+def loss_ignored() -> None:
+    """A rebuild that loses entities of the target passes like any other."""
+    from gated_backfill.worker.gate import target
+
+    def find_none(*_: Any, **__: Any) -> None:
+        """Find no loss."""
+
+    target.describe_loss = find_none
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
@@ -171,4 +181,5 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "version-mismatch-ignored": version_mismatch_ignored,
     "another-reading": another_reading_in_the_worker,
     "floor-ignored": floor_ignored,
+    "loss-ignored": loss_ignored,
 }

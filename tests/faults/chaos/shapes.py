@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from enum import Enum
 from random import Random
@@ -19,6 +19,7 @@ class Kind(Enum):
     PLAIN = "plain"  #: the first source has everybody
     FALLBACK = "fallback"  #: the first source has one stale row, the second everybody
     ACCEPTED = "accepted"  #: one of 13 is missing: 92 %
+    POORER = "poorer"  #: the same, but the target already has everybody, from another program
     DROPPED = "dropped"  #: the sources are whole, but `process` loses half of the rows: only a recount tells
     LOOKALIKE = "lookalike"  #: the first source has everybody, but with a trailing blank: other entities
     SHORT = "short"  #: no source has enough
@@ -57,6 +58,7 @@ class Day:
             Kind.FALLBACK: {"first": NAMES[:1], "second": NAMES},
             Kind.LOOKALIKE: {"first": tuple(f"{name} " for name in NAMES), "second": NAMES},
             Kind.ACCEPTED: {"first": NAMES[1:], "second": NAMES[:3]},
+            Kind.POORER: {"first": NAMES[1:], "second": NAMES[:3]},
             Kind.DROPPED: {"first": NAMES, "second": ()},
             Kind.SHORT: {"first": NAMES[:5], "second": NAMES[:7]},
             Kind.SHRUNK: {"first": NAMES[:2], "second": ()},
@@ -79,6 +81,8 @@ class Day:
     @property
     def before(self) -> tuple[Row, ...]:
         """What the target holds before any run."""
+        if self.kind is Kind.POORER:
+            return tuple((name, 1.0, "another program") for name in NAMES)
         return (("somebody", 1.0, "another program"),) if self.stale else ()
 
     @property
@@ -100,7 +104,7 @@ def make_shape(random: Random) -> tuple[Day, ...]:
         kinds[random.randrange(1, count)] = Kind.DROPPED
     kinds = [Kind.LOOKALIKE if kind is Kind.FALLBACK and n % 2 else kind for n, kind in enumerate(kinds)]
     slow = random.random() < 0.4
-    return tuple(
+    shape = [
         Day(
             day=FIRST_DAY + timedelta(days=n),
             kind=kind,
@@ -108,4 +112,5 @@ def make_shape(random: Random) -> tuple[Day, ...]:
             stale=random.random() < 0.25,
         )
         for n, kind in enumerate(kinds)
-    )
+    ]
+    return tuple(replace(day, kind=Kind.POORER) if day.kind is Kind.ACCEPTED and day.stale else day for day in shape)

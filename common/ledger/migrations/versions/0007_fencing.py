@@ -1,4 +1,4 @@
-"""Fencing tokens of gates and undos, and the lease of an undo."""
+"""Fencing tokens of gates and undos, the lease of an undo, and what the target had before a publication."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,15 +8,27 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+DATE_COLUMNS = {
+    "target_rows": sa.Integer(),
+    "target_matched": sa.Integer(),
+    "lost": sa.JSON(),
+    "lost_count": sa.Integer(),
+    "loss": sa.Text(),
+}
+
 
 def upgrade() -> None:
     op.add_column("windows", sa.Column("generation", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("undo_generation", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("runs", sa.Column("undo_owner", sa.String(128), nullable=True))
     op.add_column("runs", sa.Column("undo_until", sa.DateTime(timezone=True), nullable=True))
+    for name, kind in DATE_COLUMNS.items():
+        op.add_column("run_dates", sa.Column(name, kind, nullable=True))
 
 
 def downgrade() -> None:
+    for name in DATE_COLUMNS:
+        op.drop_column("run_dates", name)
     for name in ("undo_until", "undo_owner", "undo_generation"):
         op.drop_column("runs", name)
     op.drop_column("windows", "generation")
