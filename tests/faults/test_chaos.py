@@ -66,6 +66,6 @@ def test_the_schedules_of_a_test_run_have_every_fault_ledger_warehouse_and_kind_
     assert {one.ledger for one in schedules} == {"sqlite", "postgres"}
     assert {one.warehouse for one in schedules} == {"local", "bigquery"}
     assert {day.kind for one in schedules for day in one.shape} == set(Kind)
-    assert len({fault.action for one in schedules for fault in one.faults}) == 10
+    assert len({fault.action for one in schedules for fault in one.faults}) == 11
     assert any(not one.faults for one in schedules)
     assert all(len(one.in_words()) >= 3 for one in schedules)

@@ -9,9 +9,9 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from sqlalchemy.exc import OperationalError
 
 from gated_backfill.common.errors import BrokerUnavailable, LedgerUnavailable, WarehouseUnavailable
 from gated_backfill.common.model.scheduling.queues import QUEUES
+from tests.faults.chaos import others
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
+from tests.faults.chaos.shapes import Day
 
 BROKER = "broker"
 HELD = "held back "  #: before the name of a queue whose messages wait
@@ -55,6 +57,11 @@ class Place:
     def copies(self) -> Path:
         """There while copies of messages wait for a window to be closed."""
         return self.folder / "copies"
+
+    @property
+    def writes(self) -> Path:
+        """What other programs wrote to the target, see `others`."""
+        return self.folder / "writes"
 
     def pid_file(self, name: str) -> Path:
         return self.folder / f"{name}.pid"
@@ -101,9 +108,11 @@ def release_copies_at_closed_windows(place: Place) -> None:
 class Carrier:
     """Carries out faults in one process."""
 
-    def __init__(self, place: Place, role: str) -> None:
+    def __init__(self, place: Place, role: str, shape: Sequence[Day], warehouse_url: str) -> None:
         self._place = place
         self._role = role
+        self._shape = shape
+        self._warehouse_url = warehouse_url
         self._actions: dict[str, Callable[[Fault], None]] = {
             of.ERROR: _fail,
             of.KILL: self._kill,
@@ -117,11 +126,17 @@ class Carrier:
             of.CLOCK: _shift_clock,
         }
 
-    def __call__(self, fault: Fault, number: int) -> None:
-        """Raises what the fault has raised. Written down first: the process may not live to do so afterwards."""
+    def __call__(self, fault: Fault, number: int, at_hand: date | None) -> None:
+        """Raises what the fault has raised. Written down first: the process may not live to do so afterwards.
+
+        `at_hand` is the date that the call is about, if that is known.
+        """
         with self._place.fired.open("ab", buffering=0) as log:
             log.write(json.dumps({"fault": number, "pid": os.getpid(), "at": time.time()}).encode() + b"\n")
-        self._actions[fault.action](fault)
+        if fault.action == of.WRITE:
+            self._write(fault, at_hand)
+        else:
+            self._actions[fault.action](fault)
 
     def _pid(self, target: str) -> int | None:
         if target == "self":
@@ -187,6 +202,12 @@ class Carrier:
 
     def _order(self, fault: Fault) -> None:
         self._place.ask(order=fault.target.split(), after=0)
+
+    def _write(self, fault: Fault, at_hand: date | None) -> None:
+        """In the midst of the call: nothing else of this process happens meanwhile."""
+        can_be_written = [self._shape[number].day for number in others.can_be_written(self._shape)]
+        day = at_hand if fault.amount == of.AT_HAND and at_hand in can_be_written else can_be_written[int(fault.amount)]
+        others.write_date(day, fault.target, self._warehouse_url, self._place.writes)
 
     def _broker(self) -> Any:
         return _tolerant(self._place.client())

@@ -6,8 +6,11 @@ import fcntl
 import functools
 import mmap
 import os
+import re
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,8 @@ class Counters:
         self._map[slot * _SLOT : (slot + 1) * _SLOT] = value.to_bytes(_SLOT, "little")
 
 
-Carry = Callable[[Fault, int], None]  #: carries out a fault, given its number
+Carry = Callable[[Fault, int, date | None], None]  #: carries out a fault, given its number and the date at hand
+PARTITION = re.compile(r"day=(\d{4}-\d\d-\d\d)")
 
 
 class Points:
@@ -72,8 +76,9 @@ class Points:
         self._faults = [(number, fault) for number, fault in enumerate(faults) if fault.role == role]
         self._counters = counters
         self._carry = carry
+        self._carrying = threading.local()  # what a fault itself calls is not counted
 
-    def meet(self, point: str, number: int, *, after: bool) -> None:
+    def meet(self, point: str, number: int, *, after: bool, arguments: Sequence[Any] = ()) -> None:
         """Have go wrong what goes wrong at that call."""
         for index, fault in self._faults:
             if (
@@ -82,10 +87,17 @@ class Points:
                 and fault.nth <= number < fault.nth + fault.times
                 and self._counters.armed
             ):
-                self._carry(fault, index)
+                self._carrying.on = True
+                try:
+                    self._carry(fault, index, _date_at_hand(arguments))
+                finally:
+                    self._carrying.on = False
 
     def count(self, point: str) -> int:
-        return self._counters.next(self._role, point) if self._counters.armed else 0
+        """The number of this call; 0 if it does not count."""
+        if getattr(self._carrying, "on", False) or not self._counters.armed:
+            return 0
+        return self._counters.next(self._role, point)
 
     def wrap(self, owner: Any, name: str, point: str) -> None:
         """Have the calls of a method or function counted."""
@@ -94,9 +106,9 @@ class Points:
         @functools.wraps(found)
         def counted(*arguments: Any, **named: Any) -> Any:
             number = self.count(point)
-            self.meet(point, number, after=False)
+            self.meet(point, number, after=False, arguments=arguments)
             answer = found(*arguments, **named)
-            self.meet(point, number, after=True)
+            self.meet(point, number, after=True, arguments=arguments)
             return answer
 
         setattr(owner, name, counted)
@@ -105,6 +117,7 @@ class Points:
 
     def install(self) -> None:
         from celery.beat import Scheduler
+        from google.cloud import bigquery
 
         from gated_backfill.common.broker.dispatcher import CeleryDispatcher
         from gated_backfill.common.ledger.database import LedgerStore
@@ -126,10 +139,19 @@ class Points:
                 self.wrap(Staging, name, point)
             elif kind == "broker":
                 self.wrap(CeleryDispatcher, name, point)
-        self.wrap(os, "fsync", "file.sync")
+        self._wrap_files()
+        self.wrap(bigquery.Client, "query", "bigquery.query")
         self.wrap(build, "compute_rows", "job.process")
         self.wrap(Scheduler, "tick", "beat.tick")
         self._wrap_commits()
+
+    def _wrap_files(self) -> None:
+        """The system calls by which files get and lose their names, and the one before it that makes them durable."""
+        self.wrap(os, "fsync", "file.sync")
+        for name in ("rename", "replace"):
+            self.wrap(os, name, "file.rename")
+        for name in ("link", "unlink"):
+            self.wrap(os, name, "file.link")
 
     def _wrap_commits(self) -> None:
         """A fault before the commit finds the transaction's work done and not yet in effect."""
@@ -147,3 +169,9 @@ class Points:
                 self.meet("ledger.commit", number, after=True)
 
         LedgerStore._write = counted
+
+
+def _date_at_hand(arguments: Sequence[Any]) -> date | None:
+    """The date whose partition a call is about, by the paths that it was given."""
+    found = PARTITION.search(" ".join(map(str, arguments)))
+    return date.fromisoformat(found[1]) if found else None

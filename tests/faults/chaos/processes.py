@@ -97,7 +97,8 @@ def _prepare(
         _be_a_stranger()
     if role == GATE:
         release_copies_at_closed_windows(place)
-    Points(role, schedule.faults, counters, Carrier(place, role)).install()
+    carrier = Carrier(place, role, schedule.shape, environment["BACKFILL_WAREHOUSE"])
+    Points(role, schedule.faults, counters, carrier).install()
     if mutant is not None:
         MUTANTS[mutant]()
 

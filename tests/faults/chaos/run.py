@@ -24,6 +24,7 @@ from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
 from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations
 from tests.faults.chaos.look import JOB, look
+from tests.faults.chaos.others import read_writes
 from tests.faults.chaos.periods import SETTINGS
 from tests.faults.chaos.points import Counters
 from tests.faults.chaos.processes import call, fork, producer_process
@@ -160,7 +161,8 @@ class Attempt:
         deadline = time.monotonic() + SWEEP_SECONDS
         self._wait(stack, 0.1)
         while True:
-            seen = Seen(**self._call(lambda: look(self.schedule, self._settings())))
+            found = self._call(lambda: look(self.schedule, self._settings()))
+            seen = Seen(**found, writes=read_writes(self._place.writes))
             broken = violations(self.schedule, seen, self._fired(), final=final)
             lasts = any("for ever" in violation.invariant for violation in broken)
             if not broken or lasts or time.monotonic() > deadline:

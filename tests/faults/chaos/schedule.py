@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
+from tests.faults.chaos.others import COMPLETE, HALF, can_be_written
 from tests.faults.chaos.shapes import Day, make_shape
 
 #: The processes of a schedule. A fault belongs to the one that meets it.
@@ -36,9 +37,23 @@ OF_PRODUCER = {"ledger.open_run": 1, "ledger.move_run": 1, "ledger.open_windows"
     "broker.send_window": 2,
 }
 OF_BEAT = {"beat.tick": 1}
-POINTS = tuple(sorted({*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT}))
+#: The calls at which another program writes a date: of a gate above all, and there between its system calls.
+OTHERS_AT_GATE = {
+    "local": {"file.rename": 8, "file.link": 2, "file.sync": 2, "warehouse.publish": 3},
+    "bigquery": {"bigquery.query": 12, "warehouse.publish": 3},
+}
+OTHERS_AT = {
+    GATE: {"ledger.record_verdicts": 1, "ledger.renew_window": 1, "ledger.move_dates": 1, "ledger.commit": 2}
+    | {"warehouse.matching_dates": 1, "warehouse.fingerprints": 1, "staging.rows": 1},
+    DATES: {"warehouse.fingerprints": 2, "warehouse.read": 1, "job.process": 1, "staging.write": 1, "ledger.commit": 1},
+    PRODUCER: {"warehouse.query": 1, "ledger.open_run": 1},
+}
+POINTS = tuple(
+    sorted({*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT}.union(*OTHERS_AT_GATE.values(), *OTHERS_AT.values()))
+)
 #: What is called several times for each date or window.
 MANY = {"ledger.commit": 3, "file.sync": 3, "warehouse.describe": 3, "warehouse.query": 2, "warehouse.read": 2}
+MANY_OF_OTHERS = {"file.rename": 4, "file.link": 4, "bigquery.query": 3}
 
 ERROR = "error"  #: one of the tool's errors, or what a library raises where the tool translates it
 KILL = "kill"  #: -9
@@ -50,6 +65,8 @@ DELAY = "delay messages"
 FILL = "fill the staging disk"
 ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
+WRITE = "another program writes a date"  #: of the target
+AT_HAND = -1.0  #: in place of the number of a date: the one that the call is about, if that is known
 
 LEASE_SECONDS = {"local": 4.0, "bigquery": 25.0}  #: of a date; see `periods`
 LATER = "once a window is closed"  #: when copies of messages may arrive
@@ -66,10 +83,11 @@ class Fault:
     nth: int
     after: bool  #: after the call's effect, not before it
     action: str
-    #: Of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when; of an order: which.
+    #: Of a kill, a freeze or a restart: who; of a loss: which messages; of copies: when; of an order: which; of another
+    #: program's write: which entities.
     target: str = "self"
     times: int = 1  #: so many calls in a row meet it
-    amount: float = 0.0  #: seconds, or copies of a message
+    amount: float = 0.0  #: seconds, or copies of a message, or the number of a date that can be written
 
     def in_words(self) -> str:
         when = "after" if self.after else "before"
@@ -85,8 +103,12 @@ class Fault:
             ORDER: f"backfill {self.target}",
             FILL: f"fill the staging disk for {self.amount:g} s",
             CLOCK: f"shift the clock by {self.amount:+g} s",
+            WRITE: f"another program writes {self._date_in_words()} with {self.target}",
         }[self.action]
         return f"{self.role}, {when} {which} of {self.point}: {detail}"
+
+    def _date_in_words(self) -> str:
+        return "the date at hand" if self.amount == AT_HAND else f"date {self.amount + 1:g} of those that it builds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +168,35 @@ def make_schedule(seed: int, *, emulated_one_in: int = 16) -> Schedule:
         faults=(),
     )
     count = random.choices([0, 1, 2, 3, 4], weights=[1, 4, 4, 2, 1])[0]
-    faults = tuple(_fault(random, schedule) for _ in range(count))
-    return Schedule(**{**schedule.__dict__, "faults": faults})
+    faults = [_fault(random, schedule) for _ in range(count)]
+    faults += _writes(Random(f"chaos {seed}, others"), schedule)
+    return Schedule(**{**schedule.__dict__, "faults": tuple(faults)})
+
+
+def _writes(random: Random, schedule: Schedule) -> list[Fault]:
+    """What another program writes meanwhile, and what else goes wrong between the system calls of a publication."""
+    faults: list[Fault] = []
+    for _ in range(random.choices([0, 1, 2, 3], weights=[5, 4, 2, 1])[0]):
+        role = random.choices([GATE, DATES, PRODUCER], weights=[8, 2, 0.5])[0]
+        points = OTHERS_AT[role] | (OTHERS_AT_GATE[schedule.warehouse] if role == GATE else {})
+        point = random.choices(list(points), weights=list(points.values()))[0]
+        number = random.choice([AT_HAND, float(random.randrange(len(can_be_written(schedule.shape))))])
+        write = Fault(
+            role=role,
+            point=point,
+            nth=random.randint(1, len(schedule.shape) * MANY_OF_OTHERS.get(point, MANY.get(point, 1))),
+            after=random.random() < 0.5,
+            action=WRITE,
+            target=COMPLETE if random.random() < 0.75 else HALF,
+            amount=number,
+        )
+        faults.append(write)
+        if random.random() < 0.25:
+            action, target = random.choice([(KILL, "self"), (KILL, "its worker"), (FREEZE, "self"), (ERROR, "self")])
+            amount = min(schedule.lease + LONGER_SECONDS, 8.0) if action == FREEZE else 0.0
+            later = {"nth": write.nth + random.choice([0, 0, 1]), "after": True}
+            faults.append(replace(write, action=action, target=target, amount=amount, **later))
+    return faults
 
 
 def _fault(random: Random, schedule: Schedule) -> Fault:

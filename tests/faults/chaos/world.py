@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import io
 import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,21 @@ SCHEMAS = {
     "second": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("trick", TEXT)]),
     "target": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("source", TEXT)]),
 }
+
+AT_FDCWD = -100
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+SPARE = "spare"  #: beside the local warehouse: where another program prepares its files
+REPLACED = "others.replaced"  #: what other programs replaced in BigQuery, by write
+#: A date of the target is replaced in one transaction; its label, the source of the new rows, says what was replaced.
+REPLACE_DATE = f"""
+    BEGIN TRANSACTION;
+    INSERT INTO {REPLACED} (label, name, value, source)
+    SELECT @label, name, value, source FROM chaos.target WHERE day = @day;
+    DELETE FROM chaos.target WHERE day = @day;
+    INSERT INTO chaos.target (name, day, value, source)
+    SELECT name, @day, @value, @label FROM UNNEST(@names) AS name;
+    COMMIT TRANSACTION;
+"""
 
 
 def tables(shape: Sequence[Day]) -> dict[str, dict[date, pa.Table]]:
@@ -66,6 +84,21 @@ class Files:
         part = self._part("target", day)
         return _rows(pq.ParquetFile(part).read()) if part.exists() else []
 
+    def replace_date(self, day: date, rows: Sequence[Row]) -> list[Row]:
+        """Write the rows of a date of the target as another program does; return what it held at that moment."""
+        part = self._part("target", day)
+        spare = self._root.parent / SPARE / f"{uuid4().hex}.parquet"
+        spare.parent.mkdir(exist_ok=True)
+        pq.write_table(_target_rows(day, rows), spare)
+        while True:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            if _rename(spare, part, RENAME_EXCHANGE):
+                replaced = _rows(pq.ParquetFile(spare).read())
+                spare.unlink()
+                return replaced
+            if _rename(spare, part, RENAME_NOREPLACE):
+                return []
+
     def strays(self) -> list[str]:
         """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
         folders = os.walk(self._root)  # a folder that is removed meanwhile is no error here
@@ -95,6 +128,10 @@ class Emulated:
         for dataset in list(self._client.list_datasets()):
             self._client.delete_dataset(dataset.reference, delete_contents=True)
         self._client.create_dataset("chaos")
+        self._client.create_dataset("others")
+        columns = {"label": "STRING", "name": "STRING", "value": "FLOAT64", "source": "STRING"}
+        fields = [self._bigquery.SchemaField(name, kind) for name, kind in columns.items()]
+        self._client.create_table(self._bigquery.Table(f"test-project.{REPLACED}", schema=fields))
         for name, by_day in tables(shape).items():
             columns = [self._bigquery.SchemaField(f.name, self._kinds[f.type]) for f in SCHEMAS[name]]
             table = self._bigquery.Table(f"test-project.chaos.{name}", schema=columns)
@@ -113,6 +150,17 @@ class Emulated:
     def target(self, day: date) -> list[Row]:
         return _rows(pa.Table.from_pylist([row for row in self._all("target") if row["day"] == day], SCHEMAS["target"]))
 
+    def replace_date(self, day: date, rows: Sequence[Row]) -> list[Row]:
+        scalar = self._bigquery.ScalarQueryParameter
+        label = scalar("label", "STRING", rows[0][2])
+        values = [scalar("day", "DATE", day), scalar("value", "FLOAT64", rows[0][1]), label]
+        names = self._bigquery.ArrayQueryParameter("names", "STRING", [name for name, _, _ in rows])
+        config = self._bigquery.QueryJobConfig(query_parameters=[*values, names])
+        self._client.query(REPLACE_DATE, config).result()
+        query = f"SELECT name, value, source FROM {REPLACED} WHERE label = @label"
+        config = self._bigquery.QueryJobConfig(query_parameters=[label])
+        return _rows(self._client.query(query, config).result().to_arrow(create_bqstorage_client=False))
+
     def strays(self) -> list[str]:
         return []
 
@@ -125,6 +173,23 @@ class Emulated:
 
 def _rows(found: pa.Table) -> list[Row]:
     return sorted((row["name"], row["value"], row["source"]) for row in found.to_pylist())
+
+
+def _target_rows(day: date, rows: Sequence[Row]) -> pa.Table:
+    listed = [{"name": name, "day": day, "value": value, "source": source} for name, value, source in rows]
+    return pa.Table.from_pylist(listed, schema=SCHEMAS["target"])
+
+
+def _rename(path: Path, new: Path, flag: int) -> bool:
+    """Rename with a flag of renameat2; return whether there was a file to exchange, or none in the way."""
+    if _libc.renameat2(AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(new), flag) == 0:
+        return True
+    if (number := ctypes.get_errno()) in (errno.ENOENT, errno.EEXIST):
+        return False
+    raise OSError(number, os.strerror(number), str(new))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_tables(url: str) -> Files | Emulated:
