@@ -112,6 +112,19 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.parquet")}
 
 
+def age_kept_rows(root: Path, *, days: int) -> None:
+    """Have all removed rows that the local warehouse keeps be removed, and be found expired, so many days earlier."""
+
+    def earlier(time: str) -> str:
+        return (datetime.fromisoformat(time) - timedelta(days=days)).isoformat()
+
+    for note in (root / ".undo").rglob("note-*.json"):
+        content = json.loads(note.read_text())
+        note.write_text(json.dumps(content | {"kept_at": earlier(content["kept_at"])}))
+    for found in (root / ".undo").rglob("expired.json"):
+        found.write_text(json.dumps({name: earlier(time) for name, time in json.loads(found.read_text()).items()}))
+
+
 # -- runs and their dates -----------------------------------------------------------------------------------------
 
 

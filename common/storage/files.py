@@ -71,6 +71,21 @@ def sync_folder(folder: str | Path) -> None:
         os.fsync(handle)
 
 
+def make_folders(folder: str | Path) -> None:
+    """Create the folder and its parents, unless they exist, so that a power cut does not lose them."""
+    path = os.fspath(folder)
+    if os.path.isdir(path):  # noqa: PTH112 - asked for every file that is written
+        return
+    parent = os.path.dirname(path) or "."  # noqa: PTH120
+    make_folders(parent)
+    try:
+        os.mkdir(path)  # noqa: PTH102
+    except FileExistsError:
+        if not os.path.isdir(path):  # noqa: PTH112
+            raise
+    sync_folder(parent)
+
+
 def sync_all(paths: Iterable[str | Path]) -> None:
     """Sync files and folders to disk, in threads, as a disk writes many of them together."""
     pending = list(paths)
@@ -96,7 +111,7 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
         try:
             file = open(temporary, "wb")  # noqa: PTH123, SIM115 - called for every staged file
         except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            make_folders(folder) if durable else os.makedirs(folder, exist_ok=True)  # noqa: PTH103
             file = open(temporary, "wb")  # noqa: PTH123, SIM115
         with file:
             file.write(data)

@@ -33,6 +33,8 @@ home, at, last, doing = sys.argv[1:]
 owner = ledger.CleanupStore
 if at.startswith("Local"):
     from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse as owner
+if at.startswith("Loading"):
+    from gated_backfill.common.warehouse.local.loading import LoadingFolder as owner
 if at.startswith("BigQuery"):
     from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse as owner
 calls, real = 0, getattr(owner, at.split(".")[1])
@@ -154,7 +156,7 @@ def test_rows_written_after_the_death_survive_and_the_deleted_ones_are_kept(lab:
     ("at", "last"),
     [
         pytest.param("LocalWarehouse._prepare_restore", 2, id="while-it-is-prepared"),
-        pytest.param("LocalWarehouse._commit_loading", 1, id="before-it-takes-effect"),
+        pytest.param("LoadingFolder.carry_out", 1, id="before-it-takes-effect"),
         pytest.param("CleanupStore.move_cleanup", 2, id="before-it-is-recorded"),
     ],
 )

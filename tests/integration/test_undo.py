@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -14,7 +13,7 @@ from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
-from tests.builders import undo_begun
+from tests.builders import age_kept_rows, undo_begun
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
@@ -205,17 +204,19 @@ def test_what_can_not_be_undone_is_said_in_one_line(any_lab: Lab, id_of: Any) ->
 def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> None:
     _, _, second = built_twice(lab)
     backup = lab.home / "warehouse" / ".undo" / second.run.id
-    long_ago = 1_600_000_000
-    os.utime(backup, (long_ago, long_ago))
+    age_kept_rows(lab.home / "warehouse", days=31)
     elsewhere = [FIRST + timedelta(days=10)]
     sources(lab, elsewhere)
-    built(lab, elsewhere)  # a launch forgets what was kept too long
+    built(lab, elsewhere)  # a launch finds what was kept too long
+    assert len(list(backup.rglob("*.parquet"))) == len(DAYS)
+    age_kept_rows(lab.home / "warehouse", days=1)
+    lab.context.warehouse.delete_expired_undo()  # a later one forgets it
     before, proven = lab.table_bytes(TARGET), checkpoints(lab)
 
     with pytest.raises(BackupMissing, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
         plan_undo(second.run.id, lab.context)
 
-    assert not list(backup.rglob("part.parquet"))
+    assert not list(backup.rglob("*.parquet"))
     assert (lab.table_bytes(TARGET), checkpoints(lab)) == (before, proven)
 
 

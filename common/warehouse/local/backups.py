@@ -1,42 +1,47 @@
-"""Backups of a local warehouse: hard links to the partitions' files, and a manifest of their checksums.
+"""Backups of a local warehouse: copies of the partitions' files, and a manifest of their checksums.
 
 `<root>/.cleanup/<id>/<dataset>/<table>/<date_column>=YYYY-MM-DD/...` beside `<root>/.cleanup/<id>/manifest.json`,
-which is written last: a backup without it is not complete.
+which is written last: a backup without it is not complete. `state.json` says whose turn it is, and when rows were
+deleted.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
-
-from gated_backfill.common.errors import BackupMissing
+from gated_backfill.common.errors import BackupMissing, LeaseTakenOver
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.storage.files import checked_path, sync_folder, write_atomically
+from gated_backfill.common.storage.files import checked_path, make_folders, sync_all, sync_folder, write_atomically
 from gated_backfill.common.warehouse.backups import changed_dates_error
+from gated_backfill.common.warehouse.local.exchange import NO_FILE, take_snapshot
+from gated_backfill.common.warehouse.local.loading import Keeper, LoadingFolder, PartitionChange
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.partitions import (
     PUBLICATION_FILE,
     ROWS_FILE,
+    count_rows,
     file_fingerprint,
-    hard_link,
     partition_names,
     translate_file_errors,
+    write_through,
 )
+from gated_backfill.common.warehouse.local.undo_folder import UndoFolder, read_json
 from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
 
 CLEANUP = ".cleanup"  #: in the root: by operation and table, the files that a cleanup deleted
 MANIFEST = "manifest.json"
+STATE = "state.json"  #: the highest generation of a call for the backup, and when rows were last deleted
 
 
 class LocalBackups(ABC):
@@ -57,20 +62,17 @@ class LocalBackups(ABC):
     @abstractmethod
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]: ...
 
-    @abstractmethod
-    def _finish_load(self, folder: str) -> None: ...
-
-    @abstractmethod
-    def _lock(self, folder: Path) -> Path: ...
-
-    @abstractmethod
-    def _loading(self, folder: Path) -> Path: ...
-
-    @abstractmethod
-    def _start_loading(self, folder: Path) -> None: ...
-
-    @abstractmethod
-    def _commit_loading(self, folder: Path, undo_files: Sequence[Path] = ()) -> None: ...
+    @contextmanager
+    def _writing(self, table: TableName) -> Generator[LoadingFolder]:
+        """Hold the table's lock, with an empty loading folder. What a process that died has left is finished first."""
+        with translate_file_errors(table):
+            folder = self._folder(table)
+            loading = LoadingFolder(self.root, table)
+            lock = checked_path(self.root, folder / ".lock")
+            make_folders(folder)
+            with locked(lock):
+                loading.start()
+                yield loading
 
     def row_counts(self, table: TableName, date_column: str, dates: DateRange) -> dict[date, int]:
         info = self.describe(table)
@@ -84,7 +86,7 @@ class LocalBackups(ABC):
                 if dates.start <= day <= dates.through
             }
             self._check_no_other_files(files.values())
-            counts = {day: _count_rows(file) for day, file in files.items()}
+            counts = {day: count_rows(file) for day, file in files.items()}
         return {day: rows for day, rows in sorted(counts.items()) if rows}
 
     def _check_no_other_files(self, parts: Iterable[Path]) -> None:
@@ -96,29 +98,32 @@ class LocalBackups(ABC):
         return str(self._backup_folder(backup))
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
-        folder = self._folder(backup.table)
-        with translate_file_errors(backup.table), locked(self._lock(folder)):
-            self._start_loading(folder)
+        with self._writing(backup.table):
             self._check_no_other_files(self._part(backup.table, backup.date_column, day) for day in days)
+            if self.deleted_at(backup) is not None:
+                raise LeaseTakenOver(f"rows of the backup {backup.id} were deleted already", table=str(backup.table))
             shutil.rmtree(self._backup_folder(backup), ignore_errors=True)
             entries = {day.isoformat(): self._back_up_date(backup, day) for day in sorted(days)}
+            copies = [self._backup_file(backup, day) for day in days]
+            sync_all([path for copy in copies for path in (*copy.parent.iterdir(), copy.parent)])
+            sync_all(dict.fromkeys(copy.parent.parent for copy in copies))
             about = {"table": str(backup.table), "date_column": backup.date_column, "until": until.isoformat()}
             manifest = json.dumps({**about, "dates": entries}, indent=1)
             write_atomically(self._backup_folder(backup) / MANIFEST, manifest.encode())
 
     def _back_up_date(self, backup: Backup, day: date) -> dict[str, str | int]:
-        """Link the files of the date's partition; return the date's entry in the manifest."""
+        """Copy the files of the date's partition; return the date's entry in the manifest."""
         part = self._part(backup.table, backup.date_column, day)
         copy = self._backup_file(backup, day)
-        copy.parent.mkdir(parents=True)
+        make_folders(copy.parent.parent)
+        copy.parent.mkdir()
         for name in (ROWS_FILE, PUBLICATION_FILE):
             with suppress(FileNotFoundError):
-                hard_link(part.with_name(name), copy.with_name(name))
-        sync_folder(copy.parent)
+                shutil.copyfile(part.with_name(name), copy.with_name(name))
         return {
             "checksum": file_fingerprint(copy),
             "publication": file_fingerprint(copy.with_name(PUBLICATION_FILE)),
-            "rows": _count_rows(copy),
+            "rows": count_rows(copy),
         }
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
@@ -142,21 +147,31 @@ class LocalBackups(ABC):
         return backup_dates
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
-        folder = self._folder(backup.table)
-        with translate_file_errors(backup.table), locked(self._lock(folder)):
-            self._start_loading(folder)
+        with self._writing(backup.table) as loading:
+            self._fence(loading, backup, generation)
+            changes: list[PartitionChange] = []
             for day, backup_date in kept.items():
-                part = self._part(backup.table, backup.date_column, day)
-                if (
-                    file_fingerprint(part)
-                    == file_fingerprint(self._backup_file(backup, day))
-                    == backup_date.fingerprint
-                    != ABSENT
-                ):
-                    part.unlink()  # from here on, readers see no rows of the date
-                if not part.exists():
+                part, copy = self._part(backup.table, backup.date_column, day), self._backup_file(backup, day)
+                snapshot = take_snapshot(part)
+                if snapshot.checksum == backup_date.fingerprint == file_fingerprint(copy) != ABSENT:
+                    changes.append(
+                        PartitionChange(
+                            day=day, partition=part.parent.name, expected=snapshot, prepared=None, kept=copy
+                        )
+                    )
+                elif not part.exists():
                     self._remove_folder(backup, day)
-            sync_folder(folder)
+            if changes:
+                self._write_state(loading, backup, self._read_state(backup) | {"deleted_at": utcnow().isoformat()})
+            loading.carry_out(
+                changes, self._keeper(backup), after_each=lambda change: self._remove_folder(backup, change.day)
+            )
+
+    def _keeper(self, backup: Backup) -> Keeper:
+        """Return where files of other programs are kept that cannot be put back."""
+        return Keeper(
+            undo=UndoFolder(self.root, f"_cleanup-{backup.id}", backup.table), removed_by=f"cleanup {backup.id}"
+        )
 
     def _remove_folder(self, backup: Backup, day: date) -> None:
         """Remove the note and folder of a deleted partition, but no file that the backup lacks."""
@@ -168,38 +183,51 @@ class LocalBackups(ABC):
             part.parent.rmdir()
 
     def deleted_at(self, backup: Backup) -> datetime | None:
-        return None
+        with translate_file_errors(backup.table):
+            deleted_at = self._read_state(backup)["deleted_at"]
+        return None if deleted_at is None else datetime.fromisoformat(deleted_at)
+
+    def _fence(self, loading: LoadingFolder, backup: Backup, generation: int) -> None:
+        """Record the generation of a call for the backup. Raises `LeaseTakenOver` after a higher one."""
+        state = self._read_state(backup)
+        if state["generation"] > generation:
+            raise LeaseTakenOver(
+                f"another process has taken over the operation {backup.id}: nothing was changed",
+                table=str(backup.table),
+            )
+        self._write_state(loading, backup, state | {"generation": generation})
+
+    def _read_state(self, backup: Backup) -> dict[str, Any]:
+        return {"generation": 0, "deleted_at": None} | (read_json(self._backup_folder(backup) / STATE) or {})
+
+    def _write_state(self, loading: LoadingFolder, backup: Backup, state: dict[str, Any]) -> None:
+        """Write the state durably, unless the backup is gone."""
+        folder = self._backup_folder(backup)
+        if folder.exists():
+            write_through(loading.path, folder / STATE, json.dumps(state).encode(), durable=True)
+            sync_folder(folder)
 
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
-        folder = self._folder(backup.table)
-        with translate_file_errors(backup.table), locked(self._lock(folder)):
-            self._start_loading(folder)
+        with self._writing(backup.table) as loading:
+            self._fence(loading, backup, generation)
             files = {day: self._part(backup.table, backup.date_column, day) for day in kept}
             self._check_no_other_files(files.values())
             current = {day: file_fingerprint(file) for day, file in files.items()}
             written = [day for day in kept if current[day] not in (ABSENT, kept[day].fingerprint)]
             if written and not leave_written:
                 raise changed_dates_error(backup, written)
-            for day in kept:
-                if current[day] == ABSENT:
-                    self._prepare_restore(self._loading(folder) / files[day].parent.name, backup, day, kept[day])
-            self._commit_loading(folder)
+            changes = [self._prepare_restore(loading, backup, day, kept[day]) for day in kept if current[day] == ABSENT]
+            loading.carry_out(changes, self._keeper(backup))
             return frozenset(day for day, file in files.items() if file_fingerprint(file) == kept[day].fingerprint)
 
-    def _prepare_restore(self, partition: Path, backup: Backup, day: date, kept: BackupDate) -> None:
+    def _prepare_restore(self, loading: LoadingFolder, backup: Backup, day: date, kept: BackupDate) -> PartitionChange:
         """Copy the backup's files to the loading folder; the backup keeps its own."""
-        part = self._backup_file(backup, day)
-        if file_fingerprint(part) != kept.fingerprint:
+        partition = self._part(backup.table, backup.date_column, day).parent.name
+        if loading.prepare_copy(self._backup_file(backup, day), partition) != kept.fingerprint:
             raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
-        partition.mkdir(parents=True)
-        for name in (ROWS_FILE, PUBLICATION_FILE):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(part.with_name(name), partition / name)
-                with (partition / name).open("rb+") as file:
-                    os.fsync(file.fileno())
-        sync_folder(partition)
+        return PartitionChange(day=day, partition=partition, expected=NO_FILE, prepared=kept.fingerprint)
 
     def drop_backup(self, backup: Backup) -> None:
         folder = self._backup_folder(backup)
@@ -220,10 +248,3 @@ def _rows_files_by_date(folder: Path, date_column: str) -> Iterator[tuple[date, 
     """Yield the rows' file of each partition, which need not exist."""
     for partition in partition_names(folder, date_column):
         yield date.fromisoformat(partition.partition("=")[2]), folder / partition / ROWS_FILE
-
-
-def _count_rows(part: Path) -> int:
-    try:
-        return pq.read_metadata(part).num_rows
-    except FileNotFoundError:
-        return 0

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
+from gated_backfill.common.warehouse.local.exchange import NO_FILE, FileSnapshot, snapshot_of
 from gated_backfill.common.warehouse.local.partitions import check_no_other_files, is_damage, partition_mismatch
 from gated_backfill.common.warehouse.protocol import ABSENT
 
@@ -119,6 +120,11 @@ class PartitionFiles:
         """Return the checksum of the file, read again."""
         with self._opened(part) as handle:
             return ABSENT if handle is None else checksum_of(read_handle(handle))
+
+    def snapshot(self, part: str) -> FileSnapshot:
+        """Read the file again; `NO_FILE` when it does not exist."""
+        with self._opened(part) as handle:
+            return NO_FILE if handle is None else snapshot_of(handle)
 
     def rows_fingerprint(self, part: str, checksum: str) -> str:
         """Return the checksum that the file was found to have; `ABSENT` when the file has no rows."""

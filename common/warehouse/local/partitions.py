@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checked_path, checksum_of
+from gated_backfill.common.storage.files import checked_path, checksum_of, write_atomically
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
@@ -47,6 +47,11 @@ def partition_names(folder: str | Path, date_column: str | None) -> list[str]:
     `date_column` is that of the table, if it is known.
     """
     return [name for name in names_in(folder) if _is_partition(name, date_column)]
+
+
+def partition_name(date_column: str, day: date) -> str:
+    """Return the name of the date's folder."""
+    return f"{date_column}={day.isoformat()}"
 
 
 def names_in(folder: str | Path) -> list[str]:
@@ -144,14 +149,6 @@ def refuse_damage(part: str) -> Generator[None]:
         raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
 
 
-def hard_link(file: Path, other: Path) -> None:
-    """Link the file under a second name. Safe, as published files are replaced and never modified."""
-    try:
-        os.link(file, other)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, other)
-
-
 def file_exists(part: str | Path) -> bool:
     """Whether the file exists. Raises `OSError` for a folder that cannot be searched."""
     try:
@@ -167,6 +164,23 @@ def file_fingerprint(file: str | Path) -> str:
         return checksum_of(Path(file).read_bytes())
     except FileNotFoundError:
         return ABSENT
+
+
+def write_through(loading: Path, file: Path, content: bytes, *, durable: bool) -> None:
+    """Replace a small file elsewhere. Its temporary file lies in the loading folder, which is cleared after a crash."""
+    temporary = loading / file.name
+    write_atomically(temporary, content, durable=durable)
+    temporary.replace(file)
+    with suppress(OSError):  # a change is being prepared there
+        loading.rmdir()
+
+
+def count_rows(part: Path) -> int:
+    """Count the rows of the file; none if it does not exist."""
+    try:
+        return pq.read_metadata(part).num_rows
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.types import ARROW_TYPES, column_type_of, read_type_of
 from gated_backfill.common.model.tables import FITTING_TYPES, NULL_TYPE, TableName, validate_identifier
-from gated_backfill.common.storage.files import read_regular_file, sync_folder, write_atomically
+from gated_backfill.common.storage.files import read_regular_file, sync_folder
 from gated_backfill.common.warehouse.local.partition_files import (
     FileSchema,
     FileStamp,
@@ -39,6 +38,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     partition_mismatch,
     partition_names,
     refuse_damage,
+    write_through,
 )
 from gated_backfill.common.warehouse.protocol import TableInfo
 
@@ -169,11 +169,7 @@ class TableSchemas:
         The next load removes what a process left that died before the file got its place.
         """
         content = json.dumps({"date_column": date_column, "columns": dict(columns)}, indent=1)
-        loading = f"{folder}/{LOADING}"
-        write_atomically(f"{loading}/{SCHEMA_FILE}", content.encode())
-        os.replace(f"{loading}/{SCHEMA_FILE}", f"{folder}/{SCHEMA_FILE}")  # noqa: PTH105
-        with suppress(OSError):  # a load is being prepared there
-            os.rmdir(loading)  # noqa: PTH106
+        write_through(Path(folder, LOADING), Path(folder, SCHEMA_FILE), content.encode(), durable=True)
         sync_folder(folder)
 
     def refresh(self, table: TableName, folder: str) -> TableSchema | None:

@@ -21,7 +21,6 @@ from gated_backfill.common.errors import QueryFailed, SchemaMismatch, TableNotFo
 from gated_backfill.common.model.dates import days_in
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
-from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.storage.files import (
     ROW_GROUP_BYTES,
     check_writable,
@@ -37,11 +36,11 @@ from gated_backfill.common.warehouse.local.content import column_digest, content
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
 from gated_backfill.common.warehouse.local.partitions import (
-    LOADING,
     PUBLICATION_FILE,
     ROWS_FILE,
     file_fingerprint,
     names_in,
+    partition_name,
     partition_names,
     refuse_damage,
     translate_file_errors,
@@ -95,7 +94,7 @@ class LocalWarehouse(LocalPublications):
 
     def describe(self, table: TableName) -> TableInfo | None:
         with translate_file_errors(table):
-            schema = self._schemas.find(table, self._folder_after_load(table))
+            schema = self._find_schema(table)
             return None if schema is None else schema.info
 
     def query(
@@ -159,7 +158,7 @@ class LocalWarehouse(LocalPublications):
 
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = _places_in(self._folder_after_load(table), date_column, days)
+            places = self._places(table, date_column, days)
             checksums = {day: self._parts.fingerprint(place) for day, place in places.items()}
             return {day: self._parts.rows_fingerprint(place, checksums[day]) for day, place in places.items()}
 
@@ -207,7 +206,7 @@ class LocalWarehouse(LocalPublications):
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         with translate_file_errors(table):
-            places = _places_in(self._folder_after_load(table), date_column, checksums)
+            places = self._places(table, date_column, checksums)
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
@@ -230,32 +229,26 @@ class LocalWarehouse(LocalPublications):
         if self.describe(table) is not None:
             return False
         check_same_columns(None, date_column, columns)
-        folder = self._folder(table)
-        with translate_file_errors(table), locked(self._lock(folder)):
-            self._roll_forward(folder)
+        with self._writing(table):
             if self._find_schema(table) is not None:
                 return False
-            self._schemas.declare(str(folder), date_column, columns)
+            self._schemas.declare(self._folder_path(table), date_column, columns)
         return True
 
     def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
         require_table(self, table)
-        folder = self._folder(table)
-        with translate_file_errors(table), locked(self._lock(folder)):
-            self._roll_forward(folder)
+        with self._writing(table):
             schema = self._find_schema(table)
             if schema is None:
                 raise SchemaMismatch("columns cannot be added to a table without partitions", table=str(table))
             if added := missing_columns(schema.info, columns):
-                self._schemas.declare(str(folder), schema.date_column, {**schema.info.columns, **added})
+                self._schemas.declare(schema.folder, schema.date_column, {**schema.info.columns, **added})
 
     def refresh_schema(self, table: TableName) -> TableInfo:
         with suppress(UnreadableSchema):  # it is written again
             require_table(self, table)
-        folder = self._folder(table)
-        with translate_file_errors(table), locked(self._lock(folder)):
-            self._roll_forward(folder)
-            self._schemas.refresh(table, str(folder))
+        with self._writing(table):
+            self._schemas.refresh(table, self._folder_path(table))
         return require_table(self, table)
 
     def create_own_tables(self) -> None:
@@ -267,7 +260,7 @@ class LocalWarehouse(LocalPublications):
 
     def quick_fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         with translate_file_errors(table):
-            places = _places_in(self._folder_after_load(table), date_column, days)
+            places = self._places(table, date_column, days)
             return {day: self._parts.fingerprint(place) for day, place in places.items()}
 
     def now(self) -> None:
@@ -286,13 +279,12 @@ class LocalWarehouse(LocalPublications):
         batches = check_dated(table, date_column, rows)
         columns = declarable_types(rows.schema)
         check_same_columns(self.describe(table), date_column, columns)
-        folder = self._folder(table)
-        with translate_file_errors(table), locked(self._lock(folder)):
-            self._start_loading(folder)
-            days = _write_partitions(folder / LOADING, date_column, rows.schema, batches)
+        with self._writing(table) as loading:
+            days = _write_partitions(loading.path, date_column, rows.schema, batches)
             self._check_no_other_files(self._part(table, date_column, day) for day in days)
             self._declare_schema(table, date_column, columns)
-            self._commit_loading(folder)
+            if days:
+                loading.replace_all([partition_name(date_column, day) for day in days])
         return days
 
     # -- paths and relations --------------------------------------------------------------------------------
@@ -305,18 +297,12 @@ class LocalWarehouse(LocalPublications):
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
         return Path(
-            joined_path(str(self.root), (table.dataset, table.table, f"{date_column}={day.isoformat()}", ROWS_FILE))
+            joined_path(str(self.root), (table.dataset, table.table, partition_name(date_column, day), ROWS_FILE))
         )
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""
         return _places_in(self._folder_path(table), date_column, days)
-
-    def _folder_after_load(self, table: TableName) -> str:
-        """Finish a load that was committed. Return the path of the table's folder, which need not exist."""
-        folder = self._folder_path(table)
-        self._finish_load(folder)
-        return folder
 
     # -- schemas --------------------------------------------------------------------------------------------
 
@@ -336,7 +322,7 @@ class LocalWarehouse(LocalPublications):
         """
         for _ in range(SCHEMA_TRIES):
             with translate_file_errors(scan.table):
-                schema = self._schemas.find(scan.table, self._folder_after_load(scan.table))
+                schema = self._find_schema(scan.table)
                 if schema is None:
                     raise TableNotFound("no such table in the warehouse", table=str(scan.table))
                 names = schema.info.columns.keys() if columns is None else columns
@@ -349,7 +335,7 @@ class LocalWarehouse(LocalPublications):
 
 
 def _places_in(folder: str, date_column: str, days: Iterable[date]) -> dict[date, str]:
-    return {day: f"{folder}/{date_column}={day.isoformat()}/{ROWS_FILE}" for day in days}
+    return {day: f"{folder}/{partition_name(date_column, day)}/{ROWS_FILE}" for day in days}
 
 
 def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date, str]]:
@@ -380,7 +366,7 @@ def _write_partitions(
     with DateRuns(schema, date_column, folder.parent) as runs:
         runs.add_all(batches)
         for day, rows in runs.rows_by_date():
-            _write_partition(folder / f"{date_column}={day.isoformat()}" / ROWS_FILE, schema, rows)
+            _write_partition(folder / partition_name(date_column, day) / ROWS_FILE, schema, rows)
         return sorted(runs.row_counts)
 
 

@@ -123,6 +123,7 @@ class Points:
         from gated_backfill.common.ledger.database import LedgerStore
         from gated_backfill.common.storage.staging import Staging
         from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+        from gated_backfill.common.warehouse.local.loading import LoadingFolder
         from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
         from gated_backfill.worker.dates import build
 
@@ -132,9 +133,11 @@ class Points:
                 self.wrap(next(store for store in LedgerStore.__subclasses__() if name in vars(store)), name, point)
             elif kind == "warehouse":
                 for warehouse in (LocalWarehouse, BigQueryWarehouse):
-                    own = f"_{name}" if name in ("commit_loading", "roll_forward") else name
+                    own = f"_{name}" if name == "exchange_prepared" else name
                     if hasattr(warehouse, own):
                         self.wrap(warehouse, own, point)
+            elif kind == "loading":  # each partition's change
+                self.wrap(LoadingFolder, f"_{name}", point)
             elif kind == "staging":
                 self.wrap(Staging, name, point)
             elif kind == "broker":

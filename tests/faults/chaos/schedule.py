@@ -28,7 +28,7 @@ OF_GATE = (
     | {"ledger.requeue_dates": 1, "ledger.list_active_runs": 1, "ledger.claim_task": 1, "ledger.finish_task": 1}
     | {"ledger.mark_reported": 1}
     | {"warehouse.publish": 3, "warehouse.matching_dates": 1, "warehouse.query": 1, "warehouse.fingerprints": 1}
-    | {"warehouse.commit_loading": 1, "warehouse.roll_forward": 1}
+    | {"warehouse.exchange_prepared": 1, "loading.make": 2}
     | {"staging.rows": 1, "staging.quarantine": 1, "staging.delete": 1}
     | {"broker.send_window": 1, "broker.broker_backlog": 1, "file.sync": 2}
 )
