@@ -248,19 +248,22 @@ cleanup_operations = Table(
     Column("backup", Text),  #: location of the backup
     Column("checksum", String(64)),  #: of the backup
     Column("kept", JSON),  #: fingerprint and number of the backed up rows, by date
+    Column("restored_days", JSON),  #: dates that restores have put back; null in one restored by an earlier version
     #: Options of the restore: skip dates written since the deletion, or damaged in the backup.
     Column("leave_written", Boolean, nullable=False, server_default=text("false")),
     Column("intact_only", Boolean, nullable=False, server_default=text("false")),
     Column("requested_by", String(128), nullable=False),
     Column("owner", String(128)),  #: process that has its lease
     Column("lease_until", UtcDateTime),
+    Column("generation", BigInteger, nullable=False, server_default="0"),  #: of the latest lease: its fencing token
     Column("active", Boolean, nullable=False),  #: no other operation can take the table
     Column("created_at", UtcDateTime, nullable=False),
     Column("backed_up_at", UtcDateTime),
     Column("deleted_at", UtcDateTime),
     Column("restored_at", UtcDateTime),
     Column("restored_by", String(128)),
-    Column("expires_at", UtcDateTime),  #: when its backup is removed
+    Column("expires_at", UtcDateTime),  #: when its backup may be removed
+    Column("found_expired_at", UtcDateTime),  #: when that was first found to be past; it is removed a day later
     Column("error", Text),
     Index("uq_cleanup_operations_active", "table_name", unique=True, sqlite_where=ACTIVE),
     Index(None, "table_name", "created_at"),

@@ -148,3 +148,56 @@ def test_a_damaged_backup_is_kept_until_it_expires(ledger: Ledger) -> None:
     moved(ledger, CleanupState.BACKED_UP, CleanupState.DAMAGED)
     assert ledger.cleanups.list_unfinished_cleanups() == ledger.cleanups.list_backups_to_drop() == []
     assert [one.id for one in ledger.cleanups.list_backups_to_expire(utcnow() + timedelta(days=31))] == ["op-1"]
+
+
+def test_every_lease_has_a_higher_generation_than_the_one_before(ledger: Ledger) -> None:
+    opened(ledger)
+    generations = [ledger.cleanups.get_cleanup("op-1").generation]
+    for owner in (OTHER, ME):
+        taken = ledger.cleanups.claim_cleanup("op-1", owner, utcnow() + LEASE, is_dead=everyone_is_dead)
+        assert taken is not None
+        generations.append(taken.generation)
+    finished = moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
+    assert finished.generation == generations[-1]
+    generations += [moved(ledger, CleanupState.RESTORING).generation]
+    moved(ledger, CleanupState.RESTORED)
+    generations += [moved(ledger, CleanupState.RESTORING).generation]
+    assert generations[0] > 0
+    assert generations == sorted(set(generations))
+
+
+def test_restored_dates_are_known_and_the_others_are_still_restorable(ledger: Ledger) -> None:
+    later = DAY + timedelta(days=1)
+    kept = {DAY: BackupDate(fingerprint="f", rows=3), later: BackupDate(fingerprint="g", rows=7)}
+    opened(ledger)
+    moved(ledger, CleanupState.BACKED_UP, kept=kept)
+    assert moved(ledger, CleanupState.DELETED).is_restorable
+    moved(ledger, CleanupState.RESTORING)
+    first = moved(ledger, CleanupState.RESTORED, restored_days={later})
+    assert (first.restored_days, first.is_restorable, first.kept) == ({later}, True, kept)
+    moved(ledger, CleanupState.RESTORING)
+    second = moved(ledger, CleanupState.RESTORED, restored_days={DAY, later})
+    assert (second.restored_days, second.is_restorable) == (kept.keys(), False)
+    assert (second.deleted_at, second.restored_at) == (first.deleted_at, first.restored_at)
+
+
+def test_what_an_earlier_version_restored_counts_as_restored(ledger: Ledger) -> None:
+    """It kept the restored dates only, and had no column for them."""
+    opened(ledger)
+    moved(ledger, CleanupState.BACKED_UP, kept={DAY: BackupDate(fingerprint="f", rows=3)})
+    moved(ledger, CleanupState.DELETED, CleanupState.RESTORING)
+    operation = moved(ledger, CleanupState.RESTORED)
+    assert (operation.restored_days, operation.is_restorable) == ({DAY}, False)
+
+
+def test_an_expiry_is_found_once_and_not_in_the_future(ledger: Ledger) -> None:
+    opened(ledger)
+    moved(ledger, CleanupState.BACKED_UP, CleanupState.DELETED)
+    now = utcnow()
+    month_ahead, next_day = now + timedelta(days=30), now + timedelta(days=1)
+    for seen_at, recorded in ((month_ahead, month_ahead), (now, now), (next_day, now)):
+        ledger.cleanups.record_found_expired("op-1", seen_at)
+        assert ledger.cleanups.get_cleanup("op-1").found_expired_at == recorded
+    ledger.cleanups.postpone_expiry("op-1", month_ahead)
+    postponed = ledger.cleanups.get_cleanup("op-1")
+    assert (postponed.expires_at, postponed.found_expired_at) == (month_ahead, None)

@@ -9,11 +9,11 @@ from datetime import date, datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import TableInUse, UserError
-from gated_backfill.common.ledger.database import LedgerStore
+from gated_backfill.common.ledger.database import LedgerStore, next_generation
 from gated_backfill.common.ledger.tables import cleanup_operations as operations
 from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.clock import utcnow
@@ -24,19 +24,22 @@ class CleanupState(Enum):
     BACKED_UP = "backed_up"  #: the backup is complete; rows are being deleted
     DELETED = "deleted"  #: the rows are deleted, and kept in the backup
     RESTORING = "restoring"  #: the backup is being written back
-    RESTORED = "restored"  #: the backup was written back
+    RESTORED = "restored"  #: the backup was written back; dates that were left out can still be restored
     DAMAGED = "damaged"  #: rows may be deleted and the backup is incomplete; the rest of it is kept
     EXPIRED = "expired"  #: the backup is removed after its retention
     ABANDONED = "abandoned"  #: stopped before any row was deleted
 
 
 CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
-    CleanupState.PLANNED: frozenset({CleanupState.BACKED_UP, CleanupState.ABANDONED}),
+    # To the last two if its backup has rows that the table lacks: the ledger is then older than the deletion.
+    CleanupState.PLANNED: frozenset(
+        {CleanupState.BACKED_UP, CleanupState.ABANDONED, CleanupState.DELETED, CleanupState.DAMAGED}
+    ),
     CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DELETED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
     CleanupState.RESTORING: frozenset({CleanupState.RESTORED, CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DAMAGED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
-    CleanupState.RESTORED: frozenset({CleanupState.EXPIRED}),
+    CleanupState.RESTORED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
     CleanupState.EXPIRED: frozenset(),
     CleanupState.ABANDONED: frozenset(),
 }
@@ -44,6 +47,10 @@ CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
 #: An operation in one of these states reserves its table.
 UNFINISHED_CLEANUPS = frozenset({CleanupState.PLANNED, CleanupState.BACKED_UP, CleanupState.RESTORING})
 
+#: A finished operation in one of these states has a backup, which expires.
+STATES_WITH_BACKUP = frozenset({CleanupState.DELETED, CleanupState.DAMAGED, CleanupState.RESTORED})
+
+#: The column that records when an operation first came to a state.
 STAMPS: Mapping[CleanupState, str] = {
     CleanupState.BACKED_UP: "backed_up_at",
     CleanupState.DELETED: "deleted_at",
@@ -83,12 +90,14 @@ class CleanupOperation:
     table_rows: int  #: in the whole table before the deletion
     backup: str | None  #: location of the backup; None after its removal
     checksum: str | None
-    kept: Mapping[date, BackupDate]  #: backed up rows by date; after a restore, the restored ones
+    kept: Mapping[date, BackupDate]  #: backed up rows by date
+    restored_days: frozenset[date]  #: dates that restores have put back
     leave_written: bool  #: option of the restore: skip dates written since the deletion
     intact_only: bool  #: option of the restore: skip dates that are damaged in the backup
     requested_by: str
     owner: str | None
     lease_until: datetime | None
+    generation: int  #: of its latest lease: a fencing token
     active: bool
     created_at: datetime
     backed_up_at: datetime | None
@@ -96,7 +105,13 @@ class CleanupOperation:
     restored_at: datetime | None
     restored_by: str | None
     expires_at: datetime | None
+    found_expired_at: datetime | None  #: when its backup was first found to have expired
     error: str | None
+
+    @property
+    def is_restorable(self) -> bool:
+        """Whether some of its dates were not put back yet and are in its backup."""
+        return self.state in STATES_WITH_BACKUP and not self.kept.keys() <= self.restored_days
 
 
 def new_cleanup_id() -> str:
@@ -114,6 +129,7 @@ class CleanupStore(LedgerStore):
             "active": True,
             "owner": owner,
             "lease_until": lease_until,
+            "generation": next_generation(0),
             "created_at": utcnow(),
         }
         try:
@@ -150,7 +166,7 @@ class CleanupStore(LedgerStore):
     ) -> CleanupOperation | None:
         """Claim an unfinished operation that was released, or whose owner is dead or whose lease has expired.
 
-        Returns None when the operation is finished or a live owner has its lease.
+        The generation gets higher. Returns None when the operation is finished or a live owner has its lease.
         """
         operation = self.get_cleanup(operation_id)
         is_free = operation.owner in (None, owner) or operation.lease_until is None or operation.lease_until < utcnow()
@@ -164,8 +180,9 @@ class CleanupStore(LedgerStore):
                     operations.c.state == operation.state.value,
                     operations.c.owner.is_not_distinct_from(operation.owner),
                     operations.c.lease_until.is_not_distinct_from(operation.lease_until),
+                    operations.c.generation == operation.generation,
                 )
-                .values(owner=owner, lease_until=lease_until)
+                .values(owner=owner, lease_until=lease_until, generation=next_generation(operation.generation))
             ).rowcount
         return self.get_cleanup(operation_id) if is_claimed else None
 
@@ -198,20 +215,24 @@ class CleanupStore(LedgerStore):
         """Change an operation from state `expect` to state `to`, and write further columns.
 
         An unfinished operation is changed only by the owner of its lease; a finished one that becomes unfinished gets
-        `owner` and `lease_until`. Returns False if a condition does not hold. Raises `TableInUse` when the table has
-        another unfinished operation.
+        `owner`, `lease_until` and a higher generation. Returns False if a condition does not hold. Raises `TableInUse`
+        when the table has another unfinished operation.
         """
         if to not in CLEANUP_TRANSITIONS[expect]:
             raise ValueError(f"a cleanup never moves from {expect.value} to {to.value}")
         is_unfinished = to in UNFINISHED_CLEANUPS
-        if "kept" in columns:
-            columns["kept"] = {f"{day}": [saved.fingerprint, saved.rows] for day, saved in columns["kept"].items()}
-        values: dict[str, Any] = {"error": None} | columns | {"state": to.value, "active": is_unfinished}
+        values: dict[str, Any] = {"error": None} | _stamp_of(to) | _as_json_columns(columns)
+        values |= {"state": to.value, "active": is_unfinished}
         values |= {"owner": owner if is_unfinished else None, "lease_until": lease_until if is_unfinished else None}
-        if to in STAMPS and not (expect is CleanupState.RESTORING and to is CleanupState.DELETED):
-            values[STAMPS[to]] = utcnow()
-        is_allowed = operations.c.owner == owner if expect in UNFINISHED_CLEANUPS else operations.c.active.is_(False)
-        conditions = (operations.c.id == operation_id, operations.c.state == expect.value, is_allowed)
+        conditions = [operations.c.id == operation_id, operations.c.state == expect.value]
+        if expect in UNFINISHED_CLEANUPS:
+            conditions.append(operations.c.owner == owner)
+        else:
+            conditions.append(operations.c.active.is_(False))
+        if is_unfinished and expect not in UNFINISHED_CLEANUPS:
+            latest = self.get_cleanup(operation_id).generation
+            values["generation"] = next_generation(latest)
+            conditions.append(operations.c.generation == latest)
         try:
             with self._write() as connection:
                 return bool(connection.execute(update(operations).where(*conditions).values(values)).rowcount)
@@ -225,10 +246,23 @@ class CleanupStore(LedgerStore):
 
     def list_backups_to_expire(self, now: datetime) -> list[CleanupOperation]:
         """Return the operations whose backup has passed its retention."""
-        with_backup = [CleanupState.DELETED.value, CleanupState.DAMAGED.value, CleanupState.RESTORED.value]
-        return self._select(
-            select(operations).where(operations.c.state.in_(with_backup), operations.c.expires_at < now)
-        )
+        return self._select(select(operations).where(_has_backup(), operations.c.expires_at < now))
+
+    def record_found_expired(self, operation_id: str, now: datetime) -> None:
+        """Record that the backup was found to have expired, unless that is recorded already.
+
+        A record that lies in the future is replaced: it is from a clock that was set ahead.
+        """
+        found_at = operations.c.found_expired_at
+        is_unrecorded = (operations.c.id == operation_id, or_(found_at.is_(None), found_at > now))
+        with self._write() as connection:
+            connection.execute(update(operations).where(*is_unrecorded).values(found_expired_at=now))
+
+    def postpone_expiry(self, operation_id: str, expires_at: datetime) -> None:
+        """Have the backup of a finished operation expire at another time."""
+        values = {"expires_at": expires_at, "found_expired_at": None}
+        with self._write() as connection:
+            connection.execute(update(operations).where(operations.c.id == operation_id, _has_backup()).values(values))
 
     def mark_backup_dropped(self, operation_id: str) -> None:
         """Record that the backup of an abandoned or expired operation is removed."""
@@ -250,10 +284,36 @@ class CleanupStore(LedgerStore):
         return TableInUse(f"is being cleaned or restored already{by}: try again after it ends", table=table_name)
 
 
+def _has_backup() -> ColumnElement[bool]:
+    return operations.c.state.in_([state.value for state in STATES_WITH_BACKUP])
+
+
+def _stamp_of(state: CleanupState) -> dict[str, Any]:
+    """Return the value that records when an operation came to the state, unless it was in it before."""
+    if state not in STAMPS:
+        return {}
+    column = STAMPS[state]
+    return {column: func.coalesce(operations.c[column], utcnow())}
+
+
+def _as_json_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(columns)
+    if "kept" in values:
+        values["kept"] = {f"{day}": [saved.fingerprint, saved.rows] for day, saved in values["kept"].items()}
+    if "restored_days" in values:
+        values["restored_days"] = [f"{day}" for day in sorted(values["restored_days"])]
+    return values
+
+
 def _operation_from_row(row: Mapping[Any, Any]) -> CleanupOperation:
     backup_dates = {
         date.fromisoformat(day): BackupDate(fingerprint=fingerprint, rows=rows)
         for day, (fingerprint, rows) in (row["kept"] or {}).items()
     }
-    values: dict[str, Any] = {**row, "state": CleanupState(row["state"]), "kept": backup_dates}
+    state = CleanupState(row["state"])
+    if row["restored_days"] is None and state is CleanupState.RESTORED:
+        restored_days = frozenset(backup_dates)  # by an earlier version, which then kept only these
+    else:
+        restored_days = frozenset(map(date.fromisoformat, row["restored_days"] or ()))
+    values: dict[str, Any] = {**row, "state": state, "kept": backup_dates, "restored_days": restored_days}
     return CleanupOperation(**values)

@@ -1,4 +1,4 @@
-"""Fencing tokens of gates and undos, the lease of an undo, and what the target had before a publication."""
+"""Fencing tokens of gates, undos and cleanups, the lease of an undo, and what targets had and cleanups restored."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,9 +24,14 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("undo_until", sa.DateTime(timezone=True), nullable=True))
     for name, kind in DATE_COLUMNS.items():
         op.add_column("run_dates", sa.Column(name, kind, nullable=True))
+    op.add_column("cleanup_operations", sa.Column("generation", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("cleanup_operations", sa.Column("restored_days", sa.JSON(), nullable=True))
+    op.add_column("cleanup_operations", sa.Column("found_expired_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
+    for name in ("found_expired_at", "restored_days", "generation"):
+        op.drop_column("cleanup_operations", name)
     for name in DATE_COLUMNS:
         op.drop_column("run_dates", name)
     for name in ("undo_until", "undo_owner", "undo_generation"):
