@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any
 
+from gated_backfill.common.cleanup.expiry import drop_backups
 from gated_backfill.common.cleanup.operation import (
+    UNUSABLE_TABLE,
     CleanupContext,
     backup_checksum,
     backup_of,
+    fenced,
     move_operation,
     renew_lease,
+    retention_end,
+    table_fingerprints,
     verify_backup,
 )
 from gated_backfill.common.cleanup.restore import complete_restore
@@ -27,13 +33,20 @@ from gated_backfill.common.cleanup.stale_rows import (
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, WarehouseUnavailable
 from gated_backfill.common.ledger import Ledger, NewAlert
-from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState, NewCleanup, new_cleanup_id
+from gated_backfill.common.ledger.stores.cleanups import (
+    STATES_WITH_BACKUP,
+    CleanupOperation,
+    CleanupState,
+    NewCleanup,
+    new_cleanup_id,
+)
 from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.warehouse.protocol import ABSENT
 
 DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
 BACKUP_ATTEMPTS = 3  #: of a table that is written to while it is backed up
@@ -97,7 +110,7 @@ def clean(
             report.busy.append(str(exc))
         except BackfillError as exc:
             report.failed.append(str(exc))
-    _drop_backups(context, report)
+    report.failed += drop_backups(context)
     return report
 
 
@@ -122,8 +135,10 @@ def _clean_table(
 
 def restored_dates(table: DatedTable, ledger: Ledger) -> frozenset[date]:
     """Return the restored dates whose backup has not expired. The daily cleanup does not delete them again."""
-    operations = ledger.cleanups.list_cleanups(states=[CleanupState.RESTORED])
-    return frozenset(day for operation in operations if operation.table_name == str(table) for day in operation.kept)
+    operations = ledger.cleanups.list_cleanups(states=STATES_WITH_BACKUP)
+    return frozenset(
+        day for operation in operations if operation.table_name == str(table) for day in operation.restored_days
+    )
 
 
 def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext) -> CleanupOperation:
@@ -132,12 +147,18 @@ def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext
         operation = _open_operation(stale, days, context)
         try:
             dates = _back_up(operation, days, context)
-            if dates is not None:
-                return _delete(context.ledger.cleanups.get_cleanup(operation.id), dates, context)
         except BackfillError as exc:
             _abandon_or_release(operation.id, context, str(exc))
+            _drop_late_backup(operation, context)
             raise
-        _abandon_or_release(operation.id, context, "its dates were written to while they were backed up")
+        if dates is None:
+            _abandon_or_release(operation.id, context, "its dates were written to while they were backed up")
+            continue
+        try:
+            return _delete(replace(operation, state=CleanupState.BACKED_UP), dates, context)
+        except BackfillError as exc:
+            context.ledger.cleanups.release_cleanup(operation.id, context.owner, str(exc))
+            raise
     raise WarehouseUnavailable("stale dates were written to during each backup of them", table=str(stale.table))
 
 
@@ -181,23 +202,26 @@ def _delete(operation: CleanupOperation, dates: Mapping[date, BackupDate], conte
     """Delete the backed-up dates, and compare the row counts before and after."""
     backup = backup_of(operation)
     before = context.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
-    # If this process was suspended past its lease, another one may have deleted and restored these dates by now.
     renew_lease(operation, context)
-    context.warehouse.delete_backed_up(backup, dates)
+    # If this process was suspended past its lease, another one may have deleted and restored these dates by now: its
+    # lease had a higher generation.
+    with fenced(operation):
+        context.warehouse.delete_backed_up(backup, dates, generation=operation.generation)
     after = context.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
     move_operation(
         operation,
         CleanupState.DELETED,
         context,
         error=_describe_deviations(dates, before, after),
-        **_deleted_figures(dates, after),
+        expires_at=retention_end(operation, context),
+        **_deleted_figures(dates, [day for day in dates if day not in after]),
     )
     return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-def _deleted_figures(dates: Mapping[date, BackupDate], after: Mapping[date, int]) -> dict[str, Any]:
+def _deleted_figures(dates: Mapping[date, BackupDate], deleted_days: Collection[date]) -> dict[str, Any]:
     """Return the columns that record the dates deleted from the table."""
-    deleted = sorted(day for day in dates if day not in after)
+    deleted = sorted(deleted_days)
     return {
         "rows": sum(dates[day].rows for day in deleted),
         "dates": len(deleted),
@@ -219,12 +243,22 @@ def _describe_deviations(dates: Collection[date], before: Mapping[date, int], af
 
 
 def _abandon_or_release(operation_id: str, context: CleanupContext, reason: str) -> None:
-    """Abandon an operation that has deleted nothing; release any other, so that the next cleanup finishes it."""
+    """Abandon an operation of which this process knows that it deleted nothing.
+
+    One that is recorded as further on is released, so that the next cleanup finishes it.
+    """
     is_abandoned = context.ledger.cleanups.move_cleanup(
         operation_id, expect=CleanupState.PLANNED, to=CleanupState.ABANDONED, owner=context.owner, error=reason
     )
     if not is_abandoned:
         context.ledger.cleanups.release_cleanup(operation_id, context.owner, reason)
+
+
+def _drop_late_backup(operation: CleanupOperation, context: CleanupContext) -> None:
+    """Drop a backup that this process completed only after another one had abandoned the operation."""
+    current = context.ledger.cleanups.get_cleanup(operation.id)
+    if current.state is CleanupState.ABANDONED and current.backup is None:
+        context.warehouse.drop_backup(backup_of(operation))
 
 
 def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
@@ -235,54 +269,83 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
             continue
         try:
             report.done.append(_finish(claimed, context))
+        except TableInUse as exc:
+            report.busy.append(str(exc))
         except BackfillError as exc:
-            _abandon_or_release(claimed.id, context, str(exc))
+            context.ledger.cleanups.release_cleanup(claimed.id, context.owner, str(exc))
             report.failed.append(str(exc))
 
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
     if operation.state is CleanupState.PLANNED:
-        reason = "its process died before the backup was complete; nothing was deleted"
-        _abandon_or_release(operation.id, context, reason)
+        _finish_planned(operation, context)
     elif operation.state is CleanupState.RESTORING:
         complete_restore(operation, context)
     else:
-        try:
-            dates = verify_backup(operation, context)
-        except BackupMissing as exc:
-            # The rest of the backup is kept: rows may have been deleted before it was damaged.
-            after = context.warehouse.row_counts(backup_of(operation).table, operation.date_column, ALL_DATES)
-            error = f"nothing more was deleted: {exc}"
-            figures = _deleted_figures(operation.kept, after)
-            move_operation(operation, CleanupState.DAMAGED, context, error=error, **figures)
-        else:
-            return _delete(operation, dates, context)
+        _finish_deletion(operation, context)
     return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-def remove_expired_backups(context: CleanupContext, report: CleanupReport) -> list[CleanupOperation]:
-    """Remove the backups that have expired, and return their operations, which cannot be restored any more.
+def _finish_planned(operation: CleanupOperation, context: CleanupContext) -> None:
+    """Abandon an operation that has deleted nothing. If its backup has rows that the table lacks, it counts as deleted.
 
-    Errors are added to the report.
+    The ledger alone cannot tell: it may have been restored from a copy that is older than the deletion.
     """
-    ledger = context.ledger.cleanups
-    expired = [
-        operation
-        for operation in ledger.list_backups_to_expire(utcnow())
-        if ledger.move_cleanup(operation.id, expect=operation.state, to=CleanupState.EXPIRED, error=operation.error)
-    ]
-    _drop_backups(context, report)
-    return expired
+    dates, is_damaged = _read_any_backup(operation, context)
+    current = table_fingerprints(operation, dates, context)
+    missing = [day for day, backup_date in dates.items() if current[day] != backup_date.fingerprint]
+    if not missing and not is_damaged:
+        reason = "its process died before the backup was complete; nothing was deleted"
+        _abandon_or_release(operation.id, context, reason)
+        return
+    move_operation(
+        operation,
+        CleanupState.DAMAGED if is_damaged else CleanupState.DELETED,
+        context,
+        checksum=backup_checksum(dates),
+        kept=dates,
+        error=f"the ledger has no record of a deletion, but {_describe_backup(missing, is_damaged=is_damaged)}",
+        expires_at=retention_end(operation, context),
+        **_deleted_figures(dates, [day for day in dates if current[day] == ABSENT]),
+    )
 
 
-def _drop_backups(context: CleanupContext, report: CleanupReport) -> None:
-    """Remove the backups of abandoned and expired operations."""
-    for operation in context.ledger.cleanups.list_backups_to_drop():
-        try:
-            context.warehouse.drop_backup(backup_of(operation))
-            context.ledger.cleanups.mark_backup_dropped(operation.id)
-        except BackfillError as exc:
-            report.failed.append(str(exc))
+def _read_any_backup(operation: CleanupOperation, context: CleanupContext) -> tuple[Mapping[date, BackupDate], bool]:
+    """Return the intact dates of the operation's backup, none if it is incomplete, and whether others are damaged."""
+    backup = backup_of(operation)
+    with suppress(BackupMissing):
+        return context.warehouse.read_backup(backup), False
+    with suppress(BackupMissing):
+        return context.warehouse.read_backup(backup, intact_only=True), True
+    return {}, False
+
+
+def _describe_backup(missing: Sequence[date], *, is_damaged: bool) -> str:
+    notes = [f"{len(missing)} date(s) of the backup are not in the table: {format_dates(missing)}"] if missing else []
+    if is_damaged:
+        notes.append("the backup is damaged")
+    return " and ".join(notes)
+
+
+def _finish_deletion(operation: CleanupOperation, context: CleanupContext) -> None:
+    try:
+        dates = verify_backup(operation, context)
+    except BackupMissing as exc:
+        # The rest of the backup is kept: rows may have been deleted before it was damaged.
+        _stop_deletion(operation, context, CleanupState.DAMAGED, f"nothing more was deleted: {exc}")
+        return
+    try:
+        _delete(operation, dates, context)
+    except UNUSABLE_TABLE as exc:
+        _stop_deletion(operation, context, CleanupState.DELETED, f"the deletion was not completed: {exc}")
+
+
+def _stop_deletion(operation: CleanupOperation, context: CleanupContext, to: CleanupState, error: str) -> None:
+    """End the deletion as it is. The backup is kept as long as that of any other."""
+    current = table_fingerprints(operation, operation.kept, context)
+    deleted = [day for day, fingerprint in current.items() if fingerprint == ABSENT]
+    figures = _deleted_figures(operation.kept, deleted)
+    move_operation(operation, to, context, error=error, expires_at=retention_end(operation, context), **figures)
 
 
 def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date) -> NewAlert | None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import BackupMissing, TableInUse
+from gated_backfill.common.errors import (
+    BackupMissing,
+    LeaseTakenOver,
+    QueryFailed,
+    SchemaMismatch,
+    TableInUse,
+    TableNotFound,
+)
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.model.publication import Backup, BackupDate
@@ -16,7 +24,9 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.files import checksum_of
-from gated_backfill.common.warehouse.protocol import Warehouse
+from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
+
+UNUSABLE_TABLE = (TableNotFound, SchemaMismatch, QueryFailed)  #: errors about a table that a later try meets again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,15 @@ def renew_lease(operation: CleanupOperation, context: CleanupContext) -> None:
         raise _lease_lost(operation)
 
 
+@contextmanager
+def fenced(operation: CleanupOperation) -> Generator[None]:
+    """Raise `TableInUse` if the warehouse refuses the effect because a later lease of the operation had one."""
+    try:
+        yield
+    except LeaseTakenOver as exc:
+        raise _lease_lost(operation) from exc
+
+
 def _lease_lost(operation: CleanupOperation) -> TableInUse:
     return TableInUse(f"another process has taken over operation {operation.id}", table=operation.table_name)
 
@@ -82,3 +101,23 @@ def verify_backup(
             f"the backup {operation.id} is not what was backed up: its checksum differs", table=operation.table_name
         )
     return dates
+
+
+def table_fingerprints(
+    operation: CleanupOperation, days: Collection[date], context: CleanupContext
+) -> Mapping[date, str]:
+    """Return the fingerprints that the days have in the table now; `ABSENT` if the table is gone or unusable.
+
+    Raises `WarehouseUnavailable`.
+    """
+    backup = backup_of(operation)
+    try:
+        return context.warehouse.fingerprints(backup.table, backup.date_column, list(days))
+    except UNUSABLE_TABLE:
+        return dict.fromkeys(days, ABSENT)
+
+
+def retention_end(operation: CleanupOperation, context: CleanupContext) -> datetime:
+    """Return when the backup may be removed. Its retention counts from the deletion, by the backup's own record."""
+    deleted_at = context.warehouse.deleted_at(backup_of(operation)) or utcnow()
+    return deleted_at + timedelta(days=context.settings.cleanup_backup_days)

@@ -8,33 +8,49 @@ from datetime import date
 from gated_backfill.common.cleanup.operation import (
     CleanupContext,
     backup_of,
+    fenced,
     move_operation,
     renew_lease,
+    table_fingerprints,
     verify_backup,
 )
-from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, UserError
+from gated_backfill.common.errors import BackfillError, BackupMissing, QueryFailed, TableInUse, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.publication import BackupDate
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.warehouse.protocol import ABSENT
 
 
-def check_restorable(operation: CleanupOperation, *, intact_only: bool = False) -> None:
+def check_restorable(operation: CleanupOperation, context: CleanupContext, *, intact_only: bool = False) -> None:
     """Raise `UserError` with the reason if the operation has nothing that can be put back."""
     reasons = {
         CleanupState.PLANNED: "has deleted nothing",
         CleanupState.BACKED_UP: "is not finished: the next `backfill cleanup` finishes it",
         CleanupState.ABANDONED: "was abandoned and has deleted nothing",
-        CleanupState.RESTORED: f"was restored already, by {operation.restored_by}",
         CleanupState.EXPIRED: "has expired: its backup was removed (BACKFILL_CLEANUP_BACKUP_DAYS)",
     }
     if not intact_only:
         reasons[CleanupState.DAMAGED] = "has a damaged backup: --intact restores the dates that are intact"
     reason = reasons.get(operation.state)
-    if operation.state is CleanupState.DELETED and not operation.dates:
+    has_deleted_nothing = operation.state is CleanupState.DELETED and not operation.dates
+    if has_deleted_nothing and not _dates_to_restore(operation, context):
         reason = "has deleted nothing"
+    if operation.state is CleanupState.RESTORED and not _dates_to_restore(operation, context):
+        reason = f"was restored already, by {operation.restored_by}"
     if reason:
         raise UserError(f"cleanup {operation.id} of {operation.table_name} {reason}")
+
+
+def _dates_to_restore(operation: CleanupOperation, context: CleanupContext) -> frozenset[date]:
+    """Return the backed up dates without rows in the table, or with others that were not written after a restore."""
+    current = table_fingerprints(operation, operation.kept, context)
+    return frozenset(
+        day
+        for day, backup_date in operation.kept.items()
+        if current[day] == ABSENT or (current[day] != backup_date.fingerprint and day not in operation.restored_days)
+    )
 
 
 def restore(
@@ -44,12 +60,14 @@ def restore(
 
     `leave_written` leaves out dates that have other rows by now, `intact_only` leaves out dates that are damaged in the
     backup. Both are stored with the operation, so that a later process finishes an interrupted restore in the same way.
+    Dates that were left out can be restored later, until the backup expires.
+
     Raises `UserError` and changes nothing if there is nothing to put back, or a date has other rows by now;
     `BackupMissing` if the backup is damaged; `TableInUse` if another process is restoring it.
     """
     ledger = context.ledger.cleanups
     operation = ledger.get_cleanup(operation_id)
-    check_restorable(operation, intact_only=intact_only)
+    check_restorable(operation, context, intact_only=intact_only)
     if operation.state is CleanupState.RESTORING:
         if ledger.claim_cleanup(operation_id, context.owner, context.lease(), is_dead=is_dead) is None:
             raise TableInUse(f"operation {operation_id} is being restored already", table=operation.table_name)
@@ -64,21 +82,29 @@ def restore(
 
 
 def complete_restore(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
-    """Restore the dates of an operation that is in the state RESTORING and leased by this process."""
-    dates: Mapping[date, BackupDate] = {}
+    """Restore the dates of an operation that is in the state RESTORING and leased by this process.
+
+    If it cannot be restored, it goes back to its state before.
+    """
+    intact: Mapping[date, BackupDate] = {}
+    restored: frozenset[date] = frozenset()
     try:
-        dates = verify_backup(operation, context, intact_only=operation.intact_only)
+        intact = verify_backup(operation, context, intact_only=operation.intact_only)
+        dates = _without_dates_written_after_restore(operation, intact, context)
         renew_lease(operation, context)
-        restored = context.warehouse.restore_backup(backup_of(operation), dates, leave_written=operation.leave_written)
+        with fenced(operation):
+            restored = context.warehouse.restore_backup(
+                backup_of(operation), dates, generation=operation.generation, leave_written=operation.leave_written
+            )
         rewritten = set(dates) - restored
         if not operation.leave_written:
             _check_all_restored(rewritten)
     except TableInUse:
         raise
-    except UserError as exc:
-        is_damaged = set(dates) != set(operation.kept)
-        to = CleanupState.DAMAGED if is_damaged else CleanupState.DELETED
-        move_operation(operation, to, context, error=f"not restored: {exc}")
+    except (UserError, QueryFailed) as exc:
+        to = _state_before_restore(operation, is_damaged=not operation.kept.keys() <= intact.keys())
+        restored_days = operation.restored_days | restored
+        move_operation(operation, to, context, error=f"not restored: {exc}", restored_days=restored_days)
         raise
     except BackfillError as exc:
         context.ledger.cleanups.release_cleanup(operation.id, context.owner, str(exc))
@@ -88,10 +114,26 @@ def complete_restore(operation: CleanupOperation, context: CleanupContext) -> Cl
         CleanupState.RESTORED,
         context,
         restored_by=context.by,
-        error=_describe_omitted(rewritten, set(operation.kept) - set(dates)),
-        kept={day: dates[day] for day in restored},
+        restored_at=utcnow(),
+        error=_describe_omitted(rewritten, set(operation.kept) - set(intact)),
+        restored_days=operation.restored_days | restored,
     )
     return context.ledger.cleanups.get_cleanup(operation.id)
+
+
+def _without_dates_written_after_restore(
+    operation: CleanupOperation, dates: Mapping[date, BackupDate], context: CleanupContext
+) -> Mapping[date, BackupDate]:
+    """Leave out the dates that were restored before, and have been written since: they are not restored again."""
+    current = table_fingerprints(operation, operation.restored_days & dates.keys(), context)
+    rewritten = {day for day, fingerprint in current.items() if fingerprint not in (ABSENT, dates[day].fingerprint)}
+    return {day: backup_date for day, backup_date in dates.items() if day not in rewritten}
+
+
+def _state_before_restore(operation: CleanupOperation, *, is_damaged: bool) -> CleanupState:
+    if is_damaged:
+        return CleanupState.DAMAGED
+    return CleanupState.DELETED if operation.restored_at is None else CleanupState.RESTORED
 
 
 def _check_all_restored(rewritten: Collection[date]) -> None:

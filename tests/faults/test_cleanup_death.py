@@ -1,9 +1,13 @@
-"""A cleanup is killed with -9 at each of its steps: the next one finishes it, and nothing is lost."""
+"""A cleanup is killed with -9, or frozen, at each of its steps: the next one finishes it, and nothing is lost."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -29,7 +33,7 @@ from gated_backfill.common.ledger import ledger
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.cli.tables.cleanup import _open_cleanup_context
 
-home, at, last, doing = sys.argv[1:]
+home, at, last, doing, sign = sys.argv[1:]
 owner = ledger.CleanupStore
 if at.startswith("Local"):
     from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse as owner
@@ -43,7 +47,7 @@ def counted(*arguments, **named):
     global calls
     calls += 1
     if calls == int(last):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[sign])
     return real(*arguments, **named)
 
 setattr(owner, at.split(".")[1], counted)
@@ -61,9 +65,25 @@ else:
 
 
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:
-    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing]
+    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGKILL"]
     died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
     assert died.returncode == -9, died.stdout + died.stderr
+
+
+@contextmanager
+def frozen(lab: Lab, at: str, last: int, doing: str = "clean") -> Generator[None]:
+    """A process is frozen at that call, for longer than its lease, and wakes up at the end of the block."""
+    command = [sys.executable, "-c", CLEANUP_THAT_DIES, str(lab.home), at, str(last), doing, "SIGSTOP"]
+    errors = lab.home / "frozen.txt"
+    with errors.open("w") as output:
+        process = subprocess.Popen(command, env=lab.environment(), stderr=output, text=True)
+    lab.running.append(process)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), errors.read_text()
+    lab.change_ledger("UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active")
+    yield
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0 or "has taken over operation" in errors.read_text()
 
 
 def site_of(lab: Lab) -> CleanupContext:
@@ -169,4 +189,57 @@ def test_a_restoration_that_was_killed_is_completed_by_the_next_cleanup(lab: Lab
     clean(site_of(lab), [TABLE], today=TODAY, days=7, max_share=1.0, skip_restored=True)
 
     assert lab.table_bytes(UPCOMING) == before
+    assert lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED
+
+
+STEPS = [
+    pytest.param("Warehouse.back_up", 1, id="before-its-backup"),
+    pytest.param("Warehouse.read_backup", 1, id="before-the-backup-is-verified"),
+    pytest.param("CleanupStore.move_cleanup", 1, id="before-the-backup-is-recorded"),
+    pytest.param("CleanupStore.renew_cleanup", 1, id="before-it-renews-its-lease"),
+    pytest.param("CleanupStore.move_cleanup", 2, id="before-the-deletion-is-recorded"),
+]
+
+
+@pytest.mark.parametrize(("at", "last"), STEPS)
+def test_a_cleanup_that_was_frozen_deletes_nothing_that_was_restored_since(lab: Lab, at: str, last: int) -> None:
+    before = filled(lab)
+
+    with frozen(lab, at.replace("Warehouse", "LocalWarehouse"), last):
+        assert_finished_and_restorable(lab, before)
+
+    assert lab.table_bytes(UPCOMING) == before
+    assert lab.ledger.cleanups.list_unfinished_cleanups() == []
+    with_backup = {one.id for one in lab.ledger.cleanups.list_cleanups() if one.backup is not None}
+    assert {folder.name for folder in (lab.home / "warehouse" / ".cleanup").iterdir()} <= with_backup
+
+
+@pytest.mark.parametrize(("at", "last"), STEPS[-2:])
+def test_in_bigquery_neither(bigquery_lab: Lab, at: str, last: int) -> None:
+    before = filled(bigquery_lab)
+
+    with frozen(bigquery_lab, at.replace("Warehouse", "BigQueryWarehouse"), last):
+        assert_finished_and_restorable(bigquery_lab, before)
+
+    assert bigquery_lab.table_bytes(UPCOMING) == before
+
+
+@pytest.mark.parametrize(
+    ("at", "last"),
+    [
+        pytest.param("CleanupStore.renew_cleanup", 1, id="before-it-renews-its-lease"),
+        pytest.param("CleanupStore.move_cleanup", 2, id="before-it-is-recorded"),
+    ],
+)
+def test_a_restore_that_was_frozen_brings_nothing_back_that_was_deleted_since(lab: Lab, at: str, last: int) -> None:
+    filled(lab)
+    cleaned(lab)
+    after = lab.table_bytes(UPCOMING)
+    (operation,) = lab.ledger.cleanups.list_cleanups()
+
+    with frozen(lab, at, last, operation.id):
+        restore(operation.id, site_of(lab))
+        cleaned(lab)
+
+    assert lab.table_bytes(UPCOMING) == after
     assert lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED

@@ -24,6 +24,8 @@ from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, Clean
 from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import DatedTable, TableName
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
 from tests.builders import queued_run
 from tests.emulator import Emulator
@@ -119,14 +121,48 @@ def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> Non
     assert rows_by_stale_date(any_lab) == [3, 1, 5]
 
 
+def test_the_dates_that_a_restore_left_out_are_restored_later(any_lab: Lab) -> None:
+    filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    for day in STALE[1:]:
+        any_lab.upcoming(day, players(1))
+    first = restore(operation.id, site_of(any_lab), leave_written=True)
+    assert (first.state, first.is_restorable, sorted(first.restored_days)) == (CleanupState.RESTORED, True, [STALE[0]])
+    with pytest.raises(RestoreConflict, match=r"2 date\(s\) hold other rows by now"):
+        restore(operation.id, site_of(any_lab))
+    assert any_lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.RESTORED
+    any_lab.upcoming(STALE[0], players(7))  # a restored date that is written since is not in the way
+
+    wrong = one_operation(clean(site_of(any_lab), [TABLE], today=TODAY, days=7, max_share=1.0, skip_restored=True))
+    again = restore(operation.id, site_of(any_lab))
+
+    assert (wrong.dates, again.state, again.is_restorable, again.error) == (2, CleanupState.RESTORED, False, None)
+    assert rows_by_stale_date(any_lab) == [7, 4, 5]
+    with pytest.raises(UserError, match="was restored already, by a test"):
+        restore(operation.id, site_of(any_lab))
+
+
+def test_restored_rows_that_are_gone_again_are_restored_again(any_lab: Lab) -> None:
+    """Whatever the ledger says: they are in the backup and not in the table."""
+    before = filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    restore(operation.id, site_of(any_lab))
+    cleaned(any_lab)
+    assert rows_by_stale_date(any_lab) == [0, 0, 0]
+
+    restore(operation.id, site_of(any_lab))
+
+    assert any_lab.table_bytes(UPCOMING) == before
+
+
 def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(any_lab)
     warehouse = any_lab.context.warehouse
     delete = warehouse.delete_backed_up
 
-    def written_before(*arguments: Any) -> None:
+    def written_before(*arguments: Any, **named: Any) -> None:
         any_lab.upcoming(STALE[1], players(9))
-        delete(*arguments)
+        delete(*arguments, **named)
 
     monkeypatch.setattr(warehouse, "delete_backed_up", written_before)
 
@@ -185,9 +221,9 @@ def test_a_table_that_is_being_cleaned_is_said_to_be(lab: Lab) -> None:
     delete = lab.context.warehouse.delete_backed_up
     second: list[CleanupReport] = []
 
-    def meanwhile(*arguments: Any) -> None:
+    def meanwhile(*arguments: Any, **named: Any) -> None:
         second.append(cleaned(lab))
-        delete(*arguments)
+        delete(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab.context.warehouse, "delete_backed_up", meanwhile)
@@ -232,14 +268,21 @@ def test_beat_leaves_restored_dates_alone(lab: Lab) -> None:
     assert told(lab) == []
 
 
+def expired_after(deps: Deps, days: float) -> str:
+    """What beat says so many days later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gated_backfill.common.cleanup.expiry.utcnow", lambda: utcnow() + timedelta(days=days))
+        return expire_backups(deps)
+
+
 def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
     filled(any_lab)
     operation = one_operation(cleaned(any_lab))
     deps = any_lab.opened_again()
     assert expire_backups(deps) == "no backup is due"
-    any_lab.change_ledger("UPDATE cleanup_operations SET expires_at = '2023-01-01 00:00:00.000000'")
+    assert expired_after(deps, 30.1) == "no backup is due"  # found for the first time
 
-    assert expire_backups(deps) == "1 backup(s) removed"
+    assert expired_after(deps, 31.2) == "1 backup(s) removed"
 
     expired = any_lab.ledger.cleanups.get_cleanup(operation.id)
     assert (expired.state, expired.backup) == (CleanupState.EXPIRED, None)
@@ -248,6 +291,39 @@ def test_a_backup_expires_and_is_then_not_restored(any_lab: Lab) -> None:
     assert not list((any_lab.home / "warehouse" / ".cleanup").glob("*"))
     with pytest.raises(BackupMissing):
         any_lab.context.warehouse.read_backup(backup_of(operation))
+
+
+def test_a_clock_that_is_set_ahead_removes_no_backup(lab: Lab) -> None:
+    filled(lab)
+    operation = one_operation(cleaned(lab))
+    deps = lab.opened_again()
+
+    assert expired_after(deps, 60) == "no backup is due"
+    assert expired_after(deps, 60.5) == "no backup is due"
+    assert expired_after(deps, 0) == "no backup is due"  # the clock is right again
+    assert expired_after(deps, 30.1) == "no backup is due"  # what the wrong clock found does not count
+    assert lab.ledger.cleanups.get_cleanup(operation.id).state is CleanupState.DELETED
+    assert expired_after(deps, 31.2) == "1 backup(s) removed"
+
+
+def test_the_retention_of_a_backup_counts_from_the_deletion(any_lab: Lab) -> None:
+    """The deletion came late: its process had died, and no other one came for three weeks."""
+    filled(any_lab)
+    warehouse = any_lab.context.warehouse
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warehouse, "delete_backed_up", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cleaned(any_lab)
+    any_lab.change_ledger("UPDATE cleanup_operations SET expires_at = '2023-01-01 00:00:00.000000'")
+
+    operation = one_operation(cleaned(any_lab))
+
+    assert operation.expires_at is not None
+    assert timedelta(days=29.9) < operation.expires_at - utcnow() < timedelta(days=30.1)
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # -- the commands -------------------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,3 +164,91 @@ def test_dates_between_the_restored_ones_are_not_spared_and_the_preview_tells_wh
 
     assert f"2 of these dates were restored, and the daily cleanup skips them: {STALE[0]}, {STALE[2]}" in shown
     assert rows_by_stale_date(lab) == [3, 0, 4]
+
+
+@contextmanager
+def ledger_copied_before(lab: Lab, name: str) -> Generator[Path]:
+    """The nightly copy of the ledger is made just before this call of the warehouse."""
+    warehouse, copy = lab.context.warehouse, lab.home / "ledger.backup.db"
+    real = getattr(warehouse, name)
+
+    def copied(*arguments: Any, **named: Any) -> Any:
+        copy_database(lab.home / "ledger.db", copy)
+        return real(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warehouse, name, copied)
+        yield copy
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as written:
+        opened.backup(written)
+
+
+@pytest.mark.parametrize("name", ["back_up", "read_backup", "delete_backed_up"])
+def test_a_ledger_that_was_restored_from_an_older_copy_costs_no_row(any_lab: Lab, name: str) -> None:
+    """It says that nothing was deleted; the backup has the only copy."""
+    before = filled(any_lab)
+    with ledger_copied_before(any_lab, name) as copy:
+        operation = one_operation(cleaned(any_lab))
+    copy_database(copy, any_lab.home / "ledger.db")
+    assert any_lab.ledger.cleanups.get_cleanup(operation.id).active
+
+    outcome = clean_stale_rows(any_lab.opened_again())
+
+    assert f"12 rows on 3 date(s) deleted, operation {operation.id}" in outcome
+    known = any_lab.ledger.cleanups.get_cleanup(operation.id)
+    assert (known.state, known.rows, known.dates, known.is_restorable) == (CleanupState.DELETED, 12, 3, True)
+    assert known.expires_at is not None
+    assert known.expires_at - utcnow() > timedelta(days=29.9)
+    restore(operation.id, site_of(any_lab))
+    assert any_lab.table_bytes(UPCOMING) == before
+
+
+def test_a_ledger_that_was_restored_while_the_cleanup_ran_costs_no_row(any_lab: Lab) -> None:
+    """The cleanup deletes its rows while its own record goes back to a state before the backup."""
+    before = filled(any_lab)
+    warehouse = any_lab.context.warehouse
+    delete = warehouse.delete_backed_up
+
+    def restored_meanwhile(*arguments: Any, **named: Any) -> None:
+        delete(*arguments, **named)
+        copy_database(copy, any_lab.home / "ledger.db")
+
+    with ledger_copied_before(any_lab, "back_up") as copy, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warehouse, "delete_backed_up", restored_meanwhile)
+        report = cleaned(any_lab)
+    assert "another process has taken over operation" in report.busy[0]
+
+    operation = one_operation(cleaned(any_lab))
+
+    assert (operation.state, operation.rows) == (CleanupState.DELETED, 12)
+    restore(operation.id, site_of(any_lab))
+    assert any_lab.table_bytes(UPCOMING) == before
+
+
+def test_a_backup_that_is_whole_is_dropped_only_if_its_rows_are_in_the_table(lab: Lab) -> None:
+    """Two processes died before they recorded their backup. Of one, another process replaced a date since."""
+    filled(lab)
+    killed_before_it_is_recorded(lab)
+    (first,) = lab.ledger.cleanups.list_unfinished_cleanups()
+    killed_before_it_is_recorded(lab)
+    assert lab.ledger.cleanups.get_cleanup(first.id).state is CleanupState.ABANDONED
+    (second,) = lab.ledger.cleanups.list_unfinished_cleanups()
+    lab.upcoming(BETWEEN, players(1))
+
+    clean_stale_rows(lab.opened_again())
+
+    kept = lab.ledger.cleanups.get_cleanup(second.id)
+    assert (kept.state, kept.dates) == (CleanupState.DELETED, 0)
+    assert kept.error == (
+        "the ledger has no record of a deletion, but 1 date(s) of the backup are not in the table: " + str(BETWEEN)
+    )
+
+
+def killed_before_it_is_recorded(lab: Lab) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        killed_before(lab, patch, CleanupState.BACKED_UP)
+        with pytest.raises(Killed):
+            cleaned(lab)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from gated_backfill.common.cleanup.cleanup import CleanupReport, clean, remove_expired_backups, unusual_cleanup_alert
+from gated_backfill.common.cleanup.cleanup import clean, unusual_cleanup_alert
+from gated_backfill.common.cleanup.expiry import remove_expired_backups
 from gated_backfill.common.cleanup.operation import CleanupContext
 from gated_backfill.common.cleanup.stale_rows import local_today, tables_to_clean
 from gated_backfill.common.errors import WarehouseUnavailable
@@ -33,17 +34,22 @@ def clean_stale_rows(deps: Deps) -> str:
     )
     if alert := unusual_cleanup_alert(report, settings, today):
         deps.ledger.alerts.record_alert(alert)
-    _check_no_failures(report)
+    if report.failed:
+        raise WarehouseUnavailable("; ".join(report.describe()))
     summary = "; ".join(report.describe())
     log.info("stale_rows_cleaned", outcome=summary)
     return summary
 
 
 def expire_backups(deps: Deps) -> str:
-    """Remove the backups that are older than `cleanup_backup_days`, and return a summary. May be repeated."""
-    report = CleanupReport()
-    expired = remove_expired_backups(_context(deps), report)
-    _check_no_failures(report)
+    """Remove the backups of rows deleted over `cleanup_backup_days` ago, and return a summary. May be repeated.
+
+    Raises `WarehouseUnavailable` after all were tried, if one could not be removed.
+    """
+    errors: list[str] = []
+    expired = remove_expired_backups(_context(deps), errors)
+    if errors:
+        raise WarehouseUnavailable("; ".join(errors))
     log.info("backups_expired", count=len(expired))
     return f"{len(expired)} backup(s) removed" if expired else "no backup is due"
 
@@ -52,8 +58,3 @@ def _context(deps: Deps) -> CleanupContext:
     return CleanupContext(
         settings=deps.settings, ledger=deps.ledger, warehouse=deps.warehouse, by=BEAT_ACTOR, owner=deps.owner
     )
-
-
-def _check_no_failures(report: CleanupReport) -> None:
-    if report.failed:
-        raise WarehouseUnavailable("; ".join(report.describe()))

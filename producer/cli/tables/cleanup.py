@@ -135,12 +135,12 @@ def _delete(
 def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> None:
     """Restore the rows that a cleanup deleted, byte for byte.
 
-    Refuses when a date was written since, or when the backup is damaged. The daily cleanup skips restored dates until
-    the backup expires.
+    Refuses when a date was written since, or when the backup is damaged. Dates that were skipped can be restored later.
+    The daily cleanup skips restored dates until the backup expires.
     """
     context = _open_cleanup_context(read_settings())
     deleted = context.ledger.cleanups.get_cleanup(operation)
-    check_restorable(deleted, intact_only=intact)
+    check_restorable(deleted, context, intact_only=intact)
     console = make_console()
     rows = (
         f"{deleted.rows} row(s) of {deleted.table_name} on {deleted.dates} date(s), {deleted.oldest}..{deleted.newest}"
@@ -149,6 +149,9 @@ def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> Non
     confirm(yes, "Restore them?", "restored")
     restored = restore_operation(operation, context, leave_written=leave_written, intact_only=intact)
     console.print(f"restored: {rows}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
+    if restored.is_restorable:
+        until = f"{restored.expires_at:%Y-%m-%d %H:%M} UTC"
+        console.print(f"the skipped dates can be restored in the same way until {until}", soft_wrap=True)
 
 
 @cleanup.command("list")
@@ -236,7 +239,6 @@ def _print_operations(operations: Sequence[CleanupOperation]) -> None:
         is_number = name in ("rows", "dates")
         table.add_column(name, justify="right" if is_number else "left", no_wrap=name != "note")
     for operation in operations:
-        is_restorable = operation.expires_at and operation.state.value in ("deleted", "damaged")
         table.add_row(
             operation.id,
             operation.table_name,
@@ -245,7 +247,7 @@ def _print_operations(operations: Sequence[CleanupOperation]) -> None:
             str(operation.dates),
             str(operation.oldest or "-"),
             str(operation.newest or "-"),
-            f"{operation.expires_at:%Y-%m-%d %H:%M} UTC" if is_restorable else "-",
+            f"{operation.expires_at:%Y-%m-%d %H:%M} UTC" if operation.is_restorable else "-",
             escape(operation.error or ""),
         )
     make_console().print(table)
@@ -264,4 +266,5 @@ def _report_json(report: CleanupReport) -> dict[str, Any]:
 def _operation_json(operation: CleanupOperation) -> dict[str, Any]:
     names = ("id", "table_name", "cutoff", "rows", "dates", "oldest", "newest", "table_rows", "backup", "checksum")
     times = ("requested_by", "created_at", "deleted_at", "restored_at", "restored_by", "expires_at", "error")
-    return {"state": operation.state.value} | {name: getattr(operation, name) for name in (*names, *times)}
+    values = {"state": operation.state.value} | {name: getattr(operation, name) for name in (*names, *times)}
+    return values | {"restored_dates": sorted(operation.restored_days)}
