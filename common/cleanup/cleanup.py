@@ -49,6 +49,7 @@ from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
+MAX_BACKUP_AGE = timedelta(days=1)  #: of a backup by which rows are deleted: its warehouse may remove it by its age
 BACKUP_ATTEMPTS = 3  #: of a table that is written to while it is backed up
 MAX_KEY_LENGTH = 200  #: of an alert, in the ledger
 
@@ -277,8 +278,8 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
 
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
-    if operation.state is CleanupState.PLANNED:
-        _finish_planned(operation, context)
+    if operation.state is CleanupState.PLANNED or _is_too_old_to_delete_by(operation, context):
+        _abandon_unless_deleted(operation, context)
     elif operation.state is CleanupState.RESTORING:
         complete_restore(operation, context)
     else:
@@ -286,7 +287,13 @@ def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOper
     return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-def _finish_planned(operation: CleanupOperation, context: CleanupContext) -> None:
+def _is_too_old_to_delete_by(operation: CleanupOperation, context: CleanupContext) -> bool:
+    """Whether the operation has an old backup and has not begun to delete: a new operation has to delete the rows."""
+    is_old = operation.state is CleanupState.BACKED_UP and operation.created_at < utcnow() - MAX_BACKUP_AGE
+    return is_old and context.warehouse.deleted_at(backup_of(operation)) is None
+
+
+def _abandon_unless_deleted(operation: CleanupOperation, context: CleanupContext) -> None:
     """Abandon an operation that has deleted nothing. If its backup has rows that the table lacks, it counts as deleted.
 
     The ledger alone cannot tell: it may have been restored from a copy that is older than the deletion.
@@ -295,8 +302,8 @@ def _finish_planned(operation: CleanupOperation, context: CleanupContext) -> Non
     current = table_fingerprints(operation, dates, context)
     missing = [day for day, backup_date in dates.items() if current[day] != backup_date.fingerprint]
     if not missing and not is_damaged:
-        reason = "its process died before the backup was complete; nothing was deleted"
-        _abandon_or_release(operation.id, context, reason)
+        reason = "its process died before it deleted rows; nothing was deleted"
+        move_operation(operation, CleanupState.ABANDONED, context, error=reason)
         return
     move_operation(
         operation,

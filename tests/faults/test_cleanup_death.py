@@ -197,6 +197,7 @@ STEPS = [
     pytest.param("Warehouse.read_backup", 1, id="before-the-backup-is-verified"),
     pytest.param("CleanupStore.move_cleanup", 1, id="before-the-backup-is-recorded"),
     pytest.param("CleanupStore.renew_cleanup", 1, id="before-it-renews-its-lease"),
+    pytest.param("Warehouse.delete_backed_up", 1, id="before-it-deletes"),
     pytest.param("CleanupStore.move_cleanup", 2, id="before-the-deletion-is-recorded"),
 ]
 
@@ -214,7 +215,7 @@ def test_a_cleanup_that_was_frozen_deletes_nothing_that_was_restored_since(lab: 
     assert {folder.name for folder in (lab.home / "warehouse" / ".cleanup").iterdir()} <= with_backup
 
 
-@pytest.mark.parametrize(("at", "last"), STEPS[-2:])
+@pytest.mark.parametrize(("at", "last"), STEPS[-1:])
 def test_in_bigquery_neither(bigquery_lab: Lab, at: str, last: int) -> None:
     before = filled(bigquery_lab)
 
@@ -228,6 +229,7 @@ def test_in_bigquery_neither(bigquery_lab: Lab, at: str, last: int) -> None:
     ("at", "last"),
     [
         pytest.param("CleanupStore.renew_cleanup", 1, id="before-it-renews-its-lease"),
+        pytest.param("LocalWarehouse.restore_backup", 1, id="before-it-restores"),
         pytest.param("CleanupStore.move_cleanup", 2, id="before-it-is-recorded"),
     ],
 )

@@ -322,8 +322,43 @@ def test_the_retention_of_a_backup_counts_from_the_deletion(any_lab: Lab) -> Non
     assert timedelta(days=29.9) < operation.expires_at - utcnow() < timedelta(days=30.1)
 
 
+def test_a_backup_that_is_days_old_is_not_deleted_by(any_lab: Lab) -> None:
+    """Its warehouse may remove it before the retention of the deleted rows is over."""
+    before = filled(any_lab)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(any_lab.context.warehouse, "delete_backed_up", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cleaned(any_lab)
+    any_lab.change_ledger("UPDATE cleanup_operations SET created_at = '2023-01-01 00:00:00.000000'")
+
+    cleaned(any_lab)
+
+    new, old = any_lab.ledger.cleanups.list_cleanups()
+    assert (old.state, old.backup, new.state, new.rows) == (CleanupState.ABANDONED, None, CleanupState.DELETED, 12)
+    restore(new.id, site_of(any_lab))
+    assert any_lab.table_bytes(UPCOMING) == before
+
+
 def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_ledger_that_knows_too_early_an_expiry_is_corrected_by_the_backup(lab: Lab) -> None:
+    filled(lab)
+    operation = one_operation(cleaned(lab))
+    lab.change_ledger(
+        "UPDATE cleanup_operations SET expires_at = '2023-01-01 00:00:00.000000', "
+        "found_expired_at = '2023-01-02 00:00:00.000000'"
+    )
+
+    assert expire_backups(lab.opened_again()) == "no backup is due"
+
+    corrected = lab.ledger.cleanups.get_cleanup(operation.id)
+    assert (corrected.state, corrected.found_expired_at) == (CleanupState.DELETED, None)
+    assert corrected.expires_at is not None
+    assert corrected.expires_at - utcnow() > timedelta(days=29.9)
+    restore(operation.id, site_of(lab))
+    assert [len(lab.published(UPCOMING, day)) for day in STALE] == [3, 4, 5]
 
 
 # -- the commands -------------------------------------------------------------------------------------------------
