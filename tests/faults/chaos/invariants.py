@@ -61,7 +61,8 @@ class Violation:
 
 def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final: bool) -> list[Violation]:
     """Everything that does not hold. `final`: the user has taken the next step since, without any fault."""
-    found = [*_runs(seen), *_published(schedule, seen), *_checkpoints(schedule, seen), *_owners(seen), *_left(seen)]
+    found = [*_runs(seen), *_published(schedule, seen), *_respected(schedule, seen), *_checkpoints(schedule, seen)]
+    found += [*_owners(seen), *_left(seen)]
     found += _complete(schedule, seen) if final else [*_named(schedule, seen, fired), *_deaths(seen, fired)]
     return found
 
@@ -74,8 +75,8 @@ def undone(schedule: Schedule, seen: Seen) -> list[Day]:
 def _is_done(day: Day, seen: Seen) -> bool:
     """A date with nothing to build is known to no run where nothing else of the range was left to build."""
     state = _state(day, seen)[0]
-    if state == "blocked" and day.kind is Kind.ACCEPTED and any(write.complete for write in seen.written(day)):
-        return True  # it would have lost an entity that the other program's rows have
+    if state == "blocked" and day.kind is Kind.ACCEPTED and seen.written(day):
+        return True  # it would have lost the entity that it lacks
     return state == day.end or (state == "unknown" and day.end == "skipped")
 
 
@@ -122,6 +123,50 @@ def _published(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
             invariant="published rows are not those of an undisturbed run",
             facts=f"{iso}, {day.kind.value}, {what}, has {len(found)} row(s) {found[:2]}, not {len(day.after)}",
         )
+
+
+def _respected(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
+    """That the tool replaced what another program wrote by nothing poorer."""
+    for day in schedule.shape:
+        if seen.holds_others(day):
+            continue
+        names = {name for name, _, _ in seen.rows(day)}
+        for write in removed_writes(seen, day):
+            if lost := sorted({name for name, _, _ in write.rows} - names):
+                yield Violation(
+                    invariant="a rebuild lost entities of another program's rows",
+                    facts=f"{day.day}, {day.kind.value}: {', '.join(lost[:4])}, of {write.rows[0][2]}",
+                )
+
+
+def removed_writes(seen: Seen, day: Day) -> list[Write]:
+    """What other programs wrote on the date and the tool has removed: it is not there, and none of them replaced it."""
+    return [write for write in seen.written(day) if write.done and write.rows in _removed(seen, day, [write.rows])]
+
+
+def removed_rows(schedule: Schedule, looks: Sequence[Seen]) -> dict[str, list[list[Row]]]:
+    """Everything that was in the target, as far as is known, and that the tool has removed, by day.
+
+    `looks`: what was seen at some moments, the last of which is now.
+    """
+    removed: dict[str, list[list[Row]]] = {}
+    for day in schedule.shape:
+        seen_rows = [sorted(day.before), *(look.rows(day) for look in looks)]
+        seen_rows += [write.rows for write in looks[-1].written(day) if write.done]
+        removed[day.day.isoformat()] = _removed(looks[-1], day, seen_rows)
+    return removed
+
+
+def _removed(seen: Seen, day: Day, listed: Sequence[list[Row]]) -> list[list[Row]]:
+    """Those of the rows that are not on the date any more and that no other program replaced, each once.
+
+    None where another program was killed before it could say what it had replaced.
+    """
+    writes = seen.written(day)
+    if not all(write.done for write in writes):
+        return []
+    gone = [[], seen.rows(day), *(write.replaced for write in writes)]
+    return [rows for number, rows in enumerate(listed) if rows not in gone and rows not in listed[:number]]
 
 
 def _checkpoints(schedule: Schedule, seen: Seen) -> Iterator[Violation]:

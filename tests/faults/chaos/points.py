@@ -150,9 +150,12 @@ class Points:
 
     def _wrap_files(self) -> None:
         """The system calls by which files get and lose their names, and the one before it that makes them durable."""
+        from gated_backfill.common.warehouse.local import exchange
+
         self.wrap(os, "fsync", "file.sync")
         for name in ("rename", "replace"):
             self.wrap(os, name, "file.rename")
+        self.wrap(exchange, "_rename", "file.rename")  # calls the system itself
         for name in ("link", "unlink"):
             self.wrap(os, name, "file.link")
 

@@ -22,7 +22,8 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.stack.embedded import free_port
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
-from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, undone, violations
+from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, removed_rows, undone, violations
+from tests.faults.chaos.kept import lost_rows
 from tests.faults.chaos.look import JOB, look
 from tests.faults.chaos.others import read_writes
 from tests.faults.chaos.periods import SETTINGS
@@ -76,6 +77,7 @@ class Attempt:
         self.folder = Path(services.folder) / f"{schedule.seed}-{os.getpid()}"
         self.result = Result(seed=schedule.seed)
         self._log = self.folder / "log"
+        self._looks: list[Seen] = []
 
     def run(self) -> Result:
         adopt_orphans()
@@ -97,6 +99,8 @@ class Attempt:
                 self._disturbed(stack)
             if stack.left_over:
                 self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
+            if not self.result.violations and self.schedule.warehouse == "local":
+                self._violated(list(self._lost()))
         self._violated(list(self._tracebacks()))
         return self.result
 
@@ -166,10 +170,20 @@ class Attempt:
             broken = violations(self.schedule, seen, self._fired(), final=final)
             lasts = any("for ever" in violation.invariant for violation in broken)
             if not broken or lasts or time.monotonic() > deadline:
+                self._looks.append(seen)
                 self._violated(broken)
                 self.result.ends = {run["id"]: run["state"] for run in seen.runs}
                 return seen
             self._wait(stack, 0.4)
+
+    def _lost(self) -> Iterator[Violation]:
+        """Whether everything that the tool removed can be put back. Changes the target."""
+        removed = removed_rows(self.schedule, self._looks)
+        if any(removed.values()):
+            for day, rows in self._call(lambda: lost_rows(self._settings(), removed)):
+                yield Violation(
+                    invariant="removed rows can't be put back", facts=f"{day}: {len(rows)} row(s) {rows[:2]}"
+                )
 
     def _wait(self, stack: Stack, seconds: float) -> None:
         deadline = time.monotonic() + seconds
