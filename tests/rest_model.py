@@ -22,10 +22,11 @@ TARGET = re.compile(r"DELETE FROM `[a-z0-9-]+\.(\w+\.\w+)`|FROM `[a-z0-9-]+\.(\w
 
 
 class PublishedDates:
-    """Which dates of which target, and of which undo table, hold which content."""
+    """Which dates of which target hold which content, and which copies of them are in which undo table."""
 
     def __init__(self) -> None:
         self.held: dict[str, dict[date, str]] = {}
+        self.copies: dict[str, dict[str, tuple[date, str]]] = {}  #: of each undo table: date and content by key
         self.scripts: list[tuple[str, dict[str, Any]]] = []  #: that took effect, with their parameters
 
     def is_asked(self, sql: str) -> bool:
@@ -38,6 +39,10 @@ class PublishedDates:
         """
         found = TARGET.search(sql)
         assert found, "a query for the fingerprints of no table"
+        if "GROUP BY day, copy" in sql:
+            copies = self.copies.get(found[1] or found[2], {})
+            rows = [(day, key, content) for key, (day, content) in copies.items() if day in params["days"]]
+            return {"day": "DATE", "copy": "STRING", "content": "STRING"}, rows
         held = self.held.get(found[1] or found[2], {})
         if "wanted" in params:
             wanted = {date.fromisoformat(one["day"]): one["checksum"] for one in map(json.loads, params["wanted"])}
@@ -51,6 +56,8 @@ class PublishedDates:
         self, job: str, sql: str, params: Mapping[str, Any], rows_in: Callable[[str, str], pa.Table | None]
     ) -> None:
         """The effect of a script of ours, whole. `rows_in` tells what was loaded into a staging table."""
+        if job.startswith("backfill-lease-"):
+            return  # it changes no rows
         if job.startswith(("backfill-backup-", "backfill-cleanup-", "backfill-putback-")):
             self._run_of_cleanup(job, sql, params)
             self.scripts.append((job, dict(params)))
@@ -58,12 +65,16 @@ class PublishedDates:
         target = TARGET.search(sql[sql.index("DELETE FROM") :])
         assert target, "a script that names no target"
         held, undo = self.held.setdefault(target[1], {}), UNDO.search(sql)
-        kept = self.held.setdefault(undo[1], {}) if undo else {}
+        copies = self.copies.setdefault(undo[1], {}) if undo else {}
         if job.startswith("backfill-restore-"):
             wanted = {date.fromisoformat(one["day"]): one for one in map(json.loads, params["wanted"])}
-            held.update({d: kept.get(d, ABSENT) for d, one in wanted.items() if held[d] == one["published"]})
+            for day, one in wanted.items():
+                kept = copies[one["copy"]][1] if one["copy"] else ABSENT
+                if held.get(day, ABSENT) == one["published"] and kept == one["before"]:
+                    copies[f"{params['copy']}{day}"] = (day, held[day])
+                    held[day] = kept
         elif job.startswith("backfill-publish-"):
-            _publish(held, kept, _rows_by_day(sql, rows_in), params)
+            _publish(held, copies, _rows_by_day(sql, rows_in), params)
         else:
             assert job.startswith("backfill-replace-"), f"no script of ours is named {job}"
             staged = _rows_by_day(sql, rows_in)
@@ -73,7 +84,8 @@ class PublishedDates:
     def _run_of_cleanup(self, job: str, sql: str, params: Mapping[str, Any]) -> None:
         """A backup, the deletion of what is backed up, or its restoration."""
         kept_name = KEPT.search(sql)
-        (name,) = {found for found in ANY_TABLE.findall(sql) if not KEPT.search(f"`x.{found}`")}
+        others = {found for found in ANY_TABLE.findall(sql) if not KEPT.search(f"`x.{found}`")}
+        (name,) = others - {"backfill.publications"}
         assert kept_name, "a script that names no backup"
         held, kept = self.held.setdefault(name, {}), self.held.setdefault(kept_name[1], {})
         if job.startswith("backfill-backup-"):
@@ -96,12 +108,15 @@ def _rows_by_day(sql: str, rows_in: Callable[[str, str], pa.Table | None]) -> Co
     return Counter(rows[column].to_pylist())
 
 
-def _publish(held: dict[date, str], kept: dict[date, str], staged: Counter[Any], params: Mapping[str, Any]) -> None:
+def _publish(
+    held: dict[date, str], copies: dict[str, tuple[date, str]], staged: Counter[Any], params: Mapping[str, Any]
+) -> None:
     wanted = {date.fromisoformat(one["day"]): one for one in map(json.loads, params["wanted"])}
     assert sorted(wanted) == sorted(params["days"])
     assert (params["first"], params["last"]) == (min(wanted), max(wanted))
     for day, one in wanted.items():
         before = held.get(day, ABSENT)
         if before == one["before"] and staged[day] == one["row_count"]:
-            kept.setdefault(day, before)
+            if before != ABSENT:
+                copies[f"{params['copy']}{day}"] = (day, before)
             held[day] = one["checksum"]

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import fsspec
@@ -144,7 +144,8 @@ class Service:
         self._get_dataset(request, dataset)
         if self._table(dataset, name) is not None:
             raise Refused(409, "duplicate", f"Already Exists: Table {PROJECT}:{dataset}.{name}")
-        self.tables[dataset, name] = {"kind": "bigquery#table", "type": "TABLE", **made}
+        created = str(round(time.time() * 1000))
+        self.tables[dataset, name] = {"kind": "bigquery#table", "type": "TABLE", "creationTime": created, **made}
         return self._get_table(request, dataset, name)
 
     def _patch_table(self, request: Request, dataset: str, table: str) -> Any:
@@ -234,8 +235,10 @@ class Service:
                     f"be used for partition elimination"
                 )
                 raise Refused(400, "invalidQuery", message)
-        if "BEGIN TRANSACTION" in sql:
-            assert len(params["days"]) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
+        if sql.endswith("AS time"):
+            job.rows = {"time": "TIMESTAMP"}, [(datetime.now(UTC) + timedelta(seconds=params["seconds"]),)]
+        elif "BEGIN TRANSACTION" in sql:
+            assert len(params.get("days", [])) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
             self.dates.run(name, sql, params, lambda dataset, table: self.loaded.get((dataset, table)))
         elif self.dates.is_asked(sql):
             job.rows = self.dates.answer(sql, params)
@@ -338,6 +341,8 @@ def _has_passed(milliseconds: str) -> bool:
 def _cell(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, datetime):
+        return str(round(value.timestamp() * 1_000_000))
     return None if value is None else value.isoformat() if isinstance(value, date) else str(value)
 
 

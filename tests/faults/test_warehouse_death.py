@@ -40,7 +40,7 @@ def done(lab: Lab, *states: DateState) -> int:
 
 def publications(emulator: Emulator) -> Counter[date]:
     """How often each date was published."""
-    rows: Any = emulator.client().query("SELECT day FROM backfill.publications").result()
+    rows: Any = emulator.client().query("SELECT day FROM backfill.publications WHERE day IS NOT NULL").result()
     return Counter(row["day"] for row in rows)
 
 

@@ -210,7 +210,7 @@ def test_no_column_is_added_for_more_dates_than_one_job_takes(
     bigquery_warehouse: BigQueryWarehouse, csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bigquery_warehouse.load(TABLE, "day", rows_of(FEB_23, players=1))
-    monkeypatch.setattr("gated_backfill.common.warehouse.bigquery.publications.MAX_PARTITIONS_PER_JOB", 1)
+    monkeypatch.setattr("gated_backfill.common.warehouse.bigquery.parameters.MAX_PARTITIONS_PER_JOB", 1)
     before = types_in(bigquery_warehouse)
     csv.write_text("player,day,score,team\na,2023-02-23,1.5,x\na,2023-02-24,1.5,x\n")
 

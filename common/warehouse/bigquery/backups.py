@@ -17,11 +17,19 @@ from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
-from gated_backfill.common.warehouse.bigquery import statements as sql_of
+from gated_backfill.common.warehouse.bigquery import transactions as sql_of
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.parameters import date_parameters, requested_dates
+from gated_backfill.common.warehouse.bigquery.publication_record import CLEANUP, WarehouseLease, cleanup_lease
 from gated_backfill.common.warehouse.bigquery.query import BigQueryQueries
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
+from gated_backfill.common.warehouse.bigquery.statements import (
+    WANTED,
+    Partitions,
+    QuotedSql,
+    fill_placeholders,
+    partition_contents,
+)
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan
 
 ALL_DATES = DateRange(start=date.min, through=date.max)
@@ -101,22 +109,31 @@ class BigQueryBackups(BigQueryQueries):
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
+        lease = cleanup_lease(backup, generation)
         info = self._tables.require_uncached(backup.table)  # with all columns, as the backup may lack new ones
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
         if all(content == ABSENT for content in now.values()):
+            self._renew_lease(lease, backup.table, backup.date_column)
             return
+        self._tables.restart_lifetime(self._backup_table(backup), self.now(), slack=BACKUP_GRACE / 2)
         target = self._tables.partitions(backup.table, backup.date_column, info.columns)
         places = {"target": target.table, "date": target.date}
-        self._run_for_dates(
-            backup, kept, "cleanup", target, CHOOSE_BACKED_UP, sql_of.fill_placeholders(sql_of.REMOVE, **places)
-        )
+        remove = fill_placeholders(sql_of.REMOVE, **places)
+        deleted = fill_placeholders(sql_of.DELETED_ROWS, wanted=fill_placeholders(WANTED))
+        record = sql_of.record(self._record.quoted, deleted)
+        self._run_for_dates(backup, kept, "cleanup", lease, target, CHOOSE_BACKED_UP, remove, record)
 
     def deleted_at(self, backup: Backup) -> datetime | None:
-        return None
+        if not self._record.exists() or self.describe(self._backup_table(backup)) is None:
+            return None
+        params = {"target": str(backup.table), "run": backup.id, "work": CLEANUP}
+        (row,) = self._rows(sql_of.last_recorded(self._record.quoted), params, str(self._record.table)).to_pylist()
+        return row["recorded_at"]
 
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
+        lease = cleanup_lease(backup, generation)
         columns = self._tables.require_uncached(self._backup_table(backup)).columns
         self._tables.require_uncached(backup.table).check_columns(backup.date_column, columns)
         now = self._contents(backup.table, backup.date_column, list(kept), columns)
@@ -127,16 +144,17 @@ class BigQueryBackups(BigQueryQueries):
         if deleted:
             target = self._tables.partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
-            insert = sql_of.fill_placeholders(
-                sql_of.INSERT, **places, source=self._tables.quoted(self._backup_table(backup))
-            )
+            insert = fill_placeholders(sql_of.INSERT, **places, source=self._tables.quoted(self._backup_table(backup)))
             # It removes no rows, but only transactions with such a statement exclude each other: without it, two
             # restores of the same rows, or a restore and a load, would both append theirs.
-            remove = sql_of.fill_placeholders(sql_of.REMOVE, **places)
-            self._run_for_dates(backup, deleted, "putback", target, CHOOSE_DELETED, remove, insert)
+            remove = fill_placeholders(sql_of.REMOVE, **places)
+            record = sql_of.record(self._record.quoted)
+            self._run_for_dates(backup, deleted, "putback", lease, target, CHOOSE_DELETED, remove, insert, record)
             now = self._contents(backup.table, backup.date_column, list(kept), columns)
             if mixed := [day for day in deleted if now[day] not in (ABSENT, kept[day].fingerprint)]:
                 raise mixed_dates_error(backup, mixed)
+        else:
+            self._renew_lease(lease, backup.table, backup.date_column)
         return frozenset(day for day in kept if now[day] == kept[day].fingerprint)
 
     def _run_for_dates(
@@ -144,18 +162,27 @@ class BigQueryBackups(BigQueryQueries):
         backup: Backup,
         dates: Mapping[date, BackupDate],
         name: str,
-        target: sql_of.Partitions,
+        lease: WarehouseLease,
+        target: Partitions,
         choose: LiteralString,
-        *steps: sql_of.QuotedSql,
+        *steps: QuotedSql,
     ) -> None:
-        """Run the steps in one transaction, for those of the dates that its first statement chooses."""
+        """Run the steps in one transaction, for those of the dates that `choose` chooses."""
+        self._record.create()
         source = target._replace(table=self._tables.quoted(self._backup_table(backup)))
-        contents = {"now": sql_of.partition_contents(target), "kept": sql_of.partition_contents(source)}
-        chosen = sql_of.fill_placeholders(choose, wanted=sql_of.fill_placeholders(sql_of.WANTED), **contents)
-        statement = sql_of.transaction(chosen, *steps)
+        contents = {"now": partition_contents(target), "kept": partition_contents(source)}
+        chosen = fill_placeholders(choose, wanted=fill_placeholders(WANTED), **contents)
+        statement = sql_of.transaction(sql_of.check_lease(self._record.quoted), chosen, *steps)
         request = requested_dates({day: {"published": dates[day].fingerprint} for day in dates})
+        params = date_parameters(dates) | lease.parameters(backup.table) | {"wanted": request}
         with translate_bigquery_errors(f"the {name}", table=str(backup.table), needs=DELETE_PERMISSIONS):
-            self._jobs.run_script(job_name(name, uuid4().hex), statement, date_parameters(dates) | {"wanted": request})
+            self._jobs.run_script(job_name(name, uuid4().hex), statement, params)
+
+    def _renew_lease(self, lease: WarehouseLease, table: TableName, date_column: str) -> None:
+        """Record the lease, and exclude transactions on the table that are under way. Raises `LeaseTakenOver`."""
+        info = self.describe(table)
+        partitions = None if info is None else self._tables.partitions(table, date_column, info.columns)
+        self._record.renew_lease(lease, table, exclusively=partitions)
 
     def drop_backup(self, backup: Backup) -> None:
         table = self._backup_table(backup)

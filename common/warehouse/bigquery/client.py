@@ -27,6 +27,7 @@ from google.cloud import bigquery
 
 from gated_backfill.common.errors import (
     BackfillError,
+    LeaseTakenOver,
     NotAllowed,
     QueryFailed,
     TableNotFound,
@@ -36,6 +37,7 @@ from gated_backfill.common.errors import (
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import validate_identifier
 from gated_backfill.common.warehouse.bigquery.statements import checked_project
+from gated_backfill.common.warehouse.bigquery.transactions import LEASE_TAKEN_OVER
 
 LOCATION = re.compile(r"[A-Za-z0-9-]{2,40}")
 REQUEST_SECONDS = 120  #: for one answer of the service
@@ -163,6 +165,8 @@ def translate_bigquery_errors(doing: str, *, table: str | None = None, needs: st
 
 def _translated_error(exc: Exception, doing: str, table: str | None, needs: str) -> BackfillError | None:
     message = f"{doing}: {_error_message(exc)}"
+    if LEASE_TAKEN_OVER in message:
+        return LeaseTakenOver(f"{doing}: a later process has taken over, or the run was undone", table=table)
     if is_retryable(exc):
         return WarehouseUnavailable(message, table=table)
     if isinstance(exc, DefaultCredentialsError):

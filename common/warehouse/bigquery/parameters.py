@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import ONE_DAY, DateRange, days_in, enclosing_range
 from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.statements import QuotedSql, fill_placeholders, quoted_column
 from gated_backfill.common.warehouse.protocol import Scan
 
 NO_DATES = (date(2, 1, 2), date(2, 1, 1))  #: bounds that contain no date
+MAX_PARTITIONS_PER_JOB = 4000  #: partitions that one job may touch, by BigQuery's quota
 MAX_RANGES = 100  #: written as conditions; more are bound as one array
 
 
@@ -23,6 +26,14 @@ def date_parameters(days: Iterable[date]) -> dict[str, Any]:
     """Return the parameters for the days: the array, and its bounds, by which partitions are pruned."""
     listed = sorted(days)
     return {"days": listed, "first": listed[0], "last": listed[-1]}
+
+
+def check_partition_limit(table: TableName, days: Collection[date]) -> None:
+    """Check that one job may write so many partitions. Raises `UserError`."""
+    if len(days) > MAX_PARTITIONS_PER_JOB:
+        raise UserError(
+            f"{table}: {len(days)} dates at once; one job of BigQuery may touch {MAX_PARTITIONS_PER_JOB} partitions"
+        )
 
 
 def requested_dates(days: Mapping[date, Mapping[str, Any]]) -> list[str]:

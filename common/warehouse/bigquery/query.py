@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, LiteralString
 
 import pyarrow as pa
@@ -36,6 +36,7 @@ from gated_backfill.common.warehouse.bigquery.parameters import (
     requested_dates,
     scan_statement,
 )
+from gated_backfill.common.warehouse.bigquery.publication_record import PublicationRecord
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.staging_tables import StagingTables
 from gated_backfill.common.warehouse.bigquery.statements import quoted_columns, with_scans
@@ -65,7 +66,7 @@ class BigQueryQueries:
         self._jobs = BigQueryConnection(address, limits or WarehouseLimits(), http)
         self._tables = BigQueryTables(self._jobs)
         self._staged = StagingTables(self._jobs, self._tables)
-        self._publications = self._tables.own("publications")
+        self._record = PublicationRecord(self._jobs, self._tables)
 
     def describe(self, table: TableName) -> TableInfo | None:
         return self._tables.describe(table)
@@ -140,9 +141,13 @@ class BigQueryQueries:
         return None
 
     def now(self) -> datetime:
+        return self._time_after(timedelta())
+
+    def _time_after(self, period: timedelta) -> datetime:
+        """Return the time after that period, by BigQuery's clock."""
         with translate_bigquery_errors("asking for the time", needs="bigquery.jobs.create"):
-            (row,) = self._jobs.query("SELECT CURRENT_TIMESTAMP() AS now", {}).to_pylist()
-            return row["now"]
+            (row,) = self._jobs.query(sql_of.TIME, {"seconds": round(period.total_seconds())}).to_pylist()
+            return row["time"]
 
     def fingerprints(self, table: TableName, date_column: str, days: Collection[date]) -> dict[date, str]:
         return self.column_fingerprints(table, date_column, days, [None])[None]
@@ -200,7 +205,7 @@ class BigQueryQueries:
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         check_column_names(date_column)
         info = self.describe(table)
-        if info is None or not checksums or self.describe(self._publications) is None:
+        if info is None or not checksums or not self._record.exists():
             return frozenset()
         matching = self._exactly_matching(table, date_column, checksums, list(info.columns))
         unmatched_checksums = {day: checksum for day, checksum in checksums.items() if day not in matching}
@@ -239,11 +244,9 @@ class BigQueryQueries:
         self, table: TableName, date_column: str, checksums: Mapping[date, str], columns: Collection[str]
     ) -> frozenset[date]:
         """Return the days that hold the rows published from the file with that checksum, in exactly these columns."""
-        if not checksums or self.describe(self._publications) is None:
+        if not checksums or not self._record.exists():
             return frozenset()
-        statement = sql_of.matching_dates(
-            self._tables.partitions(table, date_column, columns), self._tables.quoted(self._publications)
-        )
+        statement = sql_of.matching_dates(self._tables.partitions(table, date_column, columns), self._record.quoted)
         request = requested_dates({day: {"checksum": checksum} for day, checksum in checksums.items()})
         params = date_parameters(checksums) | {"target": str(table), "wanted": request}
         return frozenset(row["day"] for row in self._rows_of_existing(statement, params, table))

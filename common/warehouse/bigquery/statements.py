@@ -68,6 +68,7 @@ HALF_OPEN: LiteralString = "({column} >= {start} AND {column} < {through})"
 AMONG: LiteralString = "{within} AND {day} IN UNNEST({days})"
 DAY_OF_DATETIME: LiteralString = "DATE({column})"
 DAY_IN_ZONE: LiteralString = "DATE({column}, {zone})"
+TIME: LiteralString = "SELECT TIMESTAMP_ADD(CURRENT_TIMESTAMP(), INTERVAL @seconds SECOND) AS time"
 EVERYTHING = QuotedSql("*")
 
 
@@ -95,6 +96,19 @@ CONTENT: LiteralString = """
             CAST(COUNT(*) AS STRING), '.', CAST(BIT_XOR({hash}) AS STRING), '.',
             CAST(SUM(MOD({hash}, 1000000007)) AS STRING)
         ) AS {content}
+"""
+
+#: The requested dates, each with the facts of its request.
+WANTED: LiteralString = """
+    SELECT
+        CAST(JSON_VALUE(one, '$.day') AS DATE) AS day,
+        JSON_VALUE(one, '$.before') AS before,
+        JSON_VALUE(one, '$.published') AS published,
+        JSON_VALUE(one, '$.copy') AS copy,
+        JSON_VALUE(one, '$.checksum') AS checksum,
+        CAST(JSON_VALUE(one, '$.attempt') AS INT64) AS attempt,
+        CAST(JSON_VALUE(one, '$.row_count') AS INT64) AS row_count
+    FROM UNNEST(@wanted) AS one
 """
 
 #: The requested dates whose rows are those published from the requested file.
@@ -129,6 +143,11 @@ def partition_contents(partitions: Partitions) -> QuotedSql:
     """Build the query of the content of each partition that has rows, by day. Parameters: days, first, last."""
     within = fill_placeholders(IN_RANGE, date=partitions.date)
     return day_contents(partitions.table, {"content": partitions.columns}, day=partitions.date, within=within)
+
+
+def rows_of_content(content: str) -> int:
+    """Return the number of rows from a content, which begins with it."""
+    return int(content.partition(".")[0])
 
 
 def content_name(number: int) -> str:
@@ -176,159 +195,3 @@ def matching_dates(partitions: Partitions, publications: QuotedSql) -> QuotedSql
     return fill_placeholders(
         HOLDS, content=partition_contents(partitions), wanted=fill_placeholders(WANTED), publications=publications
     )
-
-
-# -- replacing partitions -------------------------------------------------------------------------------------
-
-WANTED: LiteralString = """
-    SELECT
-        CAST(JSON_VALUE(one, '$.day') AS DATE) AS day,
-        JSON_VALUE(one, '$.before') AS before,
-        JSON_VALUE(one, '$.published') AS published,
-        JSON_VALUE(one, '$.checksum') AS checksum,
-        CAST(JSON_VALUE(one, '$.attempt') AS INT64) AS attempt,
-        CAST(JSON_VALUE(one, '$.row_count') AS INT64) AS row_count
-    FROM UNNEST(@wanted) AS one
-"""
-
-BEGIN: LiteralString = """
-    DECLARE backfill_days ARRAY<DATE>;
-    BEGIN TRANSACTION;
-"""
-
-COMMIT: LiteralString = """
-    COMMIT TRANSACTION;
-"""
-
-CHOOSE_ALL: LiteralString = """
-    SET backfill_days = @days;
-"""
-
-#: Choose the requested dates to publish: all rows are staged, and the target is unchanged since.
-CHOOSE_UNCHANGED: LiteralString = """
-    SET backfill_days = (
-        SELECT ARRAY_AGG(w.day)
-        FROM ({wanted}) AS w
-        JOIN (SELECT {date} AS day, COUNT(*) AS row_count FROM {source} GROUP BY {date}) AS s
-            ON s.day = w.day AND s.row_count = w.row_count
-        LEFT JOIN ({now}) AS n ON n.day = w.day
-        WHERE IFNULL(n.content, 'absent') = w.before
-    );
-"""
-
-#: Choose the requested dates to restore: they hold the published rows, and the undo table all earlier ones.
-CHOOSE_KEPT: LiteralString = """
-    SET backfill_days = (
-        SELECT ARRAY_AGG(w.day)
-        FROM ({wanted}) AS w
-        JOIN ({now}) AS n ON n.day = w.day AND n.content = w.published
-        LEFT JOIN ({kept}) AS k ON k.day = w.day
-        WHERE IFNULL(k.content, 'absent') = w.before
-    );
-"""
-
-#: The same without an undo table: the dates that had no rows before.
-CHOOSE_ABSENT: LiteralString = """
-    SET backfill_days = (
-        SELECT ARRAY_AGG(w.day)
-        FROM ({wanted}) AS w
-        JOIN ({now}) AS n ON n.day = w.day AND n.content = w.published
-        WHERE w.before = 'absent'
-    );
-"""
-
-#: Keep the rows that a date had before the run's first publication of it.
-KEEP: LiteralString = """
-    INSERT INTO {kept} ({columns})
-    SELECT {columns} FROM {target}
-    WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days) AND {date} NOT IN (
-        SELECT day FROM {publications} WHERE target = @target AND run = @run AND day BETWEEN @first AND @last
-    );
-"""
-
-REMOVE: LiteralString = """
-    DELETE FROM {target} WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days);
-"""
-
-INSERT: LiteralString = """
-    INSERT INTO {target} ({columns})
-    SELECT {columns} FROM {source} WHERE {date} BETWEEN @first AND @last AND {date} IN UNNEST(backfill_days);
-"""
-
-RECORD: LiteralString = """
-    INSERT INTO {publications}
-        (target, day, run, window_number, attempt, row_count, checksum, content, before, published_at)
-    SELECT
-        @target, w.day, @run, @window_number, w.attempt, w.row_count, w.checksum, c.content, w.before,
-        CURRENT_TIMESTAMP()
-    FROM ({wanted}) AS w
-    JOIN ({content}) AS c ON c.day = w.day
-    WHERE w.day IN UNNEST(backfill_days);
-"""
-
-#: For each date, the contents before the run's first publication and after its last.
-REPLACED: LiteralString = """
-    SELECT
-        day,
-        ANY_VALUE(before HAVING MIN published_at) AS before,
-        ANY_VALUE(content HAVING MAX published_at) AS published
-    FROM {publications}
-    WHERE target = @target AND run = @run AND day BETWEEN @first AND @last
-    GROUP BY day
-"""
-
-
-def publish(target: Partitions, source: QuotedSql, publications: QuotedSql, undo_table: QuotedSql | None) -> QuotedSql:
-    """Build one transaction: keep the replaced rows, insert the source's rows, and record the publication.
-
-    Parameters: days, first, last, target, run, window_number, wanted.
-    """
-    names = _names(target, source) | {"publications": publications}
-    chosen = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
-    recorded = {"wanted": fill_placeholders(WANTED), "content": partition_contents(target._replace(table=source))}
-    return transaction(
-        fill_placeholders(CHOOSE_UNCHANGED, **names, **chosen),
-        *([fill_placeholders(KEEP, **names, kept=undo_table)] if undo_table else []),
-        fill_placeholders(REMOVE, **names),
-        fill_placeholders(INSERT, **names),
-        fill_placeholders(RECORD, **names, **recorded),
-    )
-
-
-def load(target: Partitions, source: QuotedSql) -> QuotedSql:
-    """Build one transaction that replaces the days' rows by the source's. Parameters: days, first, last."""
-    names = _names(target, source)
-    return transaction(
-        fill_placeholders(CHOOSE_ALL), fill_placeholders(REMOVE, **names), fill_placeholders(INSERT, **names)
-    )
-
-
-def restore(target: Partitions, undo_table: Partitions | None) -> QuotedSql:
-    """Build one transaction that restores the days' replaced rows, or deletes their rows without an undo table.
-
-    Parameters: days, first, last, wanted.
-    """
-    names = {"wanted": fill_placeholders(WANTED), "now": partition_contents(target)}
-    if undo_table is None:
-        return transaction(
-            fill_placeholders(CHOOSE_ABSENT, **names), fill_placeholders(REMOVE, **_names(target, target.table))
-        )
-    places = _names(undo_table, undo_table.table) | {"target": target.table}  # a column added since gets no values
-    return transaction(
-        fill_placeholders(CHOOSE_KEPT, **names, kept=partition_contents(undo_table)),
-        fill_placeholders(REMOVE, **places),
-        fill_placeholders(INSERT, **places),
-    )
-
-
-def replaced_partitions(publications: QuotedSql) -> QuotedSql:
-    """Build the query of a run's replaced partitions by day. Parameters: target, run, first, last."""
-    return fill_placeholders(REPLACED, publications=publications)
-
-
-def _names(target: Partitions, source: QuotedSql) -> dict[str, QuotedSql]:
-    return {"target": target.table, "date": target.date, "columns": target.columns, "source": source}
-
-
-def transaction(*steps: QuotedSql) -> QuotedSql:
-    return join_sql("", [fill_placeholders(BEGIN), *steps, fill_placeholders(COMMIT)])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 
-from google.api_core.exceptions import Conflict, NotFound
+from google.api_core.exceptions import Conflict, NotFound, PreconditionFailed
+from google.api_core.retry import Retry, if_exception_type
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import TableNotFound
@@ -127,15 +129,56 @@ class BigQueryTables:
     def add_columns(self, table: TableName, columns: ColumnTypes) -> None:
         """Add nullable columns to the table, unless it has them. Raises `TableNotFound`, `SchemaMismatch`."""
         check_column_names(*columns)
-        added = missing_columns(self.require_uncached(table), columns)
-        if not added:
+        if not missing_columns(self.require_uncached(table), columns):
             return
-        with translate_bigquery_errors("adding columns", table=str(table), needs="bigquery.tables.update"):
-            definition = self.get(table)
+
+        def add_missing(definition: bigquery.Table) -> bool:
             present = {field.name for field in definition.schema}
-            new = [bigquery.SchemaField(name, kind) for name, kind in added.items() if name not in present]
+            new = [bigquery.SchemaField(name, kind) for name, kind in columns.items() if name not in present]
             definition.schema = [*definition.schema, *new]
-            self._jobs.client.update_table(definition, ["schema"], **self._jobs.deadline)
+            return bool(new)
+
+        with translate_bigquery_errors("adding columns", table=str(table), needs="bigquery.tables.update"):
+            self._update(table, "schema", add_missing)
+
+    def postpone_expiration(self, table: TableName, until: datetime, *, slack: timedelta) -> None:
+        """Let the table expire at that time and the slack, unless it expires after that time anyway, or never."""
+
+        def postpone(definition: bigquery.Table) -> bool:
+            expires_before = definition.expires is not None and definition.expires < until
+            if expires_before:
+                definition.expires = until + slack
+            return expires_before
+
+        with translate_bigquery_errors("keeping the table", table=str(table), needs="bigquery.tables.update"):
+            self._update(table, "expires", postpone)
+
+    def restart_lifetime(self, table: TableName, now: datetime, *, slack: timedelta) -> None:
+        """Let the table live from now as long as it was to live from its creation, or at most the slack shorter."""
+
+        def restart(definition: bigquery.Table) -> bool:
+            created, expires = definition.created, definition.expires
+            if created is None or expires is None or now - created <= slack:
+                return False
+            definition.expires = now + (expires - created)
+            return True
+
+        with translate_bigquery_errors("keeping the table", table=str(table), needs="bigquery.tables.update"):
+            self._update(table, "expires", restart)
+
+    def _update(self, table: TableName, field: str, change: Callable[[bigquery.Table], bool]) -> None:
+        """Make the change to a field of the table's definition, again if another process changed the table meanwhile.
+
+        `change` returns whether there is anything to change. Raises the client's errors.
+        """
+
+        def read_and_change() -> None:
+            definition = self.get(table)
+            if change(definition):
+                self._jobs.client.update_table(definition, [field], **self._jobs.deadline)
+
+        seconds = self._jobs.limits.retry_seconds
+        Retry(if_exception_type(PreconditionFailed), timeout=seconds)(read_and_change)()
         self._descriptions.pop(table, None)
 
     def drop(self, table: TableName) -> None:

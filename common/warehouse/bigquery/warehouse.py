@@ -19,10 +19,10 @@ from gated_backfill.common.errors import NotAllowed, UserError
 from gated_backfill.common.model.publication import METADATA_TABLE
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.storage.files import write_row_groups
-from gated_backfill.common.warehouse.bigquery import statements as sql_of
+from gated_backfill.common.warehouse.bigquery import transactions as sql_of
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
-from gated_backfill.common.warehouse.bigquery.parameters import date_parameters
-from gated_backfill.common.warehouse.bigquery.publications import BigQueryPublications, check_partition_limit
+from gated_backfill.common.warehouse.bigquery.parameters import check_partition_limit, date_parameters
+from gated_backfill.common.warehouse.bigquery.publications import BigQueryPublications
 from gated_backfill.common.warehouse.bigquery.schema import types_of
 from gated_backfill.common.warehouse.bigquery.staging_tables import WRITE_PERMISSIONS
 from gated_backfill.common.warehouse.protocol import check_dated, check_same_columns
@@ -46,10 +46,9 @@ class BigQueryWarehouse(BigQueryPublications):
         self._tables.add_columns(table, columns)
 
     def create_own_tables(self) -> bool:
-        if self.describe(self._publications) is not None:
-            return False
-        self._create_publications()
-        return True
+        is_new = not self._record.exists()
+        self._record.create()
+        return is_new
 
     def check_publishable(self, target: TableName) -> bool:
         info = self.describe(target)

@@ -1,0 +1,404 @@
+"""What the BigQuery warehouse keeps of the rows it removes, and which late calls it refuses: on the emulator."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from gated_backfill.common.errors import BackupMissing, LeaseTakenOver
+from gated_backfill.common.ledger import RunState
+from gated_backfill.common.model.publication import Backup, BackupDate, KeptRows, PublishResult, StagedFile
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.run_options import RunOptions
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT
+from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.producer.runs.launch import open_run
+from gated_backfill.producer.runs.session import Launch, plan_launch
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
+from gated_backfill.worker.dates.process import process_dates
+from gated_backfill.worker.gate.gate import GateOutcome, advance_run, close_window
+from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, publication_of, rows_of, span, staged
+from tests.emulator import Emulator
+from tests.lab import Lab, players
+from tests.rest_double import RestDouble
+from tests.rest_lab import opened
+
+BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
+ALL = span(DAYS[0], DAYS[-1])
+DAY_MS = 24 * 3600 * 1000
+
+
+def publish(
+    warehouse: BigQueryWarehouse, *files: StagedFile, name: str = "run-1/0", generation: int = 1
+) -> PublishResult:
+    now = warehouse.fingerprints(TABLE, "day", [file.day for file in files])
+    publication = publication_of(name, generation=generation)
+    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
+
+
+def load(warehouse: BigQueryWarehouse, day: date, players: int) -> None:
+    warehouse.load(TABLE, "day", rows_of(day, players=players))
+
+
+def undo(warehouse: BigQueryWarehouse, run: str = "run-1", generation: int = 1) -> frozenset[date]:
+    replaced = warehouse.replaced_partitions(TABLE, "day", run, DAYS)
+    return warehouse.restore(TABLE, "day", run, replaced, generation=generation)
+
+
+def kept(warehouse: BigQueryWarehouse) -> list[tuple[date, str, int]]:
+    return [(one.day, one.removed_by, one.rows) for one in warehouse.list_kept(TABLE, "day", ALL)]
+
+
+def restore_kept(warehouse: BigQueryWarehouse, rows: KeptRows) -> bool:
+    current = warehouse.fingerprints(TABLE, "day", [rows.day])[rows.day]
+    return warehouse.restore_kept(TABLE, "day", rows, current=current)
+
+
+# -- fences -------------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_that_was_overtaken_publishes_nothing(bigquery_warehouse: BigQueryWarehouse, staging: Staging) -> None:
+    load(bigquery_warehouse, FEB_23, 3)
+    publish(bigquery_warehouse, staged(staging, FEB_23, players=5), generation=2)
+
+    late = [staged(staging, FEB_23, players=7, attempt=2), staged(staging, FEB_24, players=7, attempt=2)]
+    with pytest.raises(LeaseTakenOver, match=r"nba\.factors"):
+        publish(bigquery_warehouse, *late, generation=1)
+
+    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 5}
+    assert publish(bigquery_warehouse, *late, name="run-1/1").published == {FEB_23, FEB_24}  # another window
+    assert publish(bigquery_warehouse, *late, name="run-2/0").published == {FEB_23, FEB_24}  # another run
+
+
+def test_a_gate_is_overtaken_by_one_that_had_nothing_to_change(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    file = staged(staging, FEB_23, players=5)
+    assert publish(bigquery_warehouse, file, generation=1).published == {FEB_23}
+    assert publish(bigquery_warehouse, file, generation=2).published == {FEB_23}
+    load(bigquery_warehouse, FEB_23, 3)
+
+    for late in (staged(staging, FEB_23, players=7, attempt=2), file):
+        with pytest.raises(LeaseTakenOver):
+            publish(bigquery_warehouse, late, generation=1)
+    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 3}
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_run_that_was_undone_publishes_nothing_more(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging, replaces: bool
+) -> None:
+    if replaces:
+        load(bigquery_warehouse, FEB_23, 3)
+    before = counts(bigquery_warehouse, *DAYS) if replaces else {}
+    file = staged(staging, FEB_23, players=5)
+    publish(bigquery_warehouse, file)
+    assert undo(bigquery_warehouse) == {FEB_23}
+
+    for name in ("run-1/0", "run-1/7"):
+        with pytest.raises(LeaseTakenOver):
+            publish(bigquery_warehouse, file, name=name, generation=9)
+    assert counts(bigquery_warehouse, *DAYS) == before
+    assert publish(bigquery_warehouse, file, name="run-2/0").published == {FEB_23}
+
+
+def test_an_undo_without_anything_to_restore_ends_the_run_as_well(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    load(bigquery_warehouse, FEB_23, 3)
+    assert undo(bigquery_warehouse) == frozenset()
+    with pytest.raises(LeaseTakenOver):
+        publish(bigquery_warehouse, staged(staging, FEB_23, players=5), generation=9)
+    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 3}
+
+
+def test_an_undo_that_was_overtaken_removes_nothing(bigquery_warehouse: BigQueryWarehouse, staging: Staging) -> None:
+    file = staged(staging, FEB_23, players=5)
+    publish(bigquery_warehouse, file)
+    replaced = bigquery_warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
+    assert undo(bigquery_warehouse, generation=2) == {FEB_23}
+    publish(bigquery_warehouse, file, name="run-2/0")  # the same bytes again
+
+    with pytest.raises(LeaseTakenOver):
+        bigquery_warehouse.restore(TABLE, "day", "run-1", replaced, generation=1)
+
+    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 5}
+    with pytest.raises(LeaseTakenOver):  # also without anything to restore
+        bigquery_warehouse.restore(TABLE, "day", "run-1", {}, generation=1)
+
+
+def test_a_cleanup_that_was_overtaken_deletes_nothing(bigquery_warehouse: BigQueryWarehouse) -> None:
+    warehouse = bigquery_warehouse
+    load(warehouse, FEB_23, 3)
+    warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
+    dates = warehouse.read_backup(BACKUP)
+    assert warehouse.deleted_at(BACKUP) is None
+    warehouse.delete_backed_up(BACKUP, dates, generation=2)
+    deleted_at = warehouse.deleted_at(BACKUP)
+    assert deleted_at is not None
+    assert abs(deleted_at - utcnow()) < timedelta(minutes=5)
+    with pytest.raises(LeaseTakenOver):
+        warehouse.restore_backup(BACKUP, dates, generation=1)
+    assert counts(warehouse, *DAYS) == {}
+    assert warehouse.restore_backup(BACKUP, dates, generation=3) == {FEB_23}
+
+    with pytest.raises(LeaseTakenOver, match=r"nba\.factors"):
+        warehouse.delete_backed_up(BACKUP, dates, generation=2)
+
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+    assert warehouse.deleted_at(BACKUP) == deleted_at
+    warehouse.delete_backed_up(BACKUP, dates, generation=4)
+    warehouse.delete_backed_up(BACKUP, dates, generation=5)
+    with pytest.raises(LeaseTakenOver):
+        warehouse.delete_backed_up(BACKUP, dates, generation=4)
+
+
+def test_a_gate_that_was_frozen_until_its_run_was_undone_publishes_nothing(bigquery_lab: Lab) -> None:
+    lab = bigquery_lab
+    lab.probe_all([FEB_23], players(4))
+    lab.run([FEB_23], "probe")
+    before = lab.published("probe.probe", FEB_23, "day")
+    lab._load_probe("first", [FEB_23], players(4), lowest=50.0)
+    launch = Launch(request=lab.request([FEB_23], "probe", reprocess=Reprocess.ALL), window=1, workers=1)
+    plan = plan_launch(launch, find_job("probe"), lab.context)
+    options = RunOptions.for_job(find_job("probe"), window=1, in_flight=1, fallback=None, forced_because=None)
+    run = open_run(plan, find_job("probe"), options, lab.context, owned=True)
+    frozen, other = lab.opened_again(), lab.opened_again()
+    frozen.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
+    advance_run(run, find_job("probe"), frozen)
+    process_dates(run.id, [FEB_23], frozen)
+    warehouse: Any = frozen.warehouse
+    run_script = warehouse._jobs.run_script
+
+    def run_later(*arguments: Any, **named: Any) -> None:
+        """Send the transaction after another gate has published, and the run was undone."""
+        warehouse._jobs.run_script = run_script
+        expired = utcnow() - timedelta(seconds=1)
+        lab.change_ledger("UPDATE windows SET lease_until = :expired WHERE run_id = :run", expired=expired, run=run.id)
+        assert close_window(run.id, 1, replace(other, owner="otherhost:1:1")) is GateOutcome.CLOSED
+        assert lab.published("probe.probe", FEB_23, "day") != before
+        undo_run(plan_undo(run.id, lab.context), lab.context, "a test")
+        assert lab.published("probe.probe", FEB_23, "day") == before
+        run_script(*arguments, **named)
+
+    warehouse._jobs.run_script = run_later
+    assert close_window(run.id, 1, frozen) is GateOutcome.NOT_CLAIMED
+    assert lab.published("probe.probe", FEB_23, "day") == before
+
+
+# -- kept rows ----------------------------------------------------------------------------------------------------
+
+
+def test_every_replacement_is_kept_and_undo_gives_the_last_rows_of_others_back(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    warehouse = bigquery_warehouse
+    load(warehouse, FEB_23, 3)
+    publish(warehouse, staged(staging, FEB_23, players=5))
+    load(warehouse, FEB_23, 4)  # a daily job
+    (daily,) = warehouse.fingerprints(TABLE, "day", [FEB_23]).values()
+    publish(warehouse, staged(staging, FEB_23, players=6, attempt=2))
+    publish(warehouse, staged(staging, FEB_23, players=7, attempt=3), staged(staging, FEB_24, players=2))
+
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
+    assert {day: partition.before for day, partition in replaced.items()} == {FEB_23: daily, FEB_24: ABSENT}
+    assert kept(warehouse) == [(FEB_23, "run run-1", rows) for rows in (6, 4, 3)]
+    assert undo(warehouse) == {FEB_23, FEB_24}
+    assert counts(warehouse, *DAYS) == {FEB_23: 4}
+    undone = "undo of run run-1"
+    assert kept(warehouse)[:2] == [(FEB_24, undone, 2), (FEB_23, undone, 7)]
+    assert len(kept(warehouse)) == 5
+
+
+def test_kept_rows_are_put_back_and_what_they_replace_is_kept(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    warehouse = bigquery_warehouse
+    load(warehouse, FEB_23, 3)
+    (first,) = warehouse.fingerprints(TABLE, "day", [FEB_23]).values()
+    publish(warehouse, staged(staging, FEB_23, players=5), staged(staging, FEB_24, players=2))
+    (rows,) = warehouse.list_kept(TABLE, "day", ALL)
+    assert (rows.fingerprint, rows.rows) == (first, 3)
+    assert abs(rows.kept_at - utcnow()) < timedelta(minutes=5)
+
+    assert restore_kept(warehouse, rows)
+
+    assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: first}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 2}
+    assert kept(warehouse) == [(FEB_23, "restore of kept rows", 5), (FEB_23, "run run-1", 3)]
+    assert restore_kept(warehouse, rows)
+    assert len(kept(warehouse)) == 2  # it held them already
+    assert restore_kept(warehouse, warehouse.list_kept(TABLE, "day", ALL)[0])
+    assert counts(warehouse, FEB_23) == {FEB_23: 5}
+
+
+def test_kept_rows_are_put_back_on_a_date_without_rows_only_if_it_has_none(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    warehouse = bigquery_warehouse
+    publish(warehouse, staged(staging, FEB_23, players=5))
+    undo(warehouse)
+    (rows,) = warehouse.list_kept(TABLE, "day", ALL)
+    load(warehouse, FEB_23, 3)
+    assert not warehouse.restore_kept(TABLE, "day", rows, current=ABSENT)
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+    warehouse._jobs.query("DELETE FROM nba.factors WHERE TRUE", {})
+    assert warehouse.restore_kept(TABLE, "day", rows, current=ABSENT)
+    assert counts(warehouse, *DAYS) == {FEB_23: 5}
+    assert kept(warehouse) == [(FEB_23, "undo of run run-1", 5)]
+
+
+def test_rows_that_are_gone_are_not_listed_and_not_put_back(
+    bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
+) -> None:
+    warehouse = bigquery_warehouse
+    load(warehouse, FEB_23, 3)
+    publish(warehouse, staged(staging, FEB_23, players=5))
+    (rows,) = warehouse.list_kept(TABLE, "day", ALL)
+    emulator.client().delete_table(f"backfill.{undo_table('run-1')}")
+    warehouse._tables.forget_descriptions()
+    assert kept(warehouse) == []
+    with pytest.raises(BackupMissing, match="not kept any more"):
+        restore_kept(warehouse, rows)
+    assert counts(warehouse, *DAYS) == {FEB_23: 5}
+
+
+def test_rows_from_before_a_column_was_added_are_kept_and_put_back(
+    bigquery_warehouse: BigQueryWarehouse, staging: Staging
+) -> None:
+    warehouse = bigquery_warehouse
+    load(warehouse, FEB_23, 3)
+    publish(warehouse, staged(staging, FEB_23, players=5), staged(staging, FEB_24, players=2))
+    warehouse.add_columns(TABLE, {"team": "STRING"})
+    assert undo(warehouse) == {FEB_23, FEB_24}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+    listed = {(rows.day, rows.rows): rows for rows in warehouse.list_kept(TABLE, "day", ALL)}
+    for day, count in ((FEB_23, 5), (FEB_24, 2), (FEB_23, 3)):
+        assert restore_kept(warehouse, listed[day, count])
+        assert counts(warehouse, day) == {day: count}
+    with_team = rows_of(FEB_23, players=9).append_column("team", pa.array(["x"] * 9))
+    warehouse.load(TABLE, "day", with_team)
+    assert restore_kept(warehouse, listed[FEB_23, 5])
+    (replaced, *_) = warehouse.list_kept(TABLE, "day", ALL)
+    assert restore_kept(warehouse, replaced)
+    stored = warehouse._jobs.query("SELECT team FROM nba.factors WHERE day = DATE '2023-02-23'", {})
+    assert stored["team"].to_pylist() == ["x"] * 9
+
+
+# -- tables of earlier versions ------------------------------------------------------------------------------------
+
+
+def undo_table(run: str) -> str:
+    return f"undo_{run.replace('-', '_')}_{hashlib.sha256(str(TABLE).encode()).hexdigest()[:12]}"
+
+
+def as_earlier_versions_left_it(emulator: Emulator, warehouse: BigQueryWarehouse) -> BigQueryWarehouse:
+    """Take away what earlier versions did not have, and open the warehouse anew."""
+    client = emulator.client()
+    tables = {"publications": ("work", "generation", "kept"), undo_table("run-1"): ("backfill_kept",)}
+    for name, columns in tables.items():
+        table = client.get_table(f"backfill.{name}")
+        table.schema = [field for field in table.schema if field.name not in columns]
+        emulator.run(f"CREATE TABLE backfill.copied AS SELECT * EXCEPT ({', '.join(columns)}) FROM backfill.{name}")
+        client.delete_table(table.reference)
+        client.create_table(table)
+        condition = "WHERE day IS NOT NULL" if name == "publications" else ""
+        emulator.run(f"INSERT INTO backfill.{name} SELECT * FROM backfill.copied {condition}")
+        client.delete_table("backfill.copied")
+    return BigQueryWarehouse(BigQueryAddress.parse(emulator.url))
+
+
+def test_a_run_of_an_earlier_version_can_be_undone(
+    bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
+) -> None:
+    load(bigquery_warehouse, FEB_23, 3)
+    publish(bigquery_warehouse, staged(staging, FEB_23, players=5), staged(staging, FEB_24, players=2))
+    warehouse = as_earlier_versions_left_it(emulator, bigquery_warehouse)
+    replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
+    warehouse.check_restorable(TABLE, "day", "run-1", replaced)
+    assert kept(warehouse) == []
+    assert undo(warehouse) == {FEB_23, FEB_24}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+    assert kept(warehouse) == [(day, "undo of run run-1", rows) for day, rows in ((FEB_24, 2), (FEB_23, 5))]
+
+
+def test_a_run_of_an_earlier_version_goes_on_publishing(
+    bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
+) -> None:
+    load(bigquery_warehouse, FEB_23, 3)
+    file = staged(staging, FEB_23, players=5)
+    publish(bigquery_warehouse, file)
+    warehouse = as_earlier_versions_left_it(emulator, bigquery_warehouse)
+    assert publish(warehouse, file).published == {FEB_23}
+    load(warehouse, FEB_24, 4)
+    more = [staged(staging, day, players=6, attempt=2) for day in (FEB_23, FEB_24)]
+    assert publish(warehouse, *more).published == {FEB_23, FEB_24}
+    assert undo(warehouse) == {FEB_23, FEB_24}
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 4}
+
+
+def test_two_processes_add_the_columns_at_once(
+    bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
+) -> None:
+    load(bigquery_warehouse, FEB_23, 3)
+    publish(bigquery_warehouse, staged(staging, FEB_23, players=5))
+    as_earlier_versions_left_it(emulator, bigquery_warehouse)
+    for number in range(2):
+        warehouse = BigQueryWarehouse(BigQueryAddress.parse(emulator.url))
+        assert warehouse.create_own_tables() is False
+        assert publish(warehouse, staged(staging, FEB_23, players=6 + number)).published == {FEB_23}
+
+
+# -- retention ----------------------------------------------------------------------------------------------------
+
+
+def expiration(double: RestDouble) -> float:
+    """In how many days the undo table of run-1 expires."""
+    (table,) = [found for (_, name), found in double.tables.items() if name.startswith("undo_run_1")]
+    return (int(table["expirationTime"]) / 1000 - time.time()) / 86400
+
+
+def test_an_undo_table_lives_on_with_each_publication_that_keeps_rows(
+    double: RestDouble, staging: Staging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = opened(double, undo_days=17)
+    warehouse.create_table(TABLE, {"player": "STRING", "day": "DATE", "score": "FLOAT64"}, "day")
+    double.dates.held[str(TABLE)] = {FEB_23: "old", FEB_24: "old"}
+
+    publish(warehouse, staged(staging, FEB_23))
+    assert 17.0 < expiration(double) < 17.1
+    publish(warehouse, staged(staging, FEB_24))
+    assert double.calls("tables.patch") == []  # it was moved on just now
+
+    ((key, table),) = [(key, one) for key, one in double.tables.items() if key[1].startswith("undo_run_1")]
+    double.tables[key] = {**table, "expirationTime": str(round((time.time() + 86400) * 1000))}
+    far_ahead: Any = utcnow() + timedelta(days=400)
+    monkeypatch.setattr("gated_backfill.common.process.clock.utcnow", lambda: far_ahead)  # this machine's clock
+    publish(opened(double, undo_days=17), staged(staging, FEB_23, players=9, attempt=2))
+    assert 17.0 < expiration(double) < 17.1
+
+
+def test_a_backup_lives_on_from_the_deletion(double: RestDouble) -> None:
+    warehouse = opened(double)
+    warehouse.load(TABLE, "day", rows_of(FEB_23))
+    warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
+    held = double.dates.held[str(TABLE)][FEB_23]
+    key = ("backfill", "cleanup_op_1")
+    ten_days_ago = {
+        name: str(int(double.tables[key][name]) - 10 * DAY_MS) for name in ("creationTime", "expirationTime")
+    }
+    double.tables[key] |= ten_days_ago  # the cleanup was interrupted before it deleted
+
+    warehouse.delete_backed_up(BACKUP, {FEB_23: BackupDate(fingerprint=held, rows=3)})
+
+    assert 31.9 < (int(double.tables[key]["expirationTime"]) / 1000 - time.time()) / 86400 < 32.1
