@@ -236,6 +236,11 @@ ABSENT = "absent"  #: the fingerprint of a partition that does not exist
 class Warehouse(Backups, Protocol):
     """Tables with one partition per date."""
 
+    @property
+    def max_dates_per_publication(self) -> int | None:
+        """How many dates `publish` takes at once; None for any number."""
+        ...
+
     def describe(self, table: TableName) -> TableInfo | None:
         """Describe the table; None when it does not exist."""
         ...

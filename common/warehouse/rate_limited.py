@@ -35,9 +35,10 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "deleted_at": 1,
     "restore_backup": 2,
 }
-#: Calls that run no job: cached descriptions of tables, creating and dropping tables.
+#: Calls that run no job, and attributes: cached descriptions of tables, creating and dropping tables.
 CALLS_WITHOUT_TOKENS = frozenset(
     {
+        "max_dates_per_publication",
         "describe",
         "quick_fingerprints",
         "create_table",

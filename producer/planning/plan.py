@@ -264,6 +264,17 @@ def check_steps_to_build(steps: Iterable[PlanStep], job: Job, warehouse: Warehou
         check_not_expired([step.day for step in steps_to_build], job, warehouse)
 
 
+def check_window_publishable(plan: Plan, dates_per_window: int, warehouse: Warehouse) -> None:
+    """Raise `UserError` when the plan's windows hold more dates than the warehouse can publish at once."""
+    limit = warehouse.max_dates_per_publication
+    largest = min(dates_per_window, len(plan.steps_with(PlanAction.BUILD)))
+    if limit is not None and largest > limit:
+        raise UserError(
+            f"a window of {largest} dates can't be published: the warehouse takes at most {limit} dates at once; "
+            f"choose a smaller --window or BACKFILL_WINDOW"
+        )
+
+
 def check_not_expired(days: Sequence[date], job: Job, warehouse: Warehouse) -> None:
     """Raise `UserError` when the target's partition expiration would drop one of the days at once."""
     info = warehouse.describe(TableName.parse(job.target.table))

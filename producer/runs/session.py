@@ -21,7 +21,14 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.runs.release import ReleasedRun, release_run
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.producer.context import CommandContext, current_user
-from gated_backfill.producer.planning.plan import Plan, PlanAction, RunRequest, check_steps_to_build, make_plan
+from gated_backfill.producer.planning.plan import (
+    Plan,
+    PlanAction,
+    RunRequest,
+    check_steps_to_build,
+    check_window_publishable,
+    make_plan,
+)
 from gated_backfill.producer.runs.launch import (
     check_dates_free,
     follow_run,
@@ -74,7 +81,7 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     """Plan a launch.
 
     Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written, and
-    `UserError` for a target that is one of the tool's own tables.
+    `UserError` for a target that is one of the tool's own tables, and for windows of more dates than can be published.
     """
     context.settings.check_not_own_table(job.target.table)
     _check_folders(job, context)
@@ -82,6 +89,7 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     if not launch.preflight:
         plan = build_blocked_dates(plan)
         check_steps_to_build(plan.steps, job, context.warehouse)
+    check_window_publishable(plan, _run_options(launch, plan, job, context).window, context.warehouse)
     check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], context)
     return plan
 
@@ -130,17 +138,7 @@ def execute_plan(
     """
     job = find_job(plan.request.job)
     context.warehouse.delete_expired_undo()
-    options = RunOptions.for_job(
-        job,
-        window=launch.window,
-        in_flight=context.settings.windows_in_flight,
-        fallback=plan.request.fallback,
-        forced_because=plan.request.forced_because,
-        calendar=plan.has_calendar,
-        max_in_flight=launch.max_in_flight or context.settings.max_in_flight,
-        job_max_in_flight=context.settings.max_in_flight_per_job,
-        dates_per_task=launch.dates_per_task,
-    )
+    options = _run_options(launch, plan, job, context)
     if not (context.is_embedded or launch.sequential):
         return _on_running_broker(plan, job, options, context, show, on_open, wait=wait)
     run = open_run(plan, job, options, context, owned=True)
@@ -154,6 +152,21 @@ def execute_plan(
     except BaseException as exc:
         _release(run, job, context, f"its command failed: {type(exc).__name__}")
         raise
+
+
+def _run_options(launch: Launch, plan: Plan, job: Job, context: CommandContext) -> RunOptions:
+    """Return the options of the run of a plan."""
+    return RunOptions.for_job(
+        job,
+        window=launch.window,
+        in_flight=context.settings.windows_in_flight,
+        fallback=plan.request.fallback,
+        forced_because=plan.request.forced_because,
+        calendar=plan.has_calendar,
+        max_in_flight=launch.max_in_flight or context.settings.max_in_flight,
+        job_max_in_flight=context.settings.max_in_flight_per_job,
+        dates_per_task=launch.dates_per_task,
+    )
 
 
 def _check_folders(job: Job, context: CommandContext) -> None:

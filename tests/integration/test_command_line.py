@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.runs.session import Launch
 from tests.lab import PACKAGES, Lab, players
 
@@ -474,6 +477,21 @@ def test_a_refused_run_prints_no_json(lab: Lab) -> None:
 
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.splitlines()[-1].startswith("backfill: refused: 1 date(s) would be blocked: 2023-02-23")
+
+
+def test_a_window_that_the_warehouse_cannot_publish_is_refused_in_the_plan(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert BigQueryWarehouse.max_dates_per_publication == 4000
+    monkeypatch.setattr(LocalWarehouse, "max_dates_per_publication", 2)
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    lab.probe_all(days, players(20))
+    for command in ("plan", "run"):
+        refused = lab.inside(command, "--job", "probe", "--start-date", str(DAY), "--end-date", str(days[-1]))
+        assert refused.returncode == 2
+        assert "a window of 3 dates can't be published: the warehouse takes at most 2 dates at once" in refused.stderr
+    assert lab.ledger.runs.list_latest_runs(1) == []
+    assert lab.run(days, "probe", window=2).run.state is RunState.SUCCEEDED
 
 
 def test_plan_launches_nothing_and_says_the_same_in_json(lab: Lab) -> None:

@@ -81,6 +81,8 @@ T = TypeVar("T")
 class LocalWarehouse(LocalPublications):
     """Tables of Parquet files; see `Warehouse`. Safe for several processes and threads at once."""
 
+    max_dates_per_publication: int | None = None
+
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
         self._limits = limits or WarehouseLimits()

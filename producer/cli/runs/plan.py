@@ -14,7 +14,7 @@ from gated_backfill.producer.cli.options import json_option, window_option
 from gated_backfill.producer.cli.runs.run_options import DATE_OPTIONS, JUDGING_OPTIONS, RunArguments, run_arguments
 from gated_backfill.producer.context import open_context
 from gated_backfill.producer.planning.cost import estimate_cost
-from gated_backfill.producer.planning.plan import PlanAction, make_plan
+from gated_backfill.producer.planning.plan import PlanAction, check_window_publishable, make_plan
 from gated_backfill.producer.planning.saved_plan import save_plan
 from gated_backfill.producer.terminal.console import make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
@@ -39,12 +39,10 @@ def plan(arguments: RunArguments, save: Path | None, every_date: bool) -> None:
         dates=settings.max_in_flight,
         job_dates=lowest_limit(job.max_in_flight, settings.max_in_flight_per_job),
     )
+    dates_per_window = limits.window_size(arguments.window or settings.window)
+    check_window_publishable(new_plan, dates_per_window, context.warehouse)
     cost = estimate_cost(
-        new_plan,
-        job,
-        context.warehouse,
-        dates_per_window=limits.window_size(arguments.window or settings.window),
-        price_per_tib=settings.price_per_tib,
+        new_plan, job, context.warehouse, dates_per_window=dates_per_window, price_per_tib=settings.price_per_tib
     )
     if save is not None:
         save_plan(new_plan, save)
