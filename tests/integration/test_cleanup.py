@@ -343,22 +343,22 @@ def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_ledger_that_knows_too_early_an_expiry_is_corrected_by_the_backup(lab: Lab) -> None:
-    filled(lab)
-    operation = one_operation(cleaned(lab))
-    lab.change_ledger(
+def test_a_ledger_that_knows_too_early_an_expiry_is_corrected_by_the_backup(any_lab: Lab) -> None:
+    filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    any_lab.change_ledger(
         "UPDATE cleanup_operations SET expires_at = '2023-01-01 00:00:00.000000', "
         "found_expired_at = '2023-01-02 00:00:00.000000'"
     )
 
-    assert expire_backups(lab.opened_again()) == "no backup is due"
+    assert expire_backups(any_lab.opened_again()) == "no backup is due"
 
-    corrected = lab.ledger.cleanups.get_cleanup(operation.id)
+    corrected = any_lab.ledger.cleanups.get_cleanup(operation.id)
     assert (corrected.state, corrected.found_expired_at) == (CleanupState.DELETED, None)
     assert corrected.expires_at is not None
     assert corrected.expires_at - utcnow() > timedelta(days=29.9)
-    restore(operation.id, site_of(lab))
-    assert [len(lab.published(UPCOMING, day)) for day in STALE] == [3, 4, 5]
+    restore(operation.id, site_of(any_lab))
+    assert [len(any_lab.published(UPCOMING, day)) for day in STALE] == [3, 4, 5]
 
 
 # -- the commands -------------------------------------------------------------------------------------------------

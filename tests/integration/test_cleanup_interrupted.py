@@ -254,48 +254,48 @@ def killed_before_it_is_recorded(lab: Lab) -> None:
             cleaned(lab)
 
 
-def test_a_frozen_cleanup_deletes_nothing_that_was_restored_since(lab: Lab) -> None:
+def test_a_frozen_cleanup_deletes_nothing_that_was_restored_since(any_lab: Lab) -> None:
     """It is frozen in the warehouse's call itself, for longer than its lease."""
-    before = filled(lab)
-    warehouse = lab.context.warehouse
+    before = filled(any_lab)
+    warehouse = any_lab.context.warehouse
     delete = warehouse.delete_backed_up
     late = "elsewhere:1:1"
 
     def frozen(*arguments: Any, **named: Any) -> None:
         patch.undo()
-        (operation,) = lab.ledger.cleanups.list_unfinished_cleanups()
+        (operation,) = any_lab.ledger.cleanups.list_unfinished_cleanups()
         past = utcnow() - timedelta(seconds=1)
-        lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late, lease_until=past)
-        assert one_operation(cleaned(lab)).id == operation.id
-        restore(operation.id, site_of(lab))
+        any_lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late, lease_until=past)
+        assert one_operation(cleaned(any_lab)).id == operation.id
+        restore(operation.id, site_of(any_lab))
         delete(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warehouse, "delete_backed_up", frozen)
-        report = cleaned(lab, late)
+        report = cleaned(any_lab, late)
 
     assert "another process has taken over operation" in report.busy[0]
-    assert lab.table_bytes(UPCOMING) == before
+    assert any_lab.table_bytes(UPCOMING) == before
 
 
-def test_a_frozen_restore_brings_nothing_back_that_was_deleted_since(lab: Lab) -> None:
-    filled(lab)
-    operation = one_operation(cleaned(lab))
-    warehouse = lab.context.warehouse
+def test_a_frozen_restore_brings_nothing_back_that_was_deleted_since(any_lab: Lab) -> None:
+    filled(any_lab)
+    operation = one_operation(cleaned(any_lab))
+    warehouse = any_lab.context.warehouse
     put_back = warehouse.restore_backup
     late = "elsewhere:1:1"
 
     def frozen(*arguments: Any, **named: Any) -> Any:
         patch.undo()
         past = utcnow() - timedelta(seconds=1)
-        lab.ledger.cleanups.renew_cleanup(operation.id, expect=CleanupState.RESTORING, owner=late, lease_until=past)
-        restore(operation.id, site_of(lab))
-        cleaned(lab)
+        any_lab.ledger.cleanups.renew_cleanup(operation.id, expect=CleanupState.RESTORING, owner=late, lease_until=past)
+        restore(operation.id, site_of(any_lab))
+        cleaned(any_lab)
         return put_back(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warehouse, "restore_backup", frozen)
         with pytest.raises(TableInUse, match="has taken over operation"):
-            restore(operation.id, site_of(lab, late))
+            restore(operation.id, site_of(any_lab, late))
 
-    assert rows_by_stale_date(lab) == [0, 0, 0]
+    assert rows_by_stale_date(any_lab) == [0, 0, 0]
