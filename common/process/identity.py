@@ -1,8 +1,15 @@
-"""Identify processes across hosts and restarts, and tie a process to its parent."""
+"""Identify processes across hosts and restarts, and tie a process to its parent.
+
+An identity is `host:pid:start`, and a host is `name.namespace/machine/boot`. Machines may share a name (clones,
+`localhost`), so the boot id says whether a process id is one of this kernel's. After a reboot, the machine's own digest
+tells that the earlier processes have ended; without it, nothing is known of them. Earlier versions wrote
+`name.namespace` only.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import resource
 import signal
@@ -10,19 +17,79 @@ import socket
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 PR_SET_PDEATHSIG = 1
+INITIAL_PID_NAMESPACE = 4026531836  #: its number on every Linux machine; containers have others
+DIGEST_LENGTH = 8  #: characters; identities are stored in 128
 ENDED_STATES = frozenset("ZXx")  #: states in /proc of a process that has ended
+
+
+class _Host(NamedTuple):
+    """A host as it is written in identities; the last two are empty where they are not known."""
+
+    name: str
+    machine: str
+    boot: str
 
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """Return the host name, with the pid namespace on Linux: containers may share a host name but not pids."""
-    namespace = Path("/proc/self/ns/pid")
+    """Return this host. Its name has the pid namespace on Linux: containers may share a host name but not pids."""
+    name = socket.gethostname()
     try:
-        return f"{socket.gethostname()}.{namespace.stat().st_ino}"
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
-        return socket.gethostname()
+        return name
+    boot = _read("/proc/sys/kernel/random/boot_id").replace("-", "")[:DIGEST_LENGTH]
+    # The image of a container may bring a machine id, which all its containers have.
+    machine = _machine() if namespace == INITIAL_PID_NAMESPACE else ""
+    return f"{name}.{namespace}/{machine}/{boot}"
+
+
+def _parse_host(host: str) -> _Host:
+    name, _, place = host.partition("/")
+    machine, _, boot = place.partition("/")
+    return _Host(name, machine, boot)
+
+
+def _host_of(owner: str) -> _Host:
+    return _parse_host(owner.rsplit(":", 2)[0])
+
+
+def _machine() -> str:
+    """Return a digest that stays the same across reboots.
+
+    Clones may share the machine id, but not the addresses of built-in wired network cards.
+    """
+    cards = [card for card in Path("/sys/class/net").glob("*/device") if "/usb" not in str(card.resolve())]
+    wired = [card.parent for card in cards if not (card.parent / "wireless").exists()]
+    facts = [_read("/etc/machine-id"), *sorted(_read(f"{card}/address") for card in wired)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:DIGEST_LENGTH] if any(facts) else ""
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def host_name(owner: str) -> str:
+    """Return the name of a process's host, as it is shown to users."""
+    return _host_of(owner).name
+
+
+def is_on_this_host(owner: str) -> bool:
+    """Return whether the process is, or was, one of this host since its boot."""
+    host, own = _host_of(owner), _parse_host(_host())
+    return host.name == own.name and host.boot in ("", own.boot)
+
+
+def _is_of_earlier_boot(owner: str) -> bool:
+    """Return whether the process was one of this machine before its latest boot."""
+    host, own = _host_of(owner), _parse_host(_host())
+    return bool(host.machine) and host[:2] == own[:2] and host.boot != own.boot
 
 
 def process_identity(pid: int | None = None) -> str:
@@ -63,9 +130,9 @@ def _alive_since_elsewhere(pid: int) -> tuple[bool, int]:
 
 def is_dead(owner: str) -> bool:
     """Return whether the process is known to have ended: False for a process on another host."""
-    host, pid, started = owner.rsplit(":", 2)
-    if host != _host():
-        return False
+    _, pid, started = owner.rsplit(":", 2)
+    if not is_on_this_host(owner):
+        return _is_of_earlier_boot(owner)
     try:
         return _alive_since(int(pid)) != (True, int(started))
     except ProcessLookupError:
@@ -90,7 +157,7 @@ def limit_memory(megabytes: int) -> None:
 
 def kill_if_alive(owner: str) -> bool:
     """Kill the process if it still runs; returns whether it was killed."""
-    if is_dead(owner) or owner.rsplit(":", 2)[0] != _host():
+    if is_dead(owner) or not is_on_this_host(owner):
         return False
     try:
         os.kill(int(owner.rsplit(":", 2)[1]), signal.SIGKILL)

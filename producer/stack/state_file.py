@@ -12,7 +12,7 @@ from pathlib import Path
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.common.process.identity import is_dead, process_identity
+from gated_backfill.common.process.identity import host_name, is_dead, is_on_this_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class StackState:
     @property
     def is_running_here(self) -> bool:
         """Whether its supervisor is alive and on this machine."""
-        return self.host == process_identity().rsplit(":", 2)[0] and not is_dead(self.owner)
+        return is_on_this_host(self.owner) and not is_dead(self.owner)
 
     @property
     def host(self) -> str:
         """The supervisor's host; each container has one."""
-        return self.owner.rsplit(":", 2)[0]
+        return host_name(self.owner)
 
 
 def state_file(home: Path) -> Path:

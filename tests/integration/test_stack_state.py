@@ -13,11 +13,15 @@ import pytest
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.process import identity
 from gated_backfill.common.process.identity import process_identity
+from gated_backfill.producer.runs import launch
 from gated_backfill.producer.stack import state_file
 from gated_backfill.producer.stack.shutdown import shut_down_stack
+from tests.builders import FEB_23
 from tests.kept_up import stack_state
-from tests.lab import until
+from tests.lab import Lab, players, until
 
 PASSWORD = "hunter2"
 BROKER_URL = f"redis://:{PASSWORD}@127.0.0.1:1/0"
@@ -46,6 +50,45 @@ def test_a_stack_of_another_host_is_neither_used_nor_forgotten_nor_stopped(home:
         with pytest.raises(UserError, match="the stack runs on elsewhere"):
             act()
     assert state_file.read_stack_state(home.home) is not None
+
+
+def test_the_stack_of_this_machine_is_dead_after_a_reboot(
+    home: Settings, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, pid, started = process_identity(process.pid).rsplit(":", 2)
+    name, _, boot = host.split("/")
+    monkeypatch.setattr(identity, "_host", lambda: f"{name}/feedbeef/{boot}")
+    write(home, f"{name}/feedbeef/0badcafe:{pid}:{started}")
+
+    assert state_file.find_running_stack(home.home) is None
+
+    assert state_file.read_stack_state(home.home) is None
+    assert process.poll() is None
+
+
+def test_the_stack_of_another_machine_with_the_same_name_is_left_alone(home: Settings) -> None:
+    name = process_identity().partition("/")[0]
+    write(home, f"{name}/feedbeef/0badcafe:4000000:1")
+
+    with pytest.raises(UserError, match=f"the stack runs on {name}, another host or container"):
+        state_file.find_running_stack(home.home)
+
+    assert state_file.read_stack_state(home.home) is not None
+
+
+def test_the_run_of_a_machine_with_the_same_name_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, place = process_identity().rsplit(":", 2)[0].partition("/")
+    machine, _, _ = place.partition("/")
+    days = (FEB_23,)
+    lab.probe_all(days, players(3))
+    for of_machine, released in (("feedbeef", 0), (machine, 1)):
+        monkeypatch.setattr(launch, "process_identity", lambda at=of_machine: f"{name}/{at}/0badcafe:4000000:1")
+        run, _, _ = lab.opened(days, "probe")
+
+        assert len(launch.release_dead_runs(find_job("probe"), days, lab.context)) == released
+
+        assert lab.ledger.runs.get_run(run.id).has_ended == bool(released)
+        lab.ledger.orders.abandon_run(run.id, by="a test", reason="the next one needs the date")
 
 
 def test_a_stack_of_this_host_is_used_until_its_process_ends(home: Settings, process: subprocess.Popen[bytes]) -> None:

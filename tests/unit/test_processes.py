@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gated_backfill.common.process.identity import is_dead, kill_if_alive, process_identity
+from gated_backfill.common.process import identity
+from gated_backfill.common.process.identity import host_name, is_dead, is_on_this_host, kill_if_alive, process_identity
 
 
 @pytest.fixture
@@ -54,6 +55,62 @@ def test_a_later_process_of_the_same_number_is_somebody_else() -> None:
 def test_nothing_is_known_of_another_host() -> None:
     assert not is_dead("elsewhere:1:1")
     assert not is_dead("elsewhere:with:colons:1:1")
+
+
+def host_parts() -> tuple[str, str, str]:
+    name, machine, boot = process_identity().rsplit(":", 2)[0].split("/")
+    return name, machine, boot
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells its boots apart")
+def test_a_live_process_of_another_machine_with_this_name_is_not_dead(child: subprocess.Popen[bytes]) -> None:
+    name, _, _ = host_parts()
+    _, pid, started = process_identity(child.pid).rsplit(":", 2)
+    for machine in ("feedbeef", ""):
+        owner = f"{name}/{machine}/0badcafe:4000000:1"
+        assert not is_dead(owner)
+        assert not is_on_this_host(owner)
+        assert not kill_if_alive(f"{name}/{machine}/0badcafe:{pid}:{started}")
+    assert child.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells its boots apart")
+def test_a_process_from_before_this_machine_s_boot_is_dead(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, boot = host_parts()
+    _, pid, started = process_identity(child.pid).rsplit(":", 2)
+    monkeypatch.setattr(identity, "_host", lambda: f"{name}/feedbeef/{boot}")
+    before = f"{name}/feedbeef/0badcafe:{pid}:{started}"
+    assert is_dead(before)
+    assert not kill_if_alive(before)
+    assert child.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells its boots apart")
+def test_a_network_card_that_is_plugged_in_makes_no_other_host(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, boot = host_parts()
+    owner = process_identity(child.pid)
+    monkeypatch.setattr(identity, "_host", lambda: f"{name}/feedbeef/{boot}")
+    assert is_on_this_host(owner)
+    assert not is_dead(owner)
+
+
+def test_an_identity_that_a_version_before_has_written_is_known(child: subprocess.Popen[bytes]) -> None:
+    host, pid, started = process_identity(child.pid).rsplit(":", 2)
+    owner = f"{host_name(f'{host}:1:1')}:{pid}:{started}"
+    assert not is_dead(owner)
+    assert kill_if_alive(owner)
+    child.wait()
+    assert is_dead(owner)
+
+
+def test_an_identity_fits_into_a_column_of_the_ledger() -> None:
+    host, _, _ = process_identity().rsplit(":", 2)
+    longest_name = "x" * 64
+    assert len(f"{longest_name}.4026531836/{host.partition('/')[2]}:4194304:99999999999") <= 128
 
 
 def test_a_process_has_one_identity() -> None:
