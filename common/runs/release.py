@@ -30,7 +30,7 @@ def release_run(
     """End a run as cancelled, with every date that is not finished. Its workers must be dead or have been stopped.
 
     A date whose target has exactly the rows that the gate passed is checkpointed: the gate died between publish and
-    checkpoint. `by` and `reason` are recorded with the end of the run.
+    checkpoint. One whose published rows were changed since fails. `by` and `reason` are recorded with the run's end.
     """
     candidates = ledger.dates.list_dates(run.id, states=[DateState.STAGED, DateState.PUBLISHED])
     published_days = find_still_published(candidates, job, warehouse)
@@ -39,10 +39,11 @@ def release_run(
     ledger.orders.abandon_run(run.id, by=by, reason=reason)
     staging.delete(run.id)
     progress = ledger.runs.get_progress(run.id)
+    changed = [row.day for row in candidates if row.state is DateState.PUBLISHED and row.day not in published_days]
     return ReleasedRun(
         run=progress.run,
         checkpointed=progress.count(DateState.CHECKPOINTED),
-        unfinished=progress.total - progress.ended + progress.count(DateState.CANCELLED),
+        unfinished=len(changed) + progress.count(DateState.CANCELLED),
     )
 
 

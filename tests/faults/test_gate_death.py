@@ -18,6 +18,7 @@ from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.release import release_run
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.producer.planning.plan import PlanAction
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests.builders import everyone_is_dead, process_date
@@ -173,6 +174,23 @@ def test_closing_the_run_proves_what_was_published_and_frees_the_rest(
     again = lab.run(DAYS, "probe") if published < len(DAYS) else None
     assert again is None or again.run.state is RunState.SUCCEEDED
     assert len(lab.table_bytes(TARGET)) == len(DAYS)
+
+
+def test_closing_the_run_ends_a_published_date_that_somebody_wrote(lab: Lab, opened: tuple[Run, Deps]) -> None:
+    staged, deps = opened
+    kill_the_gate(lab, staged, "CheckpointStore.write")
+    lab.keep_only(TARGET, DAYS[0], "name", "player001", "day")
+
+    released = release_run(
+        staged, find_job("probe"), deps.ledger, deps.warehouse, lab.context.staging, by="a test", reason="it died"
+    )
+
+    assert (released.checkpointed, released.unfinished) == (2, 1)
+    assert lab.states(staged.id) == ["failed", "checkpointed", "checkpointed"]
+    progress = deps.ledger.runs.get_progress(staged.id)
+    assert progress.ended == progress.total
+    assert [step.action for step in lab.plan(DAYS, "probe").steps_with(PlanAction.BUILD)] == [PlanAction.BUILD]
+    assert lab.inside("status", staged.id).stdout.count("another writer changed them") == 1
 
 
 class OvertakenWarehouse(LocalWarehouse):

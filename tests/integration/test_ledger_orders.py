@@ -278,6 +278,19 @@ def test_a_run_whose_process_is_gone_is_ended_with_its_dates(ledger: Ledger, run
     assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {}
 
 
+def test_a_published_date_without_a_checkpoint_ends_with_its_run(ledger: Ledger, run: Run) -> None:
+    published_date(ledger, run, FEB_23)
+
+    assert ledger.orders.abandon_run(run.id, by="backfill", reason="its process died")
+
+    progress = ledger.runs.get_progress(run.id)
+    assert (progress.ended, progress.total) == (3, 3)
+    (row, *_) = ledger.dates.list_dates(run.id)
+    assert (row.state, row.error_kind, row.active) == (DateState.FAILED, "TargetChanged", False)
+    assert row.ended_at is not None
+    assert "another writer changed them before they were checkpointed" in str(row.reason)
+
+
 def test_a_date_that_was_cancelled_counts_as_ended_by_nobody(ledger: Ledger) -> None:
     first = queued_run(ledger, [FEB_23])
     failed_date(ledger, first, FEB_23)

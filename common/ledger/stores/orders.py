@@ -19,6 +19,7 @@ from gated_backfill.common.ledger.rows import (
     cancelled_columns,
     change_run_state,
     date_transition,
+    failure_columns,
     lock_run_state,
 )
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
@@ -34,6 +35,9 @@ from gated_backfill.common.process.clock import utcnow
 CLAIMED_DAYS = select(run_dates.c.day, runs.c.state).join(runs, runs.c.id == run_dates.c.run_id).where(CLAIMED_BY_OWNER)
 UNCLAIMED_STATES = (DateState.PENDING, DateState.QUEUED)
 UNPUBLISHED_STATES = (*UNCLAIMED_STATES, DateState.PROCESSING, DateState.STAGED)
+CHANGED_BEFORE_CHECKPOINT = (
+    "its rows were published, but another writer changed them before they were checkpointed, and its run has ended"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +119,14 @@ class OrderStore(LedgerStore):
     def abandon_run(self, run_id: str, *, by: str, reason: str) -> bool:
         """End a run without workers as cancelled, and release all its dates; returns False if it has ended already.
 
-        Dates that are not published yet are cancelled.
+        Dates that are not published yet are cancelled. A date that is published but not checkpointed fails: its caller
+        has checkpointed those whose rows are still in the target.
         """
         with self._write() as connection:
             if lock_run_state(connection, run_id) in ENDED_RUNS:
                 return False
             _cancel_dates(connection, run_id, UNPUBLISHED_STATES, describe_cancellation(by, reason))
+            _fail_published(connection, run_id)
             active = [state for state in RunState if state not in ENDED_RUNS]
             change_run_state(connection, run_id, active, RunState.CANCELLED)
             record_action(connection, run_id, RunAction.CANCELLED, by=by, reason=reason)
@@ -156,6 +162,14 @@ class OrderStore(LedgerStore):
 def _cancel_dates(connection: Connection, run_id: str, states: Sequence[DateState], reason: str) -> int:
     in_states = and_(run_dates.c.run_id == run_id, run_dates.c.state.in_([state.value for state in states]))
     return connection.execute(update(run_dates).where(in_states).values(cancelled_columns(reason))).rowcount
+
+
+def _fail_published(connection: Connection, run_id: str) -> None:
+    """Fail the published dates of a run that ends: no gate will checkpoint them any more."""
+    is_published = and_(run_dates.c.run_id == run_id, run_dates.c.state == DateState.PUBLISHED.value)
+    columns = failure_columns("TargetChanged", CHANGED_BEFORE_CHECKPOINT, CHANGED_BEFORE_CHECKPOINT)
+    values = date_transition(DateState.PUBLISHED, DateState.FAILED, columns)
+    connection.execute(update(run_dates).where(is_published).values(values))
 
 
 def _discard_staged(connection: Connection, run_id: str, reason: str) -> tuple[date, ...]:
