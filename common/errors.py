@@ -112,6 +112,10 @@ class UndoInProgress(UserError):
     """Another process undoes the run."""
 
 
+class UndoIncomplete(UserError):
+    """Another writer changed some dates during an undo, and the others were undone: exit code 3."""
+
+
 class TargetTaken(UserError):
     """The target table belongs to another job."""
 

@@ -13,6 +13,7 @@ from gated_backfill.common.ledger.records import (
     RunProgress,
     RunSummary,
     RunWithDates,
+    UndoneDate,
     WindowRow,
 )
 from gated_backfill.common.ledger.states import DateState, RunAction, RunState, WindowState
@@ -37,6 +38,7 @@ __all__ = [
     "RunState",
     "RunSummary",
     "RunWithDates",
+    "UndoneDate",
     "WindowRow",
     "WindowState",
     "dates_in_use_error",

@@ -112,6 +112,9 @@ class DateRow:
     started_at: datetime | None
     ended_at: datetime | None
     seconds: float | None
+    undone_at: datetime | None
+    undone_by: str | None
+    undo_restored: bool | None  #: False: undone, and left with the rows that another writer wrote since
 
     def staged_file(self) -> StagedFile:
         """Return the date's staged file. Raises `StagedFileLost` when nothing was staged."""
@@ -170,6 +173,23 @@ class CheckpointedCount(NamedTuple):
     run_id: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UndoneDate:
+    """A date of a run that was undone."""
+
+    day: date
+    run_id: str
+    by: str
+    at: datetime
+    restored: bool  #: False: it keeps the rows that another writer wrote since, or its undo is under way
+
+    def describe(self) -> str:
+        return f"undone by {self.by} at {self.at:%Y-%m-%d %H:%M} UTC (run {self.run_id})"
+
+    def as_json(self) -> dict[str, Any]:
+        return {"day": self.day.isoformat(), "run": self.run_id, "by": self.by, "at": self.at.isoformat()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActionRow:
     """An action on a run: who, when and why."""
@@ -224,6 +244,7 @@ class RunSummary:
     sources: tuple[SourceUse, ...]
     incomplete: tuple[DateRow, ...]  #: blocked or failed
     accepted_or_forced: tuple[DateRow, ...]  #: checkpointed with the verdict accepted or forced
+    undone: tuple[UndoneDate, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

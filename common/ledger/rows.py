@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, select, update
 
-from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, WindowRow
+from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, UndoneDate, WindowRow
 from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
 from gated_backfill.common.ledger.tables import run_dates, runs
 from gated_backfill.common.model.coverage import TargetCounts, Verdict
@@ -25,6 +25,14 @@ CLAIMED_BY_OWNER = and_(
 )
 #: Columns of a date that no gate has compared with the target in its present attempt.
 NOT_COMPARED: DateColumns = dict.fromkeys(("target_rows", "target_matched", "lost", "lost_count", "loss"))
+#: The columns from which an undone date is read.
+UNDONE_DATE = (
+    run_dates.c.day,
+    run_dates.c.run_id,
+    run_dates.c.undone_by.label("by"),
+    run_dates.c.undone_at.label("at"),
+    run_dates.c.undo_restored.label("restored"),
+)
 RUN_STATE = select(runs.c.state).where(runs.c.id == bindparam("run"))
 
 
@@ -175,6 +183,11 @@ def date_from_row(row: Mapping[Any, Any]) -> DateRow:
 def checkpoint_from_row(row: Mapping[Any, Any]) -> Checkpoint:
     values: dict[str, Any] = {**row, "verdict": Verdict(row["verdict"])}
     return Checkpoint(**values)
+
+
+def undone_from_row(row: Mapping[Any, Any]) -> UndoneDate:
+    values: dict[str, Any] = {**row}
+    return UndoneDate(**values)
 
 
 def update_date_statement(values: Mapping[str, Any]) -> Update:

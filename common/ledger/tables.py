@@ -58,8 +58,9 @@ metadata = MetaData(
 )
 
 
-#: Condition of partial indexes. For PostgreSQL it is in the migration only, as its dialect is slow to import.
+#: Conditions of partial indexes. For PostgreSQL they are in the migration only, as its dialect is slow to import.
 ACTIVE = text("active")
+UNDONE = text("undone_at IS NOT NULL")
 
 
 def state_constraint(column: str, states: type[RunState] | type[DateState] | type[WindowState]) -> CheckConstraint:
@@ -154,8 +155,12 @@ run_dates = Table(
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("seconds", Float),  #: wall time of the last attempt
+    Column("undone_at", UtcDateTime),  #: when an undo of the run withdrew the date's checkpoint
+    Column("undone_by", String(128)),
+    Column("undo_restored", Boolean),  #: whether the date has its earlier rows again; null if it was not undone
     state_constraint("state", DateState),
     Index("uq_run_dates_active", "job", "day", unique=True, sqlite_where=ACTIVE),
+    Index("ix_run_dates_undone", "job", "day", sqlite_where=UNDONE),
     Index(None, "run_id", "window"),
     Index(None, "run_id", "state"),
     Index(None, "job", "day"),

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from gated_backfill.common.errors import BackfillError, ExpectationIncomplete, UserError
+from gated_backfill.common.errors import BackfillError, ExpectationIncomplete, UndoIncomplete, UserError
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED
 
 #: Module in this folder and help line of each command. The module defines a command or group of the command's name.
@@ -42,6 +42,9 @@ COMMANDS = {
     "alerts": ("stack.alerts", "List alerts and their delivery, or send a test."),
     "demo": ("stack.demo", "Replay the incident on a generated season of data."),
 }
+
+
+INCOMPLETE_ERRORS = (ExpectationIncomplete, UndoIncomplete)  #: after these, some dates are not complete
 
 
 def load_command(name: str) -> click.Command:
@@ -98,7 +101,7 @@ def main() -> NoReturn:
     except click.ClickException as exc:
         error, exit_code = exc.format_message(), REFUSED
     except BackfillError as exc:
-        error, exit_code = str(exc), INCOMPLETE if isinstance(exc, ExpectationIncomplete) else REFUSED
+        error, exit_code = str(exc), INCOMPLETE if isinstance(exc, INCOMPLETE_ERRORS) else REFUSED
     finally:
         if "duckdb" not in sys.modules:  # it warns at exit about objects that cannot be collected
             gc.freeze()  # Python's collections at exit would take a sixth of the CPU time of `backfill status`

@@ -114,7 +114,8 @@ def test_undoing_the_run_that_repaired_a_date_flags_it_again(ledger: Ledger) -> 
     ledger.flags.clear_flags(JOB, [FEB_24], "audit")
     run = repaired(ledger, FEB_23, FEB_24)
     generation = undo_begun(ledger, run.id, [FEB_23, FEB_24])
-    ledger.checkpoints.finish_undo(run.id, [], "somebody", generation)
+    ledger.checkpoints.withdraw(run.id, [FEB_23, FEB_24], "somebody", generation, utcnow())
+    ledger.checkpoints.finish_undo(run.id, "somebody", generation)
     assert list(ledger.flags.list_open_flags(JOB)) == [FEB_23]
     assert ledger.flags.list_flags(JOB)[FEB_24].cleared_by == "audit"
 

@@ -1115,8 +1115,13 @@ def undoable(ledger: Ledger) -> Run:
     for day in DAYS:
         published_date(ledger, run, day)
     ledger.checkpoints.write(run.id, DAYS)
-    ledger.runs.finish_run(run.id)
+    end_run(ledger, run)
     return run
+
+
+def checkpointed_by(ledger: Ledger) -> dict[date, str]:
+    found = ledger.checkpoints.list_checkpoints(JOB, DAYS[0], DAYS[-1])
+    return {day: checkpoint.run_id for day, checkpoint in found.items()}
 
 
 def test_one_process_at_a_time_undoes_a_run(ledger: Ledger) -> None:
@@ -1133,14 +1138,67 @@ def test_an_undo_that_was_taken_over_changes_nothing_any_more(ledger: Ledger, lo
     assert new > old
     for end in (
         lambda: ledger.checkpoints.release_undo(run.id, old),
-        lambda: ledger.checkpoints.finish_undo(run.id, DAYS, "old", old),
+        lambda: ledger.checkpoints.finish_undo(run.id, "old", old),
+        lambda: ledger.checkpoints.withdraw(run.id, DAYS, "old", old, soon()),
+        lambda: ledger.checkpoints.reinstate(run.id, DAYS, DAYS, DAYS, old),
     ):
         with pytest.raises(LeaseTakenOver, match=f"taken over the undo of run {run.id}"):
             end()
     assert ledger.runs.get_run(run.id).undone_at is None
     assert ledger.runs.find_conflicting_runs(run.job, DAYS).keys() == {run.id}
+    assert set(checkpointed_by(ledger)) == set(DAYS)
+    assert ledger.checkpoints.list_undone(JOB, DAYS[0], DAYS[-1]) == {}
 
-    ledger.checkpoints.finish_undo(run.id, [], "new", new)
+    ledger.checkpoints.finish_undo(run.id, "new", new)
     ended = ledger.runs.get_run(run.id)
     assert (ended.undone_by, ended.undo_owner) == ("new", None)
     assert ledger.runs.find_conflicting_runs(run.job, DAYS) == {}
+
+
+def test_an_undo_gives_back_checkpoints_date_by_date_and_renews_its_lease(ledger: Ledger) -> None:
+    first, second = undoable(ledger), undoable(ledger)
+    generation = undo_of(ledger, "me", second.id)
+    assert checkpointed_by(ledger) == dict.fromkeys(DAYS, second.id)
+
+    until = utcnow() + timedelta(hours=1)
+    ledger.checkpoints.withdraw(second.id, [FEB_23], "ada", generation, until)
+    assert ledger.runs.get_run(second.id).undo_until == until
+    assert checkpointed_by(ledger) == {FEB_24: second.id, FEB_25: second.id}
+    ledger.checkpoints.reinstate(second.id, [FEB_23], [FEB_23], [FEB_23], generation)
+
+    assert checkpointed_by(ledger) == {FEB_23: first.id, FEB_24: second.id, FEB_25: second.id}
+    assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {second.id: [FEB_24, FEB_25]}
+    undone = row_of(ledger, second, FEB_23)
+    assert (undone.undone_by, undone.undo_restored) == ("ada", True)
+    assert row_of(ledger, second, FEB_24).undone_at is None
+
+
+def test_a_date_is_undone_until_it_is_checkpointed_again(ledger: Ledger) -> None:
+    run = undoable(ledger)
+    generation = undo_of(ledger, "me", run.id)
+    ledger.checkpoints.withdraw(run.id, [FEB_23, FEB_24], "ada", generation, soon())
+    ledger.checkpoints.reinstate(run.id, [FEB_23, FEB_24], [FEB_23], [], generation)
+    ledger.checkpoints.release_undo(run.id, generation)
+
+    undone = ledger.checkpoints.list_undone(JOB, FEB_23, FEB_25)
+    assert {day: (one.run_id, one.by, one.restored) for day, one in undone.items()} == {
+        FEB_23: (run.id, "ada", True),
+        FEB_24: (run.id, "ada", False),
+    }
+    assert ledger.dates.get_run_summary(run.id).undone == tuple(undone.values())
+    assert list(ledger.checkpoints.list_undone(JOB, FEB_24, FEB_25)) == [FEB_24]
+    assert ledger.checkpoints.list_undone("another job", FEB_23, FEB_25) == {}
+
+    blocked = queued_run(ledger, [FEB_23, FEB_24])
+    blocked_date(ledger, blocked, FEB_23)
+    checkpointed_date(ledger, blocked, FEB_24)
+    assert list(ledger.checkpoints.list_undone(JOB, FEB_23, FEB_25)) == [FEB_23]
+
+
+def test_a_run_undone_twice_on_a_date_shows_the_latest_undo(ledger: Ledger) -> None:
+    for by in ("ada", "ben"):
+        run = undoable(ledger)
+        generation = undo_of(ledger, "me", run.id)
+        ledger.checkpoints.withdraw(run.id, DAYS, by, generation, soon())
+        ledger.checkpoints.finish_undo(run.id, by, generation)
+    assert {one.by for one in ledger.checkpoints.list_undone(JOB, FEB_23, FEB_25).values()} == {"ben"}

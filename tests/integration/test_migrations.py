@@ -23,7 +23,7 @@ from gated_backfill.common.errors import LedgerUnusable, UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.connections import HEAD_REVISION, MIGRATIONS, make_engine, migrate
 from gated_backfill.common.ledger.tables import metadata
-from tests.builders import FEB_23, new_run, race
+from tests.builders import FEB_23, FEB_25, new_run, race
 
 
 @pytest.fixture
@@ -113,6 +113,33 @@ def test_a_ledger_of_the_version_before_is_migrated_with_its_runs(empty_url: str
     assert differences(engine) == []
     assert (row.error, row.missing) == ("no luck", ("ann",))
     assert (row.error_place, row.unexpected, row.unexpected_count) == (None, (), None)
+
+
+def test_the_dates_of_a_run_that_a_version_before_has_undone_are_undone(empty_url: str, engine: Engine) -> None:
+    with engine.begin() as connection:
+        prepared = config()
+        prepared.attributes["connection"] = connection
+        command.upgrade(prepared, "0006")
+        columns = "id, job, job_version, options, requested, requested_by, first_date, last_date, created_at, state"
+        values = "'players', '1', '{}', '', '', '2023-02-23', '2023-02-24', '2023-02-23 00:00:00', 'succeeded'"
+        undone = "'2023-03-01 12:00:00', 'ada'"
+        columns = f"{columns}, undone_at, undone_by"
+        connection.execute(
+            text(f"INSERT INTO runs ({columns}) VALUES ('r', {values}, {undone}), ('s', {values}, NULL, NULL)")
+        )
+        columns = "run_id, day, job, state, active"
+        for run, day, state in (("r", 23, "checkpointed"), ("r", 24, "blocked"), ("s", 25, "checkpointed")):
+            values = f"'{run}', '2023-02-{day}', 'players', '{state}', false"
+            connection.execute(text(f"INSERT INTO run_dates ({columns}) VALUES ({values})"))
+    engine.dispose()
+
+    ledger = open_ledger(empty_url)
+    undone_dates = ledger.checkpoints.list_undone("players", FEB_23, FEB_25)
+    ledger.close()
+
+    assert {day: (one.run_id, one.by, one.restored) for day, one in undone_dates.items()} == {
+        FEB_23: ("r", "ada", True)
+    }
 
 
 def migrate_and_count_runs(wait: Callable[[], object], url: str) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Connection,
     Insert,
     RowMapping,
+    Update,
     and_,
     delete,
     exists,
@@ -25,8 +26,8 @@ from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import DatesInUse, LeaseTakenOver, UndoInProgress
 from gated_backfill.common.ledger.database import LedgerStore, next_generation, window_leased_by
-from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run
-from gated_backfill.common.ledger.rows import checkpoint_from_row, date_transition
+from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run, UndoneDate
+from gated_backfill.common.ledger.rows import UNDONE_DATE, checkpoint_from_row, date_transition, undone_from_row
 from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
 from gated_backfill.common.ledger.stores.flags import clear_open_flags, reopen_flags
@@ -121,28 +122,24 @@ class CheckpointStore(LedgerStore):
     def begin_undo(
         self, run_id: str, days: Collection[date], owner: str, until: datetime, *, is_dead: Callable[[str], bool]
     ) -> int:
-        """Reserve the days for the undo of an ended run, delete its checkpoints and reopen the flags they cleared.
+        """Reserve the days for the undo of an ended run. No other run can take them until the undo releases them.
 
-        The checkpoints go before the rows, so that no checkpoint is without its rows. No other run can take the days
-        until `finish_undo` or `release_undo`. Returns the generation of the owner's lease on the undo. Raises
-        `DatesInUse`, and changes nothing, when an active run has one of the days or a later run has checkpointed it,
-        and `UndoInProgress` when another process undoes the run, is alive, and its lease has not expired.
+        Returns the generation of the owner's lease on the undo, which ends at `until`. Raises `DatesInUse`, and changes
+        nothing, when an active run has one of the days or a later run has checkpointed it, and `UndoInProgress` when
+        another process undoes the run, is alive, and its lease has not expired.
         """
         run_days = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         try:
             with self._write() as connection:
-                run = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).mappings().one()
+                run = _lock_run(connection, run_id)
                 _check_no_other_undo(run, owner, is_dead)
-                job = run["job"]
                 connection.execute(update(run_dates).where(run_days).values(active=True))
-                of_days = and_(checkpoints.c.job == job, checkpoints.c.day.in_(list(days)))
+                of_days = and_(checkpoints.c.job == run["job"], checkpoints.c.day.in_(list(days)))
                 later = connection.execute(
                     select(checkpoints.c.run_id, checkpoints.c.day).where(of_days, checkpoints.c.run_id != run_id)
                 ).first()
                 if later is not None:
                     raise DatesInUse(f"run {later.run_id} has checkpointed {later.day} meanwhile", run=later.run_id)
-                connection.execute(delete(checkpoints).where(of_days))
-                reopen_flags(connection, job, days, run_id)
                 generation = next_generation(run["undo_generation"])
                 lease = {"undo_generation": generation, "undo_owner": owner, "undo_until": until}
                 connection.execute(update(runs).where(runs.c.id == run_id).values(lease))
@@ -152,6 +149,43 @@ class CheckpointStore(LedgerStore):
             ) from exc
         return generation
 
+    def withdraw(self, run_id: str, days: Collection[date], by: str, generation: int, until: datetime) -> None:
+        """Delete the run's checkpoints of the days, reopen the flags they cleared, and mark the days as undone by `by`.
+
+        To be called before the rows of the days are restored, so that no checkpoint lacks its rows. Renews the lease on
+        the undo until `until`. Raises `LeaseTakenOver`, and changes nothing, when a later undo has begun.
+        """
+        with self._write() as connection:
+            job = _lock_undone_run(connection, run_id, generation)["job"]
+            connection.execute(update(runs).where(runs.c.id == run_id).values(undo_until=until))
+            is_withdrawn = and_(
+                checkpoints.c.job == job, checkpoints.c.day.in_(list(days)), checkpoints.c.run_id == run_id
+            )
+            withdrawn_days = connection.execute(select(checkpoints.c.day).where(is_withdrawn)).scalars().all()
+            connection.execute(delete(checkpoints).where(is_withdrawn))
+            reopen_flags(connection, job, withdrawn_days, run_id)
+            mark = {"undone_at": utcnow(), "undone_by": by, "undo_restored": False}
+            connection.execute(_update_days(run_id, days).values(mark))
+
+    def reinstate(
+        self, run_id: str, days: Collection[date], restored: Collection[date], proven: Collection[date], generation: int
+    ) -> None:
+        """Release the days, of which the `restored` ones have their earlier rows again.
+
+        The checkpoints that the run had replaced on the `proven` ones, whose rows match them, are valid again. Raises
+        `LeaseTakenOver`, and changes nothing, when a later undo has begun.
+        """
+        replaced = select(replaced_checkpoints).where(
+            replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(proven))
+        )
+        with self._write() as connection:
+            _lock_undone_run(connection, run_id, generation)
+            rows = [_without_replacer(row) for row in connection.execute(replaced).mappings()]
+            if rows:
+                connection.execute(insert(checkpoints), rows)
+            connection.execute(_update_days(run_id, restored).values(undo_restored=True))
+            connection.execute(_update_days(run_id, days).values(active=False))
+
     def release_undo(self, run_id: str, generation: int) -> None:
         """Release the days that `begin_undo` reserved, when the undo can't be completed.
 
@@ -159,6 +193,16 @@ class CheckpointStore(LedgerStore):
         """
         with self._write() as connection:
             _end_undo(connection, run_id, generation)
+
+    def finish_undo(self, run_id: str, by: str, generation: int) -> None:
+        """Mark the run as undone, and release its days.
+
+        Raises `LeaseTakenOver`, and changes nothing, when a later undo has begun.
+        """
+        with self._write() as connection:
+            _end_undo(connection, run_id, generation)
+            connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
+            record_action(connection, run_id, RunAction.UNDONE, by=by)
 
     def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
         """Return the checkpoints of earlier runs that this run replaced, by day."""
@@ -168,37 +212,52 @@ class CheckpointStore(LedgerStore):
                 row["day"]: checkpoint_from_row(_without_replacer(row)) for row in connection.execute(query).mappings()
             }
 
-    def finish_undo(self, run_id: str, restored_days: Collection[date], by: str, generation: int) -> None:
-        """Mark the run as undone, restore the checkpoints it replaced on the restored days, and release its dates.
-
-        Raises `LeaseTakenOver`, and changes nothing, when a later undo has begun.
-        """
-        replaced = select(replaced_checkpoints).where(
-            replaced_checkpoints.c.replaced_by == run_id, replaced_checkpoints.c.day.in_(list(restored_days))
+    def list_undone(self, job: str, start: date, through: date) -> dict[date, UndoneDate]:
+        """Return the latest undo of each date of a range that has no checkpoint since; both ends are included."""
+        has_checkpoint = exists().where(checkpoints.c.job == run_dates.c.job, checkpoints.c.day == run_dates.c.day)
+        query = select(*UNDONE_DATE).where(
+            run_dates.c.job == job,
+            run_dates.c.day.between(start, through),
+            run_dates.c.undone_at.is_not(None),
+            ~has_checkpoint,
         )
-        with self._write() as connection:
-            _end_undo(connection, run_id, generation)
-            rows = [_without_replacer(row) for row in connection.execute(replaced).mappings()]
-            if rows:
-                connection.execute(insert(checkpoints), rows)
-            connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
-            record_action(connection, run_id, RunAction.UNDONE, by=by)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(run_dates.c.undone_at)).mappings()
+            return {row["day"]: undone_from_row(row) for row in rows}
 
 
 def _check_no_other_undo(run: RowMapping, owner: str, is_dead: Callable[[str], bool]) -> None:
     other = run["undo_owner"]
     if other in (None, owner) or run["undo_until"] < utcnow() or is_dead(other):
         return
-    raise UndoInProgress(f"run {run['id']} is being undone by {other}: wait for its end, then look at the run again")
+    raise UndoInProgress(
+        f"run {run['id']} is being undone by {other}: wait for its end, then look at `backfill status {run['id']}`"
+    )
 
 
 def _end_undo(connection: Connection, run_id: str, generation: int) -> None:
     """End the lease on the undo, and release its days. Raises `LeaseTakenOver`."""
-    is_leased = and_(runs.c.id == run_id, runs.c.undo_generation == generation)
-    ended = connection.execute(update(runs).where(is_leased).values(undo_owner=None, undo_until=None))
-    if not ended.rowcount:
-        raise LeaseTakenOver(f"another process has taken over the undo of run {run_id}")
+    _lock_undone_run(connection, run_id, generation)
+    connection.execute(update(runs).where(runs.c.id == run_id).values(undo_owner=None, undo_until=None))
     connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
+
+
+def _lock_run(connection: Connection, run_id: str) -> RowMapping:
+    return connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).mappings().one()
+
+
+def _lock_undone_run(connection: Connection, run_id: str, generation: int) -> RowMapping:
+    """Lock the run's row and return it. Raises `LeaseTakenOver` when a later undo than that generation has begun."""
+    run = _lock_run(connection, run_id)
+    if run["undo_generation"] != generation:
+        raise LeaseTakenOver(
+            f"another process has taken over the undo of run {run_id}: `backfill status {run_id}` shows what it did"
+        )
+    return run
+
+
+def _update_days(run_id: str, days: Collection[date]) -> Update:
+    return update(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
 
 
 def _insert_checkpoints(run_id: str, days: Sequence[date], now: datetime) -> Insert:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, tr
 from gated_backfill.common.ledger.database import LedgerStore, window_leased_by
 from gated_backfill.common.ledger.records import DateRow, Run, RunSummary, SourceUse
 from gated_backfill.common.ledger.rows import (
+    UNDONE_DATE,
     DateColumns,
     cancelled_columns,
     date_from_row,
@@ -18,6 +19,7 @@ from gated_backfill.common.ledger.rows import (
     failure_columns,
     group_by_columns,
     lock_run_state,
+    undone_from_row,
     update_date_statement,
 )
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES, DateState, RunState, WindowState
@@ -77,6 +79,7 @@ class DateStore(LedgerStore):
         exceptions = select(run_dates).where(
             of_run, run_dates.c.verdict.in_([Verdict.ACCEPTED.value, Verdict.FORCED.value])
         )
+        undone_dates = select(*UNDONE_DATE).where(of_run, run_dates.c.undone_at.is_not(None)).order_by(run_dates.c.day)
         with self._read() as connection:
             sources = tuple(
                 SourceUse(source=source, dates=dates, matched=int(matched), expected=int(expected))
@@ -84,8 +87,11 @@ class DateStore(LedgerStore):
             )
             rows = connection.execute(exceptions.order_by(run_dates.c.day)).mappings()
             accepted_or_forced = tuple(date_from_row(row) for row in rows)
+            undone = tuple(map(undone_from_row, connection.execute(undone_dates).mappings()))
         incomplete = self.list_dates(run_id, states=INCOMPLETE_DATES)
-        return RunSummary(sources=sources, incomplete=tuple(incomplete), accepted_or_forced=accepted_or_forced)
+        return RunSummary(
+            sources=sources, incomplete=tuple(incomplete), accepted_or_forced=accepted_or_forced, undone=undone
+        )
 
     def move_date(
         self,
