@@ -9,7 +9,7 @@ from datetime import date
 from enum import Enum
 from typing import Any
 
-from gated_backfill.common.ledger import Checkpoint
+from gated_backfill.common.ledger import Checkpoint, UndoneDate
 from gated_backfill.common.model.coverage import (
     CoveragePolicy,
     DateExpectation,
@@ -70,6 +70,7 @@ class DateObservation:
     schema_problem: str | None = None  #: the first rule of the output columns that the published rows break
     checkpoint: Checkpoint | None = None
     matches_checkpoint: bool = False  #: the published rows are exactly the checkpointed ones
+    undone: UndoneDate | None = None  #: the run that built it was undone, and no run has checkpointed it since
     skip_reason: str | None = None  #: why the job skips the date
     active_run: str | None = None  #: the run that is working on the date now
 
@@ -133,6 +134,7 @@ class AuditedDate:
             "forced": checkpoint is not None and checkpoint.verdict is Verdict.FORCED,
             "changed": differs_from_checkpoint(self.observed),
             "stale": self.stale,
+            "undone": self.observed.undone.as_json() if self.observed.undone else None,
         }
 
 
@@ -161,6 +163,11 @@ class AuditResult:
     def stale(self) -> list[AuditedDate]:
         """Dates whose job's version or rules, sources or inputs have changed since they were checkpointed."""
         return [audited for audited in self.dates if audited.stale is not None]
+
+    @property
+    def undone(self) -> list[AuditedDate]:
+        """Dates whose run was undone, and that no run has checkpointed since."""
+        return [audited for audited in self.dates if audited.observed.undone is not None]
 
     def with_finding(self, finding: AuditFinding) -> list[AuditedDate]:
         return [audited for audited in self.dates if audited.finding is finding]
@@ -244,7 +251,7 @@ def _row_defects(observed: DateObservation) -> list[tuple[AuditFinding, str]]:
 
 def _further_problems(observed: DateObservation, reason: str) -> list[str]:
     """List the problems that the reason of the finding does not name."""
-    problems: list[str] = []
+    problems = [observed.undone.describe()] if observed.undone is not None else []
     checkpoint = observed.checkpoint
     if checkpoint is not None and differs_from_checkpoint(observed):
         coverage = f"{checkpoint.matched} of {checkpoint.expected}"

@@ -39,6 +39,7 @@ def observe_dates(
     """
     span = enclosing_range(days)
     checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    undone = ledger.checkpoints.list_undone(job.name, span.start, span.through)
     active_runs = _active_runs(ledger, job, days)
     counts = _count_entities(job, days, warehouse, has_target=target is not None)
     published = {} if target is None else count_published_rows(job, days, warehouse, target)
@@ -60,6 +61,7 @@ def observe_dates(
             schema_problem=published.get(day, NO_ROWS).schema_problem,
             checkpoint=checkpoints.get(day),
             matches_checkpoint=day in unchanged,
+            undone=undone.get(day),
             skip_reason=job.skip_reason(day, calendar),
             active_run=active_runs.get(day),
         )

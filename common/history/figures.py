@@ -93,6 +93,7 @@ class Totals:
     wall_seconds: float | None  #: sum over the ended runs
     seconds_median: float | None  #: per date
     seconds_most: float | None
+    undone: int  #: dates that were undone since; they count in the outcomes as well
 
     def of(self, *outcomes: DateOutcome) -> int:
         return sum(self.outcomes.get(outcome, 0) for outcome in outcomes)
@@ -129,6 +130,7 @@ def totals(facts: Sequence[RunWithDates]) -> Totals:
         wall_seconds=sum(walls) if walls else None,
         seconds_median=median(seconds) if seconds else None,
         seconds_most=max(seconds, default=None),
+        undone=sum(row.undone_at is not None for row in rows),
     )
 
 
@@ -247,7 +249,12 @@ class LatestResult:
     run: Run
     published: DateRow | None  #: the last result that was published and not undone, if any
     results: int  #: the number of runs that had this date
-    undone: bool  #: all runs that finished the date were undone since
+    undone: bool  #: all runs that finished the date were undone since, or undone on this date
+
+
+def is_undone(run: Run, row: DateRow) -> bool:
+    """Whether the run was undone, or this date of it."""
+    return run.undone_at is not None or row.undone_at is not None
 
 
 def latest_results(facts: Iterable[RunWithDates]) -> dict[str, dict[date, LatestResult]]:
@@ -267,11 +274,9 @@ def _latest(results: Sequence[tuple[Run, DateRow]]) -> LatestResult:
     def order(result: tuple[Run, DateRow]) -> tuple[bool, bool, object, str]:
         run, row = result
         ended = row.ended_at or run.created_at
-        return (run.undone_at is None, outcome_of(row) is not DateOutcome.UNFINISHED, ended, run.id)
+        return (not is_undone(run, row), outcome_of(row) is not DateOutcome.UNFINISHED, ended, run.id)
 
     run, row = max(results, key=order)
-    published = [(run, row) for run, row in results if run.undone_at is None and outcome_of(row) in PUBLISHED]
+    published = [(run, row) for run, row in results if not is_undone(run, row) and outcome_of(row) in PUBLISHED]
     last_published = max(published, key=order)[1] if published else None
-    return LatestResult(
-        row=row, run=run, published=last_published, results=len(results), undone=run.undone_at is not None
-    )
+    return LatestResult(row=row, run=run, published=last_published, results=len(results), undone=is_undone(run, row))

@@ -95,6 +95,7 @@ def _row(run: Run, row: DateRow) -> dict[str, Any]:
         "run_started_at": run.started_at,
         "run_finished_at": run.finished_at,
         "run_seconds": wall_seconds(run),
+        "undone_at": row.undone_at or run.undone_at,
         RUN_ENDED_ON: run.finished_at.date() if run.finished_at else None,
     }
     # The other columns are fields of the date or, if it has no field of that name, of the run.

@@ -28,7 +28,7 @@ from gated_backfill.common.history.figures import (
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
-from gated_backfill.producer.history.report import HistoryReport, format_duration
+from gated_backfill.producer.history.report import HistoryReport, describe_undone, format_duration
 from gated_backfill.producer.terminal.runs import describe_replacement
 
 MAX_RUNS_LISTED = 200
@@ -200,7 +200,7 @@ def _describe_coverage(row: DateRow) -> str:
 def _date_to_review(day: date, result: LatestResult) -> dict[str, Any]:
     """The values of a date that is not complete and was not skipped."""
     kind, row = _kind_of(result), result.row
-    coverage, reason = _describe_coverage(row), row.reason or row.error or ""
+    coverage, reason = _describe_coverage(row), _describe_reason(result)
     return {"day": day, "kind": kind, "mark": _mark_of(kind), "coverage": coverage, "reason": reason}
 
 
@@ -214,7 +214,7 @@ def _tooltip_values(result: LatestResult) -> list[Any]:
         _describe_coverage(row),
         row.source or "",
         row.source_reason or "",
-        row.reason or row.error or "",
+        _describe_reason(result),
         result.run.id,
         format_duration(row.seconds) if row.seconds is not None else "",
         ", ".join(row.missing[:MISSING_NAMES_SHOWN]),
@@ -224,6 +224,14 @@ def _tooltip_values(result: LatestResult) -> list[Any]:
         _describe_published(result),
         describe_replacement(row),
     ]
+
+
+def _describe_reason(result: LatestResult) -> str:
+    """The reason of the date's outcome and, of an undone date, by whom and when it was undone."""
+    row, run = result.row, result.run
+    by, at = (row.undone_by, row.undone_at) if row.undone_at else (run.undone_by, run.undone_at)
+    undone = f"undone by {by} at {at:%Y-%m-%d %H:%M} UTC" if result.undone and at is not None else ""
+    return "; ".join(filter(None, (undone, row.reason or row.error or "")))
 
 
 def _describe_published(result: LatestResult) -> str:
@@ -251,7 +259,7 @@ def _run_rows(history: HistoryReport) -> list[dict[str, Any]]:
                 "id": run.id,
                 "job": run.job,
                 "state": run.state.value,
-                "marks": "undone" if run.undone_at else "",
+                "marks": describe_undone(run, figures.undone),
                 "stale": len(history.stale.of(run)),
                 "span": f"{first} – {last}" if first != last else str(first),
                 "ended": f"{run.finished_at:%Y-%m-%d %H:%M}" if run.finished_at else "",

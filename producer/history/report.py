@@ -89,6 +89,7 @@ def totals_json(figures: Totals) -> dict[str, Any]:
         "dates": figures.dates,
         **{outcome.value: figures.of(outcome) for outcome in DateOutcome},
         "published": figures.published,
+        "undone": figures.undone,
         "coverage": {"dates": coverage.dates, "min": coverage.least, "median": coverage.median} if coverage else None,
         "fallbacks": figures.fallbacks,
         "fallback_rate": figures.fallback_rate,
@@ -207,7 +208,7 @@ def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOu
     style = RUN_STYLES.get(run.state, "bold")
     return [
         run.id,
-        f"[{style}]{run.state.value}[/]" + describe_marks(run, stale),
+        f"[{style}]{run.state.value}[/]" + describe_marks(run, figures.undone, stale),
         str(figures.dates),
         str(figures.published),
         *(str(figures.of(outcome) or "-") for outcome in outcomes),
@@ -220,9 +221,16 @@ def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOu
     ]
 
 
-def describe_marks(run: Run, stale: int) -> str:
+def describe_undone(run: Run, undone: int) -> str:
+    """Describe whether the run was undone, in whole or in part; empty if it was not."""
+    if run.undone_at is not None:
+        return "undone"
+    return f"{undone} undone" if undone else ""
+
+
+def describe_marks(run: Run, undone_dates: int, stale: int) -> str:
     """Mark a run that was undone or interrupted, and its number of stale dates."""
-    undone = " [yellow]undone[/]" if run.undone_at is not None else ""
+    undone = f" [yellow]{described}[/]" if (described := describe_undone(run, undone_dates)) else ""
     marked = f" [yellow]{stale} stale[/]" if stale else ""
     return undone + marked + (" [red]interrupted[/]" if is_interrupted(run) else "")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gated_backfill.common.audit.staleness import Staleness, find_stale_dates
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger
+from gated_backfill.common.ledger import Checkpoint, DateRow, Ledger, UndoneDate
 from gated_backfill.common.ledger.states import INCOMPLETE_DATES
 from gated_backfill.common.model.coverage import (
     NO_FLOOR,
@@ -71,6 +71,7 @@ class PlanAction(Enum):
 
     BUILD = "build"  #: build the date
     STALE = "stale"  #: leave the date: it is checkpointed, but its job's version, rules or inputs have changed since
+    UNDONE = "undone"  #: leave the date: a run that built it was undone
     DONE = "done"  #: leave the date: it is checkpointed, or incomplete and not selected by --reprocess
     SKIP = "skip"  #: the date has nothing to build
     BLOCKED = "blocked"  #: the date would not pass the gate
@@ -173,6 +174,7 @@ _TEXTS = {
     PlanAction.BUILD: "to build",
     PlanAction.DONE: "left as they are",
     PlanAction.STALE: "stale",
+    PlanAction.UNDONE: "undone",
     PlanAction.SKIP: "to skip",
     PlanAction.BLOCKED: "would be blocked",
 }
@@ -195,6 +197,7 @@ class PlanMeasurements:
     null_entities: Mapping[date, int] = field(default_factory=dict[date, int])  #: rows of the expectation without one
     contradictions: Mapping[date, str] = field(default_factory=dict[date, str])  #: see `DateExpectation`
     prerequisites: Prerequisites = field(default_factory=Prerequisites)  #: rows that the dates to build lack
+    undone: Mapping[date, UndoneDate] = field(default_factory=dict[date, UndoneDate])  #: not checkpointed since
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
@@ -242,7 +245,7 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
         request=request,
         version=job.version,
         steps=ordered,
-        notes=(*missing_tables.notes(job), *_stale_notes(steps, measured)),
+        notes=(*missing_tables.notes(job), *_undone_notes(steps), *_stale_notes(steps, measured)),
         has_calendar=not missing_tables.calendar,
         compared_days=tuple(
             day
@@ -332,6 +335,7 @@ def _measure_range(
                 (expectation.table, expectation.date_column, expectation.time_zone): counts.expected.keys()
             },
         ),
+        undone=ledger.checkpoints.list_undone(job.name, span.start, span.through),
         latest_outcomes=ledger.dates.latest_date_outcomes(job.name, span.start, span.through)
         if request.reprocess is Reprocess.NONE
         else {},
@@ -397,6 +401,13 @@ def _stale_notes(steps: Sequence[PlanStep], measured: PlanMeasurements) -> list[
     return notes
 
 
+def _undone_notes(steps: Sequence[PlanStep]) -> list[str]:
+    undone = [step.day for step in steps if step.action is PlanAction.UNDONE]
+    days = format_dates(undone)
+    note = f"{len(undone)} date(s) are undone and left as they are: {days}; --reprocess undone builds them"
+    return [note] if undone else []
+
+
 def plan_dates(request: RunRequest, job: Job, measured: PlanMeasurements, options: RunOptions) -> list[PlanStep]:
     """One step per date, oldest first."""
     return [_plan_date(day, request, job, measured, options) for day in request.days]
@@ -418,6 +429,9 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
         return make_step(action=action, reason=done_reason if action is PlanAction.DONE else stale_reason or "")
     if skip_reason:
         return make_step(action=PlanAction.SKIP, reason=skip_reason)
+    undone = measured.undone.get(day)
+    if undone is not None and not reprocess.builds_undone:
+        return make_step(action=PlanAction.UNDONE, reason=undone.describe())
     if judgement is not None and judgement.verdict is Verdict.SKIPPED:
         return make_step(action=PlanAction.SKIP, reason=judgement.reason)
     choice = choose_source(
@@ -435,9 +449,8 @@ def _plan_date(day: date, request: RunRequest, job: Job, measured: PlanMeasureme
         floor=expectation.floor,
         floor_reason=expectation.floor_reason,
     )
-    reason = choice.reason
-    if reason_to_rebuild:
-        reason = f"{reason_to_rebuild}; {reason}"
+    earlier = reason_to_rebuild or (undone.describe() if undone is not None else None)
+    reason = f"{earlier}; {choice.reason}" if earlier else choice.reason
     if judgement is not None:
         reason = judgement.reason
     elif problem := measured.prerequisites.problem_with(choice, day):

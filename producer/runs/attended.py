@@ -70,7 +70,7 @@ def launch_and_follow(
     if not plan.steps_with(PlanAction.BUILD) and not plan.steps_with(PlanAction.BLOCKED):
         console.print(_nothing_to_do(plan))
         code = _limit_exit_code(COMPLETE, plan)
-        result = {"run": None, "result": _nothing_to_do(plan), "stale": _stale_json(plan)}
+        result = {"run": None, "result": _nothing_to_do(plan), **_left_json(plan)}
         return output.print(result, code)
     _confirm(plan, launch, yes=yes)
     if not launch.sequential:
@@ -141,21 +141,22 @@ def _run_and_show(
     code = _limit_exit_code(exit_code_for_run(progress), plan)
     actions = context.ledger.actions.list_actions(run_id)
     if output.is_wanted:
-        result = run_json(progress, context.ledger.dates.list_dates(run_id), actions) | {"stale": _stale_json(plan)}
+        result = run_json(progress, context.ledger.dates.list_dates(run_id), actions) | _left_json(plan)
         return output.print(result, code)
     print_run(console, progress, context.ledger.dates.get_run_summary(run_id), actions)
     if progress.run.state is RunState.CANCELLED:
         console.print(f"build the other dates: `backfill retry {run_id}`")
     elif progress.run.state is not RunState.SUCCEEDED:
         console.print(f"after fixing the cause: `backfill retry {run_id}`")
-    if stale := describe_stale(plan):
-        console.print(stale, soft_wrap=True, markup=False)
+    for left in filter(None, (describe_undone(plan), describe_stale(plan))):
+        console.print(left, soft_wrap=True, markup=False)
     return code
 
 
 def _limit_exit_code(code: int, plan: Plan) -> int:
     """The exit code, but INCOMPLETE instead of COMPLETE when dates were left incomplete."""
-    return INCOMPLETE if code == COMPLETE and any(step.is_left_incomplete for step in plan.steps) else code
+    is_incomplete = any(step.is_left_incomplete or step.action is PlanAction.UNDONE for step in plan.steps)
+    return INCOMPLETE if code == COMPLETE and is_incomplete else code
 
 
 def describe_interruption(exc: LaunchInterrupted) -> str:
@@ -171,8 +172,8 @@ def _nothing_to_do(plan: Plan) -> str:
     done, skipped = len(plan.steps_with(PlanAction.DONE)), len(plan.steps_with(PlanAction.SKIP))
     if incomplete := sum(step.is_left_incomplete for step in plan.steps):
         return f"nothing was built: {incomplete} incomplete date(s) were not selected; --reprocess failed builds them"
-    if stale := describe_stale(plan):
-        return f"nothing was built: {done} date(s) are checkpointed, {skipped} have nothing to build; {stale}"
+    if left := "; ".join(filter(None, (describe_undone(plan), describe_stale(plan)))):
+        return f"nothing was built: {done} date(s) are checkpointed, {skipped} have nothing to build; {left}"
     if done and not skipped:
         return f"nothing to do: all {done} date(s) are checkpointed"
     return f"nothing to do: {done} date(s) are checkpointed, {skipped} have nothing to build"
@@ -190,13 +191,28 @@ def describe_stale(plan: Plan) -> str:
     return f"{count} date(s) are stale ({reasons}): the same command with --reprocess stale builds them"
 
 
-def _stale_json(plan: Plan) -> list[dict[str, Any]]:
-    return [{"day": step.day, "reason": step.reason} for step in plan.steps_with(PlanAction.STALE)]
+def describe_undone(plan: Plan) -> str:
+    """The dates that are left as they are because their run was undone; empty without any."""
+    days = [step.day for step in plan.steps_with(PlanAction.UNDONE)]
+    if not days:
+        return ""
+    return (
+        f"{len(days)} date(s) are undone ({format_dates(days)}): the same command with --reprocess undone builds them"
+    )
+
+
+def _left_json(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """The dates that were left as they are although they are stale or undone."""
+    return {
+        action.value: [{"day": step.day, "reason": step.reason} for step in plan.steps_with(action)]
+        for action in (PlanAction.STALE, PlanAction.UNDONE)
+    }
 
 
 def _confirm(plan: Plan, launch: Launch, *, yes: bool) -> None:
     """At a terminal, ask before a run that is large or replaces published dates."""
     count = len(plan.steps_with(PlanAction.BUILD))
-    replaces = launch.request.reprocess in (Reprocess.ALL, Reprocess.STALE) or launch.request.forced_because is not None
+    keeps_published = launch.request.reprocess in (Reprocess.NONE, Reprocess.FAILED)
+    replaces = not keeps_published or launch.request.forced_because is not None
     if sys.stdin.isatty() and (replaces or count >= CONFIRM_FROM_DATES):
         confirm(yes, f"Build {count} date(s)?", "started")

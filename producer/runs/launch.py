@@ -107,7 +107,7 @@ def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContex
     return [
         date_to_build(step) if step.action is PlanAction.BUILD else decided_date(step)
         for step in plan.steps
-        if step.action not in (PlanAction.DONE, PlanAction.STALE)
+        if step.action not in (PlanAction.DONE, PlanAction.STALE, PlanAction.UNDONE)
     ]
 
 

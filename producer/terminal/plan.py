@@ -16,6 +16,7 @@ STYLES = {
     PlanAction.BUILD: "green",
     PlanAction.DONE: "dim",
     PlanAction.STALE: "yellow",
+    PlanAction.UNDONE: "yellow",
     PlanAction.SKIP: "dim",
     PlanAction.BLOCKED: "bold red",
 }

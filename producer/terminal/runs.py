@@ -9,7 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gated_backfill.common.ledger import ActionRow, DateRow, DateState, Run, RunProgress, RunState, RunSummary
+from gated_backfill.common.ledger import (
+    ActionRow,
+    DateRow,
+    DateState,
+    Run,
+    RunProgress,
+    RunState,
+    RunSummary,
+    UndoneDate,
+)
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
@@ -48,10 +57,7 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
             console.print(
                 f"  ordered  {_format_time(action.at)}, {plain_line(describe_action(action))}", soft_wrap=True
             )
-    if run.undone_at is not None:
-        console.print(
-            f"  [bold yellow]undone[/bold yellow]   {_format_time(run.undone_at)}, by {plain_line(run.undone_by or '')}"
-        )
+    _print_undone(console, run, summary.undone)
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
     for source in summary.sources:
@@ -64,6 +70,22 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
         console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {plain_line(row.reason or '')}")
         _print_replacement(console, row)
         _print_entities(console, row)
+
+
+def _print_undone(console: Console, run: Run, undone: Sequence[UndoneDate]) -> None:
+    """Print when the run was undone and by whom, the dates, and how to complete an undo that is not complete."""
+    latest = max(undone, key=lambda undone_date: undone_date.at, default=None)
+    at, by = (run.undone_at, run.undone_by) if run.undone_at else (latest.at, latest.by) if latest else (None, None)
+    label = "[bold yellow]undone[/bold yellow] "
+    if at is not None:
+        restored = [undone_date.day for undone_date in undone if undone_date.restored]
+        days = f": {len(restored)} date(s), {format_dates(restored)}" if restored else ""
+        console.print(f"  {label}  {_format_time(at)}, by {plain_line(by or '')}{days}", soft_wrap=True)
+    if written := [undone_date.day for undone_date in undone if not undone_date.restored]:
+        words = "whose rows were not restored: another writer changed them, or the undo was interrupted"
+        console.print(f"  {label}  {len(written)} date(s) {words}: {format_dates(written)}", soft_wrap=True)
+    if run.undone_at is None and (undone or run.undo_owner):
+        console.print(f"  {label}  in part only: `backfill undo {run.id}` completes it", soft_wrap=True)
 
 
 def exit_code_for_run(progress: RunProgress) -> int:
@@ -226,6 +248,9 @@ def _date_json(row: DateRow) -> dict[str, Any]:
         "error_place": row.error_place,
         "checksum": row.checksum,
         "seconds": row.seconds,
+        "undone_at": row.undone_at,
+        "undone_by": row.undone_by,
+        "undo_restored": row.undo_restored,
         "quarantined": row.staged_path if row.state is DateState.BLOCKED else None,
     }
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import BackupMissing, UserError
+from gated_backfill.common.errors import BackupMissing, LeaseTakenOver, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
+from gated_backfill.producer.runs import undo
 from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
 from tests.builders import age_kept_rows, undo_begun
 from tests.emulator import Emulator
@@ -45,6 +47,11 @@ def checkpoints(lab: Lab, days: Sequence[date] = DAYS) -> dict[date, str]:
     return {day: checkpoint.run_id for day, checkpoint in found.items()}
 
 
+def rows_by_day(lab: Lab) -> list[bytes]:
+    """What each partition holds, oldest first."""
+    return [rows for _, rows in sorted(lab.table_bytes(TARGET).items())]
+
+
 def undone(lab: Lab, progress: RunProgress) -> UndoPlan:
     planned = plan_undo(progress.run.id, lab.context)
     undo_run(planned, lab.context, "a test")
@@ -63,7 +70,7 @@ def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_l
     assert any_lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
 
 
-def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_run(any_lab: Lab) -> None:
+def test_dates_that_held_nothing_hold_nothing_again_and_are_built_when_asked_for(any_lab: Lab) -> None:
     sources(any_lab, DAYS)
     first = built(any_lab, DAYS)
     whole = any_lab.table_bytes(TARGET)
@@ -72,8 +79,9 @@ def test_dates_that_held_nothing_hold_nothing_again_and_are_built_by_the_next_ru
 
     assert any_lab.table_bytes(TARGET) == {}
     assert checkpoints(any_lab) == {}
-    assert {step.action for step in any_lab.plan(DAYS, "probe").steps} == {PlanAction.BUILD}
-    any_lab.run(DAYS, "probe")
+    plan = any_lab.plan(DAYS, "probe", reprocess=Reprocess.UNDONE)
+    assert {step.action for step in plan.steps} == {PlanAction.BUILD}
+    any_lab.run(DAYS, "probe", reprocess=Reprocess.UNDONE)
     assert any_lab.table_bytes(TARGET) == whole
 
 
@@ -133,6 +141,172 @@ def test_a_date_written_between_plan_and_undo_is_left_alone_and_said(any_lab: La
     assert [len(any_lab.published(TARGET, day, "day")) for day in DAYS] == [0, 0, 1]
     assert any_lab.ledger.runs.get_run(planned.run.id).undone_at is None
     assert checkpoints(any_lab) == {}
+
+
+def test_an_undo_that_was_overtaken_on_a_date_is_ended_by_the_next(any_lab: Lab) -> None:
+    first, before, second = built_twice(any_lab)
+    planned = plan_undo(second.run.id, any_lab.context)
+    overwrite(any_lab, DAYS[2])
+    written = any_lab.published(TARGET, DAYS[2], "day")
+    with pytest.raises(UndoIncomplete, match=f"`backfill undo {second.run.id}` ends the undo without them"):
+        undo_run(planned, any_lab.context, "a test")
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS[:2], first.run.id)
+    assert {step.action for step in any_lab.plan(DAYS, "probe").steps} == {PlanAction.STALE, PlanAction.UNDONE}
+
+    again = undone(any_lab, second)
+
+    assert (again.days, list(again.written)) == ([], [DAYS[2]])
+    assert any_lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
+    assert any_lab.published(TARGET, DAYS[2], "day") == written
+    assert rows_by_day(any_lab)[:2] == [rows for _, rows in sorted(before.items())][:2]
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS[:2], first.run.id)
+    with pytest.raises(UserError, match=r"undone already.*left as they are: something other.*2024-01-03"):
+        plan_undo(second.run.id, any_lab.context)
+
+
+def test_the_next_run_does_not_build_undone_rows_again(any_lab: Lab) -> None:
+    """Two dates are undone while somebody writes one of them: neither gets the undone rows back."""
+    _, _, second = built_twice(any_lab)
+    planned = plan_undo(second.run.id, any_lab.context)
+    overwrite(any_lab, DAYS[2])
+    with pytest.raises(UndoIncomplete):
+        undo_run(planned, any_lab.context, "a test")
+    rows = any_lab.table_bytes(TARGET)
+    another = FIRST + timedelta(days=3)
+    sources(any_lab, [another])
+
+    any_lab.run([*DAYS, another], "probe")
+
+    assert rows.items() <= any_lab.table_bytes(TARGET).items()
+
+
+def test_dates_that_were_written_since_are_left_when_asked_for(any_lab: Lab) -> None:
+    first, before, second = built_twice(any_lab)
+    overwrite(any_lab, DAYS[0])
+    third = built(any_lab, DAYS[1:2])
+    written = rows_by_day(any_lab)
+    with pytest.raises(UserError, match=r"nothing was changed; --leave-written undoes the other 1 date"):
+        plan_undo(second.run.id, any_lab.context)
+
+    planned = plan_undo(second.run.id, any_lab.context, leave_written=True)
+    undo_run(planned, any_lab.context, "a test")
+
+    assert planned.days == DAYS[2:]
+    assert planned.written == {DAYS[0]: "something other than a run of this job", DAYS[1]: f"run {third.run.id}"}
+    assert rows_by_day(any_lab) == [*written[:2], max(before.items())[1]]
+    assert checkpoints(any_lab) == {DAYS[1]: third.run.id, DAYS[2]: first.run.id}
+    actions = [step.action for step in any_lab.plan(DAYS, "probe").steps]
+    assert actions == [PlanAction.UNDONE, PlanAction.DONE, PlanAction.STALE]
+
+
+def test_rows_of_an_undone_run_that_came_back_can_be_undone(any_lab: Lab) -> None:
+    first, before, second = built_twice(any_lab)
+    sources(any_lab, DAYS, more=0.3)
+    third = built(any_lab, DAYS[:1])
+    undo_run(plan_undo(second.run.id, any_lab.context, leave_written=True), any_lab.context, "a test")
+    undone(any_lab, third)
+    assert checkpoints(any_lab) == {DAYS[0]: second.run.id} | dict.fromkeys(DAYS[1:], first.run.id)
+
+    undone(any_lab, second)
+
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
+
+
+def test_an_undo_that_is_interrupted_has_undone_its_first_dates_and_is_completed(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before, second = built_twice(any_lab)
+    monkeypatch.setattr(undo, "DATES_PER_RESTORE", 1)
+    real, calls = undo._restore, count()
+
+    def dying(*arguments: Any) -> frozenset[date]:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(undo, "_restore", dying)
+    with pytest.raises(KeyboardInterrupt):
+        undone(any_lab, second)
+    assert checkpoints(any_lab) == {DAYS[0]: first.run.id, DAYS[2]: second.run.id}
+    assert any_lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {second.run.id: DAYS[1:]}
+
+    completed = undone(any_lab, second)
+
+    assert completed.days == DAYS[1:]
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
+    assert any_lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
+
+
+def test_an_interrupted_undo_that_can_not_be_completed_frees_its_dates(lab: Lab) -> None:
+    _, _, second = built_twice(lab)
+    undo_begun(lab.ledger, second.run.id, DAYS)
+    for rows in (lab.home / "warehouse" / ".undo").rglob("*.parquet"):
+        rows.unlink()
+
+    refused = lab.inside("undo", second.run.id, "--yes")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "not kept any more" in refused.stderr
+    assert "its dates are free for runs" in refused.stderr
+    assert built(lab, DAYS).run.state is RunState.SUCCEEDED
+
+
+def test_two_undos_at_once_leave_one_refused_in_a_clear_line(any_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, before, second = built_twice(any_lab)
+    real = undo._restore
+
+    def frozen(*arguments: Any) -> frozenset[date]:
+        monkeypatch.setattr(undo, "_restore", real)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(undo, "process_identity", lambda: "elsewhere:1:1")
+            with pytest.raises(UndoInProgress, match=f"run {second.run.id} is being undone by"):
+                undone(any_lab, second)
+        return real(*arguments)
+
+    monkeypatch.setattr(undo, "_restore", frozen)
+    undone(any_lab, second)
+
+    assert any_lab.table_bytes(TARGET) == before
+
+
+def test_an_undo_that_was_frozen_and_taken_over_ends_in_a_clear_line(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, before, second = built_twice(any_lab)
+    real = undo._restore
+
+    def frozen(*arguments: Any) -> frozenset[date]:
+        restored = real(*arguments)
+        monkeypatch.setattr(undo, "_restore", real)
+        undone(any_lab, second)  # the same process, or one that believes it dead
+        return restored
+
+    monkeypatch.setattr(undo, "_restore", frozen)
+    with pytest.raises(LeaseTakenOver, match=f"taken over the undo of run {second.run.id}"):
+        undo_run(plan_undo(second.run.id, any_lab.context), any_lab.context, "another test")
+
+    assert any_lab.table_bytes(TARGET) == before
+    assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
+    assert any_lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
+
+
+def test_the_command_names_the_dates_it_leaves_and_exits_with_3(lab: Lab) -> None:
+    _, _, second = built_twice(lab)
+    overwrite(lab, DAYS[0])
+    refused = lab.inside("undo", second.run.id, "--yes")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--leave-written undoes the other 2 date(s)" in refused.stderr
+
+    done = lab.inside("undo", second.run.id, "--yes", "--leave-written")
+
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "left as they are: something other than a run of this job has written 1 of its dates" in done.stdout
+    assert "undone: 2 date(s), 2 have their earlier checkpoints again" in done.stdout
+    shown = " ".join(lab.inside("status", second.run.id).stdout.split())
+    assert "2 date(s), 2024-01-02..2024-01-03" in shown
+    assert "1 date(s) whose rows were not restored" in shown
 
 
 def test_a_run_that_rebuilt_the_dates_between_plan_and_undo_keeps_its_rows_and_checkpoints(any_lab: Lab) -> None:

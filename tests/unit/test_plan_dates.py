@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from gated_backfill.common.audit.staleness import Staleness
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Checkpoint, DateRow, DateState
+from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, UndoneDate
 from gated_backfill.common.model.coverage import NO_FLOOR, ExpectationFloor, Fallback, Verdict
 from gated_backfill.common.model.job import Batch, Calendar, CalendarEvents, Expectation, Job, Source, Target
 from gated_backfill.common.model.run_options import RunOptions
@@ -116,6 +116,7 @@ def step_of(facts: PlanMeasurements, *, day: date = DAY, job: Job = JOB, **reque
 # -- dates that an earlier run dealt with -------------------------------------------------------------------------
 
 ALL = tuple(Reprocess)
+NOT_NONE = ALL[1:]
 
 
 STALE = Staleness(reasons={DAY: "stale: built by version 2, the job is version 3 now"})
@@ -127,6 +128,7 @@ STALE = Staleness(reasons={DAY: "stale: built by version 2, the job is version 3
         (Reprocess.NONE, PlanAction.STALE),
         (Reprocess.FAILED, PlanAction.STALE),
         (Reprocess.STALE, PlanAction.BUILD),
+        (Reprocess.UNDONE, PlanAction.STALE),
         (Reprocess.ALL, PlanAction.BUILD),
     ],
 )
@@ -161,19 +163,38 @@ def test_a_changed_expectation_comes_before_staleness() -> None:
     assert step_of(replace(GROWN, staleness=STALE)).action is PlanAction.BUILD
 
 
+UNDONE = UndoneDate(day=DAY, run_id="run-0", by="ada", at=NOON, restored=True)
+
+
+def undone(**facts: Any) -> PlanMeasurements:
+    return replace(measured(**facts), undone={DAY: UNDONE})
+
+
+def test_an_undone_date_is_left_with_who_and_when_also_if_it_would_be_blocked() -> None:
+    for facts in (undone(), undone(upcoming=0, derived=0), undone(expected=0), undone(end=ended(DateState.BLOCKED))):
+        step = step_of(facts)
+        assert step.action is PlanAction.UNDONE
+        assert step.reason == f"undone by ada at {NOON:%Y-%m-%d %H:%M} UTC (run run-0)"
+        assert not step.is_left_incomplete
+
+
+def test_an_undone_date_that_is_flagged_is_built() -> None:
+    step = step_of(undone(), rebuilt=(DAY,))
+    assert step.action is PlanAction.BUILD
+    assert step.reason.startswith("undone by ada")
+
+
 @pytest.mark.parametrize(
     ("facts", "built_with"),
     [
         pytest.param(measured(), ALL, id="new"),
         pytest.param(measured(checkpoint=DONE), (Reprocess.ALL,), id="checkpointed"),
         pytest.param(measured(checkpoint=FORCED), (Reprocess.ALL,), id="forced"),
+        pytest.param(undone(), (Reprocess.UNDONE, Reprocess.ALL), id="undone"),
+        pytest.param(undone(end=ended(DateState.FAILED)), (Reprocess.UNDONE, Reprocess.ALL), id="undone-and-failed"),
         pytest.param(measured(checkpoint=DONE, end=ended(DateState.FAILED)), (Reprocess.ALL,), id="rebuilt-in-vain"),
-        pytest.param(
-            measured(end=ended(DateState.FAILED)), (Reprocess.FAILED, Reprocess.STALE, Reprocess.ALL), id="failed"
-        ),
-        pytest.param(
-            measured(end=ended(DateState.BLOCKED)), (Reprocess.FAILED, Reprocess.STALE, Reprocess.ALL), id="blocked"
-        ),
+        pytest.param(measured(end=ended(DateState.FAILED)), NOT_NONE, id="failed"),
+        pytest.param(measured(end=ended(DateState.BLOCKED)), NOT_NONE, id="blocked"),
         pytest.param(measured(end=ended(DateState.SKIPPED)), ALL, id="skipped-then"),
     ],
 )
@@ -473,4 +494,4 @@ def test_a_damaged_plan_is_refused(file: Path, damage: Mapping[str, Any]) -> Non
 def test_a_plan_counts_what_it_will_do() -> None:
     plan = replace(PLAN, steps=(PLAN.steps[0], replace(PLAN.steps[1], action=PlanAction.SKIP, reason="a Monday")))
     assert plan.summary() == "players, 2023-02-23..2023-02-24: 2 date(s): 1 to build, 1 to skip"
-    assert plan.as_json()["counts"] == {"build": 1, "stale": 0, "done": 0, "skip": 1, "blocked": 0}
+    assert plan.as_json()["counts"] == {"build": 1, "stale": 0, "undone": 0, "done": 0, "skip": 1, "blocked": 0}

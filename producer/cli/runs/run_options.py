@@ -57,7 +57,7 @@ DATE_OPTIONS = (
         default=Reprocess.FAILED.value,
         help="Which dates of earlier runs to build again. none: only dates without a result. failed: also the "
         "blocked and failed ones. stale: also the checkpointed ones whose job's version, rules or inputs have changed "
-        "since. all: also the other checkpointed ones.",
+        "since. undone: the blocked and failed ones, and those whose run was undone. all: every date.",
     ),
     click.option("--newest-first", is_flag=True, help="Build the latest dates first."),
 )

@@ -76,7 +76,7 @@ def coverage(
     that the job's columns do not allow); changed (the rows differ from the checkpoint); forced (unchanged since they
     were forced); expectation incomplete (null entities, or the calendar, a floor, a checkpoint or rows say that more
     must be expected); in progress (an active run is working on the date); skipped. Dates are listed as stale whose
-    job's version or rules, sources or inputs have changed since they were checkpointed.
+    job's version or rules, sources or inputs have changed since they were checkpointed, and as undone whose run was.
     Exit codes: 0 every date is complete, accepted, forced or skipped; 3 some are not.
     """
     days = resolve_audit_days(start_date, end_date, dates, last_days)
@@ -118,7 +118,9 @@ def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> No
         console.print(f"  note: {escape(note)}", soft_wrap=True)
     unlisted = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
     dates = [
-        audited for audited in audit.dates if every_date or audited.finding not in unlisted or audited.stale is not None
+        audited
+        for audited in audit.dates
+        if every_date or audited.finding not in unlisted or audited.stale or audited.observed.undone
     ]
     if not dates:
         return
@@ -153,6 +155,9 @@ def print_next_steps(console: Console, audit: AuditResult, changes: FlagChanges 
     if audit.stale:
         days = format_dates(audited.day for audited in audit.stale)
         console.print(f"stale: {len(audit.stale)} date(s): {days}; `--reprocess stale` builds them", soft_wrap=True)
+    if audit.undone:
+        days = format_dates(audited.day for audited in audit.undone)
+        console.print(f"undone: {len(audit.undone)} date(s): {days}; `--reprocess undone` builds them", soft_wrap=True)
     if audit.with_finding(AuditFinding.IN_PROGRESS):
         console.print("next: audit the dates of the active run again after its end: `backfill watch`")
     if not audit.dates_to_flag:
@@ -169,6 +174,7 @@ def _audit_json(audit: AuditResult, changes: FlagChanges | None) -> dict[str, ob
         "summary": audit.summary(),
         "counts": {finding.value: len(audit.with_finding(finding)) for finding in AuditFinding},
         "stale": [{"day": str(audited.day), "reason": audited.stale} for audited in audit.stale],
+        "undone": [audited.observed.undone.as_json() for audited in audit.undone if audited.observed.undone],
         "notes": list(audit.notes),
         "flagged": [str(audited.day) for audited in changes.flagged] if changes else None,
         "flags_cleared": [str(day) for day in changes.cleared] if changes else None,
