@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.ledger import RunState
+from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess, make_plan
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.producer.tables.create import create_tables
+from gated_backfill.worker.dates.process import process_dates
+from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests.builders import FEB_23, FEB_24, FEB_25
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -58,6 +62,43 @@ def test_dates_stay_done_and_can_be_undone_when_a_column_is_added(
     assert {step.action for step in plan.steps} <= {PlanAction.DONE, PlanAction.STALE}
     undo_run(plan_undo(first.id, lab.context), lab.context, "a test")
     assert emulator.rows("probe.probe") == []
+
+
+def test_dates_stay_done_and_can_be_undone_when_a_column_is_added_to_files(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(4))
+    first = lab.run(DAYS, "probe").run
+    before = lab.table_bytes("probe.probe")
+    lab._load_probe("first", [FEB_23], players(4), lowest=50.0)
+    second = lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run
+    lab.context.warehouse.add_columns(TableName("probe", "probe"), {"note": "STRING"})
+
+    plan = make_plan(lab.request(DAYS, "probe"), find_job("probe"), lab.context.warehouse, lab.ledger)
+    assert [step.action for step in plan.steps] == [PlanAction.DONE, PlanAction.DONE]
+    undo_run(plan_undo(second.id, lab.context), lab.context, "a test")
+    assert lab.table_bytes("probe.probe") == before
+    undo_run(plan_undo(first.id, lab.context), lab.context, "a test")
+    assert lab.table_bytes("probe.probe") == {}
+
+
+def test_a_published_date_is_recognised_when_a_column_is_added(any_lab: Lab) -> None:
+    lab = any_lab
+    lab.probe_all(DAYS, players(4))
+    run, deps, _ = lab.opened(DAYS, "probe")
+    process_dates(run.id, DAYS, deps)
+
+    def die(run_id: str, days: Collection[date], **_: object) -> list[date]:
+        if days:
+            raise KeyboardInterrupt
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deps.ledger.checkpoints, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            close_window(run.id, 1, deps)
+    lab.context.warehouse.add_columns(TableName("probe", "probe"), {"note": "STRING"})
+
+    assert close_window(run.id, 1, lab.opened_again()) is GateOutcome.CLOSED
+    assert {row.state for row in lab.ledger.dates.list_dates(run.id)} == {DateState.CHECKPOINTED}
 
 
 def test_a_value_in_the_added_column_is_a_change(bigquery_lab: Lab, emulator: Emulator) -> None:

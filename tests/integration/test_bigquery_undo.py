@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from gated_backfill.common.errors import BackupMissing, LeaseTakenOver
+from gated_backfill.common.errors import BackupMissing
 from gated_backfill.common.ledger import RunState
-from gated_backfill.common.model.publication import Backup, BackupDate, KeptRows, PublishResult, StagedFile
+from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
@@ -27,140 +27,15 @@ from gated_backfill.producer.runs.session import Launch, plan_launch
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.gate.gate import GateOutcome, advance_run, close_window
-from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, publication_of, rows_of, span, staged
+from tests.builders import DAYS, FEB_23, FEB_24, TABLE, counts, rows_of, staged
 from tests.emulator import Emulator
+from tests.integration.test_warehouse_undo import ALL, kept, load, publish, restore_kept, undo
 from tests.lab import Lab, players
 from tests.rest_double import RestDouble
 from tests.rest_lab import opened
 
 BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
-ALL = span(DAYS[0], DAYS[-1])
 DAY_MS = 24 * 3600 * 1000
-
-
-def publish(
-    warehouse: BigQueryWarehouse, *files: StagedFile, name: str = "run-1/0", generation: int = 1
-) -> PublishResult:
-    now = warehouse.fingerprints(TABLE, "day", [file.day for file in files])
-    publication = publication_of(name, generation=generation)
-    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
-
-
-def load(warehouse: BigQueryWarehouse, day: date, players: int) -> None:
-    warehouse.load(TABLE, "day", rows_of(day, players=players))
-
-
-def undo(warehouse: BigQueryWarehouse, run: str = "run-1", generation: int = 1) -> frozenset[date]:
-    replaced = warehouse.replaced_partitions(TABLE, "day", run, DAYS)
-    return warehouse.restore(TABLE, "day", run, replaced, generation=generation)
-
-
-def kept(warehouse: BigQueryWarehouse) -> list[tuple[date, str, int]]:
-    return [(one.day, one.removed_by, one.rows) for one in warehouse.list_kept(TABLE, "day", ALL)]
-
-
-def restore_kept(warehouse: BigQueryWarehouse, rows: KeptRows) -> bool:
-    current = warehouse.fingerprints(TABLE, "day", [rows.day])[rows.day]
-    return warehouse.restore_kept(TABLE, "day", rows, current=current)
-
-
-# -- fences -------------------------------------------------------------------------------------------------------
-
-
-def test_a_gate_that_was_overtaken_publishes_nothing(bigquery_warehouse: BigQueryWarehouse, staging: Staging) -> None:
-    load(bigquery_warehouse, FEB_23, 3)
-    publish(bigquery_warehouse, staged(staging, FEB_23, players=5), generation=2)
-
-    late = [staged(staging, FEB_23, players=7, attempt=2), staged(staging, FEB_24, players=7, attempt=2)]
-    with pytest.raises(LeaseTakenOver, match=r"nba\.factors"):
-        publish(bigquery_warehouse, *late, generation=1)
-
-    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 5}
-    assert publish(bigquery_warehouse, *late, name="run-1/1").published == {FEB_23, FEB_24}  # another window
-    assert publish(bigquery_warehouse, *late, name="run-2/0").published == {FEB_23, FEB_24}  # another run
-
-
-def test_a_gate_is_overtaken_by_one_that_had_nothing_to_change(
-    bigquery_warehouse: BigQueryWarehouse, staging: Staging
-) -> None:
-    file = staged(staging, FEB_23, players=5)
-    assert publish(bigquery_warehouse, file, generation=1).published == {FEB_23}
-    assert publish(bigquery_warehouse, file, generation=2).published == {FEB_23}
-    load(bigquery_warehouse, FEB_23, 3)
-
-    for late in (staged(staging, FEB_23, players=7, attempt=2), file):
-        with pytest.raises(LeaseTakenOver):
-            publish(bigquery_warehouse, late, generation=1)
-    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 3}
-
-
-@pytest.mark.parametrize("replaces", [True, False])
-def test_a_run_that_was_undone_publishes_nothing_more(
-    bigquery_warehouse: BigQueryWarehouse, staging: Staging, replaces: bool
-) -> None:
-    if replaces:
-        load(bigquery_warehouse, FEB_23, 3)
-    before = counts(bigquery_warehouse, *DAYS) if replaces else {}
-    file = staged(staging, FEB_23, players=5)
-    publish(bigquery_warehouse, file)
-    assert undo(bigquery_warehouse) == {FEB_23}
-
-    for name in ("run-1/0", "run-1/7"):
-        with pytest.raises(LeaseTakenOver):
-            publish(bigquery_warehouse, file, name=name, generation=9)
-    assert counts(bigquery_warehouse, *DAYS) == before
-    assert publish(bigquery_warehouse, file, name="run-2/0").published == {FEB_23}
-
-
-def test_an_undo_without_anything_to_restore_ends_the_run_as_well(
-    bigquery_warehouse: BigQueryWarehouse, staging: Staging
-) -> None:
-    load(bigquery_warehouse, FEB_23, 3)
-    assert undo(bigquery_warehouse) == frozenset()
-    with pytest.raises(LeaseTakenOver):
-        publish(bigquery_warehouse, staged(staging, FEB_23, players=5), generation=9)
-    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 3}
-
-
-def test_an_undo_that_was_overtaken_removes_nothing(bigquery_warehouse: BigQueryWarehouse, staging: Staging) -> None:
-    file = staged(staging, FEB_23, players=5)
-    publish(bigquery_warehouse, file)
-    replaced = bigquery_warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
-    assert undo(bigquery_warehouse, generation=2) == {FEB_23}
-    publish(bigquery_warehouse, file, name="run-2/0")  # the same bytes again
-
-    with pytest.raises(LeaseTakenOver):
-        bigquery_warehouse.restore(TABLE, "day", "run-1", replaced, generation=1)
-
-    assert counts(bigquery_warehouse, *DAYS) == {FEB_23: 5}
-    with pytest.raises(LeaseTakenOver):  # also without anything to restore
-        bigquery_warehouse.restore(TABLE, "day", "run-1", {}, generation=1)
-
-
-def test_a_cleanup_that_was_overtaken_deletes_nothing(bigquery_warehouse: BigQueryWarehouse) -> None:
-    warehouse = bigquery_warehouse
-    load(warehouse, FEB_23, 3)
-    warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
-    dates = warehouse.read_backup(BACKUP)
-    assert warehouse.deleted_at(BACKUP) is None
-    warehouse.delete_backed_up(BACKUP, dates, generation=2)
-    deleted_at = warehouse.deleted_at(BACKUP)
-    assert deleted_at is not None
-    assert abs(deleted_at - utcnow()) < timedelta(minutes=5)
-    with pytest.raises(LeaseTakenOver):
-        warehouse.restore_backup(BACKUP, dates, generation=1)
-    assert counts(warehouse, *DAYS) == {}
-    assert warehouse.restore_backup(BACKUP, dates, generation=3) == {FEB_23}
-
-    with pytest.raises(LeaseTakenOver, match=r"nba\.factors"):
-        warehouse.delete_backed_up(BACKUP, dates, generation=2)
-
-    assert counts(warehouse, *DAYS) == {FEB_23: 3}
-    assert warehouse.deleted_at(BACKUP) == deleted_at
-    warehouse.delete_backed_up(BACKUP, dates, generation=4)
-    warehouse.delete_backed_up(BACKUP, dates, generation=5)
-    with pytest.raises(LeaseTakenOver):
-        warehouse.delete_backed_up(BACKUP, dates, generation=4)
 
 
 def test_a_gate_that_was_frozen_until_its_run_was_undone_publishes_nothing(bigquery_lab: Lab) -> None:
@@ -194,52 +69,6 @@ def test_a_gate_that_was_frozen_until_its_run_was_undone_publishes_nothing(bigqu
     warehouse._jobs.run_script = run_later
     assert close_window(run.id, 1, frozen) is GateOutcome.NOT_CLAIMED
     assert lab.published("probe.probe", FEB_23, "day") == before
-
-
-# -- kept rows ----------------------------------------------------------------------------------------------------
-
-
-def test_every_replacement_is_kept_and_undo_gives_the_last_rows_of_others_back(
-    bigquery_warehouse: BigQueryWarehouse, staging: Staging
-) -> None:
-    warehouse = bigquery_warehouse
-    load(warehouse, FEB_23, 3)
-    publish(warehouse, staged(staging, FEB_23, players=5))
-    load(warehouse, FEB_23, 4)  # a daily job
-    (daily,) = warehouse.fingerprints(TABLE, "day", [FEB_23]).values()
-    publish(warehouse, staged(staging, FEB_23, players=6, attempt=2))
-    publish(warehouse, staged(staging, FEB_23, players=7, attempt=3), staged(staging, FEB_24, players=2))
-
-    replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
-    assert {day: partition.before for day, partition in replaced.items()} == {FEB_23: daily, FEB_24: ABSENT}
-    assert kept(warehouse) == [(FEB_23, "run run-1", rows) for rows in (6, 4, 3)]
-    assert undo(warehouse) == {FEB_23, FEB_24}
-    assert counts(warehouse, *DAYS) == {FEB_23: 4}
-    undone = "undo of run run-1"
-    assert kept(warehouse)[:2] == [(FEB_24, undone, 2), (FEB_23, undone, 7)]
-    assert len(kept(warehouse)) == 5
-
-
-def test_kept_rows_are_put_back_and_what_they_replace_is_kept(
-    bigquery_warehouse: BigQueryWarehouse, staging: Staging
-) -> None:
-    warehouse = bigquery_warehouse
-    load(warehouse, FEB_23, 3)
-    (first,) = warehouse.fingerprints(TABLE, "day", [FEB_23]).values()
-    publish(warehouse, staged(staging, FEB_23, players=5), staged(staging, FEB_24, players=2))
-    (rows,) = warehouse.list_kept(TABLE, "day", ALL)
-    assert (rows.fingerprint, rows.rows) == (first, 3)
-    assert abs(rows.kept_at - utcnow()) < timedelta(minutes=5)
-
-    assert restore_kept(warehouse, rows)
-
-    assert warehouse.fingerprints(TABLE, "day", [FEB_23]) == {FEB_23: first}
-    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 2}
-    assert kept(warehouse) == [(FEB_23, "restore of kept rows", 5), (FEB_23, "run run-1", 3)]
-    assert restore_kept(warehouse, rows)
-    assert len(kept(warehouse)) == 2  # it held them already
-    assert restore_kept(warehouse, warehouse.list_kept(TABLE, "day", ALL)[0])
-    assert counts(warehouse, FEB_23) == {FEB_23: 5}
 
 
 def test_kept_rows_are_put_back_on_a_date_without_rows_only_if_it_has_none(

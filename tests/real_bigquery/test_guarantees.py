@@ -10,7 +10,7 @@ import pytest
 from google.api_core.exceptions import BadRequest, GoogleAPICallError
 from google.cloud import bigquery
 
-from gated_backfill.common.errors import QueryFailed, WarehouseUnavailable
+from gated_backfill.common.errors import LeaseTakenOver, QueryFailed, WarehouseUnavailable
 from gated_backfill.common.model.publication import WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
@@ -27,14 +27,16 @@ def counts(warehouse: BigQueryWarehouse, table: TableName) -> dict[date, int]:
     return {row["day"]: row["n"] for row in warehouse.query(COUNT, scans={"t": scan}).to_pylist()}
 
 
-def publish(warehouse: BigQueryWarehouse, table: TableName, *files, since=None, run: str | None = None):
+def publish(
+    warehouse: BigQueryWarehouse, table: TableName, *files, since=None, run: str | None = None, generation: int = 1
+):
     now = warehouse.fingerprints(table, "day", [file.day for file in files]) if since is None else since
     return warehouse.publish(
         table,
         "day",
         files,
         fingerprints_when_staged=now,
-        publication=publication_of(f"{run or 'run-' + uuid4().hex[:8]}/1"),
+        publication=publication_of(f"{run or 'run-' + uuid4().hex[:8]}/1", generation=generation),
     )
 
 
@@ -55,6 +57,40 @@ def test_a_publication_replaces_its_dates_and_can_be_undone(
     replaced = real_warehouse.replaced_partitions(table, "day", "run-x", DAYS)
     assert real_warehouse.restore(table, "day", "run-x", replaced, generation=1) == {FEB_23, FEB_24}
     assert real_warehouse.fingerprints(table, "day", DAYS) == before
+
+
+def test_a_gate_that_was_overtaken_publishes_nothing(
+    real_warehouse: BigQueryWarehouse, table: TableName, staging: Staging
+) -> None:
+    run = f"run-{uuid4().hex[:8]}"
+    publish(real_warehouse, table, staged(staging, FEB_23, players=5), run=run, generation=2)
+    late = staged(staging, FEB_23, players=7, attempt=2)
+    with pytest.raises(LeaseTakenOver):
+        publish(real_warehouse, table, late, run=run, generation=1)
+    replaced = real_warehouse.replaced_partitions(table, "day", run, DAYS)
+    real_warehouse.restore(table, "day", run, replaced, generation=2)
+    with pytest.raises(LeaseTakenOver):
+        real_warehouse.restore(table, "day", run, replaced, generation=1)
+    with pytest.raises(LeaseTakenOver):
+        publish(real_warehouse, table, late, run=run, generation=9)
+    assert counts(real_warehouse, table) == {}
+
+
+def test_every_replacement_is_kept_and_can_be_put_back(
+    real_warehouse: BigQueryWarehouse, table: TableName, staging: Staging
+) -> None:
+    run = f"run-{uuid4().hex[:8]}"
+    for players in (3, 4):
+        real_warehouse.load(table, "day", rows_of(FEB_23, players=players))
+        publish(real_warehouse, table, staged(staging, FEB_23, players=players + 5, attempt=players), run=run)
+    replaced = real_warehouse.replaced_partitions(table, "day", run, DAYS)
+    assert real_warehouse.restore(table, "day", run, replaced, generation=1) == {FEB_23}
+    assert counts(real_warehouse, table) == {FEB_23: 4}
+    kept = real_warehouse.list_kept(table, "day", span(DAYS[0], DAYS[-1]))
+    assert [rows.rows for rows in kept] == [9, 4, 3]
+    (current,) = real_warehouse.fingerprints(table, "day", [FEB_23]).values()
+    assert real_warehouse.restore_kept(table, "day", kept[-1], current=current)
+    assert counts(real_warehouse, table) == {FEB_23: 3}
 
 
 def _parts(warehouse: BigQueryWarehouse) -> tuple[BigQueryAddress, WarehouseLimits]:
