@@ -91,6 +91,7 @@ class Service:
     dates: PublishedDates = field(default_factory=PublishedDates)
     permissions: tuple[str, ...] = ("bigquery.tables.getData", "bigquery.tables.updateData")
     uploads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ahead: timedelta = timedelta()  #: of this machine's clock
     _failing_jobs: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     _slow: dict[str, int] = field(default_factory=dict)
 
@@ -101,6 +102,9 @@ class Service:
     def slow(self, job: str, polls: int) -> None:
         """Jobs with ids that begin so have their effect, and are done, when they are looked at for the last time."""
         self._slow[job] = polls
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
     # -- datasets and tables --------------------------------------------------------------------------------
 
@@ -144,7 +148,7 @@ class Service:
         self._get_dataset(request, dataset)
         if self._table(dataset, name) is not None:
             raise Refused(409, "duplicate", f"Already Exists: Table {PROJECT}:{dataset}.{name}")
-        created = str(round(time.time() * 1000))
+        created = str(round(self._now().timestamp() * 1000))
         self.tables[dataset, name] = {"kind": "bigquery#table", "type": "TABLE", "creationTime": created, **made}
         return self._get_table(request, dataset, name)
 
@@ -236,7 +240,7 @@ class Service:
                 )
                 raise Refused(400, "invalidQuery", message)
         if sql.endswith("AS time"):
-            job.rows = {"time": "TIMESTAMP"}, [(datetime.now(UTC) + timedelta(seconds=params["seconds"]),)]
+            job.rows = {"time": "TIMESTAMP"}, [(self._now() + timedelta(seconds=params["seconds"]),)]
         elif "BEGIN TRANSACTION" in sql:
             assert len(params.get("days", [])) <= rules.MOST_PARTITIONS, "a job that touches too many partitions"
             self.dates.run(name, sql, params, lambda dataset, table: self.loaded.get((dataset, table)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -191,43 +190,46 @@ def test_two_processes_add_the_columns_at_once(
 # -- retention ----------------------------------------------------------------------------------------------------
 
 
-def expiration(double: RestDouble) -> float:
-    """In how many days the undo table of run-1 expires."""
-    (table,) = [found for (_, name), found in double.tables.items() if name.startswith("undo_run_1")]
-    return (int(table["expirationTime"]) / 1000 - time.time()) / 86400
+def expiration(double: RestDouble, name: str) -> float:
+    """In how many days of BigQuery's clock the tool's table with a name that begins so expires."""
+    (table,) = [found for (_, table), found in double.tables.items() if table.startswith(name)]
+    return (int(table["expirationTime"]) / 1000 - (utcnow() + double.ahead).timestamp()) / 86400
 
 
+@pytest.mark.parametrize("ahead", [timedelta(), timedelta(days=5)], ids=["same-clock", "slow-clock-of-ours"])
 def test_an_undo_table_lives_on_with_each_publication_that_keeps_rows(
-    double: RestDouble, staging: Staging, monkeypatch: pytest.MonkeyPatch
+    double: RestDouble, staging: Staging, ahead: timedelta
 ) -> None:
+    double.ahead = ahead
     warehouse = opened(double, undo_days=17)
     warehouse.create_table(TABLE, {"player": "STRING", "day": "DATE", "score": "FLOAT64"}, "day")
     double.dates.held[str(TABLE)] = {FEB_23: "old", FEB_24: "old"}
 
     publish(warehouse, staged(staging, FEB_23))
-    assert 17.0 < expiration(double) < 17.1
+    assert 17.0 < expiration(double, "undo_run_1") < 17.1
     publish(warehouse, staged(staging, FEB_24))
     assert double.calls("tables.patch") == []  # it was moved on just now
 
-    ((key, table),) = [(key, one) for key, one in double.tables.items() if key[1].startswith("undo_run_1")]
-    double.tables[key] = {**table, "expirationTime": str(round((time.time() + 86400) * 1000))}
-    far_ahead: Any = utcnow() + timedelta(days=400)
-    monkeypatch.setattr("gated_backfill.common.process.clock.utcnow", lambda: far_ahead)  # this machine's clock
+    (key,) = [key for key in double.tables if key[1].startswith("undo_run_1")]
+    tomorrow = utcnow() + ahead + timedelta(days=1)
+    double.tables[key] |= {"expirationTime": str(round(tomorrow.timestamp() * 1000))}
     publish(opened(double, undo_days=17), staged(staging, FEB_23, players=9, attempt=2))
-    assert 17.0 < expiration(double) < 17.1
+    assert 17.0 < expiration(double, "undo_run_1") < 17.1
 
 
-def test_a_backup_lives_on_from_the_deletion(double: RestDouble) -> None:
+@pytest.mark.parametrize("ahead", [timedelta(), timedelta(days=5)], ids=["same-clock", "slow-clock-of-ours"])
+def test_a_backup_lives_on_from_the_deletion(double: RestDouble, ahead: timedelta) -> None:
+    double.ahead = ahead
     warehouse = opened(double)
     warehouse.load(TABLE, "day", rows_of(FEB_23))
     warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
+    assert 31.9 < expiration(double, "cleanup_op_1") < 32.1
     held = double.dates.held[str(TABLE)][FEB_23]
     key = ("backfill", "cleanup_op_1")
-    ten_days_ago = {
+    double.tables[key] |= {
         name: str(int(double.tables[key][name]) - 10 * DAY_MS) for name in ("creationTime", "expirationTime")
-    }
-    double.tables[key] |= ten_days_ago  # the cleanup was interrupted before it deleted
+    }  # the cleanup was interrupted before it deleted
 
     warehouse.delete_backed_up(BACKUP, {FEB_23: BackupDate(fingerprint=held, rows=3)})
 
-    assert 31.9 < (int(double.tables[key]["expirationTime"]) / 1000 - time.time()) / 86400 < 32.1
+    assert 31.9 < expiration(double, "cleanup_op_1") < 32.1

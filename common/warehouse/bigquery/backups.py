@@ -16,6 +16,7 @@ from gated_backfill.common.errors import BackupMissing, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
 from gated_backfill.common.warehouse.bigquery import transactions as sql_of
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
@@ -93,7 +94,8 @@ class BigQueryBackups(BigQueryQueries):
         definition = bigquery.Table(self._tables.reference(self._backup_table(backup)), schema=schema)
         # No partitions: those of past dates might expire at once, by the dataset's default.
         definition.clustering_fields = [backup.date_column]
-        definition.expires = until + BACKUP_GRACE
+        # This machine's clock may be slow, and BigQuery's decides.
+        definition.expires = max(until, self._time_after(until - utcnow())) + BACKUP_GRACE
         return definition
 
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
