@@ -1,0 +1,241 @@
+"""No rows are lost in a local table: whatever is removed is kept, whoever writes or dies at whatever moment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from gated_backfill.common.errors import BackupMissing
+from gated_backfill.common.model.publication import Backup, Publication, PublishResult, StagedFile
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.storage.files import checksum_of, parquet_bytes
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
+from gated_backfill.common.warehouse.protocol import ABSENT
+from tests.builders import DAYS, FEB_23, FEB_24, TABLE, rows_of, span
+from tests.interleaving import before_system_calls, system_calls
+
+OLD, NEW, THEIRS = (parquet_bytes(rows_of(FEB_23, players=n)) for n in (3, 5, 7))
+BACKUP = Backup(id="op-1", table=TABLE, date_column="day")
+
+
+def part_of(warehouse: LocalWarehouse) -> Path:
+    return warehouse.root / f"nba/factors/day={FEB_23}/part.parquet"
+
+
+def publish(warehouse: LocalWarehouse, *files: StagedFile, run: str = "run-1", generation: int = 1) -> PublishResult:
+    """Publish against the partitions as they are now."""
+    now = warehouse.fingerprints(TABLE, "day", [file.day for file in files])
+    return publish_since(warehouse, now, *files, run=run, generation=generation)
+
+
+def publish_since(
+    warehouse: LocalWarehouse, now: dict, *files: StagedFile, run: str = "run-1", generation: int = 1
+) -> PublishResult:
+    publication = Publication(run=run, window=1, generation=generation)
+    return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
+
+
+def undo(warehouse: LocalWarehouse, run: str = "run-1", generation: int = 2) -> frozenset:
+    replaced = warehouse.replaced_partitions(TABLE, "day", run, DAYS)
+    return warehouse.restore(TABLE, "day", run, replaced, generation=generation)
+
+
+def staged_as(root: Path, content: bytes) -> StagedFile:
+    """A staged file of the first date, beside the warehouse."""
+    file = root.parent / f"{checksum_of(content)}.parquet"
+    file.write_bytes(content)
+    return StagedFile(day=FEB_23, attempt=1, location=str(file), checksum=checksum_of(content), rows=5)
+
+
+# -- the operations, each on a warehouse of its own ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What removes or adds the rows of a date."""
+
+    prepare: Callable[[LocalWarehouse], object]
+    carry_out: Callable[[LocalWarehouse], object]
+    before: bytes | None  #: what the date holds
+    after: bytes | None
+
+
+def prepared_with(content: bytes | None, then: Callable[[LocalWarehouse], object] = lambda _: None) -> Callable:
+    def prepare(warehouse: LocalWarehouse) -> None:
+        warehouse.load(TABLE, "day", rows_of(FEB_24))
+        if content is not None:
+            part_of(warehouse).parent.mkdir()
+            part_of(warehouse).write_bytes(content)
+        then(warehouse)
+
+    return prepare
+
+
+def publish_new(warehouse: LocalWarehouse) -> PublishResult:
+    return publish_since(warehouse, {FEB_23: checksum_of(OLD)}, staged_as(warehouse.root, NEW))
+
+
+def publish_first(warehouse: LocalWarehouse) -> PublishResult:
+    return publish_since(warehouse, {FEB_23: ABSENT}, staged_as(warehouse.root, NEW))
+
+
+def back_up(warehouse: LocalWarehouse) -> None:
+    warehouse.back_up(BACKUP, [FEB_23], until=utcnow())
+
+
+def delete(warehouse: LocalWarehouse) -> None:
+    warehouse.delete_backed_up(BACKUP, warehouse.read_backup(BACKUP), generation=1)
+
+
+def restore_backup(warehouse: LocalWarehouse) -> frozenset:
+    kept = warehouse.read_backup(BACKUP)
+    return warehouse.restore_backup(BACKUP, kept, generation=2, leave_written=True)
+
+
+def restore_old(warehouse: LocalWarehouse) -> bool:
+    (*_, kept) = [kept for kept in warehouse.list_kept(TABLE, "day", span(FEB_23)) if kept.removed_by == "run run-1"]
+    return warehouse.restore_kept(TABLE, "day", kept, current=checksum_of(NEW))
+
+
+OPERATIONS = {
+    "publish": Operation(prepare=prepared_with(OLD), carry_out=publish_new, before=OLD, after=NEW),
+    "publish-a-new-date": Operation(prepare=prepared_with(None), carry_out=publish_first, before=None, after=NEW),
+    "undo": Operation(prepare=prepared_with(OLD, publish_new), carry_out=undo, before=NEW, after=OLD),
+    "undo-of-a-new-date": Operation(prepare=prepared_with(None, publish_first), carry_out=undo, before=NEW, after=None),
+    "restore-kept": Operation(prepare=prepared_with(OLD, publish_new), carry_out=restore_old, before=NEW, after=OLD),
+    "delete": Operation(prepare=prepared_with(OLD, back_up), carry_out=delete, before=OLD, after=None),
+    "restore-backup": Operation(
+        prepare=prepared_with(OLD, lambda w: (back_up(w), delete(w))), carry_out=restore_backup, before=None, after=OLD
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill loses nothing that was not synced yet."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(params=OPERATIONS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, name: str) -> Path:
+    """A folder with a warehouse in which the operation comes next, and files that it needs."""
+    warehouse = LocalWarehouse(tmp_path / "prepared" / "warehouse")
+    OPERATIONS[name].prepare(warehouse)
+    assert content_of(warehouse) == OPERATIONS[name].before
+    return tmp_path / "prepared"
+
+
+def content_of(warehouse: LocalWarehouse) -> bytes | None:
+    return part_of(warehouse).read_bytes() if part_of(warehouse).exists() else None
+
+
+class AnotherProgram:
+    """Writes the date, once, as a daily job does."""
+
+    def __init__(self, warehouse: LocalWarehouse) -> None:
+        self._part = part_of(warehouse)
+        self.has_written = False
+        self.overwrote: bytes | None = None  #: that date's rows
+
+    def __call__(self) -> None:
+        self.has_written = True
+        self._part.parent.mkdir(exist_ok=True)
+        temporary = self._part.with_name(".theirs")
+        temporary.write_bytes(THEIRS)
+        with suppress(FileNotFoundError):
+            self.overwrote = self._part.read_bytes()
+        temporary.replace(self._part)
+
+
+def is_in(warehouse: LocalWarehouse, content: bytes) -> bool:
+    """Whether the table or a copy that a command can put back holds these rows."""
+    kept = {kept.fingerprint for kept in warehouse.list_kept(TABLE, "day", span(FEB_23))}
+    with suppress(BackupMissing):
+        kept |= {date.fingerprint for date in warehouse.read_backup(BACKUP).values()}
+    return content_of(warehouse) == content or checksum_of(content) in kept
+
+
+def assert_nothing_is_left_over(warehouse: LocalWarehouse) -> None:
+    assert not list(warehouse.root.rglob("*.tmp"))
+    assert not list(warehouse.root.rglob(".loading"))
+
+
+def test_another_programs_write_at_any_moment_is_not_lost(tmp_path: Path, prepared: Path, name: str) -> None:
+    operation = OPERATIONS[name]
+    counted = LocalWarehouse(Path(shutil.copytree(prepared, tmp_path / "counted")) / "warehouse")
+    calls = system_calls(lambda: operation.carry_out(counted))
+    assert content_of(counted) == operation.after
+    for number in range(1, calls + 1):
+        warehouse = LocalWarehouse(Path(shutil.copytree(prepared, tmp_path / str(number))) / "warehouse")
+        other = AnotherProgram(warehouse)
+        with before_system_calls({number: other}):
+            result = operation.carry_out(warehouse)
+        if not other.has_written:  # the first time took some calls more
+            break
+        assert content_of(warehouse) == THEIRS, f"call {number}: theirs is the last write"
+        for content in filter(None, {operation.before, operation.after} - {other.overwrote, NEW}):
+            assert is_in(warehouse, content), number
+        if isinstance(result, PublishResult):
+            assert bool(result.published) == (other.overwrote == NEW), number
+            assert bool(result.conflicting) == (other.overwrote != NEW), number
+        assert_nothing_is_left_over(warehouse)
+        shutil.rmtree(tmp_path / str(number))
+
+
+def killed_in_turn(tmp_path: Path, prepared: Path, name: str) -> Iterator[Path]:
+    """Folders with warehouses in which the operation was killed, before each of its changes of a name."""
+    for number in count(1):
+        folder = Path(shutil.copytree(prepared, tmp_path / f"killed-{number}"))
+        child = os.fork()
+        if child == 0:
+            with before_system_calls({number: lambda: os.kill(os.getpid(), signal.SIGKILL)}, changes_only=True):
+                OPERATIONS[name].carry_out(LocalWarehouse(folder / "warehouse"))
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
+            assert number > 5
+            return
+        yield folder
+        shutil.rmtree(folder)
+
+
+def test_an_operation_that_was_killed_is_completed_by_repeating_it(tmp_path: Path, prepared: Path, name: str) -> None:
+    operation = OPERATIONS[name]
+    for folder in killed_in_turn(tmp_path, prepared, name):
+        warehouse = LocalWarehouse(folder / "warehouse")
+        assert content_of(warehouse) in (operation.before, operation.after)
+        if name != "restore-kept" or content_of(warehouse) != OLD:
+            operation.carry_out(warehouse)
+        warehouse.load(TABLE, "day", rows_of(FEB_24))  # the next one that writes to the table
+        assert content_of(warehouse) == operation.after, folder
+        assert operation.before is None or is_in(warehouse, operation.before), folder
+        assert_nothing_is_left_over(warehouse)
+
+
+def test_rows_written_after_a_death_are_not_lost(tmp_path: Path, prepared: Path, name: str) -> None:
+    operation = OPERATIONS[name]
+    for folder in killed_in_turn(tmp_path, prepared, name):
+        warehouse = LocalWarehouse(folder / "warehouse")
+        other = AnotherProgram(warehouse)
+        other()
+        warehouse.describe(TABLE)
+        assert content_of(warehouse) == THEIRS, f"{folder}: reading changes nothing"
+        if name != "restore-kept":
+            operation.carry_out(warehouse)
+        warehouse.load(TABLE, "day", rows_of(FEB_24))
+        assert content_of(warehouse) == THEIRS, folder
+        for content in filter(None, {operation.before} - {other.overwrote}):
+            assert is_in(warehouse, content), folder
+        assert_nothing_is_left_over(warehouse)
