@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from typing import Any
 
 from gated_backfill.common.cleanup.expiry import drop_backups
 from gated_backfill.common.cleanup.operation import (
@@ -14,6 +12,7 @@ from gated_backfill.common.cleanup.operation import (
     CleanupContext,
     backup_checksum,
     backup_of,
+    deleted_figures,
     fenced,
     move_operation,
     renew_lease,
@@ -30,6 +29,7 @@ from gated_backfill.common.cleanup.stale_rows import (
     deletion_objection,
     find_stale_rows,
 )
+from gated_backfill.common.cleanup.unrecorded import abandon_unless_deleted
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, BackupMissing, TableInUse, WarehouseUnavailable
 from gated_backfill.common.ledger import Ledger, NewAlert
@@ -215,20 +215,9 @@ def _delete(operation: CleanupOperation, dates: Mapping[date, BackupDate], conte
         context,
         error=_describe_deviations(dates, before, after),
         expires_at=retention_end(operation, context),
-        **_deleted_figures(dates, [day for day in dates if day not in after]),
+        **deleted_figures(dates, [day for day in dates if day not in after]),
     )
     return context.ledger.cleanups.get_cleanup(operation.id)
-
-
-def _deleted_figures(dates: Mapping[date, BackupDate], deleted_days: Collection[date]) -> dict[str, Any]:
-    """Return the columns that record the dates deleted from the table."""
-    deleted = sorted(deleted_days)
-    return {
-        "rows": sum(dates[day].rows for day in deleted),
-        "dates": len(deleted),
-        "oldest": deleted[0] if deleted else None,
-        "newest": deleted[-1] if deleted else None,
-    }
 
 
 def _describe_deviations(dates: Collection[date], before: Mapping[date, int], after: Mapping[date, int]) -> str | None:
@@ -279,7 +268,7 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
     if operation.state is CleanupState.PLANNED or _is_too_old_to_delete_by(operation, context):
-        _abandon_unless_deleted(operation, context)
+        abandon_unless_deleted(operation, context)
     elif operation.state is CleanupState.RESTORING:
         complete_restore(operation, context)
     else:
@@ -291,47 +280,6 @@ def _is_too_old_to_delete_by(operation: CleanupOperation, context: CleanupContex
     """Whether the operation has an old backup and has not begun to delete: a new operation has to delete the rows."""
     is_old = operation.state is CleanupState.BACKED_UP and operation.created_at < utcnow() - MAX_BACKUP_AGE
     return is_old and context.warehouse.deleted_at(backup_of(operation)) is None
-
-
-def _abandon_unless_deleted(operation: CleanupOperation, context: CleanupContext) -> None:
-    """Abandon an operation that has deleted nothing. If its backup has rows that the table lacks, it counts as deleted.
-
-    The ledger alone cannot tell: it may have been restored from a copy that is older than the deletion.
-    """
-    dates, is_damaged = _read_any_backup(operation, context)
-    current = table_fingerprints(operation, dates, context)
-    missing = [day for day, backup_date in dates.items() if current[day] != backup_date.fingerprint]
-    if not missing and not is_damaged:
-        reason = "its process died before it deleted rows; nothing was deleted"
-        move_operation(operation, CleanupState.ABANDONED, context, error=reason)
-        return
-    move_operation(
-        operation,
-        CleanupState.DAMAGED if is_damaged else CleanupState.DELETED,
-        context,
-        checksum=backup_checksum(dates),
-        kept=dates,
-        error=f"the ledger has no record of a deletion, but {_describe_backup(missing, is_damaged=is_damaged)}",
-        expires_at=retention_end(operation, context),
-        **_deleted_figures(dates, [day for day in dates if current[day] == ABSENT]),
-    )
-
-
-def _read_any_backup(operation: CleanupOperation, context: CleanupContext) -> tuple[Mapping[date, BackupDate], bool]:
-    """Return the intact dates of the operation's backup, none if it is incomplete, and whether others are damaged."""
-    backup = backup_of(operation)
-    with suppress(BackupMissing):
-        return context.warehouse.read_backup(backup), False
-    with suppress(BackupMissing):
-        return context.warehouse.read_backup(backup, intact_only=True), True
-    return {}, False
-
-
-def _describe_backup(missing: Sequence[date], *, is_damaged: bool) -> str:
-    notes = [f"{len(missing)} date(s) of the backup are not in the table: {format_dates(missing)}"] if missing else []
-    if is_damaged:
-        notes.append("the backup is damaged")
-    return " and ".join(notes)
 
 
 def _finish_deletion(operation: CleanupOperation, context: CleanupContext) -> None:
@@ -351,7 +299,7 @@ def _stop_deletion(operation: CleanupOperation, context: CleanupContext, to: Cle
     """End the deletion as it is. The backup is kept as long as that of any other."""
     current = table_fingerprints(operation, operation.kept, context)
     deleted = [day for day, fingerprint in current.items() if fingerprint == ABSENT]
-    figures = _deleted_figures(operation.kept, deleted)
+    figures = deleted_figures(operation.kept, deleted)
     move_operation(operation, to, context, error=error, expires_at=retention_end(operation, context), **figures)
 
 

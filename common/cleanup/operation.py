@@ -117,6 +117,17 @@ def table_fingerprints(
         return dict.fromkeys(days, ABSENT)
 
 
+def deleted_figures(dates: Mapping[date, BackupDate], deleted_days: Collection[date]) -> dict[str, Any]:
+    """Return the columns that record the dates deleted from the table."""
+    deleted = sorted(deleted_days)
+    return {
+        "rows": sum(dates[day].rows for day in deleted),
+        "dates": len(deleted),
+        "oldest": deleted[0] if deleted else None,
+        "newest": deleted[-1] if deleted else None,
+    }
+
+
 def retention_end(operation: CleanupOperation, context: CleanupContext) -> datetime:
     """Return when the backup may be removed. Its retention counts from the deletion, by the backup's own record."""
     deleted_at = context.warehouse.deleted_at(backup_of(operation)) or utcnow()

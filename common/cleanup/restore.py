@@ -14,6 +14,7 @@ from gated_backfill.common.cleanup.operation import (
     table_fingerprints,
     verify_backup,
 )
+from gated_backfill.common.cleanup.unrecorded import find_operation
 from gated_backfill.common.errors import BackfillError, BackupMissing, QueryFailed, TableInUse, UserError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
 from gated_backfill.common.model.dates import format_dates
@@ -62,11 +63,13 @@ def restore(
     backup. Both are stored with the operation, so that a later process finishes an interrupted restore in the same way.
     Dates that were left out can be restored later, until the backup expires.
 
+    An operation that only the warehouse knows, because the ledger was restored from an older copy, is added to it.
+
     Raises `UserError` and changes nothing if there is nothing to put back, or a date has other rows by now;
     `BackupMissing` if the backup is damaged; `TableInUse` if another process is restoring it.
     """
     ledger = context.ledger.cleanups
-    operation = ledger.get_cleanup(operation_id)
+    operation = find_operation(operation_id, context)
     check_restorable(operation, context, intact_only=intact_only)
     if operation.state is CleanupState.RESTORING:
         if ledger.claim_cleanup(operation_id, context.owner, context.lease(), is_dead=is_dead) is None:

@@ -40,6 +40,14 @@ class Backups(Protocol):
         """
         ...
 
+    def list_backup_ids(self) -> list[str]:
+        """List the ids of all backups in the warehouse, newest first."""
+        ...
+
+    def find_backup(self, backup_id: str) -> Backup | None:
+        """Return the complete backup of that id; None without one, or if it does not say of which table it is."""
+        ...
+
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
         """Delete the rows of each date whose rows, in table and backup, are exactly those in `kept`.
 

@@ -49,6 +49,8 @@ CALLS_WITHOUT_TOKENS = frozenset(
         "check_loadable",
         "delete_expired_undo",
         "backup_location",
+        "list_backup_ids",
+        "find_backup",
         "drop_backup",
     }
 )

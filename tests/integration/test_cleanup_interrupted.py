@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -184,6 +185,28 @@ def ledger_copied_before(lab: Lab, name: str) -> Generator[Path]:
 def copy_database(source: Path, target: Path) -> None:
     with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(target)) as written:
         opened.backup(written)
+
+
+def test_a_cleanup_that_only_the_warehouse_knows_is_listed_and_restored(any_lab: Lab) -> None:
+    """The ledger was restored from a copy that is older than the whole cleanup."""
+    before = filled(any_lab)
+    copy = any_lab.home / "ledger.backup.db"
+    copy_database(any_lab.home / "ledger.db", copy)
+    operation = one_operation(cleaned(any_lab))
+    copy_database(copy, any_lab.home / "ledger.db")
+    assert any_lab.ledger.cleanups.list_cleanups() == []
+    assert f"this ledger does not know cleanup {operation.id}" in any_lab.invoke("cleanup", "list").stdout
+    (listed,) = json.loads(any_lab.invoke("cleanup", "list", "--json").stdout)
+    assert (listed["state"], listed["id"], listed["table_name"]) == ("unknown", operation.id, UPCOMING)
+
+    restored = any_lab.invoke("cleanup", "restore", operation.id, "--yes")
+
+    assert restored.exit_code == 0, restored.exception
+    assert any_lab.table_bytes(UPCOMING) == before
+    known = any_lab.ledger.cleanups.get_cleanup(operation.id)
+    assert (known.state, known.rows, known.kept) == (CleanupState.RESTORED, 12, operation.kept)
+    with pytest.raises(UserError, match="there is no cleanup 'nope'"):
+        restore("nope", site_of(any_lab))
 
 
 @pytest.mark.parametrize("name", ["back_up", "read_backup", "delete_backed_up"])

@@ -10,12 +10,13 @@ from datetime import date, datetime, timedelta
 from typing import LiteralString
 from uuid import uuid4
 
+from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import BackupMissing, TableNotFound
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import Backup, BackupDate
-from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.model.publication import BACKUP_ID, Backup, BackupDate
+from gated_backfill.common.model.tables import TableName, parse_dated_tables
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.backups import changed_dates_error, mixed_dates_error
 from gated_backfill.common.warehouse.bigquery import transactions as sql_of
@@ -34,6 +35,8 @@ from gated_backfill.common.warehouse.bigquery.statements import (
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan
 
 ALL_DATES = DateRange(start=date.min, through=date.max)
+BACKUP_TABLE_START = "cleanup_"
+DESCRIPTION_START = "backup of "  #: of a backup's table, before its table and date column
 BACKUP_GRACE = timedelta(days=2)  #: how much longer a backup's table lives than its entry in the ledger
 COUNTS: LiteralString = "SELECT day, COUNT(*) AS n FROM t GROUP BY day"
 DELETE_PERMISSIONS = "bigquery.jobs.create, bigquery.tables.updateData"
@@ -72,13 +75,13 @@ class BigQueryBackups(BigQueryQueries):
         return {row["day"]: row["n"] for row in sorted(counts, key=lambda row: row["day"])}
 
     def backup_location(self, backup: Backup) -> str:
-        return f"{self._jobs.address.project}.{self._backup_table(backup)}"
+        return f"{self._jobs.address.project}.{self._backup_table(backup.id)}"
 
     def back_up(self, backup: Backup, days: Collection[date], *, until: datetime) -> None:
         check_column_names(backup.date_column)
         info = self._tables.require_uncached(backup.table)
         info.check_columns(backup.date_column)
-        backup_table = self._backup_table(backup)
+        backup_table = self._backup_table(backup.id)
         self._tables.create_own_dataset()
         self._tables.create(self._backup_definition(backup, until))
         statement = sql_of.load(
@@ -91,15 +94,35 @@ class BigQueryBackups(BigQueryQueries):
         """Define the backup's table, with all columns of the backed up one, also nested ones."""
         with translate_bigquery_errors("looking at the table", table=str(backup.table), needs="bigquery.tables.get"):
             schema = self._tables.get(backup.table).schema
-        definition = bigquery.Table(self._tables.reference(self._backup_table(backup)), schema=schema)
+        definition = bigquery.Table(self._tables.reference(self._backup_table(backup.id)), schema=schema)
         # No partitions: those of past dates might expire at once, by the dataset's default.
         definition.clustering_fields = [backup.date_column]
         # This machine's clock may be slow, and BigQuery's decides.
         definition.expires = max(until, self._time_after(until - utcnow())) + BACKUP_GRACE
+        definition.description = f"{DESCRIPTION_START}{backup.table}:{backup.date_column}"  # for `find_backup`
         return definition
 
+    def list_backup_ids(self) -> list[str]:
+        names = self._tables.list_own(BACKUP_TABLE_START)
+        ids = (name.removeprefix(BACKUP_TABLE_START).replace("_", "-") for name in names)
+        return sorted(filter(BACKUP_ID.fullmatch, ids), reverse=True)
+
+    def find_backup(self, backup_id: str) -> Backup | None:
+        if not BACKUP_ID.fullmatch(backup_id):
+            return None
+        table = self._backup_table(backup_id)
+        with translate_bigquery_errors("looking at the backup", table=str(table), needs="bigquery.tables.get"):
+            try:
+                description = self._tables.get(table).description or ""
+            except NotFound:
+                return None
+        if not description.startswith(DESCRIPTION_START):
+            return None  # of an earlier version
+        (backed_up,) = parse_dated_tables(description.removeprefix(DESCRIPTION_START))
+        return Backup(id=backup_id, table=backed_up.name, date_column=backed_up.date_column)
+
     def read_backup(self, backup: Backup, *, intact_only: bool = False) -> dict[date, BackupDate]:
-        backup_table = self._backup_table(backup)
+        backup_table = self._backup_table(backup.id)
         try:
             info = self._tables.require_uncached(backup_table)
         except TableNotFound as exc:
@@ -117,7 +140,7 @@ class BigQueryBackups(BigQueryQueries):
         if all(content == ABSENT for content in now.values()):
             self._renew_lease(lease, backup.table, backup.date_column)
             return
-        self._tables.restart_lifetime(self._backup_table(backup), self.now(), slack=BACKUP_GRACE / 2)
+        self._tables.restart_lifetime(self._backup_table(backup.id), self.now(), slack=BACKUP_GRACE / 2)
         target = self._tables.partitions(backup.table, backup.date_column, info.columns)
         places = {"target": target.table, "date": target.date}
         remove = fill_placeholders(sql_of.REMOVE, **places)
@@ -126,7 +149,7 @@ class BigQueryBackups(BigQueryQueries):
         self._run_for_dates(backup, kept, "cleanup", lease, target, CHOOSE_BACKED_UP, remove, record)
 
     def deleted_at(self, backup: Backup) -> datetime | None:
-        if not self._record.exists() or self.describe(self._backup_table(backup)) is None:
+        if not self._record.exists() or self.describe(self._backup_table(backup.id)) is None:
             return None
         params = {"target": str(backup.table), "run": backup.id, "work": CLEANUP}
         (row,) = self._rows(sql_of.last_recorded(self._record.quoted), params, str(self._record.table)).to_pylist()
@@ -136,7 +159,7 @@ class BigQueryBackups(BigQueryQueries):
         self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
     ) -> frozenset[date]:
         lease = cleanup_lease(backup, generation)
-        columns = self._tables.require_uncached(self._backup_table(backup)).columns
+        columns = self._tables.require_uncached(self._backup_table(backup.id)).columns
         self._tables.require_uncached(backup.table).check_columns(backup.date_column, columns)
         now = self._contents(backup.table, backup.date_column, list(kept), columns)
         written = [day for day in kept if now[day] not in (ABSENT, kept[day].fingerprint)]
@@ -146,7 +169,9 @@ class BigQueryBackups(BigQueryQueries):
         if deleted:
             target = self._tables.partitions(backup.table, backup.date_column, columns)
             places = {"target": target.table, "date": target.date, "columns": target.columns}
-            insert = fill_placeholders(sql_of.INSERT, **places, source=self._tables.quoted(self._backup_table(backup)))
+            insert = fill_placeholders(
+                sql_of.INSERT, **places, source=self._tables.quoted(self._backup_table(backup.id))
+            )
             # It removes no rows, but only transactions with such a statement exclude each other: without it, two
             # restores of the same rows, or a restore and a load, would both append theirs.
             remove = fill_placeholders(sql_of.REMOVE, **places)
@@ -171,7 +196,7 @@ class BigQueryBackups(BigQueryQueries):
     ) -> None:
         """Run the steps in one transaction, for those of the dates that `choose` chooses."""
         self._record.create()
-        source = target._replace(table=self._tables.quoted(self._backup_table(backup)))
+        source = target._replace(table=self._tables.quoted(self._backup_table(backup.id)))
         contents = {"now": partition_contents(target), "kept": partition_contents(source)}
         chosen = fill_placeholders(choose, wanted=fill_placeholders(WANTED), **contents)
         statement = sql_of.transaction(sql_of.check_lease(self._record.quoted), chosen, *steps)
@@ -187,9 +212,9 @@ class BigQueryBackups(BigQueryQueries):
         self._record.renew_lease(lease, table, exclusively=partitions)
 
     def drop_backup(self, backup: Backup) -> None:
-        table = self._backup_table(backup)
+        table = self._backup_table(backup.id)
         with translate_bigquery_errors("removing the backup", table=str(table), needs="bigquery.tables.delete"):
             self._tables.drop(table)
 
-    def _backup_table(self, backup: Backup) -> TableName:
-        return self._tables.own(f"cleanup_{backup.id.replace('-', '_')}")
+    def _backup_table(self, backup_id: str) -> TableName:
+        return self._tables.own(f"{BACKUP_TABLE_START}{backup_id.replace('-', '_')}")

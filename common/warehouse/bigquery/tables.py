@@ -75,6 +75,15 @@ class BigQueryTables:
 
     # -- names ----------------------------------------------------------------------------------------------
 
+    def list_own(self, start: str) -> list[str]:
+        """List the bookkeeping tables whose names begin so."""
+        with translate_bigquery_errors("listing the tool's own tables", needs="bigquery.tables.list"):
+            try:
+                tables = list(self._jobs.client.list_tables(self.own_dataset, **self._jobs.deadline))
+            except NotFound:
+                return []
+        return [table.table_id for table in tables if table.table_id.startswith(start)]
+
     def own(self, name: str) -> TableName:
         """Return the name of a bookkeeping table."""
         return TableName(self.own_dataset, validate_identifier(name, "table name"))

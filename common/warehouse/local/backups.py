@@ -18,7 +18,7 @@ from typing import Any
 
 from gated_backfill.common.errors import BackupMissing, LeaseTakenOver
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import Backup, BackupDate
+from gated_backfill.common.model.publication import BACKUP_ID, Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.file_lock import locked
@@ -145,6 +145,18 @@ class LocalBackups(ABC):
                     raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
                 backup_dates[day] = BackupDate(fingerprint=entry["checksum"], rows=entry["rows"])
         return backup_dates
+
+    def list_backup_ids(self) -> list[str]:
+        folders = checked_path(self.root, self.root / CLEANUP).glob(f"*/{MANIFEST}")
+        return sorted((file.parent.name for file in folders if BACKUP_ID.fullmatch(file.parent.name)), reverse=True)
+
+    def find_backup(self, backup_id: str) -> Backup | None:
+        if not BACKUP_ID.fullmatch(backup_id):
+            return None
+        manifest = read_json(checked_path(self.root, self.root / CLEANUP / backup_id / MANIFEST))
+        if manifest is None:
+            return None
+        return Backup(id=backup_id, table=TableName.parse(manifest["table"]), date_column=manifest["date_column"])
 
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
         with self._writing(backup.table) as loading:

@@ -31,13 +31,15 @@ from gated_backfill.common.cleanup.stale_rows import (
     local_today,
     tables_to_clean,
 )
+from gated_backfill.common.cleanup.unrecorded import find_operation, list_unknown_backups
 from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
 from gated_backfill.common.config.settings import Settings, read_settings
-from gated_backfill.common.errors import LedgerUnusable, UserError
+from gated_backfill.common.errors import BackfillError, LedgerUnusable, UserError
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.model.publication import Backup
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
@@ -45,6 +47,11 @@ from gated_backfill.producer.cli.options import json_option, yes_option
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.terminal.console import confirm, make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+
+JSON_FIELDS = (
+    *("id", "table_name", "cutoff", "rows", "dates", "oldest", "newest", "table_rows", "backup", "checksum"),
+    *("requested_by", "created_at", "deleted_at", "restored_at", "restored_by", "expires_at", "error"),
+)
 
 
 @click.group(invoke_without_command=True)
@@ -139,7 +146,7 @@ def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> Non
     The daily cleanup skips restored dates until the backup expires.
     """
     context = _open_cleanup_context(read_settings())
-    deleted = context.ledger.cleanups.get_cleanup(operation)
+    deleted = find_operation(operation, context)
     check_restorable(deleted, context, intact_only=intact)
     console = make_console()
     rows = (
@@ -158,14 +165,34 @@ def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> Non
 @click.option("--last", type=click.IntRange(1, 1000), default=20, help="Number of cleanups, the latest first.")
 @json_option
 def list_operations(last: int, as_json: bool) -> None:
-    """List cleanups: the deleted rows, the state, and the time until which they can be restored."""
-    operations = _open_cleanup_context(read_settings()).ledger.cleanups.list_cleanups(limit=last)
+    """List cleanups: the deleted rows, the state, and the time until which they can be restored.
+
+    Backups that only the warehouse knows, because the ledger was restored from an older copy, have the state `unknown`.
+    """
+    context = _open_cleanup_context(read_settings())
+    operations = context.ledger.cleanups.list_cleanups(limit=last)
+    unknown = _list_unknown_backups(context)
     if as_json:
-        print_json([_operation_json(operation) for operation in operations])
-    elif not operations:
-        make_console().print("nothing was cleaned up yet: `backfill cleanup --dry-run` shows what is stale")
-    else:
+        print_json([*map(_operation_json, operations), *map(_unknown_json, unknown)])
+        return
+    if operations:
         _print_operations(operations)
+    elif not unknown:
+        make_console().print("nothing was cleaned up yet: `backfill cleanup --dry-run` shows what is stale")
+    for backup in unknown:
+        make_console().print(
+            f"{backup.table}: this ledger does not know cleanup {backup.id}, whose backup is in the warehouse: "
+            f"`backfill cleanup restore {backup.id}` restores it",
+            soft_wrap=True,
+        )
+
+
+def _list_unknown_backups(context: CleanupContext) -> list[Backup]:
+    try:
+        return list_unknown_backups(context)
+    except BackfillError as exc:
+        click.echo(f"the warehouse was not searched for backups that the ledger does not know: {exc}", err=True)
+        return []
 
 
 def _tables_and_restored_dates(
@@ -264,7 +291,10 @@ def _report_json(report: CleanupReport) -> dict[str, Any]:
 
 
 def _operation_json(operation: CleanupOperation) -> dict[str, Any]:
-    names = ("id", "table_name", "cutoff", "rows", "dates", "oldest", "newest", "table_rows", "backup", "checksum")
-    times = ("requested_by", "created_at", "deleted_at", "restored_at", "restored_by", "expires_at", "error")
-    values = {"state": operation.state.value} | {name: getattr(operation, name) for name in (*names, *times)}
+    values = {"state": operation.state.value} | {name: getattr(operation, name) for name in JSON_FIELDS}
     return values | {"restored_dates": sorted(operation.restored_days)}
+
+
+def _unknown_json(backup: Backup) -> dict[str, Any]:
+    known = {"state": "unknown", "id": backup.id, "table_name": str(backup.table)}
+    return {"state": None} | dict.fromkeys(JSON_FIELDS) | {"restored_dates": []} | known
