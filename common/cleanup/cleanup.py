@@ -49,7 +49,6 @@ from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
-MAX_BACKUP_AGE = timedelta(days=1)  #: of a backup by which rows are deleted: its warehouse may remove it by its age
 BACKUP_ATTEMPTS = 3  #: of a table that is written to while it is backed up
 MAX_KEY_LENGTH = 200  #: of an alert, in the ledger
 
@@ -267,19 +266,13 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
 
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:
-    if operation.state is CleanupState.PLANNED or _is_too_old_to_delete_by(operation, context):
+    if operation.state is CleanupState.PLANNED:
         abandon_unless_deleted(operation, context)
     elif operation.state is CleanupState.RESTORING:
         complete_restore(operation, context)
     else:
         _finish_deletion(operation, context)
     return context.ledger.cleanups.get_cleanup(operation.id)
-
-
-def _is_too_old_to_delete_by(operation: CleanupOperation, context: CleanupContext) -> bool:
-    """Whether the operation has an old backup and has not begun to delete: a new operation has to delete the rows."""
-    is_old = operation.state is CleanupState.BACKED_UP and operation.created_at < utcnow() - MAX_BACKUP_AGE
-    return is_old and context.warehouse.deleted_at(backup_of(operation)) is None
 
 
 def _finish_deletion(operation: CleanupOperation, context: CleanupContext) -> None:

@@ -322,23 +322,6 @@ def test_the_retention_of_a_backup_counts_from_the_deletion(any_lab: Lab) -> Non
     assert timedelta(days=29.9) < operation.expires_at - utcnow() < timedelta(days=30.1)
 
 
-def test_a_backup_that_is_days_old_is_not_deleted_by(any_lab: Lab) -> None:
-    """Its warehouse may remove it before the retention of the deleted rows is over."""
-    before = filled(any_lab)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(any_lab.context.warehouse, "delete_backed_up", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            cleaned(any_lab)
-    any_lab.change_ledger("UPDATE cleanup_operations SET created_at = '2023-01-01 00:00:00.000000'")
-
-    cleaned(any_lab)
-
-    new, old = any_lab.ledger.cleanups.list_cleanups()
-    assert (old.state, old.backup, new.state, new.rows) == (CleanupState.ABANDONED, None, CleanupState.DELETED, 12)
-    restore(new.id, site_of(any_lab))
-    assert any_lab.table_bytes(UPCOMING) == before
-
-
 def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 

@@ -35,7 +35,7 @@ CLEANUP_TRANSITIONS: Mapping[CleanupState, frozenset[CleanupState]] = {
     CleanupState.PLANNED: frozenset(
         {CleanupState.BACKED_UP, CleanupState.ABANDONED, CleanupState.DELETED, CleanupState.DAMAGED}
     ),
-    CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.DAMAGED, CleanupState.ABANDONED}),
+    CleanupState.BACKED_UP: frozenset({CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DELETED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
     CleanupState.RESTORING: frozenset({CleanupState.RESTORED, CleanupState.DELETED, CleanupState.DAMAGED}),
     CleanupState.DAMAGED: frozenset({CleanupState.RESTORING, CleanupState.EXPIRED}),
