@@ -609,6 +609,20 @@ def test_a_damaged_partition_is_refused_by_its_name(
     assert local_warehouse.fingerprints(TABLE, "day", [FEB_23])[FEB_23] != ABSENT
 
 
+def test_a_damaged_partition_that_no_date_needs_refuses_nothing_else(local_warehouse: LocalWarehouse) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(*DAYS))
+    part = part_of(local_warehouse, FEB_23)
+    (part.parent.parent / "schema.json").unlink()
+    part.write_bytes(b"garbage")
+    assert described(local_warehouse)["player"] == "STRING"
+    assert local_warehouse.read(scan(span(FEB_24, FEB_25))).num_rows == 6
+    assert counts(local_warehouse, FEB_24) == {FEB_24: 3}
+    assert local_warehouse.column_fingerprints(TABLE, "day", [FEB_24], [PLAYER])[PLAYER][FEB_24] != ABSENT
+    for read in (lambda: local_warehouse.read(ALL_DAYS), lambda: local_warehouse.refresh_schema(TABLE)):
+        with pytest.raises(SchemaMismatch, match="partition day=2023-02-23: is not a readable Parquet file"):
+            read()
+
+
 def test_a_table_without_a_schema_takes_it_from_what_is_published(
     local_warehouse: LocalWarehouse, staging: Staging
 ) -> None:

@@ -138,6 +138,11 @@ def is_damage(exc: Exception) -> bool:
     return isinstance(exc, pa.ArrowException) or (isinstance(exc, OSError) and exc.errno is None)
 
 
+def partition_damage(part: str, exc: Exception) -> SchemaMismatch:
+    """Return the error for a partition whose file Arrow cannot read."""
+    return partition_mismatch(part, f"is not a readable Parquet file: {exc}")
+
+
 @contextmanager
 def refuse_damage(part: str) -> Generator[None]:
     """Raise `SchemaMismatch`, which names the partition, for a file that Arrow cannot read."""
@@ -146,7 +151,7 @@ def refuse_damage(part: str) -> Generator[None]:
     except (pa.ArrowException, OSError) as exc:
         if not is_damage(exc):
             raise
-        raise partition_mismatch(part, f"is not a readable Parquet file: {exc}") from exc
+        raise partition_damage(part, exc) from exc
 
 
 def file_exists(part: str | Path) -> bool:

@@ -35,9 +35,10 @@ from gated_backfill.common.warehouse.local.partitions import (
     ROWS_FILE,
     SCHEMA_FILE,
     check_only_partitions,
+    is_damage,
+    partition_damage,
     partition_mismatch,
     partition_names,
-    refuse_damage,
     write_through,
 )
 from gated_backfill.common.warehouse.protocol import TableInfo
@@ -179,7 +180,7 @@ class TableSchemas:
         `SchemaMismatch`, and changes nothing, for a column whose partitions differ too much, or of an unsupported type.
         """
         declared = self._find_readable_declared(table, folder)
-        found = self._unite_partitions(table, folder, declared.date_column if declared else None)
+        found = self._unite_partitions(table, folder, declared.date_column if declared else None, skip_damaged=False)
         if found is None:
             return declared
         any_zone = "UTC"  # readers of a TIMESTAMP declare theirs; a table has none
@@ -206,24 +207,35 @@ class TableSchemas:
         cached = self._found.get(folder)
         if cached is not None and cached[0] == stamp:
             return cached[1]
-        schema = self._unite_partitions(table, folder, None)
+        schema = self._unite_partitions(table, folder, None, skip_damaged=True)
         if schema is not None and has_settled(stamp):
             self._found[folder] = (stamp, schema)
         return schema
 
-    def _unite_partitions(self, table: TableName, folder: str, date_column: str | None) -> TableSchema | None:
+    def _unite_partitions(
+        self, table: TableName, folder: str, date_column: str | None, *, skip_damaged: bool
+    ) -> TableSchema | None:
         """Unite the columns of all partitions, in the order of their names; None without partitions.
 
-        The types of a partition without rows count only for columns that no other partition has.
+        A damaged partition may be skipped, unless all are damaged: its readers refuse it. The types of a partition
+        without rows count only for columns that no other partition has.
         """
         partitions_by_type: dict[str, dict[str, str]] = {}  # by column, then type: the first such partition
         of_empty_partitions: dict[str, tuple[dict[str, str], pa.DataType]] = {}  # the same of the first, and its type
         arrow_types: dict[str, pa.DataType] = {}
         date_columns: dict[str, None] = {}
+        damage: SchemaMismatch | None = None  # of the first damaged partition
         for partition in sorted(partition_names(folder, date_column)):
             part = f"{folder}/{partition}/{ROWS_FILE}"
-            with refuse_damage(part):
+            try:
                 schema = self._parts.schema(part)
+            except (pa.ArrowException, OSError) as exc:
+                if not is_damage(exc):
+                    raise
+                damage = damage or partition_damage(part, exc)
+                if not skip_damaged:
+                    raise damage from exc
+                continue
             if schema is None:
                 continue
             check_names_are_unique(part, schema.columns)
@@ -236,6 +248,8 @@ class TableSchemas:
                 partitions_by_type.setdefault(name, {}).setdefault(kind, partition)
                 if kind != NULL_TYPE:
                     arrow_types.setdefault(name, column.type)
+        if not date_columns and damage is not None:
+            raise damage
         if not date_columns:
             return None
         if len(date_columns) > 1:
