@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +21,8 @@ from gated_backfill.common.model.publication import Backup, Publication, Publish
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.common.warehouse.protocol import ABSENT
-from tests.builders import DAYS, FEB_23, FEB_24, TABLE, rows_of, span
+from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
+from tests.builders import DAYS, FEB_23, FEB_24, TABLE, age_kept_rows, rows_of, span
 from tests.interleaving import before_system_calls, system_calls
 
 OLD, NEW, THEIRS = (parquet_bytes(rows_of(FEB_23, players=n)) for n in (3, 5, 7))
@@ -239,3 +242,171 @@ def test_rows_written_after_a_death_are_not_lost(tmp_path: Path, prepared: Path,
         for content in filter(None, {operation.before} - {other.overwrote}):
             assert is_in(warehouse, content), folder
         assert_nothing_is_left_over(warehouse)
+
+
+# -- retention ----------------------------------------------------------------------------------------------------
+
+
+def copies(warehouse: LocalWarehouse) -> int:
+    return len(list((warehouse.root / ".undo").rglob("*.parquet")))
+
+
+def at(monkeypatch: pytest.MonkeyPatch, *, days: float) -> None:
+    """Set the clock, as retention reads it, so many days ahead."""
+    now = utcnow() + timedelta(days=days)
+    monkeypatch.setattr("gated_backfill.common.warehouse.local.undo_folder.utcnow", lambda: now)
+
+
+def test_each_copy_expires_by_the_time_at_which_it_was_kept(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OPERATIONS["publish"].prepare(local_warehouse)
+    publish_new(local_warehouse)
+    age_kept_rows(local_warehouse.root, days=20)
+    again = staged_as(local_warehouse.root, THEIRS)
+    publish(local_warehouse, again)  # the same run, some weeks later
+    for folder in (local_warehouse.root / ".undo").rglob("*"):
+        os.utime(folder, (0, 0))
+    assert copies(local_warehouse) == 2
+    for days, left in ((0, 2), (9, 2), (10.1, 2), (11.2, 1), (29, 1), (30.1, 1), (31.2, 0)):
+        at(monkeypatch, days=days)
+        local_warehouse.delete_expired_undo()
+        assert copies(local_warehouse) == left, days
+    assert local_warehouse.list_kept(TABLE, "day", span(FEB_23)) == []
+    replaced = local_warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_23])
+    assert replaced[FEB_23].before == checksum_of(OLD)
+    with pytest.raises(BackupMissing, match="not kept any more"):
+        local_warehouse.check_restorable(TABLE, "day", "run-1", replaced)
+    assert not list(local_warehouse.root.rglob("expired.json"))
+
+
+def test_a_clock_that_is_set_ahead_expires_nothing_at_once(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OPERATIONS["publish"].prepare(local_warehouse)
+    publish_new(local_warehouse)
+    at(monkeypatch, days=40)
+    for _ in range(3):
+        local_warehouse.delete_expired_undo()
+    at(monkeypatch, days=0)
+    local_warehouse.delete_expired_undo()
+    assert not list(local_warehouse.root.rglob("expired.json"))
+    at(monkeypatch, days=60)  # ahead again: what was found then counts no more
+    local_warehouse.delete_expired_undo()
+    at(monkeypatch, days=50)
+    local_warehouse.delete_expired_undo()
+    assert copies(local_warehouse) == 1
+    assert undo(local_warehouse) == {FEB_23}
+
+
+# -- notes and copies of earlier versions -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_window", [True, False])
+def test_what_an_earlier_version_kept_can_be_undone_listed_and_forgotten(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch, by_window: bool
+) -> None:
+    prepared_with(NEW)(local_warehouse)
+    folder = local_warehouse.root / ".undo/run-1/nba/factors"
+    (folder / f"day={FEB_23}").mkdir(parents=True)
+    (folder / f"day={FEB_23}/part.parquet").write_bytes(OLD)
+    entry = {"before": checksum_of(OLD), "published": checksum_of(NEW)}
+    if by_window:
+        (folder / "1.json").write_text(json.dumps({str(FEB_23): entry}))
+    else:
+        (folder / f"day={FEB_23}/replaced.json").write_text(json.dumps(entry))
+
+    (kept,) = local_warehouse.list_kept(TABLE, "day", span(FEB_23))
+    assert (kept.fingerprint, kept.rows, kept.removed_by) == (checksum_of(OLD), 3, "run run-1")
+    assert abs(kept.kept_at - utcnow()) < timedelta(minutes=5)
+    publish(local_warehouse, staged_as(local_warehouse.root, THEIRS), generation=3)  # continued by this version
+    replaced = local_warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
+    assert replaced == {FEB_23: ReplacedPartition(before=checksum_of(OLD), published=checksum_of(THEIRS))}
+    assert undo(local_warehouse, generation=4) == {FEB_23}
+    assert content_of(local_warehouse) == OLD
+    assert local_warehouse.restore_kept(TABLE, "day", kept, current=checksum_of(OLD))
+
+    for days in (31, 32.1):
+        at(monkeypatch, days=days)
+        local_warehouse.delete_expired_undo()
+    assert copies(local_warehouse) == 0
+
+
+# -- other programs' files ----------------------------------------------------------------------------------------
+
+
+def test_undo_and_cleanup_leave_other_programs_files(local_warehouse: LocalWarehouse) -> None:
+    prepared_with(None)(local_warehouse)
+    part_of(local_warehouse).parent.mkdir()
+    others = [part_of(local_warehouse).with_name(name) for name in ("_SUCCESS", ".part.parquet.crc")]
+    for other in others:
+        other.write_text("theirs")
+    for remove in (undo, lambda warehouse: (back_up(warehouse), delete(warehouse))):
+        publish(local_warehouse, staged_as(local_warehouse.root, NEW), run="run-1" if remove is undo else "run-2")
+        remove(local_warehouse)
+        assert content_of(local_warehouse) is None
+        assert [other.read_text() for other in others] == ["theirs"] * 2
+        assert sorted(part_of(local_warehouse).parent.iterdir()) == sorted(others)
+
+
+def test_no_copy_is_a_link_to_a_file_of_a_table(local_warehouse: LocalWarehouse) -> None:
+    for operation in OPERATIONS.values():
+        warehouse = LocalWarehouse(local_warehouse.root / str(id(operation)))
+        operation.prepare(warehouse)
+        operation.carry_out(warehouse)
+        inodes = [file.stat().st_ino for file in warehouse.root.rglob("*.parquet")]
+        assert len(inodes) == len(set(inodes))
+
+
+# -- power cuts ---------------------------------------------------------------------------------------------------
+
+
+class NewFolders:
+    """The folders below a root that were made, without those whose entry was synced since."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.unsynced: set[str] = set()
+        self._root = root
+        mkdir, rename = os.mkdir, os.rename
+
+        def made(path: Any, *more: Any, **named: Any) -> None:
+            mkdir(path, *more, **named)
+            self._add(str(path))
+
+        def renamed(path: Any, new: Any) -> None:
+            rename(path, new)
+            if Path(new).is_dir():
+                self._add(str(new))
+
+        monkeypatch.setattr(os, "mkdir", made)
+        monkeypatch.setattr(os, "rename", renamed)
+        monkeypatch.setattr(os, "fsync", self._synced)
+
+    def _add(self, folder: str) -> None:
+        if folder.startswith(f"{self._root}/") and "/.loading" not in folder:
+            self.unsynced.add(folder)
+
+    def _synced(self, handle: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115
+        self.unsynced = {folder for folder in self.unsynced if os.path.dirname(folder) != path}  # noqa: PTH120
+
+
+def test_new_folders_are_durable_before_anything_depends_on_them(
+    prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = LocalWarehouse(prepared / "warehouse")
+    if name == "publish-a-new-date":  # to a new table
+        shutil.rmtree(warehouse.root / "nba")
+    folders = NewFolders(warehouse.root, monkeypatch)
+    OPERATIONS[name].carry_out(warehouse)
+    assert folders.unsynced == set()
+
+
+def test_a_backup_is_durable_before_its_rows_are_deleted(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared_with(OLD)(local_warehouse)
+    folders = NewFolders(local_warehouse.root, monkeypatch)
+    back_up(local_warehouse)
+    assert folders.unsynced == set()
+    assert (local_warehouse.root / ".cleanup/op-1/manifest.json").exists()

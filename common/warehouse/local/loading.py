@@ -193,10 +193,12 @@ class LoadingFolder:
         return True
 
     def _keep(self, change: PartitionChange, kept: Path) -> None:
-        """Keep the file that was taken out of the table."""
+        """Keep the file that was taken out of the table. A folder without rows goes, unless others have files in it."""
         move_file(self._files_of(change)[0], str(kept))
-        if change.prepared is not None:
-            self._move_note(change.partition)
+        self._move_note(change.partition)
+        if change.prepared is None:
+            with suppress(OSError):
+                os.rmdir(f"{self._folder}/{change.partition}")  # noqa: PTH106
 
     def _move_note(self, partition: str) -> None:
         """Replace the note on the publisher of the earlier rows by that of the new ones, if they have one."""
