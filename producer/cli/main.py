@@ -34,6 +34,7 @@ COMMANDS = {
     "tables": ("tables.tables", "Create the target tables of jobs."),
     "load": ("tables.load", "Load a CSV or Parquet file into a table."),
     "coverage": ("tables.coverage", "Compare published rows with the expectation."),
+    "kept": ("tables.kept", "List the rows that were replaced or removed, or put them back."),
     "cleanup": ("tables.cleanup", "Delete stale rows after a backup, or restore them."),
     "doctor": ("stack.doctor", "Check that everything a run needs is in order."),
     "up": ("stack.up", "Start the stack: broker, workers, beat, Flower, metrics."),

@@ -204,6 +204,30 @@ class CheckpointStore(LedgerStore):
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
             record_action(connection, run_id, RunAction.UNDONE, by=by)
 
+    def withdraw_date(self, job: str, day: date, by: str) -> bool:
+        """Delete the checkpoint of a date, reopen the flag it cleared, and mark the date as undone by `by`.
+
+        To be called before earlier rows of the date are put back. Returns False for a date without a checkpoint. Raises
+        `DatesInUse`, and changes nothing, when an active run has the date.
+        """
+        of_date = and_(checkpoints.c.job == job, checkpoints.c.day == day)
+        in_use = select(run_dates.c.run_id).where(run_dates.c.job == job, run_dates.c.day == day, run_dates.c.active)
+        with self._write() as connection:
+            active_run = connection.execute(in_use).scalar()
+            if active_run is not None:
+                raise DatesInUse(
+                    f"run {active_run} is at work on {day}: wait for its end with `backfill watch {active_run}`",
+                    run=active_run,
+                )
+            run_id = connection.execute(select(checkpoints.c.run_id).where(of_date).with_for_update()).scalar()
+            if run_id is None:
+                return False
+            connection.execute(delete(checkpoints).where(of_date))
+            reopen_flags(connection, job, [day], run_id)
+            mark = {"undone_at": utcnow(), "undone_by": by, "undo_restored": True}
+            connection.execute(_update_days(run_id, [day]).values(mark))
+        return True
+
     def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
         """Return the checkpoints of earlier runs that this run replaced, by day."""
         query = select(replaced_checkpoints).where(replaced_checkpoints.c.replaced_by == run_id)

@@ -1,0 +1,92 @@
+"""Kept rows: what publications and undos removed from a table, and how to put it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from gated_backfill.common.errors import TableNotFound, UserError
+from gated_backfill.common.model.dates import FIRST_SUPPORTED_DATE, DateRange
+from gated_backfill.common.model.publication import KeptRows
+from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import DatedTable, TableName
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse, require_table
+from gated_backfill.producer.context import CommandContext
+
+EVERY_DATE = DateRange(start=FIRST_SUPPORTED_DATE, through=date.max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRestore:
+    """The effect of putting kept rows back."""
+
+    target: DatedTable
+    job: str | None  #: the job that the table belongs to, if a run has claimed it
+    kept: KeptRows
+    current: str  #: fingerprint of the date's present rows
+    present_rows: int
+
+    def describe(self) -> str:
+        rows, removed_at = self.kept, f"{self.kept.kept_at:%Y-%m-%d %H:%M} UTC"
+        return (
+            f"{self.target} {rows.day}: {rows.rows} row(s), removed by {rows.removed_by} at {removed_at}, replace the "
+            f"present {self.present_rows} row(s), which are kept in turn"
+        )
+
+
+def dated_table(name: str, context: CommandContext) -> tuple[DatedTable, str | None]:
+    """Return the table with its date column, and the job it belongs to, if a run has claimed it.
+
+    Raises `TableNotFound`, and `UserError` for a table without a date column.
+    """
+    table = TableName.parse(name)
+    owner = context.ledger.targets.get_owner(str(table))
+    if owner is not None:
+        return DatedTable(name=table, date_column=find_job(owner.job).target.date_column), owner.job
+    info = require_table(context.warehouse, table)
+    if info.partitioned_by is None:
+        raise UserError(f"{table} is not partitioned by a column of dates, so no rows of it are kept")
+    return DatedTable(name=table, date_column=info.partitioned_by), None
+
+
+def plan_kept_restore(name: str, kept_id: str, context: CommandContext) -> KeptRestore:
+    """Plan to put back the kept rows of that id, without changing anything. Raises `UserError` if it can't be done."""
+    target, job = dated_table(name, context)
+    listed = context.warehouse.list_kept(target.name, target.date_column, EVERY_DATE)
+    kept = next((rows for rows in listed if rows.id == kept_id), None)
+    if kept is None:
+        raise UserError(
+            f"no rows {kept_id!r} of {target.name} are kept, or not any more: `backfill kept list {target.name}` "
+            "lists them"
+        )
+    current = context.warehouse.fingerprints(target.name, target.date_column, [kept.day])[kept.day]
+    if current == kept.fingerprint:
+        raise UserError(f"{target.name} {kept.day} has these rows already: there is nothing to restore")
+    return KeptRestore(
+        target=target, job=job, kept=kept, current=current, present_rows=_count(target, kept.day, context.warehouse)
+    )
+
+
+def restore_kept_rows(plan: KeptRestore, context: CommandContext, by: str) -> bool:
+    """Put the rows back; returns whether the date had a checkpoint, which is removed first.
+
+    The date counts as undone then, so that no run replaces the rows unasked. Raises `UserError`, and leaves the rows as
+    they are, when the date was written since the plan was made, and `DatesInUse` when a run is at work on it.
+    """
+    target, kept = plan.target, plan.kept
+    had_checkpoint = plan.job is not None and context.ledger.checkpoints.withdraw_date(plan.job, kept.day, by)
+    if not context.warehouse.restore_kept(target.name, target.date_column, kept, current=plan.current):
+        raise UserError(
+            f"{target.name} {kept.day} was written meanwhile and is left as it is: look at its rows, then repeat the "
+            "command"
+        )
+    return had_checkpoint
+
+
+def _count(target: DatedTable, day: date, warehouse: Warehouse) -> int:
+    one_day = (DateRange(start=day, through=day),)
+    scan = Scan(table=target.name, date_column=target.date_column, dates=one_day)
+    try:
+        return warehouse.count_rows(scan).get(day, 0)
+    except TableNotFound:  # a local table without any rows
+        return 0

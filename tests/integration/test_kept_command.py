@@ -1,0 +1,143 @@
+"""Rows that a run or an undo removed: listed, and put back by a command."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gated_backfill.common.errors import DatesInUse, UserError
+from gated_backfill.common.ledger import Ledger
+from gated_backfill.producer.planning.plan import PlanAction, Reprocess
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
+from gated_backfill.producer.tables.kept_rows import plan_kept_restore, restore_kept_rows
+from tests.builders import FEB_23, FEB_24, JOB, checkpointed_date, queued_run
+from tests.lab import Lab, players
+
+DAYS = [FEB_23, FEB_24]
+TARGET = "probe.probe"
+
+
+def kept_rows(lab: Lab, *options: str) -> list[dict[str, Any]]:
+    done = lab.inside("kept", "list", TARGET, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def built_twice(lab: Lab) -> tuple[dict[str, bytes], str]:
+    """What the target held after a first run, and a second run that replaced it."""
+    lab.probe_all(DAYS, players(20))
+    lab.run(DAYS, "probe")
+    before = lab.table_bytes(TARGET)
+    lab.probe_all(DAYS, players(20), lowest=0.5)
+    return before, lab.run(DAYS, "probe", reprocess=Reprocess.ALL).run.id
+
+
+def test_replaced_rows_are_listed_and_put_back_and_stay(any_lab: Lab) -> None:
+    before, second = built_twice(any_lab)
+    after = any_lab.table_bytes(TARGET)
+    listed = kept_rows(any_lab)
+    assert {(rows["date"], rows["rows"], rows["removed_by"]) for rows in listed} == {
+        (str(day), 20, f"run {second}") for day in DAYS
+    }
+    (of_day,) = kept_rows(any_lab, "--from", str(FEB_24), "--to", str(FEB_24))
+
+    assert any_lab.inside("kept", "restore", TARGET, of_day["id"], "--dry-run").returncode == 0
+    assert any_lab.inside("kept", "restore", TARGET, of_day["id"]).returncode == 2
+    assert any_lab.table_bytes(TARGET) == after
+    done = any_lab.inside("kept", "restore", TARGET, of_day["id"], "--yes")
+
+    assert done.returncode == 0, done.stderr
+    assert "20 row(s), removed by run" in done.stdout
+    assert "its checkpoint is removed: `backfill coverage --job probe --dates 2023-02-24`" in done.stdout
+    restored = any_lab.table_bytes(TARGET)
+    assert [restored[name] == before[name] for name in sorted(restored)] == [False, True]
+    assert [step.action for step in any_lab.plan(DAYS, "probe").steps] == [PlanAction.DONE, PlanAction.UNDONE]
+    (replaced, *_) = kept_rows(any_lab, "--from", str(FEB_24))
+    assert (replaced["removed_by"], replaced["rows"]) == ("restore of kept rows", 20)
+    again = any_lab.inside("kept", "restore", TARGET, of_day["id"], "--yes")
+    assert (again.returncode, "there is nothing to restore" in again.stderr) == (2, True)
+
+
+def test_what_an_undo_removed_can_be_put_back(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(20))
+    run = lab.run(DAYS, "probe").run
+    whole = lab.table_bytes(TARGET)
+    undo_run(plan_undo(run.id, lab.context), lab.context, "a test")
+    assert lab.table_bytes(TARGET) == {}
+
+    for rows in kept_rows(lab):
+        assert rows["removed_by"] == f"undo of run {run.id}"
+        assert lab.inside("kept", "restore", TARGET, rows["id"], "--yes").returncode == 0
+
+    assert lab.table_bytes(TARGET) == whole
+
+
+def test_a_date_that_was_written_meanwhile_is_left_alone(lab: Lab) -> None:
+    built_twice(lab)
+    plan = plan_kept_restore(TARGET, kept_rows(lab)[0]["id"], lab.context)
+    lab.keep_only(TARGET, plan.kept.day, "name", "player001", "day")
+    written = lab.table_bytes(TARGET)
+
+    with pytest.raises(UserError, match="written meanwhile and is left as it is"):
+        restore_kept_rows(plan, lab.context, "a test")
+
+    assert lab.table_bytes(TARGET) == written
+
+
+def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> None:
+    built_twice(lab)
+    rows, proven = lab.table_bytes(TARGET), lab.ledger.checkpoints.list_checkpoints("probe", *DAYS)
+    kept_id = kept_rows(lab)[0]["id"]
+    lab.probe_all([FEB_24 + timedelta(days=1)], players(3))
+    queued_run(lab.ledger, DAYS, job="probe")
+
+    refused = lab.inside("kept", "restore", TARGET, kept_id, "--yes")
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "is at work on" in refused.stderr
+    assert (lab.table_bytes(TARGET), lab.ledger.checkpoints.list_checkpoints("probe", *DAYS)) == (rows, proven)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(
+            ("restore", TARGET, "no-such-id", "--yes"), "`backfill kept list probe.probe` lists them", id="id"
+        ),
+        pytest.param(("list", "probe.nothing"), "no such table", id="table"),
+        pytest.param(("list", TARGET, "--from", "yesterday"), "yesterday", id="date"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(lab: Lab, arguments: tuple[str, ...], says: str) -> None:
+    lab.probe_all(DAYS, players(20))
+    lab.run(DAYS, "probe")
+    refused = lab.inside("kept", *arguments)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert says in refused.stderr
+
+
+def test_a_table_shows_kept_rows_with_the_time_until_which_they_are_kept(lab: Lab) -> None:
+    _, second = built_twice(lab)
+    shown = lab.inside("kept", "list", TARGET).stdout
+    assert "kept until" in shown
+    assert shown.count(f"run {second}") == 2
+    assert "no rows of probe.probe are kept" in lab.inside("kept", "list", TARGET, "--to", "2023-02-01").stdout
+
+
+def test_a_withdrawn_date_is_undone_and_one_in_use_is_not_withdrawn(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    checkpointed_date(ledger, run, FEB_23)
+    with pytest.raises(DatesInUse, match=f"run {run.id} is at work on 2023-02-23"):
+        ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
+    ledger.orders.abandon_run(run.id, by="a test", reason="it is not needed")
+
+    assert ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
+    assert not ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
+    assert not ledger.checkpoints.withdraw_date(JOB, FEB_24, "ada")
+
+    assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_24) == {}
+    (undone,) = ledger.checkpoints.list_undone(JOB, FEB_23, FEB_24).values()
+    assert (undone.run_id, undone.by, undone.restored) == (run.id, "ada", True)
