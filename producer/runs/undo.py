@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from gated_backfill.common.errors import UndoIncomplete, UserError
+from gated_backfill.common.errors import UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
@@ -194,6 +194,9 @@ def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
     date meanwhile, after the others were undone; `UndoInProgress`, or `LeaseTakenOver`, when another process undoes it.
     """
     checkpoints, run_id = context.ledger.checkpoints, plan.run.id
+    run = context.ledger.runs.get_run(run_id)
+    if run.undone_at != plan.run.undone_at:
+        raise UndoInProgress(f"run {run_id} was undone meanwhile by {run.undone_by}: nothing was changed")
     until = _lease_end(context)
     generation = checkpoints.begin_undo(run_id, plan.days, process_identity(), until, is_dead=is_dead)
     try:

@@ -271,6 +271,19 @@ def test_two_undos_at_once_leave_one_refused_in_a_clear_line(any_lab: Lab, monke
     assert any_lab.table_bytes(TARGET) == before
 
 
+def test_an_undo_that_another_has_completed_since_its_plan_changes_nothing(lab: Lab) -> None:
+    first, before, second = built_twice(lab)
+    planned = plan_undo(second.run.id, lab.context)
+    undone(lab, second)
+
+    with pytest.raises(UndoInProgress, match="was undone meanwhile by a test"):
+        undo_run(planned, lab.context, "another test")
+
+    assert lab.table_bytes(TARGET) == before
+    assert checkpoints(lab) == dict.fromkeys(DAYS, first.run.id)
+    assert lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
+
+
 def test_an_undo_that_was_frozen_and_taken_over_ends_in_a_clear_line(
     any_lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
