@@ -74,7 +74,10 @@ def test_an_interrupt_ends_a_command_without_a_message(
 
 @pytest.mark.parametrize(
     ("name", "value", "choices"),
-    [("--reprocess", "ALL", "'none', 'failed', 'stale', 'all'"), ("--fallback", "REPLACE", "'replace', 'fill', 'off'")],
+    [
+        ("--reprocess", "ALL", "'none', 'failed', 'stale', 'undone', 'all'"),
+        ("--fallback", "REPLACE", "'replace', 'fill', 'off'"),
+    ],
 )
 def test_an_enum_is_given_by_its_values(name: str, value: str, choices: str) -> None:
     refused = CliRunner().invoke(app, ["plan", "--job", "x", name, value])
