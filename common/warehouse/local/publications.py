@@ -168,15 +168,11 @@ class LocalPublications(LocalBackups):
 
     def _find_copies(
         self, target: TableName, date_column: str, run: str, replaced: Mapping[date, ReplacedPartition]
-    ) -> dict[date, Path | None]:
-        """Return the kept files of the replaced rows; None for no rows. Raises `BackupMissing`."""
-        undo = UndoFolder(self.root, run, target)
-        changed = {day: part.before for day, part in replaced.items() if part.before != part.published}
-        copies = {
-            day: None if before == ABSENT else undo.find_copy(date_column, day, before)
-            for day, before in changed.items()
-        }
-        if expired := [day for day, before in changed.items() if before != ABSENT and copies[day] is None]:
+    ) -> dict[date, Path]:
+        """Return the kept files of the replaced rows, where there were any. Raises `BackupMissing`."""
+        changed = {day: part.before for day, part in replaced.items() if part.before not in (ABSENT, part.published)}
+        copies = UndoFolder(self.root, run, target).find_copies(date_column, changed)
+        if expired := changed.keys() - copies.keys():
             raise BackupMissing(
                 f"what run {run} replaced on {len(expired)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
                 table=str(target),
@@ -205,7 +201,8 @@ class LocalPublications(LocalBackups):
                 if partition.before != partition.published
                 and self._parts.rows_fingerprint(paths[day], current[day].checksum) == partition.published
             }
-            copies = self._find_copies(target, date_column, run, waiting)
+            kept = self._find_copies(target, date_column, run, waiting)
+            copies = {day: kept.get(day) for day in waiting}
             self._put_in_place(loading, undo, f"undo of run {run}", date_column, copies, current)
             return frozenset(day for day, path in paths.items() if file_fingerprint(path) == replaced[day].before)
 

@@ -195,13 +195,19 @@ class UndoFolder:
                 changes[day] = Change(**entry, written=entry["published"])
         return changes
 
-    def find_copy(self, date_column: str, day: date, checksum: str) -> Path | None:
-        """Return the kept file of the date with that checksum; None if it is not kept any more."""
-        copies = [self.copy_of(number, day) for number in self._numbers(ROWS)]
-        for copy in (*reversed(copies), self._old_copy(date_column, day)):
-            if file_fingerprint(copy) == checksum:
-                return copy
-        return None
+    def find_copies(self, date_column: str, checksums: Mapping[date, str]) -> dict[date, Path]:
+        """Return, by date, the kept file with that checksum, without dates of which none is kept any more."""
+        copies = {day: [self._old_copy(date_column, day)] for day in checksums}
+        for number, note in self._notes():
+            for day in note.changes.keys() & checksums.keys():
+                copies[day].append(self.copy_of(number, day))
+        found: dict[date, Path] = {}
+        for day, checksum in checksums.items():
+            for copy in reversed(copies[day]):
+                if file_fingerprint(copy) == checksum:
+                    found[day] = copy
+                    break
+        return found
 
     def _old_copy(self, date_column: str, day: date) -> Path:
         return self.path / f"{date_column}={day.isoformat()}" / ROWS_FILE
