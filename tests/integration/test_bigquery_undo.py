@@ -130,18 +130,24 @@ def undo_table(run: str) -> str:
     return f"undo_{run.replace('-', '_')}_{hashlib.sha256(str(TABLE).encode()).hexdigest()[:12]}"
 
 
+FIRST_COPIES = "SELECT ANY_VALUE(kept HAVING MIN published_at) FROM backfill.publications GROUP BY day"
+
+
 def as_earlier_versions_left_it(emulator: Emulator, warehouse: BigQueryWarehouse) -> BigQueryWarehouse:
-    """Take away what earlier versions did not have, and open the warehouse anew."""
+    """Take away what earlier versions did not have or keep, and open the warehouse anew."""
     client = emulator.client()
-    tables = {"publications": ("work", "generation", "kept"), undo_table("run-1"): ("backfill_kept",)}
-    for name, columns in tables.items():
+    tables = {
+        undo_table("run-1"): (["backfill_kept"], f"backfill_kept IN ({FIRST_COPIES})"),
+        "publications": (["work", "generation", "kept"], "day IS NOT NULL"),
+    }
+    for name, (columns, condition) in tables.items():
         table = client.get_table(f"backfill.{name}")
         table.schema = [field for field in table.schema if field.name not in columns]
-        emulator.run(f"CREATE TABLE backfill.copied AS SELECT * EXCEPT ({', '.join(columns)}) FROM backfill.{name}")
+        selected = f"SELECT * EXCEPT ({', '.join(columns)}) FROM backfill.{name} WHERE {condition}"
+        emulator.run(f"CREATE TABLE backfill.copied AS {selected}")
         client.delete_table(table.reference)
         client.create_table(table)
-        condition = "WHERE day IS NOT NULL" if name == "publications" else ""
-        emulator.run(f"INSERT INTO backfill.{name} SELECT * FROM backfill.copied {condition}")
+        emulator.run(f"INSERT INTO backfill.{name} SELECT * FROM backfill.copied")
         client.delete_table("backfill.copied")
     return BigQueryWarehouse(BigQueryAddress.parse(emulator.url))
 
@@ -150,11 +156,16 @@ def test_a_run_of_an_earlier_version_can_be_undone(
     bigquery_warehouse: BigQueryWarehouse, emulator: Emulator, staging: Staging
 ) -> None:
     load(bigquery_warehouse, FEB_23, 3)
-    publish(bigquery_warehouse, staged(staging, FEB_23, players=5), staged(staging, FEB_24, players=2))
+    publish(bigquery_warehouse, staged(staging, FEB_23, players=4))
+    load(bigquery_warehouse, FEB_23, 9)  # which an earlier version did not keep
+    more = staged(staging, FEB_23, players=5, attempt=2), staged(staging, FEB_24, players=2)
+    publish(bigquery_warehouse, *more)
     warehouse = as_earlier_versions_left_it(emulator, bigquery_warehouse)
     replaced = warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)
     warehouse.check_restorable(TABLE, "day", "run-1", replaced)
     assert kept(warehouse) == []
+    warehouse.back_up(BACKUP, [FEB_24], until=utcnow() + timedelta(days=30))
+    assert warehouse.deleted_at(BACKUP) is None
     assert undo(warehouse) == {FEB_23, FEB_24}
     assert counts(warehouse, *DAYS) == {FEB_23: 3}
     assert kept(warehouse) == [(day, "undo of run run-1", rows) for day, rows in ((FEB_24, 2), (FEB_23, 5))]

@@ -149,7 +149,7 @@ class BigQueryBackups(BigQueryQueries):
         self._run_for_dates(backup, kept, "cleanup", lease, target, CHOOSE_BACKED_UP, remove, record)
 
     def deleted_at(self, backup: Backup) -> datetime | None:
-        if not self._record.exists() or self.describe(self._backup_table(backup.id)) is None:
+        if not self._record.has_all_columns() or self.describe(self._backup_table(backup.id)) is None:
             return None
         params = {"target": str(backup.table), "run": backup.id, "work": CLEANUP}
         (row,) = self._rows(sql_of.last_recorded(self._record.quoted), params, str(self._record.table)).to_pylist()

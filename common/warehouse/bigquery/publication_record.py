@@ -87,10 +87,10 @@ class PublicationRecord:
     def exists(self) -> bool:
         return self._tables.describe(self.table) is not None
 
-    def has_kept_copies(self) -> bool:
-        """Whether the record can name kept copies; that of an earlier version cannot."""
+    def has_all_columns(self) -> bool:
+        """Whether the table exists and has all columns; that of an earlier version lacks some."""
         info = self._tables.describe(self.table)
-        return info is not None and "kept" in info.columns
+        return info is not None and info.columns.keys() >= PUBLICATION_COLUMNS.keys()
 
     def create(self) -> None:
         """Create the table, or add the columns that one of an earlier version lacks. Raises `UserError`."""

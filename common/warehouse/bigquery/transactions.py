@@ -173,17 +173,22 @@ AND_ROWS: LiteralString = " UNION ALL "
 REPLACED: LiteralString = """
     SELECT
         day,
-        ANY_VALUE(before HAVING MAX IF(replaces_own, NULL, published_at)) AS before,
+        ANY_VALUE(before HAVING MAX IF(comes_back, published_at, NULL)) AS before,
         ANY_VALUE(content HAVING MAX published_at) AS published
     FROM (
         SELECT
             day, before, content, published_at,
-            before = LAG(content) OVER (PARTITION BY day ORDER BY published_at) AS replaces_own
+            ROW_NUMBER() OVER of_day = 1 OR ({keeps_all} AND before != LAG(content) OVER of_day) AS comes_back
         FROM {publications}
         WHERE target = @target AND run = @run AND day BETWEEN @first AND @last AND window_number IS NOT NULL
+        WINDOW of_day AS (PARTITION BY day ORDER BY published_at)
     )
     GROUP BY day
 """
+
+#: Whether a publication kept all that it replaced. Earlier versions kept what the run's first one of a date replaced.
+KEEPS_ALL: LiteralString = "work IS NOT NULL"
+KEEPS_FIRST: LiteralString = "FALSE"
 
 #: The copies that operations on a table have kept, the newest first.
 KEPT_COPIES: LiteralString = """
@@ -298,9 +303,13 @@ def record(publications: QuotedSql, *dates: QuotedSql) -> QuotedSql:
     return fill_placeholders(RECORD, publications=publications, dates=rows)
 
 
-def replaced_partitions(publications: QuotedSql) -> QuotedSql:
-    """Build the query of a run's replaced partitions by day. Parameters: target, run, first, last."""
-    return fill_placeholders(REPLACED, publications=publications)
+def replaced_partitions(publications: QuotedSql, *, keeps_all: bool) -> QuotedSql:
+    """Build the query of a run's replaced partitions by day. Parameters: target, run, first, last.
+
+    `keeps_all` says whether the record may hold publications that kept all that they replaced.
+    """
+    condition = fill_placeholders(KEEPS_ALL if keeps_all else KEEPS_FIRST)
+    return fill_placeholders(REPLACED, publications=publications, keeps_all=condition)
 
 
 def kept_copies(publications: QuotedSql) -> QuotedSql:

@@ -56,7 +56,7 @@ class BigQueryUndo(BigQueryBackups):
             return {}
         span = enclosing_range(days)
         params = {"target": str(target), "run": run, "first": span.start, "last": span.through}
-        statement = sql_of.replaced_partitions(self._record.quoted)
+        statement = sql_of.replaced_partitions(self._record.quoted, keeps_all=self._record.has_all_columns())
         rows = self._rows(statement, params, str(self._record.table)).to_pylist()
         replaced = {row["day"]: ReplacedPartition(before=row["before"], published=row["published"]) for row in rows}
         return self._with_added_columns(target, date_column, {day: replaced[day] for day in days if day in replaced})
@@ -167,7 +167,7 @@ class BigQueryUndo(BigQueryBackups):
 
     def _kept_copies(self, table: TableName, dates: DateRange) -> list[KeptCopy]:
         """List the rows of these dates that are still kept, newest first, with the tables that hold them."""
-        if not self._record.has_kept_copies():
+        if not self._record.has_all_columns():
             return []
         params = {"target": str(table), "first": dates.start, "last": dates.through}
         rows = self._rows(sql_of.kept_copies(self._record.quoted), params, str(self._record.table)).to_pylist()
