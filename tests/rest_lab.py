@@ -22,7 +22,8 @@ RESULT_TYPES: Mapping[str, str] = {
     **TYPES,
     "__day": "DATE",
     **dict.fromkeys(("n", "expected", "null_rows", "present0", "row_count", "__row_count"), "INT64"),
-    **dict.fromkeys(("entity", "before", "published"), "STRING"),
+    **dict.fromkeys(("entity", "before", "published", "run", "work", "kept"), "STRING"),
+    "published_at": "TIMESTAMP",
 }
 
 

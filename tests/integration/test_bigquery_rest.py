@@ -22,7 +22,7 @@ from google.cloud import bigquery
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.job import Batch, Expectation, Job, Source, Target
-from gated_backfill.common.model.publication import Backup, BackupDate, PublishResult, StagedFile
+from gated_backfill.common.model.publication import Backup, BackupDate, KeptRows, PublishResult, StagedFile
 from gated_backfill.common.model.tables import Column, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
@@ -89,6 +89,7 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     back = {old.day: ReplacedPartition(before=old.checksum, published=new.checksum) for old, new in pairs}
     assert double.dates.held["nba.factors"][FEB_23] == again[0].checksum
     warehouse.restore(TABLE, "day", "run-2", back, generation=1)
+    assert warehouse.list_kept(TABLE, "day", span(FEB_23, FEB_25)) == []
     warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
     warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
     kept = {FEB_23: BackupDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
@@ -163,6 +164,7 @@ FILE = StagedFile(day=FEB_23, attempt=1, location="/nowhere", checksum="c" * 64,
 AS_STAGED: dict[str, Any] = {"fingerprints_when_staged": {FEB_23: ABSENT}, "publication": "run-1/0"}
 REPLACED = {FEB_23: ReplacedPartition(before=ABSENT, published="c")}
 KEPT = {FEB_23: BackupDate(fingerprint="c", rows=1)}
+COPY = KeptRows(id="c", day=FEB_23, kept_at=utcnow(), removed_by="run run-1", fingerprint="1.c", rows=1)
 WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "describe": lambda w, t: w.describe(t),
     "read": lambda w, t: w.read(scan(span(FEB_23), table=t)),
@@ -170,6 +172,8 @@ WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "fingerprints": lambda w, t: w.fingerprints(t, "day", [FEB_23]),
     "publish": lambda w, t: w.publish(t, "day", [FILE], **AS_STAGED),
     "restore": lambda w, t: w.restore(t, "day", "run-1", REPLACED, generation=1),
+    "list_kept": lambda w, t: w.list_kept(t, "day", span(FEB_23)),
+    "restore_kept": lambda w, t: w.restore_kept(t, "day", COPY, current=ABSENT),
     "load": lambda w, t: w.load(t, "day", rows_of(FEB_23)),
     "create_table": lambda w, t: w.create_table(t, TYPES, "day"),
     "add_columns": lambda w, t: w.add_columns(t, {"team": "STRING"}),
@@ -188,6 +192,8 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
     "fingerprints-columns": lambda w, c: w.column_fingerprints(TABLE, "day", [FEB_23], [frozenset({c})]),
     "publish": lambda w, c: w.publish(TABLE, c, [FILE], **AS_STAGED),
     "restore": lambda w, c: w.restore(TABLE, c, "run-1", REPLACED, generation=1),
+    "list_kept": lambda w, c: w.list_kept(TABLE, c, span(FEB_23)),
+    "restore_kept": lambda w, c: w.restore_kept(TABLE, c, COPY, current=ABSENT),
     "load": lambda w, c: w.load(TABLE, c, rows_of(FEB_23).rename_columns(["player", c, "score"])),
     "load-columns": lambda w, c: w.load(TABLE, "day", rows_of(FEB_23).rename_columns(["player", "day", c])),
     "create_table": lambda w, c: w.create_table(TABLE, {c: "DATE"}, c),

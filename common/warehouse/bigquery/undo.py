@@ -167,6 +167,7 @@ class BigQueryUndo(BigQueryBackups):
 
     def _kept_copies(self, table: TableName, dates: DateRange) -> list[KeptCopy]:
         """List the rows of these dates that are still kept, newest first, with the tables that hold them."""
+        self._tables.reference(table)  # which checks the name
         if not self._record.has_all_columns():
             return []
         params = {"target": str(table), "first": dates.start, "last": dates.through}
