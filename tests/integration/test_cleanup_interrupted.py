@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows
 from tests.integration.test_cleanup import (
     STALE,
+    TABLE,
     TODAY,
     backup_part,
     cleaned,
@@ -29,6 +32,7 @@ from tests.integration.test_cleanup import (
     told,
 )
 from tests.integration.test_cleanup import _clean_upcoming_tables as _clean_upcoming_tables
+from tests.interleaving import before_system_calls
 from tests.lab import UPCOMING, Lab, players
 
 BETWEEN = STALE[1]
@@ -268,6 +272,41 @@ def test_a_backup_that_is_whole_is_dropped_only_if_its_rows_are_in_the_table(lab
     assert kept.error == (
         "the ledger has no record of a deletion, but 1 date(s) of the backup are not in the table: " + str(BETWEEN)
     )
+
+
+def test_a_date_that_is_written_at_any_moment_of_the_deletion_is_reported_and_stays(lab: Lab) -> None:
+    """Another program replaces the file, before each of the calls by which the deletion changes names, in turn."""
+    theirs = lab.home / "theirs.parquet"
+    part = lab.home / "warehouse" / "nba_analytics" / TABLE.name.table / f"game_date={BETWEEN}" / "part.parquet"
+    lab.upcoming(BETWEEN, players(9))
+    shutil.copyfile(part, theirs)
+    delete = lab.context.warehouse.delete_backed_up
+
+    def write() -> None:
+        part.parent.mkdir(exist_ok=True)
+        shutil.copyfile(theirs, part.with_name(".tmp"))
+        part.with_name(".tmp").replace(part)
+
+    for number in count(1):
+        before = filled(lab)
+        calls = []
+
+        def written_meanwhile(*arguments: Any, number: int = number, calls: list[int] = calls, **named: Any) -> None:
+            with before_system_calls({number: write}, changes_only=True) as counted:
+                delete(*arguments, **named)
+            calls.append(counted.count)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lab.context.warehouse, "delete_backed_up", written_meanwhile)
+            operation = one_operation(cleaned(lab))
+        if calls[0] < number:
+            break
+        assert f"1 date(s) were written since and are left alone: {BETWEEN}" in str(operation.error), number
+        assert rows_by_stale_date(lab) == [0, 9, 0], number
+        part.unlink()
+        restore(operation.id, site_of(lab))
+        assert lab.table_bytes(UPCOMING) == before, number
+    assert number > 3
 
 
 def killed_before_it_is_recorded(lab: Lab) -> None:
