@@ -410,3 +410,63 @@ def test_a_backup_is_durable_before_its_rows_are_deleted(
     back_up(local_warehouse)
     assert folders.unsynced == set()
     assert (local_warehouse.root / ".cleanup/op-1/manifest.json").exists()
+
+
+class Disk:
+    """A folder as a power cut would leave it: files have the content, and folders the entries, of their last sync."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._contents: dict[int, bytes] = {}
+        self._entries: dict[int, dict[str, tuple[int, bool]]] = {}
+        for path in (root, *root.rglob("*")):
+            self._sync(path)
+
+    def _sync(self, path: Path) -> None:
+        number = path.stat().st_ino
+        if path.is_dir():
+            entries = {entry.name: (entry.inode(), entry.is_dir()) for entry in os.scandir(path)}
+            self._entries[number] = entries
+        else:
+            self._contents[number] = path.read_bytes()
+
+    def synced(self, handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: PTH115
+        if path.is_relative_to(self._root):
+            self._sync(path)
+
+    def after_power_cut(self, folder: Path) -> Path:
+        """Write what is durable to a new folder."""
+        self._write(self._root.stat().st_ino, folder)
+        return folder
+
+    def _write(self, number: int, folder: Path) -> None:
+        folder.mkdir()
+        for name, (child, is_folder) in self._entries.get(number, {}).items():
+            if is_folder:
+                self._write(child, folder / name)
+            else:
+                (folder / name).write_bytes(self._contents.get(child, b""))
+
+
+def test_no_power_cut_loses_rows(tmp_path: Path, prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = OPERATIONS[name]
+    warehouse = LocalWarehouse(prepared / "warehouse")
+    disk = Disk(prepared)
+    cuts: list[LocalWarehouse] = []
+
+    def sync(handle: int) -> None:
+        disk.synced(handle)
+        cuts.append(LocalWarehouse(disk.after_power_cut(tmp_path / f"cut-{len(cuts)}") / "warehouse"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        patch.setattr("gated_backfill.common.storage.files.SYNC_THREADS", 1)
+        operation.carry_out(warehouse)
+
+    for cut in cuts:
+        content = content_of(cut)
+        assert content in (operation.before, operation.after)
+        cut.load(TABLE, "day", rows_of(FEB_24))  # the next one that writes to the table
+        assert operation.before is None or is_in(cut, operation.before), cut
+    assert content_of(LocalWarehouse(disk.after_power_cut(tmp_path / "end") / "warehouse")) == operation.after

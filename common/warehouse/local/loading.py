@@ -235,11 +235,13 @@ class LoadingFolder:
         shutil.rmtree(self.path)
 
     def _sync(self, changes: Sequence[PartitionChange]) -> None:
-        """Sync the partitions, and what was kept of them."""
+        """Sync what was kept of the partitions, and then the partitions, so that a power cut loses nothing."""
         kept = [change.kept for change in changes if change.kept is not None and change.kept.exists()]
         folders = dict.fromkeys(file.parent for file in kept)
         partitions = [f"{self._folder}/{change.partition}" for change in changes if change.kept is not None]
-        sync_all([*kept, *folders, *filter(file_exists, partitions), self._folder])
+        if kept:
+            sync_all([*kept, *folders])
+        sync_all([*filter(file_exists, partitions), self._folder])
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
@@ -275,11 +277,9 @@ class LoadingFolder:
         rows_file = f"{self._folder}/{change.partition}/{ROWS_FILE}"
         finish_replacement(rows_file, taken)
         assert change.kept is not None
-        if not os.path.lexists(taken):
-            return change.kept.exists()
         checksum = file_fingerprint(taken)
-        if checksum == change.prepared:
-            return False
+        if checksum in (ABSENT, change.prepared):
+            return change.kept.exists()  # a power cut may have undone the end of the move only
         if checksum == change.expected.checksum:
             self._keep(change, change.kept)
             return True
