@@ -19,6 +19,7 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.release import release_run
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.producer.planning.plan import PlanAction
+from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import GateOutcome, close_window
 from tests.builders import everyone_is_dead, process_date
@@ -32,6 +33,7 @@ import os, signal, sys
 from pathlib import Path
 from gated_backfill.common.ledger import ledger
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.warehouse.local.loading import LoadingFolder
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.worker.dependencies import open_deps
 from gated_backfill.worker.gate.gate import close_window
@@ -43,7 +45,8 @@ def die(*arguments, **named):
 
 home, run, at = sys.argv[1:]
 name = at.split(".")[1]
-owner = LocalWarehouse if at.startswith("Local") else getattr(ledger, at.split(".")[0])
+owner = {"LocalWarehouse": LocalWarehouse, "LoadingFolder": LoadingFolder}.get(at.split(".")[0])
+owner = owner or getattr(ledger, at.split(".")[0])
 setattr(owner, name, die)
 close_window(run, 1, open_deps(Settings(home=Path(home)), InlineDispatcher()))
 """
@@ -154,6 +157,40 @@ def test_a_published_date_that_somebody_overwrote_is_built_again_not_checkpointe
     assert set(deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1])) == set(DAYS[1:])
     (row,) = deps.ledger.dates.list_dates(staged.id, days=[DAYS[0]])
     assert row.state is DateState.QUEUED
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param("LoadingFolder._make", id="before-anything-was-replaced"),
+        pytest.param("CheckpointStore.write", id="after-all-was-published"),
+    ],
+)
+@pytest.mark.parametrize("has_rows", [True, False], ids=["rows-before", "no-rows-before"])
+def test_rows_that_a_daily_job_writes_between_two_gates_come_back_with_an_undo(
+    lab: Lab, at: str, has_rows: bool
+) -> None:
+    kinds = {name: column.type for name, column in find_job("probe").target.columns.items()}
+
+    def write(value: float) -> None:
+        lab.load(TARGET, DAYS[0], [{"name": name, "value": value} for name in players(10)], kinds)
+
+    if has_rows:
+        write(100.5)
+    lab.probe_all(DAYS[:1], players(10))
+    run, deps, _ = lab.opened(DAYS[:1], "probe")
+    process_date(run.id, DAYS[0], deps)
+    kill_the_gate(lab, run, at)
+    write(700.5)
+
+    assert close_window(run.id, 1, deps) is GateOutcome.REQUEUED
+    process_date(run.id, DAYS[0], deps)
+    assert close_window(run.id, 1, deps) is GateOutcome.CLOSED
+
+    assert deps.ledger.runs.get_run(run.id).state is RunState.SUCCEEDED
+    assert max(row["value"] for row in lab.published(TARGET, DAYS[0], "day")) < 100
+    undo_run(plan_undo(run.id, lab.context), lab.context, "a test")
+    assert {row["value"] for row in lab.published(TARGET, DAYS[0], "day")} == {700.5}
 
 
 @pytest.mark.parametrize(("at", "published"), DEATHS)

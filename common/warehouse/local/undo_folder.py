@@ -248,6 +248,8 @@ class UndoFolder:
 
     def delete_expired(self, period: timedelta) -> None:
         """Delete the copies that were kept for longer, once they were found to be expired for `RETENTION_GRACE`."""
+        if not any(name.startswith(ROWS) or "=" in name or name == EXPIRED for name in names_in(self.path)):
+            return  # most runs have replaced nothing
         now = utcnow()
         expired = {name for name, kept_at in self._copies() if kept_at + period <= now}
         recorded = {name: datetime.fromisoformat(time) for name, time in (read_json(self.path / EXPIRED) or {}).items()}
