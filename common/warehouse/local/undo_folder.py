@@ -119,7 +119,8 @@ class UndoFolder:
     def write_note(self, number: int, note: ChangeNote) -> None:
         """Write the note, and create the folder for what the change removes. Sync `files_to_sync` afterwards."""
         self._write(self._note(number).name, note.to_json())
-        make_folders(self.copy_of(number, date.min).parent)
+        if any(change.before != ABSENT for change in note.changes.values()):
+            make_folders(self.copy_of(number, date.min).parent)
 
     def files_to_sync(self, number: int) -> list[Path]:
         """List the files and folders that make the note and the fencing tokens durable."""
@@ -253,7 +254,7 @@ class UndoFolder:
         now = utcnow()
         expired = {name for name, kept_at in self._copies() if kept_at + period <= now}
         recorded = {name: datetime.fromisoformat(time) for name, time in (read_json(self.path / EXPIRED) or {}).items()}
-        # What was recorded for the future, the clock was ahead then.
+        # A time in the future was recorded under a clock that was ahead.
         found = {name: time for name, time in recorded.items() if name in expired and time <= now}
         for name, time in found.items():
             if time + RETENTION_GRACE <= now:
