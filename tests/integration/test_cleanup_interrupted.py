@@ -287,9 +287,10 @@ def test_a_date_that_is_written_at_any_moment_of_the_deletion_is_reported_and_st
         shutil.copyfile(theirs, part.with_name(".tmp"))
         part.with_name(".tmp").replace(part)
 
+    number = 0
     for number in count(1):
         before = filled(lab)
-        calls = []
+        calls: list[int] = []
 
         def written_meanwhile(*arguments: Any, number: int = number, calls: list[int] = calls, **named: Any) -> None:
             with before_system_calls({number: write}, changes_only=True) as counted:
