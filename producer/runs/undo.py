@@ -84,7 +84,7 @@ def plan_undo(run_id: str, context: CommandContext, *, leave_written: bool = Fal
         checkpoints=context.ledger.checkpoints.list_checkpoints(job.name, rows[0].day, rows[-1].day),
     )
     to_undo = [row for row in remaining if row.day not in written]
-    has_begun = any(row.active or row.undone_at is not None for row in rows)
+    has_begun = any(row.active or (run.undo_generation and row.undone_at is not None) for row in rows)
     _check_undoable(run, to_undo, written, leave_written=leave_written or has_begun)
     check_no_active_run(run, [row.day for row in to_undo], context)
     replaced = {row.day: replaced[row.day] for row in to_undo if row.day in replaced}

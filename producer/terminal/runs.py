@@ -84,7 +84,8 @@ def _print_undone(console: Console, run: Run, undone: Sequence[UndoneDate]) -> N
     if written := [undone_date.day for undone_date in undone if not undone_date.restored]:
         words = "whose rows were not restored: another writer changed them, or the undo was interrupted"
         console.print(f"  {label}  {len(written)} date(s) {words}: {format_dates(written)}", soft_wrap=True)
-    if run.undone_at is None and (undone or run.undo_owner):
+    has_begun = run.undo_generation and undone  # else, kept rows of some dates were put back
+    if run.undone_at is None and (has_begun or run.undo_owner):
         console.print(f"  {label}  in part only: `backfill undo {run.id}` completes it", soft_wrap=True)
 
 

@@ -75,6 +75,20 @@ def test_what_an_undo_removed_can_be_put_back(lab: Lab) -> None:
     assert lab.table_bytes(TARGET) == whole
 
 
+def test_a_run_of_which_a_date_was_put_back_is_not_undone_in_part(lab: Lab) -> None:
+    _, second = built_twice(lab)
+    plan = plan_kept_restore(TARGET, kept_rows(lab)[0]["id"], lab.context)
+    restore_kept_rows(plan, lab.context, "ada")
+    shown = " ".join(lab.inside("status", second).stdout.split())
+    assert f"by ada: 1 date(s), {plan.kept.day}" in shown
+    assert "in part only" not in shown
+
+    (other,) = {*DAYS} - {plan.kept.day}
+    lab.keep_only(TARGET, other, "name", "player001", "day")
+    with pytest.raises(UserError, match=f"has written 1 of its dates since: {other}; nothing was changed"):
+        plan_undo(second, lab.context)
+
+
 def test_a_date_that_was_written_meanwhile_is_left_alone(lab: Lab) -> None:
     built_twice(lab)
     plan = plan_kept_restore(TARGET, kept_rows(lab)[0]["id"], lab.context)
