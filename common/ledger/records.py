@@ -116,6 +116,18 @@ class DateRow:
     undone_by: str | None
     undo_restored: bool | None  #: False: undone, and left with the rows that another writer wrote since
 
+    @property
+    def undone(self) -> UndoneDate | None:
+        if self.undone_at is None:
+            return None
+        return UndoneDate(
+            day=self.day,
+            run_id=self.run_id,
+            by=self.undone_by or "",
+            at=self.undone_at,
+            restored=bool(self.undo_restored),
+        )
+
     def staged_file(self) -> StagedFile:
         """Return the date's staged file. Raises `StagedFileLost` when nothing was staged."""
         if self.staged_path is None or self.checksum is None or self.rows is None:

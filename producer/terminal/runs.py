@@ -208,6 +208,7 @@ def run_json(
         "counts": {state.value: n for state, n in progress.counts.items()},
         "dates": [_date_json(row) for row in rows],
         "stale": [{"day": day, "reason": reason} for day, reason in (stale.of(run) if stale else {}).items()],
+        "undone": [{"day": row.day, "reason": row.undone.describe()} for row in rows if row.undone is not None],
         "stale_not_compared": stale.not_compared.get(run.job) if stale else None,
     }
 

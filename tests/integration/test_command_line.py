@@ -440,7 +440,7 @@ def test_run_and_retry_print_one_json_document_with_the_run_and_its_result(lab: 
     assert lab.command("retry", latest, "--json").stdout == "null\n"
     nothing = json.loads(lab.command("run", "--job", "probe", *dates).stdout)
     text = "nothing to do: all 2 date(s) are checkpointed"
-    assert nothing == {"run": None, "result": text, "stale": [], "exit_code": 0}
+    assert nothing == {"run": None, "result": text, "stale": [], "undone": [], "exit_code": 0}
 
 
 def test_a_text_of_several_lines_is_shown_on_one(lab: Lab) -> None:

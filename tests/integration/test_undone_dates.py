@@ -84,6 +84,8 @@ def test_coverage_shows_undone_dates(undone: Lab) -> None:
 def test_status_shows_the_undone_dates_of_a_run(undone: Lab) -> None:
     status = json.loads(undone.inside("status", "--json").stdout)
     assert [(entry["undone_by"], entry["undo_restored"]) for entry in status["dates"]] == [("ada", True)] * 2
+    assert [entry["day"] for entry in status["undone"]] == [str(day) for day in DAYS[1:]]
+    assert all(entry["reason"].startswith("undone by ada at ") for entry in status["undone"])
     shown = " ".join(undone.inside("status").stdout.split())
     assert "by ada: 2 date(s), 2023-02-24..2023-02-25" in shown
 
