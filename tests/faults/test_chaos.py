@@ -14,11 +14,11 @@ import pytest
 from tests.emulator import Emulator
 from tests.faults.chaos.lanes import Lane, Order, run_all
 from tests.faults.chaos.report import failure
-from tests.faults.chaos.schedule import make_schedule
+from tests.faults.chaos.schedule import OPERATIONS, make_schedule
 from tests.faults.chaos.services import made_services
 from tests.faults.chaos.shapes import Kind
 
-SCHEDULES = int(os.environ.get("CHAOS_SCHEDULES", "30"))  #: 200 have every fault several times
+SCHEDULES = int(os.environ.get("CHAOS_SCHEDULES", "40"))  #: 200 have every fault several times
 CHUNK = 10  #: schedules a test: small enough to spread evenly over the processes that run tests
 #: A seed and the invariant by which a mutant is noticed at any speed: see `make chaos-mutants` for all of them.
 KNOWN = {
@@ -67,6 +67,7 @@ def test_the_schedules_of_a_test_run_have_every_fault_ledger_warehouse_and_kind_
     assert {one.ledger for one in schedules} == {"sqlite", "postgres"}
     assert {one.warehouse for one in schedules} == {"local", "bigquery"}
     assert {day.kind for one in schedules for day in one.shape} == set(Kind)
-    assert len({fault.action for one in schedules for fault in one.faults}) == 11
+    assert len({fault.action for one in schedules for fault in one.faults}) == 12
     assert any(not one.faults for one in schedules)
+    assert all(len({getattr(one, operation) for one in schedules}) > 1 for operation in OPERATIONS)
     assert all(len(one.in_words()) >= 3 for one in schedules)

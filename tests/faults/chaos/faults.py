@@ -23,7 +23,7 @@ from gated_backfill.common.model.scheduling.queues import QUEUES
 from tests.faults.chaos import others
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.schedule import BEAT, DATES, GATE, PRODUCER, Fault
-from tests.faults.chaos.shapes import Day
+from tests.faults.chaos.shapes import OLD_DAYS, Day
 
 BROKER = "broker"
 HELD = "held back "  #: before the name of a queue whose messages wait
@@ -57,6 +57,16 @@ class Place:
     def copies(self) -> Path:
         """There while copies of messages wait for a window to be closed."""
         return self.folder / "copies"
+
+    @property
+    def ledger(self) -> Path:
+        """The file of a ledger in SQLite."""
+        return self.home / "ledger.db"
+
+    @property
+    def ledger_copy(self) -> Path:
+        """An older copy of it, if a fault made one."""
+        return self.folder / "ledger-copy.db"
 
     @property
     def writes(self) -> Path:
@@ -124,6 +134,7 @@ class Carrier:
             of.FILL: self._fill,
             of.ORDER: self._order,
             of.CLOCK: _shift_clock,
+            of.COPY: self._copy_ledger,
         }
 
     def __call__(self, fault: Fault, number: int, at_hand: date | None) -> None:
@@ -157,6 +168,10 @@ class Carrier:
             time.sleep(5)  # its pool dies with it: until then, nothing more of this task
 
     def _freeze(self, fault: Fault) -> None:
+        if fault.target == of.TO_THE_END:
+            self._place.ask(frozen=os.getpid(), after=0)
+            _signal(os.getpid(), signal.SIGSTOP)
+            return
         pid = self._pid(fault.target)
         if pid is not None:
             self._place.ask(thaw=pid, after=fault.amount)
@@ -205,9 +220,16 @@ class Carrier:
 
     def _write(self, fault: Fault, at_hand: date | None) -> None:
         """In the midst of the call: nothing else of this process happens meanwhile."""
-        can_be_written = [self._shape[number].day for number in others.can_be_written(self._shape)]
-        day = at_hand if fault.amount == of.AT_HAND and at_hand in can_be_written else can_be_written[int(fault.amount)]
+        days = [self._shape[number].day for number in others.can_be_written(self._shape)]
+        if self._role == of.CLEANUP:
+            days = [*OLD_DAYS]
+        day = at_hand if fault.amount == of.AT_HAND and at_hand in days else days[int(fault.amount) % len(days)]
         others.write_date(day, fault.target, self._warehouse_url, self._place.writes)
+
+    def _copy_ledger(self, _: Fault) -> None:
+        source = sqlite3.connect(f"file:{self._place.ledger}?mode=ro", uri=True)
+        with contextlib.closing(source), contextlib.closing(sqlite3.connect(self._place.ledger_copy)) as copy:
+            source.backup(copy)
 
     def _broker(self) -> Any:
         return _tolerant(self._place.client())
@@ -259,18 +281,25 @@ def _fail(fault: Fault) -> None:
     raise errors.get(kind, WarehouseUnavailable)("a fault of the schedule")
 
 
+def shift_clock(seconds: float) -> None:
+    """Shift what the tool takes for the time in this process."""
+    from gated_backfill.common.process import clock
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(seconds=seconds)
+
+    clock.datetime = Shifted
+
+
 def _shift_clock(fault: Fault) -> None:
     """What the rest of the task takes for the time."""
     from celery.signals import task_postrun
 
     from gated_backfill.common.process import clock
 
-    class Shifted(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(tz) + timedelta(seconds=fault.amount)
-
-    clock.datetime = Shifted
+    shift_clock(fault.amount)
 
     def right_again(**_: Any) -> None:
         clock.datetime = datetime

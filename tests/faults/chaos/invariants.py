@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from tests.faults.chaos import schedule as of
 from tests.faults.chaos.others import Write
 from tests.faults.chaos.schedule import Fault, Schedule
-from tests.faults.chaos.shapes import Day, Kind, Row
+from tests.faults.chaos.shapes import OLD_DAYS, Day, Kind, Row, old_rows
 
 ENDED_RUNS = ("succeeded", "partial", "failed", "cancelled")
 ENDED_DATES = ("checkpointed", "failed", "blocked", "skipped", "cancelled")
 MAX_DEATHS = 3
 #: What can cost a worker its date: its death, an order, or a lease that ran out while it was frozen or its clock wrong.
-FATAL = (of.KILL, of.FREEZE, of.CLOCK, of.RESTART, of.ORDER)
+FATAL = (of.KILL, of.FREEZE, of.CLOCK, of.RESTART, of.ORDER, of.COPY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Seen:
     checkpoints: dict[str, dict[str, Any]]  #: by day
     held: list[str]  #: the days whose partitions hold what their checkpoint says
     published: dict[str, list[list[Any]]]  #: by day, the rows in the target
+    old: dict[str, list[list[Any]]]  #: likewise, in the table that is cleaned up
     covered: dict[str, list[str]]  #: by day, the expected names that the target has
     expected: dict[str, list[str]]  #: by day
     writers: dict[str, str | None]  #: by day, the run that wrote the target's partition; None where that is not told
@@ -59,11 +61,17 @@ class Violation:
         return f"{self.invariant}: {self.facts}"
 
 
-def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final: bool) -> list[Violation]:
-    """Everything that does not hold. `final`: the user has taken the next step since, without any fault."""
+def violations(schedule: Schedule, seen: Seen, fired: Sequence[Fault], *, final: bool | None) -> list[Violation]:
+    """Everything that does not hold.
+
+    `final`: the user has taken the next step since, without any fault. None: the run, or a part of it, was undone.
+    """
     found = [*_runs(seen), *_published(schedule, seen), *_respected(schedule, seen), *_checkpoints(schedule, seen)]
     found += [*_owners(seen), *_left(seen)]
-    found += _complete(schedule, seen) if final else [*_named(schedule, seen, fired), *_deaths(seen, fired)]
+    if final:
+        found += _complete(schedule, seen)
+    elif final is not None:
+        found += [*_named(schedule, seen, fired), *_deaths(seen, fired)]
     return found
 
 
@@ -158,15 +166,76 @@ def removed_rows(schedule: Schedule, looks: Sequence[Seen]) -> dict[str, list[li
 
 
 def _removed(seen: Seen, day: Day, listed: Sequence[list[Row]]) -> list[list[Row]]:
+    return _gone(seen.rows(day), seen.written(day), listed)
+
+
+def _gone(current: list[Row], writes: Sequence[Write], listed: Sequence[list[Row]]) -> list[list[Row]]:
     """Those of the rows that are not on the date any more and that no other program replaced, each once.
 
     None where another program was killed before it could say what it had replaced.
     """
-    writes = seen.written(day)
     if not all(write.done for write in writes):
         return []
-    gone = [[], seen.rows(day), *(write.replaced for write in writes)]
-    return [rows for number, rows in enumerate(listed) if rows not in gone and rows not in listed[:number]]
+    there = [[], current, *(write.replaced for write in writes)]
+    return [rows for number, rows in enumerate(listed) if rows not in there and rows not in listed[:number]]
+
+
+def checkpointed_by(run: str, schedule: Schedule, seen: Seen) -> list[Day]:
+    """The dates of which the run wrote the checkpoint."""
+    days = {iso for iso, checkpoint in seen.checkpoints.items() if checkpoint["run_id"] == run}
+    return [day for day in schedule.shape if day.day.isoformat() in days]
+
+
+def not_undone(run: str, days: Sequence[Day], seen: Seen) -> Iterator[Violation]:
+    """What is left of a run that was undone, on dates of which it wrote the checkpoint."""
+    for day in days:
+        iso = day.day.isoformat()
+        if iso in seen.checkpoints and seen.checkpoints[iso]["run_id"] == run:
+            yield Violation(invariant="an undone run has a checkpoint", facts=f"{iso} of {run}")
+        of_others = any(
+            row["day"] == iso and row["run_id"] != run and row["state"] == "checkpointed" for row in seen.dates
+        )
+        if seen.rows(day) == sorted(day.after) and not of_others:
+            yield Violation(invariant="rows of an undone run are in the target", facts=f"{iso} of {run}")
+
+
+def late_effects(days: Sequence[Day], before: Seen, seen: Seen, invariant: str) -> Iterator[Violation]:
+    """Dates that nothing of the tool's may change any more, but that have other rows than before."""
+    for day in days:
+        iso = day.day.isoformat()
+        if seen.rows(day) != before.rows(day) and not seen.holds_others(day):
+            facts = f"{iso}: {len(before.rows(day))} row(s) before, now {len(seen.rows(day))} {seen.rows(day)[:2]}"
+            yield Violation(invariant=invariant, facts=facts)
+
+
+def late_effects_on_old_rows(before: Seen, seen: Seen) -> Iterator[Violation]:
+    """Restored dates that something changed which had been frozen beyond its lease, and no other program."""
+    for day in OLD_DAYS:
+        rows = _old_rows(seen, day)
+        if rows != _old_rows(before, day) and rows not in [write.rows for write in seen.writes]:
+            facts = f"chaos.old, {day}: {len(_old_rows(before, day))} row(s) before, now {len(rows)}"
+            yield Violation(invariant="what was frozen beyond its lease had an effect", facts=facts)
+
+
+def not_cleaned(seen: Seen) -> Iterator[Violation]:
+    """Stale rows that a cleanup has left which said that it was done."""
+    for day in OLD_DAYS:
+        if _old_rows(seen, day) == sorted(old_rows(day)):
+            yield Violation(invariant="stale rows are left after a cleanup", facts=str(day))
+
+
+def removed_old_rows(seen: Seen) -> dict[str, list[list[Row]]]:
+    """Everything that was in the old table and that the tool has removed, by day, as `removed_rows` says."""
+    removed: dict[str, list[list[Row]]] = {}
+    for day in OLD_DAYS:
+        writes = [write for write in seen.writes if write.day == day.isoformat()]
+        listed = [sorted(old_rows(day)), *(write.rows for write in writes if write.done)]
+        removed[day.isoformat()] = _gone(_old_rows(seen, day), writes, listed)
+    return removed
+
+
+def _old_rows(seen: Seen, day: date) -> list[Row]:
+    return [(name, value, source) for name, value, source in seen.old[day.isoformat()]]
 
 
 def _checkpoints(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
@@ -196,7 +265,11 @@ def _checkpoints(schedule: Schedule, seen: Seen) -> Iterator[Violation]:
 def _owners(seen: Seen) -> Iterator[Violation]:
     """That each date's publication is one run's."""
     written = {write.day for write in seen.writes}  # a later run builds such a date again
-    provers = Counter(row["day"] for row in seen.dates if row["state"] == "checkpointed" and row["day"] not in written)
+    provers = Counter(
+        row["day"]
+        for row in seen.dates
+        if row["state"] == "checkpointed" and row["undone_at"] is None and row["day"] not in written
+    )
     for day, count in sorted(provers.items()):
         if count > 1:
             yield Violation(invariant="a date was published by two runs", facts=f"{day}: checkpointed by {count} runs")
@@ -253,6 +326,8 @@ def _deaths(seen: Seen, fired: Sequence[Fault]) -> Iterator[Violation]:
 def _explained(row: dict[str, Any], fired: Sequence[Fault]) -> bool:
     if row["error_kind"] in ("WorkerLost", "GateLost"):
         return sum(fault.action in FATAL for fault in fired) >= MAX_DEATHS
+    if any(fault.action == of.COPY for fault in fired):
+        return True  # of what an older ledger knows, much is gone
     if row["error_kind"] == "RequeuedTooOften" and any(fault.action == of.WRITE for fault in fired):
         return True
     return any(fault.action in (of.ERROR, of.FILL) for fault in fired)

@@ -16,10 +16,12 @@ from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.faults.chaos.faults import FILLER
 from tests.faults.chaos.schedule import Schedule
+from tests.faults.chaos.shapes import OLD_DAYS
 from tests.faults.chaos.world import open_tables
 
 JOB = "chaos"
 TARGET = TableName.parse("chaos.target")
+DATE_COLUMNS = "run_id day state active attempt deaths undone_at reason verdict error_kind error"
 
 
 def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
@@ -33,7 +35,9 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
             "runs": _rows(connection, runs, "id state owner"),
             "windows": _rows(connection, windows, "run_id number state lease_owner"),
             "dates": _rows(
-                connection, run_dates, "run_id day state active attempt deaths reason verdict error_kind error"
+                connection,
+                run_dates,
+                "run_id day state active attempt deaths undone_at reason verdict error_kind error",
             ),
         }
         proven = _rows(connection, checkpoints, "day run_id checksum expected matched rows source")
@@ -43,7 +47,8 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
     return found | {
         "checkpoints": {row["day"]: row for row in proven},
         "held": sorted(day.isoformat() for day in warehouse.matching_dates(TARGET, "day", known)) if known else [],
-        "published": {day.isoformat(): tables.target(day) for day in days},
+        "published": {day.isoformat(): tables.rows(day) for day in days},
+        "old": {day.isoformat(): tables.rows(day) for day in OLD_DAYS} if schedule.cleanup else {},
         "covered": {day.isoformat(): sorted(set(tables.names("target", day)) & set(expected[day])) for day in days},
         "expected": {day.isoformat(): names for day, names in expected.items()},
         "writers": {day.isoformat(): _writer(warehouse, day) for day in days},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 
@@ -172,6 +173,76 @@ def loss_ignored() -> None:
     target.describe_loss = find_none
 
 
+def first_replacement_only() -> None:
+    """Of what a run replaces on a date, more than once, the first is kept."""
+    from gated_backfill.common.warehouse.local.loading import LoadingFolder, PartitionChange
+
+    keep = LoadingFolder._keep
+
+    def keep_the_first(self: LoadingFolder, change: PartitionChange, kept: Path) -> None:
+        keep(self, change, kept)
+        if any(copy != kept for copy in kept.parent.parent.glob(f"rows-*/{kept.name}")):
+            kept.unlink()
+
+    LoadingFolder._keep = keep_the_first
+
+
+def check_outside_the_swap() -> None:
+    """The rows to replace are looked at first, and replaced later, whatever they are then."""
+    import os
+
+    from gated_backfill.common.warehouse.local import exchange, loading
+
+    def replace_file(path: str, prepared: str, expected: exchange.FileSnapshot) -> bool:
+        if exchange.take_snapshot(path).checksum != expected.checksum:
+            return False
+        os.link(path, f"{prepared}.kept")
+        Path(prepared).replace(path)
+        Path(f"{prepared}.kept").rename(prepared)
+        return True
+
+    loading.replace_file = replace_file
+
+
+def fencing_ignored() -> None:
+    """Whoever has lost its lease goes on."""
+    from gated_backfill.common.warehouse.local.backups import LocalBackups
+    from gated_backfill.common.warehouse.local.undo_folder import UndoFolder
+
+    def believe(*_: Any) -> None:
+        """Take any generation."""
+
+    UndoFolder.fence_publication = UndoFolder.fence_undo = LocalBackups._fence = believe
+
+
+def ledger_believed_about_deletions() -> None:
+    """A cleanup of which the ledger does not know that it deleted anything has deleted nothing."""
+    from gated_backfill.common.cleanup import cleanup
+    from gated_backfill.common.cleanup.operation import move_operation
+    from gated_backfill.common.ledger.stores.cleanups import CleanupState
+
+    def abandon(operation: Any, context: Any) -> None:
+        move_operation(operation, CleanupState.ABANDONED, context, error="nothing was deleted")
+
+    cleanup.abandon_unless_deleted = abandon
+
+
+def retention_by_folder_time() -> None:
+    """What a run replaced expires by the time of the run's folder, and at once."""
+    import shutil
+    from datetime import timedelta
+
+    from gated_backfill.common.process import clock
+    from gated_backfill.common.warehouse.local.undo_folder import UndoFolder
+
+    def delete_expired(self: UndoFolder, period: timedelta) -> None:
+        if self.path.stat().st_mtime < (clock.utcnow() - period).timestamp():
+            for copies in self.path.glob("rows-*"):
+                shutil.rmtree(copies)
+
+    UndoFolder.delete_expired = delete_expired
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "checkpoint-before-publish": checkpoint_before_publish,
     "no-duplicate-guard": no_duplicate_guard,
@@ -182,4 +253,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "another-reading": another_reading_in_the_worker,
     "floor-ignored": floor_ignored,
     "loss-ignored": loss_ignored,
+    "first-replacement-only": first_replacement_only,
+    "check-outside-the-swap": check_outside_the_swap,
+    "fencing-ignored": fencing_ignored,
+    "ledger-believed": ledger_believed_about_deletions,
+    "retention-by-folder-time": retention_by_folder_time,
 }

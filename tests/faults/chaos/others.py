@@ -1,4 +1,4 @@
-"""Another program: a daily job that writes its own rows of a date of the target, whatever the tool does at that moment.
+"""Another program: a daily job that writes its own rows of a date, whatever the tool does at that moment.
 
 It says what it is going to write before it does, and afterwards what it has replaced: it may be killed in between, as
 it runs in the process that meets the fault.

@@ -36,6 +36,7 @@ def _leases(lease: float) -> None:
     from gated_backfill.common.config import settings
 
     settings.Settings.lease_grace = property(lambda _: timedelta(seconds=lease - CHAOS.time_limit_seconds))
+    settings.Settings.operation_lease = property(lambda _: timedelta(seconds=lease))
     settings.MAX_RETRY_DELAY_SECONDS = 1.0
 
 

@@ -14,11 +14,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.faults.chaos.schedule import POINTS, ROLES, Fault
+from tests.faults.chaos.schedule import CLEANUP, POINTS, ROLES, UNDO, Fault
 
 _SLOT = 4  #: bytes of a counter
 _SLOTS = {(role, point): number for number, (role, point) in enumerate((r, p) for r in ROLES for p in POINTS)}
-_ARMED = len(_SLOTS)  #: the slot that says whether faults happen
+_ARMED = len(_SLOTS)  #: the slot that says in which part of the schedule faults happen
+NONE, RUN, OPERATIONS = 0, 1, 2  #: the parts
 
 
 class Counters:
@@ -38,12 +39,12 @@ class Counters:
             self._set(slot, self._get(slot) + 1)
             return self._get(slot)
 
-    def arm(self, *, on: bool) -> None:
-        self._set(_ARMED, int(on))
+    def arm(self, part: int) -> None:
+        self._set(_ARMED, part)
 
     @property
-    def armed(self) -> bool:
-        return bool(self._get(_ARMED))
+    def armed(self) -> int:
+        return self._get(_ARMED)
 
     def counted(self) -> dict[str, int]:
         """How often each point was met."""
@@ -75,6 +76,7 @@ class Points:
         self._role = role
         self._faults = [(number, fault) for number, fault in enumerate(faults) if fault.role == role]
         self._counters = counters
+        self._part = OPERATIONS if role in (UNDO, CLEANUP) else RUN
         self._carry = carry
         self._carrying = threading.local()  # what a fault itself calls is not counted
 
@@ -85,7 +87,7 @@ class Points:
                 fault.point == point
                 and fault.after is after
                 and fault.nth <= number < fault.nth + fault.times
-                and self._counters.armed
+                and self._counters.armed == self._part
             ):
                 self._carrying.on = True
                 try:
@@ -95,7 +97,7 @@ class Points:
 
     def count(self, point: str) -> int:
         """The number of this call; 0 if it does not count."""
-        if getattr(self._carrying, "on", False) or not self._counters.armed:
+        if getattr(self._carrying, "on", False) or self._counters.armed != self._part:
             return 0
         return self._counters.next(self._role, point)
 

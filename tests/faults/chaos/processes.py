@@ -85,7 +85,7 @@ def call(body: Callable[[], Any], *, log: Path) -> Any:
     return json.loads(text)
 
 
-def _prepare(
+def prepare(
     role: str, schedule: Schedule, place: Place, environment: Mapping[str, str], counters: Counters, mutant: str | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith("BACKFILL_")]:
@@ -112,7 +112,7 @@ def _be_a_stranger() -> None:
 
 def celery_process(role: str, *prepared: Any) -> NoReturn:
     """A worker or beat, with the command line of the README."""
-    _prepare(role, *prepared)
+    prepare(role, *prepared)
     sys.argv = ["celery", *COMMANDS[role]]
     from gated_backfill.worker.app import app
 
@@ -120,9 +120,9 @@ def celery_process(role: str, *prepared: Any) -> NoReturn:
     sys.exit(0)
 
 
-def producer_process(arguments: list[str], *prepared: Any) -> NoReturn:
+def producer_process(arguments: list[str], *prepared: Any, role: str = PRODUCER) -> NoReturn:
     """The console script."""
-    _prepare(PRODUCER, *prepared)
+    prepare(role, *prepared)
     sys.argv = ["backfill", *arguments]
     from gated_backfill.producer.cli.main import main
 

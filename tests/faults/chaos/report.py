@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.faults.chaos.run import Result
-from tests.faults.chaos.schedule import Schedule, command, make_schedule
+from tests.faults.chaos.schedule import OPERATIONS, Schedule, command, make_schedule
 
 
 def failure(result: Result) -> str:
@@ -36,6 +36,7 @@ def summary(results: Sequence[Result], seconds: float) -> str:
         schedule = make_schedule(result.seed)
         bad = bool(result.violations or result.trouble)
         kinds = {f"fault: {schedule.faults[n].action}" for n in result.fired} or {"fault: none"}
+        kinds |= {f"afterwards: {name}" for name in OPERATIONS if getattr(schedule, name)}
         for key in (*kinds, f"ledger: {schedule.ledger}", f"warehouse: {schedule.warehouse}", "all"):
             ran[key] += 1
             failed[key] += bad

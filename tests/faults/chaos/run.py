@@ -20,14 +20,16 @@ import psycopg
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.stack.embedded import free_port
+from tests.faults.chaos import schedule as of
 from tests.faults.chaos.disk import mount_small
 from tests.faults.chaos.faults import Place
 from tests.faults.chaos.invariants import ENDED_RUNS, Seen, Violation, removed_rows, undone, violations
 from tests.faults.chaos.kept import lost_rows
 from tests.faults.chaos.look import JOB, look
+from tests.faults.chaos.operations import Operations, put_ledger_back
 from tests.faults.chaos.others import read_writes
 from tests.faults.chaos.periods import SETTINGS
-from tests.faults.chaos.points import Counters
+from tests.faults.chaos.points import NONE, RUN, Counters
 from tests.faults.chaos.processes import call, fork, producer_process
 from tests.faults.chaos.schedule import FILL, PRODUCER, Fault, Schedule
 from tests.faults.chaos.stack import Stack, adopt_orphans
@@ -77,7 +79,7 @@ class Attempt:
         self.folder = Path(services.folder) / f"{schedule.seed}-{os.getpid()}"
         self.result = Result(seed=schedule.seed)
         self._log = self.folder / "log"
-        self._looks: list[Seen] = []
+        self.looks: list[Seen] = []
 
     def run(self) -> Result:
         adopt_orphans()
@@ -86,53 +88,59 @@ class Attempt:
         disk = any(fault.action == FILL for fault in self.schedule.faults) and mount_small(
             self.folder / "home" / "staging"
         )
-        self._place = Place(folder=self.folder, broker_port=free_port(), requests=writer, disk=disk)
-        self._counters = Counters(self.folder / "counters")
+        self.place = Place(folder=self.folder, broker_port=free_port(), requests=writer, disk=disk)
+        self.counters = Counters(self.folder / "counters")
         with self._exclusive(), self._ledger() as ledger_url:
             self._environment = self._places(ledger_url)
-            self._call(lambda: open_tables(self._environment["BACKFILL_WAREHOUSE"]).make(self.schedule.shape))
-            self._prepared = (self.schedule, self._place, self._environment, self._counters, self._mutant)
+            self.call(lambda: open_tables(self._environment["BACKFILL_WAREHOUSE"]).make(self.schedule.shape))
+            self.prepared = (self.schedule, self.place, self._environment, self.counters, self._mutant)
             self._orders = itertools.count(1)
-            made = {"place": self._place, "reader": reader, "prepared": self._prepared, "log": self._log}
+            made = {"place": self.place, "reader": reader, "prepared": self.prepared, "log": self._log}
             made["durable"] = self.schedule.durable
             with Stack(**made, order=lambda words: self._order(stack, words)) as stack:
                 self._disturbed(stack)
             if stack.left_over:
-                self._violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
-            if not self.result.violations and self.schedule.warehouse == "local":
-                self._violated(list(self._lost()))
-        self._violated(list(self._tracebacks()))
+                self.violated([Violation(invariant="a process is left", facts=", ".join(stack.left_over))])
+            if not self.result.violations:
+                self.violated(list(self._lost()))
+        self.violated(list(self._tracebacks()))
         return self.result
 
     # -- phases --
 
     def _disturbed(self, stack: Stack) -> None:
-        self._counters.arm(on=True)
-        stack.launch(PRODUCER, lambda: producer_process(self._command(), *self._prepared), self.folder / "producer.log")
+        self.counters.arm(RUN)
+        stack.launch(PRODUCER, lambda: producer_process(self.command(), *self.prepared), self.folder / "producer.log")
         if self.schedule.rival:
             half = len(self.schedule.shape) // 2
-            rival = self._command(through=half)
-            stack.launch(RIVAL, lambda: producer_process(rival, *self._prepared), self.folder / "rival.log")
-        self._ended(stack, PRODUCER, *([RIVAL] if self.schedule.rival else []))
-        self._counters.arm(on=False)
-        seen = self._settled(stack, final=False)
+            rival = self.command(through=half)
+            stack.launch(RIVAL, lambda: producer_process(rival, *self.prepared), self.folder / "rival.log")
+        self.ended(stack, PRODUCER, *([RIVAL] if self.schedule.rival else []))
+        self.counters.arm(NONE)
+        seen = self.settled(stack, final=False)
+        if self.schedule.put_back == of.RUN and len(seen.runs) == 1 and not self.result.violations:
+            put_ledger_back(self, stack)
+            self.ended(stack)
+            seen = self.settled(stack, final=False)
         if undone(self.schedule, seen) and not self.result.violations:
             self.result.again = True
             self._next_step(stack)
         elif not self.result.violations:
-            self._violated(violations(self.schedule, seen, self._fired(), final=True))
+            self.violated(violations(self.schedule, seen, self._fired(), final=True))
+        if not self.result.violations:
+            Operations(self, stack).carry_out()
 
     def _next_step(self, stack: Stack) -> None:
         """What the user does about dates that are not complete: the same command again, once the broker is back."""
-        self._await_restarts(stack)
-        stack.launch(SECOND, lambda: producer_process(self._command(), *self._prepared), self.folder / "second.log")
-        self._ended(stack, SECOND)
+        self.await_restarts(stack)
+        stack.launch(SECOND, lambda: producer_process(self.command(), *self.prepared), self.folder / "second.log")
+        self.ended(stack, SECOND)
         if stack.code(SECOND) not in (0, 3):
             facts = f"exit code {stack.code(SECOND)}: {(self.folder / 'second.log').read_text()[-500:]}"
-            self._violated([Violation(invariant="the same command again does not complete the range", facts=facts)])
-        self._settled(stack, final=True)
+            self.violated([Violation(invariant="the same command again does not complete the range", facts=facts)])
+        self.settled(stack, final=True)
 
-    def _ended(self, stack: Stack, *commands: str) -> None:
+    def ended(self, stack: Stack, *commands: str) -> None:
         """Wait until the commands and every run have ended, and all that the faults began is over."""
         latest = time.monotonic() + LONGEST_SECONDS
         look_at, moved_at, known = 0.0, time.monotonic(), None
@@ -153,50 +161,50 @@ class Attempt:
 
     def _order(self, stack: Stack, words: list[str]) -> None:
         """Give every run that is on an order, as its user: no fault meets the command."""
-        prepared = (replace(self.schedule, faults=()), *self._prepared[1:])
+        prepared = (replace(self.schedule, faults=()), *self.prepared[1:])
         for run, state in self._made.runs():
             if state not in ENDED_RUNS:
                 name = f"order-{next(self._orders)}-{words[0]}"
                 arguments = [*words, run, "--reason", "a fault"]
                 stack.launch(name, partial(producer_process, arguments, *prepared), self.folder / f"{name}.log")
 
-    def _settled(self, stack: Stack, *, final: bool) -> Seen:
+    def settled(self, stack: Stack, *, final: bool | None) -> Seen:
         """What there is once the tool has swept up. What does not hold by then is a violation."""
         deadline = time.monotonic() + SWEEP_SECONDS
-        self._wait(stack, 0.1)
+        self.wait(stack, 0.1)
         while True:
-            found = self._call(lambda: look(self.schedule, self._settings()))
-            seen = Seen(**found, writes=read_writes(self._place.writes))
+            found = self.call(lambda: look(self.schedule, self.settings()))
+            seen = Seen(**found, writes=read_writes(self.place.writes))
             broken = violations(self.schedule, seen, self._fired(), final=final)
             lasts = any("for ever" in violation.invariant for violation in broken)
             if not broken or lasts or time.monotonic() > deadline:
-                self._looks.append(seen)
-                self._violated(broken)
+                self.looks.append(seen)
+                self.violated(broken)
                 self.result.ends = {run["id"]: run["state"] for run in seen.runs}
                 return seen
-            self._wait(stack, 0.4)
+            self.wait(stack, 0.4)
 
     def _lost(self) -> Iterator[Violation]:
         """Whether everything that the tool removed can be put back. Changes the target."""
-        removed = removed_rows(self.schedule, self._looks)
+        removed = removed_rows(self.schedule, self.looks)
         if any(removed.values()):
-            for day, rows in self._call(lambda: lost_rows(self._settings(), removed)):
+            for day, rows in self.call(lambda: lost_rows(self.settings(), removed)):
                 yield Violation(
                     invariant="removed rows can't be put back", facts=f"{day}: {len(rows)} row(s) {rows[:2]}"
                 )
 
-    def _wait(self, stack: Stack, seconds: float) -> None:
+    def wait(self, stack: Stack, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             stack.tick()
 
-    def _await_restarts(self, stack: Stack) -> None:
+    def await_restarts(self, stack: Stack) -> None:
         """Wait until every process that a fault stopped at the end of the run was started again."""
         deadline = time.monotonic() + LONGEST_SECONDS
         while stack.busy and time.monotonic() < deadline:
             stack.tick()
 
-    def _violated(self, broken: list[Violation]) -> None:
+    def violated(self, broken: list[Violation]) -> None:
         self.result.violations += [asdict(violation) for violation in broken]
 
     def _tracebacks(self) -> Iterator[Violation]:
@@ -206,7 +214,7 @@ class Attempt:
 
     # -- what it needs --
 
-    def _command(self, through: int | None = None) -> list[str]:
+    def command(self, through: int | None = None) -> list[str]:
         shape = self.schedule.shape
         last = shape[-1 if through is None else through].day
         more = [] if self.schedule.preflight else ["--no-preflight"]
@@ -215,11 +223,11 @@ class Attempt:
         return ["run", "--job", JOB, *span, *size, "--allow-partial", "--detach", *more]
 
     def _places(self, ledger_url: str) -> dict[str, str]:
-        home = self._place.home
+        home = self.place.home
         bigquery = self.schedule.warehouse == "bigquery"
         return SETTINGS | {
             "BACKFILL_HOME": str(home),
-            "BACKFILL_BROKER": f"redis://127.0.0.1:{self._place.broker_port}/0",
+            "BACKFILL_BROKER": f"redis://127.0.0.1:{self.place.broker_port}/0",
             "BACKFILL_LEDGER": ledger_url,
             "BACKFILL_WAREHOUSE": str(self._services.emulator) if bigquery else f"local:{home / 'warehouse'}",
             "BACKFILL_STAGING": str(home / "staging"),
@@ -227,20 +235,20 @@ class Attempt:
             **({"BACKFILL_METADATA_TABLE": "none"} if bigquery else {}),
         }
 
-    def _settings(self) -> Settings:
+    def settings(self) -> Settings:
         os.environ.update(self._environment)
         return Settings()  # pyright: ignore[reportCallIssue]
 
     def _fired(self) -> list[Fault]:
         try:
-            lines = self._place.fired.read_text().splitlines()
+            lines = self.place.fired.read_text().splitlines()
         except FileNotFoundError:
             return []
         numbers = [json.loads(line)["fault"] for line in lines]
         self.result.fired = sorted(set(numbers))
         return [self.schedule.faults[number] for number in numbers]
 
-    def _call(self, body: Callable[[], Any]) -> Any:
+    def call(self, body: Callable[[], Any]) -> Any:
         return call(body, log=self.folder / "looks")
 
     @contextmanager
@@ -255,7 +263,7 @@ class Attempt:
 
     def _ledger(self) -> _SqliteLedger | _PostgresLedger:
         if self.schedule.ledger == "sqlite":
-            self._made = _SqliteLedger(self._services.sqlite, self._place.home / "ledger.db")
+            self._made = _SqliteLedger(self._services.sqlite, self.place.ledger)
         else:
             self._made = _PostgresLedger(self._services, f"chaos_{self.schedule.seed}_{os.getpid()}")
         return self._made

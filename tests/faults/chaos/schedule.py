@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -11,7 +11,8 @@ from tests.faults.chaos.shapes import Day, make_shape
 
 #: The processes of a schedule. A fault belongs to the one that meets it.
 DATES, GATE, BEAT, PRODUCER = "dates", "gate", "beat", "producer"
-ROLES = (DATES, GATE, BEAT, PRODUCER)
+UNDO, CLEANUP = "undo", "cleanup"  #: commands that the user gives after the run
+ROLES = (DATES, GATE, BEAT, PRODUCER, UNDO, CLEANUP)
 
 #: The calls at which something goes wrong in each role, and how often, compared with the others, it is chosen.
 #: `commit` is the end of a ledger's transaction, `sync` comes before a file gets its name, `process` is the job's code.
@@ -48,8 +49,23 @@ OTHERS_AT = {
     DATES: {"warehouse.fingerprints": 2, "warehouse.read": 1, "job.process": 1, "staging.write": 1, "ledger.commit": 1},
     PRODUCER: {"warehouse.query": 1, "ledger.open_run": 1},
 }
+OF_FILES = {"local": {"file.rename": 4, "file.link": 1, "file.sync": 2}, "bigquery": {"bigquery.query": 5}}
+OF_UNDO = (
+    {"ledger.begin_undo": 1, "ledger.withdraw": 2, "ledger.reinstate": 2, "ledger.finish_undo": 2, "ledger.commit": 1}
+    | {"warehouse.replaced_partitions": 1, "warehouse.check_restorable": 1, "warehouse.restore": 5}
+    | {"warehouse.matching_dates": 1, "warehouse.fingerprints": 1}
+)
+OF_CLEANUP = (
+    {"ledger.open_cleanup": 1, "ledger.move_cleanup": 3, "ledger.renew_cleanup": 2, "ledger.claim_cleanup": 1}
+    | {"warehouse.back_up": 2, "warehouse.read_backup": 1, "warehouse.delete_backed_up": 4}
+    | {"warehouse.restore_backup": 3, "warehouse.row_counts": 1, "warehouse.fingerprints": 1, "ledger.commit": 1}
+)
 POINTS = tuple(
-    sorted({*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT}.union(*OTHERS_AT_GATE.values(), *OTHERS_AT.values()))
+    sorted(
+        {*OF_DATES, *OF_GATE, *OF_PRODUCER, *OF_BEAT, *OF_UNDO, *OF_CLEANUP}.union(
+            *OTHERS_AT_GATE.values(), *OTHERS_AT.values(), *OF_FILES.values()
+        )
+    )
 )
 #: What is called several times for each date or window.
 MANY = {"ledger.commit": 3, "file.sync": 3, "warehouse.describe": 3, "warehouse.query": 2, "warehouse.read": 2}
@@ -66,8 +82,12 @@ FILL = "fill the staging disk"
 ORDER = "give an order"  #: a command of the user's about every run that is on
 CLOCK = "shift the clock"  #: that this process sees, until its task ends
 WRITE = "another program writes a date"  #: of the target
+COPY = "copy the ledger"  #: to put the copy in its place later
+TO_THE_END = "self, to the end"  #: of a freeze: until everything else was done
 AT_HAND = -1.0  #: in place of the number of a date: the one that the call is about, if that is known
 
+RUN = "run"
+OPERATIONS = ("undo", "rebuild", "cleanup", "twice", "put_back", "a_month_later")  #: fields of a schedule
 LEASE_SECONDS = {"local": 4.0, "bigquery": 25.0}  #: of a date; see `periods`
 LATER = "once a window is closed"  #: when copies of messages may arrive
 LATER_SECONDS = 3.0  #: after which they arrive in any case
@@ -95,7 +115,9 @@ class Fault:
         detail = {
             ERROR: "error",
             KILL: f"kill -9 {self.target}",
-            FREEZE: f"freeze {self.target} for {self.amount:g} s",
+            FREEZE: f"freeze {self.target}"
+            if self.target == TO_THE_END
+            else f"freeze {self.target} for {self.amount:g} s",
             RESTART: f"kill -9 the broker, back {self.target} after {self.amount:g} s",
             LOSE: f"lose {self.target} messages",
             DUPLICATE: f"deliver every message {self.amount:g} times more, {self.target}",
@@ -103,6 +125,7 @@ class Fault:
             ORDER: f"backfill {self.target}",
             FILL: f"fill the staging disk for {self.amount:g} s",
             CLOCK: f"shift the clock by {self.amount:+g} s",
+            COPY: "copy the ledger",
             WRITE: f"another program writes {self._date_in_words()} with {self.target}",
         }[self.action]
         return f"{self.role}, {when} {which} of {self.point}: {detail}"
@@ -123,6 +146,12 @@ class Schedule:
     preflight: bool
     strangers: bool  #: every process believes itself on a host of its own: nobody is known to be dead
     rival: bool  #: a second run of some of the dates is launched at the same time
+    undo: bool = False  #: the run is undone after its end
+    rebuild: bool = False  #: and its dates are built again afterwards
+    cleanup: bool = False  #: stale rows of another table are deleted, and put back
+    twice: bool = False  #: undo and cleanup are begun by two processes at once
+    put_back: str = ""  #: RUN or CLEANUP: after it, an older copy of the ledger is put in its place
+    a_month_later: bool = False  #: retention runs with a clock that is set ahead
     faults: tuple[Fault, ...]
 
     @property
@@ -140,6 +169,12 @@ class Schedule:
         more = ["no pre-flight"] if not self.preflight else []
         more += ["every process on a host of its own"] if self.strangers else []
         more += ["a rival run"] if self.rival else []
+        more += ["an older ledger after the run"] if self.put_back == RUN else []
+        more += [f"undo{' and rebuild' if self.rebuild else ''}"] if self.undo else []
+        more += ["cleanup"] if self.cleanup else []
+        more += ["by two processes at once"] if self.twice else []
+        more += ["an older ledger after the cleanup"] if self.put_back == CLEANUP else []
+        more += ["retention with a clock set ahead"] if self.a_month_later else []
         size = f"windows of {self.window}, {self.in_flight} in flight, {self.per_task} a task"
         return [
             "; ".join([f"{self.ledger}, {self.warehouse}, {size}", *more]),
@@ -170,7 +205,64 @@ def make_schedule(seed: int, *, emulated_one_in: int = 16) -> Schedule:
     count = random.choices([0, 1, 2, 3, 4], weights=[1, 4, 4, 2, 1])[0]
     faults = [_fault(random, schedule) for _ in range(count)]
     faults += _writes(Random(f"chaos {seed}, others"), schedule)
-    return Schedule(**{**schedule.__dict__, "faults": tuple(faults)})
+    schedule, more = _operations(Random(f"chaos {seed}, operations"), schedule)
+    return replace(schedule, faults=(*faults, *more))
+
+
+def _operations(random: Random, schedule: Schedule) -> tuple[Schedule, list[Fault]]:
+    """What the user does after the run, and what goes wrong meanwhile."""
+    undo, cleanup = random.random() < 0.4, random.random() < 0.3
+    sqlite = schedule.ledger == "sqlite"
+    put_back = random.choices(["", RUN, CLEANUP], weights=[5, 1 if sqlite else 0, 2 if sqlite and cleanup else 0])[0]
+    schedule = replace(
+        schedule,
+        undo=undo,
+        rebuild=undo and random.random() < 0.5,
+        cleanup=cleanup,
+        twice=(undo or cleanup) and random.random() < 0.2,
+        put_back=put_back,
+        a_month_later=random.random() < 0.15,
+    )
+    faults: list[Fault] = []
+    if put_back == RUN:
+        faults.append(_fault_at(random, schedule, GATE, {"ledger.commit": 1}, COPY))
+    if put_back == CLEANUP:
+        points = {"ledger.open_cleanup": 2, "ledger.move_cleanup": 1, "warehouse.delete_backed_up": 1}
+        faults.append(replace(_fault_at(random, schedule, CLEANUP, points, COPY), nth=1, after=random.random() < 0.8))
+    if undo and random.random() < 0.2:
+        points = {"warehouse.publish": 2, "ledger.renew_window": 1, "ledger.record_verdicts": 1}
+        frozen = _fault_at(random, schedule, GATE, points, FREEZE)
+        faults.append(replace(frozen, after=False, nth=random.randint(1, 2), target=TO_THE_END))
+    for role, points in [(UNDO, OF_UNDO)] * undo + [(CLEANUP, OF_CLEANUP)] * cleanup:
+        for _ in range(random.choices([0, 1, 2, 3], weights=[2, 4, 3, 1])[0]):
+            action = random.choices([KILL, FREEZE, ERROR, WRITE], weights=[5, 3, 2, 4])[0]
+            faults.append(_fault_at(random, schedule, role, points | OF_FILES[schedule.warehouse], action))
+    return schedule, faults
+
+
+def _fault_at(random: Random, schedule: Schedule, role: str, points: Mapping[str, int], action: str) -> Fault:
+    point = random.choices(list(points), weights=list(points.values()))[0]
+    many = len(schedule.shape) * 3 if point.partition(".")[0] in ("file", "bigquery") else 2
+    fault = Fault(
+        role=role,
+        point=point,
+        nth=random.randint(1, 10 if action == COPY else many),
+        after=random.random() < 0.5,
+        action=action,
+    )
+    if action == FREEZE:
+        # While it is frozen to the end, it must not hold the lock of a table.
+        to_the_end = random.random() < 0.5 and not point.startswith(("file.", "bigquery.")) and point != "ledger.commit"
+        return replace(fault, target=TO_THE_END) if to_the_end else replace(fault, amount=_longer(schedule))
+    if action == WRITE:
+        number = random.choice([AT_HAND, AT_HAND, float(random.randrange(len(can_be_written(schedule.shape))))])
+        return replace(fault, target=random.choice([COMPLETE, COMPLETE, HALF]), amount=number)
+    return fault
+
+
+def _longer(schedule: Schedule) -> float:
+    """Seconds for which something is frozen: longer than its lease, where that is not too long to wait for."""
+    return min(schedule.lease + LONGER_SECONDS, 8.0)
 
 
 def _writes(random: Random, schedule: Schedule) -> list[Fault]:
@@ -193,14 +285,14 @@ def _writes(random: Random, schedule: Schedule) -> list[Fault]:
         faults.append(write)
         if random.random() < 0.25:
             action, target = random.choice([(KILL, "self"), (KILL, "its worker"), (FREEZE, "self"), (ERROR, "self")])
-            amount = min(schedule.lease + LONGER_SECONDS, 8.0) if action == FREEZE else 0.0
+            amount = _longer(schedule) if action == FREEZE else 0.0
             later = {"nth": write.nth + random.choice([0, 0, 1]), "after": True}
             faults.append(replace(write, action=action, target=target, amount=amount, **later))
     return faults
 
 
 def _fault(random: Random, schedule: Schedule) -> Fault:
-    role = random.choices(ROLES, weights=[10, 10, 0.7, 1.5])[0]
+    role = random.choices([DATES, GATE, BEAT, PRODUCER], weights=[10, 10, 0.7, 1.5])[0]
     point, nth = _where(random, role, schedule)
     return Fault(role=role, point=point, nth=nth, after=random.random() < 0.5, **_what(random, role, point, schedule))
 
@@ -242,7 +334,7 @@ def _what(random: Random, role: str, point: str, schedule: Schedule) -> dict[str
     if action == ERROR:
         found["times"] = random.choice([1, 1, 1, 2, 3])
     found["amount"] = {
-        FREEZE: 1.5 if target == "the broker" else min(schedule.lease + LONGER_SECONDS, 8.0),
+        FREEZE: 1.5 if target == "the broker" else _longer(schedule),
         RESTART: random.choice([0.1, 0.1, 0.8]),
         DUPLICATE: random.choice([1, 1, 2, 3]),
         DELAY: random.choice([0.3, 1.5]),

@@ -11,6 +11,12 @@ from random import Random
 NAMES = tuple(f"player{n:02d}" for n in range(13))
 FIRST_DAY = date(2023, 2, 20)
 Row = tuple[str, float, str]  #: name, value, source
+OLD_DAYS = tuple(date(2022, 1, 1) + timedelta(days=n) for n in range(5))  #: of a table of which all rows are stale
+
+
+def old_rows(day: date) -> list[Row]:
+    """What the old table holds at first."""
+    return [(name, float(day.day), "archive") for name in NAMES[:3]]
 
 
 class Kind(Enum):

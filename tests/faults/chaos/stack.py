@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Stack:
     _codes: dict[str, int] = field(default_factory=dict)
     _due: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     _pending: bytes = b""
+    _frozen: list[int] = field(default_factory=list)  #: processes that stay frozen until `thaw`
+    _is_stopped: bool = False
 
     def __enter__(self) -> Stack:
         os.set_blocking(self.reader, False)
@@ -95,20 +97,48 @@ class Stack:
     @property
     def busy(self) -> bool:
         """Whether something that a fault began is still to be put right, or a command is at work."""
-        return bool(self._due or self._once) or any(child.pid is None for child in self._children.values())
+        return bool(self._due or self.at_work) or any(child.pid is None for child in self._children.values())
+
+    @property
+    def at_work(self) -> list[str]:
+        """The launched processes that have not ended, but for those that are frozen to the end."""
+        return [name for pid, name in self._once.items() if pid not in self._frozen]
 
     def tick(self) -> None:
         self._reap()
         self._take_requests()
         now = time.monotonic()
         for name, child in self._children.items():
-            if child.pid is None and child.due <= now:
+            if child.pid is None and child.due <= now and (name == BROKER or not self._is_stopped):
                 self._start(name)
         due = [request for moment, request in self._due if moment <= now]
         self._due = [(moment, request) for moment, request in self._due if moment > now]
         for request in due:
             self._carry_out(request)
         time.sleep(TICK_SECONDS)
+
+    def thaw(self) -> bool:
+        """Let the processes go on that were frozen to the end; return whether there are any."""
+        self.tick()
+        for pid in (frozen := self._frozen):
+            _signal(pid, signal.SIGCONT)
+        self._frozen = []
+        return bool(frozen)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Workers and beat are stopped; whatever else of the tool is at work ends, too."""
+        self._is_stopped = True
+        for name, child in self._children.items():
+            if name != BROKER and child.pid is not None:
+                _kill(child.pid)
+        for pid in self._once:
+            _kill(pid)
+        deadline = time.monotonic() + LONGEST_END
+        while time.monotonic() < deadline and set(children_of(os.getpid())) - {self._children[BROKER].pid}:
+            self.tick()
+        yield
+        self._is_stopped = False
 
     # -- children --
 
@@ -142,7 +172,9 @@ class Stack:
         for line in lines:
             request = json.loads(line)
             moment = time.monotonic() + request["after"]
-            if "restart" in request:
+            if "frozen" in request:
+                self._frozen.append(request["frozen"])
+            elif "restart" in request:
                 self._children[BROKER].due = moment
                 if request["restart"] == "empty":
                     self._due.append((0, {"empty": True}))
@@ -151,8 +183,7 @@ class Stack:
 
     def _carry_out(self, request: dict[str, Any]) -> None:
         if "thaw" in request:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(request["thaw"], signal.SIGCONT)
+            _signal(request["thaw"], signal.SIGCONT)
         elif "release" in request:
             self._release()
         elif "order" in request:
@@ -228,5 +259,9 @@ def adopt_orphans() -> None:
 
 
 def _kill(pid: int) -> None:
+    _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, which: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, which)

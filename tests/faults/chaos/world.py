@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.faults.chaos.shapes import Day, Row
+from tests.faults.chaos.shapes import OLD_DAYS, Day, Row, old_rows
 
 TEXT, DATE, NUMBER = pa.string(), pa.date32(), pa.float64()
 SCHEMAS = {
@@ -24,19 +24,20 @@ SCHEMAS = {
     "first": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("trick", TEXT)]),
     "second": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("trick", TEXT)]),
     "target": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("source", TEXT)]),
+    "old": pa.schema([("name", TEXT), ("day", DATE), ("value", NUMBER), ("source", TEXT)]),
 }
 
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 SPARE = "spare"  #: beside the local warehouse: where another program prepares its files
 REPLACED = "others.replaced"  #: what other programs replaced in BigQuery, by write
-#: A date of the target is replaced in one transaction; its label, the source of the new rows, says what was replaced.
-REPLACE_DATE = f"""
+#: A date is replaced in one transaction; its label, the source of the new rows, says what was replaced.
+REPLACE_DATE = """
     BEGIN TRANSACTION;
-    INSERT INTO {REPLACED} (label, name, value, source)
-    SELECT @label, name, value, source FROM chaos.target WHERE day = @day;
-    DELETE FROM chaos.target WHERE day = @day;
-    INSERT INTO chaos.target (name, day, value, source)
+    INSERT INTO others.replaced (label, name, value, source)
+    SELECT @label, name, value, source FROM chaos.{table} WHERE day = @day;
+    DELETE FROM chaos.{table} WHERE day = @day;
+    INSERT INTO chaos.{table} (name, day, value, source)
     SELECT name, @day, @value, @label FROM UNNEST(@names) AS name;
     COMMIT TRANSACTION;
 """
@@ -59,7 +60,13 @@ def tables(shape: Sequence[Day]) -> dict[str, dict[date, pa.Table]]:
             if listed:
                 made = [row | {"day": day.day} for row in listed]
                 found[name][day.day] = pa.Table.from_pylist(made, schema=SCHEMAS[name])
+    found["old"] = {day: _typed_rows(day, old_rows(day)) for day in OLD_DAYS}
     return found
+
+
+def table_of(day: date) -> str:
+    """The table that other programs write the date of."""
+    return "old" if day in OLD_DAYS else "target"
 
 
 class Files:
@@ -80,16 +87,17 @@ class Files:
         part = self._part(table, day)
         return pq.ParquetFile(part).read(columns=["name"])["name"].to_pylist() if part.exists() else []
 
-    def target(self, day: date) -> list[Row]:
-        part = self._part("target", day)
+    def rows(self, day: date) -> list[Row]:
+        """The rows of a date of the target, or of the old table."""
+        part = self._part(table_of(day), day)
         return _rows(pq.ParquetFile(part).read()) if part.exists() else []
 
     def replace_date(self, day: date, rows: Sequence[Row]) -> list[Row]:
-        """Write the rows of a date of the target as another program does; return what it held at that moment."""
-        part = self._part("target", day)
+        """Write the rows of a date as another program does; return what it held at that moment."""
+        part = self._part(table_of(day), day)
         spare = self._root.parent / SPARE / f"{uuid4().hex}.parquet"
         spare.parent.mkdir(exist_ok=True)
-        pq.write_table(_target_rows(day, rows), spare)
+        pq.write_table(_typed_rows(day, rows), spare)
         while True:
             part.parent.mkdir(parents=True, exist_ok=True)
             if _rename(spare, part, RENAME_EXCHANGE):
@@ -98,6 +106,10 @@ class Files:
                 return replaced
             if _rename(spare, part, RENAME_NOREPLACE):
                 return []
+
+    def delete_date(self, day: date) -> None:
+        """Delete the rows of a date as another program does."""
+        self._part(table_of(day), day).unlink(missing_ok=True)
 
     def strays(self) -> list[str]:
         """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
@@ -147,8 +159,9 @@ class Emulated:
     def names(self, table: str, day: date) -> list[str]:
         return [row["name"] for row in self._all(table) if row["day"] == day]
 
-    def target(self, day: date) -> list[Row]:
-        return _rows(pa.Table.from_pylist([row for row in self._all("target") if row["day"] == day], SCHEMAS["target"]))
+    def rows(self, day: date) -> list[Row]:
+        listed = [row for row in self._all(table_of(day)) if row["day"] == day]
+        return _rows(pa.Table.from_pylist(listed, SCHEMAS["target"]))
 
     def replace_date(self, day: date, rows: Sequence[Row]) -> list[Row]:
         scalar = self._bigquery.ScalarQueryParameter
@@ -156,10 +169,15 @@ class Emulated:
         values = [scalar("day", "DATE", day), scalar("value", "FLOAT64", rows[0][1]), label]
         names = self._bigquery.ArrayQueryParameter("names", "STRING", [name for name, _, _ in rows])
         config = self._bigquery.QueryJobConfig(query_parameters=[*values, names])
-        self._client.query(REPLACE_DATE, config).result()
+        self._client.query(REPLACE_DATE.format(table=table_of(day)), config).result()
         query = f"SELECT name, value, source FROM {REPLACED} WHERE label = @label"
         config = self._bigquery.QueryJobConfig(query_parameters=[label])
         return _rows(self._client.query(query, config).result().to_arrow(create_bqstorage_client=False))
+
+    def delete_date(self, day: date) -> None:
+        values = [self._bigquery.ScalarQueryParameter("day", "DATE", day)]
+        config = self._bigquery.QueryJobConfig(query_parameters=values)
+        self._client.query(f"DELETE FROM chaos.{table_of(day)} WHERE day = @day", config).result()
 
     def strays(self) -> list[str]:
         return []
@@ -175,7 +193,7 @@ def _rows(found: pa.Table) -> list[Row]:
     return sorted((row["name"], row["value"], row["source"]) for row in found.to_pylist())
 
 
-def _target_rows(day: date, rows: Sequence[Row]) -> pa.Table:
+def _typed_rows(day: date, rows: Sequence[Row]) -> pa.Table:
     listed = [{"name": name, "day": day, "value": value, "source": source} for name, value, source in rows]
     return pa.Table.from_pylist(listed, schema=SCHEMAS["target"])
 
