@@ -225,10 +225,10 @@ ANY_DATE = st.builds(
 def test_low_coverage_is_never_fine_unless_forced_or_skipped(observed: DateObservation) -> None:
     audited = classify(observed, POLICY)
     expected = observed.expectation.expected
-    if (
-        audited.finding in (AuditFinding.COMPLETE, AuditFinding.ACCEPTED, AuditFinding.CHANGED, AuditFinding.DUPLICATED)
-        and not observed.skip_reason
-    ):
+    sufficient = [AuditFinding.COMPLETE, AuditFinding.ACCEPTED, AuditFinding.CHANGED]
+    if not (observed.checkpoint is BY_FORCE and observed.matches_checkpoint):  # its coverage was forced, its keys not
+        sufficient.append(AuditFinding.DUPLICATED)
+    if audited.finding in sufficient and not observed.skip_reason:
         assert observed.matched / expected >= POLICY.accept_ratio
     if audited.finding is AuditFinding.FORCED:
         assert observed.checkpoint is BY_FORCE
