@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from gated_backfill.common.errors import BackupMissing
 from gated_backfill.common.model.publication import Backup, Publication, PublishResult, StagedFile
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
+from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.local.loading import Keeper, LoadingFolder, PartitionChange
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
-from tests.builders import DAYS, FEB_23, FEB_24, TABLE, age_kept_rows, rows_of, span
+from tests.builders import DAYS, FEB_23, FEB_24, FEB_25, TABLE, age_kept_rows, counts, rows_of, span, staged
 from tests.interleaving import before_system_calls, system_calls
 
 OLD, NEW, THEIRS = (parquet_bytes(rows_of(FEB_23, players=n)) for n in (3, 5, 7))
@@ -40,13 +42,13 @@ def publish(warehouse: LocalWarehouse, *files: StagedFile, run: str = "run-1", g
 
 
 def publish_since(
-    warehouse: LocalWarehouse, now: dict, *files: StagedFile, run: str = "run-1", generation: int = 1
+    warehouse: LocalWarehouse, now: Mapping[date, str], *files: StagedFile, run: str = "run-1", generation: int = 1
 ) -> PublishResult:
     publication = Publication(run=run, window=1, generation=generation)
     return warehouse.publish(TABLE, "day", files, fingerprints_when_staged=now, publication=publication)
 
 
-def undo(warehouse: LocalWarehouse, run: str = "run-1", generation: int = 2) -> frozenset:
+def undo(warehouse: LocalWarehouse, run: str = "run-1", generation: int = 2) -> frozenset[date]:
     replaced = warehouse.replaced_partitions(TABLE, "day", run, DAYS)
     return warehouse.restore(TABLE, "day", run, replaced, generation=generation)
 
@@ -71,7 +73,9 @@ class Operation:
     after: bytes | None
 
 
-def prepared_with(content: bytes | None, then: Callable[[LocalWarehouse], object] = lambda _: None) -> Callable:
+def prepared_with(
+    content: bytes | None, then: Callable[[LocalWarehouse], object] = lambda _: None
+) -> Callable[[LocalWarehouse], None]:
     def prepare(warehouse: LocalWarehouse) -> None:
         warehouse.load(TABLE, "day", rows_of(FEB_24))
         if content is not None:
@@ -98,7 +102,7 @@ def delete(warehouse: LocalWarehouse) -> None:
     warehouse.delete_backed_up(BACKUP, warehouse.read_backup(BACKUP), generation=1)
 
 
-def restore_backup(warehouse: LocalWarehouse) -> frozenset:
+def restore_backup(warehouse: LocalWarehouse) -> frozenset[date]:
     kept = warehouse.read_backup(BACKUP)
     return warehouse.restore_backup(BACKUP, kept, generation=2, leave_written=True)
 
@@ -242,6 +246,27 @@ def test_rows_written_after_a_death_are_not_lost(tmp_path: Path, prepared: Path,
         for content in filter(None, {operation.before} - {other.overwrote}):
             assert is_in(warehouse, content), folder
         assert_nothing_is_left_over(warehouse)
+
+
+def test_only_the_date_that_another_program_wrote_conflicts(
+    local_warehouse: LocalWarehouse, staging: Staging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23, FEB_24))
+    make = LoadingFolder._make  # pyright: ignore[reportPrivateUsage]
+
+    def written_before(folder: LoadingFolder, change: PartitionChange, keeper: Keeper) -> bool:
+        if change.day == FEB_23:
+            AnotherProgram(local_warehouse)()
+        return make(folder, change, keeper)
+
+    monkeypatch.setattr(LoadingFolder, "_make", written_before)
+    result = publish(local_warehouse, *(staged(staging, day, players=9) for day in DAYS))
+
+    assert result == PublishResult(published=frozenset({FEB_24, FEB_25}), conflicting=frozenset({FEB_23}))
+    assert counts(local_warehouse, *DAYS) == {FEB_23: 7, FEB_24: 9, FEB_25: 9}
+    assert set(local_warehouse.replaced_partitions(TABLE, "day", "run-1", DAYS)) == {FEB_24, FEB_25}
+    assert undo(local_warehouse) == {FEB_24, FEB_25}
+    assert counts(local_warehouse, *DAYS) == {FEB_23: 7, FEB_24: 3}
 
 
 # -- retention ----------------------------------------------------------------------------------------------------
