@@ -12,6 +12,7 @@ import pytest
 from gated_backfill.common.errors import BackupMissing, LeaseTakenOver, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.registry import find_job
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs import undo
 from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
@@ -425,3 +426,14 @@ def test_the_command_shows_wants_a_yes_without_a_terminal_and_tells_the_status(l
     assert (again.returncode, again.stdout) == (2, "")
     assert "undone already" in again.stderr
     assert lab.status(second)["undone_by"]
+
+
+def test_a_history_that_cannot_be_written_is_one_line_after_an_undo(lab: Lab) -> None:
+    _, _, second = built_twice(lab)
+    lab.drop("backfill.backfill_metadata")
+    lab.context.warehouse.create_table(TableName.parse("backfill.backfill_metadata"), {"other": "DATE"}, "other")
+    undone = lab.command("undo", second.run.id, "--yes")
+    assert undone.returncode == 0, undone.stderr
+    (line,) = undone.stderr.splitlines()
+    assert "the warehouse's history does not show the run as it is" in line
+    assert "Traceback" in (lab.context.settings.home / "logs" / "command.log").read_text()

@@ -6,6 +6,7 @@ import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.process.logs import logging_to_file
 from gated_backfill.producer.cli.options import yes_option
 from gated_backfill.producer.context import CommandContext, current_user, open_context
 from gated_backfill.producer.runs.post_run import refresh_run_metadata
@@ -41,7 +42,8 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     try:
         reinstated = undo_run(undo_plan, context, current_user())
     finally:
-        refresh_run_metadata(run_id, context)
+        with logging_to_file(context.settings.home / "logs" / "command.log"):
+            refresh_run_metadata(run_id, context)
     without_checkpoint = count - len(reinstated)
     suffix = (
         f"; {without_checkpoint} have no checkpoint any more: `backfill run` builds them with --reprocess undone"
