@@ -243,8 +243,6 @@ def _restore(plan: UndoPlan, days: Sequence[date], context: CommandContext, gene
     replaced = {**plan.restored, **plan.emptied}
     of_days = {day: replaced[day] for day in days if day in replaced}
     unchanged = frozenset(days) - of_days.keys()
-    if not of_days:
-        return unchanged
     arguments = plan.target, plan.job.target.date_column, plan.run.id, of_days
     return unchanged | context.warehouse.restore(*arguments, generation=generation)
 
