@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.settings import Settings
@@ -29,6 +30,10 @@ collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
 #: These need Chromium: `make test-browser` runs them.
 collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
 
+
+#: The same cases in every run, on a machine of any speed. `make fuzz` tries random cases, with settings of its own.
+settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 #: Files with the longest tests, for each of three processes: a long test that begins last is waited for alone.
 FIRST = (

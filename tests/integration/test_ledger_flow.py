@@ -179,10 +179,7 @@ def test_callers_at_once_never_exceed_a_cap(ledger: Ledger, of_job: bool) -> Non
     assert in_flight == ([3, 12] if of_job else [12, 12])
 
 
-SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_cap_is_ever_exceeded_and_every_run_gets_to_its_end(ledger: Ledger, data: st.DataObject) -> None:
     runs: list[Run] = []

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gated_backfill.common.errors import SchemaMismatch, UserError
@@ -398,7 +398,7 @@ NEARLY_RIGHT = st.lists(
 numbers = count()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(text=NEARLY_RIGHT | RAGGED | st.text(), date_column=st.sampled_from([None, "day"]))
 @example(text="day,n\n2023-02-23," + "9" * 5000, date_column=None)
 @example(text="day,n\n2023-02-23," + "x" * 200_000, date_column=None)

@@ -28,7 +28,7 @@ def batches_of(days: list[int], size: int) -> list[pa.RecordBatch]:
     ]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     days=st.lists(st.integers(0, 5), max_size=60),
     size=st.integers(1, 20),
