@@ -11,8 +11,11 @@ import pytest
 
 from gated_backfill.common.errors import BackupMissing, LeaseTakenOver, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import RunProgress, RunState
+from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.publication import Publication
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.protocol import Scan
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs import undo
 from gated_backfill.producer.runs.undo import UndoPlan, plan_undo, undo_run
@@ -57,6 +60,24 @@ def undone(lab: Lab, progress: RunProgress) -> UndoPlan:
     planned = plan_undo(progress.run.id, lab.context)
     undo_run(planned, lab.context, "a test")
     return planned
+
+
+def test_no_gate_of_an_undone_run_publishes_although_the_undo_changed_no_rows(any_lab: Lab) -> None:
+    sources(any_lab, DAYS)
+    built(any_lab, DAYS)
+    second = built(any_lab, DAYS)
+    planned = undone(any_lab, second)
+
+    one_day = (DateRange(start=DAYS[0], through=DAYS[0]),)
+    rows = any_lab.context.warehouse.read(Scan(table=planned.target, date_column="day", dates=one_day))
+    staged = any_lab.context.staging.write(second.run.id, DAYS[0], 2, rows)
+    now = any_lab.context.warehouse.fingerprints(planned.target, "day", [DAYS[0]])
+    frozen = Publication(run=second.run.id, window=1, generation=2**60)
+    with pytest.raises(LeaseTakenOver):
+        any_lab.context.warehouse.publish(
+            planned.target, "day", [staged], fingerprints_when_staged=now, publication=frozen
+        )
+    assert planned.unchanged == tuple(DAYS)
 
 
 def test_dates_that_held_rows_get_back_exactly_those_and_their_checkpoints(any_lab: Lab) -> None:
