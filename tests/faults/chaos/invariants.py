@@ -36,6 +36,7 @@ class Seen:
     writers: dict[str, str | None]  #: by day, the run that wrote the target's partition; None where that is not told
     staged: list[str]  #: files in staging, without the quarantine
     strays: list[str]  #: temporary files in the warehouse
+    marked: list[str]  #: days with the file that another program leaves beside its rows
     writes: list[Write]  #: of other programs
 
     def rows(self, day: Day) -> list[Row]:
@@ -292,6 +293,8 @@ def _owners(seen: Seen) -> Iterator[Violation]:
 def _left(seen: Seen) -> Iterator[Violation]:
     if seen.staged:
         yield Violation(invariant="something is left in staging", facts=", ".join(seen.staged[:4]))
+    if removed := sorted({write.day for write in seen.writes if write.done} - set(seen.marked)):
+        yield Violation(invariant="a file of another program was removed", facts=", ".join(removed))
     if seen.strays:
         yield Violation(invariant="a temporary file is left in the warehouse", facts=", ".join(seen.strays[:4]))
 

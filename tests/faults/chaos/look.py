@@ -54,6 +54,7 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
         "writers": {day.isoformat(): _writer(warehouse, day) for day in days},
         "staged": _staged(Path(settings.staging_url)),
         "strays": tables.strays(),
+        "marked": [day.isoformat() for day in (*days, *OLD_DAYS) if tables.has_mark(day)],
     }
 
 

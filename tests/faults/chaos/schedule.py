@@ -40,7 +40,7 @@ OF_PRODUCER = {"ledger.open_run": 1, "ledger.move_run": 1, "ledger.open_windows"
 OF_BEAT = {"beat.tick": 1}
 #: The calls at which another program writes a date: of a gate above all, and there between its system calls.
 OTHERS_AT_GATE = {
-    "local": {"file.rename": 8, "file.link": 2, "file.sync": 2, "warehouse.publish": 3},
+    "local": {"file.rename": 8, "file.link": 2, "file.sync": 2, "loading.make": 4, "warehouse.publish": 3},
     "bigquery": {"bigquery.query": 12, "warehouse.publish": 3},
 }
 OTHERS_AT = {

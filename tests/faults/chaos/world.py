@@ -29,6 +29,7 @@ SCHEMAS = {
 
 AT_FDCWD = -100
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+MARK = "_SUCCESS"  #: a file that another program leaves beside its rows, as Spark does
 SPARE = "spare"  #: beside the local warehouse: where another program prepares its files
 REPLACED = "others.replaced"  #: what other programs replaced in BigQuery, by write
 #: A date is replaced in one transaction; its label, the source of the new rows, says what was replaced.
@@ -100,6 +101,10 @@ class Files:
         pq.write_table(_typed_rows(day, rows), spare)
         while True:
             part.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (part.parent / MARK).touch()
+            except FileNotFoundError:  # the tool has removed the empty folder again
+                continue
             if _rename(spare, part, RENAME_EXCHANGE):
                 replaced = _rows(pq.ParquetFile(spare).read())
                 spare.unlink()
@@ -110,6 +115,10 @@ class Files:
     def delete_date(self, day: date) -> None:
         """Delete the rows of a date as another program does."""
         self._part(table_of(day), day).unlink(missing_ok=True)
+
+    def has_mark(self, day: date) -> bool:
+        """Whether the file is there that another program leaves beside its rows."""
+        return (self._part(table_of(day), day).parent / MARK).exists()
 
     def strays(self) -> list[str]:
         """Files that nothing of the tool's will ever look at again: what a load prepares is cleared by the next one."""
@@ -178,6 +187,9 @@ class Emulated:
         values = [self._bigquery.ScalarQueryParameter("day", "DATE", day)]
         config = self._bigquery.QueryJobConfig(query_parameters=values)
         self._client.query(f"DELETE FROM chaos.{table_of(day)} WHERE day = @day", config).result()
+
+    def has_mark(self, _: date) -> bool:
+        return True
 
     def strays(self) -> list[str]:
         return []
