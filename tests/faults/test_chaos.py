@@ -29,7 +29,7 @@ KNOWN = {
     "loss-ignored": (25, "a date that must be blocked is checkpointed"),
     "another-reading": (25, "the end is not that of an undisturbed run"),
     "first-replacement-only": (7, "removed rows can't be put back"),
-    "check-outside-the-swap": (32, "removed rows can't be put back"),
+    "check-outside-the-swap": (2053, "removed rows can't be put back"),
     "ledger-believed": (55, "removed rows can't be put back"),
     "retention-by-folder-time": (11, "removed rows can't be put back"),
     "fencing-ignored": (110, "what was frozen beyond its lease had an effect"),

@@ -44,6 +44,12 @@ def list_restorable(settings: Settings) -> list[str]:
         return [each.id for each in (*list_unknown_backups(context), *known)]
 
 
+def list_unfinished(settings: Settings) -> list[str]:
+    """The cleanups that some process has begun and none has ended, by id."""
+    with _cleanups(settings) as context:
+        return [operation.id for operation in context.ledger.cleanups.list_unfinished_cleanups()]
+
+
 @contextlib.contextmanager
 def _cleanups(settings: Settings) -> Iterator[CleanupContext]:
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
