@@ -27,7 +27,8 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 def check_restorable(operation: CleanupOperation, context: CleanupContext, *, intact_only: bool = False) -> None:
     """Raise `UserError` with the reason if the operation has nothing that can be put back."""
     reasons = {
-        CleanupState.PLANNED: "has deleted nothing",
+        # A ledger that was restored from an older copy may have an operation as planned that has deleted rows.
+        CleanupState.PLANNED: "is not finished: the next `backfill cleanup` finishes it",
         CleanupState.BACKED_UP: "is not finished: the next `backfill cleanup` finishes it",
         CleanupState.ABANDONED: "was abandoned and has deleted nothing",
         CleanupState.EXPIRED: "has expired: its backup was removed (BACKFILL_CLEANUP_BACKUP_DAYS)",

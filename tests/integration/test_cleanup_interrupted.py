@@ -213,6 +213,28 @@ def test_a_cleanup_that_only_the_warehouse_knows_is_listed_and_restored(any_lab:
         restore("nope", site_of(any_lab))
 
 
+def test_a_restore_of_such_a_cleanup_that_died_names_the_command_that_finishes_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = filled(lab)
+    copy = lab.home / "ledger.backup.db"
+    copy_database(lab.home / "ledger.db", copy)
+    operation = one_operation(cleaned(lab))
+    copy_database(copy, lab.home / "ledger.db")
+    killed_before(lab, monkeypatch, CleanupState.DELETED)
+    with pytest.raises(Killed):
+        restore(operation.id, site_of(lab, owner="gone:1:1"))
+
+    with pytest.raises(UserError, match="is not finished: the next `backfill cleanup` finishes it"):
+        restore(operation.id, site_of(lab))
+
+    past = utcnow() - timedelta(seconds=1)
+    lab.ledger.cleanups.renew_cleanup(operation.id, expect=CleanupState.PLANNED, owner="gone:1:1", lease_until=past)
+    cleaned(lab)
+    restore(operation.id, site_of(lab))
+    assert lab.table_bytes(UPCOMING) == before
+
+
 @pytest.mark.parametrize("name", ["back_up", "read_backup", "delete_backed_up"])
 def test_a_ledger_that_was_restored_from_an_older_copy_costs_no_row(any_lab: Lab, name: str) -> None:
     """It says that nothing was deleted; the backup has the only copy."""

@@ -38,6 +38,7 @@ LATE_SECONDS = 1.5  #: that a process may need for its late effects
 MONTH_SECONDS = 40 * 24 * 3600.0
 DONE = ("was undone already", "was restored already", "has deleted nothing", "was abandoned")
 LEAVE = "--leave-written"
+FINISH = "the next `backfill cleanup` finishes it"
 UNFINISHED = "ends the undo without them"  #: that is, the same command again
 
 
@@ -193,6 +194,8 @@ class Operations:
             if any(answer.is_done for answer in answers):
                 self._attempt.await_restarts(self._stack)
                 return
+            if any(FINISH in answer.text for answer in answers):
+                self._give(CLEAN, CLEANUP, 1)
             if words != CLEAN and LEAVE not in words and any(answer.names_others for answer in answers):
                 words = [*words, LEAVE]
             self._attempt.wait(self._stack, AGAIN_SECONDS)
