@@ -187,8 +187,11 @@ def checkpointed_by(run: str, schedule: Schedule, seen: Seen) -> list[Day]:
     return [day for day in schedule.shape if day.day.isoformat() in days]
 
 
-def not_undone(run: str, days: Sequence[Day], seen: Seen) -> Iterator[Violation]:
-    """What is left of a run that was undone, on dates of which it wrote the checkpoint."""
+def not_undone(run: str, days: Sequence[Day], schedule: Schedule, seen: Seen) -> Iterator[Violation]:
+    """What is left of a run that was undone, on dates of which it wrote the checkpoint.
+
+    The same rows may be those of another run that has checkpointed the date, or that an older ledger does not know.
+    """
     for day in days:
         iso = day.day.isoformat()
         if iso in seen.checkpoints and seen.checkpoints[iso]["run_id"] == run:
@@ -196,7 +199,7 @@ def not_undone(run: str, days: Sequence[Day], seen: Seen) -> Iterator[Violation]
         of_others = any(
             row["day"] == iso and row["run_id"] != run and row["state"] == "checkpointed" for row in seen.dates
         )
-        if seen.rows(day) == sorted(day.after) and not of_others:
+        if seen.rows(day) == sorted(day.after) and not of_others and schedule.put_back != of.RUN:
             yield Violation(invariant="rows of an undone run are in the target", facts=f"{iso} of {run}")
 
 

@@ -101,7 +101,7 @@ class Operations:
 
     def _check_undone(self, run: str, days: Sequence[Day]) -> None:
         seen = self._attempt.settled(self._stack, final=None)
-        self._attempt.violated(list(not_undone(run, days, seen)))
+        self._attempt.violated(list(not_undone(run, days, self._schedule, seen)))
 
     def _rebuild(self, days: Sequence[Day]) -> None:
         """An ordinary run leaves undone dates alone; one that is told to builds them."""
