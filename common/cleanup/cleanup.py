@@ -152,6 +152,7 @@ def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext
             _drop_late_backup(operation, context)
             raise
         if dates is None:
+            renew_lease(operation, context)  # a process that was suspended past its lease deletes nothing any more
             _abandon_or_release(operation.id, context, "its dates were written to while they were backed up")
             continue
         try:

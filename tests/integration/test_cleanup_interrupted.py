@@ -363,6 +363,31 @@ def test_a_frozen_cleanup_deletes_nothing_that_was_restored_since(any_lab: Lab) 
     assert any_lab.table_bytes(UPCOMING) == before
 
 
+def test_a_cleanup_that_was_frozen_does_not_begin_again_although_its_dates_were_written(lab: Lab) -> None:
+    filled(lab)
+    late = "elsewhere:1:1"
+    fingerprints = lab.context.warehouse.fingerprints
+
+    def frozen(*arguments: Any) -> Any:
+        patch.undo()
+        (operation,) = lab.ledger.cleanups.list_unfinished_cleanups()
+        past = utcnow() - timedelta(seconds=1)
+        lab.ledger.cleanups.renew_cleanup(operation.id, expect=operation.state, owner=late, lease_until=past)
+        finished = cleaned(lab).done
+        restore(finished[-1].id, site_of(lab))
+        lab.upcoming(BETWEEN, players(9))
+        return fingerprints(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab.context.warehouse, "fingerprints", frozen)
+        report = cleaned(lab, late)
+
+    assert "another process has taken over operation" in report.busy[0]
+    assert report.done == []
+    assert 9 in rows_by_stale_date(lab)
+    assert 0 not in rows_by_stale_date(lab)
+
+
 def test_a_frozen_restore_brings_nothing_back_that_was_deleted_since(any_lab: Lab) -> None:
     filled(any_lab)
     operation = one_operation(cleaned(any_lab))
