@@ -388,6 +388,26 @@ def test_a_cleanup_that_was_frozen_does_not_begin_again_although_its_dates_were_
     assert 0 not in rows_by_stale_date(lab)
 
 
+def test_a_cleanup_of_dates_that_another_one_has_deleted_meanwhile_can_be_restored(lab: Lab) -> None:
+    before = filled(lab)
+    open_cleanup = lab.ledger.cleanups.open_cleanup
+
+    def late(*arguments: Any) -> CleanupOperation:
+        patch.undo()
+        cleaned(lab)
+        return open_cleanup(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab.ledger.cleanups, "open_cleanup", late)
+        empty = one_operation(cleaned(lab))
+
+    assert empty.rows == 0
+    assert restore(empty.id, site_of(lab)).state is CleanupState.RESTORED
+    (other,) = [one for one in lab.ledger.cleanups.list_cleanups() if one.id != empty.id]
+    restore(other.id, site_of(lab))
+    assert lab.table_bytes(UPCOMING) == before
+
+
 def test_a_frozen_restore_brings_nothing_back_that_was_deleted_since(any_lab: Lab) -> None:
     filled(any_lab)
     operation = one_operation(cleaned(any_lab))

@@ -230,7 +230,8 @@ class LocalBackups(ABC):
             written = [day for day in kept if current[day] not in (ABSENT, kept[day].fingerprint)]
             if written and not leave_written:
                 raise changed_dates_error(backup, written)
-            changes = [self._prepare_restore(loading, backup, day, kept[day]) for day in kept if current[day] == ABSENT]
+            deleted = [day for day in kept if current[day] == ABSENT != kept[day].fingerprint]
+            changes = [self._prepare_restore(loading, backup, day, kept[day]) for day in deleted]
             loading.carry_out(changes, self._keeper(backup))
             return frozenset(day for day, file in files.items() if file_fingerprint(file) == kept[day].fingerprint)
 
