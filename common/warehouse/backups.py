@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from datetime import date, datetime
 from typing import Protocol
 
-from gated_backfill.common.errors import RestoreConflict
+from gated_backfill.common.errors import BackupMissing, RestoreConflict
 from gated_backfill.common.model.dates import DateRange, format_dates
-from gated_backfill.common.model.publication import Backup, BackupDate
+from gated_backfill.common.model.publication import Backup, BackupDate, KeptRows
 from gated_backfill.common.model.tables import TableName
 
 
@@ -95,3 +95,17 @@ def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflic
         f"{format_dates(mixed)}; the others are restored",
         table=str(backup.table),
     )
+
+
+def replaced_rows_missing(target: TableName, run: str, days: Collection[date]) -> BackupMissing:
+    """Return the error for dates of an undo whose replaced rows are not kept any more."""
+    return BackupMissing(
+        f"what run {run} replaced on {len(days)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
+        table=str(target),
+        day=min(days),
+    )
+
+
+def kept_rows_missing(table: TableName, kept: KeptRows) -> BackupMissing:
+    """Return the error for kept rows that are not kept any more."""
+    return BackupMissing(f"the rows {kept.id} are not kept any more", table=str(table), day=kept.day)

@@ -437,11 +437,11 @@ class Warehouse(Backups, Protocol):
         ...
 
     def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:
-        """Replace the partitions of all dates in `rows`, all or none, and return the dates.
+        """Replace the partitions of all dates in `rows`, each completely or not at all, and return the dates.
 
-        A process that is killed meanwhile may leave some dates replaced; loading again completes it. The rows of a
-        reader may be in any order and need not fit into memory. Raises `SchemaMismatch` when the table
-        exists with other columns, types or date column.
+        Rows that are refused replace none. A process that is killed meanwhile may leave some dates replaced; loading
+        again completes it. The rows of a reader may be in any order and need not fit into memory. Raises
+        `SchemaMismatch` when the table exists with other columns, types or date column.
         """
         ...
 

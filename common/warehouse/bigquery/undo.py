@@ -13,10 +13,11 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
 
-from gated_backfill.common.errors import BackupMissing, SchemaMismatch
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.dates import DateRange, enclosing_range
 from gated_backfill.common.model.publication import KeptRows
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.warehouse.backups import kept_rows_missing, replaced_rows_missing
 from gated_backfill.common.warehouse.bigquery import transactions as sql_of
 from gated_backfill.common.warehouse.bigquery.backups import BigQueryBackups
 from gated_backfill.common.warehouse.bigquery.client import job_name, translate_bigquery_errors
@@ -90,11 +91,7 @@ class BigQueryUndo(BigQueryBackups):
         keys_by_content = self._copies(self._undo_table(run, target), date_column, changed)
         keys = {day: keys_by_content.get((day, replaced[day].before)) for day in changed}
         if missing := [day for day, key in keys.items() if key is None]:
-            raise BackupMissing(
-                f"what run {run} replaced on {len(missing)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
-                table=str(target),
-                day=min(missing),
-            )
+            raise replaced_rows_missing(target, run, missing)
         return {day: key for day, key in keys.items() if key is not None}
 
     def _copies(self, table: TableName, date_column: str, days: Collection[date]) -> dict[tuple[date, str], str]:
@@ -194,7 +191,7 @@ class BigQueryUndo(BigQueryBackups):
         dates = DateRange(start=kept.day, through=kept.day)
         undo_tables = [copy.table for copy in self._kept_copies(table, dates) if copy.rows.id == kept.id]
         if not undo_tables:
-            raise BackupMissing(f"the rows {kept.id} are not kept any more", table=str(table), day=kept.day)
+            raise kept_rows_missing(table, kept)
         columns = self._kept_columns(undo_tables[0])
         self._tables.require_uncached(table).check_columns(date_column, columns)
         if self._contents(table, date_column, [kept.day], columns)[kept.day] == kept.fingerprint:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import BackupMissing, OutsideRoot, StagedFileLost
+from gated_backfill.common.errors import OutsideRoot, StagedFileLost
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile, WarehouseLimits
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checked_path, read_regular_file, write_atomically
 from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
+from gated_backfill.common.warehouse.backups import kept_rows_missing, replaced_rows_missing
 from gated_backfill.common.warehouse.local.backups import LocalBackups
 from gated_backfill.common.warehouse.local.exchange import FileSnapshot
 from gated_backfill.common.warehouse.local.loading import Keeper, LoadingFolder, PartitionChange
@@ -173,11 +174,7 @@ class LocalPublications(LocalBackups):
         changed = {day: part.before for day, part in replaced.items() if part.before not in (ABSENT, part.published)}
         copies = UndoFolder(self.root, run, target).find_copies(date_column, changed)
         if expired := changed.keys() - copies.keys():
-            raise BackupMissing(
-                f"what run {run} replaced on {len(expired)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
-                table=str(target),
-                day=min(expired),
-            )
+            raise replaced_rows_missing(target, run, expired)
         return copies
 
     def restore(
@@ -243,7 +240,7 @@ class LocalPublications(LocalBackups):
             one_day = DateRange(start=kept.day, through=kept.day)
             copies = [copy for rows, copy in owner.kept(date_column, one_day) if rows.id == kept.id]
             if not copies or file_fingerprint(copies[0]) != kept.fingerprint:
-                raise BackupMissing(f"the rows {kept.id} are not kept any more", table=str(table), day=kept.day)
+                raise kept_rows_missing(table, kept)
             path = self._part(table, date_column, kept.day)
             self._check_no_other_files([path])
             snapshot = self._parts.snapshot(str(path))
