@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from gated_backfill.common.cleanup.operation import CleanupContext, backup_of, retention_end
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, CleanupState
+from gated_backfill.common.model.publication import is_confirmed_expired
 from gated_backfill.common.process.clock import utcnow
-
-EXPIRY_CONFIRMATION = timedelta(days=1)  #: between finding that a backup has expired and removing it
 
 
 def remove_expired_backups(context: CleanupContext, errors: list[str]) -> list[CleanupOperation]:
@@ -44,14 +43,6 @@ def _expire(operation: CleanupOperation, context: CleanupContext, now: datetime)
         ledger.record_found_expired(operation.id, now)
         return False
     return ledger.move_cleanup(operation.id, expect=operation.state, to=CleanupState.EXPIRED, error=operation.error)
-
-
-def is_confirmed_expired(found_expired_at: datetime | None, now: datetime) -> bool:
-    """Whether a backup that has expired now was found to have expired at least a day ago, too.
-
-    A single look is not enough: the clock may be set ahead. The time of the earlier look may then lie in the future.
-    """
-    return found_expired_at is not None and found_expired_at <= now - EXPIRY_CONFIRMATION
 
 
 def drop_backups(context: CleanupContext) -> list[str]:

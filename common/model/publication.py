@@ -1,16 +1,17 @@
-"""Rows on their way into a table and out of it: staged files, publications and backups."""
+"""Rows on their way into a table and out of it: staged files, publications, and kept rows with their retention."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.tables import TableName, validate_identifier
 
 BACKUP_ID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+)*")  #: of the operation that made it
 OWN_DATASET = "backfill"  #: of the tool's own tables, unless the URL of the warehouse names another
+EXPIRY_CONFIRMATION = timedelta(days=1)  #: between finding that kept rows have expired and removing them
 METADATA_TABLE = "backfill_metadata"  #: the history of runs, which may be loaded into the bookkeeping dataset
 
 
@@ -90,3 +91,11 @@ class Backup:
 class BackupDate:
     fingerprint: str  #: of its rows, from `Warehouse.fingerprints`
     rows: int
+
+
+def is_confirmed_expired(found_expired_at: datetime | None, now: datetime) -> bool:
+    """Whether rows that have expired now were found to have expired at least a day ago, too.
+
+    A single look is not enough: the clock may be set ahead. The time of the earlier look may then lie in the future.
+    """
+    return found_expired_at is not None and found_expired_at <= now - EXPIRY_CONFIRMATION

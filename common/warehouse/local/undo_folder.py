@@ -19,7 +19,7 @@ from typing import Any
 
 from gated_backfill.common.errors import LeaseTakenOver
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import KeptRows, Publication
+from gated_backfill.common.model.publication import KeptRows, Publication, is_confirmed_expired
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checked_path, make_folders, sync_all, sync_folder
@@ -40,7 +40,6 @@ FENCE = "fence.json"  #: the highest generation of each window's gate, and of th
 EXPIRED = "expired.json"  #: since when copies have been found to be expired
 NOTE, ROWS = "note-", "rows-"
 REPLACED = "replaced.json"
-RETENTION_GRACE = timedelta(days=1)  #: between finding a copy expired and deleting it: a clock may be set ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +201,13 @@ class UndoFolder:
         for number, note in self._notes():
             for day in note.changes.keys() & checksums.keys():
                 copies[day].append(self.copy_of(number, day))
-        found: dict[date, Path] = {}
+        copy_by_date: dict[date, Path] = {}
         for day, checksum in checksums.items():
             for copy in reversed(copies[day]):
                 if file_fingerprint(copy) == checksum:
-                    found[day] = copy
+                    copy_by_date[day] = copy
                     break
-        return found
+        return copy_by_date
 
     def _old_copy(self, date_column: str, day: date) -> Path:
         return self.path / f"{date_column}={day.isoformat()}" / ROWS_FILE
@@ -248,18 +247,18 @@ class UndoFolder:
     # -- retention ----------------------------------------------------------------------------------------------
 
     def delete_expired(self, period: timedelta) -> None:
-        """Delete the copies that were kept for longer, once they were found to be expired for `RETENTION_GRACE`."""
+        """Delete the copies that were kept for longer, once that is confirmed, see `is_confirmed_expired`."""
         if not any(name.startswith(ROWS) or "=" in name or name == EXPIRED for name in names_in(self.path)):
             return  # most runs have replaced nothing
         now = utcnow()
         expired = {name for name, kept_at in self._copies() if kept_at + period <= now}
         recorded = {name: datetime.fromisoformat(time) for name, time in (read_json(self.path / EXPIRED) or {}).items()}
         # A time in the future was recorded under a clock that was ahead.
-        found = {name: time for name, time in recorded.items() if name in expired and time <= now}
-        for name, time in found.items():
-            if time + RETENTION_GRACE <= now:
+        expired_since = {name: time for name, time in recorded.items() if name in expired and time <= now}
+        for name, time in expired_since.items():
+            if is_confirmed_expired(time, now):
                 self._delete_copies(name)
-        remaining = {name: found.get(name, now).isoformat() for name in expired if (self.path / name).exists()}
+        remaining = {name: expired_since.get(name, now).isoformat() for name in expired if (self.path / name).exists()}
         if remaining:
             (self.path / EXPIRED).write_text(json.dumps(remaining))
         else:
