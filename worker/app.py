@@ -11,7 +11,7 @@ import gc
 import multiprocessing
 import os
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ def deps_or_retry(task: Any) -> Deps:
 @celeryd_after_setup.connect
 def _prepare_worker(instance: Any, **_: Any) -> None:
     """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
+    worker_process_init.connect(partial(_prepare_child, os.getpid()), weak=False)
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
     # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.
@@ -104,9 +105,9 @@ def _import_before_fork(*, closes_windows: bool) -> None:
     preload_warehouse(read_settings().warehouse_url)
 
 
-@worker_process_init.connect
-def _prepare_child(**_: Any) -> None:
-    die_with_parent()
+def _prepare_child(worker: int, **_: Any) -> None:
+    if os.getpid() != worker:  # the solo pool has no children
+        die_with_parent(worker)
     deps.cache_clear()
     limit = read_settings().worker_memory_mb
     if limit and consumes_dates():  # jobs may use any amount of memory

@@ -6,6 +6,7 @@ An endpoint that does not answer costs bounded time, and its alerts are sent aga
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def _run_sender(requests: Sequence[dict[str, Any]], seconds: float) -> list[str 
         return errors
     with tempfile.TemporaryFile() as answers:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gated_backfill.common.alerts.sender"],
+            [sys.executable, "-P", "-m", "gated_backfill.common.alerts.sender", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=answers,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The sending process: pass messages to apprise (`python -m gated_backfill.common.alerts.sender`).
+"""The sending process: pass messages to apprise (`python -m gated_backfill.common.alerts.sender PARENT`).
 
 It is a separate process because a service may take longer than its own time limits (a name that does not resolve, a
 server that answers one byte at a time), because apprise and its plugins log user and host names, and because importing
@@ -23,7 +23,7 @@ _HTTP_STATUS = re.compile(r"error=(\d{3})\b")
 
 def main() -> None:
     """Read the messages from standard input, and write a line of JSON for each as soon as it is sent or has failed."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

@@ -69,9 +69,7 @@ def _submitted(
 def _prepare_helper(function: Callable[[Any], Any], parent: int) -> None:
     """End this process when the parent ends, and keep the function, which need not be picklable."""
     global _run_function
-    die_with_parent()
-    if os.getppid() != parent:  # the parent ended before `die_with_parent`
-        os._exit(1)
+    die_with_parent(parent)
     _run_function = function
 
 

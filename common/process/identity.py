@@ -139,10 +139,15 @@ def is_dead(owner: str) -> bool:
         return True
 
 
-def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when its parent ends for any reason (Linux only)."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, a process id, ends for any reason (Linux only).
+
+    The kernel says nothing of a parent that ended before this call, so this process then ends at once.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def limit_memory(megabytes: int) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -139,7 +140,7 @@ class ChildProcesses:
                 env={**os.environ, **env},
                 cwd=self.folder,  # not the user's folder: Python would import modules from there first
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         assert process.stdin is not None
         try:

@@ -128,3 +128,22 @@ def test_a_process_of_another_host_is_left_alone(child: subprocess.Popen[bytes])
     _, pid, started = process_identity(child.pid).rsplit(":", 2)
     assert not kill_if_alive(f"elsewhere:{pid}:{started}")
     assert child.poll() is None
+
+
+ORPHAN = """
+import os, sys
+from gated_backfill.common.process.identity import die_with_parent
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    pass
+die_with_parent(parent)
+print("outlived its parent", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_process_whose_parent_has_already_ended_ends_too() -> None:
+    ended = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("", "")

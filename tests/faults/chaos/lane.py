@@ -23,7 +23,7 @@ TICK_SECONDS = 0.02
 
 
 def serve(services: Services) -> None:
-    die_with_parent()
+    die_with_parent(os.getppid())
     import_everything()
     gc.collect()
     gc.freeze()  # a fork's own collections then leave what is shared alone

@@ -35,13 +35,14 @@ def fork(body: Callable[[], Any], *, log: Path | None = None) -> int:
     """Run the function in a process of its own; returns its pid. Its output goes to the log."""
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = CRASHED
     try:
         os.setsid()
-        die_with_parent()
+        die_with_parent(parent)
         for which in (signal.SIGTERM, signal.SIGINT):
             signal.signal(which, signal.SIG_DFL)
         _redirect(log)
