@@ -22,7 +22,6 @@ from gated_backfill.common.cleanup.operation import (
 )
 from gated_backfill.common.cleanup.restore import complete_restore
 from gated_backfill.common.cleanup.stale_rows import (
-    ALL_DATES,
     StaleRows,
     check_no_job_targets,
     cutoff_of,
@@ -41,7 +40,7 @@ from gated_backfill.common.ledger.stores.cleanups import (
     new_cleanup_id,
 )
 from gated_backfill.common.model.alert_kinds import AlertKind
-from gated_backfill.common.model.dates import chunk_dates, format_dates
+from gated_backfill.common.model.dates import ALL_DATES, chunk_dates, format_dates
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
@@ -160,7 +159,11 @@ def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext
         except BackfillError as exc:
             context.ledger.cleanups.release_cleanup(operation.id, context.owner, str(exc))
             raise
-    raise WarehouseUnavailable("stale dates were written to during each backup of them", table=str(stale.table))
+    raise WarehouseUnavailable(
+        f"another program wrote to the stale dates during each of {BACKUP_ATTEMPTS} backups, and nothing was deleted: "
+        "stop it, then repeat `backfill cleanup`",
+        table=str(stale.table),
+    )
 
 
 def _open_operation(stale: StaleRows, days: Sequence[date], context: CleanupContext) -> CleanupOperation:
@@ -186,7 +189,10 @@ def _open_operation(stale: StaleRows, days: Sequence[date], context: CleanupCont
 def _back_up(
     operation: CleanupOperation, days: Sequence[date], context: CleanupContext
 ) -> Mapping[date, BackupDate] | None:
-    """Back up the days and return them; None if the table was written to during the backup, which then differs."""
+    """Back up the days and return the dates of the backup.
+
+    Return None if the table was written to meanwhile and differs from the backup.
+    """
     backup = backup_of(operation)
     assert operation.expires_at is not None
     context.warehouse.back_up(backup, days, until=operation.expires_at)
@@ -226,16 +232,19 @@ def _describe_deviations(dates: Collection[date], before: Mapping[date, int], af
     shrunk = [day for day, rows in before.items() if day not in dates and after.get(day, 0) < rows]
     notes: list[str] = []
     if rewritten:
-        notes.append(f"{len(rewritten)} date(s) were written since and are left alone: {format_dates(rewritten)}")
+        notes.append(
+            f"{len(rewritten)} date(s) were written by another program after their backup and were not deleted: "
+            f"{format_dates(rewritten)}"
+        )
     if shrunk:
         notes.append(f"another process deleted rows of {len(shrunk)} other date(s): {format_dates(shrunk)}")
     return "; ".join(notes) or None
 
 
 def _abandon_or_release(operation_id: str, context: CleanupContext, reason: str) -> None:
-    """Abandon an operation of which this process knows that it deleted nothing.
+    """Abandon the operation if it is still planned: it has deleted nothing.
 
-    One that is recorded as further on is released, so that the next cleanup finishes it.
+    In any other state release it, so that the next cleanup finishes it.
     """
     is_abandoned = context.ledger.cleanups.move_cleanup(
         operation_id, expect=CleanupState.PLANNED, to=CleanupState.ABANDONED, owner=context.owner, error=reason
@@ -310,10 +319,10 @@ def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date
     damaged = [operation for operation in report.done if operation.state is CleanupState.DAMAGED]
     if not large and not damaged and not report.refused:
         return None
-    undo = "backfill cleanup restore"
-    lines = [f"{describe_operation(operation)}; to put them back: {undo} {operation.id}" for operation in large]
+    restore = "backfill cleanup restore"
+    lines = [f"{describe_operation(operation)}; to put them back: {restore} {operation.id}" for operation in large]
     lines += [
-        f"{describe_operation(operation)}; to restore the intact dates: {undo} {operation.id} --intact"
+        f"{describe_operation(operation)}; to restore the intact dates: {restore} {operation.id} --intact"
         for operation in damaged
     ]
     lines += [f"nothing was deleted from {reason}" for reason in report.refused]

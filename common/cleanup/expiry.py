@@ -29,8 +29,9 @@ def remove_expired_backups(context: CleanupContext, errors: list[str]) -> list[C
 
 
 def _expire(operation: CleanupOperation, context: CleanupContext, now: datetime) -> bool:
-    """Expire the operation if its retention is over; return whether it is.
+    """Expire the operation if an earlier check, at least a day ago, also found its retention over; return whether.
 
+    The first such check only records the time, because this machine's clock may be ahead.
     The backup's own record says when rows were deleted: the ledger may have been restored from an older copy.
     """
     ledger = context.ledger.cleanups

@@ -108,7 +108,9 @@ def complete_restore(operation: CleanupOperation, context: CleanupContext) -> Cl
     except (UserError, QueryFailed) as exc:
         to = _state_before_restore(operation, is_damaged=not operation.kept.keys() <= intact.keys())
         restored_days = operation.restored_days | restored
-        move_operation(operation, to, context, error=f"not restored: {exc}", restored_days=restored_days)
+        move_operation(
+            operation, to, context, error=f"the restore was not completed: {exc}", restored_days=restored_days
+        )
         raise
     except BackfillError as exc:
         context.ledger.cleanups.release_cleanup(operation.id, context.owner, str(exc))
@@ -143,12 +145,19 @@ def _state_before_restore(operation: CleanupOperation, *, is_damaged: bool) -> C
 def _check_all_restored(rewritten: Collection[date]) -> None:
     if rewritten:
         days = format_dates(sorted(rewritten))
-        raise UserError(f"{len(rewritten)} date(s) were written meanwhile and are left alone: {days}")
+        raise UserError(
+            f"{len(rewritten)} date(s) were written by another program during the restore and are left as they are: "
+            f"{days}; the other dates are restored; --leave-written completes the restore without these dates"
+        )
 
 
 def _describe_omitted(rewritten: Collection[date], damaged: Collection[date]) -> str | None:
     """Describe the dates that a restore left out, with the reason; None if it restored all."""
-    notes = [f"{len(rewritten)} date(s) were left as they are: {format_dates(sorted(rewritten))}"] if rewritten else []
+    notes = (
+        [f"{len(rewritten)} date(s) have other rows and were skipped: {format_dates(sorted(rewritten))}"]
+        if rewritten
+        else []
+    )
     if damaged:
         days = format_dates(sorted(damaged))
         notes.append(f"{len(damaged)} date(s) are damaged in the backup and not restored: {days}")

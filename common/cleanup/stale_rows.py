@@ -14,13 +14,11 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
 from gated_backfill.common.model.coverage import format_percent
-from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.dates import ALL_DATES
 from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.warehouse.protocol import Warehouse
-
-ALL_DATES = DateRange(start=date.min, through=date.max)
 
 
 def local_today(settings: Settings, now: datetime | None = None) -> date:

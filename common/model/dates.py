@@ -56,6 +56,9 @@ class DateRange:
         return [self.start + ONE_DAY * n for n in range(len(self))]
 
 
+ALL_DATES = DateRange(start=date.min, through=date.max)
+
+
 def enclosing_range(days: Iterable[date]) -> DateRange:
     """Return the smallest range that contains all days. Raises `ValueError` without a day."""
     dates = list(days)

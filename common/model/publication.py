@@ -68,7 +68,7 @@ class KeptRows:
     id: str  #: unique in the warehouse
     day: date
     kept_at: datetime  #: when they were removed, by the clock of the warehouse
-    removed_by: str  #: in words: "run R", "undo of run R", "restore of kept rows"
+    removed_by: str  #: "run R", "undo of run R", "restore of kept rows", or "cleanup ID" for what it could not put back
     fingerprint: str  #: of the rows, as `Warehouse.fingerprints` gives it
     rows: int
 

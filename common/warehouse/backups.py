@@ -48,7 +48,7 @@ class Backups(Protocol):
         """Return the complete backup of that id; None without one, or if it does not say of which table it is."""
         ...
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int) -> None:
         """Delete the rows of each date whose rows, in table and backup, are exactly those in `kept`.
 
         A date written since then stays as it is, also one that is written during the call. A repeated call completes
@@ -65,7 +65,7 @@ class Backups(Protocol):
         ...
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int, leave_written: bool = False
     ) -> frozenset[date]:
         """Restore the kept rows; return the dates that hold them now.
 
@@ -84,7 +84,7 @@ class Backups(Protocol):
 def changed_dates_error(backup: Backup, written: Collection[date]) -> RestoreConflict:
     return RestoreConflict(
         f"{len(written)} date(s) hold other rows by now and would have to be replaced: {format_dates(written)}; "
-        f"nothing was restored",
+        f"nothing was restored; --leave-written restores the other dates",
         table=str(backup.table),
     )
 
@@ -92,7 +92,8 @@ def changed_dates_error(backup: Backup, written: Collection[date]) -> RestoreCon
 def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflict:
     return RestoreConflict(
         f"{len(mixed)} date(s) were written during the restore and hold other rows: "
-        f"{format_dates(mixed)}; the others are restored",
+        f"{format_dates(mixed)}; the other dates are restored; check these dates, then repeat the restore with "
+        "--leave-written",
         table=str(backup.table),
     )
 
@@ -100,12 +101,17 @@ def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflic
 def replaced_rows_missing(target: TableName, run: str, days: Collection[date]) -> BackupMissing:
     """Return the error for dates of an undo whose replaced rows are not kept any more."""
     return BackupMissing(
-        f"what run {run} replaced on {len(days)} date(s) is not kept any more (BACKFILL_UNDO_DAYS)",
+        f"the rows that run {run} replaced on {len(days)} date(s) were deleted or have expired (BACKFILL_UNDO_DAYS), "
+        "so the run can't be undone: build these dates again with `backfill run --reprocess all`",
         table=str(target),
         day=min(days),
     )
 
 
 def kept_rows_missing(table: TableName, kept: KeptRows) -> BackupMissing:
-    """Return the error for kept rows that are not kept any more."""
-    return BackupMissing(f"the rows {kept.id} are not kept any more", table=str(table), day=kept.day)
+    """Return the error for kept rows that were deleted or have expired."""
+    return BackupMissing(
+        f"the kept rows {kept.id} were deleted or have expired: `backfill kept list {table}` shows the others",
+        table=str(table),
+        day=kept.day,
+    )

@@ -1,4 +1,4 @@
-"""Kept rows: what publications and undos removed from a table, and how to put it back."""
+"""Kept rows: rows that runs, undos and restores of kept rows removed from a table, and how to put them back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from datetime import date
 
 from gated_backfill.common.errors import TableNotFound, UserError
-from gated_backfill.common.model.dates import FIRST_SUPPORTED_DATE, DateRange
+from gated_backfill.common.model.dates import ALL_DATES, DateRange
 from gated_backfill.common.model.publication import KeptRows
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse, require_table
 from gated_backfill.producer.context import CommandContext
-
-EVERY_DATE = DateRange(start=FIRST_SUPPORTED_DATE, through=date.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +50,12 @@ def dated_table(name: str, context: CommandContext) -> tuple[DatedTable, str | N
 def plan_kept_restore(name: str, kept_id: str, context: CommandContext) -> KeptRestore:
     """Plan to put back the kept rows of that id, without changing anything. Raises `UserError` if it can't be done."""
     target, job = dated_table(name, context)
-    listed = context.warehouse.list_kept(target.name, target.date_column, EVERY_DATE)
+    listed = context.warehouse.list_kept(target.name, target.date_column, ALL_DATES)
     kept = next((rows for rows in listed if rows.id == kept_id), None)
     if kept is None:
         raise UserError(
-            f"no rows {kept_id!r} of {target.name} are kept, or not any more: `backfill kept list {target.name}` "
-            "lists them"
+            f"{target.name} has no kept rows with the id {kept_id!r} (they may have expired): "
+            f"`backfill kept list {target.name}` lists the ids"
         )
     current = context.warehouse.fingerprints(target.name, target.date_column, [kept.day])[kept.day]
     if current == kept.fingerprint:
@@ -68,17 +66,19 @@ def plan_kept_restore(name: str, kept_id: str, context: CommandContext) -> KeptR
 
 
 def restore_kept_rows(plan: KeptRestore, context: CommandContext, by: str) -> bool:
-    """Put the rows back; returns whether the date had a checkpoint, which is removed first.
+    """Put the kept rows back; return whether the date had a checkpoint.
 
-    The date counts as undone then, so that no run replaces the rows unasked. Raises `UserError`, and leaves the rows as
-    they are, when the date was written since the plan was made, and `DatesInUse` when a run is at work on it.
+    The checkpoint is removed first, and the date is then listed as undone, so that no run replaces the rows unasked.
+    Raises `DatesInUse`, and changes nothing, when an active run has the date. Raises `UserError` when another program
+    wrote the date after the plan was made: its rows stay, but the checkpoint is gone.
     """
     target, kept = plan.target, plan.kept
     had_checkpoint = plan.job is not None and context.ledger.checkpoints.withdraw_date(plan.job, kept.day, by)
     if not context.warehouse.restore_kept(target.name, target.date_column, kept, current=plan.current):
+        withdrawn = ", but its checkpoint was removed and it is listed as undone" if had_checkpoint else ""
         raise UserError(
-            f"{target.name} {kept.day} was written meanwhile and is left as it is: look at its rows, then repeat the "
-            "command"
+            f"{target.name} {kept.day} was written by another program in the meantime; its rows were not changed"
+            f"{withdrawn}: check its rows, then repeat the command"
         )
     return had_checkpoint
 

@@ -126,8 +126,8 @@ def describe_replacement(row: DateRow) -> str:
     """Describe what the target had on the date, and what was staged for it; empty if the target had no rows."""
     if not row.target_rows:
         return ""
-    before = f"target had {row.target_matched} entities, {row.target_rows} rows"
-    return f"{before}; staged {row.matched}, {row.rows}"
+    before = f"target had {row.target_matched} expected entities in {row.target_rows} row(s)"
+    return f"{before}; staged: {row.matched} in {row.rows} row(s)"
 
 
 def _print_replacement(console: Console, row: DateRow) -> None:

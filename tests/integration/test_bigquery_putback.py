@@ -24,7 +24,7 @@ def deleted(warehouse: BigQueryWarehouse, double: RestDouble) -> dict[Any, Backu
     warehouse.back_up(BACKUP, [FEB_23, FEB_24], until=utcnow())
     held = double.dates.held[str(TABLE)]
     kept = {day: BackupDate(fingerprint=held[day], rows=1) for day in (FEB_23, FEB_24)}
-    warehouse.delete_backed_up(BACKUP, kept)
+    warehouse.delete_backed_up(BACKUP, kept, generation=1)
     assert held == {}
     return kept
 
@@ -33,7 +33,7 @@ def test_rows_are_put_back_by_an_exclusive_transaction(rest_warehouse: BigQueryW
     """BigQuery lets transactions that only append to a table commit side by side, but none that deletes from it."""
     kept = deleted(rest_warehouse, double)
 
-    assert rest_warehouse.restore_backup(BACKUP, kept) == set(kept)
+    assert rest_warehouse.restore_backup(BACKUP, kept, generation=2) == set(kept)
 
     (sent,) = double.calls("jobs.insert", "backfill-putback-")
     words = ("BEGIN TRANSACTION", "SET backfill_days", "DELETE FROM `", "INSERT INTO `", "COMMIT TRANSACTION")
@@ -55,4 +55,4 @@ def test_a_date_that_was_appended_to_meanwhile_is_told(
     monkeypatch.setattr(double.dates, "run", and_more_is_appended)
 
     with pytest.raises(RestoreConflict, match=r"1 date\(s\) .* hold other rows.*2023-02-24"):
-        rest_warehouse.restore_backup(BACKUP, kept)
+        rest_warehouse.restore_backup(BACKUP, kept, generation=2)

@@ -93,9 +93,9 @@ def of_all_kinds(warehouse: BigQueryWarehouse, double: RestDouble, staging: Stag
     warehouse.row_counts(TABLE, "day", span(FEB_23, FEB_25))
     warehouse.back_up(BACKUP, [FEB_23], until=utcnow() + timedelta(days=30))
     kept = {FEB_23: BackupDate(fingerprint=double.dates.held["nba.factors"][FEB_23], rows=5)}
-    warehouse.delete_backed_up(BACKUP, kept)
+    warehouse.delete_backed_up(BACKUP, kept, generation=1)
     assert FEB_23 not in double.dates.held["nba.factors"]
-    assert warehouse.restore_backup(BACKUP, kept) == {FEB_23}
+    assert warehouse.restore_backup(BACKUP, kept, generation=2) == {FEB_23}
     assert double.dates.held["nba.factors"][FEB_23] == kept[FEB_23].fingerprint
 
 
@@ -179,7 +179,7 @@ WITH_A_TABLE: dict[str, Callable[[BigQueryWarehouse, TableName], object]] = {
     "add_columns": lambda w, t: w.add_columns(t, {"team": "STRING"}),
     "row_counts": lambda w, t: w.row_counts(t, "day", span(FEB_23)),
     "back_up": lambda w, t: w.back_up(replace(BACKUP, table=t), [FEB_23], until=utcnow()),
-    "delete_backed_up": lambda w, t: w.delete_backed_up(replace(BACKUP, table=t), KEPT),
+    "delete_backed_up": lambda w, t: w.delete_backed_up(replace(BACKUP, table=t), KEPT, generation=1),
     "check_publishable": lambda w, t: w.check_publishable(t),
 }
 WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {

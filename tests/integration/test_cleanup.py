@@ -117,7 +117,7 @@ def test_a_date_that_was_written_since_is_not_restored_over(any_lab: Lab) -> Non
 
     back = restore(operation.id, site_of(any_lab), leave_written=True)
 
-    assert f"1 date(s) were left as they are: {STALE[1]}" in str(back.error)
+    assert f"1 date(s) have other rows and were skipped: {STALE[1]}" in str(back.error)
     assert rows_by_stale_date(any_lab) == [3, 1, 5]
 
 
@@ -169,7 +169,9 @@ def test_rows_written_between_backup_and_deletion_survive(any_lab: Lab, monkeypa
     operation = one_operation(cleaned(any_lab))
 
     assert (operation.rows, operation.dates) == (3 + 5, 2)
-    assert f"1 date(s) were written since and are left alone: {STALE[1]}" in str(operation.error)
+    assert f"1 date(s) were written by another program after their backup and were not deleted: {STALE[1]}" in str(
+        operation.error
+    )
     assert len(any_lab.published(UPCOMING, STALE[1])) == 9
 
 

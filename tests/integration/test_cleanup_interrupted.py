@@ -324,7 +324,9 @@ def test_a_date_that_is_written_at_any_moment_of_the_deletion_is_reported_and_st
             operation = one_operation(cleaned(lab))
         if calls[0] < number:
             break
-        assert f"1 date(s) were written since and are left alone: {BETWEEN}" in str(operation.error), number
+        assert f"1 date(s) were written by another program after their backup and were not deleted: {BETWEEN}" in str(
+            operation.error
+        ), number
         assert rows_by_stale_date(lab) == [0, 9, 0], number
         part.unlink()
         restore(operation.id, site_of(lab))

@@ -42,7 +42,7 @@ def test_replaced_rows_are_listed_and_put_back_and_stay(any_lab: Lab) -> None:
     assert {(rows["date"], rows["rows"], rows["removed_by"]) for rows in listed} == {
         (str(day), 20, f"run {second}") for day in DAYS
     }
-    (of_day,) = kept_rows(any_lab, "--from", str(FEB_24), "--to", str(FEB_24))
+    (of_day,) = kept_rows(any_lab, "--start-date", str(FEB_24), "--end-date", str(FEB_24))
 
     assert any_lab.inside("kept", "restore", TARGET, of_day["id"], "--dry-run").returncode == 0
     assert any_lab.inside("kept", "restore", TARGET, of_day["id"]).returncode == 2
@@ -55,7 +55,7 @@ def test_replaced_rows_are_listed_and_put_back_and_stay(any_lab: Lab) -> None:
     restored = any_lab.table_bytes(TARGET)
     assert [restored[name] == before[name] for name in sorted(restored)] == [False, True]
     assert [step.action for step in any_lab.plan(DAYS, "probe").steps] == [PlanAction.DONE, PlanAction.UNDONE]
-    (replaced, *_) = kept_rows(any_lab, "--from", str(FEB_24))
+    (replaced, *_) = kept_rows(any_lab, "--start-date", str(FEB_24))
     assert (replaced["removed_by"], replaced["rows"]) == ("restore of kept rows", 20)
     again = any_lab.inside("kept", "restore", TARGET, of_day["id"], "--yes")
     assert (again.returncode, "there is nothing to restore" in again.stderr) == (2, True)
@@ -95,7 +95,7 @@ def test_a_date_that_was_written_meanwhile_is_left_alone(lab: Lab) -> None:
     lab.keep_only(TARGET, plan.kept.day, "name", "player001", "day")
     written = lab.table_bytes(TARGET)
 
-    with pytest.raises(UserError, match="written meanwhile and is left as it is"):
+    with pytest.raises(UserError, match="was written by another program in the meantime"):
         restore_kept_rows(plan, lab.context, "a test")
 
     assert lab.table_bytes(TARGET) == written
@@ -122,7 +122,7 @@ def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> Non
             ("restore", TARGET, "no-such-id", "--yes"), "`backfill kept list probe.probe` lists them", id="id"
         ),
         pytest.param(("list", "probe.nothing"), "no such table", id="table"),
-        pytest.param(("list", TARGET, "--from", "yesterday"), "yesterday", id="date"),
+        pytest.param(("list", TARGET, "--start-date", "yesterday"), "yesterday", id="date"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(lab: Lab, arguments: tuple[str, ...], says: str) -> None:

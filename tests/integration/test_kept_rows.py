@@ -300,7 +300,7 @@ def test_each_copy_expires_by_the_time_at_which_it_was_kept(
     assert local_warehouse.list_kept(TABLE, "day", span(FEB_23)) == []
     replaced = local_warehouse.replaced_partitions(TABLE, "day", "run-1", [FEB_23])
     assert replaced[FEB_23].before == checksum_of(OLD)
-    with pytest.raises(BackupMissing, match="not kept any more"):
+    with pytest.raises(BackupMissing, match="have expired"):
         local_warehouse.check_restorable(TABLE, "day", "run-1", replaced)
     assert not list(local_warehouse.root.rglob("expired.json"))
 
@@ -438,7 +438,11 @@ def test_a_backup_is_durable_before_its_rows_are_deleted(
 
 
 class Disk:
-    """A folder as a power cut would leave it: files have the content, and folders the entries, of their last sync."""
+    """A folder as a power cut would leave it.
+
+    A file has the content of its last sync. A folder has the entries of its last sync, or, on a file system that
+    journals names in their order, those of any later moment.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -450,8 +454,7 @@ class Disk:
     def _sync(self, path: Path) -> None:
         number = path.stat().st_ino
         if path.is_dir():
-            entries = {entry.name: (entry.inode(), entry.is_dir()) for entry in os.scandir(path)}
-            self._entries[number] = entries
+            self._entries[number] = {entry.name: (entry.inode(), entry.is_dir()) for entry in os.scandir(path)}
         else:
             self._contents[number] = path.read_bytes()
 
@@ -460,9 +463,19 @@ class Disk:
         if path.is_relative_to(self._root):
             self._sync(path)
 
-    def after_power_cut(self, folder: Path) -> Path:
-        """Write what is durable to a new folder."""
+    def with_synced_names(self, folder: Path) -> Path:
+        """Write to a new folder what is durable on every file system."""
         self._write(self._root.stat().st_ino, folder)
+        return folder
+
+    def with_all_names(self, folder: Path) -> Path:
+        """Write to a new folder what is left if every change of a name so far is durable."""
+        for path in (self._root, *self._root.rglob("*")):
+            copy = folder / path.relative_to(self._root)
+            if path.is_dir():
+                copy.mkdir()
+            else:
+                copy.write_bytes(self._contents.get(path.stat().st_ino, b""))
         return folder
 
     def _write(self, number: int, folder: Path) -> None:
@@ -474,24 +487,52 @@ class Disk:
                 (folder / name).write_bytes(self._contents.get(child, b""))
 
 
-def test_no_power_cut_loses_rows(tmp_path: Path, prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    operation = OPERATIONS[name]
-    warehouse = LocalWarehouse(prepared / "warehouse")
-    disk = Disk(prepared)
-    cuts: list[LocalWarehouse] = []
+def power_cuts(
+    work: Callable[[], object], disk: Disk, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[LocalWarehouse]:
+    """What a power cut would leave of the warehouse before each change of a name, and after each sync."""
+    numbers = count()
+    cuts: list[Path] = []
+
+    def before_change() -> None:
+        cuts.append(disk.with_all_names(folder / f"cut-{next(numbers)}"))
 
     def sync(handle: int) -> None:
         disk.synced(handle)
-        cuts.append(LocalWarehouse(disk.after_power_cut(tmp_path / f"cut-{len(cuts)}") / "warehouse"))
+        cuts.append(disk.with_synced_names(folder / f"cut-{next(numbers)}"))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", sync)
         patch.setattr("gated_backfill.common.storage.files.SYNC_THREADS", 1)
-        operation.carry_out(warehouse)
+        with before_system_calls(dict.fromkeys(range(1, 10_000), before_change), changes_only=True) as changes:
+            work()
+    assert changes.count > 5
+    cuts.append(disk.with_all_names(folder / "end"))
+    return [LocalWarehouse(cut / "warehouse") for cut in cuts]
 
-    for cut in cuts:
-        content = content_of(cut)
-        assert content in (operation.before, operation.after)
+
+def test_no_power_cut_loses_rows(tmp_path: Path, prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = OPERATIONS[name]
+    warehouse = LocalWarehouse(prepared / "warehouse")
+    disk = Disk(prepared)
+    for cut in power_cuts(lambda: operation.carry_out(warehouse), disk, tmp_path, monkeypatch):
+        assert content_of(cut) in (operation.before, operation.after), cut
         cut.load(TABLE, "day", rows_of(FEB_24))  # the next one that writes to the table
         assert operation.before is None or is_in(cut, operation.before), cut
-    assert content_of(LocalWarehouse(disk.after_power_cut(tmp_path / "end") / "warehouse")) == operation.after
+    finished = LocalWarehouse(disk.with_synced_names(tmp_path / "finished") / "warehouse")
+    assert content_of(finished) == operation.after
+
+
+def test_no_power_cut_during_a_cleanup_leaves_neither_rows_nor_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prepared").mkdir()
+    warehouse = LocalWarehouse(tmp_path / "prepared/warehouse")
+    prepared_with(OLD)(warehouse)
+
+    def clean_up() -> None:
+        back_up(warehouse)
+        delete(warehouse)
+
+    for cut in power_cuts(clean_up, Disk(tmp_path / "prepared"), tmp_path, monkeypatch):
+        assert is_in(cut, OLD), cut

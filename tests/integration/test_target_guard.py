@@ -347,11 +347,11 @@ def test_status_shows_what_the_target_had(lab: Lab) -> None:
     lab.inside("history", "--html", str(page))
 
     assert "would lose 1 of 20 expected entities that the target holds: player019" in said.stdout
-    assert "target had 20 entities, 21 rows; staged 19, 19" in said.stdout
+    assert "target had 20 expected entities in 21 row(s); staged: 19 in 19 row(s)" in said.stdout
     assert (shown["target_matched"], shown["target_rows"], shown["lost"]) == (20, 21, ["player019"])
     assert shown["lost_count"] == 1
     assert shown["loss"].startswith("would lose 1 of 20")
-    assert "target had 20 entities, 21 rows; staged 19, 19" in page.read_text()
+    assert "target had 20 expected entities in 21 row(s); staged: 19 in 19 row(s)" in page.read_text()
 
 
 def test_a_history_table_of_an_earlier_version_gets_the_new_columns(any_lab: Lab) -> None:

@@ -270,7 +270,7 @@ def test_an_interrupted_undo_that_can_not_be_completed_frees_its_dates(lab: Lab)
     refused = lab.inside("undo", second.run.id, "--yes")
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "not kept any more" in refused.stderr
+    assert "have expired (BACKFILL_UNDO_DAYS)" in refused.stderr
     assert "its dates are free for runs" in refused.stderr
     assert built(lab, DAYS).run.state is RunState.SUCCEEDED
 
@@ -422,7 +422,7 @@ def test_what_is_not_kept_any_more_is_refused_and_changes_nothing(lab: Lab) -> N
     lab.context.warehouse.delete_expired_undo()  # a later one forgets it
     before, proven = lab.table_bytes(TARGET), checkpoints(lab)
 
-    with pytest.raises(BackupMissing, match=r"not kept any more \(BACKFILL_UNDO_DAYS"):
+    with pytest.raises(BackupMissing, match=r"have expired \(BACKFILL_UNDO_DAYS"):
         plan_undo(second.run.id, lab.context)
 
     assert not list(backup.rglob("*.parquet"))

@@ -39,7 +39,7 @@ class GateOutcome(Enum):
     """How a gate left its window."""
 
     CLOSED = "closed"  #: all its dates have ended
-    NOT_READY = "not ready"  #: some dates are not processed yet; nothing was changed
+    NOT_READY = "not ready"  #: some dates have not ended yet: the window stays open, and a later gate finishes it
     NOT_CLAIMED = "not claimed"  #: another gate has claimed it, or it is closed, or the run has ended
     REQUEUED = "requeued"  #: some dates are built again; the others have ended
 
@@ -135,13 +135,13 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
     deps.ledger.dates.record_verdicts(run.id, judgements.ledger_columns(), gate=window.holder)
     quarantine_blocked(window, judgements, staged)
     result = publish_and_checkpoint(window, [staged[day] for day in judgements.days(passing=True)])
-    overwritten = [row for row in published if row.day not in unchanged]
-    overwritten += [staged[day] for day in sorted(result.conflicting | judgements.changed)]
+    target_changed = [row for row in published if row.day not in unchanged]
+    target_changed += [staged[day] for day in sorted(result.conflicting | judgements.changed)]
     return [
         *requeue_dates(
-            window, [staged[day] for day in sorted(missing_files | result.lost)], "the staged file was lost"
+            window, [staged[day] for day in sorted(missing_files | result.lost)], "its staged file was lost"
         ),
-        *requeue_dates(window, overwritten, "the target changed since it was staged"),
+        *requeue_dates(window, target_changed, "another program changed its rows in the target after it was staged"),
     ]
 
 

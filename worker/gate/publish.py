@@ -60,7 +60,11 @@ def requeue_dates(window: LeasedWindow, rows: Sequence[DateRow], reason: str) ->
     requeued: list[date] = []
     for row in rows:
         if row.attempt >= MAX_ATTEMPTS:
-            window.fail(row, "RequeuedTooOften", f"{reason}, {row.attempt} times")
+            window.fail(
+                row,
+                "RequeuedTooOften",
+                f"{reason}, {row.attempt} times: fix the cause, then `backfill retry {window.run.id}`",
+            )
         elif window.move(row, DateState.QUEUED, verdict=None, **NOT_COMPARED):
             log.warning("date_requeued", day=row.day.isoformat(), reason=reason, attempt=row.attempt)
             requeued.append(row.day)

@@ -40,7 +40,7 @@ class TargetRows:
 
 
 def read_target_rows(window: LeasedWindow, dates: Mapping[date, DateRow], days: Collection[date]) -> TargetRows:
-    """Read the target on those of the days on which it has rows that no gate has compared with this attempt."""
+    """Read the target on the days on which it has rows, except days that an earlier gate compared with this attempt."""
     to_read = sorted(day for day in days if _has_rows_to_compare(dates[day]))
     if not to_read:
         return TargetRows()
@@ -90,13 +90,13 @@ def add_losses(
     """
     compared = {day: _with_target(count, dates[day], target_rows) for day, count in counts.items()}
     compared = _with_all_rows(window, compared, target_rows.days)
-    possible = [day for day, count in compared.items() if _describe_loss(count, policy, writer=None) is not None]
-    if not possible:
+    losing_days = [day for day, count in compared.items() if _describe_loss(count, policy, writer=None) is not None]
+    if not losing_days:
         return compared
-    writers = _find_writers(window, dates, possible)
-    doubtful = [day for day in possible if day not in writers and _loses_rows_only(compared[day])]
+    writers = _find_writers(window, dates, losing_days)
+    doubtful = [day for day in losing_days if day not in writers and _loses_rows_only(compared[day])]
     compared |= _count_keys(window, {day: compared[day] for day in doubtful}, staged)
-    for day in possible:
+    for day in losing_days:
         loss = compared[day].loss or _describe_loss(compared[day], policy, writer=writers.get(day))
         compared[day] = replace(compared[day], loss=loss)
     return compared

@@ -41,7 +41,8 @@ class JudgedDates:
 
     verdicts: Mapping[date, Judgement]
     counts: Mapping[date, Recount] = field(default_factory=dict[date, Recount])  #: empty if nothing could be counted
-    #: Of dates that a worker with other rules has built: what their checkpoints record, which no rules agree with.
+    #: Parts for the checkpoints of dates that a worker with other judging rules built. They name both sets of rules, so
+    #: they match neither, and such a date is stale.
     input_parts: Mapping[date, InputParts] = field(default_factory=dict[date, InputParts])
     #: Dates without a verdict: they would lose rows of the target, which has other rows than when they were staged.
     changed: frozenset[date] = frozenset()
@@ -122,7 +123,7 @@ def judge_staged(
 
 
 def _parts_with_both_rules(job: Job, dates: Iterable[DateRow]) -> dict[date, InputParts]:
-    """Return the parts of the dates that were built by other rules than this process has, with both rules."""
+    """Return the input parts of the dates whose worker had other judging rules than this process, with both."""
     rules = hash_judging_rules(job)
     parts = {row.day: row.input_parts for row in dates if row.input_parts is not None}
     return {
@@ -151,7 +152,7 @@ def _with_floor(count: Recount, row: DateRow) -> Recount:
 def _with_lacking_rows(
     window: LeasedWindow, dates: Mapping[date, DateRow], counts: Mapping[date, Recount]
 ) -> dict[date, Recount]:
-    """Return the recounts of forced dates with the rows that they were built without, so that they count as forced."""
+    """Return the recounts of forced dates with the required rows that were missing, so that they count as forced."""
     sources_by_day = {day: split_label(dates[day].source) for day in counts}
     sources = {name for names in sources_by_day.values() for name in names}
     prerequisites = measure_prerequisites(window.deps.warehouse, window.job, counts.keys(), sources=sources)

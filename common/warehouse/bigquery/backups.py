@@ -14,7 +14,7 @@ from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 
 from gated_backfill.common.errors import BackupMissing, TableNotFound
-from gated_backfill.common.model.dates import DateRange
+from gated_backfill.common.model.dates import ALL_DATES, DateRange
 from gated_backfill.common.model.publication import BACKUP_ID, Backup, BackupDate
 from gated_backfill.common.model.tables import TableName, parse_dated_tables
 from gated_backfill.common.process.clock import utcnow
@@ -34,7 +34,6 @@ from gated_backfill.common.warehouse.bigquery.statements import (
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan
 
-ALL_DATES = DateRange(start=date.min, through=date.max)
 BACKUP_TABLE_START = "cleanup_"
 DESCRIPTION_START = "backup of "  #: of a backup's table, before its table and date column
 BACKUP_GRACE = timedelta(days=2)  #: how much longer a backup's table lives than its entry in the ledger
@@ -133,7 +132,7 @@ class BigQueryBackups(BigQueryQueries):
         contents = self._contents(backup_table, backup.date_column, list(rows), info.columns)
         return {day: BackupDate(fingerprint=contents[day], rows=rows[day]) for day in rows}
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int) -> None:
         lease = cleanup_lease(backup, generation)
         info = self._tables.require_uncached(backup.table)  # with all columns, as the backup may lack new ones
         now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
@@ -156,7 +155,7 @@ class BigQueryBackups(BigQueryQueries):
         return row["recorded_at"]
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int, leave_written: bool = False
     ) -> frozenset[date]:
         lease = cleanup_lease(backup, generation)
         columns = self._tables.require_uncached(self._backup_table(backup.id)).columns

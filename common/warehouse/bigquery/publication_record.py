@@ -39,12 +39,12 @@ CLEANUP = "cleanup"
 
 @dataclass(frozen=True, kw_only=True)
 class WarehouseLease:
-    """The lease of an operation on a table. It ends when the table has seen a higher generation of the same work."""
+    """A lease on work on a table. It is lost when a higher generation of the same run and work is on record."""
 
-    run: str | None  #: that works, or the cleanup operation; None for work that has no lease
-    work: str
+    run: str | None  #: id of the run or of the cleanup operation; None for work without a lease
+    work: str  #: "window N", or a constant of this module
     generation: int
-    ended_by: str | None = None  #: work of the run after which this work has no effect any more
+    ended_by: str | None = None  #: other work of the run, whose record ends this lease, too
 
     def parameters(self, target: TableName) -> dict[str, Any]:
         """Return the parameters of `transactions.check_lease` and `transactions.record`."""

@@ -112,7 +112,7 @@ class BigQueryTables:
         name = TableName(definition.dataset_id, definition.table_id)
         self._descriptions.pop(name, None)
         with (
-            translate_bigquery_errors("making the table", table=str(name), needs=CREATE_PERMISSIONS),
+            translate_bigquery_errors("creating the table", table=str(name), needs=CREATE_PERMISSIONS),
             suppress(Conflict),
         ):
             self._jobs.client.create_table(definition, **self._jobs.deadline)
@@ -151,7 +151,10 @@ class BigQueryTables:
             self._update(table, "schema", add_missing)
 
     def postpone_expiration(self, table: TableName, until: datetime, *, slack: timedelta) -> None:
-        """Let the table expire at that time and the slack, unless it expires after that time anyway, or never."""
+        """Postpone the expiration to `until + slack`.
+
+        Do nothing if the table expires at `until` or later, or never.
+        """
 
         def postpone(definition: bigquery.Table) -> bool:
             expires_before = definition.expires is not None and definition.expires < until
@@ -159,11 +162,16 @@ class BigQueryTables:
                 definition.expires = until + slack
             return expires_before
 
-        with translate_bigquery_errors("keeping the table", table=str(table), needs="bigquery.tables.update"):
+        with translate_bigquery_errors(
+            "extending the expiration of the table", table=str(table), needs="bigquery.tables.update"
+        ):
             self._update(table, "expires", postpone)
 
     def restart_lifetime(self, table: TableName, now: datetime, *, slack: timedelta) -> None:
-        """Let the table live from now as long as it was to live from its creation, or at most the slack shorter."""
+        """Restart the table's lifetime, from its creation to its expiration, at `now`.
+
+        Do nothing if the table is not older than `slack`, or never expires.
+        """
 
         def restart(definition: bigquery.Table) -> bool:
             created, expires = definition.created, definition.expires
@@ -172,7 +180,9 @@ class BigQueryTables:
             definition.expires = now + (expires - created)
             return True
 
-        with translate_bigquery_errors("keeping the table", table=str(table), needs="bigquery.tables.update"):
+        with translate_bigquery_errors(
+            "extending the expiration of the table", table=str(table), needs="bigquery.tables.update"
+        ):
             self._update(table, "expires", restart)
 
     def _update(self, table: TableName, field: str, change: Callable[[bigquery.Table], bool]) -> None:
@@ -201,7 +211,7 @@ class BigQueryTables:
     def _create_dataset(self, dataset: str) -> None:
         definition = bigquery.Dataset(f"{self._project}.{validate_identifier(dataset, 'dataset name')}")
         definition.location = self._jobs.address.location
-        with translate_bigquery_errors("making the dataset", table=dataset, needs=CREATE_PERMISSIONS):
+        with translate_bigquery_errors("creating the dataset", table=dataset, needs=CREATE_PERMISSIONS):
             try:
                 self._jobs.client.get_dataset(definition.reference, **self._jobs.deadline)
             except NotFound:

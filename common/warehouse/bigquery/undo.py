@@ -34,9 +34,11 @@ from gated_backfill.common.warehouse.bigquery.statements import rows_of_content
 from gated_backfill.common.warehouse.bigquery.transactions import KEPT_COLUMN, UndoTable
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
 
-UNDO_TABLE_SLACK = timedelta(hours=1)  #: an undo table expires so much later, so that not every window moves it on
+UNDO_TABLE_SLACK = timedelta(
+    hours=1
+)  #: added to the expiration of an undo table, so that not every window has to update it
 
-KEPT_TABLE = "kept-"  #: begins, in place of a run, the name of an undo table of a restore of kept rows
+KEPT_TABLE = "kept-"  #: used instead of a run's id in the name of an undo table that a `kept restore` writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class BigQueryUndo(BigQueryBackups):
     def _with_added_columns(
         self, target: TableName, date_column: str, replaced: Mapping[date, ReplacedPartition]
     ) -> dict[date, ReplacedPartition]:
-        """Write what was published as the target's present fingerprint where only columns were added since."""
+        """Return the partitions; if only columns were added since, `published` is the target's present fingerprint."""
         now = self.fingerprints(target, date_column, list(replaced))
         current = dict(replaced)
         changed_days = [
@@ -150,7 +152,7 @@ class BigQueryUndo(BigQueryBackups):
         )
         params = date_parameters(requests) | lease.parameters(target)
         params |= {"wanted": requested_dates(requests), "copy": f"{copy}-"}
-        with translate_bigquery_errors("the restoration", table=str(target), needs=WRITE_PERMISSIONS):
+        with translate_bigquery_errors("restoring the kept rows", table=str(target), needs=WRITE_PERMISSIONS):
             self._jobs.run_script(job_name("restore", uuid4().hex), statement, params)
 
     def delete_expired_undo(self) -> None:

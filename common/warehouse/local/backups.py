@@ -158,7 +158,7 @@ class LocalBackups(ABC):
             return None
         return Backup(id=backup_id, table=TableName.parse(manifest["table"]), date_column=manifest["date_column"])
 
-    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0) -> None:
+    def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int) -> None:
         with self._writing(backup.table) as loading:
             self._fence(loading, backup, generation)
             changes: list[PartitionChange] = []
@@ -220,7 +220,7 @@ class LocalBackups(ABC):
             sync_folder(folder)
 
     def restore_backup(
-        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int = 0, leave_written: bool = False
+        self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int, leave_written: bool = False
     ) -> frozenset[date]:
         with self._writing(backup.table) as loading:
             self._fence(loading, backup, generation)

@@ -1,7 +1,7 @@
 """The loading folder of a table: prepared partitions, and a journal of the changes that are under way.
 
-`<root>/<dataset>/<table>/.loading/` exists while the table's lock is held. Each partition is replaced by itself: what a
-process that dies has not done is completed when the operation is repeated. The journal lets the next process that
+`<root>/<dataset>/<table>/.loading/` exists while the table's lock is held. Partitions are replaced one at a time: if
+the process dies, the same operation, repeated, replaces the rest. The journal lets the next process that
 writes to the table finish the bookkeeping: a file that was taken out of the table is kept, or put back.
 """
 
@@ -103,7 +103,9 @@ class LoadingFolder:
         keeper: Keeper,
         after_each: Callable[[PartitionChange], None] = lambda _: None,
     ) -> frozenset[date]:
-        """Make the changes, each by itself, and clear the folder. Return the days whose file was not the expected one.
+        """Make the changes, one at a time, and clear the folder.
+
+        Return the days that were not changed, because another file than the expected one was there.
 
         The prepared files, the journal and the note are durable before the first change, the changes at the end. The
         note on the publisher is not: a power cut may lose it, and a partition without one is recognised by its

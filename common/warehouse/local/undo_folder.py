@@ -44,10 +44,10 @@ REPLACED = "replaced.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a change did to one date. Fingerprints are those of rows; `ABSENT` for none."""
+    """One date of a change."""
 
     before: str  #: checksum of the removed file; `ABSENT` for none
-    published: str
+    published: str  #: fingerprint of the new rows; `ABSENT` for none
     written: str  #: checksum of the new file, also of one without rows; `ABSENT` for none
 
 
@@ -297,7 +297,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _replaced_partition(history: list[Change]) -> ReplacedPartition:
-    """Return what an undo brings back: what the last change replaced that did not replace the run's own rows."""
+    """Return the rows that an undo restores: those that the run's latest publication replaced.
+
+    If these are the run's own rows, take those that the publication before it replaced, and so on.
+    """
     last = len(history) - 1
     own = [{change.published, change.written} - {ABSENT} for change in history]
     while last and any(history[last].before in checksums for checksums in own[:last]):

@@ -118,8 +118,10 @@ def _delete(
 ) -> None:
     context = _open_cleanup_context(settings)
     count = sum(rows.rows for rows in stale)
-    if count or context.ledger.cleanups.list_unfinished_cleanups():
-        confirm(yes, f"Delete {count} row(s)?", "deleted")
+    unfinished = context.ledger.cleanups.list_unfinished_cleanups()
+    if count or unfinished:
+        finish = f" and finish {len(unfinished)} interrupted operation(s)" if unfinished else ""
+        confirm(yes, f"Delete {count} row(s){finish}?", "deleted")
     today = local_today(settings)
     report = clean_tables(context, tables, today=today, days=age, max_share=max_share)
     if alert := unusual_cleanup_alert(report, settings, today):
@@ -155,10 +157,14 @@ def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> Non
     console.print(f"restore of cleanup {operation}: {rows}", soft_wrap=True)
     confirm(yes, "Restore them?", "restored")
     restored = restore_operation(operation, context, leave_written=leave_written, intact_only=intact)
-    console.print(f"restored: {rows}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
+    days = f"{len(restored.restored_days)} of {len(restored.kept)} date(s) of {restored.table_name}"
+    console.print(f"restored: {days}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
     if restored.is_restorable:
         until = f"{restored.expires_at:%Y-%m-%d %H:%M} UTC"
-        console.print(f"the skipped dates can be restored in the same way until {until}", soft_wrap=True)
+        console.print(
+            f"to restore the skipped dates, repeat `backfill cleanup restore {operation}` before {until}",
+            soft_wrap=True,
+        )
 
 
 @cleanup.command("list")

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.model.dates import DateRange, parse_date
+from gated_backfill.common.model.dates import ALL_DATES, DateRange, parse_date
 from gated_backfill.common.model.publication import KeptRows
 from gated_backfill.producer.cli.options import json_option, yes_option
 from gated_backfill.producer.context import current_user, open_context
-from gated_backfill.producer.tables.kept_rows import EVERY_DATE, dated_table, plan_kept_restore, restore_kept_rows
+from gated_backfill.producer.tables.kept_rows import dated_table, plan_kept_restore, restore_kept_rows
 from gated_backfill.producer.terminal.console import confirm, make_console, print_json
 
 table_argument = click.argument("table", metavar="DATASET.TABLE")
@@ -23,18 +23,21 @@ table_argument = click.argument("table", metavar="DATASET.TABLE")
 
 @click.group
 def kept() -> None:
-    """The rows that runs, undos and restores replaced or removed. They are kept for BACKFILL_UNDO_DAYS."""
+    """List or restore the rows that runs, undos and `kept restore` removed from a table.
+
+    They are kept for BACKFILL_UNDO_DAYS. For rows that a cleanup deleted, use `backfill cleanup restore`.
+    """
 
 
 @kept.command("list")
 @table_argument
-@click.option("--from", "first", metavar="DATE", help="First date of the rows, YYYY-MM-DD, included.")
-@click.option("--to", "last", metavar="DATE", help="Last date of the rows, YYYY-MM-DD, included.")
+@click.option("--start-date", "first", metavar="DATE", help="First date of the rows, YYYY-MM-DD, included.")
+@click.option("--end-date", "last", metavar="DATE", help="Last date of the rows, YYYY-MM-DD, included.")
 @json_option
 def list_kept_rows(table: str, first: str | None, last: str | None, as_json: bool) -> None:
-    """List the kept rows of a table, those that were removed last first."""
+    """List the kept rows of a table, the latest removal first."""
     dates = DateRange(
-        start=parse_date(first) if first else EVERY_DATE.start, through=parse_date(last) if last else EVERY_DATE.through
+        start=parse_date(first) if first else ALL_DATES.start, through=parse_date(last) if last else ALL_DATES.through
     )
     settings = read_settings()
     context = open_context(settings)
@@ -55,10 +58,11 @@ def list_kept_rows(table: str, first: str | None, last: str | None, as_json: boo
 @click.option("--dry-run", is_flag=True, help="Show the effect. Changes nothing.")
 @yes_option
 def restore(table: str, kept_id: str, dry_run: bool, yes: bool) -> None:
-    """Replace the present rows of a date by kept ones. The replaced rows are kept as well.
+    """Replace the present rows of a date by kept rows. The present rows are then kept, too.
 
-    The date's checkpoint is removed, and `plan` lists the date as undone: only `run --reprocess undone` (or `all`)
-    builds it. Refuses, and changes nothing, when a run is at work on the date.
+    If the date has a checkpoint, it is removed, and `plan` lists the date as undone: only `run --reprocess undone` (or
+    `all`) builds it again. A date without a checkpoint is built by the next run as usual. Refuses, and changes nothing,
+    when an active run has the date.
     """
     context = open_context(read_settings())
     console = make_console()
