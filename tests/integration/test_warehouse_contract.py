@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -1024,3 +1025,15 @@ def test_a_query_that_a_signal_cuts_off_may_be_asked_again(local_warehouse: Loca
         with pytest.raises(WarehouseUnavailable, match="cut off"):
             local_warehouse.query(slow, scans={"t": scan(span(FEB_23))})
     assert counts(local_warehouse, FEB_23) == {FEB_23: 2000}
+
+
+def test_a_local_table_that_another_process_does_not_release_is_refused_naming_it(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_warehouse.load(TABLE, "day", rows_of(FEB_23))
+    monkeypatch.setattr("gated_backfill.common.warehouse.local.backups.LOCK_WAIT_SECONDS", 0.0)
+    with (local_warehouse.root / TABLE.dataset / TABLE.table / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a suspended process holds it
+        with pytest.raises(WarehouseUnavailable, match=f"process {os.getpid()} has been writing to the table"):
+            local_warehouse.load(TABLE, "day", rows_of(FEB_24))
+    assert local_warehouse.load(TABLE, "day", rows_of(FEB_24)) == [FEB_24]

@@ -16,12 +16,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from gated_backfill.common.errors import BackupMissing, LeaseTakenOver
+from gated_backfill.common.errors import BackupMissing, LeaseTakenOver, WarehouseUnavailable
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import BACKUP_ID, Backup, BackupDate
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.file_lock import locked
+from gated_backfill.common.process.file_lock import LockNotFree, locked
 from gated_backfill.common.storage.files import checked_path, make_folders, sync_all, sync_folder, write_atomically
 from gated_backfill.common.warehouse.backups import changed_dates_error
 from gated_backfill.common.warehouse.local.exchange import NO_FILE, take_snapshot
@@ -41,6 +41,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
 
 CLEANUP = ".cleanup"  #: in the root: by operation and table, the files that a cleanup deleted
 MANIFEST = "manifest.json"
+LOCK_WAIT_SECONDS = 120.0  #: for a table's lock; less than a gate's lease
 STATE = "state.json"  #: the highest generation of a call for the backup, and when rows were last deleted
 
 
@@ -64,13 +65,16 @@ class LocalBackups(ABC):
 
     @contextmanager
     def _writing(self, table: TableName) -> Generator[LoadingFolder]:
-        """Hold the table's lock, with an empty loading folder. What a process that died has left is finished first."""
-        with translate_file_errors(table):
+        """Hold the table's lock, with an empty loading folder. What a process that died has left is finished first.
+
+        Raises `WarehouseUnavailable` if another process does not release the lock: it may be suspended.
+        """
+        with translate_file_errors(table), _translate_lock_errors(table):
             folder = self._folder(table)
             loading = LoadingFolder(self.root, table)
             lock = checked_path(self.root, folder / ".lock")
             make_folders(folder)
-            with locked(lock):
+            with locked(lock, max_wait_seconds=LOCK_WAIT_SECONDS):
                 loading.start()
                 yield loading
 
@@ -255,6 +259,18 @@ class LocalBackups(ABC):
     def _backup_file(self, backup: Backup, day: date) -> Path:
         part = self._part(backup.table, backup.date_column, day)
         return checked_path(self.root, self._backup_folder(backup) / part.relative_to(self.root))
+
+
+@contextmanager
+def _translate_lock_errors(table: TableName) -> Generator[None]:
+    try:
+        yield
+    except LockNotFree as exc:
+        raise WarehouseUnavailable(
+            f"{exc} has been writing to the table for {LOCK_WAIT_SECONDS:.0f} s: if it is suspended, continue it or "
+            "end it",
+            table=str(table),
+        ) from exc
 
 
 def _rows_files_by_date(folder: Path, date_column: str) -> Iterator[tuple[date, Path]]:
