@@ -8,9 +8,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from gated_backfill.common.process.identity import die_with_parent
@@ -20,8 +20,6 @@ MAX_PROCESSES = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_run_function: Callable[[Any], Any]  #: set in a helper
 
 
 def usable_processes() -> int:
@@ -38,40 +36,46 @@ def usable_processes() -> int:
 def map_in_forks(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> list[Result]:
     """Return the function's result for each item, in order. Raises the function's errors.
 
-    The function must have no side effects, and its results must be picklable and small: that a helper was killed while
-    it wrote a result of more than 16 KB is not noticed. If a helper cannot be started or is killed at another time,
-    this process computes every item.
+    The function must have no side effects, and its results must be picklable. If a helper cannot be started, is killed
+    or gets an error, this process computes every item.
     """
     if processes > 1:
-        with suppress(BrokenProcessPool, OSError), _submitted(function, items, processes) as futures:
-            return [future.result() for future in futures]
+        with suppress(EOFError, OSError), _started(function, items, min(processes, len(items))) as receivers:
+            shares = [receive() for receive in receivers]
+            return [shares[n % len(shares)][n // len(shares)] for n in range(len(items))]
     return [function(item) for item in items]
 
 
 @contextmanager
-def _submitted(
-    function: Callable[[Item], Result], items: Sequence[Item], processes: int
-) -> Generator[list[Future[Result]]]:
-    """Start a process pool with the items. Kill its processes at the end."""
-    earlier_children = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _prepare_helper, (function, os.getpid()))
-    try:
+def _started(
+    function: Callable[[Item], Result], items: Sequence[Item], helpers: int
+) -> Generator[list[Callable[[], Any]]]:
+    """Start helpers, each with a share of the items, and yield what receives their results. Kill them at the end."""
+    fork = multiprocessing.get_context("fork")
+    with ExitStack() as at_end:
+        receivers: list[Callable[[], Any]] = []
         with defer_signals(), warnings.catch_warnings():  # helpers defer for ever the signals meant for the parent
             warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: see `usable_processes`
-            futures = [pool.submit(_run, item) for item in items]
-        yield futures
-    finally:
-        for helper in set(multiprocessing.active_children()).difference(earlier_children):
-            helper.kill()
-        pool.shutdown()
+            for first in range(helpers):
+                reader, writer = fork.Pipe(duplex=False)
+                receivers.append(at_end.enter_context(reader).recv)
+                with writer:  # no other process keeps it open: a helper's death ends its pipe
+                    share = items[first::helpers]
+                    helper = fork.Process(target=_send_results, args=(function, share, writer, os.getpid()))
+                    helper.start()
+                at_end.callback(_end, helper)
+        yield receivers
 
 
-def _prepare_helper(function: Callable[[Any], Any], parent: int) -> None:
-    """End this process when the parent ends, and keep the function, which need not be picklable."""
-    global _run_function
+def _send_results(
+    function: Callable[[Item], Result], share: Sequence[Item], writer: Connection[Any, Any], parent: int
+) -> None:
+    """Send the results of a helper's share. After an error it sends nothing: the parent computes and raises it."""
     die_with_parent(parent)
-    _run_function = function
+    with suppress(Exception):
+        writer.send([function(item) for item in share])
 
 
-def _run(item: Any) -> Any:
-    return _run_function(item)
+def _end(helper: BaseProcess) -> None:
+    helper.kill()
+    helper.join()

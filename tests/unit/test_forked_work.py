@@ -46,6 +46,21 @@ ALL_KILLED_WHILE_SOME_ANSWER = """
     made = map_in_forks(work, range(10), processes)
     told(made=[square for square, *_ in made], here=sum(there for _, there, _ in made))
 """
+KILLED_WHILE_IT_ANSWERS = """
+    from multiprocessing.connection import Connection
+
+    send = Connection._send
+
+    def send_half(self, message, *more):
+        if not here():
+            send(self, message[: len(message) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(self, message, *more)
+
+    Connection._send = send_half
+    made = map_in_forks(lambda n: (n * n, here()), range(10), processes)
+    told(made=[square for square, _ in made], here=sum(there for _, there in made))
+"""
 NONE_TO_BE_HAD = """
     def refuse():
         raise BlockingIOError("too many processes")
@@ -113,6 +128,7 @@ def test_every_item_is_done_once_and_told_in_order(processes: int, here: int) ->
     "code",
     [
         pytest.param(KILLED, id="killed-while-it-works"),
+        pytest.param(KILLED_WHILE_IT_ANSWERS, id="killed-while-it-answers"),
         pytest.param(ALL_KILLED_WHILE_SOME_ANSWER, id="all-killed-while-some-answer"),
         pytest.param(NONE_TO_BE_HAD, id="not-to-be-had"),
     ],
