@@ -64,6 +64,50 @@ def test_dates_stay_done_and_can_be_undone_when_a_column_is_added(
     assert emulator.rows("probe.probe") == []
 
 
+def built_twice(lab: Lab) -> tuple[str, str]:
+    """Build a date, then build it again from other rows; return the ids of both runs."""
+    lab.probe_all(DAYS, players(4))
+    first = lab.run(DAYS, "probe").run
+    lab._load_probe("first", [FEB_23], players(4), lowest=50.0)
+    return first.id, lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run.id
+
+
+def test_an_undo_killed_after_it_restored_rows_is_completed_when_a_column_was_added(
+    bigquery_lab: Lab, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = bigquery_lab
+    first, second = built_twice(lab)
+    add_column(lab, emulator, "note")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.ledger.checkpoints, "reinstate", die)
+        with pytest.raises(KeyboardInterrupt):
+            undo_run(plan_undo(second, lab.context), lab.context, "a test")
+
+    plan = plan_undo(second, lab.context)
+    assert (plan.unchanged, plan.written) == ((FEB_23,), {})
+    assert undo_run(plan, lab.context, "a test") == [FEB_23]
+    checkpoints = lab.ledger.checkpoints.list_checkpoints("probe", FEB_23, FEB_24)
+    assert {checkpoint.run_id for checkpoint in checkpoints.values()} == {first}
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["before-the-restore", "after-the-restore"])
+def test_a_column_added_after_the_undo_was_planned_does_not_stop_it(
+    bigquery_lab: Lab, emulator: Emulator, *, restored: bool
+) -> None:
+    lab = bigquery_lab
+    _, second = built_twice(lab)
+    plan = plan_undo(second, lab.context)
+    if restored:
+        assert lab.context.warehouse.restore(plan.target, "day", second, plan.restored, generation=1) == {FEB_23}
+    add_column(lab, emulator, "note")
+
+    assert lab.context.warehouse.restore(plan.target, "day", second, plan.restored, generation=2) == {FEB_23}
+
+
 def test_dates_stay_done_and_can_be_undone_when_a_column_is_added_to_files(lab: Lab) -> None:
     lab.probe_all(DAYS, players(4))
     first = lab.run(DAYS, "probe").run

@@ -62,13 +62,16 @@ class BigQueryUndo(BigQueryBackups):
         statement = sql_of.replaced_partitions(self._record.quoted, keeps_all=self._record.has_all_columns())
         rows = self._rows(statement, params, str(self._record.table)).to_pylist()
         replaced = {row["day"]: ReplacedPartition(before=row["before"], published=row["published"]) for row in rows}
-        return self._with_added_columns(target, date_column, {day: replaced[day] for day in days if day in replaced})
+        of_days = {day: replaced[day] for day in days if day in replaced}
+        return self._with_added_columns(target, date_column, of_days, self.fingerprints(target, date_column, of_days))
 
     def _with_added_columns(
-        self, target: TableName, date_column: str, replaced: Mapping[date, ReplacedPartition]
+        self, target: TableName, date_column: str, replaced: Mapping[date, ReplacedPartition], now: Mapping[date, str]
     ) -> dict[date, ReplacedPartition]:
-        """Return the partitions; if only columns were added since, `published` is the target's present fingerprint."""
-        now = self.fingerprints(target, date_column, list(replaced))
+        """Return the partitions with `now`, the present fingerprints, for rows to which only columns were added since.
+
+        A date that has its earlier rows again has them as `published`, too: there is nothing to restore.
+        """
         current = dict(replaced)
         changed_days = [
             day for day, partition in replaced.items() if now[day] not in (partition.published, partition.before)
@@ -76,7 +79,9 @@ class BigQueryUndo(BigQueryBackups):
         for columns, days in self._columns_before(target, date_column, changed_days):
             contents = self._contents(target, date_column, days, columns)
             for day in days:
-                if contents[day] == replaced[day].published:
+                if contents[day] == replaced[day].before:
+                    current[day] = ReplacedPartition(before=now[day], published=now[day])
+                elif contents[day] == replaced[day].published:
                     current[day] = replace(replaced[day], published=now[day])
         return current
 
@@ -116,13 +121,14 @@ class BigQueryUndo(BigQueryBackups):
     ) -> frozenset[date]:
         check_partition_limit(target, replaced)
         now = self.fingerprints(target, date_column, list(replaced))
+        current = self._with_added_columns(target, date_column, replaced, now)
         waiting = {
-            day: partition for day, partition in replaced.items() if now[day] == partition.published != partition.before
+            day: partition for day, partition in current.items() if now[day] == partition.published != partition.before
         }
         lease = undo_lease(run, generation)
         if not waiting:
             self._renew_lease(lease, target, date_column)
-            return frozenset(day for day in replaced if now[day] == replaced[day].before)
+            return frozenset(day for day in current if now[day] == current[day].before)
         copies = self._copies_to_restore(target, date_column, run, waiting)
         self._tables.require_uncached(target)  # with all columns, as a value in a new one is a change
         undo_table = self._prepare_undo_table(self._undo_table(run, target), target, date_column)
