@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -248,6 +249,29 @@ def test_rows_written_after_a_death_are_not_lost(tmp_path: Path, prepared: Path,
         assert_nothing_is_left_over(warehouse)
 
 
+@pytest.mark.parametrize("name", ["undo", "restore-kept", "restore-backup"])
+def test_rows_whose_copy_is_removed_at_any_moment_are_restored_or_said_to_be_missing(
+    tmp_path: Path, prepared: Path, name: str
+) -> None:
+    operation = OPERATIONS[name]
+    refusals = 0
+    for number in count(1):
+        warehouse = LocalWarehouse(Path(shutil.copytree(prepared, tmp_path / str(number))) / "warehouse")
+        folder = warehouse.root / (".cleanup" if name == "restore-backup" else ".undo")
+        (copy,) = (file for file in folder.rglob("*.parquet") if file.read_bytes() == operation.after)
+        with before_system_calls({number: copy.unlink}):
+            try:
+                operation.carry_out(warehouse)
+            except (BackupMissing, ValueError):  # the second if `restore_old` is listed none
+                assert content_of(warehouse) == operation.before, number
+                refusals += 1
+            else:
+                assert content_of(warehouse) == operation.after, number
+        if copy.exists():  # the operation took fewer calls
+            break
+    assert refusals > 5
+
+
 def test_only_the_date_that_another_program_wrote_conflicts(
     local_warehouse: LocalWarehouse, staging: Staging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +298,36 @@ def test_only_the_date_that_another_program_wrote_conflicts(
 
 def copies(warehouse: LocalWarehouse) -> int:
     return len(list((warehouse.root / ".undo").rglob("*.parquet")))
+
+
+def is_locked(warehouse: LocalWarehouse) -> bool:
+    """Whether somebody holds the table's lock."""
+    with (warehouse.root / "nba/factors/.lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_retention_removes_copies_under_the_lock_of_their_table(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OPERATIONS["publish"].prepare(local_warehouse)
+    publish_new(local_warehouse)
+    at(monkeypatch, days=31)
+    local_warehouse.delete_expired_undo()
+    at(monkeypatch, days=32.1)
+    locked: list[bool] = []  # before each change, while there was a copy
+
+    def look() -> None:
+        if copies(local_warehouse):
+            locked.append(is_locked(local_warehouse))
+
+    with before_system_calls(dict.fromkeys(range(1, 100), look), changes_only=True):
+        local_warehouse.delete_expired_undo()
+    assert copies(local_warehouse) == 0
+    assert locked[-1]
 
 
 def at(monkeypatch: pytest.MonkeyPatch, *, days: float) -> None:

@@ -242,7 +242,7 @@ class LocalBackups(ABC):
     def _prepare_restore(self, loading: LoadingFolder, backup: Backup, day: date, kept: BackupDate) -> PartitionChange:
         """Copy the backup's files to the loading folder; the backup keeps its own."""
         partition = self._part(backup.table, backup.date_column, day).parent.name
-        if loading.prepare_copy(self._backup_file(backup, day), partition) != kept.fingerprint:
+        if not loading.prepare_copy(self._backup_file(backup, day), partition, kept.fingerprint):
             raise BackupMissing(f"the backup {backup.id} is damaged", table=str(backup.table), day=day)
         return PartitionChange(day=day, partition=partition, expected=NO_FILE, prepared=kept.fingerprint)
 

@@ -84,16 +84,14 @@ class LoadingFolder:
         """Return the path of the folder in which the partition is prepared."""
         return f"{self.path}/{name}"
 
-    def prepare_copy(self, copy: Path, name: str) -> str:
-        """Prepare a partition with copies of the file and its note; return the checksum, `ABSENT` for no file."""
-        if not copy.exists():
-            return ABSENT
+    def prepare_copy(self, copy: Path, name: str, checksum: str) -> bool:
+        """Prepare a partition with copies of a kept file and its note; return whether the file has that checksum."""
         partition = self.partition(name)
         os.makedirs(partition)  # noqa: PTH103
-        shutil.copyfile(copy, f"{partition}/{ROWS_FILE}")
-        with suppress(FileNotFoundError):
-            shutil.copyfile(copy.with_name(PUBLICATION_FILE), f"{partition}/{PUBLICATION_FILE}")
-        return file_fingerprint(f"{partition}/{ROWS_FILE}")
+        for source, prepared in ((copy, ROWS_FILE), (copy.with_name(PUBLICATION_FILE), PUBLICATION_FILE)):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(source, f"{partition}/{prepared}")
+        return file_fingerprint(f"{partition}/{ROWS_FILE}") == checksum
 
     # -- making changes -----------------------------------------------------------------------------------------
 

@@ -198,9 +198,11 @@ class LocalPublications(LocalBackups):
                 if partition.before != partition.published
                 and self._parts.rows_fingerprint(paths[day], current[day].checksum) == partition.published
             }
-            kept = self._find_copies(target, date_column, run, waiting)
-            copies = {day: kept.get(day) for day in waiting}
-            self._put_in_place(loading, undo, f"undo of run {run}", date_column, copies, current)
+            copies = self._find_copies(target, date_column, run, waiting)
+            checksums = {day: partition.before for day, partition in waiting.items()}
+            if missing := _prepare_copies(loading, date_column, copies, checksums):
+                raise replaced_rows_missing(target, run, missing)
+            self._put_in_place(loading, undo, f"undo of run {run}", date_column, checksums, current)
             return frozenset(day for day, path in paths.items() if file_fingerprint(path) == replaced[day].before)
 
     def _put_in_place(
@@ -209,18 +211,18 @@ class LocalPublications(LocalBackups):
         undo: UndoFolder,
         removed_by: str,
         date_column: str,
-        copies: Mapping[date, Path | None],
+        checksums: Mapping[date, str],
         current: Mapping[date, FileSnapshot],
     ) -> None:
-        """Replace the files of dates by copies of kept ones, or remove them (None), if they are still the current ones.
+        """Replace the files of dates by prepared copies with these checksums, or remove them (`ABSENT`).
 
-        What they held is kept, and so are the copies.
+        Only files that are still the current ones are replaced. What they held is kept, and so is what was copied.
         """
         number = undo.next_number()
-        changes: dict[date, Change] = {}
-        for day, copy in copies.items():
-            checksum = ABSENT if copy is None else loading.prepare_copy(copy, partition_name(date_column, day))
-            changes[day] = Change(before=current[day].checksum, published=checksum, written=checksum)
+        changes = {
+            day: Change(before=current[day].checksum, published=checksum, written=checksum)
+            for day, checksum in checksums.items()
+        }
         note = ChangeNote(removed_by=removed_by, window=None, kept_at=utcnow(), changes=changes)
         loading.carry_out(
             [_change(undo, number, date_column, day, current[day], change.written) for day, change in changes.items()],
@@ -248,15 +250,20 @@ class LocalPublications(LocalBackups):
                 self._parts.rows_fingerprint(str(path), snapshot.checksum) == current
             ):
                 undo = UndoFolder(self.root, KEPT_RESTORES, table)
-                copy_by_date: dict[date, Path | None] = {kept.day: copies[0]}
+                checksums = {kept.day: kept.fingerprint}
+                if _prepare_copies(loading, date_column, {kept.day: copies[0]}, checksums):
+                    raise kept_rows_missing(table, kept)
                 removed_by = "restore of kept rows"
-                self._put_in_place(loading, undo, removed_by, date_column, copy_by_date, {kept.day: snapshot})
+                self._put_in_place(loading, undo, removed_by, date_column, checksums, {kept.day: snapshot})
             return file_fingerprint(path) == kept.fingerprint
 
     def delete_expired_undo(self) -> None:
         checked_path(self.root, self.root / UNDO)
+        period = timedelta(days=self._limits.undo_days)
         for undo in undo_folders(self.root):
-            undo.delete_expired(timedelta(days=self._limits.undo_days))
+            if undo.has_expired(period):
+                with self._writing(undo.table):
+                    undo.delete_expired(period)
 
 
 def _change(
@@ -270,6 +277,17 @@ def _change(
         prepared=None if written == ABSENT else written,
         kept=None if expected.identity is None else undo.copy_of(number, day),
     )
+
+
+def _prepare_copies(
+    loading: LoadingFolder, date_column: str, copies: Mapping[date, Path], checksums: Mapping[date, str]
+) -> list[date]:
+    """Prepare partitions with copies of kept files; return the days whose copy was removed or damaged meanwhile."""
+    return [
+        day
+        for day, copy in copies.items()
+        if not loading.prepare_copy(copy, partition_name(date_column, day), checksums[day])
+    ]
 
 
 def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> bytes:

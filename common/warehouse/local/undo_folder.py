@@ -246,12 +246,14 @@ class UndoFolder:
 
     # -- retention ----------------------------------------------------------------------------------------------
 
+    def has_expired(self, period: timedelta) -> bool:
+        """Whether copies were kept for longer, or were found to be, so that `delete_expired` has something to do."""
+        return (self.path / EXPIRED).exists() or bool(self._expired(period, utcnow()))
+
     def delete_expired(self, period: timedelta) -> None:
         """Delete the copies that were kept for longer, once that is confirmed, see `is_confirmed_expired`."""
-        if not any(name.startswith(ROWS) or "=" in name or name == EXPIRED for name in names_in(self.path)):
-            return  # most runs have replaced nothing
         now = utcnow()
-        expired = {name for name, kept_at in self._copies() if kept_at + period <= now}
+        expired = self._expired(period, now)
         recorded = {name: datetime.fromisoformat(time) for name, time in (read_json(self.path / EXPIRED) or {}).items()}
         # A time in the future was recorded under a clock that was ahead.
         expired_since = {name: time for name, time in recorded.items() if name in expired and time <= now}
@@ -263,6 +265,10 @@ class UndoFolder:
             (self.path / EXPIRED).write_text(json.dumps(remaining))
         else:
             (self.path / EXPIRED).unlink(missing_ok=True)
+
+    def _expired(self, period: timedelta, now: datetime) -> set[str]:
+        """Return the names of the folders whose copies were kept for longer."""
+        return {name for name, kept_at in self._copies() if kept_at + period <= now}
 
     def _copies(self) -> Iterator[tuple[str, datetime]]:
         """Yield the names of the folders with copies, and since when these are kept."""
