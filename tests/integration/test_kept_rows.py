@@ -249,6 +249,37 @@ def test_rows_written_after_a_death_are_not_lost(tmp_path: Path, prepared: Path,
         assert_nothing_is_left_over(warehouse)
 
 
+@pytest.mark.parametrize("name", ["publish", "undo", "restore-kept"])
+def test_a_removed_folder_for_copies_is_created_again_after_a_death(tmp_path: Path, prepared: Path, name: str) -> None:
+    operation = OPERATIONS[name]
+    for folder in killed_in_turn(tmp_path, prepared, name):
+        warehouse = LocalWarehouse(folder / "warehouse")
+        for copies_folder in (warehouse.root / ".undo").rglob("rows-*"):
+            with suppress(OSError):  # holds copies
+                copies_folder.rmdir()
+        warehouse.load(TABLE, "day", rows_of(FEB_24))  # the next one that writes to the table
+        assert content_of(warehouse) in (operation.before, operation.after), folder
+        assert operation.before is not None
+        assert is_in(warehouse, operation.before), folder
+        assert_nothing_is_left_over(warehouse)
+
+
+@pytest.mark.parametrize("name", ["publish", "undo", "restore-kept"])
+def test_a_table_can_be_written_after_a_death_and_the_expiry_of_what_was_removed(
+    tmp_path: Path, prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = OPERATIONS[name]
+    for folder in killed_in_turn(tmp_path, prepared, name):
+        warehouse = LocalWarehouse(folder / "warehouse")
+        for days in (31, 32.1):
+            at(monkeypatch, days=days)
+            warehouse.delete_expired_undo()
+        assert copies(warehouse) == 0
+        warehouse.load(TABLE, "day", rows_of(FEB_24))
+        assert content_of(warehouse) in (operation.before, operation.after), folder
+        assert_nothing_is_left_over(warehouse)
+
+
 @pytest.mark.parametrize("name", ["undo", "restore-kept", "restore-backup"])
 def test_rows_whose_copy_is_removed_at_any_moment_are_restored_or_said_to_be_missing(
     tmp_path: Path, prepared: Path, name: str

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checked_path, sync_all, sync_folder, write_atomically
+from gated_backfill.common.storage.files import checked_path, make_folders, sync_all, sync_folder, write_atomically
 from gated_backfill.common.warehouse.local.exchange import (
     FileSnapshot,
     file_identity,
@@ -194,6 +194,7 @@ class LoadingFolder:
 
     def _keep(self, change: PartitionChange, kept: Path) -> None:
         """Keep the file that was taken out of the table. A folder without rows goes, unless others have files in it."""
+        make_folders(kept.parent)  # retention may have removed it since the process died
         move_file(self._files_of(change)[0], str(kept))
         self._move_note(change.partition)
         if change.prepared is None:
