@@ -119,7 +119,7 @@ def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> Non
     ("arguments", "says"),
     [
         pytest.param(
-            ("restore", TARGET, "no-such-id", "--yes"), "`backfill kept list probe.probe` lists them", id="id"
+            ("restore", TARGET, "no-such-id", "--yes"), "`backfill kept list probe.probe` lists the ids", id="id"
         ),
         pytest.param(("list", "probe.nothing"), "no such table", id="table"),
         pytest.param(("list", TARGET, "--start-date", "yesterday"), "yesterday", id="date"),
@@ -138,7 +138,7 @@ def test_a_table_shows_kept_rows_with_the_time_until_which_they_are_kept(lab: La
     shown = lab.inside("kept", "list", TARGET).stdout
     assert "kept until" in shown
     assert shown.count(f"run {second}") == 2
-    assert "no rows of probe.probe are kept" in lab.inside("kept", "list", TARGET, "--to", "2023-02-01").stdout
+    assert "no rows of probe.probe are kept" in lab.inside("kept", "list", TARGET, "--end-date", "2023-02-01").stdout
 
 
 def test_a_withdrawn_date_is_undone_and_one_in_use_is_not_withdrawn(ledger: Ledger) -> None:
