@@ -341,6 +341,20 @@ def is_locked(warehouse: LocalWarehouse) -> bool:
     return False
 
 
+def empties_under_lock(warehouse: LocalWarehouse, folder: str, work: Callable[[], object]) -> bool:
+    """Whether the table is locked when the work removes the last file with rows from the folder."""
+    locked: list[bool] = []  # before each change, while there was such a file
+
+    def look() -> None:
+        if list((warehouse.root / folder).rglob("*.parquet")):
+            locked.append(is_locked(warehouse))
+
+    with before_system_calls(dict.fromkeys(range(1, 100), look), changes_only=True):
+        work()
+    assert not list((warehouse.root / folder).rglob("*.parquet"))
+    return locked[-1]
+
+
 def test_retention_removes_copies_under_the_lock_of_their_table(
     local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,16 +363,27 @@ def test_retention_removes_copies_under_the_lock_of_their_table(
     at(monkeypatch, days=31)
     local_warehouse.delete_expired_undo()
     at(monkeypatch, days=32.1)
-    locked: list[bool] = []  # before each change, while there was a copy
+    assert empties_under_lock(local_warehouse, ".undo", local_warehouse.delete_expired_undo)
 
-    def look() -> None:
-        if copies(local_warehouse):
-            locked.append(is_locked(local_warehouse))
 
-    with before_system_calls(dict.fromkeys(range(1, 100), look), changes_only=True):
-        local_warehouse.delete_expired_undo()
-    assert copies(local_warehouse) == 0
-    assert locked[-1]
+def test_a_backup_is_dropped_under_the_lock_of_its_table(local_warehouse: LocalWarehouse) -> None:
+    OPERATIONS["delete"].prepare(local_warehouse)
+    assert empties_under_lock(local_warehouse, ".cleanup", lambda: local_warehouse.drop_backup(BACKUP))
+
+
+@pytest.mark.parametrize("name", ["delete", "restore-backup"])
+def test_a_table_can_be_written_after_a_death_and_the_end_of_its_backup(
+    tmp_path: Path, prepared: Path, name: str
+) -> None:
+    operation = OPERATIONS[name]
+    for folder in killed_in_turn(tmp_path, prepared, name):
+        warehouse = LocalWarehouse(folder / "warehouse")
+        warehouse.drop_backup(BACKUP)
+        assert not list((warehouse.root / ".cleanup").iterdir())
+        warehouse.load(TABLE, "day", rows_of(FEB_24))
+        assert content_of(warehouse) in (operation.before, operation.after), folder
+        assert not list((warehouse.root / ".cleanup").iterdir())
+        assert_nothing_is_left_over(warehouse)
 
 
 def at(monkeypatch: pytest.MonkeyPatch, *, days: float) -> None:

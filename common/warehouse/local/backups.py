@@ -248,7 +248,7 @@ class LocalBackups(ABC):
 
     def drop_backup(self, backup: Backup) -> None:
         folder = self._backup_folder(backup)
-        with translate_file_errors(backup.table):
+        with self._writing(backup.table):  # a deletion that died may still have rows for the backup
             (folder / MANIFEST).unlink(missing_ok=True)  # first: without it, a half-deleted folder is no backup
             if folder.exists():
                 shutil.rmtree(folder)
