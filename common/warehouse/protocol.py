@@ -379,7 +379,8 @@ class Warehouse(Backups, Protocol):
     def delete_expired_undo(self) -> None:
         """Delete each copy of removed rows that was kept for longer than `WarehouseLimits.undo_days`.
 
-        A clock that is set ahead deletes nothing at once.
+        The time of all that a run replaced counts from its latest publication. A clock that is set ahead deletes
+        nothing at once.
         """
         ...
 

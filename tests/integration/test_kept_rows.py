@@ -108,6 +108,11 @@ def restore_backup(warehouse: LocalWarehouse) -> frozenset[date]:
     return warehouse.restore_backup(BACKUP, kept, generation=2, leave_written=True)
 
 
+def restore_new(warehouse: LocalWarehouse) -> bool:
+    (kept,) = (kept for kept in warehouse.list_kept(TABLE, "day", span(FEB_23)) if kept.fingerprint == checksum_of(NEW))
+    return warehouse.restore_kept(TABLE, "day", kept, current=checksum_of(OLD))
+
+
 def restore_old(warehouse: LocalWarehouse) -> bool:
     (*_, kept) = [kept for kept in warehouse.list_kept(TABLE, "day", span(FEB_23)) if kept.removed_by == "run run-1"]
     return warehouse.restore_kept(TABLE, "day", kept, current=checksum_of(NEW))
@@ -392,18 +397,20 @@ def at(monkeypatch: pytest.MonkeyPatch, *, days: float) -> None:
     monkeypatch.setattr("gated_backfill.common.warehouse.local.undo_folder.utcnow", lambda: now)
 
 
-def test_each_copy_expires_by_the_time_at_which_it_was_kept(
+def test_what_a_run_replaced_expires_together_by_the_time_of_its_latest_publication(
     local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     OPERATIONS["publish"].prepare(local_warehouse)
     publish_new(local_warehouse)
-    age_kept_rows(local_warehouse.root, days=20)
+    age_kept_rows(local_warehouse.root, days=40)
+    local_warehouse.delete_expired_undo()  # while the run goes on
+    age_kept_rows(local_warehouse.root, days=2)
     again = staged_as(local_warehouse.root, THEIRS)
     publish(local_warehouse, again)  # the same run, some weeks later
     for folder in (local_warehouse.root / ".undo").rglob("*"):
         os.utime(folder, (0, 0))
     assert copies(local_warehouse) == 2
-    for days, left in ((0, 2), (9, 2), (10.1, 2), (11.2, 1), (29, 1), (30.1, 1), (31.2, 0)):
+    for days, left in ((0, 2), (9, 2), (10.1, 2), (11.2, 2), (29, 2), (30.1, 2), (31.2, 0)):
         at(monkeypatch, days=days)
         local_warehouse.delete_expired_undo()
         assert copies(local_warehouse) == left, days
@@ -413,6 +420,23 @@ def test_each_copy_expires_by_the_time_at_which_it_was_kept(
     with pytest.raises(BackupMissing, match="have expired"):
         local_warehouse.check_restorable(TABLE, "day", "run-1", replaced)
     assert not list(local_warehouse.root.rglob("expired.json"))
+
+
+def test_what_undos_and_restores_removed_expires_by_the_time_at_which_it_was_kept(
+    local_warehouse: LocalWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OPERATIONS["publish"].prepare(local_warehouse)
+    publish_new(local_warehouse)
+    undo(local_warehouse)  # keeps the run's rows
+    age_kept_rows(local_warehouse.root, days=10)
+    assert restore_new(local_warehouse)  # keeps the earlier rows
+    age_kept_rows(local_warehouse.root, days=10)
+    assert restore_old(local_warehouse)  # keeps the run's rows again
+    assert copies(local_warehouse) == 4
+    for days, left in ((9, 4), (10.1, 4), (11.2, 2), (19, 2), (20.1, 2), (21.2, 1), (29, 1), (30.1, 1), (31.2, 0)):
+        at(monkeypatch, days=days)
+        local_warehouse.delete_expired_undo()
+        assert copies(local_warehouse) == left, days
 
 
 def test_a_clock_that_is_set_ahead_expires_nothing_at_once(

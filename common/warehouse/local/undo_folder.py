@@ -271,13 +271,22 @@ class UndoFolder:
         return {name for name, kept_at in self._copies() if kept_at + period <= now}
 
     def _copies(self) -> Iterator[tuple[str, datetime]]:
-        """Yield the names of the folders with copies, and since when these are kept."""
-        for number in self._numbers(ROWS):
-            note = self._read_note(number)
-            if note is not None:
-                yield f"{ROWS}{number}", note.kept_at
-        for copy, kept_at in self._old_copies(None):
-            yield copy.parent.name, kept_at
+        """Yield the names of the folders with copies, and the time from which their retention counts.
+
+        That is when they were kept. What the publications of a run replaced counts from its latest publication, as an
+        undo of a long run needs the copies of all its windows.
+        """
+        numbers, old_copies = self._numbers(ROWS), list(self._old_copies(None))
+        if not numbers and not old_copies:
+            return  # most runs have replaced nothing
+        notes = dict(self._notes())
+        publications = [note.kept_at for note in notes.values() if note.window is not None]
+        published_at = max([*publications, *(kept_at for _, kept_at in old_copies)], default=utcnow())
+        for number in numbers:
+            if number in notes:
+                yield f"{ROWS}{number}", notes[number].kept_at if notes[number].window is None else published_at
+        for copy, _ in old_copies:
+            yield copy.parent.name, published_at
 
     def _delete_copies(self, name: str) -> None:
         """Delete the files of the folder; the notes stay, as a record of the replaced dates."""
