@@ -16,6 +16,7 @@ from gated_backfill.common.cleanup.operation import (
     fenced,
     move_operation,
     renew_lease,
+    restored_days,
     retention_end,
     table_fingerprints,
     verify_backup,
@@ -215,22 +216,31 @@ def _delete(operation: CleanupOperation, dates: Mapping[date, BackupDate], conte
     with fenced(operation):
         context.warehouse.delete_backed_up(backup, dates, generation=operation.generation)
     after = context.warehouse.row_counts(backup.table, backup.date_column, ALL_DATES)
+    restored = restored_days(operation, context)
     move_operation(
         operation,
         CleanupState.DELETED,
         context,
-        error=_describe_deviations(dates, before, after),
+        error=_describe_deviations(dates, before, after, restored),
+        restored_days=restored,
         expires_at=retention_end(operation, context),
         **deleted_figures(dates, [day for day in dates if day not in after]),
     )
     return context.ledger.cleanups.get_cleanup(operation.id)
 
 
-def _describe_deviations(dates: Collection[date], before: Mapping[date, int], after: Mapping[date, int]) -> str | None:
+def _describe_deviations(
+    dates: Collection[date], before: Mapping[date, int], after: Mapping[date, int], restored: Collection[date]
+) -> str | None:
     """Describe the dates that were not deleted, and other dates that lost rows; None without any."""
-    rewritten = [day for day in dates if day in after]
+    rewritten = [day for day in dates if day in after and day not in restored]
     shrunk = [day for day, rows in before.items() if day not in dates and after.get(day, 0) < rows]
     notes: list[str] = []
+    if restored:
+        notes.append(
+            f"{len(restored)} date(s) were restored after an earlier deletion and were not deleted again: "
+            f"{format_dates(sorted(restored))}"
+        )
     if rewritten:
         notes.append(
             f"{len(rewritten)} date(s) were written by another program after their backup and were not deleted: "
@@ -302,7 +312,7 @@ def _stop_deletion(operation: CleanupOperation, context: CleanupContext, to: Cle
     """End the deletion as it is. The backup is kept as long as that of any other."""
     current = table_fingerprints(operation, operation.kept, context)
     deleted = [day for day, fingerprint in current.items() if fingerprint == ABSENT]
-    figures = deleted_figures(operation.kept, deleted)
+    figures = deleted_figures(operation.kept, deleted) | {"restored_days": restored_days(operation, context)}
     move_operation(operation, to, context, error=error, expires_at=retention_end(operation, context), **figures)
 
 

@@ -117,6 +117,11 @@ def table_fingerprints(
         return dict.fromkeys(days, ABSENT)
 
 
+def restored_days(operation: CleanupOperation, context: CleanupContext) -> frozenset[date]:
+    """Return the dates that restores have put back, by the ledger and by the backup's own record."""
+    return operation.restored_days | context.warehouse.restored_days(backup_of(operation))
+
+
 def deleted_figures(dates: Mapping[date, BackupDate], deleted_days: Collection[date]) -> dict[str, Any]:
     """Return the columns that record the dates deleted from the table."""
     deleted = sorted(deleted_days)

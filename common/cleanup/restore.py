@@ -38,7 +38,7 @@ def check_restorable(operation: CleanupOperation, context: CleanupContext, *, in
     reason = reasons.get(operation.state)
     has_deleted_nothing = operation.state is CleanupState.DELETED and not operation.dates
     if has_deleted_nothing and not _dates_to_restore(operation, context):
-        reason = "has deleted nothing"
+        reason = "was restored already" if operation.restored_days else "has deleted nothing"
     if operation.state is CleanupState.RESTORED and not _dates_to_restore(operation, context):
         reason = f"was restored already, by {operation.restored_by}"
     if reason:

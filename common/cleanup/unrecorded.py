@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, timedelta
 
@@ -12,6 +12,7 @@ from gated_backfill.common.cleanup.operation import (
     backup_of,
     deleted_figures,
     move_operation,
+    restored_days,
     retention_end,
     table_fingerprints,
 )
@@ -71,24 +72,29 @@ def _new_cleanup(backup: Backup, context: CleanupContext) -> NewCleanup:
 
 
 def abandon_unless_deleted(operation: CleanupOperation, context: CleanupContext) -> None:
-    """Abandon an operation that has deleted nothing. If its backup has rows that the table lacks, it counts as deleted.
+    """Abandon an operation that has deleted nothing.
+
+    If its backup has rows that the table lacks, or that were put back, it counts as deleted.
 
     The ledger alone cannot tell: it may have been restored from a copy that is older than the deletion.
     """
     dates, is_damaged = _read_any_backup(operation, context)
     current = table_fingerprints(operation, dates, context)
     missing = [day for day, backup_date in dates.items() if current[day] != backup_date.fingerprint]
-    if not missing and not is_damaged:
+    restored = restored_days(operation, context)
+    if not missing and not is_damaged and not restored:
         reason = "its process died before it deleted rows; nothing was deleted"
         move_operation(operation, CleanupState.ABANDONED, context, error=reason)
         return
+    description = _describe_backup(missing, restored, is_damaged=is_damaged)
     move_operation(
         operation,
         CleanupState.DAMAGED if is_damaged else CleanupState.DELETED,
         context,
         checksum=backup_checksum(dates),
         kept=dates,
-        error=f"the ledger has no record of a deletion, but {_describe_backup(missing, is_damaged=is_damaged)}",
+        error=f"the ledger has no record of a deletion, but {description}",
+        restored_days=restored,
         expires_at=retention_end(operation, context),
         **deleted_figures(dates, [day for day in dates if current[day] == ABSENT]),
     )
@@ -104,8 +110,10 @@ def _read_any_backup(operation: CleanupOperation, context: CleanupContext) -> tu
     return {}, False
 
 
-def _describe_backup(missing: Sequence[date], *, is_damaged: bool) -> str:
+def _describe_backup(missing: Sequence[date], restored: Collection[date], *, is_damaged: bool) -> str:
     notes = [f"{len(missing)} date(s) of the backup are not in the table: {format_dates(missing)}"] if missing else []
+    if restored:
+        notes.append(f"{len(restored)} date(s) were restored from it: {format_dates(sorted(restored))}")
     if is_damaged:
         notes.append("the backup is damaged")
     return " and ".join(notes)

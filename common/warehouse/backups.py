@@ -51,9 +51,10 @@ class Backups(Protocol):
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int) -> None:
         """Delete the rows of each date whose rows, in table and backup, are exactly those in `kept`.
 
-        A date written since then stays as it is, also one that is written during the call. A repeated call completes
-        an interrupted one. `generation` is that of the lease of the backup's operation. Raises `LeaseTakenOver`, and
-        changes nothing, when a call for this backup had a higher one.
+        A date written since then stays as it is, also one that is written during the call, and so does one that
+        `restore_backup` has put back. A repeated call completes an interrupted one. `generation` is that of the lease
+        of the backup's operation. Raises `LeaseTakenOver`, and changes nothing, when a call for this backup had a
+        higher one.
         """
         ...
 
@@ -62,6 +63,10 @@ class Backups(Protocol):
 
         None if none ever were, or the backup is gone. The record is written before the rows are deleted.
         """
+        ...
+
+    def restored_days(self, backup: Backup) -> frozenset[date]:
+        """Return the dates that `restore_backup` has put back, as recorded beside the backup itself."""
         ...
 
     def restore_backup(

@@ -33,6 +33,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "read_backup": 1,
     "delete_backed_up": 2,
     "deleted_at": 1,
+    "restored_days": 1,
     "restore_backup": 2,
 }
 #: Calls that run no job, and attributes: cached descriptions of tables, creating and dropping tables.

@@ -255,6 +255,29 @@ def test_a_ledger_that_was_restored_from_an_older_copy_costs_no_row(any_lab: Lab
     assert any_lab.table_bytes(UPCOMING) == before
 
 
+@pytest.mark.parametrize("name", ["back_up", "read_backup", "delete_backed_up"])
+def test_an_older_copy_of_the_ledger_deletes_no_restored_row_again(any_lab: Lab, name: str) -> None:
+    """It says that the deletion is not finished; the rows were deleted and restored since."""
+    before = filled(any_lab)
+    with ledger_copied_before(any_lab, name) as copy:
+        operation = one_operation(cleaned(any_lab))
+    restore(operation.id, site_of(any_lab))
+    copy_database(copy, any_lab.home / "ledger.db")
+    assert any_lab.ledger.cleanups.get_cleanup(operation.id).active
+
+    for _ in range(2):
+        clean_stale_rows(any_lab.opened_again())
+
+    assert any_lab.table_bytes(UPCOMING) == before
+    known = any_lab.ledger.cleanups.get_cleanup(operation.id)
+    assert (known.state, known.dates, known.restored_days) == (CleanupState.DELETED, 0, {*STALE})
+    assert "3 date(s) were restored" in str(known.error)
+    with pytest.raises(UserError, match="was restored already"):
+        restore(operation.id, site_of(any_lab))
+    again = one_operation(cleaned(any_lab))  # a person asks for it
+    assert (again.rows, again.id != operation.id) == (12, True)
+
+
 def test_a_ledger_that_was_restored_while_the_cleanup_ran_costs_no_row(any_lab: Lab) -> None:
     """The cleanup deletes its rows while its own record goes back to a state before the backup."""
     before = filled(any_lab)

@@ -154,7 +154,8 @@ def all_dates_are_written(lab: Lab) -> None:
 
 def warehouse_does_not_answer_once(lab: Lab) -> None:
     """Each call that the next attempt may begin with fails."""
-    for name in ("read_backup", "fingerprints", "row_counts", "delete_backed_up", "restore_backup", "drop_backup"):
+    deletion = ("read_backup", "fingerprints", "row_counts", "delete_backed_up", "restored_days")
+    for name in (*deletion, "restore_backup", "drop_backup"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lab.context.warehouse, name, _does_not_answer)
             repeat(lab)

@@ -133,6 +133,29 @@ def test_a_cleanup_that_was_overtaken_deletes_nothing(warehouse: Warehouse) -> N
         warehouse.delete_backed_up(BACKUP, dates, generation=4)
 
 
+def test_restored_rows_are_not_deleted_again_by_their_cleanup(warehouse: Warehouse) -> None:
+    for day in (FEB_23, FEB_24):
+        load(warehouse, day, 3)
+    warehouse.back_up(BACKUP, [FEB_23, FEB_24], until=utcnow() + timedelta(days=30))
+    dates = warehouse.read_backup(BACKUP)
+    assert warehouse.restored_days(BACKUP) == frozenset()
+    warehouse.delete_backed_up(BACKUP, {FEB_23: dates[FEB_23]}, generation=1)
+    deleted_at = warehouse.deleted_at(BACKUP)
+    assert warehouse.restored_days(BACKUP) == frozenset()
+    assert warehouse.restore_backup(BACKUP, dates, generation=2) == {FEB_23, FEB_24}
+    assert warehouse.restored_days(BACKUP) == {FEB_23}
+    assert warehouse.deleted_at(BACKUP) == deleted_at
+
+    warehouse.delete_backed_up(BACKUP, {FEB_23: dates[FEB_23]}, generation=3)
+    assert warehouse.deleted_at(BACKUP) == deleted_at
+    assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 3}
+    with pytest.raises(LeaseTakenOver):
+        warehouse.restore_backup(BACKUP, dates, generation=2)
+    warehouse.delete_backed_up(BACKUP, dates, generation=4)
+
+    assert counts(warehouse, *DAYS) == {FEB_23: 3}
+
+
 # -- kept rows ----------------------------------------------------------------------------------------------------
 
 

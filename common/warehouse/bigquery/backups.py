@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import date, datetime, timedelta
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import uuid4
 
 from google.api_core.exceptions import NotFound
@@ -135,7 +135,9 @@ class BigQueryBackups(BigQueryQueries):
     def delete_backed_up(self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int) -> None:
         lease = cleanup_lease(backup, generation)
         info = self._tables.require_uncached(backup.table)  # with all columns, as the backup may lack new ones
-        now = self._contents(backup.table, backup.date_column, list(kept), info.columns)
+        restored = self.restored_days(backup)
+        kept = {day: backup_date for day, backup_date in kept.items() if day not in restored}
+        now = self._contents(backup.table, backup.date_column, list(kept), info.columns) if kept else {}
         if all(content == ABSENT for content in now.values()):
             self._renew_lease(lease, backup.table, backup.date_column)
             return
@@ -150,9 +152,18 @@ class BigQueryBackups(BigQueryQueries):
     def deleted_at(self, backup: Backup) -> datetime | None:
         if not self._record.has_all_columns() or self.describe(self._backup_table(backup.id)) is None:
             return None
+        (row,) = self._recorded(backup, sql_of.last_deletion(self._record.quoted))
+        return row["deleted_at"]
+
+    def restored_days(self, backup: Backup) -> frozenset[date]:
+        if not self._record.has_all_columns():
+            return frozenset()
+        return frozenset(row["day"] for row in self._recorded(backup, sql_of.put_back_dates(self._record.quoted)))
+
+    def _recorded(self, backup: Backup, statement: QuotedSql) -> list[dict[str, Any]]:
+        """Run the query of the record of the backup's operation."""
         params = {"target": str(backup.table), "run": backup.id, "work": CLEANUP}
-        (row,) = self._rows(sql_of.last_recorded(self._record.quoted), params, str(self._record.table)).to_pylist()
-        return row["recorded_at"]
+        return self._rows(statement, params, str(self._record.table)).to_pylist()
 
     def restore_backup(
         self, backup: Backup, kept: Mapping[date, BackupDate], *, generation: int, leave_written: bool = False
@@ -174,7 +185,8 @@ class BigQueryBackups(BigQueryQueries):
             # It removes no rows, but only transactions with such a statement exclude each other: without it, two
             # restores of the same rows, or a restore and a load, would both append theirs.
             remove = fill_placeholders(sql_of.REMOVE, **places)
-            record = sql_of.record(self._record.quoted)
+            put_back = fill_placeholders(sql_of.PUT_BACK_ROWS, wanted=fill_placeholders(WANTED))
+            record = sql_of.record(self._record.quoted, put_back)
             self._run_for_dates(backup, deleted, "putback", lease, target, CHOOSE_DELETED, remove, insert, record)
             now = self._contents(backup.table, backup.date_column, list(kept), columns)
             if mixed := [day for day in deleted if now[day] not in (ABSENT, kept[day].fingerprint)]:

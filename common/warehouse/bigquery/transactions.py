@@ -166,6 +166,16 @@ DELETED_ROWS: LiteralString = """
     WHERE w.day IN UNNEST(backfill_days)
 """
 
+#: A restore of a backup records the content that it put back; a deletion records none.
+PUT_BACK_ROWS: LiteralString = """
+    SELECT
+        w.day, CAST(NULL AS STRING) AS window_number, CAST(NULL AS INT64) AS attempt,
+        CAST(NULL AS INT64) AS row_count, CAST(NULL AS STRING) AS checksum, w.published AS content,
+        'absent' AS before, CAST(NULL AS STRING) AS kept
+    FROM ({wanted}) AS w
+    WHERE w.day IN UNNEST(backfill_days)
+"""
+
 AND_ROWS: LiteralString = " UNION ALL "
 
 #: For each date, the content that an undo brings back, and that of the run's last publication. The former is what the
@@ -199,11 +209,18 @@ KEPT_COPIES: LiteralString = """
 """
 
 
-#: When an operation last recorded dates.
-LAST_RECORDED: LiteralString = """
-    SELECT MAX(published_at) AS recorded_at
+#: When a cleanup last deleted rows.
+LAST_DELETION: LiteralString = """
+    SELECT MAX(published_at) AS deleted_at
     FROM {publications}
-    WHERE target = @target AND run = @run AND work = @work AND day IS NOT NULL
+    WHERE target = @target AND run = @run AND work = @work AND day IS NOT NULL AND content IS NULL
+"""
+
+#: The dates whose rows were put back from the backup of a cleanup.
+PUT_BACK_DATES: LiteralString = """
+    SELECT DISTINCT day
+    FROM {publications}
+    WHERE target = @target AND run = @run AND work = @work AND day IS NOT NULL AND content IS NOT NULL
 """
 
 
@@ -317,9 +334,14 @@ def kept_copies(publications: QuotedSql) -> QuotedSql:
     return fill_placeholders(KEPT_COPIES, publications=publications)
 
 
-def last_recorded(publications: QuotedSql) -> QuotedSql:
-    """Build the query of the time when an operation last recorded dates. Parameters: target, run, work."""
-    return fill_placeholders(LAST_RECORDED, publications=publications)
+def last_deletion(publications: QuotedSql) -> QuotedSql:
+    """Build the query of the time when a cleanup last deleted rows. Parameters: target, run, work."""
+    return fill_placeholders(LAST_DELETION, publications=publications)
+
+
+def put_back_dates(publications: QuotedSql) -> QuotedSql:
+    """Build the query of the dates that were put back from a cleanup's backup. Parameters: target, run, work."""
+    return fill_placeholders(PUT_BACK_DATES, publications=publications)
 
 
 def _keep(target: Partitions, keep_in: UndoTable) -> QuotedSql:

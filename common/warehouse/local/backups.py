@@ -1,8 +1,8 @@
 """Backups of a local warehouse: copies of the partitions' files, and a manifest of their checksums.
 
 `<root>/.cleanup/<id>/<dataset>/<table>/<date_column>=YYYY-MM-DD/...` beside `<root>/.cleanup/<id>/manifest.json`,
-which is written last: a backup without it is not complete. `state.json` says whose turn it is, and when rows were
-deleted.
+which is written last: a backup without it is not complete. `state.json` says whose turn it is, when rows were
+deleted, and which dates were put back.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT, TableInfo
 CLEANUP = ".cleanup"  #: in the root: by operation and table, the files that a cleanup deleted
 MANIFEST = "manifest.json"
 LOCK_WAIT_SECONDS = 120.0  #: for a table's lock; less than a gate's lease
-STATE = "state.json"  #: the highest generation of a call for the backup, and when rows were last deleted
+STATE = "state.json"  #: the highest generation of a call for the backup, when rows were last deleted, what came back
 
 
 class LocalBackups(ABC):
@@ -166,7 +166,10 @@ class LocalBackups(ABC):
         with self._writing(backup.table) as loading:
             self._fence(loading, backup, generation)
             changes: list[PartitionChange] = []
+            restored = self.restored_days(backup)
             for day, backup_date in kept.items():
+                if day in restored:
+                    continue
                 part, copy = self._part(backup.table, backup.date_column, day), self._backup_file(backup, day)
                 snapshot = take_snapshot(part)
                 if snapshot.checksum == backup_date.fingerprint == file_fingerprint(copy) != ABSENT:
@@ -203,6 +206,10 @@ class LocalBackups(ABC):
             deleted_at = self._read_state(backup)["deleted_at"]
         return None if deleted_at is None else datetime.fromisoformat(deleted_at)
 
+    def restored_days(self, backup: Backup) -> frozenset[date]:
+        with translate_file_errors(backup.table):
+            return frozenset(map(date.fromisoformat, self._read_state(backup)["restored_days"]))
+
     def _fence(self, loading: LoadingFolder, backup: Backup, generation: int) -> None:
         """Record the generation of a call for the backup. Raises `LeaseTakenOver` after a higher one."""
         state = self._read_state(backup)
@@ -214,7 +221,9 @@ class LocalBackups(ABC):
         self._write_state(loading, backup, state | {"generation": generation})
 
     def _read_state(self, backup: Backup) -> dict[str, Any]:
-        return {"generation": 0, "deleted_at": None} | (read_json(self._backup_folder(backup) / STATE) or {})
+        return {"generation": 0, "deleted_at": None, "restored_days": []} | (
+            read_json(self._backup_folder(backup) / STATE) or {}
+        )
 
     def _write_state(self, loading: LoadingFolder, backup: Backup, state: dict[str, Any]) -> None:
         """Write the state durably, unless the backup is gone."""
@@ -236,6 +245,10 @@ class LocalBackups(ABC):
                 raise changed_dates_error(backup, written)
             deleted = [day for day in kept if current[day] == ABSENT != kept[day].fingerprint]
             changes = [self._prepare_restore(loading, backup, day, kept[day]) for day in deleted]
+            if changes:  # recorded before they take effect, so that no deletion is due of what has come back
+                restored = sorted(self.restored_days(backup).union(deleted))
+                state = self._read_state(backup) | {"restored_days": [day.isoformat() for day in restored]}
+                self._write_state(loading, backup, state)
             loading.carry_out(changes, self._keeper(backup))
             return frozenset(day for day, file in files.items() if file_fingerprint(file) == kept[day].fingerprint)
 
