@@ -54,6 +54,11 @@ class TableInfo:
             raise SchemaMismatch("; ".join(mismatches), table=str(self.table))
         self._passed_checks.add(check)
 
+    def find_date_column(self) -> str | None:
+        """Return the column of dates: that of its partitions, or else the first one; None for a table without one."""
+        first = (name for name, kind in self.columns.items() if kind == "DATE")
+        return self.partitioned_by or next(first, None)
+
     def check_dates(self, date_column: str) -> None:
         """Check that the table is dated by this column of dates. Raises `SchemaMismatch`."""
         self.check_columns(date_column, {date_column: "DATE"})
@@ -328,6 +333,16 @@ class Warehouse(Backups, Protocol):
 
         Raises `LeaseTakenOver`, and changes nothing, when the warehouse has seen a higher generation of the same window
         of the run for this target, or an undo of the run; `WarehouseUnavailable`, `NotAllowed`, `SchemaMismatch`.
+        """
+        ...
+
+    def raise_fence(self, target: TableName, run: str, *, window: int | None, generation: int) -> None:
+        """Refuse what earlier leases on the same work may still do: publish the window of the run, or undo the run.
+
+        For a process that has taken over or ended the work, even if it has nothing to publish or restore itself.
+        `generation` is that of its lease, `window` None for an undo. When this returns, a publication or restore of an
+        earlier lease is complete or will never take effect. Raises `LeaseTakenOver`, and changes nothing, when the
+        warehouse has seen a higher generation of the same work; `WarehouseUnavailable`, `NotAllowed`.
         """
         ...
 

@@ -39,6 +39,7 @@ from gated_backfill.common.ledger.connections import make_engine
 from gated_backfill.common.ledger.database import next_generation
 from gated_backfill.common.ledger.stores.history import DATES_PER_QUERY
 from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from tests.builders import (
     DAYS,
@@ -268,6 +269,8 @@ def test_a_target_belongs_to_the_job_whose_run_claimed_it(ledger: Ledger) -> Non
     assert [one.id for one in ledger.runs.list_active_runs()] == [run.id, again.id]
     assert not ledger.runs.has_run("twin")
     assert ledger.targets.get_owner("nba.other") is None
+    assert ledger.targets.list_targets(owner.job) == [TableName("nba", "factors")]
+    assert ledger.targets.list_targets("another job") == []
 
 
 def test_a_target_passes_from_a_job_that_gave_it_up_once_its_runs_have_ended(ledger: Ledger) -> None:
@@ -427,6 +430,20 @@ def test_a_window_released_as_open_can_be_claimed_again_and_a_closed_one_not(led
         assert ledger.windows.release_window(run.id, 0, "gate", to=to) is (to is WindowState.CLOSED)
         assert (claim_window(ledger, run, is_dead=everyone_is_dead) is not None) is is_claimed
     assert not ledger.windows.renew_window(run.id, 0, "gate", soon())
+
+
+def test_a_run_that_is_being_ended_takes_the_leases_from_its_gates(ledger: Ledger, run: Run) -> None:
+    generation = claim_window(ledger, run, "old")
+    assert generation is not None
+
+    generations = ledger.windows.end_leases(run.id)
+
+    assert list(generations) == [0]
+    assert generations[0] > generation
+    assert not ledger.windows.renew_window(run.id, 0, "old", soon())
+    later = claim_window(ledger, run, "new")
+    assert later is not None
+    assert later > generations[0]
 
 
 def test_a_gate_of_an_ended_run_has_lost_its_window(ledger: Ledger, run: Run) -> None:

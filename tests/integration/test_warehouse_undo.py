@@ -69,6 +69,23 @@ def test_a_gate_is_overtaken_by_one_that_had_nothing_to_change(warehouse: Wareho
     assert counts(warehouse, *DAYS) == {FEB_23: 3}
 
 
+def test_a_gate_is_overtaken_by_one_that_publishes_nothing(warehouse: Warehouse, staging: Staging) -> None:
+    file = staged(staging, FEB_23, players=5)
+    warehouse.raise_fence(TABLE, "run-1", window=0, generation=2)  # before there is a table
+    with pytest.raises(LeaseTakenOver):
+        publish(warehouse, file, generation=1)
+    assert publish(warehouse, file, generation=2).published == {FEB_23}
+    warehouse.raise_fence(TABLE, "run-1", window=0, generation=3)
+    with pytest.raises(LeaseTakenOver):
+        publish(warehouse, staged(staging, FEB_23, players=7, attempt=2), generation=2)
+    with pytest.raises(LeaseTakenOver):
+        warehouse.raise_fence(TABLE, "run-1", window=0, generation=2)
+    assert counts(warehouse, *DAYS) == {FEB_23: 5}
+    assert publish(warehouse, file, name="run-1/1").published == {FEB_23}  # another window
+    undo(warehouse)
+    warehouse.raise_fence(TABLE, "run-1", window=0, generation=4)  # the run can publish nothing anyway
+
+
 @pytest.mark.parametrize("replaces", [True, False])
 def test_a_run_that_was_undone_publishes_nothing_more(warehouse: Warehouse, staging: Staging, replaces: bool) -> None:
     if replaces:
@@ -106,6 +123,19 @@ def test_an_undo_that_was_overtaken_removes_nothing(warehouse: Warehouse, stagin
     assert counts(warehouse, *DAYS) == {FEB_23: 5}
     with pytest.raises(LeaseTakenOver):  # also without anything to restore
         warehouse.restore(TABLE, "day", "run-1", {}, generation=1)
+
+
+def test_an_undo_is_overtaken_by_one_that_restores_nothing(warehouse: Warehouse, staging: Staging) -> None:
+    publish(warehouse, staged(staging, FEB_23, players=5))
+    warehouse.raise_fence(TABLE, "run-1", window=None, generation=2)
+    with pytest.raises(LeaseTakenOver):
+        undo(warehouse, generation=1)
+    with pytest.raises(LeaseTakenOver):
+        warehouse.raise_fence(TABLE, "run-1", window=None, generation=1)
+    with pytest.raises(LeaseTakenOver):
+        publish(warehouse, staged(staging, FEB_23, players=7, attempt=2), generation=9)
+    assert counts(warehouse, *DAYS) == {FEB_23: 5}
+    assert undo(warehouse, generation=2) == {FEB_23}
 
 
 def test_a_cleanup_that_was_overtaken_deletes_nothing(warehouse: Warehouse) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import structlog
 
-from gated_backfill.common.errors import BackfillError, NotAllowed, Retryable, UserError
+from gated_backfill.common.errors import BackfillError, LeaseTakenOver, NotAllowed, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
-from gated_backfill.common.runs.release import find_still_published
+from gated_backfill.common.runs.release import fence_publications, find_still_published
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.publish import checkpoint_published
 from gated_backfill.worker.gate.window import LeasedWindow
@@ -21,18 +22,29 @@ log = structlog.get_logger()
 UNPROVEN = (DateState.STAGED, DateState.PUBLISHED)
 
 
-def fail_without_job(run: Run, number: int, deps: Deps, exc: UserError, *, is_last_attempt: bool) -> None:
+def fail_without_job(
+    run: Run, number: int, generation: int, deps: Deps, exc: UserError, *, is_last_attempt: bool
+) -> None:
     """Fail the run's remaining dates, as the job cannot be loaded here, or has another version than the run needs.
 
-    Raises `Retryable` unless this is the last attempt: another gate may have the job.
+    `generation` is that of the lease on window `number`. Raises `Retryable` unless this is the last attempt, as another
+    gate may have the job, and also then if the warehouse does not answer; `LeaseTakenOver`.
     """
     log.error("job_not_loaded", error_kind=exc.kind, error=str(exc))
     if not is_last_attempt:
         deps.ledger.windows.release_window(run.id, number, deps.owner, to=WindowState.OPEN)
         raise Retryable(str(exc)) from exc
+    unproven = deps.ledger.dates.list_dates(run.id, window=number, states=UNPROVEN)
+    try:
+        with _tolerating_permanent_errors():
+            targets = deps.ledger.targets.list_targets(run.job)
+            fence_publications(run, unproven, {number: generation}, targets, deps.warehouse)
+    except Retryable:
+        deps.ledger.windows.release_window(run.id, number, deps.owner, to=WindowState.OPEN)
+        raise
     reason = describe_missing_job(exc, "gate")
     columns = failure_columns(exc.kind, reason, reason)
-    for row in deps.ledger.dates.list_dates(run.id, window=number, states=UNPROVEN):
+    for row in unproven:
         holder = (number, deps.owner)
         deps.ledger.dates.move_date(run.id, row.day, expect=row.state, to=DateState.FAILED, gate=holder, **columns)
     deps.ledger.dates.fail_remaining_dates(run.id, exc.kind, reason)
@@ -51,6 +63,8 @@ def fail_staged(window: LeasedWindow, exc: Exception) -> None:
         dates.fail_remaining_dates(window.run.id, kind, str(exc))
     staged = dates.list_dates(window.run.id, window=window.number, states=[DateState.STAGED])
     try:
+        with _tolerating_permanent_errors():
+            window.fence_own_publication(staged)
         published = find_still_published(staged, window.job, window.deps.warehouse)
     except Retryable as unreadable:  # unknown whether readers see the rows: the dates stay staged for a later gate
         log.error("target_unreadable", error=str(unreadable))
@@ -59,6 +73,20 @@ def fail_staged(window: LeasedWindow, exc: Exception) -> None:
     for row in staged:
         if row.day not in published:
             window.fail(row, kind, f"the gate could not publish it: {exc}")
+
+
+@contextmanager
+def _tolerating_permanent_errors() -> Generator[None]:
+    """Log a permanent error of the fence, so that the dates can be failed and the run ends.
+
+    What the warehouse refuses to this gate for good, such as a write, it refuses to the gates before it, too.
+    """
+    try:
+        yield
+    except (Retryable, LeaseTakenOver):
+        raise
+    except BackfillError as exc:
+        log.error("fence_not_raised", error=str(exc))
 
 
 def abandon_window(window: LeasedWindow, dates: Sequence[DateRow], deaths: int) -> None:

@@ -25,8 +25,13 @@ from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
 from gated_backfill.worker.dependencies import Deps
-from gated_backfill.worker.gate.failures import abandon_window, fail_staged, fail_without_job
-from gated_backfill.worker.gate.publish import publish_and_checkpoint, quarantine_blocked, requeue_dates
+from gated_backfill.worker.gate.failures import UNPROVEN, abandon_window, fail_staged, fail_without_job
+from gated_backfill.worker.gate.publish import (
+    checkpoint_published,
+    publish_and_checkpoint,
+    quarantine_blocked,
+    requeue_dates,
+)
 from gated_backfill.worker.gate.verdicts import judge_staged, read_staged
 from gated_backfill.worker.gate.window import LeasedWindow, LeaseLost
 from gated_backfill.worker.post_run import schedule_post_run
@@ -65,7 +70,11 @@ def close_window(
             check_job_version(run, job, "gate")
         except UserError as exc:
             is_last = is_last_attempt or not can_ask_another(exc, deps.settings.date_retries, retries)
-            fail_without_job(run, number, deps, exc, is_last_attempt=is_last)
+            try:
+                fail_without_job(run, number, generation, deps, exc, is_last_attempt=is_last)
+            except LeaseTakenOver:
+                log.warning("gate_lease_lost")
+                return GateOutcome.NOT_CLAIMED
             return GateOutcome.CLOSED
         window = LeasedWindow(run=run, number=number, generation=generation, job=job, deps=deps)
         try:
@@ -103,6 +112,7 @@ def _close(window: LeasedWindow, *, is_last_attempt: bool) -> GateOutcome:
 def _gate_or_fail(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bool) -> list[date]:
     """Gate the window; an error that a retry cannot help fails its dates. Returns the dates to build again."""
     try:
+        window.fence_earlier_gates(dates)
         deaths = window.deps.ledger.windows.get_window(window.run.id, window.number).deaths
         if deaths < window.deps.settings.max_deaths:
             return _gate(window, dates, is_last_attempt=is_last_attempt)
@@ -124,10 +134,12 @@ def _gate_or_fail(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_att
 def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bool) -> list[date]:
     """Recount, judge, publish, checkpoint. Returns the dates to build again."""
     run, deps = window.run, window.deps
-    published = [row for row in dates if row.state is DateState.PUBLISHED]  # by an earlier gate, which then died
-    unchanged = find_still_published(published, window.job, deps.warehouse)
-    deps.ledger.checkpoints.write(run.id, unchanged, gate=window.holder)
-    staged = {row.day: row for row in dates if row.state is DateState.STAGED}
+    published = [row for row in dates if row.state is DateState.PUBLISHED]
+    passed = [row for row in dates if row.state in UNPROVEN]  # by an earlier gate, which may have published them
+    unchanged = find_still_published(passed, window.job, deps.warehouse)
+    if unchanged:
+        checkpoint_published(window, unchanged)
+    staged = {row.day: row for row in dates if row.state is DateState.STAGED and row.day not in unchanged}
     tables, missing_files = read_staged(staged.values(), deps.staging)
     judgements = judge_staged(window, staged, tables, is_last_attempt=is_last_attempt)
     del tables  # publishing needs the files only, so the memory is freed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.publication import Publication
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.runs.release import fence_publications
 from gated_backfill.worker.dependencies import Deps
 
 
@@ -35,6 +38,21 @@ class LeasedWindow:
     @property
     def publication(self) -> Publication:
         return Publication(run=self.run.id, window=self.number, generation=self.generation)
+
+    def fence_earlier_gates(self, dates: Sequence[DateRow]) -> None:
+        """Have the warehouse refuse what earlier gates of this window may still publish, see `fence_publications`."""
+        self._fence(dates, self.generation)
+
+    def fence_own_publication(self, dates: Sequence[DateRow]) -> None:
+        """Have the warehouse refuse what this gate may still publish: its answer to a publication may be lost.
+
+        The next lease on the window has a generation that is not lower.
+        """
+        self._fence(dates, self.generation + 1)
+
+    def _fence(self, dates: Sequence[DateRow], generation: int) -> None:
+        target = TableName.parse(self.job.target.table)
+        fence_publications(self.run, dates, {self.number: generation}, [target], self.deps.warehouse)
 
     def renew_lease(self) -> None:
         """Renew the lease; called before each step that changes anything. Raises `LeaseLost`."""

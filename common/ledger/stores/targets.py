@@ -12,6 +12,7 @@ from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import NewRun
 from gated_backfill.common.ledger.states import ENDED_RUNS
 from gated_backfill.common.ledger.tables import runs, targets
+from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 
 
@@ -33,6 +34,12 @@ class TargetStore(LedgerStore):
         with self._read() as connection:
             row = connection.execute(select(targets).where(targets.c.target == target)).mappings().one_or_none()
         return None if row is None else TargetOwner(**row)
+
+    def list_targets(self, job: str) -> list[TableName]:
+        """Return the tables that belong to the job; more than one if earlier versions of it had other targets."""
+        with self._read() as connection:
+            names = connection.execute(select(targets.c.target).where(targets.c.job == job).order_by(targets.c.target))
+            return [TableName.parse(name) for name in names.scalars()]
 
 
 def claim_target(connection: Connection, run_id: str, new: NewRun) -> None:

@@ -162,6 +162,23 @@ class WindowStore(LedgerStore):
             result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
         return bool(result.rowcount)
 
+    def end_leases(self, run_id: str) -> dict[int, int]:
+        """Take the leases from the gates of a run that is being ended: none of them begins to publish any more.
+
+        Returns the windows that have been open and are not closed, each with a generation that is higher than that of
+        any lease on it.
+        """
+        in_flight = and_(windows.c.run_id == run_id, windows.c.state.in_(IN_FLIGHT))
+        query = select(windows.c.number, windows.c.generation).where(in_flight).order_by(windows.c.number)
+        no_lease = {"state": WindowState.OPEN.value, "lease_owner": None, "lease_until": None}
+        with self._write() as connection:
+            rows = connection.execute(query.with_for_update()).all()
+            generations = {row.number: next_generation(row.generation) for row in rows}
+            for number, generation in generations.items():
+                is_window = and_(windows.c.run_id == run_id, windows.c.number == number)
+                connection.execute(update(windows).where(is_window).values(no_lease | {"generation": generation}))
+        return generations
+
 
 @dataclass(frozen=True, kw_only=True)
 class _JobInFlight:

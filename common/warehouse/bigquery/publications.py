@@ -6,6 +6,7 @@ A repeated publication finds its record and changes nothing. Undo tables hold th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 
 from gated_backfill.common.errors import StagedFileLost
@@ -20,7 +21,7 @@ from gated_backfill.common.warehouse.bigquery.parameters import (
     publication_request,
     requested_dates,
 )
-from gated_backfill.common.warehouse.bigquery.publication_record import publication_lease
+from gated_backfill.common.warehouse.bigquery.publication_record import publication_lease, undo_lease
 from gated_backfill.common.warehouse.bigquery.schema import check_column_names
 from gated_backfill.common.warehouse.bigquery.staging_tables import WRITE_PERMISSIONS
 from gated_backfill.common.warehouse.bigquery.undo import BigQueryUndo, new_copy
@@ -56,6 +57,19 @@ class BigQueryPublications(BigQueryUndo):
         return PublishResult(
             published=published, conflicting=days - published - unreadable, lost=unreadable - published
         )
+
+    def raise_fence(self, target: TableName, run: str, *, window: int | None, generation: int) -> None:
+        if window is None:
+            lease = undo_lease(run, generation)
+        else:
+            publication = Publication(run=run, window=window, generation=generation)
+            lease = replace(publication_lease(publication), ended_by=None)  # after an undo, there is nothing to refuse
+        info = self.describe(target)
+        date_column = None if info is None else info.find_date_column()
+        if date_column is None:  # nothing can have been published
+            self._record.renew_lease(lease, target)
+        else:
+            self._renew_lease(lease, target, date_column)
 
     def _stage_intact_files(self, files: Sequence[StagedFile]) -> tuple[TableName | None, frozenset[date]]:
         """Stage the intact files; return the table, None without such files, and the days of lost or damaged ones."""

@@ -78,6 +78,14 @@ class LocalPublications(LocalBackups):
         published = frozenset(current) - changed - unreadable
         return PublishResult(published=published, conflicting=frozenset(changed), lost=unreadable)
 
+    def raise_fence(self, target: TableName, run: str, *, window: int | None, generation: int) -> None:
+        undo = UndoFolder(self.root, run, target)
+        with self._writing(target):  # what is under way has the lock
+            if window is None:
+                undo.fence_undo(generation, durable=True)
+            else:
+                undo.fence_window(window, generation, durable=True)
+
     def _prepare_files(
         self,
         loading: LoadingFolder,

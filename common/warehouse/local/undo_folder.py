@@ -89,22 +89,31 @@ class UndoFolder:
 
     def fence_publication(self, publication: Publication) -> None:
         """Record the generation of the window. Raises `LeaseTakenOver` after a higher one or an undo of the run."""
-        fence = self._read_fence()
-        if fence["undo"] is not None:
+        if self._read_fence()["undo"] is not None:
             raise LeaseTakenOver(f"run {publication.run} was undone meanwhile: nothing was published")
-        window = str(publication.window)
-        if fence["windows"].get(window, publication.generation) > publication.generation:
-            raise LeaseTakenOver(f"another gate has taken over window {publication.name}: nothing was published")
-        fence["windows"][window] = publication.generation
-        self._write(FENCE, json.dumps(fence).encode())
+        self.fence_window(publication.window, publication.generation)
 
-    def fence_undo(self, generation: int) -> None:
+    def fence_window(self, window: int, generation: int, *, durable: bool = False) -> None:
+        """Record the generation of the window. Raises `LeaseTakenOver` after a higher one."""
+        fence = self._read_fence()
+        if fence["windows"].get(str(window), generation) > generation:
+            raise LeaseTakenOver(f"another gate has taken over window {self.owner}/{window}: nothing was published")
+        fence["windows"][str(window)] = generation
+        self._write_fence(fence, durable=durable)
+
+    def fence_undo(self, generation: int, *, durable: bool = False) -> None:
         """Record the generation of the undo. Raises `LeaseTakenOver` after a higher one."""
         fence = self._read_fence()
         if fence["undo"] is not None and fence["undo"] > generation:
             raise LeaseTakenOver(f"another process has taken over the undo of run {self.owner}: nothing was restored")
         fence["undo"] = generation
-        self._write(FENCE, json.dumps(fence).encode())
+        self._write_fence(fence, durable=durable)
+
+    def _write_fence(self, fence: dict[str, Any], *, durable: bool) -> None:
+        """Write the fencing tokens. Without `durable`, the change that follows syncs them, see `files_to_sync`."""
+        self._write(FENCE, json.dumps(fence).encode(), durable=durable)
+        if durable:
+            sync_folder(self.path)
 
     def _read_fence(self) -> dict[str, Any]:
         return read_json(self.path / FENCE) or {"windows": {}, "undo": None}
