@@ -199,6 +199,9 @@ def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
         raise UndoInProgress(f"run {run_id} was undone meanwhile by {run.undone_by}: nothing was changed")
     until = _lease_end(context)
     generation = checkpoints.begin_undo(run_id, plan.days, process_identity(), until, is_dead=is_dead)
+    if run.undo_generation:
+        # The process of an earlier undo may be frozen in its restore. This undo may release dates without a restore.
+        context.warehouse.raise_fence(plan.target, run_id, window=None, generation=generation)
     try:
         if plan.written:
             checkpoints.withdraw(run_id, plan.written, by, generation, _lease_end(context))
@@ -250,12 +253,18 @@ def _restore(plan: UndoPlan, days: Sequence[date], context: CommandContext, gene
 def release_interrupted_undo(run_id: str, context: CommandContext) -> bool:
     """Release the dates that an interrupted undo of the run had reserved; returns whether there were any.
 
-    For an undo that can't be completed: other runs can build its dates then.
+    For an undo that can't be completed: other runs can build its dates then. A process that was frozen in that undo has
+    no effect when it continues: the warehouse is told first. The job need not be installed here. Raises
+    `WarehouseUnavailable`, and releases nothing, when the warehouse does not answer; `UndoInProgress`.
     """
     run = context.ledger.runs.get_run(run_id)
     if run.undo_owner is None or run.undo_until is None:
         return False
     if run.undo_until > utcnow() and not is_dead(run.undo_owner):
         return False
-    context.ledger.checkpoints.release_undo(run_id, run.undo_generation)
+    checkpoints = context.ledger.checkpoints
+    generation = checkpoints.begin_undo(run_id, [], process_identity(), _lease_end(context), is_dead=is_dead)
+    for target in context.ledger.targets.list_targets(run.job):
+        context.warehouse.raise_fence(target, run_id, window=None, generation=generation)
+    checkpoints.release_undo(run_id, generation)
     return True

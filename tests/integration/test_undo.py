@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import BackupMissing, LeaseTakenOver, UndoIncomplete, UndoInProgress, UserError
+from gated_backfill.common.errors import (
+    BackupMissing,
+    LeaseTakenOver,
+    UndoIncomplete,
+    UndoInProgress,
+    UserError,
+    WarehouseUnavailable,
+)
 from gated_backfill.common.ledger import RunProgress, RunState
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import Publication
@@ -325,6 +333,84 @@ def test_an_undo_that_was_frozen_and_taken_over_ends_in_a_clear_line(
     assert any_lab.table_bytes(TARGET) == before
     assert checkpoints(any_lab) == dict.fromkeys(DAYS, first.run.id)
     assert any_lab.ledger.runs.get_run(second.run.id).undone_by == "a test"
+
+
+def undo_while_another_ends_it(lab: Lab, monkeypatch: pytest.MonkeyPatch, second: RunProgress, end: Any) -> None:
+    """Undo the run in a process that is frozen before it restores rows; meanwhile, its undo is ended elsewhere.
+
+    Then another run builds the same rows as the run that is being undone.
+    """
+    real = undo._restore
+
+    def frozen(*arguments: Any) -> frozenset[date]:
+        monkeypatch.setattr(undo, "_restore", real)
+        lab.change_ledger("UPDATE runs SET undo_until = :expired, undo_owner = 'elsewhere:1:1'", expired=FIRST)
+        end()
+        assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
+        third.append(built(lab, DAYS))
+        return real(*arguments)
+
+    third: list[RunProgress] = []
+    published = lab.table_bytes(TARGET)
+    monkeypatch.setattr(undo, "_restore", frozen)
+    with pytest.raises(LeaseTakenOver):
+        undone(lab, second)
+    assert lab.table_bytes(TARGET) == published
+    assert checkpoints(lab) == dict.fromkeys(DAYS, third[0].run.id)
+
+
+def test_an_undo_that_was_frozen_changes_nothing_after_a_later_one_without_dates(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writers have written all dates in the meantime, so the later undo has nothing to restore."""
+    _, _, second = built_twice(any_lab)
+
+    def end() -> None:
+        for day in DAYS:
+            overwrite(any_lab, day)
+        assert undone(any_lab, second).days == []
+
+    undo_while_another_ends_it(any_lab, monkeypatch, second, end)
+
+
+def test_an_undo_that_was_frozen_changes_nothing_after_its_dates_were_released(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, second = built_twice(any_lab)
+    end = partial(undo.release_interrupted_undo, second.run.id, any_lab.context)
+    undo_while_another_ends_it(any_lab, monkeypatch, second, end)
+
+
+def test_the_dates_of_an_interrupted_undo_are_released_without_its_job(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, second = built_twice(lab)
+    undo_begun(lab.ledger, second.run.id, DAYS)
+
+    def not_installed(name: str) -> None:
+        raise UserError(f"no job {name}")
+
+    monkeypatch.setattr(undo, "find_job", not_installed)
+    assert undo.release_interrupted_undo(second.run.id, lab.context)
+    assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
+
+
+def test_the_dates_of_an_interrupted_undo_stay_reserved_while_the_warehouse_does_not_answer(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before, second = built_twice(lab)
+    undo_begun(lab.ledger, second.run.id, DAYS)
+
+    def no_answer(*arguments: Any, **named: Any) -> None:
+        raise WarehouseUnavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.context.warehouse, "raise_fence", no_answer)
+        with pytest.raises(WarehouseUnavailable):
+            undo.release_interrupted_undo(second.run.id, lab.context)
+    assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {second.run.id: DAYS}
+    undone(lab, second)
+    assert lab.table_bytes(TARGET) == before
 
 
 def test_the_command_names_the_dates_it_leaves_and_exits_with_3(lab: Lab) -> None:
