@@ -79,6 +79,8 @@ class ExpectationUnreadable(BackfillError):
 class BackupMissing(UserError):
     """The backup of replaced rows no longer exists, so they cannot be restored."""
 
+    days: frozenset[date] = frozenset()  #: the dates of an undo that cannot be restored
+
 
 class StagedFileLost(BackfillError):
     """A staged file is missing or has changed."""

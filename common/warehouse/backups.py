@@ -105,12 +105,14 @@ def mixed_dates_error(backup: Backup, mixed: Collection[date]) -> RestoreConflic
 
 def replaced_rows_missing(target: TableName, run: str, days: Collection[date]) -> BackupMissing:
     """Return the error for dates of an undo whose replaced rows are not kept any more."""
-    return BackupMissing(
+    error = BackupMissing(
         f"the rows that run {run} replaced on {len(days)} date(s) were deleted or have expired (BACKFILL_UNDO_DAYS), "
-        "so the run can't be undone: build these dates again with `backfill run --reprocess all`",
+        "so these dates can't be undone: build them again with `backfill run --reprocess all`",
         table=str(target),
         day=min(days),
     )
+    error.days = frozenset(days)
+    return error
 
 
 def kept_rows_missing(table: TableName, kept: KeptRows) -> BackupMissing:

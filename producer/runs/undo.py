@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from gated_backfill.common.errors import UndoIncomplete, UndoInProgress, UserError
+from gated_backfill.common.errors import BackupMissing, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
@@ -31,11 +31,16 @@ class UndoPlan:
     emptied: Mapping[date, ReplacedPartition]  #: dates that had no rows before
     unchanged: tuple[date, ...]  #: dates whose rows the run did not change
     written: Mapping[date, str] = field(default_factory=dict[date, str])  #: left as they are: who wrote them
+    missing: tuple[date, ...] = ()  #: left as they are: the rows that the run replaced are not kept any more
     leave_written: bool = False  #: finish the undo although further dates are written meanwhile
 
     @property
     def days(self) -> list[date]:
         return sorted({*self.restored, *self.emptied, *self.unchanged})
+
+    @property
+    def left(self) -> list[date]:
+        return sorted({*self.written, *self.missing})
 
     @property
     def target(self) -> TableName:
@@ -53,6 +58,11 @@ class UndoPlan:
         ]
         if self.written:
             parts.append(f"left as they are: {describe_writers(self.written)}")
+        if self.missing:
+            parts.append(
+                f"left as they are: the earlier rows of {len(self.missing)} date(s) are not kept any more "
+                f"({format_dates(self.missing)})"
+            )
         return f"{self.target}: {'; '.join(parts) or 'no date is left to undo'}"
 
 
@@ -60,7 +70,8 @@ def plan_undo(run_id: str, context: CommandContext, *, leave_written: bool = Fal
     """Plan the undo of a run, or the rest of one that has begun, without changing anything.
 
     Raises `UserError` when the run is active, was undone, or published nothing, and when dates were written since,
-    unless `leave_written` is set or the undo has begun; `BackupMissing` when the rows it replaced were deleted.
+    unless `leave_written` is set or the undo has begun; `BackupMissing` when the rows it replaced were deleted, unless
+    such dates are to be left in the same way and others can be undone.
     """
     run = context.ledger.runs.get_run(run_id)
     if not run.has_ended:
@@ -85,11 +96,15 @@ def plan_undo(run_id: str, context: CommandContext, *, leave_written: bool = Fal
     )
     to_undo = [row for row in remaining if row.day not in written]
     has_begun = any(row.active or (run.undo_generation and row.undone_at is not None) for row in rows)
-    _check_undoable(run, to_undo, written, leave_written=leave_written or has_begun)
+    leaves_others = leave_written or has_begun
+    _check_undoable(run, to_undo, written, leave_written=leaves_others)
     check_no_active_run(run, [row.day for row in to_undo], context)
     replaced = {row.day: replaced[row.day] for row in to_undo if row.day in replaced}
-    context.warehouse.check_restorable(target, date_column, run_id, replaced)
-    return classify_dates(run, job, to_undo, replaced, written=written, leave_written=leave_written)
+    not_restored = {day: partition for day, partition in replaced.items() if fingerprints[day] != partition.before}
+    missing = _find_missing(run, job, to_undo, not_restored, context, leaves_others=leaves_others)
+    to_undo = [row for row in to_undo if row.day not in missing]
+    replaced = {day: partition for day, partition in replaced.items() if day not in missing}
+    return classify_dates(run, job, to_undo, replaced, written=written, missing=missing, leave_written=leave_written)
 
 
 def _is_published(row: DateRow, replaced: ReplacedPartition | None, fingerprint: str) -> bool:
@@ -161,6 +176,32 @@ def check_no_active_run(run: Run, days: Sequence[date], context: CommandContext)
         )
 
 
+def _find_missing(
+    run: Run,
+    job: Job,
+    rows: Sequence[DateRow],
+    not_restored: Mapping[date, ReplacedPartition],
+    context: CommandContext,
+    *,
+    leaves_others: bool,
+) -> frozenset[date]:
+    """Return the dates that are left because the rows that the run replaced on them are not kept any more.
+
+    Raises `BackupMissing` if the undo has no other dates, or is not to leave any.
+    """
+    try:
+        context.warehouse.check_restorable(
+            TableName.parse(job.target.table), job.target.date_column, run.id, not_restored
+        )
+    except BackupMissing as exc:
+        others = len(rows) - len(exc.days)
+        if not (others and leaves_others):
+            hint = f"; --leave-written undoes the other {others} date(s)" if others else ""
+            raise BackupMissing(f"{exc}{hint}") from exc
+        return exc.days
+    return frozenset()
+
+
 def classify_dates(
     run: Run,
     job: Job,
@@ -168,6 +209,7 @@ def classify_dates(
     replaced: Mapping[date, ReplacedPartition],
     *,
     written: Mapping[date, str],
+    missing: Collection[date],
     leave_written: bool,
 ) -> UndoPlan:
     """Group the dates by the effect of the undo."""
@@ -182,6 +224,7 @@ def classify_dates(
             if row.day not in replaced or replaced[row.day].before == replaced[row.day].published
         ),
         written=written,
+        missing=tuple(sorted(missing)),
         leave_written=leave_written,
     )
 
@@ -203,8 +246,8 @@ def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
         # The process of an earlier undo may be frozen in its restore. This undo may release dates without a restore.
         context.warehouse.raise_fence(plan.target, run_id, window=None, generation=generation)
     try:
-        if plan.written:
-            checkpoints.withdraw(run_id, plan.written, by, generation, _lease_end(context))
+        if plan.left:
+            checkpoints.withdraw(run_id, plan.left, by, generation, _lease_end(context))
         earlier = checkpoints.list_replaced_checkpoints(run_id)
         changed: list[date] = []
         proven: list[date] = []

@@ -463,10 +463,55 @@ def test_rows_lost_from_a_backup_are_noticed_before_anything_is_touched(bigquery
     (backup,) = [table for table in emulator.client().list_tables("backfill") if table.table_id.startswith("undo_")]
     emulator.run(f"DELETE FROM backfill.{backup.table_id} WHERE day = DATE '2024-01-02'")
 
-    with pytest.raises(BackupMissing, match=r"on 1 date\(s\) is not kept"):
+    with pytest.raises(BackupMissing, match=r"on 1 date\(s\) were deleted or have expired.*undoes the other 2 date"):
         plan_undo(second.run.id, bigquery_lab.context)
 
     assert (bigquery_lab.table_bytes(TARGET), checkpoints(bigquery_lab)) == (rows, proven)
+    assert plan_undo(second.run.id, bigquery_lab.context, leave_written=True).missing == (DAYS[1],)
+
+
+def lose_copies(lab: Lab, *days: date) -> None:
+    """Delete the rows that runs replaced on the dates."""
+    for day in days:
+        for copy in (lab.home / "warehouse" / ".undo").rglob(f"{day}.parquet"):
+            copy.unlink()
+
+
+def test_dates_whose_earlier_rows_are_not_kept_are_left_when_asked_for(lab: Lab) -> None:
+    first, before, second = built_twice(lab)
+    now, earlier = rows_by_day(lab), [rows for _, rows in sorted(before.items())]
+    lose_copies(lab, DAYS[0])
+    refused = lab.inside("undo", second.run.id, "--yes")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--leave-written undoes the other 2 date(s)" in refused.stderr
+    assert (rows_by_day(lab), checkpoints(lab)) == (now, dict.fromkeys(DAYS, second.run.id))
+
+    done = lab.inside("undo", second.run.id, "--yes", "--leave-written")
+
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "left as they are: the earlier rows of 1 date(s) are not kept any more (2024-01-01)" in done.stdout
+    assert rows_by_day(lab) == [now[0], *earlier[1:]]
+    assert checkpoints(lab) == dict.fromkeys(DAYS[1:], first.run.id)
+    again = lab.inside("undo", second.run.id, "--yes", "--leave-written")
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert "have expired (BACKFILL_UNDO_DAYS)" in again.stderr
+
+
+def test_an_interrupted_undo_is_completed_without_the_dates_whose_earlier_rows_expired(lab: Lab) -> None:
+    first, before, second = built_twice(lab)
+    planned = plan_undo(second.run.id, lab.context)
+    generation = undo_begun(lab.ledger, second.run.id, planned.days)
+    restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
+    lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first, generation=generation)
+    now, earlier = rows_by_day(lab), [rows for _, rows in sorted(before.items())]
+    lose_copies(lab, *DAYS[:2])
+
+    completed = undone(lab, second)
+
+    assert (completed.days, completed.missing) == ([DAYS[0], DAYS[2]], (DAYS[1],))
+    assert rows_by_day(lab) == [earlier[0], now[1], earlier[2]]
+    assert checkpoints(lab) == {DAYS[0]: first.run.id, DAYS[2]: first.run.id}
+    assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
 
 
 def overwrite(lab: Lab, day: date) -> None:

@@ -19,7 +19,9 @@ from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 @click.argument("run_id", metavar="RUN", help="The run to undo.")
 @click.option("--dry-run", is_flag=True, help="Show the effect on each date. Changes nothing.")
 @click.option(
-    "--leave-written", is_flag=True, help="Leave dates as they are that were written since, and undo the others."
+    "--leave-written",
+    is_flag=True,
+    help="Leave dates as they are that were written since or whose earlier rows are no longer kept; undo the others.",
 )
 @yes_option
 def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
@@ -27,9 +29,9 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
 
     A date that had no checkpoint before the run has none afterwards: `plan` lists it as undone, and only
     `run --reprocess undone` (or `all`) builds it. Refuses, and changes nothing, when one of the dates was written after
-    the run (`--leave-written` undoes the others), or when the rows that the run replaced are no longer kept. An
-    interrupted undo is completed by the same command. Exit codes: 0 all dates are undone; 3 some dates were written
-    since and are left as they are.
+    the run, or when the rows that the run replaced on it are no longer kept; `--leave-written` undoes the others. An
+    interrupted undo is completed by the same command. Exit codes: 0 all dates are undone; 3 some dates are left as they
+    are.
     """
     context = open_context(read_settings())
     console = make_console()
@@ -53,7 +55,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     console.print(
         f"undone: {count} date(s), {len(reinstated)} have their earlier checkpoints again{suffix}", soft_wrap=True
     )
-    raise SystemExit(INCOMPLETE if undo_plan.written else COMPLETE)
+    raise SystemExit(INCOMPLETE if undo_plan.left else COMPLETE)
 
 
 def _plan_or_release(run_id: str, context: CommandContext, *, leave_written: bool, dry_run: bool) -> UndoPlan:
