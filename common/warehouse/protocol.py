@@ -383,11 +383,18 @@ class Warehouse(Backups, Protocol):
         """List the rows of these dates that publications and restores removed and that are still kept, newest first."""
         ...
 
+    def check_kept_restorable(self, table: TableName, date_column: str, kept: KeptRows) -> None:
+        """Check that the rows are still kept, and that the table can hold them; changes nothing.
+
+        Raises `BackupMissing`, `SchemaMismatch`.
+        """
+        ...
+
     def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
         """Replace the present rows of the date by kept ones, if their fingerprint is still `current` (`ABSENT`: none).
 
         Returns whether the date holds the kept rows now. The replaced rows are kept as well, and so are the restored
-        ones. Raises `BackupMissing`, and changes nothing, when the rows are not kept any more.
+        ones. Raises the errors of `check_kept_restorable`, and changes nothing then.
         """
         ...
 

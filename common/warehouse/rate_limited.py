@@ -27,6 +27,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "check_restorable": 1,
     "restore": 3,
     "list_kept": 1,
+    "check_kept_restorable": 1,
     "restore_kept": 3,
     "load": 2,
     "row_counts": 1,

@@ -20,6 +20,7 @@ class KeptRestore:
 
     target: DatedTable
     job: str | None  #: the job that the table belongs to, if a run has claimed it
+    run: str | None  #: the run of the date's checkpoint, if it has one
     kept: KeptRows
     current: str  #: fingerprint of the date's present rows
     present_rows: int
@@ -57,11 +58,18 @@ def plan_kept_restore(name: str, kept_id: str, context: CommandContext) -> KeptR
             f"{target.name} has no kept rows with the id {kept_id!r} (they may have expired): "
             f"`backfill kept list {target.name}` lists the ids"
         )
-    current = context.warehouse.fingerprints(target.name, target.date_column, [kept.day])[kept.day]
+    context.warehouse.check_kept_restorable(target.name, target.date_column, kept)
+    checkpoints = context.ledger.checkpoints.list_checkpoints(job, kept.day, kept.day) if job else {}
+    current = _fingerprint(target, kept.day, context.warehouse)
     if current == kept.fingerprint:
         raise UserError(f"{target.name} {kept.day} has these rows already: there is nothing to restore")
     return KeptRestore(
-        target=target, job=job, kept=kept, current=current, present_rows=_count(target, kept.day, context.warehouse)
+        target=target,
+        job=job,
+        run=checkpoints[kept.day].run_id if kept.day in checkpoints else None,
+        kept=kept,
+        current=current,
+        present_rows=_count(target, kept.day, context.warehouse),
     )
 
 
@@ -69,18 +77,33 @@ def restore_kept_rows(plan: KeptRestore, context: CommandContext, by: str) -> bo
     """Put the kept rows back; return whether the date had a checkpoint.
 
     The checkpoint is removed first, and the date is then listed as undone, so that no run replaces the rows unasked.
-    Raises `DatesInUse`, and changes nothing, when an active run has the date. Raises `UserError` when another program
-    wrote the date after the plan was made: its rows stay, but the checkpoint is gone.
+    Raises `DatesInUse`, and changes nothing, when an active run has the date, or another run has checkpointed it since
+    the plan was made; `BackupMissing`, `SchemaMismatch` and `UserError`, and changes nothing, when the rows can't be
+    put back, or another program wrote the date since. If it does so between the removal and the restore, its rows stay,
+    but the checkpoint is gone. Repeating an interrupted restore, with a new plan, completes it.
     """
-    target, kept = plan.target, plan.kept
-    had_checkpoint = plan.job is not None and context.ledger.checkpoints.withdraw_date(plan.job, kept.day, by)
-    if not context.warehouse.restore_kept(target.name, target.date_column, kept, current=plan.current):
-        withdrawn = ", but its checkpoint was removed and it is listed as undone" if had_checkpoint else ""
-        raise UserError(
-            f"{target.name} {kept.day} was written by another program in the meantime; its rows were not changed"
-            f"{withdrawn}: check its rows, then repeat the command"
-        )
+    target, kept, warehouse = plan.target, plan.kept, context.warehouse
+    warehouse.check_kept_restorable(target.name, target.date_column, kept)
+    if _fingerprint(target, kept.day, warehouse) != plan.current:
+        raise _written_error(plan, withdrawn=False)
+    had_checkpoint = plan.job is not None and context.ledger.checkpoints.withdraw_date(
+        plan.job, kept.day, by, run_id=plan.run
+    )
+    if not warehouse.restore_kept(target.name, target.date_column, kept, current=plan.current):
+        raise _written_error(plan, withdrawn=had_checkpoint)
     return had_checkpoint
+
+
+def _written_error(plan: KeptRestore, *, withdrawn: bool) -> UserError:
+    checkpoint = ", but its checkpoint was removed and it is listed as undone" if withdrawn else ""
+    return UserError(
+        f"{plan.target.name} {plan.kept.day} was written by another program in the meantime; its rows were not changed"
+        f"{checkpoint}: check its rows, then repeat the command"
+    )
+
+
+def _fingerprint(target: DatedTable, day: date, warehouse: Warehouse) -> str:
+    return warehouse.fingerprints(target.name, target.date_column, [day])[day]
 
 
 def _count(target: DatedTable, day: date, warehouse: Warehouse) -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+import shutil
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
 
-from gated_backfill.common.errors import DatesInUse, UserError
+from gated_backfill.common.errors import BackupMissing, DatesInUse, SchemaMismatch, UserError
 from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.producer.tables.kept_rows import plan_kept_restore, restore_kept_rows
 from tests.builders import FEB_23, FEB_24, JOB, checkpointed_date, queued_run
+from tests.emulator import Emulator
 from tests.lab import Lab, players
 
 DAYS = [FEB_23, FEB_24]
@@ -33,6 +37,25 @@ def built_twice(lab: Lab) -> tuple[dict[str, bytes], str]:
     before = lab.table_bytes(TARGET)
     lab.probe_all(DAYS, players(20), lowest=0.5)
     return before, lab.run(DAYS, "probe", reprocess=Reprocess.ALL).run.id
+
+
+def checkpoint_runs(lab: Lab) -> dict[date, str]:
+    """The run of each date's checkpoint."""
+    checkpoints = lab.ledger.checkpoints.list_checkpoints("probe", *DAYS)
+    return {day: checkpoint.run_id for day, checkpoint in checkpoints.items()}
+
+
+def without_column(emulator: Emulator, warehouse: Warehouse, name: str) -> None:
+    """Drop a column of the target."""
+    client = emulator.client()
+    table = client.get_table(f"test-project.{TARGET}")
+    table.schema = [field for field in table.schema if field.name != name]
+    emulator.run(f"CREATE TABLE probe.copied AS SELECT * EXCEPT ({name}) FROM {TARGET}")
+    client.delete_table(table.reference)
+    client.create_table(table)
+    emulator.run(f"INSERT INTO {TARGET} SELECT * FROM probe.copied")
+    assert isinstance(warehouse, BigQueryWarehouse)
+    warehouse._tables.forget_descriptions()
 
 
 def test_replaced_rows_are_listed_and_put_back_and_stay(any_lab: Lab) -> None:
@@ -93,12 +116,97 @@ def test_a_date_that_was_written_meanwhile_is_left_alone(lab: Lab) -> None:
     built_twice(lab)
     plan = plan_kept_restore(TARGET, kept_rows(lab)[0]["id"], lab.context)
     lab.keep_only(TARGET, plan.kept.day, "name", "player001", "day")
-    written = lab.table_bytes(TARGET)
+    written, proven = lab.table_bytes(TARGET), checkpoint_runs(lab)
 
     with pytest.raises(UserError, match="was written by another program in the meantime"):
         restore_kept_rows(plan, lab.context, "a test")
 
-    assert lab.table_bytes(TARGET) == written
+    assert (lab.table_bytes(TARGET), checkpoint_runs(lab)) == (written, proven)
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_checkpoint_that_was_written_after_the_plan_is_left_alone(any_lab: Lab, *, has_checkpoint: bool) -> None:
+    """A later run builds the same rows again, while the command waits for its confirmation."""
+    built_twice(any_lab)
+    kept_id = kept_rows(any_lab)[0]["id"]
+    checkpoints = any_lab.ledger.checkpoints
+    if not has_checkpoint:
+        for day, run_id in checkpoint_runs(any_lab).items():
+            assert checkpoints.withdraw_date("probe", day, "a test", run_id=run_id)
+    plan = plan_kept_restore(TARGET, kept_id, any_lab.context)
+    later = any_lab.run(DAYS, "probe", reprocess=Reprocess.ALL).run.id
+    rows = any_lab.table_bytes(TARGET)
+
+    with pytest.raises(DatesInUse, match=f"run {later} has checkpointed {plan.kept.day} meanwhile"):
+        restore_kept_rows(plan, any_lab.context, "a test")
+
+    assert (any_lab.table_bytes(TARGET), checkpoint_runs(any_lab)) == (rows, dict.fromkeys(DAYS, later))
+    assert checkpoints.list_undone("probe", *DAYS) == {}
+
+
+def test_a_restore_whose_rows_expire_before_it_changes_nothing(any_lab: Lab) -> None:
+    built_twice(any_lab)
+    plan = plan_kept_restore(TARGET, kept_rows(any_lab)[0]["id"], any_lab.context)
+    proven = checkpoint_runs(any_lab)
+    warehouse = any_lab.context.warehouse
+    if isinstance(warehouse, BigQueryWarehouse):
+        for name in warehouse._tables.list_own("undo_"):
+            warehouse._tables.drop(warehouse._tables.own(name))
+    else:
+        shutil.rmtree(any_lab.home / "warehouse" / ".undo")
+
+    with pytest.raises(BackupMissing, match="have expired"):
+        restore_kept_rows(plan, any_lab.context, "a test")
+
+    assert checkpoint_runs(any_lab) == proven
+
+
+def test_a_restore_of_a_column_that_the_table_lacks_changes_nothing(bigquery_lab: Lab, emulator: Emulator) -> None:
+    lab = bigquery_lab
+    built_twice(lab)
+    kept_id = kept_rows(lab)[0]["id"]
+    plan, proven = plan_kept_restore(TARGET, kept_id, lab.context), checkpoint_runs(lab)
+    without_column(emulator, lab.context.warehouse, "value")
+
+    for restore in (
+        lambda: restore_kept_rows(plan, lab.context, "a test"),
+        lambda: plan_kept_restore(TARGET, kept_id, lab.context),
+    ):
+        with pytest.raises(SchemaMismatch, match="value"):
+            restore()
+
+    assert checkpoint_runs(lab) == proven
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["before-the-restore", "after-the-restore"])
+def test_a_restore_that_died_is_completed_by_the_next(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch, *, restored: bool
+) -> None:
+    before, _ = built_twice(any_lab)
+    listed = kept_rows(any_lab)
+    warehouse = any_lab.context.warehouse
+    put_back = warehouse.restore_kept
+
+    def die(*arguments: Any, **named: Any) -> None:
+        if restored:
+            put_back(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warehouse, "restore_kept", die)
+        for rows in listed:
+            with pytest.raises(KeyboardInterrupt):
+                restore_kept_rows(plan_kept_restore(TARGET, rows["id"], any_lab.context), any_lab.context, "ada")
+
+    for rows in listed:
+        if restored:
+            with pytest.raises(UserError, match="there is nothing to restore"):
+                plan_kept_restore(TARGET, rows["id"], any_lab.context)
+        else:
+            assert not restore_kept_rows(plan_kept_restore(TARGET, rows["id"], any_lab.context), any_lab.context, "ada")
+
+    assert any_lab.table_bytes(TARGET) == before
+    assert (checkpoint_runs(any_lab), sorted(any_lab.ledger.checkpoints.list_undone("probe", *DAYS))) == ({}, DAYS)
 
 
 def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> None:
@@ -145,12 +253,16 @@ def test_a_withdrawn_date_is_undone_and_one_in_use_is_not_withdrawn(ledger: Ledg
     run = queued_run(ledger, DAYS)
     checkpointed_date(ledger, run, FEB_23)
     with pytest.raises(DatesInUse, match=f"run {run.id} is at work on 2023-02-23"):
-        ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
+        ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=run.id)
     ledger.orders.abandon_run(run.id, by="a test", reason="it is not needed")
 
-    assert ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
-    assert not ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada")
-    assert not ledger.checkpoints.withdraw_date(JOB, FEB_24, "ada")
+    for other in (None, "another"):
+        with pytest.raises(DatesInUse, match=f"run {run.id} has checkpointed 2023-02-23 meanwhile"):
+            ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=other)
+
+    assert ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=run.id)
+    assert not ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=run.id)
+    assert not ledger.checkpoints.withdraw_date(JOB, FEB_24, "ada", run_id=None)
 
     assert ledger.checkpoints.list_checkpoints(JOB, FEB_23, FEB_24) == {}
     (undone,) = ledger.checkpoints.list_undone(JOB, FEB_23, FEB_24).values()

@@ -204,11 +204,11 @@ class CheckpointStore(LedgerStore):
             connection.execute(update(runs).where(runs.c.id == run_id).values(undone_at=utcnow(), undone_by=by))
             record_action(connection, run_id, RunAction.UNDONE, by=by)
 
-    def withdraw_date(self, job: str, day: date, by: str) -> bool:
-        """Delete the checkpoint of a date, reopen the flag it cleared, and mark the date as undone by `by`.
+    def withdraw_date(self, job: str, day: date, by: str, *, run_id: str | None) -> bool:
+        """Delete the run's checkpoint of a date, reopen the flag it cleared, and mark the date as undone by `by`.
 
         To be called before earlier rows of the date are put back. Returns False for a date without a checkpoint. Raises
-        `DatesInUse`, and changes nothing, when an active run has the date.
+        `DatesInUse`, and changes nothing, when an active run has the date, or its checkpoint is of another run.
         """
         of_date = and_(checkpoints.c.job == job, checkpoints.c.day == day)
         in_use = select(run_dates.c.run_id).where(run_dates.c.job == job, run_dates.c.day == day, run_dates.c.active)
@@ -219,9 +219,11 @@ class CheckpointStore(LedgerStore):
                     f"run {active_run} is at work on {day}: wait for its end with `backfill watch {active_run}`",
                     run=active_run,
                 )
-            run_id = connection.execute(select(checkpoints.c.run_id).where(of_date).with_for_update()).scalar()
-            if run_id is None:
+            checkpointed_by = connection.execute(select(checkpoints.c.run_id).where(of_date).with_for_update()).scalar()
+            if checkpointed_by is None:
                 return False
+            if checkpointed_by != run_id:
+                raise DatesInUse(f"run {checkpointed_by} has checkpointed {day} meanwhile", run=checkpointed_by)
             connection.execute(delete(checkpoints).where(of_date))
             reopen_flags(connection, job, [day], run_id)
             mark = {"undone_at": utcnow(), "undone_by": by, "undo_restored": True}

@@ -194,18 +194,26 @@ class BigQueryUndo(BigQueryBackups):
         existing = {undo_table for undo_table in {copy.table for copy in copies} if self.describe(undo_table)}
         return [copy for copy in copies if copy.table in existing]
 
-    def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
+    def check_kept_restorable(self, table: TableName, date_column: str, kept: KeptRows) -> None:
+        self._find_kept_table(table, date_column, kept)
+
+    def _find_kept_table(self, table: TableName, date_column: str, kept: KeptRows) -> TableName:
+        """Return the undo table that holds the kept rows. Raises `BackupMissing`, `SchemaMismatch`."""
         check_column_names(date_column)
         dates = DateRange(start=kept.day, through=kept.day)
         undo_tables = [copy.table for copy in self._kept_copies(table, dates) if copy.rows.id == kept.id]
         if not undo_tables:
             raise kept_rows_missing(table, kept)
-        columns = self._kept_columns(undo_tables[0])
-        self._tables.require_uncached(table).check_columns(date_column, columns)
+        self._tables.require_uncached(table).check_columns(date_column, self._kept_columns(undo_tables[0]))
+        return undo_tables[0]
+
+    def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
+        kept_table = self._find_kept_table(table, date_column, kept)
+        columns = self._kept_columns(kept_table)
         if self._contents(table, date_column, [kept.day], columns)[kept.day] == kept.fingerprint:
             return True
         copy = new_copy()
-        source = self._undo_places(undo_tables[0], date_column)
+        source = self._undo_places(kept_table, date_column)
         keep_in = source  # which gets nothing when there are no rows to keep
         if current != ABSENT:
             keep_in = self._prepare_undo_table(self._undo_table(f"{KEPT_TABLE}{copy}", table), table, date_column)

@@ -244,22 +244,31 @@ class LocalPublications(LocalBackups):
             listed = [kept for undo in undo_of_table for kept, _ in undo.kept(date_column, dates)]
         return sorted(listed, key=lambda kept: (kept.kept_at, kept.id), reverse=True)
 
+    def check_kept_restorable(self, table: TableName, date_column: str, kept: KeptRows) -> None:
+        with translate_file_errors(table):
+            self._find_kept_copy(table, date_column, kept)
+
+    def _find_kept_copy(self, table: TableName, date_column: str, kept: KeptRows) -> Path:
+        """Return the file of the kept rows. Raises `BackupMissing`, `SchemaMismatch`."""
+        owner = UndoFolder(self.root, kept.id.partition("/")[0], table)
+        one_day = DateRange(start=kept.day, through=kept.day)
+        copies = [copy for rows, copy in owner.kept(date_column, one_day) if rows.id == kept.id]
+        if not copies or file_fingerprint(copies[0]) != kept.fingerprint:
+            raise kept_rows_missing(table, kept)
+        self._check_no_other_files([self._part(table, date_column, kept.day)])
+        return copies[0]
+
     def restore_kept(self, table: TableName, date_column: str, kept: KeptRows, *, current: str) -> bool:
         with self._writing(table) as loading:
-            owner = UndoFolder(self.root, kept.id.partition("/")[0], table)
-            one_day = DateRange(start=kept.day, through=kept.day)
-            copies = [copy for rows, copy in owner.kept(date_column, one_day) if rows.id == kept.id]
-            if not copies or file_fingerprint(copies[0]) != kept.fingerprint:
-                raise kept_rows_missing(table, kept)
+            copy = self._find_kept_copy(table, date_column, kept)
             path = self._part(table, date_column, kept.day)
-            self._check_no_other_files([path])
             snapshot = self._parts.snapshot(str(path))
             if snapshot.checksum != kept.fingerprint and (
                 self._parts.rows_fingerprint(str(path), snapshot.checksum) == current
             ):
                 undo = UndoFolder(self.root, KEPT_RESTORES, table)
                 checksums = {kept.day: kept.fingerprint}
-                if _prepare_copies(loading, date_column, {kept.day: copies[0]}, checksums):
+                if _prepare_copies(loading, date_column, {kept.day: copy}, checksums):
                     raise kept_rows_missing(table, kept)
                 removed_by = "restore of kept rows"
                 self._put_in_place(loading, undo, removed_by, date_column, checksums, {kept.day: snapshot})

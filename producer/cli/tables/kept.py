@@ -62,7 +62,7 @@ def restore(table: str, kept_id: str, dry_run: bool, yes: bool) -> None:
 
     If the date has a checkpoint, it is removed, and `plan` lists the date as undone: only `run --reprocess undone` (or
     `all`) builds it again. A date without a checkpoint is built by the next run as usual. Refuses, and changes nothing,
-    when an active run has the date.
+    when an active run has the date, or a run has checkpointed it in the meantime.
     """
     context = open_context(read_settings())
     console = make_console()
