@@ -8,6 +8,7 @@ from datetime import date, datetime
 
 from gated_backfill.common.errors import BackupMissing, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
+from gated_backfill.common.ledger.stores.runs import dates_in_use_error
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
@@ -166,14 +167,11 @@ def _check_undoable(run: Run, to_undo: Sequence[DateRow], written: Mapping[date,
 
 
 def check_no_active_run(run: Run, days: Sequence[date], context: CommandContext) -> None:
-    """Raise `UserError` when an active run of the job has one of the dates."""
+    """Raise `DatesInUse` when an active run, or an interrupted undo of another run of the job, has one of the dates."""
     for active_id, used_days in context.ledger.runs.find_conflicting_runs(run.job, days).items():
         if active_id == run.id:
             continue  # an interrupted undo of this run
-        raise UserError(
-            f"run {active_id} is active and holds {len(used_days)} date(s) that {run.id} published "
-            f"({format_dates(used_days)}): wait for its end with `backfill watch {active_id}`"
-        )
+        raise dates_in_use_error(context.ledger.runs.get_run(active_id), used_days)
 
 
 def _find_missing(

@@ -16,7 +16,7 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.producer.planning.plan import PlanAction, Reprocess
 from gated_backfill.producer.runs.undo import plan_undo, undo_run
 from gated_backfill.producer.tables.kept_rows import plan_kept_restore, restore_kept_rows
-from tests.builders import FEB_23, FEB_24, JOB, checkpointed_date, queued_run
+from tests.builders import FEB_23, FEB_24, JOB, checkpointed_date, queued_run, undo_begun
 from tests.emulator import Emulator
 from tests.lab import Lab, players
 
@@ -219,7 +219,7 @@ def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> Non
     refused = lab.inside("kept", "restore", TARGET, kept_id, "--yes")
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "is at work on" in refused.stderr
+    assert "is active and holds 1 of these dates" in refused.stderr
     assert (lab.table_bytes(TARGET), lab.ledger.checkpoints.list_checkpoints("probe", *DAYS)) == (rows, proven)
 
 
@@ -252,9 +252,13 @@ def test_a_table_shows_kept_rows_with_the_time_until_which_they_are_kept(lab: La
 def test_a_withdrawn_date_is_undone_and_one_in_use_is_not_withdrawn(ledger: Ledger) -> None:
     run = queued_run(ledger, DAYS)
     checkpointed_date(ledger, run, FEB_23)
-    with pytest.raises(DatesInUse, match=f"run {run.id} is at work on 2023-02-23"):
+    with pytest.raises(DatesInUse, match=rf"run {run.id} is active and holds 1 .*2023-02-23; .* `backfill watch"):
         ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=run.id)
     ledger.orders.abandon_run(run.id, by="a test", reason="it is not needed")
+    generation = undo_begun(ledger, run.id, [FEB_23])
+    with pytest.raises(DatesInUse, match=rf"being undone .*2023-02-23; .* `backfill undo {run.id}` completes it"):
+        ledger.checkpoints.withdraw_date(JOB, FEB_23, "ada", run_id=run.id)
+    ledger.checkpoints.release_undo(run.id, generation)
 
     for other in (None, "another"):
         with pytest.raises(DatesInUse, match=f"run {run.id} has checkpointed 2023-02-23 meanwhile"):

@@ -12,6 +12,7 @@ import pytest
 
 from gated_backfill.common.errors import (
     BackupMissing,
+    DatesInUse,
     LeaseTakenOver,
     UndoIncomplete,
     UndoInProgress,
@@ -411,6 +412,29 @@ def test_the_dates_of_an_interrupted_undo_stay_reserved_while_the_warehouse_does
     assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {second.run.id: DAYS}
     undone(lab, second)
     assert lab.table_bytes(TARGET) == before
+
+
+def test_an_undo_names_the_interrupted_one_that_has_its_dates(lab: Lab) -> None:
+    first, _, second = built_twice(lab)
+    planned = plan_undo(second.run.id, lab.context)
+    undo_begun(lab.ledger, first.run.id, [])
+    lab.change_ledger("UPDATE run_dates SET active = :active WHERE run_id = :run", active=True, run=first.run.id)
+
+    for attempt in (lambda: undone(lab, second), lambda: undo_run(planned, lab.context, "a test")):
+        with pytest.raises(
+            DatesInUse, match=f"being undone .*interrupted, `backfill undo {first.run.id}` completes it"
+        ):
+            attempt()
+
+
+def test_an_undo_names_the_active_run_that_has_its_dates(lab: Lab) -> None:
+    _, _, second = built_twice(lab)
+    planned = plan_undo(second.run.id, lab.context)
+    active, _, _ = lab.opened(DAYS, "probe", reprocess=Reprocess.ALL)
+
+    for attempt in (lambda: undone(lab, second), lambda: undo_run(planned, lab.context, "a test")):
+        with pytest.raises(DatesInUse, match=f"is active and holds 3 .*follow it with `backfill watch {active.id}`"):
+            attempt()
 
 
 def test_the_command_names_the_dates_it_leaves_and_exits_with_3(lab: Lab) -> None:
