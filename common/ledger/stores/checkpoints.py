@@ -239,9 +239,9 @@ class CheckpointStore(LedgerStore):
             if checkpointed_by != run_id:
                 raise DatesInUse(f"run {checkpointed_by} has checkpointed {day} meanwhile", run=checkpointed_by)
             connection.execute(delete(checkpoints).where(of_date))
-            reopen_flags(connection, job, [day], run_id)
+            reopen_flags(connection, job, [day], checkpointed_by)
             mark = {"undone_at": utcnow(), "undone_by": by, "undo_restored": True}
-            connection.execute(_update_days(run_id, [day]).values(mark))
+            connection.execute(_update_days(checkpointed_by, [day]).values(mark))
         return True
 
     def list_replaced_checkpoints(self, run_id: str) -> dict[date, Checkpoint]:
