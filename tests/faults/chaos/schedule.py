@@ -231,8 +231,11 @@ def _operations(random: Random, schedule: Schedule) -> tuple[Schedule, list[Faul
         faults.append(replace(_fault_at(random, schedule, CLEANUP, points, COPY), nth=1, after=random.random() < 0.8))
     if undo and random.random() < 0.2:
         points = {"warehouse.publish": 2, "ledger.renew_window": 1, "ledger.record_verdicts": 1}
+        if schedule.warehouse == "bigquery":  # within a publication; local files would stay locked
+            points |= {"bigquery.query": 6}
         frozen = _fault_at(random, schedule, GATE, points, FREEZE)
-        faults.append(replace(frozen, after=False, nth=random.randint(1, 2), target=TO_THE_END))
+        most = 16 if frozen.point == "bigquery.query" else 2
+        faults.append(replace(frozen, after=False, nth=random.randint(1, most), target=TO_THE_END))
     for role, points in [(UNDO, OF_UNDO)] * undo + [(CLEANUP, OF_CLEANUP)] * cleanup:
         for _ in range(random.choices([0, 1, 2, 3], weights=[2, 4, 3, 1])[0]):
             action = random.choices([KILL, FREEZE, ERROR, WRITE], weights=[5, 3, 2, 4])[0]
