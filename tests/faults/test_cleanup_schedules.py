@@ -74,10 +74,10 @@ class World:
     def clean(self, owner: str = "") -> None:
         clean(self.context(owner), [TABLE], today=TODAY, days=7, max_share=1.0)
 
-    def restore(self) -> None:
+    def restore(self, owner: str = "") -> None:
         operations = [operation for operation in self.operations() if operation.state in STATES_WITH_BACKUP]
         if operations:
-            restore.restore(self.random.choice(operations).id, self.context(), leave_written=True)
+            restore.restore(self.random.choice(operations).id, self.context(owner), leave_written=True)
 
     def expire_with_wrong_clock(self) -> None:
         ahead = timedelta(days=self.random.choice([0, 40]))
@@ -135,24 +135,28 @@ def killed(world: World) -> None:
 
 
 def frozen(world: World) -> None:
-    """A cleanup is frozen in the call that deletes, for longer than its lease."""
+    """A cleanup or restore is frozen in the call that changes rows, for longer than its lease."""
     warehouse = world.lab.context.warehouse
-    real = warehouse.delete_backed_up
+    action, name = world.random.choice([(world.clean, "delete_backed_up"), (world.restore, "restore_backup")])
+    real = getattr(warehouse, name)
 
-    def sleeps(backup: Any, *arguments: Any, **named: Any) -> None:
+    def sleeps(backup: Any, *arguments: Any, **named: Any) -> Any:
         patch.undo()
         world.lab.change_ledger("UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active")
         for _ in range(world.random.randint(1, 3)):
             act(world, world.random.choice([cleanup, cleanup, put_back, others_delete]))
         before, (operation,) = world.contents(), [one for one in world.operations() if one.id == backup.id]
-        with world.watching(), suppress(BackfillError):
-            real(backup, *arguments, **named)
-        if operation.generation > named["generation"] and world.contents() != before:
-            raise Violation("a late effect")
+        try:
+            with world.watching():
+                return real(backup, *arguments, **named)
+        finally:
+            if operation.generation > named["generation"] and world.contents() != before:
+                raise Violation("a late effect")
 
+    world.story.append(f"  {action.__name__} is frozen")
     with pytest.MonkeyPatch.context() as patch, suppress(BackfillError):
-        patch.setattr(warehouse, "delete_backed_up", sleeps)
-        world.clean("elsewhere:1:1")
+        patch.setattr(warehouse, name, sleeps)
+        action("elsewhere:1:1")
 
 
 def others_write(world: World) -> None:
@@ -297,7 +301,7 @@ def restore_once(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("break_tool", "first_seed"),
-    [(believe_the_ledger, 2), (ignore_the_fencing_token, 19), (believe_the_clock, 10), (restore_once, 0)],
+    [(believe_the_ledger, 2), (ignore_the_fencing_token, 3), (believe_the_clock, 14), (restore_once, 0)],
 )
 def test_a_cleanup_that_is_broken_on_purpose_is_noticed(
     tmp_path: Path, break_tool: Callable[[pytest.MonkeyPatch], None], first_seed: int
