@@ -54,7 +54,7 @@ def facts_of(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
-    report = json.loads(eventful.command("history", "--json").stdout)
+    report = json.loads(eventful.inside("history", "--json").stdout)
 
     rows = facts_of(eventful)
     assert [(run_report["run"], run_report["dates"]) for run_report in report["runs"]] == [
@@ -85,9 +85,9 @@ def test_the_numbers_equal_a_recount_from_the_ledger(eventful: Lab) -> None:
 
 def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) -> None:
     forced, first = eventful.ledger.runs.list_latest_runs()
-    assert eventful.command("undo", forced.id, "--yes").returncode == 0
+    assert eventful.inside("undo", forced.id, "--yes").returncode == 0
 
-    said = eventful.command("history", "--job", "probe").stdout
+    said = eventful.inside("history", "--job", "probe").stdout
 
     assert "9 complete, 1 accepted, 1 forced, 1 blocked, 1 failed, 1 skipped" not in said  # FELL is among the complete
     assert "8 complete, 1 accepted, 1 forced, 1 blocked, 1 failed, 1 skipped" in said
@@ -102,19 +102,19 @@ def test_a_period_without_runs_says_so_and_a_later_one_has_its_trend(eventful: L
     for column in ("created_at", "finished_at"):
         eventful.change_ledger(f"UPDATE runs SET {column} = datetime({column}, '-7 days')")
 
-    without_runs = eventful.command("history", "--days", "7").stdout
+    without_runs = eventful.inside("history", "--days", "7").stdout
     assert "no run ended or was opened in these days; 2 in the 7 days before" in without_runs
     eventful.run([FIRST + timedelta(days=20)], "probe")
-    report = json.loads(eventful.command("history", "--days", "7", "--json").stdout)
+    report = json.loads(eventful.inside("history", "--days", "7", "--json").stdout)
     assert (report["totals"]["runs"], report["before"]["runs"], report["trend"]["blocked"]) == (1, 2, -1)
-    of_nobody = eventful.command("history", "--job", "nobody's").stdout
+    of_nobody = eventful.inside("history", "--job", "nobody's").stdout
     assert "no run ended or was opened in these days, nor in those before" in of_nobody
 
 
 def test_the_csv_has_a_line_for_every_date_of_every_run(eventful: Lab) -> None:
     file = eventful.home / "history.csv"
-    printed = eventful.command("history", "--csv", "-").stdout
-    assert eventful.command("history", "--csv", str(file)).returncode == 0
+    printed = eventful.inside("history", "--csv", "-").stdout
+    assert eventful.inside("history", "--csv", str(file)).returncode == 0
     assert file.read_text() == printed
 
     lines = list(csv.DictReader(io.StringIO(printed)))
@@ -136,7 +136,7 @@ def test_what_can_t_be_done_is_refused_in_one_line(lab: Lab) -> None:
         (["--html", "nowhere/page.html"], "there is no folder nowhere"),
         (["--write-metadata", "--job", "probe"], "leave out --job"),
     ):
-        refused = lab.command("history", *arguments)
+        refused = lab.inside("history", *arguments)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
         assert says in refused.stderr
 
@@ -151,7 +151,7 @@ def test_ten_years_of_dates_are_still_one_page_of_a_few_megabytes(lab: Lab) -> N
     assert lab.ledger.runs.move_run(run.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
     file = lab.home / "history.html"
 
-    assert lab.command("history", "--html", str(file)).returncode == 0
+    assert lab.inside("history", "--html", str(file)).returncode == 0
 
     assert file.read_text().count("data-d=") == len(days)
     assert file.stat().st_size < 3_000_000
@@ -234,7 +234,7 @@ def test_the_table_can_be_named_and_switched_off(lab: Lab) -> None:
     assert context.warehouse.describe(TableName.parse(TABLE)) is None
     write_metadata(context.ledger, context.warehouse, elsewhere, run.id)
     assert len(lab.published("ops.history", today(), "run_ended_on")) == 1
-    refused = lab.command("history", BACKFILL_METADATA_TABLE="no table")
+    refused = lab.inside("history", BACKFILL_METADATA_TABLE="no table")
     assert refused.returncode == 2
     assert "BACKFILL_METADATA_TABLE" in refused.stderr
 
@@ -250,7 +250,7 @@ def test_the_command_writes_the_table_anew_for_the_days_asked_for(lab: Lab) -> N
     ended_run(lab.ledger, FEB_23)
     ended_run(lab.ledger, FEB_24)
 
-    said = lab.command("history", "--write-metadata")
+    said = lab.inside("history", "--write-metadata")
 
     assert said.returncode == 0
     assert f"{TABLE}: 2 row(s) of 2 run(s)" in said.stderr

@@ -40,7 +40,7 @@ def test_every_jobs_target_is_made_as_declared_and_the_second_time_left_alone(
 ) -> None:
     lab.summary(DAY, players(3))
     lab.opened([DAY])  # the example counts once it was run
-    made = lab.command(*CREATE, **at_bigquery)
+    made = lab.inside(*CREATE, **at_bigquery)
 
     assert made.returncode == 0, made.stderr
     assert f"{TARGET} was made, partitioned by game_date, clustered by player_lookup" in made.stdout
@@ -56,7 +56,7 @@ def test_every_jobs_target_is_made_as_declared_and_the_second_time_left_alone(
     assert {field.name: field.field_type for field in found.schema} == TYPES
     assert (found.time_partitioning.field, found.clustering_fields) == ("game_date", ["player_lookup"])
 
-    again = lab.command(*CREATE, **at_bigquery)
+    again = lab.inside(*CREATE, **at_bigquery)
 
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(" was there already, as the job declares it\n") == 3
@@ -66,7 +66,7 @@ def test_every_jobs_target_is_made_as_declared_and_the_second_time_left_alone(
 
 
 def test_one_job_makes_its_own_target_and_no_other(lab: Lab, emulator: Emulator, at_bigquery: dict[str, str]) -> None:
-    assert lab.command(*CREATE, "--job", "probe", **at_bigquery).returncode == 0
+    assert lab.inside(*CREATE, "--job", "probe", **at_bigquery).returncode == 0
     assert contents(emulator) == {"backfill": ["publications"], "probe": ["probe"]}
 
 
@@ -82,7 +82,7 @@ def test_targets_that_are_not_as_declared_are_all_named_and_nothing_is_made(
     bigquery_warehouse.create_table(TableName.parse("probe.probe"), probe, "on")
     before = contents(emulator)
 
-    refused = lab.command(*CREATE, **at_bigquery)
+    refused = lab.inside(*CREATE, **at_bigquery)
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     for difference in (
@@ -105,7 +105,7 @@ def test_a_target_without_partitions_is_not_as_declared(
     columns = "name STRING, day DATE, value FLOAT64, source STRING"
     client.query(f"CREATE TABLE probe.probe ({columns})").result()
 
-    refused = lab.command(*CREATE, "--job", "probe", **at_bigquery)
+    refused = lab.inside(*CREATE, "--job", "probe", **at_bigquery)
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "it is not partitioned" in refused.stderr
@@ -114,12 +114,12 @@ def test_a_target_without_partitions_is_not_as_declared(
 def test_a_run_publishes_into_a_table_that_was_made_so(
     lab: Lab, emulator: Emulator, bigquery_warehouse: BigQueryWarehouse, at_bigquery: dict[str, str]
 ) -> None:
-    assert lab.command(*CREATE, "--job", "probe", **at_bigquery).returncode == 0
+    assert lab.inside(*CREATE, "--job", "probe", **at_bigquery).returncode == 0
     lab.context = replace(lab.context, warehouse=bigquery_warehouse)
     for table in ("expected", "first"):
         lab.probe(table, DAY, players(10))
 
-    ran = lab.command("run", "--job", "probe", "--dates", str(DAY), "--sequential", **at_bigquery)
+    ran = lab.inside("run", "--job", "probe", "--dates", str(DAY), "--sequential", **at_bigquery)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     client = emulator.client()
@@ -128,24 +128,24 @@ def test_a_run_publishes_into_a_table_that_was_made_so(
 
 
 def test_a_local_table_has_its_schema_before_its_first_partition(lab: Lab) -> None:
-    said = lab.command(*CREATE, *ONE)
+    said = lab.inside(*CREATE, *ONE)
 
     assert (said.returncode, said.stderr) == (0, "")
     assert f"{TARGET} was made, partitioned by game_date" in said.stdout
     info = lab.context.warehouse.describe(TableName.parse(TARGET))
     assert info is not None
     assert (dict(info.columns), info.partitioned_by) == (TYPES, "game_date")
-    assert "was there already, as the job declares it" in lab.command(*CREATE, *ONE).stdout
+    assert "was there already, as the job declares it" in lab.inside(*CREATE, *ONE).stdout
 
 
 def test_the_columns_that_are_added_are_named(lab: Lab) -> None:
     lab.load("probe.probe", DAY, [{"name": "a"}], {"name": "STRING", "day": "DATE"})
     add = (*CREATE, "--job", "probe", "--add-columns")
-    said = lab.command(*add)
+    said = lab.inside(*add)
     assert (said.returncode, said.stderr) == (0, "")
     columns = "the column(s) value FLOAT64, source STRING"
     assert f"probe: probe.probe was there already, and got {columns}\n" in said.stdout
-    assert "probe: probe.probe was there already, as the job declares it\n" in lab.command(*add).stdout
+    assert "probe: probe.probe was there already, as the job declares it\n" in lab.inside(*add).stdout
 
 
 def test_a_schema_is_read_again_from_the_partitions(lab: Lab) -> None:
@@ -154,11 +154,11 @@ def test_a_schema_is_read_again_from_the_partitions(lab: Lab) -> None:
     rows = pq.ParquetFile(part).read()
     pq.write_table(rows.append_column("extra", pa.array([1])), part)
 
-    refreshed = lab.command("tables", "refresh", "shop.sales")
+    refreshed = lab.inside("tables", "refresh", "shop.sales")
 
     assert (refreshed.returncode, refreshed.stderr) == (0, "")
     assert refreshed.stdout == "shop.sales: name STRING, game_date DATE, extra INT64\n"
-    absent = lab.command("tables", "refresh", "shop.nothing")
+    absent = lab.inside("tables", "refresh", "shop.nothing")
     assert (absent.returncode, absent.stderr.splitlines()) == (
         2,
         ["backfill: shop.nothing: no such table in the warehouse"],
@@ -169,17 +169,17 @@ def test_bigquery_keeps_the_schemas_of_its_tables_itself(
     lab: Lab, bigquery_warehouse: BigQueryWarehouse, at_bigquery: dict[str, str]
 ) -> None:
     bigquery_warehouse.create_table(TableName.parse(TARGET), TYPES, "game_date")
-    said = lab.command("tables", "refresh", TARGET, **at_bigquery)
+    said = lab.inside("tables", "refresh", TARGET, **at_bigquery)
     assert (said.returncode, said.stdout) == (0, f"{TARGET}: the warehouse keeps its schema itself: nothing to do\n")
 
 
 def test_a_local_table_is_compared_too(lab: Lab) -> None:
     names = {"name": "STRING", "day": "DATE", "value": "FLOAT64", "source": "STRING"}
     lab.load("probe.probe", DAY, [{"name": "a"}], names)
-    assert "was there already, as the job declares it" in lab.command(*CREATE, "--job", "probe").stdout
+    assert "was there already, as the job declares it" in lab.inside(*CREATE, "--job", "probe").stdout
     lab.load("probe.probe_in_a_hurry", DAY, [{"name": "a"}], names | {"value": "INT64"})
 
-    refused = lab.command(*CREATE)
+    refused = lab.inside(*CREATE)
 
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert "column value is INT64, not FLOAT64" in refused.stderr
@@ -195,7 +195,7 @@ def test_a_local_table_is_compared_too(lab: Lab) -> None:
     ],
 )
 def test_bad_usage_is_refused(lab: Lab, arguments: list[str]) -> None:
-    refused = lab.command(*arguments)
+    refused = lab.inside(*arguments)
 
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
