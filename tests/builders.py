@@ -44,6 +44,8 @@ TABLE = TableName("nba", "factors")
 RUN_OPTIONS = {"fallback": "replace", "complete_ratio": 0.95, "accept_ratio": 0.9}
 LEASE = timedelta(minutes=5)
 PATIENCE_SECONDS = 60
+#: A time zone in which it is about noon: the date does not change while the tests run.
+NOON_ZONE = f"Etc/GMT{utcnow().hour - 12:+d}"
 T = TypeVar("T")
 
 # -- signals ------------------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from gated_backfill.common.cleanup.stale_rows import local_today
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger.stores.cleanups import CleanupState
 from gated_backfill.common.model.tables import DatedTable, TableName
+from tests.builders import NOON_ZONE
 from tests.lab import UPCOMING, Lab, players
 
-TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
+TODAY = local_today(Settings(timezone=NOON_ZONE))  # pyright: ignore[reportCallIssue]
 STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
 FRESH = [TODAY, TODAY - timedelta(days=7)]
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
@@ -62,6 +63,11 @@ if doing == "clean":
 else:
     restore(doing, site)
 """
+
+
+@pytest.fixture(autouse=True)
+def _noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_TIMEZONE", NOON_ZONE)
 
 
 def die(lab: Lab, at: str, last: int, doing: str = "clean") -> None:

@@ -27,19 +27,20 @@ from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
-from tests.builders import queued_run
+from tests.builders import NOON_ZONE, queued_run
 from tests.emulator import Emulator
 from tests.lab import UPCOMING, Lab, players
 
 TABLE = DatedTable(name=TableName.parse(UPCOMING))
 TEAMS = "nba_analytics.upcoming_team_game_context"
-TODAY = local_today(Settings())  # pyright: ignore[reportCallIssue]
+TODAY = local_today(Settings(timezone=NOON_ZONE))  # pyright: ignore[reportCallIssue]
 STALE = [TODAY - timedelta(days=n) for n in (30, 9, 8)]
 FRESH = [TODAY - timedelta(days=7), TODAY, TODAY + timedelta(days=1)]
 
 
 @pytest.fixture(autouse=True)
 def _clean_upcoming_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKFILL_TIMEZONE", NOON_ZONE)
     monkeypatch.setenv("BACKFILL_CLEANUP_TABLES", f"{UPCOMING},nba_analytics.upcoming_team_game_context")
 
 
