@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.faults.chaos.lanes import SLOTS, Lane, Order, run_all
-from tests.faults.chaos.mutants import MUTANTS
+from tests.faults.chaos.mutants import MUTANTS, can_show
 from tests.faults.chaos.report import failure, mutant_line, summary
 from tests.faults.chaos.run import Result
 from tests.faults.chaos.schedule import make_schedule
@@ -109,7 +109,8 @@ def _until_caught(lanes: list[Lane], name: str, asked: argparse.Namespace) -> li
 
 def _local(first: int, count: int, mutant: str | None) -> Iterator[Order]:
     """Schedules on the local warehouse: what is broken is the same for both, and this one is the faster."""
-    seeds = (seed for seed in itertools.count(first) if make_schedule(seed).warehouse == "local")
+    schedules = ((seed, make_schedule(seed)) for seed in itertools.count(first))
+    seeds = (seed for seed, schedule in schedules if schedule.warehouse == "local" and can_show(mutant, schedule))
     for seed in itertools.islice(seeds, count):
         yield Order(seed=seed, mutant=mutant, patience=MUTANT_PATIENCE) if mutant else Order(seed=seed)
 

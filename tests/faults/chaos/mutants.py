@@ -7,6 +7,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.faults.chaos.schedule import CLEANUP, TO_THE_END, UNDO, Schedule
+
 
 def checkpoint_before_publish() -> None:
     """The order of the commit, turned round."""
@@ -207,10 +209,12 @@ def fencing_ignored() -> None:
     from gated_backfill.common.warehouse.local.backups import LocalBackups
     from gated_backfill.common.warehouse.local.undo_folder import UndoFolder
 
-    def believe(*_: Any) -> None:
+    def believe(*_: Any, **__: Any) -> None:
         """Take any generation."""
 
-    UndoFolder.fence_publication = UndoFolder.fence_undo = LocalBackups._fence = believe
+    for fence in ("fence_publication", "fence_window", "fence_undo"):
+        setattr(UndoFolder, fence, believe)
+    LocalBackups._fence = believe
 
 
 def ledger_believed_about_deletions() -> None:
@@ -257,3 +261,10 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "ledger-believed": ledger_believed_about_deletions,
     "retention-by-folder-time": retention_by_folder_time,
 }
+
+
+def can_show(mutant: str | None, schedule: Schedule) -> bool:
+    """Whether the schedule may show the mutant: all may, except for what only a long frozen command shows."""
+    if mutant != "fencing-ignored":
+        return True
+    return any(fault.role in (UNDO, CLEANUP) and fault.target == TO_THE_END for fault in schedule.faults)
