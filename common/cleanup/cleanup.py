@@ -102,8 +102,10 @@ def clean(
     cutoff = cutoff_of(today, days)
     check_no_job_targets(tables)
     report = CleanupReport()
-    _finish_interrupted(context, report)
+    lost_tables = _finish_interrupted(context, report)
     for table in tables:
+        if str(table.name) in lost_tables:
+            continue
         try:
             _clean_table(table, context, report, cutoff, max_share, skip_restored)
         except TableInUse as exc:
@@ -270,8 +272,13 @@ def _drop_late_backup(operation: CleanupOperation, context: CleanupContext) -> N
         context.warehouse.drop_backup(backup_of(operation))
 
 
-def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
-    """Finish the operations whose process died or lost its lease."""
+def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> frozenset[str]:
+    """Finish the operations whose process died or lost its lease.
+
+    Returns the tables of operations that another process has taken over since: this process was suspended past its
+    lease, and must not delete rows that a person has restored meanwhile.
+    """
+    lost_tables: set[str] = set()
     for operation in context.ledger.cleanups.list_unfinished_cleanups():
         claimed = context.ledger.cleanups.claim_cleanup(operation.id, context.owner, context.lease(), is_dead=is_dead)
         if claimed is None:
@@ -280,9 +287,11 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
             report.done.append(_finish(claimed, context))
         except TableInUse as exc:
             report.busy.append(str(exc))
+            lost_tables.add(claimed.table_name)
         except BackfillError as exc:
             context.ledger.cleanups.release_cleanup(claimed.id, context.owner, str(exc))
             report.failed.append(str(exc))
+    return frozenset(lost_tables)
 
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:

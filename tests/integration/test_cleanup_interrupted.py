@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -386,6 +386,31 @@ def test_a_frozen_cleanup_deletes_nothing_that_was_restored_since(any_lab: Lab) 
 
     assert "another process has taken over operation" in report.busy[0]
     assert any_lab.table_bytes(UPCOMING) == before
+
+
+def test_a_cleanup_that_was_frozen_while_it_finished_another_deletes_no_restored_rows(lab: Lab) -> None:
+    before = filled(lab)
+    warehouse = lab.context.warehouse
+    delete = warehouse.delete_backed_up
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        killed_before(lab, patch, CleanupState.DELETED)
+        cleaned(lab, "elsewhere:1:1")
+    end_leases = "UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active"
+    lab.change_ledger(end_leases)
+
+    def frozen(*arguments: Any, **named: Any) -> None:
+        patch.undo()
+        lab.change_ledger(end_leases)
+        restore(one_operation(cleaned(lab)).id, site_of(lab))
+        delete(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warehouse, "delete_backed_up", frozen)
+        report = cleaned(lab, "elsewhere:2:2")
+
+    assert "another process has taken over operation" in report.busy[0]
+    assert report.done == []
+    assert lab.table_bytes(UPCOMING) == before
 
 
 def test_a_cleanup_that_was_frozen_does_not_begin_again_although_its_dates_were_written(lab: Lab) -> None:
