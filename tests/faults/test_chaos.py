@@ -32,7 +32,7 @@ KNOWN = {
     "check-outside-the-swap": (2053, "removed rows can't be put back"),
     "ledger-believed": (55, "removed rows can't be put back"),
     "retention-by-folder-time": (11, "removed rows can't be put back"),
-    "fencing-ignored": (511, "what was frozen beyond its lease had an effect"),
+    "fencing-ignored": (836, "what was frozen beyond its lease had an effect"),
 }
 
 
