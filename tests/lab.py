@@ -337,7 +337,7 @@ class Lab:
         return subprocess.CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
 
     def status(self, *arguments: str) -> dict[str, Any]:
-        return json.loads(self.command("status", *arguments, "--json").stdout)
+        return json.loads(self.inside("status", *arguments, "--json").stdout)
 
 
 @pytest.fixture
