@@ -249,7 +249,7 @@ def test_a_detached_run_goes_on_without_its_command_and_can_be_watched(lab: Lab)
     started = lab.command(*RUN, "--detach")
     assert started.returncode == 0, started.stderr
     assert "continues in the background" in started.stdout
-    assert lab.status()["state"] == "running"
+    until(lambda: lab.status()["state"] == "running", "the start of the run")
     (lab.marks / "released").touch()
     watched = lab.command("watch")
 
