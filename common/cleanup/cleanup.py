@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 from gated_backfill.common.cleanup.expiry import drop_backups
 from gated_backfill.common.cleanup.operation import (
@@ -102,10 +102,8 @@ def clean(
     cutoff = cutoff_of(today, days)
     check_no_job_targets(tables)
     report = CleanupReport()
-    lost_tables = _finish_interrupted(context, report)
+    _finish_interrupted(context, report)
     for table in tables:
-        if str(table.name) in lost_tables:
-            continue
         try:
             _clean_table(table, context, report, cutoff, max_share, skip_restored)
         except TableInUse as exc:
@@ -135,18 +133,41 @@ def _clean_table(
             report.done.append(_clean_dates(stale, days, context))
 
 
-def restored_dates(table: DatedTable, ledger: Ledger) -> frozenset[date]:
-    """Return the restored dates whose backup has not expired. The daily cleanup does not delete them again."""
+def restored_dates(table: DatedTable, ledger: Ledger, *, since: datetime | None = None) -> frozenset[date]:
+    """Return the restored dates whose backup has not expired. The daily cleanup does not delete them again.
+
+    With `since`, only those of operations that were restored after that time.
+    """
     operations = ledger.cleanups.list_cleanups(states=STATES_WITH_BACKUP)
     return frozenset(
-        day for operation in operations if operation.table_name == str(table) for day in operation.restored_days
+        day
+        for operation in operations
+        if operation.table_name == str(table)
+        if since is None or (operation.restored_at is not None and operation.restored_at > since)
+        for day in operation.restored_days
     )
+
+
+def _check_not_restored(
+    operation: CleanupOperation, stale: StaleRows, days: Sequence[date], context: CleanupContext
+) -> None:
+    """Abandon the operation, which excludes restores, if any of the days was restored after this process began.
+
+    It may have been suspended for hours since then. Raises `TableInUse`.
+    """
+    if restored := restored_dates(stale.table, context.ledger, since=context.began).intersection(days):
+        reason = f"{len(restored)} date(s) were restored after this cleanup began: {format_dates(sorted(restored))}"
+        _abandon_or_release(operation.id, context, reason)
+        raise TableInUse(
+            f"{reason}; nothing was deleted: look at them, then repeat the cleanup", table=str(stale.table)
+        )
 
 
 def _clean_dates(stale: StaleRows, days: Sequence[date], context: CleanupContext) -> CleanupOperation:
     """Back up and delete the dates in one operation. Starts again if they are written to during the backup."""
     for _ in range(BACKUP_ATTEMPTS):
         operation = _open_operation(stale, days, context)
+        _check_not_restored(operation, stale, days, context)
         try:
             dates = _back_up(operation, days, context)
         except BackfillError as exc:
@@ -272,13 +293,8 @@ def _drop_late_backup(operation: CleanupOperation, context: CleanupContext) -> N
         context.warehouse.drop_backup(backup_of(operation))
 
 
-def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> frozenset[str]:
-    """Finish the operations whose process died or lost its lease.
-
-    Returns the tables of operations that another process has taken over since: this process was suspended past its
-    lease, and must not delete rows that a person has restored meanwhile.
-    """
-    lost_tables: set[str] = set()
+def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
+    """Finish the operations whose process died or lost its lease."""
     for operation in context.ledger.cleanups.list_unfinished_cleanups():
         claimed = context.ledger.cleanups.claim_cleanup(operation.id, context.owner, context.lease(), is_dead=is_dead)
         if claimed is None:
@@ -287,11 +303,9 @@ def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> froze
             report.done.append(_finish(claimed, context))
         except TableInUse as exc:
             report.busy.append(str(exc))
-            lost_tables.add(claimed.table_name)
         except BackfillError as exc:
             context.ledger.cleanups.release_cleanup(claimed.id, context.owner, str(exc))
             report.failed.append(str(exc))
-    return frozenset(lost_tables)
 
 
 def _finish(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:

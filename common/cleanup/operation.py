@@ -38,6 +38,7 @@ class CleanupContext:
     warehouse: Warehouse
     by: str  #: the user who requested it, or beat
     owner: str = field(default_factory=process_identity)  #: the process that holds the leases
+    began: datetime = field(default_factory=utcnow)  #: rows that were restored since then are not deleted
 
     def lease(self) -> datetime:
         """The end of a lease that starts now."""

@@ -409,8 +409,30 @@ def test_a_cleanup_that_was_frozen_while_it_finished_another_deletes_no_restored
         report = cleaned(lab, "elsewhere:2:2")
 
     assert "another process has taken over operation" in report.busy[0]
+    assert "3 date(s) were restored after this cleanup began" in report.busy[1]
     assert report.done == []
     assert lab.table_bytes(UPCOMING) == before
+
+
+@pytest.mark.parametrize("call", ["row_counts", "describe"])
+def test_a_cleanup_that_was_frozen_before_it_began_to_delete_deletes_no_restored_rows(lab: Lab, call: str) -> None:
+    before = filled(lab)
+    warehouse = lab.context.warehouse
+    real = getattr(warehouse, call)
+
+    def frozen(*arguments: Any) -> Any:
+        patch.undo()
+        restore(one_operation(cleaned(lab)).id, site_of(lab))
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warehouse, call, frozen)
+        report = cleaned(lab)
+
+    assert "3 date(s) were restored after this cleanup began" in report.busy[0]
+    assert report.done == []
+    assert lab.table_bytes(UPCOMING) == before
+    assert len(one_operation(cleaned(lab)).kept) == 3, "repeated, it deletes them"
 
 
 def test_a_cleanup_that_was_frozen_does_not_begin_again_although_its_dates_were_written(lab: Lab) -> None:
