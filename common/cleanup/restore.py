@@ -153,11 +153,9 @@ def _check_all_restored(rewritten: Collection[date]) -> None:
 
 def _describe_omitted(rewritten: Collection[date], damaged: Collection[date]) -> str | None:
     """Describe the dates that a restore left out, with the reason; None if it restored all."""
-    notes = (
-        [f"{len(rewritten)} date(s) have other rows and were skipped: {format_dates(sorted(rewritten))}"]
-        if rewritten
-        else []
-    )
+    notes: list[str] = []
+    if rewritten:
+        notes.append(f"{len(rewritten)} date(s) have other rows and were skipped: {format_dates(sorted(rewritten))}")
     if damaged:
         days = format_dates(sorted(damaged))
         notes.append(f"{len(damaged)} date(s) are damaged in the backup and not restored: {days}")

@@ -18,7 +18,6 @@ from gated_backfill.common.ledger.records import (
 )
 from gated_backfill.common.ledger.states import DateState, RunAction, RunState, WindowState
 from gated_backfill.common.ledger.stores.flags import Flag, NewFlag
-from gated_backfill.common.ledger.stores.runs import dates_in_use_error
 
 __all__ = [
     "ActionRow",
@@ -41,6 +40,5 @@ __all__ = [
     "UndoneDate",
     "WindowRow",
     "WindowState",
-    "dates_in_use_error",
     "open_ledger",
 ]

@@ -23,7 +23,6 @@ from gated_backfill.common.ledger import (
     RunProgress,
     RunState,
     WindowState,
-    dates_in_use_error,
 )
 from gated_backfill.common.ledger.rows import entity_columns
 from gated_backfill.common.model.coverage import Verdict
@@ -231,9 +230,3 @@ def release_dead_runs(job: Job, days: tuple[date, ...], context: CommandContext)
         )
         for run in dead
     ]
-
-
-def check_dates_free(job: Job, days: list[date], context: CommandContext) -> None:
-    """Raise `DatesInUse` when an active run of the job has one of the dates."""
-    for run_id, used_days in context.ledger.runs.find_conflicting_runs(job.name, days).items():
-        raise dates_in_use_error(context.ledger.runs.get_run(run_id), used_days)

@@ -29,14 +29,7 @@ from gated_backfill.producer.planning.plan import (
     check_window_publishable,
     make_plan,
 )
-from gated_backfill.producer.runs.launch import (
-    check_dates_free,
-    follow_run,
-    open_run,
-    release_dead_runs,
-    run_sequentially,
-    start_run,
-)
+from gated_backfill.producer.runs.launch import follow_run, open_run, release_dead_runs, run_sequentially, start_run
 from gated_backfill.producer.stack.background_process import exchange_lines, start_background_process
 from gated_backfill.producer.stack.children import clean_up_dead_stacks
 from gated_backfill.producer.stack.embedded import EmbeddedStack
@@ -90,7 +83,7 @@ def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
         plan = build_blocked_dates(plan)
         check_steps_to_build(plan.steps, job, context.warehouse)
     check_window_publishable(plan, _run_options(launch, plan, job, context).window, context.warehouse)
-    check_dates_free(job, [step.day for step in plan.steps_with(PlanAction.BUILD)], context)
+    context.ledger.runs.check_dates_free(job.name, [step.day for step in plan.steps_with(PlanAction.BUILD)])
     return plan
 
 

@@ -8,7 +8,6 @@ from datetime import date, datetime
 
 from gated_backfill.common.errors import BackupMissing, UndoIncomplete, UndoInProgress, UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
-from gated_backfill.common.ledger.stores.runs import dates_in_use_error
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
@@ -99,7 +98,7 @@ def plan_undo(run_id: str, context: CommandContext, *, leave_written: bool = Fal
     has_begun = any(row.active or (run.undo_generation and row.undone_at is not None) for row in rows)
     leaves_others = leave_written or has_begun
     _check_undoable(run, to_undo, written, leave_written=leaves_others)
-    check_no_active_run(run, [row.day for row in to_undo], context)
+    context.ledger.runs.check_dates_free(run.job, [row.day for row in to_undo], apart_from=run.id)
     replaced = {row.day: replaced[row.day] for row in to_undo if row.day in replaced}
     not_restored = {day: partition for day, partition in replaced.items() if fingerprints[day] != partition.before}
     missing = _find_missing(run, job, to_undo, not_restored, context, leaves_others=leaves_others)
@@ -164,14 +163,6 @@ def _check_undoable(run: Run, to_undo: Sequence[DateRow], written: Mapping[date,
     if written and not leave_written:
         others = f"; --leave-written undoes the other {len(to_undo)} date(s)" if to_undo else ""
         raise UserError(f"run {run.id} can't be undone: {describe_writers(written)}; nothing was changed{others}")
-
-
-def check_no_active_run(run: Run, days: Sequence[date], context: CommandContext) -> None:
-    """Raise `DatesInUse` when an active run, or an interrupted undo of another run of the job, has one of the dates."""
-    for active_id, used_days in context.ledger.runs.find_conflicting_runs(run.job, days).items():
-        if active_id == run.id:
-            continue  # an interrupted undo of this run
-        raise dates_in_use_error(context.ledger.runs.get_run(active_id), used_days)
 
 
 def _find_missing(

@@ -27,17 +27,11 @@ from sqlalchemy.exc import IntegrityError
 from gated_backfill.common.errors import DatesInUse, LeaseTakenOver, UndoInProgress
 from gated_backfill.common.ledger.database import LedgerStore, next_generation, window_leased_by
 from gated_backfill.common.ledger.records import Checkpoint, CheckpointedCount, Run, UndoneDate
-from gated_backfill.common.ledger.rows import (
-    UNDONE_DATE,
-    checkpoint_from_row,
-    date_transition,
-    run_from_row,
-    undone_from_row,
-)
+from gated_backfill.common.ledger.rows import UNDONE_DATE, checkpoint_from_row, date_transition, undone_from_row
 from gated_backfill.common.ledger.states import DateState, RunAction
 from gated_backfill.common.ledger.stores.actions import record_action
 from gated_backfill.common.ledger.stores.flags import clear_open_flags, reopen_flags
-from gated_backfill.common.ledger.stores.runs import RUN, dates_in_use_error
+from gated_backfill.common.ledger.stores.runs import check_dates_free
 from gated_backfill.common.ledger.tables import UtcDateTime, checkpoints, replaced_checkpoints, run_dates, runs
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.process.clock import utcnow
@@ -151,20 +145,13 @@ class CheckpointStore(LedgerStore):
                 lease = {"undo_generation": generation, "undo_owner": owner, "undo_until": until}
                 connection.execute(update(runs).where(runs.c.id == run_id).values(lease))
         except IntegrityError as exc:
-            raise self._dates_in_use_error(run_id, days) from exc
+            with self._read() as connection:
+                job = connection.execute(select(runs.c.job).where(runs.c.id == run_id)).scalar_one()
+                check_dates_free(connection, job, days, apart_from=run_id)
+            raise DatesInUse(
+                f"another run has just released dates of run {run_id}: repeat the command", run=""
+            ) from exc
         return generation
-
-    def _dates_in_use_error(self, run_id: str, days: Collection[date]) -> DatesInUse:
-        """Return the error that names another run that has some of the days, and the command that helps."""
-        job = select(runs.c.job).where(runs.c.id == run_id).scalar_subquery()
-        is_used = and_(run_dates.c.job == job, run_dates.c.day.in_(list(days)), run_dates.c.active)
-        of_others = select(run_dates.c.run_id, run_dates.c.day).where(is_used, run_dates.c.run_id != run_id)
-        with self._read() as connection:
-            rows = connection.execute(of_others.order_by(run_dates.c.run_id, run_dates.c.day)).all()
-            if not rows:
-                return DatesInUse(f"another run has just released dates of run {run_id}: repeat the command", run="")
-            user = rows[0].run_id
-            return dates_in_use_error(_get_run(connection, user), [row.day for row in rows if row.run_id == user])
 
     def withdraw(self, run_id: str, days: Collection[date], by: str, generation: int, until: datetime) -> None:
         """Delete the run's checkpoints of the days, reopen the flags they cleared, and mark the days as undone by `by`.
@@ -228,11 +215,8 @@ class CheckpointStore(LedgerStore):
         `DatesInUse`, and changes nothing, when an active run has the date, or its checkpoint is of another run.
         """
         of_date = and_(checkpoints.c.job == job, checkpoints.c.day == day)
-        in_use = select(run_dates.c.run_id).where(run_dates.c.job == job, run_dates.c.day == day, run_dates.c.active)
         with self._write() as connection:
-            active_run = connection.execute(in_use).scalar()
-            if active_run is not None:
-                raise dates_in_use_error(_get_run(connection, active_run), [day])
+            check_dates_free(connection, job, [day])
             checkpointed_by = connection.execute(select(checkpoints.c.run_id).where(of_date).with_for_update()).scalar()
             if checkpointed_by is None:
                 return False
@@ -280,10 +264,6 @@ def _end_undo(connection: Connection, run_id: str, generation: int) -> None:
     _lock_undone_run(connection, run_id, generation)
     connection.execute(update(runs).where(runs.c.id == run_id).values(undo_owner=None, undo_until=None))
     connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
-
-
-def _get_run(connection: Connection, run_id: str) -> Run:
-    return run_from_row(connection.execute(RUN, {"run": run_id}).mappings().one())
 
 
 def _lock_run(connection: Connection, run_id: str) -> RowMapping:

@@ -73,10 +73,7 @@ class RunStore(LedgerStore):
     def get_run(self, run_id: str) -> Run:
         """Return the run. Raises `UserError` when the ledger has no run of that id."""
         with self._read() as connection:
-            row = connection.execute(RUN, {"run": run_id}).mappings().one_or_none()
-        if row is None:
-            raise UserError(f"there is no run {run_id!r}: `backfill status` lists the latest")
-        return run_from_row(row)
+            return _get_run(connection, run_id)
 
     def list_latest_runs(self, limit: int = 10) -> list[Run]:
         """Return the runs launched last, newest first."""
@@ -125,17 +122,13 @@ class RunStore(LedgerStore):
 
     def find_conflicting_runs(self, job: str, days: Collection[date]) -> dict[str, list[date]]:
         """Return, by run id, the days that active runs of the job have."""
-        if not days:
-            return {}
-        query = select(run_dates.c.run_id, run_dates.c.day).where(
-            run_dates.c.job == job, run_dates.c.active, run_dates.c.day.between(min(days), max(days))
-        )
-        requested_days, days_by_run = set(days), dict[str, list[date]]()
         with self._read() as connection:
-            for row in connection.execute(query):
-                if row.day in requested_days:
-                    days_by_run.setdefault(row.run_id, []).append(row.day)
-        return days_by_run
+            return _find_days_in_use(connection, job, days)
+
+    def check_dates_free(self, job: str, days: Collection[date], *, apart_from: str | None = None) -> None:
+        """Raise `DatesInUse` when another run of the job than `apart_from` is active, or being undone, on the days."""
+        with self._read() as connection:
+            check_dates_free(connection, job, days, apart_from=apart_from)
 
     def move_run(self, run_id: str, *, expect: Collection[RunState], to: RunState) -> bool:
         """Change the run's state if it is in one of `expect`. A run that ends releases its dates."""
@@ -174,7 +167,36 @@ class RunStore(LedgerStore):
         if not days_by_run:
             return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
         run_id, run_days = max(days_by_run.items(), key=lambda item: len(item[1]))
-        return dates_in_use_error(self.get_run(run_id), run_days)
+        return _dates_in_use_error(self.get_run(run_id), run_days)
+
+
+def check_dates_free(
+    connection: Connection, job: str, days: Collection[date], *, apart_from: str | None = None
+) -> None:
+    """See `RunStore.check_dates_free`."""
+    for run_id, used_days in _find_days_in_use(connection, job, days).items():
+        if run_id != apart_from:
+            raise _dates_in_use_error(_get_run(connection, run_id), used_days)
+
+
+def _get_run(connection: Connection, run_id: str) -> Run:
+    row = connection.execute(RUN, {"run": run_id}).mappings().one_or_none()
+    if row is None:
+        raise UserError(f"there is no run {run_id!r}: `backfill status` lists the latest")
+    return run_from_row(row)
+
+
+def _find_days_in_use(connection: Connection, job: str, days: Collection[date]) -> dict[str, list[date]]:
+    if not days:
+        return {}
+    query = select(run_dates.c.run_id, run_dates.c.day).where(
+        run_dates.c.job == job, run_dates.c.active, run_dates.c.day.between(min(days), max(days))
+    )
+    requested_days, days_by_run = set(days), dict[str, list[date]]()
+    for row in connection.execute(query.order_by(run_dates.c.run_id, run_dates.c.day)):
+        if row.day in requested_days:
+            days_by_run.setdefault(row.run_id, []).append(row.day)
+    return days_by_run
 
 
 def _queues_in_use(connection: Connection) -> list[str]:
@@ -183,7 +205,7 @@ def _queues_in_use(connection: Connection) -> list[str]:
     return [options["queue"] for options in connection.execute(query).scalars() if "queue" in options]
 
 
-def dates_in_use_error(run: Run, days: Sequence[date]) -> DatesInUse:
+def _dates_in_use_error(run: Run, days: Sequence[date]) -> DatesInUse:
     """Return the error for dates that the run has, with the command that helps."""
     holds = f"holds {len(days)} of these dates of job {run.job}: {format_dates(days)}"
     if run.has_ended:

@@ -34,9 +34,7 @@ from gated_backfill.common.warehouse.bigquery.statements import rows_of_content
 from gated_backfill.common.warehouse.bigquery.transactions import KEPT_COLUMN, UndoTable
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
 
-UNDO_TABLE_SLACK = timedelta(
-    hours=1
-)  #: added to the expiration of an undo table, so that not every window has to update it
+UNDO_TABLE_SLACK = timedelta(hours=1)  #: added to an undo table's expiration: not every window has to update it
 
 KEPT_TABLE = "kept-"  #: used instead of a run's id in the name of an undo table that a `kept restore` writes
 
