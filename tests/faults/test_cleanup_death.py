@@ -86,7 +86,7 @@ def frozen(lab: Lab, at: str, last: int, doing: str = "clean") -> Generator[None
     lab.running.append(process)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status), errors.read_text()
-    lab.change_ledger("UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active")
+    lab.end_cleanup_leases()
     yield
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0 or "has taken over operation" in errors.read_text()

@@ -142,7 +142,7 @@ def frozen(world: World) -> None:
 
     def sleeps(backup: Any, *arguments: Any, **named: Any) -> Any:
         patch.undo()
-        world.lab.change_ledger("UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active")
+        world.lab.end_cleanup_leases()
         for _ in range(world.random.randint(1, 3)):
             act(world, world.random.choice([cleanup, cleanup, put_back, others_delete]))
         before, (operation,) = world.contents(), [one for one in world.operations() if one.id == backup.id]

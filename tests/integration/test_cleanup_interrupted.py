@@ -395,12 +395,11 @@ def test_a_cleanup_that_was_frozen_while_it_finished_another_deletes_no_restored
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
         killed_before(lab, patch, CleanupState.DELETED)
         cleaned(lab, "elsewhere:1:1")
-    end_leases = "UPDATE cleanup_operations SET lease_until = '2023-01-01 00:00:00.000000' WHERE active"
-    lab.change_ledger(end_leases)
+    lab.end_cleanup_leases()
 
     def frozen(*arguments: Any, **named: Any) -> None:
         patch.undo()
-        lab.change_ledger(end_leases)
+        lab.end_cleanup_leases()
         restore(one_operation(cleaned(lab)).id, site_of(lab))
         delete(*arguments, **named)
 

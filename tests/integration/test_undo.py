@@ -521,12 +521,17 @@ def test_dates_whose_earlier_rows_are_not_kept_are_left_when_asked_for(lab: Lab)
     assert "have expired (BACKFILL_UNDO_DAYS)" in again.stderr
 
 
+def restore_first_date(lab: Lab, run_id: str) -> None:
+    """An undo dies when it has restored the rows of the first date, and no checkpoint."""
+    planned = plan_undo(run_id, lab.context)
+    generation = undo_begun(lab.ledger, run_id, planned.days)
+    restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
+    lab.context.warehouse.restore(planned.target, "day", run_id, restored_first, generation=generation)
+
+
 def test_an_interrupted_undo_is_completed_without_the_dates_whose_earlier_rows_expired(lab: Lab) -> None:
     first, before, second = built_twice(lab)
-    planned = plan_undo(second.run.id, lab.context)
-    generation = undo_begun(lab.ledger, second.run.id, planned.days)
-    restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
-    lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first, generation=generation)
+    restore_first_date(lab, second.run.id)
     now, earlier = rows_by_day(lab), [rows for _, rows in sorted(before.items())]
     lose_copies(lab, *DAYS[:2])
 
@@ -546,10 +551,7 @@ def overwrite(lab: Lab, day: date) -> None:
 
 def test_an_undo_that_died_in_the_middle_is_completed_by_the_next(any_lab: Lab) -> None:
     _, before, second = built_twice(any_lab)
-    planned = plan_undo(second.run.id, any_lab.context)
-    generation = undo_begun(any_lab.ledger, second.run.id, planned.days)
-    restored_first = {DAYS[0]: planned.restored[DAYS[0]]}
-    any_lab.context.warehouse.restore(planned.target, "day", second.run.id, restored_first, generation=generation)
+    restore_first_date(any_lab, second.run.id)
 
     undone(any_lab, second)
 
