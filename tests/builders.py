@@ -352,7 +352,9 @@ def die_at(call: str, number: int) -> None:
 
 def undo_begun(ledger: Ledger, run_id: str, days: Iterable[date]) -> int:
     """Begin an undo as a process whose lease has expired; the generation of its lease."""
-    return ledger.checkpoints.begin_undo(run_id, [*days], "another process", utcnow(), is_dead=lambda owner: False)
+    after = ledger.runs.get_run(run_id).undo_generation
+    begin = ledger.checkpoints.begin_undo
+    return begin(run_id, [*days], "another process", utcnow(), after=after, is_dead=lambda owner: False)
 
 
 def publication_of(name: str, *, generation: int = 1) -> Publication:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from gated_backfill.common.errors import BackupMissing, UndoIncomplete, UndoInProgress, UserError
+from gated_backfill.common.errors import BackupMissing, UndoIncomplete, UserError
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Run
 from gated_backfill.common.model.dates import chunk_dates, format_dates
 from gated_backfill.common.model.job import Job
@@ -223,15 +223,15 @@ def undo_run(plan: UndoPlan, context: CommandContext, by: str) -> list[date]:
 
     Dates are undone in chunks. Of each, the run's checkpoints are removed before its rows, and earlier checkpoints
     return after their rows, so that no checkpoint lacks its rows. Raises `UndoIncomplete` when another writer changed a
-    date meanwhile, after the others were undone; `UndoInProgress`, or `LeaseTakenOver`, when another process undoes it.
+    date meanwhile, after the others were undone; `UndoInProgress`, or `LeaseTakenOver`, when another undo of the run
+    has begun since the plan was made.
     """
     checkpoints, run_id = context.ledger.checkpoints, plan.run.id
-    run = context.ledger.runs.get_run(run_id)
-    if run.undone_at != plan.run.undone_at:
-        raise UndoInProgress(f"run {run_id} was undone meanwhile by {run.undone_by}: nothing was changed")
-    until = _lease_end(context)
-    generation = checkpoints.begin_undo(run_id, plan.days, process_identity(), until, is_dead=is_dead)
-    if run.undo_generation:
+    until, latest_undo = _lease_end(context), plan.run.undo_generation
+    generation = checkpoints.begin_undo(
+        run_id, plan.days, process_identity(), until, after=latest_undo, is_dead=is_dead
+    )
+    if latest_undo:
         # The process of an earlier undo may be frozen in its restore. This undo may release dates without a restore.
         context.warehouse.raise_fence(plan.target, run_id, window=None, generation=generation)
     try:
@@ -295,7 +295,8 @@ def release_interrupted_undo(run_id: str, context: CommandContext) -> bool:
     if run.undo_until > utcnow() and not is_dead(run.undo_owner):
         return False
     checkpoints = context.ledger.checkpoints
-    generation = checkpoints.begin_undo(run_id, [], process_identity(), _lease_end(context), is_dead=is_dead)
+    until, latest_undo = _lease_end(context), run.undo_generation
+    generation = checkpoints.begin_undo(run_id, [], process_identity(), until, after=latest_undo, is_dead=is_dead)
     for target in context.ledger.targets.list_targets(run.job):
         context.warehouse.raise_fence(target, run_id, window=None, generation=generation)
     checkpoints.release_undo(run_id, generation)

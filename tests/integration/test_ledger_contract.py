@@ -1123,7 +1123,8 @@ def test_a_process_exits_on_a_signal_at_any_moment_of_a_query(ledger: Ledger, le
 
 def undo_of(ledger: Ledger, owner: str, run_id: str, lost: Lost | None = None) -> int:
     is_dead = everyone_lives if lost is None else lost.is_dead
-    return ledger.checkpoints.begin_undo(run_id, DAYS, owner, soon(), is_dead=is_dead)
+    after = ledger.runs.get_run(run_id).undo_generation
+    return ledger.checkpoints.begin_undo(run_id, DAYS, owner, soon(), after=after, is_dead=is_dead)
 
 
 def undoable(ledger: Ledger) -> Run:
@@ -1148,9 +1149,29 @@ def test_one_process_at_a_time_undoes_a_run(ledger: Ledger) -> None:
         undo_of(ledger, "second", run.id)
 
 
+@pytest.mark.parametrize(
+    ("is_finished", "message"), [(True, "was undone meanwhile by first"), (False, "has begun and ended meanwhile")]
+)
+def test_an_undo_that_was_planned_before_another_reserves_nothing(
+    ledger: Ledger, is_finished: bool, message: str
+) -> None:
+    run = undoable(ledger)
+    generation = undo_of(ledger, "first", run.id)
+    if is_finished:
+        ledger.checkpoints.finish_undo(run.id, "first", generation)
+    else:
+        ledger.checkpoints.release_undo(run.id, generation)
+
+    with pytest.raises(UndoInProgress, match=message):
+        ledger.checkpoints.begin_undo(run.id, DAYS, "second", soon(), after=0, is_dead=everyone_lives)
+
+    assert ledger.runs.find_conflicting_runs(run.job, DAYS) == {}
+
+
 def test_an_undo_that_was_taken_over_changes_nothing_any_more(ledger: Ledger, lost: Lost) -> None:
     run = undoable(ledger)
-    old = ledger.checkpoints.begin_undo(run.id, DAYS, "old", utcnow() + lost.lease, is_dead=everyone_lives)
+    until = utcnow() + lost.lease
+    old = ledger.checkpoints.begin_undo(run.id, DAYS, "old", until, after=0, is_dead=everyone_lives)
     new = undo_of(ledger, "new", run.id, lost)
     assert new > old
     for end in (

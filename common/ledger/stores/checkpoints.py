@@ -121,19 +121,29 @@ class CheckpointStore(LedgerStore):
     # -- undo -----------------------------------------------------------------------------------------------
 
     def begin_undo(
-        self, run_id: str, days: Collection[date], owner: str, until: datetime, *, is_dead: Callable[[str], bool]
+        self,
+        run_id: str,
+        days: Collection[date],
+        owner: str,
+        until: datetime,
+        *,
+        after: int,
+        is_dead: Callable[[str], bool],
     ) -> int:
         """Reserve the days for the undo of an ended run. No other run can take them until the undo releases them.
 
-        Returns the generation of the owner's lease on the undo, which ends at `until`. Raises `DatesInUse`, and changes
+        `after` is the generation of the latest undo of the run when this one was planned, 0 if there was none. Returns
+        the generation of the owner's lease on the undo, which ends at `until`. Raises `DatesInUse`, and changes
         nothing, when an active run has one of the days or a later run has checkpointed it, and `UndoInProgress` when
-        another process undoes the run, is alive, and its lease has not expired.
+        another process undoes the run, is alive, and its lease has not expired, or when another undo has begun since
+        this one was planned.
         """
         run_days = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         try:
             with self._write() as connection:
                 run = _lock_run(connection, run_id)
                 _check_no_other_undo(run, owner, is_dead)
+                _check_latest_undo(run, after)
                 connection.execute(update(run_dates).where(run_days).values(active=True))
                 of_days = and_(checkpoints.c.job == run["job"], checkpoints.c.day.in_(list(days)))
                 later = connection.execute(
@@ -256,6 +266,17 @@ def _check_no_other_undo(run: RowMapping, owner: str, is_dead: Callable[[str], b
         return
     raise UndoInProgress(
         f"run {run['id']} is being undone by {other}: wait for its end, then look at `backfill status {run['id']}`"
+    )
+
+
+def _check_latest_undo(run: RowMapping, generation: int) -> None:
+    """Raise `UndoInProgress` if another undo than that of the generation was the latest to begin."""
+    if run["undo_generation"] == generation:
+        return
+    if run["undone_at"] is not None:
+        raise UndoInProgress(f"run {run['id']} was undone meanwhile by {run['undone_by']}: nothing was changed")
+    raise UndoInProgress(
+        f"another undo of run {run['id']} has begun and ended meanwhile: nothing was changed; repeat the command"
     )
 
 
