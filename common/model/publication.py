@@ -62,6 +62,15 @@ class PublishResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedDate:
+    """The publication of a run that wrote the rows which a date has now."""
+
+    run: str
+    attempt: int
+    checksum: str  #: of the staged file that was published
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeptRows:
     """Rows of a date that this tool removed from a table, as they were at that moment, and still keeps."""
 

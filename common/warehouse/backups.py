@@ -22,6 +22,13 @@ class Backups(Protocol):
         """
         ...
 
+    def list_dates(self, table: TableName, date_column: str) -> list[date]:
+        """List the dates on which the table may have rows, oldest first, also those whose rows cannot be read.
+
+        Raises `SchemaMismatch` for a table with another date column.
+        """
+        ...
+
     def backup_location(self, backup: Backup) -> str:
         """Return the path or table of the backup, for messages."""
         ...

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
 from gated_backfill.common.errors import SchemaMismatch, TableNotFound
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.entities import DATE_TYPES, EntityColumns
-from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile
+from gated_backfill.common.model.publication import KeptRows, Publication, PublishedDate, PublishResult, StagedFile
 from gated_backfill.common.model.tables import (
     FITTING_TYPES,
     NULL_TYPE,
@@ -313,6 +313,16 @@ class Warehouse(Backups, Protocol):
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
         """Return the days whose partitions hold exactly the rows published from the file with that checksum."""
+        ...
+
+    def find_publications(
+        self, table: TableName, date_column: str, days: Collection[date]
+    ) -> dict[date, PublishedDate]:
+        """Return the latest publication that wrote exactly the rows which each day has now.
+
+        Without days whose rows something else wrote or changed since, and those that cannot be read. `matching_dates`
+        confirms the checksums.
+        """
         ...
 
     def publish(

@@ -32,7 +32,7 @@ from gated_backfill.common.errors import (
 )
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
 from gated_backfill.common.model.entities import EntityColumns
-from gated_backfill.common.model.publication import PublishResult, StagedFile
+from gated_backfill.common.model.publication import PublishedDate, PublishResult, StagedFile
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
@@ -495,13 +495,43 @@ def test_a_damaged_file_is_lost(warehouse: Warehouse, staging: Staging, damage: 
     assert counts(warehouse, *DAYS) == {FEB_23: 3, FEB_24: 4}
 
 
-def test_the_publisher_of_a_date_is_noted_until_a_load(local_warehouse: LocalWarehouse, staging: Staging) -> None:
+def test_the_publication_of_a_date_is_found_until_something_else_writes_it(
+    warehouse: Warehouse, staging: Staging
+) -> None:
     file = staged(staging, FEB_23, players=9)
-    publish(local_warehouse, file, publication="run-7/3")
-    noted = local_warehouse.publication(TABLE, "day", FEB_23)
-    assert noted == {"publication": "run-7/3", "attempt": 1, "checksum": file.checksum, "rows": 9}
-    load(local_warehouse, FEB_23, score=2.0)
-    assert local_warehouse.publication(TABLE, "day", FEB_23) is None
+    publish(warehouse, file, publication="run-7/3")
+    load(warehouse, FEB_24)
+    assert warehouse.list_dates(TABLE, "day") == [FEB_23, FEB_24]
+    published = {FEB_23: PublishedDate(run="run-7", attempt=1, checksum=file.checksum)}
+    assert warehouse.find_publications(TABLE, "day", DAYS) == published
+    warehouse.add_columns(TABLE, {"team": "STRING"})
+    assert warehouse.find_publications(TABLE, "day", DAYS) == published
+    warehouse.load(TABLE, "day", rows_of(FEB_23, score=2.0).append_column("team", pa.array(["x"] * 3)))
+    assert warehouse.find_publications(TABLE, "day", DAYS) == {}
+
+
+def test_of_several_publications_of_the_same_rows_the_latest_is_found(warehouse: Warehouse, staging: Staging) -> None:
+    first, other = staged(staging, FEB_23, players=9), staged(staging, FEB_23, players=5, attempt=2)
+    publish(warehouse, first, publication="run-7/1")
+    publish(warehouse, other, publication="run-8/1")
+    again = replace(first, attempt=3)
+    publish(warehouse, again, publication="run-9/1")
+    found = warehouse.find_publications(TABLE, "day", [FEB_23])
+    assert found == {FEB_23: PublishedDate(run="run-9", attempt=3, checksum=first.checksum)}
+
+
+def test_no_table_has_dates_or_publications(warehouse: Warehouse) -> None:
+    assert (warehouse.list_dates(TABLE, "day"), warehouse.find_publications(TABLE, "day", DAYS)) == ([], {})
+
+
+def test_a_damaged_partition_is_listed_without_a_publication(local_warehouse: LocalWarehouse, staging: Staging) -> None:
+    publish(local_warehouse, staged(staging, FEB_23))
+    (folder,) = local_warehouse.root.glob("*/*/day=*")
+    (folder / "part.parquet").write_bytes(b"no rows")
+    assert local_warehouse.list_dates(TABLE, "day") == [FEB_23]
+    assert local_warehouse.find_publications(TABLE, "day", [FEB_23]) == {}
+    (folder / "publication.json").write_text("{")
+    assert local_warehouse.find_publications(TABLE, "day", [FEB_23]) == {}
 
 
 def publish_often(wait: Callable[[], object], root: str, times: int) -> int:

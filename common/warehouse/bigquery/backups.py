@@ -73,6 +73,9 @@ class BigQueryBackups(BigQueryQueries):
         counts = self.query(COUNTS, scans={"t": scan}).to_pylist()
         return {row["day"]: row["n"] for row in sorted(counts, key=lambda row: row["day"])}
 
+    def list_dates(self, table: TableName, date_column: str) -> list[date]:
+        return sorted(self.row_counts(table, date_column, ALL_DATES))
+
     def backup_location(self, backup: Backup) -> str:
         return f"{self._jobs.address.project}.{self._backup_table(backup.id)}"
 

@@ -13,7 +13,7 @@ from sqlglot.errors import SqlglotError
 from gated_backfill.common.errors import QueryFailed, UserError
 from gated_backfill.common.model.dates import consecutive_ranges, days_in, enclosing_range
 from gated_backfill.common.model.entities import EntityColumns
-from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import TableName, validate_identifier
 from gated_backfill.common.warehouse.bigquery import statements as sql_of
 from gated_backfill.common.warehouse.bigquery.client import (
@@ -214,6 +214,33 @@ class BigQueryQueries:
             unmatched = {day: unmatched_checksums[day] for day in days if day not in matching}
             matching |= self._exactly_matching(table, date_column, unmatched, columns)
         return matching
+
+    def find_publications(
+        self, table: TableName, date_column: str, days: Collection[date]
+    ) -> dict[date, PublishedDate]:
+        check_column_names(date_column)
+        info = self.describe(table)
+        if info is None or not days or not self._record.exists():
+            return {}
+        published = self._publications_of_rows(table, date_column, days, list(info.columns))
+        others = [day for day in days if day not in published]
+        for columns, days_before in self._columns_before(table, date_column, others):  # as in `matching_dates`
+            unmatched = [day for day in days_before if day not in published]
+            published |= self._publications_of_rows(table, date_column, unmatched, columns)
+        return published
+
+    def _publications_of_rows(
+        self, table: TableName, date_column: str, days: Collection[date], columns: Collection[str]
+    ) -> dict[date, PublishedDate]:
+        if not days:
+            return {}
+        statement = sql_of.publications_of_rows(
+            self._tables.partitions(table, date_column, columns), self._record.quoted
+        )
+        rows = self._rows_of_existing(statement, date_parameters(days) | {"target": str(table)}, table)
+        return {
+            row["day"]: PublishedDate(run=row["run"], attempt=row["attempt"], checksum=row["checksum"]) for row in rows
+        }
 
     def _columns_before(
         self, table: TableName, date_column: str, days: Collection[date]

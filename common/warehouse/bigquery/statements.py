@@ -120,6 +120,19 @@ HOLDS: LiteralString = """
     WHERE p.target = @target AND p.day BETWEEN @first AND @last
 """
 
+#: The latest publication of exactly the rows that each day has now.
+PUBLISHED_BY: LiteralString = """
+    SELECT day, run, attempt, checksum
+    FROM (
+        SELECT
+            c.day AS day, p.run AS run, p.attempt AS attempt, p.checksum AS checksum,
+            ROW_NUMBER() OVER (PARTITION BY c.day ORDER BY p.published_at DESC, p.run DESC, p.attempt DESC) AS place
+        FROM ({content}) AS c
+        JOIN {publications} AS p ON p.day = c.day AND p.content = c.content
+        WHERE p.target = @target AND p.day BETWEEN @first AND @last AND p.checksum IS NOT NULL
+    )
+    WHERE place = 1
+"""
 
 #: The number of values in each column, by day.
 VALUES: LiteralString = """
@@ -195,3 +208,8 @@ def matching_dates(partitions: Partitions, publications: QuotedSql) -> QuotedSql
     return fill_placeholders(
         HOLDS, content=partition_contents(partitions), wanted=fill_placeholders(WANTED), publications=publications
     )
+
+
+def publications_of_rows(partitions: Partitions, publications: QuotedSql) -> QuotedSql:
+    """Build the query of the publications that wrote the days' rows. Parameters: days, first, last, target."""
+    return fill_placeholders(PUBLISHED_BY, content=partition_contents(partitions), publications=publications)

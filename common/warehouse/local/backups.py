@@ -93,6 +93,14 @@ class LocalBackups(ABC):
             counts = {day: count_rows(file) for day, file in files.items()}
         return {day: rows for day, rows in sorted(counts.items()) if rows}
 
+    def list_dates(self, table: TableName, date_column: str) -> list[date]:
+        info = self.describe(table)
+        if info is None:
+            return []
+        info.check_columns(date_column)
+        with translate_file_errors(table):
+            return sorted(day for day, file in _rows_files_by_date(self._folder(table), date_column) if file.exists())
+
     def _check_no_other_files(self, parts: Iterable[Path]) -> None:
         """Check that the partitions of these files have no rows in other files. Raises `SchemaMismatch`."""
         for part in parts:

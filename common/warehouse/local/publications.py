@@ -15,7 +15,14 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import OutsideRoot, StagedFileLost
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.common.model.publication import KeptRows, Publication, PublishResult, StagedFile, WarehouseLimits
+from gated_backfill.common.model.publication import (
+    KeptRows,
+    Publication,
+    PublishedDate,
+    PublishResult,
+    StagedFile,
+    WarehouseLimits,
+)
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checked_path, read_regular_file, write_atomically
@@ -33,7 +40,14 @@ from gated_backfill.common.warehouse.local.partitions import (
     translate_file_errors,
 )
 from gated_backfill.common.warehouse.local.table_schema import TableSchema, declarable_types
-from gated_backfill.common.warehouse.local.undo_folder import UNDO, Change, ChangeNote, UndoFolder, undo_folders
+from gated_backfill.common.warehouse.local.undo_folder import (
+    UNDO,
+    Change,
+    ChangeNote,
+    UndoFolder,
+    read_json,
+    undo_folders,
+)
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition, TableInfo, check_same_columns
 
 KEPT_RESTORES = "_restored"  #: in place of a run: what a restore of kept rows removed
@@ -334,3 +348,12 @@ def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> 
     with open(f"{partition}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - not read before the commit
         file.write(json.dumps(note).encode())
     return data
+
+
+def read_publication_note(part: str) -> PublishedDate | None:
+    """Read the note on the publication of the partition of that file; None without a readable one."""
+    note = read_json(Path(part).with_name(PUBLICATION_FILE))
+    if note is None:
+        return None
+    run, _, _ = note["publication"].rpartition("/")
+    return PublishedDate(run=run, attempt=note["attempt"], checksum=note["checksum"])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import QueryFailed, SchemaMismatch, TableNotFound, WarehouseUnavailable
 from gated_backfill.common.model.dates import days_in
-from gated_backfill.common.model.publication import WarehouseLimits
+from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
 from gated_backfill.common.storage.files import (
     ROW_GROUP_BYTES,
@@ -36,16 +35,14 @@ from gated_backfill.common.warehouse.local.content import column_digest, content
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
 from gated_backfill.common.warehouse.local.partitions import (
-    PUBLICATION_FILE,
     ROWS_FILE,
-    file_fingerprint,
     names_in,
     partition_name,
     partition_names,
     refuse_damage,
     translate_file_errors,
 )
-from gated_backfill.common.warehouse.local.publications import LocalPublications
+from gated_backfill.common.warehouse.local.publications import LocalPublications, read_publication_note
 from gated_backfill.common.warehouse.local.table_schema import (
     TableSchema,
     TableSchemas,
@@ -212,14 +209,16 @@ class LocalWarehouse(LocalPublications):
             now = {day: self._parts.fingerprint_uncached(place) for day, place in places.items()}
         return frozenset(day for day, checksum in checksums.items() if now[day] == checksum)
 
-    def publication(self, table: TableName, date_column: str, day: date) -> dict[str, Any] | None:
-        """Read which run and attempt wrote the partition; None if no run wrote its present rows."""
-        part = self._part(table, date_column, day)
-        try:
-            note = json.loads((part.parent / PUBLICATION_FILE).read_text())
-        except FileNotFoundError:
-            return None
-        return note if note["checksum"] == file_fingerprint(part) else None
+    def find_publications(
+        self, table: TableName, date_column: str, days: Collection[date]
+    ) -> dict[date, PublishedDate]:
+        notes = {
+            day: note
+            for day, place in self._places(table, date_column, days).items()
+            if (note := read_publication_note(place)) is not None
+        }
+        unchanged = self.matching_dates(table, date_column, {day: note.checksum for day, note in notes.items()})
+        return {day: note for day, note in notes.items() if day in unchanged}
 
     # -- writing --------------------------------------------------------------------------------------------
 

@@ -69,8 +69,8 @@ def _rows(connection: Connection, table: Any, columns: str) -> list[dict[str, An
 def _writer(warehouse: Any, day: date) -> str | None:
     if not isinstance(warehouse, LocalWarehouse):
         return None
-    noted = warehouse.publication(TARGET, "day", day)
-    return noted["publication"].partition("/")[0] if noted else None
+    noted = warehouse.find_publications(TARGET, "day", [day]).get(day)
+    return noted.run if noted else None
 
 
 def _staged(root: Path) -> list[str]:
