@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from itertools import islice
 from typing import Any
@@ -22,10 +23,10 @@ from gated_backfill.common.history.figures import (
 )
 from gated_backfill.common.ledger import DateRow, Ledger, Run, RunWithDates
 from gated_backfill.common.model.arrow.types import arrow_schema
-from gated_backfill.common.model.dates import ONE_DAY
+from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.model.tables import ColumnTypes, TableName
 from gated_backfill.common.process.clock import midnight
-from gated_backfill.common.warehouse.protocol import Warehouse, missing_columns
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse, missing_columns
 
 RUN_ENDED_ON = "run_ended_on"  #: the partition column
 
@@ -66,6 +67,10 @@ COLUMNS: ColumnTypes = {
     "run_finished_at": "TIMESTAMP",
     "run_seconds": "FLOAT64",
     "undone_at": "TIMESTAMP",
+    # What the date's checkpoint proves: `ledger rebuild` makes it again from these.
+    "checksum": "STRING",
+    "inputs": "STRING",
+    "input_parts": "STRING",
     RUN_ENDED_ON: "DATE",
 }
 _DATE_FIELDS = frozenset(DateRow.__dataclass_fields__)
@@ -96,6 +101,7 @@ def _row(run: Run, row: DateRow) -> dict[str, Any]:
         "run_finished_at": run.finished_at,
         "run_seconds": wall_seconds(run),
         "undone_at": row.undone_at or run.undone_at,
+        "input_parts": None if row.input_parts is None else json.dumps(dict(row.input_parts), sort_keys=True),
         RUN_ENDED_ON: run.finished_at.date() if run.finished_at else None,
     }
     # The other columns are fields of the date or, if it has no field of that name, of the run.
@@ -116,12 +122,15 @@ def write_metadata(ledger: Ledger, warehouse: Warehouse, settings: Settings, run
 
 
 def write_day(ledger: Ledger, warehouse: Warehouse, settings: Settings, day: date) -> str:
-    """Write the history of the runs that ended on the day, and return a summary."""
+    """Write the history of the runs that ended on the day, and return a summary.
+
+    Rows of runs that this ledger does not have are kept: they may be all that is left of a ledger that was lost.
+    """
     table = settings.history_table
     if table is None:
         return "no history is written to the warehouse: BACKFILL_METADATA_TABLE is none"
     written: pa.Table | None = None
-    rows = _read_rows(ledger, day)
+    rows = _read_rows(ledger, warehouse, table, day)
     # A run that ends during this load is written by another process. If that one is faster, this load removes its rows
     # again. So each process reads the ledger after its load, and loads again if the rows have changed: the last load
     # was always compared with the ledger.
@@ -130,7 +139,7 @@ def write_day(ledger: Ledger, warehouse: Warehouse, settings: Settings, day: dat
             return f"{table}: no run ended on {day}"
         _add_new_columns(warehouse, table)
         warehouse.load(table, RUN_ENDED_ON, rows)
-        written, rows = rows, _read_rows(ledger, day)
+        written, rows = rows, _read_rows(ledger, warehouse, table, day)
     runs = pc.count_distinct(rows["run_id"]).as_py()
     return f"{table}: {rows.num_rows} row(s) of {runs} run(s) that ended on {day}"
 
@@ -142,15 +151,35 @@ def _add_new_columns(warehouse: Warehouse, table: TableName) -> None:
         warehouse.add_columns(table, COLUMNS)
 
 
-def _read_rows(ledger: Ledger, day: date) -> pa.Table:
+def _read_rows(ledger: Ledger, warehouse: Warehouse, table: TableName, day: date) -> pa.Table:
     """The rows of all runs that ended on the day, converted in batches, because they may be many."""
     schema = arrow_schema(COLUMNS)
+    ended_runs = ledger.history.list_ended_runs(midnight(day), midnight(day + ONE_DAY))
     batches = [
         pa.RecordBatch.from_pylist([_row(run, row) for row in dates], schema)
-        for run in ledger.history.list_ended_runs(midnight(day), midnight(day + ONE_DAY))
+        for run in ended_runs
         for dates in _in_batches(ledger.history.iter_dates(run.id))
     ]
-    return pa.Table.from_batches(batches, schema)
+    others = _read_rows_of_others(warehouse, table, day, {run.id for run in ended_runs})
+    return pa.concat_tables([pa.Table.from_batches(batches, schema), others]).combine_chunks()
+
+
+def _read_rows_of_others(warehouse: Warehouse, table: TableName, day: date, run_ids: Collection[str]) -> pa.Table:
+    """The rows that the table has of other runs, in a fixed order."""
+    schema = arrow_schema(COLUMNS)
+    info = warehouse.describe(table)
+    if info is None:
+        return schema.empty_table()
+    names = {name: name for name in COLUMNS if name in info.columns}
+    one_day = DateRange(start=day, through=day)
+    scan = Scan(table=table, date_column=RUN_ENDED_ON, dates=(one_day,), columns=names)
+    rows = warehouse.read(scan, once=True)
+    rows = rows.filter(pc.invert(pc.is_in(rows["run_id"], value_set=pa.array(sorted(run_ids), pa.string()))))
+    columns = [
+        rows[field.name].cast(field.type) if field.name in names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema).sort_by([("run_id", "ascending"), ("day", "ascending")])
 
 
 def _in_batches(dates: Iterator[DateRow]) -> Iterator[list[DateRow]]:

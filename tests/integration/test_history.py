@@ -18,7 +18,7 @@ import pytest
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.history.metadata import COLUMNS, write_metadata
-from gated_backfill.common.ledger import Ledger, Run, RunState
+from gated_backfill.common.ledger import Ledger, Run, RunState, open_ledger
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import today
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -183,6 +183,23 @@ def test_an_ended_run_s_rows_are_in_the_warehouse_once_however_often_they_are_wr
     described = context.warehouse.describe(TableName.parse(TABLE))
     assert described is not None
     assert (dict(described.columns), described.partitioned_by) == (dict(COLUMNS), "run_ended_on")
+
+
+def test_rows_of_a_ledger_that_is_gone_are_kept(any_lab: Lab) -> None:
+    context = any_lab.context
+    lost, known = ended_run(context.ledger, FEB_23), ended_run(context.ledger, FEB_24)
+    write_metadata(context.ledger, context.warehouse, context.settings, lost.id)
+    before = sorted(any_lab.published(TABLE, today(), "run_ended_on"), key=lambda row: row["day"])
+    other = open_ledger(f"sqlite:///{any_lab.home.parent / 'other.db'}")
+    newest = ended_run(other, FEB_25)
+
+    for _ in range(2):
+        write_metadata(other, context.warehouse, context.settings, newest.id)
+
+    rows = sorted(any_lab.published(TABLE, today(), "run_ended_on"), key=lambda row: row["day"])
+    assert [row["run_id"] for row in rows] == [lost.id, known.id, newest.id]
+    assert rows[:2] == before
+    other.close()
 
 
 class OvertakenWarehouse(LocalWarehouse):
