@@ -110,6 +110,10 @@ class DatesInUse(UserError):
         self.run = run
 
 
+class CheckpointedMeanwhile(UserError):
+    """Another run has checkpointed some of the dates since the run was planned: nothing was opened."""
+
+
 class UndoInProgress(UserError):
     """Another process undoes the run."""
 

@@ -14,7 +14,7 @@ from gated_backfill.common.audit.findings import AuditedDate, AuditFinding, Audi
 from gated_backfill.common.audit.observations import observe_dates, read_missing_names
 from gated_backfill.common.audit.published_rows import find_unchecked_columns
 from gated_backfill.common.audit.staleness import find_stale_dates
-from gated_backfill.common.ledger import Ledger, NewFlag
+from gated_backfill.common.ledger import Checkpoint, Ledger, NewFlag
 from gated_backfill.common.model.dates import chunk_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
@@ -35,11 +35,13 @@ def audit_dates(
     *,
     max_names: int = MISSING_NAMES_SHOWN,
     find_stale: bool = False,
+    candidates: Mapping[date, Checkpoint] | None = None,
 ) -> AuditResult:
     """Audit the days with a few grouped queries. Changes nothing.
 
     `max_names` limits the names of missing entities that are read for each date; their number is always exact.
     `find_stale`: also compare the job's version, its sources and inputs with those that built the dates.
+    `candidates`: checkpoints to judge as if the ledger had them, of days on which it has none.
 
     Raises `TableNotFound` when the expectation's table does not exist or the calendar is gone, `SchemaMismatch` when a
     table lacks a column that the job needs, and any error of a query: a date that could not be checked is
@@ -55,7 +57,7 @@ def audit_dates(
     for chunk in chunk_dates(sorted(set(days)), DATES_AT_ONCE):
         calendar = read_calendar(warehouse, job, chunk)
         has_calendar = has_calendar and (calendar is not None or job.expectation.calendar is None)
-        observations = observe_dates(job, chunk, warehouse, ledger, calendar, target)
+        observations = observe_dates(job, chunk, warehouse, ledger, calendar, target, candidates=candidates or {})
         audited_dates = [classify(observed, job.policy) for observed in observations]
         if find_stale:
             audited_dates = _add_stale(audited_dates, job, warehouse)

@@ -32,13 +32,17 @@ def observe_dates(
     ledger: Ledger,
     calendar: CalendarEvents | None,
     target: TableInfo | None,
+    *,
+    candidates: Mapping[date, Checkpoint],
 ) -> list[DateObservation]:
     """Observe each day. A day that a run published while this was reading is reported with that run as active.
 
-    `calendar` holds the events of these days, `target` describes the target table; None: it does not exist.
+    `calendar` holds the events of these days, `target` describes the target table; None: it does not exist. Of a day
+    without a checkpoint, the candidate takes its place.
     """
     span = enclosing_range(days)
-    checkpoints = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    checkpoints_before = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
+    checkpoints = {**candidates, **checkpoints_before}
     undone = ledger.checkpoints.list_undone(job.name, span.start, span.through)
     active_runs = _active_runs(ledger, job, days)
     counts = _count_entities(job, days, warehouse, has_target=target is not None)
@@ -49,7 +53,7 @@ def observe_dates(
     # A run that published a date between the first read and the last is still active, or has changed its checkpoint.
     active_runs |= _active_runs(ledger, job, days)
     checkpoints_after = ledger.checkpoints.list_checkpoints(job.name, span.start, span.through)
-    active_runs |= _checkpointed_meanwhile(days, checkpoints, checkpoints_after)
+    active_runs |= _checkpointed_meanwhile(days, checkpoints_before, checkpoints_after)
     return [
         DateObservation(
             day=day,

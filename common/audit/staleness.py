@@ -9,7 +9,7 @@ from datetime import date
 from gated_backfill.common.ledger import Checkpoint
 from gated_backfill.common.model.coverage import split_label
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.model.job_versions import STALE_PREFIX, stale_reason
+from gated_backfill.common.model.job_versions import STALE_PREFIX, UNKNOWN_VERSION, stale_reason
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.warehouse.input_fingerprints import (
     EXPECTATION_ROLE,
@@ -30,7 +30,7 @@ class Staleness:
     #: Dates whose published entities must be counted again: the expectation or the rules differ from those recorded, or
     #: none were recorded.
     to_recount: frozenset[date] = frozenset()
-    without_inputs: int = 0  #: checkpoints that record no inputs: only their version was compared
+    without_inputs: int = 0  #: checkpoints that record no inputs, but a version: only that was compared
 
 
 def find_other_versions(job: Job, checkpoints: Mapping[date, Checkpoint]) -> dict[date, str]:
@@ -65,8 +65,9 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     reasons = _other_versions(job, checkpoints, judged_by_others)
     recorded = {day: parts for day, checkpoint in checkpoints.items() if (parts := checkpoint.input_parts) is not None}
     unrecorded = checkpoints.keys() - recorded.keys()
+    without_inputs = sum(checkpoints[day].job_version != UNKNOWN_VERSION for day in unrecorded)
     if not recorded:
-        return Staleness(reasons=reasons, to_recount=frozenset(unrecorded), without_inputs=len(unrecorded))
+        return Staleness(reasons=reasons, to_recount=frozenset(unrecorded), without_inputs=without_inputs)
     relevant = {day: relevant_roles(job, checkpoints[day].source) for day in recorded if day not in reasons}
     roles = {EXPECTATION_ROLE}.union(*relevant.values())
     quick = quick_fingerprints(warehouse, job, sorted(recorded), roles=roles)
@@ -83,7 +84,7 @@ def find_stale_dates(job: Job, checkpoints: Mapping[date, Checkpoint], warehouse
     return Staleness(
         reasons=reasons,
         to_recount=frozenset(changed_expectations | unrecorded | judged_by_others),
-        without_inputs=len(unrecorded),
+        without_inputs=without_inputs,
     )
 
 

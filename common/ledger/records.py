@@ -35,6 +35,8 @@ class NewRun:
     reason: str | None = None  #: why the user launches it
     target: str | None = None  #: the table that the run claims for its job
     replaced_owner: str | None = None  #: the job that has given the target up
+    #: By date, the run of the checkpoint that it had when the run was planned. None: not compared.
+    planned_with: Mapping[date, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,14 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, func, select, update
 
 from gated_backfill.common.ledger.records import Checkpoint, DateRow, NewDate, NewRun, Run, UndoneDate, WindowRow
-from gated_backfill.common.ledger.states import DATE_TRANSITIONS, ENDED_RUNS, DateState, RunState, WindowState
+from gated_backfill.common.ledger.states import (
+    DATE_TRANSITIONS,
+    ENDED_DATES,
+    ENDED_RUNS,
+    DateState,
+    RunState,
+    WindowState,
+)
 from gated_backfill.common.ledger.tables import run_dates, runs
 from gated_backfill.common.model.coverage import TargetCounts, Verdict
 from gated_backfill.common.model.missing_names import MISSING_NAMES_STORED
@@ -148,8 +155,8 @@ def date_values(run_id: str, job: str, dates: Iterable[NewDate]) -> list[dict[st
             "job": job,
             "window": new_date.window,
             "state": new_date.state.value,
-            "active": new_date.state is DateState.PENDING,
-            "ended_at": None if new_date.state is DateState.PENDING else now,
+            "active": new_date.state not in ENDED_DATES,
+            "ended_at": now if new_date.state in ENDED_DATES else None,
         }
         for new_date in dates
     ]

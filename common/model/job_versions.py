@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+UNKNOWN_VERSION = ""  #: in a checkpoint: which version built its rows is not known; no job has a blank version
 STALE_PREFIX = "stale: "  #: starts the reason of every stale date
 NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 
@@ -43,6 +44,8 @@ def _numbers(version: str) -> tuple[int, ...] | None:
 
 def stale_reason(checkpoint_version: str, job_version: str, *, has_same_rules: bool) -> str | None:
     """The reason why a date is stale that was built by that version, and judged by these rules; None if it is not."""
+    if checkpoint_version == UNKNOWN_VERSION:
+        return f"{STALE_PREFIX}its checkpoint was rebuilt, and which version of the job built its rows is not known"
     if checkpoint_version != job_version:
         return f"{STALE_PREFIX}built by version {checkpoint_version}, the job is version {job_version} now"
     return None if has_same_rules else f"{STALE_PREFIX}the job's rules for complete rows changed since"

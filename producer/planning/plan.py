@@ -140,6 +140,8 @@ class Plan:
     has_calendar: bool = False  #: whether a calendar table can validate the expectation
     compared_days: tuple[date, ...] = ()  #: checkpointed dates whose inputs were compared with the recorded ones
     recounted_days: tuple[date, ...] = ()  #: checkpointed dates whose published entities were counted again
+    #: The dates that were checkpointed when this was planned, with the runs that did so.
+    checkpointed_by: Mapping[date, str] = field(default_factory=dict[date, str])
 
     def steps_with(self, action: PlanAction) -> list[PlanStep]:
         return [step for step in self.steps if step.action is action]
@@ -198,6 +200,7 @@ class PlanMeasurements:
     contradictions: Mapping[date, str] = field(default_factory=dict[date, str])  #: see `DateExpectation`
     prerequisites: Prerequisites = field(default_factory=Prerequisites)  #: rows that the dates to build lack
     undone: Mapping[date, UndoneDate] = field(default_factory=dict[date, UndoneDate])  #: not checkpointed since
+    checkpointed_by: Mapping[date, str] = field(default_factory=dict[date, str])  #: the run of every checkpoint
 
     def expectation_on(self, day: date, job: Job) -> DateExpectation:
         """Return the number of entities expected on the day, and what speaks against it."""
@@ -255,6 +258,7 @@ def make_plan(request: RunRequest, job: Job, warehouse: Warehouse, ledger: Ledge
             and checkpoint.input_parts is not None
         ),
         recounted_days=tuple(measured.published),
+        checkpointed_by=measured.checkpointed_by,
     )
 
 
@@ -311,6 +315,7 @@ def _measure_range(
         with_primary=counts.with_primary if options.fallback is Fallback.FILL else {},
         calendar=calendar,
         checkpoints=checkpoints,
+        checkpointed_by={day: checkpoint.run_id for day, checkpoint in checkpointed_counts.items()},
         changed_days=changed_days,
         staleness=staleness,
         published=_count_published(job, proven, staleness, counts.expected, warehouse),

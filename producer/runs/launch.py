@@ -51,8 +51,8 @@ NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the ma
 def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext, *, owned: bool) -> Run:
     """Store the planned run. An `owned` run ends with this process.
 
-    Raises, and stores nothing, `DatesInUse` when an active run of the job has one of the dates, `TargetTaken` when the
-    target belongs to another job.
+    Raises, and stores nothing, `DatesInUse` when an active run of the job has one of the dates, `CheckpointedMeanwhile`
+    when another run has checkpointed one of them since the plan, `TargetTaken` when the target belongs to another job.
     """
     new = NewRun(
         job=job.name,
@@ -65,6 +65,7 @@ def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext,
         target=job.target.table,
         replaced_owner=check_target_free(job, context.ledger),
         dates=tuple(_new_dates(plan, job, options, context)),
+        planned_with=plan.checkpointed_by,
     )
     date_count = sum(date_row.window is not None for date_row in new.dates)
     express_dates = context.settings.express_dates

@@ -11,14 +11,22 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gated_backfill.common.errors import DatesInUse, LedgerUnavailable, LedgerUnusable, UserError
+from gated_backfill.common.errors import CheckpointedMeanwhile, DatesInUse, LedgerUnavailable, LedgerUnusable, UserError
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import NewRun, Run, RunProgress
 from gated_backfill.common.ledger.rows import change_run_state, date_values, group_by_columns, run_from_row, run_values
-from gated_backfill.common.ledger.states import ENDED_RUNS, DateState, RunAction, RunState, WindowState, final_state
+from gated_backfill.common.ledger.states import (
+    ENDED_DATES,
+    ENDED_RUNS,
+    DateState,
+    RunAction,
+    RunState,
+    WindowState,
+    final_state,
+)
 from gated_backfill.common.ledger.stores.actions import record_action
 from gated_backfill.common.ledger.stores.targets import claim_target
-from gated_backfill.common.ledger.tables import run_dates, runs, windows
+from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.process.clock import utcnow
 
@@ -35,7 +43,8 @@ class RunStore(LedgerStore):
 
         `queue` chooses the run's Celery queue: it gets the queues in use by active runs without an owner, one entry a
         run, and its answer is stored in the options. Raises, and writes nothing, `DatesInUse` when another active run
-        of the job has one of the dates, `TargetTaken` when the target belongs to another job.
+        of the job has one of the dates, `CheckpointedMeanwhile` when the checkpoints of unfinished dates are not those
+        of `NewRun.planned_with`, `TargetTaken` when the target belongs to another job.
         """
         run_id = f"{utcnow():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         days = [new_date.day for new_date in new.dates]
@@ -69,6 +78,7 @@ class RunStore(LedgerStore):
                 rows = date_values(run_id, new.job, ordered[start : start + DATES_PER_INSERT])
                 for rows_of_columns in group_by_columns(rows):
                     connection.execute(insert(run_dates), rows_of_columns)
+            _check_planned_checkpoints(connection, new)
 
     def get_run(self, run_id: str) -> Run:
         """Return the run. Raises `UserError` when the ledger has no run of that id."""
@@ -168,6 +178,26 @@ class RunStore(LedgerStore):
             return LedgerUnusable(f"the ledger refused the run: {exc.orig}")
         run_id, run_days = max(days_by_run.items(), key=lambda item: len(item[1]))
         return _dates_in_use_error(self.get_run(run_id), run_days)
+
+
+def _check_planned_checkpoints(connection: Connection, new: NewRun) -> None:
+    """Raise `CheckpointedMeanwhile` unless the checkpoints of the run's unfinished dates are those it was planned with.
+
+    Called when the run has the dates: whoever had them before has checkpointed them by then, and nobody else can.
+    """
+    days = {new_date.day for new_date in new.dates if new_date.state not in ENDED_DATES}
+    if new.planned_with is None or not days:
+        return
+    query = select(checkpoints.c.day, checkpoints.c.run_id).where(
+        checkpoints.c.job == new.job, checkpoints.c.day.between(min(days), max(days))
+    )
+    now = {row.day: row.run_id for row in connection.execute(query) if row.day in days}
+    changed = [day for day, run_id in now.items() if new.planned_with.get(day) != run_id]
+    if changed:
+        runs_now = ", ".join(sorted({now[day] for day in changed}))
+        raise CheckpointedMeanwhile(
+            f"run {runs_now} has checkpointed {format_dates(changed)} since this run was planned: nothing was started"
+        )
 
 
 def check_dates_free(
