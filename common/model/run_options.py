@@ -29,6 +29,7 @@ class RunOptions:
     job_max_in_flight: int | None = None  #: dates in flight at once, of all active runs of its job together
     queue: str = DATES_QUEUE  #: receives the run's dates
     dates_per_task: int | None = None  #: None: about a second of work
+    rebuilt: bool = False  #: nothing was built: its checkpoints were made again after the ledger was lost
 
     @classmethod
     def for_job(
@@ -43,6 +44,7 @@ class RunOptions:
         max_in_flight: int | None = None,
         job_max_in_flight: int | None = None,
         dates_per_task: int | None = None,
+        rebuilt: bool = False,
     ) -> RunOptions:
         """Return the options of a new run of the job. The window size is reduced to what the limits on dates allow."""
         limits = ConcurrencyLimits(
@@ -60,6 +62,7 @@ class RunOptions:
             max_in_flight=limits.dates,
             job_max_in_flight=limits.job_dates,
             dates_per_task=dates_per_task,
+            rebuilt=rebuilt,
         )
 
     @cached_property

@@ -44,6 +44,28 @@ def test_the_demo_rebuilds_the_incident_from_the_fallback_and_then_replays_it(la
     assert "dates are checkpointed already" in second.stdout
     assert lab.table_bytes(TARGET) == before
     assert lab.ledger.runs.list_latest_runs() == runs
+    check_rebuild_of_ledger(lab)
+
+
+def check_rebuild_of_ledger(lab: Lab) -> None:
+    """The demo's ledger is lost: all checkpoints are made again, and without one partition all but one."""
+    season = ("--job", "player_composite_factors", "--start-date", "2022-10-18", "--end-date", "2023-04-09")
+    lab.ledger.close()
+    for lost in range(2):
+        for file in lab.home.glob("ledger.db*"):
+            file.unlink()
+        if lost:
+            part = lab.home / "warehouse" / TARGET.replace(".", "/") / f"game_date={FEB_23}" / "part.parquet"
+            part.write_bytes(part.read_bytes()[:-100])
+        rebuilt = lab.inside("ledger", "rebuild", "--yes")
+        assert rebuilt.returncode == (3 if lost else 0), rebuilt.stdout + rebuilt.stderr
+        assert f"player_composite_factors: {152 - lost} of 152 date(s) are proven" in rebuilt.stdout
+        if lost:
+            assert f"  {FEB_23}  its rows are not those that run " in rebuilt.stdout
+        else:
+            planned = lab.inside("plan", *season)
+            assert "174 date(s): 152 left as they are, 22 to skip" in planned.stdout
+            assert "nothing to do: 152 date(s) are checkpointed" in lab.inside("run", *season).stdout
 
 
 @pytest.mark.parametrize(

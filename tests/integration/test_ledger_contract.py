@@ -16,6 +16,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from gated_backfill.common.errors import (
+    CheckpointedMeanwhile,
     DatesInUse,
     LeaseTakenOver,
     LedgerUnavailable,
@@ -164,6 +165,20 @@ def test_a_date_belongs_to_one_active_run_of_a_job(ledger: Ledger) -> None:
     assert refused.value.run == first.id
     assert [run.id for run in ledger.runs.list_latest_runs()] == [first.id]
     assert ledger.runs.find_conflicting_runs(JOB, DAYS) == {first.id: [FEB_23, FEB_24]}
+
+
+def test_a_run_is_not_opened_for_dates_that_another_one_has_checkpointed_since_its_plan(ledger: Ledger) -> None:
+    first = queued_run(ledger, [FEB_23])
+    checkpointed_date(ledger, first, FEB_23)
+    assert ledger.runs.move_run(first.id, expect=[RunState.RUNNING], to=RunState.SUCCEEDED)
+
+    for planned_with in ({}, {FEB_23: "an earlier run"}):
+        with pytest.raises(CheckpointedMeanwhile, match=f"run {first.id} has checkpointed 2023-02-23 since"):
+            ledger.runs.open_run(new_run([FEB_23, FEB_24], planned_with=planned_with))
+
+    assert [run.id for run in ledger.runs.list_latest_runs()] == [first.id]
+    assert ledger.runs.find_conflicting_runs(first.job, DAYS) == {}
+    ledger.runs.open_run(new_run([FEB_23, FEB_24], planned_with={FEB_23: first.id}))
 
 
 def test_another_job_may_have_the_same_dates(ledger: Ledger) -> None:

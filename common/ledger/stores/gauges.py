@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, and_, case, func, or_, select
+from sqlalchemy import Executable, and_, case, false, func, or_, select
 
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import Run
@@ -57,11 +57,15 @@ class GaugeStore(LedgerStore):
         return self._counts(query.where(runs.c.finished_at >= since).group_by(run_dates.c.job, run_dates.c.state))
 
     def built_counts_by_source(self, since: datetime) -> Counts:
-        """Count the checkpointed dates of runs that ended since the moment, by job and chosen source."""
+        """Count the checkpointed dates of runs that ended since the moment, by job and chosen source.
+
+        Without runs that rebuilt checkpoints: they built no dates.
+        """
         dates = func.count(run_dates.c.day.distinct())  # a date built by two runs counts once
         query = select(run_dates.c.job, run_dates.c.source, dates).join(runs, runs.c.id == run_dates.c.run_id)
         is_built = and_(runs.c.finished_at >= since, run_dates.c.state == DateState.CHECKPOINTED.value)
-        query = query.where(is_built, run_dates.c.source.is_not(None))
+        is_rebuilt = func.coalesce(runs.c.options["rebuilt"].as_boolean(), false())
+        query = query.where(is_built, run_dates.c.source.is_not(None), ~is_rebuilt)
         return self._counts(query.group_by(run_dates.c.job, run_dates.c.source))
 
     def active_run_counts(self) -> Counts:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.progress import Progress as Bar
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.registry import load_jobs
 from gated_backfill.producer.context import open_context
 from gated_backfill.producer.tables.load import LoadOptions, load_file
-from gated_backfill.producer.tables.row_file import Progress, no_progress
 from gated_backfill.producer.terminal.console import make_console
+from gated_backfill.producer.terminal.progress import progress_bar
 
 
 @click.command
@@ -64,7 +61,7 @@ def load(
         add_columns=add_columns,
     )
     settings.home.mkdir(parents=True, exist_ok=True)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         result = load_file(
             context.warehouse, table, file, date_column, options, spool_folder=settings.home, progress=progress
         )
@@ -94,19 +91,3 @@ def _parse_renames(renames: tuple[str, ...]) -> dict[str, str]:
             raise UserError(f"--rename: column {old!r} is given two names")
         names[old] = new
     return names
-
-
-@contextmanager
-def _progress_bar() -> Generator[Progress]:
-    """Show a bar while the file is read, on a terminal only."""
-    console = make_console(stderr=True)
-    if not console.is_terminal:
-        yield no_progress
-        return
-    with Bar(console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total)
-
-        yield show

@@ -1,0 +1,135 @@
+"""`backfill ledger`: rebuild a lost ledger from the warehouse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.model.dates import ALL_DATES, DateRange, format_dates, parse_date
+from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.producer.cli.options import (
+    end_date_option,
+    json_option,
+    single_job_option,
+    start_date_option,
+    yes_option,
+)
+from gated_backfill.producer.context import CommandContext, current_user, open_context
+from gated_backfill.producer.runs.post_run import mark_run_reported
+from gated_backfill.producer.runs.rebuild import Rebuild, plan_rebuild, release_interrupted_rebuilds, write_checkpoints
+from gated_backfill.producer.terminal.console import confirm, make_console, print_json
+from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
+from gated_backfill.producer.terminal.progress import progress_bar
+
+MAX_DATES_LISTED = 60  #: unproven dates listed without --every-date
+
+
+@click.group
+def ledger() -> None:
+    """The ledger: the database of runs, dates and checkpoints."""
+
+
+@ledger.command
+@single_job_option
+@start_date_option
+@end_date_option
+@click.option("--add-missing", is_flag=True, help="Add only checkpoints of dates that have none in the ledger.")
+@click.option("--dry-run", is_flag=True, help="Show what can be proven. Changes nothing.")
+@click.option("--every-date", is_flag=True, help="List every date that cannot be proven.")
+@yes_option
+@json_option
+def rebuild(
+    job: str | None,
+    start_date: str | None,
+    end_date: str | None,
+    add_missing: bool,
+    dry_run: bool,
+    every_date: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Make the checkpoints of a lost ledger again, from what the warehouse proves.
+
+    A date is proven if its rows are those that a run published, as the warehouse's records of publications and of runs
+    (BACKFILL_METADATA_TABLE) say, and if they satisfy the expectation as it is now, as `coverage` checks it. Its
+    checkpoint says what was recorded of it; if it is not known which version of the job built it, the date is stale.
+    All other dates are listed with the reason, get no checkpoint, and are built by the next run.
+
+    A checkpoint that the ledger has is never replaced, and dates of active runs are left alone. Runs, orders and alerts
+    of before do not come back; `undo` of a run of before is not possible, `backfill kept restore` is.
+    Exit codes: 0 every date is proven; 2 refused, nothing changed; 3 some dates could not be proven.
+    """
+    dates = DateRange(
+        start=parse_date(start_date) if start_date else ALL_DATES.start,
+        through=parse_date(end_date) if end_date else ALL_DATES.through,
+    )
+    context = open_context(read_settings())
+    console = make_console(stderr=as_json)
+    jobs = [find_job(name) for name in ([job] if job else job_names())]
+    with progress_bar() as progress:
+        if not dry_run:
+            for of_job in jobs:
+                release_interrupted_rebuilds(of_job, context)
+        rebuilds = [plan_rebuild(of_job, dates, context, add_missing=add_missing, progress=progress) for of_job in jobs]
+    for planned in rebuilds:
+        _print_rebuild(console, planned, every_date=every_date)
+    count = sum(len(planned.proven) for planned in rebuilds)
+    unproven = sum(len(planned.unproven) for planned in rebuilds)
+    if count and not dry_run:
+        confirm(yes, f"Write {count} checkpoint(s)?", "written")
+        unproven += _write(rebuilds, context, console)
+    code = INCOMPLETE if unproven else COMPLETE
+    if as_json:
+        print_json({"dry_run": dry_run, "jobs": [planned.as_json() for planned in rebuilds], "exit_code": code})
+    raise SystemExit(code)
+
+
+def _write(rebuilds: Sequence[Rebuild], context: CommandContext, console: Console) -> int:
+    """Write the checkpoints; return the number of dates that something has changed meanwhile."""
+    changed_count = 0
+    for planned in rebuilds:
+        if not planned.proven:
+            continue
+        with progress_bar() as progress:
+            run, changed = write_checkpoints(planned, context, current_user(), progress)
+        mark_run_reported(run.id, context)
+        written = len(planned.proven) - len(changed)
+        console.print(f"{planned.job.name}: {written} checkpoint(s) written, as those of run {run.id}", soft_wrap=True)
+        if changed:
+            console.print(f"  something else has changed {format_dates(changed)} meanwhile: no checkpoint")
+        changed_count += len(changed)
+    return changed_count
+
+
+def _print_rebuild(console: Console, planned: Rebuild, *, every_date: bool) -> None:
+    """Print what can be proven, and every date that cannot with its reason."""
+
+    def show(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    if not planned.count:
+        present = f"{len(planned.present)} date(s) have a checkpoint" if planned.present else "no date was ever built"
+        show(f"{planned.job.name}: nothing to rebuild: {present}")
+        return
+    days = f": {format_dates(planned.proven)}" if planned.proven else ""
+    show(f"{planned.job.name}: {len(planned.proven)} of {planned.count} date(s) are proven{days}")
+    if planned.present:
+        show(f"  {len(planned.present)} date(s) have a checkpoint, which stays as it is")
+    if planned.skipped:
+        show(f"  {len(planned.skipped)} date(s) need none, as the job skips them: {format_dates(planned.skipped)}")
+    if without := planned.without_version:
+        show(
+            f"  {len(without)} date(s) will be stale, as it is not known which version of the job built them: "
+            f"{format_dates(without)}"
+        )
+    if not planned.unproven:
+        return
+    show(f"  {len(planned.unproven)} date(s) could not be proven, and get no checkpoint:")
+    listed = list(planned.unproven.items())
+    for day, reason in listed if every_date else listed[:MAX_DATES_LISTED]:
+        show(f"  {day}  {reason}")
+    if len(listed) > MAX_DATES_LISTED and not every_date:
+        show(f"  and {len(listed) - MAX_DATES_LISTED} more: --every-date lists all")
