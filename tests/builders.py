@@ -174,11 +174,11 @@ def claim_date(
     owner: str = "other",
     until: datetime | None = None,
     is_dead: Callable[[str], bool] = everyone_lives,
-    max_deaths: int = 3,
+    max_losses: int = 3,
 ) -> DateRow | None:
     """What a worker gets that asks for that one date."""
     until = until or utcnow() + LEASE
-    rows = ledger.claims.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_deaths=max_deaths)
+    rows = ledger.claims.claim_dates(run.id, [day], owner, until, is_dead=is_dead, max_losses=max_losses)
     return rows[0] if rows else None
 
 

@@ -37,7 +37,7 @@ class InlineDispatcher:
 
     def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
         """All windows: messages kept in this process cannot be lost while it lives."""
-        return BrokerBacklog(first_sent_at=None)
+        return BrokerBacklog(windows=None)
 
     def send_gate(self, run: str, number: int, job: Job) -> None:
         self._sent.append((run, number, ()))

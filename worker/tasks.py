@@ -16,7 +16,9 @@ from gated_backfill.worker.messages.arguments import reject_invalid_arguments
 
 log = structlog.get_logger()
 
-DATE_REQUEST = "gated_backfill.worker.dates.hard_time_limit:DateRequest"  #: loaded by workers, not by beat or Flower
+#: Loaded by workers, not by beat or Flower.
+DATE_REQUEST = "gated_backfill.worker.dates.hard_time_limit:DateRequest"
+GATE_REQUEST = "gated_backfill.worker.gate.request:GateRequest"
 
 
 @app.task(bind=True, name=PROCESS_DATE, max_retries=None, ignore_result=False, Request=DATE_REQUEST)
@@ -36,7 +38,7 @@ def _parse_days(days: Sequence[str]) -> list[date]:
     return [date.fromisoformat(day) for day in days]
 
 
-@app.task(bind=True, name=CLOSE_WINDOW, max_retries=None)
+@app.task(bind=True, name=CLOSE_WINDOW, max_retries=None, Request=GATE_REQUEST)
 @reject_invalid_arguments
 def close_window(self: Any, run: str, number: int) -> None:
     from gated_backfill.worker.gate import gate

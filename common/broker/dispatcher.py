@@ -6,10 +6,10 @@ everything else from the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -45,17 +45,13 @@ T = TypeVar("T")
 class BrokerBacklog:
     """The messages of a run at the broker, and the length of its queues."""
 
-    #: By window number, for the windows of which the broker has lost no message; None: messages can't be lost.
-    first_sent_at: Mapping[int, datetime] | None
+    #: The numbers of the windows of which the broker has lost no message; None: messages can't be lost.
+    windows: frozenset[int] | None
     waiting_dates: int = 0  #: waiting date messages, of all runs that use the same queue
     waiting_gates: int = 0  #: waiting gate messages, of all runs
 
     def has_window(self, window: int) -> bool:
-        return self.first_sent_at is None or window in self.first_sent_at
-
-    def window_sent_at(self, window: int) -> datetime | None:
-        """Return when the window was first sent; None if that message was lost since."""
-        return None if self.first_sent_at is None else self.first_sent_at.get(window)
+        return self.windows is None or window in self.windows
 
 
 class Dispatcher(Protocol):
@@ -146,12 +142,11 @@ class CeleryDispatcher:
     def broker_backlog(self, run: str, *, queue: str) -> BrokerBacklog:
         with translate_broker_errors(), self._client() as client:
             pipe = client.pipeline(transaction=False)
-            pipe.hgetall(_sent_key(run))
+            pipe.hkeys(_sent_key(run))
             pipe.llen(queue)
             pipe.llen(GATE_QUEUE)
             sent, dates, gates = pipe.execute()
-        windows = {int(number): datetime.fromtimestamp(float(at), UTC) for number, at in sent.items()}
-        return BrokerBacklog(first_sent_at=windows, waiting_dates=dates, waiting_gates=gates)
+        return BrokerBacklog(windows=frozenset(map(int, sent)), waiting_dates=dates, waiting_gates=gates)
 
     @_retry_lost_connection
     def count_waiting(self, queue: str) -> int:

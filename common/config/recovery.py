@@ -20,7 +20,8 @@ class RecoverySettings(BaseSettings):
     start_late_seconds: float = Field(10.0, ge=0)  #: time after a run's opening until its start counts as lost
     lease_grace_seconds: float = Field(30.0, ge=0)  #: time by which a date's lease exceeds the hard time limit
     gate_lease_seconds: float = Field(300.0, gt=0)
-    max_deaths: int = Field(3, ge=1)  #: of workers on a date, or of gates on a window, until it is abandoned
+    max_deaths: int = Field(3, ge=1)  #: of worker processes by a date, or of gates by a window, until it is abandoned
+    max_losses: int = Field(10, ge=1)  #: of workers or gates for an unknown reason, until a date or window is abandoned
 
     #: Memory limit of a worker process for dates. A date that exceeds it fails. 0: no limit.
     worker_memory_mb: int = Field(2048, ge=0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 CONNECT_SECONDS = 10  #: timeout of a connection to PostgreSQL, unless its URL sets one
-HEAD_REVISION = "0007"  #: the newest migration; a test compares it with the scripts
+HEAD_REVISION = "0008"  #: the newest migration; a test compares it with the scripts
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for a lock of SQLite, unless its URL sets it
 ADVISORY_LOCK = 7_203_411  #: an arbitrary key: PostgreSQL is migrated by one process at a time

@@ -81,6 +81,7 @@ class DateRow:
     active: bool
     attempt: int
     deaths: int
+    losses: int
     lease_owner: str | None
     lease_until: datetime | None
     reason: str | None
@@ -147,7 +148,8 @@ class WindowRow:
     lease_owner: str | None
     lease_until: datetime | None
     generation: int  #: of its latest lease
-    deaths: int  #: of gates that had its lease
+    deaths: int  #: of gates that worked on it
+    losses: int  #: leases that were lost for an unknown reason
     opened_at: datetime | None
     closed_at: datetime | None
 

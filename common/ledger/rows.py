@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +50,7 @@ def date_transition(expect: DateState, to: DateState, columns: DateColumns) -> d
     if not DATE_TRANSITIONS[to]:
         values["ended_at"] = utcnow()
     if to is DateState.QUEUED:
-        values["queued_at"] = utcnow()
+        values.setdefault("queued_at", utcnow())
     return values
 
 
@@ -61,17 +60,21 @@ def failure_columns(kind: str, error: str, reason: str, job_place: str | None = 
     return {**columns, "error_kind": kind, "error": error, "error_place": job_place}
 
 
-def worker_lost_columns(deaths: int, now: datetime) -> dict[str, Any]:
-    """Return the values of a date that is failed because too many workers died while processing it."""
-    error = f"its worker died {deaths} times while processing it (out of memory, a crash, or the time limit)"
-    return {
-        **failure_columns("WorkerLost", error, f"killed its worker {deaths} times"),
-        "state": DateState.FAILED.value,
-        "deaths": deaths,
-        "lease_owner": None,
-        "lease_until": None,
-        "ended_at": now,
-    }
+def worker_died_columns(deaths: int) -> dict[str, Any]:
+    """Return the values of a date that is failed because it killed too many worker processes."""
+    error = f"its worker process died {deaths} times while processing it (out of memory, or a crash)"
+    columns = failure_columns("WorkerLost", error, f"killed its worker {deaths} times") | {"deaths": deaths}
+    return date_transition(DateState.PROCESSING, DateState.FAILED, columns)
+
+
+def worker_lost_columns(losses: int) -> dict[str, Any]:
+    """Return the values of a date that is failed because its workers were lost too often, for an unknown reason."""
+    error = (
+        f"its worker was lost {losses} times while processing it, and no cause was reported "
+        "(its host or network failed, or its whole container ran out of memory)"
+    )
+    columns = failure_columns("WorkerLost", error, f"its worker was lost {losses} times") | {"losses": losses}
+    return date_transition(DateState.PROCESSING, DateState.FAILED, columns)
 
 
 def entity_columns(missing: Collection[str], unexpected: Collection[str]) -> dict[str, Any]:

@@ -105,7 +105,8 @@ windows = Table(
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
     Column("generation", BigInteger, nullable=False, server_default="0"),  #: of the latest lease: its fencing token
-    Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they had its lease
+    Column("deaths", Integer, nullable=False, server_default="0"),  #: gates that died while they worked on it
+    Column("losses", Integer, nullable=False, server_default="0"),  #: leases that were lost for an unknown reason
     Column("opened_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
     state_constraint("state", WindowState),
@@ -121,7 +122,8 @@ run_dates = Table(
     Column("state", String(16), nullable=False),
     Column("active", Boolean, nullable=False),  #: no other run of the job can take the date
     Column("attempt", Integer, nullable=False, server_default="0"),
-    Column("deaths", Integer, nullable=False, server_default="0"),  #: attempts that ended with the worker's death
+    Column("deaths", Integer, nullable=False, server_default="0"),  #: attempts that killed their worker process
+    Column("losses", Integer, nullable=False, server_default="0"),  #: attempts that were lost for an unknown reason
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
     Column("reason", Text),  #: why it was skipped, blocked, accepted, ...

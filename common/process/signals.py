@@ -46,8 +46,18 @@ def find_interruption(exc: BaseException) -> BaseException | None:
 
 def is_raised_by_handler(exc: BaseException) -> bool:
     """Return whether a signal's handler raised the error, and not the code that it interrupted."""
-    *_, (innermost, _) = traceback.walk_tb(exc.__traceback__)
+    *_, innermost = raising_frames(exc)
     return str(innermost.f_globals.get("__name__")).partition(".")[0] in HANDLER_PACKAGES
+
+
+def raising_frames(exc: BaseException) -> list[FrameType]:
+    """Return the frames through which the error was raised, the innermost last, without the one of `sys.exit`.
+
+    In its processes, billiard replaces `sys.exit` by a function of its own, so that a job that calls it would look like
+    a handler of billiard.
+    """
+    own_exit = getattr(sys.exit, "__code__", None)
+    return [frame for frame, _ in traceback.walk_tb(exc.__traceback__) if frame.f_code is not own_exit]
 
 
 def _is_interruption(exc: BaseException) -> bool:

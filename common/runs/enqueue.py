@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date
 
 from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.ledger import Ledger, Run
@@ -36,27 +36,14 @@ def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatc
 
 
 def requeue_lost_dates(
-    run: Run,
-    window: int,
-    job: Job,
-    ledger: Ledger,
-    dispatcher: Dispatcher,
-    *,
-    include_queued: bool,
-    max_deaths: int,
-    ignore_deaths_before: datetime | None = None,
+    run: Run, window: int, job: Job, ledger: Ledger, dispatcher: Dispatcher, *, include_queued: bool, max_losses: int
 ) -> list[date]:
     """Requeue the dates of a window whose worker died or lost its lease, and return the requeued dates.
 
     The keyword arguments are explained at `ClaimStore.requeue_dates`.
     """
     days = ledger.claims.requeue_dates(
-        run.id,
-        window,
-        include_queued=include_queued,
-        is_dead=is_dead,
-        max_deaths=max_deaths,
-        ignore_deaths_before=ignore_deaths_before,
+        run.id, window, include_queued=include_queued, is_dead=is_dead, max_losses=max_losses
     )
     if days:
         enqueue_dates(run, window, job, days, ledger, dispatcher)

@@ -131,7 +131,7 @@ def continue_run(run: Run, job: Job, context: CommandContext, dispatcher: Celery
             context.ledger,
             dispatcher,
             include_queued=True,
-            max_deaths=context.settings.max_deaths,
+            max_losses=context.settings.max_losses,
         )
     enqueue_next_windows(run, job, context.ledger, dispatcher)
 

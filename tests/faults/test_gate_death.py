@@ -71,10 +71,14 @@ def opened(lab: Lab) -> tuple[Run, Deps]:
     return run, deps
 
 
-def kill_the_gate(lab: Lab, run: Run, at: str) -> None:
+def kill_the_gate(lab: Lab, run: Run, at: str, *, is_seen: bool = False) -> None:
+    """`is_seen`: its worker sees it die, and records that."""
     command = [sys.executable, "-c", GATE_THAT_DIES, str(lab.home), run.id, at]
     died = subprocess.run(command, env=lab.environment(), capture_output=True, check=False, text=True)
     assert died.returncode == -9, died.stderr
+    if is_seen:
+        owner = lab.ledger.windows.get_window(run.id, 1).lease_owner
+        assert lab.ledger.windows.record_death(run.id, 1, str(owner))
 
 
 def written(lab: Lab) -> dict[Path, int]:
@@ -111,14 +115,13 @@ def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_pro
     lab: Lab, opened: tuple[Run, Deps], at: str, published: int
 ) -> None:
     staged, deps = opened
-    for death in range(deps.settings.max_deaths):
-        assert deps.ledger.windows.get_window(staged.id, 1).deaths == max(death - 1, 0)  # counted by the next one
-        kill_the_gate(lab, staged, at)
+    for _ in range(deps.settings.max_deaths):
+        kill_the_gate(lab, staged, at, is_seen=True)
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 
     rows = deps.ledger.dates.list_dates(staged.id)
-    left = "the gate died 3 times on it (out of memory, a crash, or killed)"
+    left = "the gate died 3 times on it (out of memory, or a crash)"
     assert (
         len(deps.ledger.checkpoints.list_checkpoints("probe", DAYS[0], DAYS[-1]))
         == published
@@ -131,12 +134,27 @@ def test_a_window_that_kills_every_gate_is_given_up_and_what_it_published_is_pro
     assert deps.ledger.runs.get_run(staged.id).state is (RunState.SUCCEEDED if published else RunState.FAILED)
 
 
+def test_a_window_whose_gates_are_lost_is_gated_until_that_happens_too_often(
+    lab: Lab, opened: tuple[Run, Deps]
+) -> None:
+    staged, deps = opened
+    settings = deps.settings.model_copy(update={"max_deaths": 1, "max_losses": 2})
+    kill_the_gate(lab, staged, "LocalWarehouse.publish")
+    kill_the_gate(lab, staged, "LocalWarehouse.publish")
+
+    assert close_window(staged.id, 1, replace(deps, settings=settings)) is GateOutcome.CLOSED
+
+    (reason,) = {row.reason for row in deps.ledger.dates.list_dates(staged.id)}
+    assert str(reason).startswith("the gate was lost 2 times on it, and no cause was reported")
+    assert deps.ledger.windows.get_window(staged.id, 1).deaths == 0
+
+
 def test_a_window_is_given_up_even_if_looking_up_what_it_published_kills_the_gate(
     lab: Lab, opened: tuple[Run, Deps]
 ) -> None:
     staged, deps = opened
     for _ in range(deps.settings.max_deaths + 1):
-        kill_the_gate(lab, staged, "LocalWarehouse.matching_dates")
+        kill_the_gate(lab, staged, "LocalWarehouse.matching_dates", is_seen=True)
 
     assert close_window(staged.id, 1, deps) is GateOutcome.CLOSED
 

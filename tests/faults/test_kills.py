@@ -91,6 +91,19 @@ def test_a_date_that_kills_its_worker_three_times_is_failed_and_the_others_compl
     assert (row["reason"], row["error_kind"]) == ("killed its worker 3 times", "WorkerLost")
 
 
+def test_a_job_that_ends_its_process_is_failed_for_that(lab: Lab) -> None:
+    """In a worker's process, where `sys.exit` is a function of billiard."""
+    prepare(lab, trick="exit:3", on=DAYS[3])
+
+    ran = lab.command(*RUN)
+
+    assert ran.returncode == 3, ran.stdout + ran.stderr
+    (row,) = [row for row in lab.status()["dates"] if row["state"] != "checkpointed"]
+    assert (row["day"], row["attempt"], row["error_kind"]) == (str(DAYS[3]), 1, "ProcessFailed")
+    assert row["error"] == "the job ended the process: SystemExit: 3"
+    assert "probe_jobs.py" in row["error_place"]
+
+
 @pytest.mark.parametrize("victim", ["pool process", "worker", "gate worker", "broker", "everything"])
 def test_whatever_of_the_stack_is_killed_the_run_completes(lab: Lab, victim: str) -> None:
     command = start_and_wait(lab)

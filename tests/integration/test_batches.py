@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from billiard import common
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event
 
@@ -246,25 +247,42 @@ def test_a_run_that_is_cancelled_meanwhile_stages_nothing(lab: Lab, monkeypatch:
     assert not list((lab.home / "staging").rglob("*.parquet"))
 
 
-def test_dates_that_somebody_has_are_come_back_for_and_the_others_are_built_at_once(lab: Lab) -> None:
+def test_dates_that_another_worker_has_are_left_to_it_and_the_others_are_built(lab: Lab) -> None:
     run, deps, _ = open_prepared(lab)
     claimed_date(lab.ledger, run, DAYS[1], owner=process_identity(os.getppid()))
 
-    with pytest.raises(RetryLater):
-        process_dates(run.id, DAYS, deps)
+    outcomes = process_dates(run.id, DAYS, deps)
 
+    assert [outcome.day for outcome in outcomes if outcome.state == NOT_CLAIMED] == [DAYS[1]]
     assert lab.states(run.id) == ["staged", "processing", *["staged"] * 4]
+
+
+def test_a_worker_that_is_told_to_stop_releases_its_dates_and_blames_none(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, deps, _ = open_prepared(lab)
+
+    replace_process(monkeypatch, lambda _: signal.raise_signal(signal.SIGTERM))
+
+    before = signal.signal(signal.SIGTERM, common._shutdown_cleanup)  # as Celery's processes have it
+    with pytest.raises(SystemExit):
+        process_dates(run.id, DAYS, deps)
+    signal.signal(signal.SIGTERM, before)
+    common.clear_terminate_handler_fired()
+
+    rows = lab.ledger.dates.list_dates(run.id)
+    assert {(row.state, row.deaths, row.losses, row.queued_at) for row in rows} == {(DateState.QUEUED, 0, 0, None)}
 
 
 # -- how they are claimed --
 
 
 def claim(ledger: Ledger, run: Any, days: Sequence[date], owner: str, *, is_dead: Any = everyone_lives) -> list[date]:
-    rows = ledger.claims.claim_dates(run.id, days, owner, utcnow() + LEASE, is_dead=is_dead, max_deaths=3)
+    rows = ledger.claims.claim_dates(run.id, days, owner, utcnow() + LEASE, is_dead=is_dead, max_losses=3)
     return [row.day for row in rows]
 
 
-def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_last(ledger: Ledger) -> None:
+def test_dates_are_claimed_together_but_one_that_lost_a_worker_is_taken_alone_and_last(ledger: Ledger) -> None:
     run = queued_run(ledger, DAYS)
     assert claim(ledger, run, DAYS[2:4], "dead") == DAYS[2:4]
 
@@ -272,7 +290,17 @@ def test_dates_are_claimed_together_but_one_that_saw_a_death_is_taken_alone_and_
     assert claim(ledger, run, DAYS[2:4], "worker", is_dead=everyone_is_dead) == [DAYS[2]]
     assert claim(ledger, run, DAYS[2:4], "other") == []
     assert claim(ledger, run, DAYS[3:4], "worker", is_dead=everyone_is_dead) == [DAYS[3]]
-    assert [row.deaths for row in ledger.dates.list_dates(run.id)] == [0, 0, 1, 1, 0, 0]
+    assert [row.losses for row in ledger.dates.list_dates(run.id)] == [0, 0, 1, 1, 0, 0]
+
+
+def test_a_date_that_killed_a_worker_process_is_taken_alone_and_last(ledger: Ledger) -> None:
+    run = queued_run(ledger, DAYS)
+    claim(ledger, run, DAYS[:2], "dead")
+    assert ledger.claims.record_deaths(run.id, DAYS, owner="dead", max_deaths=3) == DAYS[:2]
+
+    assert claim(ledger, run, DAYS, "worker") == DAYS[2:]
+    assert claim(ledger, run, DAYS[:2], "worker") == [DAYS[0]]
+    assert [row.deaths for row in ledger.dates.list_dates(run.id)] == [1, 1, 0, 0, 0, 0]
 
 
 def test_dates_that_are_another_s_or_done_are_left_out(ledger: Ledger) -> None:

@@ -75,7 +75,7 @@ def block_the_date(lab: Lab, run: Run) -> None:
 
 
 def abandon_the_window(lab: Lab, run: Run) -> None:
-    lab.change_ledger("UPDATE windows SET deaths = :deaths", deaths=lab.settings.max_deaths - 1)
+    lab.change_ledger("UPDATE windows SET deaths = :deaths", deaths=lab.settings.max_deaths)
     assert another_gate(lab, run) is GateOutcome.CLOSED
 
 

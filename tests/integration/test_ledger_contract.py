@@ -432,6 +432,18 @@ def test_a_gate_that_lost_its_lease_is_replaced(ledger: Ledger, run: Run, lost: 
     assert not ledger.windows.renew_window(run.id, 0, "old", soon())
     assert not ledger.windows.release_window(run.id, 0, "old", to=WindowState.CLOSED)
     assert ledger.windows.renew_window(run.id, 0, "new", soon())
+    window = ledger.windows.get_window(run.id, 0)
+    assert (window.losses, window.deaths) == (1, 0)
+
+
+def test_a_gate_whose_process_died_has_no_lease_and_its_death_is_counted_once(ledger: Ledger, run: Run) -> None:
+    claim_window(ledger, run, "dead")
+    assert not ledger.windows.record_death(run.id, 0, "alive")
+    assert ledger.windows.record_death(run.id, 0, "dead")
+    assert not ledger.windows.record_death(run.id, 0, "dead")
+    window = ledger.windows.get_window(run.id, 0)
+    assert (window.state, window.losses, window.deaths) == (WindowState.OPEN, 0, 1)
+    assert claim_window(ledger, run, "new")
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, id="pending"), pytest.param(7, id="unknown")])
@@ -485,21 +497,48 @@ def test_threads_at_once_claim_a_date_once(ledger: Ledger, run: Run) -> None:
     assert len([claimed for claimed in claims if claimed]) == 1
 
 
-def test_a_date_of_a_lost_worker_is_claimed_again_and_the_death_counted(ledger: Ledger, run: Run, lost: Lost) -> None:
+def test_a_date_of_a_lost_worker_is_claimed_again_and_the_loss_counted(ledger: Ledger, run: Run, lost: Lost) -> None:
     claimed_date(ledger, run, FEB_23, owner="gone", lease=lost.lease)
     claimed = claim_date(ledger, run, owner="new", is_dead=lost.is_dead)
     assert claimed is not None
-    assert (claimed.attempt, claimed.deaths, claimed.lease_owner) == (2, 1, "new")
+    assert (claimed.attempt, claimed.losses, claimed.deaths, claimed.lease_owner) == (2, 1, 0, "new")
     assert not move_processing(ledger, run, DateState.STAGED, owner="gone")
 
 
-def test_a_date_that_keeps_killing_its_workers_is_failed(ledger: Ledger, run: Run) -> None:
-    claims = [claim_date(ledger, run, owner=f"worker-{n}", max_deaths=2, is_dead=everyone_is_dead) for n in range(3)]
+def test_a_date_whose_workers_are_lost_without_end_is_failed(ledger: Ledger, run: Run) -> None:
+    claims = [claim_date(ledger, run, owner=f"worker-{n}", max_losses=2, is_dead=everyone_is_dead) for n in range(3)]
     assert [claimed is not None for claimed in claims] == [True, True, False]
     row = row_of(ledger, run)
-    assert (row.state, row.verdict, row.deaths) == (DateState.FAILED, Verdict.FAILED, 2)
+    assert (row.state, row.verdict, row.losses, row.deaths) == (DateState.FAILED, Verdict.FAILED, 2, 0)
+    assert (row.error_kind, row.reason) == ("WorkerLost", "its worker was lost 2 times")
+    assert (row.lease_owner, row.ended_at is not None) == (None, True)
+
+
+def test_a_date_that_keeps_killing_its_worker_processes_is_failed(ledger: Ledger, run: Run) -> None:
+    for death in (1, 2):
+        claimed_date(ledger, run, FEB_23, owner="dead")
+        assert ledger.claims.record_deaths(run.id, DAYS, owner="dead", max_deaths=2) == [FEB_23]
+        assert row_of(ledger, run).deaths == death
+    row = row_of(ledger, run)
+    assert (row.state, row.verdict) == (DateState.FAILED, Verdict.FAILED)
     assert (row.error_kind, row.reason) == ("WorkerLost", "killed its worker 2 times")
     assert (row.lease_owner, row.ended_at is not None) == (None, True)
+
+
+def test_a_death_counts_only_for_what_the_process_had_claimed(ledger: Ledger, run: Run) -> None:
+    claimed_date(ledger, run, FEB_23, owner="dead")
+    claimed_date(ledger, run, FEB_24, owner="alive")
+    ledger.dates.move_date(run.id, FEB_23, expect=DateState.PROCESSING, to=DateState.QUEUED, owner="dead")
+    assert ledger.claims.record_deaths(run.id, DAYS, owner="dead", max_deaths=1) == []
+    assert {row.deaths for row in ledger.dates.list_dates(run.id)} == {0}
+    assert state_of(ledger, run, FEB_24) is DateState.PROCESSING
+
+
+def test_a_date_that_kills_its_worker_while_its_run_is_cancelled_is_cancelled(ledger: Ledger, run: Run) -> None:
+    claimed_date(ledger, run, FEB_23, owner="dead")
+    ledger.orders.cancel_run(run.id, by="somebody")
+    ledger.claims.record_deaths(run.id, [FEB_23], owner="dead", max_deaths=3)
+    assert state_of(ledger, run, FEB_23) is DateState.CANCELLED
 
 
 @pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLED])
@@ -519,13 +558,6 @@ def test_a_date_that_is_pending_or_unknown_is_not_claimed(ledger: Ledger) -> Non
     run = running_run(ledger)
     assert claim_date(ledger, run) is None
     assert claim_date(ledger, run, date(1999, 1, 1)) is None
-
-
-def test_the_lease_is_known_while_the_date_is_processed(ledger: Ledger, run: Run) -> None:
-    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) is None
-    claimed = claim_date(ledger, run)
-    assert claimed is not None
-    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == claimed.lease_until
 
 
 def claim_all(wait: Callable[[], object], url: str, run_id: str, owner: str) -> list[str]:
@@ -603,7 +635,7 @@ def test_sixteen_processes_finish_a_run_on_one_file_without_a_lock_error_or_a_lo
 
 
 def requeue(ledger: Ledger, run: Run, *, include_queued: bool = False, dead: Sequence[str] = ()) -> list[date]:
-    options = {"include_queued": include_queued, "is_dead": dead.__contains__, "max_deaths": 2}
+    options = {"include_queued": include_queued, "is_dead": dead.__contains__, "max_losses": 2}
     return ledger.claims.requeue_dates(run.id, 0, **options)
 
 
@@ -612,7 +644,7 @@ def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger, run: Run) ->
     claimed_date(ledger, run, FEB_24, owner="alive")
     assert requeue(ledger, run, dead=["dead"]) == [FEB_23]
     back = row_of(ledger, run, FEB_23)
-    assert (back.state, back.deaths, back.lease_owner) == (DateState.QUEUED, 1, None)
+    assert (back.state, back.losses, back.deaths, back.lease_owner) == (DateState.QUEUED, 1, 0, None)
     assert state_of(ledger, run, FEB_24) is DateState.PROCESSING
     assert requeue(ledger, run, dead=["dead"]) == []
 
@@ -626,20 +658,19 @@ def test_queued_dates_are_requeued_only_on_request(ledger: Ledger, run: Run) -> 
     staged_date(ledger, run, FEB_25)
     assert requeue(ledger, run) == []
     assert sorted(requeue(ledger, run, include_queued=True)) == [FEB_23, FEB_24]
-    assert row_of(ledger, run, FEB_23).deaths == 0
+    assert row_of(ledger, run, FEB_23).losses == 0
 
 
-def test_deaths_of_claims_before_a_moment_are_not_counted(ledger: Ledger, run: Run) -> None:
-    claimed_date(ledger, run, FEB_23, owner="dead")
-    claimed_date(ledger, run, FEB_24, owner="dead")
-    moment = row_of(ledger, run, FEB_24).started_at
-    common = {"include_queued": False, "is_dead": everyone_is_dead, "max_deaths": 1}
-    assert ledger.claims.requeue_dates(run.id, 0, ignore_deaths_before=moment, **common) == [FEB_23]
-    assert row_of(ledger, run, FEB_23).deaths == 0
-    assert state_of(ledger, run, FEB_24) is DateState.FAILED
+def test_a_date_that_was_released_without_a_message_is_requeued_once(ledger: Ledger, run: Run) -> None:
+    claimed_date(ledger, run, FEB_23, owner="stopped")
+    released = {"expect": DateState.PROCESSING, "to": DateState.QUEUED, "queued_at": None}
+    ledger.dates.move_date(run.id, FEB_23, owner="stopped", **released)
+    assert requeue(ledger, run) == [FEB_23]
+    assert requeue(ledger, run) == []
+    assert row_of(ledger, run, FEB_23).losses == 0
 
 
-def test_a_date_that_killed_too_many_workers_is_not_requeued(ledger: Ledger, run: Run) -> None:
+def test_a_date_that_lost_too_many_workers_is_not_requeued(ledger: Ledger, run: Run) -> None:
     for _ in range(2):
         claimed_date(ledger, run, FEB_23, owner="dead")
         requeued = requeue(ledger, run, dead=["dead"])
@@ -832,7 +863,7 @@ def test_timestamps_come_back_aware_and_in_utc(ledger: Ledger) -> None:
 def test_a_timestamp_of_another_zone_is_the_same_moment(ledger: Ledger, run: Run) -> None:
     lease = datetime(2023, 2, 23, 12, tzinfo=timezone(timedelta(hours=-5)))
     claim_date(ledger, run, until=lease)
-    assert ledger.claims.earliest_lease_end(run.id, [FEB_23]) == datetime(2023, 2, 23, 17, tzinfo=UTC)
+    assert row_of(ledger, run).lease_until == datetime(2023, 2, 23, 17, tzinfo=UTC)
 
 
 def test_a_timestamp_without_a_zone_is_refused(ledger: Ledger, run: Run) -> None:

@@ -69,7 +69,7 @@ def release_dates(ledger: Ledger, run: Run, *days: date) -> frozenset[date]:
 
 def requeue(ledger: Ledger, run: Run, *, include_queued: bool = True) -> list[date]:
     """Queue the dates again of workers that are all dead."""
-    options = {"include_queued": include_queued, "is_dead": everyone_is_dead, "max_deaths": 3}
+    options = {"include_queued": include_queued, "is_dead": everyone_is_dead, "max_losses": 3}
     return ledger.claims.requeue_dates(run.id, 0, **options)
 
 

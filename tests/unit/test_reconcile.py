@@ -58,6 +58,7 @@ SENT = [
     pytest.param(waiting(), {"quiet_since": AGES, "has_waiting_dates": True}, NOTHING, id="a-queue-without-workers"),
     pytest.param(waiting(processing=1), {"quiet_since": None}, NOTHING, id="a-long-date"),
     pytest.param(waiting(abandoned=1), {}, "their workers are dead or past their leases", id="a-dead-worker"),
+    pytest.param(waiting(unsent=1), {}, "their workers were stopped", id="a-worker-that-was-stopped"),
     pytest.param(window(processing=2), {"lost_tasks": True}, NOTHING, id="nothing-but-live-workers"),
     pytest.param(waiting(has_live_gate=True), {}, NOTHING, id="a-gate-that-was-called-early"),
 ]
@@ -72,15 +73,16 @@ def test_dates_are_sent_again_when_they_are_lost_and_only_then(
     assert isinstance(step, AdvanceRun if reason == NOTHING else RequeueDates)
 
 
-def test_what_waits_is_lost_with_the_broker_and_no_date_is_blamed_for_its_workers_end() -> None:
+def test_what_waits_is_lost_with_the_broker() -> None:
     (step,) = decide_steps(seen(waiting(is_at_broker=False, abandoned=2)), SETTINGS)
-    assert step == RequeueDates(window=7, include_queued=True, ignore_deaths_before=NOW, reason="the broker lost them")
+    assert step == RequeueDates(window=7, include_queued=True, reason="the broker lost them")
 
 
-def test_what_waits_is_left_alone_when_a_worker_died_and_dates_begun_at_this_broker_are_blamed() -> None:
-    (step,) = decide_steps(seen(waiting(abandoned=2, sent_at=MINUTE)), SETTINGS)
+@pytest.mark.parametrize("gone", [{"abandoned": 2}, {"unsent": 2}])
+def test_what_waits_is_left_alone_when_a_worker_died_or_was_stopped(gone: dict[str, int]) -> None:
+    (step,) = decide_steps(seen(waiting(**gone)), SETTINGS)
     assert isinstance(step, RequeueDates)
-    assert (step.include_queued, step.ignore_deaths_before) == (False, MINUTE)
+    assert not step.include_queued
 
 
 GATES = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -10,7 +9,6 @@ from typing import Any
 
 import structlog
 
-from gated_backfill.common.errors import LedgerUnavailable
 from gated_backfill.common.ledger import DateRow, DateState, Run
 from gated_backfill.common.ledger.rows import DateColumns
 from gated_backfill.common.model.job import Job
@@ -19,10 +17,9 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 from gated_backfill.worker.dates.outcomes import RetryLater
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.releases import release_despite_outage
 
 log = structlog.get_logger()
-
-RELEASE_DELAYS_SECONDS = (0.0, 0.2, 1.0)  #: pauses before each attempt to reach a ledger that is unavailable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class DatesTask:
         deps = self.deps
         until = utcnow() + timedelta(seconds=self.job.time_limit_seconds) + deps.settings.lease_grace
         return deps.ledger.claims.claim_dates(
-            self.run.id, days, deps.owner, until, is_dead=is_dead, max_deaths=deps.settings.max_deaths
+            self.run.id, days, deps.owner, until, is_dead=is_dead, max_losses=deps.settings.max_losses
         )
 
     def release(self, ends: Mapping[date, tuple[DateState, DateColumns]]) -> frozenset[date]:
@@ -67,16 +64,15 @@ def requeue_claimed(run_id: str, days: Sequence[date], deps: Deps, **columns: An
 
 
 def requeue_despite_outage(run_id: str, days: Sequence[date], deps: Deps) -> None:
-    """Queue the claimed dates, and try again while the ledger is unavailable.
+    """Queue the claimed dates of a task that will be repeated. The claim may have been committed without a reply."""
+    release_despite_outage(lambda: requeue_claimed(run_id, days, deps), is_stopped=False)
 
-    A claim may have been committed although its reply was lost. Until its lease expires no other worker could take the
-    dates, and then this worker would count as dead.
+
+def release_when_stopped(run_id: str, days: Sequence[date], deps: Deps) -> None:
+    """Queue the claimed dates of a worker process that is told to stop, as when it lost its broker.
+
+    The broker may have given their message to another worker while they were still claimed, or have lost it. So no
+    message is known to wait for them, and reconcile sends one.
     """
-    for delay in RELEASE_DELAYS_SECONDS:
-        time.sleep(delay)
-        try:
-            requeue_claimed(run_id, days, deps)
-        except LedgerUnavailable as exc:
-            log.warning("dates_not_released", error=str(exc))
-        else:
-            return
+    log.info("dates_released", reason="the worker is being stopped")
+    release_despite_outage(lambda: requeue_claimed(run_id, days, deps, queued_at=None), is_stopped=True)

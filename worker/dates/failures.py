@@ -14,7 +14,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, MemoryExhausted, ProcessFailed
 from gated_backfill.common.model.job import Job
-from gated_backfill.common.process.signals import HANDLER_PACKAGES, find_interruption
+from gated_backfill.common.process.signals import HANDLER_PACKAGES, find_interruption, raising_frames
 
 
 class SoftTimeLimitReached(ProcessFailed):
@@ -74,7 +74,7 @@ def find_job_place(exc: BaseException, job: Job) -> str | None:
 
 def _is_raised_by(exc: BaseException, job: Job) -> bool:
     """Whether the job's code, or a library that it called, raised the error, and not a signal's handler meanwhile."""
-    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    frames = raising_frames(exc)
     job_frames = [number for number, frame in enumerate(frames) if _is_of_job(frame, job)]
     if not job_frames:
         return False

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import date
 
 import structlog
-from celery.worker.request import Request
 
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher, Dispatcher
 from gated_backfill.common.config.settings import read_settings
@@ -17,12 +16,18 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_dates
+from gated_backfill.worker.messages.claiming_request import ClaimingRequest
 
 log = structlog.get_logger()
 
 
-class DateRequest(Request):
+class DateRequest(ClaimingRequest):
     """A task of dates, as the worker's main process sees it."""
+
+    def record_death(self, owner: str, ledger: Ledger, max_deaths: int) -> None:
+        run_id, *texts = self.args
+        days = [date.fromisoformat(text) for text in texts]
+        ledger.claims.record_deaths(run_id, days, owner=owner, max_deaths=max_deaths)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Record the hard time limit before the process is killed, since that process cannot.
@@ -33,7 +38,7 @@ class DateRequest(Request):
         try:
             if not soft and self.worker_pid is not None:
                 self._end_dates(process_identity(int(self.worker_pid)), timeout)
-        except (BackfillError, ProcessLookupError) as exc:  # counted as a death of the worker instead, and retried
+        except (BackfillError, ProcessLookupError) as exc:  # counted as a loss of the worker instead, and retried
             log.error("hard_time_limit_not_recorded", call=self.args, error=str(exc))
         finally:
             super().on_timeout(soft, timeout)

@@ -24,9 +24,8 @@ from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.process.clock import utcnow
 from gated_backfill.worker.dates.build import BuiltDate, build_dates
-from gated_backfill.worker.dates.claims import DatesTask, requeue_despite_outage
+from gated_backfill.worker.dates.claims import DatesTask, release_when_stopped, requeue_despite_outage
 from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate_job_errors
 from gated_backfill.worker.dates.hard_time_limit import enqueue_separately
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, AttemptOutcome, RetryLater
@@ -46,8 +45,8 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
     A date that fails does not fail the others: they are processed without it. Outcomes are in the ledger before they
     are returned. `retries` is the number of earlier executions of the task.
 
-    Raises only `RetryLater`: after a transient error, while another worker's lease on one of the dates is valid, while
-    the ledger is unavailable, or when the soft time limit is reached outside the job's code.
+    Raises `RetryLater` after a transient error, while the ledger is unavailable, or when the soft time limit is reached
+    outside the job's code; `SystemExit` and `KeyboardInterrupt` when the process is told to stop. Nothing else.
     """
     with _log_context(run_id, days):
         try:
@@ -57,6 +56,9 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
             log.warning("soft_time_limit_outside_job" if timed_out else "ledger_unavailable", error=str(exc))
             requeue_despite_outage(run_id, days, deps)
             raise RetryLater(deps.settings.date_retries.delay_seconds(retries)) from exc
+        except (SystemExit, KeyboardInterrupt):
+            release_when_stopped(run_id, days, deps)
+            raise
 
 
 def _log_context(run_id: str, days: Sequence[date]) -> AbstractContextManager[None]:
@@ -77,7 +79,8 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
     while remaining := [day for day in days if day not in outcomes]:
         claimed = task.claim(remaining)
         if not claimed:
-            return [*outcomes.values(), *_end_unclaimed(task, remaining)]
+            # Another worker has them: if it loses or releases them, reconcile sends them again.
+            return [*outcomes.values(), *(AttemptOutcome(day=day, state=NOT_CLAIMED) for day in remaining)]
         try:
             outcomes |= {outcome.day: outcome for outcome in _build_or_fail(task, claimed)}
         except _SharedTimeLimitReached:
@@ -97,14 +100,6 @@ def _fail_without_job(
     columns = failure_columns(exc.kind, reason, reason)
     deps.ledger.dates.move_dates(run_id, days, expect=DateState.QUEUED, to=DateState.FAILED, **columns)
     return [AttemptOutcome(day=day, state=DateState.FAILED.value, detail=reason) for day in days]
-
-
-def _end_unclaimed(task: DatesTask, days: Sequence[date]) -> list[AttemptOutcome]:
-    """Retry after the lease of another worker, which may have died on another host; without a lease, do nothing."""
-    lease_end = task.deps.ledger.claims.earliest_lease_end(task.run.id, days)
-    if lease_end is not None:
-        raise RetryLater(max((lease_end - utcnow()).total_seconds(), 0) + 1)
-    return [AttemptOutcome(day=day, state=NOT_CLAIMED) for day in days]
 
 
 def _build_or_fail(task: DatesTask, claimed: Sequence[DateRow]) -> list[AttemptOutcome]:

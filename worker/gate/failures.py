@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
 
 import structlog
 
+from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.errors import BackfillError, LeaseTakenOver, NotAllowed, Retryable, UserError
-from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
+from gated_backfill.common.ledger import DateRow, DateState, Run, WindowRow, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.runs.release import fence_publications, find_still_published
 from gated_backfill.worker.dependencies import Deps
@@ -32,16 +35,11 @@ def fail_without_job(
     """
     log.error("job_not_loaded", error_kind=exc.kind, error=str(exc))
     if not is_last_attempt:
-        deps.ledger.windows.release_window(run.id, number, deps.owner, to=WindowState.OPEN)
         raise Retryable(str(exc)) from exc
     unproven = deps.ledger.dates.list_dates(run.id, window=number, states=UNPROVEN)
-    try:
-        with _tolerating_permanent_errors():
-            targets = deps.ledger.targets.list_targets(run.job)
-            fence_publications(run, unproven, {number: generation}, targets, deps.warehouse)
-    except Retryable:
-        deps.ledger.windows.release_window(run.id, number, deps.owner, to=WindowState.OPEN)
-        raise
+    with _tolerating_permanent_errors():
+        targets = deps.ledger.targets.list_targets(run.job)
+        fence_publications(run, unproven, {number: generation}, targets, deps.warehouse)
     reason = describe_missing_job(exc, "gate")
     columns = failure_columns(exc.kind, reason, reason)
     for row in unproven:
@@ -89,17 +87,36 @@ def _tolerating_permanent_errors() -> Generator[None]:
         log.error("fence_not_raised", error=str(exc))
 
 
-def abandon_window(window: LeasedWindow, dates: Sequence[DateRow], deaths: int) -> None:
-    """Fail the dates of a window on which `max_deaths` gates have died.
+@dataclass(frozen=True, kw_only=True)
+class Abandonment:
+    """Why a window is given up."""
 
-    The first gate to abandon it checks which dates are published. If it dies too, the next one does not check again.
-    """
-    log.error("window_abandoned", deaths=deaths)
+    reason: str  #: of its unpublished dates
+    checks_target: bool  #: look up which dates are published; no more if an earlier gate died while it did
+
+
+def decide_abandonment(window: WindowRow, settings: RecoverySettings) -> Abandonment | None:
+    """Return why the window must be given up: too many gates died or were lost on it. None if it need not be."""
+    if window.deaths >= settings.max_deaths:
+        reason = f"the gate died {window.deaths} times on it (out of memory, or a crash)"
+    elif window.losses >= settings.max_losses:
+        cause = "its host or network failed, or its whole container ran out of memory"
+        reason = f"the gate was lost {window.losses} times on it, and no cause was reported ({cause})"
+    else:
+        return None
+    is_first = window.deaths <= settings.max_deaths and window.losses <= settings.max_losses
+    return Abandonment(reason=reason, checks_target=is_first)
+
+
+def abandon_window(window: LeasedWindow, dates: Sequence[DateRow], abandonment: Abandonment) -> None:
+    """Checkpoint the dates of the window whose rows readers already see, and fail its other dates."""
+    log.error("window_abandoned", reason=abandonment.reason)
     window.renew_lease()
     unproven = [row for row in dates if row.state in UNPROVEN]
-    is_first = deaths == window.deps.settings.max_deaths
-    published = find_still_published(unproven, window.job, window.deps.warehouse) if is_first else []
+    published: list[date] = []
+    if abandonment.checks_target:
+        published = find_still_published(unproven, window.job, window.deps.warehouse)
     checkpoint_published(window, published)
     for row in unproven:
         if row.day not in published:
-            window.fail(row, "GateLost", f"the gate died {deaths} times on it (out of memory, a crash, or killed)")
+            window.fail(row, "GateLost", abandonment.reason)

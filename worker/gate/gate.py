@@ -25,7 +25,13 @@ from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
 from gated_backfill.worker.dependencies import Deps
-from gated_backfill.worker.gate.failures import UNPROVEN, abandon_window, fail_staged, fail_without_job
+from gated_backfill.worker.gate.failures import (
+    UNPROVEN,
+    abandon_window,
+    decide_abandonment,
+    fail_staged,
+    fail_without_job,
+)
 from gated_backfill.worker.gate.publish import (
     checkpoint_published,
     publish_and_checkpoint,
@@ -35,6 +41,7 @@ from gated_backfill.worker.gate.publish import (
 from gated_backfill.worker.gate.verdicts import judge_staged, read_staged
 from gated_backfill.worker.gate.window import LeasedWindow, LeaseLost
 from gated_backfill.worker.post_run import schedule_post_run
+from gated_backfill.worker.releases import release_despite_outage
 from gated_backfill.worker.run_job import can_ask_another, check_job_version
 
 log = structlog.get_logger()
@@ -66,27 +73,33 @@ def close_window(
         return GateOutcome.NOT_CLAIMED
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):
         try:
-            job = find_job(run.job)
-            check_job_version(run, job, "gate")
-        except UserError as exc:
-            is_last = is_last_attempt or not can_ask_another(exc, deps.settings.date_retries, retries)
-            try:
-                fail_without_job(run, number, generation, deps, exc, is_last_attempt=is_last)
-            except LeaseTakenOver:
-                log.warning("gate_lease_lost")
-                return GateOutcome.NOT_CLAIMED
-            return GateOutcome.CLOSED
-        window = LeasedWindow(run=run, number=number, generation=generation, job=job, deps=deps)
-        try:
-            outcome = _close(window, is_last_attempt=is_last_attempt)
+            outcome = _close_leased(run, number, generation, deps, is_last_attempt=is_last_attempt, retries=retries)
         except (LeaseLost, LeaseTakenOver):
             log.warning("gate_lease_lost")
             outcome = GateOutcome.NOT_CLAIMED
-        except BaseException:
-            window.release(WindowState.OPEN)
+        except BaseException as exc:
+            windows, owner = deps.ledger.windows, deps.owner
+            release_despite_outage(
+                lambda: windows.release_window(run_id, number, owner, to=WindowState.OPEN),
+                is_stopped=not isinstance(exc, Exception),
+            )
             raise
         log.info("window_gated", outcome=outcome.value, seconds=round(time.monotonic() - started, 4))
     return outcome
+
+
+def _close_leased(
+    run: Run, number: int, generation: int, deps: Deps, *, is_last_attempt: bool, retries: int
+) -> GateOutcome:
+    try:
+        job = find_job(run.job)
+        check_job_version(run, job, "gate")
+    except UserError as exc:
+        is_last = is_last_attempt or not can_ask_another(exc, deps.settings.date_retries, retries)
+        fail_without_job(run, number, generation, deps, exc, is_last_attempt=is_last)
+        return GateOutcome.CLOSED
+    window = LeasedWindow(run=run, number=number, generation=generation, job=job, deps=deps)
+    return _close(window, is_last_attempt=is_last_attempt)
 
 
 def _close(window: LeasedWindow, *, is_last_attempt: bool) -> GateOutcome:
@@ -113,10 +126,11 @@ def _gate_or_fail(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_att
     """Gate the window; an error that a retry cannot help fails its dates. Returns the dates to build again."""
     try:
         window.fence_earlier_gates(dates)
-        deaths = window.deps.ledger.windows.get_window(window.run.id, window.number).deaths
-        if deaths < window.deps.settings.max_deaths:
+        leased = window.deps.ledger.windows.get_window(window.run.id, window.number)
+        abandonment = decide_abandonment(leased, window.deps.settings)
+        if abandonment is None:
             return _gate(window, dates, is_last_attempt=is_last_attempt)
-        abandon_window(window, dates, deaths)
+        abandon_window(window, dates, abandonment)
     except (LeaseLost, LeaseTakenOver):
         raise
     except Retryable as exc:

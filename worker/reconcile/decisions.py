@@ -17,10 +17,10 @@ class WindowSnapshot:
 
     number: int
     is_at_broker: bool = True  #: the broker has lost no message of it
-    sent_at: datetime | None = None  #: when it was first sent to the broker's present process
     has_live_gate: bool = False  #: a gate that is not known to be dead has claimed it
     gate_died: bool = False
     queued: int = 0
+    unsent: int = 0  #: of the queued dates, those that a worker released without a message for another worker
     processing: int = 0  #: dates whose worker is not known to be dead
     abandoned: int = 0  #: dates whose worker is dead or whose lease has expired
     queued_at: datetime | None = None  #: when one of the dates still queued was last sent
@@ -60,7 +60,6 @@ class RequeueDates:
 
     window: int
     include_queued: bool  #: the messages of queued dates are lost as well
-    ignore_deaths_before: datetime | None  #: claims before this ended with the broker, so they count no death
     reason: str
 
 
@@ -102,23 +101,17 @@ def _decide_for_stopping(window: WindowSnapshot, run: RunSnapshot, settings: Rec
     if not (window.abandoned or cancels_queued):
         return None
     reason = "the run is stopping and no worker has them"
-    return RequeueDates(window=window.number, include_queued=cancels_queued, ignore_deaths_before=None, reason=reason)
+    return RequeueDates(window=window.number, include_queued=cancels_queued, reason=reason)
 
 
 def _decide_for_running(window: WindowSnapshot, run: RunSnapshot, settings: RecoverySettings) -> RecoveryStep | None:
     if window.is_settled:
         return _decide_gate(window, run, settings)
-    # A worker that loses its broker ends its tasks, as it could not acknowledge them.
-    ignore_deaths_before = window.sent_at if window.is_at_broker else run.now
     reason = _reason_lost(window, run, settings)
-    if reason is None and not window.abandoned:
+    if reason is None and not (window.abandoned or window.unsent):
         return None
-    return RequeueDates(
-        window=window.number,
-        include_queued=reason is not None,
-        ignore_deaths_before=ignore_deaths_before,
-        reason=reason or "their workers are dead or past their leases",
-    )
+    no_worker = "their workers are dead or past their leases" if window.abandoned else "their workers were stopped"
+    return RequeueDates(window=window.number, include_queued=reason is not None, reason=reason or no_worker)
 
 
 def _reason_lost(window: WindowSnapshot, run: RunSnapshot, settings: RecoverySettings) -> str | None:

@@ -35,9 +35,9 @@ log = structlog.get_logger()
 def reconcile(run_id: str, deps: Deps, *, lost_tasks: bool = False) -> int:
     """Send again what was lost of a run; returns the number of windows concerned. Repeating it does no harm.
 
-    `lost_tasks`: the caller knows that the broker or a worker died. A date whose workers died `max_deaths` times is
-    failed instead of sent. The version of the job does not matter here: a worker or a gate of another version refuses
-    what it is sent, which ends the run.
+    `lost_tasks`: the caller knows that the broker or a worker died. A date whose workers were lost `max_losses`
+    times is failed instead of sent. The version of the job does not matter here: a worker or a gate of another version
+    refuses what it is sent, which ends the run.
     """
     run = deps.ledger.runs.get_run(run_id)
     if run.has_ended:
@@ -61,8 +61,7 @@ def _carry_out(step: RecoveryStep, run: Run, job: Job, deps: Deps) -> int:
                 deps.ledger,
                 deps.dispatcher,
                 include_queued=step.include_queued,
-                max_deaths=deps.settings.max_deaths,
-                ignore_deaths_before=step.ignore_deaths_before,
+                max_losses=deps.settings.max_losses,
             )
             if not requeued:
                 return 0
@@ -111,10 +110,10 @@ def _window_snapshot(
     return WindowSnapshot(
         number=window.number,
         is_at_broker=backlog.has_window(window.number),
-        sent_at=backlog.window_sent_at(window.number),
         has_live_gate=is_closing and not gate_died,
         gate_died=gate_died,
         queued=len(unready) - len(processing),
+        unsent=sum(row.state is DateState.QUEUED and row.queued_at is None for row in rows),
         processing=len(processing) - len(abandoned),
         abandoned=len(abandoned),
         queued_at=max(sent_times, default=None),

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, exists, func, select, update
+from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, exists, or_, select, update
 
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import DateRow
@@ -24,6 +24,7 @@ from gated_backfill.common.ledger.rows import (
     lock_run_state,
     update_date_columns,
     update_date_statement,
+    worker_died_columns,
     worker_lost_columns,
 )
 from gated_backfill.common.ledger.states import DateState, RunState
@@ -40,10 +41,12 @@ CLAIMED_COLUMNS = {
     "lease_until": bindparam("until"),
     "started_at": bindparam("now"),
 }
-CLAIM_LOCKED = update(run_dates).where(RUN_DAYS).values(CLAIMED_COLUMNS | {"deaths": bindparam("deaths_so_far")})
+CLAIM_LOCKED = update(run_dates).where(RUN_DAYS).values(CLAIMED_COLUMNS | {"losses": bindparam("losses_so_far")})
 IS_RUN_RUNNING = exists().where(runs.c.id == run_dates.c.run_id, runs.c.state == RunState.RUNNING.value)
-#: Queued dates without deaths, as nearly all are: they can be claimed without a check of leases and deaths.
-IS_FREE = and_(run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, IS_RUN_RUNNING)
+#: Queued dates that lost no worker, as nearly all are: they can be claimed without a check of leases.
+IS_FREE = and_(
+    run_dates.c.state == DateState.QUEUED.value, run_dates.c.deaths == 0, run_dates.c.losses == 0, IS_RUN_RUNNING
+)
 FREE_DAYS = and_(RUN_DAYS, IS_FREE)
 CLAIM_FREE_DAYS = (
     update(run_dates)
@@ -66,7 +69,12 @@ LOCK_CLAIMED = (
 
 
 class ClaimStore(LedgerStore):
-    """Leases on dates. A date's lease has an owner, who is a worker process, and an end."""
+    """Leases on dates. A date's lease has an owner, who is a worker process, and an end.
+
+    A claim ends in one of three ways. Its owner releases it: that counts nothing, whatever the reason. The owner's
+    worker saw it die while it processed the date: that is a death, see `record_deaths`. Or the owner is gone and nobody
+    knows why, as when its host fails: that is a loss.
+    """
 
     def claim_dates(
         self,
@@ -76,13 +84,13 @@ class ClaimStore(LedgerStore):
         until: datetime,
         *,
         is_dead: Callable[[str], bool],
-        max_deaths: int,
+        max_losses: int,
     ) -> list[DateRow]:
         """Claim dates for `owner` with a lease until `until`; returns those claimed, oldest first.
 
-        A date can be claimed if it is queued, or if its worker is dead or its lease has expired. Such a death is
-        counted, and a date with `max_deaths` deaths is failed instead. A date with deaths is claimed alone, after all
-        others, so that it can kill no worker that processes other dates as well.
+        A date can be claimed if it is queued, or if its worker is dead or its lease has expired. The latter is counted
+        as a loss, and a date with `max_losses` losses is failed instead. A date that lost a worker is claimed alone,
+        after all others, so that it can kill no worker that processes other dates as well.
         """
         now = utcnow()
         lease = {"owner": owner, "until": until, "now": now}
@@ -92,23 +100,23 @@ class ClaimStore(LedgerStore):
             rows = connection.execute(LOCK_DATES, {"run": run_id, "days": list(days)}).mappings().all()
             if not rows or not is_run_running(connection, run_id):
                 return []
-            deaths_by_day = {row["day"]: _deaths_if_claimed(row, owner, now, is_dead) for row in rows}
-            for day, deaths in deaths_by_day.items():
-                if deaths is not None and deaths >= max_deaths:
+            losses_by_day = {row["day"]: _losses_if_claimed(row, owner, now, is_dead) for row in rows}
+            for day, losses in losses_by_day.items():
+                if losses is not None and losses >= max_losses:
                     is_date = and_(run_dates.c.run_id == run_id, run_dates.c.day == day)
-                    connection.execute(update(run_dates).where(is_date).values(worker_lost_columns(deaths, now)))
+                    connection.execute(update(run_dates).where(is_date).values(worker_lost_columns(losses)))
             claimable = [
-                row for row in rows if (deaths := deaths_by_day[row["day"]]) is not None and deaths < max_deaths
+                row for row in rows if (losses := losses_by_day[row["day"]]) is not None and losses < max_losses
             ]
-            claimed = [row for row in claimable if not deaths_by_day[row["day"]]] or claimable[:1]
+            claimed = [row for row in claimable if not (row["deaths"] or losses_by_day[row["day"]])] or claimable[:1]
             if not claimed:
                 return []
-            deaths = deaths_by_day[claimed[0]["day"]]
+            losses = losses_by_day[claimed[0]["day"]]
             key = {"run": run_id, "days": [row["day"] for row in claimed]}
-            connection.execute(CLAIM_LOCKED, key | {"deaths_so_far": deaths} | lease)
+            connection.execute(CLAIM_LOCKED, key | {"losses_so_far": losses} | lease)
         values = {
             "state": DateState.PROCESSING.value,
-            "deaths": deaths,
+            "losses": losses,
             "lease_owner": owner,
             "lease_until": until,
             "started_at": now,
@@ -116,7 +124,7 @@ class ClaimStore(LedgerStore):
         return [date_from_row({**row, **values, "attempt": row["attempt"] + 1}) for row in claimed]
 
     def _claim_free(self, run_id: str, days: Collection[date], lease: Mapping[str, Any]) -> list[DateRow]:
-        """Claim queued dates without deaths, in a separate transaction that releases all its locks at its end."""
+        """Claim queued dates that lost no worker, in a separate transaction that releases all its locks at its end."""
         if not self._engine.dialect.update_returning:
             return []
         with self._write_one(durable=False) as connection:
@@ -124,28 +132,23 @@ class ClaimStore(LedgerStore):
         return sorted(map(date_from_row, rows), key=lambda row: row.day)
 
     def requeue_dates(
-        self,
-        run_id: str,
-        number: int,
-        *,
-        include_queued: bool,
-        is_dead: Callable[[str], bool],
-        max_deaths: int,
-        ignore_deaths_before: datetime | None = None,
+        self, run_id: str, number: int, *, include_queued: bool, is_dead: Callable[[str], bool], max_losses: int
     ) -> list[date]:
-        """Requeue the dates of window `number` whose worker is dead or whose lease has expired.
+        """Requeue the dates of window `number` whose worker is dead or whose lease has expired, which is a loss.
 
-        `include_queued`: requeue dates in state `queued` too, because their messages were lost. A date with
-        `max_deaths` deaths is failed; deaths of claims made before `ignore_deaths_before` are not counted, because the
-        date did not cause them. In a run that is being cancelled, lost dates are cancelled. Returns the days for which
-        messages are to be sent: none while the run is paused.
+        Dates in state `queued` are requeued if `include_queued`, because their messages were lost, and if no message
+        was sent since a worker released them. A date with `max_losses` losses is failed. In a run that is being
+        cancelled, lost dates are cancelled. Returns the days for which messages are to be sent: none while the run is
+        paused.
         """
         now = utcnow()
         requeued_days: list[date] = []
-        lost_states = [DateState.PROCESSING.value, *([DateState.QUEUED.value] if include_queued else [])]
-        query = select(run_dates).where(
-            run_dates.c.run_id == run_id, run_dates.c.window == number, run_dates.c.state.in_(lost_states)
+        is_queued = run_dates.c.state == DateState.QUEUED.value
+        may_be_lost = or_(
+            run_dates.c.state == DateState.PROCESSING.value,
+            is_queued if include_queued else and_(is_queued, run_dates.c.queued_at.is_(None)),
         )
+        query = select(run_dates).where(run_dates.c.run_id == run_id, run_dates.c.window == number, may_be_lost)
         with self._write() as connection:
             run_state = lock_run_state(connection, run_id)
             for row in connection.execute(query.order_by(run_dates.c.day).with_for_update()).mappings().all():
@@ -154,11 +157,10 @@ class ClaimStore(LedgerStore):
                 if row["state"] == DateState.PROCESSING.value:
                     if row["lease_until"] >= now and not is_dead(row["lease_owner"]):
                         continue
-                    is_ignored = ignore_deaths_before is not None and row["started_at"] < ignore_deaths_before
-                    deaths = row["deaths"] + (not is_ignored)
-                    values |= {"deaths": deaths} | date_transition(DateState.PROCESSING, DateState.QUEUED, {})
-                    if not is_ignored and deaths >= max_deaths:
-                        values = worker_lost_columns(deaths, now)
+                    losses = row["losses"] + 1
+                    values = date_transition(DateState.PROCESSING, DateState.QUEUED, {"losses": losses})
+                    if losses >= max_losses:
+                        values = worker_lost_columns(losses)
                 is_failed = values.get("state") == DateState.FAILED.value
                 if run_state is RunState.CANCELLING and not is_failed:
                     values |= cancelled_columns(cancellation_reason(connection, run_id))
@@ -166,6 +168,29 @@ class ClaimStore(LedgerStore):
                 if run_state not in (RunState.PAUSED, RunState.CANCELLING) and not is_failed:
                     requeued_days.append(row["day"])
         return requeued_days
+
+    def record_deaths(self, run_id: str, days: Collection[date], *, owner: str, max_deaths: int) -> list[date]:
+        """End the claims of a worker process that died while it processed the days, and count the death of each date.
+
+        Only the process's own worker may call this, which saw it die and did not stop it itself. A date with
+        `max_deaths` deaths is failed; the others are queued again, or cancelled with their run. Returns the days that
+        were claimed.
+        """
+        with self._write() as connection:
+            run_state = lock_run_state(connection, run_id)
+            claimed = select(run_dates).where(CLAIMED_BY_OWNER).order_by(run_dates.c.day).with_for_update()
+            key = {"run": run_id, "days": list(days), "owner": owner}
+            rows = connection.execute(claimed, key).mappings().all()
+            for row in rows:
+                deaths = row["deaths"] + 1
+                values = date_transition(DateState.PROCESSING, DateState.QUEUED, {"deaths": deaths})
+                if deaths >= max_deaths:
+                    values = worker_died_columns(deaths)
+                elif run_state is RunState.CANCELLING:
+                    values |= cancelled_columns(cancellation_reason(connection, run_id))
+                is_date = and_(run_dates.c.run_id == run_id, run_dates.c.day == row["day"])
+                connection.execute(update(run_dates).where(is_date).values(values))
+        return [row["day"] for row in rows]
 
     def list_lease_owners(self, run_id: str) -> set[str]:
         """Return the owners of all leases on dates and windows of the run, including expired leases."""
@@ -175,16 +200,6 @@ class ClaimStore(LedgerStore):
         gates = select(windows.c.lease_owner).where(windows.c.run_id == run_id, windows.c.lease_owner.is_not(None))
         with self._read() as connection:
             return set(connection.execute(dates.union(gates)).scalars())
-
-    def earliest_lease_end(self, run_id: str, days: Collection[date]) -> datetime | None:
-        """Return when the first lease of the days in state `processing` expires; None without such a day."""
-        query = select(func.min(run_dates.c.lease_until)).where(
-            run_dates.c.run_id == run_id,
-            run_dates.c.day.in_(list(days)),
-            run_dates.c.state == DateState.PROCESSING.value,
-        )
-        with self._read() as connection:
-            return connection.execute(query).scalar()
 
     def release_dates(
         self, run_id: str, ends: Mapping[date, tuple[DateState, DateColumns]], *, owner: str
@@ -235,16 +250,16 @@ def _claim_free_statement(
     return CLAIM_FREE_DAY, {"of_run": run_id, "of_day": day, **lease}
 
 
-def _deaths_if_claimed(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
-    """Return the deaths to record if the date is claimed now; None if it can't be claimed."""
+def _losses_if_claimed(row: RowMapping, owner: str, now: datetime, is_dead: Callable[[str], bool]) -> int | None:
+    """Return the losses to record if the date is claimed now; None if it can't be claimed."""
     if row["state"] == DateState.QUEUED.value:
-        return row["deaths"]
+        return row["losses"]
     if row["state"] != DateState.PROCESSING.value:
         return None
     if row["lease_owner"] == owner:  # a worker runs one task at a time, so its earlier claim failed to be released
-        return row["deaths"]
+        return row["losses"]
     is_lost = row["lease_until"] < now or is_dead(row["lease_owner"])
-    return row["deaths"] + 1 if is_lost else None
+    return row["losses"] + 1 if is_lost else None
 
 
 def _discards_staged(connection: Connection, run_id: str, state: RunState) -> bool:

@@ -116,7 +116,7 @@ class WindowStore(LedgerStore):
     def claim_window(
         self, run_id: str, number: int, owner: str, until: datetime, *, is_dead: Callable[[str], bool]
     ) -> int | None:
-        """Claim a window for a gate: an open one, or one whose gate is dead or past its lease (counted as a death).
+        """Claim a window for a gate: an open one, or one whose gate is dead or past its lease (counted as a loss).
 
         Returns the generation of the lease, which is higher than that of any earlier lease; None if not claimed.
         """
@@ -132,7 +132,7 @@ class WindowStore(LedgerStore):
             is_lost = is_closing and not is_own and (row["lease_until"] < now or is_dead(row["lease_owner"]))
             if not (is_open or is_own or is_lost):
                 return None
-            deaths = row["deaths"] + 1 if is_lost else row["deaths"]
+            losses = row["losses"] + 1 if is_lost else row["losses"]
             generation = next_generation(row["generation"])
             connection.execute(
                 update(windows)
@@ -142,7 +142,7 @@ class WindowStore(LedgerStore):
                     lease_owner=owner,
                     lease_until=until,
                     generation=generation,
-                    deaths=deaths,
+                    losses=losses,
                 )
             )
         return generation
@@ -158,6 +158,22 @@ class WindowStore(LedgerStore):
         values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
         if to is WindowState.CLOSED:
             values["closed_at"] = utcnow()
+        with self._write_one(durable=False) as connection:
+            result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
+        return bool(result.rowcount)
+
+    def record_death(self, run_id: str, number: int, owner: str) -> bool:
+        """End the lease of a gate that died while it worked on the window, and count the death.
+
+        Only the gate's own worker may call this, which saw it die and did not stop it itself. Returns False if the
+        gate did not have the lease.
+        """
+        values: dict[str, Any] = {
+            "state": WindowState.OPEN.value,
+            "lease_owner": None,
+            "lease_until": None,
+            "deaths": windows.c.deaths + 1,
+        }
         with self._write_one(durable=False) as connection:
             result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
         return bool(result.rowcount)

