@@ -27,7 +27,7 @@ class ClaimingRequest(Request):
 
     _process: str | None = None  #: identity of the process that runs the task
 
-    def on_accepted(self, pid: int, time_accepted: float) -> None:
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
         with suppress(ProcessLookupError):
             self._process = process_identity(int(pid))
         super().on_accepted(pid, time_accepted)
