@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.console import Console  # noqa: TID251 - it prints only our own figures
 
 from benchmarks import report, seasons, trivial
 from benchmarks.results import Measured, compared_with, machine, median, write

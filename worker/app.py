@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import multiprocessing
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.signals import celeryd_after_setup, worker_process_init
+from celery.signals import after_setup_logger, after_setup_task_logger, celeryd_after_setup, worker_process_init
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
@@ -27,7 +28,7 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.scheduling.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
 from gated_backfill.common.process.identity import die_with_parent, limit_memory
-from gated_backfill.common.process.logs import configure_logs
+from gated_backfill.common.process.logs import configure_logs, make_printable
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
 from gated_backfill.worker.maintenance.schedule import beat_schedule
@@ -72,6 +73,12 @@ def deps_or_retry(task: Any) -> Deps:
     except (BackfillError, SoftTimeLimitExceeded) as exc:
         log.error("connections_not_opened", error=str(exc))
         raise task.retry(countdown=read_settings().date_retries.delay_seconds(task.request.retries)) from None
+
+
+@after_setup_logger.connect
+@after_setup_task_logger.connect
+def _prepare_logger(logger: logging.Logger, **_: Any) -> None:
+    make_printable(logger)
 
 
 @celeryd_after_setup.connect

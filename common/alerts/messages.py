@@ -13,6 +13,7 @@ from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
 from gated_backfill.common.model.coverage import Fallback, Verdict, format_percent, reaches_ratio
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
+from gated_backfill.common.process.printable_text import printable, printable_name
 
 LOW_COVERAGE = 0.5  #: coverage below this ratio raises a low-coverage alert
 FALLBACKS_A_WEEK = 2  #: more dates than this, built from a fallback within 7 days, raise an alert
@@ -128,8 +129,10 @@ def beat_silent_alert(last_seen: datetime | None, now: datetime) -> NewAlert | N
         key=f"{AlertKind.BEAT_SILENT} {last_seen.isoformat()}",
         kind=AlertKind.BEAT_SILENT,
         title=f"beat is silent since {last_seen:%Y-%m-%d %H:%M} UTC",
-        body="Until it runs again, cleanup, audit and retention do not run and stuck runs are not requeued. "
-        "Start it again; its log says why it stopped.",
+        lines=[
+            "Until it runs again, cleanup, audit and retention do not run and stuck runs are not requeued. "
+            "Start it again; its log says why it stopped."
+        ],
     )
 
 
@@ -138,11 +141,16 @@ def compose_message(alerts: Sequence[Alert]) -> Message:
     alerts_by_run: dict[str, list[Alert]] = {}
     for alert in sorted(alerts, key=_severity):
         alerts_by_run.setdefault(alert.run_id or alert.id, []).append(alert)
-    sections = ["\n\n".join(f"{alert.title}\n{alert.body}" for alert in group) for group in alerts_by_run.values()]
+    sections = ["\n\n".join(map(_section_of, group)) for group in alerts_by_run.values()]
     first_title = next(iter(alerts_by_run.values()))[0].title
     suffix = f" (and {len(sections) - 1} more)" if len(sections) > 1 else ""
-    title = truncate(f"backfill: {first_title}", TITLE_LENGTH - len(suffix)) + suffix
+    title = truncate(f"backfill: {printable(first_title)}", TITLE_LENGTH - len(suffix)) + suffix
     return Message(title=title, body=_join_sections(sections))
+
+
+def _section_of(alert: Alert) -> str:
+    """Return title and body, printable: alerts that an earlier version has recorded may hold anything."""
+    return "\n".join(map(printable, (alert.title, *alert.body.split("\n"))))
 
 
 def truncate(text: str, length: int) -> str:
@@ -171,7 +179,7 @@ def _join_sections(sections: Sequence[str]) -> str:
 def _finished_alert(ended: EndedRun) -> NewAlert:
     run, dates = ended.run, ended.dates
     lines = [
-        f"requested: {truncate(run.requested, REASON_LENGTH)}, by {run.requested_by}",
+        f"requested: {truncate(printable(run.requested), REASON_LENGTH)}, by {printable_name(run.requested_by)}",
         *(truncate(order, REASON_LENGTH) for order in ended.orders),
         f"dates: {_describe_states(dates)}",
         _describe_coverage(dates),
@@ -182,8 +190,8 @@ def _finished_alert(ended: EndedRun) -> NewAlert:
     return _run_alert(AlertKind.RUN_FINISHED, run, title, [line for line in lines if line])
 
 
-def _run_alert(kind: AlertKind, run: Run, title: str, lines: Iterable[str]) -> NewAlert:
-    return NewAlert(key=f"{kind} {run.id}", kind=kind, title=title, body="\n".join(lines), job=run.job, run_id=run.id)
+def _run_alert(kind: AlertKind, run: Run, title: str, lines: Sequence[str]) -> NewAlert:
+    return NewAlert(key=f"{kind} {run.id}", kind=kind, title=title, lines=lines, job=run.job, run_id=run.id)
 
 
 def _describe_states(dates: DateTally) -> str:
@@ -227,7 +235,7 @@ def _blocked_alert(run: Run, dates: DateTally) -> NewAlert:
 
 def _date_lines(row: DateRow) -> list[str]:
     reason = " ".join((row.reason or row.error or "no reason was recorded").split())
-    lines = [f"{row.day} {row.state.value}: {truncate(reason, REASON_LENGTH)}"]
+    lines = [f"{row.day} {row.state.value}: {truncate(printable(reason), REASON_LENGTH)}"]
     missing_count = (row.expected or 0) - (row.matched or 0)
     if row.missing and missing_count > 0:
         names = _names_that_fit(row.missing)
@@ -237,8 +245,9 @@ def _date_lines(row: DateRow) -> list[str]:
 
 def _names_that_fit(names: Sequence[str]) -> list[str]:
     """Return the first names that fit into a line, at least one."""
-    fitting = [truncate(names[0], NAMES_LENGTH)]
-    for name in names[1:MISSING_NAMES_SHOWN]:
+    first, *others = map(printable_name, names[:MISSING_NAMES_SHOWN])
+    fitting = [first]
+    for name in others:
         if len(", ".join([*fitting, name])) > NAMES_LENGTH:
             break
         fitting.append(name)
@@ -268,7 +277,7 @@ def _fallback_often_alert(ended: EndedRun, now: datetime) -> NewAlert:
         key=f"{AlertKind.FALLBACK_OFTEN} {job} {year}-W{week:02d}",
         kind=AlertKind.FALLBACK_OFTEN,
         title=f"{ended.fallbacks_this_week} dates of {job} were built from a fallback within 7 days",
-        body=f"The primary source {ended.primary} was partial on these dates: check the process that writes it.",
+        lines=[f"The primary source {ended.primary} was partial on these dates: check the process that writes it."],
         job=job,
         run_id=ended.run.id,
     )

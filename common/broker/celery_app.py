@@ -60,6 +60,7 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
         worker_send_task_events=settings.task_events,
         task_send_sent_event=settings.task_events,
         worker_hijack_root_logger=False,
+        worker_log_color=False,  # an escape sequence in a log is never ours
         worker_redirect_stdouts=False,
         task_default_queue=MAINTENANCE_QUEUE,
         task_queues=[Queue(name) for name in QUEUES],

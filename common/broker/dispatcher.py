@@ -36,6 +36,7 @@ from gated_backfill.common.model.dates import summarize_dates
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.printable_text import printable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class CeleryDispatcher:
                         queue=queue,
                         soft_time_limit=job.soft_time_limit_seconds,
                         time_limit=job.time_limit_seconds,
-                        argsrepr=f"{job.name} {summarize_dates(days)} run={run}",
+                        argsrepr=printable(f"{job.name} {summarize_dates(days)} run={run}"),
                         kwargsrepr="",
                         ignore_result=False,  # required by Celery of chord headers
                         group_id=group,
@@ -237,7 +238,7 @@ class CeleryDispatcher:
             immutable=True,  # header results are not passed on: the gate reads ledger and staging
             queue=GATE_QUEUE,
             ignore_result=True,
-            argsrepr=f"{job.name} window {number} run={run}",
+            argsrepr=printable(f"{job.name} window {number} run={run}"),
             kwargsrepr="",
         )
 

@@ -370,5 +370,5 @@ def unusual_cleanup_alert(report: CleanupReport, settings: Settings, today: date
         key=" ".join([AlertKind.CLEANUP_UNUSUAL, str(today), *operation_ids, *refused_tables])[:MAX_KEY_LENGTH],
         kind=AlertKind.CLEANUP_UNUSUAL,
         title=f"Cleanup: {', '.join(titles)}",
-        body="\n".join(lines),
+        lines=lines,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger.states import ENDED_DATES, ENDED_RUNS, DateState, RunAction, RunState, WindowState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.process.printable_text import printable, printable_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +201,7 @@ class UndoneDate:
     restored: bool  #: False: it keeps the rows that another writer wrote since, or its undo is under way
 
     def describe(self) -> str:
-        return f"undone by {self.by} at {self.at:%Y-%m-%d %H:%M} UTC (run {self.run_id})"
+        return f"undone by {printable_name(self.by)} at {self.at:%Y-%m-%d %H:%M} UTC (run {self.run_id})"
 
     def as_json(self) -> dict[str, Any]:
         return {"day": self.day.isoformat(), "run": self.run_id, "by": self.by, "at": self.at.isoformat()}
@@ -267,10 +268,15 @@ class RunSummary:
 class NewAlert:
     key: str  #: a key is alerted once, e.g. `run-blocked RUN`
     kind: str
-    title: str  #: one line
-    body: str
+    title: str
+    lines: Sequence[str]  #: of its body
     job: str | None = None
     run_id: str | None = None
+
+    @property
+    def body(self) -> str:
+        """The lines, each of them printable: none can contain another."""
+        return "\n".join(map(printable, self.lines))
 
 
 @dataclass(frozen=True, kw_only=True)

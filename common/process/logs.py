@@ -1,7 +1,8 @@
-"""Write log events as JSON, one object per line."""
+"""Write log events as JSON, one object per line; records of libraries and jobs stay text."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
+
+from gated_backfill.common.process.printable_text import printable_lines
 
 
 def configure_logs(stream: TextIO | None = None) -> None:
@@ -27,6 +30,23 @@ def configure_logs(stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(stream or sys.__stderr__),
         cache_logger_on_first_use=False,
     )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats a record of Python's logging as another formatter does, so that only its first line is not indented."""
+
+    def __init__(self, formatter: logging.Formatter | None) -> None:
+        super().__init__()
+        self._formatter = formatter or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(self._formatter.format(record))
+
+
+def make_printable(logger: logging.Logger) -> None:
+    """Have the logger's handlers write text that cannot forge a line of the log, or act on a terminal."""
+    for handler in logger.handlers:
+        handler.setFormatter(PrintableFormatter(handler.formatter))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from gated_backfill.common.errors import BackfillError, ExpectationIncomplete, UndoIncomplete, UserError
+from gated_backfill.producer.terminal.error_line import print_error
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED, REFUSED
 
 #: Module in this folder and help line of each command. The module defines a command or group of the command's name.
@@ -98,7 +99,7 @@ def main() -> NoReturn:
         app(standalone_mode=False)
         sys.exit(COMPLETE)
     except NoArgsIsHelpError as exc:
-        click.echo(exc.format_message())
+        sys.stdout.write(f"{exc.format_message()}\n")
         sys.exit(REFUSED)
     except click.ClickException as exc:
         error, exit_code = exc.format_message(), REFUSED
@@ -107,7 +108,7 @@ def main() -> NoReturn:
     finally:
         if "duckdb" not in sys.modules:  # it warns at exit about objects that cannot be collected
             gc.freeze()  # Python's collections at exit would take a sixth of the CPU time of `backfill status`
-    sys.stderr.write(f"backfill: {' '.join(error.split())}\n")
+    print_error(error)
     sys.exit(exit_code)
 
 

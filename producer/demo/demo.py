@@ -10,8 +10,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
-
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateState, Run, RunState
@@ -44,6 +42,7 @@ from gated_backfill.producer.runs.session import (
     plan_launch,
     release_interrupted_runs,
 )
+from gated_backfill.producer.terminal.console import Console
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.runs import print_run
 from gated_backfill.producer.terminal.watcher import RunWatcher

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
@@ -24,6 +22,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.protocol import Scan
 from gated_backfill.producer.context import CommandContext
 from gated_backfill.producer.planning.plan import Plan, PlanAction
+from gated_backfill.producer.terminal.console import Console, line, styled
 
 COUNT = "SELECT COUNT(*) AS n FROM published"
 
@@ -44,15 +43,15 @@ def published_state(context: CommandContext, days: Sequence[date]) -> dict[date,
 
 def heading(console: Console, text: str) -> None:
     console.print()
-    console.print(f"[bold]{text}[/bold]")
+    console.print(styled(text, "bold"))
 
 
 def print_tables(console: Console, context: CommandContext, span: DateRange, *, new: bool) -> None:
     heading(console, "1. A season of data")
     url = context.settings.warehouse_url
-    place = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {escape(url)}"
+    place = f"as Parquet in {_short(url.folder)}" if url.folder else f"in {url}"
     origin = "Made" if new else "Found, made by an earlier demo"
-    console.print(f"{origin}: 30 teams, 82 games each, {span}, {place}", soft_wrap=True)
+    console.print(f"{origin}: 30 teams, 82 games each, {span}, {place}")
     if new:
         for role, table in find_job(JOB).tables_by_role()[1:]:
             console.print(f"  {role:<20} {table}")
@@ -61,7 +60,7 @@ def print_tables(console: Console, context: CommandContext, span: DateRange, *, 
 def print_plan_summary(console: Console, plan: Plan) -> None:
     """Print the planned dates, counted by reason."""
     heading(console, "2. The plan")
-    console.print(escape(plan.summary()))
+    console.print(plan.summary())
     reasons: dict[str, list[date]] = {}
     for step in plan.steps_with(PlanAction.SKIP):
         reasons.setdefault(step.reason, []).append(step.day)
@@ -104,7 +103,7 @@ def _print_fallbacks(console: Console, rows: Sequence[DateRow]) -> None:
         result = (
             f"{row.matched}/{row.expected} ({format_percent(row.matched or 0, row.expected or 0)}), {row.state.value}"
         )
-        table.add_row(str(row.day), str(row.expected), *coverages, row.source or "", f"[green]{result}[/green]")
+        table.add_row(str(row.day), str(row.expected), *coverages, row.source or "", styled(result, "green"))
     console.print("These fell back, because coverage decides, not emptiness:")
     console.print(table)
 
@@ -133,29 +132,29 @@ def print_replay(
     for row in rows:
         style = "bold red" if row.state is DateState.BLOCKED else "bold yellow"
         share = f"{row.matched}/{row.expected} = {format_percent(row.matched or 0, row.expected or 0)}"
-        console.print(f"  {row.day}  [{style}]{row.state.value.upper()}[/{style}]  {share}: {escape(row.reason or '')}")
+        verdict = styled(row.state.value.upper(), style)
+        console.print(line(f"  {row.day}  ", verdict, f"  {share}: {row.reason or ''}"))
         if row.state is DateState.BLOCKED:
             _print_blocked(console, row)
     for row in rows:
         _print_published(console, row.day, before[row.day], after[row.day])
     not_blocked = [row.day for row in rows if row.state is not DateState.BLOCKED]
     if not_blocked:
-        console.print(f"[bold red]The demo failed: the gate did not block {format_dates(not_blocked)}.[/bold red]")
+        console.print(styled(f"The demo failed: the gate did not block {format_dates(not_blocked)}.", "bold red"))
 
 
 def _print_blocked(console: Console, row: DateRow) -> None:
     missing = (row.expected or 0) - (row.matched or 0)
     console.print(f"              missing: {list_names(row.missing, missing)}")
     if row.staged_path:
-        console.print(f"              refused rows kept in {_short(Path(row.staged_path))}", soft_wrap=True)
+        console.print(f"              refused rows kept in {_short(Path(row.staged_path))}")
 
 
 def _print_published(console: Console, day: date, before: PublishedState, after: PublishedState) -> None:
     if after != before:
-        console.print(
-            f"  {day}  [bold red]The demo failed: the replay changed what was published[/bold red]: "
-            f"{before.rows} rows of run {before.checkpoint.run_id}, now {after.rows} of {after.checkpoint.run_id}"
-        )
+        failure = styled("The demo failed: the replay changed what was published", "bold red")
+        rows = f"{before.rows} rows of run {before.checkpoint.run_id}, now {after.rows} of {after.checkpoint.run_id}"
+        console.print(line(f"  {day}  ", failure, f": {rows}"))
         return
     checkpoint = after.checkpoint
     console.print(
@@ -175,9 +174,8 @@ def _count_published_rows(context: CommandContext, day: date) -> int:
 def print_total(console: Console, progress: RunProgress, seconds: float) -> None:
     console.print()
     done = progress.count(DateState.CHECKPOINTED)
-    console.print(
-        f"[bold green]{done} dates published and checkpointed; the whole demo took {seconds:.1f} s.[/bold green]"
-    )
+    text = f"{done} dates published and checkpointed; the whole demo took {seconds:.1f} s."
+    console.print(styled(text, "bold green"))
 
 
 def print_done(console: Console, plan: Plan) -> None:
@@ -212,8 +210,8 @@ def print_next(console: Console, season_run: str) -> None:
             (f"""{_python()} -c "import pandas; print(pandas.read_parquet('{part}'))\"""", "the published rows")
         )
     for command_line, explanation in hints:
-        console.print(f"  [dim]# {explanation}[/dim]")
-        console.print(f"  {escape(command_line)}", soft_wrap=True)
+        console.print(styled(f"  # {explanation}", "dim"))
+        console.print(f"  {command_line}")
 
 
 def _command() -> str:

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from gated_backfill.common.history.figures import (
     BARS,
@@ -27,6 +28,7 @@ from gated_backfill.common.history.figures import (
 )
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
+from gated_backfill.common.process.printable_text import printable, printable_name, shorten
 from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
 from gated_backfill.producer.history.report import HistoryReport, describe_undone, format_duration
 from gated_backfill.producer.terminal.runs import describe_replacement
@@ -72,6 +74,7 @@ def render_page(history: HistoryReport) -> str:
     environment = Environment(
         loader=PackageLoader("gated_backfill.producer.history"),
         autoescape=True,
+        finalize=_to_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,7 +84,7 @@ def render_page(history: HistoryReport) -> str:
         figures=_header_figures(history),
         spark=_ended_bars(history),
         jobs=[_job_section(name, results) for name, results in by_job.items()],
-        details=[[_tooltip_values(result) for result in results.values()] for results in by_job.values()],
+        details=[[_tooltip_texts(result) for result in results.values()] for results in by_job.values()],
         shades=list(enumerate(COVERAGE_SHADES)),
         runs=_run_rows(history),
         unlisted=max(len(history.facts) - MAX_RUNS_LISTED, 0),
@@ -204,6 +207,15 @@ def _date_to_review(day: date, result: LatestResult) -> dict[str, Any]:
     return {"day": day, "kind": kind, "mark": _mark_of(kind), "coverage": coverage, "reason": reason}
 
 
+def _to_printable(value: object) -> object:
+    """Make a text printable; markup of the page itself stays as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _tooltip_texts(result: LatestResult) -> list[Any]:
+    return [_to_printable(value) for value in _tooltip_values(result)]
+
+
 def _tooltip_values(result: LatestResult) -> list[Any]:
     """The values of a cell's tooltip, in the order in which the page's script reads them."""
     row = result.row
@@ -213,11 +225,11 @@ def _tooltip_values(result: LatestResult) -> list[Any]:
         _kind_of(result),
         _describe_coverage(row),
         row.source or "",
-        row.source_reason or "",
+        shorten(row.source_reason or ""),
         _describe_reason(result),
         result.run.id,
         format_duration(row.seconds) if row.seconds is not None else "",
-        ", ".join(row.missing[:MISSING_NAMES_SHOWN]),
+        ", ".join(map(printable_name, row.missing[:MISSING_NAMES_SHOWN])),
         max(missing_count - MISSING_NAMES_SHOWN, 0) if row.missing else 0,
         result.results,
         row.attempt,
@@ -230,8 +242,10 @@ def _describe_reason(result: LatestResult) -> str:
     """The reason of the date's outcome and, of an undone date, by whom and when it was undone."""
     row, run = result.row, result.run
     by, at = (row.undone_by, row.undone_at) if row.undone_at else (run.undone_by, run.undone_at)
-    undone = f"undone by {by} at {at:%Y-%m-%d %H:%M} UTC" if result.undone and at is not None else ""
-    return "; ".join(filter(None, (undone, row.reason or row.error or "")))
+    undone = (
+        f"undone by {printable_name(by or '')} at {at:%Y-%m-%d %H:%M} UTC" if result.undone and at is not None else ""
+    )
+    return "; ".join(filter(None, (undone, shorten(row.reason or row.error or ""))))
 
 
 def _describe_published(result: LatestResult) -> str:

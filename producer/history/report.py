@@ -8,8 +8,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.history.figures import (
@@ -31,7 +29,8 @@ from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates
-from gated_backfill.producer.terminal.runs import RUN_STYLES
+from gated_backfill.producer.terminal.console import Console, StyledText, line, styled
+from gated_backfill.producer.terminal.runs import styled_state
 
 MAX_RUNS_LISTED = 40
 SPARK_WIDTH = 12
@@ -124,7 +123,8 @@ def _run_json(run_dates: RunWithDates) -> dict[str, Any]:
 def print_history(console: Console, history: HistoryReport) -> None:
     """Print the period's figures with their trend, then a line for each run."""
     scope = f"job {history.job}" if history.job else "all jobs"
-    console.print(f"[bold]History of {escape(scope)}, {history.days}[/bold] ({len(history.days)} days, UTC)")
+    heading = styled(f"History of {scope}, {history.days}", "bold")
+    console.print(line(heading, f" ({len(history.days)} days, UTC)"))
     if not history.facts:
         console.print("no run ended or was opened in these days" + _describe_runs_before(history))
         return
@@ -146,33 +146,33 @@ def _print_figures(console: Console, history: HistoryReport) -> None:
         table.add_column(no_wrap=True)
     table.add_column(style="dim")
 
-    def line(name: str, value: str, detail: str, trend: str) -> None:
+    def add(name: str, value: str | StyledText, detail: str, trend: str) -> None:
         table.add_row(f"  {name}", value, detail, trend if history.before else "")
 
     outcomes = ", ".join(f"{n} {outcome.value}" for outcome in DateOutcome if (n := figures.of(outcome)))
     per_day = spark_counts(ended_per_day(history.facts, history.days))
-    line("runs", str(figures.runs), per_day + "  dates a day", count_in_words(change["runs"]))
-    line("dates", str(figures.dates), outcomes, f"published {count_in_words(change['published'])}")
+    add("runs", str(figures.runs), per_day + "  dates a day", count_in_words(change["runs"]))
+    add("dates", str(figures.dates), outcomes, f"published {count_in_words(change['published'])}")
     if coverage is not None:
-        line("coverage, median", share_in_words(coverage.median), "", points_in_words(change["coverage_median"]))
+        add("coverage, median", share_in_words(coverage.median), "", points_in_words(change["coverage_median"]))
         judged_dates = f"of {coverage.dates} judged dates"
-        line("coverage, lowest", share_in_words(coverage.least), judged_dates, points_in_words(change["coverage_min"]))
+        add("coverage, lowest", share_in_words(coverage.least), judged_dates, points_in_words(change["coverage_min"]))
     fallbacks = f"{figures.fallbacks} of {figures.sourced} published dates"
-    line("fallback rate", share_in_words(figures.fallback_rate), fallbacks, points_in_words(change["fallback_rate"]))
+    add("fallback rate", share_in_words(figures.fallback_rate), fallbacks, points_in_words(change["fallback_rate"]))
     for outcome, style in (
         (DateOutcome.BLOCKED, "bold red"),
         (DateOutcome.FAILED, "bold red"),
         (DateOutcome.FORCED, "yellow"),
     ):
         count = figures.of(outcome)
-        value = f"[{style}]{count}[/]" if count else "0"
-        line(outcome.value, value, "", count_in_words(change[outcome.value]))
+        value = styled(str(count), style) if count else "0"
+        add(outcome.value, value, "", count_in_words(change[outcome.value]))
     if figures.seconds_median is not None:
         longest = f"{format_duration(figures.seconds_most)} at most"
-        line("a date took", format_duration(figures.seconds_median), longest, _slowdown(change["seconds_median"]))
+        add("a date took", format_duration(figures.seconds_median), longest, _slowdown(change["seconds_median"]))
     console.print(table)
     if not history.before:
-        console.print(f"  [dim]no runs in the {len(history.days)} days before: there is no trend[/dim]")
+        console.print(styled(f"  no runs in the {len(history.days)} days before: there is no trend", "dim"))
 
 
 def _slowdown(change: FigureChange) -> str:
@@ -198,17 +198,18 @@ def _print_runs(console: Console, history: HistoryReport) -> None:
         table.add_row(*_run_row(run_dates, figures, outcomes, len(history.stale.of(run_dates.run))))
     console.print(table)
     for job, problem in history.stale.not_compared.items():
-        console.print(escape(f"stale dates of {job}: sources and inputs were not compared: {problem}"), soft_wrap=True)
+        console.print(f"stale dates of {job}: sources and inputs were not compared: {problem}")
     if len(facts) > MAX_RUNS_LISTED:
         console.print(f"and {len(facts) - MAX_RUNS_LISTED} earlier ones; all are in --json and --csv")
 
 
-def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome], stale: int) -> list[str]:
+def _run_row(
+    run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOutcome], stale: int
+) -> list[str | StyledText]:
     run, coverage = run_dates.run, figures.coverage
-    style = RUN_STYLES.get(run.state, "bold")
     return [
         run.id,
-        f"[{style}]{run.state.value}[/]" + describe_marks(run, figures.undone, stale),
+        line(styled_state(run), *describe_marks(run, figures.undone, stale)),
         str(figures.dates),
         str(figures.published),
         *(str(figures.of(outcome) or "-") for outcome in outcomes),
@@ -217,7 +218,7 @@ def _run_row(run_dates: RunWithDates, figures: Totals, outcomes: Sequence[DateOu
         share_in_words(coverage.median if coverage else None),
         share_in_words(figures.fallback_rate),
         format_duration(wall_seconds(run)),
-        escape(f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}"),
+        f"{run.job} {DateRange(start=run.first_date, through=run.last_date)}",
     ]
 
 
@@ -228,11 +229,11 @@ def describe_undone(run: Run, undone: int) -> str:
     return f"{undone} undone" if undone else ""
 
 
-def describe_marks(run: Run, undone_dates: int, stale: int) -> str:
+def describe_marks(run: Run, undone_dates: int, stale: int) -> list[StyledText]:
     """Mark a run that was undone or interrupted, and its number of stale dates."""
-    undone = f" [yellow]{described}[/]" if (described := describe_undone(run, undone_dates)) else ""
-    marked = f" [yellow]{stale} stale[/]" if stale else ""
-    return undone + marked + (" [red]interrupted[/]" if is_interrupted(run) else "")
+    undone = describe_undone(run, undone_dates)
+    marks = [styled(f" {mark}", "yellow") for mark in (undone, f"{stale} stale" if stale else "") if mark]
+    return [*marks, styled(" interrupted", "red")] if is_interrupted(run) else marks
 
 
 def format_duration(seconds: float | None) -> str:

@@ -26,6 +26,7 @@ from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
 from gated_backfill.common.model.scheduling.queues import QUEUES
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
+from gated_backfill.common.process.printable_text import printable
 from gated_backfill.common.runs.post_run import primary_source, record_beat_silence
 
 log = structlog.get_logger()
@@ -161,7 +162,7 @@ METRICS = {
 def gauge(name: str, samples: Samples, *labels: str) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, METRICS[name], labels=labels)
     for values, value in samples:
-        family.add_metric(values, value)
+        family.add_metric([printable(text) for text in values], value)
     return family
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from rich.console import Console
-
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.dates import format_dates
@@ -29,7 +27,7 @@ from gated_backfill.producer.runs.session import (
     plan_launch,
     release_interrupted_runs,
 )
-from gated_backfill.producer.terminal.console import confirm, make_console, print_json
+from gated_backfill.producer.terminal.console import Console, confirm, line, make_console, print_json, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE, INTERRUPTED
 from gated_backfill.producer.terminal.plan import print_plan
 from gated_backfill.producer.terminal.runs import exit_code_for_run, print_run, run_json
@@ -113,7 +111,7 @@ def _follow(
 
         def on_open(run: Run) -> None:
             report_later(run)
-            console.print(f"run [bold]{run.id}[/bold]")
+            console.print(line("run ", styled(run.id, "bold")))
 
         return _run_and_show(launch, plan, context, console, on_open, output, detach=detach)
 
@@ -149,7 +147,7 @@ def _run_and_show(
     elif progress.run.state is not RunState.SUCCEEDED:
         console.print(f"after fixing the cause: `backfill retry {run_id}`")
     for left in filter(None, (describe_undone(plan), describe_stale(plan))):
-        console.print(left, soft_wrap=True, markup=False)
+        console.print(left)
     return code
 
 

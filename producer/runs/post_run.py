@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from gated_backfill.common.ledger import Run
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.post_run import record_beat_silence, report_ended_runs, report_run
 from gated_backfill.producer.context import CommandContext
+from gated_backfill.producer.terminal.error_line import print_error
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ def _report_or_skip(run_id: str, context: CommandContext, report: Callable[[str,
         report(run_id, context)
     except KeyboardInterrupt:
         log.info("post_run_interrupted", run=run_id)
-        sys.stderr.write("backfill: reporting the end of the run was interrupted: beat or the next run completes it\n")
+        print_error("reporting the end of the run was interrupted: beat or the next run completes it")
 
 
 def report_run_end(run_id: str, context: CommandContext) -> None:
@@ -61,7 +61,7 @@ def report_run_end(run_id: str, context: CommandContext) -> None:
         record_beat_silence(context.ledger)
         outcome = deliver(context.ledger, context.settings, process_identity())
         if "; " in outcome:  # the summary lists failed deliveries after "; "
-            sys.stderr.write(f"backfill: warning: alerts: {outcome}\n")
+            print_error(f"warning: alerts: {outcome}")
 
 
 def mark_run_reported(run_id: str, context: CommandContext) -> None:
@@ -85,4 +85,4 @@ def _errors_as_warnings(problem: str) -> Generator[None]:
         yield
     except Exception as exc:
         log.error("post_run_failed", what=problem, error=str(exc), exc_info=exc)
-        sys.stderr.write(f"backfill: warning: {problem}: {' '.join(str(exc).split())}\n")
+        print_error(f"warning: {problem}: {exc}")

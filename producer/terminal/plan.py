@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep
-from gated_backfill.producer.terminal.console import plain_line
+from gated_backfill.producer.terminal.console import Console, styled
 
 MAX_UNGROUPED_DATES = 40  #: in a longer plan, neighbouring dates with equal steps share a line
 STYLES = {
@@ -24,9 +24,9 @@ STYLES = {
 
 def print_plan(console: Console, plan: Plan, *, every_date: bool = False) -> None:
     """Print a plan: one line for each date or, in a long plan, for neighbouring dates with equal steps."""
-    console.print(f"[bold]{plain_line(plan.summary())}[/bold]")
+    console.print(styled(plan.summary(), "bold"))
     for note in plan.notes:
-        console.print(f"  note: {plain_line(note)}")
+        console.print(f"  note: {shorten(note)}")
     sources = list(plan.steps[0].found) if plan.steps else []
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("dates", "action", "expected", *sources):
@@ -67,7 +67,7 @@ def _plan_row(group: Sequence[PlanStep], sources: Sequence[str]) -> list[str]:
     counts = [str(sum(step.found.get(name, 0) for step in group)) for name in sources]
     dates = format_dates(step.day for step in group) if len(group) < 4 else f"{_span(group)} ({len(group)})"
     reason = first.reason if len(group) == 1 else _common_reason(group)
-    return [dates, first.action.value, str(expected), *counts, first.source or "-", plain_line(reason)]
+    return [dates, first.action.value, str(expected), *counts, first.source or "-", shorten(reason)]
 
 
 def _span(group: Sequence[PlanStep]) -> str:

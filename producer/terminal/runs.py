@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from gated_backfill.common.ledger import (
@@ -25,9 +24,10 @@ from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.printable_text import printable_name, shorten
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates
-from gated_backfill.producer.terminal.console import plain_line
+from gated_backfill.producer.terminal.console import Console, StyledText, line, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 RUN_STYLES = {
@@ -43,20 +43,17 @@ RUN_STYLES = {
 def print_run(console: Console, progress: RunProgress, summary: RunSummary, actions: Sequence[ActionRow] = ()) -> None:
     """Print the request, the progress, and every incomplete date with its reason."""
     run = progress.run
-    console.print(f"run [bold]{run.id}[/bold]  [{RUN_STYLES.get(run.state, 'bold')}]{run.state.value}[/]")
+    console.print(line("run ", styled(run.id, "bold"), "  ", styled_state(run)))
     if is_interrupted(run):
-        console.print(
-            "  [bold red]interrupted[/bold red]: its process has died; launch the same command again to complete it"
-        )
-    reason = f": {run.reason}" if run.reason else ""
-    console.print(f"  asked    {plain_line(run.requested)}  (by {plain_line(run.requested_by + reason)})")
-    console.print(f"  options  {plain_line(_describe_options(run))}")
+        next_step = ": its process has died; launch the same command again to complete it"
+        console.print(line("  ", styled("interrupted", "bold red"), next_step))
+    reason = f": {shorten(run.reason)}" if run.reason else ""
+    console.print(f"  asked    {shorten(run.requested)}  (by {printable_name(run.requested_by)}{reason})")
+    console.print(f"  options  {_describe_options(run)}")
     console.print(f"  started  {_format_time(run.started_at)}, {_describe_duration(run)}")
     for action in actions:
         if action.action in CONTROL_ACTIONS:
-            console.print(
-                f"  ordered  {_format_time(action.at)}, {plain_line(describe_action(action))}", soft_wrap=True
-            )
+            console.print(f"  ordered  {_format_time(action.at)}, {describe_action(action)}")
     _print_undone(console, run, summary.undone)
     counts = ", ".join(f"{progress.counts[state]} {state.value}" for state in DateState if progress.counts.get(state))
     console.print(f"  dates    {counts or 'none'}")
@@ -67,7 +64,7 @@ def print_run(console: Console, progress: RunProgress, summary: RunSummary, acti
     _print_incomplete(console, summary.incomplete)
     for row in summary.accepted_or_forced:
         verdict = row.verdict.value if row.verdict else ""
-        console.print(f"  {row.day}  [yellow]{verdict}[/yellow]  {plain_line(row.reason or '')}")
+        console.print(line(f"  {row.day}  ", styled(verdict, "yellow"), f"  {shorten(row.reason or '')}"))
         _print_replacement(console, row)
         _print_entities(console, row)
 
@@ -76,17 +73,21 @@ def _print_undone(console: Console, run: Run, undone: Sequence[UndoneDate]) -> N
     """Print when the run was undone and by whom, the dates, and how to complete an undo that is not complete."""
     latest = max(undone, key=lambda undone_date: undone_date.at, default=None)
     at, by = (run.undone_at, run.undone_by) if run.undone_at else (latest.at, latest.by) if latest else (None, None)
-    label = "[bold yellow]undone[/bold yellow] "
+    label = styled("  undone   ", "bold yellow")
     if at is not None:
         restored = [undone_date.day for undone_date in undone if undone_date.restored]
         days = f": {len(restored)} date(s), {format_dates(restored)}" if restored else ""
-        console.print(f"  {label}  {_format_time(at)}, by {plain_line(by or '')}{days}", soft_wrap=True)
+        console.print(line(label, f"{_format_time(at)}, by {printable_name(by or '')}{days}"))
     if written := [undone_date.day for undone_date in undone if not undone_date.restored]:
         words = "whose rows were not restored: another writer changed them, or the undo was interrupted"
-        console.print(f"  {label}  {len(written)} date(s) {words}: {format_dates(written)}", soft_wrap=True)
+        console.print(line(label, f"{len(written)} date(s) {words}: {format_dates(written)}"))
     has_begun = run.undo_generation and undone  # else, kept rows of some dates were put back
     if run.undone_at is None and (has_begun or run.undo_owner):
-        console.print(f"  {label}  in part only: `backfill undo {run.id}` completes it", soft_wrap=True)
+        console.print(line(label, f"in part only: `backfill undo {run.id}` completes it"))
+
+
+def styled_state(run: Run) -> StyledText:
+    return styled(run.state.value, RUN_STYLES.get(run.state, "bold"))
 
 
 def exit_code_for_run(progress: RunProgress) -> int:
@@ -97,23 +98,22 @@ def exit_code_for_run(progress: RunProgress) -> int:
 def _describe_options(run: Run) -> str:
     text = f"fallback {run.options['fallback']}, window {run.options['window']}"
     forced_because = run.options.get("forced_because")
-    return f"{text}, FORCED: {forced_because}" if forced_because else text
+    return f"{text}, FORCED: {shorten(forced_because)}" if forced_because else text
 
 
 def _print_incomplete(console: Console, rows: Sequence[DateRow]) -> None:
     for row in rows:
-        console.print(
-            f"  {row.day}  [bold red]{row.state.value}[/bold red]  {plain_line(row.reason or row.error or '')}"
-        )
+        reason = f"  {shorten(row.reason or row.error or '')}"
+        console.print(line(f"  {row.day}  ", styled(row.state.value, "bold red"), reason))
         if row.error_place:
-            console.print(f"              raised at {plain_line(_shorten_place(row.error_place))}", soft_wrap=True)
+            console.print(f"              raised at {_shorten_place(row.error_place)}")
         if row.found:
             counts = ", ".join(f"{name} {n} of {row.expected}" for name, n in row.found.items())
-            console.print(f"              found: {plain_line(counts)}")
+            console.print(f"              found: {counts}")
         _print_replacement(console, row)
         _print_entities(console, row)
         if row.staged_path and row.state is DateState.BLOCKED:
-            console.print(f"              kept for inspection: {plain_line(row.staged_path)}", soft_wrap=True)
+            console.print(f"              kept for inspection: {row.staged_path}")
 
 
 def _shorten_place(place: str) -> str:
@@ -144,7 +144,7 @@ def _print_entities(console: Console, row: DateRow) -> None:
         if not names or count <= 0:
             continue
         suffix = " (more with --json)" if count > MISSING_NAMES_SHOWN else ""
-        console.print(f"              {kind} {count}: {plain_line(list_names(names, count))}{suffix}", soft_wrap=True)
+        console.print(f"              {kind} {count}: {list_names(names, count)}{suffix}")
 
 
 def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
@@ -159,7 +159,7 @@ def print_source_checks(console: Console, rows: Sequence[DateRow]) -> None:
         counts = [str((row.found or {}).get(name, "-")) for name in sources]
         reason = row.source_reason if row.state is DateState.CHECKPOINTED else row.reason
         expected = "-" if row.expected is None else str(row.expected)
-        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", plain_line(reason or "-"))
+        table.add_row(str(row.day), row.state.value, expected, *counts, row.source or "-", shorten(reason or "-"))
     console.print(table)
 
 
@@ -168,7 +168,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     for name in ("run", "state", "launched", "asked"):
         table.add_column(name, no_wrap=name != "asked", overflow="fold")
     for run in runs:
-        table.add_row(run.id, run.state.value, _format_time(run.created_at), plain_line(run.requested))
+        table.add_row(run.id, run.state.value, _format_time(run.created_at), shorten(run.requested))
     console.print(table)
 
 
@@ -176,13 +176,11 @@ def print_stale(console: Console, run: Run, stale: StaleDates) -> None:
     """Print the stale dates of a run, how to build them, and what was not compared."""
     if reasons_by_day := stale.of(run):
         reasons = "; ".join(sorted({reason.removeprefix(STALE_PREFIX) for reason in reasons_by_day.values()}))
-        console.print(
-            f"  [yellow]stale[/yellow]    {len(reasons_by_day)} date(s), {format_dates(reasons_by_day)}: "
-            f"{plain_line(reasons)}; `backfill run --job {run.job} --reprocess stale` with these dates builds them",
-            soft_wrap=True,
-        )
+        dates = f"{len(reasons_by_day)} date(s), {format_dates(reasons_by_day)}: {shorten(reasons)}"
+        next_step = f"`backfill run --job {run.job} --reprocess stale` with these dates builds them"
+        console.print(line("  ", styled("stale", "yellow"), f"    {dates}; {next_step}"))
     if problem := stale.not_compared.get(run.job):
-        console.print(f"  stale    sources and inputs were not compared: {plain_line(problem)}", soft_wrap=True)
+        console.print(f"  stale    sources and inputs were not compared: {shorten(problem)}")
 
 
 def run_json(

@@ -7,11 +7,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from gated_backfill.common.ledger import DateState, RunProgress, RunState
+from gated_backfill.common.process.printable_text import shorten
+from gated_backfill.producer.terminal.console import Console
 
 LINE_INTERVAL_SECONDS = 5.0
 IDLE_WARNING_SECONDS = 15.0  #: time without a started date after which the user is warned
@@ -57,7 +58,7 @@ class RunWatcher:
         if is_notable or has_ended or (is_due and text != self._last_text):
             self._last_line, self._last_text, self._last_state = time.monotonic(), text, state
             line = f"{progress.run.state.value}: {progress.processed} of {progress.total} dates, {text}"
-            self._console.print(line, markup=False)  # the text may contain an error of the broker
+            self._console.print(line)  # the text may contain an error of the broker
 
     def _is_idle(self, progress: RunProgress) -> bool:
         """Whether dates have waited for a worker longer than `IDLE_WARNING_SECONDS`."""
@@ -81,7 +82,7 @@ class RunWatcher:
         if self._is_idle(progress):
             parts.append("no worker takes a date: are workers running on this broker?")
         if progress.note:
-            parts.append(progress.note)
+            parts.append(shorten(progress.note))
         staged = progress.count(DateState.STAGED, DateState.PUBLISHED)
         if staged:
             parts.append(f"{staged} waiting for the gate")

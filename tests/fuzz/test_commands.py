@@ -68,7 +68,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 LIKELY = ["--job", "probe", "--dates", "2023-02-20..2023-02-22"]
 
 
-@share(0.17)
+@share(0.153)
 @given(line=command_lines())
 @example(line=["plan", *LIKELY, "--save", "."])
 @example(line=["history", "--html", "."])

@@ -408,7 +408,7 @@ def test_an_unknown_kind_is_refused_before_anything_starts(lab: Lab) -> None:
 
 
 def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> None:
-    alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", body="...")
+    alert = NewAlert(key="cleanup-unusual 1", kind="cleanup-unusual", title="12,000 stale rows removed", lines=["..."])
     lab.ledger.alerts.record_alert(alert)
 
     deliver_to(lab, receiver.url)

@@ -7,9 +7,9 @@ import json
 from datetime import date
 
 import pytest
-from rich.console import Console
 
 from gated_backfill.producer.demo.demo import replay_incident
+from gated_backfill.producer.terminal.console import make_console
 from tests.lab import SUMMARY, Lab, players
 from tests.receiver import receiving
 
@@ -105,7 +105,7 @@ def test_a_replay_that_the_gate_does_not_block_is_a_failure(lab: Lab) -> None:
     lab.run([FEB_23, FEB_24])
     page = io.StringIO()
 
-    held = replay_incident(lab.context, Console(file=page, width=160), [FEB_23, FEB_24])
+    held = replay_incident(lab.context, make_console(file=page, width=160), [FEB_23, FEB_24])
 
     assert not held
     assert "The demo failed: the gate did not block 2023-02-23." in page.getvalue()

@@ -888,7 +888,9 @@ def test_the_last_activity_is_known_unless_a_date_is_being_processed(ledger: Led
 
 
 def test_alerts_of_one_key_are_recorded_once(ledger: Ledger) -> None:
-    alert = NewAlert(key="run-blocked R", kind="run-blocked", title="2 dates blocked", body="...", job=JOB, run_id="R")
+    alert = NewAlert(
+        key="run-blocked R", kind="run-blocked", title="2 dates blocked", lines=["..."], job=JOB, run_id="R"
+    )
 
     written = at_once(4, lambda _: ledger.alerts.record_alert(alert))
 
@@ -898,7 +900,7 @@ def test_alerts_of_one_key_are_recorded_once(ledger: Ledger) -> None:
 
 def recorded(ledger: Ledger, *keys: str, kind: str = "audit") -> list[str]:
     """The ids of alerts that are pending, in the order of the keys."""
-    ledger.alerts.record_alerts([NewAlert(key=key, kind=kind, title=key, body="...") for key in keys])
+    ledger.alerts.record_alerts([NewAlert(key=key, kind=kind, title=key, lines=["..."]) for key in keys])
     return [alert.id for key in keys if (alert := ledger.alerts.get_alert(key)) is not None]
 
 
@@ -926,7 +928,7 @@ def claimed_alerts(ledger: Ledger, owner: str = "me", lease: timedelta = LEASE, 
 
 def test_of_alerts_recorded_together_only_new_keys_are_recorded(ledger: Ledger) -> None:
     recorded(ledger, "a")
-    new = [NewAlert(key=key, kind="audit", title=key, body="...") for key in ("a", "b")]
+    new = [NewAlert(key=key, kind="audit", title=key, lines=["..."]) for key in ("a", "b")]
 
     assert [alert.key for alert in ledger.alerts.record_alerts(new)] == ["b"]
     assert [alert.key for alert in ledger.alerts.list_latest_alerts(10)] == ["b", "a"]

@@ -59,7 +59,7 @@ def test_the_lines_and_the_traceback_of_a_date_are_shown(filled: Lab, options: t
     assert retried["errors"] == []
     assert f"day={DAYS[1]}" in text
     assert f"day={DAYS[2]}" not in text
-    assert f'raise RuntimeError(f"no luck on {{batch.days[0]}}")\n{error}\n' in text
+    assert f'raise RuntimeError(argument or f"no luck on {{batch.days[0]}}")\n    {error}\n' in text
     assert f"ProcessFailed: {error}\n" in text
 
 

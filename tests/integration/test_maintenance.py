@@ -163,7 +163,7 @@ def test_a_work_is_not_redelivered_when_its_worker_is_killed() -> None:
 
 
 def test_old_alerts_are_removed(deps: Deps) -> None:
-    deps.ledger.alerts.record_alerts([NewAlert(key=key, kind="audit", title=key, body="") for key in ("old", "new")])
+    deps.ledger.alerts.record_alerts([NewAlert(key=key, kind="audit", title=key, lines=[]) for key in ("old", "new")])
     deps.ledger.alerts.mute_alerts([])
     with deps.ledger.runs._write() as connection:  # an alert of long ago can't be made by waiting
         old = utcnow() - timedelta(days=91)

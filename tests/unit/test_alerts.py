@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from gated_backfill.common.alerts.delivery import alert_retries
@@ -23,10 +25,11 @@ from gated_backfill.common.alerts.messages import (
 )
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run
+from gated_backfill.common.ledger import Alert, DateRow, DateState, NewAlert, Run, RunState
 from gated_backfill.common.model.alert_kinds import ALERT_KINDS, AlertKind
 from gated_backfill.common.model.coverage import Verdict
 from tests.builders import FEB_23, NOON, a_date, a_run
+from tests.texts import acting_characters, check_output, texts
 
 SECRET = "hunter2"
 
@@ -41,8 +44,9 @@ def row(state: DateState = DateState.CHECKPOINTED, matched: int | None = 187, **
 
 
 def alert(new: NewAlert, **more: Any) -> Alert:
+    values = {name: getattr(new, name) for name in ("key", "kind", "title", "body", "job", "run_id")}
     recorded = {"id": new.key, "state": "pending", "delivered": (), "created_at": NOON}
-    return Alert(**dict.fromkeys(Alert.__dataclass_fields__) | asdict(new) | recorded | more)
+    return Alert(**dict.fromkeys(Alert.__dataclass_fields__) | values | recorded | more)
 
 
 def ended_run(rows: list[DateRow], **more: Any) -> EndedRun:
@@ -107,7 +111,7 @@ def test_a_long_message_keeps_its_commands_and_its_limits() -> None:
 
 def test_many_runs_make_one_message_that_says_how_many_it_left_out() -> None:
     alerts = [
-        alert(NewAlert(key=f"k{n}", kind=AlertKind.RUN_FINISHED, title=f"run {n}", body="x" * 900, run_id=f"R{n}"))
+        alert(NewAlert(key=f"k{n}", kind=AlertKind.RUN_FINISHED, title=f"run {n}", lines=["x" * 900], run_id=f"R{n}"))
         for n in range(20)
     ]
     message = compose_message(alerts)
@@ -117,7 +121,7 @@ def test_many_runs_make_one_message_that_says_how_many_it_left_out() -> None:
 
 
 def test_the_gravest_is_told_first() -> None:
-    alerts = [alert(NewAlert(key=kind, kind=kind, title=kind, body="")) for kind in reversed(ALERT_KINDS)]
+    alerts = [alert(NewAlert(key=kind, kind=kind, title=kind, lines=[])) for kind in reversed(ALERT_KINDS)]
     assert compose_message(alerts).title.startswith(f"backfill: {AlertKind.LOW_COVERAGE}")
 
 
@@ -173,3 +177,18 @@ def test_low_coverage_comes_with_what_to_do(fallback: str, advice: str) -> None:
     ended = ended_run([row(DateState.BLOCKED, 1)], run=run(options={"fallback": fallback}))
     bodies = {recorded.kind: recorded.body for recorded in alerts_for_run(ended, NOON)}
     assert advice in bodies[AlertKind.LOW_COVERAGE]
+
+
+@given(reason=texts, names=st.lists(texts, min_size=1, max_size=20), user=texts, order=texts)
+def test_nothing_in_a_run_forges_a_line_of_its_alerts(reason: str, names: list[str], user: str, order: str) -> None:
+    blocked = row(DateState.BLOCKED, 9, reason=reason, missing=tuple(names))
+    ended = ended_run([blocked], run=run(requested_by=user, state=RunState.PARTIAL), orders=[order])
+    told = [alert(new) for new in alerts_for_run(ended, NOON)]
+
+    assert len(told) == 3
+    message = compose_message(told)
+    check_output(message.title, longest=TITLE_LENGTH)
+    check_output(message.body, longest=MESSAGE_LENGTH)
+    recorded_by_an_earlier_version = compose_message([replace(told[0], title=reason, body=reason)])
+    assert acting_characters(recorded_by_an_earlier_version.body) == set()
+    assert len(recorded_by_an_earlier_version.title.splitlines()) == 1

@@ -24,7 +24,7 @@ from gated_backfill.common.model.coverage import CoveragePolicy, DateExpectation
 from gated_backfill.common.model.expectation_floor import compute_floors
 from gated_backfill.common.model.job import Expectation
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
-from gated_backfill.worker.maintenance.audit import alert_body, audit_alert, recent_days
+from gated_backfill.worker.maintenance.audit import alert_lines, audit_alert, recent_days
 from tests.builders import a_checkpoint
 
 DAY = date(2023, 2, 23)
@@ -289,7 +289,7 @@ def test_newly_flagged_dates_are_not_flagged_yet_or_flagged_for_something_else()
 
 def test_an_alert_lists_so_many_dates_and_counts_the_others() -> None:
     dates = tuple(audited_date(DAY + timedelta(days=n), matched=1) for n in range(40))
-    body = alert_body(AuditResult(job="players", dates=dates), dates)
+    body = "\n".join(alert_lines(AuditResult(job="players", dates=dates), dates))
     assert body.count("1/187 (0.5 %)") == 15
     assert "and 25 more date(s)" in body
     assert "backfill run --job players --flagged" in body

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any
 
 from gated_backfill.common.model.dates import summarize_dates
+from gated_backfill.common.process.printable_text import shorten
 
 NOT_CLAIMED = "not claimed"  #: the state in the outcome of a date that this worker has no claim on
 
@@ -34,6 +35,6 @@ def task_result(outcomes: Sequence[AttemptOutcome]) -> dict[str, Any]:
     """What Celery and Flower show of a finished task: one date's outcome, or how many dates reached each state."""
     if len(outcomes) == 1:
         (outcome,) = outcomes
-        return {"day": outcome.day.isoformat(), "state": outcome.state, "detail": outcome.detail}
+        return {"day": outcome.day.isoformat(), "state": outcome.state, "detail": shorten(outcome.detail)}
     days = summarize_dates([outcome.day for outcome in outcomes])
     return {"days": days, **Counter(outcome.state for outcome in outcomes)}

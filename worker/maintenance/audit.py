@@ -122,7 +122,7 @@ def audit_alert(audit: AuditResult, new_dates: Sequence[AuditedDate], as_of: dat
         key=f"{AlertKind.AUDIT} {audit.job} {key}",
         kind=AlertKind.AUDIT,
         title=f"{audit.job}: {title}",
-        body=alert_body(audit, new_dates),
+        lines=alert_lines(audit, new_dates),
         job=audit.job,
     )
 
@@ -133,7 +133,7 @@ def _digest(dates: Sequence[AuditedDate]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-def alert_body(audit: AuditResult, new_dates: Sequence[AuditedDate]) -> str:
+def alert_lines(audit: AuditResult, new_dates: Sequence[AuditedDate]) -> list[str]:
     """The findings date by date, and the commands to run next."""
     unknown = audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE)
     lines = [f"audited {audit.summary()}", *audit.notes]
@@ -145,7 +145,7 @@ def alert_body(audit: AuditResult, new_dates: Sequence[AuditedDate]) -> str:
     if audit.skipped_but_changed:
         lines.append("the job skips these dates, so no run repairs them; find out who changed them:")
         lines += _date_lines(audit.skipped_but_changed)
-    return "\n".join(lines)
+    return lines
 
 
 def _date_lines(dates: Sequence[AuditedDate]) -> list[str]:

@@ -8,7 +8,6 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.alerts.messages import truncate
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import NewAlert, Run
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, MaintenanceTaskRow
@@ -16,6 +15,7 @@ from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, release_run
 from gated_backfill.worker import post_run
@@ -27,7 +27,6 @@ from gated_backfill.worker.reconcile.reconcile import reconcile
 log = structlog.get_logger()
 
 MaintenanceTask = Callable[[Deps], str]  #: returns a summary of what it did
-ERROR_LENGTH = 1000  #: of an error in an alert
 
 
 class MaintenanceOutcome(Enum):
@@ -140,8 +139,10 @@ def _failure_alert(name: str, slot: datetime, reason: str) -> NewAlert:
         key=f"{AlertKind.MAINTENANCE_FAILED} {name} {slot.isoformat()}",
         kind=AlertKind.MAINTENANCE_FAILED,
         title=f"{name} of {slot:%Y-%m-%d %H:%M} UTC failed",
-        body=f"{truncate(' '.join(reason.split()), ERROR_LENGTH)}\n"
-        "It is retried automatically. `backfill doctor` and the log of the maintenance worker have the details.",
+        lines=[
+            shorten(" ".join(reason.split())),
+            "It is retried automatically. `backfill doctor` and the log of the maintenance worker have the details.",
+        ],
     )
 
 

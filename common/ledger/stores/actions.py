@@ -12,6 +12,7 @@ from gated_backfill.common.ledger.records import ActionRow
 from gated_backfill.common.ledger.states import RunAction
 from gated_backfill.common.ledger.tables import actions
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.printable_text import printable_name, shorten
 
 CONTROL_ACTIONS = (RunAction.PAUSED, RunAction.RESUMED, RunAction.CANCELLED)  #: actions on a run after its launch
 
@@ -32,8 +33,8 @@ class ActionStore(LedgerStore):
 def describe_action(row: ActionRow) -> str:
     """Return an action as one line, e.g. `cancelled by ada: the source is being reloaded`."""
     options = ", ".join(f"--{name}" for name, value in row.details.items() if value is True)
-    reason = f": {row.reason}" if row.reason else ""
-    return f"{row.action.value} by {row.by}{reason}" + (f" ({options})" if options else "")
+    reason = f": {shorten(row.reason)}" if row.reason else ""
+    return f"{row.action.value} by {printable_name(row.by)}{reason}" + (f" ({options})" if options else "")
 
 
 def describe_cancellation(by: str, reason: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.records import Alert, NewAlert
 from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.printable_text import printable
 
 PENDING, SENDING, SENT, FAILED, MUTED = "pending", "sending", "sent", "failed", "muted"
 OPEN = (PENDING, SENDING)
@@ -125,8 +125,9 @@ def _insert_new(connection: Connection, requested: Sequence[NewAlert]) -> list[N
     recorded_keys = set(connection.execute(select(alerts.c.key).where(alerts.c.key.in_(keys))).scalars())
     new_alerts = [alert for alert in requested if alert.key not in recorded_keys]
     for alert in new_alerts:
-        row = {**asdict(alert), "id": uuid4().hex, "state": PENDING, "created_at": utcnow()}
-        connection.execute(insert(alerts), row)
+        row = {"id": uuid4().hex, "state": PENDING, "created_at": utcnow(), "body": alert.body}
+        values = {name: getattr(alert, name) for name in ("key", "kind", "title", "job", "run_id")}
+        connection.execute(insert(alerts), row | values | {"title": printable(alert.title)})
     return new_alerts
 
 

@@ -49,6 +49,6 @@ def _print_result(result: control.ControlResult, *, as_json: bool) -> None:
         print_json(result.as_json())
         return
     console = make_console()
-    console.print(result.text, soft_wrap=True, markup=False)
+    console.print(result.text)
     if result.note is not None:
-        console.print(f"note: {result.note}", soft_wrap=True, markup=False)
+        console.print(f"note: {result.note}")

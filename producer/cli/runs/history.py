@@ -18,6 +18,7 @@ from gated_backfill.common.history.metadata import COLUMNS, rows_of, write_day
 from gated_backfill.common.ledger import Ledger, RunWithDates
 from gated_backfill.common.model.dates import ONE_DAY, DateRange
 from gated_backfill.common.process.clock import midnight, today, utcnow
+from gated_backfill.common.process.printable_text import printable
 from gated_backfill.common.runs.stale_dates import find_stale_dates_of_runs
 from gated_backfill.common.storage.files import check_writable, write_atomically
 from gated_backfill.producer.cli.options import json_option
@@ -28,6 +29,7 @@ from gated_backfill.producer.terminal.console import make_console, print_json
 
 MAX_DAYS = 36_600
 STDOUT = "-"
+FORMULA_STARTS = tuple("=+-@＝＋－＠")  #: how a spreadsheet recognises a formula, also in full width
 
 
 @click.command
@@ -92,7 +94,7 @@ def _write_metadata(context: CommandContext, period: DateRange, job: str | None)
     finish_times = [row.run.finished_at for row in context.ledger.history.list_ended_runs_with_dates(start, until)]
     days = sorted({moment.date() for moment in finish_times if moment is not None})
     for day in days:
-        console.print(write_day(context.ledger, context.warehouse, context.settings, day), soft_wrap=True)
+        console.print(write_day(context.ledger, context.warehouse, context.settings, day))
     if not days:
         console.print("no run ended in these days: nothing was written")
 
@@ -106,8 +108,12 @@ def _to_csv(runs: Sequence[RunWithDates]) -> str:
 
 
 def _format_cell(value: Any) -> Any:
+    """The value as a cell: on one line, and no formula if a spreadsheet opens the file."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        text = printable(value)
+        return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
     return value.isoformat() if isinstance(value, date | datetime) else value
 
 
@@ -120,7 +126,7 @@ def _write_text(output: str, text: str) -> None:
         write_atomically(file, text.encode())
     except OSError as exc:
         raise UserError(f"{file} can't be written: {exc.strerror}") from exc
-    make_console(stderr=True).print(f"written: {file}", soft_wrap=True, markup=False)
+    make_console(stderr=True).print(f"written: {file}")
 
 
 def _check_output(output: str | None) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import DateRow, open_ledger
 from gated_backfill.common.model.dates import parse_date
+from gated_backfill.common.process.printable_text import CONTINUATION, shorten
 from gated_backfill.producer.cli.options import json_option, run_argument
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import Console, make_console, print_json
 
 FIXED_FIELDS = ("timestamp", "level", "event", "exception", "run")  #: not printed among the other fields of a line
 
@@ -53,9 +53,9 @@ def logs(run_id: str, day: str | None, as_json: bool) -> None:
         _print_line(console, line)
     _print_errors(console, rows)
     searched = ", ".join(str(file) for file in files) or f"no log file in {settings.home / 'logs'}"
-    console.print(f"{len(lines)} line(s); searched: {searched}", soft_wrap=True, markup=False)
+    console.print(f"{len(lines)} line(s); searched: {searched}")
     if not lines:
-        console.print("workers that run elsewhere log to their own standard error", soft_wrap=True)
+        console.print("workers that run elsewhere log to their own standard error")
 
 
 def _read_lines(file: Path, run_id: str, day: date | None) -> Iterator[dict[str, Any]]:
@@ -84,14 +84,15 @@ def _concerns(line: dict[str, Any], day: str) -> bool:
 
 
 def _print_line(console: Console, line: dict[str, Any]) -> None:
-    fields = " ".join(f"{name}={value}" for name, value in line.items() if name not in FIXED_FIELDS)
+    fields = " ".join(f"{name}={shorten(str(value))}" for name, value in line.items() if name not in FIXED_FIELDS)
     text = f"{line['timestamp']} {line.get('level', ''):<7} {line.get('event', '')}  {fields}"
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(text)
     if "exception" in line:
-        console.print(str(line["exception"]), soft_wrap=True, markup=False)
+        for text in str(line["exception"]).splitlines():
+            console.print(f"{CONTINUATION}{shorten(text)}")
 
 
 def _print_errors(console: Console, rows: list[DateRow]) -> None:
     for row in rows:
-        text = f"{row.day}  attempt {row.attempt}  {row.error_kind}: {row.error}"
-        console.print(text, soft_wrap=True, markup=False)
+        text = f"{row.day}  attempt {row.attempt}  {row.error_kind}: {shorten(row.error or '')}"
+        console.print(text)

@@ -51,5 +51,5 @@ def plan(arguments: RunArguments, save: Path | None, every_date: bool) -> None:
     else:
         print_plan(make_console(), new_plan, every_date=every_date)
         if cost is not None:
-            make_console().print(f"cost: {cost.describe()}", soft_wrap=True)
+            make_console().print(f"cost: {cost.describe()}")
     raise SystemExit(INCOMPLETE if new_plan.steps_with(PlanAction.BLOCKED) else COMPLETE)

@@ -43,7 +43,7 @@ def retry(arguments: RunArguments, run_id: str) -> None:
             make_console().print(f"run {run_id} has no blocked, failed or cancelled dates: nothing to retry")
         raise SystemExit(COMPLETE)
     for line in unfinished.describe_completed():
-        make_console(stderr=arguments.as_json).print(line, soft_wrap=True, markup=False)
+        make_console(stderr=arguments.as_json).print(line)
     request = RunRequest(
         job=earlier.job,
         days=unfinished.days,

@@ -36,7 +36,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     context = open_context(read_settings())
     console = make_console()
     undo_plan = _plan_or_release(run_id, context, leave_written=leave_written, dry_run=dry_run)
-    console.print(f"undo of run {run_id}, {undo_plan.describe()}", soft_wrap=True, markup=False)
+    console.print(f"undo of run {run_id}, {undo_plan.describe()}")
     if dry_run:
         return
     count = len(undo_plan.days)
@@ -52,9 +52,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
         if without_checkpoint
         else ""
     )
-    console.print(
-        f"undone: {count} date(s), {len(reinstated)} have their earlier checkpoints again{suffix}", soft_wrap=True
-    )
+    console.print(f"undone: {count} date(s), {len(reinstated)} have their earlier checkpoints again{suffix}")
     raise SystemExit(INCOMPLETE if undo_plan.left else COMPLETE)
 
 

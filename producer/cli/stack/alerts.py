@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.alerts.delivery import check_urls, send
@@ -17,9 +15,10 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.records import Alert
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.context import current_user
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import Console, line, make_console, print_json, stack_lines, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 
@@ -67,9 +66,9 @@ def send_test(as_json: bool) -> None:
         )
     else:
         for result in results:
-            error = result.error
-            text = "delivered" if error is None else f"[bold red]not delivered[/bold red]: {escape(error)}"
-            make_console().print(f"{escape(result.endpoint.name)}  {text}", soft_wrap=True)
+            failure = [styled("not delivered", "bold red"), f": {result.error}"]
+            outcome = failure if result.error is not None else ["delivered"]
+            make_console().print(line(f"{result.endpoint.name}  ", *outcome))
     raise SystemExit(INCOMPLETE if any(result.error for result in results) else COMPLETE)
 
 
@@ -78,7 +77,7 @@ def _print_alerts(console: Console, rows: Sequence[Alert]) -> None:
     for name in ("recorded", "kind", "state", "tries", "alert"):
         table.add_column(name, no_wrap=name != "alert", overflow="fold")
     for alert in rows:
-        text = escape(alert.title) + (f"\n[red]{escape(alert.error)}[/red]" if alert.error else "")
+        text = stack_lines(shorten(alert.title), *([styled(shorten(alert.error), "red")] if alert.error else []))
         table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M:%S}", alert.kind, alert.state, str(alert.attempts), text)
     console.print(table)
 

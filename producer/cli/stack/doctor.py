@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
-from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.producer.cli.options import json_option, single_job_option
 from gated_backfill.producer.doctor.checks import run_checks
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import line, make_console, print_json, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -48,7 +47,6 @@ def _print_results(results: Sequence[CheckResult]) -> None:
     width = max(len(result.check) for result in results)
     for result in results:
         level = result.level.value
-        line = f"{escape(result.check):<{width}}  {escape(result.describe())}"
-        console.print(f"[{STYLES[level]}]{level:<4}[/]  {line}", soft_wrap=True)
+        console.print(line(styled(f"{level:<4}", STYLES[level]), f"  {result.check:<{width}}  {result.describe()}"))
     counts = [f"{sum(result.level.value == level for result in results)} {level}" for level in STYLES]
     console.print(f"{len(results)} checks: {', '.join(counts)}")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
-from rich.markup import escape
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.producer.stack.shutdown import shut_down_stack
 from gated_backfill.producer.stack.supervised_stack import clear_heartbeat
-from gated_backfill.producer.terminal.console import make_console
+from gated_backfill.producer.terminal.console import Console, make_console
 
 
 @click.command
@@ -41,8 +39,8 @@ def _list_unfinished_runs(settings: Settings, console: Console) -> None:
     try:
         runs = open_ledger(settings.ledger_url).runs.list_active_runs()
     except BackfillError as exc:
-        console.print(escape(f"cannot list the unfinished runs: {exc}"), soft_wrap=True)
+        console.print(f"cannot list the unfinished runs: {exc}")
         return
     for run in runs:
         if run.owner is None:
-            console.print(f"run {run.id} of {run.job} is unfinished: it continues after `backfill up`", soft_wrap=True)
+            console.print(f"run {run.id} of {run.job} is unfinished: it continues after `backfill up`")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import click
-from rich.console import Console
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.model.dates import ALL_DATES, DateRange, format_dates, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import (
     end_date_option,
     json_option,
@@ -20,7 +20,7 @@ from gated_backfill.producer.cli.options import (
 from gated_backfill.producer.context import CommandContext, current_user, open_context
 from gated_backfill.producer.runs.post_run import mark_run_reported
 from gated_backfill.producer.runs.rebuild import Rebuild, plan_rebuild, release_interrupted_rebuilds, write_checkpoints
-from gated_backfill.producer.terminal.console import confirm, make_console, print_json
+from gated_backfill.producer.terminal.console import Console, confirm, make_console, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 from gated_backfill.producer.terminal.progress import progress_bar
 
@@ -97,7 +97,7 @@ def _write(rebuilds: Sequence[Rebuild], context: CommandContext, console: Consol
             run, changed = write_checkpoints(planned, context, current_user(), progress)
         mark_run_reported(run.id, context)
         written = len(planned.proven) - len(changed)
-        console.print(f"{planned.job.name}: {written} checkpoint(s) written, as those of run {run.id}", soft_wrap=True)
+        console.print(f"{planned.job.name}: {written} checkpoint(s) written, as those of run {run.id}")
         if changed:
             console.print(f"  something else has changed {format_dates(changed)} meanwhile: no checkpoint")
         changed_count += len(changed)
@@ -107,29 +107,28 @@ def _write(rebuilds: Sequence[Rebuild], context: CommandContext, console: Consol
 def _print_rebuild(console: Console, planned: Rebuild, *, every_date: bool) -> None:
     """Print what can be proven, and every date that cannot with its reason."""
 
-    def show(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
     if not planned.count:
         present = f"{len(planned.present)} date(s) have a checkpoint" if planned.present else "no date was ever built"
-        show(f"{planned.job.name}: nothing to rebuild: {present}")
+        console.print(f"{planned.job.name}: nothing to rebuild: {present}")
         return
     days = f": {format_dates(planned.proven)}" if planned.proven else ""
-    show(f"{planned.job.name}: {len(planned.proven)} of {planned.count} date(s) are proven{days}")
+    console.print(f"{planned.job.name}: {len(planned.proven)} of {planned.count} date(s) are proven{days}")
     if planned.present:
-        show(f"  {len(planned.present)} date(s) have a checkpoint, which stays as it is")
+        console.print(f"  {len(planned.present)} date(s) have a checkpoint, which stays as it is")
     if planned.skipped:
-        show(f"  {len(planned.skipped)} date(s) need none, as the job skips them: {format_dates(planned.skipped)}")
+        console.print(
+            f"  {len(planned.skipped)} date(s) need none, as the job skips them: {format_dates(planned.skipped)}"
+        )
     if without := planned.without_version:
-        show(
+        console.print(
             f"  {len(without)} date(s) will be stale, as it is not known which version of the job built them: "
             f"{format_dates(without)}"
         )
     if not planned.unproven:
         return
-    show(f"  {len(planned.unproven)} date(s) could not be proven, and get no checkpoint:")
+    console.print(f"  {len(planned.unproven)} date(s) could not be proven, and get no checkpoint:")
     listed = list(planned.unproven.items())
     for day, reason in listed if every_date else listed[:MAX_DATES_LISTED]:
-        show(f"  {day}  {reason}")
+        console.print(f"  {day}  {shorten(reason)}")
     if len(listed) > MAX_DATES_LISTED and not every_date:
-        show(f"  and {len(listed) - MAX_DATES_LISTED} more: --every-date lists all")
+        console.print(f"  and {len(listed) - MAX_DATES_LISTED} more: --every-date lists all")

@@ -8,6 +8,7 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.process.signals import interrupt_on_signals
 from gated_backfill.producer.metrics.server import MetricsServer
+from gated_backfill.producer.terminal.console import make_console
 
 
 @click.command
@@ -21,11 +22,12 @@ def metrics(address: str, port: int) -> None:
     other machines can reach is refused.
     """
     configure_logs()
+    console = make_console()
     with interrupt_on_signals():
         try:
             server = MetricsServer(read_settings(), address, port)
             host = f"[{address}]" if ":" in address else address
-            click.echo(f"serving http://{host}:{server.server_port}/metrics")
+            console.print(f"serving http://{host}:{server.server_port}/metrics")
             server.serve()
         except KeyboardInterrupt:
-            click.echo("stopped")
+            console.print("stopped")

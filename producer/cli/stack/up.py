@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import click
-from rich.console import Console
-from rich.markup import escape
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
@@ -19,7 +17,7 @@ from gated_backfill.producer.stack.supervised_stack import (
     check_ports,
     start_supervisor,
 )
-from gated_backfill.producer.terminal.console import make_console
+from gated_backfill.producer.terminal.console import Console, make_console
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 
 
@@ -92,4 +90,4 @@ def _print_state(state: StackState, console: Console) -> None:
         "log": state.log_file,
     }
     for name, value in lines.items():
-        console.print(f"{name:<10}{escape(value)}", soft_wrap=True, highlight=False)
+        console.print(f"{name:<10}{value}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.cleanup.cleanup import (
@@ -41,6 +40,7 @@ from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.publication import Backup
 from gated_backfill.common.model.tables import DatedTable
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
 from gated_backfill.producer.cli.options import json_option, yes_option
@@ -99,7 +99,7 @@ def cleanup(
             print_json({"dry_run": True, "tables": [rows.as_json() for rows in stale], "refused": objections})
         else:
             for objection in objections:
-                make_console().print(f"would be refused without --allow-large: {escape(objection)}", soft_wrap=True)
+                make_console().print(f"would be refused without --allow-large: {objection}")
         raise SystemExit(COMPLETE)
     if objections:
         raise UserError(f"nothing was deleted: {'; '.join(objections)}: --allow-large deletes them anyway")
@@ -154,17 +154,14 @@ def restore(operation: str, leave_written: bool, intact: bool, yes: bool) -> Non
     rows = (
         f"{deleted.rows} row(s) of {deleted.table_name} on {deleted.dates} date(s), {deleted.oldest}..{deleted.newest}"
     )
-    console.print(f"restore of cleanup {operation}: {rows}", soft_wrap=True)
+    console.print(f"restore of cleanup {operation}: {rows}")
     confirm(yes, "Restore them?", "restored")
     restored = restore_operation(operation, context, leave_written=leave_written, intact_only=intact)
     days = f"{len(restored.restored_days)} of {len(restored.kept)} date(s) of {restored.table_name}"
-    console.print(f"restored: {days}{f' ({restored.error})' if restored.error else ''}", soft_wrap=True)
+    console.print(f"restored: {days}{f' ({restored.error})' if restored.error else ''}")
     if restored.is_restorable:
         until = f"{restored.expires_at:%Y-%m-%d %H:%M} UTC"
-        console.print(
-            f"to restore the skipped dates, repeat `backfill cleanup restore {operation}` before {until}",
-            soft_wrap=True,
-        )
+        console.print(f"to restore the skipped dates, repeat `backfill cleanup restore {operation}` before {until}")
 
 
 @cleanup.command("list")
@@ -188,8 +185,7 @@ def list_operations(last: int, as_json: bool) -> None:
     for backup in unknown:
         make_console().print(
             f"{backup.table}: this ledger does not know cleanup {backup.id}, whose backup is in the warehouse: "
-            f"`backfill cleanup restore {backup.id}` restores it",
-            soft_wrap=True,
+            f"`backfill cleanup restore {backup.id}` restores it"
         )
 
 
@@ -197,7 +193,8 @@ def _list_unknown_backups(context: CleanupContext) -> list[Backup]:
     try:
         return list_unknown_backups(context)
     except BackfillError as exc:
-        click.echo(f"the warehouse was not searched for backups that the ledger does not know: {exc}", err=True)
+        console = make_console(stderr=True)
+        console.print(f"the warehouse was not searched for backups that the ledger does not know: {exc}")
         return []
 
 
@@ -253,8 +250,7 @@ def _print_preview(stale: Sequence[StaleRows]) -> None:
         if rows.restored:
             console.print(
                 f"{rows.table}: {len(rows.restored)} of these dates were restored, and the daily cleanup skips them: "
-                f"{format_dates(rows.restored)}",
-                soft_wrap=True,
+                f"{format_dates(rows.restored)}"
             )
 
 
@@ -263,7 +259,7 @@ def _print_report(report: CleanupReport) -> None:
     if not report.done:
         console.print("nothing was deleted")
     for operation in report.done:
-        console.print(escape(describe_operation(operation)), soft_wrap=True)
+        console.print(describe_operation(operation))
 
 
 def _print_operations(operations: Sequence[CleanupOperation]) -> None:
@@ -281,7 +277,7 @@ def _print_operations(operations: Sequence[CleanupOperation]) -> None:
             str(operation.oldest or "-"),
             str(operation.newest or "-"),
             f"{operation.expires_at:%Y-%m-%d %H:%M} UTC" if operation.is_restorable else "-",
-            escape(operation.error or ""),
+            shorten(operation.error or ""),
         )
     make_console().print(table)
 

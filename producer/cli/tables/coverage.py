@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import date
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.audit.audit import FlagChanges, audit_dates, record_audit
@@ -20,6 +18,7 @@ from gated_backfill.common.model.dates import ONE_DAY, DateRange, format_dates, 
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.clock import today
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import (
     dates_option,
     end_date_option,
@@ -29,7 +28,7 @@ from gated_backfill.producer.cli.options import (
 )
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.planning.plan import parse_date_list, resolve_days
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import Console, make_console, print_json, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 ALL_NAMES = 2**31  #: more than any date has entities: JSON is complete
@@ -113,9 +112,9 @@ def resolve_audit_days(
 
 def print_audit(console: Console, audit: AuditResult, *, every_date: bool) -> None:
     """Print the counts in one line, then a table of the dates that are neither complete nor skipped."""
-    console.print(f"[bold]{escape(audit.summary())}[/bold]", soft_wrap=True)
+    console.print(styled(audit.summary(), "bold"))
     for note in audit.notes:
-        console.print(f"  note: {escape(note)}", soft_wrap=True)
+        console.print(f"  note: {shorten(note)}")
     unlisted = (AuditFinding.COMPLETE, AuditFinding.SKIPPED)
     dates = [
         audited
@@ -142,7 +141,7 @@ def _table_row(audited: AuditedDate) -> Sequence[str]:
     share = format_percent(audited.observed.matched, audited.expected) if is_judged else "-"
     missing = audited.describe_missing()
     reason = "; ".join(part for part in (audited.reason, missing, audited.stale) if part)
-    return [str(audited.day), audited.finding.value, matched, share, audited.written_by, escape(reason)]
+    return [str(audited.day), audited.finding.value, matched, share, audited.written_by, shorten(reason)]
 
 
 def print_next_steps(console: Console, audit: AuditResult, changes: FlagChanges | None, ledger: Ledger) -> None:
@@ -151,20 +150,20 @@ def print_next_steps(console: Console, audit: AuditResult, changes: FlagChanges 
         cleared = f"; cleared: {len(changes.cleared)} date(s) are fine again" if changes.cleared else ""
         console.print(f"flagged: {len(changes.flagged)} date(s){cleared}")
     if incomplete := audit.with_finding(AuditFinding.EXPECTATION_INCOMPLETE):
-        console.print(f"next: load the expectation of {len(incomplete)} date(s) where it is incomplete", soft_wrap=True)
+        console.print(f"next: load the expectation of {len(incomplete)} date(s) where it is incomplete")
     if audit.stale:
         days = format_dates(audited.day for audited in audit.stale)
-        console.print(f"stale: {len(audit.stale)} date(s): {days}; `--reprocess stale` builds them", soft_wrap=True)
+        console.print(f"stale: {len(audit.stale)} date(s): {days}; `--reprocess stale` builds them")
     if audit.undone:
         days = format_dates(audited.day for audited in audit.undone)
-        console.print(f"undone: {len(audit.undone)} date(s): {days}; `--reprocess undone` builds them", soft_wrap=True)
+        console.print(f"undone: {len(audit.undone)} date(s): {days}; `--reprocess undone` builds them")
     if audit.with_finding(AuditFinding.IN_PROGRESS):
         console.print("next: audit the dates of the active run again after its end: `backfill watch`")
     if not audit.dates_to_flag:
         return
     flagged_days = ledger.flags.list_open_flags(audit.job)
     first_step = "" if all(audited.day in flagged_days for audited in audit.dates_to_flag) else FLAG_FIRST
-    console.print(f"next: {first_step}backfill run --job {audit.job} --flagged", soft_wrap=True)
+    console.print(f"next: {first_step}backfill run --job {audit.job} --flagged")
 
 
 def _audit_json(audit: AuditResult, changes: FlagChanges | None) -> dict[str, object]:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.ledger.jobs_in_use import open_existing_ledger, read_jobs_in_use
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import EXAMPLE_JOB, load_jobs
+from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.common.runs.targets import describe_conflict
 from gated_backfill.producer.cli.options import json_option
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import line, make_console, print_json, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE, INCOMPLETE
 
 
@@ -38,15 +38,13 @@ def jobs(as_json: bool) -> None:
         console = make_console()
         for job in installed:
             example = "  (the shipped example)" if job.name == EXAMPLE_JOB else ""
-            console.print(f"[bold]{job.name}[/bold]  version {job.version}  {escape(job.description)}{example}")
+            console.print(line(styled(job.name, "bold"), f"  version {job.version}  {job.description}{example}"))
             for role, table in job.tables_by_role():
                 console.print(f"  {role:<20} {table}")
             if job.name in conflicts:
-                console.print(f"  [bold red]error[/bold red]  {escape(conflicts[job.name])}", soft_wrap=True)
+                console.print(line("  ", styled("error", "bold red"), f"  {conflicts[job.name]}"))
         for name, exc in errors.items():
-            console.print(
-                f"[bold]{escape(name)}[/bold]  [bold red]error[/bold red]  {escape(str(exc))}", soft_wrap=True
-            )
+            console.print(line(styled(name, "bold"), "  ", styled("error", "bold red"), f"  {shorten(str(exc))}"))
     raise SystemExit(INCOMPLETE if errors or conflicts else COMPLETE)
 
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
@@ -49,7 +48,7 @@ def list_kept_rows(table: str, first: str | None, last: str | None, as_json: boo
     elif listed:
         _print_kept(listed, period)
     else:
-        make_console().print(f"no rows of {target.name} are kept for these dates", markup=False)
+        make_console().print(f"no rows of {target.name} are kept for these dates")
 
 
 @kept.command
@@ -67,14 +66,14 @@ def restore(table: str, kept_id: str, dry_run: bool, yes: bool) -> None:
     context = open_context(read_settings())
     console = make_console()
     plan = plan_kept_restore(table, kept_id, context)
-    console.print(plan.describe(), soft_wrap=True, markup=False)
+    console.print(plan.describe())
     if dry_run:
         return
     confirm(yes, "Restore them?", "restored")
     had_checkpoint = restore_kept_rows(plan, context, current_user())
     day = plan.kept.day
     check = f"; its checkpoint is removed: `backfill coverage --job {plan.job} --dates {day}` compares its rows"
-    console.print(f"restored: {plan.kept.rows} row(s) of {day}{check if had_checkpoint else ''}", soft_wrap=True)
+    console.print(f"restored: {plan.kept.rows} row(s) of {day}{check if had_checkpoint else ''}")
 
 
 def _print_kept(listed: Sequence[KeptRows], period: timedelta) -> None:
@@ -83,7 +82,7 @@ def _print_kept(listed: Sequence[KeptRows], period: timedelta) -> None:
         table.add_column(name, justify="right" if name == "rows" else "left", no_wrap=name != "removed by")
     for rows in listed:
         moments = [f"{moment:%Y-%m-%d %H:%M} UTC" for moment in (rows.kept_at, rows.kept_at + period)]
-        table.add_row(escape(rows.id), str(rows.day), str(rows.rows), escape(rows.removed_by), *moments)
+        table.add_row(rows.id, str(rows.day), str(rows.rows), rows.removed_by, *moments)
     make_console().print(table)
 
 

@@ -66,17 +66,16 @@ def load(
             context.warehouse, table, file, date_column, options, spool_folder=settings.home, progress=progress
         )
     console = make_console()
-    console.print(result.describe(), markup=False)
+    console.print(result.describe())
     if result.new_columns:
         columns = ", ".join(f"{name} {kind}" for name, kind in result.new_columns.items())
         novelty = "new table, with the columns" if result.is_new else "new columns:"
-        console.print(f"{novelty} {columns}", markup=False, soft_wrap=True)
+        console.print(f"{novelty} {columns}")
     for job in jobs:
         if job.target.table == table:
             console.print(
                 f"note: this table is the target of job {job.name}: its next run rebuilds the checkpointed dates "
-                f"that were replaced",
-                soft_wrap=True,
+                f"that were replaced"
             )
 
 

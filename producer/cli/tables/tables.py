@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from rich.markup import escape
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
@@ -14,7 +13,7 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.producer.cli.options import single_job_option
 from gated_backfill.producer.tables.create import create_tables
-from gated_backfill.producer.terminal.console import make_console
+from gated_backfill.producer.terminal.console import line, make_console, styled
 from gated_backfill.producer.terminal.exit_codes import INCOMPLETE
 
 
@@ -44,13 +43,13 @@ def create(job: str | None, add_columns: bool) -> None:
     created = create_tables(warehouse, jobs, add_columns=add_columns)
     console = make_console()
     for target in created.targets:
-        console.print(escape(target.describe()), soft_wrap=True)
+        console.print(target.describe())
     if created.prepared is not None:
         outcome = "created" if created.prepared else "there already"
-        console.print(f"the table of publications, in the tool's dataset: {outcome}", soft_wrap=True)
+        console.print(f"the table of publications, in the tool's dataset: {outcome}")
     console.print("the ledger's tables are up to date")
     for error in errors.values():
-        console.print(f"[bold red]skipped[/bold red]: {escape(str(error))}", soft_wrap=True)
+        console.print(line(styled("skipped", "bold red"), f": {error}"))
     if errors:
         raise SystemExit(INCOMPLETE)
 
@@ -68,4 +67,4 @@ def refresh(table: str) -> None:
     info = warehouse.refresh_schema(name)
     columns = "" if info is None else ", ".join(f"{column} {kind}" for column, kind in info.columns.items())
     outcome = columns or "the warehouse keeps its schema itself: nothing to do"
-    make_console().print(escape(f"{name}: {outcome}"), soft_wrap=True)
+    make_console().print(f"{name}: {outcome}")

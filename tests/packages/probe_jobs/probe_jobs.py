@@ -49,7 +49,7 @@ def kill_worker(batch: Batch, argument: str) -> None:
 
 
 def raise_error(batch: Batch, argument: str) -> None:
-    raise RuntimeError(f"no luck on {batch.days[0]}")
+    raise RuntimeError(argument or f"no luck on {batch.days[0]}")
 
 
 def raise_in_a_library(batch: Batch, argument: str) -> None:
