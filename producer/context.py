@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from dataclasses import dataclass
 
 from pydantic import SecretStr
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.process.user import describe_user
 from gated_backfill.common.storage.staging import Staging, open_staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -33,12 +32,9 @@ class CommandContext:
         return self.settings.broker is None
 
 
-def current_user() -> str:
-    """The user name that the ledger stores with an action."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has no name
-        return f"uid {os.getuid()}"
+def current_user(settings: Settings) -> str:
+    """The user that the ledger stores with an action: `backfill`, or `backfill (says: ada)` with BACKFILL_USER."""
+    return describe_user(settings.user)
 
 
 def open_context(settings: Settings) -> CommandContext:

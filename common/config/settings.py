@@ -22,6 +22,7 @@ from gated_backfill.common.model.scheduling.batching import AUTO, parse_dates_pe
 from gated_backfill.common.model.scheduling.limits import RateLimit
 from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.user import GIVEN_NAME_LENGTH, is_given_name
 
 MAX_RETRY_DELAY_SECONDS = 60.0  #: between two attempts at a date
 
@@ -36,6 +37,8 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     ledger: SecretStr | None = None  #: sqlite:///FILE or postgresql://...
     warehouse: str | None = None  #: local:DIR or bigquery://PROJECT?location=US
     staging: str | None = None  #: a folder that all workers share, or gs://bucket/prefix
+
+    user: str | None = None  #: the name that the person gives, recorded beside the user of the operating system
 
     window: int = Field(100, ge=1, le=5000)  #: dates per chord
     dates_per_task: int | None = None  #: auto (None): about a second of work
@@ -67,6 +70,15 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
         if is_too_long(folder):
             raise ValueError("the path is too long")
         return folder
+
+    @field_validator("user")
+    @classmethod
+    def _validate_user_name(cls, text: str | None) -> str | None:
+        """Return None for an empty name: in a compose file, an unset variable is empty."""
+        name = (text or "").strip()
+        if not is_given_name(name):
+            raise ValueError(f"must be a name of at most {GIVEN_NAME_LENGTH} characters, on one line, without ( and )")
+        return name or None
 
     @field_validator("dates_per_task", mode="before")
     @classmethod

@@ -54,7 +54,7 @@ class ControlResult:
 def pause(run_id: str, context: CommandContext, reason: str | None) -> ControlResult:
     """Pause the run: no further date is started. Raises `UserError` when it has ended or is being cancelled."""
     run = _get_live_run(run_id, context)
-    by = current_user()
+    by = current_user(context.settings)
     if context.ledger.orders.pause_run(run_id, by=by, reason=reason):
         under_way = _count_dates(context.ledger.runs.get_progress(run_id).count(*STARTED_STATES))
         text = (
@@ -72,7 +72,7 @@ def resume(run_id: str, context: CommandContext, reason: str | None) -> ControlR
     Changes nothing, and raises `UserError` if it can't be resumed, `BrokerUnavailable` if its broker can't be reached.
     """
     run = _get_live_run(run_id, context)
-    by, job = current_user(), find_job(run.job)
+    by, job = current_user(context.settings), find_job(run.job)
     _check_version(run, job)
     dispatcher = _dispatcher(run, context)
     if not context.ledger.orders.resume_run(run_id, by=by, reason=reason):
@@ -93,7 +93,7 @@ def cancel(run_id: str, context: CommandContext, reason: str | None, *, discard:
     `discard` deletes staged dates, `now` stops dates in progress. The ledger stores the order even when the broker
     cannot be reached; dates in progress are then finished later.
     """
-    run, by = context.ledger.runs.get_run(run_id), current_user()
+    run, by = context.ledger.runs.get_run(run_id), current_user(context.settings)
     if is_interrupted(run):
         return _cancel_dead_run(run, context, by, reason)
     if run.state is RunState.CANCELLING and _repeats_cancel(run_id, context.ledger, discard=discard, now=now):

@@ -206,7 +206,9 @@ def _on_running_broker(
 def _release(run: Run, job: Job, context: CommandContext, reason: str) -> ReleasedRun | None:
     if context.ledger.runs.get_run(run.id).has_ended:
         return None
-    return release_run(run, job, context.ledger, context.warehouse, context.staging, by=current_user(), reason=reason)
+    return release_run(
+        run, job, context.ledger, context.warehouse, context.staging, by=current_user(context.settings), reason=reason
+    )
 
 
 def launch_in_background(launch: Launch, settings: Settings) -> str:

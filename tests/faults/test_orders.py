@@ -9,7 +9,7 @@ import psutil
 
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.dates import DateRange
-from gated_backfill.producer.context import current_user
+from gated_backfill.common.process.user import describe_user
 from tests.faults.test_kills import gone, workers
 from tests.lab import Lab, players, until
 
@@ -41,7 +41,7 @@ def test_dates_that_are_being_built_are_stopped_at_once_and_their_processes_repl
 
     assert took < WITHIN_SECONDS
     assert command.returncode == 3, out + err
-    assert f"cancelled by {current_user()}: they sleep" in out
+    assert f"cancelled by {describe_user()}: they sleep" in out
     assert [row.state.value for row in ledger.dates.list_dates(run.id)] == ["checkpointed"] * 2 + ["cancelled"] * 4
     assert list((lab.home / "staging").rglob("*.parquet")) == []
     assert list((lab.home / "stacks").iterdir()) == []

@@ -18,7 +18,7 @@ from tests.lab import players
 from tests.texts import acting_characters, check_output, texts
 
 NAMES_SHOWN = 12  #: of a date's missing entities
-BLOCKED, FAILED, FORCED = (date(2024, 3, 1) + timedelta(days=n) for n in range(3))
+BLOCKED, FAILED, FORCED, ORDERED = (date(2024, 3, 1) + timedelta(days=n) for n in range(4))
 DATES = f"{BLOCKED}..{FORCED}"
 RUN = ("run", "--job", "probe", "--reprocess", "all", "--sequential", "--yes", "--no-preflight")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -37,9 +37,10 @@ def test_names_and_reasons_of_any_kind(
         lab.probe("expected", day, [*present, *missing])
         lab.probe("first", day, [*present[:3], *[f"{name}?" for name in missing]])
     lab.probe_all([FAILED], present, trick=f"raise:{error}")
+    lab.probe_all([ORDERED], present)
 
     def shown(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = watched.invoke(*arguments, LOGNAME=user, BACKFILL_USER=user)
+        done = watched.invoke(*arguments, LOGNAME=user)
         for stream in (done.stdout, done.stderr):
             if stream and "--json" not in arguments and "-" not in arguments:
                 check_output(stream)
@@ -51,7 +52,11 @@ def test_names_and_reasons_of_any_kind(
     shown(*RUN, "--dates", str(FORCED), "--force", "--reason", reason)
     forced_run = lab.latest_run()
     assert forced_run.reason == reason.strip()
+    ordered_run, *_ = lab.opened([ORDERED], "probe")
+    assert lab.ledger.orders.pause_run(ordered_run.id, by=user, reason=reason)
+    assert lab.ledger.orders.cancel_run(ordered_run.id, by=user, reason=reason, discard=False, now=False)
     for arguments in (
+        ("status", ordered_run.id),
         ("status", failed_run),
         ("status", failed_run, "--every-date"),
         ("status", forced_run.id),

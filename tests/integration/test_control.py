@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gated_backfill.common.ledger import DateState, RunAction, RunState
+from gated_backfill.common.process.user import describe_user
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
-from gated_backfill.producer.context import current_user
 from gated_backfill.worker.dates import build
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED
 from gated_backfill.worker.gate.gate import close_window
@@ -59,10 +59,10 @@ def test_a_run_is_paused_and_resumed_with_who_and_why(lab: Lab) -> None:
     assert (resumed.returncode, json.loads(resumed.stdout)["state"]) == (0, "running")
     assert process_date(run.id, DAYS[0], deps).state == "staged"
     assert [(one.action, one.by, one.reason) for one in lab.ledger.actions.list_actions(run.id)[1:]] == [
-        (RunAction.PAUSED, current_user(), "the source is being reloaded"),
-        (RunAction.RESUMED, current_user(), None),
+        (RunAction.PAUSED, describe_user(), "the source is being reloaded"),
+        (RunAction.RESUMED, describe_user(), None),
     ]
-    assert f"paused by {current_user()}: the source is being reloaded" in lab.inside("status", run.id).stdout
+    assert f"paused by {describe_user()}: the source is being reloaded" in lab.inside("status", run.id).stdout
     shown = json.loads(lab.inside("status", run.id, "--json").stdout)
     assert [one["action"] for one in shown["actions"]] == ["launched", "paused", "resumed"]
 
@@ -88,7 +88,7 @@ def test_a_cancelled_run_finishes_what_it_has_begun_and_frees_the_rest_at_once(l
     assert staged_files(lab) == []
     shown = lab.inside("status", run.id)
     assert shown.returncode == 3
-    assert f"cancelled by {current_user()}: wrong season" in shown.stdout
+    assert f"cancelled by {describe_user()}: wrong season" in shown.stdout
     assert "1 checkpointed, 3 cancelled" in shown.stdout
     for command in ("cancel", "pause", "resume"):
         refused(lab.inside(command, run.id), "it is cancelled")
@@ -100,7 +100,7 @@ def test_a_run_of_which_nothing_was_begun_is_cancelled_at_once(lab: Lab) -> None
 
     told = json.loads(lab.inside("cancel", run.id, "--json").stdout)
 
-    assert (told["state"], told["counts"], told["by"]) == ("cancelled", {"cancelled": 4}, current_user())
+    assert (told["state"], told["counts"], told["by"]) == ("cancelled", {"cancelled": 4}, describe_user())
     assert lab.ledger.runs.find_conflicting_runs("probe", DAYS) == {}
 
 
@@ -224,7 +224,7 @@ def test_a_retry_builds_the_dates_that_were_cancelled(lab: Lab) -> None:
     retried = lab.latest_run()
     assert [row.day for row in lab.ledger.dates.list_dates(retried.id)] == DAYS[1:]
     assert retried.reason == "the season was right after all"
-    assert f"(by {current_user()}: the season was right after all)" in lab.inside("status").stdout
+    assert f"(by {describe_user()}: the season was right after all)" in lab.inside("status").stdout
 
 
 def test_a_saved_plan_keeps_why_it_is_to_be_run(lab: Lab) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from gated_backfill.common.ledger import Ledger
-from gated_backfill.producer.context import current_user
+from gated_backfill.common.process.user import describe_user
 from gated_backfill.producer.planning.plan import Reprocess
 from gated_backfill.worker.maintenance import retention
 from tests.builders import FEB_23
@@ -28,7 +28,7 @@ def test_a_forced_date_stays_one_after_a_later_run_an_undo_and_retention(lab: La
     forced = lab.run([FEB_23], "probe", because="the feed is gone").run.id
     before = said_of(lab.ledger, forced)
     assert before[0] is not None
-    assert (before[0].value, before[2], before[3]) == ("forced", "the feed is gone", current_user())
+    assert (before[0].value, before[2], before[3]) == ("forced", "the feed is gone", describe_user())
 
     lab.probe("first", FEB_23, players(10))
     again = lab.run([FEB_23], "probe", reprocess=Reprocess.ALL).run.id
@@ -42,4 +42,4 @@ def test_a_forced_date_stays_one_after_a_later_run_an_undo_and_retention(lab: La
     status, history = told(lab, forced)
     assert "the feed is gone" in json.dumps(status)
     assert "forced" in history
-    assert current_user() in json.dumps(status)
+    assert describe_user() in json.dumps(status)

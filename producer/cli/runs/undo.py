@@ -42,7 +42,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     count = len(undo_plan.days)
     confirm(yes, f"Undo {count} date(s)?", "undone")
     try:
-        reinstated = undo_run(undo_plan, context, current_user())
+        reinstated = undo_run(undo_plan, context, current_user(context.settings))
     finally:
         with logging_to_file(context.settings.home / "logs" / "command.log"):
             refresh_run_metadata(run_id, context)

@@ -54,7 +54,7 @@ def send_test(as_json: bool) -> None:
     if not endpoints:
         raise UserError("BACKFILL_ALERTS is not set: alerts have no endpoint")
     check_urls(endpoints)
-    body = f"sent by {current_user()}: alerts of backfill arrive here."
+    body = f"sent by {current_user(settings)}: alerts of backfill arrive here."
     message = Message(title="backfill: this is a test", body=body)
     results = send([(endpoint, message) for endpoint in endpoints], settings.alert_timeout_seconds)
     if as_json:

@@ -94,7 +94,7 @@ def _write(rebuilds: Sequence[Rebuild], context: CommandContext, console: Consol
         if not planned.proven:
             continue
         with progress_bar() as progress:
-            run, changed = write_checkpoints(planned, context, current_user(), progress)
+            run, changed = write_checkpoints(planned, context, current_user(context.settings), progress)
         mark_run_reported(run.id, context)
         written = len(planned.proven) - len(changed)
         console.print(f"{planned.job.name}: {written} checkpoint(s) written, as those of run {run.id}")

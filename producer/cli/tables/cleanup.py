@@ -231,7 +231,9 @@ def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[st
 
 def _open_cleanup_context(settings: Settings) -> CleanupContext:
     context = open_context(settings)
-    return CleanupContext(settings=settings, ledger=context.ledger, warehouse=context.warehouse, by=current_user())
+    return CleanupContext(
+        settings=settings, ledger=context.ledger, warehouse=context.warehouse, by=current_user(settings)
+    )
 
 
 def _print_preview(stale: Sequence[StaleRows]) -> None:

@@ -84,7 +84,7 @@ def coverage(
     context = open_context(read_settings())
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
     audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True)
-    flags = record_audit(audit, context.ledger, current_user()) if flag_incomplete else None
+    flags = record_audit(audit, context.ledger, current_user(context.settings)) if flag_incomplete else None
     if as_json:
         print_json(_audit_json(audit, flags))
     else:

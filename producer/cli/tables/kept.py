@@ -70,7 +70,7 @@ def restore(table: str, kept_id: str, dry_run: bool, yes: bool) -> None:
     if dry_run:
         return
     confirm(yes, "Restore them?", "restored")
-    had_checkpoint = restore_kept_rows(plan, context, current_user())
+    had_checkpoint = restore_kept_rows(plan, context, current_user(context.settings))
     day = plan.kept.day
     check = f"; its checkpoint is removed: `backfill coverage --job {plan.job} --dates {day}` compares its rows"
     console.print(f"restored: {plan.kept.rows} row(s) of {day}{check if had_checkpoint else ''}")
