@@ -51,7 +51,8 @@ COPY --from=installed /opt/backfill /opt/backfill
 ENV PATH=/opt/backfill/bin:$PATH \
     BACKFILL_HOME=/var/lib/backfill
 # A new volume gets the owner of the folder that it is mounted on.
-RUN install --directory --owner=backfill --group=backfill /var/lib/backfill /opt/jobs
+RUN install --directory --owner=backfill --group=backfill --mode=0700 /var/lib/backfill \
+    && install --directory --owner=backfill --group=backfill /opt/jobs
 WORKDIR /var/lib/backfill
 USER 10001:10001
 CMD ["backfill", "--help"]

@@ -13,6 +13,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.process.private_files import make_private_folder
 
 BASIC_AUTH = "FLOWER_BASIC_AUTH"
 UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"  #: Flower's own switch to allow use without a login
@@ -40,7 +41,7 @@ def prepare_flower(settings: Settings, command_line: Sequence[str], environment:
     if environment.get(UNAUTHENTICATED_API, "").lower() not in TRUE_VALUES:
         require_login_for_metrics()
     folder = settings.home.absolute() / "flower"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(folder)
     defaults = {
         "FLOWER_ADDRESS": settings.flower_address,
         "FLOWER_PORT": str(settings.flower_port),

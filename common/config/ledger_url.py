@@ -10,6 +10,7 @@ import errno
 import os
 from pathlib import Path
 
+from gated_backfill.common.config.secret_files import read_secret_files
 from gated_backfill.common.errors import UserError
 
 SQLITE_PREFIX = "sqlite:///"
@@ -35,12 +36,13 @@ def is_too_long(home: Path) -> bool:
 
 
 def read_ledger_url() -> str:
-    """Return the ledger's URL by `BACKFILL_HOME` and `BACKFILL_LEDGER`, the same as `Settings.ledger_url`.
+    """Return the ledger's URL by `BACKFILL_HOME` and `BACKFILL_LEDGER` or its file, the same as `Settings.ledger_url`.
 
-    Raises `UserError` for a home folder whose path is too long.
+    Raises `UserError` for a home folder whose path is too long, and for a file of the URL that cannot be used.
     """
     environment = {name.lower(): value for name, value in os.environ.items()}
     home = Path(environment.get("backfill_home", DEFAULT_HOME))
     if is_too_long(home):
         raise UserError("wrong settings: BACKFILL_HOME: the path is too long")
-    return resolve_ledger_url(home, environment.get("backfill_ledger"))
+    ledger = read_secret_files(["ledger"], os.environ).get("ledger")
+    return resolve_ledger_url(home, ledger or environment.get("backfill_ledger"))

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -15,6 +17,7 @@ from gated_backfill.common.config.ledger_url import DEFAULT_HOME, is_too_long, r
 from gated_backfill.common.config.maintenance import MAX_DAYS, MaintenanceSettings
 from gated_backfill.common.config.monitoring import MonitoringSettings
 from gated_backfill.common.config.recovery import RecoverySettings
+from gated_backfill.common.config.secret_files import read_secret_files, secret_file_variable
 from gated_backfill.common.config.warehouse_url import WarehouseUrl
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.publication import METADATA_TABLE, OWN_DATASET, WarehouseLimits
@@ -173,11 +176,19 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
         return self.staging if "://" in self.staging else str(Path(self.staging).absolute())
 
 
+#: The settings that may hold a secret: each has a variable that names a file with it, such as BACKFILL_LEDGER_FILE.
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation))
+
+
 def read_settings() -> Settings:
     """Read the settings. Raises `UserError` with the names of the wrong variables, never with their values."""
+    from_files = read_secret_files(SECRETS, os.environ)
     try:
-        return Settings()  # pyright: ignore[reportCallIssue]
+        return Settings(**from_files)  # pyright: ignore[reportArgumentType]
     except ValidationError as exc:
-        errors = exc.errors(include_input=False)
-        problems = "; ".join(f"BACKFILL_{str(error['loc'][0]).upper()}: {error['msg']}" for error in errors)
+        errors = [(str(error["loc"][0]), error["msg"]) for error in exc.errors(include_input=False)]
+        problems = "; ".join(
+            f"{secret_file_variable(name) if name in from_files else f'BACKFILL_{name.upper()}'}: {text}"
+            for name, text in errors
+        )
         raise UserError(f"wrong settings: {problems}") from exc

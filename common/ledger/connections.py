@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sqlalchemy.exc import ArgumentError
 
 from gated_backfill.common.errors import LedgerUnusable, UserError
 from gated_backfill.common.process.file_lock import locked
+from gated_backfill.common.process.private_files import FILE_MODE, make_private_folder
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -27,7 +29,7 @@ ADVISORY_LOCK = 7_203_411  #: an arbitrary key: PostgreSQL is migrated by one pr
 
 
 def make_engine(url: str, *, create: bool = True) -> Engine:
-    """Make an engine for `sqlite:///FILE`, creating its folder if `create`, or `postgresql://...`.
+    """Make an engine for `sqlite:///FILE`, creating its file if `create`, or `postgresql://...`.
 
     Raises `UserError`, and without `create` `LedgerUnusable` for a file that does not exist.
     """
@@ -36,7 +38,7 @@ def make_engine(url: str, *, create: bool = True) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         file = Path(str(parsed.database))
         if create:
-            _create_folder_of(file)
+            _create_private(file)
         elif not _is_there(file):
             raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
     return engine
@@ -63,11 +65,16 @@ def parse_ledger_url(url: str) -> URL:
     return parsed
 
 
-def _create_folder_of(file: Path) -> None:
+def _create_private(file: Path) -> None:
+    """Create the ledger's file and folder, unless they exist, for their owner only."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(file.parent)
     except OSError as exc:
         raise UserError(f"the ledger's folder can't be created: {exc.strerror}: {exc.filename}") from exc
+    # SQLite gives the files that it makes beside the ledger the rights of the ledger, and reports what can't be opened.
+    # An existing file is not opened: closing it would release the locks that SQLite has on it in this process.
+    with suppress(OSError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
 
 
 def _is_there(file: Path) -> bool:

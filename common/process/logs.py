@@ -12,6 +12,7 @@ from typing import TextIO
 import structlog
 
 from gated_backfill.common.process.printable_text import printable_lines
+from gated_backfill.common.process.private_files import make_private_folder, private_opener
 
 
 def configure_logs(stream: TextIO | None = None) -> None:
@@ -30,6 +31,12 @@ def configure_logs(stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(stream or sys.__stderr__),
         cache_logger_on_first_use=False,
     )
+
+
+def open_log(file: Path) -> TextIO:
+    """Open a log to append to it. Its folder and a new file are readable by their owner only: it names entities."""
+    make_private_folder(file.parent)
+    return open(file, "a", encoding="utf-8", opener=private_opener)
 
 
 class PrintableFormatter(logging.Formatter):
@@ -53,8 +60,7 @@ def make_printable(logger: logging.Logger) -> None:
 def logging_to_file(file: Path) -> Generator[None]:
     """Append events to the file inside this context, so that they do not mix with a command's output."""
     before = structlog.get_config()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
+    with open_log(file) as stream:
         configure_logs(stream)
         try:
             yield

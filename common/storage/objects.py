@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gated_backfill.common.errors import BackfillError, NotAllowed, OutsideRoot, UserError, WarehouseUnavailable
+from gated_backfill.common.process.private_files import FILE_MODE, make_private_folder
 from gated_backfill.common.storage.files import (
     check_writable,
     checked_path,
@@ -43,7 +44,7 @@ class FileStore(Protocol):
         ...
 
     def move(self, location: str, key: str) -> None:
-        """Move the file, if it exists, to a new key. Raises `OutsideRoot` for a location outside the root."""
+        """Move the file, if it exists, to a new key, for its owner only. Raises `OutsideRoot` as the others do."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -167,9 +168,12 @@ class FolderStore:
     def move(self, location: str, key: str) -> None:
         with translate_store_errors(location):
             source, target = checked_path(self.root, Path(location)), checked_path(self.root, self.root / key)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.exists():
-                source.replace(target)
+            make_private_folder(target.parent)
+            if not source.exists():
+                return
+            if source.stat().st_uid == os.geteuid():  # else, only the folder protects it
+                source.chmod(FILE_MODE)
+            source.replace(target)
 
     def names(self, folder: str) -> list[str]:
         path = checked_path(self.root, self.root / folder)

@@ -13,7 +13,7 @@ from gated_backfill.producer.doctor.jobs import (
     load_jobs_to_check,
 )
 from gated_backfill.producer.doctor.ledger import check_ledger
-from gated_backfill.producer.doctor.machine import check_home, check_packages, check_staging
+from gated_backfill.producer.doctor.machine import check_files, check_home, check_packages, check_staging
 from gated_backfill.producer.doctor.results import CheckLevel, CheckResult, warn
 from gated_backfill.producer.doctor.samples import check_sample
 from gated_backfill.producer.doctor.tables import check_tables
@@ -40,6 +40,7 @@ def run_checks(settings: Settings, job: str | None, sample: int = 0) -> list[Che
         warehouse_check.result,
         check_staging(settings),
         check_home(settings),
+        check_files(settings),
         check_alerts(settings),
         *check_clocks({"broker": broker, "ledger": ledger, "warehouse": warehouse_check}),
         *check_time_limits(settings, jobs),

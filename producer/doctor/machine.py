@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, NotAllowed
+from gated_backfill.common.process.private_files import is_open_to_others
 from gated_backfill.common.storage.files import check_writable
-from gated_backfill.common.storage.staging import open_staging
-from gated_backfill.producer.doctor.results import CheckResult, fail, ok
+from gated_backfill.common.storage.staging import QUARANTINE, open_staging
+from gated_backfill.producer.doctor.results import CheckResult, fail, ok, warn
 
 PACKAGE = "gated-backfill"
 REPORTED_PACKAGES = ("celery", "redis", "sqlalchemy", "duckdb", "google-cloud-bigquery", "pyarrow", "pandas")
@@ -48,6 +51,22 @@ def check_home(settings: Settings) -> CheckResult:
     except NotAllowed as exc:
         return fail("home", exc, "set BACKFILL_HOME to a folder that can be written")
     return ok("home", f"{home} can be written" if home.exists() else f"{home} is made by the first command that runs")
+
+
+def check_files(settings: Settings) -> CheckResult:
+    """Warn about a home, a ledger or a quarantine, of an earlier version or made by others, that others can read."""
+    places = [settings.home.absolute()]
+    if settings.ledger_url.startswith(SQLITE_PREFIX):
+        places.append(Path(settings.ledger_url.removeprefix(SQLITE_PREFIX).partition("?")[0]))
+    if "://" not in settings.staging_url:
+        places.append(Path(settings.staging_url) / QUARANTINE)
+    try:
+        exposed = " ".join(str(place) for place in places if is_open_to_others(place))
+    except OSError as exc:
+        return warn("files", f"not looked at: {exc.strerror}: {exc.filename}")
+    if exposed:
+        return warn("files", f"not only their owner has rights on them: {exposed}", f"`chmod go= {exposed}`")
+    return ok("files", "home, ledger and quarantine are for their owner only")
 
 
 def check_staging(settings: Settings) -> CheckResult:

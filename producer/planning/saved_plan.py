@@ -11,13 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.dates import format_dates
+from gated_backfill.common.process.private_files import private_opener
 from gated_backfill.producer.planning.plan import Plan, PlanStep, RunRequest
 
 
 def save_plan(plan: Plan, file: Path) -> None:
-    """Write the plan to a file for `run --plan`. Raises `UserError` when the file can't be written."""
+    """Write the plan to a file for `run --plan`; a new file is for its owner only. Raises `UserError` if it can't."""
     try:
-        file.write_text(json.dumps(plan.as_json(), indent=1) + "\n", encoding="utf-8")
+        with open(file, "w", encoding="utf-8", opener=private_opener) as stream:
+            stream.write(json.dumps(plan.as_json(), indent=1) + "\n")
     except OSError as exc:
         raise UserError(f"the plan can't be written to {file}: {exc.strerror}") from exc
 

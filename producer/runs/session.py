@@ -18,6 +18,7 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.process.private_files import make_private_folder
 from gated_backfill.common.runs.release import ReleasedRun, release_run
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.producer.context import CommandContext, current_user
@@ -166,7 +167,9 @@ def _check_folders(job: Job, context: CommandContext) -> None:
     """Raise `NotAllowed` when the target, the staging or the home can't be written."""
     context.warehouse.check_publishable(TableName.parse(job.target.table))
     context.staging.check()
-    check_writable(context.settings.home.absolute())
+    home = context.settings.home.absolute()
+    check_writable(home)
+    make_private_folder(home)  # before anything is made in it, which would make it readable by everybody
 
 
 def _on_embedded_stack(

@@ -8,19 +8,20 @@ import sys
 from pathlib import Path
 
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.process.logs import open_log
+from gated_backfill.producer.stack.children import child_environment
 from gated_backfill.producer.stack.embedded import places_environment
 
 
 def start_background_process(module: str, settings: Settings, log_file: Path) -> subprocess.Popen[bytes]:
     """Start the module in a session of its own, with the settings' home and URLs. Its stderr goes to the log file."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log:
+    with open_log(log_file) as log:
         return subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **places_environment(settings)},
+            env=child_environment(places_environment(settings)),
             cwd=log_file.parent,  # not the user's folder: Python would import modules from there first
             start_new_session=True,
         )

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import structlog
 
+from gated_backfill.common.config.secret_files import SUFFIX, secret_file_variable
+from gated_backfill.common.config.settings import SECRETS
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.process.identity import die_with_parent, is_dead, kill_if_alive, process_identity
+from gated_backfill.common.process.logs import open_log
+from gated_backfill.common.process.private_files import make_private_folder
 
 log = structlog.get_logger()
 
@@ -62,8 +66,7 @@ class ChildProcesses:
         self.log_file = log_file
         self._gives_up = gives_up
         self._children: list[_Child] = []
-        folder.mkdir(parents=True)
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str], stdin: bytes = b"") -> None:
         process = self._spawn(command, env, stdin)
@@ -131,13 +134,13 @@ class ChildProcesses:
         return True
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:
-        with self.log_file.open("ab") as log:
+        with open_log(self.log_file) as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **env},
+                env=child_environment(env),
                 cwd=self.folder,  # not the user's folder: Python would import modules from there first
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, os.getpid()),
@@ -168,6 +171,21 @@ def clean_up_dead_stacks(home: Path) -> None:
             for child in state["children"]:
                 kill_if_alive(child)
             shutil.rmtree(state_file.parent, ignore_errors=True)
+
+
+def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with the variables, for a process in another folder.
+
+    A variable replaces the one that names a file with the same secret. Of the others, relative paths become absolute.
+    """
+    files = {secret_file_variable(name) for name in SECRETS}
+    replaced = {f"{name}{SUFFIX}" for name in variables}
+    inherited = {
+        name: str(Path(value).absolute()) if name.upper() in files and value else value
+        for name, value in os.environ.items()
+        if name.upper() not in replaced
+    }
+    return inherited | dict(variables)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

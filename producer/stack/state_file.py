@@ -13,6 +13,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.file_lock import locked
 from gated_backfill.common.process.identity import host_name, is_dead, is_on_this_host
+from gated_backfill.common.process.private_files import make_private_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def state_file(home: Path) -> Path:
 
 def stack_lock(home: Path) -> AbstractContextManager[None]:
     """Lock out other commands that start or stop the stack of this home."""
+    make_private_folder(home.absolute())
     return locked(home.absolute() / "up.lock")
 
 

@@ -30,6 +30,7 @@ from gated_backfill.common.model.scheduling.queues import (
     MAINTENANCE_QUEUE,
 )
 from gated_backfill.common.process.identity import process_identity
+from gated_backfill.common.process.private_files import make_private_folder
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import open_staging
 from gated_backfill.producer.stack.background_process import exchange_lines, start_background_process
@@ -192,7 +193,7 @@ class SupervisedStack:
 
     def _beat_command(self) -> list[str]:
         folder = self._settings.home.absolute() / "beat"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         return [*celery_command("beat"), "--schedule", str(folder / "schedule"), "--loglevel", "WARNING"]
 
     def _flower_env(self) -> dict[str, str]:

@@ -17,6 +17,8 @@ import redis
 import yaml
 from sqlalchemy.engine import make_url
 
+from gated_backfill.common.config.secret_files import secret_file_variable
+from gated_backfill.common.config.settings import SECRETS as SECRET_SETTINGS
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
@@ -97,7 +99,8 @@ def test_the_example_has_the_variables_and_defaults_of_the_file() -> None:
 
 def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any]) -> None:
     in_containers = {name for name in services["worker"]["environment"] if name.startswith("BACKFILL_")}
-    policy = {name.removeprefix("BACKFILL_").lower() for name in in_containers} - set(URLS_AND_HOME)
+    files = {secret_file_variable(name) for name in SECRET_SETTINGS}
+    policy = {name.removeprefix("BACKFILL_").lower() for name in in_containers - files} - set(URLS_AND_HOME)
     settings, environment = Settings(), services["worker"]["environment"]  # pyright: ignore[reportCallIssue]
 
     assert {"window", "undo_days", "max_bytes_billed", "cleanup_days", "audit_days", "alerts"} <= policy
@@ -105,7 +108,7 @@ def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any])
     configured = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in policy - {"alerts"}})
     for name in policy - {"alerts"}:
         assert getattr(configured, name) == getattr(settings, name)
-    assert environment["BACKFILL_ALERTS"] == ""
+    assert {environment[name] for name in ("BACKFILL_ALERTS", *files & in_containers)} == {""}
 
 
 URLS_AND_HOME = ("broker", "ledger", "warehouse", "staging", "home")

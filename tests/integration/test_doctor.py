@@ -82,7 +82,7 @@ def test_where_nothing_is_wrong_every_check_is_ok_and_nothing_is_changed(healthy
 
     assert report.returncode == 0, report.stdout + report.stderr
     assert lines(report, "WARN") + lines(report, "FAIL") == []
-    places = ["versions", "broker", "ledger", "warehouse", "staging", "home", "alerts", "clock", "time limits"]
+    places = ["versions", "broker", "ledger", "warehouse", "staging", "home", "files", "alerts", "clock", "time limits"]
     tables = ["expectation", "source first", "source second", "target"]
     assert checks(report, "OK") == [*places, *(f"probe: {table}" for table in tables)]
     assert "embedded, started with each run: Valkey " in report.stdout

@@ -60,8 +60,6 @@ def test_a_given_name_is_marked_as_such(monkeypatch: pytest.MonkeyPatch, given: 
 def test_another_name_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("BACKFILL_USER", given)
 
-    with pytest.raises(
-        UserError, match=r"^wrong settings: BACKFILL_USER: .*at most 50 characters"
-    ) as refused:
+    with pytest.raises(UserError, match=r"^wrong settings: BACKFILL_USER: .*at most 50 characters") as refused:
         read_settings()
     assert given not in str(refused.value)

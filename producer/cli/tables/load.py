@@ -9,6 +9,7 @@ import click
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.registry import load_jobs
+from gated_backfill.common.process.private_files import make_private_folder
 from gated_backfill.producer.context import open_context
 from gated_backfill.producer.tables.load import LoadOptions, load_file
 from gated_backfill.producer.terminal.console import make_console
@@ -60,7 +61,7 @@ def load(
         delimiter="\t" if delimiter in ("\\t", "tab") else delimiter,
         add_columns=add_columns,
     )
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.home)
     with progress_bar() as progress:
         result = load_file(
             context.warehouse, table, file, date_column, options, spool_folder=settings.home, progress=progress
