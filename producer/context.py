@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.ledger import Ledger, open_ledger_of_command
 from gated_backfill.common.process.user import describe_user
 from gated_backfill.common.storage.staging import Staging, open_staging
 from gated_backfill.common.warehouse.backends import open_warehouse
@@ -37,8 +37,8 @@ def current_user(settings: Settings) -> str:
     return describe_user(settings.user)
 
 
-def open_context(settings: Settings) -> CommandContext:
-    """Open the ledger, warehouse and staging of the settings; creates or migrates the ledger if needed.
+def open_context(settings: Settings, *, only_looks: bool = False) -> CommandContext:
+    """Open the ledger, warehouse and staging of the settings; see `open_ledger_of_command` for the ledger.
 
     The broker is the one in the settings, or else the one of the stack that `backfill up` runs on these URLs.
     """
@@ -49,7 +49,7 @@ def open_context(settings: Settings) -> CommandContext:
     return CommandContext(
         uses_running_stack=stack_broker is not None,
         settings=settings,
-        ledger=open_ledger(settings.ledger_url),
+        ledger=open_ledger_of_command(settings.ledger_url, only_looks=only_looks),
         warehouse=limit_rate(warehouse, settings.query_rate_limit),
         staging=open_staging(settings.staging_url),
     )

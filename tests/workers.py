@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gated_backfill.common.model.scheduling.queues import QUEUES
 from tests.lab import Lab
 
+CELERY = ("-m", "celery", "--app", "gated_backfill.worker.app")
+
 
 @contextmanager
-def celery(lab: Lab, name: str, *words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def celery(
+    lab: Lab, name: str, *words: str, program: Sequence[str] = CELERY, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Celery program that runs as long as it is in use, with its log in `log_file_of(lab, name)`."""
-    command = [sys.executable, "-m", "celery", "--app", "gated_backfill.worker.app", *words]
+    command = [sys.executable, *program, *words]
     variables = lab.environment() | environment
     with log_file_of(lab, name).open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables)

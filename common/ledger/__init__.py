@@ -1,6 +1,6 @@
 """The database of runs, dates and checkpoints: the one record of finished work."""
 
-from gated_backfill.common.ledger.ledger import Ledger, open_ledger
+from gated_backfill.common.ledger.ledger import Ledger, open_ledger, open_ledger_of_command
 from gated_backfill.common.ledger.records import (
     ActionRow,
     Alert,
@@ -41,4 +41,5 @@ __all__ = [
     "WindowRow",
     "WindowState",
     "open_ledger",
+    "open_ledger_of_command",
 ]

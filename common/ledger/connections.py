@@ -1,31 +1,24 @@
-"""Connections to the ledger's database, and its migrations."""
+"""Connections to the ledger's database."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from gated_backfill.common.errors import LedgerUnusable, UserError
-from gated_backfill.common.process.file_lock import locked
+from gated_backfill.common.ledger.users import application_name
 from gated_backfill.common.process.private_files import FILE_MODE, make_private_folder
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
 CONNECT_SECONDS = 10  #: timeout of a connection to PostgreSQL, unless its URL sets one
-HEAD_REVISION = "0008"  #: the newest migration; a test compares it with the scripts
-MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30  #: how long a writer waits for a lock of SQLite, unless its URL sets it
-ADVISORY_LOCK = 7_203_411  #: an arbitrary key: PostgreSQL is migrated by one process at a time
 
 
 def make_engine(url: str, *, create: bool = True) -> Engine:
@@ -39,17 +32,22 @@ def make_engine(url: str, *, create: bool = True) -> Engine:
         file = Path(str(parsed.database))
         if create:
             _create_private(file)
-        elif not _is_there(file):
-            raise LedgerUnusable(f"there is no ledger at {file}: run `backfill status` once")
+        elif not file_is_there(file):
+            raise LedgerUnusable(f"there is no ledger at {file}: run `backfill ledger migrate`, which creates it")
     return engine
 
 
 def engine_for_url(url: URL) -> Engine:
     """Make an engine without connecting. Raises `UserError` for an unknown driver or option."""
     try:
-        return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+        return sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
     except (ArgumentError, ValueError, ImportError, OverflowError) as exc:
         raise UserError(f"BACKFILL_LEDGER can't be used: {exc}") from exc
+
+
+def is_shared(url: URL) -> bool:
+    """Whether the ledger is one of a team, with processes that this user does not know. A SQLite file is one's own."""
+    return url.get_backend_name() != "sqlite"
 
 
 def parse_ledger_url(url: str) -> URL:
@@ -77,7 +75,8 @@ def _create_private(file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
 
 
-def _is_there(file: Path) -> bool:
+def file_is_there(file: Path) -> bool:
+    """Whether the file exists. Raises `UserError` for a folder that cannot be searched."""
     try:
         return file.exists()
     except OSError as exc:
@@ -85,12 +84,13 @@ def _is_there(file: Path) -> bool:
 
 
 def _postgresql(url: URL) -> Engine:
-    timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
+    options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": application_name()}
+    connect_args = {name: value for name, value in options.items() if name not in url.query}
     driver_url = url.set(drivername="postgresql+psycopg")
-    return create_engine(driver_url, connect_args=timeout, pool_pre_ping=True, pool_size=2, max_overflow=-1)
+    return create_engine(driver_url, connect_args=connect_args, pool_pre_ping=True, pool_size=2, max_overflow=-1)
 
 
-def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
+def sqlite_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     timeout = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     # An interrupted thread may never return its connection: without a maximum, others do not wait for it.
     engine = create_engine(url, connect_args=timeout, pool_size=2, max_overflow=-1)
@@ -145,87 +145,3 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def migrate(engine: Engine, *, create: bool) -> None:
-    """Create or migrate the tables. Raises `LedgerUnusable` when they can't be, or with `create=False` need to be."""
-    revision = _revision(engine)
-    if revision == HEAD_REVISION:
-        return
-    if not create:
-        raise LedgerUnusable(
-            f"the ledger is at version {revision}, this program needs {HEAD_REVISION}: run `backfill status` once"
-        )
-    with _migration_lock(engine):
-        _upgrade(engine)
-
-
-def _revision(engine: Engine) -> str | None:
-    with autocommit_engine(engine).connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-
-
-def _upgrade(engine: Engine) -> None:
-    from alembic import command
-    from alembic.util import CommandError
-
-    revision = _revision(engine)
-    check_revision_known(revision)
-    _check_own_file(engine, revision)
-    config = _config()
-    # Alembic changes a constraint on SQLite by copying the table, which foreign keys would forbid.
-    migrating = _sqlite(engine.url, foreign_keys=False) if engine.dialect.name == "sqlite" else engine
-    try:
-        with migrating.begin() as connection:
-            begin_writing(connection)
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except CommandError as exc:
-        raise LedgerUnusable(f"the ledger's tables can't be migrated: {exc}") from exc
-    finally:
-        if migrating is not engine:
-            migrating.dispose()
-
-
-def _check_own_file(engine: Engine, revision: str | None) -> None:
-    """Raise `LedgerUnusable` for a SQLite file with the tables of another program."""
-    if revision is not None or engine.dialect.name != "sqlite":
-        return
-    if foreign := sorted(set(inspect(engine).get_table_names()) - {"alembic_version"}):
-        examples = ", ".join(foreign[:3])
-        raise LedgerUnusable(
-            f"{engine.url.database} is another program's (it has the tables {examples}): name another file"
-        )
-
-
-def check_revision_known(revision: str | None) -> None:
-    """Raise `LedgerUnusable` unless a ledger at the revision can be migrated to this version."""
-    from alembic.script import ScriptDirectory
-
-    known_revisions = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known_revisions:
-        raise LedgerUnusable(f"the ledger was written by a newer version (its tables are at {revision})")
-
-
-def _config() -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    return config
-
-
-@contextmanager
-def _migration_lock(engine: Engine) -> Generator[None]:
-    if engine.dialect.name == "sqlite":
-        with locked(Path(f"{engine.url.database}.migrating")):
-            yield
-        return
-    with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})

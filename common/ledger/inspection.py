@@ -15,13 +15,10 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from gated_backfill.common.errors import LedgerUnavailable, LedgerUnusable
-from gated_backfill.common.ledger.connections import (
-    HEAD_REVISION,
-    check_revision_known,
-    engine_for_url,
-    parse_ledger_url,
-)
-from gated_backfill.common.ledger.tables import checkpoints, metadata
+from gated_backfill.common.ledger.connections import engine_for_url, is_shared, parse_ledger_url
+from gated_backfill.common.ledger.migration import support_of
+from gated_backfill.common.ledger.revisions import HEAD_REVISION, SchemaSupport, check_usable, is_newer
+from gated_backfill.common.ledger.tables import checkpoints, metadata, schema_support
 from gated_backfill.common.process.clock import ClockReading, read_clock
 from gated_backfill.common.storage.files import check_writable
 
@@ -36,6 +33,7 @@ class LedgerInspection:
     database: str  #: product, version and location, without credentials
     exists: bool = True
     version: str | None = None  #: revision of its tables; None before they are created
+    support: SchemaSupport | None = None  #: what the ledger says of the code that may use its tables
     clock: ClockReading | None = None  #: the server's clock; None for SQLite
 
 
@@ -43,13 +41,14 @@ def inspect_ledger(url: str) -> LedgerInspection:
     """Check that the ledger at the URL can be used.
 
     Raises `UserError` for an invalid URL, `NotAllowed` when its file can't be created, `LedgerUnusable` when it is
-    corrupt, read-only or written by a newer version, and `LedgerUnavailable` when it does not answer.
+    corrupt, read-only, written by a newer version that excludes this one, or shared and not migrated, and
+    `LedgerUnavailable` when it does not answer.
     """
     parsed = parse_ledger_url(url)
     engine_for_url(parsed).dispose()  # raises for options of the URL that the driver does not know
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    inspection = _inspect_sqlite(parsed) if is_sqlite else _inspect_postgresql(parsed)
-    check_revision_known(inspection.version)
+    inspection = _inspect_postgresql(parsed) if is_shared(parsed) else _inspect_sqlite(parsed)
+    if is_shared(parsed) or is_newer(inspection.version):
+        check_usable(inspection.version, inspection.support)
     return inspection
 
 
@@ -66,6 +65,7 @@ def _inspect_sqlite(url: URL) -> LedgerInspection:
             version = None
             if "alembic_version" in names:
                 (version,) = connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()
+            support = _read_support_of_file(connection) if schema_support.name in names else None
             _check_tables(version, names)
             connection.execute("BEGIN IMMEDIATE")  # fails for a read-only file
             connection.execute("ROLLBACK")
@@ -75,7 +75,12 @@ def _inspect_sqlite(url: URL) -> LedgerInspection:
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
     except sqlite3.DatabaseError as exc:
         raise LedgerUnusable(f"{database} can't be used: {exc}") from exc
-    return LedgerInspection(database=database, version=version)
+    return LedgerInspection(database=database, version=version, support=support)
+
+
+def _read_support_of_file(connection: sqlite3.Connection) -> SchemaSupport | None:
+    row = connection.execute("SELECT oldest_code, migrated_by FROM schema_support").fetchone()
+    return None if row is None else SchemaSupport(oldest_code=row[0], migrated_by=row[1])
 
 
 def _inspect_postgresql(url: URL) -> LedgerInspection:
@@ -93,7 +98,10 @@ def _inspect_postgresql(url: URL) -> LedgerInspection:
             _check_tables(version, inspect(connection).get_table_names())
             _check_privileges(connection, database, version)
             return LedgerInspection(
-                database=database, version=version, clock=read_clock(lambda: _server_time(connection))
+                database=database,
+                version=version,
+                support=support_of(connection),
+                clock=read_clock(lambda: _server_time(connection)),
             )
     except OperationalError as exc:
         raise LedgerUnavailable(f"PostgreSQL at {location} does not answer: {exc.orig}") from exc
@@ -105,7 +113,7 @@ def _inspect_postgresql(url: URL) -> LedgerInspection:
 
 def _check_tables(version: str | None, table_names: Collection[str]) -> None:
     if version != HEAD_REVISION:
-        return  # the next command creates or migrates them
+        return  # they are still to be created or migrated, or a newer version has more of them
     if missing_tables := sorted(set(metadata.tables) - set(table_names)):
         raise LedgerUnusable(f"the ledger lacks the table(s) {', '.join(missing_tables)}")
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from gated_backfill.common.ledger.connections import make_engine, migrate
+from gated_backfill.common.ledger.connections import is_shared, make_engine, parse_ledger_url
 from gated_backfill.common.ledger.database import translate_database_errors
+from gated_backfill.common.ledger.migration import migrate
 from gated_backfill.common.ledger.stores.actions import ActionStore
 from gated_backfill.common.ledger.stores.alerts import AlertStore
 from gated_backfill.common.ledger.stores.checkpoints import CheckpointStore
@@ -49,17 +50,26 @@ class Ledger:
         self._engine.dispose()
 
 
-def open_ledger(url: str, *, create: bool = True) -> Ledger:
-    """Open the ledger at the URL; with `create`, create it or migrate it to this version first.
+def open_ledger(url: str, *, create: bool = True, upgrade: bool = True) -> Ledger:
+    """Open the ledger at the URL; with `create`, create it first, and with `upgrade` migrate an older one.
 
-    Raises `LedgerUnusable` for a file that is not a ledger or was written by a newer version, or without `create` for
-    one that does not exist, and `LedgerUnavailable` when the database does not answer.
+    Raises `LedgerUnusable` for a file that is not a ledger, for one that does not exist (without `create`), and for
+    tables of another version that this one cannot use; `LedgerUnavailable` when the database does not answer.
     """
     engine = make_engine(url, create=create)
     try:
         with translate_database_errors():
-            migrate(engine, create=create)
+            migrate(engine, create=create, upgrade=upgrade)
     except BaseException:
         engine.dispose()
         raise
     return Ledger(engine)
+
+
+def open_ledger_of_command(url: str, *, only_looks: bool = False) -> Ledger:
+    """Open the ledger for a command, which creates a SQLite file and, unless it `only_looks`, migrates it.
+
+    A shared ledger, in PostgreSQL, is created and migrated by `backfill ledger migrate` and `backfill tables create`
+    only: processes of another version may be using it. Raises as `open_ledger` does.
+    """
+    return open_ledger(url, create=not is_shared(parse_ledger_url(url)), upgrade=not only_looks)

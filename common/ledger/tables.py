@@ -212,6 +212,16 @@ replaced_checkpoints = Table(
     *(Column(column.name, column.type, nullable=column.nullable) for column in checkpoints.c if not column.primary_key),
 )
 
+#: Which code may use these tables, in one row. A newer version may have migrated them.
+schema_support = Table(
+    "schema_support",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("oldest_code", String(32), nullable=False),  #: the newest revision that the oldest usable code knows
+    Column("migrated_by", String(64), nullable=False),  #: version of this tool
+    Column("migrated_at", UtcDateTime, nullable=False),
+)
+
 #: Each target table belongs to the job that built it last.
 targets = Table(
     "targets",

@@ -37,7 +37,7 @@ COMMANDS = {
     "coverage": ("tables.coverage", "Compare published rows with the expectation."),
     "kept": ("tables.kept", "List the rows that were replaced or removed, or put them back."),
     "cleanup": ("tables.cleanup", "Delete stale rows after a backup, or restore them."),
-    "ledger": ("stack.ledger", "Rebuild a lost ledger from the warehouse."),
+    "ledger": ("stack.ledger", "Migrate the ledger, or rebuild a lost one from the warehouse."),
     "doctor": ("stack.doctor", "Check that everything a run needs is in order."),
     "up": ("stack.up", "Start the stack: broker, workers, beat, Flower, metrics."),
     "down": ("stack.down", "Stop the stack that `backfill up` started."),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, LedgerUnavailable, LedgerUnusable, NotAllowed, UserError
-from gated_backfill.common.ledger.connections import HEAD_REVISION
 from gated_backfill.common.ledger.inspection import LedgerInspection, inspect_ledger
+from gated_backfill.common.ledger.revisions import HEAD_REVISION, is_newer
 from gated_backfill.producer.doctor.results import PlaceCheck, fail, ok
 
 NEXT_STEPS: dict[type[BackfillError], str] = {
@@ -32,6 +32,8 @@ def _describe_tables(inspection: LedgerInspection) -> str:
         return "does not exist yet; the first command that needs it creates it"
     if inspection.version is None:
         return "has no tables yet; the first command that needs them creates them"
+    if is_newer(inspection.version):
+        return f"can be written, tables at version {inspection.version}, which this version can use"
     if inspection.version != HEAD_REVISION:
-        return f"tables at version {inspection.version}, which the next command migrates to {HEAD_REVISION}"
+        return f"tables at version {inspection.version}, which the next run migrates to {HEAD_REVISION}"
     return f"can be written, tables at version {inspection.version}"

@@ -21,7 +21,7 @@ from gated_backfill.common.broker.health import ping_broker
 from gated_backfill.common.config.broker_url import parse_broker_url
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError, UserError
-from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger import open_ledger_of_command
 from gated_backfill.common.model.scheduling.queues import (
     DATES_QUEUE,
     EXPRESS_QUEUE,
@@ -213,7 +213,7 @@ class SupervisedStack:
         if self._broker is None:
             return  # the user's broker kept its messages, and beat reconciles what a worker lost
         dispatcher = CeleryDispatcher(self._app)
-        ledger = open_ledger(self._settings.ledger_url)
+        ledger = open_ledger_of_command(self._settings.ledger_url)
         for run in ledger.runs.list_active_runs():
             if run.owner is None:
                 dispatcher.send_reconcile(run.id, lost_tasks=True)
@@ -242,7 +242,7 @@ def _ping_check(app: Celery, worker: str) -> Callable[[], bool]:
 def clear_heartbeat(settings: Settings) -> None:
     """Clear beat's heartbeat, so that no alert is recorded for a beat that was stopped on purpose."""
     try:
-        ledger = open_ledger(settings.ledger_url)
+        ledger = open_ledger_of_command(settings.ledger_url)
         ledger.maintenance.clear_heartbeat()
         ledger.close()
     except BackfillError as exc:
@@ -250,9 +250,9 @@ def clear_heartbeat(settings: Settings) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """Create or migrate the ledger, and check the other places. Raises `UserError` if one can't be used."""
+    """Open the ledger, and check the other places. Raises `UserError` if one can't be used."""
     check_writable(settings.home.absolute())
-    open_ledger(settings.ledger_url).close()
+    open_ledger_of_command(settings.ledger_url).close()
     open_staging(settings.staging_url).check()
     if settings.broker is not None:
         ping_broker(settings, settings.broker.get_secret_value())

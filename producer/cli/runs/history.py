@@ -58,7 +58,7 @@ def history(
         raise UserError("give either --json or --csv -: both print")
     for output in (as_csv, as_html):
         _check_output(output)  # before writing any file
-    context = open_context(read_settings())
+    context = open_context(read_settings(), only_looks=True)
     period = _period(today(), days)
     runs, runs_before = _read_runs(context.ledger, period, job)
     stale = find_stale_dates_of_runs([row.run for row in runs], context.ledger, lambda: context.warehouse)

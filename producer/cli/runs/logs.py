@@ -13,7 +13,7 @@ import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import DateRow, open_ledger
+from gated_backfill.common.ledger import DateRow, open_ledger_of_command
 from gated_backfill.common.model.dates import parse_date
 from gated_backfill.common.process.printable_text import CONTINUATION, shorten
 from gated_backfill.producer.cli.options import json_option, run_argument
@@ -34,7 +34,7 @@ def logs(run_id: str, day: str | None, as_json: bool) -> None:
     """
     settings = read_settings()
     selected_day = parse_date(day) if day is not None else None
-    with closing(open_ledger(settings.ledger_url)) as ledger:
+    with closing(open_ledger_of_command(settings.ledger_url, only_looks=True)) as ledger:
         run = ledger.runs.get_run(run_id)
         dates = ledger.dates.list_dates(run.id, days=None if selected_day is None else [selected_day])
     if not dates:

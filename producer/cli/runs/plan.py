@@ -29,7 +29,7 @@ def plan(arguments: RunArguments, save: Path | None, every_date: bool) -> None:
     """Show what a run would do with each date, and which dates would be blocked. Launches nothing."""
     request = arguments.to_request()
     settings = read_settings()
-    context = open_context(settings)
+    context = open_context(settings, only_looks=True)
     click.get_current_context().call_on_close(context.ledger.close)
     job = find_job(request.job)
     settings.check_not_own_table(job.target.table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
-from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger
+from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger_of_command
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates, find_stale_dates_of_runs
 from gated_backfill.producer.cli.options import json_option, latest_run_argument
@@ -38,7 +38,7 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
     Also, of a run that has ended, the dates that are stale because the job has another version now or, on local files,
     because a source or an input has changed since. On BigQuery, `plan` and `coverage` compare these.
     """
-    with closing(open_ledger(read_ledger_url())) as ledger:
+    with closing(open_ledger_of_command(read_ledger_url(), only_looks=True)) as ledger:
         runs = ledger.runs.list_latest_runs(max(last, 1))
         if run_id is None and not runs:
             if as_json:

@@ -33,7 +33,7 @@ def undo(run_id: str, dry_run: bool, leave_written: bool, yes: bool) -> None:
     interrupted undo is completed by the same command. Exit codes: 0 all dates are undone; 3 some dates are left as they
     are.
     """
-    context = open_context(read_settings())
+    context = open_context(read_settings(), only_looks=dry_run)
     console = make_console()
     undo_plan = _plan_or_release(run_id, context, leave_written=leave_written, dry_run=dry_run)
     console.print(f"undo of run {run_id}, {undo_plan.describe()}")

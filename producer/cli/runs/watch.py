@@ -21,7 +21,7 @@ from gated_backfill.producer.terminal.watcher import RunWatcher
 def watch(run_id: str | None) -> None:
     """Follow a run to its end: dates done, blocked and failed, dates per second, time left."""
     settings = read_settings()
-    context = open_context(settings)
+    context = open_context(settings, only_looks=True)
     runs = context.ledger.runs.list_latest_runs(1)
     if run_id is None and not runs:
         raise UserError("no run was launched yet")

@@ -13,7 +13,7 @@ from gated_backfill.common.alerts.endpoints import parse_endpoints
 from gated_backfill.common.alerts.messages import Message
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger import open_ledger_of_command
 from gated_backfill.common.ledger.records import Alert
 from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import json_option
@@ -33,7 +33,7 @@ def alerts(context: click.Context, last: int, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    rows = open_ledger(read_settings().ledger_url).alerts.list_latest_alerts(last)
+    rows = open_ledger_of_command(read_settings().ledger_url, only_looks=True).alerts.list_latest_alerts(last)
     if as_json:
         print_json([_alert_json(alert) for alert in rows])
     elif rows:

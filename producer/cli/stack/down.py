@@ -6,7 +6,7 @@ import click
 
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger import open_ledger_of_command
 from gated_backfill.producer.stack.shutdown import shut_down_stack
 from gated_backfill.producer.stack.supervised_stack import clear_heartbeat
 from gated_backfill.producer.terminal.console import Console, make_console
@@ -37,7 +37,7 @@ def down() -> None:
 
 def _list_unfinished_runs(settings: Settings, console: Console) -> None:
     try:
-        runs = open_ledger(settings.ledger_url).runs.list_active_runs()
+        runs = open_ledger_of_command(settings.ledger_url, only_looks=True).runs.list_active_runs()
     except BackfillError as exc:
         console.print(f"cannot list the unfinished runs: {exc}")
         return

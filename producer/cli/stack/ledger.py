@@ -1,4 +1,4 @@
-"""`backfill ledger`: rebuild a lost ledger from the warehouse."""
+"""`backfill ledger`: migrate the ledger, or rebuild a lost one from the warehouse."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.ledger.migration import carry_out, plan_migration
 from gated_backfill.common.model.dates import ALL_DATES, DateRange, format_dates, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.printable_text import shorten
@@ -30,6 +31,29 @@ MAX_DATES_LISTED = 60  #: unproven dates listed without --every-date
 @click.group
 def ledger() -> None:
     """The ledger: the database of runs, dates and checkpoints."""
+
+
+@ledger.command
+@click.option("--dry-run", is_flag=True, help="Show what would change, and what uses the ledger. Changes nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Migrate even if processes that are connected could not go on.")
+@json_option
+def migrate(dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Create the ledger's tables, or migrate those of an older version.
+
+    Shows which processes of which version use the ledger (PostgreSQL). They go on with the migrated tables if only
+    columns or tables were added; if some could not, the command refuses. Commands that launch runs migrate a SQLite
+    file by themselves; one in PostgreSQL is migrated by this command, and by `tables create`, only.
+    """
+    url = read_settings().ledger_url
+    planned = plan_migration(url)
+    console = make_console(stderr=as_json)
+    for line in planned.describe():
+        console.print(line)
+    if not dry_run and planned.is_needed:
+        carry_out(planned, url, exclude=yes)
+        console.print("migrated")
+    if as_json:
+        print_json({"dry_run": dry_run, **planned.as_json()})
 
 
 @ledger.command
@@ -66,7 +90,7 @@ def rebuild(
         start=parse_date(start_date) if start_date else ALL_DATES.start,
         through=parse_date(end_date) if end_date else ALL_DATES.through,
     )
-    context = open_context(read_settings())
+    context = open_context(read_settings(), only_looks=dry_run)
     console = make_console(stderr=as_json)
     jobs = [find_job(name) for name in ([job] if job else job_names())]
     with progress_bar() as progress:

@@ -81,7 +81,7 @@ def coverage(
     days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
-    context = open_context(read_settings())
+    context = open_context(read_settings(), only_looks=not flag_incomplete)
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
     audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True)
     flags = record_audit(audit, context.ledger, current_user(context.settings)) if flag_incomplete else None

@@ -39,7 +39,7 @@ def list_kept_rows(table: str, first: str | None, last: str | None, as_json: boo
         start=parse_date(first) if first else ALL_DATES.start, through=parse_date(last) if last else ALL_DATES.through
     )
     settings = read_settings()
-    context = open_context(settings)
+    context = open_context(settings, only_looks=True)
     target, _ = dated_table(table, context)
     listed = context.warehouse.list_kept(target.name, target.date_column, dates)
     period = timedelta(days=settings.undo_days)
@@ -63,7 +63,7 @@ def restore(table: str, kept_id: str, dry_run: bool, yes: bool) -> None:
     `all`) builds it again. A date without a checkpoint is built by the next run as usual. Refuses, and changes nothing,
     when an active run has the date, or a run has checkpointed it in the meantime.
     """
-    context = open_context(read_settings())
+    context = open_context(read_settings(), only_looks=dry_run)
     console = make_console()
     plan = plan_kept_restore(table, kept_id, context)
     console.print(plan.describe())

@@ -8,6 +8,7 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.jobs_in_use import jobs_in_use
+from gated_backfill.common.ledger.migration import carry_out, plan_migration
 from gated_backfill.common.model.registry import find_job, job_names, load_jobs
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.backends import open_warehouse
@@ -28,12 +29,16 @@ def tables() -> None:
 def create(job: str | None, add_columns: bool) -> None:
     """Create the dataset and the target table of each job as the job declares it, and the tool's own tables.
 
-    Migrates a ledger of an older version. Repeating the command is harmless.
+    Creates the ledger's tables or migrates older ones, as `backfill ledger migrate` does. Repeating the command is
+    harmless.
     """
     jobs = [find_job(job)] if job else []
     settings = read_settings()
     errors: dict[str, UserError] = {}
-    ledger = open_ledger(settings.ledger_url)
+    migration = plan_migration(settings.ledger_url)
+    if migration.is_needed:
+        carry_out(migration, settings.ledger_url)
+    ledger = open_ledger(settings.ledger_url, create=False)
     if job is None:
         jobs, errors = load_jobs(jobs_in_use(ledger) or job_names())
     ledger.close()
@@ -47,7 +52,8 @@ def create(job: str | None, add_columns: bool) -> None:
     if created.prepared is not None:
         outcome = "created" if created.prepared else "there already"
         console.print(f"the table of publications, in the tool's dataset: {outcome}")
-    console.print("the ledger's tables are up to date")
+    for step in migration.describe():
+        console.print(step)
     for error in errors.values():
         console.print(line(styled("skipped", "bold red"), f": {error}"))
     if errors:
