@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.process.logs import configure_logs
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.client import BigQueryAddress
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
@@ -24,6 +25,9 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 from tests.buckets import serve_buckets
 from tests.emulator import Emulator
 from tests.postgres import execute, of_database, started_postgres
+
+# As in the tool's processes: a terminal's format would draw each error with its local variables, which takes seconds.
+configure_logs()
 
 #: These need a project of Google's: `make test-bigquery PROJECT=...` runs them.
 collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
