@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,6 +23,7 @@ from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from tests.buckets import serve_buckets
 from tests.emulator import Emulator
+from tests.lab import migrated_ledger
 from tests.postgres import execute, of_database, started_postgres
 
 # As in the tool's processes: a terminal's format would draw each error with its local variables, which takes seconds.
@@ -168,13 +168,6 @@ def _migrated_databases(postgres_server: str) -> Iterator[Clones]:
     clones.close()
 
 
-@pytest.fixture(scope="session")
-def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
-    open_ledger(f"sqlite:///{file}").close()
-    return file
-
-
 @pytest.fixture
 def empty_sqlite_url(tmp_path: Path) -> str:
     """Where no ledger is yet."""
@@ -188,9 +181,9 @@ def empty_postgres_url(_empty_databases: Clones) -> Iterator[str]:
 
 
 @pytest.fixture
-def sqlite_url(empty_sqlite_url: str, _sqlite_template: Path) -> str:
+def sqlite_url(empty_sqlite_url: str) -> str:
     """A migrated, empty ledger."""
-    shutil.copy(_sqlite_template, str(make_url(empty_sqlite_url).database))
+    Path(str(make_url(empty_sqlite_url).database)).write_bytes(migrated_ledger())
     return empty_sqlite_url
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import duckdb
@@ -25,7 +27,7 @@ from google.api_core.exceptions import NotFound
 from sqlalchemy import create_engine, text
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.ledger import DateRow, Ledger, Run, RunProgress, RunState
+from gated_backfill.common.ledger import DateRow, Ledger, Run, RunProgress, RunState, open_ledger
 from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.registry import find_job
@@ -363,11 +365,22 @@ def any_lab(request: pytest.FixtureRequest) -> Lab:
     return request.getfixturevalue("lab" if request.param == "local" else "bigquery_lab")
 
 
+@lru_cache(maxsize=1)
+def migrated_ledger() -> bytes:
+    """A ledger without runs, as a file: to make its tables anew takes a quarter of the time of most tests."""
+    with TemporaryDirectory() as folder:
+        open_ledger(f"sqlite:///{folder}/ledger.db").close()
+        return (Path(folder) / "ledger.db").read_bytes()
+
+
 def made_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Tables, **settings: Any) -> Iterator[Lab]:
     home, marks = tmp_path / "home", tmp_path / "marks"
     marks.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(PACKAGES / "probe_jobs"))
     monkeypatch.setenv("PROBE_MARKS", str(marks))
+    home.mkdir(mode=0o700)
+    (home / "ledger.db").write_bytes(migrated_ledger())
+    (home / "ledger.db").chmod(0o600)
     made = Settings(home=home, retry_seconds=0.05, **settings)  # pyright: ignore[reportCallIssue]
     lab = Lab(home=home, settings=made, context=open_context(made), marks=marks, tables=tables)
     yield lab
