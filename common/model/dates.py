@@ -59,6 +59,11 @@ class DateRange:
 ALL_DATES = DateRange(start=date.min, through=date.max)
 
 
+def days_before(day: date, count: int) -> DateRange:
+    """Return the `count` days before the day, which is not included."""
+    return DateRange(start=day - ONE_DAY * count, through=day - ONE_DAY)
+
+
 def enclosing_range(days: Iterable[date]) -> DateRange:
     """Return the smallest range that contains all days. Raises `ValueError` without a day."""
     dates = list(days)

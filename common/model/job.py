@@ -454,6 +454,10 @@ class Job:
             table=self.expectation.table,
         )
 
+    def time_zone(self, default: str) -> str:
+        """Return the IANA name of the zone in which its days begin and end: that of its expectation, or the default."""
+        return self.expectation.time_zone or default
+
     def tables_by_role(self) -> list[tuple[str, str]]:
         """Return (role, table) for the target and every table the job reads."""
         calendar = self.expectation.calendar

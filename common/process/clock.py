@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
+from zoneinfo import ZoneInfo
 
 
 def utcnow() -> datetime:
@@ -14,6 +15,11 @@ def utcnow() -> datetime:
 def today() -> date:
     """Return today's date in UTC, the last date a backfill may ask for."""
     return utcnow().date()
+
+
+def today_in(time_zone: str) -> date:
+    """Return today's date in the time zone, given by its IANA name."""
+    return utcnow().astimezone(ZoneInfo(time_zone)).date()
 
 
 def midnight(day: date) -> datetime:

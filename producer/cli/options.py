@@ -11,6 +11,9 @@ end_date_option = click.option("--end-date", help="Last date, YYYY-MM-DD, includ
 dates_option = click.option(
     "--dates", multiple=True, help="Dates instead of a range: 2023-02-23,2023-03-01..2023-03-05. May be repeated."
 )
+last_days_option = click.option(
+    "--last-days", type=click.IntRange(1, 36_500), help="The N days up to yesterday, in the job's time zone."
+)
 reason_option = click.option("--reason", help="The reason; stored with the user and the time.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")

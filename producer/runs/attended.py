@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any
 
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import CheckpointedMeanwhile
 from gated_backfill.common.ledger import Run, RunState
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job_versions import STALE_PREFIX
@@ -51,9 +52,38 @@ def launch_and_follow(
 
     With `as_json`, stdout gets one JSON object and stderr the other lines. `check` may raise to stop the launch;
     `workers_given` says whether the user chose a number of workers; `facts` are added to the JSON object.
+
+    Plans again if another run has checkpointed dates between plan and launch, so that no date is built twice.
     """
+    while True:
+        try:
+            return _launch_and_follow(
+                launch,
+                settings,
+                detach=detach,
+                yes=yes,
+                as_json=as_json,
+                check=check,
+                facts=facts or {},
+                workers_given=workers_given,
+            )
+        except CheckpointedMeanwhile as exc:
+            make_console(stderr=as_json).print(f"{exc}: planning again")
+
+
+def _launch_and_follow(
+    launch: Launch,
+    settings: Settings,
+    *,
+    detach: bool,
+    yes: bool,
+    as_json: bool,
+    check: Callable[[Plan], None],
+    facts: Mapping[str, Any],
+    workers_given: bool,
+) -> int:
     console = make_console(stderr=as_json)
-    output = _JsonOutput(is_wanted=as_json, facts=facts or {})
+    output = _JsonOutput(is_wanted=as_json, facts=facts)
     context = open_context(settings)
     job = find_job(launch.request.job)
     for released in release_interrupted_runs(job, launch.request, context):

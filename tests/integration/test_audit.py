@@ -474,8 +474,8 @@ def test_without_a_flag_there_is_nothing_to_do(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        pytest.param(["--dates", "2023-02-23"], "--flagged selects the dates: give no --start-date", id="dates"),
-        pytest.param(["--start-date", "2023-02-23"], "--flagged selects the dates: give no --start-date", id="range"),
+        pytest.param(["--dates", "2023-02-23"], "--flagged selects the dates: give no other option", id="dates"),
+        pytest.param(["--start-date", "2023-02-23"], "--flagged selects the dates: give no other option", id="range"),
         pytest.param(["--reprocess", "none"], "--reprocess none", id="none"),
     ],
 )

@@ -41,9 +41,12 @@ def snapshot(home: Path) -> dict[str, bytes]:
         pytest.param(["--dates", "2999-01-01"], "is in the future", id="future-date"),
         pytest.param(["--dates", "2023-02-30"], "2023-02-30 is not a date on the calendar", id="no-such-date"),
         pytest.param(["--start-date", "yesterday", "--end-date", "2023-02-23"], "YYYY-MM-DD", id="words"),
-        pytest.param(["--start-date", "2023-02-23"], "give --start-date and --end-date, or --dates", id="no-end"),
-        pytest.param([], "give --start-date and --end-date, or --dates", id="no-dates"),
-        pytest.param(["--dates", "2023-02-23", "--start-date", "2023-02-23"], "either --dates or", id="both"),
+        pytest.param(["--start-date", "2023-02-23"], "give --start-date and --end-date, --dates, --last", id="no-end"),
+        pytest.param([], "give --start-date and --end-date, --dates, --last-days or --yesterday", id="no-dates"),
+        pytest.param(["--yesterday", "--last-days", "2"], "give only one of", id="two-daily-ways"),
+        pytest.param(["--yesterday", "--flagged"], "--flagged selects the dates", id="flagged-yesterday"),
+        pytest.param(["--dates", "2023-02-23", "--yesterday"], "give only one of", id="dates-and-yesterday"),
+        pytest.param(["--dates", "2023-02-23", "--start-date", "2023-02-23"], "give only one of", id="both"),
         pytest.param(
             ["--dates", "2023-02-23", "--exclude", "2023-02-23"], "every date asked for is excluded", id="none"
         ),

@@ -196,7 +196,7 @@ def _check_planned_checkpoints(connection: Connection, new: NewRun) -> None:
     if changed:
         runs_now = ", ".join(sorted({now[day] for day in changed}))
         raise CheckpointedMeanwhile(
-            f"run {runs_now} has checkpointed {format_dates(changed)} since this run was planned: nothing was started"
+            f"run {runs_now} has checkpointed {format_dates(changed)} since this run was planned"
         )
 
 

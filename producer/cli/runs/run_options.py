@@ -14,14 +14,16 @@ import click
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import Fallback
-from gated_backfill.common.model.dates import DateRange, parse_date
+from gated_backfill.common.model.dates import DateRange, days_before, parse_date
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.model.scheduling.batching import parse_dates_per_task
+from gated_backfill.common.process.clock import today_in
 from gated_backfill.producer.cli.options import (
     dates_option,
     end_date_option,
     job_option,
     json_option,
+    last_days_option,
     start_date_option,
     strip_reason,
     window_option,
@@ -47,6 +49,8 @@ DATE_OPTIONS = (
     start_date_option,
     end_date_option,
     dates_option,
+    last_days_option,
+    click.option("--yesterday", is_flag=True, help="Yesterday, in the job's time zone: --last-days 1."),
     click.option("--exclude", multiple=True, help="Dates to leave out, written as in --dates."),
     click.option(
         "--flagged", is_flag=True, help="Rebuild the dates flagged by `coverage --flag-incomplete` or the daily audit."
@@ -114,6 +118,8 @@ class RunArguments:
     start_date: str | None = None
     end_date: str | None = None
     dates: tuple[str, ...] = ()
+    last_days: int | None = None
+    yesterday: bool = False
     exclude: tuple[str, ...] = ()
     flagged: bool = False
     reprocess: Reprocess = Reprocess.FAILED
@@ -143,7 +149,12 @@ class RunArguments:
 
     @property
     def has_dates(self) -> bool:
-        return any((self.start_date, self.end_date, self.dates))
+        return any((self.start_date, self.end_date, self.dates, self.is_daily))
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether the dates depend on the day of the call, as in a call by a scheduler."""
+        return self.last_days is not None or self.yesterday
 
     def to_request(self) -> RunRequest:
         """The request of these options. Raises `UserError` when they contradict each other.
@@ -206,10 +217,14 @@ class RunArguments:
         return find_job(self.job).name
 
     def _days(self) -> tuple[date, ...]:
-        if self.dates and (self.start_date or self.end_date):
-            raise UserError("give either --dates or --start-date and --end-date, not both")
+        ways = (self.dates, self.start_date or self.end_date, self.last_days, self.yesterday)
+        if sum(map(bool, ways)) > 1:
+            raise UserError("give only one of: --start-date and --end-date, --dates, --last-days, --yesterday")
+        if self.is_daily:
+            time_zone = find_job(self._job_name()).time_zone(read_settings().timezone)
+            return resolve_days(days_before(today_in(time_zone), self.last_days or 1), (), self._excluded())
         if not self.dates and not (self.start_date and self.end_date):
-            raise UserError("give --start-date and --end-date, or --dates")
+            raise UserError("give --start-date and --end-date, --dates, --last-days or --yesterday")
         span = None
         if self.start_date and self.end_date:
             span = DateRange(start=parse_date(self.start_date), through=parse_date(self.end_date))
@@ -217,7 +232,7 @@ class RunArguments:
 
     def _flagged_days(self) -> tuple[date, ...]:
         if self.has_dates:
-            raise UserError("--flagged selects the dates: give no --start-date, --end-date or --dates")
+            raise UserError("--flagged selects the dates: give no other option for them")
         if self.reprocess is Reprocess.NONE:
             raise UserError("--flagged rebuilds dates: it cannot be combined with --reprocess none")
         job = self._job_name()

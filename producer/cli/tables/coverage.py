@@ -14,16 +14,17 @@ from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.model.coverage import format_percent
-from gated_backfill.common.model.dates import ONE_DAY, DateRange, format_dates, parse_date
+from gated_backfill.common.model.dates import DateRange, days_before, format_dates, parse_date
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.registry import find_job, job_names
-from gated_backfill.common.process.clock import today
+from gated_backfill.common.process.clock import today_in
 from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import (
     dates_option,
     end_date_option,
     job_option,
     json_option,
+    last_days_option,
     start_date_option,
 )
 from gated_backfill.producer.context import current_user, open_context
@@ -48,7 +49,7 @@ STYLES = {
 @start_date_option
 @end_date_option
 @dates_option
-@click.option("--last-days", type=click.IntRange(1, 36_500), help="Days up to yesterday (UTC), instead of a range.")
+@last_days_option
 @json_option
 @click.option("--every-date", is_flag=True, help="A line for every date, including complete ones.")
 @click.option(
@@ -78,9 +79,10 @@ def coverage(
     job's version or rules, sources or inputs have changed since they were checkpointed, and as undone whose run was.
     Exit codes: 0 every date is complete, accepted, forced or skipped; 3 some are not.
     """
-    days = resolve_audit_days(start_date, end_date, dates, last_days)
     if job is None:
         raise UserError(f"give --job; installed jobs: {', '.join(job_names())}")
+    time_zone = find_job(job).time_zone(read_settings().timezone)
+    days = resolve_audit_days(start_date, end_date, dates, last_days, today_in(time_zone))
     context = open_context(read_settings(), only_looks=not flag_incomplete)
     max_names = ALL_NAMES if as_json else MISSING_NAMES_SHOWN
     audit = audit_dates(find_job(job), days, context.warehouse, context.ledger, max_names=max_names, find_stale=True)
@@ -95,14 +97,16 @@ def coverage(
 
 
 def resolve_audit_days(
-    start: str | None, end: str | None, dates: Sequence[str], last_days: int | None
+    start: str | None, end: str | None, dates: Sequence[str], last_days: int | None, today: date
 ) -> tuple[date, ...]:
-    """The dates given in exactly one of three ways. Raises `UserError` otherwise, and for future dates."""
+    """The dates given in exactly one of three ways. Raises `UserError` otherwise, and for future dates.
+
+    `today` is the day after the last one of `last_days`.
+    """
     if sum((bool(start or end), bool(dates), last_days is not None)) != 1:
         raise UserError("give one of: --start-date and --end-date, --dates, --last-days")
     if last_days is not None:
-        span = DateRange(start=today() - ONE_DAY * last_days, through=today() - ONE_DAY)
-        return resolve_days(span, (), ())
+        return resolve_days(days_before(today, last_days), (), ())
     if dates:
         return resolve_days(None, parse_date_list(dates, "--dates"), ())
     if not (start and end):
