@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 from gated_backfill.common.ledger.states import DateState, RunState, WindowState
+from gated_backfill.common.process.printable_text import storable
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -46,6 +47,16 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class FreeText(TypeDecorator[str]):
+    """Text of others, such as the error of a job. What a database cannot store, NUL and surrogates, is escaped."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else storable(value)
 
 
 metadata = MetaData(
@@ -76,9 +87,9 @@ runs = Table(
     Column("job_version", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("options", JSON, nullable=False),  #: fallback, force, reason, window, in_flight, ...
-    Column("requested", Text, nullable=False),  #: the requested dates and what they resolved to, in words
+    Column("requested", FreeText, nullable=False),  #: the requested dates and what they resolved to, in words
     Column("requested_by", String(128), nullable=False),
-    Column("reason", Text),  #: the user's reason for the launch
+    Column("reason", FreeText),  #: the user's reason for the launch
     Column("owner", String(128)),  #: embedded stack whose workers run it; null with a broker of the user
     Column("first_date", Date, nullable=False),
     Column("last_date", Date, nullable=False),
@@ -126,12 +137,12 @@ run_dates = Table(
     Column("losses", Integer, nullable=False, server_default="0"),  #: attempts that were lost for an unknown reason
     Column("lease_owner", String(128)),
     Column("lease_until", UtcDateTime),
-    Column("reason", Text),  #: why it was skipped, blocked, accepted, ...
+    Column("reason", FreeText),  #: why it was skipped, blocked, accepted, ...
     Column("verdict", String(16)),
     Column("expected", Integer),
     Column("found", JSON),  #: number of expected entities present, by source
     Column("source", String(256)),
-    Column("source_reason", Text),
+    Column("source_reason", FreeText),
     Column("matched", Integer),
     Column("missing", JSON),  #: names of missing entities, up to a limit
     Column("unexpected", JSON),  #: names of unexpected entities, up to a limit
@@ -147,12 +158,12 @@ run_dates = Table(
     Column("target_matched", Integer),  #: expected entities that the target had
     Column("lost", JSON),  #: names of expected entities that the target had and the staged rows lack, up to a limit
     Column("lost_count", Integer),
-    Column("loss", Text),  #: what the publication would lose of the target's rows, or has lost if it was forced
+    Column("loss", FreeText),  #: what the publication would lose of the target's rows, or has lost if it was forced
     Column("floor", Integer),  #: the fewest entities that may be expected, as planned
-    Column("floor_reason", Text),  #: where the floor comes from
+    Column("floor_reason", FreeText),  #: where the floor comes from
     Column("error_kind", String(128)),
-    Column("error", Text),
-    Column("error_place", Text),  #: `file:line` of the job's code that raised the error
+    Column("error", FreeText),
+    Column("error_place", FreeText),  #: `file:line` of the job's code that raised the error
     Column("queued_at", UtcDateTime),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
@@ -176,7 +187,7 @@ actions = Table(
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
     Column("action", String(16), nullable=False),  #: see `states.RunAction`
     Column("by", String(128), nullable=False),
-    Column("reason", Text),
+    Column("reason", FreeText),
     Column("details", JSON, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     Index(None, "run_id"),
@@ -190,7 +201,7 @@ checkpoints = Table(
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),
     Column("job_version", String(64), nullable=False),
     Column("verdict", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", FreeText, nullable=False),
     Column("expected", Integer, nullable=False),
     Column("matched", Integer, nullable=False),
     Column("rows", Integer, nullable=False),
@@ -239,7 +250,7 @@ flagged_dates = Table(
     Column("job", String(128), primary_key=True),
     Column("day", Date, primary_key=True),
     Column("finding", String(16), nullable=False),  #: incomplete, missing, duplicated, invalid or changed
-    Column("reason", Text, nullable=False),
+    Column("reason", FreeText, nullable=False),
     Column("expected", Integer),
     Column("matched", Integer),
     Column("flagged_at", UtcDateTime, nullable=False),
@@ -281,7 +292,7 @@ cleanup_operations = Table(
     Column("restored_by", String(128)),
     Column("expires_at", UtcDateTime),  #: when its backup may be removed
     Column("found_expired_at", UtcDateTime),  #: when that was first found to be past; it is removed a day later
-    Column("error", Text),
+    Column("error", FreeText),
     Index("uq_cleanup_operations_active", "table_name", unique=True, sqlite_where=ACTIVE),
     Index(None, "table_name", "created_at"),
     Index(None, "state"),
@@ -297,8 +308,8 @@ maintenance = Table(
     Column("lease_until", UtcDateTime),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
-    Column("outcome", Text),  #: in words
-    Column("error", Text),
+    Column("outcome", FreeText),  #: in words
+    Column("error", FreeText),
 )
 
 #: Alerts: recorded first and delivered later, so that an unreachable endpoint only delays the message.
@@ -310,8 +321,8 @@ alerts = Table(
     Column("kind", String(32), nullable=False),
     Column("job", String(128)),
     Column("run_id", String(40)),
-    Column("title", Text, nullable=False),
-    Column("body", Text, nullable=False),
+    Column("title", FreeText, nullable=False),
+    Column("body", FreeText, nullable=False),
     Column("state", String(16), nullable=False),  #: pending, sending, sent, failed, muted
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("lease_owner", String(128)),
@@ -319,7 +330,7 @@ alerts = Table(
     Column("delivered", JSON),  #: masked names of the endpoints that got it
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
-    Column("error", Text),
+    Column("error", FreeText),
     Index("uq_alerts_key", "key", unique=True),
     Index(None, "state", "created_at"),
 )

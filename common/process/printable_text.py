@@ -40,6 +40,15 @@ def printable_lines(text: str) -> str:
     return f"\n{CONTINUATION}".join(map(printable, text.split("\n")))
 
 
+def storable(text: str) -> str:
+    """Return the text with NUL and surrogates escaped, which not every database stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode(errors="backslashreplace").decode()
+    return text.replace("\0", "\\x00")
+
+
 def _cut(text: str, length: int) -> str:
     if len(text) <= length:
         return text

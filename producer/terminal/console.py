@@ -14,9 +14,7 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.process.printable_text import printable
 
 WIDTH_WITHOUT_TERMINAL = 160  #: columns
-
-
-StyledText = Text
+StyledText = Text  #: what `styled` and `line` return
 
 
 class Console(RichConsole):

@@ -833,6 +833,21 @@ def test_verdicts_are_recorded_on_staged_dates_only(ledger: Ledger, run: Run) ->
     assert row_of(ledger, run, FEB_24).verdict is None
 
 
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [
+        pytest.param("no such file: \udcff", r"no such file: \udcff", id="not-utf8"),
+        pytest.param("a\0b", r"a\x00b", id="nul"),
+        pytest.param("\x1b[31m é 中文 👩🏽‍🚀\n", "\x1b[31m é 中文 👩🏽‍🚀\n", id="anything-else"),
+    ],
+)
+def test_an_error_of_any_text_is_recorded(ledger: Ledger, run: Run, error: str, stored: str) -> None:
+    ledger.dates.fail_remaining_dates(run.id, "ProcessFailed", error)
+
+    assert row_of(ledger, run, FEB_23).error == stored
+    assert row_of(ledger, run, FEB_23).reason == f"ProcessFailed: {stored}"
+
+
 def test_the_latest_outcome_of_each_date_is_known(ledger: Ledger) -> None:
     first = queued_run(ledger)
     blocked_date(ledger, first, FEB_23)

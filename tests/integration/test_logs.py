@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from gated_backfill.common.process.printable_text import printable_lines
 from tests.lab import Lab, players
+from tests.texts import FORGED, check_output
 
 DAYS = [date(2023, 2, 23) + timedelta(days=n) for n in range(3)]
 DATES = f"{DAYS[0]}..{DAYS[2]}"
@@ -95,3 +97,16 @@ def test_an_unknown_run_or_date_is_refused_in_one_line(filled: Lab, as_json: tup
         refused = filled.inside("logs", *arguments, *as_json)
         assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, "", 1)
         assert reason in refused.stderr
+
+
+def test_what_a_job_logs_in_a_worker_forges_no_line(lab: Lab) -> None:
+    names = ["ada\n" + FORGED, "\x1b[2J" + FORGED, "\u202eé 中文"]
+    for day, name in zip(DAYS, names, strict=True):
+        lab.probe_all([day], players(3), trick=f"log:{name}")
+    assert lab.command("run", "--job", "probe", "--dates", DATES, "--workers", "1").returncode == 0
+
+    written = "".join(file.read_text(encoding="utf-8") for file in (lab.home / "logs").glob("*.log"))
+
+    for name in names:
+        assert f"strange name: {printable_lines(name)}\n" in written
+    check_output(written)

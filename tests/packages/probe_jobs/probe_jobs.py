@@ -4,6 +4,7 @@ A row's `trick` is obeyed when its date is processed. What must happen once only
 files in the folder named by PROBE_MARKS.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -50,6 +51,10 @@ def kill_worker(batch: Batch, argument: str) -> None:
 
 def raise_error(batch: Batch, argument: str) -> None:
     raise RuntimeError(argument or f"no luck on {batch.days[0]}")
+
+
+def write_to_a_log(batch: Batch, argument: str) -> None:
+    logging.getLogger("probe_jobs").warning("strange name: %s", argument)
 
 
 def raise_in_a_library(batch: Batch, argument: str) -> None:
@@ -105,6 +110,7 @@ TRICKS = {
     "stop": stop,
     "kill": kill_worker,
     "raise": raise_error,
+    "log": write_to_a_log,
     "library": raise_in_a_library,
     "transient": fail_for_a_while,
     "forbid": forbid,
