@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from tempfile import gettempdir
@@ -20,14 +21,21 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
-from celery.signals import after_setup_logger, after_setup_task_logger, celeryd_after_setup, worker_process_init
+from celery.signals import (
+    after_setup_logger,
+    after_setup_task_logger,
+    celeryd_after_setup,
+    worker_process_init,
+    worker_ready,
+    worker_shutdown,
+)
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.model.scheduling.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
-from gated_backfill.common.process.identity import die_with_parent, limit_memory
+from gated_backfill.common.process.identity import die_with_parent, limit_memory, process_identity
 from gated_backfill.common.process.logs import configure_logs, make_printable
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
@@ -36,6 +44,7 @@ from gated_backfill.worker.stopping import end_in_time
 
 if TYPE_CHECKING:
     from gated_backfill.worker.dependencies import Deps
+    from gated_backfill.worker.heartbeat import HeartbeatThread
 
 
 def broker_url() -> str:
@@ -59,12 +68,27 @@ configure_logs()
 log = structlog.get_logger()
 
 
+@dataclass
+class ThisWorker:
+    """The worker of this process."""
+
+    name: str = ""  #: as Celery shows it
+    identity: str = ""  #: of its main process; empty in other programs
+    heartbeat: HeartbeatThread | None = None
+
+
+this_worker = ThisWorker()
+
+
 @lru_cache(maxsize=1)
 def deps() -> Deps:
     """This process's connections, opened on first use: they must not be shared with a forked child."""
     from gated_backfill.worker.dependencies import open_deps
 
-    return open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
+    opened = open_deps(read_settings(), CeleryDispatcher(app), broker=broker_url())
+    if this_worker.identity:  # before it claims anything
+        opened.ledger.heartbeats.register(opened.owner, worker=this_worker.identity, name=this_worker.name)
+    return opened
 
 
 def deps_or_retry(task: Any) -> Deps:
@@ -86,7 +110,8 @@ def _prepare_logger(logger: logging.Logger, **_: Any) -> None:
 def _prepare_worker(instance: Any, **_: Any) -> None:
     """Set up a worker before it forks: priority, imports, and every queue of dates for a worker of one of them."""
     worker_process_init.connect(partial(_prepare_child, os.getpid()), weak=False)
-    end_in_time()
+    end_in_time(_stop_heartbeat)
+    this_worker.name, this_worker.identity = str(instance.hostname), process_identity()
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
     # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.
@@ -100,6 +125,28 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
         atexit.register(gc.unfreeze)  # DuckDB warns at exit about objects that cannot be collected
     finally:
         gc.enable()
+
+
+@worker_ready.connect
+def _start_heartbeat(sender: Any, **_: Any) -> None:
+    """Start the heartbeat of a worker that takes tasks now; `sender` is its consumer."""
+    from gated_backfill.worker.heartbeat import HeartbeatThread
+
+    def consumed() -> list[str]:
+        consumer = sender.task_consumer if sender.connection is not None else None
+        return [] if consumer is None else [queue.name for queue in consumer.queues]
+
+    queues = sorted(app.amqp.queues.consume_from)
+    this_worker.heartbeat = HeartbeatThread(
+        read_settings(), CeleryDispatcher(app), name=this_worker.name, queues=queues, consumed=consumed
+    )
+    this_worker.heartbeat.start()
+
+
+@worker_shutdown.connect
+def _stop_heartbeat(**_: Any) -> None:
+    if this_worker.heartbeat is not None:
+        this_worker.heartbeat.stop()
 
 
 def _import_before_fork(*, closes_windows: bool) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psutil
@@ -20,32 +21,41 @@ from gated_backfill.common.config.settings import read_settings
 log = structlog.get_logger()
 
 TASKS_SHARE = 0.75  #: of the time for stopping, in which tasks in progress may end by themselves
-PROCESSES_SHARE = 0.95  #: of the time for stopping, after which the worker ends, whatever it waits for
+PROCESSES_SHARE = 0.85  #: of the time for stopping, after which processes that did not release their claims are killed
+CELERY_SECONDS = 1.0  #: in which Celery may end the worker after its processes have ended; it often waits without end
+LAST_SECONDS = 0.5  #: for what is done at the end
 
 
-def end_in_time() -> None:
-    """Have this worker end within `BACKFILL_STOP_SECONDS` of the signal that stops it."""
-    worker_shutting_down.connect(_begin, weak=False)
+def end_in_time(on_end: Callable[[], object]) -> None:
+    """Have this worker end within `BACKFILL_STOP_SECONDS` of the signal that stops it.
+
+    `on_end` is called before the worker is ended although Celery waits for something; it may not succeed.
+    """
+
+    def begin(**_: object) -> None:
+        if not any(thread.name == __name__ for thread in threading.enumerate()):  # a second signal changes nothing
+            arguments = (read_settings().stop_seconds, on_end)
+            threading.Thread(target=_end_after, args=arguments, name=__name__, daemon=True).start()
+
+    worker_shutting_down.connect(begin, weak=False)
 
 
-def _begin(**_: object) -> None:
-    if not any(thread.name == __name__ for thread in threading.enumerate()):  # a second signal changes nothing
-        seconds = read_settings().stop_seconds
-        threading.Thread(target=_end_after, args=(seconds,), name=__name__, daemon=True).start()
-
-
-def _end_after(seconds: float) -> None:
+def _end_after(seconds: float, on_end: Callable[[], object]) -> None:
     started = time.monotonic()
     time.sleep(TASKS_SHARE * seconds)
-    _signal_processes(signal.SIGTERM)
-    time.sleep(max(started + PROCESSES_SHARE * seconds - time.monotonic(), 0))
+    processes = psutil.Process().children()  # those that run tasks
+    _signal(processes, signal.SIGTERM)
+    psutil.wait_procs(processes, timeout=max(started + PROCESSES_SHARE * seconds - time.monotonic(), 0))
+    time.sleep(min(CELERY_SECONDS, (1 - PROCESSES_SHARE) / 2 * seconds))
     log.warning("worker_stop_forced", seconds=seconds)
-    _signal_processes(signal.SIGKILL)
+    _signal(psutil.Process().children(), signal.SIGKILL)
+    last = threading.Thread(target=on_end, daemon=True)
+    last.start()
+    last.join(min(LAST_SECONDS, (1 - PROCESSES_SHARE) / 2 * seconds))
     os._exit(os.EX_OK)
 
 
-def _signal_processes(number: signal.Signals) -> None:
-    """Send the signal to the processes that run tasks."""
-    for process in psutil.Process().children():
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)

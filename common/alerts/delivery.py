@@ -25,7 +25,6 @@ from gated_backfill.common.errors import UserError
 from gated_backfill.common.ledger import Alert, Ledger
 from gated_backfill.common.model.scheduling.retry import RetryPolicy
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 
 log = structlog.get_logger()
 
@@ -59,7 +58,8 @@ def deliver(ledger: Ledger, settings: Settings, owner: str) -> str:
     if not endpoints:
         return f"no endpoints are set{notes}"
     lease_until = utcnow() + timedelta(seconds=settings.alert_timeout_seconds + 2 * SENDER_STARTUP_SECONDS)
-    alerts = ledger.alerts.claim_alerts(owner, lease_until, is_dead=is_dead, limit=ALERTS_PER_MESSAGE)
+    is_lost = ledger.heartbeats.is_lost
+    alerts = ledger.alerts.claim_alerts(owner, lease_until, is_dead=is_lost, limit=ALERTS_PER_MESSAGE)
     if not alerts:
         return f"no alerts to send{notes}"
     results = _send_undelivered(alerts, endpoints, settings)

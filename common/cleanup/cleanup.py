@@ -45,7 +45,6 @@ from gated_backfill.common.model.dates import ALL_DATES, chunk_dates, format_dat
 from gated_backfill.common.model.publication import Backup, BackupDate
 from gated_backfill.common.model.tables import DatedTable
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 DATES_PER_OPERATION = 3000  #: one BigQuery job may modify 4,000 partitions
@@ -296,7 +295,8 @@ def _drop_late_backup(operation: CleanupOperation, context: CleanupContext) -> N
 def _finish_interrupted(context: CleanupContext, report: CleanupReport) -> None:
     """Finish the operations whose process died or lost its lease."""
     for operation in context.ledger.cleanups.list_unfinished_cleanups():
-        claimed = context.ledger.cleanups.claim_cleanup(operation.id, context.owner, context.lease(), is_dead=is_dead)
+        is_lost = context.ledger.heartbeats.is_lost
+        claimed = context.ledger.cleanups.claim_cleanup(operation.id, context.owner, context.lease(), is_dead=is_lost)
         if claimed is None:
             continue
         try:

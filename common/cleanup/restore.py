@@ -20,7 +20,6 @@ from gated_backfill.common.ledger.stores.cleanups import CleanupOperation, Clean
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 
@@ -73,7 +72,8 @@ def restore(
     operation = find_operation(operation_id, context)
     check_restorable(operation, context, intact_only=intact_only)
     if operation.state is CleanupState.RESTORING:
-        if ledger.claim_cleanup(operation_id, context.owner, context.lease(), is_dead=is_dead) is None:
+        is_lost = context.ledger.heartbeats.is_lost
+        if ledger.claim_cleanup(operation_id, context.owner, context.lease(), is_dead=is_lost) is None:
             raise TableInUse(f"operation {operation_id} is being restored already", table=operation.table_name)
     else:
         try:

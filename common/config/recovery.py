@@ -19,6 +19,8 @@ class RecoverySettings(BaseSettings):
     gate_late_seconds: float = Field(10.0, ge=0)  #: time after a window's last date until its gate call counts as lost
     start_late_seconds: float = Field(10.0, ge=0)  #: time after a run's opening until its start counts as lost
     lease_grace_seconds: float = Field(30.0, ge=0)  #: time by which a date's lease exceeds the hard time limit
+    #: Interval at which a worker renews its heartbeat. One that is silent for three intervals is lost.
+    heartbeat_seconds: float = Field(2.0, ge=0.1, le=60)
     gate_lease_seconds: float = Field(300.0, gt=0)
     max_deaths: int = Field(3, ge=1)  #: of worker processes by a date, or of gates by a window, until it is abandoned
     max_losses: int = Field(10, ge=1)  #: of workers or gates for an unknown reason, until a date or window is abandoned

@@ -18,6 +18,7 @@ from gated_backfill.common.ledger.stores.cleanups import CleanupStore
 from gated_backfill.common.ledger.stores.dates import DateStore
 from gated_backfill.common.ledger.stores.flags import FlagStore
 from gated_backfill.common.ledger.stores.gauges import GaugeStore
+from gated_backfill.common.ledger.stores.heartbeats import HeartbeatStore
 from gated_backfill.common.ledger.stores.history import HistoryStore
 from gated_backfill.common.ledger.stores.maintenance import MaintenanceStore
 from gated_backfill.common.ledger.stores.orders import OrderStore
@@ -40,6 +41,7 @@ class Ledger:
         self.orders = OrderStore(engine)
         self.actions = ActionStore(engine)
         self.flags = FlagStore(engine)
+        self.heartbeats = HeartbeatStore(engine)
         self.alerts = AlertStore(engine)
         self.gauges = GaugeStore(engine)
         self.maintenance = MaintenanceStore(engine)

@@ -312,6 +312,24 @@ maintenance = Table(
     Column("error", FreeText),
 )
 
+#: Heartbeats of the processes of workers. A worker renews its own and those of its processes that run tasks.
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    Column("owner", String(128), primary_key=True),  #: identity of the process, as in leases
+    Column("worker", String(128), nullable=False),  #: identity of the worker's main process, which renews it
+    Column("name", String(256), nullable=False),  #: of the worker, as Celery and Flower show it
+    Column("queues", JSON),  #: that the worker was started for; null for a process that runs its tasks
+    Column("consumed", JSON),  #: those of them that it takes tasks from now
+    Column("consumed_at", UtcDateTime, nullable=False),  #: when that last changed
+    Column("beats", BigInteger, nullable=False),  #: how often it was renewed: who watches it compares no clocks
+    Column("started_at", UtcDateTime, nullable=False),  #: all times are by the ledger's clock
+    Column("seen_at", UtcDateTime, nullable=False),  #: when it was last renewed
+    Column("ended_at", UtcDateTime),  #: when its end was noticed
+    Column("ending", String(16)),  #: see `stores.heartbeats.Ending`
+    Index(None, "worker"),
+)
+
 #: Alerts: recorded first and delivered later, so that an unreachable endpoint only delays the message.
 alerts = Table(
     "alerts",

@@ -14,6 +14,7 @@ class AlertKind(StrEnum):
     CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
     MAINTENANCE_FAILED = "maintenance-failed"  #: a maintenance task failed
     BEAT_SILENT = "beat-silent"  #: scheduled tasks do not run
+    CONSUMER_LOST = "consumer-lost"  #: a worker does not take tasks from a queue that it was started for
     FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is often partial
     RUN_FINISHED = "run-finished"  #: a run ended
 

@@ -23,6 +23,7 @@ PR_SET_PDEATHSIG = 1
 INITIAL_PID_NAMESPACE = 4026531836  #: its number on every Linux machine; containers have others
 DIGEST_LENGTH = 8  #: characters; identities are stored in 128
 ENDED_STATES = frozenset("ZXx")  #: states in /proc of a process that has ended
+SUSPENDED_STATES = frozenset("Tt")  #: states in /proc of a process that was stopped by a signal or a debugger
 
 
 class _Host(NamedTuple):
@@ -110,12 +111,28 @@ def _alive_since(pid: int) -> tuple[bool, int]:
     """Return whether the process runs (a zombie does not), and when it started. Raises `ProcessLookupError`."""
     if sys.platform != "linux":
         return _alive_since_elsewhere(pid)
+    state, fields = _read_stat(pid)
+    return state not in ENDED_STATES, int(fields[18])
+
+
+def _read_stat(pid: int) -> tuple[str, list[str]]:
+    """Return the state of a process and the fields of /proc that follow it. Raises `ProcessLookupError`."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError) as exc:
         raise ProcessLookupError(f"there is no process {pid}") from exc
     state, *fields = stat.rpartition(")")[2].split()  # from field 3 on; the name before it may hold anything
-    return state not in ENDED_STATES, int(fields[18])
+    return state, fields
+
+
+def is_suspended(owner: str) -> bool:
+    """Return whether a process of this host is suspended, as by SIGSTOP. False where that is not known."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return _read_stat(int(owner.rsplit(":", 2)[1]))[0] in SUSPENDED_STATES
+    except ProcessLookupError:
+        return False
 
 
 def _alive_since_elsewhere(pid: int) -> tuple[bool, int]:

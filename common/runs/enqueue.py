@@ -10,7 +10,6 @@ from gated_backfill.common.ledger import Ledger, Run
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.scheduling.batching import split_into_tasks
-from gated_backfill.common.process.identity import is_dead
 
 
 def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatcher) -> None:
@@ -29,7 +28,7 @@ def enqueue_next_windows(run: Run, job: Job, ledger: Ledger, dispatcher: Dispatc
             in_flight=options.in_flight,
             dates=options.max_in_flight,
             job_dates=options.job_max_in_flight,
-            is_dead=is_dead,
+            is_dead=ledger.heartbeats.is_lost,
         )
         for number, days in opened.items():
             enqueue_dates(next_run, number, job, days, ledger, dispatcher)
@@ -43,7 +42,7 @@ def requeue_lost_dates(
     The keyword arguments are explained at `ClaimStore.requeue_dates`.
     """
     days = ledger.claims.requeue_dates(
-        run.id, window, include_queued=include_queued, is_dead=is_dead, max_losses=max_losses
+        run.id, window, include_queued=include_queued, is_dead=ledger.heartbeats.is_lost, max_losses=max_losses
     )
     if days:
         enqueue_dates(run, window, job, days, ledger, dispatcher)

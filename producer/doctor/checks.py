@@ -6,6 +6,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.producer.doctor.alerts import check_alerts
 from gated_backfill.producer.doctor.broker import check_broker, lasting_broker_url
 from gated_backfill.producer.doctor.clocks import check_clocks
+from gated_backfill.producer.doctor.consumers import check_consumers
 from gated_backfill.producer.doctor.jobs import (
     check_shared_targets,
     check_time_limits,
@@ -45,6 +46,7 @@ def run_checks(settings: Settings, job: str | None, sample: int = 0) -> list[Che
         *check_clocks({"broker": broker, "ledger": ledger, "warehouse": warehouse_check}),
         *check_time_limits(settings, jobs),
         *unloadable,
+        *check_consumers(settings, ledger_is_usable=ledger_is_usable),
         *(check_workers(settings, lasting_broker_url(settings), jobs) if broker_answers else []),
     ]
     results += check_shared_targets(settings, jobs, ledger_is_usable=ledger_is_usable)

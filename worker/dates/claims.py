@@ -14,7 +14,6 @@ from gated_backfill.common.ledger.rows import DateColumns
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.worker.dates.outcomes import RetryLater
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.releases import release_despite_outage
@@ -45,7 +44,12 @@ class DatesTask:
         deps = self.deps
         until = utcnow() + timedelta(seconds=self.job.time_limit_seconds) + deps.settings.lease_grace
         return deps.ledger.claims.claim_dates(
-            self.run.id, days, deps.owner, until, is_dead=is_dead, max_losses=deps.settings.max_losses
+            self.run.id,
+            days,
+            deps.owner,
+            until,
+            is_dead=deps.ledger.heartbeats.is_lost,
+            max_losses=deps.settings.max_losses,
         )
 
     def release(self, ends: Mapping[date, tuple[DateState, DateColumns]]) -> frozenset[date]:

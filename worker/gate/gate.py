@@ -20,7 +20,6 @@ from gated_backfill.common.ledger.states import READY_FOR_GATE, UNFINISHED_DATES
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.process.signals import find_interruption
 from gated_backfill.common.runs.enqueue import enqueue_dates, enqueue_next_windows
 from gated_backfill.common.runs.release import find_still_published
@@ -68,7 +67,9 @@ def close_window(
     started, until = time.monotonic(), utcnow() + deps.settings.gate_lease
     if run.has_ended:
         return GateOutcome.NOT_CLAIMED
-    generation = deps.ledger.windows.claim_window(run_id, number, deps.owner, until, is_dead=is_dead)
+    generation = deps.ledger.windows.claim_window(
+        run_id, number, deps.owner, until, is_dead=deps.ledger.heartbeats.is_lost
+    )
     if generation is None:
         return GateOutcome.NOT_CLAIMED
     with structlog.contextvars.bound_contextvars(run=run_id, window=number):

@@ -8,13 +8,13 @@ from enum import Enum
 
 import structlog
 
+from gated_backfill.common.alerts.consumers import consumer_alerts, list_lost_consumers
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import NewAlert, Run
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, MaintenanceTaskRow
 from gated_backfill.common.model.alert_kinds import AlertKind
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, release_run
@@ -61,7 +61,12 @@ def _claim_and_run(name: str, schedule: MaintenanceSchedule, task: MaintenanceTa
     slot = schedule.recurrence.latest_due(now)
     failed_before = now - _retry_after(deps) if schedule.is_daily else None
     if not deps.ledger.maintenance.claim_task(
-        name, slot, deps.owner, now + schedule.lease, is_dead=is_dead, failed_before=failed_before
+        name,
+        slot,
+        deps.owner,
+        now + schedule.lease,
+        is_dead=deps.ledger.heartbeats.is_lost,
+        failed_before=failed_before,
     ):
         log.info("maintenance_not_due", task=name, slot=slot.isoformat())
         return MaintenanceOutcome.NOT_DUE
@@ -93,25 +98,31 @@ def record_heartbeat(_: Deps) -> str:
 
 
 def send_overdue_tasks(deps: Deps) -> str:
-    """Send the daily tasks whose slot was missed or failed a while ago, and record alerts about failed ones."""
+    """Send the daily tasks whose slot was missed or failed a while ago, and record alerts about what is lost."""
     now = utcnow()
     daily = {
         name: schedule
         for name, schedule in maintenance_schedules(deps.settings).items()
         if schedule.is_daily and name in MAINTENANCE_TASKS
     }
-    rows = deps.ledger.maintenance.list_tasks()
+    rows, is_lost = deps.ledger.maintenance.list_tasks(), deps.ledger.heartbeats.is_lost
     for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
-    deps.ledger.alerts.record_alerts(failure_alerts(daily, rows, now))
-    overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps))
+    deps.ledger.alerts.record_alerts(
+        [*failure_alerts(daily, rows, now, is_lost=is_lost), *consumer_alerts(list_lost_consumers(deps.ledger))]
+    )
+    overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps), is_lost=is_lost)
     for name in overdue:
         deps.dispatcher.send_maintenance(name, queue=daily[name].queue, expires=daily[name].expires)
     return f"sent again: {', '.join(overdue)}" if overdue else "nothing was missed"
 
 
 def failure_alerts(
-    daily: Mapping[str, MaintenanceSchedule], rows: Mapping[str, MaintenanceTaskRow], now: datetime
+    daily: Mapping[str, MaintenanceSchedule],
+    rows: Mapping[str, MaintenanceTaskRow],
+    now: datetime,
+    *,
+    is_lost: Callable[[str], bool],
 ) -> list[NewAlert]:
     """One alert for each task whose latest slot failed or was interrupted."""
     alerts: list[NewAlert] = []
@@ -119,16 +130,16 @@ def failure_alerts(
         if name not in daily:
             continue
         slot = daily[name].recurrence.latest_due(now)
-        if (reason := failure_reason(row, slot)) is not None:
+        if (reason := failure_reason(row, slot, is_lost)) is not None:
             alerts.append(_failure_alert(name, slot, reason))
     return alerts
 
 
-def failure_reason(row: MaintenanceTaskRow, slot: datetime) -> str | None:
+def failure_reason(row: MaintenanceTaskRow, slot: datetime, is_lost: Callable[[str], bool]) -> str | None:
     """Why the last attempt for the slot failed; None if there was no attempt, or one succeeded since."""
     if row.done_slot is not None and row.done_slot >= slot:
         return None
-    is_killed = row.lease_owner is not None and is_dead(row.lease_owner)
+    is_killed = row.lease_owner is not None and is_lost(row.lease_owner)
     if is_killed and row.started_at is not None and row.started_at >= slot:
         return f"its worker was killed; it had started at {row.started_at:%Y-%m-%d %H:%M:%S} UTC"
     return row.error if row.finished_at is not None and row.finished_at >= slot else None
@@ -152,6 +163,7 @@ def overdue_tasks(
     now: datetime,
     *,
     retry_after: timedelta,
+    is_lost: Callable[[str], bool],
 ) -> list[str]:
     """The tasks whose latest slot is not done, that no worker runs, and that did not fail within `retry_after`."""
 
@@ -159,10 +171,10 @@ def overdue_tasks(
         slot = daily[name].recurrence.latest_due(now)
         is_done = row.done_slot is not None and row.done_slot >= slot
         is_leased = row.lease_until is not None and row.lease_until > now
-        is_owner_dead = row.lease_owner is not None and is_dead(row.lease_owner)
+        is_owner_lost = row.lease_owner is not None and is_lost(row.lease_owner)
         retry_from = max(slot, now - retry_after)
         has_failed = row.error is not None and row.finished_at is not None and row.finished_at >= retry_from
-        return not is_done and (not is_leased or is_owner_dead) and not has_failed
+        return not is_done and (not is_leased or is_owner_lost) and not has_failed
 
     return sorted(name for name in daily if name in rows and is_overdue(name, rows[name]))
 
@@ -191,7 +203,9 @@ def reconcile_all(deps: Deps) -> str:
 
 def _release_if_interrupted(run: Run, deps: Deps) -> None:
     """Release a run whose process is dead, once every worker that had a lease on one of its dates is dead, too."""
-    if not is_interrupted(run) or not all(map(is_dead, deps.ledger.claims.list_lease_owners(run.id))):
+    if not is_interrupted(run) or not all(
+        map(deps.ledger.heartbeats.is_lost, deps.ledger.claims.list_lease_owners(run.id))
+    ):
         return
     released = release_run(
         run, find_job(run.job), deps.ledger, deps.warehouse, deps.staging, by=SYSTEM_ACTOR, reason=ITS_PROCESS_DIED

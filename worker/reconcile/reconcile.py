@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
@@ -14,7 +14,6 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
 from gated_backfill.common.runs.enqueue import requeue_lost_dates
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.gate import advance_run
@@ -79,7 +78,7 @@ def _carry_out(step: RecoveryStep, run: Run, job: Job, deps: Deps) -> int:
 def _run_snapshot(run: Run, deps: Deps, *, lost_tasks: bool) -> RunSnapshot:
     backlog = deps.dispatcher.broker_backlog(run.id, queue=RunOptions.from_dict(run.options).queue)
     quiet_since = deps.ledger.dates.last_activity(run.id)
-    now = utcnow()
+    now, is_lost = utcnow(), deps.ledger.heartbeats.is_lost
     windows = deps.ledger.windows.list_windows(run.id, [WindowState.OPEN, WindowState.CLOSING])
     return RunSnapshot(
         state=run.state,
@@ -91,21 +90,23 @@ def _run_snapshot(run: Run, deps: Deps, *, lost_tasks: bool) -> RunSnapshot:
         has_waiting_dates=backlog.waiting_dates > 0,
         has_waiting_gates=backlog.waiting_gates > 0,
         windows=[
-            _window_snapshot(window, deps.ledger.dates.list_dates(run.id, window=window.number), backlog, now)
+            _window_snapshot(
+                window, deps.ledger.dates.list_dates(run.id, window=window.number), backlog, now, is_lost=is_lost
+            )
             for window in windows
         ],
     )
 
 
 def _window_snapshot(
-    window: WindowRow, rows: Sequence[DateRow], backlog: BrokerBacklog, now: datetime
+    window: WindowRow, rows: Sequence[DateRow], backlog: BrokerBacklog, now: datetime, *, is_lost: Callable[[str], bool]
 ) -> WindowSnapshot:
     sent_times = [row.queued_at for row in rows if row.state is DateState.QUEUED and row.queued_at is not None]
     processing = [row for row in rows if row.state is DateState.PROCESSING]
-    abandoned = [row for row in processing if _has_no_live_owner(row, now)]
+    abandoned = [row for row in processing if _has_no_live_owner(row, now, is_lost)]
     unready = [row for row in rows if row.state not in READY_FOR_GATE]
     is_closing = window.state is WindowState.CLOSING
-    gate_died = is_closing and _has_no_live_owner(window, now)
+    gate_died = is_closing and _has_no_live_owner(window, now, is_lost)
     touched_times = [time for row in rows for time in (row.started_at, row.ended_at) if time is not None]
     return WindowSnapshot(
         number=window.number,
@@ -121,6 +122,6 @@ def _window_snapshot(
     )
 
 
-def _has_no_live_owner(row: DateRow | WindowRow, now: datetime) -> bool:
-    """Whether the lease of a date or window has expired, or its owner is dead."""
-    return row.lease_owner is None or row.lease_until is None or row.lease_until < now or is_dead(row.lease_owner)
+def _has_no_live_owner(row: DateRow | WindowRow, now: datetime, is_lost: Callable[[str], bool]) -> bool:
+    """Whether the lease of a date or window has expired, or its owner is lost."""
+    return row.lease_owner is None or row.lease_until is None or row.lease_until < now or is_lost(row.lease_owner)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+EMBEDDED = "embedded"  #: the host in the names of the workers of one run's own stack
+
 DATES_QUEUE = "backfill"  #: the first lane, and the name by which a worker consumes all of them
 LANES = (DATES_QUEUE, "backfill.2", "backfill.3", "backfill.4")  #: of the dates of long runs
 EXPRESS_QUEUE = "express"  #: of the dates of small runs: at least one worker does nothing else

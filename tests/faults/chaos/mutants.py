@@ -71,14 +71,9 @@ def lease_never_ends() -> None:
 
 
 def _nobody_but(*, dead: bool) -> None:
-    from gated_backfill.common.runs import enqueue as advance
-    from gated_backfill.worker.dates import claims
-    from gated_backfill.worker.gate import gate
-    from gated_backfill.worker.maintenance import runner as maintenance
-    from gated_backfill.worker.reconcile import reconcile
+    from gated_backfill.common.ledger.stores.heartbeats import HeartbeatStore
 
-    for module in (advance, claims, gate, maintenance, reconcile):
-        module.is_dead = lambda owner: dead
+    HeartbeatStore.is_lost = lambda self, owner: dead
 
 
 def recount_believed() -> None:

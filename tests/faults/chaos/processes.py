@@ -105,10 +105,11 @@ def prepare(
 
 
 def _be_a_stranger() -> None:
-    """Believe that every process is on a host of its own, as where each has a container."""
+    """Believe that every worker, with its processes, is on a host of its own, as where each has a container."""
     from gated_backfill.common.process import identity as processes
 
-    processes._host = lambda: f"host-of-{os.getpid()}"
+    host = f"host-of-{os.getpid()}"
+    processes._host = lambda: host
 
 
 def celery_process(role: str, *prepared: Any) -> NoReturn:

@@ -1,0 +1,184 @@
+"""Heartbeats: proofs of life that workers renew for their processes, and the processes that were lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, and_, bindparam, delete, func, insert, or_, select, update
+
+from gated_backfill.common.ledger.database import LedgerStore
+from gated_backfill.common.ledger.tables import heartbeats
+from gated_backfill.common.model.scheduling.queues import EMBEDDED
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.identity import is_dead
+
+KEPT_FOR = timedelta(days=7)  #: after its end, to be shown
+
+
+class Ending(StrEnum):
+    """How a process ended, as far as the ledger knows."""
+
+    STOPPED = "stopped"  #: its worker was stopped
+    DIED = "died"  #: it was found dead, by its worker or another one on its host
+    SILENT = "silent"  #: it was not renewed for three intervals: its host or network failed, or it is frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """A process of a worker; see `tables.heartbeats` for its fields."""
+
+    owner: str
+    worker: str
+    name: str
+    queues: tuple[str, ...] | None
+    consumed: tuple[str, ...] | None
+    consumed_at: datetime
+    beats: int
+    started_at: datetime
+    seen_at: datetime
+    ended_at: datetime | None
+    ending: Ending | None
+    read_at: datetime  #: when it was read, by the ledger's clock
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it is a worker's main process."""
+        return self.queues is not None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it belongs to the stack of one run, which ends it without stopping it."""
+        return self.name.endswith(f"@{EMBEDDED}")
+
+    @property
+    def unconsumed(self) -> tuple[str, ...]:
+        """The queues that the worker was started for, but takes no tasks from."""
+        return tuple(sorted(set(self.queues or ()) - set(self.consumed or ())))
+
+    def describe_silence(self) -> str:
+        """Describe a silent process and, where it was found, when its work was given to others."""
+        text = f"{self.name} silent since {self.seen_at:%H:%M:%S} UTC"
+        return text if self.ended_at is None else f"{text}, taken over at {self.ended_at:%H:%M:%S} UTC"
+
+
+class HeartbeatStore(LedgerStore):
+    """The heartbeats of all workers that use the ledger."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._is_postgresql = engine.dialect.name == "postgresql"
+
+    def register(self, owner: str, *, worker: str, name: str, queues: Sequence[str] | None = None) -> None:
+        """Add a process, or begin anew with one that is known. `queues` only for the worker's main process."""
+        now = self._now()
+        values: dict[str, Any] = {
+            "worker": worker,
+            "name": name,
+            "queues": None if queues is None else list(queues),
+            "consumed": None if queues is None else list(queues),
+            "consumed_at": now,
+            "seen_at": now,
+            "ended_at": None,
+            "ending": None,
+        }
+        is_owner = heartbeats.c.owner == owner
+        with self._write(durable=False) as connection:
+            change = update(heartbeats).where(is_owner).values(**values, beats=heartbeats.c.beats + 1)
+            if not connection.execute(change).rowcount:
+                connection.execute(insert(heartbeats).values(owner=owner, beats=0, started_at=now, **values))
+            connection.execute(delete(heartbeats).where(heartbeats.c.ended_at < utcnow() - KEPT_FOR))
+
+    def renew(self, owners: Collection[str], *, consumed: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Renew the heartbeats of living processes, also of one that was found silent.
+
+        That is safe: what it had claimed and another process has taken over, it does not get back.
+        `consumed` has, by owner, the queues that a worker takes tasks from now, where these have changed.
+        """
+        values: dict[str, Any] = {"seen_at": self._now(), "ended_at": None, "ending": None}
+        with self._write_one(durable=False) as connection:
+            connection.execute(
+                update(heartbeats)
+                .where(heartbeats.c.owner.in_(list(owners)))
+                .values(**values, beats=heartbeats.c.beats + 1)
+            )
+            for owner, queues in (consumed or {}).items():
+                connection.execute(
+                    update(heartbeats)
+                    .where(heartbeats.c.owner == owner)
+                    .values(consumed=list(queues), consumed_at=self._now())
+                )
+
+    def end(self, beats_by_owner: Mapping[str, int], ending: Ending) -> list[str]:
+        """Record the end of processes that were not renewed since; returns those that this call ended."""
+        is_unchanged = (
+            heartbeats.c.owner == bindparam("of_owner"),
+            heartbeats.c.beats == bindparam("of_beats"),
+            heartbeats.c.ended_at.is_(None),
+        )
+        change = update(heartbeats).where(*is_unchanged).values(ended_at=self._now(), ending=ending.value)
+        ended: list[str] = []
+        with self._write(durable=False) as connection:
+            for owner, beats in sorted(beats_by_owner.items()):
+                if connection.execute(change, {"of_owner": owner, "of_beats": beats}).rowcount:
+                    ended.append(owner)
+        return ended
+
+    def end_worker(self, worker: str) -> None:
+        """Record that a worker and its processes were stopped."""
+        values: dict[str, Any] = {"ended_at": self._now(), "ending": Ending.STOPPED.value}
+        is_running = (heartbeats.c.worker == worker, heartbeats.c.ended_at.is_(None))
+        with self._write_one(durable=False) as connection:
+            connection.execute(update(heartbeats).where(*is_running).values(values))
+
+    def list_running(self, *, worker: str | None = None) -> list[Heartbeat]:
+        """Return the processes whose end was not noticed, and those of `worker` that were found silent."""
+        is_running = heartbeats.c.ended_at.is_(None)
+        if worker is None:
+            return self._select(is_running)
+        was_silent = and_(heartbeats.c.worker == worker, heartbeats.c.ending == Ending.SILENT.value)
+        return self._select(or_(is_running, was_silent))
+
+    def list_silent(self, since: datetime) -> list[Heartbeat]:
+        """Return the processes that were found silent since the moment, and were not heard of again."""
+        return self._select(heartbeats.c.ending == Ending.SILENT.value, heartbeats.c.ended_at >= since)
+
+    def list_lost_workers(self) -> list[Heartbeat]:
+        """Return the main processes of workers that ended without being stopped, in the last days."""
+        was_lost = heartbeats.c.ending.in_([Ending.DIED.value, Ending.SILENT.value])
+        return self._select(was_lost, heartbeats.c.owner == heartbeats.c.worker)
+
+    def is_lost(self, owner: str) -> bool:
+        """Return whether others may take over what the process has claimed.
+
+        It has ended, as its worker or another one has recorded, or its worker is known to be dead. A process that died
+        while its worker lives is left to that worker, which counts its death. Without a heartbeat, as of a command,
+        only a process of this host is known to be dead.
+        """
+        query = select(heartbeats.c.worker, heartbeats.c.ended_at).where(heartbeats.c.owner == owner)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return is_dead(owner)
+        return row.ended_at is not None or is_dead(row.worker)
+
+    def _select(self, *conditions: Any) -> list[Heartbeat]:
+        now = self._now()
+        query = select(heartbeats, *([now.label("read_at")] if self._is_postgresql else [])).where(*conditions)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(heartbeats.c.seen_at)).mappings()
+            return [_heartbeat_from_row(row, now) for row in rows]
+
+    def _now(self) -> Any:
+        """Return the ledger's time: hosts' clocks differ. A SQLite file is used by one host."""
+        return func.clock_timestamp() if self._is_postgresql else utcnow()
+
+
+def _heartbeat_from_row(row: RowMapping, now: Any) -> Heartbeat:
+    values: dict[str, Any] = {"read_at": now, **row}
+    values |= {name: None if row[name] is None else tuple(row[name]) for name in ("queues", "consumed")}
+    values["ending"] = None if row["ending"] is None else Ending(row["ending"])
+    return Heartbeat(**values)

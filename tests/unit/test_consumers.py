@@ -1,0 +1,77 @@
+"""Workers that live without taking tasks, and queues whose worker was lost, are found and told."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gated_backfill.common.alerts.consumers import consumer_alerts, find_lost_consumers
+from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
+from tests.builders import NOON
+
+MINUTE = timedelta(minutes=1)
+
+
+def worker(name: str = "gate@one", **more: Any) -> Heartbeat:
+    """A worker of the gate's queue that takes tasks from it, seen a second ago."""
+    values: dict[str, Any] = {
+        "owner": f"{name}:1:1",
+        "worker": f"{name}:1:1",
+        "name": name,
+        "queues": ("gate",),
+        "consumed": ("gate",),
+        "consumed_at": NOON - MINUTE,
+        "beats": 5,
+        "started_at": NOON - 10 * MINUTE,
+        "seen_at": NOON - timedelta(seconds=1),
+        "ended_at": None,
+        "ending": None,
+        "read_at": NOON,
+    }
+    return Heartbeat(**values | more)
+
+
+def deaf(name: str = "gate@one", **more: Any) -> Heartbeat:
+    """A worker that lives, and from which Flower has taken its queue."""
+    return worker(name, consumed=(), **more)
+
+
+def silent(name: str = "gate@one", **more: Any) -> Heartbeat:
+    return worker(name, seen_at=NOON - MINUTE, ended_at=NOON - MINUTE / 2, ending=Ending.SILENT, **more)
+
+
+DEAF = "gate@one takes no tasks from the queue gate since 11:59:00 UTC"
+SILENT = "gate@one silent since 11:59:00 UTC, taken over at 11:59:30 UTC"
+UNNOTICED = "gate@one silent since 11:59:00 UTC"
+ALONE = ", and no other worker takes tasks from gate"
+CASES = [
+    pytest.param([worker()], [], [], id="all-is-well"),
+    pytest.param([deaf()], [], [DEAF + ALONE], id="deaf"),
+    pytest.param([deaf(), worker("gate@two")], [], [DEAF], id="deaf-beside-another"),
+    pytest.param([deaf(consumed_at=NOON - timedelta(seconds=5))], [], [], id="while-it-connects-again"),
+    pytest.param([deaf("gate@embedded")], [], [], id="of-one-run"),
+    pytest.param([], [silent()], [SILENT + ALONE], id="lost"),
+    pytest.param([worker("gate@two")], [silent()], [], id="lost-and-replaced"),
+    pytest.param([deaf("gate@two", consumed_at=NOON)], [silent()], [SILENT + ALONE], id="lost-beside-a-deaf-one"),
+    pytest.param([], [silent("gate@embedded")], [], id="ended-with-its-run"),
+    pytest.param(
+        [worker(seen_at=NOON - MINUTE)], [], ["gate@one silent since 11:59:00 UTC" + ALONE], id="all-are-gone"
+    ),
+    pytest.param([worker(queues=None, consumed=None)], [], [], id="a-process-that-runs-tasks"),
+]
+
+
+@pytest.mark.parametrize(("running", "lost", "found"), CASES)
+def test_lost_consumers(running: list[Heartbeat], lost: list[Heartbeat], found: list[str]) -> None:
+    assert [consumer.describe() for consumer in find_lost_consumers(running, lost)] == found
+
+
+def test_a_lost_consumer_is_alerted_once_for_each_time_it_is_lost() -> None:
+    (first,) = consumer_alerts(find_lost_consumers([deaf()], []))
+    (again,) = consumer_alerts(find_lost_consumers([deaf(read_at=NOON + MINUTE, seen_at=NOON + MINUTE)], []))
+    (later,) = consumer_alerts(find_lost_consumers([deaf(consumed_at=NOON - MINUTE / 1.5)], []))
+    assert first.key == again.key != later.key
+    assert (first.kind, first.title) == ("consumer-lost", "the queue gate has lost a worker: gate@one")
+    assert DEAF in first.body
