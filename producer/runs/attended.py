@@ -16,6 +16,7 @@ from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.process.logs import logging_to_file
 from gated_backfill.common.process.signals import interrupt_on_signals
+from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.producer.context import CommandContext, open_context
 from gated_backfill.producer.planning.plan import Plan, PlanAction, Reprocess
 from gated_backfill.producer.runs.post_run import post_run_reporting
@@ -169,7 +170,8 @@ def _run_and_show(
     code = _limit_exit_code(exit_code_for_run(progress), plan)
     actions = context.ledger.actions.list_actions(run_id)
     if output.is_wanted:
-        result = run_json(progress, context.ledger.dates.list_dates(run_id), actions) | _left_json(plan)
+        silent = list_silent_workers(progress.run, context.ledger)
+        result = run_json(progress, context.ledger.dates.list_dates(run_id), actions, silent=silent) | _left_json(plan)
         return output.print(result, code)
     print_run(console, progress, context.ledger.dates.get_run_summary(run_id), actions)
     if progress.run.state is RunState.CANCELLED:

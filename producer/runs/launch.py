@@ -6,7 +6,7 @@ import importlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from celery import Celery
@@ -31,10 +31,12 @@ from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.scheduling.queues import MAINTENANCE_QUEUE, choose_queue
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_lost_dates
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
+from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.common.runs.targets import check_target_free
 from gated_backfill.producer.context import CommandContext, current_user
 from gated_backfill.producer.planning.plan import Plan, PlanAction, PlanStep, compare_entities
@@ -43,6 +45,8 @@ from gated_backfill.producer.stack.embedded import EmbeddedStack
 SEQUENTIAL_MODULE = "gated_backfill.worker.inline"  #: imported by name: producer and worker must not import each other
 POLL_SECONDS = 0.2
 MAX_POLL_SECONDS = 1.0
+QUIET_SECONDS = 3.0  #: without a date that ends, after which the reason is looked for
+SILENCE_SHOWN_FOR = timedelta(minutes=5)
 MAX_POLLING_SHARE = 0.02  #: share of the time that polling a run may take
 MAX_WAITING_MAINTENANCE = 2  #: at this queue length, no worker consumes maintenance messages
 NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the maintenance queue"
@@ -173,7 +177,8 @@ def follow_run(
         started = time.monotonic()
         progress = context.ledger.runs.get_progress(run_id)
         poll_seconds = time.monotonic() - started
-        show(replace(progress, note=note))
+        is_quiet = time.monotonic() - last_change > QUIET_SECONDS
+        show(replace(progress, note=_join_notes(note, _silence_note(progress.run, context) if is_quiet else "")))
         if progress.run.has_ended:
             return progress
         if progress.ended != last_ended:
@@ -191,6 +196,17 @@ def follow_run(
         if stack is None and is_interrupted(progress.run):
             return progress
         time.sleep(_poll_delay(poll_seconds))
+
+
+def _silence_note(run: Run, context: CommandContext) -> str:
+    """Why nothing moves: the workers that fell silent lately; empty if none did."""
+    lately = utcnow() - SILENCE_SHOWN_FOR
+    silent = [worker for worker in list_silent_workers(run, context.ledger) if worker.seen_at > lately]
+    return "; ".join(worker.describe_silence() for worker in silent)
+
+
+def _join_notes(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _poll_delay(poll_seconds: float) -> float:

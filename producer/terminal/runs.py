@@ -19,6 +19,7 @@ from gated_backfill.common.ledger import (
     UndoneDate,
 )
 from gated_backfill.common.ledger.stores.actions import CONTROL_ACTIONS, describe_action
+from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
 from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.job_versions import STALE_PREFIX
@@ -184,7 +185,11 @@ def print_stale(console: Console, run: Run, stale: StaleDates) -> None:
 
 
 def run_json(
-    progress: RunProgress, rows: Sequence[DateRow], actions: Sequence[ActionRow], stale: StaleDates | None = None
+    progress: RunProgress,
+    rows: Sequence[DateRow],
+    actions: Sequence[ActionRow],
+    stale: StaleDates | None = None,
+    silent: Sequence[Heartbeat] = (),
 ) -> dict[str, Any]:
     run = progress.run
     return {
@@ -208,6 +213,10 @@ def run_json(
         "stale": [{"day": day, "reason": reason} for day, reason in (stale.of(run) if stale else {}).items()],
         "undone": [{"day": row.day, "reason": row.undone.describe()} for row in rows if row.undone is not None],
         "stale_not_compared": stale.not_compared.get(run.job) if stale else None,
+        "silent_workers": [
+            {"worker": worker.name, "silent_since": worker.seen_at, "taken_over_at": worker.ended_at}
+            for worker in silent
+        ],
     }
 
 

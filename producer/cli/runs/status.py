@@ -10,9 +10,10 @@ import click
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger_of_command
 from gated_backfill.common.runs.interrupted import is_interrupted
+from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.common.runs.stale_dates import StaleDates, find_stale_dates_of_runs
 from gated_backfill.producer.cli.options import json_option, latest_run_argument
-from gated_backfill.producer.terminal.console import make_console, print_json
+from gated_backfill.producer.terminal.console import make_console, plain_line, print_json
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 from gated_backfill.producer.terminal.runs import (
     exit_code_for_run,
@@ -50,7 +51,8 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
         if as_json:
             actions = ledger.actions.list_actions(progress.run.id)
             stale = _find_stale_dates(progress.run, ledger)
-            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions, stale))
+            silent = list_silent_workers(progress.run, ledger)
+            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions, stale, silent))
         else:
             _print_status(ledger, progress, every_date=every_date)
             earlier = [run for run in runs if run.id != progress.run.id]
@@ -77,6 +79,8 @@ def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) ->
     console = make_console()
     print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
     print_stale(console, run, _find_stale_dates(run, ledger))
+    for worker in list_silent_workers(run, ledger):
+        console.print(f"  [yellow]silent[/yellow]   {plain_line(worker.describe_silence())}", soft_wrap=True)
     if flags := ledger.flags.list_open_flags(run.job):
         console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
     if every_date:
