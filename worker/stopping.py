@@ -20,10 +20,8 @@ from gated_backfill.common.config.settings import read_settings
 
 log = structlog.get_logger()
 
-TASKS_SHARE = 0.75  #: of the time for stopping, in which tasks in progress may end by themselves
-PROCESSES_SHARE = 0.85  #: of the time for stopping, after which processes that did not release their claims are killed
-CELERY_SECONDS = 1.0  #: in which Celery may end the worker after its processes have ended; it often waits without end
-LAST_SECONDS = 0.5  #: for what is done at the end
+RESERVE_SECONDS = 6.0  #: of the time for stopping, for what follows when tasks in progress have not ended by themselves
+RESERVE_SHARE = 0.4  #: of the time for stopping, which the reserve may be at most
 
 
 def end_in_time(on_end: Callable[[], object]) -> None:
@@ -41,17 +39,17 @@ def end_in_time(on_end: Callable[[], object]) -> None:
 
 
 def _end_after(seconds: float, on_end: Callable[[], object]) -> None:
-    started = time.monotonic()
-    time.sleep(TASKS_SHARE * seconds)
+    reserve = min(RESERVE_SECONDS, RESERVE_SHARE * seconds)
+    time.sleep(seconds - reserve)
     processes = psutil.Process().children()  # those that run tasks
     _signal(processes, signal.SIGTERM)
-    psutil.wait_procs(processes, timeout=max(started + PROCESSES_SHARE * seconds - time.monotonic(), 0))
-    time.sleep(min(CELERY_SECONDS, (1 - PROCESSES_SHARE) / 2 * seconds))
+    psutil.wait_procs(processes, timeout=reserve / 2)  # while they release their claims
+    time.sleep(reserve / 6)  # Celery may end the worker now, but often waits without end
     log.warning("worker_stop_forced", seconds=seconds)
     _signal(psutil.Process().children(), signal.SIGKILL)
     last = threading.Thread(target=on_end, daemon=True)
     last.start()
-    last.join(min(LAST_SECONDS, (1 - PROCESSES_SHARE) / 2 * seconds))
+    last.join(reserve / 8)
     os._exit(os.EX_OK)
 
 
