@@ -18,11 +18,14 @@ from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.ledger.connections import limit_wait
 from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
 from gated_backfill.common.model.scheduling.silence import SILENT_BEATS, SilenceWatch
 from gated_backfill.common.process.identity import is_dead, is_suspended, process_identity
 
 log = structlog.get_logger()
+
+LEDGER_SECONDS = 5  #: the longest wait for the ledger, in which the worker can't fork
 
 
 class HeartbeatThread:
@@ -145,5 +148,5 @@ class HeartbeatThread:
 
     def _open_ledger(self) -> Ledger:
         if self._ledger is None:
-            self._ledger = open_ledger(self._settings.ledger_url, create=False)
+            self._ledger = open_ledger(limit_wait(self._settings.ledger_url, LEDGER_SECONDS), create=False)
         return self._ledger

@@ -46,7 +46,7 @@ def _end_after(seconds: float, on_end: Callable[[], object]) -> None:
     psutil.wait_procs(processes, timeout=reserve / 2)  # while they release their claims
     time.sleep(reserve / 6)  # Celery may end the worker now, but often waits without end
     log.warning("worker_stop_forced", seconds=seconds)
-    _signal(psutil.Process().children(), signal.SIGKILL)
+    _signal(processes, signal.SIGKILL)
     last = threading.Thread(target=on_end, daemon=True)
     last.start()
     last.join(reserve / 8)

@@ -63,6 +63,15 @@ def parse_ledger_url(url: str) -> URL:
     return parsed
 
 
+def limit_wait(url: str, seconds: int) -> str:
+    """Return the ledger's URL with a limit on each wait for its database, unless it sets one."""
+    parsed = parse_ledger_url(url)
+    limits = {"timeout": str(seconds)}
+    if parsed.get_backend_name() == "postgresql":
+        limits = {"connect_timeout": str(seconds), "tcp_user_timeout": str(1000 * seconds)}
+    return parsed.update_query_dict(limits | dict(parsed.query)).render_as_string(hide_password=False)
+
+
 def _create_private(file: Path) -> None:
     """Create the ledger's file and folder, unless they exist, for their owner only."""
     try:

@@ -134,7 +134,7 @@ def only_child(worker: psutil.Process) -> psutil.Process:
 def test_workers_that_are_stopped_end_in_time_and_release_what_they_have(
     lab: Lab, sqlite_url: str, broker_is_gone: bool
 ) -> None:
-    seconds = 10
+    seconds = 15
     lab.probe_all([DAY], players(10), trick="wait")
     port, folder = free_port(), lab.home.parent / "broker"
     places = {"BACKFILL_BROKER": f"redis://127.0.0.1:{port}/0", "BACKFILL_LEDGER": sqlite_url, **STRICT}

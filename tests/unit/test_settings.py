@@ -6,11 +6,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.config.settings import Settings, read_settings
 from gated_backfill.common.errors import BackfillError, UserError
 from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger.connections import limit_wait
 from gated_backfill.common.storage.staging import open_staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -198,3 +200,18 @@ def test_the_tools_own_tables_are_known(
             settings.check_not_own_table(table)
     for table in others:
         settings.check_not_own_table(table)
+
+
+@pytest.mark.parametrize(
+    ("url", "limited"),
+    [
+        ("sqlite:////a/ledger.db", "sqlite:////a/ledger.db?timeout=5"),
+        ("sqlite:////a/ledger.db?timeout=1", "sqlite:////a/ledger.db?timeout=1"),
+        (
+            "postgresql://ada:secret@host/db?sslmode=require",
+            "postgresql://ada:secret@host/db?connect_timeout=5&tcp_user_timeout=5000&sslmode=require",
+        ),
+    ],
+)
+def test_the_wait_for_a_ledger_is_limited_by_its_url(url: str, limited: str) -> None:
+    assert make_url(limit_wait(url, 5)) == make_url(limited)
