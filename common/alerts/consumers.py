@@ -71,7 +71,7 @@ def consumer_alerts(lost: Sequence[LostConsumer]) -> list[NewAlert]:
             key=f"{AlertKind.CONSUMER_LOST} {consumer.queue} {consumer.worker.owner} {consumer.since.isoformat()}",
             kind=AlertKind.CONSUMER_LOST,
             title=f"the queue {consumer.queue} has lost a worker: {consumer.worker.name}",
-            body=f"{consumer.describe()}. Restart the worker; `backfill doctor` shows all that are missing.",
+            lines=[f"{consumer.describe()}. Restart the worker; `backfill doctor` shows all that are missing."],
         )
         for consumer in lost
     ]

@@ -13,7 +13,7 @@ from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.common.runs.stale_dates import StaleDates, find_stale_dates_of_runs
 from gated_backfill.producer.cli.options import json_option, latest_run_argument
-from gated_backfill.producer.terminal.console import make_console, plain_line, print_json
+from gated_backfill.producer.terminal.console import line, make_console, print_json, styled
 from gated_backfill.producer.terminal.exit_codes import COMPLETE
 from gated_backfill.producer.terminal.runs import (
     exit_code_for_run,
@@ -80,7 +80,7 @@ def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) ->
     print_run(console, progress, ledger.dates.get_run_summary(run.id), ledger.actions.list_actions(run.id))
     print_stale(console, run, _find_stale_dates(run, ledger))
     for worker in list_silent_workers(run, ledger):
-        console.print(f"  [yellow]silent[/yellow]   {plain_line(worker.describe_silence())}", soft_wrap=True)
+        console.print(line("  ", styled("silent", "yellow"), f"   {worker.describe_silence()}"))
     if flags := ledger.flags.list_open_flags(run.job):
         console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
     if every_date:
