@@ -9,6 +9,7 @@ import pytest
 
 from gated_backfill.common.alerts.consumers import consumer_alerts, find_lost_consumers
 from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
+from gated_backfill.worker.health import find_problem
 from tests.builders import NOON
 
 MINUTE = timedelta(minutes=1)
@@ -75,3 +76,18 @@ def test_a_lost_consumer_is_alerted_once_for_each_time_it_is_lost() -> None:
     assert first.key == again.key != later.key
     assert (first.kind, first.title) == ("consumer-lost", "the queue gate has lost a worker: gate@one")
     assert DEAF in first.body
+
+
+@pytest.mark.parametrize(
+    ("running", "problem"),
+    [
+        pytest.param([worker(), deaf("gate@two")], None, id="healthy"),
+        pytest.param([deaf()], "gate@one takes no tasks from gate", id="deaf"),
+        pytest.param([worker(seen_at=NOON - MINUTE)], "gate@one silent since 11:59:00 UTC", id="silent"),
+        pytest.param([worker(seen_at=NOON - MINUTE, consumed=()), worker()], None, id="started-again"),
+        pytest.param([worker("gate@two")], "no worker gate@one has a heartbeat", id="not-there"),
+        pytest.param([worker(queues=None)], "no worker gate@one has a heartbeat", id="a-process-that-runs-tasks"),
+    ],
+)
+def test_the_health_of_a_worker(running: list[Heartbeat], problem: str | None) -> None:
+    assert find_problem("gate@one", running, 2.0) == problem

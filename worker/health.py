@@ -1,0 +1,43 @@
+"""Health check of a worker: whether it renews its heartbeat and takes tasks from every queue it was started for.
+
+`python -m gated_backfill.worker.health NAME@HOST` exits with 0 if so, and otherwise says in one line why not. A worker
+that lost its consumer still answers a ping.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+
+from gated_backfill.common.config.settings import read_settings
+from gated_backfill.common.errors import BackfillError
+from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
+from gated_backfill.common.model.scheduling.silence import SILENT_BEATS
+
+
+def find_problem(name: str, running: Sequence[Heartbeat], heartbeat_seconds: float) -> str | None:
+    """Return why the worker of that name is not healthy; None if it is."""
+    workers = [worker for worker in running if worker.is_worker and worker.name == name]
+    if not workers:
+        return f"no worker {name} has a heartbeat"
+    worker = max(workers, key=lambda worker: worker.seen_at)
+    if (worker.read_at - worker.seen_at).total_seconds() > SILENT_BEATS * heartbeat_seconds:
+        return worker.describe_silence()
+    return f"{name} takes no tasks from {', '.join(worker.unconsumed)}" if worker.unconsumed else None
+
+
+def main() -> None:
+    (name,) = sys.argv[1:]
+    settings = read_settings()
+    try:
+        with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
+            problem = find_problem(name, ledger.heartbeats.list_running(), settings.heartbeat_seconds)
+    except BackfillError as exc:
+        problem = str(exc)
+    raise SystemExit(problem)
+
+
+if __name__ == "__main__":
+    main()
