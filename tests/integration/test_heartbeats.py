@@ -80,6 +80,14 @@ def test_the_work_of_a_process_that_is_silent_is_given_to_others(ledger: Ledger)
     assert claim_date(ledger, run, owner="other:1:1", is_dead=ledger.heartbeats.is_lost) is not None
 
 
+def test_the_processes_of_a_silent_worker_are_lost_with_it(ledger: Ledger) -> None:
+    begin(ledger)
+    ledger.heartbeats.end({WORKER: 0}, Ending.SILENT)
+    assert ledger.heartbeats.is_lost(PROCESS)
+    ledger.heartbeats.renew([WORKER])
+    assert not ledger.heartbeats.is_lost(PROCESS)
+
+
 def test_a_process_that_was_only_frozen_goes_on_without_what_was_taken_over(ledger: Ledger) -> None:
     begin(ledger)
     run = queued_run(ledger)

@@ -19,6 +19,15 @@ from gated_backfill.common.process.identity import is_dead
 KEPT_FOR = timedelta(days=7)  #: after its end, to be shown
 
 
+WORKERS = heartbeats.alias("workers")
+#: When a process and its worker have ended.
+ENDS = (
+    select(heartbeats.c.worker, heartbeats.c.ended_at, WORKERS.c.ended_at.label("worker_ended_at"))
+    .outerjoin(WORKERS, WORKERS.c.owner == heartbeats.c.worker)
+    .where(heartbeats.c.owner == bindparam("of_owner"))
+)
+
+
 class Ending(StrEnum):
     """How a process ended, as far as the ledger knows."""
 
@@ -158,12 +167,11 @@ class HeartbeatStore(LedgerStore):
         while its worker lives is left to that worker, which counts its death. Without a heartbeat, as of a command,
         only a process of this host is known to be dead.
         """
-        query = select(heartbeats.c.worker, heartbeats.c.ended_at).where(heartbeats.c.owner == owner)
         with self._read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(ENDS, {"of_owner": owner}).one_or_none()
         if row is None:
             return is_dead(owner)
-        return row.ended_at is not None or is_dead(row.worker)
+        return row.ended_at is not None or row.worker_ended_at is not None or is_dead(row.worker)
 
     def _select(self, *conditions: Any) -> list[Heartbeat]:
         now = self._now()
