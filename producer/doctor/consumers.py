@@ -8,12 +8,16 @@ from gated_backfill.common.alerts.consumers import LostConsumer, list_lost_consu
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import open_ledger
+from gated_backfill.producer.doctor.broker import lasting_broker_url
 from gated_backfill.producer.doctor.results import CheckResult, fail, ok, warn
 
 
 def check_consumers(settings: Settings, *, ledger_is_usable: bool) -> list[CheckResult]:
-    """One result for each worker that lives without taking tasks, or that is lost without a replacement."""
-    if not ledger_is_usable:
+    """One result for each worker that lives without taking tasks, or that is lost without a replacement.
+
+    None without a lasting broker: the workers of a run's own stack end with it.
+    """
+    if not ledger_is_usable or lasting_broker_url(settings) is None:
         return []
     try:
         with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
