@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         StaleTable,
         Target,
     )
+    from gated_backfill.common.model.schedule import Schedule
     from gated_backfill.common.model.tables import Column, ColumnTypes
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ProcessFailed",
     "Reconcile",
     "Retryable",
+    "Schedule",
     "SchemaMismatch",
     "Source",
     "StaleTable",
@@ -48,7 +50,9 @@ if not TYPE_CHECKING:  # type checkers would take every name for one of these
 
     def __getattr__(name: str) -> object:
         """Import a name when it is asked for: most commands need few of them."""
-        for module in ("errors", "model.coverage", "model.tables", "model.job") if name in __all__ else ():
+        for module in (
+            ("errors", "model.coverage", "model.tables", "model.schedule", "model.job") if name in __all__ else ()
+        ):
             namespace = vars(import_module(f"gated_backfill.common.{module}"))
             if name in namespace:
                 return namespace[name]

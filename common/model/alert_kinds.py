@@ -10,6 +10,7 @@ class AlertKind(StrEnum):
 
     LOW_COVERAGE = "low-coverage"  #: dates with less than half of the expected entities
     RUN_BLOCKED = "run-blocked"  #: a run left dates blocked or failed
+    DAY_LATE = "day-late"  #: the newest dates of a job were not complete by the deadline of its schedule
     AUDIT = "audit"  #: the audit found problems in published dates
     CLEANUP_UNUSUAL = "cleanup-unusual"  #: more stale rows than usual
     MAINTENANCE_FAILED = "maintenance-failed"  #: a maintenance task failed

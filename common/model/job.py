@@ -22,6 +22,7 @@ from gated_backfill.common.model.field_checks import (
     FieldRule,
     check_fields,
 )
+from gated_backfill.common.model.schedule import Schedule
 from gated_backfill.common.model.tables import (
     DEFAULT_DATE_COLUMN,
     Column,
@@ -36,6 +37,7 @@ from gated_backfill.common.process.signals import find_interruption, is_raised_b
 if TYPE_CHECKING:
     import pandas as pd
 
+SCHEDULED_NAME_LENGTH = 50  #: the ledger keeps the names of scheduled tasks, in which it is
 SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the source each row came from
 #: Of sources and inputs. A date that is filled from a second source has the names of both, joined with "+".
 TABLE_LABEL = FieldRule(
@@ -311,12 +313,17 @@ class Job:
     soft_time_limit_seconds: int = 300  #: a date that takes longer is failed
     time_limit_seconds: int = 360  #: the worker process of a date that takes even longer is killed
     max_in_flight: int | None = None  #: dates in flight at once, over all active runs of the job; None: no limit
+    schedule: Schedule | None = None  #: when beat builds its newest dates each day; None: never
 
     def __post_init__(self) -> None:
         owner = f"job {self.name}"
         limits = dict.fromkeys(("soft_time_limit_seconds", "time_limit_seconds", "max_in_flight"), AT_LEAST_1)
         check_fields(self, owner, version=NOT_BLANK, **limits)
         validate_identifier(self.name, "job name")
+        if self.schedule is not None and len(self.name) > SCHEDULED_NAME_LENGTH:
+            raise UserError(
+                f"{owner}: the name of a job with a schedule has at most {SCHEDULED_NAME_LENGTH} characters"
+            )
         if not self.sources:
             raise UserError(f"{owner} declares no source")
         if self.time_limit_seconds <= self.soft_time_limit_seconds:
@@ -455,8 +462,12 @@ class Job:
         )
 
     def time_zone(self, default: str) -> str:
-        """Return the IANA name of the zone in which its days begin and end: that of its expectation, or the default."""
-        return self.expectation.time_zone or default
+        """Return the IANA name of the zone in which its days begin and end.
+
+        It is that of its schedule, or else of its expectation, or else the default.
+        """
+        own = self.schedule.time_zone if self.schedule is not None else None
+        return own or self.expectation.time_zone or default
 
     def tables_by_role(self) -> list[tuple[str, str]]:
         """Return (role, table) for the target and every table the job reads."""

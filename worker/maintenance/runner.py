@@ -20,7 +20,7 @@ from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, release_run
 from gated_backfill.worker import post_run
 from gated_backfill.worker.dependencies import Deps
-from gated_backfill.worker.maintenance import audit, cleanup, retention
+from gated_backfill.worker.maintenance import audit, cleanup, daily_runs, retention
 from gated_backfill.worker.maintenance.schedule import MaintenanceSchedule, maintenance_schedules
 from gated_backfill.worker.reconcile.reconcile import reconcile
 
@@ -46,6 +46,8 @@ def run_maintenance_task(
     """
     task = (MAINTENANCE_TASKS if tasks is None else tasks).get(name)
     schedule = maintenance_schedules(deps.settings).get(name)
+    if task is None:
+        task, schedule = daily_runs.find_job_task(name, deps.settings)
     if task is None or schedule is None:
         log.error("unknown_maintenance_task", task=name)  # a message from the beat of another version
         return MaintenanceOutcome.FAILED
@@ -98,13 +100,17 @@ def record_heartbeat(_: Deps) -> str:
 
 
 def send_overdue_tasks(deps: Deps) -> str:
-    """Send the daily tasks whose slot was missed or failed a while ago, and record alerts about what is lost."""
+    """Send the daily tasks whose slot was missed or failed a while ago, and record alerts about what is lost.
+
+    The tasks of jobs' schedules are sent by this alone: beat does not know the jobs, whose imports take long.
+    """
     now = utcnow()
     daily = {
         name: schedule
         for name, schedule in maintenance_schedules(deps.settings).items()
         if schedule.is_daily and name in MAINTENANCE_TASKS
     }
+    daily |= daily_runs.job_schedules(deps.settings)
     rows, is_lost = deps.ledger.maintenance.list_tasks(), deps.ledger.heartbeats.is_lost
     for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
@@ -127,7 +133,7 @@ def failure_alerts(
     """One alert for each task whose latest slot failed or was interrupted."""
     alerts: list[NewAlert] = []
     for name, row in sorted(rows.items()):
-        if name not in daily:
+        if name not in daily or daily_runs.is_waiting(row):
             continue
         slot = daily[name].recurrence.latest_due(now)
         if (reason := failure_reason(row, slot, is_lost)) is not None:

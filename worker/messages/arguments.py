@@ -17,7 +17,7 @@ from gated_backfill.common.model.scheduling.batching import MAX_DATES_PER_TASK
 log = structlog.get_logger()
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,40}", re.ASCII)
-MAINTENANCE_TASK_NAME = re.compile(r"[a-z_]{1,40}", re.ASCII)
+MAINTENANCE_TASK_NAME = re.compile(r"[a-z_]{1,40}|[a-z]{1,10} \w{1,50}", re.ASCII)  #: the latter with a job's name
 MAX_WINDOW_NUMBER = 2**31 - 1
 MAX_ERROR_LENGTH = 200  #: characters of an error in log and result
 REFUSED = "refused"

@@ -8,7 +8,7 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-BREAKS_OLDER_CODE = False  #: see `connections.oldest_usable_code`
+BREAKS_OLDER_CODE = False  #: see `migration.oldest_usable_code`
 
 
 def upgrade() -> None:
