@@ -7,14 +7,17 @@ that lost its consumer still answers a ping.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
 from gated_backfill.common.model.scheduling.silence import SILENT_BEATS
+
+PATIENCE_SECONDS = 5.0  #: in which a worker that starts, or connects to its broker again, may become healthy
 
 
 def find_problem(name: str, running: Sequence[Heartbeat], heartbeat_seconds: float) -> str | None:
@@ -28,12 +31,22 @@ def find_problem(name: str, running: Sequence[Heartbeat], heartbeat_seconds: flo
     return f"{name} takes no tasks from {', '.join(worker.unconsumed)}" if worker.unconsumed else None
 
 
+def wait_until_healthy(name: str, ledger: Ledger, heartbeat_seconds: float) -> str | None:
+    """Return what is wrong with the worker after `PATIENCE_SECONDS`, or None as soon as it is healthy."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (problem := find_problem(name, ledger.heartbeats.list_running(), heartbeat_seconds)) is not None:
+        if time.monotonic() > deadline:
+            return problem
+        time.sleep(1)
+    return None
+
+
 def main() -> None:
     (name,) = sys.argv[1:]
     settings = read_settings()
     try:
         with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
-            problem = find_problem(name, ledger.heartbeats.list_running(), settings.heartbeat_seconds)
+            problem = wait_until_healthy(name, ledger, settings.heartbeat_seconds)
     except BackfillError as exc:
         problem = str(exc)
     raise SystemExit(problem)
