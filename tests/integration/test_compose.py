@@ -105,10 +105,16 @@ def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any])
 
     assert {"window", "undo_days", "max_bytes_billed", "cleanup_days", "audit_days", "alerts"} <= policy
     assert policy <= set(Settings.model_fields)
-    configured = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in policy - {"alerts"}})
-    for name in policy - {"alerts"}:
+    compared = policy - {"alerts", "stop_seconds"}
+    configured = Settings(**{name: environment[f"BACKFILL_{name.upper()}"] for name in compared})
+    for name in compared:
         assert getattr(configured, name) == getattr(settings, name)
     assert {environment[name] for name in ("BACKFILL_ALERTS", *files & in_containers)} == {""}
+
+
+def test_workers_end_by_themselves_within_the_time_that_their_containers_have(services: dict[str, Any]) -> None:
+    for name in ("worker", "express", "gate", "maintenance", "housekeeping"):
+        assert services[name]["stop_grace_period"] == f"{services[name]['environment']['BACKFILL_STOP_SECONDS']}s"
 
 
 URLS_AND_HOME = ("broker", "ledger", "warehouse", "staging", "home")

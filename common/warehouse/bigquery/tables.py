@@ -124,6 +124,7 @@ class BigQueryTables:
     ) -> bool:
         """Create the table with one partition per date, unless it exists; return whether it was created."""
         check_column_names(date_column, *columns, *cluster_by)
+        self._descriptions.pop(table, None)  # another program may have dropped it meanwhile
         if self.describe(table) is not None:
             return False
         self._create_dataset(table.dataset)
