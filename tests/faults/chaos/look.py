@@ -21,7 +21,7 @@ from tests.faults.chaos.world import open_tables
 
 JOB = "chaos"
 TARGET = TableName.parse("chaos.target")
-DATE_COLUMNS = "run_id day state active attempt deaths undone_at reason verdict error_kind error"
+DATE_COLUMNS = "run_id day state active attempt deaths losses undone_at reason verdict error_kind error"
 
 
 def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
@@ -34,11 +34,7 @@ def look(schedule: Schedule, settings: Settings) -> dict[str, Any]:
         found = {
             "runs": _rows(connection, runs, "id state owner"),
             "windows": _rows(connection, windows, "run_id number state lease_owner"),
-            "dates": _rows(
-                connection,
-                run_dates,
-                "run_id day state active attempt deaths undone_at reason verdict error_kind error",
-            ),
+            "dates": _rows(connection, run_dates, DATE_COLUMNS),
         }
         proven = _rows(connection, checkpoints, "day run_id checksum expected matched rows source")
     ledger.close()
