@@ -13,10 +13,12 @@ IMPORT_APP = """
     sys.argv[1:] = []
     from celery.signals import celeryd_after_setup
     from gated_backfill.worker.app import app
+
+    WORKER = type("Worker", (), {"app": app, "hostname": "worker@here"})
 """
 START = """
     app.amqp.queues.select(["backfill", "gate"])
-    [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=type("Worker", (), {"app": app}))
+    [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=WORKER)
     assert error is None, error
     imported = sys.modules["gated_backfill.worker.gate.gate"].__dict__
     assert gc.get_freeze_count() > 100_000
@@ -29,7 +31,7 @@ FAILING_IMPORT = """
 
     sys.modules["gated_backfill.worker.app"].preload_warehouse = fail
     app.amqp.queues.select(["gate"])
-    [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=type("Worker", (), {"app": app}))
+    [(_, error)] = celeryd_after_setup.send(sender="worker@here", instance=WORKER)
     assert isinstance(error, ImportError), error
     assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
 """
