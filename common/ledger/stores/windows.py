@@ -155,12 +155,8 @@ class WindowStore(LedgerStore):
 
     def release_window(self, run_id: str, number: int, owner: str, *, to: WindowState) -> bool:
         """Release a window as open or closed; returns False if this gate has lost the lease."""
-        values: dict[str, Any] = {"state": to.value, "lease_owner": None, "lease_until": None}
-        if to is WindowState.CLOSED:
-            values["closed_at"] = utcnow()
-        with self._write_one(durable=False) as connection:
-            result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
-        return bool(result.rowcount)
+        ended = {"closed_at": utcnow()} if to is WindowState.CLOSED else {}
+        return self._end_lease(run_id, number, owner, to=to, **ended)
 
     def record_death(self, run_id: str, number: int, owner: str) -> bool:
         """End the lease of a gate that died while it worked on the window, and count the death.
@@ -168,12 +164,11 @@ class WindowStore(LedgerStore):
         Only the gate's own worker may call this, which saw it die and did not stop it itself. Returns False if the
         gate did not have the lease.
         """
-        values: dict[str, Any] = {
-            "state": WindowState.OPEN.value,
-            "lease_owner": None,
-            "lease_until": None,
-            "deaths": windows.c.deaths + 1,
-        }
+        return self._end_lease(run_id, number, owner, to=WindowState.OPEN, deaths=windows.c.deaths + 1)
+
+    def _end_lease(self, run_id: str, number: int, owner: str, *, to: WindowState, **columns: Any) -> bool:
+        """End the owner's lease, and set the columns; returns False if the owner does not have it."""
+        values = {"state": to.value, "lease_owner": None, "lease_until": None, **columns}
         with self._write_one(durable=False) as connection:
             result = connection.execute(update(windows).where(window_leased_by(run_id, (number, owner))).values(values))
         return bool(result.rowcount)
