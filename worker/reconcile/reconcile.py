@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cache
 
 import structlog
 
@@ -78,7 +79,7 @@ def _carry_out(step: RecoveryStep, run: Run, job: Job, deps: Deps) -> int:
 def _run_snapshot(run: Run, deps: Deps, *, lost_tasks: bool) -> RunSnapshot:
     backlog = deps.dispatcher.broker_backlog(run.id, queue=RunOptions.from_dict(run.options).queue)
     quiet_since = deps.ledger.dates.last_activity(run.id)
-    now, is_lost = utcnow(), deps.ledger.heartbeats.is_lost
+    now, is_lost = utcnow(), cache(deps.ledger.heartbeats.is_lost)  # an owner often has many dates
     windows = deps.ledger.windows.list_windows(run.id, [WindowState.OPEN, WindowState.CLOSING])
     return RunSnapshot(
         state=run.state,

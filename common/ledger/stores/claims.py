@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Update, and_, bindparam, exists, or_, select, update
@@ -141,7 +141,7 @@ class ClaimStore(LedgerStore):
         cancelled, lost dates are cancelled. Returns the days for which messages are to be sent: none while the run is
         paused.
         """
-        now = utcnow()
+        now, is_dead = utcnow(), cache(is_dead)  # an owner often has many dates
         requeued_days: list[date] = []
         is_queued = run_dates.c.state == DateState.QUEUED.value
         may_be_lost = or_(
