@@ -166,20 +166,28 @@ def _read_rows(ledger: Ledger, warehouse: Warehouse, table: TableName, day: date
 
 def _read_rows_of_others(warehouse: Warehouse, table: TableName, day: date, run_ids: Collection[str]) -> pa.Table:
     """The rows that the table has of other runs, in a fixed order."""
+    rows = read_metadata(warehouse, table, (DateRange(start=day, through=day),))
+    rows = rows.filter(pc.invert(pc.is_in(rows["run_id"], value_set=pa.array(sorted(run_ids), pa.string()))))
+    return rows.sort_by([("run_id", "ascending"), ("day", "ascending")])
+
+
+def read_metadata(warehouse: Warehouse, table: TableName, ended_on: tuple[DateRange, ...]) -> pa.Table:
+    """Read the rows of the runs that ended on these days; no rows without the table.
+
+    A column that the table of an earlier version lacks is null.
+    """
     schema = arrow_schema(COLUMNS)
     info = warehouse.describe(table)
     if info is None:
         return schema.empty_table()
     names = {name: name for name in COLUMNS if name in info.columns}
-    one_day = DateRange(start=day, through=day)
-    scan = Scan(table=table, date_column=RUN_ENDED_ON, dates=(one_day,), columns=names)
+    scan = Scan(table=table, date_column=RUN_ENDED_ON, dates=ended_on, columns=names)
     rows = warehouse.read(scan, once=True)
-    rows = rows.filter(pc.invert(pc.is_in(rows["run_id"], value_set=pa.array(sorted(run_ids), pa.string()))))
     columns = [
         rows[field.name].cast(field.type) if field.name in names else pa.nulls(rows.num_rows, field.type)
         for field in schema
     ]
-    return pa.Table.from_arrays(columns, schema=schema).sort_by([("run_id", "ascending"), ("day", "ascending")])
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _in_batches(dates: Iterator[DateRow]) -> Iterator[list[DateRow]]:

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gated_backfill.common.history.metadata import COLUMNS, RUN_ENDED_ON
+from gated_backfill.common.history.metadata import RUN_ENDED_ON, read_metadata
 from gated_backfill.common.ledger.states import DateState
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import chunk_dates, consecutive_ranges
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import Warehouse
 
 PARTITIONS_AT_ONCE = 100  #: days on which runs ended; bounds the memory
 NEEDED = ("run_id", "job", "day", "state", "verdict", "expected", "matched", "ended_at", "undone_at")
@@ -50,13 +50,10 @@ def read_recorded_dates(warehouse: Warehouse, table: TableName, job: str) -> lis
     info = warehouse.describe(table)
     if info is None:
         return []
-    columns = {name: name for name in COLUMNS if name in info.columns}
     info.check_columns(RUN_ENDED_ON, NEEDED)
     recorded: list[RecordedDate] = []
     for days in chunk_dates(warehouse.list_dates(table, RUN_ENDED_ON), PARTITIONS_AT_ONCE):
-        ranges = tuple(consecutive_ranges(days))
-        rows = warehouse.read(Scan(table=table, date_column=RUN_ENDED_ON, dates=ranges, columns=columns), once=True)
-        recorded += _checkpointed(rows, job)
+        recorded += _checkpointed(read_metadata(warehouse, table, tuple(consecutive_ranges(days))), job)
     return sorted(recorded, key=lambda recorded_date: recorded_date.ended_at, reverse=True)
 
 
@@ -67,20 +64,20 @@ def _checkpointed(rows: pa.Table, job: str) -> Iterator[RecordedDate]:
 
 
 def _recorded_date(row: Mapping[str, Any]) -> RecordedDate:
-    parts = row.get("input_parts")
+    parts = row["input_parts"]
     return RecordedDate(
         run_id=row["run_id"],
         day=row["day"],
-        attempt=row.get("attempt"),
-        job_version=row.get("job_version"),
+        attempt=row["attempt"],
+        job_version=row["job_version"],
         verdict=Verdict(row["verdict"]),
-        reason=row.get("reason") or "",
+        reason=row["reason"] or "",
         expected=row["expected"] or 0,
         matched=row["matched"] or 0,
-        rows=row.get("rows") or 0,
-        source=row.get("source"),
-        checksum=row.get("checksum"),
-        inputs=row.get("inputs"),
+        rows=row["rows"] or 0,
+        source=row["source"],
+        checksum=row["checksum"],
+        inputs=row["inputs"],
         input_parts=None if parts is None else json.loads(parts),
         ended_at=row["ended_at"],
     )
