@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from gated_backfill.common.model.dates import ALL_DATES, DateRange, parse_date
+
 job_option = click.option("--job", help="The job; `backfill jobs` lists them.")
 single_job_option = click.option("--job", help="One job only.  [default: all jobs]")
 start_date_option = click.option("--start-date", help="First date, YYYY-MM-DD, included.")
@@ -22,6 +24,13 @@ latest_run_argument = click.argument("run_id", required=False, metavar="[RUN]", 
 window_option = click.option(
     "--window", type=click.IntRange(1, 5000), help="Dates per window (one chord).  [default: BACKFILL_WINDOW or 100]"
 )
+
+
+def parse_open_range(first: str | None, last: str | None) -> DateRange:
+    """Return the range of `--start-date` and `--end-date`, each of which may be missing. Raises `UserError`."""
+    return DateRange(
+        start=parse_date(first) if first else ALL_DATES.start, through=parse_date(last) if last else ALL_DATES.through
+    )
 
 
 def strip_reason(reason: str | None) -> str | None:

@@ -8,12 +8,13 @@ import click
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.ledger.migration import carry_out, plan_migration
-from gated_backfill.common.model.dates import ALL_DATES, DateRange, format_dates, parse_date
+from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.registry import find_job, job_names
 from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.producer.cli.options import (
     end_date_option,
     json_option,
+    parse_open_range,
     single_job_option,
     start_date_option,
     yes_option,
@@ -86,10 +87,7 @@ def rebuild(
     of before do not come back; `undo` of a run of before is not possible, `backfill kept restore` is.
     Exit codes: 0 every date is proven; 2 refused, nothing changed; 3 some dates could not be proven.
     """
-    dates = DateRange(
-        start=parse_date(start_date) if start_date else ALL_DATES.start,
-        through=parse_date(end_date) if end_date else ALL_DATES.through,
-    )
+    dates = parse_open_range(start_date, end_date)
     context = open_context(read_settings(), only_looks=dry_run)
     console = make_console(stderr=as_json)
     jobs = [find_job(name) for name in ([job] if job else job_names())]
@@ -130,7 +128,6 @@ def _write(rebuilds: Sequence[Rebuild], context: CommandContext, console: Consol
 
 def _print_rebuild(console: Console, planned: Rebuild, *, every_date: bool) -> None:
     """Print what can be proven, and every date that cannot with its reason."""
-
     if not planned.count:
         present = f"{len(planned.present)} date(s) have a checkpoint" if planned.present else "no date was ever built"
         console.print(f"{planned.job.name}: nothing to rebuild: {present}")

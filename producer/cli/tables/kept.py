@@ -10,9 +10,8 @@ import click
 from rich.table import Table
 
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.model.dates import ALL_DATES, DateRange, parse_date
 from gated_backfill.common.model.publication import KeptRows
-from gated_backfill.producer.cli.options import json_option, yes_option
+from gated_backfill.producer.cli.options import json_option, parse_open_range, yes_option
 from gated_backfill.producer.context import current_user, open_context
 from gated_backfill.producer.tables.kept_rows import dated_table, plan_kept_restore, restore_kept_rows
 from gated_backfill.producer.terminal.console import confirm, make_console, print_json
@@ -35,9 +34,7 @@ def kept() -> None:
 @json_option
 def list_kept_rows(table: str, first: str | None, last: str | None, as_json: bool) -> None:
     """List the kept rows of a table, the latest removal first."""
-    dates = DateRange(
-        start=parse_date(first) if first else ALL_DATES.start, through=parse_date(last) if last else ALL_DATES.through
-    )
+    dates = parse_open_range(first, last)
     settings = read_settings()
     context = open_context(settings, only_looks=True)
     target, _ = dated_table(table, context)
