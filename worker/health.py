@@ -10,31 +10,31 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import timedelta
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
-from gated_backfill.common.model.scheduling.silence import SILENT_BEATS
 
 PATIENCE_SECONDS = 5.0  #: in which a worker that starts, or connects to its broker again, may become healthy
 
 
-def find_problem(name: str, running: Sequence[Heartbeat], heartbeat_seconds: float) -> str | None:
+def find_problem(name: str, running: Sequence[Heartbeat], silent_after: timedelta) -> str | None:
     """Return why the worker of that name is not healthy; None if it is."""
     workers = [worker for worker in running if worker.is_worker and worker.name == name]
     if not workers:
         return f"no worker {name} has a heartbeat"
     worker = max(workers, key=lambda worker: worker.seen_at)
-    if (worker.read_at - worker.seen_at).total_seconds() > SILENT_BEATS * heartbeat_seconds:
+    if worker.read_at - worker.seen_at > silent_after:
         return worker.describe_silence()
     return f"{name} takes no tasks from {', '.join(worker.unconsumed)}" if worker.unconsumed else None
 
 
-def wait_until_healthy(name: str, ledger: Ledger, heartbeat_seconds: float) -> str | None:
+def wait_until_healthy(name: str, ledger: Ledger, silent_after: timedelta) -> str | None:
     """Return what is wrong with the worker after `PATIENCE_SECONDS`, or None as soon as it is healthy."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (problem := find_problem(name, ledger.heartbeats.list_running(), heartbeat_seconds)) is not None:
+    while (problem := find_problem(name, ledger.heartbeats.list_running(), silent_after)) is not None:
         if time.monotonic() > deadline:
             return problem
         time.sleep(1)
@@ -46,7 +46,7 @@ def main() -> None:
     settings = read_settings()
     try:
         with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
-            problem = wait_until_healthy(name, ledger, settings.heartbeat_seconds)
+            problem = wait_until_healthy(name, ledger, settings.silent_after)
     except BackfillError as exc:
         problem = str(exc)
     raise SystemExit(problem)

@@ -10,7 +10,7 @@ from gated_backfill.common.ledger import Ledger, NewAlert
 from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
 from gated_backfill.common.model.alert_kinds import AlertKind
 
-SILENT_AFTER = timedelta(seconds=15)  #: a heartbeat that was not renewed for so long is not that of a living worker
+MIN_SILENCE = timedelta(seconds=15)  #: a shorter one may be that of a ledger that answers late
 LOST_AFTER = timedelta(seconds=30)  #: a worker that lost its broker for a moment takes tasks again before
 
 
@@ -35,13 +35,17 @@ class LostConsumer:
         return text if self.has_other else f"{text}, and no other worker takes tasks from {self.queue}"
 
 
-def find_lost_consumers(running: Sequence[Heartbeat], lost_workers: Sequence[Heartbeat]) -> list[LostConsumer]:
+def find_lost_consumers(
+    running: Sequence[Heartbeat], lost_workers: Sequence[Heartbeat], silent_after: timedelta
+) -> list[LostConsumer]:
     """Return the workers that do not take tasks from a queue that they were started for, oldest first.
 
     A worker that is lost counts only as long as no other one takes tasks from the queue: it was replaced.
+    `silent_after`: the time without a renewal of its heartbeat after which a worker is silent, see `RecoverySettings`.
     """
     workers = [worker for worker in running if worker.is_worker and not worker.is_embedded]
-    living = [worker for worker in workers if worker.read_at - worker.seen_at <= SILENT_AFTER]
+    longest_silence = max(silent_after, MIN_SILENCE)
+    living = [worker for worker in workers if worker.read_at - worker.seen_at <= longest_silence]
     gone = [worker for worker in (*lost_workers, *workers) if worker not in living and not worker.is_embedded]
     consumed = {queue for worker in living for queue in worker.consumed or ()}
     lost = [
@@ -59,9 +63,9 @@ def find_lost_consumers(running: Sequence[Heartbeat], lost_workers: Sequence[Hea
     return sorted(lost, key=lambda consumer: (consumer.since, consumer.queue))
 
 
-def list_lost_consumers(ledger: Ledger) -> list[LostConsumer]:
+def list_lost_consumers(ledger: Ledger, silent_after: timedelta) -> list[LostConsumer]:
     """Return the lost consumers of all workers that use the ledger."""
-    return find_lost_consumers(ledger.heartbeats.list_running(), ledger.heartbeats.list_lost_workers())
+    return find_lost_consumers(ledger.heartbeats.list_running(), ledger.heartbeats.list_lost_workers(), silent_after)
 
 
 def consumer_alerts(lost: Sequence[LostConsumer]) -> list[NewAlert]:

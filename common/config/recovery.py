@@ -7,6 +7,8 @@ from datetime import timedelta
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
+from gated_backfill.common.model.scheduling.silence import SILENT_BEATS
+
 MIN_MEMORY_MB = 512  #: a process that has imported everything has 200 MB
 
 
@@ -44,6 +46,11 @@ class RecoverySettings(BaseSettings):
         """Memory in KiB after which a process is replaced: below the limit, so that its next date does not fail."""
         max_megabytes = self.worker_memory_mb * 3 // 4 if self.worker_memory_mb else self.worker_recycle_mb
         return min(self.worker_recycle_mb, max_megabytes) * 1024
+
+    @property
+    def silent_after(self) -> timedelta:
+        """Time without a renewal after which a heartbeat is not that of a living process."""
+        return timedelta(seconds=SILENT_BEATS * self.heartbeat_seconds)
 
     @property
     def reconcile_period(self) -> timedelta:

@@ -21,7 +21,7 @@ def check_consumers(settings: Settings, *, ledger_is_usable: bool) -> list[Check
         return []
     try:
         with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
-            lost = list_lost_consumers(ledger)
+            lost = list_lost_consumers(ledger, settings.silent_after)
     except BackfillError:  # it does not exist, or another version is needed: the check of the ledger says so
         return []
     return [_result(consumer) for consumer in lost] or [ok("consumers", "no worker has stopped taking tasks")]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from gated_backfill.common.alerts.consumers import consumer_alerts, find_lost_consumers
+from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
 from gated_backfill.worker.health import find_problem
 from tests.builders import NOON
 
-MINUTE = timedelta(minutes=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 
 
 def worker(name: str = "gate@one", **more: Any) -> Heartbeat:
@@ -66,13 +67,20 @@ CASES = [
 
 @pytest.mark.parametrize(("running", "lost", "found"), CASES)
 def test_lost_consumers(running: list[Heartbeat], lost: list[Heartbeat], found: list[str]) -> None:
-    assert [consumer.describe() for consumer in find_lost_consumers(running, lost)] == found
+    assert [consumer.describe() for consumer in find_lost_consumers(running, lost, 3 * SECOND)] == found
+
+
+def test_a_worker_that_renews_its_heartbeat_seldom_is_not_silent_before_it_misses_some() -> None:
+    settings = Settings(heartbeat_seconds=30)
+    alive, lost = (worker(seen_at=NOON - age) for age in (settings.silent_after, settings.silent_after + SECOND))
+    assert find_lost_consumers([alive], [], settings.silent_after) == []
+    assert [consumer.worker for consumer in find_lost_consumers([lost], [], settings.silent_after)] == [lost]
 
 
 def test_a_lost_consumer_is_alerted_once_for_each_time_it_is_lost() -> None:
-    (first,) = consumer_alerts(find_lost_consumers([deaf()], []))
-    (again,) = consumer_alerts(find_lost_consumers([deaf(read_at=NOON + MINUTE, seen_at=NOON + MINUTE)], []))
-    (later,) = consumer_alerts(find_lost_consumers([deaf(consumed_at=NOON - MINUTE / 1.5)], []))
+    (first,) = consumer_alerts(find_lost_consumers([deaf()], [], SECOND))
+    (again,) = consumer_alerts(find_lost_consumers([deaf(read_at=NOON + MINUTE, seen_at=NOON + MINUTE)], [], SECOND))
+    (later,) = consumer_alerts(find_lost_consumers([deaf(consumed_at=NOON - MINUTE / 1.5)], [], SECOND))
     assert first.key == again.key != later.key
     assert (first.kind, first.title) == ("consumer-lost", "the queue gate has lost a worker: gate@one")
     assert DEAF in first.body
@@ -90,4 +98,4 @@ def test_a_lost_consumer_is_alerted_once_for_each_time_it_is_lost() -> None:
     ],
 )
 def test_the_health_of_a_worker(running: list[Heartbeat], problem: str | None) -> None:
-    assert find_problem("gate@one", running, 2.0) == problem
+    assert find_problem("gate@one", running, 6 * SECOND) == problem

@@ -111,11 +111,12 @@ def send_overdue_tasks(deps: Deps) -> str:
         if schedule.is_daily and name in MAINTENANCE_TASKS
     }
     daily |= daily_runs.job_schedules(deps.settings)
+    lost_consumers = list_lost_consumers(deps.ledger, deps.settings.silent_after)
     rows, is_lost = deps.ledger.maintenance.list_tasks(), deps.ledger.heartbeats.is_lost
     for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
     deps.ledger.alerts.record_alerts(
-        [*failure_alerts(daily, rows, now, is_lost=is_lost), *consumer_alerts(list_lost_consumers(deps.ledger))]
+        [*failure_alerts(daily, rows, now, is_lost=is_lost), *consumer_alerts(lost_consumers)]
     )
     overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps), is_lost=is_lost)
     for name in overdue:
