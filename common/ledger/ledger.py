@@ -15,6 +15,7 @@ from gated_backfill.common.ledger.stores.alerts import AlertStore
 from gated_backfill.common.ledger.stores.checkpoints import CheckpointStore
 from gated_backfill.common.ledger.stores.claims import ClaimStore
 from gated_backfill.common.ledger.stores.cleanups import CleanupStore
+from gated_backfill.common.ledger.stores.current import CurrentStateStore
 from gated_backfill.common.ledger.stores.dates import DateStore
 from gated_backfill.common.ledger.stores.flags import FlagStore
 from gated_backfill.common.ledger.stores.gauges import GaugeStore
@@ -44,6 +45,7 @@ class Ledger:
         self.heartbeats = HeartbeatStore(engine)
         self.alerts = AlertStore(engine)
         self.gauges = GaugeStore(engine)
+        self.current = CurrentStateStore(engine)
         self.maintenance = MaintenanceStore(engine)
         self.cleanups = CleanupStore(engine)
         self.history = HistoryStore(engine)

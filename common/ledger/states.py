@@ -48,6 +48,14 @@ class RunAction(Enum):
     UNDONE = "undone"
 
 
+class OutstandingState(Enum):
+    """Why a date that a run ended without a checkpoint is not complete."""
+
+    BLOCKED = "blocked"
+    HELD = "held"  #: blocked only because its publication would lose rows that the target has: a user must decide
+    FAILED = "failed"
+
+
 ENDED_RUNS = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED})
 ENDED_DATES = frozenset(
     {DateState.CHECKPOINTED, DateState.FAILED, DateState.BLOCKED, DateState.SKIPPED, DateState.CANCELLED}

@@ -72,6 +72,7 @@ metadata = MetaData(
 #: Conditions of partial indexes. For PostgreSQL they are in the migration only, as its dialect is slow to import.
 ACTIVE = text("active")
 UNDONE = text("undone_at IS NOT NULL")
+INCOMPLETE = text("state IN ('blocked', 'failed')")
 
 
 def state_constraint(column: str, states: type[RunState] | type[DateState] | type[WindowState]) -> CheckConstraint:
@@ -174,6 +175,7 @@ run_dates = Table(
     state_constraint("state", DateState),
     Index("uq_run_dates_active", "job", "day", unique=True, sqlite_where=ACTIVE),
     Index("ix_run_dates_undone", "job", "day", sqlite_where=UNDONE),
+    Index("ix_run_dates_incomplete", "job", "day", sqlite_where=INCOMPLETE),
     Index(None, "run_id", "window"),
     Index(None, "run_id", "state"),
     Index(None, "job", "day"),
