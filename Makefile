@@ -10,7 +10,7 @@ AUDIT_READY := $(AUDIT)/.ready
 # A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -67,6 +67,9 @@ chaos: $(READY) $(EMULATOR_READY)  ## run seeded schedules of kills, freezes and
 
 chaos-mutants: $(READY)  ## check that these schedules detect a tool that is broken on purpose
 	$(CHAOS) --mutants
+
+recovery: $(READY)  ## measure how long a run stands still when a worker, the broker or the ledger is lost
+	TEST_RECOVERY=1 $(BIN)/python -m pytest tests/recovery $(ARGS)
 
 CASES ?= 10000
 fuzz: $(READY) $(EMULATOR_READY)  ## try random command lines, settings, files, messages and tables: [CASES=10000]

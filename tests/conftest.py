@@ -33,6 +33,8 @@ configure_logs()
 collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
 #: These need Chromium: `make test-browser` runs them.
 collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
+#: These take minutes, and they measure: `make recovery` runs them.
+collect_ignore += [] if os.environ.get("TEST_RECOVERY") else ["recovery"]
 
 
 #: The same cases in every run, on a machine of any speed. `make fuzz` tries random cases, with settings of its own.

