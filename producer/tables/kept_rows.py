@@ -91,7 +91,21 @@ def restore_kept_rows(plan: KeptRestore, context: CommandContext, by: str) -> bo
     )
     if not warehouse.restore_kept(target.name, target.date_column, kept, current=plan.current):
         raise _written_error(plan, withdrawn=had_checkpoint)
-    return had_checkpoint
+    return _withdraw_later_checkpoint(plan, context, by) or had_checkpoint
+
+
+def _withdraw_later_checkpoint(plan: KeptRestore, context: CommandContext, by: str) -> bool:
+    """Remove the checkpoint of a run that built the same rows again between the removal and the restore.
+
+    Such a run can begin and end while this process is frozen in between. Returns whether there was one.
+    """
+    if plan.job is None:
+        return False
+    checkpoints, day = context.ledger.checkpoints, plan.kept.day
+    later = checkpoints.list_checkpoints(plan.job, day, day).get(day)
+    if later is None or _fingerprint(plan.target, day, context.warehouse) != plan.kept.fingerprint:
+        return False
+    return checkpoints.withdraw_date(plan.job, day, by, run_id=later.run_id)
 
 
 def _written_error(plan: KeptRestore, *, withdrawn: bool) -> UserError:

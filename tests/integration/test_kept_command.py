@@ -209,6 +209,34 @@ def test_a_restore_that_died_is_completed_by_the_next(
     assert (checkpoint_runs(any_lab), sorted(any_lab.ledger.checkpoints.list_undone("probe", *DAYS))) == ({}, DAYS)
 
 
+def test_a_checkpoint_that_was_written_while_the_restore_was_frozen_is_removed(
+    any_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run builds the same rows again between the removal of the date's checkpoint and the restore of its rows."""
+    before, _ = built_twice(any_lab)
+    warehouse = any_lab.context.warehouse
+    put_back = warehouse.restore_kept
+
+    def build_first(*arguments: Any, **named: Any) -> bool:
+        any_lab.run(DAYS, "probe", reprocess=Reprocess.ALL)
+        return put_back(*arguments, **named)
+
+    listed = kept_rows(any_lab)
+    with monkeypatch.context() as patch:
+        patch.setattr(warehouse, "restore_kept", build_first)
+        assert restore_kept_rows(plan_kept_restore(TARGET, listed[0]["id"], any_lab.context), any_lab.context, "ada")
+
+    day = date.fromisoformat(listed[0]["date"])
+    (other,) = set(DAYS) - {day}
+    rows_of_day = [name for name in before if str(day) in name]
+    assert rows_of_day
+    assert all(any_lab.table_bytes(TARGET)[name] == before[name] for name in rows_of_day)
+    assert (list(checkpoint_runs(any_lab)), list(any_lab.ledger.checkpoints.list_undone("probe", *DAYS))) == (
+        [other],
+        [day],
+    )
+
+
 def test_rows_of_a_date_that_a_run_is_at_work_on_are_left_alone(lab: Lab) -> None:
     built_twice(lab)
     rows, proven = lab.table_bytes(TARGET), lab.ledger.checkpoints.list_checkpoints("probe", *DAYS)
