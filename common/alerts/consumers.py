@@ -35,17 +35,21 @@ class LostConsumer:
         return text if self.has_other else f"{text}, and no other worker takes tasks from {self.queue}"
 
 
+def is_silent(process: Heartbeat, silent_after: timedelta) -> bool:
+    """Whether a heartbeat was not renewed for so long, see `RecoverySettings`, that its process is not a living one."""
+    return process.read_at - process.seen_at > max(silent_after, MIN_SILENCE)
+
+
 def find_lost_consumers(
     running: Sequence[Heartbeat], lost_workers: Sequence[Heartbeat], silent_after: timedelta
 ) -> list[LostConsumer]:
     """Return the workers that do not take tasks from a queue that they were started for, oldest first.
 
     A worker that is lost counts only as long as no other one takes tasks from the queue: it was replaced.
-    `silent_after`: the time without a renewal of its heartbeat after which a worker is silent, see `RecoverySettings`.
+    `silent_after`: see `is_silent`.
     """
     workers = [worker for worker in running if worker.is_worker and not worker.is_embedded]
-    longest_silence = max(silent_after, MIN_SILENCE)
-    living = [worker for worker in workers if worker.read_at - worker.seen_at <= longest_silence]
+    living = [worker for worker in workers if not is_silent(worker, silent_after)]
     gone = [worker for worker in (*lost_workers, *workers) if worker not in living and not worker.is_embedded]
     consumed = {queue for worker in living for queue in worker.consumed or ()}
     lost = [

@@ -45,7 +45,7 @@ def find_stale_dates_of_runs(
     reasons: dict[str, dict[date, str]] = {}
     not_compared: dict[str, str] = {}
     for name, of_job in checkpoints.items():
-        job = _installed_job(name)
+        job = installed_job(name)
         if job is None:
             continue
         by_day, problem = _reasons(job, {checkpoint.day: checkpoint for checkpoint in of_job}, open_warehouse)
@@ -77,7 +77,7 @@ def _reasons(
     return staleness.reasons, unrecorded if staleness.without_inputs else None
 
 
-def _installed_job(name: str) -> Job | None:
+def installed_job(name: str) -> Job | None:
     """Return the job; None for one that is not installed here, or can't be loaded."""
     from gated_backfill.common.model.registry import find_job
 

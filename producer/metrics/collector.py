@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,18 +17,22 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gated_backfill.common.alerts.delivery import deliver
+from gated_backfill.common.audit.findings import REPAIRABLE_FINDINGS
 from gated_backfill.common.broker.queue_depth import queue_depths
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.history.figures import wall_seconds
 from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
+from gated_backfill.common.ledger.states import OutstandingState
 from gated_backfill.common.ledger.stores.gauges import Counts, DateMetrics
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT
 from gated_backfill.common.model.scheduling.queues import QUEUES
-from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.process.clock import midnight, utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.process.printable_text import printable
 from gated_backfill.common.runs.post_run import primary_source, record_beat_silence
+from gated_backfill.common.runs.stalled_windows import Stall
+from gated_backfill.common.runs.state_now import StateNow, read_state_now
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -36,6 +41,7 @@ SCRAPE_TIMEOUT_SECONDS = 4.0  #: for the ledger and for the broker, each; below 
 RECENT_PERIOD = timedelta(days=7)
 QUANTILES = (0.5, 0.9, 1.0)
 ALERT_STATES = ("pending", "sending", "failed")
+CHECKPOINTS = {False: "none", True: "earlier"}  #: of an outstanding date: by whether it has one
 END_STATES = (DateState.CHECKPOINTED, DateState.BLOCKED, DateState.FAILED, DateState.SKIPPED, DateState.CANCELLED)
 
 
@@ -100,7 +106,7 @@ class BackfillCollector(Collector):
     def __init__(self, settings: Settings) -> None:
         lazy = LazyLedger(settings)
         self._settings = settings
-        self._ledger = TimedRead("ledger", lambda: list(ledger_metrics(lazy.ledger, utcnow())))
+        self._ledger = TimedRead("ledger", lambda: list(ledger_metrics(lazy.ledger, settings, utcnow())))
         self._ledger_check = TimedRead("ledger", lambda: lazy.ledger.gauges.check_readable() or True)
         self._broker = TimedRead("broker", lambda: _depths(settings))
 
@@ -134,6 +140,15 @@ METRICS = {
     "backfill_ledger_up": "Whether the ledger answered this scrape.",
     "backfill_broker_up": "Whether the broker answered this scrape.",
     "backfill_scrape_seconds": "Duration of this scrape.",
+    "backfill_outstanding_dates": "Dates now that a run ended blocked, held or failed, and no run has completed or "
+    "skipped since; with the checkpoint of an earlier run, or none.",
+    "backfill_stale_dates": "Checkpointed dates now that another version of the job has built. Sources and inputs are "
+    "not compared.",
+    "backfill_flagged_dates": "Published dates now that an audit flagged and no run has repaired yet.",
+    "backfill_newest_checkpointed_date_timestamp_seconds": "The newest checkpointed date, as its midnight (UTC).",
+    "backfill_stalled_windows": "Windows now whose gate is silent, or whose dates do not move.",
+    "backfill_live_workers": "Workers that renew their heartbeat: shared ones, and those of one run's own stack.",
+    "backfill_queue_consumers": "Shared workers that take tasks from each queue now.",
     "backfill_checkpointed_dates": "Dates that are checkpointed, by the verdict of the gate.",
     "backfill_recent_dates": "Dates of the runs that ended in the last 7 days, by how they ended.",
     "backfill_recent_dates_by_source": "Checkpointed dates of the runs that ended in the last 7 days, "
@@ -141,7 +156,6 @@ METRICS = {
     "backfill_active_runs": "Runs that have not ended.",
     "backfill_oldest_unfinished_date_age_seconds": "Time since the launch of the oldest active run with "
     "unfinished dates.",
-    "backfill_flagged_dates": "Published dates that an audit flagged and no run has repaired yet.",
     "backfill_alerts": "Alerts of the last 7 days that are pending, being sent, or failed for good.",
     "backfill_beat_heartbeat_age_seconds": "Time since the last heartbeat of beat; absent if beat never ran.",
     "backfill_maintenance_finished_timestamp_seconds": "When each maintenance task last succeeded.",
@@ -174,24 +188,52 @@ def samples_by_name(values: Mapping[str, float]) -> Samples:
     return [((name,), float(value)) for name, value in sorted(values.items())]
 
 
-def ledger_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
+def ledger_metrics(ledger: Ledger, settings: Settings, now: datetime) -> Iterator[GaugeMetricFamily]:
     """The metrics read from the ledger."""
     gauges, week_ago = ledger.gauges, now - RECENT_PERIOD
+    state = read_state_now(ledger, settings)
+    yield from state_metrics(state)
+    if settings.broker is not None:  # without it, the workers belong to the stack of one run
+        yield gauge("backfill_queue_consumers", samples_by_name(state.consumers), "queue")
     yield gauge("backfill_checkpointed_dates", to_samples(gauges.checkpoint_counts()), "job", "verdict")
     yield gauge("backfill_recent_dates", to_samples(gauges.ended_date_counts(week_ago)), "job", "state")
     by_source = to_samples(gauges.built_counts_by_source(week_ago))
     yield gauge("backfill_recent_dates_by_source", by_source, "job", "source")
     yield gauge("backfill_active_runs", to_samples(gauges.active_run_counts()), "job", "state")
-    ages = {job: _age(since, now) for job, since in gauges.oldest_waiting_since().items()}
+    waiting_since = gauges.oldest_waiting_since()
+    ages = dict.fromkeys((one.job for one in state.jobs), 0.0)
+    ages |= {job: _age(since, now) for job, since in waiting_since.items()}
     yield gauge("backfill_oldest_unfinished_date_age_seconds", samples_by_name(ages), "job")
     yield from last_run_metrics([read_last_run(ledger, run) for run in gauges.last_ended_runs()])
     yield from maintenance_metrics(ledger, now)
 
 
+def state_metrics(state: StateNow) -> Iterator[GaugeMetricFamily]:
+    """The metrics of the state now. They say 0 where there is nothing, so that a missing one means: not known."""
+    outstanding = [
+        ((one.job, status.value, checkpoint), float(one.count(status, has_checkpoint=has_checkpoint)))
+        for one in state.jobs
+        for status in OutstandingState
+        for has_checkpoint, checkpoint in CHECKPOINTS.items()
+    ]
+    yield gauge("backfill_outstanding_dates", outstanding, "job", "state", "checkpoint")
+    yield gauge("backfill_stale_dates", samples_by_name({one.job: one.other_versions for one in state.jobs}), "job")
+    findings = sorted(finding.value for finding in REPAIRABLE_FINDINGS)
+    flagged = [((one.job, finding), float(one.flagged.get(finding, 0))) for one in state.jobs for finding in findings]
+    yield gauge("backfill_flagged_dates", flagged, "job", "finding")
+    newest = {one.job: midnight(one.newest).timestamp() for one in state.jobs if one.newest is not None}
+    yield gauge("backfill_newest_checkpointed_date_timestamp_seconds", samples_by_name(newest), "job")
+    stalls = Counter((one.window.job, one.stall) for one in state.stalled)
+    stalled = [((one.job, stall.value), float(stalls[one.job, stall])) for one in state.jobs for stall in Stall]
+    yield gauge("backfill_stalled_windows", stalled, "job", "stall")
+    embedded = sum(worker.is_embedded for worker in state.workers)
+    workers = {"run": embedded, "shared": len(state.workers) - embedded}
+    yield gauge("backfill_live_workers", samples_by_name(workers), "stack")
+
+
 def maintenance_metrics(ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """The metrics of beat, audit, cleanup and alerts."""
+    """The metrics of beat, cleanup and alerts."""
     gauges = ledger.gauges
-    yield gauge("backfill_flagged_dates", to_samples(gauges.flagged_counts()), "job", "finding")
     alerts = gauges.alert_counts(now - RECENT_PERIOD)
     yield gauge("backfill_alerts", [((state,), float(alerts.get((state,), 0))) for state in ALERT_STATES], "state")
     last_done = gauges.maintenance_last_done()

@@ -80,7 +80,9 @@ def outstanding(ledger: Ledger) -> list[tuple[OutstandingState, bool]]:
     """The states of the date, and whether an earlier checkpoint stands."""
     counts = ledger.current.count_outstanding(job=JOB)
     assert all((one.job, one.dates) == (JOB, 1) for one in counts)
-    return [(one.state, one.has_checkpoint) for one in counts]
+    listed = [(one.state, one.has_checkpoint) for one in ledger.current.list_outstanding(job=JOB)]
+    assert listed == [(one.state, one.has_checkpoint) for one in counts]
+    return listed
 
 
 @pytest.mark.parametrize(
@@ -121,19 +123,23 @@ def test_the_last_result_of_a_date_counts(
 
 
 def test_runs_of_other_dates_and_jobs_do_not_complete_a_date(ledger: Ledger) -> None:
-    a_run_with(ledger, "blocked")
+    blocked = a_run_with(ledger, "blocked")
     other = queued_run(ledger, [FEB_24, FEB_25])
     checkpointed_date(ledger, other, FEB_24)
     checkpointed_date(ledger, other, FEB_25)
     ended(ledger, other)
     a_run_with(ledger, "checkpointed", job="teams")
-    a_run_with(ledger, "failed", job="referees")
+    failed = a_run_with(ledger, "failed", job="referees")
     retried = queued_run(ledger, [FEB_23])
     claimed_date(ledger, retried, FEB_23)
     assert outstanding(ledger) == [(BLOCKED, False)]
     assert [(one.job, one.state) for one in ledger.current.count_outstanding()] == [
         (JOB, BLOCKED),
         ("referees", FAILED),
+    ]
+    assert [(one.job, one.day, one.run_id) for one in ledger.current.list_outstanding()] == [
+        (JOB, FEB_23, blocked.id),
+        ("referees", FEB_23, failed.id),
     ]
     assert ledger.runs.move_run(retried.id, expect=[RunState.RUNNING], to=RunState.CANCELLED)
     assert outstanding(ledger) == [(BLOCKED, False)]

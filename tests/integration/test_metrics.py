@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -25,8 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from gated_backfill.common.errors import UserError
+from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.scheduling.queues import QUEUES
+from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.runs.state_now import read_state_now
+from gated_backfill.producer.metrics.collector import ledger_metrics
 from gated_backfill.producer.metrics.server import MetricsServer, is_loopback
+from gated_backfill.producer.planning.plan import Reprocess
 from tests.brokers import PASSWORD
 from tests.builders import ROOT
 from tests.lab import Lab, players, until
@@ -83,6 +88,7 @@ def lively(lab: Lab) -> None:
     later = DAYS[0] + timedelta(days=30)
     lab.probe_all([later], players(1))
     lab.opened([later], "probe_in_a_hurry")
+    lab.ledger.heartbeats.register("gate:1", worker="gate:1", name="gate@here", queues=["gate"])
     silence_beat(lab)
     lab.change_ledger(
         "INSERT INTO flagged_dates (job, day, finding, reason, flagged_at, flagged_by) "
@@ -119,9 +125,23 @@ def test_a_scrape_shows_what_the_dashboard_and_the_rules_name_and_no_more(lab: L
     assert metrics["backfill_last_run_dates"][("probe", "blocked")] == 1
     assert set(metrics["backfill_last_run_date_seconds"]) == {("probe", "0.5"), ("probe", "0.9"), ("probe", "1.0")}
     assert metrics["backfill_queue_tasks"] == {(queue,): 2 if queue == "gate" else 0 for queue in QUEUES}
-    assert set(metrics["backfill_oldest_unfinished_date_age_seconds"]) == {("probe_in_a_hurry",)}
+    ages = metrics["backfill_oldest_unfinished_date_age_seconds"]
+    assert set(ages) == {("probe",), ("probe_in_a_hurry",)}
+    assert ages["probe",] == 0 < ages["probe_in_a_hurry",]
+    outstanding = metrics["backfill_outstanding_dates"]
+    assert {labels: n for labels, n in outstanding.items() if n} == {("none", "probe", "blocked"): 1}
+    assert len(outstanding) == 2 * 3 * 2
+    assert metrics["backfill_stale_dates"] == {("probe",): 0, ("probe_in_a_hurry",): 0}
+    newest = datetime(2023, 2, 23, tzinfo=UTC).timestamp()
+    assert metrics["backfill_newest_checkpointed_date_timestamp_seconds"] == {("probe",): newest}
+    stalls = [(job, stall) for job in ("probe", "probe_in_a_hurry") for stall in ("gate", "dates")]
+    assert metrics["backfill_stalled_windows"] == dict.fromkeys(stalls, 0)
+    assert metrics["backfill_live_workers"] == {("run",): 0, ("shared",): 1}
+    assert metrics["backfill_queue_consumers"] == {(queue,): queue == "gate" for queue in QUEUES}
     assert metrics["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
-    assert metrics["backfill_flagged_dates"] == {("missing", "probe"): 1}
+    flagged = metrics["backfill_flagged_dates"]
+    assert {labels for labels, n in flagged.items() if n} == {("missing", "probe")}
+    assert len(flagged) == 2 * 5
     assert metrics["backfill_beat_heartbeat_age_seconds"][()] > 600
     assert metrics["backfill_maintenance_failed"] == {("heartbeat",): 0}
     assert metrics["backfill_alerts"][("pending",)] >= 3
@@ -130,6 +150,41 @@ def test_a_scrape_shows_what_the_dashboard_and_the_rules_name_and_no_more(lab: L
     assert names == set(metrics)
     assert names_in(dashboard()) == names
     assert names_in(yaml.safe_load(RULES.read_text())) <= names
+
+
+def test_an_ended_run_does_not_complete_the_dates_of_another(lab: Lab) -> None:
+    """Dates that are blocked stay outstanding while other runs end, until they are complete themselves."""
+
+    def outstanding() -> dict[tuple[str, ...], float]:
+        families = {family.name: family for family in ledger_metrics(lab.ledger, lab.settings, utcnow())}
+        samples = families["backfill_outstanding_dates"].samples
+        return {tuple(one.labels.values()): one.value for one in samples if one.value}
+
+    lab.probe_all(DAYS, players(10))
+    lab.probe("first", DAYS[0], players(4))
+    lab.run(DAYS[:1], "probe")
+    assert outstanding() == {("probe", "blocked", "none"): 1}
+    lab.run(DAYS[1:], "probe")
+    assert outstanding() == {("probe", "blocked", "none"): 1}
+    lab.probe("first", DAYS[0], players(10))
+    lab.run(DAYS[:1], "probe")
+    assert outstanding() == {}
+    lab.keep_only("probe.first", DAYS[0], "name", "player000", "day")
+    lab.run(DAYS[:1], "probe", reprocess=Reprocess.ALL, fallback=Fallback.OFF)
+    assert outstanding() == {("probe", "blocked", "earlier"): 1}
+
+
+def test_dates_of_another_version_of_a_job_are_stale(lab: Lab) -> None:
+    lab.probe_all(DAYS, players(10))
+    lab.run(DAYS, "probe")
+    lab.change_ledger("UPDATE checkpoints SET job_version = '0.9' WHERE day <= :day", day=str(DAYS[1]))
+    (probe,) = read_state_now(lab.ledger, lab.settings).jobs
+    assert (probe.checkpointed, probe.other_versions, probe.newest) == (4, 2, DAYS[-1])
+    lab.change_ledger("UPDATE checkpoints SET job = 'gone'")
+    lab.change_ledger("DROP TRIGGER runs_keep_update")  # the tool itself never renames a job
+    lab.change_ledger("UPDATE runs SET job = 'gone', job_version = '0.9'")
+    (gone,) = read_state_now(lab.ledger, lab.settings).jobs
+    assert (gone.job, gone.checkpointed, gone.other_versions) == ("gone", 4, 2)
 
 
 def test_a_silent_beat_is_told_by_the_metrics_server(lab: Lab) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, literal_column, select
+from sqlalchemy import ColumnElement, Subquery, and_, case, exists, func, literal_column, select
 
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.states import (
@@ -37,6 +37,18 @@ class OutstandingCount:
     state: OutstandingState
     has_checkpoint: bool  #: an earlier run has checkpointed them: they were to be rebuilt, and their rows stay
     dates: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutstandingDate:
+    """A date that is not complete, with the run that ended it last."""
+
+    job: str
+    day: date
+    state: OutstandingState
+    has_checkpoint: bool  #: see `OutstandingCount`
+    run_id: str
+    reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,34 +97,32 @@ class CurrentStateStore(LedgerStore):
         A checkpoint that was undone since does not count. Neither does a result of an undone run, on a date that has a
         checkpoint again. `job` limits the count to one job.
         """
-        incomplete = run_dates.alias("incomplete")
-        has_checkpoint = exists().where(checkpoints.c.job == incomplete.c.job, checkpoints.c.day == incomplete.c.day)
-        is_withdrawn = and_(runs.c.undone_at.is_not(None), has_checkpoint)
-        latest_first = func.row_number().over(
-            partition_by=(incomplete.c.job, incomplete.c.day),
-            order_by=(incomplete.c.ended_at.desc(), incomplete.c.run_id.desc()),
-        )
-        results = (
-            select(
-                incomplete.c.job,
-                _outstanding_state(incomplete.c).label("state"),
-                has_checkpoint.label("has_checkpoint"),
-                latest_first.label("place"),
-            )
-            .join_from(incomplete, runs, runs.c.id == incomplete.c.run_id)
-            .where(_is_incomplete(incomplete.c), ~_is_completed_since(incomplete.c), ~is_withdrawn)
-        )
-        if job is not None:
-            results = results.where(incomplete.c.job == job)
-        latest = results.subquery()
+        latest = _latest_outstanding(job)
         keys = (latest.c.job, latest.c.state, latest.c.has_checkpoint)
-        query = select(*keys, func.count()).where(latest.c.place == 1).group_by(*keys).order_by(*keys)
+        query = select(*keys, func.count()).group_by(*keys).order_by(*keys)
         with self._read() as connection:
             return [
                 OutstandingCount(
                     job=name, state=OutstandingState(state), has_checkpoint=bool(has_checkpoint), dates=dates
                 )
                 for name, state, has_checkpoint, dates in connection.execute(query)
+            ]
+
+    def list_outstanding(self, *, job: str | None = None) -> list[OutstandingDate]:
+        """Return the dates that `count_outstanding` counts, by job, the oldest first."""
+        latest = _latest_outstanding(job)
+        with self._read() as connection:
+            rows = connection.execute(select(latest).order_by(latest.c.job, latest.c.day)).mappings()
+            return [
+                OutstandingDate(
+                    job=row["job"],
+                    day=row["day"],
+                    state=OutstandingState(row["state"]),
+                    has_checkpoint=bool(row["has_checkpoint"]),
+                    run_id=row["run_id"],
+                    reason=row["reason"],
+                )
+                for row in rows
             ]
 
     def count_by_version(self, *, job: str | None = None) -> list[VersionCount]:
@@ -168,6 +178,34 @@ class CurrentStateStore(LedgerStore):
         for row in rows:
             groups.setdefault((row["run_id"], row["number"]), []).append(row)
         return [_window_in_flight(group) for group in groups.values()]
+
+
+def _latest_outstanding(job: str | None) -> Subquery:
+    """Return the latest of the results that make a date outstanding, for each such date."""
+    incomplete = run_dates.alias("incomplete")
+    has_checkpoint = exists().where(checkpoints.c.job == incomplete.c.job, checkpoints.c.day == incomplete.c.day)
+    is_withdrawn = and_(runs.c.undone_at.is_not(None), has_checkpoint)
+    latest_first = func.row_number().over(
+        partition_by=(incomplete.c.job, incomplete.c.day),
+        order_by=(incomplete.c.ended_at.desc(), incomplete.c.run_id.desc()),
+    )
+    results = (
+        select(
+            incomplete.c.job,
+            incomplete.c.day,
+            incomplete.c.run_id,
+            func.coalesce(incomplete.c.reason, incomplete.c.error).label("reason"),
+            _outstanding_state(incomplete.c).label("state"),
+            has_checkpoint.label("has_checkpoint"),
+            latest_first.label("place"),
+        )
+        .join_from(incomplete, runs, runs.c.id == incomplete.c.run_id)
+        .where(_is_incomplete(incomplete.c), ~_is_completed_since(incomplete.c), ~is_withdrawn)
+    )
+    if job is not None:
+        results = results.where(incomplete.c.job == job)
+    ordered = results.subquery()
+    return select(ordered).where(ordered.c.place == 1).subquery()
 
 
 def _is_incomplete(c: Any) -> ColumnElement[bool]:
