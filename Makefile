@@ -10,7 +10,7 @@ AUDIT_READY := $(AUDIT)/.ready
 # A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: environments demo test fuzz audit test-browser screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser test-prometheus screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
 
 # uv takes a quarter of pip's time. Where it fails, pip installs: only pip reads pip's own settings, such as an index in pip.conf.
 install = $(BIN)/uv pip install --quiet --python $(1)/python --compile-bytecode $(2) || \
@@ -53,6 +53,9 @@ test: $(READY) $(EMULATOR_READY)  ## install, and run the tests
 
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-prometheus: $(READY)  ## run the tests that need Debian's Prometheus (apt-get install prometheus)
+	TEST_PROMETHEUS=1 $(BIN)/python -m pytest tests/prometheus $(ARGS)
 
 screenshots: $(READY)  ## take the screenshots of the documentation with Chromium
 	mkdir -p docs/images

@@ -35,6 +35,8 @@ collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
 collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
 #: These take minutes, and they measure: `make recovery` runs them.
 collect_ignore += [] if os.environ.get("TEST_RECOVERY") else ["recovery"]
+#: These need Prometheus: `make test-prometheus` runs them.
+collect_ignore += [] if os.environ.get("TEST_PROMETHEUS") else ["prometheus"]
 
 
 #: The same cases in every run, on a machine of any speed. `make fuzz` tries random cases, with settings of its own.
