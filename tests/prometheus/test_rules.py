@@ -147,6 +147,13 @@ def test_an_endpoint_that_moves_takes_its_alerts_along(tmp_path: Path) -> None:
     check(tmp_path, old + new, expected)
 
 
+def test_an_endpoint_that_moves_hides_nothing(tmp_path: Path) -> None:
+    """All was well when the old endpoint ended, and is not any more."""
+    old = [case.series(f"{case.good}x99 stale", instance="one", pod="a") for case in CASES]
+    new = [case.series(f"_x99 {case.bad}x100", instance="two", pod="b") for case in CASES]
+    check(tmp_path, old + new, [expectation(alert, 180, *map(fires, cases)) for alert, cases in by_alert().items()])
+
+
 def by_alert() -> dict[str, list[Case]]:
     return {case.alert: [one for one in CASES if one.alert == case.alert] for case in CASES}
 
