@@ -29,12 +29,15 @@ from gated_backfill.common.history.figures import (
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.process.printable_text import printable, printable_name, shorten
+from gated_backfill.common.runs.state_now import JobNow
 from gated_backfill.producer.history.charts import calendar_chart, date_axis, duration_bars, source_lanes
+from gated_backfill.producer.history.now import HistoryNow, describe_outstanding, describe_stall, format_newest
 from gated_backfill.producer.history.report import HistoryReport, describe_undone, format_duration
 from gated_backfill.producer.terminal.runs import describe_replacement
 
 MAX_RUNS_LISTED = 200
 MAX_DATES_TO_REVIEW = 25  #: for each job
+MAX_OUTSTANDING_LISTED = 100
 
 #: The mark of an outcome in its cell, so that colour is not needed to read it, and its text in the legend.
 OUTCOME_MARKS: Mapping[str, tuple[str, str]] = {
@@ -81,6 +84,12 @@ def render_page(history: HistoryReport) -> str:
     )
     return environment.get_template("history.html.j2").render(
         history=history,
+        now=_now_figures(history.now),
+        jobs_now=[_job_now(job, history.now) for job in history.now.state.jobs],
+        outstanding=history.now.outstanding[:MAX_OUTSTANDING_LISTED],
+        outstanding_unlisted=max(len(history.now.outstanding) - MAX_OUTSTANDING_LISTED, 0),
+        shorten=shorten,
+        stalled=[describe_stall(stalled) for stalled in history.now.state.stalled],
         figures=_header_figures(history),
         spark=_ended_bars(history),
         jobs=[_job_section(name, results) for name, results in by_job.items()],
@@ -91,7 +100,59 @@ def render_page(history: HistoryReport) -> str:
     )
 
 
-# -- the header ---------------------------------------------------------------------------------------------------
+# -- the state now ------------------------------------------------------------------------------------------------
+
+
+def _now_figures(now: HistoryNow) -> list[HeaderFigure]:
+    """The figures over all jobs."""
+    jobs = now.state.jobs
+    incomplete = [one for one in now.outstanding if not one.has_checkpoint]
+    rebuilds = [one for one in now.outstanding if one.has_checkpoint]
+    newest = max((job.newest for job in jobs if job.newest is not None), default=None)
+    flagged = sum(sum(job.flagged.values()) for job in jobs)
+    shared_workers = sum(not worker.is_embedded for worker in now.state.workers)
+    idle = f"none takes tasks from {', '.join(now.idle_queues)}" if now.idle_queues else ""
+    return [
+        HeaderFigure(
+            name="Not complete",
+            value=str(len(incomplete)),
+            more=describe_outstanding(incomplete) or "every date that was run is complete or skipped",
+            tone="bad" if incomplete else "",
+        ),
+        HeaderFigure(
+            name="To look at",
+            value=str(len(rebuilds) + flagged),
+            more=f"{len(rebuilds)} rebuild(s) that did not pass, {flagged} flagged by an audit",
+            tone="warn" if rebuilds or flagged else "",
+        ),
+        HeaderFigure(
+            name="Newest date",
+            value=format_newest(newest),
+            more=f"{sum(job.checkpointed for job in jobs)} dates are checkpointed",
+        ),
+        HeaderFigure(
+            name="Live workers",
+            value=str(len(now.state.workers)),
+            more=idle or f"{shared_workers} shared, {len(now.state.workers) - shared_workers} of one run's own stack",
+            tone="bad" if now.idle_queues else "",
+        ),
+    ]
+
+
+def _job_now(job: JobNow, now: HistoryNow) -> dict[str, Any]:
+    """The values of a job's line in the table of the state now."""
+    return {
+        "name": job.job,
+        "incomplete": describe_outstanding(now.outstanding_of(job, has_checkpoint=False)),
+        "rebuilds": describe_outstanding(now.outstanding_of(job, has_checkpoint=True)),
+        "flagged": sum(job.flagged.values()),
+        "other_versions": job.other_versions,
+        "checkpointed": job.checkpointed,
+        "newest": format_newest(job.newest),
+    }
+
+
+# -- the figures of the period -------------------------------------------------------------------------------------
 
 
 def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
@@ -101,10 +162,9 @@ def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
     def trend(text: str) -> str:
         return text if history.before else ""
 
-    def count(outcome: DateOutcome, tone: str) -> HeaderFigure:
-        n = period.of(outcome)
+    def count(outcome: DateOutcome) -> HeaderFigure:
         difference = trend(count_in_words(change[outcome.value]))
-        return HeaderFigure(name=outcome.value.capitalize(), value=str(n), trend=difference, tone=tone if n else "")
+        return HeaderFigure(name=outcome.value.capitalize(), value=str(period.of(outcome)), trend=difference)
 
     return [
         HeaderFigure(name="Runs", value=str(period.runs), trend=trend(count_in_words(change["runs"]))),
@@ -126,9 +186,9 @@ def _header_figures(history: HistoryReport) -> list[HeaderFigure]:
             more=f"{period.fallbacks} of {period.sourced} published dates",
             trend=trend(points_in_words(change["fallback_rate"])),
         ),
-        count(DateOutcome.BLOCKED, "bad"),
-        count(DateOutcome.FAILED, "bad"),
-        count(DateOutcome.FORCED, "warn"),
+        count(DateOutcome.BLOCKED),
+        count(DateOutcome.FAILED),
+        count(DateOutcome.FORCED),
         HeaderFigure(
             name="A date took",
             value=format_duration(period.seconds_median),

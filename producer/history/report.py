@@ -1,4 +1,4 @@
-"""`backfill history`: the figures of a period as values, as JSON, and for a terminal."""
+"""`backfill history`: the state now and the figures of a period, as values, as JSON, and for a terminal."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from gated_backfill.common.ledger import Run, RunWithDates
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates
+from gated_backfill.producer.history.now import HistoryNow, print_now
 from gated_backfill.producer.terminal.console import Console, StyledText, line, styled
 from gated_backfill.producer.terminal.runs import styled_state
 
@@ -45,13 +46,14 @@ OPTIONAL_OUTCOMES = (
 
 @dataclass(frozen=True)
 class HistoryReport:
-    """The runs of a period and of the equally long period before it."""
+    """The state now, and the runs of a period and of the equally long period before it."""
 
     days: DateRange
     job: str | None  #: None for all jobs
     facts: Sequence[RunWithDates]  #: newest first
     before: Sequence[RunWithDates]  #: runs of the period before
     made_at: datetime
+    now: HistoryNow
     stale: StaleDates = field(default_factory=StaleDates)
 
     @cached_property
@@ -68,6 +70,7 @@ class HistoryReport:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "now": self.now.as_json() | {"at": self.made_at},
             "days": {"first": self.days.start, "last": self.days.through, "count": len(self.days)},
             "job": self.job,
             "totals": totals_json(self.totals),
@@ -121,7 +124,10 @@ def _run_json(run_dates: RunWithDates) -> dict[str, Any]:
 
 
 def print_history(console: Console, history: HistoryReport) -> None:
-    """Print the period's figures with their trend, then a line for each run."""
+    """Print the state now, the period's figures with their trend, then a line for each run."""
+    if history.now.state.jobs:
+        print_now(console, history.now)
+        console.print()
     scope = f"job {history.job}" if history.job else "all jobs"
     heading = styled(f"History of {scope}, {history.days}", "bold")
     console.print(line(heading, f" ({len(history.days)} days, UTC)"))

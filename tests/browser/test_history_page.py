@@ -50,6 +50,22 @@ def cell(page: Page, day: date) -> Locator:
     return page.locator(f'.calendar [data-d="{day}"]')
 
 
+def test_the_page_leads_with_the_state_now(page_file: Path, open_page: OpenPage) -> None:
+    page = open_page(page_file.as_uri(), offline=True).page
+    tiles = page.locator("dl.figures").first
+    expect(tiles.locator(".figure.bad").first).to_contain_text("Not complete2")
+    expect(tiles).to_contain_text("1 blocked, 1 failed")
+    expect(tiles).to_contain_text("1 rebuild(s) that did not pass")
+    now = page.locator("#now")
+    expect(now.locator("tr", has_text=str(BLOCKED))).to_contain_text("3 of 20 expected entities")
+    expect(now.locator("tr", has_text=str(FAILED))).to_contain_text("failed")
+    expect(now.locator("tr", has_text=str(LOST))).to_contain_text("has the rows of an earlier checkpoint")
+    expect(now.locator("tr", has_text=str(FORCED))).to_have_count(0)
+    tops = [page.locator(part).bounding_box() for part in ("#now", ".past", ".calendar")]
+    assert [top["y"] for top in tops if top] == sorted(top["y"] for top in tops if top)
+    assert page.locator("dl.figures").last.locator(".bad, .warn").count() == 0
+
+
 def test_the_page_opens_offline_and_tells_the_truth_of_every_date(
     shown: Lab, page_file: Path, open_page: OpenPage
 ) -> None:

@@ -27,6 +27,7 @@ from tests.lab import Lab, players
 
 FIRST = date(2023, 2, 1)
 LOW, FELL, FAILED, EMPTY, ACCEPTED = (FIRST + timedelta(days=n) for n in range(1, 6))
+STATES = ("blocked", "held", "failed")
 TABLE = "backfill.backfill_metadata"
 
 
@@ -95,6 +96,37 @@ def test_the_report_says_what_happened_and_marks_what_was_undone(eventful: Lab) 
     lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("2")}
     assert "succeeded undone" in lines[forced.id]
     assert "undone" not in lines[first.id]
+
+
+def test_the_state_now_comes_first_and_does_not_count_what_was_completed_since(eventful: Lab) -> None:
+    first = eventful.ledger.runs.list_latest_runs()[1]
+    eventful.ledger.heartbeats.register("gate:1", worker="gate:1", name="gate@here", queues=["gate"])
+    report = json.loads(eventful.inside("history", "--json").stdout)
+
+    assert next(iter(report)) == "now"
+    (probe,) = report["now"]["jobs"]
+    assert (probe["blocked"], probe["failed"], probe["held"], probe["checkpointed"]) == (0, 1, 0, 10)
+    assert (probe["newest"], probe["rebuilds"]) == (str(FIRST + timedelta(days=11)), dict.fromkeys(STATES, 0))
+    (failed,) = probe["outstanding"]
+    assert (failed["day"], failed["run"], failed["state"]) == (str(FAILED), first.id, "failed")
+    assert report["now"]["workers"] == ["gate@here"]
+    assert {queue for queue, n in report["now"]["queue_consumers"].items() if n} == {"gate"}
+    assert (report["totals"]["blocked"], report["totals"]["failed"]) == (1, 1)
+
+    said = eventful.inside("history").stdout.splitlines()
+    assert said[0] == "Now"
+    assert said[2].split() == ["probe", "1", "failed", "0", "0", "0", "10", str(FIRST + timedelta(days=11))]
+    assert said[3] == f"  failed   probe: {FAILED}"
+    assert said[4].startswith("  workers   1 living; none takes tasks from backfill, ")
+    assert said[6].startswith("History of all jobs")
+
+    eventful.probe("first", FAILED, players(20))
+    eventful.run([FAILED], "probe")
+    for arguments in ((), ("--job", "probe"), ("--days", "1")):
+        report = json.loads(eventful.inside("history", "--json", *arguments).stdout)
+        assert [(one["failed"], one["outstanding"]) for one in report["now"]["jobs"]] == [(0, [])]
+        assert report["totals"]["failed"] == 1
+    assert json.loads(eventful.inside("history", "--json", "--job", "nobody's").stdout)["now"]["jobs"] == []
 
 
 def test_a_period_without_runs_says_so_and_a_later_one_has_its_trend(eventful: Lab) -> None:

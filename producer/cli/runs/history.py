@@ -1,4 +1,4 @@
-"""`backfill history`: report the runs of a period, compared with the period before."""
+"""`backfill history`: report the state now, then the runs of a period, compared with the period before."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gated_backfill.common.runs.stale_dates import find_stale_dates_of_runs
 from gated_backfill.common.storage.files import check_writable, write_atomically
 from gated_backfill.producer.cli.options import json_option
 from gated_backfill.producer.context import CommandContext, open_context
+from gated_backfill.producer.history.now import read_now
 from gated_backfill.producer.history.page import render_page
 from gated_backfill.producer.history.report import HistoryReport, print_history
 from gated_backfill.producer.terminal.console import make_console, print_json
@@ -48,7 +49,10 @@ FORMULA_STARTS = tuple("=+-@＝＋－＠")  #: how a spreadsheet recognises a fo
 def history(
     days: int, job: str | None, as_json: bool, as_csv: str | None, as_html: str | None, write_metadata: bool
 ) -> None:
-    """Show coverage, fallbacks, blocked and forced dates, durations, and their trend.
+    """Show the state now, then the coverage, fallbacks, blocked and forced dates, durations and trend of past runs.
+
+    The state now: by job, the dates that are not complete, also of older runs, and the newest date; the living workers.
+    A date is not complete from the run that left it blocked or failed until one checkpoints or skips it.
 
     A run belongs to the day on which it ended or, if it has not ended, was opened. The figures count dates per run: a
     date that two runs built counts twice. Coverage does not count skipped and failed dates. The fallback rate is the
@@ -61,8 +65,9 @@ def history(
     context = open_context(read_settings(), only_looks=True)
     period = _period(today(), days)
     runs, runs_before = _read_runs(context.ledger, period, job)
+    now = read_now(context.ledger, context.settings, job=job)
     stale = find_stale_dates_of_runs([row.run for row in runs], context.ledger, lambda: context.warehouse)
-    report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, stale=stale, made_at=utcnow())
+    report = HistoryReport(days=period, job=job, facts=runs, before=runs_before, stale=stale, made_at=utcnow(), now=now)
     if write_metadata:
         _write_metadata(context, period, job)
     if as_csv is not None:

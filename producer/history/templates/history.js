@@ -26,6 +26,7 @@ function fill(cell) {
 }
 
 function show(cell) {
+  hide();
   fill(cell);
   tip.hidden = false;
   const at = cell.getBoundingClientRect(), box = tip.getBoundingClientRect();
@@ -69,4 +70,10 @@ for (const calendar of calendars) {
     if (to) { event.preventDefault(); go(to); }
   });
 }
-addEventListener("scroll", hide, { passive: true });
+function follow() { // also the scroll that brings a cell into view which the keyboard has reached
+  const cell = document.querySelector("[aria-describedby=tip]");
+  if (!cell) return;
+  const at = cell.getBoundingClientRect();
+  if (at.bottom < 0 || at.top > innerHeight) hide(); else show(cell);
+}
+addEventListener("scroll", follow, { passive: true });
