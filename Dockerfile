@@ -1,6 +1,7 @@
 # Two images: `app` runs all services of this project, `emulator` replaces BigQuery for trials. Health checks are in docker-compose.yml.
 
-FROM python:3.11-slim-bookworm AS base
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \

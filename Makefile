@@ -10,7 +10,7 @@ AUDIT_READY := $(AUDIT)/.ready
 # A checkout has no bytecode: let the first process write it, so that later processes need not compile again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: environments demo test fuzz audit test-browser test-prometheus screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
+.PHONY: environments demo test fuzz audit test-browser test-prometheus test-compose screenshots test-bigquery chaos chaos-mutants recovery lint types check bench lock clean help
 
 # uv takes a quarter of pip's time. Where it fails, pip installs: only pip reads pip's own settings, such as an index in pip.conf.
 install = $(BIN)/uv pip install --quiet --python $(1)/python --compile-bytecode $(2) || \
@@ -56,6 +56,9 @@ test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get in
 
 test-prometheus: $(READY)  ## run the tests that need Debian's Prometheus (apt-get install prometheus)
 	TEST_PROMETHEUS=1 $(BIN)/python -m pytest tests/prometheus $(ARGS)
+
+test-compose: $(READY)  ## run real data through docker-compose.yml while containers are killed: needs Docker or Podman
+	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose_stack --capture no --timeout 3600 $(ARGS)
 
 screenshots: $(READY)  ## take the screenshots of the documentation with Chromium
 	mkdir -p docs/images

@@ -37,6 +37,8 @@ collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
 collect_ignore += [] if os.environ.get("TEST_RECOVERY") else ["recovery"]
 #: These need Prometheus: `make test-prometheus` runs them.
 collect_ignore += [] if os.environ.get("TEST_PROMETHEUS") else ["prometheus"]
+#: These need a container engine: `make test-compose` runs them.
+collect_ignore += [] if os.environ.get("TEST_COMPOSE") else ["compose_stack"]
 
 
 #: The same cases in every run, on a machine of any speed. `make fuzz` tries random cases, with settings of its own.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import random
-from collections import defaultdict
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.lab import PLAYER_TYPES, SCHEDULE, SUMMARY, UPCOMING, Lab
+from tests.player_rules import BOX_SCORES, by_the_rules, check_rows
 
 TARGET = "nba_precompute.player_composite_factors"
-BOX_SCORES = Path(__file__).parent.parent / "data" / "player_game_summary_2026_playoffs_round1.csv"
 FIRST = date(2023, 1, 2)
 DAYS = [FIRST + timedelta(days=n) for n in range(24)]
 HEADER = ["player_lookup", "game_id", "game_date", "team_abbr", "opponent_team_abbr", "minutes_played", "usage_rate"]
@@ -34,52 +32,6 @@ def box_scores(seed: int) -> list[dict[str, str]]:
                 values = [f"p{n:02d}", "0022", str(day), "ATL", "NYK", minutes, usage]
                 rows.append(dict(zip(HEADER, values, strict=True)))
     return rows
-
-
-def by_the_rules(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the rules say of each player and date, when only the summary is known."""
-    games: dict[str, list[tuple[date, float, float]]] = defaultdict(list)
-    for row in rows:
-        played = date.fromisoformat(row["game_date"])
-        games[row["player_lookup"]].append((played, float(row["minutes_played"]), float(row["usage_rate"])))
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        day = date.fromisoformat(row["game_date"])
-        before = sorted(game for game in games[row["player_lookup"]] if 1 <= (day - game[0]).days <= 14)
-        week = [game for game in before if (day - game[0]).days <= 7]
-        score = 100
-        rest = (day - before[-1][0]).days - 1 if before else None
-        if rest == 0:
-            score -= 15
-        elif rest is not None and rest >= 3:
-            score += 5
-        minutes = sum(game[1] for game in week)
-        if len(week) >= 4:
-            score -= 10
-        if minutes > 240:
-            score -= 10
-        if week and minutes / len(week) > 35:
-            score -= 8
-        pairs = sum((later[0] - earlier[0]).days == 1 for earlier, later in itertools.pairwise(before))
-        score -= 12 if pairs >= 2 else 5 if pairs == 1 else 0
-        score = max(0, min(100, score))
-        unknown = ["projected_usage_rate", "pace_differential", "shot_zones", "team_defense"]
-        unknown = (["days_rest"] if rest is None else []) + unknown
-        found[(row["player_lookup"], row["game_date"])] = {
-            "fatigue_score": score,
-            "shot_zone_mismatch_score": 0.0,
-            "pace_score": 0.0,
-            "usage_spike_score": 0.0,
-            "total_composite_adjustment": round((score - 100) / 20, 2),
-            "data_completeness_pct": 100.0 * (5 - len(unknown)) / 5,
-            "missing_data_fields": ",".join(unknown),
-            "has_warnings": score < 50,
-            "context_source": "derived",
-            "days_rest": rest,
-            "games": len(week),
-            "pairs": pairs,
-        }
-    return found
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -116,18 +68,7 @@ def test_real_box_scores_are_published_whole_and_agree_with_the_rules(lab: Lab) 
 
 def agree(lab: Lab, days: list[date], expected: dict[tuple[str, str], dict[str, Any]]) -> None:
     """The published rows of the days are those expected, each with the values expected of it."""
-    found = [row for day in days for row in lab.published(TARGET, day)]
-    published = {(row["player_lookup"], str(row["game_date"])): row for row in found}
-    assert published.keys() == expected.keys()
-    for key, rules in expected.items():
-        row = published[key]
-        context = json.loads(row["fatigue_context_json"])
-        said = {name: row[name] for name in rules if name in row} | {
-            "days_rest": context["days_rest"],
-            "games": context["games_in_last_7_days"],
-            "pairs": context["back_to_backs_last_14_days"],
-        }
-        assert said == rules, key
+    check_rows([row for day in days for row in lab.published(TARGET, day)], expected)
 
 
 CONTEXT = {
