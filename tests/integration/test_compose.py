@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
+from configparser import ConfigParser
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,19 @@ def test_the_policy_defaults_are_those_of_the_settings(services: dict[str, Any])
 def test_workers_end_by_themselves_within_the_time_that_their_containers_have(services: dict[str, Any]) -> None:
     for name in ("worker", "express", "gate", "maintenance", "housekeeping"):
         assert services[name]["stop_grace_period"] == f"{services[name]['environment']['BACKFILL_STOP_SECONDS']}s"
+
+
+def test_the_unit_of_systemd_lets_a_worker_end_by_itself_too(services: dict[str, Any]) -> None:
+    runbook = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^<!-- systemd worker -->\n```ini\n(.*?)^```", runbook, re.MULTILINE | re.DOTALL)
+    unit = ConfigParser(interpolation=None)
+    unit.read_string(text)
+    service, worker = unit["Service"], services["worker"]
+
+    assert shlex.split(service["ExecStart"].replace("%%", "%"))[1:] == worker["command"][1:]
+    assert service["Environment"] == f"BACKFILL_STOP_SECONDS={worker['environment']['BACKFILL_STOP_SECONDS']}"
+    assert int(service["TimeoutStopSec"]) > int(worker["environment"]["BACKFILL_STOP_SECONDS"])
+    assert service["KillMode"] == "mixed"  # else the pool's processes get the signal as well
 
 
 URLS_AND_HOME = ("broker", "ledger", "warehouse", "staging", "home")
