@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.compose import BIN, FILE
+from tests.compose import BIN, FILE, resolved
 
 PATIENCE_SECONDS = 900.0  #: for what a slow machine does in a minute or two
 LABEL = "label=com.docker.compose."
@@ -65,6 +66,9 @@ class Stack:
     log: Path  #: what the engine and compose print
     began: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.services = resolved(self.env_file)["services"]
+
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.began:4.0f} s] {text}", flush=True)
 
@@ -80,7 +84,8 @@ class Stack:
 
     def up(self, *services: str, workers: int = 1) -> None:
         """Start what does not run yet of the services, with that many containers for dates; leave alone what runs."""
-        options = (*self.engine.start_options, "--scale", f"worker={workers}")
+        scale = ("--scale", f"worker={workers}") if "worker" in services else ()
+        options = (*self.engine.start_options, *scale)
         self.compose("up", "--detach", "--no-build", "--no-recreate", *options, *services)
 
     def cli(self, *arguments: str, options: Sequence[str] = ()) -> str:
@@ -141,12 +146,31 @@ class Stack:
         """Kill the container, as if its host was lost: the engine does not restart it."""
         self._run([self.engine.command, "kill", container])
 
-    def stop(self, containers: Iterable[str]) -> None:
-        """Stop containers as compose does: SIGTERM, then SIGKILL after their grace period."""
-        self._run([self.engine.command, "stop", *containers])
+    def stop(self, containers: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, float]]:
+        """Stop containers, given by service, all at the same time; return the exit code and the seconds of each.
+
+        As `compose stop`: SIGTERM, and SIGKILL (exit code 137) after the service's grace period. podman-compose would
+        leave out containers that a scaled service has beside its first.
+        """
+
+        def stop_one(service: str, container: str) -> tuple[int, float]:
+            began = time.monotonic()
+            self._run([self.engine.command, "stop", "-t", str(self.grace_seconds(service)), container])
+            return self.exit_code(container), time.monotonic() - began
+
+        with ThreadPoolExecutor(max_workers=len(containers) + 3) as pool:
+            stopping = {
+                name: pool.submit(stop_one, service, name) for service in containers for name in containers[service]
+            }
+            return {name: stopped.result() for name, stopped in stopping.items()}
+
+    def grace_seconds(self, service: str) -> int:
+        return int(self.services[service]["stop_grace_period"].removesuffix("s"))
 
     def exit_code(self, container: str) -> int:
-        return self.engine.inspect(container)["State"]["ExitCode"]
+        state = self.engine.inspect(container)["State"]
+        assert not state["Running"], f"{container} is running"
+        return state["ExitCode"]
 
     # -- waiting --
 
