@@ -9,6 +9,7 @@ class BackfillError(Exception):
     """The base of all errors. The failed operation leaves nothing half done."""
 
     job_place: str | None = None  #: `file:line` of the job's code that raised it, as far as that is known
+    may_be_of_host = False  #: the host on which it was raised may be the cause, so it is named with the error
 
     def __init__(self, message: str, *, table: str | None = None, day: date | None = None) -> None:
         place = " ".join(str(part) for part in (table, day) if part is not None)
@@ -33,6 +34,8 @@ class ExpectationIncomplete(UserError):
 class Retryable(BackfillError):
     """The same call may succeed a little later."""
 
+    may_be_of_host = True
+
 
 class WarehouseUnavailable(Retryable):
     """The warehouse did not answer, or one of its files could not be read or written."""
@@ -55,7 +58,19 @@ class TableNotFound(UserError):
 
 
 class NotAllowed(UserError):
-    """This user may not read or write a folder or file."""
+    """The warehouse says that its account lacks a permission, so it will say so on any host."""
+
+    may_be_of_host = True
+
+
+class HostError(UserError):
+    """This host cannot use one of its folders, files or credentials; another host may be able to."""
+
+    may_be_of_host = True
+
+
+class WrongStaging(HostError):
+    """The staging of this host is not that of the run: it is empty, or another folder is mounted there."""
 
 
 class OutsideRoot(UserError):
@@ -100,6 +115,8 @@ class TookTooLong(BackfillError):
 
 class MemoryExhausted(BackfillError):
     """A date needed more memory than its worker may use."""
+
+    may_be_of_host = True
 
 
 class DatesInUse(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
@@ -19,6 +20,19 @@ class BucketFolders(DirFileSystem):
 
     def __init__(self, **_: Any) -> None:
         super().__init__(path=self.root, fs=LocalFileSystem(auto_mkdir=True))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        """Write the object; `create` only if it does not exist, in one step, as Google does."""
+        if mode != "create":
+            super().pipe_file(path, value)
+            return
+        file = Path(self._join(path))
+        whole = file.with_name(uuid4().hex)
+        super().pipe_file(f"{path.rpartition('/')[0]}/{whole.name}", value)
+        try:
+            file.hardlink_to(whole)
+        finally:
+            whole.unlink()
 
     def _join(self, path: Any) -> Any:
         return super()._join(path.removeprefix("gs://") if isinstance(path, str) else path)

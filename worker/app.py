@@ -33,12 +33,15 @@ from celery.signals import (
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
 from gated_backfill.common.config.settings import read_settings
-from gated_backfill.common.errors import BackfillError
-from gated_backfill.common.model.scheduling.queues import DATES_QUEUES, GATE_QUEUE, expand_queues
+from gated_backfill.common.errors import BackfillError, HostError
+from gated_backfill.common.ledger import Run
+from gated_backfill.common.model.host_fault import FaultKind, HostFault
+from gated_backfill.common.model.scheduling.queues import DATES_QUEUES, EMBEDDED, GATE_QUEUE, expand_queues
 from gated_backfill.common.process.identity import die_with_parent, limit_memory, process_identity
 from gated_backfill.common.process.logs import configure_logs, make_printable
 from gated_backfill.common.warehouse.backends import preload_warehouse
 from gated_backfill.worker.flower import prepare_flower
+from gated_backfill.worker.host.watch import host_watch
 from gated_backfill.worker.maintenance.schedule import beat_schedule
 from gated_backfill.worker.stopping import end_in_time
 
@@ -67,6 +70,8 @@ prepare_flower(read_settings(), sys.argv, os.environ)
 configure_logs()
 log = structlog.get_logger()
 
+LATEST_RUNS = 20  #: looked through for one that was built with the same workers
+
 
 @dataclass
 class ThisWorker:
@@ -74,6 +79,7 @@ class ThisWorker:
 
     name: str = ""  #: as Celery shows it
     identity: str = ""  #: of its main process; empty in other programs
+    run_owner: str | None = None  #: the process whose runs alone it serves; None: it serves the runs without an owner
     heartbeat: HeartbeatThread | None = None
 
 
@@ -92,9 +98,17 @@ def deps() -> Deps:
 
 
 def deps_or_retry(task: Any) -> Deps:
-    """This process's connections. Raises Celery's `Retry` if they cannot be opened: a chord's header must not fail."""
+    """This process's connections.
+
+    Raises Celery's `Retry` if they cannot be opened, as a chord's header must not fail, or `HostFaulty` if this host is
+    the cause.
+    """
     try:
         return deps()
+    except HostError as exc:
+        from gated_backfill.worker.host.checks import HostFaulty
+
+        raise HostFaulty(HostFault(kind=FaultKind.STAGING, reason=str(exc))) from exc
     except (BackfillError, SoftTimeLimitExceeded) as exc:
         log.error("connections_not_opened", error=str(exc))
         raise task.retry(countdown=read_settings().date_retries.delay_seconds(task.request.retries)) from None
@@ -112,6 +126,8 @@ def _prepare_worker(instance: Any, **_: Any) -> None:
     worker_process_init.connect(partial(_prepare_child, os.getpid()), weak=False)
     end_in_time(_stop_heartbeat)
     this_worker.name, this_worker.identity = str(instance.hostname), process_identity()
+    if this_worker.name.endswith(f"@{EMBEDDED}"):
+        this_worker.run_owner = process_identity(os.getppid())
     os.nice(read_settings().worker_nice)  # commands that only look at a run are served first
     queues = instance.app.amqp.queues
     # Celery's pool keeps shared memory in a file, in a temporary folder of its own that a killed worker leaves behind.
@@ -138,9 +154,40 @@ def _start_heartbeat(sender: Any, **_: Any) -> None:
 
     queues = sorted(app.amqp.queues.consume_from)
     this_worker.heartbeat = HeartbeatThread(
-        read_settings(), CeleryDispatcher(app), name=this_worker.name, queues=queues, consumed=consumed
+        read_settings(), CeleryDispatcher(app), name=this_worker.name, queues=queues, consumed=consumed, host=host_watch
     )
+    if consumes_dates() or GATE_QUEUE in queues:
+        host_watch.start(sender, check_host, this_worker.heartbeat.beat_soon)
     this_worker.heartbeat.start()
+
+
+def check_host() -> HostFault | None:
+    """Return what keeps this worker's host from working; None if nothing does, or if the ledger does not answer.
+
+    It runs in a process that runs tasks.
+    """
+    from gated_backfill.worker.host.checks import find_fault
+
+    try:
+        opened = deps()
+        return find_fault(find_runs_to_serve(opened), opened.staging, opened.warehouse, publishes=publishes())
+    except HostError as exc:
+        return HostFault(kind=FaultKind.STAGING, reason=str(exc))
+    except BackfillError as exc:  # tasks will say so as well, and be tried again
+        log.error("connections_not_opened", error=str(exc))
+        return None
+
+
+def find_runs_to_serve(opened: Deps) -> list[Run]:
+    """Return the active runs that this worker serves; if there is none, the latest that one like it has served."""
+    store, owner = opened.ledger.runs, this_worker.run_owner
+    active = [run for run in store.list_active_runs() if run.owner == owner]
+    return active or [run for run in store.list_latest_runs(LATEST_RUNS) if run.owner == owner][:1]
+
+
+def publishes() -> bool:
+    """Whether this worker closes windows, for which it writes to the warehouse."""
+    return GATE_QUEUE in app.amqp.queues.consume_from
 
 
 @worker_shutdown.connect

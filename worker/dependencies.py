@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import Ledger, Run, open_ledger
+from gated_backfill.common.model.host_fault import HostFault
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.storage.staging import Staging, open_staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
+from gated_backfill.worker.host.checks import find_fault
 
 MAX_CACHED_RUNS = 100  #: runs kept in memory by each process
 
@@ -25,6 +27,7 @@ class Deps:
     warehouse: Warehouse
     staging: Staging
     dispatcher: Dispatcher
+    is_only_host: bool = False  #: no other process takes tasks of its run, so what this host cannot do fails
     owner: str = field(default_factory=process_identity)  #: the owner of the leases that this process takes
     _runs: dict[str, Run] = field(default_factory=dict[str, Run], repr=False)
 
@@ -39,8 +42,14 @@ class Deps:
             self._runs[run_id] = self.ledger.runs.get_run(run_id)
         return self._runs[run_id]
 
+    def find_fault(self, run: Run, *, publishes: bool = False) -> HostFault | None:
+        """Return what keeps this host from working on the run, see `checks.find_fault`."""
+        return find_fault([run], self.staging, self.warehouse, publishes=publishes)
 
-def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None) -> Deps:
+
+def open_deps(
+    settings: Settings, dispatcher: Dispatcher, *, broker: str | None = None, is_only_host: bool = False
+) -> Deps:
     """Open the connections. The limit on the warehouse's query rate is shared through the broker, if there is one."""
     warehouse = open_warehouse(settings.warehouse_url, limits=settings.warehouse_limits)
     return Deps(
@@ -49,4 +58,5 @@ def open_deps(settings: Settings, dispatcher: Dispatcher, *, broker: str | None 
         warehouse=limit_rate(warehouse, settings.query_rate_limit, broker=broker),
         staging=open_staging(settings.staging_url),
         dispatcher=dispatcher,
+        is_only_host=is_only_host,
     )

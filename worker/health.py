@@ -28,6 +28,8 @@ def find_problem(name: str, running: Sequence[Heartbeat], silent_after: timedelt
     worker = max(workers, key=lambda worker: worker.seen_at)
     if worker.read_at - worker.seen_at > silent_after:
         return worker.describe_silence()
+    if worker.fault is not None:
+        return worker.describe_fault()
     return f"{name} takes no tasks from {', '.join(worker.unconsumed)}" if worker.unconsumed else None
 
 

@@ -22,6 +22,7 @@ from gated_backfill.common.ledger.connections import limit_wait
 from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
 from gated_backfill.common.model.scheduling.silence import SILENT_BEATS, SilenceWatch
 from gated_backfill.common.process.identity import is_dead, is_suspended, process_identity
+from gated_backfill.worker.host.watch import HostWatch
 
 log = structlog.get_logger()
 
@@ -31,7 +32,8 @@ LEDGER_SECONDS = 5  #: the longest wait for the ledger, in which the worker can'
 class HeartbeatThread:
     """Renews the heartbeats of one worker until it is stopped.
 
-    `consumed` returns the queues that the worker takes tasks from now.
+    `consumed` returns the queues that the worker takes tasks from now. `host` says whether the worker can work, and is
+    called with every heartbeat.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class HeartbeatThread:
         name: str,
         queues: Sequence[str],
         consumed: Callable[[], Sequence[str]],
+        host: HostWatch,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
-        self._name, self._queues, self._consumed = name, tuple(queues), consumed
+        self._name, self._queues, self._consumed, self._host = name, tuple(queues), consumed, host
         self._worker = process_identity()
         self._ledger: Ledger | None = None
         self._watch = SilenceWatch(settings.heartbeat_seconds)
@@ -54,6 +57,7 @@ class HeartbeatThread:
         self._must_reconcile = False  #: processes were lost, and their runs are not reconciled yet
         self._sender = threading.Thread()  #: sends what has the runs reconciled
         self._stopped = threading.Event()
+        self._due = threading.Event()
         self._lock = threading.Lock()  #: held while the ledger is used: no process may be forked meanwhile
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -66,11 +70,16 @@ class HeartbeatThread:
     def stop(self) -> None:
         """End the thread, and tell the others that this worker has stopped."""
         self._stopped.set()
+        self._due.set()
         with self._lock:
             try:
                 self._open_ledger().heartbeats.end_worker(self._worker)
             except BackfillError as exc:
                 log.warning("heartbeat_not_ended", error=str(exc))
+
+    def beat_soon(self) -> None:
+        """Renew the heartbeats now: what they say of the worker has changed."""
+        self._due.set()
 
     def _before_fork(self) -> None:
         """Close the connection before a child inherits it."""
@@ -81,10 +90,12 @@ class HeartbeatThread:
     def _run(self) -> None:
         while not self._stopped.is_set():
             started = time.monotonic()
+            self._due.clear()
+            self._host.tick()
             with self._lock:
                 self._try_beat()
             pause = self._settings.heartbeat_seconds - (time.monotonic() - started)
-            self._stopped.wait(max(pause, 0))
+            self._due.wait(max(pause, 0))
 
     def _try_beat(self) -> None:
         """Beat; an error must not end the thread, as the worker would then be taken for lost."""
@@ -108,6 +119,9 @@ class HeartbeatThread:
         known = own[self._worker].consumed if self._worker in own else self._queues
         living = [owner for owner in own if self._is_living(owner)]
         heartbeats.renew(living, consumed={} if set(known or ()) == set(consumed) else {self._worker: consumed})
+        fault = self._host.fault
+        if fault != (own[self._worker].fault if self._worker in own else None):
+            heartbeats.record_fault(self._worker, fault)
         self._dead_for = {owner: beats for owner, beats in self._dead_for.items() if owner in own}
         dead = [owner for owner, beats in self._dead_for.items() if beats >= SILENT_BEATS]
         heartbeats.end({owner: own[owner].beats for owner in dead}, Ending.DIED)

@@ -62,7 +62,7 @@ class InlineDispatcher:
 def run_sequentially(run: Run, job: Job, settings: Settings, step: Callable[[], None]) -> None:
     """Run a planned run to its end in this process, waiting while it is paused. `step` is called after each task."""
     dispatcher = InlineDispatcher()
-    deps = open_deps(settings, dispatcher)
+    deps = open_deps(settings, dispatcher, is_only_host=True)
     deps.ledger.runs.move_run(run.id, expect=[RunState.PLANNED], to=RunState.RUNNING)
     advance_run(run, job, deps)
     dispatcher.drain(deps, step)

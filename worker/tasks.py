@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from gated_backfill.common.broker.celery_app import CLOSE_WINDOW, MAINTAIN, POST_RUN, PROCESS_DATE, RECONCILE
+from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError, Retryable
 from gated_backfill.worker.app import app, deps, deps_or_retry
 from gated_backfill.worker.maintenance.schedule import DAILY_LEASE
@@ -26,11 +27,15 @@ GATE_REQUEST = "gated_backfill.worker.gate.request:GateRequest"
 def process_date(self: Any, run: str, *days: str) -> dict[str, Any]:
     """Process one date or several."""
     from gated_backfill.worker.dates import outcomes, process
+    from gated_backfill.worker.host.checks import HostFaulty
+    from gated_backfill.worker.messages.claiming_request import LeftToAnotherHost
 
     try:
         attempts = process.process_dates(run, _parse_days(days), deps_or_retry(self), retries=self.request.retries)
     except outcomes.RetryLater as exc:
         raise self.retry(countdown=exc.seconds) from None
+    except HostFaulty as exc:
+        raise LeftToAnotherHost(exc.fault.kind.value, exc.fault.reason) from None
     return outcomes.task_result(attempts)
 
 
@@ -42,13 +47,18 @@ def _parse_days(days: Sequence[str]) -> list[date]:
 @reject_invalid_arguments
 def close_window(self: Any, run: str, number: int) -> None:
     from gated_backfill.worker.gate import gate
+    from gated_backfill.worker.host.checks import HostFaulty
+    from gated_backfill.worker.messages.claiming_request import LeftToAnotherHost
 
-    settings, retries = deps_or_retry(self).settings, self.request.retries
+    settings, retries = read_settings(), self.request.retries
     try:
+        opened = deps_or_retry(self)
         is_last = not settings.date_retries.can_retry(retries)
-        gate.close_window(run, number, deps(), is_last_attempt=is_last, retries=retries)
+        gate.close_window(run, number, opened, is_last_attempt=is_last, retries=retries)
     except Retryable as exc:
         raise self.retry(countdown=settings.date_retries.delay_seconds(retries), exc=exc) from exc
+    except HostFaulty as exc:
+        raise LeftToAnotherHost(exc.fault.kind.value, exc.fault.reason) from None
 
 
 @app.task(name=RECONCILE)

@@ -45,8 +45,8 @@ def find_lost_consumers(
 ) -> list[LostConsumer]:
     """Return the workers that do not take tasks from a queue that they were started for, oldest first.
 
-    A worker that is lost counts only as long as no other one takes tasks from the queue: it was replaced.
-    `silent_after`: see `is_silent`.
+    A worker that is lost counts only as long as no other one takes tasks from the queue: it was replaced. One whose
+    host cannot work has an alert of its own. `silent_after`: see `is_silent`.
     """
     workers = [worker for worker in running if worker.is_worker and not worker.is_embedded]
     living = [worker for worker in workers if not is_silent(worker, silent_after)]
@@ -55,7 +55,7 @@ def find_lost_consumers(
     lost = [
         LostConsumer(queue=queue, worker=worker, is_silent=False, has_other=queue in consumed)
         for worker in living
-        for queue in worker.unconsumed
+        for queue in (worker.unconsumed if worker.fault is None else ())
         if worker.read_at - worker.consumed_at > LOST_AFTER
     ]
     lost += [
@@ -82,4 +82,21 @@ def consumer_alerts(lost: Sequence[LostConsumer]) -> list[NewAlert]:
             lines=[f"{consumer.describe()}. Restart the worker; `backfill doctor` shows all that are missing."],
         )
         for consumer in lost
+    ]
+
+
+def fault_alerts(running: Sequence[Heartbeat]) -> list[NewAlert]:
+    """Return one alert for each worker whose host has not been able to work for a while."""
+    return [
+        NewAlert(
+            key=f"{AlertKind.HOST_FAULTY} {worker.owner} {worker.faulty_since.isoformat()}",
+            kind=AlertKind.HOST_FAULTY,
+            title=f"a host cannot work: {worker.host}",
+            lines=[f"{worker.describe_fault()}. Correct that on this host; the worker notices it by itself."],
+        )
+        for worker in running
+        if worker.faulty_since is not None
+        and not worker.is_embedded
+        and not worker.is_long_silent
+        and worker.read_at - worker.faulty_since > LOST_AFTER
     ]

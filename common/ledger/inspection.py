@@ -40,7 +40,7 @@ class LedgerInspection:
 def inspect_ledger(url: str) -> LedgerInspection:
     """Check that the ledger at the URL can be used.
 
-    Raises `UserError` for an invalid URL, `NotAllowed` when its file can't be created, `LedgerUnusable` when it is
+    Raises `UserError` for an invalid URL, `HostError` when its file can't be created, `LedgerUnusable` when it is
     corrupt, read-only, written by a newer version that excludes this one, or shared and not migrated, and
     `LedgerUnavailable` when it does not answer.
     """

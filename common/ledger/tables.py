@@ -329,6 +329,9 @@ heartbeats = Table(
     Column("seen_at", UtcDateTime, nullable=False),  #: when it was last renewed
     Column("ended_at", UtcDateTime),  #: when its end was noticed
     Column("ending", String(16)),  #: see `stores.heartbeats.Ending`
+    Column("fault", String(32)),  #: what keeps the worker's host from working, see `FaultKind`; null: nothing
+    Column("fault_reason", FreeText),
+    Column("faulty_since", UtcDateTime),
     Index(None, "worker"),
 )
 

@@ -16,6 +16,7 @@ class AlertKind(StrEnum):
     MAINTENANCE_FAILED = "maintenance-failed"  #: a maintenance task failed
     BEAT_SILENT = "beat-silent"  #: scheduled tasks do not run
     CONSUMER_LOST = "consumer-lost"  #: a worker does not take tasks from a queue that it was started for
+    HOST_FAULTY = "host-faulty"  #: a worker takes no tasks, because its host cannot work
     FALLBACK_OFTEN = "fallback-often"  #: the primary source of a job is often partial
     RUN_FINISHED = "run-finished"  #: a run ended
 

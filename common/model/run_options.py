@@ -30,6 +30,7 @@ class RunOptions:
     queue: str = DATES_QUEUE  #: receives the run's dates
     dates_per_task: int | None = None  #: None: about a second of work
     rebuilt: bool = False  #: nothing was built: its checkpoints were made again after the ledger was lost
+    staging: str | None = None  #: identity of the staging that it was launched with; None: not compared
 
     @classmethod
     def for_job(

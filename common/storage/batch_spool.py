@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gated_backfill.common.errors import NotAllowed
+from gated_backfill.common.errors import HostError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +24,7 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
     def __init__(self, schema: pa.Schema, folder: Path | None = None) -> None:
         """`folder` holds the file, and must exist; by default, the system's folder for temporary files.
 
-        Raises `NotAllowed` when it cannot be written.
+        Raises `HostError` when it cannot be written.
         """
         self.schema = schema
         self.rows = 0
@@ -49,7 +49,7 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
         return map(self.read, range(len(self)))
 
     def append(self, batch: pa.RecordBatch) -> int:
-        """Write the batch; return its number. Raises `NotAllowed` when there is no room for it."""
+        """Write the batch; return its number. Raises `HostError` when there is no room for it."""
         data: Any = batch.serialize()
         with self._naming_folder():
             self._file.write(data)
@@ -86,4 +86,4 @@ class BatchSpool(AbstractContextManager["BatchSpool"]):
         try:
             yield
         except OSError as exc:
-            raise NotAllowed(f"{self._folder}: no temporary file can be written there: {exc.strerror or exc}") from exc
+            raise HostError(f"{self._folder}: no temporary file can be written there: {exc.strerror or exc}") from exc

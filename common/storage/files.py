@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from gated_backfill.common.errors import NotAllowed, OutsideRoot
+from gated_backfill.common.errors import HostError, OutsideRoot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +23,27 @@ SYNC_THREADS = 8
 READ_CHUNK_BYTES = 1024 * 1024
 FEW_CELLS = 100_000  #: rows times columns
 ROW_GROUP_BYTES = 8 * 1024 * 1024  #: in memory, of a file that is written in parts
+PROBE_BYTES = 64 * 1024  #: written to learn whether a disk is full
+#: Errors of a host's disks and mounts: not permitted, read-only, full, a file in place of a folder, a lost mount.
+HOST_ERRNOS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENODEV,
+        errno.ENOTCONN,
+        errno.ESTALE,
+    }
+)
+
+
+def is_host_error(exc: OSError) -> bool:
+    """Whether the error is of this host's disks, mounts or permissions."""
+    return isinstance(exc, (PermissionError, NotADirectoryError, FileExistsError)) or exc.errno in HOST_ERRNOS
 
 
 def checksum_of(data: bytes) -> str:
@@ -120,11 +141,31 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
                 os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # what kept it from being written may keep it from being removed
             os.unlink(temporary)  # noqa: PTH108
         raise
     if durable:
         sync_folder(folder)
+
+
+def create_atomically(path: str | Path, data: bytes) -> None:
+    """Write the file unless it exists. Readers find it whole or absent, and of several callers one writes it."""
+    folder, name = os.path.split(path)
+    make_folders(folder or ".")
+    temporary = f"{folder or '.'}/.{name}.{uuid4().hex}.tmp"
+    write_atomically(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):  # a file system without links
+            raise
+        if not os.path.exists(path):  # noqa: PTH110
+            os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
 
 
 def checked_path(root: Path, path: Path) -> Path:
@@ -195,11 +236,12 @@ def closing_handle(handle: int) -> Generator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files can be created in the folder, which need not exist yet. Raises `NotAllowed`; leaves no file."""
+    """Check that files can be written in the folder, which need not exist yet. Raises `HostError`; leaves no file."""
     existing = folder
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
     except OSError as exc:
-        raise NotAllowed(f"{folder} can't be written: {exc.strerror}: {existing}") from exc
+        raise HostError(f"{folder} can't be written: {exc.strerror}: {existing}") from exc

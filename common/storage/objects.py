@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gated_backfill.common.errors import BackfillError, NotAllowed, OutsideRoot, UserError, WarehouseUnavailable
+from gated_backfill.common.errors import BackfillError, HostError, OutsideRoot, UserError, WarehouseUnavailable
 from gated_backfill.common.process.private_files import FILE_MODE, make_private_folder
 from gated_backfill.common.storage.files import (
     check_writable,
     checked_path,
     checked_path_text,
+    create_atomically,
+    is_host_error,
     read_regular_file,
     write_atomically,
 )
@@ -29,15 +31,24 @@ class FileStore(Protocol):
     Files outside the root are never read, written or removed, even through a link: `OutsideRoot`.
     """
 
+    @property
+    def may_be_remounted(self) -> bool:
+        """Whether the same root may be another place later, because a folder is mounted there or no longer."""
+        ...
+
     def location(self, key: str) -> str:
         """Return the path or URL of the file."""
         ...
 
     def check(self) -> None:
-        """Check that files can be written. Raises `NotAllowed`; leaves no file."""
+        """Check that files can be written. Raises `HostError`; leaves no file."""
         ...
 
     def write(self, key: str, data: bytes) -> None: ...
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write the file unless it exists: of several callers, one does."""
+        ...
 
     def read(self, location: str) -> bytes:
         """Read the file at a location below the root. Raises `FileNotFoundError` or `OutsideRoot`."""
@@ -70,7 +81,7 @@ def open_file_store(root: Path | str) -> FileStore:
 def read_bytes(location: str) -> bytes:
     """Read the regular file or object at a path or URL; links are not followed.
 
-    Raises `FileNotFoundError`, `OutsideRoot`, `NotAllowed`, `WarehouseUnavailable`.
+    Raises `FileNotFoundError`, `OutsideRoot`, `HostError`, `WarehouseUnavailable`.
     """
     with translate_store_errors(location):
         if "://" not in location:
@@ -95,7 +106,7 @@ def filesystem(url: str) -> Any:
 
 
 def _check_credentials(url: str) -> None:
-    """Check that Google credentials exist. Raises `NotAllowed`, where gcsfs would retry for a long time."""
+    """Check that Google credentials exist. Raises `HostError`, where gcsfs would retry for a long time."""
     import google.auth
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # the errors it logs are raised as well
@@ -105,7 +116,7 @@ def _check_credentials(url: str) -> None:
 
 @contextmanager
 def translate_store_errors(location: str) -> Generator[None]:
-    """Raise `NotAllowed` for permanent errors and `WarehouseUnavailable` for transient ones.
+    """Raise `HostError` for errors of this host and its credentials, and `WarehouseUnavailable` for transient ones.
 
     `FileNotFoundError` and this package's own errors pass unchanged.
     """
@@ -116,25 +127,25 @@ def translate_store_errors(location: str) -> Generator[None]:
     except (BackfillError, FileNotFoundError):
         raise
     except DefaultCredentialsError as exc:
-        raise NotAllowed(
+        raise HostError(
             f"{location}: no Google credentials were found: run `gcloud auth application-default login`, or set "
             f"GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
         ) from exc
-    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
-        raise NotAllowed(f"{location}: {exc.strerror or exc}") from exc
     except (OSError, GoogleAuthError) as exc:
+        if isinstance(exc, OSError) and is_host_error(exc):
+            raise HostError(f"{location}: {exc.strerror or exc}") from exc
         if str(exc).startswith("Forbidden"):  # the wording of gcsfs
-            raise NotAllowed(f"{location}: {exc}") from exc
+            raise HostError(f"{location}: {exc}") from exc
         raise WarehouseUnavailable(f"{location}: {getattr(exc, 'strerror', None) or exc}") from exc
     except ValueError as exc:
         if not str(exc).startswith("Bad Request"):
             raise
-        raise NotAllowed(f"{location}: {exc}") from exc
+        raise HostError(f"{location}: {exc}") from exc
     except Exception as exc:
         if type(exc).__module__.partition(".")[0] not in ("gcsfs", "aiohttp"):
             raise
         if getattr(exc, "code", getattr(exc, "status", None)) in PERMANENT_STATUS:
-            raise NotAllowed(f"{location}: {exc}") from exc
+            raise HostError(f"{location}: {exc}") from exc
         raise WarehouseUnavailable(f"{location}: {exc}") from exc
 
 
@@ -147,6 +158,7 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._top = str(root)  # text, as joining `Path`s for every staged file is slow
+        self.may_be_remounted = True
 
     def location(self, key: str) -> str:
         return f"{self._top}/{key}"
@@ -159,6 +171,12 @@ class FolderStore:
         with translate_store_errors(path):
             self._check_folder(path)
             write_atomically(path, data, durable=False)  # replaces a link instead of following it
+
+    def create(self, key: str, data: bytes) -> None:
+        path = self.location(key)
+        with translate_store_errors(path):
+            self._check_folder(path)
+            create_atomically(path, data)
 
     def read(self, location: str) -> bytes:
         with translate_store_errors(location):
@@ -177,25 +195,28 @@ class FolderStore:
 
     def names(self, folder: str) -> list[str]:
         path = checked_path(self.root, self.root / folder)
-        return os.listdir(path) if path.is_dir() else []  # noqa: PTH208 - every gate lists all staged files
+        with translate_store_errors(str(path)):
+            return os.listdir(path) if path.is_dir() else []  # noqa: PTH208 - every gate lists all staged files
 
     def folders(self, folder: str) -> list[str]:
         parent = checked_path(self.root, self.root / folder)
-        return [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+        with translate_store_errors(str(parent)):
+            return [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
 
     def remove(self, key: str) -> None:
         import shutil
 
         path = self.location(key)
         self._check_folder(path)
-        try:
-            os.unlink(path)  # noqa: PTH108 - removes a link, not its target
-        except FileNotFoundError:
-            return
-        except (IsADirectoryError, PermissionError):  # systems differ in the error for a folder
-            if Path(path).is_symlink() or not Path(path).is_dir():
-                raise
-            shutil.rmtree(path, ignore_errors=True)
+        with translate_store_errors(path):
+            try:
+                os.unlink(path)  # noqa: PTH108 - removes a link, not its target
+            except FileNotFoundError:
+                return
+            except (IsADirectoryError, PermissionError):  # systems differ in the error for a folder
+                if Path(path).is_symlink() or not Path(path).is_dir():
+                    raise
+                shutil.rmtree(path, ignore_errors=True)
 
     def _check_folder(self, path: str) -> None:
         """Check that the parent folder of the path lies below the root. Raises `OutsideRoot`."""
@@ -208,6 +229,7 @@ class ObjectStore:
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         self._files: Any = filesystem(self.root)
+        self.may_be_remounted = False
 
     def location(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -230,11 +252,19 @@ class ObjectStore:
             self._files.rm_file(probe)
 
     def write(self, key: str, data: bytes) -> None:
+        self._pipe(key, data, "overwrite")
+
+    def create(self, key: str, data: bytes) -> None:
+        self._pipe(key, data, "create")
+
+    def _pipe(self, key: str, data: bytes, mode: str) -> None:
         with translate_store_errors(self.location(key)):
             try:
-                self._files.pipe_file(self._checked(self.location(key)), data)
+                self._files.pipe_file(self._checked(self.location(key)), data, mode=mode)
+            except FileExistsError:  # only in the mode `create`
+                return
             except FileNotFoundError as exc:
-                raise NotAllowed(f"{self.root}: there is no such bucket") from exc
+                raise HostError(f"{self.root}: there is no such bucket") from exc
 
     def move(self, location: str, key: str) -> None:
         with translate_store_errors(location), suppress(FileNotFoundError):  # moved by an earlier call

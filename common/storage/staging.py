@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from datetime import date
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 
-from gated_backfill.common.errors import UserError
+from gated_backfill.common.errors import UserError, WrongStaging
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
 from gated_backfill.common.storage.objects import open_file_store
@@ -17,22 +18,58 @@ from gated_backfill.common.storage.staged_files import parse_rows, read_staged_b
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 STAGED_NAME = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})-\d+\.parquet", re.ASCII)
 QUARANTINE = "quarantine"
+MARK = ".backfill-staging"  #: the file with the identity of this staging
 
 
 class Staging:
     """Storage shared by all workers: a folder, or a URL such as gs://bucket/prefix.
 
-    A staged file is whole or absent, and never changed once written. Methods raise `NotAllowed` and, for failures
+    A staged file is whole or absent, and never changed once written. Methods raise `HostError` and, for failures
     worth a retry, `WarehouseUnavailable`.
+
+    Its mark is a file with a random identity. A run records the identity of the staging that it was launched with, so a
+    host on which another folder is mounted, or none, is found out.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = root
         self._store = open_file_store(root)
+        self._confirmed: set[str] = set()  #: identities that need not be read again
 
     def check(self) -> None:
-        """Check that files can be staged. Raises `NotAllowed`; changes nothing."""
+        """Check that files can be staged. Raises `HostError`; changes nothing."""
         self._store.check()
+
+    def mark(self) -> str:
+        """Return the identity of this staging. The first caller makes it up, and writes it for all others."""
+        if (identity := self._read_mark()) is None:
+            self._store.create(MARK, uuid4().hex.encode())
+            identity = self._read_mark()
+        if identity is None:
+            raise WrongStaging(f"{self._store.location(MARK)}: was written, and cannot be found")
+        return identity
+
+    def confirm(self, run: str, identity: str | None) -> None:
+        """Raise `WrongStaging` unless this is the staging with the identity that the run recorded.
+
+        None, of a run of an earlier version: nothing is compared.
+        """
+        if identity is None or identity in self._confirmed:
+            return
+        found = self._read_mark()
+        if found is None:
+            text = f"has no file {MARK}: no folder is mounted there, or an empty one"
+            raise WrongStaging(f"{self.root} is not the staging of run {run}: it {text}")
+        if found != identity:
+            raise WrongStaging(f"{self.root} is not the staging of run {run}: another folder is mounted there")
+        if not self._store.may_be_remounted:
+            self._confirmed.add(identity)
+
+    def _read_mark(self) -> str | None:
+        try:
+            return self._store.read(self._store.location(MARK)).decode(errors="replace").strip()
+        except FileNotFoundError:
+            return None
 
     def write(self, run: str, day: date, attempt: int, rows: pa.Table) -> StagedFile:
         """Stage one date's rows."""

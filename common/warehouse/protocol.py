@@ -462,6 +462,13 @@ class Warehouse(Backups, Protocol):
         """Read the warehouse's clock; None when it is this machine's. Raises like `query`."""
         ...
 
+    def check_host(self, *, has_tables: bool, publishes: bool) -> None:
+        """Check that this host reaches the warehouse, and can write to it if it `publishes`; changes nothing.
+
+        `has_tables`: it is known to have some. Raises `HostError`, `NotAllowed`, `WarehouseUnavailable`.
+        """
+        ...
+
     def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         """Check that rows of these days could be loaded into the table, as far as it can be told; changes nothing.
 

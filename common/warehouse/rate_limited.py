@@ -22,6 +22,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
     "matching_dates": 1,
     "find_publications": 1,
     "now": 1,
+    "check_host": 1,
     "publish": 4,
     "raise_fence": 1,
     "replaced_partitions": 1,

@@ -1,4 +1,4 @@
-"""Check that workers take tasks from the queues that they were started for."""
+"""Check that workers take tasks from the queues that they were started for, and that their hosts can work."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from gated_backfill.common.alerts.consumers import LostConsumer, list_lost_consu
 from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import open_ledger
+from gated_backfill.common.runs.faulty_workers import FaultyWorkers, list_faulty_workers
 from gated_backfill.producer.doctor.broker import lasting_broker_url
 from gated_backfill.producer.doctor.results import CheckResult, fail, ok, warn
 
 
 def check_consumers(settings: Settings, *, ledger_is_usable: bool) -> list[CheckResult]:
-    """One result for each worker that lives without taking tasks, or that is lost without a replacement.
+    """One result for each worker that cannot work, lives without taking tasks, or is lost without a replacement.
 
     None without a lasting broker: the workers of a run's own stack end with it.
     """
@@ -21,10 +22,20 @@ def check_consumers(settings: Settings, *, ledger_is_usable: bool) -> list[Check
         return []
     try:
         with closing(open_ledger(settings.ledger_url, create=False)) as ledger:
-            lost = list_lost_consumers(ledger, settings.silent_after)
+            lost, faulty = list_lost_consumers(ledger, settings.silent_after), list_faulty_workers(ledger)
     except BackfillError:  # it does not exist, or another version is needed: the check of the ledger says so
         return []
-    return [_result(consumer) for consumer in lost] or [ok("consumers", "no worker has stopped taking tasks")]
+    results = [*_fault_results(faulty), *map(_result, lost)]
+    return results or [ok("consumers", "no worker has stopped taking tasks")]
+
+
+def _fault_results(faulty: FaultyWorkers) -> list[CheckResult]:
+    """One result for each worker whose host cannot work, and one if nobody else takes its tasks."""
+    next_step = "correct that on this host; the worker notices it by itself"
+    results = [warn("hosts", worker.describe_fault(), next_step) for worker in faulty.workers]
+    if stop := faulty.describe_stop():
+        results.append(fail("hosts", stop, "correct that on one of the hosts: the dates wait in the queue"))
+    return results
 
 
 def _result(consumer: LostConsumer) -> CheckResult:

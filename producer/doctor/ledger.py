@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import BackfillError, LedgerUnavailable, LedgerUnusable, NotAllowed, UserError
+from gated_backfill.common.errors import BackfillError, HostError, LedgerUnavailable, LedgerUnusable, UserError
 from gated_backfill.common.ledger.inspection import LedgerInspection, inspect_ledger
 from gated_backfill.common.ledger.revisions import HEAD_REVISION, is_newer
 from gated_backfill.producer.doctor.results import PlaceCheck, fail, ok
 
 NEXT_STEPS: dict[type[BackfillError], str] = {
     LedgerUnavailable: "check that BACKFILL_LEDGER is right, that its server runs and that nothing holds it locked",
-    NotAllowed: "set BACKFILL_LEDGER to a file in a folder that can be written",
+    HostError: "set BACKFILL_LEDGER to a file in a folder that can be written",
     LedgerUnusable: "do as the message says, restore a backup of a corrupt file, or set BACKFILL_LEDGER to another one",
     UserError: "set BACKFILL_LEDGER as the message says",
 }

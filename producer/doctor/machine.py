@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from gated_backfill.common.config.ledger_url import SQLITE_PREFIX
 from gated_backfill.common.config.settings import Settings
-from gated_backfill.common.errors import BackfillError, NotAllowed
+from gated_backfill.common.errors import BackfillError, HostError
 from gated_backfill.common.process.private_files import is_open_to_others
 from gated_backfill.common.storage.files import check_writable
 from gated_backfill.common.storage.staging import QUARANTINE, open_staging
@@ -48,7 +48,7 @@ def check_home(settings: Settings) -> CheckResult:
     home = settings.home.absolute()
     try:
         check_writable(home)
-    except NotAllowed as exc:
+    except HostError as exc:
         return fail("home", exc, "set BACKFILL_HOME to a folder that can be written")
     return ok("home", f"{home} can be written" if home.exists() else f"{home} is made by the first command that runs")
 

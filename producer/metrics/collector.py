@@ -30,6 +30,7 @@ from gated_backfill.common.model.scheduling.queues import QUEUES
 from gated_backfill.common.process.clock import midnight, utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.process.printable_text import printable
+from gated_backfill.common.runs.faulty_workers import count_faults
 from gated_backfill.common.runs.post_run import primary_source, record_beat_silence
 from gated_backfill.common.runs.stalled_windows import Stall
 from gated_backfill.common.runs.state_now import StateNow, read_state_now
@@ -168,6 +169,7 @@ METRICS = {
     "backfill_last_run_date_seconds": "Seconds to build a date in the run that ended last, by quantile.",
     "backfill_last_run_duration_seconds": "Duration of the run that ended last.",
     "backfill_last_run_finished_timestamp_seconds": "When the run that ended last ended.",
+    "backfill_faulty_workers": "Workers that take no tasks because their host cannot work, by what it cannot use.",
     "backfill_queue_tasks": "Tasks that wait in each queue of the broker.",
     "backfill_unacknowledged_tasks": "Tasks that workers have received and not finished.",
 }
@@ -204,6 +206,8 @@ def ledger_metrics(ledger: Ledger, settings: Settings, now: datetime) -> Iterato
     ages = dict.fromkeys((one.job for one in state.jobs), 0.0)
     ages |= {job: _age(since, now) for job, since in waiting_since.items()}
     yield gauge("backfill_oldest_unfinished_date_age_seconds", samples_by_name(ages), "job")
+    faulty = count_faults(ledger.heartbeats.list_workers())
+    yield gauge("backfill_faulty_workers", to_samples(faulty), "worker", "host", "fault")
     yield from last_run_metrics([read_last_run(ledger, run) for run in gauges.last_ended_runs()])
     yield from maintenance_metrics(ledger, now)
 

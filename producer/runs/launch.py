@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
-from gated_backfill.common.errors import BrokerUnavailable
+from gated_backfill.common.errors import BrokerUnavailable, WrongStaging
 from gated_backfill.common.ledger import (
     ActionRow,
     DateState,
@@ -34,6 +34,7 @@ from gated_backfill.common.model.scheduling.queues import MAINTENANCE_QUEUE, cho
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import process_identity
 from gated_backfill.common.runs.enqueue import enqueue_next_windows, requeue_lost_dates
+from gated_backfill.common.runs.faulty_workers import list_faulty_workers
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.release import ITS_PROCESS_DIED, SYSTEM_ACTOR, ReleasedRun, release_run
 from gated_backfill.common.runs.silent_workers import list_silent_workers
@@ -55,13 +56,19 @@ NO_MAINTENANCE_WORKER = "lost tasks are not recovered: no worker consumes the ma
 def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext, *, owned: bool) -> Run:
     """Store the planned run. An `owned` run ends with this process.
 
-    Raises, and stores nothing, `DatesInUse` when an active run of the job has one of the dates, `CheckpointedMeanwhile`
+    The run records the identity of the staging here, which is given one if it is new.
+
+    Raises, and stores nothing, `HostError` when the staging can't be written or is another one than that of an active
+    run on the same workers, `DatesInUse` when an active run of the job has one of the dates, `CheckpointedMeanwhile`
     when another run has checkpointed one of them since the plan, `TargetTaken` when the target belongs to another job.
     """
+    identity = context.staging.mark()
+    if not owned:
+        _check_same_staging(identity, context)
     new = NewRun(
         job=job.name,
         job_version=job.version,
-        options=options.to_dict(),
+        options=replace(options, staging=identity).to_dict(),
         requested=plan.summary(),
         requested_by=current_user(context.settings),
         reason=plan.request.reason,
@@ -78,6 +85,17 @@ def open_run(plan: Plan, job: Job, options: RunOptions, context: CommandContext,
         return choose_queue(date_count, express_dates=express_dates, active_queues=active_queues)
 
     return context.ledger.runs.open_run(new, queue=None if owned else select_queue)
+
+
+def _check_same_staging(identity: str, context: CommandContext) -> None:
+    """Raise `WrongStaging` if an active run on the same workers has another staging: they have one only."""
+    for run in context.ledger.runs.list_active_runs():
+        other = RunOptions.from_dict(run.options).staging
+        if run.owner is None and other not in (None, identity):
+            raise WrongStaging(
+                f"{context.settings.staging_url} is not the staging of run {run.id}, which is active on the same "
+                f"workers: mount the right folder here, or wait until that run has ended; nothing was started"
+            )
 
 
 def _new_dates(plan: Plan, job: Job, options: RunOptions, context: CommandContext) -> list[NewDate]:
@@ -178,7 +196,7 @@ def follow_run(
         progress = context.ledger.runs.get_progress(run_id)
         poll_seconds = time.monotonic() - started
         is_quiet = time.monotonic() - last_change > QUIET_SECONDS
-        show(replace(progress, note=_join_notes(note, _silence_note(progress.run, context) if is_quiet else "")))
+        show(replace(progress, note=_join_notes(note, *(_quiet_notes(progress.run, context) if is_quiet else ()))))
         if progress.run.has_ended:
             return progress
         if progress.ended != last_ended:
@@ -198,11 +216,13 @@ def follow_run(
         time.sleep(_poll_delay(poll_seconds))
 
 
-def _silence_note(run: Run, context: CommandContext) -> str:
-    """Why nothing moves: the workers that fell silent lately; empty if none did."""
+def _quiet_notes(run: Run, context: CommandContext) -> Sequence[str]:
+    """Why nothing moves: the workers that fell silent lately, and those that cannot work."""
     lately = utcnow() - SILENCE_SHOWN_FOR
     silent = [worker for worker in list_silent_workers(run, context.ledger) if worker.seen_at > lately]
-    return "; ".join(worker.describe_silence() for worker in silent)
+    faulty = list_faulty_workers(context.ledger, run)
+    faults = [faulty.describe_stop() or "; ".join(worker.describe_fault() for worker in faulty.workers)]
+    return [*(worker.describe_silence() for worker in silent), *faults]
 
 
 def _join_notes(*notes: str) -> str:

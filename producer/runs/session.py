@@ -74,8 +74,9 @@ def release_interrupted_runs(job: Job, request: RunRequest, context: CommandCont
 def plan_launch(launch: Launch, job: Job, context: CommandContext) -> Plan:
     """Plan a launch.
 
-    Raises `DatesInUse` when another active run has one of its dates, `NotAllowed` when a folder can't be written, and
-    `UserError` for a target that is one of the tool's own tables, and for windows of more dates than can be published.
+    Raises `DatesInUse` when another active run has one of its dates, `HostError` when a folder can't be written,
+    `NotAllowed` when the warehouse says that nothing can be published to the target, and `UserError` for a target that
+    is one of the tool's own tables, and for windows of more dates than can be published.
     """
     context.settings.check_not_own_table(job.target.table)
     _check_folders(job, context)
@@ -164,7 +165,7 @@ def _run_options(launch: Launch, plan: Plan, job: Job, context: CommandContext) 
 
 
 def _check_folders(job: Job, context: CommandContext) -> None:
-    """Raise `NotAllowed` when the target, the staging or the home can't be written."""
+    """Raise `HostError` or `NotAllowed` when the target, the staging or the home can't be written."""
     context.warehouse.check_publishable(TableName.parse(job.target.table))
     context.staging.check()
     home = context.settings.home.absolute()

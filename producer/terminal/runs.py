@@ -26,6 +26,7 @@ from gated_backfill.common.model.job_versions import STALE_PREFIX
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN, list_names
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.printable_text import printable_name, shorten
+from gated_backfill.common.runs.faulty_workers import FaultyWorkers
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.stale_dates import StaleDates
 from gated_backfill.producer.terminal.console import Console, StyledText, line, styled
@@ -190,6 +191,7 @@ def run_json(
     actions: Sequence[ActionRow],
     stale: StaleDates | None = None,
     silent: Sequence[Heartbeat] = (),
+    faulty: FaultyWorkers | None = None,
 ) -> dict[str, Any]:
     run = progress.run
     return {
@@ -213,6 +215,8 @@ def run_json(
         "stale": [{"day": day, "reason": reason} for day, reason in (stale.of(run) if stale else {}).items()],
         "undone": [{"day": row.day, "reason": row.undone.describe()} for row in rows if row.undone is not None],
         "stale_not_compared": stale.not_compared.get(run.job) if stale else None,
+        "faulty_workers": faulty.as_json() if faulty else [],
+        "stopped": (faulty.describe_stop() if faulty else "") or None,
         "silent_workers": [
             {"worker": worker.name, "silent_since": worker.seen_at, "taken_over_at": worker.ended_at}
             for worker in silent

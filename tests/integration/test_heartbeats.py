@@ -12,7 +12,8 @@ from signal import SIGCONT, SIGSTOP
 import pytest
 
 from gated_backfill.common.ledger import DateState, Ledger
-from gated_backfill.common.ledger.stores.heartbeats import Ending
+from gated_backfill.common.ledger.stores.heartbeats import Ending, Heartbeat
+from gated_backfill.common.model.host_fault import FaultKind, HostFault
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_suspended, process_identity
 from tests.builders import FEB_23, LEASE, claim_date, claimed_date, queued_run
@@ -58,6 +59,25 @@ def test_a_queue_that_a_worker_no_longer_takes_tasks_from_is_known(ledger: Ledge
     ledger.heartbeats.renew([WORKER], consumed={WORKER: ["maintenance"]})
     (worker,) = [one for one in ledger.heartbeats.list_running() if one.is_worker]
     assert worker.unconsumed == ("gate",)
+
+
+def test_what_keeps_a_host_from_working_is_known_until_it_is_mended_or_the_worker_begins_anew(ledger: Ledger) -> None:
+    def worker() -> Heartbeat:
+        (found,) = [one for one in ledger.heartbeats.list_running() if one.is_worker]
+        return found
+
+    fault = HostFault(kind=FaultKind.WRONG_STAGING, reason="/staging is not the staging of run r")
+    begin(ledger)
+    assert (worker().fault, worker().faulty_since) == (None, None)
+    ledger.heartbeats.record_fault(WORKER, fault)
+    ledger.heartbeats.renew([WORKER, PROCESS])
+    assert worker().fault == fault
+    assert " UTC: /staging is not the staging of run r" in worker().describe_fault()
+    ledger.heartbeats.record_fault(WORKER, None)
+    assert (worker().fault, worker().faulty_since) == (None, None)
+    ledger.heartbeats.record_fault(WORKER, fault)
+    begin(ledger)
+    assert worker().fault is None
 
 
 def test_who_was_renewed_meanwhile_is_not_ended(ledger: Ledger) -> None:

@@ -649,6 +649,19 @@ def test_the_dates_of_dead_workers_are_queued_again(ledger: Ledger, run: Run) ->
     assert requeue(ledger, run, dead=["dead"]) == []
 
 
+def test_dates_that_a_host_gives_back_are_queued_as_if_never_claimed(ledger: Ledger, run: Run) -> None:
+    before = row_of(ledger, run, FEB_23)
+    claimed_date(ledger, run, FEB_23, owner="broken")
+    claimed_date(ledger, run, FEB_24, owner="sound")
+    ledger.claims.return_dates(run.id, [FEB_23, FEB_24, FEB_25], owner="broken")
+    back = row_of(ledger, run, FEB_23)
+    assert (back.state, back.attempt, back.losses, back.deaths) == (DateState.QUEUED, before.attempt, 0, 0)
+    assert (back.lease_owner, back.queued_at is not None) == (None, True)
+    assert (state_of(ledger, run, FEB_24), state_of(ledger, run, FEB_25)) == (DateState.PROCESSING, DateState.QUEUED)
+    ledger.claims.return_dates(run.id, [FEB_23], owner="broken")
+    assert row_of(ledger, run, FEB_23).attempt == before.attempt
+
+
 def test_dates_past_their_lease_are_queued_again(ledger: Ledger, run: Run) -> None:
     claimed_date(ledger, run, FEB_23, lease=EXPIRED)
     assert requeue(ledger, run) == [FEB_23]

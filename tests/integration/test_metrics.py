@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from gated_backfill.common.errors import UserError
 from gated_backfill.common.model.coverage import Fallback
+from gated_backfill.common.model.host_fault import FaultKind, HostFault
 from gated_backfill.common.model.scheduling.queues import QUEUES
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.state_now import read_state_now
@@ -90,6 +91,9 @@ def lively(lab: Lab) -> None:
     lab.opened([later], "probe_in_a_hurry")
     lab.ledger.heartbeats.register("gate:1", worker="gate:1", name="gate@here", queues=["gate"])
     silence_beat(lab)
+    lab.ledger.heartbeats.register("one:1:1", worker="one:1:1", name="dates@one", queues=["backfill"])
+    lab.ledger.heartbeats.renew(["one:1:1"], consumed={"one:1:1": []})
+    lab.ledger.heartbeats.record_fault("one:1:1", HostFault(kind=FaultKind.STAGING, reason="/staging is read-only"))
     lab.change_ledger(
         "INSERT INTO flagged_dates (job, day, finding, reason, flagged_at, flagged_by) "
         "VALUES ('probe', '2023-02-20', 'missing', 'gone', :at, 'me')",
@@ -136,12 +140,15 @@ def test_a_scrape_shows_what_the_dashboard_and_the_rules_name_and_no_more(lab: L
     assert metrics["backfill_newest_checkpointed_date_timestamp_seconds"] == {("probe",): newest}
     stalls = [(job, stall) for job in ("probe", "probe_in_a_hurry") for stall in ("gate", "dates")]
     assert metrics["backfill_stalled_windows"] == dict.fromkeys(stalls, 0)
-    assert metrics["backfill_live_workers"] == {("run",): 0, ("shared",): 1}
+    assert metrics["backfill_live_workers"] == {("run",): 0, ("shared",): 2}
     assert metrics["backfill_queue_consumers"] == {(queue,): queue == "gate" for queue in QUEUES}
     assert metrics["backfill_active_runs"] == {("probe_in_a_hurry", "running"): 1}
     flagged = metrics["backfill_flagged_dates"]
     assert {labels for labels, n in flagged.items() if n} == {("missing", "probe")}
     assert len(flagged) == 2 * 5
+    faults = metrics["backfill_faulty_workers"]
+    assert {labels for labels, n in faults.items() if n} == {("staging", "one", "dates@one")}
+    assert len(faults) == 2 * len(FaultKind)
     assert metrics["backfill_beat_heartbeat_age_seconds"][()] > 600
     assert metrics["backfill_maintenance_failed"] == {("heartbeat",): 0}
     assert metrics["backfill_alerts"][("pending",)] >= 3

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gated_backfill.common.errors import (
-    NotAllowed,
+    HostError,
     OutsideRoot,
     QueryFailed,
     SchemaMismatch,
@@ -1006,7 +1006,7 @@ def test_a_file_in_place_of_a_partition_stops_publishing(local_warehouse: LocalW
     (local_warehouse.root / f"nba/factors/day={FEB_24}").write_text("not a folder")
     files = [staged(staging, FEB_23), staged(staging, FEB_24)]
     before = contents(local_warehouse, FEB_23)
-    with pytest.raises(NotAllowed, match=str(FEB_24)):
+    with pytest.raises(HostError, match=str(FEB_24)):
         publish(local_warehouse, *files, since={FEB_23: "", FEB_24: ABSENT})
     assert contents(local_warehouse, FEB_23) == before, "and the table is read as it was"
 

@@ -69,6 +69,12 @@ CASES = [
         severity=CRITICAL,
         wait=5,
     ),
+    Case(
+        alert="BackfillWorkerFaulty",
+        metric="backfill_faulty_workers",
+        labels={"worker": "dates@one", "host": "one", "fault": "staging"},
+        wait=2,
+    ),
     Case(alert="BackfillBeatSilent", metric="backfill_beat_heartbeat_age_seconds", bad=900, good=30, wait=2),
     Case(alert="BackfillAlertsNotDelivered", metric="backfill_alerts", labels={"state": "failed"}),
     Case(alert="BackfillMaintenanceFails", metric="backfill_maintenance_failed", labels={"name": "audit"}, wait=30),

@@ -6,22 +6,24 @@ import pytest
 from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 
-from gated_backfill.common.errors import NotAllowed, UserError, WarehouseUnavailable
+from gated_backfill.common.errors import HostError, UserError, WarehouseUnavailable
 from gated_backfill.common.storage.objects import open_file_store, translate_store_errors
 
 
 @pytest.mark.parametrize(
     ("raised", "ours"),
     [
-        pytest.param(OSError("Forbidden: https://storage...\nno storage.objects.create"), NotAllowed, id="forbidden"),
-        pytest.param(ValueError("Bad Request: bucket\nInvalid bucket name"), NotAllowed, id="bad-request"),
-        pytest.param(HttpError({"code": 401, "message": "Invalid Credentials"}), NotAllowed, id="unauthorized"),
+        pytest.param(OSError("Forbidden: https://storage...\nno storage.objects.create"), HostError, id="forbidden"),
+        pytest.param(ValueError("Bad Request: bucket\nInvalid bucket name"), HostError, id="bad-request"),
+        pytest.param(HttpError({"code": 401, "message": "Invalid Credentials"}), HostError, id="unauthorized"),
         pytest.param(HttpError({"code": 503, "message": "try later"}), WarehouseUnavailable, id="unavailable"),
         pytest.param(HttpError({"code": 429, "message": "slow down"}), WarehouseUnavailable, id="too-many"),
-        pytest.param(DefaultCredentialsError("none"), NotAllowed, id="no-credentials"),
+        pytest.param(DefaultCredentialsError("none"), HostError, id="no-credentials"),
         pytest.param(RefreshError("metadata server"), WarehouseUnavailable, id="token"),
-        pytest.param(PermissionError(13, "Permission denied"), NotAllowed, id="permission"),
-        pytest.param(OSError(28, "No space left on device"), WarehouseUnavailable, id="disk-full"),
+        pytest.param(PermissionError(13, "Permission denied"), HostError, id="permission"),
+        pytest.param(OSError(28, "No space left on device"), HostError, id="disk-full"),
+        pytest.param(OSError(30, "Read-only file system"), HostError, id="read-only"),
+        pytest.param(OSError(116, "Stale file handle"), HostError, id="stale-mount"),
         pytest.param(ConnectionResetError("reset"), WarehouseUnavailable, id="connection"),
         pytest.param(FileNotFoundError("gone"), FileNotFoundError, id="gone"),
         pytest.param(ValueError("a bug of ours"), ValueError, id="anything-else"),

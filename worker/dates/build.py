@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gated_backfill.common.errors import ProcessFailed
+from gated_backfill.common.errors import HostError, ProcessFailed, Retryable
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow.frames import to_arrow
@@ -43,6 +44,7 @@ from gated_backfill.worker.dates.sources import (
     read_inputs,
 )
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.host.checks import confirm_staging
 
 RECENT_CLAIM_AGE = timedelta(seconds=0.1)  #: of a claim this young, a pause or cancellation is not checked again
 END_STATES = {Verdict.SKIPPED: DateState.SKIPPED, Verdict.BLOCKED: DateState.BLOCKED}
@@ -195,9 +197,12 @@ def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps
     try:
         for row in claimed:
             staged.append(deps.staging.write(row.run_id, row.day, row.attempt, rows[row.day]))
+        if staged:  # a folder that was unmounted meanwhile has taken them, and no gate would find them
+            confirm_staging(deps.cached_run(claimed[0].run_id), deps.staging)
     except Exception:
         for row in claimed:
-            deps.staging.delete_attempt(row.run_id, row.day, row.attempt)
+            with suppress(HostError, Retryable):  # what kept them from being written may keep them from being removed
+                deps.staging.delete_attempt(row.run_id, row.day, row.attempt)
         raise
     return staged
 

@@ -13,12 +13,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from gated_backfill.common.errors import (
     BackfillError,
     ExpectationUnreadable,
+    HostError,
     LedgerUnavailable,
-    NotAllowed,
     Retryable,
     UserError,
 )
-from gated_backfill.common.ledger import DateRow, DateState
+from gated_backfill.common.ledger import DateRow, DateState, Run
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.model.coverage import Verdict
 from gated_backfill.common.model.dates import summarize_dates
@@ -30,6 +30,7 @@ from gated_backfill.worker.dates.failures import SoftTimeLimitReached, translate
 from gated_backfill.worker.dates.hard_time_limit import enqueue_separately
 from gated_backfill.worker.dates.outcomes import NOT_CLAIMED, AttemptOutcome, RetryLater
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.host.checks import HostFaulty, confirm_staging, describe_error, is_suspicious
 from gated_backfill.worker.run_job import can_ask_another, check_job_version, describe_missing_job
 
 log = structlog.get_logger()
@@ -46,7 +47,8 @@ def process_dates(run_id: str, days: Sequence[date], deps: Deps, *, retries: int
     are returned. `retries` is the number of earlier executions of the task.
 
     Raises `RetryLater` after a transient error, while the ledger is unavailable, or when the soft time limit is reached
-    outside the job's code; `SystemExit` and `KeyboardInterrupt` when the process is told to stop. Nothing else.
+    outside the job's code; `HostFaulty` if this host cannot work, after the dates were given back;
+    `SystemExit` and `KeyboardInterrupt` when the process is told to stop. Nothing else.
     """
     with _log_context(run_id, days):
         try:
@@ -75,6 +77,7 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
         return _fail_without_job(run_id, days, deps, exc, retries)
     options = RunOptions.from_dict(run.options)
     task = DatesTask(run=run, job=job, options=options, deps=deps, retries=retries, is_single=len(days) == 1)
+    _check_staging(run, deps)
     outcomes: dict[date, AttemptOutcome] = {}
     while remaining := [day for day in days if day not in outcomes]:
         claimed = task.claim(remaining)
@@ -86,6 +89,17 @@ def _process(run_id: str, days: Sequence[date], deps: Deps, retries: int) -> lis
         except _SharedTimeLimitReached:
             return [*outcomes.values(), *_requeue_separately(task, remaining)]
     return list(outcomes.values())
+
+
+def _check_staging(run: Run, deps: Deps) -> None:
+    """Raise `HostFaulty` if what this host has is not the run's staging: before anything is claimed or built."""
+    if deps.is_only_host:
+        return
+    try:
+        confirm_staging(run, deps.staging)
+    except HostError as exc:
+        if (fault := deps.find_fault(run)) is not None:
+            raise HostFaulty(fault) from exc
 
 
 def _fail_without_job(
@@ -110,14 +124,32 @@ def _build_or_fail(task: DatesTask, claimed: Sequence[DateRow]) -> list[AttemptO
             return _build(task, claimed, started)
     except LedgerUnavailable:
         raise
-    except Retryable as exc:
-        if not task.can_retry:
+    except (Retryable, HostError) as exc:
+        has_fault = _check_host(task, claimed, exc)
+        if has_fault or not task.can_retry:
             return _split_or_fail(task, claimed, exc, started)
         log.warning("dates_retried", error_kind=exc.kind, error=str(exc), attempt=claimed[0].attempt)
         task.requeue([row.day for row in claimed], error_kind=exc.kind, error=str(exc), error_place=exc.job_place)
         raise task.retry_later() from exc
     except BackfillError as exc:
+        _check_host(task, claimed, exc)
         return _split_or_fail(task, claimed, exc, started)
+
+
+def _check_host(task: DatesTask, claimed: Sequence[DateRow], exc: BackfillError) -> bool:
+    """Give the dates back and raise `HostFaulty` if the error is of this host, which a check tells.
+
+    Returns whether it is, where no other host could take the dates.
+    """
+    deps = task.deps
+    if not is_suspicious(exc) or (fault := deps.find_fault(task.run)) is None:
+        return False
+    if deps.is_only_host:
+        return True
+    days = [row.day for row in claimed]
+    log.warning("dates_given_back", dates=summarize_dates(days), error=str(exc), fault=fault.kind.value)
+    deps.ledger.claims.return_dates(task.run.id, days, owner=deps.owner)
+    raise HostFaulty(fault) from exc
 
 
 def _build(task: DatesTask, claimed: Sequence[DateRow], started: float) -> list[AttemptOutcome]:
@@ -151,7 +183,7 @@ def _split_or_fail(
     """Fail a single date; build several dates again in two halves, as the others may succeed."""
     if isinstance(exc, SoftTimeLimitReached) and not task.is_single:
         raise _SharedTimeLimitReached from exc
-    if len(claimed) == 1 or isinstance(exc, NotAllowed):  # a missing permission concerns every date
+    if len(claimed) == 1 or task.ends_run(exc):
         return [_end_failed(task, row, exc, started) for row in claimed]
     days = summarize_dates([row.day for row in claimed])
     log.warning("failed_batch_split", dates=days, error_kind=exc.kind, error=str(exc))
@@ -175,10 +207,12 @@ def _end_failed(task: DatesTask, row: DateRow, exc: BackfillError, started: floa
         state, columns = DateState.BLOCKED, {"verdict": Verdict.BLOCKED.value, "reason": str(exc)}
         log.info("date_ended", day=day, state=state.value, reason=str(exc))
     else:
-        state, columns = DateState.FAILED, failure_columns(exc.kind, str(exc), f"{exc.kind}: {exc}", exc.job_place)
+        error = describe_error(exc, task.deps.owner)
+        state, columns = DateState.FAILED, failure_columns(exc.kind, error, f"{exc.kind}: {error}", exc.job_place)
         log.error("date_failed", day=day, error_kind=exc.kind, error=str(exc), exc_info=exc.__cause__ or exc)
-    if isinstance(exc, NotAllowed):  # the run's other dates would fail alike
-        task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, str(exc), exc.job_place)
+    if task.ends_run(exc):
+        error = describe_error(exc, task.deps.owner)
+        task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, error, exc.job_place)
     task.release({row.day: (state, {**columns, "seconds": time.monotonic() - started})})
     return AttemptOutcome(day=row.day, state=state.value, detail=str(exc))
 

@@ -10,13 +10,14 @@ from datetime import date
 import structlog
 
 from gated_backfill.common.config.recovery import RecoverySettings
-from gated_backfill.common.errors import BackfillError, LeaseTakenOver, NotAllowed, Retryable, UserError
+from gated_backfill.common.errors import BackfillError, HostError, LeaseTakenOver, NotAllowed, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowRow, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.runs.release import fence_publications, find_still_published
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.gate.publish import checkpoint_published
 from gated_backfill.worker.gate.window import LeasedWindow
+from gated_backfill.worker.host.checks import describe_error
 from gated_backfill.worker.post_run import schedule_post_run
 from gated_backfill.worker.run_job import describe_missing_job
 
@@ -55,10 +56,11 @@ def fail_staged(window: LeasedWindow, exc: Exception) -> None:
     """Fail the dates that are still staged after an error of the gate."""
     log.error("gate_failed", error=str(exc), exc_info=exc)
     kind = exc.kind if isinstance(exc, BackfillError) else type(exc).__name__
+    text = describe_error(exc, window.deps.owner) if isinstance(exc, BackfillError) else str(exc)
     window.renew_lease()
     dates = window.deps.ledger.dates
-    if isinstance(exc, NotAllowed):  # the run's other dates would fail alike
-        dates.fail_remaining_dates(window.run.id, kind, str(exc))
+    if isinstance(exc, NotAllowed) or (isinstance(exc, HostError) and window.deps.is_only_host):
+        dates.fail_remaining_dates(window.run.id, kind, text)  # they would fail alike
     staged = dates.list_dates(window.run.id, window=window.number, states=[DateState.STAGED])
     try:
         with _tolerating_permanent_errors():
@@ -70,7 +72,7 @@ def fail_staged(window: LeasedWindow, exc: Exception) -> None:
     checkpoint_published(window, published)
     for row in staged:
         if row.day not in published:
-            window.fail(row, kind, f"the gate could not publish it: {exc}")
+            window.fail(row, kind, f"the gate could not publish it: {text}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.errors import LeaseTakenOver, Retryable, UserError
+from gated_backfill.common.errors import HostError, LeaseTakenOver, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.states import READY_FOR_GATE, UNFINISHED_DATES
 from gated_backfill.common.model.job import Job
@@ -39,6 +39,7 @@ from gated_backfill.worker.gate.publish import (
 )
 from gated_backfill.worker.gate.verdicts import judge_staged, read_staged
 from gated_backfill.worker.gate.window import LeasedWindow, LeaseLost
+from gated_backfill.worker.host.checks import HostFaulty, confirm_staging
 from gated_backfill.worker.post_run import schedule_post_run
 from gated_backfill.worker.releases import release_despite_outage
 from gated_backfill.worker.run_job import can_ask_another, check_job_version
@@ -61,7 +62,8 @@ def close_window(
     """End every date of a window, then open the next window or end the run.
 
     `number` is the window's, from 1; `retries` the number of earlier calls by this task. Raises `Retryable` for a
-    transient error, unless `is_last_attempt`: then the dates are blocked or failed with that error.
+    transient error, unless `is_last_attempt`: then the dates are blocked or failed with that error. If this host cannot
+    work, raises `HostFaulty` and leaves the window to another gate.
     """
     run = deps.ledger.runs.get_run(run_id)
     started, until = time.monotonic(), utcnow() + deps.settings.gate_lease
@@ -126,22 +128,25 @@ def _close(window: LeasedWindow, *, is_last_attempt: bool) -> GateOutcome:
 def _gate_or_fail(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bool) -> list[date]:
     """Gate the window; an error that a retry cannot help fails its dates. Returns the dates to build again."""
     try:
+        confirm_staging(window.run, window.deps.staging)
         window.fence_earlier_gates(dates)
         leased = window.deps.ledger.windows.get_window(window.run.id, window.number)
         abandonment = decide_abandonment(leased, window.deps.settings)
         if abandonment is None:
             return _gate(window, dates, is_last_attempt=is_last_attempt)
         abandon_window(window, dates, abandonment)
-    except (LeaseLost, LeaseTakenOver):
+    except (LeaseLost, LeaseTakenOver, HostFaulty):
         raise
     except Retryable as exc:
         if not is_last_attempt:
             raise
         fail_staged(window, exc)
-    except Exception as exc:  # noqa: BLE001 - the edge: a window that can't be gated fails its dates, not the run
+    except Exception as exc:
         interruption = find_interruption(exc)
         if interruption is not None:
             raise interruption from None
+        if window.find_fault(exc) is None and isinstance(exc, HostError) and not is_last_attempt:
+            raise Retryable(str(exc)) from exc
         fail_staged(window, exc)
     return []
 
@@ -156,6 +161,8 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
         checkpoint_published(window, unchanged)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED and row.day not in unchanged}
     tables, missing_files = read_staged(staged.values(), deps.staging)
+    if missing_files:
+        confirm_staging(run, deps.staging)  # they may only be missing here
     judgements = judge_staged(window, staged, tables, is_last_attempt=is_last_attempt)
     del tables  # publishing needs the files only, so the memory is freed
     window.renew_lease()
@@ -177,6 +184,9 @@ def advance_run(run: Run, job: Job, deps: Deps) -> None:
     enqueue_next_windows(run, job, deps.ledger, deps.dispatcher)
     end = deps.ledger.runs.finish_run(run.id)
     if end is not None:
-        deps.staging.delete(run.id)
         log.info("run_ended", run=run.id, state=end.value)
         schedule_post_run(run, deps)
+        try:
+            deps.staging.delete(run.id)
+        except (HostError, Retryable) as exc:  # retention deletes them later
+            log.warning("staged_files_left", run=run.id, error=str(exc))

@@ -103,6 +103,7 @@ def judge_staged(
             target_rows=target_rows.entities,
         )
     except unreadable as exc:
+        window.find_fault(exc)
         log.error("expectation_unreadable", error=str(exc))
         blocked = Judgement(verdict=Verdict.BLOCKED, reason=str(exc))
         return JudgedDates(verdicts=dict.fromkeys(staged, blocked))

@@ -8,12 +8,14 @@ from typing import Any
 
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
+from gated_backfill.common.model.host_fault import HostFault
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.publication import Publication
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.runs.release import fence_publications
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.host.checks import HostFaulty, is_suspicious
 
 
 class LeaseLost(Exception):
@@ -68,6 +70,16 @@ class LeasedWindow:
 
     def fail(self, row: DateRow, kind: str, reason: str) -> None:
         self.move(row, DateState.FAILED, **failure_columns(kind, reason, reason))
+
+    def find_fault(self, exc: Exception) -> HostFault | None:
+        """Return what keeps this host from working, if that may be the cause of the error.
+
+        Raises `HostFaulty` instead if another host could close the window.
+        """
+        fault = self.deps.find_fault(self.run, publishes=True) if is_suspicious(exc) else None
+        if fault is not None and not self.deps.is_only_host:
+            raise HostFaulty(fault) from exc
+        return fault
 
     def release(self, to: WindowState) -> bool:
         """End the lease and leave the window open or closed; False if the lease was lost."""

@@ -8,7 +8,7 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.alerts.consumers import consumer_alerts, list_lost_consumers
+from gated_backfill.common.alerts.consumers import consumer_alerts, fault_alerts, list_lost_consumers
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import NewAlert, Run
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, MaintenanceTaskRow
@@ -116,7 +116,11 @@ def send_overdue_tasks(deps: Deps) -> str:
     for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
     deps.ledger.alerts.record_alerts(
-        [*failure_alerts(daily, rows, now, is_lost=is_lost), *consumer_alerts(lost_consumers)]
+        [
+            *failure_alerts(daily, rows, now, is_lost=is_lost),
+            *consumer_alerts(lost_consumers),
+            *fault_alerts(deps.ledger.heartbeats.list_running()),
+        ]
     )
     overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps), is_lost=is_lost)
     for name in overdue:

@@ -6,20 +6,40 @@ from contextlib import closing, suppress
 from typing import Any
 
 import structlog
-from celery.exceptions import WorkerLostError
+from celery.exceptions import Reject, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
 from gated_backfill.common.config.settings import read_settings
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import Ledger, open_ledger
+from gated_backfill.common.model.host_fault import FaultKind, HostFault
 from gated_backfill.common.process.identity import process_identity
+from gated_backfill.worker.host.watch import host_watch
 
 log = structlog.get_logger()
 
 
+class LeftToAnotherHost(Reject):
+    """Raised by a task whose host cannot work: its message goes back to the queue as it was.
+
+    The worker's main process gets it, and takes no further tasks.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason, requeue=True)
+        self.args = (kind, reason)  # with which the other process makes it again
+
+    @property
+    def fault(self) -> HostFault:
+        kind, reason = self.args
+        return HostFault(kind=FaultKind(kind), reason=reason)
+
+
 class ClaimingRequest(Request):
     """Records in the ledger that the task's process died by itself, before the task is delivered again.
+
+    A task that its host could not carry out is left to another host: this worker takes no further tasks.
 
     This is the only evidence of a death that counts: the worker lives, its process has ended while it worked, and the
     worker did not end it, as it does after it has lost the broker or when it is stopped.
@@ -36,6 +56,8 @@ class ClaimingRequest(Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it for its traceback
         if self._process is not None and isinstance(error, WorkerLostError) and not _is_stopping():
             self._record_death(self._process, str(error))
+        if isinstance(error, LeftToAnotherHost):
+            host_watch.report(error.fault)  # before its message can come back
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def record_death(self, owner: str, ledger: Ledger, max_deaths: int) -> None:

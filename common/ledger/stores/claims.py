@@ -192,6 +192,19 @@ class ClaimStore(LedgerStore):
                 connection.execute(update(run_dates).where(is_date).values(values))
         return [row["day"] for row in rows]
 
+    def return_dates(self, run_id: str, days: Collection[date], *, owner: str) -> None:
+        """Undo the owner's claims: its host could not work, so the dates are queued with the attempts they had before.
+
+        The owner must do nothing with the files of that attempt any more. In a run that is being cancelled, the dates
+        are cancelled.
+        """
+        values = date_transition(DateState.PROCESSING, DateState.QUEUED, {"attempt": run_dates.c.attempt - 1})
+        with self._write() as connection:
+            if lock_run_state(connection, run_id) is RunState.CANCELLING:
+                values |= cancelled_columns(cancellation_reason(connection, run_id))
+            key = {"run": run_id, "days": list(days), "owner": owner}
+            connection.execute(update(run_dates).where(CLAIMED_BY_OWNER).values(values), key)
+
     def list_lease_owners(self, run_id: str) -> set[str]:
         """Return the owners of all leases on dates and windows of the run, including expired leases."""
         dates = select(run_dates.c.lease_owner).where(

@@ -12,11 +12,13 @@ from sqlalchemy import Engine, RowMapping, and_, bindparam, delete, func, insert
 
 from gated_backfill.common.ledger.database import LedgerStore
 from gated_backfill.common.ledger.tables import heartbeats
+from gated_backfill.common.model.host_fault import FaultKind, HostFault
 from gated_backfill.common.model.scheduling.queues import EMBEDDED
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.process.identity import is_dead
+from gated_backfill.common.process.identity import host_name, is_dead
 
 KEPT_FOR = timedelta(days=7)  #: after its end, to be shown
+LONGEST_SILENCE = timedelta(minutes=3)  #: three of the longest intervals that can be set
 
 
 WORKERS = heartbeats.alias("workers")
@@ -51,6 +53,8 @@ class Heartbeat:
     seen_at: datetime
     ended_at: datetime | None
     ending: Ending | None
+    fault: HostFault | None  #: why the worker takes no tasks
+    faulty_since: datetime | None
     read_at: datetime  #: when it was read, by the ledger's clock
 
     @property
@@ -67,6 +71,21 @@ class Heartbeat:
     def unconsumed(self) -> tuple[str, ...]:
         """The queues that the worker was started for, but takes no tasks from."""
         return tuple(sorted(set(self.queues or ()) - set(self.consumed or ())))
+
+    @property
+    def is_long_silent(self) -> bool:
+        """Whether it was not heard of for longer than a living worker may be silent, whatever its interval."""
+        return self.read_at - self.seen_at > LONGEST_SILENCE
+
+    @property
+    def host(self) -> str:
+        return host_name(self.owner)
+
+    def describe_fault(self) -> str:
+        """Describe why the worker cannot work."""
+        assert self.fault is not None
+        since = f" since {self.faulty_since:%H:%M:%S} UTC" if self.faulty_since else ""
+        return f"{self.name} cannot work on host {self.host}{since}: {self.fault.reason}"
 
     def describe_silence(self) -> str:
         """Describe a silent process and, where it was found, when its work was given to others."""
@@ -93,6 +112,7 @@ class HeartbeatStore(LedgerStore):
             "seen_at": now,
             "ended_at": None,
             "ending": None,
+            **_fault_columns(None, now),
         }
         is_owner = heartbeats.c.owner == owner
         with self._write(durable=False) as connection:
@@ -120,6 +140,13 @@ class HeartbeatStore(LedgerStore):
                     .where(heartbeats.c.owner == owner)
                     .values(consumed=list(queues), consumed_at=self._now())
                 )
+
+    def record_fault(self, worker: str, fault: HostFault | None) -> None:
+        """Record what keeps a worker's host from working; None: nothing does any more."""
+        with self._write_one(durable=False) as connection:
+            connection.execute(
+                update(heartbeats).where(heartbeats.c.owner == worker).values(_fault_columns(fault, self._now()))
+            )
 
     def end(self, beats_by_owner: Mapping[str, int], ending: Ending) -> list[str]:
         """Record the end of processes that were not renewed since; returns those that this call ended."""
@@ -150,6 +177,10 @@ class HeartbeatStore(LedgerStore):
             return self._select(is_running)
         was_silent = and_(heartbeats.c.worker == worker, heartbeats.c.ending == Ending.SILENT.value)
         return self._select(or_(is_running, was_silent))
+
+    def list_workers(self) -> list[Heartbeat]:
+        """Return the main processes of all workers, also of those that have ended in the last days."""
+        return self._select(heartbeats.c.owner == heartbeats.c.worker)
 
     def list_silent(self, since: datetime) -> list[Heartbeat]:
         """Return the processes that were found silent since the moment, and were not heard of again."""
@@ -185,8 +216,16 @@ class HeartbeatStore(LedgerStore):
         return func.clock_timestamp() if self._is_postgresql else utcnow()
 
 
+def _fault_columns(fault: HostFault | None, now: Any) -> dict[str, Any]:
+    if fault is None:
+        return {"fault": None, "fault_reason": None, "faulty_since": None}
+    return {"fault": fault.kind.value, "fault_reason": fault.reason, "faulty_since": now}
+
+
 def _heartbeat_from_row(row: RowMapping, now: Any) -> Heartbeat:
     values: dict[str, Any] = {"read_at": now, **row}
     values |= {name: None if row[name] is None else tuple(row[name]) for name in ("queues", "consumed")}
+    kind, reason = values.pop("fault"), values.pop("fault_reason")
+    values["fault"] = None if kind is None else HostFault(kind=FaultKind(kind), reason=reason or "")
     values["ending"] = None if row["ending"] is None else Ending(row["ending"])
     return Heartbeat(**values)

@@ -27,6 +27,7 @@ from google.cloud import bigquery
 
 from gated_backfill.common.errors import (
     BackfillError,
+    HostError,
     LeaseTakenOver,
     NotAllowed,
     QueryFailed,
@@ -170,7 +171,7 @@ def _translated_error(exc: Exception, doing: str, table: str | None, needs: str)
     if is_retryable(exc):
         return WarehouseUnavailable(message, table=table)
     if isinstance(exc, DefaultCredentialsError):
-        return NotAllowed(
+        return HostError(
             "no Google credentials were found: run `gcloud auth application-default login`, or set "
             "GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
         )

@@ -68,6 +68,9 @@ class BigQueryWarehouse(BigQueryPublications):
             raise NotAllowed(f"nothing can be published to it: {', '.join(missing)} is missing", table=str(target))
         return True
 
+    def check_host(self, *, has_tables: bool, publishes: bool) -> None:
+        self.now()
+
     def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         self._check_not_own(table)
         check_partition_limit(table, days or ())

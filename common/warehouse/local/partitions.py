@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import NotAllowed, SchemaMismatch, WarehouseUnavailable
+from gated_backfill.common.errors import HostError, SchemaMismatch, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checked_path, checksum_of, write_atomically
+from gated_backfill.common.storage.files import checked_path, checksum_of, is_host_error, write_atomically
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
@@ -190,12 +190,12 @@ def count_rows(part: Path) -> int:
 
 @contextmanager
 def translate_file_errors(table: TableName) -> Generator[None]:
-    """Raise `SchemaMismatch`, `NotAllowed` or `WarehouseUnavailable` for errors of files."""
+    """Raise `SchemaMismatch`, `HostError` or `WarehouseUnavailable` for errors of files."""
     try:
         yield
     except pa.ArrowInvalid as exc:
         raise SchemaMismatch(f"a partition is not a readable Parquet file: {exc}", table=str(table)) from exc
-    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
-        raise NotAllowed(f"{exc.strerror}: {exc.filename}", table=str(table)) from exc
     except OSError as exc:
+        if is_host_error(exc):
+            raise HostError(f"{exc.strerror}: {exc.filename}", table=str(table)) from exc
         raise WarehouseUnavailable(f"{exc.strerror or exc}: {exc.filename or ''}", table=str(table)) from exc

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import pyarrow as pa
 
-from gated_backfill.common.errors import QueryFailed, SchemaMismatch, TableNotFound, WarehouseUnavailable
+from gated_backfill.common.errors import HostError, QueryFailed, SchemaMismatch, TableNotFound, WarehouseUnavailable
 from gated_backfill.common.model.dates import days_in
 from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
@@ -266,6 +267,18 @@ class LocalWarehouse(LocalPublications):
 
     def now(self) -> None:
         return None
+
+    def check_host(self, *, has_tables: bool, publishes: bool) -> None:
+        try:
+            if not os.listdir(self.root) and has_tables:  # noqa: PTH208
+                raise HostError(f"{self.root} has no tables: no folder is mounted there, or an empty one")
+        except FileNotFoundError as exc:
+            if has_tables:
+                raise HostError(f"{self.root} does not exist: no folder is mounted there") from exc
+        except OSError as exc:
+            raise HostError(f"{self.root} can't be read: {exc.strerror or exc}") from exc
+        if publishes:
+            check_writable(self.root)
 
     def check_loadable(self, table: TableName, date_column: str, days: Collection[date] | None = None) -> None:
         with translate_file_errors(table):

@@ -9,6 +9,7 @@ import click
 
 from gated_backfill.common.config.ledger_url import read_ledger_url
 from gated_backfill.common.ledger import Ledger, Run, RunProgress, open_ledger_of_command
+from gated_backfill.common.runs.faulty_workers import list_faulty_workers
 from gated_backfill.common.runs.interrupted import is_interrupted
 from gated_backfill.common.runs.silent_workers import list_silent_workers
 from gated_backfill.common.runs.stale_dates import StaleDates, find_stale_dates_of_runs
@@ -52,7 +53,9 @@ def status(run_id: str | None, as_json: bool, every_date: bool, last: int) -> No
             actions = ledger.actions.list_actions(progress.run.id)
             stale = _find_stale_dates(progress.run, ledger)
             silent = list_silent_workers(progress.run, ledger)
-            print_json(run_json(progress, ledger.dates.list_dates(progress.run.id), actions, stale, silent))
+            faulty = None if progress.run.has_ended else list_faulty_workers(ledger, progress.run)
+            dates = ledger.dates.list_dates(progress.run.id)
+            print_json(run_json(progress, dates, actions, stale, silent, faulty))
         else:
             _print_status(ledger, progress, every_date=every_date)
             earlier = [run for run in runs if run.id != progress.run.id]
@@ -81,6 +84,12 @@ def _print_status(ledger: Ledger, progress: RunProgress, *, every_date: bool) ->
     print_stale(console, run, _find_stale_dates(run, ledger))
     for worker in list_silent_workers(run, ledger):
         console.print(line("  ", styled("silent", "yellow"), f"   {worker.describe_silence()}"))
+    if not run.has_ended:
+        faulty = list_faulty_workers(ledger, run)
+        for worker in faulty.workers:
+            console.print(line("  ", styled("faulty", "yellow"), f"   {worker.describe_fault()}"))
+        if stop := faulty.describe_stop():
+            console.print(line("  ", styled("stopped", "bold red"), f"  {stop}; the dates wait in the queue"))
     if flags := ledger.flags.list_open_flags(run.job):
         console.print(f"  flagged  {len(flags)} date(s): `backfill run --job {run.job} --flagged`")
     if every_date:

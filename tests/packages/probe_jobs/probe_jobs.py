@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from gated_backfill import Batch, Column, Expectation, Job, Source, Target
-from gated_backfill.common.errors import NotAllowed, WarehouseUnavailable
+from gated_backfill.common.errors import HostError, NotAllowed, WarehouseUnavailable
 
 PATIENCE_SECONDS = 60
 
@@ -70,6 +70,10 @@ def forbid(batch: Batch, argument: str) -> None:
     raise NotAllowed("this user may not read it", day=batch.days[0])
 
 
+def blame_the_host(batch: Batch, argument: str) -> None:
+    raise HostError(f"no space left for {batch.days[0]}")
+
+
 def wait_for_release(batch: Batch, argument: str) -> None:
     marks = Path(os.environ["PROBE_MARKS"])
     (marks / f"waiting-{batch.days[0]}").touch()
@@ -114,6 +118,7 @@ TRICKS = {
     "library": raise_in_a_library,
     "transient": fail_for_a_while,
     "forbid": forbid,
+    "host": blame_the_host,
     "wait": wait_for_release,
     "sleep": sleep_long,
     "stuck": ignore_the_soft_limit,
