@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.prepared import BACKFILL, prepared_programs
 
 ROOT = Path(__file__).parent.parent
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -72,7 +73,7 @@ def run_document(document: str, folder: Path, environment: Mapping[str, str]) ->
         cwd=folder,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(prepared_programs()), str(BACKFILL.parent), os.environ["PATH"]]),
             "COLUMNS": "160",
             **environment,
         },

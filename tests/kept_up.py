@@ -51,7 +51,7 @@ def up(lab: Lab, *more: str, **environment: str) -> str:
     """Bring it up, with Flower at a port that no other test uses; returns what was printed."""
     options = [option for option in ("--flower-port", "--metrics-port") if option not in more]
     ports = [word for option in options for word in (option, str(free_port()))]
-    done = lab.command("up", *ports, *more, BACKFILL_WORKERS="1", **environment)
+    done = lab.script("up", *ports, *more, BACKFILL_WORKERS="1", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -44,9 +43,9 @@ from gated_backfill.worker.gate.gate import advance_run
 from gated_backfill.worker.inline import InlineDispatcher
 from gated_backfill.worker.jobs.player_composite_factors import JOB as PLAYER_JOB
 from tests.emulator import Emulator
+from tests.prepared import BACKFILL, prepared_programs
 
 PACKAGES = Path(__file__).parent / "packages"
-BACKFILL = Path(sys.executable).parent / "backfill"
 PATIENCE_SECONDS = 60.0
 PLAYER_TYPES = PLAYER_JOB.declared_types()
 SUMMARY = PLAYER_JOB.sources[1].table
@@ -305,10 +304,12 @@ class Lab:
             **({"BACKFILL_WAREHOUSE": self.settings.warehouse} if self.settings.warehouse else {}),
         }
 
-    def start(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, program: Path = BACKFILL, cwd: Path | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
         """Start the console script; it is killed at the end of the test if it still runs."""
         process = subprocess.Popen(
-            [str(BACKFILL), *arguments],
+            [str(program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -320,9 +321,12 @@ class Lab:
         return process
 
     def command(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, cwd=cwd, **environment)
-        out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        """Run a command to its end, in a process that has imported it already."""
+        return _ended(self.start(*arguments, program=prepared_programs() / "backfill", cwd=cwd, **environment))
+
+    def script(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the console script itself to its end: for a test that watches the processes which it starts."""
+        return _ended(self.start(*arguments, **environment))
 
     def invoke(self, *arguments: str, **environment: str) -> Result:
         """The command in this process, which spares its start. An error of ours is left as `exception`."""
@@ -344,6 +348,11 @@ class Lab:
 
     def status(self, *arguments: str) -> dict[str, Any]:
         return json.loads(self.inside("status", *arguments, "--json").stdout)
+
+
+def _ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture

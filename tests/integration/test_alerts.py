@@ -417,7 +417,8 @@ def test_alerts_of_others_are_delivered_too(lab: Lab, receiver: Receiver) -> Non
 
 
 def test_commands_do_not_wait_for_apprise_to_be_imported(lab: Lab) -> None:
-    listed = lab.command("alerts", PYTHONPROFILEIMPORTTIME="1")
+    listed = lab.script("alerts", PYTHONPROFILEIMPORTTIME="1")
 
     assert listed.returncode == 0
+    assert " click" in listed.stderr
     assert " apprise" not in listed.stderr

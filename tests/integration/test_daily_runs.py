@@ -35,7 +35,8 @@ from gated_backfill.worker.maintenance import daily_runs
 from gated_backfill.worker.maintenance.runner import MaintenanceOutcome, run_maintenance_task, send_overdue_tasks
 from tests.builders import at_once
 from tests.documents import ROOT
-from tests.lab import BACKFILL, Lab, players, until
+from tests.lab import Lab, players, until
+from tests.prepared import BACKFILL
 from tests.workers import worker
 
 RUN = ("run", "--job", "probe")

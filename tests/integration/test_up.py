@@ -174,7 +174,7 @@ def test_a_port_that_is_taken_is_refused_when_it_was_asked_for(lab: Lab) -> None
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused = lab.command("up", "--flower-port", str(port))
+        refused = lab.script("up", "--flower-port", str(port))
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
     assert f"Flower can't listen at 127.0.0.1 port {port}: it is taken or not allowed" in refused.stderr
     assert not (lab.home / "up.json").exists()
