@@ -12,6 +12,7 @@ from gated_backfill.common.config.settings import Settings
 from gated_backfill.common.ledger import open_ledger
 from gated_backfill.common.ledger.tables import checkpoints, run_dates, runs, windows
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.storage.staging import MARK, QUARANTINE
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from tests.faults.chaos.faults import FILLER
@@ -73,5 +74,5 @@ def _staged(root: Path) -> list[str]:
     return sorted(
         str(path.relative_to(root))
         for path in root.rglob("*")
-        if path.is_file() and path.relative_to(root).parts[0] not in ("quarantine", FILLER)
+        if path.is_file() and path.relative_to(root).parts[0] not in (QUARANTINE, MARK, FILLER)
     )
