@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 PR_SET_PDEATHSIG = 1
 INITIAL_PID_NAMESPACE = 4026531836  #: its number on every Linux machine; containers have others
+NAMESPACE = re.compile(r"\.[0-9]{10}$")  #: of a host's name in identities
 DIGEST_LENGTH = 8  #: characters; identities are stored in 128
 ENDED_STATES = frozenset("ZXx")  #: states in /proc of a process that has ended
 SUSPENDED_STATES = frozenset("Tt")  #: states in /proc of a process that was stopped by a signal or a debugger
@@ -77,8 +79,8 @@ def _read(file: str) -> str:
 
 
 def host_name(owner: str) -> str:
-    """Return the name of a process's host, as it is shown to users."""
-    return _host_of(owner).name
+    """Return the name of a process's host, as its users know it. In a container, it is that of the container."""
+    return NAMESPACE.sub("", _host_of(owner).name)
 
 
 def is_on_this_host(owner: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from dataclasses import replace
 from datetime import date, timedelta
@@ -226,7 +227,8 @@ def test_a_date_that_exhausts_its_memory_is_failed_with_that_reason_and_its_proc
     rows = {row["day"]: row for row in lab.status()["dates"]}
     poison = rows.pop(str(DAYS[3]))
     assert (poison["state"], poison["error_kind"], poison["attempt"]) == ("failed", "MemoryExhausted", 1)
-    assert poison["reason"] == "MemoryExhausted: exhausted its memory: more than 700 MB"
+    on_host = f"(on host {socket.gethostname()})"
+    assert poison["reason"] == f"MemoryExhausted: exhausted its memory: more than 700 MB {on_host}"
     assert {row["state"] for row in rows.values()} == {"checkpointed"}
     assert workers_of_dates(lab) == processes  # one is replaced after its task
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def test_the_stack_of_another_machine_with_the_same_name_is_left_alone(home: Set
     name = process_identity().partition("/")[0]
     write(home, f"{name}/feedbeef/0badcafe:4000000:1")
 
-    with pytest.raises(UserError, match=f"the stack runs on {name}, another host or container"):
+    with pytest.raises(UserError, match=f"the stack runs on {socket.gethostname()}, another host or container"):
         state_file.find_running_stack(home.home)
 
     assert state_file.read_stack_state(home.home) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def test_a_network_card_that_is_plugged_in_makes_no_other_host(
 
 def test_an_identity_that_a_version_before_has_written_is_known(child: subprocess.Popen[bytes]) -> None:
     host, pid, started = process_identity(child.pid).rsplit(":", 2)
-    owner = f"{host_name(f'{host}:1:1')}:{pid}:{started}"
+    owner = f"{host.partition('/')[0]}:{pid}:{started}"
+    assert host_name(owner) == socket.gethostname()
     assert not is_dead(owner)
     assert kill_if_alive(owner)
     child.wait()
