@@ -265,7 +265,7 @@ def newer_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 2 of the probe job is installed now."""
     newer = replace(find_job("probe"), version="2")
     monkeypatch.setattr("gated_backfill.producer.cli.tables.coverage.find_job", lambda name: newer)
-    monkeypatch.setattr("gated_backfill.common.runs.stale_dates._installed_job", lambda name: newer)
+    monkeypatch.setattr("gated_backfill.common.runs.stale_dates.installed_job", lambda name: newer)
 
 
 def test_status_coverage_and_history_show_stale(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
