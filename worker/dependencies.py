@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gated_backfill.common.broker.dispatcher import Dispatcher
 from gated_backfill.common.config.settings import Settings
+from gated_backfill.common.errors import HostError, NotAllowed
 from gated_backfill.common.ledger import Ledger, Run, open_ledger
 from gated_backfill.common.model.host_fault import HostFault
 from gated_backfill.common.process.identity import process_identity
@@ -45,6 +46,10 @@ class Deps:
     def find_fault(self, run: Run, *, publishes: bool = False) -> HostFault | None:
         """Return what keeps this host from working on the run, see `checks.find_fault`."""
         return find_fault([run], self.staging, self.warehouse, publishes=publishes)
+
+    def ends_run(self, exc: Exception) -> bool:
+        """Whether the run's other dates would fail alike: the warehouse or, without another host, this one refuses."""
+        return isinstance(exc, NotAllowed) or (isinstance(exc, HostError) and self.is_only_host)
 
 
 def open_deps(

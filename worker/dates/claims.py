@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 
-from gated_backfill.common.errors import BackfillError, HostError, NotAllowed
 from gated_backfill.common.ledger import DateRow, DateState, Run
 from gated_backfill.common.ledger.rows import DateColumns
 from gated_backfill.common.model.job import Job
@@ -39,10 +38,6 @@ class DatesTask:
 
     def retry_later(self) -> RetryLater:
         return RetryLater(self.deps.settings.date_retries.delay_seconds(self.retries))
-
-    def ends_run(self, exc: BackfillError) -> bool:
-        """Whether the run's other dates would fail alike: the warehouse or, without another host, this one refuses."""
-        return isinstance(exc, NotAllowed) or (isinstance(exc, HostError) and self.deps.is_only_host)
 
     def claim(self, days: Sequence[date]) -> list[DateRow]:
         """Claim the dates that can be claimed, under a lease that outlasts the job's hard time limit."""

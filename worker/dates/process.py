@@ -183,7 +183,7 @@ def _split_or_fail(
     """Fail a single date; build several dates again in two halves, as the others may succeed."""
     if isinstance(exc, SoftTimeLimitReached) and not task.is_single:
         raise _SharedTimeLimitReached from exc
-    if len(claimed) == 1 or task.ends_run(exc):
+    if len(claimed) == 1 or task.deps.ends_run(exc):
         return [_end_failed(task, row, exc, started) for row in claimed]
     days = summarize_dates([row.day for row in claimed])
     log.warning("failed_batch_split", dates=days, error_kind=exc.kind, error=str(exc))
@@ -202,16 +202,14 @@ def _split_or_fail(
 
 def _end_failed(task: DatesTask, row: DateRow, exc: BackfillError, started: float) -> AttemptOutcome:
     """Record a date as failed, or as blocked if its expectation could not be read."""
-    day = row.day.isoformat()
+    day, error = row.day.isoformat(), describe_error(exc, task.deps.owner)
     if isinstance(exc, ExpectationUnreadable):
         state, columns = DateState.BLOCKED, {"verdict": Verdict.BLOCKED.value, "reason": str(exc)}
         log.info("date_ended", day=day, state=state.value, reason=str(exc))
     else:
-        error = describe_error(exc, task.deps.owner)
         state, columns = DateState.FAILED, failure_columns(exc.kind, error, f"{exc.kind}: {error}", exc.job_place)
         log.error("date_failed", day=day, error_kind=exc.kind, error=str(exc), exc_info=exc.__cause__ or exc)
-    if task.ends_run(exc):
-        error = describe_error(exc, task.deps.owner)
+    if task.deps.ends_run(exc):
         task.deps.ledger.dates.fail_remaining_dates(task.run.id, exc.kind, error, exc.job_place)
     task.release({row.day: (state, {**columns, "seconds": time.monotonic() - started})})
     return AttemptOutcome(day=row.day, state=state.value, detail=str(exc))

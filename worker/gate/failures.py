@@ -10,7 +10,7 @@ from datetime import date
 import structlog
 
 from gated_backfill.common.config.recovery import RecoverySettings
-from gated_backfill.common.errors import BackfillError, HostError, LeaseTakenOver, NotAllowed, Retryable, UserError
+from gated_backfill.common.errors import BackfillError, LeaseTakenOver, Retryable, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowRow, WindowState
 from gated_backfill.common.ledger.rows import failure_columns
 from gated_backfill.common.runs.release import fence_publications, find_still_published
@@ -59,8 +59,8 @@ def fail_staged(window: LeasedWindow, exc: Exception) -> None:
     text = describe_error(exc, window.deps.owner) if isinstance(exc, BackfillError) else str(exc)
     window.renew_lease()
     dates = window.deps.ledger.dates
-    if isinstance(exc, NotAllowed) or (isinstance(exc, HostError) and window.deps.is_only_host):
-        dates.fail_remaining_dates(window.run.id, kind, text)  # they would fail alike
+    if window.deps.ends_run(exc):
+        dates.fail_remaining_dates(window.run.id, kind, text)
     staged = dates.list_dates(window.run.id, window=window.number, states=[DateState.STAGED])
     try:
         with _tolerating_permanent_errors():
