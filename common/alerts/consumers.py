@@ -10,7 +10,6 @@ from gated_backfill.common.ledger import Ledger, NewAlert
 from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
 from gated_backfill.common.model.alert_kinds import AlertKind
 
-MIN_SILENCE = timedelta(seconds=15)  #: a shorter one may be that of a ledger that answers late
 LOST_AFTER = timedelta(seconds=30)  #: a worker that lost its broker for a moment takes tasks again before
 
 
@@ -35,21 +34,16 @@ class LostConsumer:
         return text if self.has_other else f"{text}, and no other worker takes tasks from {self.queue}"
 
 
-def is_silent(process: Heartbeat, silent_after: timedelta) -> bool:
-    """Whether a heartbeat was not renewed for so long, see `RecoverySettings`, that its process is not a living one."""
-    return process.read_at - process.seen_at > max(silent_after, MIN_SILENCE)
-
-
 def find_lost_consumers(
     running: Sequence[Heartbeat], lost_workers: Sequence[Heartbeat], silent_after: timedelta
 ) -> list[LostConsumer]:
     """Return the workers that do not take tasks from a queue that they were started for, oldest first.
 
     A worker that is lost counts only as long as no other one takes tasks from the queue: it was replaced. One whose
-    host cannot work has an alert of its own. `silent_after`: see `is_silent`.
+    host cannot work has an alert of its own. `silent_after`: see `Heartbeat.is_silent`.
     """
     workers = [worker for worker in running if worker.is_worker and not worker.is_embedded]
-    living = [worker for worker in workers if not is_silent(worker, silent_after)]
+    living = [worker for worker in workers if not worker.is_silent(silent_after)]
     gone = [worker for worker in (*lost_workers, *workers) if worker not in living and not worker.is_embedded]
     consumed = {queue for worker in living for queue in worker.consumed or ()}
     lost = [

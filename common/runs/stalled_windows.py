@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache
 
-from gated_backfill.common.alerts.consumers import is_silent
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.stores.current import DateClaim, WindowInFlight
+from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import is_dead
 
@@ -49,26 +49,28 @@ def find_stall(
     return Stall.GATE if window.waits_for_gate else Stall.DATES
 
 
-def list_stalled_windows(ledger: Ledger, settings: RecoverySettings) -> list[StalledWindow]:
-    """Return the windows of all active runs that do not move now."""
+def list_stalled_windows(
+    ledger: Ledger, settings: RecoverySettings, running: Sequence[Heartbeat]
+) -> list[StalledWindow]:
+    """Return the windows of all active runs that do not move now. `running`: the processes that have not ended."""
     windows = ledger.current.list_windows_in_flight()
-    is_gone = _liveness_check(ledger, settings.silent_after)
+    is_gone = _liveness_check(ledger, settings.silent_after, running)
     stalled_after, now = timedelta(seconds=settings.stalled_seconds), utcnow()
     stalls = [(window, find_stall(window, now, stalled_after=stalled_after, is_gone=is_gone)) for window in windows]
     return [StalledWindow(window=window, stall=stall) for window, stall in stalls if stall is not None]
 
 
-def _liveness_check(ledger: Ledger, silent_after: timedelta) -> Callable[[str], bool]:
+def _liveness_check(ledger: Ledger, silent_after: timedelta, running: Sequence[Heartbeat]) -> Callable[[str], bool]:
     """Return the check whether a process is gone. Those without a heartbeat, as of a command, are known on their host.
 
     A worker's process that fell silent may not be recorded as lost, if no other worker is left to notice it.
     """
-    running = {process.owner: is_silent(process, silent_after) for process in ledger.heartbeats.list_running()}
+    silent = {process.owner: process.is_silent(silent_after) for process in running}
 
     @cache
     def is_gone(owner: str) -> bool:
-        if owner not in running:
+        if owner not in silent:
             return ledger.heartbeats.is_lost(owner)
-        return running[owner] or is_dead(owner)
+        return silent[owner] or is_dead(owner)
 
     return is_gone

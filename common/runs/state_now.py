@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from gated_backfill.common.alerts.consumers import is_silent
 from gated_backfill.common.config.recovery import RecoverySettings
 from gated_backfill.common.ledger import Ledger
 from gated_backfill.common.ledger.states import OutstandingState
@@ -56,7 +55,6 @@ def read_state_now(ledger: Ledger, settings: RecoverySettings, *, job: str | Non
     Stale dates are found by the job's version alone: comparing sources and inputs would read them at each call. The
     version is that of the job as it is installed here, else of the latest run.
     """
-    jobs = [name for name in ledger.current.list_jobs() if job in (None, name)]
     outstanding, by_version = ledger.current.count_outstanding(job=job), ledger.current.count_by_version(job=job)
     flagged, latest_versions = ledger.gauges.flagged_counts(), ledger.current.latest_versions()
     running = ledger.heartbeats.list_running()
@@ -69,10 +67,11 @@ def read_state_now(ledger: Ledger, settings: RecoverySettings, *, job: str | Non
                 [count for count in by_version if count.job == name],
                 {finding: dates for (of_job, finding), dates in flagged.items() if of_job == name},
             )
-            for name in jobs
+            for name in sorted(latest_versions)
+            if job in (None, name)
         ],
-        workers=[worker for worker in running if worker.is_worker and not is_silent(worker, settings.silent_after)],
-        stalled=[one for one in list_stalled_windows(ledger, settings) if job in (None, one.window.job)],
+        workers=[worker for worker in running if worker.is_worker and not worker.is_silent(settings.silent_after)],
+        stalled=[one for one in list_stalled_windows(ledger, settings, running) if job in (None, one.window.job)],
     )
 
 

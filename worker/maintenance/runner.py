@@ -8,7 +8,7 @@ from enum import Enum
 
 import structlog
 
-from gated_backfill.common.alerts.consumers import consumer_alerts, fault_alerts, list_lost_consumers
+from gated_backfill.common.alerts.consumers import consumer_alerts, fault_alerts, find_lost_consumers
 from gated_backfill.common.errors import BackfillError
 from gated_backfill.common.ledger import NewAlert, Run
 from gated_backfill.common.ledger.stores.maintenance import HEARTBEAT, MaintenanceTaskRow
@@ -111,17 +111,13 @@ def send_overdue_tasks(deps: Deps) -> str:
         if schedule.is_daily and name in MAINTENANCE_TASKS
     }
     daily |= daily_runs.job_schedules(deps.settings)
-    lost_consumers = list_lost_consumers(deps.ledger, deps.settings.silent_after)
     rows, is_lost = deps.ledger.maintenance.list_tasks(), deps.ledger.heartbeats.is_lost
     for name in sorted(daily.keys() - rows.keys()):  # a new task starts with its next slot: no cleanup on day one
         deps.ledger.maintenance.register_task(name, daily[name].recurrence.latest_due(now))
-    deps.ledger.alerts.record_alerts(
-        [
-            *failure_alerts(daily, rows, now, is_lost=is_lost),
-            *consumer_alerts(lost_consumers),
-            *fault_alerts(deps.ledger.heartbeats.list_running()),
-        ]
-    )
+    running, lost_workers = deps.ledger.heartbeats.list_running(), deps.ledger.heartbeats.list_lost_workers()
+    lost_consumers = find_lost_consumers(running, lost_workers, deps.settings.silent_after)
+    failures = failure_alerts(daily, rows, now, is_lost=is_lost)
+    deps.ledger.alerts.record_alerts([*failures, *consumer_alerts(lost_consumers), *fault_alerts(running)])
     overdue = overdue_tasks(daily, rows, now, retry_after=_retry_after(deps), is_lost=is_lost)
     for name in overdue:
         deps.dispatcher.send_maintenance(name, queue=daily[name].queue, expires=daily[name].expires)

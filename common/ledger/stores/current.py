@@ -86,11 +86,6 @@ class WindowInFlight:
 class CurrentStateStore(LedgerStore):
     """Read-only queries about what is true now."""
 
-    def list_jobs(self) -> list[str]:
-        """Return the jobs that have a run, sorted."""
-        with self._read() as connection:
-            return sorted(connection.execute(select(runs.c.job).distinct()).scalars())
-
     def count_outstanding(self, *, job: str | None = None) -> list[OutstandingCount]:
         """Count the blocked and failed dates that no run has checkpointed or skipped since, each once.
 
@@ -138,7 +133,7 @@ class CurrentStateStore(LedgerStore):
             ]
 
     def latest_versions(self) -> dict[str, str]:
-        """Return, by job, the version that the latest run was launched with."""
+        """Return, by each job that has a run, the version that its latest run was launched with."""
         last = select(runs.c.job, func.max(runs.c.created_at).label("at")).group_by(runs.c.job).subquery()
         query = select(runs.c.job, runs.c.job_version).join(
             last, and_(runs.c.job == last.c.job, runs.c.created_at == last.c.at)

@@ -18,6 +18,7 @@ from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.identity import host_name, is_dead
 
 KEPT_FOR = timedelta(days=7)  #: after its end, to be shown
+MIN_SILENCE = timedelta(seconds=15)  #: a shorter one may be that of a ledger that answers late
 LONGEST_SILENCE = timedelta(minutes=3)  #: three of the longest intervals that can be set
 
 
@@ -71,6 +72,10 @@ class Heartbeat:
     def unconsumed(self) -> tuple[str, ...]:
         """The queues that the worker was started for, but takes no tasks from."""
         return tuple(sorted(set(self.queues or ()) - set(self.consumed or ())))
+
+    def is_silent(self, silent_after: timedelta) -> bool:
+        """Whether it was not renewed for so long, see `RecoverySettings`, that its process is not a living one."""
+        return self.read_at - self.seen_at > max(silent_after, MIN_SILENCE)
 
     @property
     def is_long_silent(self) -> bool:
