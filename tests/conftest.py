@@ -29,16 +29,15 @@ from tests.postgres import execute, of_database, started_postgres
 # As in the tool's processes: a terminal's format would draw each error with its local variables, which takes seconds.
 configure_logs()
 
-#: These need a project of Google's: `make test-bigquery PROJECT=...` runs them.
-collect_ignore = [] if os.environ.get("TEST_BIGQUERY") else ["real_bigquery"]
-#: These need Chromium: `make test-browser` runs them.
-collect_ignore += [] if os.environ.get("TEST_BROWSER") else ["browser"]
-#: These take minutes, and they measure: `make recovery` runs them.
-collect_ignore += [] if os.environ.get("TEST_RECOVERY") else ["recovery"]
-#: These need Prometheus: `make test-prometheus` runs them.
-collect_ignore += [] if os.environ.get("TEST_PROMETHEUS") else ["prometheus"]
-#: These need a container engine: `make test-compose` runs them.
-collect_ignore += [] if os.environ.get("TEST_COMPOSE") else ["compose_stack"]
+#: Folders that need more than `make test` has, with the variable by which another target of the Makefile runs them.
+OTHER_TARGETS = {
+    "real_bigquery": "TEST_BIGQUERY",  # a project of Google's
+    "browser": "TEST_BROWSER",  # Chromium
+    "recovery": "TEST_RECOVERY",  # minutes: these measure
+    "prometheus": "TEST_PROMETHEUS",  # Prometheus
+    "compose_stack": "TEST_COMPOSE",  # a container engine
+}
+collect_ignore = [folder for folder, variable in OTHER_TARGETS.items() if not os.environ.get(variable)]
 
 
 #: The same cases in every run, on a machine of any speed. `make fuzz` tries random cases, with settings of its own.

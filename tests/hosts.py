@@ -13,10 +13,11 @@ import psutil
 from tests.lab import Lab
 from tests.workers import log_file_of
 
+#: Its host has the name in TEST_HOST, or one of its own.
 WORKER = """
-import os, sys
+import os
 from gated_backfill.common.process import identity
-host = f"host-{os.getpid()}"
+host = os.environ.get("TEST_HOST") or f"host-{os.getpid()}"
 identity._host = lambda: host
 from gated_backfill.worker.__main__ import main
 main()

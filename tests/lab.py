@@ -68,14 +68,14 @@ def probe_rows(
     return pa.Table.from_pylist(rows, schema=arrow_schema(PROBE_TYPES))
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """What the condition returns once it is true. Fails the test when it does not become so."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def until(condition: Callable[[], Any], what: str, *, patience: float = PATIENCE_SECONDS, pause: float = 0.02) -> Any:
+    """What the condition returns once it is true. Fails the test when it does not become so; times in seconds."""
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if result := condition():
             return result
-        time.sleep(0.02)
-    raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
+        time.sleep(pause)
+    raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
 
 
 class Tables(Protocol):

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gated_backfill.common.ledger import DateRow, DateState, Ledger, Run
 from gated_backfill.common.model.scheduling.queues import QUEUES
-from tests.lab import Lab
+from tests.lab import Lab, until
 
 CELERY = ("-m", "celery", "--app", "gated_backfill.worker.app")
 
@@ -42,3 +43,17 @@ def worker(lab: Lab, *more: str, **environment: str) -> Iterator[Path]:
     with celery(lab, "worker", "worker", "--concurrency", "1", *words, *more, **environment) as process:
         yield log_file
         assert process.poll() is None, log_file.read_text()
+
+
+def wait_for_attempt(lab: Lab, ledger: Ledger, run: Run, number: int) -> DateRow:
+    """The run's one date, once its job waits in the middle of its attempt of that number, or of a later one."""
+
+    def find() -> DateRow | None:
+        (row,) = ledger.dates.list_dates(run.id)
+        assert row.state is not DateState.FAILED, row.error
+        is_begun = row.state is DateState.PROCESSING and row.attempt >= number
+        return row if is_begun and (lab.marks / f"waiting-{row.day}").exists() else None
+
+    row: DateRow = until(find, f"attempt {number}")
+    (lab.marks / f"waiting-{row.day}").unlink()
+    return row

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.compose import BIN, FILE, resolved
+from tests.lab import until
 
 PATIENCE_SECONDS = 900.0  #: for what a slow machine does in a minute or two
 LABEL = "label=com.docker.compose."
@@ -176,12 +177,7 @@ class Stack:
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Return what the condition returns once it is true. Fails when that takes too long."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            if result := condition():
-                return result
-            time.sleep(0.5)
-        raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s in vain for {what}")
+        return until(condition, what, patience=PATIENCE_SECONDS, pause=0.5)
 
     def _run(self, command: Sequence[str]) -> str:
         with self.log.open("a") as log:

@@ -84,7 +84,8 @@ def translate_each_text_once() -> None:
 
     def translated(self: SQLTranslator, bq_sql: str, *, schema: Any = None, caller: Any = None) -> Any:
         renamed, names = with_common_names(f"{json.dumps(schema)}\n{bq_sql}")
-        result = translate_once(renamed.partition("\n")[2], renamed.partition("\n")[0], caller)
+        schema_json, _, sql = renamed.partition("\n")
+        result = translate_once(sql, schema_json, caller)
         if isinstance(result, Ok):
             return Ok(with_own_names(result.value, names))
         return translate(self, bq_sql, schema=schema, caller=caller)  # its error has the name that was asked for

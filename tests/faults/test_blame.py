@@ -16,7 +16,7 @@ from gated_backfill.common.process.file_lock import locked
 from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import kept_broker
 from tests.lab import Lab, players, until
-from tests.workers import celery
+from tests.workers import celery, wait_for_attempt
 
 DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
@@ -35,19 +35,6 @@ def service(lab: Lab, places: dict[str, str]) -> Iterator[tuple[psutil.Process, 
         schedule = str(lab.home.parent / "beat-schedule")
         stack.enter_context(celery(lab, "beat", "beat", "--pidfile=", "--schedule", schedule, **places))
         yield psutil.Process(dates.pid), psutil.Process(gate.pid)
-
-
-def begin_attempt(lab: Lab, ledger: Ledger, run: Run, number: int) -> None:
-    """Wait until a worker is in the middle of its attempt of that number at the date."""
-
-    def is_begun() -> bool:
-        (row,) = ledger.dates.list_dates(run.id)
-        assert row.state is not DateState.FAILED, row.error
-        return row.state is DateState.PROCESSING and row.attempt >= number
-
-    until(is_begun, f"attempt {number}")
-    until(lambda: (lab.marks / f"waiting-{DAY}").exists(), "its job")
-    (lab.marks / f"waiting-{DAY}").unlink()
 
 
 def outcome(ledger: Ledger, run: Run) -> DateRow:
@@ -69,10 +56,10 @@ def test_a_broker_that_is_restarted_during_a_date_blames_nobody(lab: Lab, sqlite
         assert lab.command(*RUN, **places).returncode == 0
         (run,) = ledger.runs.list_latest_runs()
         for number in range(1, restarts + 1):
-            begin_attempt(lab, ledger, run, number)
+            wait_for_attempt(lab, ledger, run, number)
             broker.close()
             broker.enter_context(kept_broker(port, folder))
-        begin_attempt(lab, ledger, run, restarts + 1)
+        wait_for_attempt(lab, ledger, run, restarts + 1)
         (lab.marks / "released").touch()
         row = outcome(ledger, run)
     ledger.close()
@@ -90,9 +77,9 @@ def test_a_process_that_is_told_to_stop_is_not_counted_and_a_gate_that_is_killed
     with service(lab, places) as (dates, gate), ExitStack() as table:
         assert lab.command(*RUN, **places).returncode == 0
         (run,) = ledger.runs.list_latest_runs()
-        begin_attempt(lab, ledger, run, 1)
+        wait_for_attempt(lab, ledger, run, 1)
         only_child(dates).terminate()  # as systemd tells every process of a service
-        begin_attempt(lab, ledger, run, 2)
+        wait_for_attempt(lab, ledger, run, 2)
         table.enter_context(locked(lab.home / "warehouse" / "probe" / "probe" / ".lock"))
         (lab.marks / "released").touch()
         until(
@@ -129,7 +116,7 @@ def test_workers_that_are_stopped_end_in_time_and_release_what_they_have(
         workers = stack.enter_context(service(lab, places))
         assert lab.command(*RUN, **places).returncode == 0
         (run,) = ledger.runs.list_latest_runs()
-        begin_attempt(lab, ledger, run, 1)
+        wait_for_attempt(lab, ledger, run, 1)
         if broker_is_gone:
             broker.close()
         stopped_at = time.monotonic()

@@ -18,18 +18,12 @@ import pytest
 
 from gated_backfill.common.ledger import DateState, Ledger, Run, open_ledger
 from gated_backfill.common.ledger.stores.heartbeats import Heartbeat
+from tests.hosts import WORKER
 from tests.lab import Lab, players, until
 from tests.workers import log_file_of
 
 DAYS = [date(2023, 2, 20) + timedelta(days=n) for n in range(6)]
 STAGING = "/proc/self/cwd/staging"
-WORKER_ON_A_NAMED_HOST = """
-import os
-from gated_backfill.common.process import identity
-identity._host = lambda: os.environ["TEST_HOST"]
-from gated_backfill.worker.__main__ import main
-main()
-"""
 #: Mounts the shared folder read-only on the folder `read-only`, for one worker only.
 MOUNT_READ_ONLY = 'mount --bind "$SHARED" read-only && mount -o remount,ro,bind read-only && exec "$@"'
 
@@ -57,7 +51,7 @@ class Host:
     @contextmanager
     def worker(self, lab: Lab, queues: str, places: dict[str, str]) -> Iterator[None]:
         words = ["--hostname", f"{queues.partition(',')[0]}@{self.name}", "--queues", queues, "--concurrency", "1"]
-        command = ["sh", "-c", MOUNT_READ_ONLY, "sh", sys.executable, "-c", WORKER_ON_A_NAMED_HOST, *words]
+        command = ["sh", "-c", MOUNT_READ_ONLY, "sh", sys.executable, "-c", WORKER, *words]
         variables = lab.environment() | places | {"TEST_HOST": self.name, "SHARED": str(self.shared)}
         with log_file_of(lab, self.name).open("w") as log:
             process = subprocess.Popen(

@@ -15,25 +15,15 @@ import pytest
 
 from gated_backfill.common.broker.celery_app import make_app
 from gated_backfill.common.broker.dispatcher import CeleryDispatcher
-from gated_backfill.common.ledger import DateState, Ledger, Run, WindowState, open_ledger
+from gated_backfill.common.ledger import DateState, WindowState, open_ledger
 from gated_backfill.common.process.file_lock import locked
 from tests.hosts import lose_host, worker_of_owner, worker_on_own_host
 from tests.lab import Lab, players, until
+from tests.workers import wait_for_attempt
 
 DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
 RECOVERED_SECONDS = 15
-
-
-def wait_for_worker(lab: Lab, ledger: Ledger, run: Run, attempt: int) -> str | None:
-    def find() -> str | None:
-        (row,) = ledger.dates.list_dates(run.id)
-        is_begun = row.state is DateState.PROCESSING and row.attempt == attempt
-        return row.lease_owner if is_begun and (lab.marks / f"waiting-{DAY}").exists() else None
-
-    owner = until(find, f"attempt {attempt}")
-    (lab.marks / f"waiting-{DAY}").unlink()
-    return owner
 
 
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP], ids=["lost", "frozen"])
@@ -54,10 +44,10 @@ def test_a_worker_and_a_gate_are_replaced_in_time_and_a_late_one_changes_nothing
         with make_app(lab.settings, broker) as app:
             for _ in gates:  # both have done something before, as they do every few seconds where there is a beat
                 CeleryDispatcher(app).send_reconcile(run.id)
-        lost_worker = worker_of_owner(dates, wait_for_worker(lab, ledger, run, 1))
+        lost_worker = worker_of_owner(dates, wait_for_attempt(lab, ledger, run, 1).lease_owner)
         lose_host(lost_worker, loss)
         lost_at = time.monotonic()
-        owner = wait_for_worker(lab, ledger, run, 2)
+        owner = wait_for_attempt(lab, ledger, run, 2).lease_owner
         seconds["worker"] = time.monotonic() - lost_at
         assert worker_of_owner(dates, owner) != lost_worker
 

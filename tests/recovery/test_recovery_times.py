@@ -23,7 +23,7 @@ from gated_backfill.producer.stack.embedded import free_port
 from tests.brokers import kept_broker
 from tests.hosts import lose_host, worker_of_owner, worker_on_own_host
 from tests.lab import Lab, players, until
-from tests.workers import celery
+from tests.workers import celery, wait_for_attempt
 
 DAY = date(2023, 2, 20)
 RUN = ("run", "--job", "probe", "--dates", str(DAY), "--detach")
@@ -46,16 +46,7 @@ class Service:
 
     def wait_for_attempt(self, number: int) -> str:
         """Return the owner of the date's lease once its job works, in the attempt of that number."""
-
-        def find() -> str | None:
-            (row,) = self.ledger.dates.list_dates(self.run.id)
-            assert row.state is not DateState.FAILED, row.error
-            is_begun = row.state is DateState.PROCESSING and row.attempt >= number
-            return row.lease_owner if is_begun and self._waiting.exists() else None
-
-        owner: str = until(find, f"attempt {number}")
-        self._waiting.unlink()
-        return owner
+        return str(wait_for_attempt(self.lab, self.ledger, self.run, number).lease_owner)
 
     def release(self) -> None:
         """Let the date's job end."""
@@ -72,10 +63,6 @@ class Service:
         until(lambda: self.ledger.runs.get_run(self.run.id).has_ended, "the end of the run")
         (row,) = self.ledger.dates.list_dates(self.run.id)
         assert row.state is DateState.CHECKPOINTED, row.error
-
-    @property
-    def _waiting(self) -> Path:
-        return self.lab.marks / f"waiting-{DAY}"
 
 
 @pytest.fixture
