@@ -210,7 +210,7 @@ def test_a_date_that_ignores_its_soft_limit_is_killed_and_failed_at_once(
     rows = {row["day"]: row for row in lab.status()["dates"]}
     stuck = rows[str(DAYS[0])]
     assert (stuck["state"], stuck["error_kind"], stuck["attempt"]) == ("failed", "TookTooLong", attempts)
-    assert stuck["reason"] == "took longer than its hard time limit of 4 s"
+    assert stuck["reason"] == "took longer than its hard time limit of 8 s"
     assert rows[str(DAYS[1])]["state"] == "checkpointed"
 
 
