@@ -23,11 +23,12 @@ STARTING_SECONDS = 60
 
 
 class Emulator:
-    """One emulator with its data in a folder. It can be killed, and started again on the same data."""
+    """One emulator. If it is durable, it can be killed, and started again on the same data; it then works slower."""
 
-    def __init__(self, folder: Path, buckets: Path | None = None) -> None:
-        """`buckets` is the folder in which it finds gs:// URLs."""
+    def __init__(self, folder: Path, buckets: Path | None = None, *, durable: bool = False) -> None:
+        """`folder` is for its log and its data. `buckets` is the folder in which it finds gs:// URLs."""
         self.folder = folder
+        self._durable = durable
         self.buckets = buckets or folder / "buckets"
         self.port, self._grpc_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,7 +54,7 @@ class Emulator:
         self.buckets.mkdir(parents=True, exist_ok=True)
         command = [PYTHON, HERE / "launch.py", "start", "--project", PROJECT, "--log-level", "error"]
         command += ["--rest-port", str(self.port), "--grpc-port", str(self._grpc_port)]
-        command += ["--data-dir", self.folder / "data"]
+        command += ["--data-dir", self.folder / "data"] if self._durable else ["--ephemeral"]
         environment = {"BQEMU_GCS_LOCAL_ROOT": str(self.buckets)}
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

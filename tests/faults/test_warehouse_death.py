@@ -24,7 +24,7 @@ RUN = ["run", "--job", "probe", "--dates", f"{DAYS[0]}..{DAYS[-1]}", "--window",
 def own_emulator(tmp_path: Path) -> Iterator[Emulator]:
     """An emulator that nobody else needs."""
     (tmp_path / "bigquery").mkdir()
-    with Emulator(tmp_path / "bigquery") as started:
+    with Emulator(tmp_path / "bigquery", durable=True) as started:
         yield started
 
 
