@@ -49,7 +49,7 @@ demo: $(READY)  ## install, generate a season of data with the incident, and run
 	$(BIN)/backfill demo
 
 test: $(READY) $(EMULATOR_READY)  ## install, and run the tests
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 test-browser: $(READY)  ## run the tests that need Debian's Chromium (apt-get install chromium)
 	TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser $(ARGS)

@@ -44,11 +44,12 @@ collect_ignore = [folder for folder, variable in OTHER_TARGETS.items() if not os
 settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
-#: Files with the longest tests, for each of three processes: a long test that begins last is waited for alone.
+#: Files with the longest tests, for each of four processes: a long test that begins last is waited for alone.
 FIRST = (
-    ("test_docs.py",),
-    ("test_compose.py", "test_wheel.py", "test_up.py", "test_warehouse_death.py"),
-    ("test_kills.py", "test_bigquery_runs.py", "test_own_broker.py", "test_undo.py"),
+    ("test_wheel.py", "test_compose.py"),
+    ("test_docs.py", "test_own_broker.py"),
+    ("test_kills.py", "test_liveness.py", "test_blame.py"),
+    ("test_undo.py", "test_warehouse_death.py", "test_up.py"),
 )
 
 
