@@ -58,7 +58,7 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    undo_generation: int  #: of its latest undo
+    undo_generation: int  #: of its latest undo; changes when one begins and when it ends
     undo_owner: str | None  #: process that undoes it
     undo_until: datetime | None
     undone_at: datetime | None

@@ -97,7 +97,7 @@ runs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
-    Column("undo_generation", BigInteger, nullable=False, server_default="0"),  #: of the latest undo: its fencing token
+    Column("undo_generation", BigInteger, nullable=False, server_default="0"),  #: changes when an undo begins or ends
     Column("undo_owner", String(128)),  #: process that undoes the run; null when none does
     Column("undo_until", UtcDateTime),  #: end of its lease
     Column("undone_at", UtcDateTime),

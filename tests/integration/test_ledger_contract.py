@@ -1225,21 +1225,23 @@ def test_one_process_at_a_time_undoes_a_run(ledger: Ledger) -> None:
         undo_of(ledger, "second", run.id)
 
 
+@pytest.mark.parametrize("planned", ["before the other begins", "while the other is at work"])
 @pytest.mark.parametrize(
-    ("is_finished", "message"), [(True, "was undone meanwhile by first"), (False, "has begun and ended meanwhile")]
+    ("is_finished", "message"), [(True, "was undone meanwhile by first"), (False, "has ended meanwhile")]
 )
-def test_an_undo_that_was_planned_before_another_reserves_nothing(
-    ledger: Ledger, is_finished: bool, message: str
+def test_an_undo_that_was_planned_before_the_end_of_another_reserves_nothing(
+    ledger: Ledger, is_finished: bool, message: str, planned: str
 ) -> None:
     run = undoable(ledger)
     generation = undo_of(ledger, "first", run.id)
+    after = 0 if planned == "before the other begins" else ledger.runs.get_run(run.id).undo_generation
     if is_finished:
         ledger.checkpoints.finish_undo(run.id, "first", generation)
     else:
         ledger.checkpoints.release_undo(run.id, generation)
 
     with pytest.raises(UndoInProgress, match=message):
-        ledger.checkpoints.begin_undo(run.id, DAYS, "second", soon(), after=0, is_dead=everyone_lives)
+        ledger.checkpoints.begin_undo(run.id, DAYS, "second", soon(), after=after, is_dead=everyone_lives)
 
     assert ledger.runs.find_conflicting_runs(run.job, DAYS) == {}
 

@@ -132,11 +132,10 @@ class CheckpointStore(LedgerStore):
     ) -> int:
         """Reserve the days for the undo of an ended run. No other run can take them until the undo releases them.
 
-        `after` is the generation of the latest undo of the run when this one was planned, 0 if there was none. Returns
-        the generation of the owner's lease on the undo, which ends at `until`. Raises `DatesInUse`, and changes
-        nothing, when an active run has one of the days or a later run has checkpointed it, and `UndoInProgress` when
-        another process undoes the run, is alive, and its lease has not expired, or when another undo has begun since
-        this one was planned.
+        `after` is the run's `undo_generation` when this undo was planned. Returns the generation of the owner's lease
+        on the undo, which ends at `until`. Raises `DatesInUse`, and changes nothing, when an active run has one of the
+        days or a later run has checkpointed it, and `UndoInProgress` when another process undoes the run, is alive, and
+        its lease has not expired, or when another undo has begun or ended since this one was planned.
         """
         run_days = and_(run_dates.c.run_id == run_id, run_dates.c.day.in_(list(days)))
         try:
@@ -270,20 +269,24 @@ def _check_no_other_undo(run: RowMapping, owner: str, is_dead: Callable[[str], b
 
 
 def _check_latest_undo(run: RowMapping, generation: int) -> None:
-    """Raise `UndoInProgress` if another undo than that of the generation was the latest to begin."""
+    """Raise `UndoInProgress` if another undo has begun or ended since the run had the generation."""
     if run["undo_generation"] == generation:
         return
     if run["undone_at"] is not None:
         raise UndoInProgress(f"run {run['id']} was undone meanwhile by {run['undone_by']}: nothing was changed")
     raise UndoInProgress(
-        f"another undo of run {run['id']} has begun and ended meanwhile: nothing was changed; repeat the command"
+        f"another undo of run {run['id']} has ended meanwhile: nothing was changed; repeat the command"
     )
 
 
 def _end_undo(connection: Connection, run_id: str, generation: int) -> None:
-    """End the lease on the undo, and release its days. Raises `LeaseTakenOver`."""
+    """End the lease on the undo, and release its days. Raises `LeaseTakenOver`.
+
+    The generation changes as well, so that an undo which was planned before this end cannot begin.
+    """
     _lock_undone_run(connection, run_id, generation)
-    connection.execute(update(runs).where(runs.c.id == run_id).values(undo_owner=None, undo_until=None))
+    ended = {"undo_owner": None, "undo_until": None, "undo_generation": next_generation(generation)}
+    connection.execute(update(runs).where(runs.c.id == run_id).values(ended))
     connection.execute(update(run_dates).where(run_dates.c.run_id == run_id).values(active=False))
 
 
