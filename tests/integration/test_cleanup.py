@@ -25,6 +25,7 @@ from gated_backfill.common.ledger.tables import alerts
 from gated_backfill.common.model.registry import EXAMPLE_JOB
 from gated_backfill.common.model.tables import DatedTable, TableName
 from gated_backfill.common.process.clock import utcnow
+from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.worker.dependencies import Deps
 from gated_backfill.worker.maintenance.cleanup import clean_stale_rows, expire_backups
 from tests.builders import NOON_ZONE, queued_run
@@ -384,6 +385,28 @@ def test_the_commands_delete_list_and_restore(lab: Lab) -> None:
     assert operation["id"] in listed.stdout
     back = lab.invoke("cleanup", "restore", operation["id"], "--yes")
     assert back.exit_code == 0, back.stderr
+    assert lab.table_bytes(UPCOMING) == before
+
+
+def test_rows_that_are_restored_while_a_cleanup_counts_them_are_not_deleted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = filled(lab)
+    count = LocalWarehouse.row_counts
+
+    def cleaned_and_restored_after(*arguments: Any, **named: Any) -> dict[date, int]:
+        counts = count(*arguments, **named)
+        monkeypatch.setattr(LocalWarehouse, "row_counts", count)
+        (operation,) = json.loads(lab.invoke("cleanup", "--yes", "--json").stdout)["operations"]
+        assert lab.invoke("cleanup", "restore", operation["id"], "--yes").exit_code == 0
+        return counts
+
+    monkeypatch.setattr(LocalWarehouse, "row_counts", cleaned_and_restored_after)
+
+    refused = lab.invoke("cleanup", "--yes")
+
+    assert isinstance(refused.exception, UserError)
+    assert "3 date(s) were restored after this cleanup began" in str(refused.exception)
     assert lab.table_bytes(UPCOMING) == before
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from gated_backfill.common.model.coverage import format_percent
 from gated_backfill.common.model.dates import format_dates
 from gated_backfill.common.model.publication import Backup
 from gated_backfill.common.model.tables import DatedTable
+from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.process.printable_text import shorten
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.rate_limited import limit_rate
@@ -82,6 +83,7 @@ def cleanup(
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
+    began = utcnow()  # before the preview: rows that are restored while the user reads it are not deleted
     tables, restored = _tables_and_restored_dates(settings, names)
     check_no_job_targets(tables)
     age = settings.cleanup_days if days is None else days
@@ -103,11 +105,12 @@ def cleanup(
         raise SystemExit(COMPLETE)
     if objections:
         raise UserError(f"nothing was deleted: {'; '.join(objections)}: --allow-large deletes them anyway")
-    _delete(settings, tables, stale, age=age, max_share=max_share, yes=yes, as_json=as_json)
+    cleanup_context = _open_cleanup_context(settings, began)
+    _delete(cleanup_context, tables, stale, age=age, max_share=max_share, yes=yes, as_json=as_json)
 
 
 def _delete(
-    settings: Settings,
+    context: CleanupContext,
     tables: Sequence[DatedTable],
     stale: Sequence[StaleRows],
     *,
@@ -116,7 +119,7 @@ def _delete(
     yes: bool,
     as_json: bool,
 ) -> None:
-    context = _open_cleanup_context(settings)
+    settings = context.settings
     count = sum(rows.rows for rows in stale)
     unfinished = context.ledger.cleanups.list_unfinished_cleanups()
     if count or unfinished:
@@ -229,10 +232,15 @@ def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[st
     return tuple(tables[name] for name in dict.fromkeys(names or tables))
 
 
-def _open_cleanup_context(settings: Settings) -> CleanupContext:
+def _open_cleanup_context(settings: Settings, began: datetime | None = None) -> CleanupContext:
+    """Open the context of a command that began at that time, or now."""
     context = open_context(settings)
     return CleanupContext(
-        settings=settings, ledger=context.ledger, warehouse=context.warehouse, by=current_user(settings)
+        settings=settings,
+        ledger=context.ledger,
+        warehouse=context.warehouse,
+        by=current_user(settings),
+        began=began or utcnow(),
     )
 
 
