@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import date
 
 from gated_backfill.common.cleanup.operation import (
@@ -82,7 +83,9 @@ def restore(
             hint = "" if intact_only else "; --intact restores the dates that are intact"
             raise BackupMissing(f"{exc}{hint}") from exc
         move_operation(operation, CleanupState.RESTORING, context, leave_written=leave_written, intact_only=intact_only)
-    return complete_restore(ledger.get_cleanup(operation_id), context)
+    moved = ledger.get_cleanup(operation_id)
+    renew_lease(replace(moved, state=CleanupState.RESTORING), context)  # another process may have taken it over by now
+    return complete_restore(moved, context)
 
 
 def complete_restore(operation: CleanupOperation, context: CleanupContext) -> CleanupOperation:

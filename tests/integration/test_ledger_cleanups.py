@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from gated_backfill.common.errors import TableInUse, UserError
-from gated_backfill.common.ledger import Ledger
+from gated_backfill.common.ledger import Ledger, open_ledger
 from gated_backfill.common.ledger.stores.cleanups import CLEANUP_TRANSITIONS, CleanupOperation, CleanupState, NewCleanup
 from gated_backfill.common.model.publication import BackupDate
 from gated_backfill.common.process.clock import utcnow
@@ -44,6 +46,28 @@ def test_an_operation_reads_back_as_it_was_opened(ledger: Ledger) -> None:
     assert ledger.cleanups.list_unfinished_cleanups() == ledger.cleanups.list_cleanups() == [found]
     with pytest.raises(UserError, match="no cleanup 'nope'"):
         ledger.cleanups.get_cleanup("nope")
+
+
+def test_what_is_opened_or_claimed_is_returned_as_it_was_then(ledger: Ledger, ledger_url: str) -> None:
+    """A process may be suspended behind its transaction, while another one changes the operation."""
+    other = open_ledger(ledger_url, create=False)
+    acts: list[Callable[[], object]] = []
+    event.listen(ledger.cleanups._engine, "checkin", lambda *_: acts.pop(0)() if acts else None)
+
+    acts.append(lambda: other.cleanups.release_cleanup("op-1", ME, "taken over"))
+    operation = ledger.cleanups.open_cleanup(new(), ME, utcnow() + LEASE)
+
+    assert (operation.state, operation.owner, operation.error) == (CleanupState.PLANNED, ME, None)
+    assert ledger.cleanups.get_cleanup("op-1").owner is None
+
+    abandoned: dict[str, Any] = {"expect": CleanupState.PLANNED, "to": CleanupState.ABANDONED, "owner": OTHER}
+    acts += [lambda: None, lambda: other.cleanups.move_cleanup("op-1", **abandoned)]  # a claim reads, then writes
+    claimed = ledger.cleanups.claim_cleanup("op-1", OTHER, utcnow() + LEASE, is_dead=everyone_lives)
+
+    assert claimed is not None
+    assert (claimed.state, claimed.owner) == (CleanupState.PLANNED, OTHER)
+    assert ledger.cleanups.get_cleanup("op-1").state is CleanupState.ABANDONED
+    other.close()
 
 
 def test_of_many_that_open_one_on_a_table_at_once_one_does(ledger: Ledger) -> None:

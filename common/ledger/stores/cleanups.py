@@ -9,7 +9,7 @@ from datetime import date, datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gated_backfill.common.errors import TableInUse, UserError
@@ -135,9 +135,9 @@ class CleanupStore(LedgerStore):
         try:
             with self._write() as connection:
                 connection.execute(insert(operations), row)
+                return _read_operation(connection, new.id)
         except IntegrityError as exc:
             raise self._table_in_use_error(new.table_name) from exc
-        return self.get_cleanup(new.id)
 
     def get_cleanup(self, operation_id: str) -> CleanupOperation:
         """Return the operation. Raises `UserError` when the ledger has none of that id."""
@@ -184,7 +184,7 @@ class CleanupStore(LedgerStore):
                 )
                 .values(owner=owner, lease_until=lease_until, generation=next_generation(operation.generation))
             ).rowcount
-        return self.get_cleanup(operation_id) if is_claimed else None
+            return _read_operation(connection, operation_id) if is_claimed else None
 
     def renew_cleanup(self, operation_id: str, *, expect: CleanupState, owner: str, lease_until: datetime) -> bool:
         """Extend the lease of an unfinished operation; returns False if the owner lost it or its state changed."""
@@ -303,6 +303,12 @@ def _as_json_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     if "restored_days" in values:
         values["restored_days"] = [f"{day}" for day in sorted(values["restored_days"])]
     return values
+
+
+def _read_operation(connection: Connection, operation_id: str) -> CleanupOperation:
+    """Read an operation in the transaction that wrote it: afterwards, another process may have changed it."""
+    row = connection.execute(select(operations).where(operations.c.id == operation_id)).mappings().one()
+    return _operation_from_row(row)
 
 
 def _operation_from_row(row: Mapping[Any, Any]) -> CleanupOperation:
