@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         StaleTable,
         Target,
     )
+    from gated_backfill.common.model.query import Query
     from gated_backfill.common.model.schedule import Schedule
     from gated_backfill.common.model.tables import Column, ColumnTypes
 
@@ -37,6 +38,7 @@ __all__ = [
     "Input",
     "Job",
     "ProcessFailed",
+    "Query",
     "Reconcile",
     "Retryable",
     "Schedule",
@@ -51,7 +53,9 @@ if not TYPE_CHECKING:  # type checkers would take every name for one of these
     def __getattr__(name: str) -> object:
         """Import a name when it is asked for: most commands need few of them."""
         for module in (
-            ("errors", "model.coverage", "model.tables", "model.schedule", "model.job") if name in __all__ else ()
+            ("errors", "model.coverage", "model.tables", "model.schedule", "model.query", "model.job")
+            if name in __all__
+            else ()
         ):
             namespace = vars(import_module(f"gated_backfill.common.{module}"))
             if name in namespace:

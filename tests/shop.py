@@ -15,7 +15,13 @@ STORES = [f"store {number}" for number in range(10)]
 
 def readme_block(marker: str, language: str) -> str:
     """The README's code block that follows the comment `marker`."""
-    match = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    return document_block("README.md", marker, language)
+
+
+def document_block(document: str, marker: str, language: str) -> str:
+    """The document's code block that follows the comment `marker`."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    match = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", text, re.DOTALL)
     assert match is not None
     return match[1]
 

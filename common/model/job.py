@@ -22,6 +22,7 @@ from gated_backfill.common.model.field_checks import (
     FieldRule,
     check_fields,
 )
+from gated_backfill.common.model.query import HISTORY, ROWS, Query
 from gated_backfill.common.model.schedule import Schedule
 from gated_backfill.common.model.tables import (
     DEFAULT_DATE_COLUMN,
@@ -189,8 +190,9 @@ class Source:
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
     lookback_days: int = 0  #: days before each date whose rows `derive`, which it then needs, also gets
     require_lookback: bool = True  #: a day of the lookback without rows, that had events if there is a calendar, blocks
-    #: Computes the rows to process from the rows that were read, lookback included, and the dates to build.
-    derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | None = None
+    #: Computes the rows to process from the rows that were read, lookback included, and the dates to build. A `Query`
+    #: reads them as `history`.
+    derive: Callable[[pd.DataFrame, Sequence[date]], pd.DataFrame] | Query | None = None
     derive_together: bool = False  #: `derive` may get several dates at once; by default it is called for each date
     required: tuple[str, ...] = ()  #: a row with a null in one of these columns does not count as present
     check_rows: bool = True  #: compare its rows per entity with the expectation's, if the expectation says so
@@ -303,7 +305,9 @@ class Job:
     target: Target
     expectation: Expectation
     sources: tuple[Source, ...]  #: in order of preference; the first one is the primary
-    process: ProcessFunction  #: computes the target's rows; is called repeatedly and in parallel: no side effects
+    #: Computes the target's rows: a function, which is called repeatedly and in parallel, so it has no side effects; or
+    #: a `Query`, which reads `rows` and the inputs by name.
+    process: ProcessFunction | Query
     inputs: tuple[Input, ...] = ()
     policy: CoveragePolicy = field(default_factory=CoveragePolicy)  #: the coverage that a date needs
     fallback: Fallback = Fallback.REPLACE  #: how to build a date that the primary source covers only in part
@@ -338,6 +342,7 @@ class Job:
         self._validate_target()
         self._validate_entities()
         self._validate_sources()
+        self._validate_queries()
         for role, table in self.tables_by_role():
             try:
                 TableName.parse(table)
@@ -391,6 +396,38 @@ class Job:
                 raise UserError(
                     f"job {self.name}: source {source.name} reads a column {SOURCE_COLUMN}, the name that a batch has "
                     "for the source of each row: leave it out, or read it under another name through a view"
+                )
+
+    def _validate_queries(self) -> None:
+        """Check that a SQL job is one throughout, and that its texts read and return what the job declares."""
+        is_sql = isinstance(self.process, Query)
+        for source in self.sources:
+            if source.derive is not None and isinstance(source.derive, Query) != is_sql:
+                kinds = ("a Python function", "a Query") if is_sql else ("a Query", "a Python function")
+                raise UserError(
+                    f"job {self.name}: derive of source {source.name} is {kinds[0]}, but process is {kinds[1]}: "
+                    "write both as queries or both as functions"
+                )
+        if not isinstance(self.process, Query):
+            return
+        for declared in self.inputs:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", declared.name) or declared.name in (ROWS, HISTORY):
+                raise UserError(
+                    f"job {self.name}: a query cannot read an input named {declared.name!r}: choose a name of letters, "
+                    f"digits and _ that begins with a letter, other than {ROWS} and {HISTORY}"
+                )
+        self.process.check(
+            f"job {self.name}: process",
+            tables=(ROWS, *(declared.name for declared in self.inputs)),
+            columns=tuple(self.target.columns),
+        )
+        for source in self.sources:
+            if isinstance(source.derive, Query):
+                source.derive.check(
+                    f"job {self.name}: derive of source {source.name}",
+                    tables=(HISTORY,),
+                    columns=(source.date_column, *self.source_entity(source)),
+                    may_return_more=True,
                 )
 
     @property

@@ -23,7 +23,7 @@ from tests.builders import new_run
 from tests.documents import ROOT, commands_of, run_document
 from tests.emulator import Emulator
 from tests.lab import Lab, players
-from tests.shop import readme_block, write_shop_tables
+from tests.shop import document_block, readme_block, write_shop_tables
 
 DOCS = ROOT / "docs"
 LEVELS = {"exception": "error"} | {name: name for name in ("debug", "info", "warning", "error", "critical")}
@@ -41,13 +41,16 @@ def check_document(name: str, folder: Path, replacements: Mapping[str, str] | No
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """A folder with the README's job as a package, and its tables as CSV files."""
+    """A folder with the README's job and that of the guide as a package, and their tables as CSV files."""
     folder = tmp_path / "work"
     (folder / "shop").mkdir(parents=True)
     (folder / "shop" / "shop_jobs.py").write_text(readme_block("job", "python"))
+    (folder / "shop" / "shop_sql.py").write_text(document_block("docs/jobs.md", "sql job", "python"))
     (folder / "shop" / "pyproject.toml").write_text(
-        '[project]\nname = "shop-jobs"\nversion = "1.0"\n\n[tool.setuptools]\npy-modules = ["shop_jobs"]\n\n'
+        '[project]\nname = "shop-jobs"\nversion = "1.0"\n\n[tool.setuptools]\n'
+        'py-modules = ["shop_jobs", "shop_sql"]\n\n'
         + readme_block("entry point", "toml")
+        + document_block("docs/jobs.md", "sql entry point", "toml").splitlines()[-1]
     )
     write_shop_tables(folder)
     return folder

@@ -17,10 +17,10 @@ from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow.frames import to_arrow
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
-from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.publication import StagedFile
+from gated_backfill.common.model.query import Query
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
@@ -143,21 +143,43 @@ def compute_rows(
 ) -> dict[date, pa.Table]:
     """Process dates that have the same sources; returns the rows by date, in the order of the target's key."""
     rows_by_date: dict[date, pa.Table] = {}
+    if isinstance(job.process, Query):
+        from gated_backfill.worker.dates.queries import query_rows  # sqlglot is slow to import
+
+        for batch_days, rows in query_rows(job, job.process, checks, days, warehouse).items():
+            rows_by_date |= _separate(
+                job, _ordered(job, rows, batch_days), batch_days, _entities_counted(checks, batch_days)
+            )
+        return rows_by_date
     for batch_days, rows in read_batches(warehouse, job, checks, days).items():
         batch = Batch(days=batch_days, rows=rows, inputs=read_inputs(warehouse, job, batch_days))
-        rows_by_date |= _process(job, batch, chosen_columns(job, checks[batch_days[0]]))
+        columns = chosen_columns(job, checks[batch_days[0]])
+        # before the call, as `process` may change the frame
+        entities_read = frame_entities(batch.rows, columns) if len(batch_days) > 1 else None
+        rows_by_date |= _separate(job, _convert(job, job.process(batch), batch_days), batch_days, entities_read)
     return rows_by_date
 
 
-def _process(job: Job, batch: Batch, columns: EntityColumns) -> dict[date, pa.Table]:
-    """Call `process`; returns the rows by date. `columns` are the date and the entity of the batch's rows."""
-    days = batch.days
+def _separate(
+    job: Job, ordered: pa.Table, days: tuple[date, ...], entities_read: pa.Table | None
+) -> dict[date, pa.Table]:
+    """The rows by date. `entities_read` are those of the source rows, by which mixed dates are found out."""
     if len(days) == 1:
-        return {days[0]: _convert(job, job.process(batch), days)}
-    entities_read = frame_entities(batch.rows, columns)  # `process` may change the frame
-    rows = _convert(job, job.process(batch), days)
-    check_dates_not_mixed(job, entities_read, rows)
-    return split_by_day(rows, job.target.date_column, days)
+        return {days[0]: ordered}
+    assert entities_read is not None, "of several dates"
+    check_dates_not_mixed(job, entities_read, ordered)
+    return split_by_day(ordered, job.target.date_column, days)
+
+
+def _entities_counted(checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pa.Table:
+    """The entities that the source check of these dates found in their source: none of their rows is read."""
+    pairs = [(day, name) for day in days for name in (*checks[day].covered_entities, *checks[day].unexpected)]
+    return pa.table(
+        {
+            "day": pa.array([day for day, _ in pairs], pa.date32()),
+            "entity": pa.array([name for _, name in pairs], pa.string()),
+        }
+    )
 
 
 def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
@@ -166,6 +188,11 @@ def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
         raise ProcessFailed(f"process returned a {type(result).__name__}, not a DataFrame", day=_only(days))
     what = f"the rows of job {job.name}"
     rows = to_arrow(result, job.target.columns, what, ignored_columns=(SOURCE_COLUMN,), day=_only(days))
+    return _ordered(job, rows, days)
+
+
+def _ordered(job: Job, rows: pa.Table, days: Sequence[date]) -> pa.Table:
+    """The rows in the order of date and key. Raises `ProcessFailed` for rows of other dates."""
     date_column = job.target.date_column
     other_dates = set(rows[date_column].unique().to_pylist()) - set(days)
     if other_dates:

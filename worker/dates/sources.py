@@ -288,7 +288,7 @@ def _entity_types(job: Job) -> list[ColumnType]:
 
 def _derive(job: Job, source: Source, history: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
     """Call `derive`. Raises `ProcessFailed` for a result without the columns by which its rows are read."""
-    assert source.derive is not None
+    assert callable(source.derive), "a query is the warehouse's work"
     needed = (source.date_column, *job.source_entity(source))
     return _checked_frame(source.derive(history, days), needed, f"derive of source {source.name}", days)
 

@@ -61,6 +61,7 @@ class DuckDbQueries:
             connection = duckdb.connect(
                 config={
                     "threads": 1,  # callers with many queries run them in parallel
+                    "TimeZone": "UTC",  # as in GoogleSQL: that of the machine would change dates and texts of times
                     "autoinstall_known_extensions": False,
                     "python_enable_replacements": False,
                     "enable_external_file_cache": False,

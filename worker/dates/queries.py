@@ -1,0 +1,255 @@
+"""Build the dates of a SQL job: one query of the warehouse for all dates that have the same sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, LiteralString, cast
+
+import pyarrow as pa
+from sqlglot import exp
+
+from gated_backfill.common.errors import SchemaMismatch
+from gated_backfill.common.model.arrow.exact_casts import cast_exactly
+from gated_backfill.common.model.arrow.types import arrow_schema
+from gated_backfill.common.model.dates import consecutive_ranges
+from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
+from gated_backfill.common.model.query import HISTORY, ROWS, Query
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
+from gated_backfill.common.warehouse.entities import SEPARATOR
+from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.worker.dates.sources import SourceCheck
+
+# Names that no table or parameter of a job's text has: those of inputs begin with a letter.
+CHOSEN, FILL = "_chosen", "_fill"  #: the scans of the chosen source, and of the one that it is filled from
+MISSING = "_missing"  #: the parameter with the days and entities that are filled in
+
+
+def query_rows(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], days: Sequence[date], warehouse: Warehouse
+) -> dict[tuple[date, ...], pa.Table]:
+    """The rows that the query returns for dates with the same sources, in the target's columns and types, unordered.
+
+    They are by the dates of each statement: those of a derived source have one each, unless the source says otherwise.
+    """
+    choice = checks[days[0]].choice
+    sources = [job.source(name) for name in (choice.source, choice.fill_from) if name is not None]
+    is_each_alone = any(source.derive is not None and not source.derive_together for source in sources)
+    groups = [(day,) for day in days] if is_each_alone else [tuple(days)]
+    return {group: _query_together(job, process, sources, checks, group, warehouse) for group in groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Relation:
+    """A table of the statement: a scan, or the columns of a table that does not exist."""
+
+    name: str
+    scan: Scan | None
+    columns: Mapping[
+        str, ColumnType | None
+    ]  #: with their types, None where these are not known; may be empty of a scan
+
+    def select(self) -> exp.Select:
+        if self.scan is not None:
+            return exp.select("*").from_(exp.to_table(self.name))
+        nulls = [
+            exp.alias_(
+                exp.cast(exp.null(), exp.DataType.build(kind or "STRING", dialect="bigquery")), name, quoted=True
+            )
+            for name, kind in self.columns.items()
+        ]
+        return exp.select(*nulls).from_(exp.Unnest(expressions=[exp.array(exp.Literal.number(1))])).where(exp.false())
+
+
+def _query_together(
+    job: Job,
+    process: Query,
+    sources: Sequence[Source],
+    checks: Mapping[date, SourceCheck],
+    days: tuple[date, ...],
+    warehouse: Warehouse,
+) -> pa.Table:
+    relations = [
+        _source_relation(job, name, source, days, warehouse)
+        for name, source in zip((CHOSEN, FILL), sources, strict=False)
+    ]
+    inputs = [_input_relation(declared, days, warehouse) for declared in job.inputs]
+    params: dict[str, Any] = {"days": list(days), "first_day": min(days), "last_day": max(days)}
+    missing = _missing_keys(sources, checks, days)
+    if missing:
+        params[MISSING] = missing
+        rows = _filled(job, sources, relations)
+    else:
+        relations = relations[:1]
+        rows = _with_source_name(_rows_of(sources[0], relations[0]), sources[0])
+    statement = exp.select("*").from_(process.parse("process").subquery("result"))
+    for relation in inputs:
+        if relation.scan is None:
+            statement = statement.with_(exp.to_identifier(relation.name, quoted=True), as_=relation.select())
+    result = warehouse.query(
+        # the job's own text, as code is: it is checked when the job is loaded
+        cast(LiteralString, statement.with_(exp.to_identifier(ROWS, quoted=True), as_=rows).sql(dialect="bigquery")),
+        scans={relation.name: relation.scan for relation in (*relations, *inputs) if relation.scan is not None},
+        params=params,
+    )
+    return _typed(job, result, days)
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def _source_relation(job: Job, name: str, source: Source, days: Sequence[date], warehouse: Warehouse) -> _Relation:
+    """The table of a source: of one that does not exist, the declared columns, a date and an entity."""
+    always: dict[str, ColumnType] = {source.date_column: "DATE"}
+    for column, target_column in zip(job.source_entity(source), job.target_entity, strict=True):
+        always[column] = job.target.columns[target_column].type
+    info = warehouse.describe(TableName.parse(source.table))
+    if info is None:
+        return _Relation(name=name, scan=None, columns={**always, **(source.columns or {})})
+    own_types = cast(ColumnTypes, info.columns)
+    wanted = own_types if source.columns is None else {**always, **source.columns}
+    declared = source.columns or {}
+    columns: dict[str, ColumnType | None] = {
+        column: declared.get(column) or own_types.get(column)
+        for column in wanted
+        if column != SOURCE_COLUMN  # the table's own: each row gets the name of its source
+    }
+    return _Relation(name=name, scan=_scan(source, days, columns), columns=columns)
+
+
+def _input_relation(declared: Input, days: Sequence[date], warehouse: Warehouse) -> _Relation:
+    types: dict[str, ColumnType] = {declared.date_column: "DATE", **(declared.columns or {})}
+    if declared.optional and warehouse.describe(TableName.parse(declared.table)) is None:
+        return _Relation(name=declared.name, scan=None, columns=types)
+    scan = _scan(declared, days, None if declared.columns is None else types)
+    return _Relation(name=declared.name, scan=scan, columns={})
+
+
+def _scan(declared: Source | Input, days: Sequence[date], columns: Iterable[str] | None) -> Scan:
+    return Scan(
+        table=TableName.parse(declared.table),
+        date_column=declared.date_column,
+        dates=tuple(consecutive_ranges(days, lookback=declared.lookback_days)),
+        columns=None if columns is None else {name: name for name in columns},
+        time_zone=declared.time_zone,
+        types=declared.columns,
+    )
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _rows_of(source: Source, relation: _Relation) -> exp.Select:
+    """The rows of a source: those of its table, or what its query derives from these."""
+    if not isinstance(source.derive, Query):
+        return relation.select()
+    derived = exp.select("*").from_(source.derive.parse(f"derive of source {source.name}").subquery("derived"))
+    return derived.with_(exp.to_identifier(HISTORY, quoted=True), as_=relation.select())
+
+
+def _with_source_name(rows: exp.Select, source: Source) -> exp.Select:
+    named = exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN)
+    return exp.select("*", named).from_(rows.subquery("of_source"))
+
+
+def _missing_keys(sources: Sequence[Source], checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[str]:
+    """The days and entities that the second source has and the first one lacks, as `_key` writes them."""
+    if len(sources) == 1:
+        return []
+    chosen, fill = (source.name for source in sources)
+    return [
+        f"{day} {entity}"
+        for day in days
+        for entity in sorted(checks[day].present_by_source[fill] - checks[day].present_by_source[chosen])
+    ]
+
+
+def _filled(job: Job, sources: Sequence[Source], relations: Sequence[_Relation]) -> exp.Expr:
+    """The first source's rows, but of the entities that it lacks those of the second one, under its column names."""
+    chosen, fill = sources
+    chosen_names, fill_names = ([source.date_column, *job.source_entity(source)] for source in sources)
+    chosen_columns, fill_columns = (_columns_of(*pair) for pair in zip(sources, relations, strict=True))
+    names = dict(zip(fill_names, chosen_names, strict=True))
+    renamed = {names.get(name, name): name for name in fill_columns}
+    for name, own in renamed.items():
+        kinds = chosen_columns.get(name), fill_columns[own]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise SchemaMismatch(
+                f"can't fill from source {fill.name}: column {own} is {kinds[1]}, and {name} of source {chosen.name} "
+                f"is {kinds[0]}: declare both with the same type"
+            )
+    columns = list(dict.fromkeys((*chosen_columns, *renamed)))
+    own_rows, fill_rows = (
+        exp.select(
+            *(
+                exp.alias_(exp.column(own[name], quoted=True) if name in own else exp.null(), name, quoted=True)
+                for name in columns
+            ),
+            exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN),
+        ).from_(_rows_of(source, relation).subquery("of_source"))
+        for source, relation, own in (
+            (chosen, relations[0], {name: name for name in chosen_columns}),
+            (fill, relations[1], renamed),
+        )
+    )
+    return exp.union(
+        own_rows.where(exp.not_(_is_missing(job, chosen, chosen_columns))),
+        fill_rows.where(_is_missing(job, fill, fill_columns)),
+        distinct=False,
+    )
+
+
+def _columns_of(source: Source, relation: _Relation) -> Mapping[str, ColumnType | None]:
+    """The columns of a source's rows. Types of those that a query derives are not known."""
+    if not isinstance(source.derive, Query):
+        return relation.columns
+    return dict.fromkeys(source.derive.parse(f"derive of source {source.name}").named_selects)
+
+
+def _is_missing(job: Job, source: Source, columns: Mapping[str, ColumnType | None]) -> exp.Expr:
+    """Whether a row's day and entity are among those to fill in; False for a row without an entity."""
+    keys = exp.select("key").from_(
+        exp.Unnest(
+            expressions=[exp.Parameter(this=exp.var(MISSING))], alias=exp.TableAlias(columns=[exp.to_identifier("key")])
+        )
+    )
+    return exp.func("COALESCE", exp.In(this=_key(job, source, columns), query=keys.subquery()), exp.false())
+
+
+def _key(job: Job, source: Source, columns: Mapping[str, ColumnType | None]) -> exp.Expr:
+    """The day and the entity of a row as one text: `entities.day_entity_rows`, in SQL."""
+    day: exp.Expr = exp.column(source.date_column, quoted=True)
+    kind = columns.get(source.date_column)
+    if kind in ("DATETIME", "TIMESTAMP"):
+        zone = [exp.Literal.string(source.time_zone or "UTC")] if kind == "TIMESTAMP" else []
+        day = exp.Anonymous(this="DATE", expressions=[day, *zone])
+    entity_columns = job.source_entity(source)
+    for name in entity_columns:
+        if columns.get(name) == "FLOAT64":
+            raise SchemaMismatch(f"can't fill source {source.name} by a query: its entity {name} is FLOAT64")
+    texts: list[exp.Expr] = [exp.cast(exp.column(name, quoted=True), "STRING") for name in entity_columns]
+    if len(texts) > 1:
+        for escaped in ("\\", SEPARATOR):
+            texts = [
+                exp.func("REPLACE", text, exp.Literal.string(escaped), exp.Literal.string(f"\\{escaped}"))
+                for text in texts
+            ]
+    parts: list[exp.Expr] = [exp.cast(day, "STRING"), exp.Literal.string(" ")]
+    for number, text in enumerate(texts):
+        parts += [exp.Literal.string(SEPARATOR), text] if number else [text]
+    return exp.func("CONCAT", *parts)
+
+
+def _typed(job: Job, result: pa.Table, days: Sequence[date]) -> pa.Table:
+    """The result in exactly the target's columns. Raises `SchemaMismatch` for a value that would change."""
+    arrays: list[Any] = []
+    for name, column in job.target.columns.items():
+        try:
+            arrays.append(cast_exactly(result[name], column.type))
+        except ValueError as exc:
+            raise SchemaMismatch(
+                f"the rows of job {job.name}: column {name} is not {column.type}: it {exc}; cast it in the query",
+                day=days[0] if len(days) == 1 else None,
+            ) from exc
+    return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in job.target.columns.items()}))
