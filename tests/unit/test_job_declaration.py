@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "process-as-text": (
         lambda: replace(JOB, process="x"),  # pyright: ignore[reportArgumentType]
-        "job checked: process is 'x': it must be a function",
+        "job checked: process is 'x': it must be a function or a Query",
     ),
     "sources-as-a-mapping": (
         lambda: replace(JOB, sources={"first": 1}),  # pyright: ignore[reportArgumentType]
