@@ -144,7 +144,6 @@ TYPED_COLUMNS = {
     "seen_at": Column(type="TIMESTAMP"),
     "nothing": Column(type="FLOAT64", nullable=True),
     "new_york": Column(type="DATE"),
-    "exact": Column(type="FLOAT64"),
     "half": Column(type="FLOAT64"),
 }
 TYPED = replace(
@@ -159,7 +158,7 @@ TYPED = replace(
           store, day, 7 AS number, 0.1 AS share, SUM(amount) > 10.5 AS is_open,
           DATETIME '2023-01-02 03:04:05' AS opened_at, TIMESTAMP '2023-01-02 03:04:05+01:00' AS seen_at,
           NULL AS nothing, DATE(TIMESTAMP '2023-01-02 03:04:05+01:00', 'America/New_York') AS new_york,
-          CAST(CAST('0.123456789' AS NUMERIC) * 10 AS FLOAT64) AS exact, 1 / 2 AS half
+          1 / 2 AS half
         FROM rows GROUP BY store, day
         """
     ),
