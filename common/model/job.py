@@ -22,7 +22,7 @@ from gated_backfill.common.model.field_checks import (
     FieldRule,
     check_fields,
 )
-from gated_backfill.common.model.query import HISTORY, ROWS, Query
+from gated_backfill.common.model.query import HISTORY, ROWS, SOURCE_COLUMN, Query
 from gated_backfill.common.model.schedule import Schedule
 from gated_backfill.common.model.tables import (
     DEFAULT_DATE_COLUMN,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEDULED_NAME_LENGTH = 50  #: the ledger keeps the names of scheduled tasks, in which it is
-SOURCE_COLUMN = "_source"  #: column of a batch's rows with the name of the source each row came from
 #: Of sources and inputs. A date that is filled from a second source has the names of both, joined with "+".
 TABLE_LABEL = FieldRule(
     allowed="a name of letters, digits, _ and -", permits=lambda name: re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None
@@ -411,11 +410,19 @@ class Job:
         if not isinstance(self.process, Query):
             return
         for declared in self.inputs:
-            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", declared.name) or declared.name in (ROWS, HISTORY):
+            if declared.optional and declared.columns is None:
+                raise UserError(
+                    f"job {self.name}: input {declared.name} is optional and read by a query: declare its columns, "
+                    "which it has although its table is absent"
+                )
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", declared.name) or declared.name.lower() in (ROWS, HISTORY):
                 raise UserError(
                     f"job {self.name}: a query cannot read an input named {declared.name!r}: choose a name of letters, "
                     f"digits and _ that begins with a letter, other than {ROWS} and {HISTORY}"
                 )
+        input_names = [declared.name.lower() for declared in self.inputs]
+        if len({*input_names}) < len(input_names):
+            raise UserError(f"job {self.name}: a query cannot read inputs whose names differ by case only")
         self.process.check(
             f"job {self.name}: process",
             tables=(ROWS, *(declared.name for declared in self.inputs)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PARAMETERS = ("days", "first_day", "last_day")  #: the dates that one statement builds, and the first and last of them
 ROWS = "rows"  #: the table of a text with the rows of the chosen source
+SOURCE_COLUMN = "_source"  #: column of the rows to process with the name of the source each row came from
 HISTORY = "history"  #: the table of a `derive` text with the source's rows, lookback included
 
 
@@ -39,10 +41,13 @@ class Query:
         here = inspect.currentframe()
         assert here is not None, "CPython has frames"
         assert here.f_back is not None, "it has a caller"
-        path = Path(here.f_back.f_globals["__file__"]).parent / name
+        module_file = here.f_back.f_globals.get("__file__")
+        if module_file is None:
+            raise UserError(f"can't read the query {name}: Query.file is called in no file of a module")
+        path = Path(module_file).parent / name
         try:
-            return cls(path.read_text(encoding="utf-8"), file_name=name)
-        except (OSError, UnicodeDecodeError) as exc:
+            return cls(path.read_text(encoding="utf-8-sig"), file_name=name)
+        except (OSError, ValueError) as exc:
             raise UserError(f"can't read the query {path}: {exc}") from exc
 
     def parse(self, owner: str) -> exp.Query:
@@ -73,6 +78,7 @@ class Query:
 
 
 Place = tuple[int, int]  #: line and column, from 1
+TOO_DEEP = "it is nested too deeply: split it by WITH"
 WHOLE_TEXT: Place = (sys.maxsize, 0)  #: behind every place: what a text lacks is said last
 
 
@@ -98,6 +104,8 @@ def _parse(text: str) -> exp.Query:
         raise ValueError(f"{_place_in_words(place)}it can't be read near {first['highlight']!r}") from exc
     except SqlglotError as exc:
         raise ValueError("it is not GoogleSQL that can be read: a quotation mark may be missing") from exc
+    except RecursionError as exc:
+        raise ValueError(TOO_DEEP) from exc
     if not statements:
         raise ValueError("it is empty")
     for statement in statements:  # before their number: a script is several statements
@@ -107,52 +115,117 @@ def _parse(text: str) -> exp.Query:
     if len(statements) > 1:
         raise ValueError(f"it has {len(statements)} statements: only one SELECT is allowed")
     query: Any = statements[0]
+    if _depth(query) > MAX_DEPTH:
+        raise ValueError(TOO_DEEP)
     return query
+
+
+def _depth(query: Any) -> int:
+    """How deep the parts of the query are nested: a chain of AND, OR or + counts as flat as it is written."""
+    depths = {id(query): 0}
+    for node in query.walk(bfs=True):
+        for part in node.iter_expressions():
+            depths[id(part)] = depths[id(node)] + (type(part) is not type(node))
+    return max(depths.values())
+
+
+#: Classes of functions that give another result each time, or in each session.
+IMPURE_CLASSES = re.compile(
+    r"(Current|Utc|Session|Rand|Uuid|Local(time|timestamp)$|Systimestamp|Uniform$|Normal$|Zipf$|NextValueFor|Version$|Seq)"
+)
+#: Those that sqlglot has no class for: a local warehouse would run them.
+IMPURE_NAMES = frozenset(
+    (
+        *("now", "today", "transaction_timestamp", "get_current_timestamp", "get_current_time"),
+        *("current_localtimestamp", "current_localtime", "uuidv4", "uuidv7", "txid_current", "setseed", "getenv"),
+        *("getvariable", "current_setting", "nextval", "currval"),
+    )
+)
+IMPURE_COLUMNS = frozenset({"localtime", "localtimestamp"})  #: functions that are called without parentheses
+FUNCTION_SETS = frozenset({"net", "safe", "hll_count", "kll_quantiles"})  #: that are written with a dot
+MAX_DEPTH = 40  #: of the parsed text; deeper ones end in errors of the parser, here or in a worker
 
 
 def _problems(text: str, statement: exp.Query, tables: Collection[str]) -> Iterator[tuple[Place, str]]:
     """What the text reads or calls and must not."""
     from sqlglot import exp
 
-    impure = (
-        exp.CurrentDate,
-        exp.CurrentDatetime,
-        exp.CurrentTime,
-        exp.CurrentTimestamp,
-        exp.CurrentUser,
-        exp.Rand,
-        exp.Randn,
-        exp.SessionUser,
-        exp.Uuid,
-    )
-    names = {cte.alias for cte in statement.find_all(exp.CTE)}
     readable = f"the tables of the text are {', '.join(tables)}"
     allowed = f"the parameters are {', '.join(f'@{name}' for name in PARAMETERS)}"
+    words = {name.lower() for name in tables}
     for node in statement.walk():
-        place = _place_of(node)
-        if isinstance(node, exp.CTE) and node.alias in tables:
-            yield place, f"WITH {node.alias} hides a table of the job"
+        if isinstance(node, exp.CTE) and node.alias.lower() in words:
+            yield _place_of(node), f"WITH {node.alias} hides a table of the job"
         elif isinstance(node, exp.Table):
-            name = ".".join(part.name or part.sql(dialect="bigquery") for part in node.parts)
-            if name not in names and name not in tables:
-                yield place, f"it reads {name}: {readable}"
-            if node.args.get("version"):
-                yield place, f"it reads {name} as of another time: a rebuild must give the same rows"
+            yield from _table_problems(node, words, readable)
         elif isinstance(node, exp.TableSample):
-            yield place, "TABLESAMPLE gives other rows each time"
-        elif isinstance(node, impure):
-            called = str(node.meta.get("bigquery_name") or node.sql_names()[0]).upper()
+            yield _place_of(node), "TABLESAMPLE gives other rows each time"
+        elif called := _impure_call(node):
+            place = _place_of(node)
             place = place if place != WHOLE_TEXT else _place_of_token(text, called)
-            yield place, f"it calls {called}: a rebuild must give the same rows, so use @first_day or @last_day"
+            advice = ", so use @first_day or @last_day" if called.startswith("CURRENT_") else ""
+            yield place, f"it calls {called}: a rebuild must give the same rows{advice}"
+        elif called := _foreign_call(node):
+            yield _place_of(node), f"it calls {called}: a function of a dataset may read other tables"
         elif isinstance(node, exp.Placeholder):
             yield _place_of_token(text, "?"), f"it has the parameter ?: {allowed}"
-        elif isinstance(node, exp.Parameter) and node.name not in PARAMETERS:
-            yield (
-                _place_of_token(text, node.name, before="@"),
-                f"it has the parameter {node.sql('bigquery')}: {allowed}",
-            )
-        elif isinstance(node, exp.Select) and node.args.get("kind"):
-            yield place, f"it is a SELECT AS {node.args['kind']}: name each column"
+        elif isinstance(node, exp.Parameter) and node.name.lower() not in PARAMETERS:
+            place = _place_of_token(text, node.name, before="@")
+            yield place, f"it has the parameter {node.sql('bigquery')}: {allowed}"
+
+
+def _table_problems(table: Any, words: Collection[str], readable: str) -> Iterator[tuple[Place, str]]:
+    from sqlglot import exp
+
+    place = _place_of(table)
+    name = ".".join(part.name or part.sql(dialect="bigquery") for part in table.parts)
+    is_plain = isinstance(table.this, exp.Identifier) and not table.db
+    if not is_plain or (name.lower() not in words and not _is_cte_in_scope(table, name)):
+        yield place, f"it reads {name}: {readable}"
+    if table.args.get("version"):
+        yield place, f"it reads {name} as of another time: a rebuild must give the same rows"
+
+
+def _is_cte_in_scope(table: Any, name: str) -> bool:
+    """Whether a query around the table has a WITH of that name."""
+    node = table
+    while node := node.parent:
+        clause = node.args.get("with_") or node.args.get("with")
+        if clause is not None and any(cte.alias.lower() == name.lower() for cte in clause.expressions):
+            return True
+    return False
+
+
+def _impure_call(node: Any) -> str | None:
+    """The name of the function that the node calls, if its result is not always the same."""
+    from sqlglot import exp
+
+    if isinstance(node, exp.Anonymous):
+        return node.name.upper() if node.name.lower() in IMPURE_NAMES else None
+    if isinstance(node, exp.Func) and IMPURE_CLASSES.match(type(node).__name__):
+        return str(node.meta.get("bigquery_name") or node.sql_names()[0]).upper()
+    is_bare = isinstance(node, exp.Column) and not node.table and not node.this.args.get("quoted")
+    return node.name.upper() if is_bare and node.name.lower() in IMPURE_COLUMNS else None
+
+
+def _foreign_call(node: Any) -> str | None:
+    """The name of the function that the node calls, if it is one of a dataset, or has a quoted name."""
+    from sqlglot import exp
+
+    if isinstance(node, exp.Dot) and isinstance(node.expression, exp.Func):
+        owner = node.this.sql("bigquery")
+        return None if owner.lower() in FUNCTION_SETS else f"{owner}.{node.expression.name or node.expression.key}"
+    is_quoted = isinstance(node, exp.Anonymous) and isinstance(node.this, exp.Identifier)
+    return node.name if is_quoted else None
+
+
+def _arms(query: Any) -> list[Any]:
+    """The SELECTs whose rows the query returns: several of a UNION."""
+    from sqlglot import exp
+
+    if isinstance(query, exp.Subquery):
+        return _arms(query.this)
+    return [*_arms(query.left), *_arms(query.right)] if isinstance(query, exp.SetOperation) else [query]
 
 
 def _column_problems(
@@ -161,12 +234,22 @@ def _column_problems(
     """How the columns that the text returns differ from those that it must return."""
     from sqlglot import exp
 
-    returned: dict[str, Place] = {}
-    for number, column in enumerate(statement.selects, 1):
-        place = _place_of(column)
-        if isinstance(column, exp.Star) or (isinstance(column, exp.Column) and isinstance(column.this, exp.Star)):
+    arms = _arms(statement)
+    for node in statement.find_all(exp.SetOperation):
+        if node.args.get("by_name") or node.args.get("side") or node.args.get("kind"):
+            yield _place_of(node), "it has a UNION BY NAME: name the columns of both SELECTs in the same order"
+    for select in arms:
+        place = _place_of(select)
+        if select.args.get("kind"):
+            yield place, f"it is a SELECT AS {select.args['kind']}: name each column"
+        if any(_is_star(column) for column in select.selects):
             yield place, "it returns *: name each column"
             return
+        if len(select.selects) != len(arms[0].selects):
+            yield place, f"it returns {len(select.selects)} columns, and {len(arms[0].selects)} before"
+    returned: dict[str, Place] = {}
+    for number, column in enumerate(arms[0].selects, 1):
+        place = _place_of(column)
         name = column.alias_or_name
         if not name:
             yield place, f"column {number} has no name: add AS and a name"
@@ -174,9 +257,17 @@ def _column_problems(
             yield place, f"it returns two columns {name}"
         elif name not in columns and not may_return_more:
             yield place, f"it returns {name}, which is not a column of the target"
+        elif name == SOURCE_COLUMN and may_return_more:
+            yield place, f"it returns {name}, which each row gets by itself"
         returned[name] = place
     if missing := [name for name in columns if name not in returned]:
         yield WHOLE_TEXT, f"it does not return {', '.join(missing)}"
+
+
+def _is_star(column: Any) -> bool:
+    from sqlglot import exp
+
+    return isinstance(column, exp.Star) or (isinstance(column, exp.Column) and isinstance(column.this, exp.Star))
 
 
 def _place_of(node: Any) -> Place:

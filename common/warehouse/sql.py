@@ -47,7 +47,7 @@ def _type_numbers(node: Any) -> Any:
 
 def _keep_meaning(node: Any) -> Any:
     """Write what DuckDB has under the same name, with another result, as what it has with the same result."""
-    if isinstance(node, exp.Div):  # by zero: an error, in DuckDB infinity
+    if isinstance(node, exp.Div) and not _is_number_but_zero(node.expression):  # by zero: an error, in DuckDB infinity
         is_zero = exp.and_(
             exp.EQ(this=node.expression.copy(), expression=exp.Literal.number(0)),
             exp.not_(exp.Is(this=node.this.copy(), expression=exp.null())),
@@ -59,9 +59,23 @@ def _keep_meaning(node: Any) -> Any:
     if isinstance(node, exp.TimestampDiff):  # whole units, in DuckDB their boundaries
         unit = exp.Literal.string(node.text("unit") or "SECOND")
         return exp.Anonymous(this="DATE_SUB", expressions=[unit, node.expression.copy(), node.this.copy()])
+    if isinstance(node, exp.Like) and "\\" in node.expression.name and not isinstance(node.parent, exp.Escape):
+        return exp.Escape(this=node.copy(), expression=exp.Literal.string("\\"))
+    if isinstance(node, exp.Extract) and node.name.upper() == "WEEK":
+        raise UnsupportedError("EXTRACT(WEEK) is not supported on a local warehouse: use ISOWEEK")
+    if isinstance(node, exp.Extract) and node.name.upper() == "ISOWEEK":
+        return exp.Extract(this=exp.var("WEEK"), expression=node.expression.copy())
+    if isinstance(node, (exp.TimeToStr, exp.StrToTime)) and node.args.get("zone"):
+        raise UnsupportedError("a time zone in FORMAT_ or PARSE_TIMESTAMP is not supported on a local warehouse")
     if isinstance(node, exp.Format):
         raise UnsupportedError("FORMAT is not supported on a local warehouse: use CONCAT and CAST")
     return node
+
+
+def _is_number_but_zero(node: Any) -> bool:
+    """Whether the node is a number other than 0, perhaps with the type that it was given above."""
+    number = node.this if isinstance(node, exp.Cast) else node
+    return isinstance(number, exp.Literal) and not number.is_string and float(number.name) != 0
 
 
 @lru_cache(maxsize=256)

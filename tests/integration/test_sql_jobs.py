@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gated_backfill.common.ledger import DateState, RunState
 from gated_backfill.common.model.arrow.types import ARROW_TYPES
+from gated_backfill.common.model.coverage import Fallback
 from gated_backfill.common.model.tables import TableName
 from tests.builders import DAYS, FEB_23, FEB_24, FEB_25
 from tests.lab import PACKAGES, Lab
@@ -110,6 +113,53 @@ def test_rows_are_filled_by_entities_of_several_columns(any_lab: Lab, dates_per_
         assert {till: (row["amount"], row["clerk"]) for till, row in rows.items()} == {
             till: (1.5, None) if till in present else (2.5, "ann") for till in TILLS
         }
+
+
+def test_a_fallback_with_other_names_is_read_under_those_of_the_primary(any_lab: Lab) -> None:
+    load_tills(any_lab, 1.5, "FLOAT64")
+
+    progress = any_lab.run(DAYS, "by_till", fallback=Fallback.REPLACE)
+
+    assert progress.run.state is RunState.SUCCEEDED
+    for day in DAYS:
+        rows = {(row["store"], row["till"]): row["source"] for row in published(any_lab, "by_till", day)}
+        assert rows == dict.fromkeys(TILLS, "bank")
+
+
+@both
+def test_sources_with_days_of_other_time_zones_are_filled_by_day(lab: Lab, dates_per_task: int) -> None:
+    load(lab, "open_stores", {"day": "DATE", "store": "STRING"}, [(day, store) for day in DAYS for store in STORES])
+    for day in DAYS:
+        late = datetime(day.year, day.month, day.day, 23, 30, tzinfo=UTC)
+        write_times(lab, "utc_sales", day, [(late, "north", 1.0)])
+        late_there = datetime(day.year, day.month, day.day, 23, 30, tzinfo=ZoneInfo("America/New_York"))
+        write_times(lab, "new_york_sales", day, [(late_there, store, float(day.day)) for store in STORES])
+
+    assert lab.run(DAYS, "zones", dates_per_task=dates_per_task).run.state is RunState.SUCCEEDED
+
+    for day in DAYS:
+        totals = {row["store"]: row["total"] for row in published(lab, "zones", day)}
+        assert totals == {"north": 1.0, "south": day.day, "west": day.day}
+
+
+def write_times(lab: Lab, table: str, day: date, rows: Sequence[tuple[datetime, str, float]]) -> None:
+    """Write the rows of a day as another program does, whose dates are times."""
+    file = lab.home / "warehouse" / "shop" / table / f"at={day}" / "part.parquet"
+    file.parent.mkdir(parents=True)
+    types = {"at": "TIMESTAMP", "store": "STRING", "amount": "FLOAT64"}
+    columns = zip(types, zip(*rows, strict=True), strict=True)
+    pq.write_table(pa.table({name: pa.array(values, ARROW_TYPES[types[name]]) for name, values in columns}), file)
+
+
+@both
+@pytest.mark.parametrize("kind", ["DATETIME", "DATE"])
+def test_derived_sources_are_filled_whatever_type_their_date_has(any_lab: Lab, dates_per_task: int, kind: str) -> None:
+    load_shop(any_lab, notes=False)
+
+    assert any_lab.run(DAYS, f"derived_{kind.lower()}", dates_per_task=dates_per_task).run.state is RunState.SUCCEEDED
+
+    sources = {row["store"]: row["source"] for row in published(any_lab, f"derived_{kind.lower()}", FEB_24)}
+    assert sources == FILLED
 
 
 @both

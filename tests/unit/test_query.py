@@ -42,6 +42,11 @@ def problem(text: str) -> str | None:
         SELECT + "rows QUALIFY ROW_NUMBER() OVER (PARTITION BY store ORDER BY day) = 1",
         SELECT + "rows, UNNEST(items) AS item",
         "SELECT store, day, (SELECT MAX(rate) FROM rates) AS revenue FROM rows",
+        "SELECT store, day, ARRAY(SELECT AS STRUCT a, b FROM rates)[OFFSET(0)].a AS revenue FROM rows",
+        "SELECT NET.HOST(store) AS store, day, SAFE.SUBSTR(revenue, 1) AS revenue FROM rows",
+        f"WITH Sums AS ({SELECT}ROWS WHERE day IN UNNEST(@DAYS)) {SELECT}sums",
+        SELECT + "rows WHERE " + " OR ".join(f"day = DATE '2024-01-{day:02}'" for day in range(1, 31)),
+        SELECT + "rows WHERE NORMALIZE(store) = 'a'",
         "SELECT store, day, 'CURRENT_DATE from secret' AS revenue FROM rows -- RAND()",
     ],
 )
@@ -89,6 +94,33 @@ REPEATABLE = "a rebuild must give the same rows"
         (SELECT + "rows WHERE day = @day", "line 1, column 51: it has the parameter @day: the parameters are @days"),
         (SELECT + "rows WHERE day = ?", "line 1, column 50: it has the parameter ?"),
         (SELECT + "rows WHERE day = @@time_zone", "it has the parameter @"),
+        *(
+            (f"SELECT store, day, {call} AS revenue FROM rows", f"it calls {name}: {REPEATABLE}")
+            for call, name in (
+                ("NOW()", "NOW"),
+                ("TODAY()", "TODAY"),
+                ("get_current_timestamp()", "GET_CURRENT_TIMESTAMP"),
+                ("current_setting('TimeZone')", "CURRENT_SETTING"),
+                ("uuidv7()", "UUIDV7"),
+                ("LOCALTIMESTAMP", "LOCALTIMESTAMP"),
+            )
+        ),
+        ("SELECT store, UTC_DATE() AS day, revenue FROM rows", f": {REPEATABLE}"),
+        ("SELECT store, day, shop.total(store) AS revenue FROM rows", "a function of a dataset may read other tables"),
+        ("SELECT store, day, `p.shop.total`(store) AS revenue FROM rows", "a function of a dataset may read other"),
+        ("SELECT store, day, AI.GENERATE('x') AS revenue FROM rows", "a function of a dataset may read other tables"),
+        (SELECT + "secret WHERE EXISTS (WITH secret AS (SELECT 1 AS one) SELECT 1 FROM rows)", "it reads secret"),
+        (
+            SELECT + "shop.secret WHERE EXISTS (WITH `shop.secret` AS (SELECT 1 AS x) SELECT 1 FROM rows)",
+            "it reads shop.secret",
+        ),
+        (f"WITH EXTERNAL_QUERY AS (SELECT 1 AS x) {SELECT}EXTERNAL_QUERY('c', 'x')", "it reads EXTERNAL_QUERY"),
+        (f"WITH Rows AS (SELECT 1 AS one) {SELECT}rows", "WITH Rows hides a table of the job"),
+        (f"{SELECT}rows UNION ALL SELECT * FROM rates", "it returns *: name each column"),
+        (f"{SELECT}rows UNION ALL SELECT store, day FROM rates", "it returns 2 columns, and 3 before"),
+        (f"{SELECT}rows UNION ALL BY NAME {SELECT}rates", "it has a UNION BY NAME"),
+        (f"SELECT store, day, {'ABS(' * 60}1{')' * 60} AS revenue FROM rows", "it is nested too deeply"),
+        (f"SELECT store, day, {'(' * 400}1{')' * 400} AS revenue FROM rows", "it is nested too deeply"),
         ("SELECT * FROM rows", "line 1, column 8: it returns *: name each column"),
         ("SELECT rows.* FROM rows", "it returns *: name each column"),
         ("SELECT * EXCEPT (amount) FROM rows", "it returns *: name each column"),
@@ -166,6 +198,19 @@ def test_a_job_takes_a_query_with_its_inputs_and_a_derived_source() -> None:
             lambda: job(lambda batch: batch.rows, sources=derived(Query("SELECT store, day FROM history"))),
             "derive of source past is a Query, but process is a Python function",
         ),
+        (
+            lambda: job(
+                Query(SELECT + "rows"), sources=derived(Query("SELECT store, day, 'x' AS _source FROM history"))
+            ),
+            "derive of source past: line 1, column 20: it returns _source, which each row gets by itself",
+        ),
+        (
+            lambda: job(
+                Query(SELECT + "rows"),
+                inputs=(Input(name="rates", table="shop.rates", date_column="day", optional=True),),
+            ),
+            "job revenue: input rates is optional and read by a query: declare its columns",
+        ),
         *(
             (
                 lambda name=name: job(
@@ -173,7 +218,7 @@ def test_a_job_takes_a_query_with_its_inputs_and_a_derived_source() -> None:
                 ),
                 f"a query cannot read an input named '{name}'",
             )
-            for name in ("rows", "history", "_chosen", "exchange-rates", "1st")
+            for name in ("rows", "Rows", "history", "_chosen", "exchange-rates", "1st")
         ),
     ],
 )

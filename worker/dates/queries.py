@@ -82,14 +82,16 @@ def _query_together(
         rows = _filled(job, sources, relations)
     else:
         relations = relations[:1]
-        rows = _with_source_name(_rows_of(sources[0], relations[0]), sources[0])
+        names = _own_names(job, sources[0], _columns_of(sources[0], relations[0]))
+        rows = _select_rows(job, sources[0], relations[0], names, as_days=False)
     statement = exp.select("*").from_(process.parse("process").subquery("result"))
     for relation in inputs:
         if relation.scan is None:
             statement = statement.with_(exp.to_identifier(relation.name, quoted=True), as_=relation.select())
+    text = statement.with_(exp.to_identifier(ROWS, quoted=True), as_=rows).sql(dialect="bigquery", comments=False)
     result = warehouse.query(
         # the job's own text, as code is: it is checked when the job is loaded
-        cast(LiteralString, statement.with_(exp.to_identifier(ROWS, quoted=True), as_=rows).sql(dialect="bigquery")),
+        cast(LiteralString, text),
         scans={relation.name: relation.scan for relation in (*relations, *inputs) if relation.scan is not None},
         params=params,
     )
@@ -148,9 +150,27 @@ def _rows_of(source: Source, relation: _Relation) -> exp.Select:
     return derived.with_(exp.to_identifier(HISTORY, quoted=True), as_=relation.select())
 
 
-def _with_source_name(rows: exp.Select, source: Source) -> exp.Select:
-    named = exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN)
-    return exp.select("*", named).from_(rows.subquery("of_source"))
+def _own_names(job: Job, source: Source, columns: Iterable[str]) -> dict[str, str]:
+    """The source's columns by the names that they have in `rows`: date and entity are named as in the primary."""
+    primary = job.sources[0]
+    own = (source.date_column, *job.source_entity(source))
+    names = dict(zip(own, (primary.date_column, *job.source_entity(primary)), strict=True))
+    return {names.get(column, column): column for column in columns}
+
+
+def _select_rows(job: Job, source: Source, relation: _Relation, names: Iterable[str], *, as_days: bool) -> exp.Select:
+    """The source's rows under these names, null where it has no such column. `as_days`: with days for their dates."""
+    columns = _columns_of(source, relation)
+    own_names = _own_names(job, source, columns)
+    selected: list[exp.Expr] = []
+    for name in names:
+        own = own_names.get(name)
+        value: exp.Expr = exp.null() if own is None else exp.column(own, quoted=True)
+        if as_days and own == source.date_column:
+            value = _day(source, columns)
+        selected.append(exp.alias_(value, name, quoted=True))
+    selected.append(exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN))
+    return exp.select(*selected).from_(_rows_of(source, relation).subquery("of_source"))
 
 
 def _missing_keys(sources: Sequence[Source], checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[str]:
@@ -166,32 +186,22 @@ def _missing_keys(sources: Sequence[Source], checks: Mapping[date, SourceCheck],
 
 
 def _filled(job: Job, sources: Sequence[Source], relations: Sequence[_Relation]) -> exp.Expr:
-    """The first source's rows, but of the entities that it lacks those of the second one, under its column names."""
-    chosen, fill = sources
-    chosen_names, fill_names = ([source.date_column, *job.source_entity(source)] for source in sources)
-    chosen_columns, fill_columns = (_columns_of(*pair) for pair in zip(sources, relations, strict=True))
-    names = dict(zip(fill_names, chosen_names, strict=True))
-    renamed = {names.get(name, name): name for name in fill_columns}
-    for name, own in renamed.items():
-        kinds = chosen_columns.get(name), fill_columns[own]
+    """The first source's rows, but of the entities that it lacks those of the second one."""
+    (chosen, fill), (chosen_columns, fill_columns) = sources, map(_columns_of, sources, relations)
+    chosen_names, fill_names = _own_names(job, chosen, chosen_columns), _own_names(job, fill, fill_columns)
+    date_name = job.sources[0].date_column
+    as_days = (chosen_columns[chosen.date_column], chosen.time_zone) != (fill_columns[fill.date_column], fill.time_zone)
+    for name in chosen_names.keys() & fill_names.keys() - {date_name}:
+        kinds = chosen_columns[chosen_names[name]], fill_columns[fill_names[name]]
         if None not in kinds and kinds[0] != kinds[1]:
             raise SchemaMismatch(
-                f"can't fill from source {fill.name}: column {own} is {kinds[1]}, and {name} of source {chosen.name} "
-                f"is {kinds[0]}: declare both with the same type"
+                f"can't fill from source {fill.name}: column {fill_names[name]} is {kinds[1]}, and "
+                f"{chosen_names[name]} of source {chosen.name} is {kinds[0]}: declare both with the same type"
             )
-    columns = list(dict.fromkeys((*chosen_columns, *renamed)))
+    names = list(dict.fromkeys((*chosen_names, *fill_names)))
     own_rows, fill_rows = (
-        exp.select(
-            *(
-                exp.alias_(exp.column(own[name], quoted=True) if name in own else exp.null(), name, quoted=True)
-                for name in columns
-            ),
-            exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN),
-        ).from_(_rows_of(source, relation).subquery("of_source"))
-        for source, relation, own in (
-            (chosen, relations[0], {name: name for name in chosen_columns}),
-            (fill, relations[1], renamed),
-        )
+        _select_rows(job, source, relation, names, as_days=as_days)
+        for source, relation in zip(sources, relations, strict=True)
     )
     return exp.union(
         own_rows.where(exp.not_(_is_missing(job, chosen, chosen_columns))),
@@ -217,13 +227,18 @@ def _is_missing(job: Job, source: Source, columns: Mapping[str, ColumnType | Non
     return exp.func("COALESCE", exp.In(this=_key(job, source, columns), query=keys.subquery()), exp.false())
 
 
+def _day(source: Source, columns: Mapping[str, ColumnType | None]) -> exp.Expr:
+    """The day of a row. What a query derives has days, or times whose type is not known."""
+    day: exp.Expr = exp.column(source.date_column, quoted=True)
+    kind = columns[source.date_column]
+    if kind == "DATE":
+        return day
+    zone = [exp.Literal.string(source.time_zone)] if kind == "TIMESTAMP" and source.time_zone else []
+    return exp.Anonymous(this="DATE", expressions=[day, *zone]) if kind else exp.cast(day, "DATE")
+
+
 def _key(job: Job, source: Source, columns: Mapping[str, ColumnType | None]) -> exp.Expr:
     """The day and the entity of a row as one text: `entities.day_entity_rows`, in SQL."""
-    day: exp.Expr = exp.column(source.date_column, quoted=True)
-    kind = columns.get(source.date_column)
-    if kind in ("DATETIME", "TIMESTAMP"):
-        zone = [exp.Literal.string(source.time_zone or "UTC")] if kind == "TIMESTAMP" else []
-        day = exp.Anonymous(this="DATE", expressions=[day, *zone])
     entity_columns = job.source_entity(source)
     for name in entity_columns:
         if columns.get(name) == "FLOAT64":
@@ -235,7 +250,7 @@ def _key(job: Job, source: Source, columns: Mapping[str, ColumnType | None]) -> 
                 exp.func("REPLACE", text, exp.Literal.string(escaped), exp.Literal.string(f"\\{escaped}"))
                 for text in texts
             ]
-    parts: list[exp.Expr] = [exp.cast(day, "STRING"), exp.Literal.string(" ")]
+    parts: list[exp.Expr] = [exp.cast(_day(source, columns), "STRING"), exp.Literal.string(" ")]
     for number, text in enumerate(texts):
         parts += [exp.Literal.string(SEPARATOR), text] if number else [text]
     return exp.func("CONCAT", *parts)
@@ -245,6 +260,8 @@ def _typed(job: Job, result: pa.Table, days: Sequence[date]) -> pa.Table:
     """The result in exactly the target's columns. Raises `SchemaMismatch` for a value that would change."""
     arrays: list[Any] = []
     for name, column in job.target.columns.items():
+        if name not in result.column_names:
+            raise SchemaMismatch(f"the rows of job {job.name} have no column {name}")
         try:
             arrays.append(cast_exactly(result[name], column.type))
         except ValueError as exc:

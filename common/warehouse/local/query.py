@@ -38,6 +38,8 @@ class DuckDbQueries:
             _check_query(sql, scans)
             rows = {validate_identifier(name, "scan name"): self._read(scan) for name, scan in scans.items()}
             return self._run(sql, rows, params)
+        except RecursionError as exc:
+            raise QueryFailed("the query is nested too deeply", table=tables) from exc
         except RuntimeError as exc:  # DuckDB raises it for any error of a signal's handler during the query
             raise WarehouseUnavailable(f"the query was cut off: {exc}", table=tables) from exc
         except (duckdb.Error, SqlglotError, pa.ArrowInvalid) as exc:

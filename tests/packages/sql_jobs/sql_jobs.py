@@ -97,6 +97,42 @@ BY_TILL = Job(
     process=Query("SELECT store, till, day, amount, clerk, _source AS source FROM rows"),
 )
 
+TOTALS: ColumnTypes = {"store": "STRING", "amount": "FLOAT64"}
+ZONES = replace(
+    REVENUE,
+    name="zones",
+    target=target(
+        "zones", {"store": Column(type="STRING"), "day": Column(type="DATE"), "total": Column(type="FLOAT64")}
+    ),
+    sources=tuple(
+        Source(name=name, table=f"shop.{name}_sales", date_column="at", columns=TOTALS, time_zone=zone)
+        for name, zone in (("utc", "UTC"), ("new_york", "America/New_York"))
+    ),
+    inputs=(),
+    fallback=Fallback.FILL,
+    process=Query("SELECT store, DATE(at) AS day, SUM(amount) AS total FROM rows GROUP BY ALL"),
+)
+
+
+def derived(kind: str) -> Job:
+    """Both sources are derived, with dates of the type."""
+    name = f"derived_{kind.lower()}"
+    history = Query(f"SELECT store, CAST(day AS {kind}) AS day, amount FROM history")
+    return replace(
+        REVENUE,
+        name=name,
+        target=target(
+            name, {"store": Column(type="STRING"), "day": Column(type="DATE"), "source": Column(type="STRING")}
+        ),
+        sources=(source("tills", derive=history), source("bank", derive=history)),
+        inputs=(),
+        fallback=Fallback.FILL,
+        process=Query("SELECT store, DATE(day) AS day, MIN(_source) AS source FROM rows GROUP BY ALL"),
+    )
+
+
+DERIVED_DATE, DERIVED_DATETIME = derived("DATE"), derived("DATETIME")
+
 RUNNING_COLUMNS = {"store": Column(type="STRING"), "day": Column(type="DATE"), "total": Column(type="FLOAT64")}
 #: The sales of a day and of the two days before.
 LAST_DAYS = Query(
