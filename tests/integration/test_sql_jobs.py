@@ -84,7 +84,7 @@ def published(lab: Lab, job: str, day: date) -> list[dict[str, Any]]:
 
 @both
 @pytest.mark.parametrize("notes", [True, False], ids=["all tables", "without the optional table"])
-@pytest.mark.parametrize(("name", "fallback"), [("revenue", REPLACED), ("filled", FILLED)])
+@pytest.mark.parametrize(("name", "fallback"), [("revenue", REPLACED), ("sales_filled", FILLED)])
 def test_a_query_gives_the_rows_of_the_same_job_in_python(
     any_lab: Lab, dates_per_task: int, notes: bool, name: str, fallback: Mapping[str, str]
 ) -> None:

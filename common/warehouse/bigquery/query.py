@@ -127,6 +127,8 @@ class BigQueryQueries:
         return self._row_counts(rows, days_in(scan.dates))
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
+        if scan.types is not None:  # the table may have changed since the plan has checked it
+            self._tables.require(scan.table).check_columns(scan.date_column, scan.types, time_zone=scan.time_zone)
         statement, bound = self._scan("t", scan)
         return self._rows(statement, bound, str(scan.table))
 
@@ -300,8 +302,6 @@ class BigQueryQueries:
         check_column_names(scan.date_column, *(scan.columns or {}), *(scan.columns or {}).values())
         info = self._tables.require(scan.table)
         info.check_columns(scan.date_column, tuple((scan.columns or {}).values()), time_zone=scan.time_zone)
-        if scan.types is not None:  # the table may have changed since the plan has checked it
-            info.check_columns(scan.date_column, scan.types, time_zone=scan.time_zone)
         return scan_statement(name, scan, self._tables.quoted(scan.table), info.columns[scan.date_column])
 
     def _staged_scan(self, scan: StagedScan) -> tuple[sql_of.QuotedSql, dict[str, Any]]:

@@ -58,9 +58,12 @@ REVENUE_PYTHON = replace(
     REVENUE, name="revenue_python", target=target("revenue_python", REVENUE_COLUMNS), process=revenue_in_python
 )
 
-FILLED = replace(REVENUE, name="filled", target=target("filled", REVENUE_COLUMNS), fallback=Fallback.FILL)
+FILLED = replace(REVENUE, name="sales_filled", target=target("sales_filled", REVENUE_COLUMNS), fallback=Fallback.FILL)
 FILLED_PYTHON = replace(
-    REVENUE_PYTHON, name="filled_python", target=target("filled_python", REVENUE_COLUMNS), fallback=Fallback.FILL
+    REVENUE_PYTHON,
+    name="sales_filled_python",
+    target=target("sales_filled_python", REVENUE_COLUMNS),
+    fallback=Fallback.FILL,
 )
 
 #: An entity of two columns, and a fallback that names them, and the date, in another way.
