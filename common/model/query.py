@@ -190,7 +190,7 @@ def _is_cte_in_scope(table: Any, name: str) -> bool:
     """Whether a query around the table has a WITH of that name."""
     node = table
     while node := node.parent:
-        clause = node.args.get("with_") or node.args.get("with")
+        clause = node.args.get("with_")
         if clause is not None and any(cte.alias.lower() == name.lower() for cte in clause.expressions):
             return True
     return False

@@ -46,7 +46,7 @@ def leave_out_what_nobody_uses() -> None:
 
     executor._capture_dml_snapshots = capture_no_snapshot
 
-    def only_for(word: str, detect: Any, otherwise: Any = None) -> Any:
+    def only_for(word: str, detect: Any, otherwise: Any) -> Any:
         return lambda sql, *more: detect(sql, *more) if word in sql.upper() else otherwise
 
     for module, name, word, otherwise in (

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, LiteralString, cast
 
 import pyarrow as pa
+import sqlglot
 from sqlglot import exp
 
 from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.arrow.exact_casts import cast_exactly
 from gated_backfill.common.model.arrow.types import arrow_schema
-from gated_backfill.common.model.dates import consecutive_ranges
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.query import HISTORY, ROWS, Query
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
-from gated_backfill.common.warehouse.entities import SEPARATOR
+from gated_backfill.common.warehouse.bigquery.entity_counts import entity_text
 from gated_backfill.common.warehouse.protocol import Scan, Warehouse
-from gated_backfill.worker.dates.sources import SourceCheck
+from gated_backfill.worker.dates.sources import SourceCheck, columns_to_read, date_and_entity_types, scan_of
 
 # Names that no table or parameter of a job's text has: those of inputs begin with a letter.
 CHOSEN, FILL = "_chosen", "_fill"  #: the scans of the chosen source, and of the one that it is filled from
@@ -46,9 +46,8 @@ class _Relation:
 
     name: str
     scan: Scan | None
-    columns: Mapping[
-        str, ColumnType | None
-    ]  #: with their types, None where these are not known; may be empty of a scan
+    #: With their types, None where these are not known. Those of an input's scan are not needed.
+    columns: Mapping[str, ColumnType | None] = field(default_factory=dict[str, ColumnType | None])
 
     def select(self) -> exp.Select:
         if self.scan is not None:
@@ -76,9 +75,8 @@ def _query_together(
     ]
     inputs = [_input_relation(declared, days, warehouse) for declared in job.inputs]
     params: dict[str, Any] = {"days": list(days), "first_day": min(days), "last_day": max(days)}
-    missing = _missing_keys(sources, checks, days)
-    if missing:
-        params[MISSING] = missing
+    if missing := [f"{day} {entity}" for day in days for entity in sorted(checks[day].filled_entities)]:
+        params[MISSING] = missing  # as `_key` writes them
         rows = _filled(job, sources, relations)
     else:
         relations = relations[:1]
@@ -103,9 +101,7 @@ def _query_together(
 
 def _source_relation(job: Job, name: str, source: Source, days: Sequence[date], warehouse: Warehouse) -> _Relation:
     """The table of a source: of one that does not exist, the declared columns, a date and an entity."""
-    always: dict[str, ColumnType] = {source.date_column: "DATE"}
-    for column, target_column in zip(job.source_entity(source), job.target_entity, strict=True):
-        always[column] = job.target.columns[target_column].type
+    always = date_and_entity_types(job, source)
     info = warehouse.describe(TableName.parse(source.table))
     if info is None:
         return _Relation(name=name, scan=None, columns={**always, **(source.columns or {})})
@@ -117,26 +113,15 @@ def _source_relation(job: Job, name: str, source: Source, days: Sequence[date], 
         for column in wanted
         if column != SOURCE_COLUMN  # the table's own: each row gets the name of its source
     }
-    return _Relation(name=name, scan=_scan(source, days, columns), columns=columns)
+    return _Relation(name=name, scan=scan_of(source, days, columns_to_read(columns)), columns=columns)
 
 
 def _input_relation(declared: Input, days: Sequence[date], warehouse: Warehouse) -> _Relation:
     types: dict[str, ColumnType] = {declared.date_column: "DATE", **(declared.columns or {})}
     if declared.optional and warehouse.describe(TableName.parse(declared.table)) is None:
         return _Relation(name=declared.name, scan=None, columns=types)
-    scan = _scan(declared, days, None if declared.columns is None else types)
-    return _Relation(name=declared.name, scan=scan, columns={})
-
-
-def _scan(declared: Source | Input, days: Sequence[date], columns: Iterable[str] | None) -> Scan:
-    return Scan(
-        table=TableName.parse(declared.table),
-        date_column=declared.date_column,
-        dates=tuple(consecutive_ranges(days, lookback=declared.lookback_days)),
-        columns=None if columns is None else {name: name for name in columns},
-        time_zone=declared.time_zone,
-        types=declared.columns,
-    )
+    scan = scan_of(declared, days, columns_to_read(declared.columns, declared.date_column))
+    return _Relation(name=declared.name, scan=scan)
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
@@ -171,18 +156,6 @@ def _select_rows(job: Job, source: Source, relation: _Relation, names: Iterable[
         selected.append(exp.alias_(value, name, quoted=True))
     selected.append(exp.alias_(exp.Literal.string(source.name), SOURCE_COLUMN))
     return exp.select(*selected).from_(_rows_of(source, relation).subquery("of_source"))
-
-
-def _missing_keys(sources: Sequence[Source], checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[str]:
-    """The days and entities that the second source has and the first one lacks, as `_key` writes them."""
-    if len(sources) == 1:
-        return []
-    chosen, fill = (source.name for source in sources)
-    return [
-        f"{day} {entity}"
-        for day in days
-        for entity in sorted(checks[day].present_by_source[fill] - checks[day].present_by_source[chosen])
-    ]
 
 
 def _filled(job: Job, sources: Sequence[Source], relations: Sequence[_Relation]) -> exp.Expr:
@@ -243,17 +216,8 @@ def _key(job: Job, source: Source, columns: Mapping[str, ColumnType | None]) -> 
     for name in entity_columns:
         if columns.get(name) == "FLOAT64":
             raise SchemaMismatch(f"can't fill source {source.name} by a query: its entity {name} is FLOAT64")
-    texts: list[exp.Expr] = [exp.cast(exp.column(name, quoted=True), "STRING") for name in entity_columns]
-    if len(texts) > 1:
-        for escaped in ("\\", SEPARATOR):
-            texts = [
-                exp.func("REPLACE", text, exp.Literal.string(escaped), exp.Literal.string(f"\\{escaped}"))
-                for text in texts
-            ]
-    parts: list[exp.Expr] = [exp.cast(_day(source, columns), "STRING"), exp.Literal.string(" ")]
-    for number, text in enumerate(texts):
-        parts += [exp.Literal.string(SEPARATOR), text] if number else [text]
-    return exp.func("CONCAT", *parts)
+    entity = sqlglot.parse_one(entity_text(entity_columns, columns), read="bigquery")
+    return exp.func("CONCAT", exp.cast(_day(source, columns), "STRING"), exp.Literal.string(" "), entity)
 
 
 def _typed(job: Job, result: pa.Table, days: Sequence[date]) -> pa.Table:

@@ -20,7 +20,7 @@ from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.missing_names import MISSING_NAMES_SHOWN
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
+from gated_backfill.common.model.tables import ColumnType, TableName
 from gated_backfill.common.warehouse.coverage_queries import (
     count_calendar_events,
     measure_dates,
@@ -53,6 +53,13 @@ class SourceCheck:
     @property
     def present_counts(self) -> dict[str, int]:
         return {name: len(names) for name, names in self.present_by_source.items()}
+
+    @property
+    def filled_entities(self) -> frozenset[str]:
+        """The expected entities that the chosen source lacks, and the one it is filled from has."""
+        if self.choice.fill_from is None:
+            return frozenset()
+        return self.present_by_source[self.choice.fill_from] - self.present_by_source[self.choice.source]
 
     @cached_property
     def covered_entities(self) -> frozenset[str]:
@@ -178,7 +185,7 @@ def read_batches(
 
 def _read_source(warehouse: Warehouse, job: Job, source: Source, days: Sequence[date]) -> pa.Table | None:
     """Read the source's rows, with their lookback; None if the table does not exist."""
-    needed = _columns_to_read(source.columns, source.date_column, *job.source_entity(source))
+    needed = columns_to_read(source.columns, source.date_column, *job.source_entity(source))
     table = TableName.parse(source.table)
     return read_unless_absent(warehouse.describe, table, lambda: _read_table(warehouse, source, days, needed))
 
@@ -249,11 +256,7 @@ def _fill_dates(
     fill_rows: pd.DataFrame,
 ) -> pd.DataFrame:
     """Fill dates together. A value that is refused fails all of them, until they are built apart."""
-    missing = {
-        (day, name)
-        for day in days
-        for name in checks[day].present_by_source[fill.name] - checks[day].present_by_source[chosen.name]
-    }
+    missing = {(day, name) for day in days for name in checks[day].filled_entities}
     columns, fill_columns = _date_and_entity(job, chosen), _date_and_entity(job, fill)
     fill_rows = rename_entity_columns(fill_rows, fill_columns, columns)
     try:
@@ -277,9 +280,13 @@ def _rows_of(job: Job, source: Source, table: pa.Table | None, days: Sequence[da
 
 def _without_rows(job: Job, source: Source) -> pa.Table:
     """A table that does not exist: the declared columns, and a date and an entity, by default as in the target."""
+    return arrow_schema({**date_and_entity_types(job, source), **(source.columns or {})}).empty_table()
+
+
+def date_and_entity_types(job: Job, source: Source) -> dict[str, ColumnType]:
+    """The types of the source's date and entity, which are read even if not declared: by default as in the target."""
     types: dict[str, ColumnType] = {source.date_column: "DATE"}
-    types |= dict(zip(job.source_entity(source), _entity_types(job), strict=True))
-    return arrow_schema({**types, **(source.columns or {})}).empty_table()
+    return types | dict(zip(job.source_entity(source), _entity_types(job), strict=True))
 
 
 def _entity_types(job: Job) -> list[ColumnType]:
@@ -309,7 +316,7 @@ def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[st
     frames: dict[str, pd.DataFrame | None] = {}
     for job_input in job.inputs:
         is_absent = job_input.optional and warehouse.describe(TableName.parse(job_input.table)) is None
-        needed = _columns_to_read(job_input.columns, job_input.date_column)
+        needed = columns_to_read(job_input.columns, job_input.date_column)
         frames[job_input.name] = None if is_absent else to_frame(_read_table(warehouse, job_input, days, needed))
     return frames
 
@@ -317,7 +324,12 @@ def read_inputs(warehouse: Warehouse, job: Job, days: Sequence[date]) -> dict[st
 def _read_table(
     warehouse: Warehouse, table: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None
 ) -> pa.Table:
-    scan = Scan(
+    return warehouse.read(scan_of(table, days, columns))
+
+
+def scan_of(table: Source | Input, days: Sequence[date], columns: Mapping[str, str] | None) -> Scan:
+    """The scan of a table on the days and their lookback."""
+    return Scan(
         table=TableName.parse(table.table),
         date_column=table.date_column,
         dates=tuple(consecutive_ranges(days, lookback=table.lookback_days)),
@@ -325,8 +337,7 @@ def _read_table(
         time_zone=table.time_zone,
         types=table.columns,
     )
-    return warehouse.read(scan)
 
 
-def _columns_to_read(columns: ColumnTypes | None, *always: str) -> dict[str, str] | None:
+def columns_to_read(columns: Mapping[str, object] | None, *always: str) -> dict[str, str] | None:
     return None if columns is None else {name: name for name in dict.fromkeys((*always, *columns))}

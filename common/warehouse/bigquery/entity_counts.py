@@ -196,10 +196,6 @@ def _entities_of(sources: Iterable[QuotedSql]) -> QuotedSql:
 
 def _texts(table: EntityTable) -> QuotedSql:
     """Build the query of the entities as text, with number of rows, sums and magnitudes."""
-    texts = [_text(column, table.kinds) for column in table.columns.entity]
-    if len(texts) > 1:
-        parts = join_sql(BETWEEN_PARTS, (fill_placeholders(PART, text=text) for text in texts))
-        texts = [fill_placeholders(JOINED, parts=parts)]
     sums = [
         fill_placeholders(", {column}", column=quoted_column(name))
         for names in _pairs_of_sums(table.columns)
@@ -208,15 +204,26 @@ def _texts(table: EntityTable) -> QuotedSql:
     return fill_placeholders(
         TEXTS,
         day=quoted_column(DAY),
-        entity=texts[0],
+        entity=entity_text(table.columns.entity, table.kinds),
         row_count=quoted_column(ROW_COUNT),
         sums=join_sql("", sums),
         grouped=entity_statement(table),
     )
 
 
-def _text(column: str, kinds: Mapping[str, str]) -> QuotedSql:
-    return fill_placeholders("{column}" if kinds[column] == "STRING" else TEXT, column=quoted_column(column))
+def entity_text(columns: Sequence[str], kinds: Mapping[str, str | None]) -> QuotedSql:
+    """Build the expression of the entity as text, of columns of these types; None: the type is not known.
+
+    The text of a FLOAT64 is another than that of the entity.
+    """
+    texts = [
+        fill_placeholders("{column}" if kinds.get(column) == "STRING" else TEXT, column=quoted_column(column))
+        for column in columns
+    ]
+    if len(texts) == 1:
+        return texts[0]
+    parts = join_sql(BETWEEN_PARTS, (fill_placeholders(PART, text=text) for text in texts))
+    return fill_placeholders(JOINED, parts=parts)
 
 
 def _rule_conditions(table: EntityTable, source: QuotedSql) -> tuple[QuotedSql, dict[str, Any]]:

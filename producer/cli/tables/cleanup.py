@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def cleanup(
         raise SystemExit(COMPLETE)
     if objections:
         raise UserError(f"nothing was deleted: {'; '.join(objections)}: --allow-large deletes them anyway")
-    cleanup_context = _open_cleanup_context(settings, began)
+    cleanup_context = replace(_open_cleanup_context(settings), began=began)
     _delete(cleanup_context, tables, stale, age=age, max_share=max_share, yes=yes, as_json=as_json)
 
 
@@ -232,15 +233,10 @@ def _select_tables(settings: Settings, ledger: Ledger | None, names: Sequence[st
     return tuple(tables[name] for name in dict.fromkeys(names or tables))
 
 
-def _open_cleanup_context(settings: Settings, began: datetime | None = None) -> CleanupContext:
-    """Open the context of a command that began at that time, or now."""
+def _open_cleanup_context(settings: Settings) -> CleanupContext:
     context = open_context(settings)
     return CleanupContext(
-        settings=settings,
-        ledger=context.ledger,
-        warehouse=context.warehouse,
-        by=current_user(settings),
-        began=began or utcnow(),
+        settings=settings, ledger=context.ledger, warehouse=context.warehouse, by=current_user(settings)
     )
 
 
