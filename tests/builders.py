@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.ledger import Checkpoint, DateRow, DateState, Ledger, NewDate, NewRun, Run, RunState
-from gated_backfill.common.model.coverage import Verdict
+from gated_backfill.common.model.coverage import Recount, Verdict
 from gated_backfill.common.model.dates import DateRange, chunk_dates
+from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.publication import Publication, StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
@@ -32,6 +33,8 @@ from gated_backfill.common.warehouse.protocol import Scan, Warehouse
 from gated_backfill.worker.dates.outcomes import AttemptOutcome
 from gated_backfill.worker.dates.process import process_dates
 from gated_backfill.worker.dependencies import Deps
+from gated_backfill.worker.gate.recount import recount
+from gated_backfill.worker.gate.staged_contents import read_contents
 
 ROOT = Path(__file__).parent.parent
 FEB_23 = date(2023, 2, 23)
@@ -99,9 +102,18 @@ def staged(staging: Staging, day: date, *, players: int = 3, score: float = 1.0,
 def is_intact(staging: Staging, file: StagedFile) -> bool:
     """Whether what was staged is there."""
     try:
-        return staging.rows(file).num_rows == file.rows
+        with staging.open(file) as rows:
+            return rows.metadata.num_rows == file.rows
     except StagedFileLost:
         return False
+
+
+def recount_rows(
+    warehouse: Warehouse, job: Job, rows: Mapping[date, pa.Table], staging: Staging
+) -> dict[date, Recount]:
+    """What the gate counts of the rows, staged under each date."""
+    files = [staging.write("recounted", day, 1, table) for day, table in rows.items()]
+    return recount(warehouse, job, {file.day: read_contents(file, job, staging) for file in files})
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -299,7 +299,7 @@ class Lab:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("BACKFILL_")},
             "BACKFILL_HOME": str(self.home),
-            "PYTHONPATH": os.pathsep.join(str(PACKAGES / name) for name in ("probe_jobs", "as_installed")),
+            "PYTHONPATH": str(PACKAGES / "probe_jobs"),
             "PROBE_MARKS": str(self.marks),
             **({"BACKFILL_WAREHOUSE": self.settings.warehouse} if self.settings.warehouse else {}),
         }

@@ -39,6 +39,7 @@ IMPORTED = (
     "celery.bin.celery",
     "celery.concurrency.prefork",
     "celery.worker.worker",
+    "gated_backfill.common.warehouse.local.query",
     "gated_backfill.common.warehouse.local.warehouse",
     "gated_backfill.worker.dates.process",
     "gated_backfill.worker.gate.gate",

@@ -22,6 +22,7 @@ RESULT_TYPES: Mapping[str, str] = {
     **TYPES,
     "__day": "DATE",
     **dict.fromkeys(("n", "expected", "null_rows", "present0", "row_count", "__row_count"), "INT64"),
+    "c0000": "STRING",  # the entity of staged rows
     **dict.fromkeys(("entity", "before", "published", "run", "work", "kept"), "STRING"),
     "published_at": "TIMESTAMP",
 }

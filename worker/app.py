@@ -202,7 +202,6 @@ def _import_before_fork(*, closes_windows: bool) -> None:
         import_module("gated_backfill.worker.dates.process")
     if closes_windows:
         import_module("gated_backfill.worker.gate.gate")
-        import_module("gated_backfill.worker.gate.recount").preload_schema_checks()
     if consumes_dates() or closes_windows:
         import_module("gated_backfill.worker.messages.job_versions").preload_jobs()
     preload_warehouse(read_settings().warehouse_url)

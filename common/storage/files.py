@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from uuid import uuid4
 
 from gated_backfill.common.errors import HostError, OutsideRoot
@@ -48,6 +48,21 @@ def is_host_error(exc: OSError) -> bool:
 
 def checksum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def checksum_of_handle(handle: int) -> str:
+    """Return the checksum of a file that was just opened; a part of it is in memory at a time."""
+    digest = hashlib.sha256()
+    while chunk := os.read(handle, READ_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checksum_of_file(path: str | Path) -> str:
+    """Return the checksum of a regular file. Raises `OutsideRoot` for a link, a pipe or a device."""
+    handle = _open_regular(path)
+    with closing_handle(handle):
+        return checksum_of_handle(handle)
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:
@@ -204,16 +219,28 @@ def _check_inside(root: str, path: str) -> None:
 
 def read_regular_file(path: str | Path) -> bytes:
     """Read a regular file. Raises `OutsideRoot` for a link, a pipe or a device."""
+    handle = _open_regular(path)
+    with closing_handle(handle):
+        return read_handle(handle)
+
+
+def open_regular_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading. Raises `OutsideRoot` for a link, a pipe or a device."""
+    return os.fdopen(_open_regular(path), "rb")
+
+
+def _open_regular(path: str | Path) -> int:
+    """Return a handle, which the caller closes."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as exc:
         if exc.errno != errno.ELOOP:
             raise
         raise OutsideRoot(f"{path} is a link: only regular files are read here") from exc
-    with closing_handle(handle):
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OutsideRoot(f"{path} is not a regular file")
-        return read_handle(handle)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OutsideRoot(f"{path} is not a regular file")
+    return handle
 
 
 def read_handle(handle: int) -> bytes:

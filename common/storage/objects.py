@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from gated_backfill.common.errors import BackfillError, HostError, OutsideRoot, UserError, WarehouseUnavailable
@@ -18,6 +19,7 @@ from gated_backfill.common.storage.files import (
     checked_path_text,
     create_atomically,
     is_host_error,
+    open_regular_file,
     read_regular_file,
     write_atomically,
 )
@@ -54,6 +56,10 @@ class FileStore(Protocol):
         """Read the file at a location below the root. Raises `FileNotFoundError` or `OutsideRoot`."""
         ...
 
+    def open(self, location: str) -> BinaryIO:
+        """Open the file at a location below the root for reading. Raises like `read`."""
+        ...
+
     def move(self, location: str, key: str) -> None:
         """Move the file, if it exists, to a new key, for its owner only. Raises `OutsideRoot` as the others do."""
         ...
@@ -87,6 +93,14 @@ def read_bytes(location: str) -> bytes:
         if "://" not in location:
             return read_regular_file(Path(location))
         return filesystem(location).cat_file(location)
+
+
+def open_location(location: str) -> BinaryIO:
+    """Open the regular file or object at a path or URL for reading. Raises like `read_bytes`."""
+    if "://" in location:
+        return BytesIO(read_bytes(location))
+    with translate_store_errors(location):
+        return open_regular_file(location)
 
 
 def filesystem(url: str) -> Any:
@@ -183,6 +197,10 @@ class FolderStore:
             self._check_folder(location)
             return read_regular_file(location)
 
+    def open(self, location: str) -> BinaryIO:
+        self._check_folder(location)
+        return open_location(location)
+
     def move(self, location: str, key: str) -> None:
         with translate_store_errors(location):
             source, target = checked_path(self.root, Path(location)), checked_path(self.root, self.root / key)
@@ -244,6 +262,9 @@ class ObjectStore:
     def read(self, location: str) -> bytes:
         with translate_store_errors(location):
             return self._files.cat_file(self._checked(location))
+
+    def open(self, location: str) -> BinaryIO:
+        return BytesIO(self.read(location))
 
     def check(self) -> None:
         probe = self.location(".backfill-probe")

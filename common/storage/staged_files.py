@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import OutsideRoot, StagedFileLost
 from gated_backfill.common.model.publication import StagedFile
-from gated_backfill.common.storage.files import checksum_of
-from gated_backfill.common.storage.objects import read_bytes
+from gated_backfill.common.storage.objects import open_location
+
+OpenFile = Callable[[str], BinaryIO]  #: opens the file at a location; raises `FileNotFoundError` or `OutsideRoot`
 
 
-def read_staged_bytes(staged: StagedFile, read: Callable[[str], bytes] = read_bytes) -> bytes:
-    """Read the staged file with `read`. Raises `StagedFileLost` if it is gone, changed, or outside the root."""
+@contextmanager
+def open_staged(staged: StagedFile, open_file: OpenFile = open_location) -> Generator[pq.ParquetFile]:
+    """Open the staged file, which is read in parts, whatever it holds.
+
+    Raises `StagedFileLost` if it is gone, changed, or outside the root.
+    """
+    with open_staged_bytes(staged, open_file) as file:
+        yield pq.ParquetFile(file, pre_buffer=False)
+
+
+def check_staged(staged: StagedFile) -> None:
+    """Check that the staged file is there and unchanged. Raises `StagedFileLost`."""
+    with open_staged_bytes(staged):
+        pass
+
+
+@contextmanager
+def open_staged_bytes(staged: StagedFile, open_file: OpenFile = open_location) -> Generator[BinaryIO]:
+    """Open the bytes of the staged file. Raises like `open_staged`."""
     try:
-        data = read(staged.location)
+        file = open_file(staged.location)
     except FileNotFoundError as exc:
         raise StagedFileLost("the staged file is gone", day=staged.day) from exc
     except OutsideRoot as exc:
@@ -24,21 +44,8 @@ def read_staged_bytes(staged: StagedFile, read: Callable[[str], bytes] = read_by
 
         structlog.get_logger().error("staged_file_outside_root", day=staged.day.isoformat(), error=str(exc))
         raise StagedFileLost(str(exc), day=staged.day) from exc
-    check_checksum(staged, data)
-    return data
-
-
-def check_checksum(staged: StagedFile, data: bytes) -> None:
-    """Check the bytes against the checksum of the staged file. Raises `StagedFileLost`."""
-    if checksum_of(data) != staged.checksum:
-        raise StagedFileLost("the staged file has changed since it was staged", day=staged.day)
-
-
-def parse_rows(data: bytes) -> pa.Table:
-    """Decode the rows of a staged file."""
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-
-
-def read_all_rows(files: Sequence[StagedFile]) -> pa.Table:
-    """Read the rows of several staged files into one table. Raises `StagedFileLost`."""
-    return pa.concat_tables([parse_rows(read_staged_bytes(staged)) for staged in files])
+    with file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != staged.checksum:  # pyright: ignore[reportArgumentType]
+            raise StagedFileLost("the staged file has changed since it was staged", day=staged.day)
+        file.seek(0)
+        yield file

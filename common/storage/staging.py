@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import UserError, WrongStaging
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.storage.files import checksum_of, parquet_bytes
 from gated_backfill.common.storage.objects import open_file_store
-from gated_backfill.common.storage.staged_files import parse_rows, read_staged_bytes
+from gated_backfill.common.storage.staged_files import open_staged
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 STAGED_NAME = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})-\d+\.parquet", re.ASCII)
@@ -82,9 +84,12 @@ class Staging:
         """Return the path or URL of the attempt's rows. Each attempt has a separate file."""
         return self._store.location(_key(run, day, attempt))
 
-    def rows(self, staged: StagedFile) -> pa.Table:
-        """Read the staged rows. Raises `StagedFileLost` for a file that is gone, changed, or outside this staging."""
-        return parse_rows(read_staged_bytes(staged, self._store.read))
+    def open(self, staged: StagedFile) -> AbstractContextManager[pq.ParquetFile]:
+        """Open the staged rows, to read them in parts.
+
+        Raises `StagedFileLost` for a file that is gone, changed, or outside this staging.
+        """
+        return open_staged(staged, self._store.open)
 
     def quarantine(self, run: str, staged: StagedFile) -> str:
         """Move a refused file into the quarantine and return its path there. A repeated call changes nothing."""

@@ -28,3 +28,4 @@ def preload_warehouse(url: WarehouseUrl) -> None:
     """Import the modules that read and publish files, so that the processes a worker forks share them."""
     if url.folder is not None:
         import_module("gated_backfill.common.warehouse.local.warehouse")
+        import_module("gated_backfill.common.warehouse.local.query")

@@ -17,7 +17,7 @@ from gated_backfill.common.model.dates import ONE_DAY, DateRange, consecutive_ra
 from gated_backfill.common.model.entities import EntityColumns, PresenceRule
 from gated_backfill.common.model.job import CalendarEvents, Expectation, Job, Source
 from gated_backfill.common.model.tables import NULL_TYPE, TableName
-from gated_backfill.common.warehouse.entities import ExpectedEntities, day_entity_rows, read_days, rows_by_day
+from gated_backfill.common.warehouse.entities import ExpectedEntities, read_days, rows_by_day
 from gated_backfill.common.warehouse.protocol import (
     ABSENT,
     EntityScan,
@@ -114,17 +114,15 @@ class ExpectationMatch:
 
 
 def match_expectation(
-    warehouse: Warehouse, job: Job, days: Sequence[date], rows: pa.Table, *, target_rows: pa.Table | None = None
+    warehouse: Warehouse, job: Job, days: Sequence[date], staged: pa.Table, *, target_rows: pa.Table | None = None
 ) -> dict[date, ExpectationMatch]:
-    """Compare staged rows with the expectation of the days, which is read again.
+    """Compare the entities of staged rows with the expectation of the days, which is read again.
 
-    `target_rows` are the rows that the target has on some of the days, as `Warehouse.read_entities` returns them: the
-    staged rows of these days are compared with them, too.
+    `staged` and `target_rows` are as `Warehouse.read_entities` returns them. The latter are the rows that the target
+    has on some of the days: the staged rows of these days are compared with them, too.
     """
-    columns = target_columns(job)
     expected = read_expectation(warehouse, job, days)
-    staged = day_entity_rows(rows, columns)
-    present = expected.present_in(staged, columns.rule)
+    present = expected.present_in(staged, target_columns(job).rule)
     counts, matched = expected.count_by_day(expected.all), expected.count_by_day(present)
     missing, unexpected = expected.names_by_day(~present), expected.unexpected(staged)
     targets = {} if target_rows is None else compare_with_target(job, expected, staged, target_rows)

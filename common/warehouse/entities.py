@@ -51,7 +51,7 @@ def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None
         raise SchemaMismatch(f"cannot read {columns.date} as a date: {exc}", table=table) from exc
     arrays = {"day": days, "entity": _entities(rows, columns, days, table)}
     for number, name in enumerate(columns.sums):
-        arrays[f"sum{number}"] = _summands(rows[name], name, table)
+        arrays[f"sum{number}"] = rows[name] if columns.magnitudes else _summands(rows[name], name, table)
         magnitude = rows[columns.magnitudes[number]] if columns.magnitudes else arrays[f"sum{number}"]
         arrays[f"magnitude{number}"] = pc.abs(magnitude)
     if ROW_COUNT in rows.column_names:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -27,6 +28,7 @@ from gated_backfill.common.model.coverage import Recount, SourceChoice
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.run_options import RunOptions
 from gated_backfill.common.model.tables import TableName
+from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import MeasuredDates, measure_dates
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
@@ -41,7 +43,7 @@ from gated_backfill.worker.dates.sources import (
     group_by_source,
     read_batches,
 )
-from gated_backfill.worker.gate.recount import recount
+from tests.builders import recount_rows
 from tests.emulator import Emulator
 from tests.fuzz.cases import ASKED, CASES, PHASES
 from tests.fuzz.entity_cases import DAYS, EntityCase, GeneratedTable, Unreadable, entity_cases, text_of
@@ -194,12 +196,17 @@ def recount_staged(case: EntityCase, job: Job, warehouse: Warehouse) -> dict[dat
     counted_days = [day for day in DAYS if day not in wrong_days]
     if counted_days and case.is_unreadable("expectation", counted_days):
         with pytest.raises(ExpectationUnreadable, match=re.escape(job.expectation.table)):
-            recount(warehouse, job, staged)
+            recounted(warehouse, job, staged)
         return {}
-    counted = recount(warehouse, job, staged)
+    counted = recounted(warehouse, job, staged)
     for day in wrong_days:
         assert any(f"column {name} holds" in (counted[day].schema_problem or "") for name in case.target.entity)
     return {day: counted[day] for day in DAYS if day not in wrong_days}
+
+
+def recounted(warehouse: Warehouse, job: Job, staged: Mapping[date, pa.Table]) -> dict[date, Recount]:
+    with TemporaryDirectory() as folder:
+        return recount_rows(warehouse, job, staged, Staging(folder))
 
 
 def check_sources_of_day(case: EntityCase, day: date, planned: RangeCounts, measured: MeasuredDates) -> None:

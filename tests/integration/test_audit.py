@@ -320,7 +320,7 @@ def test_published_rows_are_read_a_limited_number_of_days_at_a_time(lab: Lab, mo
     query, read_days = warehouse.query, list[list[date]]()
 
     def record_scans(sql: Any, *, scans: Any, params: Any = None) -> pa.Table:
-        read_days.extend(days_in(scan.dates) for name, scan in scans.items() if name == "published")
+        read_days.extend(days_in(scan.dates) for name, scan in scans.items() if name == "counted")
         return query(sql, scans=scans, params=params)
 
     monkeypatch.setattr(warehouse, "query", record_scans)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +152,7 @@ def install_copy(folder: Path, version: str) -> str:
     shutil.copytree(PACKAGES / "probe_jobs", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     module = folder / "probe_jobs.py"
     module.write_text(module.read_text().replace('version="1"', f'version="{version}"'))
-    return os.pathsep.join((str(folder), str(PACKAGES / "as_installed")))
+    return str(folder)
 
 
 def found_by_doctor(report: str, check: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from gated_backfill.common.model.publication import Backup, PublishResult, Stage
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
 from gated_backfill.common.storage.files import checked_path
-from gated_backfill.common.storage.staged_files import read_staged_bytes
+from gated_backfill.common.storage.staged_files import check_staged
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, StagedScan
@@ -140,7 +140,7 @@ def test_a_link_is_not_followed_by_whoever_reads_a_staged_file(
 ) -> None:
     file = made_link(staging.write("run-1", FEB_23, 1, ROWS), staging, outside)
     with pytest.raises(StagedFileLost, match="is a link"):
-        read_staged_bytes(file)
+        check_staged(file)
     with pytest.raises(StagedFileLost, match="is a link"):
         local_warehouse.query("SELECT * FROM s", scans={"s": StagedScan(files=(file,))})
     assert publish(local_warehouse, file).lost == {FEB_23}

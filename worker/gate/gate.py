@@ -8,13 +8,13 @@ change names the state it expects.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from enum import Enum
 
 import structlog
 
-from gated_backfill.common.errors import HostError, LeaseTakenOver, Retryable, UserError
+from gated_backfill.common.errors import HostError, LeaseTakenOver, Retryable, StagedFileLost, UserError
 from gated_backfill.common.ledger import DateRow, DateState, Run, WindowState
 from gated_backfill.common.ledger.states import READY_FOR_GATE, UNFINISHED_DATES
 from gated_backfill.common.model.job import Job
@@ -37,7 +37,8 @@ from gated_backfill.worker.gate.publish import (
     quarantine_blocked,
     requeue_dates,
 )
-from gated_backfill.worker.gate.verdicts import judge_staged, read_staged
+from gated_backfill.worker.gate.staged_contents import read_staged_contents
+from gated_backfill.worker.gate.verdicts import JudgedDates, judge_staged
 from gated_backfill.worker.gate.window import LeasedWindow, LeaseLost
 from gated_backfill.worker.host.checks import HostFaulty, confirm_staging
 from gated_backfill.worker.post_run import schedule_post_run
@@ -160,11 +161,7 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
     if unchanged:
         checkpoint_published(window, unchanged)
     staged = {row.day: row for row in dates if row.state is DateState.STAGED and row.day not in unchanged}
-    tables, missing_files = read_staged(staged.values(), deps.staging)
-    if missing_files:
-        confirm_staging(run, deps.staging)  # they may only be missing here
-    judgements = judge_staged(window, staged, tables, is_last_attempt=is_last_attempt)
-    del tables  # publishing needs the files only, so the memory is freed
+    judgements, missing_files = _judge_intact(window, staged, is_last_attempt=is_last_attempt)
     window.renew_lease()
     deps.ledger.dates.record_verdicts(run.id, judgements.ledger_columns(), gate=window.holder)
     quarantine_blocked(window, judgements, staged)
@@ -177,6 +174,22 @@ def _gate(window: LeasedWindow, dates: Sequence[DateRow], *, is_last_attempt: bo
         ),
         *requeue_dates(window, target_changed, "another program changed its rows in the target after it was staged"),
     ]
+
+
+def _judge_intact(
+    window: LeasedWindow, staged: Mapping[date, DateRow], *, is_last_attempt: bool
+) -> tuple[JudgedDates, frozenset[date]]:
+    """Judge the dates whose staged file is there and unchanged; return their verdicts, and the other dates."""
+    run, staging = window.run, window.deps.staging
+    for _ in range(len(staged) + 1):
+        contents, missing_files = read_staged_contents(staged.values(), window.job, staging)
+        if missing_files:
+            confirm_staging(run, staging)  # they may only be missing here
+        try:
+            return judge_staged(window, staged, contents, is_last_attempt=is_last_attempt), missing_files
+        except StagedFileLost as exc:  # in the meantime: it is missing when the files are read again
+            log.warning("staged_file_lost", day=exc.file_day.isoformat(), reason=str(exc))
+    raise Retryable("the staged files keep changing while they are counted")
 
 
 def advance_run(run: Run, job: Job, deps: Deps) -> None:

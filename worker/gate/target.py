@@ -20,14 +20,17 @@ from gated_backfill.common.model.arrow.types import comparable
 from gated_backfill.common.model.coverage import CoveragePolicy, Recount, TargetCounts, describe_loss
 from gated_backfill.common.model.entities import EntityColumns
 from gated_backfill.common.model.job import Job
+from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.warehouse.coverage_queries import read_expectation, target_columns, target_scan
 from gated_backfill.common.warehouse.entities import day_entity_rows
 from gated_backfill.common.warehouse.protocol import ABSENT, Scan, Warehouse, read_unless_absent
+from gated_backfill.common.warehouse.staged_entities import read_staged_entities
 from gated_backfill.common.warehouse.table_checks import target_types
+from gated_backfill.worker.gate.staged_contents import StagedContents
 from gated_backfill.worker.gate.window import LeasedWindow
 
-StagedRows = Mapping[date, pa.Table]
+StagedFiles = Mapping[date, StagedContents]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ def add_losses(
     dates: Mapping[date, DateRow],
     counts: Mapping[date, Recount],
     target_rows: TargetRows,
-    staged: StagedRows,
+    staged: StagedFiles,
     policy: CoveragePolicy,
 ) -> dict[date, Recount]:
     """Return the recounts with what a publication of each date would lose.
@@ -158,13 +161,14 @@ def _find_writers(window: LeasedWindow, dates: Mapping[date, DateRow], days: Col
     return writers | dict.fromkeys(own, run)
 
 
-def _count_keys(window: LeasedWindow, counts: Mapping[date, Recount], staged: StagedRows) -> dict[date, Recount]:
+def _count_keys(window: LeasedWindow, counts: Mapping[date, Recount], staged: StagedFiles) -> dict[date, Recount]:
     """Return the counts with the entities of which the target has more keys than were staged, not only more rows."""
     if not counts:
         return {}
     days = sorted(counts)
     try:
-        thinned = find_entities_with_fewer_keys(window.deps.warehouse, window.job, {day: staged[day] for day in days})
+        files = [staged[day].file for day in days]
+        thinned = find_entities_with_fewer_keys(window.deps.warehouse, window.job, files)
     except (SchemaMismatch, QueryFailed) as exc:
         problem = f"cannot be compared with what the target holds: {exc}"
         return {day: replace(count, loss=problem) for day, count in counts.items()}
@@ -175,14 +179,16 @@ def _count_keys(window: LeasedWindow, counts: Mapping[date, Recount], staged: St
     }
 
 
-def find_entities_with_fewer_keys(warehouse: Warehouse, job: Job, staged: StagedRows) -> dict[date, list[str]]:
+def find_entities_with_fewer_keys(
+    warehouse: Warehouse, job: Job, staged: Sequence[StagedFile]
+) -> dict[date, list[str]]:
     """Return the expected entities of which the target has more distinct keys than were staged, sorted, by day.
 
     Keys with a null do not count: they were never complete rows.
     """
-    days, columns = sorted(staged), target_columns(job)
+    days, columns = sorted(file.day for file in staged), target_columns(job)
     expected = read_expectation(warehouse, job, days)
-    staged_rows = day_entity_rows(pa.concat_tables(staged.values()), columns)
+    staged_rows = read_staged_entities(warehouse, job, staged)
     fewer = expected.with_fewer_rows(staged_rows, than=_read_distinct_keys(warehouse, job, days, columns))
     return expected.names_by_day(fewer)
 

@@ -1,4 +1,4 @@
-"""Judge the staged dates of a window: read their rows, recount them, and give each date a verdict."""
+"""Judge the staged dates of a window: recount their rows, and give each date a verdict."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
-import pyarrow as pa
 import structlog
 
-from gated_backfill.common.errors import ExpectationUnreadable, Retryable, StagedFileLost
+from gated_backfill.common.errors import ExpectationUnreadable, Retryable
 from gated_backfill.common.ledger import DateRow
 from gated_backfill.common.ledger.rows import entity_columns, target_count_columns
 from gated_backfill.common.model.coverage import (
@@ -24,11 +23,11 @@ from gated_backfill.common.model.coverage import (
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
 from gated_backfill.common.model.run_options import RunOptions
-from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.entities import find_lookalikes
 from gated_backfill.common.warehouse.input_fingerprints import InputParts
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.worker.gate.recount import recount
+from gated_backfill.worker.gate.staged_contents import StagedContents
 from gated_backfill.worker.gate.target import add_losses, find_changed, read_target_rows
 from gated_backfill.worker.gate.window import LeasedWindow
 
@@ -69,27 +68,16 @@ class JudgedDates:
         }
 
 
-def read_staged(staged: Iterable[DateRow], staging: Staging) -> tuple[dict[date, pa.Table], frozenset[date]]:
-    """The staged rows by date, and the dates whose staged file is lost."""
-    rows_by_date: dict[date, pa.Table] = {}
-    lost_dates: set[date] = set()
-    for row in staged:
-        try:
-            rows_by_date[row.day] = staging.rows(row.staged_file())
-        except StagedFileLost:
-            lost_dates.add(row.day)
-    return rows_by_date, frozenset(lost_dates)
-
-
 def judge_staged(
-    window: LeasedWindow, dates: Mapping[date, DateRow], staged: Mapping[date, pa.Table], *, is_last_attempt: bool
+    window: LeasedWindow, dates: Mapping[date, DateRow], staged: Mapping[date, StagedContents], *, is_last_attempt: bool
 ) -> JudgedDates:
     """A verdict for each date's rows; if the expectation cannot be read, every date is blocked.
 
-    `dates` has the ledger's row of each date, `staged` its rows. A date that would pass, but lose rows of the target,
-    gets no verdict if the target has changed since it was staged: it is to be built and compared again.
+    `dates` has the ledger's row of each date, `staged` what its file holds. A date that would pass, but lose rows of
+    the target, gets no verdict if the target has changed since it was staged: it is to be built and compared again.
 
-    Raises `Retryable` for a transient error, unless this is the last attempt: then the dates are blocked.
+    Raises `Retryable` for a transient error, unless this is the last attempt: then the dates are blocked; and
+    `StagedFileLost` for a file that was removed or changed meanwhile.
     """
     unreadable = (ExpectationUnreadable, *((Retryable,) if is_last_attempt else ()))
     options = RunOptions.from_dict(window.run.options)

@@ -1,17 +1,12 @@
-"""The column types as Arrow types, and the rules of the output columns."""
+"""The column types as Arrow types."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from gated_backfill.common.model.output_schema import lower_bound, upper_bound
-from gated_backfill.common.model.tables import Column, ColumnType, ColumnTypes
-
-if TYPE_CHECKING:
-    import pandera.pandas as pandera
+from gated_backfill.common.model.tables import ColumnType, ColumnTypes
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "STRING": pa.string(),
@@ -77,26 +72,3 @@ def comparable(values: Any) -> Any:
     import pyarrow.compute as pc
 
     return pc.add(nan_as_null(values), 0.0) if pa.types.is_floating(values.type) else values
-
-
-def pandera_schema(columns: Mapping[str, Column]) -> pandera.DataFrameSchema:
-    """Return the pandera schema of exactly these columns: types, nulls and bounds."""
-    import pandas as pd
-    import pandera.pandas as pandera
-
-    def checks(column: Column) -> list[pandera.Check]:
-        lower, upper = lower_bound(column), upper_bound(column)
-        low = [] if lower is None else [pandera.Check.ge(lower.limit, error=lower.check)]
-        high = [] if upper is None else [pandera.Check.le(upper.limit, error=upper.check)]
-        return [*low, *high]
-
-    return pandera.DataFrameSchema(
-        {
-            name: pandera.Column(
-                pd.ArrowDtype(ARROW_TYPES[column.type]), checks=checks(column), nullable=column.allows_nulls
-            )
-            for name, column in columns.items()
-        },
-        strict=True,
-        ordered=True,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import re
 import threading
@@ -273,9 +272,9 @@ class BigQueryConnection:
         )
 
     def load_parquet(
-        self, name: str, into: bigquery.Table, source: bytes | Path | Sequence[str], *, is_whole: Callable[[], bool]
+        self, name: str, into: bigquery.Table, source: Path | Sequence[str], *, is_whole: Callable[[], bool]
     ) -> None:
-        """Load Parquet, bytes, a file or the files at gs:// URIs, into a table, once under that name, as one job.
+        """Load Parquet, a file or the files at gs:// URIs, into a table, once under that name, as one job.
 
         `is_whole` checks whether the table still holds all rows of an earlier load under the name.
         """
@@ -287,7 +286,7 @@ class BigQueryConnection:
         )
 
         def start(job_id: str) -> Any:
-            if isinstance(source, (bytes, Path)):
+            if isinstance(source, Path):
                 return self._uploading(self._upload)(source, into, job_id, config)
             return self.client.load_table_from_uri(
                 list(source), into, job_id=job_id, job_config=config, retry=self.retry, timeout=REQUEST_SECONDS
@@ -295,8 +294,8 @@ class BigQueryConnection:
 
         self._run_named_job(name, start, is_good=is_whole)
 
-    def _upload(self, source: bytes | Path, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
-        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+    def _upload(self, source: Path, into: bigquery.Table, job_id: str, config: bigquery.LoadJobConfig) -> Any:
+        with source.open("rb") as file:
             return self.client.load_table_from_file(
                 file, into, job_id=job_id, job_config=config, num_retries=UPLOAD_TRIES, timeout=REQUEST_SECONDS
             )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
 
+from gated_backfill.common.errors import SchemaMismatch
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.storage.files import parquet_bytes
-from gated_backfill.common.storage.staged_files import read_all_rows
+from gated_backfill.common.storage.files import write_row_groups
+from gated_backfill.common.storage.staged_files import open_staged
 from gated_backfill.common.warehouse.bigquery.client import BigQueryConnection, job_name, translate_bigquery_errors
 from gated_backfill.common.warehouse.bigquery.schema import types_of
 from gated_backfill.common.warehouse.bigquery.tables import CREATE_PERMISSIONS, BigQueryTables
@@ -42,12 +44,12 @@ class StagingTables:
                 return table
         name = job_name("load", *sorted(keys))
         table = self._tables.own("staged_" + name.rpartition("-")[2])
-        remote = [staged.location for staged in files if staged.location.startswith("gs://")]
-        rows = sum(staged.rows for staged in files)
-        combined = read_all_rows(files)  # always, to check their checksums
-        source = remote if len(remote) == len(files) else parquet_bytes(combined)
         self._tables.create_own_dataset()
-        self.load(table, combined.schema, source, rows, "staged files", name=name)
+        remote = [staged.location for staged in files if staged.location.startswith("gs://")]
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as combined:
+            schema, rows = _combine(files, combined.name)  # also of remote files, to check their checksums
+            source = remote if len(remote) == len(files) else Path(combined.name)
+            self.load(table, schema, source, rows, "staged files", name=name)
         self._loaded[keys] = (table, time.monotonic())
         while len(self._loaded) > MAX_STAGING_TABLES:
             self._loaded.popitem(last=False)
@@ -61,13 +63,13 @@ class StagingTables:
         self,
         table: TableName,
         schema: pa.Schema,
-        source: bytes | Path | Sequence[str],
+        source: Path | Sequence[str],
         rows: int,
         label: str,
         *,
         name: str | None = None,
     ) -> None:
-        """Load the rows into a staging table: Parquet, a file of it, or the files at gs:// URIs.
+        """Load the rows into a staging table: of a Parquet file, or of those at gs:// URIs.
 
         `label` names them in errors.
         """
@@ -86,3 +88,25 @@ class StagingTables:
             "loading staged rows", table=label, needs=f"{WRITE_PERMISSIONS}, {CREATE_PERMISSIONS}"
         ):
             self._jobs.load_parquet(name or job_name("load", table), definition, source, is_whole=is_whole)
+
+
+def _combine(files: Sequence[StagedFile], path: str) -> tuple[pa.Schema, int]:
+    """Write the rows of all files into one, a part at a time; return their columns and their number.
+
+    Raises `StagedFileLost`, and `SchemaMismatch` for files with different columns.
+    """
+    with open_staged(files[0]) as first:
+        schema = first.schema_arrow.remove_metadata()
+    rows = 0
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for staged in files:
+            with open_staged(staged) as file:
+                if not file.schema_arrow.equals(schema):
+                    raise SchemaMismatch("the staged file has other columns than those before it", day=staged.day)
+                rows += file.metadata.num_rows
+                yield from file.iter_batches()
+
+    write_row_groups(path, schema, batches())
+    return schema, rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gated_backfill.common.errors import WarehouseUnavailable
-from gated_backfill.common.storage.files import checksum_of, closing_handle, read_handle, read_regular_file, sync_folder
+from gated_backfill.common.storage.files import checksum_of_file, checksum_of_handle, closing_handle, sync_folder
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 RENAME_NOREPLACE = 1  #: flags of renameat2(2)
@@ -50,7 +50,7 @@ def take_snapshot(path: str | Path) -> FileSnapshot:
 def snapshot_of(handle: int) -> FileSnapshot:
     """Read an open file."""
     identity = file_identity(os.fstat(handle))  # first: a later write gives another one
-    return FileSnapshot(checksum_of(read_handle(handle)), identity)
+    return FileSnapshot(checksum_of_handle(handle), identity)
 
 
 def file_identity(status: os.stat_result) -> tuple[int, int, int]:
@@ -154,7 +154,7 @@ def holds_expected(path: str, expected: FileSnapshot) -> bool:
     status = os.lstat(path)
     if file_identity(status) == expected.identity:
         return True
-    return stat.S_ISREG(status.st_mode) and checksum_of(read_regular_file(path)) == expected.checksum
+    return stat.S_ISREG(status.st_mode) and checksum_of_file(path) == expected.checksum
 
 
 def finish_replacement(path: str, prepared: str) -> None:
@@ -194,7 +194,7 @@ def _copied_as_expected(path: str, copy: str, expected: FileSnapshot) -> bool:
     try:
         identity = file_identity(os.stat(path))  # noqa: PTH116
         _link_or_copy(path, copy)
-        if checksum_of(read_regular_file(copy)) == expected.checksum and file_identity(os.stat(path)) == identity:  # noqa: PTH116
+        if checksum_of_file(copy) == expected.checksum and file_identity(os.stat(path)) == identity:  # noqa: PTH116
             return True
     except FileNotFoundError:  # removed by another program
         pass

@@ -21,7 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import SchemaMismatch
-from gated_backfill.common.storage.files import checked_path_text, checksum_of, closing_handle, read_handle
+from gated_backfill.common.storage.files import (
+    checked_path_text,
+    checksum_of,
+    checksum_of_handle,
+    closing_handle,
+    read_handle,
+)
 from gated_backfill.common.warehouse.local.exchange import NO_FILE, FileSnapshot, snapshot_of
 from gated_backfill.common.warehouse.local.partitions import check_no_other_files, is_damage, partition_mismatch
 from gated_backfill.common.warehouse.protocol import ABSENT
@@ -114,12 +120,17 @@ class PartitionFiles:
         if cached is not None and self._is_unchanged(part, cached[0]):
             return cached[1]
         with self._opened(part) as handle:
-            return ABSENT if handle is None else self._read_with_checksum(part, handle)[1]
+            if handle is None:
+                return ABSENT
+            stamp = file_stamp(handle)
+            checksum = checksum_of_handle(handle)
+            self._remember_checksum(part, handle, stamp, checksum)
+            return checksum
 
     def fingerprint_uncached(self, part: str) -> str:
         """Return the checksum of the file, read again."""
         with self._opened(part) as handle:
-            return ABSENT if handle is None else checksum_of(read_handle(handle))
+            return ABSENT if handle is None else checksum_of_handle(handle)
 
     def snapshot(self, part: str) -> FileSnapshot:
         """Read the file again; `NO_FILE` when it does not exist."""
@@ -295,12 +306,16 @@ class PartitionFiles:
         stamp = file_stamp(handle)
         data = read_handle(handle)
         checksum = checksum_of(data)
+        return data, checksum, self._remember_checksum(part, handle, stamp, checksum)
+
+    def _remember_checksum(self, part: str, handle: int, stamp: FileStamp | None, checksum: str) -> FileStamp | None:
+        """Return the stamp, and keep the checksum by it, unless the file may still change: then return None."""
         if stamp is None or not has_settled(stamp) or file_stamp(handle) != stamp:
-            return data, checksum, None
+            return None
         if len(self._fingerprints) >= self.MAX_FINGERPRINTS:
             self._fingerprints.clear()
         self._fingerprints[part] = (stamp, checksum)
-        return data, checksum, stamp
+        return stamp
 
     def _remember(self, part: str, stamp: FileStamp, rows: pa.Table, schema: pq.ParquetSchema) -> None:
         with self._lock:

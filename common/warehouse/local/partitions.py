@@ -14,7 +14,13 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import HostError, SchemaMismatch, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
-from gated_backfill.common.storage.files import checked_path, checksum_of, is_host_error, write_atomically
+from gated_backfill.common.storage.files import (
+    checked_path,
+    checksum_of_handle,
+    closing_handle,
+    is_host_error,
+    write_atomically,
+)
 from gated_backfill.common.warehouse.protocol import ABSENT
 
 ROWS_FILE = "part.parquet"
@@ -166,9 +172,11 @@ def file_exists(part: str | Path) -> bool:
 def file_fingerprint(file: str | Path) -> str:
     """Return the checksum of a file at a checked path; `ABSENT` when it does not exist."""
     try:
-        return checksum_of(Path(file).read_bytes())
+        handle = os.open(file, os.O_RDONLY)
     except FileNotFoundError:
         return ABSENT
+    with closing_handle(handle):
+        return checksum_of_handle(handle)
 
 
 def write_through(loading: Path, file: Path, content: bytes, *, durable: bool) -> None:

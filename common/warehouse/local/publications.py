@@ -7,13 +7,13 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import OutsideRoot, StagedFileLost
+from gated_backfill.common.errors import StagedFileLost
 from gated_backfill.common.model.dates import DateRange
 from gated_backfill.common.model.publication import (
     KeptRows,
@@ -25,8 +25,8 @@ from gated_backfill.common.model.publication import (
 )
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.process.clock import utcnow
-from gated_backfill.common.storage.files import checked_path, read_regular_file, write_atomically
-from gated_backfill.common.storage.staged_files import check_checksum, read_staged_bytes
+from gated_backfill.common.storage.files import checked_path
+from gated_backfill.common.storage.staged_files import open_staged, open_staged_bytes
 from gated_backfill.common.warehouse.backups import kept_rows_missing, replaced_rows_missing
 from gated_backfill.common.warehouse.local.backups import LocalBackups
 from gated_backfill.common.warehouse.local.exchange import FileSnapshot
@@ -115,10 +115,9 @@ class LocalPublications(LocalBackups):
         for staged in files:
             partition = loading.partition(partition_name(date_column, staged.day))
             try:
-                data = _prepare_partition(partition, staged, publication.name)
+                file_schema = _prepare_partition(partition, staged, publication.name)
             except StagedFileLost:
                 continue
-            file_schema = FileSchema.of_file(pq.ParquetFile(pa.BufferReader(data)))
             if parquet_schema is None or not file_schema.parquet.equals(parquet_schema):
                 columns = self._check_publishable_columns(target, date_column, file_schema, columns)
                 parquet_schema = file_schema.parquet
@@ -321,10 +320,10 @@ def _prepare_copies(
     ]
 
 
-def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> bytes:
+def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> FileSchema:
     """Write the partition's folder: the staged rows and a note on their publication. Raises `StagedFileLost`.
 
-    Returns the bytes of the rows' file.
+    Returns the schema of the rows' file.
 
     On the same disk the staged file itself is linked, as nothing writes to it again.
     """
@@ -336,18 +335,18 @@ def _prepare_partition(partition: str, staged: StagedFile, publication: str) -> 
     try:
         try:
             os.link(staged.location, rows_file, follow_symlinks=False)
-            data = read_regular_file(rows_file)
-            check_checksum(staged, data)
         except OSError:  # on another disk, or in an object store
-            data = read_staged_bytes(staged)
-            write_atomically(rows_file, data, durable=False)
-    except (StagedFileLost, OutsideRoot) as exc:
+            with open_staged_bytes(staged) as source, open(rows_file, "wb") as copy:  # noqa: PTH123
+                shutil.copyfileobj(source, copy)
+        with open_staged(replace(staged, location=rows_file)) as rows:
+            schema = FileSchema.of_file(rows)
+    except StagedFileLost:
         shutil.rmtree(partition)
-        raise StagedFileLost(str(exc), day=staged.day) from exc
+        raise
     note = {"publication": publication, "attempt": staged.attempt, "checksum": staged.checksum, "rows": staged.rows}
     with open(f"{partition}/{PUBLICATION_FILE}", "wb") as file:  # noqa: PTH123 - not read before the commit
         file.write(json.dumps(note).encode())
-    return data
+    return schema
 
 
 def read_publication_note(part: str) -> PublishedDate | None:

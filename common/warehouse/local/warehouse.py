@@ -29,7 +29,7 @@ from gated_backfill.common.storage.files import (
     write_atomically,
     write_row_groups,
 )
-from gated_backfill.common.storage.staged_files import read_all_rows
+from gated_backfill.common.storage.staged_files import open_staged
 from gated_backfill.common.warehouse.counting import count_by_reading
 from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
 from gated_backfill.common.warehouse.local.content import column_digest, content_fingerprint
@@ -106,14 +106,18 @@ class LocalWarehouse(LocalPublications):
     def _queries(self) -> DuckDbQueries:
         from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-        return DuckDbQueries(self._rows_to_query)
+        return DuckDbQueries(self._rows_to_query, memory_mb=self._limits.query_memory_mb)
 
     def _rows_to_query(self, scan: Scan | StagedScan) -> pa.Table:
         if isinstance(scan, Scan):
             return self.read(scan, once=True)
         if not scan.files:
             raise QueryFailed("no staged file was given to the query")
-        rows = read_all_rows(scan.files)
+        tables: list[pa.Table] = []
+        for staged in scan.files:
+            with open_staged(staged) as file:
+                tables.append(file.read(use_threads=False))
+        rows = pa.concat_tables(tables)
         return rows if scan.columns is None else _renamed(rows, scan.columns)
 
     def count_entities(

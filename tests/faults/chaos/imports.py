@@ -19,8 +19,8 @@ MODULES = (
     *("gated_backfill.common.broker.chords", "gated_backfill.common.warehouse.bigquery.warehouse"),
     *("gated_backfill.common.warehouse.local.warehouse", "gated_backfill.producer.runs.attended"),
     *("gated_backfill.producer.cli.main", "gated_backfill.producer.planning.cost", "gated_backfill.worker.inline"),
-    *("gated_backfill.worker.maintenance.runner", "kombu.transport.redis", "pandera.backends.register_checks"),
-    *("pandera.pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "pyarrow.parquet", "pyarrow.substrait"),
+    *("gated_backfill.worker.maintenance.runner", "kombu.transport.redis"),
+    *("pyarrow.dataset", "pyarrow.pandas_compat", "pyarrow.parquet", "pyarrow.substrait"),
     *("pycparser.c_parser", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite"),
     "sqlglot.optimizer.normalize_identifiers",
 )
@@ -36,13 +36,6 @@ def import_everything() -> None:
 
 def _use_once() -> None:
     """Have libraries register what they register on first use."""
-    import pandas as pd
-    import pyarrow as pa
-
-    from gated_backfill.common.model.arrow.types import pandera_schema
-    from gated_backfill.common.model.tables import Column
     from gated_backfill.common.warehouse.sql import to_duckdb
 
     to_duckdb("SELECT 1 AS one")
-    rows = pa.table({"name": ["one"]}).to_pandas(types_mapper=pd.ArrowDtype, use_threads=False)
-    pandera_schema({"name": Column(type="STRING")}).validate(rows)

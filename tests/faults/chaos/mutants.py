@@ -85,8 +85,8 @@ def recount_believed() -> None:
 
     def believed(warehouse: Warehouse, job: Job, staged: Mapping[date, Any], **_: Any) -> dict[date, Recount]:
         return {
-            day: Recount(expectation=DateExpectation(expected=13), matched=13, rows=rows.num_rows)
-            for day, rows in staged.items()
+            day: Recount(expectation=DateExpectation(expected=13), matched=13, rows=contents.rows)
+            for day, contents in staged.items()
         }
 
     verdicts.recount = believed

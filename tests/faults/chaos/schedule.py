@@ -30,7 +30,7 @@ OF_GATE = (
     | {"ledger.mark_reported": 1}
     | {"warehouse.publish": 3, "warehouse.matching_dates": 1, "warehouse.query": 1, "warehouse.fingerprints": 1}
     | {"warehouse.exchange_prepared": 1, "loading.make": 2}
-    | {"staging.rows": 1, "staging.quarantine": 1, "staging.delete": 1}
+    | {"staging.open": 1, "staging.quarantine": 1, "staging.delete": 1}
     | {"broker.send_window": 1, "broker.broker_backlog": 1, "file.sync": 2}
 )
 OF_PRODUCER = {"ledger.open_run": 1, "ledger.move_run": 1, "ledger.open_windows": 1, "ledger.commit": 1} | {
@@ -45,7 +45,7 @@ OTHERS_AT_GATE = {
 }
 OTHERS_AT = {
     GATE: {"ledger.record_verdicts": 1, "ledger.renew_window": 1, "ledger.move_dates": 1, "ledger.commit": 2}
-    | {"warehouse.matching_dates": 1, "warehouse.fingerprints": 1, "staging.rows": 1},
+    | {"warehouse.matching_dates": 1, "warehouse.fingerprints": 1, "staging.open": 1},
     DATES: {"warehouse.fingerprints": 2, "warehouse.read": 1, "job.process": 1, "staging.write": 1, "ledger.commit": 1},
     PRODUCER: {"warehouse.query": 1, "ledger.open_run": 1},
 }
