@@ -59,6 +59,29 @@ def day_entity_rows(rows: pa.Table, columns: EntityColumns, *, table: str | None
     return pa.table(arrays)
 
 
+def group_entities(tables: Iterable[pa.Table]) -> pa.Table:
+    """Group rows that `day_entity_rows` has returned, of one table after another: each entity of a day has one row.
+
+    So as many rows are in memory as there are entities, and those of one table.
+    """
+    groups: pa.Table | None = None
+    for table in tables:
+        counted = (
+            table if ROW_COUNT in table.column_names else table.append_column(ROW_COUNT, pa.array(_row_counts(table)))
+        )
+        group = _add_up(counted)
+        groups = group if groups is None else _add_up(pa.concat_tables([groups, group]))
+    assert groups is not None, "of at least one table"
+    return groups
+
+
+def _add_up(rows: pa.Table) -> pa.Table:
+    key = ["day", "entity"]
+    numbers = [name for name in rows.column_names if name not in key]
+    sums = rows.group_by(key, use_threads=False).aggregate([(name, "sum") for name in numbers])
+    return sums.select([*key, *(f"{name}_sum" for name in numbers)]).rename_columns([*key, *numbers])
+
+
 def _with_required(rows: pa.Table, required: Iterable[str]) -> pa.Table:
     for name in required:
         is_null = pc.is_null(rows[name], nan_is_null=True)

@@ -31,6 +31,8 @@ from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import MeasuredDates, measure_dates
+from gated_backfill.common.warehouse.local import partition_files
+from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
 from gated_backfill.common.warehouse.table_checks import check_tables
@@ -80,8 +82,17 @@ def project(emulator: Emulator) -> tuple[bigquery.Client, Warehouse]:
     return client, open_warehouse(emulator.url)
 
 
+@pytest.fixture(params=[pytest.param(False, id="whole"), pytest.param(True, id="in-parts")])
+def reads_in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is read at once, or as a big file is: a few rows at a time."""
+    if request.param:
+        monkeypatch.setattr(PartitionFiles, "MAX_CACHED_FILE_BYTES", 0)
+        monkeypatch.setattr(partition_files, "BATCH_ROWS", 2)
+
+
+@pytest.mark.usefixtures("reads_in_parts")
 @given(case=entity_cases(in_files=True))
-@tries(LOCAL_CASES)
+@tries(LOCAL_CASES // 2)
 def test_a_local_table_is_read_alike_by_all(case: EntityCase, tmp_path: Path, ledger: Ledger) -> None:
     warehouse = LocalWarehouse(tmp_path / f"warehouse-{next(PREFIXES)}")
     for name, table in tables_of(case).items():

@@ -34,6 +34,7 @@ from gated_backfill.common.warehouse.protocol import ABSENT
 
 FileStamp = tuple[int, int, int, int]
 FolderStamp = tuple[int, int, int]
+BATCH_ROWS = 1 << 18  #: read at once of a big file
 SETTLED_NS = 2_000_000_000  #: a file younger than this may change without a new stamp
 READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK  # does not block on a pipe
 
@@ -211,6 +212,23 @@ class PartitionFiles:
             return _read_columns(part, _parquet(self._file(handle)), columns, check_schema)
         finally:
             os.close(handle)
+
+    def is_big(self, part: str) -> bool:
+        """Whether the file is too big to be read at once."""
+        stamp = file_stamp(part)
+        return stamp is not None and stamp[1] > self.MAX_CACHED_FILE_BYTES
+
+    def batches(self, part: str, columns: list[str], check_schema: SchemaCheck = _accept) -> Generator[pa.Table]:
+        """Read the columns that the file has, a limited number of rows at a time; none if it does not exist."""
+        with self._opened(part, folder_required=False) as handle:
+            if handle is None:
+                return
+            file = _parquet(_big_file(handle))
+            if not file.metadata.num_rows:
+                return
+            check_schema(part, FileSchema.of_file(file))
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
     def check_no_other_files(self, part: str) -> None:
         """Check that the folder of the file, if it exists, has no rows in other files. Raises `SchemaMismatch`."""

@@ -31,7 +31,7 @@ from gated_backfill.common.storage.files import (
 )
 from gated_backfill.common.storage.staged_files import open_staged
 from gated_backfill.common.warehouse.counting import count_by_reading
-from gated_backfill.common.warehouse.entities import day_entity_rows, read_days
+from gated_backfill.common.warehouse.entities import day_entity_rows, group_entities, read_days
 from gated_backfill.common.warehouse.local.content import column_digest, content_fingerprint
 from gated_backfill.common.warehouse.local.date_runs import DateRuns
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles, SchemaCheck
@@ -129,9 +129,27 @@ class LocalWarehouse(LocalPublications):
         return self._entities(scan, once=False)
 
     def _entities(self, scan: EntityScan, *, once: bool) -> pa.Table:
-        rows = self.read(scan.rows(), once=once)
-        with translate_file_errors(scan.table):
-            return day_entity_rows(rows, scan.columns, table=str(scan.table))
+        return self._with_schema(
+            scan.rows(), scan.columns.names, lambda schema: self._group_big(scan, schema, once=once)
+        )
+
+    def _group_big(self, scan: EntityScan, schema: TableSchema, *, once: bool) -> pa.Table:
+        """Read the entities; those of big files are grouped, so that not all of their rows are in memory."""
+        reader = _typed_reader(scan.rows(), schema)
+        table = str(scan.table)
+        candidates = _candidates(schema, days_in(scan.dates))
+        big = [(day, part) for day, part in candidates if self._parts.is_big(part)]
+        small = [candidate for candidate in candidates if candidate not in big] if big else candidates
+        entities = day_entity_rows(_stack(reader, small, self._read_file(once=once)), scan.columns, table=table)
+        if not big:
+            return entities
+        batches = chain.from_iterable(self._batches(reader, day, part) for day, part in big)
+        return group_entities(chain([entities], (day_entity_rows(rows, scan.columns, table=table) for rows in batches)))
+
+    def _batches(self, reader: TypedReader, day: date, part: str) -> Iterator[pa.Table]:
+        with refuse_damage(part):
+            for rows in self._parts.batches(part, _file_columns(reader), reader.schema.check_partition):
+                yield reader.stack([PartitionRows(day, part, rows)])
 
     def count_rows(self, scan: Scan) -> dict[date, int]:
         rows = self.read(replace(scan, columns={"day": scan.date_column}), once=True)
@@ -139,23 +157,16 @@ class LocalWarehouse(LocalPublications):
         return {count["values"]: count["counts"] for count in counts}
 
     def read(self, scan: Scan, *, once: bool = False) -> pa.Table:
-        read_file = self._parts.rows_uncached if once else self._parts.rows
+        read_file = self._read_file(once=once)
         columns = None if scan.columns is None else scan.columns.values()
-        return self._with_schema(scan, columns, lambda schema: self._read(scan, schema, read_file))
+        return self._with_schema(
+            scan,
+            columns,
+            lambda schema: _stack(_typed_reader(scan, schema), _candidates(schema, days_in(scan.dates)), read_file),
+        )
 
-    def _read(self, scan: Scan, schema: TableSchema, read_file: ReadFile) -> pa.Table:
-        reader = TypedReader(
-            schema=schema,
-            columns={name: name for name in schema.info.columns} if scan.columns is None else scan.columns,
-            declared_types=scan.types or {},
-            time_zone=scan.time_zone,
-        )
-        columns = list(dict.fromkeys((*reader.columns.values(), scan.date_column)))
-        return reader.stack(
-            PartitionRows(day, part, rows)
-            for day, part in _candidates(schema, days_in(scan.dates))
-            if (rows := read_partition(part, columns, schema, read_file)) is not None
-        )
+    def _read_file(self, *, once: bool) -> ReadFile:
+        return self._parts.rows_uncached if once else self._parts.rows
 
     def estimate_bytes(self, scan: Scan) -> int | None:
         return None
@@ -198,14 +209,15 @@ class LocalWarehouse(LocalPublications):
     def _column_digests(
         self, schema: TableSchema, days: Collection[date], columns: Collection[str]
     ) -> dict[date, dict[str, bytes]]:
-        """Return the digest of each column, for the days with rows."""
-        reader = TypedReader(schema=schema, columns={name: name for name in columns}, declared_types={})
+        """Return the digest of each column, for the days with rows. Of a big file, one column is read at a time."""
         digests: dict[date, dict[str, bytes]] = {}
         for day, part in _places_in(schema.folder, schema.date_column, days).items():
-            rows = read_partition(part, [*columns], schema, self._parts.rows)
-            if rows is not None:
-                typed_columns = reader.columns_of(PartitionRows(day, part, rows))
-                digests[day] = {name: column_digest(values) for name, values in typed_columns}
+            for names in [[name] for name in columns] if self._parts.is_big(part) else [[*columns]]:
+                rows = read_partition(part, names, schema, self._parts.rows)
+                if rows is not None:
+                    reader = TypedReader(schema=schema, columns={name: name for name in names}, declared_types={})
+                    typed_columns = reader.columns_of(PartitionRows(day, part, rows))
+                    digests.setdefault(day, {}).update({name: column_digest(values) for name, values in typed_columns})
         return digests
 
     def matching_dates(self, table: TableName, date_column: str, checksums: Mapping[date, str]) -> frozenset[date]:
@@ -363,6 +375,28 @@ def _candidates(schema: TableSchema, days: Collection[date]) -> list[tuple[date,
         return list(places.items())
     existing = set(names_in(schema.folder))  # which of them are partitions does not matter: the names are known
     return [(day, place) for day, place in places.items() if place.split("/")[-2] in existing]
+
+
+def _typed_reader(scan: Scan, schema: TableSchema) -> TypedReader:
+    return TypedReader(
+        schema=schema,
+        columns={name: name for name in schema.info.columns} if scan.columns is None else scan.columns,
+        declared_types=scan.types or {},
+        time_zone=scan.time_zone,
+    )
+
+
+def _file_columns(reader: TypedReader) -> list[str]:
+    return list(dict.fromkeys((*reader.columns.values(), reader.schema.date_column)))
+
+
+def _stack(reader: TypedReader, partitions: Iterable[tuple[date, str]], read_file: ReadFile) -> pa.Table:
+    columns = _file_columns(reader)
+    return reader.stack(
+        PartitionRows(day, part, rows)
+        for day, part in partitions
+        if (rows := read_partition(part, columns, reader.schema, read_file)) is not None
+    )
 
 
 def read_partition(part: str, columns: list[str], schema: TableSchema, read_file: ReadFile) -> pa.Table | None:
