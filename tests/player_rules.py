@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def by_the_rules(rows: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, 
             score -= 15
         elif rest is not None and rest >= 3:
             score += 5
-        minutes = sum(game[1] for game in week)
+        minutes = fsum(game[1] for game in week)
         if len(week) >= 4:
             score -= 10
         if minutes > 240:

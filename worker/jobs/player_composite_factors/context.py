@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from itertools import pairwise
+from math import fsum
 
 import numpy as np
 import pandas as pd
@@ -53,21 +55,35 @@ def _earlier_games(subjects: pd.DataFrame, history: pd.DataFrame) -> pd.DataFram
 
 def _summed(earlier: pd.DataFrame) -> pd.DataFrame:
     recent = earlier["age"] <= WEEK
-    same = (earlier[PLAYER_DATE] == earlier[PLAYER_DATE].shift()).all(axis=1)
-    next_day = same & ((earlier["played_on"] - earlier["played_on"].shift()).dt.days == 1)
-    grouped = earlier.assign(
-        games=recent.astype("int64"),
-        minutes=earlier["minutes_played"].where(recent),
-        back_to_backs=next_day.astype("int64"),
-    ).groupby(PLAYER_DATE, sort=False)
+    next_day = _is_of_row_before(earlier) & ((earlier["played_on"] - earlier["played_on"].shift()).dt.days == 1)
+    grouped = earlier.assign(games=recent.astype("int64"), back_to_backs=next_day.astype("int64")).groupby(
+        PLAYER_DATE, sort=False
+    )
     summed = grouped[["games", "back_to_backs"]].sum()
-    return summed.assign(
-        minutes=grouped["minutes"].sum(min_count=1), age_of_last_game=grouped["age"].min()
-    ).reset_index()
+    minutes = _exact_sums(earlier[recent], "minutes_played")["sum"]
+    return summed.assign(minutes=minutes, age_of_last_game=grouped["age"].min()).reset_index()
 
 
 def _usage(earlier: pd.DataFrame) -> pd.DataFrame:
     """The mean usage rate of the last seven games, fewer if there are fewer."""
-    last = earlier.groupby(PLAYER_DATE, sort=False).tail(LAST_GAMES)
-    means = last.groupby(PLAYER_DATE, sort=False)["usage_rate"].mean().reset_index()
-    return means.rename(columns={"usage_rate": "avg_usage_rate_last_7_games"})
+    sums = _exact_sums(earlier.groupby(PLAYER_DATE, sort=False).tail(LAST_GAMES), "usage_rate")
+    return (sums["sum"] / sums["count"]).rename("avg_usage_rate_last_7_games").reset_index()
+
+
+def _exact_sums(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The sum of a column's values and their number, of each player and date that has any; rows are sorted by these.
+
+    A sum is the exact one, rounded once. That of pandas may differ in its last digit with the rows of other players and
+    dates beside it, and so with the dates that are processed together.
+    """
+    rows = rows[rows[column].notna()]
+    starts = np.flatnonzero(~_is_of_row_before(rows)).tolist()
+    spans = list(pairwise([*starts, len(rows)]))
+    values: list[float] = rows[column].tolist()
+    sums = {"sum": [fsum(values[start:end]) for start, end in spans], "count": [end - start for start, end in spans]}
+    return pd.DataFrame(sums, index=pd.MultiIndex.from_frame(rows[PLAYER_DATE].iloc[starts]))
+
+
+def _is_of_row_before(rows: pd.DataFrame) -> pd.Series:
+    """Whether each row is of the same player and date as the row before it."""
+    return rows["player_lookup"].eq(rows["player_lookup"].shift()) & rows["game_date"].eq(rows["game_date"].shift())
