@@ -61,7 +61,7 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     max_bytes_billed: int = Field(100 * 1024**3, ge=10 * 1024**2)  #: of one BigQuery query
     warehouse_retry_seconds: float = Field(60.0, gt=0)  #: how long transient errors of BigQuery are retried
     warehouse_job_seconds: float = Field(600.0, gt=0)  #: how long one BigQuery job may take
-    query_memory_mb: int = Field(1024, ge=100)  #: of one query of a local warehouse
+    query_memory_mb: int = Field(400, ge=100)  #: of one query of a local warehouse; must fit into `worker_memory_mb`
     price_per_tib: float = Field(6.25, ge=0)  #: of one TiB read by BigQuery, in any currency
     undo_days: int = Field(30, ge=1, le=MAX_DAYS)  #: how long replaced rows are kept for `backfill undo`
 

@@ -23,7 +23,7 @@ class WarehouseLimits:
     retry_seconds: float = 60.0  #: how long transient errors are retried
     job_seconds: float = 600.0  #: how long one job may take
     undo_days: int = 30  #: how long replaced rows are kept for undo
-    query_memory_mb: int = 1024  #: of one query of a local warehouse; beyond it, the query uses files, or fails
+    query_memory_mb: int = 400  #: of one query of a local warehouse; beyond it, the query uses files, or fails
 
 
 @dataclass(frozen=True, kw_only=True)

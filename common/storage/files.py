@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from uuid import uuid4
@@ -48,6 +49,31 @@ def is_host_error(exc: OSError) -> bool:
 
 def checksum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+class HashingWriter:
+    """Writes to a file that the caller opens and closes, and knows the checksum of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def checksum(self) -> str:
+        return self._digest.hexdigest()
 
 
 def checksum_of_handle(handle: int) -> str:
@@ -91,6 +117,22 @@ def write_row_groups(sink: Any, schema: pa.Schema, batches: Iterable[pa.RecordBa
                 waiting, size = [], 0
         if waiting:
             writer.write_table(pa.Table.from_batches(waiting))
+
+
+def write_parquet(sink: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write the batches as one Parquet file: the bytes of `parquet_bytes` if they are few, or else a part at a time."""
+    import pyarrow as pa
+
+    first: list[pa.RecordBatch] = []
+    size = 0
+    remaining = iter(batches)
+    for batch in remaining:
+        first.append(batch)
+        size += batch.nbytes
+        if size >= ROW_GROUP_BYTES:
+            write_row_groups(sink, schema, chain(first, remaining))
+            return
+    sink.write(parquet_bytes(pa.Table.from_batches(first, schema)))
 
 
 def _compression(rows: pa.Table) -> Literal["snappy", "zstd"]:
@@ -140,6 +182,13 @@ def _sync_each(paths: Iterable[str | Path]) -> None:
 
 def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Replace the file in one step, for readers and, if `durable`, also in case of a power cut."""
+    with new_file(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: str | Path, *, durable: bool = True) -> Generator[BinaryIO]:
+    """Open a file that replaces the one at the path, as `write_atomically` does, unless an error is raised."""
     folder, name = os.path.split(path)
     folder = folder or "."
     temporary = f"{folder}/.{name}.{uuid4().hex}.tmp"
@@ -150,7 +199,7 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
             make_folders(folder) if durable else os.makedirs(folder, exist_ok=True)  # noqa: PTH103
             file = open(temporary, "wb")  # noqa: PTH123, SIM115
         with file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

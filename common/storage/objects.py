@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from gated_backfill.common.storage.files import (
     checked_path_text,
     create_atomically,
     is_host_error,
+    new_file,
     open_regular_file,
     read_regular_file,
     write_atomically,
@@ -47,6 +49,10 @@ class FileStore(Protocol):
         ...
 
     def write(self, key: str, data: bytes) -> None: ...
+
+    def new_file(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file that is there once the context ends without an error, for a file written in parts."""
+        ...
 
     def create(self, key: str, data: bytes) -> None:
         """Write the file unless it exists: of several callers, one does."""
@@ -186,6 +192,14 @@ class FolderStore:
             self._check_folder(path)
             write_atomically(path, data, durable=False)  # replaces a link instead of following it
 
+    @contextmanager
+    def new_file(self, key: str) -> Generator[BinaryIO]:
+        path = self.location(key)
+        with translate_store_errors(path):
+            self._check_folder(path)
+            with new_file(path, durable=False) as file:
+                yield file
+
     def create(self, key: str, data: bytes) -> None:
         path = self.location(key)
         with translate_store_errors(path):
@@ -275,15 +289,27 @@ class ObjectStore:
     def write(self, key: str, data: bytes) -> None:
         self._pipe(key, data, "overwrite")
 
+    @contextmanager
+    def new_file(self, key: str) -> Generator[BinaryIO]:
+        with NamedTemporaryFile() as file:
+            yield file  # pyright: ignore[reportReturnType]
+            file.flush()
+            with self._translated(key):
+                self._files.put_file(file.name, self._checked(self.location(key)))
+
     def create(self, key: str, data: bytes) -> None:
         self._pipe(key, data, "create")
 
     def _pipe(self, key: str, data: bytes, mode: str) -> None:
+        with self._translated(key), suppress(FileExistsError):  # only in the mode `create`
+            self._files.pipe_file(self._checked(self.location(key)), data, mode=mode)
+
+    @contextmanager
+    def _translated(self, key: str) -> Generator[None]:
+        """Translate the errors of writing the object."""
         with translate_store_errors(self.location(key)):
             try:
-                self._files.pipe_file(self._checked(self.location(key)), data, mode=mode)
-            except FileExistsError:  # only in the mode `create`
-                return
+                yield
             except FileNotFoundError as exc:
                 raise HostError(f"{self.root}: there is no such bucket") from exc
 

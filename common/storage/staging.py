@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gated_backfill.common.errors import UserError, WrongStaging
 from gated_backfill.common.model.publication import StagedFile
-from gated_backfill.common.storage.files import checksum_of, parquet_bytes
+from gated_backfill.common.storage.files import HashingWriter, checksum_of, parquet_bytes, write_parquet
 from gated_backfill.common.storage.objects import open_file_store
 from gated_backfill.common.storage.staged_files import open_staged
 
@@ -79,6 +80,24 @@ class Staging:
         self._store.write(_key(run, day, attempt), data)
         location = self.location(run, day, attempt)
         return StagedFile(day=day, attempt=attempt, location=location, checksum=checksum_of(data), rows=rows.num_rows)
+
+    def write_parts(
+        self, run: str, day: date, attempt: int, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+    ) -> StagedFile:
+        """Stage one date's rows, of which a limited number is in memory at a time."""
+        rows = 0
+
+        def counted() -> Generator[pa.RecordBatch]:
+            nonlocal rows
+            for batch in batches:
+                rows += batch.num_rows
+                yield batch
+
+        with self._store.new_file(_key(run, day, attempt)) as file:
+            hashed = HashingWriter(file)
+            write_parquet(hashed, schema, counted())
+        location = self.location(run, day, attempt)
+        return StagedFile(day=day, attempt=attempt, location=location, checksum=hashed.checksum(), rows=rows)
 
     def location(self, run: str, day: date, attempt: int) -> str:
         """Return the path or URL of the attempt's rows. Each attempt has a separate file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, LiteralString, Protocol, TypeVar
@@ -246,6 +246,11 @@ class Warehouse(Backups, Protocol):
         """How many dates `publish` takes at once; None for any number."""
         ...
 
+    @property
+    def max_rows_per_count(self) -> int | None:
+        """How many staged rows, of several dates, one query should count at most; None for any number."""
+        ...
+
     def describe(self, table: TableName) -> TableInfo | None:
         """Describe the table; None when it does not exist."""
         ...
@@ -256,6 +261,21 @@ class Warehouse(Backups, Protocol):
         """Run one GoogleSQL query whose tables are the names of `scans`, with bound parameters.
 
         Raises `TableNotFound`, `SchemaMismatch` or `QueryFailed` (permanent), `WarehouseUnavailable` (transient).
+        """
+        ...
+
+    def query_in_order(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any] | None = None,
+        order: Sequence[str],
+    ) -> Generator[pa.Table]:
+        """Run one query as `query` does; yield its rows in the order of these columns, nulls last, some at a time.
+
+        Where the rows are files, neither those of the scans nor the result need fit into memory. Raises like `query`,
+        from the first rows on.
         """
         ...
 

@@ -12,6 +12,7 @@ from gated_backfill.common.warehouse.protocol import Warehouse
 #: replaces partitions, and reads again.
 TOKENS_BY_CALL: Mapping[str, int] = {
     "query": 1,
+    "query_in_order": 1,
     "count_entities": 1,
     "read_entities": 1,
     "count_rows": 1,
@@ -45,6 +46,7 @@ TOKENS_BY_CALL: Mapping[str, int] = {
 CALLS_WITHOUT_TOKENS = frozenset(
     {
         "max_dates_per_publication",
+        "max_rows_per_count",
         "describe",
         "quick_fingerprints",
         "create_table",

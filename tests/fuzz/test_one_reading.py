@@ -32,6 +32,7 @@ from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.backends import open_warehouse
 from gated_backfill.common.warehouse.coverage_queries import MeasuredDates, measure_dates
 from gated_backfill.common.warehouse.local import partition_files
+from gated_backfill.common.warehouse.local import warehouse as local_warehouse
 from gated_backfill.common.warehouse.local.partition_files import PartitionFiles
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import Warehouse
@@ -88,6 +89,7 @@ def reads_in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if request.param:
         monkeypatch.setattr(PartitionFiles, "MAX_CACHED_FILE_BYTES", 0)
         monkeypatch.setattr(partition_files, "BATCH_ROWS", 2)
+        monkeypatch.setattr(local_warehouse, "BIG_SCAN_BYTES", 0)
 
 
 @pytest.mark.usefixtures("reads_in_parts")

@@ -105,6 +105,23 @@ def test_rows_are_counted_by_their_dates(expecting: Warehouse, staging: Staging)
     assert counts[FEB_24].schema_problem == "player fails not_nullable in 1 row(s), e.g. <NA>"
 
 
+def test_a_window_is_counted_in_portions(local_warehouse: LocalWarehouse, staging: Staging) -> None:
+    load_expectation(local_warehouse)
+    local_warehouse.max_rows_per_count = 3  # the first two dates together
+    rows = {
+        FEB_23: rows_of(FEB_23, [("a", 1, 3.0)]),
+        FEB_24: rows_of(FEB_24, [("a", 1, 3.0), ("b", 1, 3.0)]),
+        FEB_25: rows_of(FEB_25, [("b", 1, 1.0), ("b", 1, 2.0), ("b", 2, -1.0), ("b", 3, 1.0)]),
+    }
+    counts = recount_rows(local_warehouse, JOB, rows, staging)
+    assert [facts_of(counts[day]) for day in rows] == [
+        (1, ("b",), (), 1, 0, 0),
+        (2, (), (), 2, 0, 0),
+        (1, ("a",), (), 4, 0, 1),
+    ]
+    assert counts[FEB_25].schema_problem is not None
+
+
 @pytest.mark.parametrize(
     ("points", "present"),
     [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated_backfill.common.errors import UserError
+from gated_backfill.common.errors import QueryFailed, UserError
+from gated_backfill.common.storage import files
 from gated_backfill.common.storage.staging import SAFE_NAME, Staging
 from tests.buckets import path_of
 from tests.builders import FEB_23, FEB_24, FEB_25, is_intact, rows_of, staged
@@ -28,6 +31,36 @@ def test_the_same_rows_give_the_same_file_whoever_stages_them(any_staging: Stagi
     again = any_staging.write("run-2", FEB_23, 2, rows_of(FEB_23).replace_schema_metadata({"built": "elsewhere"}))
     assert first.checksum == again.checksum
     assert first.location != again.location
+
+
+def test_rows_that_are_staged_in_parts_are_those_that_are_staged_at_once(any_staging: Staging) -> None:
+    rows = rows_of(FEB_23, players=187)
+    at_once = any_staging.write("run-1", FEB_23, 1, rows)
+    in_parts = any_staging.write_parts("run-1", FEB_23, 2, rows.schema, rows.to_batches(max_chunksize=10))
+    assert (in_parts.checksum, in_parts.rows) == (at_once.checksum, 187)
+    assert is_intact(any_staging, in_parts)
+
+
+def test_many_rows_are_staged_in_groups(any_staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1000)
+    rows = rows_of(FEB_23, players=187)
+    file = any_staging.write_parts("run-1", FEB_23, 1, rows.schema, rows.to_batches(max_chunksize=50))
+    with any_staging.open(file) as staged_rows:
+        assert staged_rows.metadata.num_row_groups == 4
+        assert staged_rows.read().equals(rows)
+
+
+def test_rows_that_fail_on_their_way_leave_no_file(any_staging: Staging) -> None:
+    rows = rows_of(FEB_23)
+
+    def failing() -> Iterator[pa.RecordBatch]:
+        yield from rows.to_batches()
+        raise QueryFailed("the rest can't be read")
+
+    with pytest.raises(QueryFailed, match="the rest"):
+        any_staging.write_parts("run-1", FEB_23, 1, rows.schema, failing())
+    folder = path_of(any_staging.location("run-1", FEB_23, 1)).parent
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_an_attempt_never_overwrites_anothers_rows(any_staging: Staging) -> None:

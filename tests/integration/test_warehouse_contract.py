@@ -37,6 +37,7 @@ from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableNam
 from gated_backfill.common.storage.files import checksum_of
 from gated_backfill.common.storage.staging import Staging
 from gated_backfill.common.warehouse.bigquery.warehouse import BigQueryWarehouse
+from gated_backfill.common.warehouse.local import query as local_query
 from gated_backfill.common.warehouse.local.warehouse import LocalWarehouse
 from gated_backfill.common.warehouse.protocol import ABSENT, EntityScan, Scan, StagedScan, Warehouse, require_table
 from tests.buckets import path_of
@@ -228,6 +229,25 @@ def test_a_query_joins_tables_and_staged_files(warehouse: Warehouse, staging: St
         scans=both,
     )
     assert found.to_pylist() == [{"day": FEB_23, "n": 2}, {"day": FEB_24, "n": 1}]
+
+
+def test_a_query_returns_its_rows_in_order_and_in_parts(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_query, "BATCH_ROWS", 2)
+    load(warehouse, FEB_23, FEB_24, players=5)
+    sql = "SELECT day, NULLIF(player, 'player002') AS who, score FROM t WHERE score < @limit"
+    scans = {"t": scan(span(FEB_23, FEB_24))}
+    tables = list(warehouse.query_in_order(sql, scans=scans, params={"limit": 5.0}, order=["day", "who"]))
+    rows = [(row["day"], row["who"]) for table in tables for row in table.to_pylist()]
+    names = ["player000", "player001", "player003", None]
+    assert rows == [(day, name) for day in (FEB_23, FEB_24) for name in names]
+    whole = warehouse.query(sql, scans=scans, params={"limit": 5.0})
+    assert all(table.schema.equals(whole.schema) for table in tables)
+    none = warehouse.query_in_order(sql, scans=scans, params={"limit": 0.0}, order=["day"])
+    assert sum(table.num_rows for table in none) == 0
+    with pytest.raises(QueryFailed):
+        list(warehouse.query_in_order("SELECT * FROM other", scans=scans, order=["day"]))
+    with pytest.raises(QueryFailed):  # while its rows are read
+        list(warehouse.query_in_order("SELECT CAST(player AS INT64) AS n FROM t", scans=scans, order=["n"]))
 
 
 def test_values_are_bound_never_pasted(warehouse: Warehouse) -> None:

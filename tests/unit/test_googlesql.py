@@ -16,6 +16,9 @@ def no_table(scan: object) -> pa.Table:
     raise AssertionError("the query reads no table")
 
 
+DUCKDB = DuckDbQueries(no_table, no_table, memory_mb=100)
+
+
 @pytest.mark.parametrize(
     ("expression", "value"),
     [
@@ -58,7 +61,7 @@ def no_table(scan: object) -> pa.Table:
     ],
 )
 def test_an_expression_has_the_value_that_it_has_in_googlesql(expression: str, value: Any) -> None:
-    (row,) = DuckDbQueries(no_table).query(f"SELECT {expression} AS value", {}, {}).to_pylist()  # type: ignore[arg-type]
+    (row,) = DUCKDB.query(f"SELECT {expression} AS value", {}, {}).to_pylist()  # type: ignore[arg-type]
     assert row["value"] == value
     assert type(row["value"]) is type(value)
 
@@ -77,4 +80,4 @@ def test_an_expression_has_the_value_that_it_has_in_googlesql(expression: str, v
 )
 def test_an_expression_that_has_no_value_is_refused(expression: str, message: str) -> None:
     with pytest.raises(QueryFailed, match=message):
-        DuckDbQueries(no_table).query(f"SELECT {expression} AS value", {}, {})  # type: ignore[arg-type]
+        DUCKDB.query(f"SELECT {expression} AS value", {}, {})  # type: ignore[arg-type]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from gated_backfill.common.errors import HostError, ProcessFailed, Retryable
 from gated_backfill.common.ledger import DateRow, DateState
 from gated_backfill.common.ledger.rows import DateColumns, entity_columns
 from gated_backfill.common.model.arrow.frames import to_arrow
+from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.coverage import DateExpectation, Judgement, Verdict, judge_expectation
 from gated_backfill.common.model.job import SOURCE_COLUMN, Batch, Job
 from gated_backfill.common.model.judging_rules import RULES_PART, hash_judging_rules
@@ -33,7 +36,7 @@ from gated_backfill.common.warehouse.input_fingerprints import (
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
 from gated_backfill.worker.dates.frames import frame_entities
-from gated_backfill.worker.dates.separation import check_dates_not_mixed
+from gated_backfill.worker.dates.separation import check_dates_not_mixed, check_separation
 from gated_backfill.worker.dates.sources import (
     SourceCheck,
     check_sources,
@@ -90,13 +93,8 @@ def build_dates(job: Job, options: RunOptions, claimed: Sequence[DateRow], deps:
         lacking = _judge_prerequisites(job, buildable, deps)
         ended |= lacking
         buildable = {day: check for day, check in buildable.items() if day not in lacking}
-    rows = {
-        day: table
-        for days in group_by_source(buildable)
-        for day, table in compute_rows(job, buildable, days, deps.warehouse).items()
-    }
     rules = {RULES_PART: hash_judging_rules(job)}
-    staged = _stage([row for row in claimed if row.day in rows], rows, deps)
+    staged = _stage(job, buildable, [row for row in claimed if row.day in buildable], deps)
     return [
         *(_ended_date(day, judgement, checks[day]) for day, judgement in ended.items()),
         *(
@@ -144,12 +142,8 @@ def compute_rows(
     """Process dates that have the same sources; returns the rows by date, in the order of the target's key."""
     rows_by_date: dict[date, pa.Table] = {}
     if isinstance(job.process, Query):
-        from gated_backfill.worker.dates.queries import query_rows  # sqlglot is slow to import
-
-        for batch_days, rows in query_rows(job, job.process, checks, days, warehouse).items():
-            rows_by_date |= _separate(
-                job, _ordered(job, rows, batch_days), batch_days, _entities_counted(checks, batch_days)
-            )
+        for day, parts in _query_by_date(job, job.process, checks, days, warehouse):
+            rows_by_date[day] = pa.concat_tables([_no_rows(job), *parts])
         return rows_by_date
     for batch_days, rows in read_batches(warehouse, job, checks, days).items():
         batch = Batch(days=batch_days, rows=rows, inputs=read_inputs(warehouse, job, batch_days))
@@ -169,6 +163,38 @@ def _separate(
     assert entities_read is not None, "of several dates"
     check_dates_not_mixed(job, entities_read, ordered)
     return split_by_day(ordered, job.target.date_column, days)
+
+
+def _query_by_date(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
+) -> Generator[tuple[date, Iterable[pa.Table]]]:
+    """The rows of a SQL job by date, some at a time: those of a date are to be read before the next one is taken."""
+    from gated_backfill.worker.dates.queries import query_rows, statement_groups  # sqlglot is slow to import
+
+    for group in statement_groups(job, checks, days):
+        tables: Iterable[pa.Table] = query_rows(job, process, checks, group, warehouse)
+        if len(group) > 1:
+            tables = check_separation(job, _entities_counted(checks, group), tables)
+        found: set[date] = set()
+        for day, parts in groupby(_dated_parts(job, tables, group), key=itemgetter(0)):
+            found.add(day)
+            yield day, (part for _, part in parts)
+        for day in group:
+            if day not in found:
+                yield day, ()
+
+
+def _dated_parts(job: Job, tables: Iterable[pa.Table], days: Sequence[date]) -> Generator[tuple[date, pa.Table]]:
+    """The parts of the tables by date. Raises `ProcessFailed` for rows of other dates."""
+    for rows in tables:
+        _check_days(job, rows, days)
+        for day, part in split_by_day(rows, job.target.date_column, days).items():
+            if part.num_rows:
+                yield day, part
+
+
+def _no_rows(job: Job) -> pa.Table:
+    return arrow_schema({name: column.type for name, column in job.target.columns.items()}).empty_table()
 
 
 def _entities_counted(checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pa.Table:
@@ -193,13 +219,16 @@ def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
 
 def _ordered(job: Job, rows: pa.Table, days: Sequence[date]) -> pa.Table:
     """The rows in the order of date and key. Raises `ProcessFailed` for rows of other dates."""
-    date_column = job.target.date_column
-    other_dates = set(rows[date_column].unique().to_pylist()) - set(days)
+    _check_days(job, rows, days)
+    return rows.sort_by([(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))])
+
+
+def _check_days(job: Job, rows: pa.Table, days: Sequence[date]) -> None:
+    other_dates = set(rows[job.target.date_column].unique().to_pylist()) - set(days)
     if other_dates:
         raise ProcessFailed(
             f"process returned rows of other dates: {sorted(map(str, other_dates))[:3]}", day=_only(days)
         )
-    return rows.sort_by([(name, "ascending") for name in dict.fromkeys((date_column, *job.target.key))])
 
 
 def _only(days: Sequence[date]) -> date | None:
@@ -219,11 +248,20 @@ def split_by_day(ordered: pa.Table, date_column: str, days: Sequence[date]) -> d
     return rows_by_day
 
 
-def _stage(claimed: Sequence[DateRow], rows: Mapping[date, pa.Table], deps: Deps) -> list[StagedFile]:
+def _stage(job: Job, checks: Mapping[date, SourceCheck], claimed: Sequence[DateRow], deps: Deps) -> list[StagedFile]:
+    """Compute the rows of the dates and stage them; those of a SQL job are in memory in parts only."""
+    row_of = {row.day: row for row in claimed}
     staged: list[StagedFile] = []
     try:
-        for row in claimed:
-            staged.append(deps.staging.write(row.run_id, row.day, row.attempt, rows[row.day]))
+        for days in group_by_source(checks):
+            if isinstance(job.process, Query):
+                for day, parts in _query_by_date(job, job.process, checks, days, deps.warehouse):
+                    batches = (batch for part in parts for batch in part.to_batches())
+                    key = (row_of[day].run_id, day, row_of[day].attempt)
+                    staged.append(deps.staging.write_parts(*key, _no_rows(job).schema, batches))
+                continue
+            for day, rows in compute_rows(job, checks, days, deps.warehouse).items():
+                staged.append(deps.staging.write(row_of[day].run_id, day, row_of[day].attempt, rows))
         if staged:  # a folder that was unmounted meanwhile has taken them, and no gate would find them
             confirm_staging(deps.cached_run(claimed[0].run_id), deps.staging)
     except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, LiteralString, cast
@@ -18,7 +18,7 @@ from gated_backfill.common.model.job import SOURCE_COLUMN, Input, Job, Source
 from gated_backfill.common.model.query import HISTORY, ROWS, Query
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.bigquery.entity_counts import entity_text
-from gated_backfill.common.warehouse.protocol import Scan, Warehouse
+from gated_backfill.common.warehouse.protocol import Scan, StagedScan, Warehouse
 from gated_backfill.worker.dates.sources import SourceCheck, columns_to_read, date_and_entity_types, scan_of
 
 # Names that no table or parameter of a job's text has: those of inputs begin with a letter.
@@ -26,18 +26,33 @@ CHOSEN, FILL = "_chosen", "_fill"  #: the scans of the chosen source, and of the
 MISSING = "_missing"  #: the parameter with the days and entities that are filled in
 
 
-def query_rows(
-    job: Job, process: Query, checks: Mapping[date, SourceCheck], days: Sequence[date], warehouse: Warehouse
-) -> dict[tuple[date, ...], pa.Table]:
-    """The rows that the query returns for dates with the same sources, in the target's columns and types, unordered.
+def statement_groups(job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[tuple[date, ...]]:
+    """Return the dates of each statement, of dates with the same sources.
 
-    They are by the dates of each statement: those of a derived source have one each, unless the source says otherwise.
+    Those of a derived source have one each, unless the source says otherwise.
     """
-    choice = checks[days[0]].choice
-    sources = [job.source(name) for name in (choice.source, choice.fill_from) if name is not None]
+    sources = _sources(job, checks, days)
     is_each_alone = any(source.derive is not None and not source.derive_together for source in sources)
-    groups = [(day,) for day in days] if is_each_alone else [tuple(days)]
-    return {group: _query_together(job, process, sources, checks, group, warehouse) for group in groups}
+    return [(day,) for day in days] if is_each_alone else [tuple(days)]
+
+
+def query_rows(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
+) -> Generator[pa.Table]:
+    """Run the statement of these dates; yield its rows in the order of date and key, some at a time.
+
+    They are in the target's columns and types. Raises like `Warehouse.query_in_order`, and `SchemaMismatch` for a value
+    that its type would change.
+    """
+    text, scans, params = _statement(job, process, checks, days, warehouse)
+    order = list(dict.fromkeys((job.target.date_column, *job.target.key)))
+    for rows in warehouse.query_in_order(text, scans=scans, params=params, order=order):
+        yield _typed(job, rows, days)
+
+
+def _sources(job: Job, checks: Mapping[date, SourceCheck], days: Sequence[date]) -> list[Source]:
+    choice = checks[days[0]].choice
+    return [job.source(name) for name in (choice.source, choice.fill_from) if name is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +76,11 @@ class _Relation:
         return exp.select(*nulls).from_(exp.Unnest(expressions=[exp.array(exp.Literal.number(1))])).where(exp.false())
 
 
-def _query_together(
-    job: Job,
-    process: Query,
-    sources: Sequence[Source],
-    checks: Mapping[date, SourceCheck],
-    days: tuple[date, ...],
-    warehouse: Warehouse,
-) -> pa.Table:
+def _statement(
+    job: Job, process: Query, checks: Mapping[date, SourceCheck], days: tuple[date, ...], warehouse: Warehouse
+) -> tuple[LiteralString, dict[str, Scan | StagedScan], dict[str, Any]]:
+    """The text of the statement, the scans that it reads, and its parameters."""
+    sources = _sources(job, checks, days)
     relations = [
         _source_relation(job, name, source, days, warehouse)
         for name, source in zip((CHOSEN, FILL), sources, strict=False)
@@ -87,13 +99,10 @@ def _query_together(
         if relation.scan is None:
             statement = statement.with_(exp.to_identifier(relation.name, quoted=True), as_=relation.select())
     text = statement.with_(exp.to_identifier(ROWS, quoted=True), as_=rows).sql(dialect="bigquery", comments=False)
-    result = warehouse.query(
-        # the job's own text, as code is: it is checked when the job is loaded
-        cast(LiteralString, text),
-        scans={relation.name: relation.scan for relation in (*relations, *inputs) if relation.scan is not None},
-        params=params,
-    )
-    return _typed(job, result, days)
+    scans: dict[str, Scan | StagedScan] = {
+        relation.name: relation.scan for relation in (*relations, *inputs) if relation.scan is not None
+    }
+    return cast(LiteralString, text), scans, params  # the job's own text, as code is: it is checked when it is loaded
 
 
 # -- tables -------------------------------------------------------------------------------------------------------

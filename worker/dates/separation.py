@@ -7,7 +7,7 @@ only. The dates are then split in halves until the date at fault is alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterable
 from datetime import date
 from typing import Any
 
@@ -33,11 +33,35 @@ def check_dates_not_mixed(job: Job, entities_read: pa.Table, rows: pa.Table) -> 
 
     `entities_read` has the columns `day` and `entity` of the source rows; `rows` are the job's, sorted by date and key.
     """
-    date_column = job.target.date_column
-    if has_duplicate_keys(rows, dict.fromkeys((date_column, *job.target.key))):
-        raise DatesMixed("some rows have the same key")
-    entities = day_entity_rows(rows, EntityColumns(date=date_column, entity=job.target_entity)).drop_null()
-    entities_read = entities_read.drop_null()
+    for _ in check_separation(job, entities_read, [rows]):
+        pass
+
+
+def check_separation(job: Job, entities_read: pa.Table, tables: Iterable[pa.Table]) -> Generator[pa.Table]:
+    """Yield the tables, whose rows together are sorted by date and key, and check them as `check_dates_not_mixed` does.
+
+    The last table is followed by the last check.
+    """
+    key = list(dict.fromkeys((job.target.date_column, *job.target.key)))
+    columns = EntityColumns(date=job.target.date_column, entity=job.target_entity)
+    last_row: pa.Table | None = None
+    entities: list[pa.Table] = []
+    for rows in tables:
+        keys = rows.select(key)
+        if has_duplicate_keys(keys if last_row is None else pa.concat_tables([last_row, keys]), key):
+            raise DatesMixed("some rows have the same key")
+        last_row = keys.slice(keys.num_rows - 1) if keys.num_rows else last_row
+        entities.append(_distinct(day_entity_rows(rows, columns).drop_null()))
+        yield rows
+    if entities:
+        _check_entities(_distinct(pa.concat_tables(entities)), entities_read.drop_null())
+
+
+def _distinct(entities: pa.Table) -> pa.Table:
+    return entities.group_by(["day", "entity"], use_threads=False).aggregate([])
+
+
+def _check_entities(entities: pa.Table, entities_read: pa.Table) -> None:
     empty_dates = set(entities_read["day"].unique().to_pylist()) - set(entities["day"].unique().to_pylist())
     if empty_dates:
         raise DatesMixed(f"no rows for {', '.join(sorted(map(str, empty_dates)))}")

@@ -74,10 +74,13 @@ def _read_entities(
 ) -> tuple[pa.Table, dict[date, str]]:
     """Read the entities of the staged rows, without days on which a value names none: of these, a message."""
     columns = target_columns(job)
-    with_rows = [contents.file for contents in staged if contents.rows]
-    if not with_rows:
+    groups = [
+        read_grouped_entities(warehouse, job, [contents.file for contents in portion])
+        for portion in _portions(staged, warehouse.max_rows_per_count)
+    ]
+    if not groups:
         return pa.table({"day": pa.array([], pa.date32()), "entity": pa.array([], pa.string())}), {}
-    grouped = read_grouped_entities(warehouse, job, with_rows)
+    grouped = pa.concat_tables(groups)
     problems: dict[date, str] = {}
     while True:
         try:
@@ -94,12 +97,28 @@ def _read_entities(
 
 def _count_rows(warehouse: Warehouse, job: Job, staged: Sequence[StagedContents]) -> dict[date, RowCounts]:
     """Count the staged rows. Where the warehouse finds more or fewer of them than the file has, that is a problem."""
-    with_rows = {contents.file.day: contents for contents in staged if contents.rows}
-    if not with_rows:
-        return {}
-    files = tuple(contents.file for contents in with_rows.values())
-    counts = count_by_rules(warehouse, job, StagedScan(files=files), counted_columns(job))
-    return {day: _checked(counts.get(day, NO_ROWS), contents) for day, contents in with_rows.items()}
+    counts: dict[date, RowCounts] = {}
+    for portion in _portions(staged, warehouse.max_rows_per_count):
+        files = StagedScan(files=tuple(contents.file for contents in portion))
+        counted = count_by_rules(warehouse, job, files, counted_columns(job))
+        for contents in portion:
+            counts[contents.file.day] = _checked(counted.get(contents.file.day, NO_ROWS), contents)
+    return counts
+
+
+def _portions(staged: Sequence[StagedContents], most_rows: int | None) -> list[list[StagedContents]]:
+    """Group the dates that have rows, so that several dates together have at most so many rows."""
+    portions: list[list[StagedContents]] = []
+    rows = 0
+    for contents in staged:
+        if not contents.rows:
+            continue
+        rows += contents.rows
+        if not portions or (most_rows is not None and rows > most_rows):
+            portions.append([])
+            rows = contents.rows
+        portions[-1].append(contents)
+    return portions
 
 
 def _checked(count: RowCounts, contents: StagedContents) -> RowCounts:

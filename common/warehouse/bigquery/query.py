@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any, LiteralString
@@ -77,6 +77,17 @@ class BigQueryQueries:
         tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
         statement, bound = self._build_query(sql, scans, params or {}, tables)
         return self._rows(statement, bound, tables)
+
+    def query_in_order(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any] | None = None,
+        order: Sequence[str],
+    ) -> Generator[pa.Table]:
+        # Ordered here: BigQuery orders as many rows as fit into the memory of one of its workers.
+        yield self.query(sql, scans=scans, params=params).sort_by([(name, "ascending") for name in order])
 
     def count_entities(
         self, expected: EntityScan, sources: Mapping[str, EntityScan], groups: Collection[tuple[str, ...]]

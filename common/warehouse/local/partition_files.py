@@ -213,10 +213,17 @@ class PartitionFiles:
         finally:
             os.close(handle)
 
+    def size(self, part: str) -> int:
+        """Return the size of the file in bytes, 0 if it does not exist or what is there cannot be read."""
+        try:
+            stamp = file_stamp(part)
+        except NotADirectoryError:  # whoever reads it is told
+            return 0
+        return 0 if stamp is None else stamp[1]
+
     def is_big(self, part: str) -> bool:
         """Whether the file is too big to be read at once."""
-        stamp = file_stamp(part)
-        return stamp is not None and stamp[1] > self.MAX_CACHED_FILE_BYTES
+        return self.size(part) > self.MAX_CACHED_FILE_BYTES
 
     def batches(self, part: str, columns: list[str], check_schema: SchemaCheck = _accept) -> Generator[pa.Table]:
         """Read the columns that the file has, a limited number of rows at a time; none if it does not exist."""

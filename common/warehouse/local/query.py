@@ -8,9 +8,10 @@ from __future__ import annotations
 import glob
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 from uuid import uuid4
 
 import duckdb
@@ -23,80 +24,116 @@ from gated_backfill.common.storage.staged_files import check_staged
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan
 from gated_backfill.common.warehouse.sql import is_query, parameter_names, table_names, to_duckdb, with_googlesql_types
 
+OUT_OF_MEMORY = "Out of Memory Error"  #: begins DuckDB's message
+BATCH_ROWS = 100_000  #: of a result that is read in parts
 Scans = Mapping[str, Scan | StagedScan]
 
 
+class QueriedFiles(NamedTuple):
+    """Parquet files that DuckDB reads itself, with the columns to read by the names to give them."""
+
+    paths: list[str]
+    columns: Mapping[str, str] | None  #: None: all as they are
+
+
 class DuckDbQueries:
-    """Answers queries over scans. Safe for several threads at once.
+    """Answers queries over scans. Safe for several threads at once."""
 
-    `read` returns the rows of a scan, so that a query sees what every other reader of a table sees.
-    """
+    def __init__(
+        self,
+        read: Callable[[Scan | StagedScan], pa.Table],
+        find_files: Callable[[Scan], QueriedFiles | None],
+        *,
+        memory_mb: int,
+    ) -> None:
+        """`read` returns the rows of a scan, so that a query sees what every other reader of a table sees.
 
-    def __init__(self, read: Callable[[Scan | StagedScan], pa.Table], *, memory_mb: int) -> None:
-        """`memory_mb`: beyond it, a query uses files, or fails."""
+        `find_files` returns the files to query in its place, None if they are small, or would be read differently.
+        `memory_mb`: beyond it, a query uses temporary files, or fails.
+        """
         self._read = read
+        self._find_files = find_files
         self._memory_mb = memory_mb
         self._local = threading.local()
 
     def query(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
         """See `Warehouse.query`."""
+        with self._translate_errors(scans):
+            _check_query(sql, scans)
+            connection = self._connection()
+            try:
+                return with_googlesql_types(self._relation(connection, sql, scans, params).to_arrow_table())
+            finally:
+                for name in scans:
+                    connection.unregister(name)
+
+    def query_in_order(
+        self, sql: LiteralString, scans: Scans, params: Mapping[str, Any], order: Sequence[str]
+    ) -> Generator[pa.Table]:
+        """See `Warehouse.query_in_order`. The connection is its own, as others may be used before all rows are read."""
+        with self._translate_errors(scans), self._open() as connection:
+            _check_query(sql, scans)
+            keys = [duckdb.ColumnExpression(name).asc().nulls_last() for name in order]
+            ordered = self._relation(connection, sql, scans, params).sort(*keys)
+            for batch in ordered.to_arrow_reader(BATCH_ROWS):
+                yield with_googlesql_types(pa.Table.from_batches([batch]))
+
+    @contextmanager
+    def _translate_errors(self, scans: Scans) -> Generator[None]:
         tables = ", ".join(str(s.table) if isinstance(s, Scan) else "staged files" for s in scans.values())
         try:
-            _check_query(sql, scans)
-            for name in scans:
-                validate_identifier(name, "scan name")
-            return self._run(sql, scans, params)
+            yield
         except RecursionError as exc:
             raise QueryFailed("the query is nested too deeply", table=tables) from exc
         except RuntimeError as exc:  # DuckDB raises it for any error of a signal's handler during the query
             raise WarehouseUnavailable(f"the query was cut off: {exc}", table=tables) from exc
-        except duckdb.OutOfMemoryException as exc:
-            limit = f"more memory than BACKFILL_QUERY_MEMORY_MB ({self._memory_mb})"
-            raise QueryFailed(f"the query needs {limit}: {exc}", table=tables) from exc
-        except (duckdb.Error, SqlglotError, pa.ArrowInvalid) as exc:
+        except (duckdb.Error, SqlglotError, pa.ArrowInvalid, OSError) as exc:  # OSError: of DuckDB, while rows are read
             _check_staged_files(scans)  # one that was removed meanwhile is the cause
+            if OUT_OF_MEMORY in str(exc):
+                limit = f"more memory than BACKFILL_QUERY_MEMORY_MB ({self._memory_mb})"
+                raise QueryFailed(f"the query needs {limit}: {exc}", table=tables) from exc
             raise QueryFailed(str(exc), table=tables) from exc
 
-    def _run(self, sql: LiteralString, scans: Scans, params: Mapping[str, Any]) -> pa.Table:
-        connection = self._connection()
+    def _relation(
+        self, connection: duckdb.DuckDBPyConnection, sql: LiteralString, scans: Scans, params: Mapping[str, Any]
+    ) -> duckdb.DuckDBPyRelation:
+        """The result of the query, which is not read yet."""
+        for name, scan in scans.items():
+            validate_identifier(name, "scan name")
+            files = _staged_paths(scan) if isinstance(scan, StagedScan) else self._find_files(scan)
+            if files is None:
+                connection.register(name, self._read(scan))
+            else:
+                _check_staged_files({name: scan})
+                _read_files(connection, files).create_view(name)
         bound = {key: value for key, value in params.items() if key in parameter_names(sql)}
-        try:
-            for name, scan in scans.items():
-                paths = _paths(scan)
-                if paths is None:
-                    connection.register(name, self._read(scan))
-                else:
-                    _check_staged_files({name: scan})
-                    _read_files(connection, paths, scan.columns).create_view(name)
-            return with_googlesql_types(connection.sql(to_duckdb(sql), params=bound).to_arrow_table())
-        finally:
-            for name in scans:
-                connection.unregister(name)
+        return connection.sql(to_duckdb(sql), params=bound)
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """Return the connection of this thread. Threads cannot share one."""
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = duckdb.connect(
-                config={
-                    "threads": 1,  # callers with many queries run them in parallel
-                    "TimeZone": "UTC",  # as in GoogleSQL: that of the machine would change dates and texts of times
-                    "autoinstall_known_extensions": False,
-                    "python_enable_replacements": False,
-                    "enable_external_file_cache": False,
-                    "memory_limit": f"{self._memory_mb}MB",
-                    "temp_directory": str(Path(tempfile.gettempdir(), f"backfill-duckdb-{uuid4().hex}")),
-                }
-            )
-            self._local.connection = connection
+            self._local.connection = connection = self._open()
         return connection
 
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        return duckdb.connect(
+            config={
+                "threads": 1,  # callers with many queries run them in parallel
+                "TimeZone": "UTC",  # as in GoogleSQL: that of the machine would change dates and texts of times
+                "autoinstall_known_extensions": False,
+                "python_enable_replacements": False,
+                "enable_external_file_cache": False,
+                "memory_limit": f"{self._memory_mb}MB",
+                "temp_directory": str(Path(tempfile.gettempdir(), f"backfill-duckdb-{uuid4().hex}")),
+            }
+        )
 
-def _paths(scan: Scan | StagedScan) -> list[str] | None:
-    """The staged files that DuckDB reads itself, whatever they hold; None for rows that are read before the query."""
-    if isinstance(scan, Scan) or not scan.files or any("://" in staged.location for staged in scan.files):
+
+def _staged_paths(scan: StagedScan) -> QueriedFiles | None:
+    if not scan.files or any("://" in staged.location for staged in scan.files):
         return None
-    return [staged.location for staged in scan.files]
+    return QueriedFiles([staged.location for staged in scan.files], scan.columns)
 
 
 def _check_staged_files(scans: Scans) -> None:
@@ -107,14 +144,12 @@ def _check_staged_files(scans: Scans) -> None:
                 check_staged(staged)
 
 
-def _read_files(
-    connection: duckdb.DuckDBPyConnection, paths: Sequence[str], columns: Mapping[str, str] | None
-) -> duckdb.DuckDBPyRelation:
-    literal_paths = [glob.escape(path) for path in paths]  # DuckDB takes them for patterns
+def _read_files(connection: duckdb.DuckDBPyConnection, files: QueriedFiles) -> duckdb.DuckDBPyRelation:
+    literal_paths = [glob.escape(path) for path in files.paths]  # DuckDB takes them for patterns
     rows = connection.read_parquet(literal_paths, hive_partitioning=False)
-    if columns is None:
+    if files.columns is None:
         return rows
-    return rows.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in columns.items()))
+    return rows.select(*(duckdb.ColumnExpression(own).alias(name) for name, own in files.columns.items()))
 
 
 def _check_query(sql: LiteralString, scans: Scans) -> None:

@@ -67,6 +67,11 @@ class TypedReader:
         """Return the columns of one partition, with their names. Raises `SchemaMismatch`."""
         return [(name, self._typed_column([partition], partition.rows, own)) for name, own in self.columns.items()]
 
+    def reads_as_it_is(self, schema: pa.Schema) -> bool:
+        """Whether a file with this schema has all columns that are read, in the types in which they are read."""
+        names = {*self.columns.values(), self.schema.date_column}
+        return all(name in schema.names and schema.field(name).type.equals(self._arrow_type(name)) for name in names)
+
     def _typed_rows(self, group: Sequence[PartitionRows]) -> pa.Table:
         rows = group[0].rows if len(group) == 1 else pa.concat_tables([partition.rows for partition in group])
         self._check_dates(group, self._typed_column(group, rows, self.schema.date_column))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -67,9 +67,11 @@ from gated_backfill.common.warehouse.protocol import (
 )
 
 if TYPE_CHECKING:
-    from gated_backfill.common.warehouse.local.query import DuckDbQueries
+    from gated_backfill.common.warehouse.local.query import DuckDbQueries, QueriedFiles
 
 SCHEMA_TRIES = 3  #: of reading a table whose partitions get other columns meanwhile
+COUNTED_ROWS_PER_MB = 10_000  #: whose keys fit into a megabyte of memory, with room for long ones
+BIG_SCAN_BYTES = 32 * 1024 * 1024  #: of files, compressed: from here on, a query reads them itself
 MAX_DAYS_TO_PROBE = 1000  #: up to here, looking for each partition is cheaper than listing the folder
 
 ReadFile = Callable[[str, list[str] | None, SchemaCheck], pa.Table | None]
@@ -84,6 +86,7 @@ class LocalWarehouse(LocalPublications):
     def __init__(self, root: Path, *, limits: WarehouseLimits | None = None) -> None:
         self.root = root
         self._limits = limits or WarehouseLimits()
+        self.max_rows_per_count: int | None = self._limits.query_memory_mb * COUNTED_ROWS_PER_MB
         self._parts = PartitionFiles(root)
         self._schemas = TableSchemas(self._parts)
 
@@ -106,7 +109,42 @@ class LocalWarehouse(LocalPublications):
     def _queries(self) -> DuckDbQueries:
         from gated_backfill.common.warehouse.local.query import DuckDbQueries
 
-        return DuckDbQueries(self._rows_to_query, memory_mb=self._limits.query_memory_mb)
+        return DuckDbQueries(self._rows_to_query, self._find_big_files, memory_mb=self._limits.query_memory_mb)
+
+    def _find_big_files(self, scan: Scan) -> QueriedFiles | None:
+        """The files of a big scan, if DuckDB reads from them exactly the rows that `read` returns."""
+        columns = None if scan.columns is None else scan.columns.values()
+        return self._with_schema(scan, columns, lambda schema: self._files_as_they_are(scan, schema))
+
+    def _files_as_they_are(self, scan: Scan, schema: TableSchema) -> QueriedFiles | None:
+        reader = _typed_reader(scan, schema)
+        candidates = _candidates(schema, days_in(scan.dates))
+        if sum(self._parts.size(part) for _, part in candidates) < BIG_SCAN_BYTES:
+            return None
+        dates_only = _typed_reader(replace(scan, columns={"day": scan.date_column}), schema)
+        paths: list[str] = []
+        for day, part in candidates:
+            columns = self._parts.schema(part)
+            if columns is None or not columns.has_rows:
+                continue
+            if not reader.reads_as_it_is(columns.columns):
+                return None
+            for _ in self._batches(dates_only, day, part):  # checks them
+                pass
+            paths.append(part)
+        from gated_backfill.common.warehouse.local.query import QueriedFiles
+
+        return QueriedFiles(paths, reader.columns) if paths else None
+
+    def query_in_order(
+        self,
+        sql: LiteralString,
+        *,
+        scans: Mapping[str, Scan | StagedScan],
+        params: Mapping[str, Any] | None = None,
+        order: Sequence[str],
+    ) -> Generator[pa.Table]:
+        yield from self._queries.query_in_order(sql, scans, params or {}, order)
 
     def _rows_to_query(self, scan: Scan | StagedScan) -> pa.Table:
         if isinstance(scan, Scan):
