@@ -256,6 +256,11 @@ class Target:
         _validate_entity(self.entity, owner)
         _validate_columns(owner, self.date_column, *self.key, *self.columns, *self.required)
 
+    @property
+    def row_order(self) -> tuple[str, ...]:
+        """The columns by which the rows of several dates are ordered: the date, then the rest of the key."""
+        return tuple(dict.fromkeys((self.date_column, *self.key)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StaleTable:

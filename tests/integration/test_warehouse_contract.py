@@ -731,7 +731,6 @@ def test_a_stream_of_interleaved_dates_is_loaded_like_its_rows(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gated_backfill.common.warehouse.local.date_runs.RUN_BYTES", 2000)
-    monkeypatch.setattr("gated_backfill.common.warehouse.local.warehouse.ROW_GROUP_BYTES", 4000)
     monkeypatch.setattr("gated_backfill.common.storage.files.ROW_GROUP_BYTES", 1000)
     load(warehouse, *DAYS, players=5)
     untouched = prints(warehouse, FEB_25)

@@ -35,6 +35,7 @@ from gated_backfill.common.warehouse.input_fingerprints import (
 )
 from gated_backfill.common.warehouse.prerequisites import measure_prerequisites
 from gated_backfill.common.warehouse.protocol import ABSENT, Warehouse
+from gated_backfill.common.warehouse.table_checks import target_types
 from gated_backfill.worker.dates.frames import frame_entities
 from gated_backfill.worker.dates.separation import check_dates_not_mixed, check_separation
 from gated_backfill.worker.dates.sources import (
@@ -194,7 +195,7 @@ def _dated_parts(job: Job, tables: Iterable[pa.Table], days: Sequence[date]) -> 
 
 
 def _no_rows(job: Job) -> pa.Table:
-    return arrow_schema({name: column.type for name, column in job.target.columns.items()}).empty_table()
+    return arrow_schema(target_types(job)).empty_table()
 
 
 def _entities_counted(checks: Mapping[date, SourceCheck], days: Sequence[date]) -> pa.Table:
@@ -220,7 +221,7 @@ def _convert(job: Job, result: object, days: tuple[date, ...]) -> pa.Table:
 def _ordered(job: Job, rows: pa.Table, days: Sequence[date]) -> pa.Table:
     """The rows in the order of date and key. Raises `ProcessFailed` for rows of other dates."""
     _check_days(job, rows, days)
-    return rows.sort_by([(name, "ascending") for name in dict.fromkeys((job.target.date_column, *job.target.key))])
+    return rows.sort_by([(name, "ascending") for name in job.target.row_order])
 
 
 def _check_days(job: Job, rows: pa.Table, days: Sequence[date]) -> None:

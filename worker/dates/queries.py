@@ -19,6 +19,7 @@ from gated_backfill.common.model.query import HISTORY, ROWS, Query
 from gated_backfill.common.model.tables import ColumnType, ColumnTypes, TableName
 from gated_backfill.common.warehouse.bigquery.entity_counts import entity_text
 from gated_backfill.common.warehouse.protocol import Scan, StagedScan, Warehouse
+from gated_backfill.common.warehouse.table_checks import target_types
 from gated_backfill.worker.dates.sources import SourceCheck, columns_to_read, date_and_entity_types, scan_of
 
 # Names that no table or parameter of a job's text has: those of inputs begin with a letter.
@@ -45,8 +46,7 @@ def query_rows(
     that its type would change.
     """
     text, scans, params = _statement(job, process, checks, days, warehouse)
-    order = list(dict.fromkeys((job.target.date_column, *job.target.key)))
-    for rows in warehouse.query_in_order(text, scans=scans, params=params, order=order):
+    for rows in warehouse.query_in_order(text, scans=scans, params=params, order=job.target.row_order):
         yield _typed(job, rows, days)
 
 
@@ -242,4 +242,4 @@ def _typed(job: Job, result: pa.Table, days: Sequence[date]) -> pa.Table:
                 f"the rows of job {job.name}: column {name} is not {column.type}: it {exc}; cast it in the query",
                 day=days[0] if len(days) == 1 else None,
             ) from exc
-    return pa.Table.from_arrays(arrays, schema=arrow_schema({n: c.type for n, c in job.target.columns.items()}))
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(target_types(job)))

@@ -42,7 +42,7 @@ def check_separation(job: Job, entities_read: pa.Table, tables: Iterable[pa.Tabl
 
     The last table is followed by the last check.
     """
-    key = list(dict.fromkeys((job.target.date_column, *job.target.key)))
+    key = list(job.target.row_order)
     columns = EntityColumns(date=job.target.date_column, entity=job.target_entity)
     last_row: pa.Table | None = None
     entities: list[pa.Table] = []

@@ -97,10 +97,11 @@ def _read_entities(
 
 def _count_rows(warehouse: Warehouse, job: Job, staged: Sequence[StagedContents]) -> dict[date, RowCounts]:
     """Count the staged rows. Where the warehouse finds more or fewer of them than the file has, that is a problem."""
+    columns = counted_columns(job)
     counts: dict[date, RowCounts] = {}
     for portion in _portions(staged, warehouse.max_rows_per_count):
         files = StagedScan(files=tuple(contents.file for contents in portion))
-        counted = count_by_rules(warehouse, job, files, counted_columns(job))
+        counted = count_by_rules(warehouse, job, files, columns)
         for contents in portion:
             counts[contents.file.day] = _checked(counted.get(contents.file.day, NO_ROWS), contents)
     return counts

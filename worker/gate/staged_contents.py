@@ -16,6 +16,7 @@ from gated_backfill.common.model.arrow.types import arrow_schema
 from gated_backfill.common.model.job import Job
 from gated_backfill.common.model.publication import StagedFile
 from gated_backfill.common.storage.staging import Staging
+from gated_backfill.common.warehouse.table_checks import target_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def read_contents(staged: StagedFile, job: Job, staging: Staging) -> StagedConte
 
 def _find_problem(file: pq.ParquetFile, job: Job, day: date) -> str | None:
     schema = file.schema_arrow
-    if not schema.equals(arrow_schema({name: column.type for name, column in job.target.columns.items()})):
+    if not schema.equals(arrow_schema(target_types(job))):
         return f"the columns are {', '.join(f'{field.name} {field.type}' for field in schema)}"
     own_date = pa.scalar(day, pa.date32())
     for batch in file.iter_batches(columns=[job.target.date_column], use_threads=False):

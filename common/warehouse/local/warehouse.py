@@ -21,14 +21,7 @@ from gated_backfill.common.errors import HostError, QueryFailed, SchemaMismatch,
 from gated_backfill.common.model.dates import days_in
 from gated_backfill.common.model.publication import PublishedDate, WarehouseLimits
 from gated_backfill.common.model.tables import ColumnTypes, TableName, validate_identifier
-from gated_backfill.common.storage.files import (
-    ROW_GROUP_BYTES,
-    check_writable,
-    joined_path,
-    parquet_bytes,
-    write_atomically,
-    write_row_groups,
-)
+from gated_backfill.common.storage.files import check_writable, joined_path, new_file, write_parquet
 from gated_backfill.common.storage.staged_files import open_staged
 from gated_backfill.common.warehouse.counting import count_by_reading
 from gated_backfill.common.warehouse.entities import day_entity_rows, group_entities, read_days
@@ -461,15 +454,5 @@ def _write_partitions(
 
 
 def _write_partition(part: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write the file at once, or in parts if the rows are many."""
-    first: list[pa.RecordBatch] = []
-    size = 0
-    while size < ROW_GROUP_BYTES:
-        batch = next(batches, None)
-        if batch is None:
-            write_atomically(part, parquet_bytes(pa.Table.from_batches(first, schema)), durable=False)
-            return
-        first.append(batch)
-        size += batch.nbytes
-    part.parent.mkdir(parents=True, exist_ok=True)
-    write_row_groups(part, schema, chain(first, batches))
+    with new_file(part, durable=False) as file:
+        write_parquet(file, schema, batches)
