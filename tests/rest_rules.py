@@ -16,6 +16,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+PROJECT = "test-project"  #: which all jobs are in
 QUERY_KEYS = _words(
     """
     query destinationTable tableDefinitions userDefinedFunctionResources createDisposition writeDisposition
@@ -168,9 +169,14 @@ def _value(kind: str, text: Any) -> Any:
     return {"STRING": str, "INT64": int, "FLOAT64": float}[kind](text)
 
 
+def place(project: str, dataset: str) -> str:
+    """The dataset by the name that it has here: with its project, unless that is the service's own."""
+    return dataset if project == PROJECT else f"{project}.{dataset}"
+
+
 def tables_in(sql: str) -> set[tuple[str, str]]:
-    """The tables that a statement names, each as dataset and table."""
-    return {(dataset, table) for _, dataset, table in TABLE_IN_SQL.findall(sql)}
+    """The tables that a statement names, each as dataset, as by `place`, and table."""
+    return {(place(project, dataset), table) for project, dataset, table in TABLE_IN_SQL.findall(sql)}
 
 
 def statements(sql: str) -> tuple[exp.Expression, ...]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tests import rest_rules as rules
 from tests.rest_model import PublishedDates
 
-PROJECT = "test-project"
+PROJECT = rules.PROJECT
 HOST = "https://bigquery.googleapis.com"
 STATUS = {  # of an answer, for the reason of a job's error
     "invalidQuery": 400,
@@ -81,7 +81,10 @@ def no_answer(sql: str, params: Mapping[str, Any]) -> Rows:
 
 @dataclass
 class Service:
-    """A project in BigQuery. `answer` gives the rows of each query but those for fingerprints, or raises `Refused`."""
+    """A project in BigQuery. `answer` gives the rows of each query but those for fingerprints, or raises `Refused`.
+
+    Datasets and tables may be in other projects, too: see `rules.place`.
+    """
 
     answer: Callable[[str, Mapping[str, Any]], Rows] = no_answer
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Service:
 
     def _insert_dataset(self, request: Request) -> Any:
         rules.only(request.body, rules.DATASET_KEYS, "a dataset")
-        name = request.body["datasetReference"]["datasetId"]
+        name = rules.place(**_place_of(request.body["datasetReference"]))
         if name in self.datasets:
             raise Refused(409, "duplicate", f"Already Exists: Dataset {PROJECT}:{name}")
         self.datasets[name] = {"kind": "bigquery#dataset", "location": "US", **request.body}
@@ -143,7 +146,7 @@ class Service:
     def _insert_table(self, request: Request, dataset: str) -> Any:
         made = rules.checked_table(request.body)
         name = made["tableReference"]["tableId"]
-        assert made["tableReference"] == {"projectId": PROJECT, "datasetId": dataset, "tableId": name}
+        assert rules.place(**_place_of(made["tableReference"])) == dataset
         assert "expirationTime" not in made or not _has_passed(made["expirationTime"]), "it expires in the past"
         self._get_dataset(request, dataset)
         if self._table(dataset, name) is not None:
@@ -211,7 +214,7 @@ class Service:
 
     def _load(self, load: Mapping[str, Any], data: bytes | None) -> None:
         place = load["destinationTable"]
-        dataset, table = place["datasetId"], place["tableId"]
+        dataset, table = rules.place(**_place_of(place)), place["tableId"]
         if dataset not in self.datasets:
             raise Refused(404, "notFound", f"Not found: Dataset {PROJECT}:{dataset}")
         contents = [data] if data is not None else [_read_object(uri) for uri in load["sourceUris"]]
@@ -304,12 +307,13 @@ class Service:
 
 
 PREFIX = f"/bigquery/v2/projects/{PROJECT}"
-TABLE = rf"{PREFIX}/datasets/(\w+)/tables/(\w+)"
+DATASETS = r"/bigquery/v2/projects/(?P<project>[a-z0-9-]+)/datasets"
+TABLE = rf"{DATASETS}/(\w+)/tables/(\w+)"
 ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
-    ("datasets.get", "GET", rf"{PREFIX}/datasets/(\w+)", Service._get_dataset),
-    ("datasets.insert", "POST", rf"{PREFIX}/datasets", Service._insert_dataset),
+    ("datasets.get", "GET", rf"{DATASETS}/(\w+)", Service._get_dataset),
+    ("datasets.insert", "POST", DATASETS, Service._insert_dataset),
     ("tables.get", "GET", TABLE, Service._get_table),
-    ("tables.insert", "POST", rf"{PREFIX}/datasets/(\w+)/tables", Service._insert_table),
+    ("tables.insert", "POST", rf"{DATASETS}/(\w+)/tables", Service._insert_table),
     ("tables.patch", "PATCH", TABLE, Service._patch_table),
     ("tables.delete", "DELETE", TABLE, Service._delete_table),
     ("tables.testIamPermissions", "POST", rf"{TABLE}:testIamPermissions", Service._test_permissions),
@@ -326,8 +330,15 @@ def route(method: str, path: str) -> tuple[str, Callable[..., Any], tuple[str, .
     """The call's name in the reference, what handles it, and the names in its path."""
     for call, wanted, pattern, handle in ROUTES:
         if wanted == method and (found := re.fullmatch(pattern, path)):
-            return call, handle, found.groups()
+            if "project" not in found.groupdict():
+                return call, handle, found.groups()
+            project, *names = found.groups()
+            return call, handle, (*(rules.place(project, dataset) for dataset in names[:1]), *names[1:])
     raise AssertionError(f"the reference has no {method} {path}")
+
+
+def _place_of(reference: Mapping[str, Any]) -> dict[str, str]:
+    return {"project": reference["projectId"], "dataset": reference["datasetId"]}
 
 
 def _resource(job: Job) -> dict[str, Any]:

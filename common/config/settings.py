@@ -114,7 +114,7 @@ class Settings(MaintenanceSettings, MonitoringSettings, RecoverySettings):
     def check_not_own_table(self, table: str) -> None:
         """Check that a table that a user or a job writes is none of the tool's own. Raises `UserError`."""
         name, dataset = TableName.parse(table), self.warehouse_url.own_dataset
-        if name == self.history_table or name.dataset == dataset:
+        if name == self.history_table or (name.dataset == dataset and not name.project):
             raise UserError(
                 f"only the tool writes to its own tables, the table of runs and all in the dataset "
                 f"{dataset}: choose another name",

@@ -239,7 +239,7 @@ schema_support = Table(
 targets = Table(
     "targets",
     metadata,
-    Column("target", String(256), primary_key=True),  #: `dataset.table`
+    Column("target", String(256), primary_key=True),  #: as `TableName` writes it
     Column("job", String(128), nullable=False),
     Column("run_id", String(40), ForeignKey("runs.id"), nullable=False),  #: the run that claimed it
     Column("claimed_at", UtcDateTime, nullable=False),

@@ -82,7 +82,7 @@ class Calendar:
     `season_column` and `season_filter` are both given. Raises `UserError` for a value that is not allowed.
     """
 
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str  #: the column with the event's date
     floor_per_event: int = 1  #: the smallest number of entities that one event implies
     time_zone: str | None = None  #: IANA name; required if the date column is a TIMESTAMP
@@ -146,7 +146,7 @@ class Expectation:
     value that is not allowed.
     """
 
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str  #: the column with the date of each row
     entity: str | tuple[str, ...]  #: the column with the entity, or several columns that identify it together
     calendar: Calendar | None = None  #: guards against an incomplete expectation; None: an empty date is skipped
@@ -183,7 +183,7 @@ class Source:
     """
 
     name: str  #: unique within the job; letters, digits, `_` and `-`; `status` and `plan` show it
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str  #: the column with the date of each row
     entity: str | tuple[str, ...] | None = None  #: the columns with the entity; None: named as in the expectation
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
@@ -217,7 +217,7 @@ class Input:
     """
 
     name: str  #: the key in `Batch.inputs`; unique within the job; letters, digits, `_` and `-`
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str  #: the column with the date of each row
     columns: ColumnTypes | None = None  #: the columns to read, with their types; None: all columns
     lookback_days: int = 0  #: days before each date whose rows are read as well
@@ -241,7 +241,7 @@ class Input:
 class Target:
     """The dated table that the job rebuilds. Raises `UserError` for a value that is not allowed."""
 
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str  #: the column with the date of each row, which must be one of `columns`, of type DATE
     key: tuple[str, ...]  #: unique within a date; rows are published in the order of these columns
     columns: Mapping[str, Column]  #: exactly the columns that `process` returns, with type, nulls and bounds
@@ -266,7 +266,7 @@ class Target:
 class StaleTable:
     """A table that the job fills for upcoming dates only, and from which the cleanup deletes old rows."""
 
-    table: str  #: `dataset.table`
+    table: str  #: `dataset.table`, or `project.dataset.table`
     date_column: str = DEFAULT_DATE_COLUMN  #: the column with the date of each row
 
     def __post_init__(self) -> None:

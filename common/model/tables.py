@@ -23,6 +23,8 @@ NULL_TYPE = "null"  #: of a column that has only nulls in every file, which ther
 
 DEFAULT_DATE_COLUMN = "game_date"  #: for tables named without one
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
+MAX_NAME_LENGTH = 256  #: of a table's whole name, as the ledger stores it
 
 
 def validate_identifier(name: str, what: str) -> str:
@@ -32,22 +34,44 @@ def validate_identifier(name: str, what: str) -> str:
     return name
 
 
+def validate_project(name: str) -> str:
+    """Return the name if it is the id of a Google Cloud project. Raises `UserError` for any other."""
+    if not PROJECT_ID.fullmatch(name):
+        raise UserError(
+            f"{name!r} is not a valid project: 6 to 30 lower-case letters, digits and hyphens, beginning with a letter"
+        )
+    return name
+
+
 @dataclass(frozen=True, order=True)
 class TableName:
-    """`dataset.table`, both plain identifiers: the only form in which a table's name reaches SQL or a path."""
+    """`dataset.table` or `project.dataset.table`: the only form in which a table's name reaches SQL or a path.
+
+    A name without a project is of the warehouse's own project, and a table there has no other name: the warehouse
+    refuses one that repeats its own project. So two names are equal exactly when they name the same table.
+    """
 
     dataset: str
     table: str
+    project: str = ""
 
     def __str__(self) -> str:
-        return f"{self.dataset}.{self.table}"
+        return ".".join((*((self.project,) if self.project else ()), self.dataset, self.table))
 
     @classmethod
     def parse(cls, text: str) -> TableName:
-        parts = text.split(".")
-        if len(parts) != 2:
-            raise UserError(f"{text!r} is not a table name: write it as dataset.table")
-        return cls(validate_identifier(parts[0], "dataset name"), validate_identifier(parts[1], "table name"))
+        """Parse a name. Raises `UserError` for any other text."""
+        *project, dataset, table = ("", *text.split("."))
+        if len(project) not in (1, 2) or len(text) > MAX_NAME_LENGTH:
+            raise UserError(
+                f"{text!r} is not a table name: write it as dataset.table or project.dataset.table, with at most "
+                f"{MAX_NAME_LENGTH} characters"
+            )
+        return cls(
+            validate_identifier(dataset, "dataset name"),
+            validate_identifier(table, "table name"),
+            validate_project(project[1]) if len(project) == 2 else "",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +84,7 @@ class DatedTable:
 
 
 def parse_dated_tables(text: str) -> tuple[DatedTable, ...]:
-    """Parse `dataset.table,dataset.table:date_column`; an empty text names no table.
+    """Parse `dataset.table,project.dataset.table:date_column`; an empty text names no table.
 
     Raises `UserError` for any other text, and for a repeated table.
     """

@@ -210,10 +210,36 @@ WITH_A_COLUMN: dict[str, Callable[[BigQueryWarehouse, str], object]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("doing", WITH_A_TABLE)
 def test_a_table_by_no_plain_name_is_refused_before_any_request(double: RestDouble, doing: str, name: str) -> None:
-    for table in (TableName("nba", name), TableName(name, "factors")):
+    in_a_project = [TableName("nba", "factors", name)] if name else []
+    for table in (TableName("nba", name), TableName(name, "factors"), *in_a_project):
         with pytest.raises(UserError):
             WITH_A_TABLE[doing](opened(double), table)
     assert double.log == []
+
+
+@pytest.mark.parametrize("doing", WITH_A_TABLE)
+def test_a_second_name_of_a_table_is_refused_before_any_request(double: RestDouble, doing: str) -> None:
+    with pytest.raises(UserError, match=r"test-project is the warehouse's own project: .* nba\.factors"):
+        WITH_A_TABLE[doing](opened(double), TableName("nba", "factors", PROJECT))
+    assert double.log == []
+
+
+def test_a_window_is_published_to_another_project(double: RestDouble, staging: Staging) -> None:
+    """Jobs, staging and the records of publications stay in the project of the warehouse."""
+    target = TableName("nba", "factors", "marts-prod")
+    warehouse = opened(double)
+    files = [staged(staging, day) for day in DAYS]
+    for number in range(2):  # what is there already is known, and what replaces it is kept
+        since = warehouse.fingerprints(target, "day", DAYS)
+        publication = publication_of(f"run-{number}/0")
+        warehouse.publish(target, "day", files, fingerprints_when_staged=since, publication=publication)
+    places = {(dataset, table.rstrip("0123456789abcdef")) for dataset, table in double.tables}
+    assert places == {("marts-prod.nba", "factors"), ("backfill", "publications"), ("backfill", "staged_")}
+    assert set(double.datasets) == {"backfill", "marts-prod.nba"}
+    (script, *_) = [request for request in double.log if request.job.startswith("backfill-publish")]
+    assert "INSERT INTO `marts-prod.nba.factors`" in script.statement
+    assert script.params["target"] == "marts-prod.nba.factors"
+    assert warehouse.matching_dates(target, "day", {file.day: file.checksum for file in files}) == frozenset(DAYS)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

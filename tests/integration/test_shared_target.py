@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gated_backfill.common.errors import TargetTaken
+from gated_backfill.common.errors import TargetTaken, UserError
 from gated_backfill.common.ledger import RunState
 from gated_backfill.common.model.registry import find_job
 from gated_backfill.common.runs import targets
-from gated_backfill.producer.planning.plan import Reprocess
+from gated_backfill.producer.doctor.results import CheckLevel
+from gated_backfill.producer.doctor.tables import check_tables
+from gated_backfill.producer.planning.plan import Reprocess, make_plan
 from tests.builders import FEB_23
+from tests.emulator import PROJECT
 from tests.lab import Lab, players
 
 TWIN = """
@@ -71,6 +74,34 @@ def test_an_owner_that_can_not_be_loaded_keeps_its_target(twins: Lab, monkeypatc
     monkeypatch.setattr(targets, "find_job", lambda name: find_job("no such job"))
     with pytest.raises(TargetTaken):
         twins.plan([FEB_23], "twin")
+
+
+def test_one_table_has_no_second_name(bigquery_lab: Lab) -> None:
+    """Or else a job could build another's target under it."""
+    lab = bigquery_lab
+    lab.probe_all([FEB_23], players(4))
+    probe = find_job("probe")
+    renamed = replace(probe, name="twin", target=replace(probe.target, table=f"{PROJECT}.{probe.target.table}"))
+    refused = f"{PROJECT} is the warehouse's own project: write the table as probe.probe"
+
+    with pytest.raises(UserError, match=refused):
+        make_plan(lab.request([FEB_23], "twin"), renamed, lab.context.warehouse, lab.ledger)
+    found = check_tables(lab.settings, lab.context.warehouse, renamed)
+    assert [(result.check, refused in result.message) for result in found if result.level is CheckLevel.FAIL] == [
+        ("twin: target", True)
+    ]
+    loaded = lab.inside("load", f"{PROJECT}.probe.first", str(lab.home / "nothing.csv"))
+    assert loaded.returncode == 2
+    assert refused.replace("probe.probe", "probe.first") in loaded.stderr
+    kept = lab.inside("kept", "list", f"{PROJECT}.probe.probe")
+    assert (kept.returncode, kept.stderr.count("own project")) == (2, 1)
+
+
+def test_a_local_warehouse_has_no_projects(lab: Lab) -> None:
+    loaded = lab.inside("load", "shop-prod.probe.first", str(lab.home / "nothing.csv"))
+    assert loaded.returncode == 2
+    assert "a local warehouse has no projects: write the table as probe.first" in loaded.stderr
+    assert loaded.stderr.count("\n") == 1
 
 
 def test_jobs_and_doctor_report_it_before_and_after_the_first_run(twins: Lab) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import LiteralString, NamedTuple
 
 from gated_backfill.common.errors import UserError
-from gated_backfill.common.model.tables import TableName, validate_identifier
+from gated_backfill.common.model.tables import TableName, validate_identifier, validate_project
 
 PROJECT = re.compile(r"(?:[a-z0-9][a-z0-9.-]*:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -27,9 +27,23 @@ def checked_project(project: str) -> str:
     return project
 
 
-def quoted_table(project: str, table: TableName) -> QuotedSql:
-    dataset = validate_identifier(table.dataset, "dataset name")
-    return QuotedSql(f"`{checked_project(project)}.{dataset}.{validate_identifier(table.table, 'table name')}`")
+def full_name(own_project: str, table: TableName) -> str:
+    """Return `project.dataset.table`, checked.
+
+    Raises `UserError` for a name with the warehouse's own project: a table would have two names, and two jobs could
+    build it.
+    """
+    dataset, name = validate_identifier(table.dataset, "dataset name"), validate_identifier(table.table, "table name")
+    if table.project == own_project:
+        raise UserError(
+            f"{own_project} is the warehouse's own project: write the table as {dataset}.{name}", table=str(table)
+        )
+    project = validate_project(table.project) if table.project else checked_project(own_project)
+    return f"{project}.{dataset}.{name}"
+
+
+def quoted_table(own_project: str, table: TableName) -> QuotedSql:
+    return QuotedSql(f"`{full_name(own_project, table)}`")
 
 
 def quoted_column(name: str) -> QuotedSql:

@@ -18,6 +18,7 @@ from gated_backfill.common.warehouse.bigquery.schema import check_column_names, 
 from gated_backfill.common.warehouse.bigquery.statements import (
     Partitions,
     QuotedSql,
+    full_name,
     quoted_column,
     quoted_columns,
     quoted_table,
@@ -88,10 +89,16 @@ class BigQueryTables:
         """Return the name of a bookkeeping table."""
         return TableName(self.own_dataset, validate_identifier(name, "table name"))
 
+    def is_own(self, table: TableName) -> bool:
+        """Whether the table is in the dataset of the bookkeeping tables."""
+        return table.dataset == self.own_dataset and not table.project
+
     def reference(self, table: TableName) -> bigquery.TableReference:
-        validate_identifier(table.dataset, "dataset name")
-        validate_identifier(table.table, "table name")
-        return bigquery.TableReference.from_string(f"{self._project}.{table.dataset}.{table.table}")
+        return bigquery.TableReference.from_string(full_name(self._project, table))
+
+    def _name_of(self, definition: bigquery.Table) -> TableName:
+        project = "" if definition.project == self._project else definition.project
+        return TableName(definition.dataset_id, definition.table_id, project)
 
     def quoted(self, table: TableName) -> QuotedSql:
         return quoted_table(self._project, table)
@@ -109,7 +116,7 @@ class BigQueryTables:
 
     def create(self, definition: bigquery.Table) -> bool:
         """Create the table unless it exists; return whether it was created."""
-        name = TableName(definition.dataset_id, definition.table_id)
+        name = self._name_of(definition)
         self._descriptions.pop(name, None)
         with (
             translate_bigquery_errors("creating the table", table=str(name), needs=CREATE_PERMISSIONS),
@@ -127,7 +134,8 @@ class BigQueryTables:
         self._descriptions.pop(table, None)  # another program may have dropped it meanwhile
         if self.describe(table) is not None:
             return False
-        self._create_dataset(table.dataset)
+        reference = self.reference(table)
+        self._create_dataset(bigquery.DatasetReference(reference.project, reference.dataset_id))
         definition = self.define(table, columns)
         definition.time_partitioning = bigquery.TimePartitioning(field=date_column)
         definition.require_partition_filter = True
@@ -207,14 +215,15 @@ class BigQueryTables:
         self._jobs.client.delete_table(self.reference(table), not_found_ok=True, **self._jobs.deadline)
 
     def create_own_dataset(self) -> None:
-        self._create_dataset(self.own_dataset)
+        validate_identifier(self.own_dataset, "dataset name")
+        self._create_dataset(bigquery.DatasetReference(self._project, self.own_dataset))
 
-    def _create_dataset(self, dataset: str) -> None:
-        definition = bigquery.Dataset(f"{self._project}.{validate_identifier(dataset, 'dataset name')}")
+    def _create_dataset(self, dataset: bigquery.DatasetReference) -> None:
+        definition = bigquery.Dataset(dataset)
         definition.location = self._jobs.address.location
-        with translate_bigquery_errors("creating the dataset", table=dataset, needs=CREATE_PERMISSIONS):
+        with translate_bigquery_errors("creating the dataset", table=dataset.dataset_id, needs=CREATE_PERMISSIONS):
             try:
-                self._jobs.client.get_dataset(definition.reference, **self._jobs.deadline)
+                self._jobs.client.get_dataset(dataset, **self._jobs.deadline)
             except NotFound:
                 with suppress(Conflict):
                     self._jobs.client.create_dataset(definition, **self._jobs.deadline)

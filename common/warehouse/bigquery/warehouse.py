@@ -76,7 +76,7 @@ class BigQueryWarehouse(BigQueryPublications):
         check_partition_limit(table, days or ())
 
     def _check_not_own(self, table: TableName) -> None:
-        if table.dataset == self._tables.own_dataset and table.table != METADATA_TABLE:
+        if self._tables.is_own(table) and table.table != METADATA_TABLE:
             raise UserError(f"{table} is one of the tool's own tables: nothing can be loaded into it")
 
     def load(self, table: TableName, date_column: str, rows: pa.Table | pa.RecordBatchReader) -> list[date]:

@@ -35,6 +35,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     ROWS_FILE,
     file_exists,
     file_fingerprint,
+    table_path,
 )
 from gated_backfill.common.warehouse.local.undo_folder import ChangeNote, UndoFolder, read_json
 from gated_backfill.common.warehouse.protocol import ABSENT
@@ -69,7 +70,7 @@ class LoadingFolder:
     def __init__(self, root: Path, table: TableName) -> None:
         self._root = root
         self._table = table
-        self._folder = root / table.dataset / table.table
+        self._folder = root.joinpath(*table_path(table))
         self.path = checked_path(root, self._folder / LOADING)
 
     def start(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gated_backfill.common.errors import HostError, SchemaMismatch, WarehouseUnavailable
+from gated_backfill.common.errors import HostError, SchemaMismatch, UserError, WarehouseUnavailable
 from gated_backfill.common.model.tables import TableName
 from gated_backfill.common.storage.files import (
     checked_path,
@@ -30,6 +30,15 @@ SCHEMA_FILE = "schema.json"  #: in the table's folder: its columns, types and da
 OWN_FILES = frozenset({ROWS_FILE, PUBLICATION_FILE})
 IGNORED_PREFIXES = (".", "_")  #: of files that hold no rows, by a convention that Spark and others follow
 MAX_NAMES_SHOWN = 5
+
+
+def table_path(table: TableName) -> tuple[str, str]:
+    """Return the folders, under the warehouse's root, of the table. Raises `UserError` for one of another project."""
+    if table.project:
+        raise UserError(
+            f"a local warehouse has no projects: write the table as {table.dataset}.{table.table}", table=str(table)
+        )
+    return table.dataset, table.table
 
 
 def partition_folders(root: Path, folder: Path) -> Iterator[Path]:

@@ -31,6 +31,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     file_fingerprint,
     names_in,
     partition_names,
+    table_path,
     write_through,
 )
 from gated_backfill.common.warehouse.protocol import ABSENT, ReplacedPartition
@@ -82,8 +83,8 @@ class UndoFolder:
     def __init__(self, root: Path, owner: str, table: TableName) -> None:
         self.owner = owner
         self.table = table
-        self.path = checked_path(root, root / UNDO / owner / table.dataset / table.table)
-        self._loading = checked_path(root, root / table.dataset / table.table / LOADING)
+        self.path = checked_path(root, (root / UNDO / owner).joinpath(*table_path(table)))
+        self._loading = checked_path(root, root.joinpath(*table_path(table)) / LOADING)
 
     # -- fencing ------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from gated_backfill.common.warehouse.local.partitions import (
     partition_name,
     partition_names,
     refuse_damage,
+    table_path,
     translate_file_errors,
 )
 from gated_backfill.common.warehouse.local.publications import LocalPublications, read_publication_note
@@ -354,12 +355,10 @@ class LocalWarehouse(LocalPublications):
         return Path(self._folder_path(table))
 
     def _folder_path(self, table: TableName) -> str:
-        return joined_path(str(self.root), (table.dataset, table.table))
+        return joined_path(str(self.root), table_path(table))
 
     def _part(self, table: TableName, date_column: str, day: date) -> Path:
-        return Path(
-            joined_path(str(self.root), (table.dataset, table.table, partition_name(date_column, day), ROWS_FILE))
-        )
+        return Path(joined_path(str(self.root), (*table_path(table), partition_name(date_column, day), ROWS_FILE)))
 
     def _places(self, table: TableName, date_column: str, days: Iterable[date]) -> dict[date, str]:
         """Return the path of each day's file, which need not exist, as `PartitionFiles` takes it."""

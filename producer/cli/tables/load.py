@@ -17,7 +17,7 @@ from gated_backfill.producer.terminal.progress import progress_bar
 
 
 @click.command
-@click.argument("table", help="The table, as dataset.table.")
+@click.argument("table", help="The table, as dataset.table or project.dataset.table.")
 @click.argument("file", type=Path, help="A CSV file with a header, or a Parquet file.")
 @click.option("--date-column", help="The column that dates each row.  [default: the table's or a job's]")
 @click.option("--date-format", help="How dates are written, as %d.%m.%Y.  [default: %Y-%m-%d]")
